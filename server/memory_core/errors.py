@@ -1,0 +1,94 @@
+"""Typed errors, so that every refusal says what was wrong, what is allowed and what to do."""
+
+from __future__ import annotations
+
+ECHO_LIMIT = 64
+
+
+def echo(value: object) -> str:
+    """Quote `value` for an error text: printable, at most 64 characters of it."""
+    text = value if isinstance(value, str) else repr(value)
+    short = text[:ECHO_LIMIT]
+    return ascii(short) + ("…" if len(text) > ECHO_LIMIT else "")
+
+
+class MemoryServiceError(Exception):
+    """Base of everything that a caller may read.
+
+    `code` is stable and meant for programs; the message says what was wrong and what is allowed;
+    `hint` says what to do next; `retry_after` is in seconds.
+    """
+
+    code = "internal"
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.retry_after = retry_after
+
+
+class InvalidArgument(MemoryServiceError):
+    """An argument is of the wrong type, out of range, hostile or unknown."""
+
+    code = "invalid_argument"
+
+
+class NotFound(MemoryServiceError):
+    """No such record, or none that the caller may read: the two look the same."""
+
+    code = "not_found"
+
+
+class Forbidden(MemoryServiceError):
+    """The caller may see the record but not do this to it."""
+
+    code = "forbidden"
+
+
+class Conflict(MemoryServiceError):
+    """The state of the record is not the one that the caller expected."""
+
+    code = "conflict"
+
+
+class ConfirmationNeeded(MemoryServiceError):
+    """The act is large or final and nobody confirmed it."""
+
+    code = "confirmation_needed"
+
+
+class NotSupported(MemoryServiceError):
+    """The deployment lacks what this request needs, such as a master key."""
+
+    code = "not_supported"
+
+
+class StoreUnavailable(MemoryServiceError):
+    """Redis does not answer, is loading, or refuses; nothing was changed."""
+
+    code = "store_unavailable"
+
+
+class OutcomeUnknown(MemoryServiceError):
+    """The connection broke after a write was sent: it is applied wholly or not at all."""
+
+    code = "outcome_unknown"
+
+
+class EmbeddingUnavailable(MemoryServiceError):
+    """No sidecar gave a vector in time."""
+
+    code = "embedding_unavailable"
+
+
+class ModelMismatch(MemoryServiceError):
+    """The index was built for another embedding model or dimension."""
+
+    code = "model_mismatch"
+
+
+class UnsafeStart(MemoryServiceError):
+    """The deployment is configured so that data or privacy would be at risk."""
+
+    code = "unsafe_start"

@@ -1,0 +1,59 @@
+"""The two classes of value that callers choose: names, which appear in keys, and labels, which are free text."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from memory_core.errors import InvalidArgument, echo
+
+NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
+LABEL_MAX_BYTES = 256
+SEPARATOR = "\x1f"
+"""Stands between labels in a TAG field; no label can hold it, being a control character."""
+
+_NAME = re.compile(NAME_PATTERN)
+_NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})
+
+
+def check_name(value: str, what: str = "name") -> str:
+    """Return `value` if it is a Name (an agent or a namespace).
+
+    Raises:
+        InvalidArgument: it does not match `[a-z0-9][a-z0-9_.-]{0,63}`.
+    """
+    if _NAME.fullmatch(value):
+        return value
+    raise InvalidArgument(
+        f"{what} {echo(value)} is not a name",
+        hint="use 1 to 64 of a-z, 0-9, '_', '.', '-', beginning with a letter or a digit",
+    )
+
+
+def to_name(value: str, default: str = "anonymous") -> str:
+    """Make a Name of any text, for client names that were never meant as one."""
+    folded = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
+    candidate = _NOT_IN_NAME.sub("-", folded).strip("-_.")[:64]
+    return candidate if _NAME.fullmatch(candidate) else default
+
+
+def check_label(value: str, what: str = "label") -> str:
+    """Return `value` as a Label (tag, context, source): NFC, trimmed, 1 to 256 bytes.
+
+    Raises:
+        InvalidArgument: it is empty, too long, not encodable, or holds a control character.
+    """
+    if any(unicodedata.category(char) in _FORBIDDEN_CATEGORIES for char in value):
+        raise InvalidArgument(
+            f"{what} {echo(value)} holds a control character, a lone surrogate or an unassigned character",
+            hint="labels are plain text of up to 256 bytes on one line",
+        )
+    label = unicodedata.normalize("NFC", value).strip()
+    size = len(label.encode())
+    if not 1 <= size <= LABEL_MAX_BYTES:
+        raise InvalidArgument(
+            f"{what} {echo(value)} has {size} bytes; 1 to {LABEL_MAX_BYTES} are allowed",
+            hint="shorten it; long text belongs in content or metadata",
+        )
+    return label

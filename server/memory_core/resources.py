@@ -1,0 +1,21 @@
+"""Finds `redis/` and `schemas/`, which lie beside the packages in a checkout and inside them in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parent
+_ROOTS = (_PACKAGE / "_data", _PACKAGE.parents[1])
+
+
+def resource(relative: str) -> Path:
+    """Return the path of a packaged file or folder such as `redis/functions`.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    for root in _ROOTS:
+        path = root / relative
+        if path.exists():
+            return path
+    raise FileNotFoundError(f"{relative} is missing from this installation of redis-memory-gpu; reinstall it")
