@@ -28,27 +28,27 @@ class RedisSettings(_Group):
 
     url: SecretStr | None = None
     host: str | None = None
-    port: int = Field(6379, ge=1, le=65535)
-    db: int = Field(0, ge=0, description="only 0 works: the Query Engine indexes no other database")
+    port: int = Field(default=6379, ge=1, le=65535)
+    db: int = Field(default=0, ge=0, description="only 0 works: the Query Engine indexes no other database")
     username: str | None = None
     password: SecretStr | None = None
-    timeout_seconds: float = Field(5.0, gt=0, description="deadline of one command")
+    timeout_seconds: float = Field(default=5.0, gt=0, description="deadline of one command")
 
 
 class GpuSettings(_Group):
     """Where embeddings are computed."""
 
     enable_acceleration: bool = True
-    preferred_device: str = Field("auto", pattern=r"^(auto|cpu|mps|xpu|(cuda|rocm)(:\d+)?)$")
+    preferred_device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|xpu|(cuda|rocm)(:\d+)?)$")
     fallback_to_cpu: bool = True
 
 
 class HnswSettings(_Group):
     """The Redis index's graph."""
 
-    m: int = Field(16, ge=4, le=512)
-    ef_construction: int = Field(200, ge=16, le=4096)
-    ef_runtime: int = Field(100, ge=10, le=4096)
+    m: int = Field(default=16, ge=4, le=512)
+    ef_construction: int = Field(default=200, ge=16, le=4096)
+    ef_runtime: int = Field(default=100, ge=10, le=4096)
 
 
 class VectorStoreSettings(_Group):
@@ -58,9 +58,9 @@ class VectorStoreSettings(_Group):
     """
 
     embedding_model: str = "all-MiniLM-L6-v2"
-    vector_dimension: int = Field(384, ge=8, le=8192)
+    vector_dimension: int = Field(default=384, ge=8, le=8192)
     index_type: Literal["Flat", "IVFFlat", "HNSW", "CAGRA"] = "IVFFlat"
-    rebuild_threshold: int = Field(1000, ge=1)
+    rebuild_threshold: int = Field(default=1000, ge=1)
     hnsw: HnswSettings = HnswSettings()
 
 
@@ -72,7 +72,7 @@ class LifetimeSettings(_Group):
     medium: int | None = 30 * DAY
     low: int | None = 7 * DAY
     archive: int | None = None
-    grace: int = Field(3600, ge=1, description="seconds between soft expiry and removal from Redis")
+    grace: int = Field(default=3600, ge=1, description="seconds between soft expiry and removal from Redis")
 
 
 class LimitSettings(_Group):
@@ -84,8 +84,8 @@ class LimitSettings(_Group):
     tags: int = 32
     results: int = 100
     ids: int = 100
-    clear: int = Field(100_000, description="memories removed by one clear_memory call")
-    body_bytes: int = Field(4 << 20, description="bytes of one HTTP request or stdio frame")
+    clear: int = Field(default=100_000, description="memories removed by one clear_memory call")
+    body_bytes: int = Field(default=4 << 20, description="bytes of one HTTP request or stdio frame")
 
 
 class Settings(BaseSettings):
@@ -103,13 +103,13 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None, validation_alias=AliasChoices("REDIS_URL", "redis_url"), description="overrides `redis`"
     )
-    namespace: str = Field("default", pattern=f"^{NAME_PATTERN}$")
-    agent: str | None = Field(None, pattern=f"^{NAME_PATTERN}$")
+    namespace: str = Field(default="default", pattern=f"^{NAME_PATTERN}$")
+    agent: str | None = Field(default=None, pattern=f"^{NAME_PATTERN}$")
     data_dir: Path | None = None
     host: str = "127.0.0.1"
-    port: int = Field(8765, ge=0, le=65535)
-    embed_wait_seconds: float = Field(2.0, gt=0, le=30, description="how long a call waits for a vector")
-    search_timeout_ms: int = Field(2000, ge=10, le=60_000)
+    port: int = Field(default=8765, ge=0, le=65535)
+    embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="how long a call waits for a vector")
+    search_timeout_ms: int = Field(default=2000, ge=10, le=60_000)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
     @classmethod

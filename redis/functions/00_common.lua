@@ -1,0 +1,68 @@
+#!lua name=rm1
+-- Library rm1: every write that touches more than one key. Each function checks all of its preconditions
+-- before its first write, because Lua is atomic but never rolled back. Arguments and answers are msgpack maps.
+
+local NO_MODEL = 'none'
+local EPSILON = 1e-6
+
+-- A strictly rising clock per namespace, in whole microseconds, so that creation times order all memories.
+local function tick(counters)
+  local time = redis.call('TIME')
+  local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local last = tonumber(redis.call('HGET', counters, 'clock') or '0')
+  if now <= last then now = last + 1 end
+  redis.call('HSET', counters, 'clock', string.format('%.0f', now))
+  return now
+end
+
+-- Microseconds as epoch seconds with six decimals, the way all times are kept.
+local function stamp(microseconds)
+  local seconds = math.floor(microseconds / 1000000)
+  return string.format('%d.%06d', seconds, microseconds - seconds * 1000000)
+end
+
+local function audit(key, counters, at, entry)
+  local number = redis.call('HINCRBY', counters, 'audit', 1)
+  redis.call('XADD', key, '*', 'n', number, 'at', stamp(at), 'who', entry.who, 'op', entry.op,
+    'ids', table.concat(entry.ids, ' '), 'outcome', 'ok', 'from', entry.from or '')
+end
+
+local function contains(list, value)
+  for _, item in ipairs(list) do
+    if item == value then return true end
+  end
+  return false
+end
+
+-- Set the hard expiry of a memory and of what hangs on it, a grace after the soft one.
+local function expire(keys, microseconds, grace)
+  for _, key in ipairs(keys) do
+    if microseconds then
+      redis.call('PEXPIREAT', key, string.format('%.0f', microseconds / 1000 + grace * 1000))
+    else
+      redis.call('PERSIST', key)
+    end
+  end
+end
+
+-- A vector is kept only if it has the right length in bytes, is finite and is of unit length.
+local function is_unit_vector(bytes, dimension)
+  if #bytes ~= dimension * 4 then return false end
+  local sum, position = 0, 1
+  for _ = 1, dimension do
+    local value
+    value, position = struct.unpack('<f', bytes, position)
+    sum = sum + value * value
+  end
+  return sum == sum and math.abs(sum - 1) < 1e-2 and sum > EPSILON
+end
+
+local function enqueue(jobs, memory, id, job)
+  local record = redis.call('HMGET', memory, 'rev', 'hash')
+  redis.call('XADD', jobs, '*', 'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', 0,
+    'model', job.model, 'seal', job.seal or '', 'body', job.body)
+end
+
+local function answer(map)
+  return cmsgpack.pack(map)
+end

@@ -1,0 +1,163 @@
+-- Storing, changing and removing memories.
+
+-- rm1_owner: map an agent's name to an owner id, issuing the candidate if the name has none.
+-- KEYS: agent, owner:<candidate>. Answer: {owner}
+local function owner(keys, args)
+  local request = cmsgpack.unpack(args[1])
+  local present = redis.call('HGET', keys[1], 'owner')
+  if present then return answer({owner = present}) end
+  redis.call('HSET', keys[1], 'owner', request.candidate, 'owners', request.candidate)
+  redis.call('HSET', keys[2], 'agent', request.agent)
+  return answer({owner = request.candidate})
+end
+
+local function replay(key, request)
+  local seen = redis.call('HMGET', key, 'payload', 'memory_id', 'created_at', 'expires_at')
+  if not seen[1] then return nil end
+  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end
+  return {status = 'replayed', id = seen[2], created_at = seen[3], expires_at = seen[4]}
+end
+
+-- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
+-- Calling it again with the same id and content changes nothing, so a lost answer may be retried.
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem
+-- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
+local function store(keys, args)
+  local mem, agent, jobs, log, seq, same, counters, idem = unpack(keys)
+  local request = cmsgpack.unpack(args[1])
+  if redis.call('HGET', agent, 'owner') ~= request.owner then
+    return answer({status = 'owner_changed'})
+  end
+  if redis.call('EXISTS', mem) == 1 then
+    local known = redis.call('HMGET', mem, 'created_at', 'expires_at', 'seq')
+    return answer({status = 'stored', id = request.id, created_at = known[1], expires_at = known[2],
+      seq = tonumber(known[3])})
+  end
+  if request.idempotency then
+    local earlier = replay(idem, request)
+    if earlier then return answer(earlier) end
+  end
+  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
+    return answer({status = 'bad_vector'})
+  end
+
+  local now = tick(counters)
+  local expires = request.ttl and now + request.ttl * 1000000
+  local created_at, expires_at = stamp(now), expires and stamp(expires) or 'inf'
+  local order = redis.call('HINCRBY', seq, request.context, 1)
+  local fields = request.fields
+  for _, pair in ipairs({'created_at', created_at, 'updated_at', created_at, 'expires_at', expires_at,
+    'seq', order, 'rev', 1, 'model', request.vector and request.vector.model or NO_MODEL}) do
+    fields[#fields + 1] = pair
+  end
+  if request.vector then
+    fields[#fields + 1] = request.vector.field
+    fields[#fields + 1] = request.vector.bytes
+  end
+  redis.call('HSET', mem, unpack(fields))
+  local duplicate = redis.call('GET', same)
+  redis.call('SET', same, request.id)
+  expire({mem, same}, expires, request.grace)
+  if not request.vector then enqueue(jobs, mem, request.id, request.job) end
+  audit(log, counters, now, request.audit)
+  if request.idempotency then
+    redis.call('HSET', idem, 'payload', request.idempotency.payload, 'memory_id', request.id,
+      'created_at', created_at, 'expires_at', expires_at)
+    redis.call('EXPIRE', idem, request.idempotency.ttl)
+  end
+  return answer({status = 'stored', id = request.id, created_at = created_at, expires_at = expires_at,
+    seq = order, duplicate_of = duplicate or nil})
+end
+
+local function forget_content(same, id)
+  if redis.call('GET', same) == id then redis.call('DEL', same) end
+end
+
+-- rm1_update: change fields of a memory under the revision that the caller read.
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content)
+-- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
+local function update(keys, args)
+  local mem, jobs, log, counters, use, old_same, new_same = unpack(keys)
+  local request = cmsgpack.unpack(args[1])
+  local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
+  if not found[1] then return answer({status = 'gone'}) end
+  if not contains(request.owners, found[1]) then return answer({status = 'not_owner'}) end
+  if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
+  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
+    return answer({status = 'bad_vector'})
+  end
+
+  local now = tick(counters)
+  local fields = request.fields
+  for _, pair in ipairs({'updated_at', stamp(now), 'rev', request.rev + 1}) do fields[#fields + 1] = pair end
+  if request.relive then
+    local expires = request.ttl and now + request.ttl * 1000000
+    fields[#fields + 1] = 'expires_at'
+    fields[#fields + 1] = expires and stamp(expires) or 'inf'
+    expire({mem, use, old_same}, expires, request.grace)
+  end
+  if request.content_changed then
+    fields[#fields + 1] = 'model'
+    fields[#fields + 1] = request.vector and request.vector.model or NO_MODEL
+    if request.vector then
+      fields[#fields + 1] = request.vector.field
+      fields[#fields + 1] = request.vector.bytes
+    else
+      redis.call('HDEL', mem, request.vector_field)
+    end
+  end
+  if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
+  redis.call('HSET', mem, unpack(fields))
+  if request.content_changed then
+    forget_content(old_same, request.id)
+    redis.call('SET', new_same, request.id)
+    local left = redis.call('PTTL', mem)
+    if left > 0 then redis.call('PEXPIRE', new_same, left) end
+  end
+  if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, request.job) end
+  audit(log, counters, now, request.audit)
+  return answer({status = 'updated', rev = request.rev + 1})
+end
+
+-- rm1_delete: remove those of the named memories that belong to the caller, in one audit entry.
+-- KEYS: audit, counters, then a mem and a use key for each id. Answer: {deleted = [id, ...]}
+local function delete(keys, args)
+  local request = cmsgpack.unpack(args[1])
+  local deleted = {}
+  for position, id in ipairs(request.ids) do
+    local mem, use = keys[1 + position * 2], keys[2 + position * 2]
+    local found = redis.call('HMGET', mem, 'owner', 'hash')
+    if found[1] and contains(request.owners, found[1]) then
+      redis.call('DEL', mem, use)
+      forget_content(request.same_prefix .. found[1] .. ':' .. found[2], id)
+      deleted[#deleted + 1] = id
+    end
+  end
+  if #deleted > 0 then
+    request.audit.ids = deleted
+    audit(keys[1], keys[2], tick(keys[2]), request.audit)
+  end
+  return answer({deleted = deleted})
+end
+
+-- rm1_touch: count reads outside the indexed hashes, for memories that still exist.
+-- KEYS: a mem and a use key for each count. Answer: {status}
+local function touch(keys, args)
+  local request = cmsgpack.unpack(args[1])
+  for position, count in ipairs(request.counts) do
+    local mem, use = keys[position * 2 - 1], keys[position * 2]
+    local left = redis.call('PTTL', mem)
+    if left ~= -2 then
+      redis.call('HINCRBY', use, 'count', count)
+      redis.call('HSET', use, 'last', request.at)
+      if left > 0 then redis.call('PEXPIRE', use, left) end
+    end
+  end
+  return answer({status = 'ok'})
+end
+
+redis.register_function('rm1_owner', owner)
+redis.register_function('rm1_store', store)
+redis.register_function('rm1_update', update)
+redis.register_function('rm1_delete', delete)
+redis.register_function('rm1_touch', touch)

@@ -1,0 +1,141 @@
+"""The one place that knows how to reach Redis: clients, deadlines, start-up checks, error translation.
+
+redis-py's own retries stay off everywhere: retrying a write whose answer was lost can apply it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis import exceptions as redis_errors
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from memory_core.errors import OutcomeUnknown, StoreUnavailable, UnsafeStart
+from memory_core.settings import Settings
+
+Client = Any
+"""A redis.asyncio.Redis. redis-py types each answer as a union over protocols and decodings that we never use."""
+
+OLDEST_REDIS = (8, 2)
+_RETRY_AFTER = 1.0
+
+
+def redis_url(settings: Settings) -> str | None:
+    """The URL that the settings name, or None when they name no Redis at all."""
+    url = settings.redis_url or settings.redis.url
+    if url is not None:
+        return url.get_secret_value()
+    redis = settings.redis
+    if redis.host is None:
+        return None
+    secret = redis.password.get_secret_value() if redis.password else ""
+    login = f"{redis.username or ''}:{secret}@" if secret else ""
+    return f"redis://{login}{redis.host}:{redis.port}/{redis.db}"
+
+
+def connect(url: str, *, timeout: float | None = 5.0) -> Client:
+    """Make a client for short commands, or with `timeout=None` for blocking reads.
+
+    Bytes in, bytes out, RESP3. Connections are made when first needed.
+    """
+    return Redis.from_url(
+        url,
+        protocol=3,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=timeout,
+        socket_connect_timeout=5.0,
+        health_check_interval=0,
+    )
+
+
+@asynccontextmanager
+async def store_errors(*, writing: bool = False) -> AsyncIterator[None]:
+    """Turn Redis's failures into ours.
+
+    Raises:
+        StoreUnavailable: Redis is down, loading, full or read-only; nothing was changed.
+        OutcomeUnknown: the connection broke after a write was sent.
+    """
+    try:
+        yield
+    except redis_errors.BusyLoadingError as error:
+        raise StoreUnavailable(
+            "Redis is loading its data", hint="try again shortly", retry_after=_RETRY_AFTER
+        ) from error
+    except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
+        if writing and not _never_sent(error):
+            raise OutcomeUnknown(
+                "the connection to Redis broke before it answered",
+                hint="read the memory back, or repeat the call with the same idempotency_key",
+                retry_after=_RETRY_AFTER,
+            ) from error
+        raise StoreUnavailable(
+            "Redis does not answer",
+            hint="try again shortly; `redis-memory doctor` tells more",
+            retry_after=_RETRY_AFTER,
+        ) from error
+    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
+        raise StoreUnavailable(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
+    except redis_errors.ResponseError as error:
+        if str(error).startswith(("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM")):
+            raise StoreUnavailable(
+                f"Redis refuses writes: {str(error)[:120]}", hint="mend Redis, then retry"
+            ) from error
+        raise
+
+
+def _never_sent(error: BaseException) -> bool:
+    """Whether a failure happened while connecting, before any command left."""
+    return "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
+
+
+async def check_server(client: Client) -> dict[str, Any]:
+    """Refuse a Redis on which data or answers would be at risk, and return its INFO.
+
+    Raises:
+        UnsafeStart: older than 8.2, no Query Engine, another database than 0, or keys may be evicted.
+        StoreUnavailable: it does not answer.
+    """
+    async with store_errors():
+        info = await client.info()
+        modules = await client.execute_command("MODULE", "LIST")
+        policy = info.get("maxmemory_policy", "noeviction")
+    version = str(info["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        raise UnsafeStart(f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL")
+    if not any(b"search" in _flatten(module) for module in modules):
+        raise UnsafeStart(
+            "this Redis has no Query Engine (module `search`)",
+            hint="use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one",
+        )
+    if policy != "noeviction":
+        raise UnsafeStart(
+            f"maxmemory-policy is {policy}, which drops memories silently",
+            hint="CONFIG SET maxmemory-policy noeviction",
+        )
+    if client.connection_pool.connection_kwargs.get("db", 0) != 0:
+        raise UnsafeStart("the Query Engine indexes database 0 only", hint="leave the database out of the URL")
+    return info
+
+
+def _flatten(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [item for pair in value.items() for part in pair for item in _flatten(part)]
+    if isinstance(value, list | tuple):
+        return [item for part in value for item in _flatten(part)]
+    return [value]
+
+
+def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
+    """Call `notify` whenever the client opens a connection: Redis may have restarted in between."""
+    kwargs = client.connection_pool.connection_kwargs
+
+    async def opened(connection: Any) -> None:
+        await connection.on_connect()
+        notify()
+
+    kwargs["redis_connect_func"] = opened

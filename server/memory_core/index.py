@@ -1,0 +1,118 @@
+"""Makes and watches the search index of a namespace, from schemas/memory.yaml."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import exceptions as redis_errors
+
+from memory_core import keys
+from memory_core.connection import Client
+from memory_core.errors import ModelMismatch
+from memory_core.resources import resource
+from memory_core.settings import VectorStoreSettings
+
+
+async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> None:
+    """Register the namespace and make its index, alias and job group where they are missing.
+
+    Raises:
+        ModelMismatch: the namespace's vectors are of another model or dimension.
+    """
+    names = keys.Keys(namespace)
+    await check_model(client, names, settings.embedding_model, settings.vector_dimension, claim=True)
+    await client.sadd(keys.NAMESPACES, namespace)
+    await _create_group(client, names.jobs)
+    if await _is_missing(client, names.index_alias):
+        await _create_index(client, names, settings)
+
+
+async def check_model(client: Client, names: keys.Keys, model: str, dimension: int, *, claim: bool = False) -> None:
+    """Compare a model with the one the namespace was indexed for; with `claim`, set it where there is none.
+
+    Raises:
+        ModelMismatch: they differ.
+    """
+    if claim:
+        await client.hsetnx(names.meta, "model", model)
+        await client.hsetnx(names.meta, "dimension", str(dimension))
+    found_model, found_dimension = await client.hmget(names.meta, ["model", "dimension"])
+    if found_model is None or found_dimension is None:
+        return
+    if (found_model.decode(), int(found_dimension)) != (model, dimension):
+        raise ModelMismatch(
+            f"namespace {names.namespace} is indexed for {found_model.decode()} ({int(found_dimension)} dimensions),"
+            f" not for {model} ({dimension})",
+            hint=f"use --model {found_model.decode()}, or another namespace for the other model",
+        )
+
+
+async def backfill_progress(client: Client, names: keys.Keys) -> float | None:
+    """Share of the namespace's records that the index covers, 0 to 1; None when there is no index."""
+    try:
+        info = await client.execute_command("FT.INFO", names.index_alias)
+    except redis_errors.ResponseError as error:
+        if is_missing_index(error):
+            return None
+        raise
+    if not int(info.get(b"indexing", 0)):
+        return 1.0
+    return min(float(info.get(b"percent_indexed", 0)), 0.999)
+
+
+def is_missing_index(error: redis_errors.ResponseError) -> bool:
+    """Whether a search failed because its index does not exist."""
+    text = str(error).lower()
+    return "no such index" in text or "unknown index name" in text
+
+
+async def _is_missing(client: Client, alias: str) -> bool:
+    try:
+        await client.execute_command("FT.INFO", alias)
+    except redis_errors.ResponseError as error:
+        if is_missing_index(error):
+            return True
+        raise
+    return False
+
+
+async def _create_group(client: Client, stream: str) -> None:
+    try:
+        await client.xgroup_create(stream, keys.GROUP, id="0", mkstream=True)
+    except redis_errors.ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise
+
+
+async def _create_index(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> None:
+    from redis.commands.search.index_definition import IndexDefinition, IndexType
+
+    definition = IndexDefinition(prefix=[names.memory_prefix, names.chunk_prefix], index_type=IndexType.HASH)
+    try:
+        await client.ft(names.index).create_index(_fields(settings), definition=definition, stopwords=[])
+    except redis_errors.ResponseError as error:
+        if "already exists" not in str(error):
+            raise
+    try:
+        await client.ft(names.index).aliasadd(names.index_alias)
+    except redis_errors.ResponseError as error:
+        if "already exists" not in str(error):
+            raise
+
+
+def _fields(settings: VectorStoreSettings) -> list[Any]:
+    """Read the schema through RedisVL and map its aliases to hash fields."""
+    import yaml
+    from redisvl.schema import IndexSchema
+
+    declared = yaml.safe_load(resource("schemas/memory.yaml").read_text())
+    for field in declared["fields"]:
+        if field["name"] == "vec":
+            field["attrs"] |= {"dims": settings.vector_dimension} | settings.hnsw.model_dump()
+    hash_fields = {"source_text": "source", "vec": keys.vector_field(settings.embedding_model)}
+    fields = IndexSchema.from_dict(declared).redis_fields
+    for field in fields:
+        alias = field.name
+        if alias in hash_fields:
+            field.name, field.as_name = hash_fields[alias], alias
+    return fields

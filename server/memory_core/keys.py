@@ -1,0 +1,141 @@
+"""The only place that spells a Redis key.
+
+Every key of a namespace carries the hash tag `{ns}`, so that all of them share a cluster slot and one Redis
+Function may touch several at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+NAMESPACES = "rm:namespaces"
+"""Set of all namespaces; sidecars and the sweeper walk it."""
+SIDECARS = "rm:sidecars"
+"""Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
+LANES = 2
+"""Fixed number of doorbell and ask streams; each is read on a connection of its own."""
+GROUP = "embedders"
+"""The consumer group of all sidecars, on job and ask streams alike."""
+
+INDEX_VERSION = "v1"
+
+
+def digest(text: str) -> str:
+    """Shorten any text to 128 bits in hex, for use inside keys and scope tokens."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def lane_of(namespace: str) -> int:
+    """Spread namespaces over the lanes, the same way in every process."""
+    return int(digest(namespace)[:8], 16) % LANES
+
+
+def bell(lane: int) -> str:
+    """Lossy stream naming namespaces that have embed jobs."""
+    return f"rm:bell:{{{lane}}}"
+
+
+def asks(lane: int) -> str:
+    """Stream of texts whose vectors somebody waits for."""
+    return f"rm:asks:{{{lane}}}"
+
+
+def reply(server_id: str) -> str:
+    """Stream of answers to the asks of one server process."""
+    return f"rm:reply:{{{server_id}}}"
+
+
+def sidecar(sidecar_id: str) -> str:
+    """Hash: the heartbeat record of one sidecar."""
+    return f"rm:sidecar:{{{sidecar_id}}}"
+
+
+def vector_field(model: str) -> str:
+    """Hash field that holds vectors of `model`; a field never mixes two models."""
+    name = model.rsplit("/", 1)[-1].lower().removeprefix("all-")
+    return "vec_" + re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one namespace."""
+
+    namespace: str
+
+    def _key(self, rest: str) -> str:
+        return f"rm:{{{self.namespace}}}:{rest}"
+
+    @property
+    def memory_prefix(self) -> str:
+        """Prefix of memory hashes, indexed."""
+        return self._key("mem:")
+
+    @property
+    def chunk_prefix(self) -> str:
+        """Prefix of the further pieces of long memories, indexed."""
+        return self._key("chunk:")
+
+    def memory(self, memory_id: str) -> str:
+        """Hash: one memory."""
+        return self.memory_prefix + memory_id
+
+    def use(self, memory_id: str) -> str:
+        """Hash: access count and last access of a memory, kept off the indexed hash."""
+        return self._key(f"use:{memory_id}")
+
+    def same(self, owner: str, content_hash: str) -> str:
+        """String: the id of an owner's latest memory with this content."""
+        return self._key(f"same:{owner}:{content_hash}")
+
+    def idempotency(self, owner: str, key: str) -> str:
+        """Hash: what was stored under an owner's idempotency key."""
+        return self._key(f"idem:{owner}:{digest(key)}")
+
+    def seq(self, owner: str) -> str:
+        """Hash: context digest → last sequence number an owner used in it."""
+        return self._key(f"seq:{owner}")
+
+    def agent(self, name: str) -> str:
+        """Hash: an agent and the owner ids its name maps to."""
+        return self._key(f"agent:{name}")
+
+    def owner(self, owner: str) -> str:
+        """Hash: what an owner id belongs to; the reverse of `agent`."""
+        return self._key(f"owner:{owner}")
+
+    @property
+    def jobs(self) -> str:
+        """Stream: texts to embed."""
+        return self._key("jobs")
+
+    @property
+    def dead_jobs(self) -> str:
+        """Stream: jobs that failed too often to be tried again."""
+        return self._key("jobs:dead")
+
+    @property
+    def audit(self) -> str:
+        """Stream: who did what."""
+        return self._key("audit")
+
+    @property
+    def counters(self) -> str:
+        """Hash: the namespace's strictly rising clock and the audit number."""
+        return self._key("counters")
+
+    @property
+    def meta(self) -> str:
+        """Hash: the model and dimension that the index was built for."""
+        return self._key("meta")
+
+    @property
+    def index_alias(self) -> str:
+        """What every query names."""
+        return self._key("idx:memory")
+
+    @property
+    def index(self) -> str:
+        """The index behind the alias."""
+        return self._key(f"idx:memory:{INDEX_VERSION}")

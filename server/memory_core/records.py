@@ -1,0 +1,158 @@
+"""A memory as it lies in Redis: the values it may take and the hash that holds it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from memory_core.names import SEPARATOR
+from memory_core.times import NEVER, to_redis
+
+
+class MemoryType(StrEnum):
+    """What kind of thing is remembered."""
+
+    CONVERSATION = "conversation"
+    CODE = "code"
+    DOCUMENT = "document"
+    TASK = "task"
+    CONTEXT = "context"
+    EMBEDDING = "embedding"
+    SEARCH_RESULT = "search_result"
+    SYSTEM_STATE = "system_state"
+
+
+class Priority(StrEnum):
+    """How long a memory lives by default, and whether searches show it."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+    ARCHIVE = "archive"
+
+
+class Visibility(StrEnum):
+    """Who may read a memory besides its owner and those with a grant."""
+
+    PRIVATE = "private"
+    SHARED = "shared"
+    PUBLIC = "public"
+
+
+NO_MODEL = "none"
+"""Value of `model` while a memory still waits for its vector."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One memory. Times are epoch seconds; `vector` is float32 little-endian bytes, unit length."""
+
+    id: str
+    content: str
+    type: MemoryType
+    priority: Priority
+    owner: str
+    writer: str
+    visibility: Visibility
+    scope: frozenset[str]
+    tags: tuple[str, ...]
+    context: str | None
+    source: str | None
+    seq: int
+    occurred_at: float | None
+    created_at: float
+    updated_at: float
+    expires_at: float
+    rev: int
+    model: str
+    metadata: str | None
+    vector: bytes | None = None
+
+    @property
+    def has_vector(self) -> bool:
+        """Whether a sidecar has filled the vector of the present content."""
+        return self.model != NO_MODEL
+
+    def is_live(self, now: float) -> bool:
+        """Whether the soft expiry still lies ahead."""
+        return self.expires_at > now
+
+
+HEAD_FIELDS = (
+    "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
+    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "model", "metadata",
+)  # fmt: skip
+"""The hash fields that make a Record, in the order that `parse` expects them."""
+
+
+def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = None) -> Record | None:
+    """Build a Record from the HMGET of HEAD_FIELDS; None when the hash does not exist."""
+    texts = [None if value is None else value.decode() for value in values]
+    row = dict(zip(HEAD_FIELDS, texts, strict=True))
+    if row["owner"] is None or row["content"] is None:
+        return None
+    return Record(
+        id=memory_id,
+        content=row["content"],
+        type=MemoryType(row["type"] or "context"),
+        priority=Priority(row["priority"] or "medium"),
+        owner=row["owner"],
+        writer=row["writer"] or "",
+        visibility=Visibility(row["visibility"] or "private"),
+        scope=frozenset(_split(row["scope"])),
+        tags=_split(row["tags"]),
+        context=row["context"],
+        source=row["source"],
+        seq=int(row["seq"] or 0),
+        occurred_at=_number(row["occurred_at"]),
+        created_at=_number(row["created_at"]) or 0.0,
+        updated_at=_number(row["updated_at"]) or 0.0,
+        expires_at=_number(row["expires_at"]) or NEVER,
+        rev=int(row["rev"] or 0),
+        model=row["model"] or NO_MODEL,
+        metadata=row["metadata"],
+        vector=vector,
+    )
+
+
+def to_hash(record: Record) -> dict[str, str]:
+    """Give the hash fields that callers choose; the store Function adds times, seq, rev and model."""
+    optional = {
+        "tags": SEPARATOR.join(record.tags),
+        "context": record.context,
+        "source": record.source,
+        "occurred_at": None if record.occurred_at is None else to_redis(record.occurred_at),
+        "metadata": record.metadata,
+    }
+    return {
+        "content": record.content,
+        "type": record.type,
+        "priority": record.priority,
+        "owner": record.owner,
+        "writer": record.writer,
+        "visibility": record.visibility,
+        "scope": SEPARATOR.join(sorted(record.scope)),
+        "codec": "text",
+        "hash": content_hash(record.content),
+    } | {name: value for name, value in optional.items() if value}
+
+
+def with_changes(record: Record, **changes: Any) -> Record:
+    """Copy `record` with some values replaced."""
+    return replace(record, **changes)
+
+
+def content_hash(content: str) -> str:
+    """Identify a content: 128 bits of SHA-256 in hex."""
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(SEPARATOR)) if text else ()
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)

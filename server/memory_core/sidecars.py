@@ -1,0 +1,68 @@
+"""The heartbeat record by which a sidecar says that it lives, what it runs on and how busy it is."""
+
+from __future__ import annotations
+
+import time
+
+from pydantic import BaseModel
+
+from memory_core import keys
+from memory_core.connection import Client
+
+HEARTBEAT_SECONDS = 2.0
+LIFETIME_SECONDS = 8.0
+
+
+class SidecarStatus(BaseModel):
+    """One sidecar as it last described itself; memory in bytes, `texts_per_second` over the last seconds."""
+
+    id: str
+    host: str
+    pid: int
+    state: str = "starting"
+    model: str
+    dimension: int
+    backend: str
+    device: str
+    provider: str
+    fallback: str = ""
+    memory_used: int | None = None
+    memory_total: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    batch_tokens: int = 0
+    texts_per_second: float = 0.0
+    texts_total: int = 0
+    asks_total: int = 0
+    queue_depth: int = 0
+    started_at: float = 0.0
+    updated_at: float = 0.0
+
+
+async def announce(client: Client, status: SidecarStatus) -> None:
+    """Write the record and renew its place among the living."""
+    now = time.time()
+    record = status.model_copy(update={"updated_at": now})
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.set(keys.sidecar(status.id), record.model_dump_json(), ex=int(LIFETIME_SECONDS) + 1)
+        pipe.zadd(keys.SIDECARS, {status.id: now + LIFETIME_SECONDS})
+        await pipe.execute()
+
+
+async def withdraw(client: Client, sidecar_id: str) -> None:
+    """Remove a sidecar that stops in order."""
+    async with client.pipeline(transaction=False) as pipe:
+        pipe.zrem(keys.SIDECARS, sidecar_id)
+        pipe.delete(keys.sidecar(sidecar_id))
+        await pipe.execute()
+
+
+async def living(client: Client) -> list[SidecarStatus]:
+    """Read the records of all sidecars whose heartbeat is fresh, dropping the names of dead ones."""
+    now = time.time()
+    await client.zremrangebyscore(keys.SIDECARS, "-inf", now - 60)
+    names = await client.zrangebyscore(keys.SIDECARS, now, "+inf")
+    if not names:
+        return []
+    records = [await client.get(keys.sidecar(name.decode())) for name in names]
+    return [SidecarStatus.model_validate_json(record) for record in records if record]

@@ -1,0 +1,65 @@
+"""Points in time: what callers write, what Redis keeps (epoch seconds as decimal text) and what answers show."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from memory_core.errors import InvalidArgument, echo
+
+NEVER = math.inf
+_LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+_EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
+_HINT = "use ISO 8601 (2026-05-04T10:00:00Z), epoch seconds, or a phrase such as '2 days ago'"
+
+
+def parse_time(value: str | float, what: str = "time") -> float:
+    """Read a time as epoch seconds: ISO 8601, a number, or an English phrase relative to now.
+
+    Times without a zone are UTC.
+
+    Raises:
+        InvalidArgument: it is none of these, or outside the years 1 to 9999.
+    """
+    seconds = value if isinstance(value, int | float) else _parse_text(value.strip(), what)
+    if not math.isfinite(seconds) or not _EARLIEST <= seconds <= _LATEST:
+        raise InvalidArgument(f"{what} {echo(value)} is outside the years 1 to 9999", hint=_HINT)
+    return float(seconds)
+
+
+def _parse_text(text: str, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return _parse_phrase(text, what)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_phrase(text: str, what: str) -> float:
+    moment = None
+    if 0 < len(text) <= 100:
+        import dateparser  # a heavy import that most calls never need
+
+        moment = dateparser.parse(
+            text, languages=["en"], settings={"TIMEZONE": "UTC", "RETURN_AS_TIMEZONE_AWARE": True}
+        )
+    if moment is None:
+        raise InvalidArgument(f"{what} {echo(text)} is not a time", hint=_HINT)
+    return moment.timestamp()
+
+
+def to_redis(seconds: float) -> str:
+    """Write epoch seconds as Redis keeps them: six decimals, or `inf` for never."""
+    return "inf" if seconds == NEVER else f"{seconds:.6f}"
+
+
+def to_iso(seconds: float | None) -> str | None:
+    """Write epoch seconds as ISO 8601 in UTC; None and never give None."""
+    if seconds is None or seconds == NEVER:
+        return None
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")

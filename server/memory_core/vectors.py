@@ -1,0 +1,38 @@
+"""Vectors are checked before they are kept: one NaN ranks first in every search and hides true neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memory_core.errors import InvalidArgument
+
+Matrix = NDArray[np.float32]
+_EPSILON = 1e-6
+
+
+def normalise(vectors: Matrix, dimension: int) -> Matrix:
+    """Return rows of unit length, shape (n, dimension), float32.
+
+    Raises:
+        InvalidArgument: a wrong shape, a NaN or infinity, or a row of no length.
+    """
+    matrix = np.ascontiguousarray(vectors, dtype=np.float32)
+    if matrix.ndim != 2 or matrix.shape[1] != dimension:
+        raise InvalidArgument(f"vectors of shape {matrix.shape} do not have {dimension} dimensions")
+    if not np.isfinite(matrix).all():
+        raise InvalidArgument("a vector holds NaN or infinity", hint="send finite numbers only")
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or (lengths < _EPSILON).any():
+        raise InvalidArgument("a vector has no usable length", hint="a zero vector has no direction to search by")
+    return matrix / lengths
+
+
+def to_bytes(vector: Matrix) -> bytes:
+    """Give the float32 little-endian bytes that Redis indexes."""
+    return vector.astype("<f4", copy=False).tobytes()
+
+
+def from_bytes(data: bytes, dimension: int) -> Matrix:
+    """Read one or more stored vectors, shape (n, dimension)."""
+    return np.frombuffer(data, dtype="<f4").reshape(-1, dimension)
