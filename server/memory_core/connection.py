@@ -5,7 +5,7 @@ redis-py's own retries stay off everywhere: retrying a write whose answer was lo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -53,7 +53,7 @@ def connect(url: str, *, timeout: float | None = 5.0) -> Client:
 
 
 @asynccontextmanager
-async def store_errors(*, writing: bool = False) -> AsyncIterator[None]:
+async def store_errors(*, writing: bool = False) -> AsyncGenerator[None]:
     """Turn Redis's failures into ours.
 
     Raises:
