@@ -85,9 +85,14 @@ class Keys:
         """Hash: access count and last access of a memory, kept off the indexed hash."""
         return self._key(f"use:{memory_id}")
 
+    @property
+    def same_prefix(self) -> str:
+        """Prefix of the keys below."""
+        return self._key("same:")
+
     def same(self, owner: str, content_hash: str) -> str:
         """String: the id of an owner's latest memory with this content."""
-        return self._key(f"same:{owner}:{content_hash}")
+        return f"{self.same_prefix}{owner}:{content_hash}"
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: what was stored under an owner's idempotency key."""

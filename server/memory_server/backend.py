@@ -1,0 +1,261 @@
+"""Redis, ready to use: found or started in the background, checked, and prepared for each namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from memory_core import functions, index
+from memory_core.connection import Client, check_server, connect, on_reconnect, redis_url, store_errors
+from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreUnavailable, UnsafeStart
+from memory_core.keys import Keys
+from memory_core.settings import Settings
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+READY_WAIT_SECONDS = 30.0
+RESTART_WAIT_SECONDS = 8.0
+"""How long a call that may safely be repeated waits for a Redis that restarts."""
+_WATCH_SECONDS = 2.0
+
+
+@dataclass(slots=True)
+class Prepared:
+    """A namespace whose index exists, and how much of it the index covers (0 to 1)."""
+
+    keys: Keys
+    run_id: str
+    progress: float
+
+
+class Backend:
+    """Connects in the background, so that a server answers its client before Redis is up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = ""
+        self.run_id = ""
+        self.durability = "none"
+        self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
+        self._client: Client | None = None
+        self._failure: MemoryServiceError | None = None
+        self._connected = asyncio.Event()
+        self._suspect = True
+        self._prepared: dict[str, Prepared] = {}
+        self._preparing = asyncio.Lock()
+        self._local: Any = None
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Backend]:
+        """Connect, watch and finally disconnect."""
+        async with asyncio.TaskGroup() as tasks:
+            own = [tasks.create_task(self._connect()), tasks.create_task(self._watch())]
+            try:
+                yield self
+            finally:
+                for task in own:
+                    task.cancel()
+                await self._close()
+
+    async def client(self) -> Client:
+        """Wait for Redis.
+
+        Raises:
+            UnsafeStart: it must not be used as it is configured.
+            StoreUnavailable: it did not come up in time.
+        """
+        if not self._connected.is_set():
+            try:
+                async with asyncio.timeout(READY_WAIT_SECONDS):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise self._failure or StoreUnavailable("Redis is not up yet", retry_after=2.0) from None
+        if self._client is None:
+            raise self._failure or StoreUnavailable("Redis is not connected")
+        return self._client
+
+    async def read(self, command: Callable[[Client], Awaitable[T]]) -> T:
+        """Run a command that changes nothing, once more if a stale connection broke.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or is loading.
+        """
+        client = await self.client()
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable) & _not_loading,
+            stop=stop_after_delay(1.0),
+            wait=wait_exponential_jitter(0.02, 0.3),
+            reraise=True,
+        ):
+            with attempt:
+                async with store_errors():
+                    return await command(client)
+        raise AssertionError("unreachable")
+
+    async def write(
+        self, function: str, keys: list[str], *, repeatable: bool = False, **request: Any
+    ) -> dict[str, Any]:
+        """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
+
+        Raises:
+            StoreUnavailable: nothing was changed.
+            OutcomeUnknown: it was sent and not answered.
+        """
+        client = await self.client()
+        outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(outcomes),
+            stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
+            wait=wait_exponential_jitter(0.05, 1.0),
+            reraise=True,
+        ):
+            with attempt:
+                async with store_errors(writing=True):
+                    return await functions.call(client, function, keys, **request)
+        raise AssertionError("unreachable")
+
+    async def namespace(self, name: str, *, renew: bool = False) -> Prepared:
+        """Make sure that a namespace has its index on the Redis now connected.
+
+        `renew` says that the index was just found missing.
+
+        Raises:
+            ModelMismatch: the namespace is indexed for another model.
+            StoreUnavailable: Redis does not answer.
+        """
+        prepared = self._prepared.get(name)
+        if prepared and not self._suspect and not renew and prepared.progress >= 1:
+            return prepared
+        async with self._preparing:
+            await self._look_again()
+            prepared = self._prepared.get(name)
+            if renew or prepared is None or prepared.run_id != self.run_id:
+                client = await self.client()
+                async with store_errors():
+                    await index.ensure_namespace(client, name, self.settings.vector_store)
+                prepared = Prepared(Keys(name), self.run_id, 0.0)
+                self._prepared[name] = prepared
+            if prepared.progress < 1:
+                await self._refresh(prepared)
+        return prepared
+
+    async def _look_again(self) -> None:
+        """After a new connection, ask whether it still is the same Redis."""
+        if not self._suspect:
+            return
+        client = await self.client()
+        async with store_errors():
+            info = await client.info("server")
+        self._suspect = False
+        if str(info["run_id"]) != self.run_id:
+            self.run_id = str(info["run_id"])
+            async with store_errors():
+                await functions.load_library(client)
+
+    async def _refresh(self, prepared: Prepared) -> None:
+        progress = await self.read(lambda client: index.backfill_progress(client, prepared.keys))
+        prepared.progress = 0.0 if progress is None else progress
+        if progress is None:
+            prepared.run_id = ""
+
+    async def _watch(self) -> None:
+        """Notice indexes that vanish or rebuild while nobody searches, and make them anew."""
+        await self._connected.wait()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            for name, prepared in list(self._prepared.items()):
+                try:
+                    await self._refresh(prepared)
+                    if not prepared.run_id:
+                        await self.namespace(name, renew=True)
+                except MemoryServiceError as error:
+                    log.warning("namespace %s: %s", name, error.message)
+
+    async def _connect(self) -> None:
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(StoreUnavailable),
+                wait=wait_exponential_jitter(0.1, 2.0),
+                before_sleep=self._remember,
+            ):
+                with attempt:
+                    await self._connect_once()
+        except UnsafeStart as error:
+            self._failure = error
+            self.fatal.set_result(error)
+        self._connected.set()
+        if self._local is not None:
+            await self._local.watch()
+
+    def _remember(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, MemoryServiceError):
+            self._failure = error
+            log.warning("%s", error.message)
+
+    async def _connect_once(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+        self.url, self._client = await self._find()
+        info = await check_server(self._client)
+        async with store_errors():
+            await functions.load_library(self._client)
+            policy = await self._client.config_get("appendfsync")
+        self.run_id = str(info["run_id"])
+        self.durability = _durability(info, policy)
+        on_reconnect(self._client, self._mark_suspect)
+        self._suspect = False
+        log.info("connected to Redis %s", info["redis_version"])
+
+    async def _find(self) -> tuple[str, Client]:
+        url = redis_url(self.settings)
+        if url is not None and self.settings.uses_config_default_redis and not await _is_usable(url):
+            log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
+            url = None
+        if url is None:
+            from memory_server.local.attach import attach
+
+            if self._local is None:
+                self._local = await attach(self.settings.data_dir, model=self.settings.vector_store.embedding_model)
+            url = str(self._local.url)
+        return url, connect(url, timeout=self.settings.redis.timeout_seconds)
+
+    def _mark_suspect(self) -> None:
+        self._suspect = True
+
+    async def _close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+        if self._local is not None:
+            self._local.close()
+
+
+def _not_loading(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    return not (isinstance(error, StoreUnavailable) and "loading" in error.message)
+
+
+def _durability(info: dict[str, Any], policy: dict[str, str]) -> str:
+    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
+    if not int(info.get("aof_enabled", 0)):
+        return "memory"
+    return f"aof-{policy.get('appendfsync', 'everysec')}"
+
+
+async def _is_usable(url: str) -> bool:
+    client = connect(url, timeout=1.0)
+    try:
+        await check_server(client)
+    except MemoryServiceError:
+        return False
+    else:
+        return True
+    finally:
+        await client.aclose()

@@ -1,0 +1,1 @@
+"""Finding memories: words, queries, candidates from Redis, and scores of our own."""

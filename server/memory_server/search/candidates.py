@@ -1,0 +1,163 @@
+"""Runs queries: candidates and word counts in one round trip, records as they stand in the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from redis import exceptions as redis_errors
+
+from memory_core.connection import Client
+from memory_core.errors import StoreUnavailable
+from memory_core.keys import Keys
+from memory_core.records import HEAD_FIELDS, Record, parse
+from memory_core.scope import Principal
+from memory_core.vectors import Matrix
+from memory_server.search import query as build
+from memory_server.search.query import Query
+from memory_server.search.ranking import WordStatistics
+
+MAX_DEPTH = 6400
+EXACT_UP_TO = 5000
+"""With this many readable pieces or fewer every one is compared, so nothing of others can show."""
+
+
+@dataclass(slots=True)
+class Candidates:
+    """Ids that either side proposes, and what is needed to score them. `full` says that more may exist."""
+
+    ids: list[str] = field(default_factory=list[str])
+    statistics: WordStatistics = field(default_factory=lambda: WordStatistics(0, {}))
+    waiting: int = 0
+    full: bool = False
+    warnings: list[str] = field(default_factory=list[str])
+
+
+async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
+    """Count the memories that a query selects."""
+    return (await count_all(client, keys, [query], timeout_ms))[0]
+
+
+async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
+    """Count what each of several queries selects, in one round trip."""
+    pipe = client.pipeline(transaction=False)
+    for query in queries:
+        pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, 0)
+    return [int(answer[b"total_results"]) for answer in await pipe.execute()]
+
+
+async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[str, int]:
+    """Count a selection by the agent that wrote each memory, most first, up to 100 agents."""
+    answer = await client.execute_command(
+        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
+        "GROUPBY", 1, "@writer", "REDUCE", "COUNT", 0, "AS", "number", "SORTBY", 2, "@number", "DESC", "MAX", 100,
+        *query.arguments(),
+    )  # fmt: skip
+    groups = (result[b"extra_attributes"] for result in answer[b"results"])
+    return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+
+
+async def propose(
+    client: Client,
+    keys: Keys,
+    selection: Query,
+    *,
+    terms: Sequence[str],
+    vector: bytes | None,
+    depth: int,
+    exact: bool,
+    timeout_ms: int,
+) -> Candidates:
+    """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip.
+
+    The nearest are found by comparing with every readable memory if `exact` or if these are few.
+
+    Raises:
+        redis.exceptions.ResponseError: the index is missing, or the query timed out.
+    """
+    total = await count(client, keys, selection, timeout_ms)
+    pipe = client.pipeline(transaction=False)
+
+    def add(query: Query, *options: Any) -> None:
+        pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", *options)
+
+    add(build.without_vector(selection), "LIMIT", 0, 0)
+    for term in terms:
+        add(build.with_words(selection, [term]), "LIMIT", 0, 0)
+    if terms:
+        add(build.with_words(selection, terms), "LIMIT", 0, depth, "SCORER", "BM25STD")
+    if vector is not None:
+        near = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
+        add(near, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
+    waiting, *rest = await pipe.execute()
+    frequencies = [int(answer[b"total_results"]) for answer in rest[: len(terms)]]
+    proposals = [_ids(keys, answer) for answer in rest[len(terms) :]]
+    return Candidates(
+        ids=list(dict.fromkeys(memory_id for ids in proposals for memory_id in ids)),
+        statistics=WordStatistics(total, dict(zip(terms, frequencies, strict=True))),
+        waiting=int(waiting[b"total_results"]),
+        full=any(len(ids) >= depth for ids in proposals),
+        warnings=[text for answer in (waiting, *rest) for text in _warnings(answer)],
+    )
+
+
+async def page(
+    client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
+) -> tuple[list[str], list[str]]:
+    """Fetch the ids of the newest memories that a query selects, newest first, and Redis's warnings."""
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit
+    )
+    return _ids(keys, answer), list(_warnings(answer))
+
+
+async def load(
+    client: Client, keys: Keys, ids: Sequence[str], principal: Principal, now: float, *, vector_field: str | None = None
+) -> list[Record]:
+    """Load the records of `ids` as they stand, keeping order and only what is live and readable."""
+    if not ids:
+        return []
+    wanted = [*HEAD_FIELDS, *([vector_field] if vector_field else [])]
+    pipe = client.pipeline(transaction=False)
+    for memory_id in ids:
+        pipe.hmget(keys.memory(memory_id), wanted)
+    rows = await pipe.execute()
+    records = (_record(memory_id, row, vector_field) for memory_id, row in zip(ids, rows, strict=True))
+    return [record for record in records if record and record.is_live(now) and principal.may_read(record.scope)]
+
+
+def vector_of(record: Record) -> Matrix:
+    """Give a record's vector, shape (dimension,)."""
+    return np.frombuffer(record.vector or b"", dtype="<f4")
+
+
+def search_error(error: redis_errors.ResponseError) -> Exception:
+    """Name a failed search: a time-out is ours to tell, anything else stays as it is."""
+    if "timeout" in str(error).lower():
+        return StoreUnavailable(
+            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
+        )
+    return error
+
+
+def _record(memory_id: str, row: list[bytes | None], vector_field: str | None) -> Record | None:
+    if vector_field is None:
+        return parse(memory_id, row)
+    *head, vector = row
+    return parse(memory_id, head, vector)
+
+
+def _search(keys: Keys, query: Query, timeout_ms: int) -> list[Any]:
+    return ["FT.SEARCH", keys.index_alias, query.text, "TIMEOUT", timeout_ms, *query.arguments()]
+
+
+def _ids(keys: Keys, answer: dict[bytes, Any]) -> list[str]:
+    prefix = len(keys.memory_prefix)
+    return [result[b"id"].decode()[prefix:] for result in answer[b"results"]]
+
+
+def _warnings(answer: dict[bytes, Any]) -> Iterable[str]:
+    for warning in answer.get(b"warning") or ():
+        yield warning.decode() if isinstance(warning, bytes) else str(warning)

@@ -1,0 +1,150 @@
+"""The one query builder: every FT.SEARCH text is made here, and no user text ever stands in it.
+
+Values travel as PARAMS; the permission clause comes from the principal alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memory_core.records import NO_MODEL, MemoryType, Priority
+from memory_core.scope import Principal
+from memory_core.times import to_redis
+
+TEXT_FIELDS = "content|terms|source_text"
+NOBODY = "nobody"
+"""An owner id that is never issued: what unknown and unreadable names resolve to."""
+
+Value = str | int | float | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
+
+    `owners` are the owner ids of the `agent_ids` that the caller named; times are epoch seconds.
+    """
+
+    owners: tuple[str, ...] = ()
+    types: tuple[MemoryType, ...] = ()
+    priorities: tuple[Priority, ...] = ()
+    tags: tuple[str, ...] = ()
+    tag_match: Literal["any", "all"] = "any"
+    context: str | None = None
+    source: str | None = None
+    since: float | None = None
+    until: float | None = None
+    include_archive: bool = False
+
+
+@dataclass(slots=True)
+class Query:
+    """A query text with its PARAMS."""
+
+    text: str = ""
+    params: dict[str, Value] = field(default_factory=dict[str, Value])
+
+    def bind(self, value: Value) -> str:
+        """Add a parameter and return its reference."""
+        name = f"p{len(self.params)}"
+        self.params[name] = value
+        return f"${name}"
+
+    def bind_any(self, values: Iterable[Value]) -> str:
+        """Bind alternatives, as they stand in a TAG list or a text clause."""
+        return "|".join(self.bind(value) for value in values)
+
+    def arguments(self) -> list[Value]:
+        """Give the tail that every FT.SEARCH needs."""
+        flat = [part for pair in self.params.items() for part in pair]
+        return ["PARAMS", len(flat), *flat, "DIALECT", 2]
+
+
+def readable(principal: Principal, filters: Filters, now: float) -> Query:
+    """Select what the principal may read, that has not expired, within `filters`."""
+    return _permitted(principal, filters, lambda query: f"@expires_at:[({query.bind(to_redis(now))} inf]")
+
+
+def expired(principal: Principal, filters: Filters, now: float) -> Query:
+    """Select what the principal could read until it expired, within `filters`."""
+    return _permitted(principal, filters, lambda query: f"@expires_at:[-inf {query.bind(to_redis(now))}]")
+
+
+def with_words(query: Query, terms: Sequence[str]) -> Query:
+    """Narrow a selection to what holds any of the words; only the words count for its score."""
+    narrowed = Query(params=dict(query.params))
+    words = narrowed.bind_any(terms)
+    narrowed.text = f"({query.text})=>{{$weight: 0}} @{TEXT_FIELDS}:({words})"
+    return narrowed
+
+
+def with_neighbours(query: Query, vector: bytes, k: int, *, exact: bool) -> Query:
+    """Take the k nearest to a vector within a selection; `exact` compares with every one of them."""
+    nearest = Query(params=dict(query.params))
+    policy = " HYBRID_POLICY ADHOC_BF" if exact else ""
+    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)}{policy} AS distance]"
+    return nearest
+
+
+def having(query: Query, field: str, *values: str) -> Query:
+    """Narrow a selection to what has one of the values in a TAG field."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @{field}:{{{narrowed.bind_any(values)}}}"
+    return narrowed
+
+
+def without_vector(query: Query) -> Query:
+    """Narrow a selection to what still waits for its vector."""
+    return having(query, "model", NO_MODEL)
+
+
+def owned(query: Query, owners: Sequence[str]) -> Query:
+    """Narrow a selection to some owner ids."""
+    return having(query, "owner", *(owners or (NOBODY,)))
+
+
+def created_since(query: Query, created_at: float) -> Query:
+    """Narrow a selection to what was stored at or after a time."""
+    newer = Query(params=dict(query.params))
+    newer.text = f"{query.text} @created_at:[{newer.bind(to_redis(created_at))} inf]"
+    return newer
+
+
+def created_before(query: Query, created_at: float | None) -> Query:
+    """Narrow a selection to what is older than a cursor's position."""
+    if created_at is None:
+        return query
+    older = Query(params=dict(query.params))
+    older.text = f"{query.text} @created_at:[-inf ({older.bind(to_redis(created_at))}]"
+    return older
+
+
+def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
+    query = Query()
+    permission = f"@scope:{{{query.bind_any(principal.tokens)}}}"
+    query.text = " ".join([permission, expiry(query), *_filter_clauses(query, filters)])
+    return query
+
+
+def _filter_clauses(query: Query, filters: Filters) -> list[str]:
+    chosen: tuple[tuple[str, Sequence[str]], ...] = (
+        ("owner", filters.owners),
+        ("type", filters.types),
+        ("priority", filters.priorities),
+        ("context", (filters.context,) if filters.context else ()),
+        ("source", (filters.source,) if filters.source else ()),
+    )
+    clauses = [f"@{name}:{{{query.bind_any(values)}}}" for name, values in chosen if values]
+    if filters.tag_match == "all":
+        clauses += [f"@tags:{{{query.bind(tag)}}}" for tag in filters.tags]
+    elif filters.tags:
+        clauses.append(f"@tags:{{{query.bind_any(filters.tags)}}}")
+    if filters.since is not None or filters.until is not None:
+        low = query.bind(to_redis(filters.since)) if filters.since is not None else "-inf"
+        high = query.bind(to_redis(filters.until)) if filters.until is not None else "inf"
+        clauses.append(f"@occurred_at:[{low} {high}]")
+    if not filters.include_archive and Priority.ARCHIVE not in filters.priorities:
+        clauses.append(f"-@priority:{{{query.bind(Priority.ARCHIVE)}}}")
+    return clauses

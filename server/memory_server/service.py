@@ -1,0 +1,101 @@
+"""Bundles what a use case may need, and the small background work that belongs to a serving process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+
+from memory_core.connection import store_errors
+from memory_core.errors import MemoryServiceError
+from memory_core.keys import Keys, bell, lane_of
+from memory_core.settings import Settings
+from memory_core.times import to_redis
+from memory_server.backend import Backend
+from memory_server.embeddings import Embeddings
+from memory_server.results import Percentiles
+
+log = logging.getLogger(__name__)
+_FLUSH_SECONDS = 1.0
+_TOUCHES_PER_CALL = 100
+
+
+class Latency:
+    """Remembers the last thousand durations of something."""
+
+    def __init__(self) -> None:
+        self._samples: deque[float] = deque(maxlen=1000)
+
+    def add(self, milliseconds: float) -> None:
+        """Record one duration."""
+        self._samples.append(milliseconds)
+
+    def percentiles(self) -> Percentiles:
+        """Give the percentiles in milliseconds; null before the first sample."""
+        ordered = sorted(self._samples)
+        if not ordered:
+            return Percentiles()
+
+        def at(share: float) -> float:
+            return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 2)
+
+        return Percentiles(count=len(ordered), p50=at(0.5), p95=at(0.95), p99=at(0.99))
+
+
+class Service:
+    """Redis, embeddings and figures of one server process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.backend = Backend(settings)
+        self.embeddings = Embeddings(self.backend)
+        self.search_latency = Latency()
+        self.embedding_latency = Latency()
+        self._touched: Counter[tuple[str, str]] = Counter()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Service]:
+        """Run the background work until left."""
+        async with self.backend.running(), self.embeddings.running():
+            flusher = asyncio.create_task(self._flush_touches())
+            try:
+                yield self
+            finally:
+                flusher.cancel()
+                await asyncio.gather(flusher, return_exceptions=True)
+
+    def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
+        """Count a read of each memory, soon and in bulk."""
+        self._touched.update((namespace, memory_id) for memory_id in memory_ids)
+
+    async def ring(self, namespace: str) -> None:
+        """Tell the sidecars that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
+        try:
+            client = await self.backend.client()
+            async with store_errors():
+                await client.xadd(bell(lane_of(namespace)), {"ns": namespace}, maxlen=1000, approximate=True)
+        except MemoryServiceError as error:
+            log.warning("a doorbell was lost: %s", error.message)
+
+    async def _flush_touches(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_SECONDS)
+            pending, self._touched = self._touched, Counter()
+            by_namespace: dict[str, list[tuple[str, int]]] = {}
+            for (namespace, memory_id), count in pending.items():
+                by_namespace.setdefault(namespace, []).append((memory_id, count))
+            for namespace, counts in by_namespace.items():
+                for start in range(0, len(counts), _TOUCHES_PER_CALL):
+                    await self._write_touches(Keys(namespace), counts[start : start + _TOUCHES_PER_CALL])
+
+    async def _write_touches(self, keys: Keys, counts: list[tuple[str, int]]) -> None:
+        names = [key for memory_id, _ in counts for key in (keys.memory(memory_id), keys.use(memory_id))]
+        try:
+            await self.backend.write(
+                "rm1_touch", names, counts=[count for _, count in counts], at=to_redis(time.time())
+            )
+        except MemoryServiceError as error:
+            log.warning("%d access counts were lost: %s", len(counts), error.message)

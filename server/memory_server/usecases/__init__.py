@@ -1,0 +1,1 @@
+"""What agents can do, one module for each kind of act; knows neither MCP nor HTTP."""

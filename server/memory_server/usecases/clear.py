@@ -1,0 +1,133 @@
+"""Removing memories: by id, by filter, or those that have expired."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memory_core.connection import Client
+from memory_core.errors import ConfirmationNeeded, InvalidArgument
+from memory_core.keys import Keys
+from memory_core.scope import Principal
+from memory_server.results import ClearAnswer
+from memory_server.search import candidates
+from memory_server.search import query as build
+from memory_server.search.query import NOBODY, Query
+from memory_server.service import Service
+from memory_server.usecases.checks import check_ids
+from memory_server.usecases.principals import Caller, check_writes_as, resolve
+from memory_server.usecases.search import run_search
+from memory_server.usecases.selecting import Selection, to_filters
+
+_SLICE = 200
+"""Memories removed by one Function call, so that Redis never stalls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What a clear would remove: named ids, or whatever a query selects."""
+
+    principal: Principal
+    matched: int
+    ids: tuple[str, ...] = ()
+    query: Query | None = None
+
+
+async def select(
+    service: Service, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
+) -> Doomed:
+    """Find those of the caller's own memories that a clear would remove.
+
+    Raises:
+        InvalidArgument: nothing was selected, or ids and filters were mixed.
+        Forbidden: the filters name another agent.
+    """
+    if not memory_ids and selection.is_empty and not expired_only:
+        raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
+    if memory_ids and (expired_only or not selection.is_empty):
+        raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
+    for agent_id in selection.agent_ids:
+        check_writes_as(caller, agent_id)
+    principal = await resolve(service.backend, caller)
+    if memory_ids:
+        return await _named(service, principal, check_ids(memory_ids, service.settings))
+    return await _selected(service, principal, selection, expired_only)
+
+
+async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
+    """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
+
+    Raises:
+        ConfirmationNeeded: more than one memory, and nobody confirmed.
+    """
+    if dry_run:
+        return ClearAnswer(matched=doomed.matched, deleted=0, dry_run=True)
+    if doomed.matched > 1 and not confirmed:
+        raise ConfirmationNeeded(
+            f"this would delete {doomed.matched} memories for good",
+            hint="call again with confirm: true, or dry_run: true to look first",
+        )
+    if doomed.query is None:
+        deleted = await _delete(service, doomed.principal, doomed.ids)
+    else:
+        deleted = await _delete_selected(service, doomed.principal, doomed.query)
+    return ClearAnswer(matched=doomed.matched, deleted=deleted)
+
+
+async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> tuple[str, ...]:
+        records = await candidates.load(client, keys, ids, principal, now=0.0)
+        return tuple(record.id for record in records if principal.owns(record.owner))
+
+    owned = await service.backend.read(fetch)
+    return Doomed(principal, len(owned), ids=owned)
+
+
+async def _selected(service: Service, principal: Principal, selection: Selection, expired_only: bool) -> Doomed:
+    prepared = await service.backend.namespace(principal.namespace)
+    own = replace(principal, granted=())
+    filters = await to_filters(service, principal, replace(selection, agent_ids=()))
+    filters = replace(filters, owners=principal.owners or (NOBODY,))
+    now = time.time()
+    query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
+    query = build.created_before(query, now)
+
+    async def fetch(client: Client) -> int:
+        return await candidates.count(client, prepared.keys, query, service.settings.search_timeout_ms)
+
+    return Doomed(principal, await run_search(service, principal.namespace, fetch), query=query)
+
+
+async def _delete_selected(service: Service, principal: Principal, query: Query) -> int:
+    """Remove slice after slice until the query finds nothing more or nothing more goes."""
+    keys = Keys(principal.namespace)
+    total = 0
+
+    async def fetch(client: Client) -> list[str]:
+        timeout = service.settings.search_timeout_ms
+        return (await candidates.page(client, keys, query, offset=0, limit=_SLICE, timeout_ms=timeout))[0]
+
+    while total < service.settings.limits.clear:
+        ids = await run_search(service, principal.namespace, fetch)
+        deleted = await _delete(service, principal, ids) if ids else 0
+        total += deleted
+        if not deleted:
+            break
+    return total
+
+
+async def _delete(service: Service, principal: Principal, ids: Sequence[str]) -> int:
+    keys = Keys(principal.namespace)
+    names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
+    answer = await service.backend.write(
+        "rm1_delete",
+        [keys.audit, keys.counters, *names],
+        ids=list(ids),
+        owners=list(principal.owners),
+        same_prefix=keys.same_prefix,
+        audit={"who": principal.agent, "op": "clear", "ids": []},
+    )
+    return len(answer["deleted"])

@@ -1,0 +1,89 @@
+"""Turns a name that the connection vouches for into a principal, and names into owner ids."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory_core.connection import Client
+from memory_core.errors import Forbidden, echo
+from memory_core.ids import new_id
+from memory_core.keys import Keys
+from memory_core.names import NAME_PATTERN, SEPARATOR
+from memory_core.scope import Principal
+from memory_server.backend import Backend
+from memory_server.search.query import NOBODY
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What the connection says of a request: which agent, in which namespace."""
+
+    namespace: str
+    agent: str
+    admin: bool = False
+
+
+async def resolve(backend: Backend, caller: Caller) -> Principal:
+    """Look up the caller's owner ids; one that never wrote has none."""
+    keys = Keys(caller.namespace)
+    owner, owners = await backend.read(lambda client: client.hmget(keys.agent(caller.agent), ["owner", "owners"]))
+    return Principal(
+        namespace=caller.namespace,
+        agent=caller.agent,
+        owner=owner.decode() if owner else None,
+        owners=tuple(owners.decode().split(SEPARATOR)) if owners else (),
+        admin=caller.admin,
+    )
+
+
+async def resolve_writer(backend: Backend, caller: Caller) -> Principal:
+    """Like `resolve`, issuing an owner id to an agent that has none yet."""
+    principal = await resolve(backend, caller)
+    if principal.owner:
+        return principal
+    keys, candidate = Keys(caller.namespace), new_id()
+    await backend.write(
+        "rm1_owner",
+        [keys.agent(caller.agent), keys.owner(candidate)],
+        repeatable=True,
+        candidate=candidate,
+        agent=caller.agent,
+    )
+    return await resolve(backend, caller)
+
+
+def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
+    """Accept an `agent_id` argument of a write only from the agent itself or an admin.
+
+    Raises:
+        Forbidden: it names somebody else.
+    """
+    if agent_id is None or agent_id == caller.agent:
+        return caller
+    if caller.admin:
+        return Caller(caller.namespace, agent_id, admin=True)
+    raise Forbidden(
+        f"agent_id {echo(agent_id)} is not you ({caller.agent}); writes act as the connected agent",
+        hint="leave agent_id out",
+    )
+
+
+async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
+    """Give the owner ids behind agent names, for filtering. Names nobody has filter for nobody."""
+    if not names:
+        return ()
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> list[bytes | None]:
+        pipe = client.pipeline(transaction=False)
+        for name in names:
+            pipe.hget(keys.agent(name if _NAME.fullmatch(name) else NOBODY), "owners")
+        return await pipe.execute()
+
+    found = await backend.read(fetch)
+    owners = tuple(owner for row in found if row for owner in row.decode().split(SEPARATOR))
+    return owners or (NOBODY,)

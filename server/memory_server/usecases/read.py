@@ -1,0 +1,140 @@
+"""Reading memories back: one by id, or page by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import time
+from dataclasses import replace
+
+from memory_core.connection import Client
+from memory_core.errors import InvalidArgument, NotFound, echo
+from memory_core.keys import Keys
+from memory_core.records import Record
+from memory_core.scope import Principal
+from memory_core.times import to_iso, to_redis
+from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.search import candidates
+from memory_server.search import query as build
+from memory_server.service import Service
+from memory_server.usecases.checks import check_id
+from memory_server.usecases.principals import Caller, resolve
+from memory_server.usecases.search import partial_reason, run_search
+from memory_server.usecases.selecting import Selection, to_filters
+
+
+async def load_readable(
+    service: Service, principal: Principal, memory_id: str, *, vector_field: str | None = None
+) -> Record:
+    """Load one record that the principal may read.
+
+    Raises:
+        NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
+    """
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> list[Record]:
+        return await candidates.load(
+            client, keys, [check_id(memory_id)], principal, time.time(), vector_field=vector_field
+        )
+
+    records = await service.backend.read(fetch)
+    if not records:
+        raise NotFound(
+            f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
+        )
+    return records[0]
+
+
+async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
+    """Read one memory whole, with how often it was read before.
+
+    Raises:
+        NotFound: see `load_readable`.
+    """
+    principal = await resolve(service.backend, caller)
+    record = await load_readable(service, principal, memory_id)
+    keys = Keys(caller.namespace)
+    count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
+    service.touch(caller.namespace, [memory_id])
+    return MemoryAnswer(
+        memory=Memory.of(record),
+        access_count=int(count or 0),
+        last_access=to_iso(float(last)) if last else None,
+    )
+
+
+async def list_memories(
+    service: Service,
+    caller: Caller,
+    *,
+    agent_id: str | None,
+    selection: Selection,
+    limit: int,
+    cursor: str | None,
+) -> MemoryListAnswer:
+    """List an agent's memories that the caller may read, newest first; the caller's own by default.
+
+    Raises:
+        InvalidArgument: a filter or the cursor is not valid.
+    """
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve(service.backend, caller)
+    agents = list(selection.agent_ids) or [agent_id or caller.agent]
+    filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
+    selected = build.readable(principal, filters, time.time())
+    position = _read_cursor(cursor)
+
+    async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
+        return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
+
+    total, records, warnings, more = await run_search(service, caller.namespace, fetch)
+    reason = partial_reason(prepared.progress, warnings)
+    return MemoryListAnswer(
+        memories=[Memory.of(record) for record in records],
+        next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
+        total=total,
+        partial=bool(reason),
+        reason=reason,
+    )
+
+
+async def _page(
+    service: Service,
+    client: Client,
+    keys: Keys,
+    principal: Principal,
+    selected: build.Query,
+    *,
+    limit: int,
+    position: float | None,
+) -> tuple[int, list[Record], list[str], bool]:
+    """Collect `limit` records, fetching on past entries that vanished since they were indexed."""
+    timeout = service.settings.search_timeout_ms
+    total = await candidates.count(client, keys, selected, timeout)
+    records: list[Record] = []
+    warnings: list[str] = []
+    offset = 0
+    while True:
+        query = build.created_before(selected, position)
+        ids, new_warnings = await candidates.page(
+            client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
+        )
+        warnings += new_warnings
+        records += await candidates.load(client, keys, ids, principal, time.time())
+        offset += len(ids)
+        if len(records) > limit or len(ids) <= limit:
+            return total, records[:limit], warnings, len(records) > limit
+
+
+def _write_cursor(created_at: float) -> str:
+    return base64.urlsafe_b64encode(to_redis(created_at).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> float | None:
+    if cursor is None:
+        return None
+    try:
+        return float(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii"))
+    except (ValueError, binascii.Error):
+        raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given") from None

@@ -1,0 +1,292 @@
+"""Searching by meaning and by words, and finding what resembles a memory or a vector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+from redis import exceptions as redis_errors
+
+from memory_core.connection import Client
+from memory_core.errors import EmbeddingUnavailable
+from memory_core.index import is_missing_index
+from memory_core.keys import Keys, vector_field
+from memory_core.records import Record
+from memory_core.scope import Principal
+from memory_core.vectors import Matrix, to_bytes
+from memory_server.results import Hit, Memory, SearchAnswer, Took
+from memory_server.search import candidates, ranking
+from memory_server.search import query as build
+from memory_server.search.analysis import query_terms
+from memory_server.search.candidates import Candidates
+from memory_server.search.ranking import Scored
+from memory_server.service import Service
+from memory_server.usecases.checks import check_text
+from memory_server.usecases.principals import Caller, resolve
+from memory_server.usecases.selecting import Selection, to_filters
+
+T = TypeVar("T")
+_DEPTH = 100
+"""Candidates taken from each side before scoring."""
+_RECENCY_HALF_LIFE = 7 * 86_400.0
+_CHARS_PER_TOKEN = 4
+
+
+class Mode(StrEnum):
+    """Which sides of a search are asked."""
+
+    HYBRID = "hybrid"
+    VECTOR = "vector"
+    KEYWORD = "keyword"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """What to search for and how to cut the answer."""
+
+    query: str
+    mode: Mode = Mode.HYBRID
+    limit: int = 10
+    min_score: float = 0.0
+    selection: Selection = field(default_factory=Selection)
+    recency_weight: float = 0.0
+    max_tokens: int | None = None
+    deadline_ms: int | None = None
+
+
+async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
+    """Find memories that the caller may read, best first.
+
+    Without a sidecar a hybrid search answers from words alone and says so.
+
+    Raises:
+        InvalidArgument: the query or a filter is not valid.
+        EmbeddingUnavailable: vector mode, and no sidecar gave a vector.
+        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    """
+    started = time.perf_counter()
+    query = check_text(request.query, "query", service.settings.limits.query_bytes)
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve(service.backend, caller)
+    filters = await to_filters(service, principal, request.selection)
+    selected = build.readable(principal, filters, time.time())
+    terms = [] if request.mode is Mode.VECTOR else query_terms(query)
+
+    (vector, failure), embed_ms = await _timed(_query_vector(service, caller.namespace, query, request.mode))
+    found, search_ms = await _timed(
+        _search(
+            service,
+            principal,
+            selected,
+            terms=terms,
+            vector=vector,
+            limit=request.limit,
+            deadline_ms=request.deadline_ms,
+        )
+    )
+    ranked_at = time.perf_counter()
+    hits = _cut(_rank(found, terms, vector, request), request)
+    service.touch(caller.namespace, [hit.record.id for hit in hits])
+    total_ms = (time.perf_counter() - started) * 1000
+    service.search_latency.add(total_ms)
+    waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
+    reason = partial_reason(prepared.progress, found.candidates.warnings, failure=failure, waiting=waiting)
+    return SearchAnswer(
+        hits=[_hit(scored) for scored in hits],
+        took_ms=Took(
+            embed=_round(embed_ms),
+            search=_round(search_ms),
+            rerank=_round((time.perf_counter() - ranked_at) * 1000),
+            total=_round(total_ms),
+        ),
+        partial=bool(reason),
+        reason=reason,
+    )
+
+
+async def find_similar(
+    service: Service, caller: Caller, record: Record, *, limit: int, min_score: float, selection: Selection, exact: bool
+) -> SearchAnswer:
+    """Find the memories nearest in meaning to one the caller may read, leaving that one out.
+
+    Raises:
+        EmbeddingUnavailable: the memory still waits for its vector.
+    """
+    started = time.perf_counter()
+    if record.vector is None:
+        raise EmbeddingUnavailable(
+            "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
+        )
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve(service.backend, caller)
+    filters = await to_filters(service, principal, selection)
+    selected = build.readable(principal, filters, time.time())
+    vector = candidates.vector_of(record)
+    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
+    request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
+    others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
+    service.touch(caller.namespace, [scored.record.id for scored in others[:limit]])
+    total_ms = _round((time.perf_counter() - started) * 1000)
+    reason = partial_reason(prepared.progress, found.candidates.warnings, waiting=found.candidates.waiting)
+    return SearchAnswer(
+        hits=[_hit(scored) for scored in _cut(others, request)],
+        took_ms=Took(search=total_ms, total=total_ms),
+        partial=bool(reason),
+        reason=reason,
+    )
+
+
+async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
+    """Find the readable memories nearest to a vector of shape (dimension,)."""
+    selected = build.readable(principal, build.Filters(), time.time())
+    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit)
+    return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
+
+
+async def run_search(service: Service, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
+    """Run commands on the index; where it is missing make it and run them once more.
+
+    Raises:
+        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    """
+    for attempt in range(2):
+        try:
+            return await service.backend.read(command)
+        except redis_errors.ResponseError as error:
+            if attempt or not is_missing_index(error):
+                raise candidates.search_error(error) from error
+            await service.backend.namespace(namespace, renew=True)
+    raise AssertionError("unreachable")
+
+
+def partial_reason(
+    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
+) -> str | None:
+    """Say what an answer lacks, or None when it is whole."""
+    reasons = list(dict.fromkeys(warnings))
+    if progress < 1:
+        reasons.append(f"the index is being built ({progress:.0%}); some memories cannot be found yet")
+    if failure:
+        reasons.append(f"by words only: {failure}")
+    elif waiting:
+        reasons.append(f"{waiting} memories still wait for their vectors and were searched by words only")
+    return "; ".join(reasons) or None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    candidates: Candidates
+    records: list[Record]
+
+
+async def _query_vector(service: Service, namespace: str, query: str, mode: Mode) -> tuple[Matrix | None, str | None]:
+    if mode is Mode.KEYWORD:
+        return None, None
+    started = time.perf_counter()
+    try:
+        vectors = await service.embeddings.embed([query], namespace)
+    except EmbeddingUnavailable as error:
+        if mode is Mode.VECTOR:
+            raise
+        return None, error.message
+    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    return vectors[0], None
+
+
+async def _search(
+    service: Service,
+    principal: Principal,
+    selected: build.Query,
+    *,
+    terms: Sequence[str],
+    vector: Matrix | None,
+    limit: int,
+    exact: bool = False,
+    deadline_ms: int | None = None,
+) -> _Found:
+    """Fetch and load candidates, deeper while records that vanished leave too few."""
+    keys = Keys(principal.namespace)
+    vector_name = vector_field(service.settings.vector_store.embedding_model)
+    timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
+    data = None if vector is None else to_bytes(vector)
+    depth = max(_DEPTH, 2 * limit)
+
+    async def fetch(client: Client) -> _Found:
+        proposed = await candidates.propose(
+            client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
+        )
+        records = await candidates.load(client, keys, proposed.ids, principal, time.time(), vector_field=vector_name)
+        return _Found(proposed, records)
+
+    while True:
+        found = await run_search(service, principal.namespace, fetch)
+        if len(found.records) >= limit or not found.candidates.full or depth >= candidates.MAX_DEPTH:
+            return found
+        depth *= 4
+
+
+def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:
+    """Score every candidate on both sides and order them; ties go to the newer."""
+    vectors = [None] * len(found.records) if vector is None else ranking.vector_scores(found.records, vector)
+    words: list[float | None] = [None] * len(found.records)
+    if terms:
+        words = list(ranking.keyword_scores(found.records, terms, found.candidates.statistics))
+    now = time.time()
+    scored = [
+        Scored(record, _score(record, by_vector, by_words, request, now), by_vector, by_words)
+        for record, by_vector, by_words in zip(found.records, vectors, words, strict=True)
+    ]
+    return sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
+
+
+def _score(
+    record: Record, by_vector: float | None, by_words: float | None, request: SearchRequest, now: float
+) -> float:
+    match request.mode:
+        case Mode.VECTOR:
+            score = by_vector or 0.0
+        case Mode.KEYWORD:
+            score = by_words or 0.0
+        case Mode.HYBRID:
+            score = ranking.fuse(by_vector, by_words)
+    weight = request.recency_weight
+    return (1 - weight) * score + weight * ranking.recency(record, now, _RECENCY_HALF_LIFE) if weight else score
+
+
+def _cut(ranked: Sequence[Scored], request: SearchRequest) -> list[Scored]:
+    """Apply the limit, the least score and the token budget; nothing that matched on no side is a hit."""
+    kept: list[Scored] = []
+    budget = None if request.max_tokens is None else request.max_tokens * _CHARS_PER_TOKEN
+    for scored in ranked:
+        if len(kept) == request.limit or scored.score < request.min_score:
+            break
+        if not (scored.vector_score or scored.keyword_score):
+            continue
+        if budget is not None:
+            budget -= len(scored.record.content)
+            if budget < 0:
+                break
+        kept.append(scored)
+    return kept
+
+
+def _hit(scored: Scored) -> Hit:
+    return Hit(
+        memory=Memory.of(scored.record),
+        score=round(scored.score, 4),
+        vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
+        keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
+    )
+
+
+async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:
+    started = time.perf_counter()
+    result = await awaitable
+    return result, (time.perf_counter() - started) * 1000
+
+
+def _round(milliseconds: float) -> float:
+    return round(milliseconds, 2)

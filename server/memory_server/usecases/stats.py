@@ -1,0 +1,136 @@
+"""Figures on the memories that a caller may read, and on the sidecars."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from typing import Any
+
+from memory_core import sidecars
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_core.records import MemoryType, Priority, Visibility
+from memory_core.scope import Principal
+from memory_core.settings import DAY
+from memory_core.times import parse_time
+from memory_server.backend import Prepared
+from memory_server.results import GpuAnswer, IndexHealth, StatsAnswer
+from memory_server.search import candidates
+from memory_server.search import query as build
+from memory_server.search.query import Filters
+from memory_server.service import Service
+from memory_server.usecases.principals import Caller, owners_of, resolve
+from memory_server.usecases.search import partial_reason, run_search
+
+_SAMPLE = 20
+_LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
+
+
+async def memory_stats(
+    service: Service, caller: Caller, *, agent_id: str | None, since: str | float | None
+) -> StatsAnswer:
+    """Count what the caller may read, or of it what one agent wrote. The archive counts too.
+
+    Raises:
+        InvalidArgument: `since` is not a time.
+    """
+    start = None if since is None else parse_time(since, "since")
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve(service.backend, caller)
+    owners = await owners_of(service.backend, principal, [agent_id]) if agent_id else ()
+    base = Filters(owners=owners, include_archive=True)
+
+    async def fetch(client: Client) -> dict[str, Any]:
+        return await _count(service, client, prepared, principal, base, start)
+
+    figures = await run_search(service, caller.namespace, fetch)
+    reason = partial_reason(prepared.progress)
+    vector_store = service.settings.vector_store
+    return StatsAnswer(
+        namespace=caller.namespace,
+        agent=caller.agent,
+        index=IndexHealth(
+            exists=True,
+            progress=prepared.progress,
+            model=vector_store.embedding_model,
+            dimension=vector_store.vector_dimension,
+        ),
+        search_latency_ms=service.search_latency.percentiles(),
+        embedding_latency_ms=service.embedding_latency.percentiles(),
+        partial=bool(reason),
+        reason=reason,
+        **figures,
+    )
+
+
+async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
+    """Describe every living sidecar and what falls back to the CPU.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    living = await service.backend.read(sidecars.living)
+    depth = await service.backend.read(lambda client: client.xlen(Keys(caller.namespace).jobs))
+    reason = None if living else "no embedding sidecar is alive; searches use words only"
+    return GpuAnswer(
+        sidecars=living,
+        queue_depth=int(depth),
+        libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
+        fallbacks=[f"{status.host}: {status.fallback}" for status in living if status.fallback],
+        partial=bool(reason),
+        reason=reason,
+    )
+
+
+async def is_ready(service: Service) -> str | None:
+    """Say what stands in the way of a store and a search in the default namespace; None when nothing does."""
+    prepared = await service.backend.namespace(service.settings.namespace)
+    if prepared.progress < 1:
+        return f"the index is being built ({prepared.progress:.0%})"
+    model = service.settings.vector_store.embedding_model
+    living = await service.backend.read(sidecars.living)
+    if not any(status.state == "ready" and status.model == model for status in living):
+        return "no embedding sidecar is ready"
+    return None
+
+
+async def _count(
+    service: Service, client: Client, prepared: Prepared, principal: Principal, base: Filters, start: float | None
+) -> dict[str, Any]:
+    """Run all counts in one round trip."""
+    now, timeout = time.time(), service.settings.search_timeout_ms
+    selection = build.readable(principal, base, now)
+    queries: dict[tuple[str, str], build.Query] = {
+        ("", "total"): selection,
+        ("", "vector_backlog"): build.without_vector(selection),
+        ("", "own"): build.owned(selection, principal.owners),
+        ("", "created_last_hour"): build.created_since(selection, now - 3600),
+        ("", "created_last_day"): build.created_since(selection, now - DAY),
+    }
+    if start is not None:
+        queries["", "created_since"] = build.created_since(selection, start)
+    for field, values in (("type", MemoryType), ("priority", Priority), ("visibility", Visibility)):
+        for value in values:
+            queries[f"by_{field}", value] = build.having(selection, field, value)
+    counts = await candidates.count_all(client, prepared.keys, list(queries.values()), timeout)
+    figures: dict[str, Any] = {"by_type": {}, "by_priority": {}, "by_visibility": {}}
+    for (group, name), number in zip(queries, counts, strict=True):
+        if not group:
+            figures[name] = number
+        elif number:
+            figures[group][name] = number
+    figures["by_agent"] = await candidates.count_by_writer(client, prepared.keys, selection, timeout)
+    figures["bytes_estimate"] = await _bytes(client, prepared.keys, selection, figures["total"], timeout)
+    return figures
+
+
+async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout: int) -> int:
+    """Extrapolate the Redis memory of a selection from its newest few."""
+    ids, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout)
+    if not ids:
+        return 0
+    pipe = client.pipeline(transaction=False)
+    for memory_id in ids:
+        pipe.memory_usage(keys.memory(memory_id))
+    sizes = [size or 0 for size in await pipe.execute()]
+    return total * sum(sizes) // len(sizes)

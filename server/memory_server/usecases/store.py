@@ -1,0 +1,296 @@
+"""Storing a memory: one Redis Function writes it whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from memory_core.errors import (
+    Conflict,
+    EmbeddingUnavailable,
+    InvalidArgument,
+    MemoryServiceError,
+    NotSupported,
+    StoreUnavailable,
+)
+from memory_core.ids import new_id
+from memory_core.keys import Keys, digest, vector_field
+from memory_core.names import check_label
+from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibility, content_hash, to_hash
+from memory_core.scope import Principal, record_tokens
+from memory_core.times import NEVER, parse_time, to_iso
+from memory_core.vectors import Matrix, normalise, to_bytes
+from memory_server.results import Similar, StoreAnswer
+from memory_server.search.analysis import extra_terms
+from memory_server.service import Service
+from memory_server.usecases import checks
+from memory_server.usecases.embedding_text import embedding_text
+from memory_server.usecases.principals import Caller, resolve_writer
+from memory_server.usecases.search import nearest
+
+IDEMPOTENCY_SECONDS = 86_400
+_MAX_TTL = 100 * 365 * 86_400
+_MAX_KEY = 256
+_SIMILAR = 2
+_SNIPPET = 120
+
+
+@dataclass(frozen=True, slots=True)
+class NewMemory:
+    """What a caller wants remembered."""
+
+    content: str
+    memory_type: MemoryType = MemoryType.CONTEXT
+    priority: Priority = Priority.MEDIUM
+    visibility: Visibility = Visibility.PRIVATE
+    tags: Sequence[str] = ()
+    context: str | None = None
+    source: str | None = None
+    occurred_at: str | float | None = None
+    metadata: dict[str, Any] | None = None
+    sensitive: bool = False
+    ttl_seconds: int | None = None
+    idempotency_key: str | None = None
+    wait: bool = True
+    vector: Sequence[float] | None = None
+
+
+async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
+    """Store one memory as the caller's own.
+
+    With `wait` the vector is asked for first, so that it lands with the record; a sidecar that does not
+    answer in time is left a job instead and the answer says `pending`.
+
+    Raises:
+        InvalidArgument, Conflict (idempotency key used for something else), NotSupported (sensitive),
+        StoreUnavailable, OutcomeUnknown.
+    """
+    record = _check(service, new)
+    given = _given_vector(service, new)
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve_writer(service.backend, caller)
+    vector, similar = given, list[Similar]()
+    if given is None and new.wait:
+        vector = await _try_embed(service, record, caller.namespace)
+    if new.wait and vector is not None:
+        similar = await _similar(service, principal, vector)
+    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, vector)
+    earlier = answer.get("status") == "replayed"
+    return StoreAnswer(
+        memory_id=answer["id"],
+        vector="ready" if vector is not None and not earlier else await _state(service, prepared.keys, answer["id"]),
+        expires_at=to_iso(float(answer["expires_at"])),
+        durability=service.backend.durability,
+        duplicate_of=answer.get("duplicate_of"),
+        similar=[] if earlier else similar,
+        replayed=earlier,
+    )
+
+
+def lifetime(service: Service, priority: Priority, ttl_seconds: int | None) -> int | None:
+    """Seconds that a memory lives; None for ever.
+
+    Raises:
+        InvalidArgument: `ttl_seconds` is not positive or beyond a century.
+    """
+    if ttl_seconds is None:
+        return getattr(service.settings.lifetimes, priority.value)
+    if not 1 <= ttl_seconds <= _MAX_TTL:
+        raise InvalidArgument(f"ttl_seconds is {ttl_seconds}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
+    return ttl_seconds
+
+
+def scope_of(record: Record) -> frozenset[str]:
+    """Give the tokens that a record must carry."""
+    return record_tokens(
+        memory_id=record.id,
+        owner=record.owner,
+        memory_type=record.type,
+        visibility=record.visibility,
+        tags=record.tags,
+        context=record.context,
+    )
+
+
+def hash_fields(record: Record) -> list[str]:
+    """Give the fields of a record as HSET takes them, with the words that Redis would not see by itself."""
+    fields = to_hash(record)
+    terms = extra_terms(record.content, record.source)
+    if terms:
+        fields["terms"] = terms
+    return [part for pair in fields.items() for part in pair]
+
+
+def vector_part(service: Service, vector: Matrix | None) -> dict[str, Any] | None:
+    """Give a vector as the Functions take it."""
+    if vector is None:
+        return None
+    vector_store = service.settings.vector_store
+    return {
+        "bytes": to_bytes(vector),
+        "dimension": vector_store.vector_dimension,
+        "field": vector_field(vector_store.embedding_model),
+        "model": vector_store.embedding_model,
+    }
+
+
+def job_part(service: Service, record: Record) -> dict[str, str]:
+    """Give the embed job that is queued where there is no vector."""
+    return {
+        "model": service.settings.vector_store.embedding_model,
+        "body": embedding_text(record.content, record.source),
+    }
+
+
+async def embed_or_none(service: Service, text: str, namespace: str) -> Matrix | None:
+    """Get a vector, or None when no sidecar gives one in time."""
+    started = time.perf_counter()
+    try:
+        vectors = await service.embeddings.embed([text], namespace)
+    except EmbeddingUnavailable:
+        return None
+    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    return vectors[0]
+
+
+def _check(service: Service, new: NewMemory) -> Record:
+    """Make an unowned record of what the caller sent, or say what is wrong with it."""
+    if new.sensitive:
+        raise NotSupported(
+            "sensitive memories need encryption, which needs a master key; none is set",
+            hint="set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or MEMORY_MASTER_KEY_COMMAND; nothing was stored",
+        )
+    if new.idempotency_key is not None:
+        checks.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
+    lifetime(service, new.priority, new.ttl_seconds)
+    now = time.time()
+    return Record(
+        id=new_id(),
+        content=checks.check_text(new.content, "content", service.settings.limits.content_bytes),
+        type=new.memory_type,
+        priority=new.priority,
+        owner="",
+        writer="",
+        visibility=new.visibility,
+        scope=frozenset(),
+        tags=checks.check_tags(new.tags, service.settings),
+        context=check_label(new.context, "context") if new.context is not None else None,
+        source=check_label(new.source, "source") if new.source is not None else None,
+        seq=0,
+        occurred_at=now if new.occurred_at is None else parse_time(new.occurred_at, "occurred_at"),
+        created_at=now,
+        updated_at=now,
+        expires_at=NEVER,
+        rev=1,
+        model=NO_MODEL,
+        metadata=checks.check_metadata(new.metadata, service.settings),
+    )
+
+
+def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
+    if new.vector is None:
+        return None
+    if new.memory_type is not MemoryType.EMBEDDING:
+        raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
+    return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)[0]
+
+
+def _owned(record: Record, principal: Principal) -> Record:
+    mine = replace(record, owner=principal.owner or "", writer=principal.agent)
+    return replace(mine, scope=scope_of(mine))
+
+
+async def _try_embed(service: Service, record: Record, namespace: str) -> Matrix | None:
+    return await embed_or_none(service, embedding_text(record.content, record.source), namespace)
+
+
+async def _similar(service: Service, principal: Principal, vector: Matrix) -> list[Similar]:
+    """Find what the new memory resembles; advice only, so its failure never fails a store."""
+    try:
+        found = await nearest(service, principal, vector, _SIMILAR)
+    except MemoryServiceError:
+        return []
+    return [
+        Similar(memory_id=near.record.id, score=round(near.score, 4), content=near.record.content[:_SNIPPET])
+        for near in found
+    ]
+
+
+async def _write(
+    service: Service,
+    keys: Keys,
+    caller: Caller,
+    record: Record,
+    new: NewMemory,
+    vector: Matrix | None,
+) -> dict[str, Any]:
+    """Call the store Function, once more if the agent's owner id changed in between."""
+    answer = await _store(service, keys, record, new, vector)
+    if answer["status"] == "owner_changed":
+        principal = await resolve_writer(service.backend, caller)
+        answer = await _store(service, keys, _owned(record, principal), new, vector)
+    _raise_for(answer)
+    if vector is None and answer["status"] == "stored":
+        await service.ring(keys.namespace)
+    return answer
+
+
+async def _store(service: Service, keys: Keys, record: Record, new: NewMemory, vector: Matrix | None) -> dict[str, Any]:
+    return await service.backend.write(
+        "rm1_store",
+        [
+            keys.memory(record.id),
+            keys.agent(record.writer),
+            keys.jobs,
+            keys.audit,
+            keys.seq(record.owner),
+            keys.same(record.owner, content_hash(record.content)),
+            keys.counters,
+            keys.idempotency(record.owner, new.idempotency_key or ""),
+        ],
+        repeatable=True,
+        id=record.id,
+        owner=record.owner,
+        ttl=lifetime(service, record.priority, new.ttl_seconds),
+        grace=service.settings.lifetimes.grace,
+        context=digest(record.context or ""),
+        fields=hash_fields(record),
+        vector=vector_part(service, vector),
+        job=job_part(service, record),
+        idempotency=_idempotency(new),
+        audit={"who": record.writer, "op": "store", "ids": [record.id]},
+    )
+
+
+def _raise_for(answer: dict[str, Any]) -> None:
+    match answer["status"]:
+        case "idempotency_conflict":
+            raise Conflict(
+                "this idempotency_key was used for another memory within the last day",
+                hint="use a new key for a new memory",
+            )
+        case "bad_vector":
+            raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
+        case "owner_changed":
+            raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
+        case _:
+            return
+
+
+def _idempotency(new: NewMemory) -> dict[str, Any] | None:
+    if new.idempotency_key is None:
+        return None
+    said = {name: getattr(new, name) for name in NewMemory.__slots__ if name not in {"idempotency_key", "wait"}}
+    text = json.dumps(said, sort_keys=True, default=list)
+    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
+
+
+async def _state(service: Service, keys: Keys, memory_id: str) -> Any:
+    model = await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model"))
+    return "ready" if model and model.decode() != NO_MODEL else "pending"

@@ -1,0 +1,137 @@
+"""Changing a memory under the revision that was read, so that nobody's change is lost unseen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable
+from memory_core.keys import Keys, vector_field
+from memory_core.names import check_label
+from memory_core.records import Priority, Record, Visibility, content_hash
+from memory_core.scope import Principal
+from memory_core.vectors import Matrix
+from memory_server.results import MemoryAnswer
+from memory_server.service import Service
+from memory_server.usecases import checks
+from memory_server.usecases.embedding_text import embedding_text
+from memory_server.usecases.principals import Caller, resolve
+from memory_server.usecases.read import load_readable, retrieve_memory
+from memory_server.usecases.store import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+
+_ATTEMPTS = 5
+_OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms")
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What to change; None leaves a value as it is, an empty list, text or map removes it."""
+
+    content: str | None = None
+    priority: Priority | None = None
+    visibility: Visibility | None = None
+    tags: Sequence[str] | None = None
+    context: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is to change."""
+        return self == Changes()
+
+
+async def update_memory(
+    service: Service, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
+) -> MemoryAnswer:
+    """Change one of the caller's own memories and return it as it is now.
+
+    A new priority starts its lifetime anew; nothing else moves the expiry.
+
+    Raises:
+        NotFound: no such memory that the caller may read.
+        Forbidden: the caller may read it but it is another's.
+        Conflict: its revision is not `expected_rev`.
+        InvalidArgument: a value is not valid, or nothing was to change.
+    """
+    if changes.is_empty:
+        raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
+    for _ in range(_ATTEMPTS):
+        principal = await resolve(service.backend, caller)
+        old = await load_readable(service, principal, memory_id)
+        if not principal.owns(old.owner):
+            raise Forbidden(f"memory {memory_id} belongs to {old.writer}", hint="store one of your own instead")
+        if expected_rev is not None and old.rev != expected_rev:
+            raise _stale(old.rev, expected_rev)
+        new = _changed(service, old, changes)
+        status = await _write(service, principal, old, new)
+        if status == "updated":
+            return await retrieve_memory(service, caller, memory_id)
+        if status == "gone":
+            raise NotFound(f"memory {memory_id} was deleted meanwhile")
+    raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+
+
+def _changed(service: Service, old: Record, changes: Changes) -> Record:
+    limits = service.settings.limits
+    content, context, metadata = old.content, old.context, old.metadata
+    if changes.content is not None:
+        content = checks.check_text(changes.content, "content", limits.content_bytes)
+    if changes.context is not None:
+        context = check_label(changes.context, "context") if changes.context else None
+    if changes.metadata is not None:
+        metadata = checks.check_metadata(changes.metadata, service.settings)
+    new = replace(
+        old,
+        content=content,
+        context=context,
+        metadata=metadata,
+        priority=changes.priority or old.priority,
+        visibility=changes.visibility or old.visibility,
+        tags=old.tags if changes.tags is None else checks.check_tags(changes.tags, service.settings),
+    )
+    return replace(new, scope=scope_of(new))
+
+
+async def _write(service: Service, principal: Principal, old: Record, new: Record) -> str:
+    """Call the update Function and return its status."""
+    keys = Keys(principal.namespace)
+    content_changed = new.content != old.content
+    vector: Matrix | None = None
+    if content_changed:
+        vector = await embed_or_none(service, embedding_text(new.content, new.source), principal.namespace)
+    fields = hash_fields(new)
+    answer = await service.backend.write(
+        "rm1_update",
+        [
+            keys.memory(old.id),
+            keys.jobs,
+            keys.audit,
+            keys.counters,
+            keys.use(old.id),
+            keys.same(old.owner, content_hash(old.content)),
+            keys.same(old.owner, content_hash(new.content)),
+        ],
+        id=old.id,
+        owners=list(principal.owners),
+        rev=old.rev,
+        fields=fields,
+        remove=[name for name in _OPTIONAL_FIELDS if name not in fields[::2]],
+        relive=new.priority is not old.priority,
+        ttl=lifetime(service, new.priority, None),
+        grace=service.settings.lifetimes.grace,
+        content_changed=content_changed,
+        vector=vector_part(service, vector),
+        vector_field=vector_field(service.settings.vector_store.embedding_model),
+        job=job_part(service, new),
+        audit={"who": principal.agent, "op": "update", "ids": [old.id]},
+    )
+    if content_changed and vector is None:
+        await service.ring(principal.namespace)
+    return answer["status"]
+
+
+def _stale(actual: int, expected: int) -> Conflict:
+    return Conflict(
+        f"the memory is at revision {actual}, not {expected}", hint="retrieve it, merge your change, try again"
+    )
