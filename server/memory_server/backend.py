@@ -203,14 +203,15 @@ class Backend:
     async def _connect_once(self) -> None:
         if self._client is not None:
             await self._client.aclose()
-        self.url, self._client = await self._find()
-        info = await check_server(self._client)
+        self.url, client = await self._find()
+        self._client = client
+        info = await check_server(client)
         async with store_errors():
-            await functions.load_library(self._client)
-            policy = await self._client.config_get("appendfsync")
+            await functions.load_library(client)
+            policy = await client.config_get("appendfsync")
         self.run_id = str(info["run_id"])
         self.durability = _durability(info, policy)
-        on_reconnect(self._client, self._mark_suspect)
+        on_reconnect(client, self._mark_suspect)
         self._suspect = False
         log.info("connected to Redis %s", info["redis_version"])
 

@@ -16,8 +16,8 @@ from memory_server.search import query as build
 from memory_server.search.query import NOBODY, Query
 from memory_server.service import Service
 from memory_server.usecases.checks import check_ids
+from memory_server.usecases.lookup import run_search
 from memory_server.usecases.principals import Caller, check_writes_as, resolve
-from memory_server.usecases.search import run_search
 from memory_server.usecases.selecting import Selection, to_filters
 
 _SLICE = 200

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from memory_core.connection import Client
-from memory_core.errors import InvalidArgument, NotFound, echo
+from memory_core.errors import InvalidArgument, echo
 from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -17,33 +17,9 @@ from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
-from memory_server.usecases.checks import check_id
+from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
-from memory_server.usecases.search import partial_reason, run_search
 from memory_server.usecases.selecting import Selection, to_filters
-
-
-async def load_readable(
-    service: Service, principal: Principal, memory_id: str, *, vector_field: str | None = None
-) -> Record:
-    """Load one record that the principal may read.
-
-    Raises:
-        NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
-    """
-    keys = Keys(principal.namespace)
-
-    async def fetch(client: Client) -> list[Record]:
-        return await candidates.load(
-            client, keys, [check_id(memory_id)], principal, time.time(), vector_field=vector_field
-        )
-
-    records = await service.backend.read(fetch)
-    if not records:
-        raise NotFound(
-            f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
-        )
-    return records[0]
 
 
 async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:

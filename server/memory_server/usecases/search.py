@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
 
-from redis import exceptions as redis_errors
-
 from memory_core.connection import Client
 from memory_core.errors import EmbeddingUnavailable
-from memory_core.index import is_missing_index
 from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -25,12 +22,14 @@ from memory_server.search.candidates import Candidates
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
 from memory_server.usecases.checks import check_text
+from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 
 T = TypeVar("T")
 _DEPTH = 100
 """Candidates taken from each side before scoring."""
+_RERANK_DEPTH = 400
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
 
@@ -53,6 +52,7 @@ class SearchRequest:
     min_score: float = 0.0
     selection: Selection = field(default_factory=Selection)
     recency_weight: float = 0.0
+    rerank: bool = False
     max_tokens: int | None = None
     deadline_ms: int | None = None
 
@@ -108,31 +108,41 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
 
 async def find_similar(
-    service: Service, caller: Caller, record: Record, *, limit: int, min_score: float, selection: Selection, exact: bool
+    service: Service,
+    caller: Caller,
+    memory_id: str,
+    *,
+    limit: int,
+    min_score: float,
+    selection: Selection,
+    exact: bool,
 ) -> SearchAnswer:
     """Find the memories nearest in meaning to one the caller may read, leaving that one out.
 
     Raises:
+        NotFound: no such memory that the caller may read.
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
+    prepared = await service.backend.namespace(caller.namespace)
+    principal = await resolve(service.backend, caller)
+    field = vector_field(service.settings.vector_store.embedding_model)
+    record = await load_readable(service, principal, memory_id, vector_field=field)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
-    prepared = await service.backend.namespace(caller.namespace)
-    principal = await resolve(service.backend, caller)
-    filters = await to_filters(service, principal, selection)
-    selected = build.readable(principal, filters, time.time())
+    selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
     vector = candidates.vector_of(record)
     found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
     request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
     others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
-    service.touch(caller.namespace, [scored.record.id for scored in others[:limit]])
+    hits = _cut(others, request)
+    service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
     reason = partial_reason(prepared.progress, found.candidates.warnings, waiting=found.candidates.waiting)
     return SearchAnswer(
-        hits=[_hit(scored) for scored in _cut(others, request)],
+        hits=[_hit(scored) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason=reason,
@@ -144,36 +154,6 @@ async def nearest(service: Service, principal: Principal, vector: Matrix, limit:
     selected = build.readable(principal, build.Filters(), time.time())
     found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit)
     return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
-
-
-async def run_search(service: Service, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
-    """Run commands on the index; where it is missing make it and run them once more.
-
-    Raises:
-        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
-    """
-    for attempt in range(2):
-        try:
-            return await service.backend.read(command)
-        except redis_errors.ResponseError as error:
-            if attempt or not is_missing_index(error):
-                raise candidates.search_error(error) from error
-            await service.backend.namespace(namespace, renew=True)
-    raise AssertionError("unreachable")
-
-
-def partial_reason(
-    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
-) -> str | None:
-    """Say what an answer lacks, or None when it is whole."""
-    reasons = list(dict.fromkeys(warnings))
-    if progress < 1:
-        reasons.append(f"the index is being built ({progress:.0%}); some memories cannot be found yet")
-    if failure:
-        reasons.append(f"by words only: {failure}")
-    elif waiting:
-        reasons.append(f"{waiting} memories still wait for their vectors and were searched by words only")
-    return "; ".join(reasons) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +185,7 @@ async def _search(
     vector: Matrix | None,
     limit: int,
     exact: bool = False,
+    depth: int = _DEPTH,
     deadline_ms: int | None = None,
 ) -> _Found:
     """Fetch and load candidates, deeper while records that vanished leave too few."""
@@ -212,7 +193,7 @@ async def _search(
     vector_name = vector_field(service.settings.vector_store.embedding_model)
     timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
     data = None if vector is None else to_bytes(vector)
-    depth = max(_DEPTH, 2 * limit)
+    depth = max(depth, 2 * limit)
 
     async def fetch(client: Client) -> _Found:
         proposed = await candidates.propose(

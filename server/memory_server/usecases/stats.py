@@ -19,8 +19,8 @@ from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters
 from memory_server.service import Service
+from memory_server.usecases.lookup import partial_reason, run_search
 from memory_server.usecases.principals import Caller, owners_of, resolve
-from memory_server.usecases.search import partial_reason, run_search
 
 _SAMPLE = 20
 _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
@@ -124,9 +124,9 @@ async def _count(
     return figures
 
 
-async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout: int) -> int:
+async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:
     """Extrapolate the Redis memory of a selection from its newest few."""
-    ids, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout)
+    ids, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout_ms)
     if not ids:
         return 0
     pipe = client.pipeline(transaction=False)

@@ -16,8 +16,9 @@ from memory_server.results import MemoryAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.embedding_text import embedding_text
+from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.principals import Caller, resolve
-from memory_server.usecases.read import load_readable, retrieve_memory
+from memory_server.usecases.read import retrieve_memory
 from memory_server.usecases.store import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
 
 _ATTEMPTS = 5

@@ -1,0 +1,79 @@
+"""Holds what a serving process starts after it has answered its client.
+
+An agent's client waits for `initialize`, so nothing heavy is imported before: this module, the tools and the
+results know the use cases only by name. The first request answered, everything else is imported in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING
+
+from memory_core.settings import Settings
+
+if TYPE_CHECKING:
+    from memory_server.service import Service
+
+log = logging.getLogger(__name__)
+_HEAVY = (
+    "memory_server.service",
+    "memory_server.local.attach",
+    "memory_server.usecases.store",
+    "memory_server.usecases.read",
+    "memory_server.usecases.update",
+    "memory_server.usecases.clear",
+    "memory_server.usecases.search",
+    "memory_server.usecases.stats",
+)
+
+
+class Runtime:
+    """The service of this process, once it is there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._first_answer = asyncio.Event()
+        self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
+
+    @asynccontextmanager
+    async def running(self, *, patience: float = 0.0) -> AsyncGenerator[Runtime]:
+        """Start the service in the background, `patience` seconds after now or after the first answer."""
+        leaving = asyncio.Event()
+        task = asyncio.create_task(self._run(patience, leaving), name="service")
+        try:
+            yield self
+        finally:
+            leaving.set()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def service(self) -> Service:
+        """Wait until the service can take calls; it may still be connecting to Redis."""
+        self._first_answer.set()
+        return await asyncio.shield(self._service)
+
+    def answered(self) -> None:
+        """Say that the client has had its first answer."""
+        self._first_answer.set()
+
+    async def _run(self, patience: float, leaving: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                await self._first_answer.wait()
+        except TimeoutError:
+            pass
+        try:
+            for module in _HEAVY:
+                await asyncio.to_thread(importlib.import_module, module)
+            from memory_server.service import Service
+
+            async with AsyncExitStack() as stack:
+                self._service.set_result(await stack.enter_async_context(Service(self.settings).running()))
+                await leaving.wait()
+        except Exception as error:
+            log.exception("the service stopped")
+            if not self._service.done():
+                self._service.set_exception(error)

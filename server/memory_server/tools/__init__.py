@@ -1,0 +1,1 @@
+"""The MCP tools: arguments in, a use case, an answer out."""

@@ -1,0 +1,68 @@
+"""The tool that removes memories, after asking the person where more than one would go.
+
+Annotations are evaluated here, not kept as text: the SDK must find the resolver, which is a local function.
+"""
+
+from typing import Annotated, Any
+
+from mcp.server.mcpserver import Context, Elicit, ElicitationResult, Resolve
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
+
+from memory_server.identity import caller_of
+from memory_server.results import ClearAnswer
+from memory_server.runtime import Runtime
+from memory_server.tools import arguments as arguments_of
+from memory_server.tools.toolkit import make_tool
+
+Ctx = Context[Any, Any]
+
+
+class Confirmation(BaseModel):
+    """What the person is asked before memories are deleted."""
+
+    delete: bool = Field(description="Delete them for good?")
+
+
+def clear_tool(runtime: Runtime) -> Tool:
+    """Make the tool over one runtime."""
+
+    async def confirmation(ctx: Ctx, args: arguments_of.ClearArguments) -> Confirmation | Elicit[Confirmation]:
+        """Ask the person where that is needed and possible."""
+        if args.confirm or args.dry_run or not _can_ask(ctx):
+            return Confirmation(delete=args.confirm)
+        doomed = await _select(ctx, args)
+        if doomed.matched <= 1:
+            return Confirmation(delete=True)
+        return Elicit(f"Delete {doomed.matched} memories for good?", Confirmation)
+
+    async def clear_memory(
+        ctx: Ctx,
+        args: arguments_of.ClearArguments,
+        asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
+    ) -> ClearAnswer:
+        """Delete memories of your own for good, by id or by filter. More than one needs confirmation."""
+        from memory_server.usecases import clear
+
+        doomed = await _select(ctx, args)
+        confirmed = asked.action == "accept" and asked.data.delete
+        return await clear.clear_memory(await runtime.service(), doomed, confirmed=confirmed, dry_run=args.dry_run)
+
+    async def _select(ctx: Ctx, args: arguments_of.ClearArguments) -> Any:
+        from memory_server.usecases import clear
+
+        return await clear.select(
+            await runtime.service(),
+            caller_of(ctx, runtime.settings),
+            memory_ids=args.memory_ids or (),
+            selection=args.selection(),
+            expired_only=args.expired_only,
+        )
+
+    return make_tool(clear_memory, arguments_of.ClearArguments, destructive=True)
+
+
+def _can_ask(ctx: Ctx) -> bool:
+    capabilities = ctx.client_capabilities
+    elicitation = capabilities.elicitation if capabilities else None
+    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)

@@ -1,0 +1,66 @@
+"""The tools that store, read and change memories."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+
+from memory_server.identity import caller_of
+from memory_server.results import MemoryAnswer, MemoryListAnswer, StoreAnswer
+from memory_server.runtime import Runtime
+from memory_server.tools import arguments as arguments_of
+from memory_server.tools.clear import clear_tool
+from memory_server.tools.toolkit import make_tool
+
+Ctx = Context[Any, Any]
+
+
+def memory_tools(runtime: Runtime) -> list[Tool]:
+    """Make the tools over one runtime. Use cases are imported when first called (see `runtime`)."""
+
+    async def store_memory(ctx: Ctx, args: arguments_of.StoreArguments) -> StoreAnswer:
+        """Remember something: a fact, decision, preference or result worth finding again later."""
+        from memory_server.usecases import store
+        from memory_server.usecases.principals import check_writes_as
+
+        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
+        said = args.model_dump(exclude={"agent_id", "tags"})
+        new = store.NewMemory(**said, tags=tuple(args.tags or ()))
+        return await store.store_memory(await runtime.service(), caller, new)
+
+    async def retrieve_memory(ctx: Ctx, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
+        """Read one memory whole by its id."""
+        from memory_server.usecases import read
+
+        return await read.retrieve_memory(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_id)
+
+    async def get_agent_memories(ctx: Ctx, args: arguments_of.ListArguments) -> MemoryListAnswer:
+        """List an agent's memories that you may read, newest first; your own by default."""
+        from memory_server.usecases import read
+
+        return await read.list_memories(
+            await runtime.service(),
+            caller_of(ctx, runtime.settings),
+            agent_id=args.agent_id,
+            selection=args.selection(),
+            limit=args.limit,
+            cursor=args.cursor,
+        )
+
+    async def update_memory(ctx: Ctx, args: arguments_of.UpdateArguments) -> MemoryAnswer:
+        """Change one of your memories; what you leave out stays."""
+        from memory_server.usecases import update
+
+        changes = update.Changes(**args.model_dump(exclude={"memory_id", "expected_rev"}))
+        caller = caller_of(ctx, runtime.settings)
+        return await update.update_memory(await runtime.service(), caller, args.memory_id, changes, args.expected_rev)
+
+    return [
+        make_tool(store_memory, arguments_of.StoreArguments),
+        make_tool(retrieve_memory, arguments_of.RetrieveArguments, read_only=True),
+        make_tool(get_agent_memories, arguments_of.ListArguments, read_only=True),
+        clear_tool(runtime),
+        make_tool(update_memory, arguments_of.UpdateArguments),
+    ]

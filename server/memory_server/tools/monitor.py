@@ -1,0 +1,39 @@
+"""The tools that show how the memory and the GPUs are doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+
+from memory_server.identity import caller_of
+from memory_server.results import GpuAnswer, StatsAnswer
+from memory_server.runtime import Runtime
+from memory_server.tools import arguments as arguments_of
+from memory_server.tools.toolkit import make_tool
+
+Ctx = Context[Any, Any]
+
+
+def monitor_tools(runtime: Runtime) -> list[Tool]:
+    """Make the tools over one runtime."""
+
+    async def memory_stats(ctx: Ctx, args: arguments_of.StatsArguments) -> StatsAnswer:
+        """Count the memories that you may read, and tell how index, vectors and searches are doing."""
+        from memory_server.usecases import stats
+
+        return await stats.memory_stats(
+            await runtime.service(), caller_of(ctx, runtime.settings), agent_id=args.agent_id, since=args.since
+        )
+
+    async def gpu_status(ctx: Ctx, args: arguments_of.NoArguments) -> GpuAnswer:
+        """Show each embedding sidecar: device, model, memory, throughput, queue, and what fell back to the CPU."""
+        from memory_server.usecases import stats
+
+        return await stats.gpu_status(await runtime.service(), caller_of(ctx, runtime.settings))
+
+    return [
+        make_tool(memory_stats, arguments_of.StatsArguments, read_only=True),
+        make_tool(gpu_status, arguments_of.NoArguments, read_only=True),
+    ]

@@ -1,0 +1,118 @@
+"""Makes MCP tools of typed methods: strict arguments, small schemas, typed errors, a short text form."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from memory_core.errors import InvalidArgument, MemoryServiceError, echo
+from memory_server.results import Answer
+from memory_server.tools.arguments import Arguments
+
+log = logging.getLogger(__name__)
+_SHOWN_PROBLEMS = 3
+
+
+class _Metadata(FuncMetadata):
+    """Leaves strings alone: the argument models say themselves which texts they take for lists and objects."""
+
+    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments as they came."""
+        return data
+
+
+class StrictTool(Tool):
+    """A tool that refuses unknown arguments and answers every refusal in one typed form."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """Run the tool; errors that the caller should read come back as an error result."""
+        try:
+            answer = await super().run(arguments, context, convert_result=False)
+        except ToolError as error:
+            return _refusal(self, error)
+        if isinstance(answer, InputRequiredResult):
+            return answer
+        result = cast(Answer, answer)
+        return CallToolResult(
+            content=[TextContent(type="text", text=result.text())],
+            structured_content=result.model_dump(mode="json", exclude_none=True),
+        )
+
+
+def make_tool(
+    method: Callable[..., Any], arguments: type[Arguments], *, read_only: bool = False, destructive: bool = False
+) -> StrictTool:
+    """Make a tool named and described after a method that takes `ctx` and `args`, an `arguments` model."""
+    hints = ToolAnnotations(
+        read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
+    )
+    loose = Tool.from_function(method, description=(method.__doc__ or "").strip(), annotations=hints)
+    answer = loose.fn_metadata
+    metadata = _Metadata(
+        arg_model=arguments, output_schema=compact(answer.output_schema or {}), output_model=answer.output_model
+    )
+    fields = {name: getattr(loose, name) for name in Tool.model_fields}
+    parameters = compact(arguments.model_json_schema())
+    return StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})
+
+
+def compact(schema: dict[str, Any]) -> dict[str, Any]:
+    """Shrink a JSON schema for models to read: no titles, no references, no `or null`."""
+    definitions = schema.get("$defs", {})
+
+    def shrink(node: Any) -> Any:
+        if isinstance(node, list):
+            return [shrink(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if "$ref" in node:
+            target = definitions[node["$ref"].rsplit("/", 1)[-1]]
+            return shrink({**target, **{key: value for key, value in node.items() if key != "$ref"}})
+        variants = [variant for variant in node.get("anyOf", ()) if variant != {"type": "null"}]
+        if len(variants) == 1 and len(node["anyOf"]) == 2:
+            rest = {key: value for key, value in node.items() if key not in {"anyOf", "default"}}
+            return shrink({**variants[0], **rest})
+        dropped = {"$defs"} | ({"title"} if isinstance(node.get("title"), str) else set())
+        return {key: shrink(value) for key, value in node.items() if key not in dropped}
+
+    return shrink(schema)
+
+
+def _refusal(tool: Tool, error: ToolError) -> CallToolResult:
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        cause = _invalid(tool, cause)
+    if not isinstance(cause, MemoryServiceError):
+        if not isinstance(cause, ToolError | None):
+            log.error("tool %s failed", tool.name, exc_info=cause)
+        cause = MemoryServiceError(str(error) if cause is None else "an unexpected error; the server's log has it")
+    details = {"code": cause.code, "message": cause.message, "hint": cause.hint, "retry_after": cause.retry_after}
+    hint = f" ({cause.hint})" if cause.hint else ""
+    return CallToolResult(
+        content=[TextContent(type="text", text=f"{cause.code}: {cause.message}{hint}")],
+        structured_content={"error": {key: value for key, value in details.items() if value not in (None, "")}},
+        is_error=True,
+    )
+
+
+def _invalid(tool: Tool, error: ValidationError) -> InvalidArgument:
+    problems = error.errors(include_url=False)
+    shown = "; ".join(map(_problem, problems[:_SHOWN_PROBLEMS]))
+    more = f"; and {len(problems) - _SHOWN_PROBLEMS} more" if len(problems) > _SHOWN_PROBLEMS else ""
+    allowed = ", ".join(tool.parameters.get("properties", {}))
+    return InvalidArgument(f"{shown}{more}", hint=f"arguments of {tool.name}: {allowed}")
+
+
+def _problem(problem: ErrorDetails) -> str:
+    where = echo(".".join(map(str, problem["loc"])))
+    unknown = problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1
+    return f"{where} is not an argument" if unknown else f"{where}: {problem['msg']}"

@@ -1,0 +1,106 @@
+"""Serves many clients over streamable HTTP, with probes for whoever runs the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+from typing import Any
+
+import uvicorn
+from mcp.server.mcpserver import MCPServer
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from memory_core.errors import MemoryServiceError, UnsafeStart
+from memory_core.settings import Settings
+from memory_server.app import build_server
+from memory_server.runtime import Runtime
+
+log = logging.getLogger(__name__)
+_READY_SECONDS = 2.0
+
+
+def check_bind(host: str) -> None:
+    """Refuse to listen where strangers could reach a server without authentication.
+
+    Raises:
+        UnsafeStart: `host` is not a loopback address.
+    """
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise UnsafeStart(
+            f"binding to {host} needs authentication, which is off",
+            hint="bind to 127.0.0.1, and put a proxy that authenticates in front",
+        )
+
+
+async def serve_http(settings: Settings) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        UnsafeStart: the address or the Redis must not be used as configured.
+    """
+    check_bind(settings.host)
+    runtime = Runtime(settings)
+    application = http_application(build_server(runtime), runtime)
+    config = uvicorn.Config(
+        application,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        loop="none",
+    )
+    server = uvicorn.Server(config)
+    async with runtime.running():
+        refusal = asyncio.create_task(_stop_if_unsafe(runtime, server))
+        try:
+            await server.serve()
+        finally:
+            refusal.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await refusal
+
+
+def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
+    """Make the ASGI application: MCP at /mcp, /livez and /readyz."""
+
+    @server.custom_route("/livez", methods=["GET"])
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    @server.custom_route("/readyz", methods=["GET"])
+    async def readyz(_: Request) -> Response:
+        reason = await _unready_reason(runtime)
+        return JSONResponse({"ready": reason is None, "reason": reason}, status_code=200 if reason is None else 503)
+
+    limits = runtime.settings.limits
+    return server.streamable_http_app(host="127.0.0.1", max_request_body_size=limits.body_bytes)
+
+
+async def _unready_reason(runtime: Runtime) -> str | None:
+    try:
+        async with asyncio.timeout(_READY_SECONDS):
+            service = await runtime.service()
+            from memory_server.usecases.stats import is_ready
+
+            return await is_ready(service)
+    except MemoryServiceError as error:
+        return error.message
+    except TimeoutError:
+        return "Redis is not up yet"
+
+
+async def _stop_if_unsafe(runtime: Runtime, server: uvicorn.Server) -> None:
+    """End the process when Redis turns out to be one that must not be used."""
+    service = await runtime.service()
+    error: UnsafeStart = await asyncio.shield(service.backend.fatal)
+    server.should_exit = True
+    raise error

@@ -1,0 +1,74 @@
+"""What every use case that reads shares: loading one record, querying the index, telling what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from redis import exceptions as redis_errors
+
+from memory_core.connection import Client
+from memory_core.errors import NotFound, echo
+from memory_core.index import is_missing_index
+from memory_core.keys import Keys
+from memory_core.records import Record
+from memory_core.scope import Principal
+from memory_server.search import candidates
+from memory_server.service import Service
+from memory_server.usecases.checks import check_id
+
+T = TypeVar("T")
+
+
+async def load_readable(
+    service: Service, principal: Principal, memory_id: str, *, vector_field: str | None = None
+) -> Record:
+    """Load one record that the principal may read.
+
+    Raises:
+        NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
+    """
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> list[Record]:
+        return await candidates.load(
+            client, keys, [check_id(memory_id)], principal, time.time(), vector_field=vector_field
+        )
+
+    records = await service.backend.read(fetch)
+    if not records:
+        raise NotFound(
+            f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
+        )
+    return records[0]
+
+
+async def run_search(service: Service, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
+    """Run commands on the index; where it is missing make it and run them once more.
+
+    Raises:
+        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    """
+    for attempt in range(2):
+        try:
+            return await service.backend.read(command)
+        except redis_errors.ResponseError as error:
+            if attempt or not is_missing_index(error):
+                raise candidates.search_error(error) from error
+            await service.backend.namespace(namespace, renew=True)
+    raise AssertionError("unreachable")
+
+
+def partial_reason(
+    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
+) -> str | None:
+    """Say what an answer lacks, or None when it is whole."""
+    reasons = list(dict.fromkeys(warnings))
+    if progress < 1:
+        reasons.append(f"the index is being built ({progress:.0%}); some memories cannot be found yet")
+    if failure:
+        reasons.append(f"by words only: {failure}")
+    elif waiting:
+        reasons.append(f"{waiting} memories still wait for their vectors and were searched by words only")
+    return "; ".join(reasons) or None
