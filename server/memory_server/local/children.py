@@ -1,0 +1,88 @@
+"""Starts, watches and ends the supervisor's child processes, and nobody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memory_server.local.paths import open_log
+
+
+class Children:
+    """Processes whose ends arrive as SIGCHLD. Needs a running loop in the main thread."""
+
+    def __init__(self) -> None:
+        self._died = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._died.set)
+
+    def start(
+        self,
+        argv: Sequence[str | Path],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        hand_over: int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process whose output goes to `log`; it gets a copy of the descriptor `hand_over`.
+
+        Raises:
+            OSError: the program cannot be executed.
+        """
+        output = open_log(log)
+        try:
+            return subprocess.Popen(  # noqa: S603
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=None if env is None else {**os.environ, **env},
+                pass_fds=() if hand_over is None else (hand_over,),
+            )
+        finally:
+            os.close(output)
+
+    async def exit_of(self, process: subprocess.Popen[bytes], within: float | None = None) -> int | None:
+        """Wait for the end of a process and return its exit code; None when `within` seconds pass first."""
+        deadline = None if within is None else time.monotonic() + within
+        while (code := process.poll()) is None:
+            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            if left <= 0:
+                return None
+            self._died.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(left):
+                    await self._died.wait()
+        return code
+
+    async def end(self, process: subprocess.Popen[bytes], *, patience: float, kill: bool) -> bool:
+        """Send SIGTERM, wait `patience` seconds, then SIGKILL if `kill`. True when it has ended."""
+        if process.poll() is None:
+            process.terminate()
+        if await self.exit_of(process, patience) is None and kill:
+            process.kill()
+            await self.exit_of(process)
+        return process.poll() is not None
+
+
+@dataclass
+class Backoff:
+    """Growing pauses between restarts; a run that lasted long enough starts them anew."""
+
+    first: float
+    longest: float
+    steady_after: float = 10.0
+    _next: float = field(default=0.0, init=False)
+
+    def after(self, lived: float) -> float:
+        """Seconds to wait after a run that lived that long."""
+        if self._next == 0.0 or lived >= self.steady_after:
+            self._next = self.first
+        pause, self._next = self._next, min(self._next * 2, self.longest)
+        return pause

@@ -1,0 +1,268 @@
+"""Where the embedded Redis keeps its files, and the checks that nobody else can reach them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from memory_core.errors import UnsafeStart, echo
+
+SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
+LOG_LIMIT = 5 << 20
+
+_Record = TypeVar("_Record", "State", "Address")
+
+
+@dataclass(frozen=True)
+class LocalPaths:
+    """The files of one data directory; all of them are private to the user."""
+
+    data_dir: Path
+
+    @property
+    def users_lock(self) -> Path:
+        """Held shared by every server process that uses this Redis."""
+        return self.data_dir / "users.lock"
+
+    @property
+    def supervisor_lock(self) -> Path:
+        """Held alone by the supervisor as long as it lives."""
+        return self.data_dir / "supervisor.lock"
+
+    @property
+    def redis_lock(self) -> Path:
+        """Held by the Redis process itself: two of them must never write one AOF."""
+        return self.data_dir / "redis.lock"
+
+    @property
+    def state(self) -> Path:
+        """What the supervisor runs now (a `State`); absent while it starts and stops."""
+        return self.data_dir / "state.json"
+
+    @property
+    def address(self) -> Path:
+        """The last `Address`, kept over restarts so that clients find Redis where it was."""
+        return self.data_dir / "address.json"
+
+    @property
+    def stopped(self) -> Path:
+        """There while somebody wants Redis stopped; the next `attach` removes it."""
+        return self.data_dir / "stopped"
+
+    @property
+    def password(self) -> Path:
+        """The generated password, one line."""
+        return self.data_dir / "password"
+
+    @property
+    def config(self) -> Path:
+        """The rendered redis.conf; it holds the password."""
+        return self.data_dir / "redis.runtime.conf"
+
+    @property
+    def redis_log(self) -> Path:
+        return self.data_dir / "redis.log"
+
+    @property
+    def sidecar_log(self) -> Path:
+        return self.data_dir / "sidecar.log"
+
+    @property
+    def supervisor_log(self) -> Path:
+        return self.data_dir / "supervisor.log"
+
+    @property
+    def socket_name(self) -> str:
+        """Twelve hex digits that stand for the data directory, so that its depth does not matter."""
+        return hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12] + ".sock"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where Redis listens: a Unix socket and a loopback port."""
+
+    socket: str
+    port: int
+
+
+@dataclass(frozen=True)
+class State:
+    """What the supervisor runs now, for people and for `redis-memory status`. Holds no secret."""
+
+    supervisor_pid: int
+    socket: str
+    port: int
+    model: str
+    started_at: float
+    redis_origin: str = ""
+    redis_pid: int | None = None
+    redis_version: str | None = None
+    redis_restarts: int = 0
+    sidecar_pid: int | None = None
+    sidecar_restarts: int = 0
+    sidecar_error: str | None = None
+
+
+def locate(data_dir: Path | None) -> LocalPaths:
+    """Name the files of `data_dir`, by default of the platform's user data directory. Creates nothing."""
+    if data_dir is None:
+        from platformdirs import user_data_path
+
+        data_dir = user_data_path("redis-memory", appauthor=False)
+    return LocalPaths(data_dir.expanduser().resolve())
+
+
+def prepare(data_dir: Path | None) -> LocalPaths:
+    """Create the data directory, 0700, and return its files.
+
+    Raises:
+        UnsafeStart: it cannot be created, is somebody else's, or others may write to it.
+    """
+    paths = locate(data_dir)
+    folder = paths.data_dir
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        info = folder.stat()
+    except OSError as error:
+        raise UnsafeStart(f"cannot create the data directory {folder}: {error.strerror}") from error
+    if info.st_uid != os.geteuid():
+        raise UnsafeStart(f"the data directory {folder} belongs to another user", hint="choose --data-dir")
+    if info.st_mode & 0o022:
+        raise UnsafeStart(f"others may write to the data directory {folder}", hint=f"chmod 700 {folder}")
+    return paths
+
+
+def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
+    """Return the socket's path, the last one where that still serves; its directory is made and checked.
+
+    Raises:
+        UnsafeStart: no directory is both short enough and the user's own.
+    """
+    problem = UnsafeStart("there is no directory for the Unix socket", hint="set XDG_RUNTIME_DIR or TMPDIR")
+    for folder in _socket_dirs(paths, last):
+        path = folder / paths.socket_name
+        if len(os.fsencode(path)) > SOCKET_LIMIT:
+            continue
+        try:
+            make_private_dir(folder)
+        except UnsafeStart as error:
+            problem = error
+            continue
+        return path
+    raise problem
+
+
+def _socket_dirs(paths: LocalPaths, last: Address | None) -> Iterator[Path]:
+    # Processes of one user differ in XDG_RUNTIME_DIR and TMPDIR, so the recorded place comes first;
+    # a copied data directory must not take over its original's socket, which its name prevents.
+    if last is not None and Path(last.socket).name == paths.socket_name:
+        yield Path(last.socket).parent
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and _is_own_dir(Path(runtime)):
+        yield Path(runtime) / "redis-memory"
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        yield Path(parent) / f"redis-memory-{os.geteuid()}"
+
+
+def _is_own_dir(folder: Path) -> bool:
+    try:
+        return folder.is_absolute() and folder.is_dir() and folder.stat().st_uid == os.geteuid()
+    except OSError:
+        return False
+
+
+def make_private_dir(folder: Path) -> None:
+    """Create `folder` with mode 0700, or accept it if it is the user's own real directory.
+
+    Raises:
+        UnsafeStart: it is a symlink, no directory, or somebody else's.
+    """
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        info = folder.lstat()
+    except OSError as error:
+        raise UnsafeStart(f"cannot create {folder}: {error.strerror}") from error
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.geteuid():
+        raise UnsafeStart(f"{folder} is a link or belongs to another user", hint="remove it")
+    if info.st_mode & 0o077:
+        folder.chmod(0o700)
+
+
+def password_of(paths: LocalPaths) -> str:
+    """Read the password, generating it the first time. Only the supervisor generates."""
+    try:
+        known = paths.password.read_text().strip()
+    except FileNotFoundError:
+        known = ""
+    if known:
+        return known
+    write_private(paths.password, secrets.token_urlsafe(32) + "\n")
+    return paths.password.read_text().strip()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` atomically by a 0600 file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+def write_record(path: Path, record: State | Address) -> None:
+    """Store a record as JSON, atomically."""
+    write_private(path, json.dumps(asdict(record), indent=1) + "\n")
+
+
+def read_state(paths: LocalPaths) -> State | None:
+    """Return what the supervisor says it runs; None while it runs nothing."""
+    return _read(paths.state, State)
+
+
+def read_address(paths: LocalPaths) -> Address | None:
+    """Return where Redis was last."""
+    return _read(paths.address, Address)
+
+
+def _read(path: Path, kind: type[_Record]) -> _Record | None:
+    """Read a record, ignoring fields that a newer release may have added."""
+    try:
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            return None
+        known = cast("dict[str, Any]", found)
+        return kind(**{field.name: known[field.name] for field in fields(kind) if field.name in known})
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def open_log(path: Path) -> int:
+    """Open a log for appending; one above 5 MB is first moved to `<name>.1`."""
+    if path.exists() and path.stat().st_size > LOG_LIMIT:
+        path.replace(path.with_name(path.name + ".1"))
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:
+    """Return the last lines of a log, of what was written after `offset` bytes."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(offset, path.stat().st_size - 8192))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def short(path: Path) -> str:
+    """Quote a path for an error text."""
+    return echo(str(path))

@@ -1,0 +1,308 @@
+"""The daemon that keeps one Redis and one sidecar alive as long as any server process uses them.
+
+Run as `python -m memory_server.local.supervisor --data-dir DIR`; `attach` does so. It holds
+supervisor.lock while it lives, and stops when nobody has shared users.lock for a while, or on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from memory_core.errors import MemoryServiceError
+from memory_server.local import DEFAULT_MODEL, client, locks
+from memory_server.local.binaries import find_redis
+from memory_server.local.children import Backoff, Children
+from memory_server.local.config import choose_port, render_config
+from memory_server.local.paths import (
+    Address,
+    LocalPaths,
+    State,
+    choose_socket,
+    log_tail,
+    password_of,
+    prepare,
+    read_address,
+    write_private,
+    write_record,
+)
+
+EX_CONFIG = 78
+PARENT_VARIABLE = "REDIS_MEMORY_PARENT"
+CONFIG_RETRY_SECONDS = 30.0
+STEADY_SECONDS = 5.0
+REDIS_PATIENCE = 30.0
+SIDECAR_PATIENCE = 5.0
+
+log = logging.getLogger("redis-memory.supervisor")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a supervisor runs: `sidecar` is an argv, `()` for none."""
+
+    paths: LocalPaths
+    model: str
+    grace: float
+    sidecar: tuple[str, ...]
+
+
+def sidecar_command(model: str) -> list[str]:
+    """Return the argv of the embedding sidecar; REDIS_URL and REDIS_MEMORY_PARENT are set."""
+    # -P: the working directory must not shadow installed packages.
+    return [sys.executable, "-P", "-m", "memory_embedder", "--exit-with-parent", "--model", model]
+
+
+class Supervisor:
+    """One life of the daemon; the caller holds supervisor.lock."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.paths = options.paths
+        self.password = password_of(self.paths)
+        self.children = Children()
+        self.redis: subprocess.Popen[bytes] | None = None
+        self.sidecar: subprocess.Popen[bytes] | None = None
+        self.redis_ready = asyncio.Event()
+        self.users_fd = locks.open_lock(self.paths.users_lock)
+        address = self._choose_address()
+        self.state = State(os.getpid(), address.socket, address.port, options.model, time.time())
+
+    async def run(self) -> None:
+        """Keep everything alive until the last user left or SIGTERM came, then stop in order."""
+        asked = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, asked.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+        self._note()  # only now: whoever reads the pid may send SIGTERM
+        jobs = [
+            asyncio.create_task(job)
+            for job in (asked.wait(), self._until_unused(), self._keep_redis(), self._keep_sidecar())
+        ]
+        try:
+            done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            if asked.is_set():
+                # Before the lock goes: servers that watch must not start the next supervisor.
+                write_private(self.paths.stopped, "")
+            for job in done:
+                job.result()
+        finally:
+            await _cancel(jobs)
+            await self._stop()
+
+    async def _until_unused(self) -> None:
+        """Return once no user was there for `grace` seconds, holding users.lock: newcomers wait on it."""
+        pause = min(1.0, max(0.02, self.options.grace / 4))
+        alone_since: float | None = None
+        while True:
+            if not locks.try_exclusive(self.users_fd):
+                alone_since = None
+            else:
+                alone_since = alone_since or time.monotonic()
+                if time.monotonic() - alone_since >= self.options.grace:
+                    log.info("the last user left")
+                    return
+                locks.release(self.users_fd)
+            await asyncio.sleep(pause)
+
+    async def _keep_redis(self) -> None:
+        backoff = Backoff(0.1, 5.0)
+        while True:
+            began = time.monotonic()
+            lock = await self._own_redis_lock()
+            self._start_redis(lock)
+            if self.redis is not None:
+                await self._serve(self.redis)
+            self.redis_ready.clear()
+            pause = backoff.after(time.monotonic() - began)
+            log.warning("Redis ended; starting it again in %.1f s", pause)
+            await asyncio.sleep(pause)
+            self._note(redis_pid=None, redis_restarts=self.state.redis_restarts + 1)
+
+    async def _own_redis_lock(self) -> int:
+        """Wait until no Redis runs on this data, shutting down one that outlived its supervisor."""
+        told = False
+        while (lock := locks.take_exclusive(self.paths.redis_lock)) is None:
+            if not told:
+                log.warning("another Redis still has this data directory; asking it to end")
+            told = True
+            await client.shut_down_orphan(read_address(self.paths), self.password)
+            await asyncio.sleep(0.1)
+        return lock
+
+    def _start_redis(self, lock: int) -> None:
+        """Start Redis, which keeps the lock from here on; on failure `self.redis` is None."""
+        self.redis = None
+        try:
+            binaries = find_redis()
+            address = self._choose_address()
+            write_record(self.paths.address, address)
+            config = render_config(self.paths, address, binaries, self.password)
+            self.redis = self.children.start([binaries.server, config], self.paths.redis_log, hand_over=lock)
+            self._note(
+                redis_pid=self.redis.pid,
+                redis_origin=binaries.origin,
+                socket=address.socket,
+                port=address.port,
+            )
+        except (MemoryServiceError, OSError) as error:
+            log.error("cannot start Redis: %s", error)
+        finally:
+            os.close(lock)
+
+    async def _serve(self, redis: subprocess.Popen[bytes]) -> None:
+        """Announce Redis once it is ready, and return when it has ended."""
+        while await client.health(self._url) != "ready":
+            if await self.children.exit_of(redis, 0.02) is not None:
+                log.error("Redis did not start: %s", log_tail(self.paths.redis_log, 1))
+                return
+        self._note(redis_version=await client.version(self._url) or "unknown")
+        self.redis_ready.set()
+        await self.children.exit_of(redis)
+
+    async def _keep_sidecar(self) -> None:
+        argv = self.options.sidecar
+        if not argv:
+            await asyncio.Event().wait()
+        backoff = Backoff(0.2, 15.0)
+        while True:
+            await self.redis_ready.wait()
+            began = time.monotonic()
+            code = await self._run_sidecar(argv)
+            pause = CONFIG_RETRY_SECONDS if code == EX_CONFIG else backoff.after(time.monotonic() - began)
+            log.warning("the sidecar ended with %s; starting it again in %.1f s", code, pause)
+            await asyncio.sleep(pause)
+            self._note(sidecar_restarts=self.state.sidecar_restarts + 1)
+
+    async def _run_sidecar(self, argv: tuple[str, ...]) -> int | None:
+        """Run the sidecar to its end; one that lives clears the last error, one misconfigured sets it."""
+        written = self.paths.sidecar_log.stat().st_size if self.paths.sidecar_log.exists() else 0
+        # Not argv: `ps` shows that to everybody. The pid, because a supervisor killed while the sidecar
+        # still imports would not be the parent that it finds.
+        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid())}
+        try:
+            self.sidecar = self.children.start(argv, self.paths.sidecar_log, env=environment)
+        except OSError as error:
+            self._note(sidecar_error=f"cannot start {argv[0]}: {error.strerror}")
+            return EX_CONFIG
+        self._note(sidecar_pid=self.sidecar.pid)
+        code = await self.children.exit_of(self.sidecar, STEADY_SECONDS)
+        if code is None:
+            self._note(sidecar_error=None)
+            code = await self.children.exit_of(self.sidecar)
+        self._note(sidecar_pid=None)
+        if code == EX_CONFIG:
+            said = log_tail(self.paths.sidecar_log, 1, written)
+            self._note(sidecar_error=said or "the sidecar is not configured correctly")
+        return code
+
+    async def _stop(self) -> None:
+        """Stop the sidecar, then Redis; state.json goes first, so that nobody attaches meanwhile."""
+        self.paths.state.unlink(missing_ok=True)
+        if self.sidecar is not None:
+            await self.children.end(self.sidecar, patience=SIDECAR_PATIENCE, kill=True)
+        if self.redis is not None and self.redis.poll() is None:
+            await client.shut_down(self._url)
+            if await self.children.exit_of(self.redis, 0.5) is None:
+                # Never SIGKILL: a slow disk is no reason to lose what it still has to write.
+                ended = await self.children.end(self.redis, patience=REDIS_PATIENCE, kill=False)
+                log.log(logging.INFO if ended else logging.ERROR, "Redis ended: %s", ended)
+        self._remove_socket()
+        log.info("stopped")
+
+    def _remove_socket(self) -> None:
+        """Remove what a Redis that was killed leaves behind; not the socket of one that still runs."""
+        if self.redis is not None and self.redis.poll() is not None:
+            Path(self.state.socket).unlink(missing_ok=True)
+
+    def _choose_address(self) -> Address:
+        last = read_address(self.paths)
+        return Address(str(choose_socket(self.paths, last)), choose_port(last))
+
+    def _note(self, **changes: Any) -> None:
+        self.state = replace(self.state, **changes)
+        write_record(self.paths.state, self.state)
+
+    @property
+    def _url(self) -> str:
+        return client.socket_url(self.state.socket, self.password)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Become the supervisor of a data directory, unless it has one. Returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    paths = prepare(arguments.data_dir)
+    lock: int | None = arguments.lock_fd
+    if lock is None:
+        lock = locks.take_exclusive(paths.supervisor_lock)
+    if lock is None:
+        print(f"a supervisor of {paths.data_dir} is already running", file=sys.stderr)
+        return 0
+    os.set_inheritable(lock, False)
+    if arguments.detach and os.fork():
+        os._exit(0)  # the daemon belongs to init from here on, not to the server that started it
+    os.chdir(paths.data_dir)
+    paths.state.unlink(missing_ok=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    options = Options(paths, arguments.model, arguments.grace, _sidecar(arguments))
+    try:
+        asyncio.run(_run(options))
+    except MemoryServiceError as error:
+        log.error("%s", error)
+        return 1
+    return 0
+
+
+async def _cancel(jobs: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel until all have ended: a client caught while connecting may swallow one cancellation."""
+    while pending := [job for job in jobs if not job.done()]:
+        for job in pending:
+            job.cancel()
+        await asyncio.wait(pending, timeout=0.2)
+
+
+async def _run(options: Options) -> None:
+    await Supervisor(options).run()
+
+
+def _sidecar(arguments: argparse.Namespace) -> tuple[str, ...]:
+    if arguments.sidecar is None:
+        return tuple(sidecar_command(arguments.model))
+    return tuple(arguments.sidecar)
+
+
+def _argv(text: str) -> list[str]:
+    """Read a sidecar's argv: a JSON list of strings, or null for no sidecar."""
+    found: Any = json.loads(text)
+    if found is None:
+        return []
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        raise argparse.ArgumentTypeError("must be a JSON list of strings, or null")
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m memory_server.local.supervisor", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, default=None)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    seconds: Callable[[str], float] = float
+    parser.add_argument("--grace", type=seconds, default=10.0, help="seconds to stay after the last user")
+    parser.add_argument("--sidecar", type=_argv, default=None, help="a JSON argv list; null for none")
+    parser.add_argument("--lock-fd", type=int, default=None, help="a descriptor that holds supervisor.lock")
+    parser.add_argument("--detach", action="store_true", help="go to the background at once")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
