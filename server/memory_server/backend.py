@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, on_reconnect, redis_url, store_errors
@@ -91,7 +91,7 @@ class Backend:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable) & _not_loading,
             stop=stop_after_delay(1.0),
-            wait=wait_exponential_jitter(0.02, 0.3),
+            wait=wait_random_exponential(multiplier=0.02, max=0.3),
             reraise=True,
         ):
             with attempt:
@@ -113,7 +113,7 @@ class Backend:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(outcomes),
             stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
-            wait=wait_exponential_jitter(0.05, 1.0),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
             reraise=True,
         ):
             with attempt:
@@ -182,7 +182,7 @@ class Backend:
         try:
             async for attempt in AsyncRetrying(
                 retry=retry_if_exception_type(StoreUnavailable),
-                wait=wait_exponential_jitter(0.1, 2.0),
+                wait=wait_random_exponential(multiplier=0.1, max=2.0),
                 before_sleep=self._remember,
             ):
                 with attempt:

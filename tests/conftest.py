@@ -1,0 +1,72 @@
+"""What all tests share: the developer's settings kept out, one real stack for those that do not break it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from itertools import count
+
+import pytest
+import pytest_asyncio
+from stack import Agent, Server, Stack, in_own_task, whole_stack
+
+from memory_core.keys import NAMESPACES
+
+_numbers = count()
+
+
+def pytest_configure() -> None:
+    """Keep the developer's own settings out of the tests."""
+    for name in list(os.environ):
+        if name == "REDIS_URL" or (name.startswith("MEMORY_") and name != "MEMORY_EVAL_DATA"):
+            del os.environ[name]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
+    """The stack of the session. Afterwards no key may be left that should have gone by itself."""
+    async with whole_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+        await _check_left_keys(running)
+
+
+@pytest.fixture
+def server(stack: Stack) -> Server:
+    """The server of the session's stack."""
+    return stack.server
+
+
+@pytest.fixture
+def namespace() -> str:
+    """A namespace that no other test uses."""
+    return f"test-{next(_numbers)}"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def alice(server: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """An agent."""
+    async with in_own_task(server.agent("alice", namespace)) as agent:
+        yield agent
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def bob(server: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """Another agent in the same namespace."""
+    async with in_own_task(server.agent("bob", namespace)) as agent:
+        yield agent
+
+
+async def _check_left_keys(stack: Stack) -> None:
+    """Only keys that live as long as their namespace may be without an expiry; memories say it themselves."""
+    lasting = (":meta", ":counters", ":jobs", ":audit", ":agent:", ":owner:", ":seq:", ":same:", ":mem:", ":use:")
+    offenders: list[str] = []
+    async for raw in stack.client.scan_iter(count=1000):
+        key = raw.decode()
+        if key in {NAMESPACES, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:")):
+            continue
+        if await stack.client.ttl(key) != -1:
+            continue
+        forever = ":mem:" in key and await stack.client.hget(key, "expires_at") != b"inf"
+        if forever or not any(part in key for part in lasting):
+            offenders.append(key)
+    assert not offenders, f"keys left without expiry: {offenders[:20]}"

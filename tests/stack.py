@@ -1,0 +1,198 @@
+"""The real stack for tests: Redis, a sidecar with real weights, the HTTP server, and agents that connect to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvicorn
+from embedder_fixtures import RedisServer, wait_until
+from mcp import Client as McpClient
+from mcp.client.client import ConnectMode
+from mcp_types import CallToolResult, TextContent
+
+from memory_core import sidecars
+from memory_core.connection import Client, connect
+from memory_core.settings import Settings
+from memory_server.app import build_server
+from memory_server.runtime import Runtime
+from memory_server.transport.http import http_application
+
+
+T = TypeVar("T")
+
+
+class Refused(Exception):
+    """A tool answered with an error."""
+
+    def __init__(self, text: str, error: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.text = text
+        self.code = error.get("code", "")
+        self.error = error
+
+
+class Agent:
+    """One agent connected over MCP."""
+
+    def __init__(self, client: McpClient) -> None:
+        self.client = client
+
+    async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
+        """Call a tool and give its structured answer.
+
+        Raises:
+            Refused: the tool answered with an error.
+        """
+        result = await self.raw(tool, **arguments)
+        structured = result.structured_content or {}
+        if result.is_error:
+            raise Refused(text_of(result), structured.get("error", {}))
+        return structured
+
+    async def raw(self, tool: str, /, **arguments: Any) -> CallToolResult:
+        """Call a tool and give the whole result."""
+        result = await self.client.call_tool(tool, arguments)
+        assert isinstance(result, CallToolResult)
+        return result
+
+    async def store(self, content: str, **arguments: Any) -> str:
+        """Store a memory and give its id."""
+        return (await self.call("store_memory", content=content, **arguments))["memory_id"]
+
+    async def search(self, query: str, **arguments: Any) -> list[str]:
+        """Search and give the contents found, best first."""
+        answer = await self.call("semantic_search", query=query, **arguments)
+        return [hit["memory"]["content"] for hit in answer["hits"]]
+
+
+@asynccontextmanager
+async def in_own_task(context: AbstractAsyncContextManager[T]) -> AsyncGenerator[T]:
+    """Enter and leave a context in one task, as cancel scopes demand and fixtures do not do."""
+    entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+    leaving = asyncio.Event()
+
+    async def hold() -> None:
+        async with context as value:
+            entered.set_result(value)
+            await leaving.wait()
+
+    task = asyncio.create_task(hold())
+    await asyncio.wait({task, entered}, return_when=asyncio.FIRST_COMPLETED)
+    if task.done():
+        await task
+    try:
+        yield await entered
+    finally:
+        leaving.set()
+        await task
+
+
+def text_of(result: CallToolResult) -> str:
+    """Give the text form of a result."""
+    block = result.content[0]
+    assert isinstance(block, TextContent)
+    return block.text
+
+
+@dataclass(slots=True)
+class Server:
+    """The HTTP server in this process."""
+
+    url: str
+    runtime: Runtime
+
+    @asynccontextmanager
+    async def agent(
+        self, name: str, namespace: str, mode: ConnectMode = "auto", **options: Any
+    ) -> AsyncGenerator[Agent]:
+        """Connect an agent to a namespace."""
+        url = f"{self.url}/mcp?agent={name}&namespace={namespace}"
+        async with McpClient(url, mode=mode, **options) as client:
+            yield Agent(client)
+
+
+@asynccontextmanager
+async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
+    """Run the HTTP server on a free port."""
+    runtime = Runtime(Settings.load(redis_url=redis_url, **settings))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        application = http_application(build_server(runtime), runtime)
+        config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+        server = uvicorn.Server(config)
+        async with runtime.running():
+            task = asyncio.create_task(server.serve(sockets=[listener]))
+            while not server.started:
+                await asyncio.sleep(0.01)
+            try:
+                yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime)
+            finally:
+                server.should_exit = True
+                await task
+
+
+class SidecarProcess:
+    """A real sidecar in a process of its own, which may be killed."""
+
+    def __init__(self, redis_url: str, *options: str) -> None:
+        self._command = [sys.executable, "-m", "memory_embedder", *options]
+        self._environment = {**os.environ, "REDIS_URL": redis_url}
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        self.process = subprocess.Popen(self._command, env=self._environment, stderr=subprocess.PIPE)
+
+    def kill(self) -> None:
+        """Take it away without warning."""
+        self._end("kill")
+
+    def stop(self) -> None:
+        """Ask it to stop and wait."""
+        self._end("terminate")
+
+    def _end(self, how: str) -> None:
+        assert self.process is not None
+        getattr(self.process, how)()
+        self.process.communicate(timeout=20)
+
+
+async def sidecar_is_ready(client: Client) -> bool:
+    """Whether a sidecar says that it serves."""
+    return any(status.state == "ready" for status in await sidecars.living(client))
+
+
+@dataclass(slots=True)
+class Stack:
+    """Everything, each part of which may be killed."""
+
+    redis: RedisServer
+    sidecar: SidecarProcess
+    server: Server
+    client: Client
+
+
+@asynccontextmanager
+async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> AsyncGenerator[Stack]:
+    """Start Redis, a sidecar and the server, and wait until all serve."""
+    redis = RedisServer(folder)
+    redis.start()
+    sidecar = SidecarProcess(redis.url, *sidecar_options)
+    sidecar.start()
+    async with AsyncExitStack() as parts:
+        parts.callback(redis.kill)
+        parts.callback(sidecar.stop)
+        client = connect(redis.url)
+        parts.push_async_callback(client.aclose)
+        await wait_until(lambda: sidecar_is_ready(client))
+        server = await parts.enter_async_context(serving(redis.url, **settings))
+        yield Stack(redis, sidecar, server, client)
