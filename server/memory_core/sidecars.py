@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from memory_core import keys
-from memory_core.connection import Client
+
+if TYPE_CHECKING:
+    from memory_core.connection import Client
 
 HEARTBEAT_SECONDS = 2.0
 LIFETIME_SECONDS = 8.0

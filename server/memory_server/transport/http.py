@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 from typing import Any
@@ -18,6 +17,7 @@ from memory_core.errors import MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
+from memory_server.transport.greeting import greeting
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 2.0
@@ -60,13 +60,16 @@ async def serve_http(settings: Settings) -> None:
     )
     server = uvicorn.Server(config)
     async with runtime.running():
-        refusal = asyncio.create_task(_stop_if_unsafe(runtime, server))
+        helpers = [asyncio.create_task(_stop_if_unsafe(runtime, server)), asyncio.create_task(_greet(runtime, server))]
         try:
             await server.serve()
         finally:
-            refusal.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await refusal
+            for helper in helpers:
+                helper.cancel()
+            results = await asyncio.gather(*helpers, return_exceptions=True)
+    for result in results:
+        if isinstance(result, MemoryServiceError):
+            raise result
 
 
 def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
@@ -96,6 +99,18 @@ async def _unready_reason(runtime: Runtime) -> str | None:
         return error.message
     except TimeoutError:
         return "Redis is not up yet"
+
+
+async def _greet(runtime: Runtime, server: uvicorn.Server) -> None:
+    """Tell the person at the terminal how clients connect, then when everything is up."""
+    while not server.started:
+        await asyncio.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    print(greeting(f"http://{runtime.settings.host}:{port}/mcp"), flush=True)
+    while reason := await _unready_reason(runtime):
+        log.info("not ready yet: %s", reason)
+        await asyncio.sleep(0.25)
+    print("Ready: memories can be stored and searched.", flush=True)
 
 
 async def _stop_if_unsafe(runtime: Runtime, server: uvicorn.Server) -> None:
