@@ -20,6 +20,8 @@ from memory_server.search.query import Query
 from memory_server.search.ranking import WordStatistics
 
 MAX_DEPTH = 6400
+_WORD_BUDGET = 1600
+"""Entries fetched for all words of a query together."""
 EXACT_UP_TO = 5000
 """With this many readable pieces or fewer every one is compared, so nothing of others can show."""
 
@@ -72,7 +74,9 @@ async def propose(
 ) -> Candidates:
     """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip.
 
-    The nearest are found by comparing with every readable memory if `exact` or if these are few.
+    The nearest are found by comparing with every readable memory if `exact` or if these are few. Words are
+    looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
+    BM25 orders the memories of one word only, and the words are weighed here.
 
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
@@ -84,23 +88,38 @@ async def propose(
         pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", *options)
 
     add(build.without_vector(selection), "LIMIT", 0, 0)
+    reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
-        add(build.with_words(selection, [term]), "LIMIT", 0, 0)
-    if terms:
-        add(build.with_words(selection, terms), "LIMIT", 0, depth, "SCORER", "BM25STD")
+        add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None:
         near = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(near, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
     waiting, *rest = await pipe.execute()
-    frequencies = [int(answer[b"total_results"]) for answer in rest[: len(terms)]]
-    proposals = [_ids(keys, answer) for answer in rest[len(terms) :]]
+    by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
+    frequencies = [int(answer[b"total_results"]) for answer in by_word]
+    statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
+    worded = _weigh(keys, by_word, [statistics.idf(term) for term in terms])
+    near_ids = [memory_id for answer in by_vector for memory_id in _ids(keys, answer)]
     return Candidates(
-        ids=list(dict.fromkeys(memory_id for ids in proposals for memory_id in ids)),
-        statistics=WordStatistics(total, dict(zip(terms, frequencies, strict=True))),
+        ids=list(dict.fromkeys([*worded[:depth], *near_ids])),
+        statistics=statistics,
         waiting=int(waiting[b"total_results"]),
-        full=any(len(ids) >= depth for ids in proposals),
+        full=len(worded) > depth or len(near_ids) >= depth or any(number > reach for number in frequencies),
         warnings=[text for answer in (waiting, *rest) for text in _warnings(answer)],
     )
+
+
+def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[str]:
+    """Merge the memories of several words, those that gather most weight first."""
+    gathered: dict[bytes, float] = {}
+    for answer, weight in zip(answers, weights, strict=True):
+        results = answer[b"results"]
+        best = max((result[b"score"] for result in results), default=0.0) or 1.0
+        for result in results:
+            name = result[b"id"]
+            gathered[name] = gathered.get(name, 0.0) + weight * (1 + result[b"score"] / best)
+    prefix = len(keys.memory_prefix)
+    return [name.decode()[prefix:] for name in sorted(gathered, key=gathered.__getitem__, reverse=True)]
 
 
 async def page(

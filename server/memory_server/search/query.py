@@ -72,11 +72,10 @@ def expired(principal: Principal, filters: Filters, now: float) -> Query:
     return _permitted(principal, filters, lambda query: f"@expires_at:[-inf {query.bind(to_redis(now))}]")
 
 
-def with_words(query: Query, terms: Sequence[str]) -> Query:
-    """Narrow a selection to what holds any of the words; only the words count for its score."""
+def with_word(query: Query, word: str) -> Query:
+    """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
     narrowed = Query(params=dict(query.params))
-    words = narrowed.bind_any(terms)
-    narrowed.text = f"({query.text})=>{{$weight: 0}} @{TEXT_FIELDS}:({words})"
+    narrowed.text = f"{query.text} @{TEXT_FIELDS}:({narrowed.bind(word)})"
     return narrowed
 
 
@@ -91,7 +90,7 @@ def with_neighbours(query: Query, vector: bytes, k: int, *, exact: bool) -> Quer
 def having(query: Query, field: str, *values: str) -> Query:
     """Narrow a selection to what has one of the values in a TAG field."""
     narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} @{field}:{{{narrowed.bind_any(values)}}}"
+    narrowed.text = f"{query.text} {_tagged(narrowed, field, values)}"
     return narrowed
 
 
@@ -123,9 +122,13 @@ def created_before(query: Query, created_at: float | None) -> Query:
 
 def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
-    permission = f"@scope:{{{query.bind_any(principal.tokens)}}}"
-    query.text = " ".join([permission, expiry(query), *_filter_clauses(query, filters)])
+    query.text = " ".join([_tagged(query, "scope", principal.tokens), expiry(query), *_filter_clauses(query, filters)])
     return query
+
+
+def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
+    """Match any of the values; without weight, since rare tags would outscore words."""
+    return f"@{field}:{{{query.bind_any(values)}}}=>{{$weight: 0}}"
 
 
 def _filter_clauses(query: Query, filters: Filters) -> list[str]:
@@ -136,11 +139,11 @@ def _filter_clauses(query: Query, filters: Filters) -> list[str]:
         ("context", (filters.context,) if filters.context else ()),
         ("source", (filters.source,) if filters.source else ()),
     )
-    clauses = [f"@{name}:{{{query.bind_any(values)}}}" for name, values in chosen if values]
+    clauses = [_tagged(query, name, values) for name, values in chosen if values]
     if filters.tag_match == "all":
-        clauses += [f"@tags:{{{query.bind(tag)}}}" for tag in filters.tags]
+        clauses += [_tagged(query, "tags", (tag,)) for tag in filters.tags]
     elif filters.tags:
-        clauses.append(f"@tags:{{{query.bind_any(filters.tags)}}}")
+        clauses.append(_tagged(query, "tags", filters.tags))
     if filters.since is not None or filters.until is not None:
         low = query.bind(to_redis(filters.since)) if filters.since is not None else "-inf"
         high = query.bind(to_redis(filters.until)) if filters.until is not None else "inf"

@@ -12,6 +12,7 @@ from mcp.server.mcpserver import MCPServer
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memory_core.errors import MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
@@ -85,7 +86,22 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         return JSONResponse({"ready": reason is None, "reason": reason}, status_code=200 if reason is None else 503)
 
     limits = runtime.settings.limits
-    return server.streamable_http_app(host="127.0.0.1", max_request_body_size=limits.body_bytes)
+    application = server.streamable_http_app(host="127.0.0.1", max_request_body_size=limits.body_bytes)
+    application.add_middleware(TrimmedHeaders)
+    return application
+
+
+class TrimmedHeaders:
+    """Drops the white space after header values, which is no part of them (RFC 9110, 5.5); httptools leaves it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] == "http":
+            scope = {**scope, "headers": [(name, value.strip(b" \t")) for name, value in scope["headers"]]}
+        await self.app(scope, receive, send)
 
 
 async def _unready_reason(runtime: Runtime) -> str | None:

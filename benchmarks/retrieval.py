@@ -1,0 +1,163 @@
+"""Stores real conversations through MCP, one memory a turn, and asks their questions: quality and speed."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mcp import Client
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from benchmarks.evalset import Conversation, load
+from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
+from benchmarks.serving import product
+
+MODES = ("vector", "keyword", "hybrid")
+ADVERSARIAL = {"locomo": "5"}
+"""Category whose questions have no answer in the text; shown apart."""
+_RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """Figures of one mode. Latencies in milliseconds, one client, uncached queries."""
+
+    mode: str
+    quality: list[Quality] = field(default_factory=list[Quality])
+    adversarial: list[Quality] = field(default_factory=list[Quality])
+    latencies: list[float] = field(default_factory=list[float])
+
+    def row(self) -> dict[str, Any]:
+        """Give the figures for the table and the JSON."""
+        return {
+            "mode": self.mode,
+            "questions": len(self.quality),
+            **{name: round(value, 3) for name, value in asdict(mean(self.quality)).items()},
+            "adversarial_recall_at_10": round(mean(self.adversarial).recall_at_10, 3) if self.adversarial else None,
+            "search_p50_ms": round(percentile(self.latencies, 0.5), 1),
+            "search_p95_ms": round(percentile(self.latencies, 0.95), 1),
+        }
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    """Call a tool; a refusal or a partial answer ends the run."""
+    result = await client.call_tool(tool, arguments)
+    answer = result.structured_content or {}
+    if result.is_error or answer.get("partial"):
+        raise RuntimeError(f"{tool}: {answer}")
+    return answer
+
+
+def namespace_url(url: str, conversation: Conversation) -> str:
+    """Give every conversation a namespace of its own."""
+    return f"{url}?agent=bench&namespace=conv-{conversation.id.lower().replace('_', '-')}"
+
+
+async def store(url: str, conversation: Conversation, progress: Progress, task: Any) -> dict[str, str]:
+    """Store a conversation in order and return its memories' ids there by the ids we were given."""
+    ids: dict[str, str] = {}
+    async with Client(namespace_url(url, conversation)) as client:
+        for memory in conversation.memories:
+            said = {"source": memory["speaker"], "occurred_at": memory["time"], "context": memory["session"]}
+            arguments = {name: value for name, value in said.items() if value}
+            answer = await call(
+                client,
+                "store_memory",
+                content=memory["text"],
+                memory_type="conversation",
+                priority="critical",
+                wait=False,
+                **arguments,
+            )
+            ids[answer["memory_id"]] = memory["id"]
+            progress.advance(task)
+        while (await call(client, "memory_stats"))["vector_backlog"]:
+            await asyncio.sleep(0.1)
+    return ids
+
+
+async def ask(
+    url: str,
+    conversation: Conversation,
+    ids: dict[str, str],
+    outcome: Outcome,
+    skipped: str,
+    progress: Progress,
+    task: Any,
+) -> None:
+    """Ask a conversation's questions one after another."""
+    async with Client(namespace_url(url, conversation)) as client:
+        await call(client, "memory_stats")
+        for question in conversation.questions:
+            started = time.perf_counter()
+            answer = await call(client, "semantic_search", query=question.text, mode=outcome.mode, limit=MRR_DEPTH)
+            outcome.latencies.append((time.perf_counter() - started) * 1000)
+            ranked = [ids[hit["memory"]["memory_id"]] for hit in answer["hits"]]
+            target = outcome.adversarial if question.category == skipped else outcome.quality
+            target.append(judge(ranked, question.evidence))
+            progress.advance(task)
+
+
+async def measure(url: str, name: str, conversations: list[Conversation], console: Console) -> dict[str, Any]:
+    """Store everything, four clients at most at a time, then ask in each mode."""
+    total = sum(len(conversation.memories) for conversation in conversations)
+    questions = sum(len(conversation.questions) for conversation in conversations)
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"storing {name}", total=total)
+        started = time.perf_counter()
+        limit = asyncio.Semaphore(4)
+
+        async def stored(conversation: Conversation) -> dict[str, str]:
+            async with limit:
+                return await store(url, conversation, progress, task)
+
+        ids = await asyncio.gather(*map(stored, conversations))
+        seconds = time.perf_counter() - started
+        outcomes = [Outcome(mode) for mode in MODES]
+        for outcome in outcomes:
+            task = progress.add_task(f"asking, {outcome.mode}", total=questions)
+            for conversation, known in zip(conversations, ids, strict=True):
+                await ask(url, conversation, known, outcome, ADVERSARIAL.get(name, ""), progress, task)
+    return {
+        "set": name,
+        "memories": total,
+        "stores_per_second_until_searchable": round(total / seconds, 1),
+        "modes": [outcome.row() for outcome in outcomes],
+    }
+
+
+def show(report: dict[str, Any], console: Console) -> None:
+    """Print the report as a table."""
+    rate = report["stores_per_second_until_searchable"]
+    table = Table(title=f"{report['set']}: {report['memories']} memories, {rate} stores/s until searchable by vector")
+    for column in report["modes"][0]:
+        table.add_column(column)
+    for row in report["modes"]:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+
+
+def main() -> None:
+    """Measure the sets named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sets", nargs="*", default=["locomo"], help="locomo realtalk cranfield beam100k")
+    names: list[str] = parser.parse_args().sets
+    console = Console(width=160)
+    loaded = [(name, load(name)) for name in names]
+    _RESULTS.mkdir(exist_ok=True)
+    with product() as url:
+        for name, conversations in loaded:
+            report = asyncio.run(measure(url, name, conversations, console))
+            (_RESULTS / f"retrieval-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+            show(report, console)
+
+
+if __name__ == "__main__":
+    main()
