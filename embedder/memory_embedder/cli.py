@@ -1,0 +1,124 @@
+"""The command `redis-memory-embedder`: flags in, one running sidecar, an exit code out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from memory_core.connection import redis_url
+from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
+from memory_core.settings import Settings
+
+if TYPE_CHECKING:
+    from memory_embedder.encoder import Encoder
+
+EXIT_CONFIGURATION = 78
+"""EX_CONFIG of sysexits.h: starting again without changing something is of no use."""
+EXIT_FAILURE = 1
+_PARENT_CHECK_SECONDS = 1.0
+
+Backend = Literal["auto", "onnx", "openvino", "torch"]
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    redis: Annotated[str | None, typer.Option("--redis-url", envvar="REDIS_URL", help="Where Redis is.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, or path of its folder.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, mps, xpu, cuda[:N] or rocm[:N].")] = None,
+    backend: Annotated[Backend, typer.Option(help="The inference engine.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores of one inference; all by default.")] = None,
+    lease: Annotated[float, typer.Option(min=0.1, help="Seconds after which others take a job over.")] = 10.0,
+    exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
+    config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
+) -> None:
+    """Embed what the memory servers store and ask, until stopped by SIGTERM or Ctrl-C."""
+    parent = os.getppid() if exit_with_parent else None
+    settings = Settings.load(config, redis_url=redis, gpu={"preferred_device": device} if device else None)
+    logging.basicConfig(
+        stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    url = redis_url(settings)
+    if url is None:
+        raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
+    encoder = load_encoder(settings, model, backend, threads)
+    _run(_serve(url, encoder, lease, parent))
+
+
+def load_encoder(settings: Settings, model: str | None, backend: Backend, threads: int | None) -> Encoder:
+    """Load the model that the flags or the settings name.
+
+    Raises:
+        NotSupported: the backend is not part of this release, or its packages or device are missing.
+        InvalidArgument, WeightsAltered: see `weights.find_weights`.
+    """
+    if backend not in {"auto", "onnx"}:
+        raise NotSupported(f"the backend {backend} is not built yet", hint="use --backend onnx")
+    from memory_embedder.weights import find_weights
+
+    weights = find_weights(model or settings.vector_store.embedding_model)
+    try:
+        from memory_embedder.onnx_encoder import OnnxEncoder
+    except ImportError as error:
+        raise NotSupported(
+            f"the package {error.name} is missing",
+            hint="pip install 'redis-memory-gpu[local]', or [gpu] on a GPU node",
+        ) from error
+    return OnnxEncoder(weights, settings.gpu, threads=threads)
+
+
+def main() -> None:
+    """Run the command; a typed error becomes one line on stderr and an exit code."""
+    try:
+        app()
+    except MemoryServiceError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        print(f"redis-memory-embedder: {error.code}: {error.message}{hint}", file=sys.stderr)
+        sys.exit(exit_code(error))
+
+
+def exit_code(error: MemoryServiceError) -> int:
+    """78 where only a change of configuration helps, 1 otherwise."""
+    is_configuration = isinstance(error, InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
+    return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
+
+
+async def _serve(url: str, encoder: Encoder, lease: float, parent: int | None) -> None:
+    from memory_embedder.sidecar import Options, Sidecar
+
+    sidecar = Sidecar(url, encoder, Options(lease=lease))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, sidecar.stop)
+    watcher = asyncio.create_task(_watch_parent(parent, sidecar.stop)) if parent else None
+    try:
+        await sidecar.run()
+    finally:
+        if watcher:
+            watcher.cancel()
+
+
+async def _watch_parent(parent: int, stop: Callable[[], None]) -> None:
+    """An orphan is adopted by another process; that is the only sign which also survives kill -9."""
+    while os.getppid() == parent:
+        await asyncio.sleep(_PARENT_CHECK_SECONDS)
+    stop()
+
+
+def _run(main_coroutine: Coroutine[Any, Any, None]) -> None:
+    factory = None
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main_coroutine)

@@ -1,0 +1,69 @@
+"""An encoder without a model, so that tests of the pipeline need neither weights nor time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+import numpy as np
+
+from memory_core.vectors import Matrix
+from memory_embedder.encoder import Tokens, unit_rows
+
+
+class FakeEncoder:
+    """Gives each text a vector seeded by a hash of its tokens: equal texts, equal vectors.
+
+    `seconds_per_token` makes it as slow as wanted; a text that contains `poison` makes `infer` raise.
+    """
+
+    backend = "fake"
+    device = "cpu"
+    provider = "fake"
+    fallback = ""
+
+    def __init__(
+        self,
+        name: str = "fake",
+        dimension: int = 16,
+        *,
+        max_tokens: int = 256,
+        seconds_per_token: float = 0.0,
+        poison: str = "",
+    ) -> None:
+        self.name = name
+        self.dimension = dimension
+        self.max_tokens = max_tokens
+        self.batches: list[int] = []
+        self._seconds_per_token = seconds_per_token
+        self._poison = _word_id(poison) if poison else None
+
+    def tokenise(self, texts: list[str]) -> Tokens:
+        """One token a word, between a start and an end token."""
+        return Tokens(tuple(self._row(text) for text in texts))
+
+    def infer(self, tokens: Tokens) -> Matrix:
+        """Vectors of shape (n, dimension).
+
+        Raises:
+            RuntimeError: a text contains the poison.
+        """
+        self.batches.append(len(tokens.rows))
+        time.sleep(self._seconds_per_token * len(tokens.rows) * max(tokens.lengths, default=0))
+        if self._poison is not None and any(self._poison in row for row in tokens.rows):
+            raise RuntimeError("poison")
+        rows = [_vector(row.tobytes(), self.dimension) for row in tokens.rows]
+        return unit_rows(np.array(rows, dtype=np.float32).reshape(-1, self.dimension), self.dimension)
+
+    def _row(self, text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+        words = [_word_id(word) for word in text.split()][: self.max_tokens - 2]
+        return np.array([1, *words, 2], dtype=np.int64)
+
+
+def _word_id(word: str) -> int:
+    return 3 + int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "little")
+
+
+def _vector(seed: bytes, dimension: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    number = int.from_bytes(hashlib.sha256(seed).digest()[:8], "little")
+    return np.random.default_rng(number).standard_normal(dimension)

@@ -1,0 +1,124 @@
+"""Reads, claims and keeps entries of consumer groups, so that no other module knows how Redis does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from redis import exceptions as redis_errors
+
+from memory_core import keys
+from memory_core.connection import Client
+from memory_core.streams import Fields, entries
+
+Entry = tuple[bytes, Fields]
+_CHUNK = 512
+_HANDED_BACK_MS = 3_600_000
+"""Idle time given to entries that a stopping sidecar hands back: more than any lease."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A delivered entry that nobody acknowledged, and how often it was delivered."""
+
+    entry: bytes
+    deliveries: int
+
+
+async def make_group(client: Client, stream: str, *, make_stream: bool) -> bool:
+    """Make the sidecars' group, from the stream's beginning; False where there is no stream to have one."""
+    try:
+        await client.xgroup_create(stream, keys.GROUP, id="0", mkstream=make_stream)
+    except redis_errors.ResponseError as error:
+        if "BUSYGROUP" in str(error):
+            return True
+        if not make_stream and "requires the key to exist" in str(error):
+            return False
+        raise
+    return True
+
+
+async def read(
+    client: Client, stream: str, consumer: str, *, count: int, block_ms: int | None = None, make_stream: bool = False
+) -> list[Entry]:
+    """Take up to `count` new entries; a group that is missing (after FLUSHALL, say) is made."""
+
+    async def attempt() -> list[Entry]:
+        answer = await client.xreadgroup(keys.GROUP, consumer, {stream: ">"}, count=count, block=block_ms)
+        return [(entry, fields) for _, entry, fields in entries(answer)]
+
+    try:
+        return await attempt()
+    except redis_errors.ResponseError as error:
+        if not is_missing(error):
+            raise
+    return await attempt() if await make_group(client, stream, make_stream=make_stream) else []
+
+
+async def idle_entries(client: Client, stream: str, *, idle_ms: int, count: int) -> list[Pending]:
+    """Entries that no consumer has touched for `idle_ms`, oldest first."""
+    try:
+        found = await client.xpending_range(stream, keys.GROUP, min="-", max="+", count=count, idle=idle_ms)
+    except redis_errors.ResponseError as error:
+        if is_missing(error):
+            return []
+        raise
+    return [Pending(item["message_id"], item["times_delivered"]) for item in found]
+
+
+async def claim(client: Client, stream: str, consumer: str, found: Sequence[bytes], *, idle_ms: int) -> list[Entry]:
+    """Take over those entries that are still idle; each goes to exactly one of several claimers."""
+    if not found:
+        return []
+    claimed = await client.xclaim(stream, keys.GROUP, consumer, idle_ms, list(found))
+    return [(entry, fields) for entry, fields in claimed if entry is not None and fields is not None]
+
+
+async def keep(client: Client, stream: str, consumer: str, held: Iterable[bytes]) -> None:
+    """Renew the hold on entries, so that nobody takes them over."""
+    await _touch(client, stream, consumer, held, idle_ms=0)
+
+
+async def hand_back(client: Client, stream: str, consumer: str, held: Iterable[bytes], deliveries: int) -> None:
+    """Let others take entries over at once instead of after a lease, and set how often they were delivered."""
+    await _touch(client, stream, consumer, held, idle_ms=_HANDED_BACK_MS, deliveries=deliveries)
+
+
+async def reap_consumers(client: Client, stream: str, *, idle_ms: int) -> int:
+    """Remove consumers that hold nothing, are long silent and have no heartbeat; return how many.
+
+    The heartbeat is asked too because a living sidecar may not read a quiet stream for long.
+    """
+    try:
+        consumers = await client.xinfo_consumers(stream, keys.GROUP)
+    except redis_errors.ResponseError as error:
+        if is_missing(error):
+            return 0
+        raise
+    reaped = 0
+    for consumer in consumers:
+        name = consumer["name"].decode()
+        if consumer["pending"] or consumer["idle"] < idle_ms or await client.exists(keys.sidecar(name)):
+            continue
+        await client.xgroup_delconsumer(stream, keys.GROUP, name)
+        reaped += 1
+    return reaped
+
+
+def is_missing(error: redis_errors.ResponseError) -> bool:
+    """Whether the stream or the group does not exist."""
+    text = str(error)
+    return "NOGROUP" in text or "no such key" in text.lower()
+
+
+async def _touch(
+    client: Client, stream: str, consumer: str, held: Iterable[bytes], *, idle_ms: int, deliveries: int | None = None
+) -> None:
+    found = list(held)
+    for start in range(0, len(found), _CHUNK):
+        part = found[start : start + _CHUNK]
+        try:
+            await client.xclaim(stream, keys.GROUP, consumer, 0, part, idle=idle_ms, retrycount=deliveries, justid=True)
+        except redis_errors.ResponseError as error:
+            if not is_missing(error):
+                raise

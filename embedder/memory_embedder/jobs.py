@@ -1,0 +1,216 @@
+"""Takes embed jobs from the namespaces' streams, commits their vectors and sets hopeless ones aside."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from memory_core import functions, keys
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_core.streams import BadMessage, Job
+from memory_core.vectors import Matrix, to_bytes
+from memory_embedder import groups
+from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Backlog, Holdings, Work
+from memory_embedder.encoder import Encoder, TokenIds
+from memory_embedder.outbox import Outbox
+
+_log = logging.getLogger(__name__)
+COMMIT_AT_ONCE = 8
+"""Each vector is a graph insertion on Redis's one thread; more in one call would stall everybody else."""
+_READ_AT_ONCE = 512
+_LOOK_AT_ONCE = 256
+_NO_TOKENS: TokenIds = np.empty(0, dtype=np.int64)
+
+
+class JobDesk:
+    """Jobs between their stream and their commit."""
+
+    def __init__(
+        self,
+        client: Client,
+        encoder: Encoder,
+        holdings: Holdings,
+        outbox: Outbox,
+        consumer: str,
+        arrived: asyncio.Event,
+    ) -> None:
+        self._client = client
+        self._encoder = encoder
+        self._field = keys.vector_field(encoder.name)
+        self._outbox = outbox
+        self._consumer = consumer
+        self.holdings = holdings
+        self.backlog = Backlog()
+        self._arrived = arrived
+        self.has_room = asyncio.Event()
+
+    async def read(self, names: Keys) -> bool:
+        """Take new jobs of a namespace, as many as there is room for; False when it has no more."""
+        count = min(self.holdings.room(), _READ_AT_ONCE)
+        if not count:
+            return True
+        found = await groups.read(self._client, names.jobs, self._consumer, count=count)
+        await self._take_in(names, found, {})
+        return len(found) == count
+
+    async def recover(self, names: Keys, lease_ms: int) -> bool:
+        """Take over jobs that nobody has touched for a lease: of dead sidecars, or failed here.
+
+        Those delivered too often are buried and suspects come one by one. Returns whether more can be taken soon.
+        """
+        room = min(self.holdings.room(), _LOOK_AT_ONCE)
+        if not room:
+            return False
+        idle = await groups.idle_entries(self._client, names.jobs, idle_ms=lease_ms, count=_LOOK_AT_ONCE)
+        free = [item for item in idle if (names.jobs, item.entry) not in self.holdings]
+        chosen = _choose(free, room, take_suspect=not self.backlog.has_suspects)
+        deliveries = {item.entry: item.deliveries for item in chosen}
+        found = await groups.claim(self._client, names.jobs, self._consumer, list(deliveries), idle_ms=lease_ms)
+        await self._take_in(names, found, deliveries)
+        return len(chosen) < len(free) or len(idle) == _LOOK_AT_ONCE
+
+    def commit(self, works: Sequence[Work], vectors: Sequence[Matrix]) -> None:
+        """Send vectors, each of shape (dimension,), to their memories."""
+        by_namespace: defaultdict[Keys, list[tuple[Work, Matrix]]] = defaultdict(list)
+        for work, vector in zip(works, vectors, strict=True):
+            by_namespace[work.names].append((work, vector))
+        for names, pairs in by_namespace.items():
+            for start in range(0, len(pairs), COMMIT_AT_ONCE):
+                self._outbox.put(partial(self._commit, names, pairs[start : start + COMMIT_AT_ONCE]))
+
+    def fail(self, work: Work, reason: str) -> None:
+        """Leave a job for a later delivery, or bury it if it had enough of them."""
+        if work.deliveries < MOST_DELIVERIES:
+            self._forget(work)
+            return
+        self._outbox.put(partial(self._bury, work, reason))
+
+    async def keep(self, older_than: float) -> None:
+        """Renew the hold on jobs that were taken longer than `older_than` seconds ago."""
+        for stream, held in self.holdings.older_than(older_than).items():
+            await groups.keep(self._client, stream, self._consumer, held)
+            self.holdings.renew(stream, held)
+
+    async def hand_back(self) -> None:
+        """Let other sidecars take at once whatever is still held, as if it had not been delivered here."""
+        for (stream, deliveries), held in self.holdings.by_deliveries().items():
+            await groups.hand_back(self._client, stream, self._consumer, held, deliveries - 1)
+
+    async def _take_in(self, names: Keys, found: list[groups.Entry], earlier: dict[bytes, int]) -> None:
+        taken: list[tuple[Job, str, int]] = []
+        for entry, fields in found:
+            deliveries = earlier.get(entry, 0) + 1
+            try:
+                job = Job.parse(entry, fields)
+            except BadMessage:
+                await self._bury_unread(names, entry)
+                continue
+            text, problem = self._read_text(job)
+            if deliveries > MOST_DELIVERIES:
+                problem = f"delivered {deliveries - 1} times without a result"
+            if problem:
+                self.fail(Work(names, job, _NO_TOKENS, deliveries), problem)
+            else:
+                taken.append((job, text, deliveries))
+        if taken:
+            await self._tokenise(names, taken)
+
+    async def _tokenise(self, names: Keys, taken: list[tuple[Job, str, int]]) -> None:
+        try:
+            tokens = await asyncio.to_thread(self._encoder.tokenise, [text for _, text, _ in taken])
+        except Exception as error:  # whatever the tokenizer raises
+            await self._tokenise_apart(names, taken, type(error).__name__)
+            return
+        works: list[Work] = []
+        for (job, _, deliveries), row in zip(taken, tokens.rows, strict=True):
+            self.holdings.add(names.jobs, job.entry.encode(), len(row), deliveries)
+            works.append(Work(names, job, row, deliveries))
+        self.backlog.add(works)
+        self._arrived.set()
+
+    async def _tokenise_apart(self, names: Keys, taken: list[tuple[Job, str, int]], problem: str) -> None:
+        if len(taken) > 1:
+            for one in taken:
+                await self._tokenise(names, [one])
+            return
+        job, _, deliveries = taken[0]
+        self.fail(Work(names, job, _NO_TOKENS, deliveries), problem)
+
+    def _read_text(self, job: Job) -> tuple[str, str]:
+        """Give the text of a job, or why it cannot be embedded."""
+        if job.seal:
+            return "", "sealed, and this sidecar holds no key"
+        if job.model != self._encoder.name:
+            return "", f"wants another model than {self._encoder.name}"
+        if job.piece:
+            return "", "names a further piece, which this release does not embed"
+        try:
+            return job.body.decode(), ""
+        except UnicodeDecodeError:
+            return "", "is not UTF-8"
+
+    async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
+        memories = [names.memory(work.job.memory_id) for work, _ in pairs]
+        answer = await functions.call(
+            self._client,
+            "rm1_commit",
+            [names.jobs, *memories],
+            group=keys.GROUP,
+            model=self._encoder.name,
+            items=[self._item(work, vector) for work, vector in pairs],
+        )
+        for (work, _), verdict in zip(pairs, answer["verdicts"], strict=True):
+            if verdict == "bad_vector":
+                await self._bury(work, "the vector was refused")
+            else:
+                self._forget(work)
+
+    def _item(self, work: Work, vector: Matrix) -> dict[str, object]:
+        job = work.job
+        return {
+            "entry": job.entry,
+            "rev": job.rev,
+            "hash": job.content_hash,
+            "field": self._field,
+            "dimension": self._encoder.dimension,
+            "bytes": to_bytes(vector),
+        }
+
+    async def _bury(self, work: Work, reason: str) -> None:
+        job = work.job
+        await self._bury_entry(work.names, job.entry, job.memory_id, job.rev, reason)
+        self._forget(work)
+
+    async def _bury_unread(self, names: Keys, entry: bytes) -> None:
+        await self._bury_entry(names, entry.decode(), "", 0, "not a job of a known version")
+
+    async def _bury_entry(self, names: Keys, entry: str, memory_id: str, rev: int, reason: str) -> None:
+        _log.warning("a job of namespace %s is buried: %s", names.namespace, reason)
+        await functions.call(
+            self._client,
+            "rm1_bury",
+            [names.jobs, names.dead_jobs],
+            group=keys.GROUP,
+            entry=entry,
+            id=memory_id,
+            rev=rev,
+            error=reason,
+        )
+
+    def _forget(self, work: Work) -> None:
+        self.holdings.drop(work.names.jobs, work.job.entry.encode())
+        if self.holdings.has_room:
+            self.has_room.set()
+
+
+def _choose(free: list[groups.Pending], room: int, *, take_suspect: bool) -> list[groups.Pending]:
+    """Hopeless and fresh ones as room allows, and one suspect at most."""
+    suspects = [item for item in free if SUSPECT_DELIVERIES - 1 <= item.deliveries < MOST_DELIVERIES]
+    others = [item for item in free if item not in suspects]
+    return others[:room] + (suspects[:1] if take_suspect else [])

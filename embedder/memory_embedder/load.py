@@ -1,0 +1,49 @@
+"""Measures how fast this sidecar is, because batch size, read-ahead and the heartbeat all follow from it."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
+
+BATCH_SECONDS = 0.1
+"""How long one micro-batch should take: an ask waits for at most one."""
+HOLD_SECONDS = 2.0
+"""How much work is taken from the streams at once; the rest is left to other sidecars."""
+_LEARNING = 0.3
+_WINDOW = 10.0
+
+
+class Load:
+    """Throughput in padded tokens a second, as a moving average, and texts done in the last ten seconds."""
+
+    def __init__(self, tokens_per_second: float = SMALLEST_BUDGET / BATCH_SECONDS) -> None:
+        self.tokens_per_second = tokens_per_second
+        self.texts_total = 0
+        self.asks_total = 0
+        self._done: deque[tuple[float, int]] = deque()
+
+    @property
+    def budget(self) -> int:
+        """Padded tokens of a micro-batch that takes about BATCH_SECONDS."""
+        return int(min(max(self.tokens_per_second * BATCH_SECONDS, SMALLEST_BUDGET), LARGEST_BUDGET))
+
+    @property
+    def hold(self) -> int:
+        """Tokens to hold at most: about HOLD_SECONDS of work, and never less than two micro-batches."""
+        return max(int(self.tokens_per_second * HOLD_SECONDS), 2 * self.budget)
+
+    def learn(self, texts: int, tokens: int, seconds: float) -> None:
+        """Count one inference. Small ones say little of the speed of full ones and weigh less."""
+        weight = _LEARNING * min(1.0, tokens / self.budget)
+        self.tokens_per_second += weight * (tokens / max(seconds, 1e-6) - self.tokens_per_second)
+        self.texts_total += texts
+        self._done.append((time.monotonic(), texts))
+
+    def texts_per_second(self) -> float:
+        """Texts a second over the last ten seconds."""
+        now = time.monotonic()
+        while self._done and self._done[0][0] < now - _WINDOW:
+            self._done.popleft()
+        return sum(texts for _, texts in self._done) / _WINDOW

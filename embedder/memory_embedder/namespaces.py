@@ -1,0 +1,105 @@
+"""Knows which namespaces this sidecar may serve, because vectors of two models must never mix in one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from memory_core import keys
+from memory_core.connection import Client
+from memory_core.errors import InvalidArgument, ModelMismatch, echo
+from memory_core.index import check_model
+from memory_core.keys import Keys
+from memory_core.names import check_name
+from memory_embedder.encoder import Encoder
+
+_log = logging.getLogger(__name__)
+
+
+class Namespaces:
+    """Namespaces found by walks and bells, those with jobs, and those refused for their model."""
+
+    def __init__(self, client: Client, encoder: Encoder) -> None:
+        self._client = client
+        self._encoder = encoder
+        self._served: dict[str, Keys] = {}
+        self._refused: dict[str, str] = {}
+        self._busy: dict[str, Keys] = {}
+        self.changed = asyncio.Event()
+        self.queue_depth = 0
+
+    @property
+    def served(self) -> list[Keys]:
+        """Namespaces of this sidecar's model."""
+        return list(self._served.values())
+
+    @property
+    def refusals(self) -> str:
+        """Why namespaces are left to other sidecars; empty when none is."""
+        return "; ".join(self._refused.values())
+
+    async def check_all(self) -> None:
+        """Check every known namespace.
+
+        Raises:
+            ModelMismatch: one is indexed for another model or dimension.
+        """
+        for name in await self._client.smembers(keys.NAMESPACES):
+            names = Keys(name.decode())
+            await check_model(self._client, names, self._encoder.name, self._encoder.dimension)
+            self._served[names.namespace] = names
+
+    async def walk(self) -> list[Keys]:
+        """Find namespaces that a bell did not name; return those with jobs, delivered or not."""
+        for name in await self._client.smembers(keys.NAMESPACES):
+            await self._admit(name.decode())
+        served = self.served
+        async with self._client.pipeline(transaction=False) as pipe:
+            for names in served:
+                pipe.xlen(names.jobs)
+            lengths = await pipe.execute()
+        self.queue_depth = sum(lengths)
+        with_jobs = [names for names, length in zip(served, lengths, strict=True) if length]
+        for names in with_jobs:
+            self._mark(names)
+        return with_jobs
+
+    async def ring(self, name: str) -> None:
+        """Hear that a namespace has jobs."""
+        try:
+            check_name(name, "namespace")
+        except InvalidArgument:
+            _log.warning("a bell named %s, which is no namespace", echo(name))
+            return
+        if names := await self._admit(name):
+            self._mark(names)
+
+    def take(self) -> Keys | None:
+        """The next namespace to drain, in turn; None when all are quiet."""
+        if not self._busy:
+            self.changed.clear()
+            return None
+        return self._busy.pop(next(iter(self._busy)))
+
+    def put_back(self, names: Keys) -> None:
+        """Note that a namespace has more jobs than were read."""
+        self._mark(names)
+
+    def _mark(self, names: Keys) -> None:
+        self._busy.setdefault(names.namespace, names)
+        self.changed.set()
+
+    async def _admit(self, name: str) -> Keys | None:
+        if name in self._served:
+            return self._served[name]
+        names = Keys(name)
+        try:
+            await check_model(self._client, names, self._encoder.name, self._encoder.dimension)
+        except ModelMismatch as error:
+            if name not in self._refused:
+                _log.warning("%s; it is left to another sidecar", error.message)
+            self._refused[name] = error.message
+            return None
+        self._refused.pop(name, None)
+        self._served[name] = names
+        return names

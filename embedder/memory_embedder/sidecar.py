@@ -1,0 +1,275 @@
+"""Puts the sidecar together: who reads which stream, what runs beside what, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from redis import exceptions as redis_errors
+
+from memory_core import keys, sidecars
+from memory_core.connection import Client, check_server, connect, store_errors
+from memory_core.errors import InvalidArgument
+from memory_core.ids import new_id
+from memory_core.sidecars import SidecarStatus
+from memory_core.streams import entries
+from memory_embedder import groups
+from memory_embedder.asks import AskDesk
+from memory_embedder.backlog import Holdings
+from memory_embedder.encoder import Encoder
+from memory_embedder.engine import Engine
+from memory_embedder.jobs import JobDesk
+from memory_embedder.load import Load
+from memory_embedder.namespaces import Namespaces
+from memory_embedder.outbox import Outbox
+from memory_embedder.retry import forever, is_outage, pause, persist
+
+_log = logging.getLogger(__name__)
+_COMMITTERS = 2
+_BELLS_BEFORE_START_MS = 5_000
+_BELLS_AT_ONCE = 256
+_BLOCK_GRACE = 5.0
+_HURRY = 0.05
+_DEAD_AFTER = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Times in seconds: after which others take a job over, between walks, heartbeats, and of a blocking read."""
+
+    lease: float = 10.0
+    walk: float = 3.0
+    heartbeat: float = sidecars.HEARTBEAT_SECONDS
+    block: float = 1.0
+
+
+class Sidecar:
+    """One sidecar on one event loop; `encoder` works in threads."""
+
+    def __init__(self, url: str, encoder: Encoder, options: Options | None = None) -> None:
+        self.id = f"{socket.gethostname().lower()[:40]}-{os.getpid()}-{new_id()[-6:]}"
+        self._url = url
+        self._options = options or Options()
+        self._client = connect(url)
+        self._encoder = encoder
+        self._load = Load()
+        self._stopping = asyncio.Event()
+        self._readers_done = asyncio.Event()
+        self._arrived = asyncio.Event()
+        self._replies = Outbox("replies", self._stopping)
+        self._commits = Outbox("commits", self._stopping)
+        self._namespaces = Namespaces(self._client, encoder)
+        self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived)
+        self._jobs = JobDesk(self._client, encoder, Holdings(self._load), self._commits, self.id, self._arrived)
+        self._engine = Engine(encoder, self._asks, self._jobs, self._load, self._arrived)
+        self._state = "starting"
+        self._started_at = time.time()
+        self._bells: dict[int, bytes] = {}
+
+    async def run(self, stopping: asyncio.Event | None = None) -> None:
+        """Serve until `stopping` is set; Redis may come late, go and come back meanwhile.
+
+        Raises:
+            UnsafeStart, ModelMismatch, InvalidArgument: it must not serve this Redis.
+            EncoderBroken: the engine fails on every text.
+        """
+        follow = asyncio.create_task(self._follow(stopping)) if stopping else None
+        try:
+            await self._start()
+            if not self._stopping.is_set():
+                await self._serve()
+        except Exception as error:
+            cause = _first(error)
+            if not (self._stopping.is_set() and is_outage(cause)):
+                raise cause from None
+        finally:
+            if follow:
+                follow.cancel()
+            await self._leave()
+
+    def stop(self) -> None:
+        """End `run` after the present micro-batch."""
+        self._state = "stopping"
+        self._stopping.set()
+        for event in (self._arrived, self._namespaces.changed, self._jobs.has_room):
+            event.set()
+
+    def status(self) -> SidecarStatus:
+        """Describe this sidecar as its heartbeat does."""
+        encoder = self._encoder
+        return SidecarStatus(
+            id=self.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            state=self._state,
+            model=encoder.name,
+            dimension=encoder.dimension,
+            backend=encoder.backend,
+            device=encoder.device,
+            provider=encoder.provider,
+            fallback="; ".join(filter(None, [encoder.fallback, self._namespaces.refusals])),
+            memory_used=_memory_used(),
+            memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            batch_tokens=self._load.budget,
+            texts_per_second=round(self._load.texts_per_second(), 1),
+            texts_total=self._load.texts_total,
+            asks_total=self._load.asks_total,
+            queue_depth=max(self._namespaces.queue_depth, len(self._jobs.holdings)),
+            started_at=self._started_at,
+        )
+
+    async def _follow(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        self.stop()
+
+    async def _start(self) -> None:
+        try:
+            await persist("start", self._stopping, partial(check_server, self._client))
+        except redis_errors.AuthenticationError as error:
+            raise InvalidArgument("Redis refuses the user or password", hint="correct REDIS_URL") from error
+        await persist("start", self._stopping, self._namespaces.check_all)
+        await persist("start", self._stopping, self._beat)
+        await self._engine.warm_up()
+
+    async def _serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+
+            def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return tasks.create_task(self._guard(work))
+
+            for outbox in (self._replies, *[self._commits] * _COMMITTERS):
+                begin(outbox.work())
+            engine = begin(self._engine.run(self._stopping, self._readers_done))
+            readers = [begin(self._read_asks(lane)) for lane in range(keys.LANES)]
+            for lane in range(keys.LANES):
+                begin(self._read_bells(lane))
+            self._state = "ready"
+            for what, step in self._loops().items():
+                begin(forever(what, self._stopping, step))
+            await self._stopping.wait()
+            await asyncio.wait(readers)
+            self._readers_done.set()
+            self._arrived.set()
+            await engine
+            self._replies.close()
+            self._commits.close()
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """Stop all of the sidecar when one part fails.
+
+        The task group alone would not do: on Python 3.11 a cancellation can get lost in redis-py, which
+        calls `asyncio.wait_for`, so each part must also be told in its own way.
+        """
+        try:
+            await work
+        except BaseException:
+            self.stop()
+            self._replies.close()
+            self._commits.close()
+            raise
+
+    def _loops(self) -> dict[str, Callable[[], Awaitable[None]]]:
+        options = self._options
+        return {
+            "heartbeat": self._every(options.heartbeat, self._beat),
+            "feeder": self._feed,
+            "walk": self._every(options.walk, self._namespaces.walk),
+            "recovery": self._recover,
+            "holdings": self._every(options.lease / 4, partial(self._jobs.keep, options.lease / 2)),
+            "reaper": self._every(_DEAD_AFTER, self._reap),
+        }
+
+    def _every(self, seconds: float, step: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[None]]:
+        async def stepped() -> None:
+            await step()
+            await pause(self._stopping, seconds)
+
+        return stepped
+
+    async def _beat(self) -> None:
+        await sidecars.announce(self._client, self.status())
+
+    async def _feed(self) -> None:
+        """Read the next namespace in turn, as far as there is room."""
+        names = self._namespaces.take()
+        if names is None:
+            await self._namespaces.changed.wait()
+            return
+        more = True
+        try:
+            if not self._jobs.holdings.room():
+                self._jobs.has_room.clear()
+                await self._jobs.has_room.wait()
+            if not self._stopping.is_set():
+                more = await self._jobs.read(names)
+        finally:
+            if more:
+                self._namespaces.put_back(names)
+
+    async def _recover(self) -> None:
+        """Take over what dead sidecars left; come back soon while they left more."""
+        lease = self._options.lease
+        await self._asks.recover(int(lease * 1000))
+        more = False
+        for names in await self._namespaces.walk():
+            more |= await self._jobs.recover(names, int(lease * 1000))
+        await pause(self._stopping, _HURRY if more else lease / 2)
+
+    async def _reap(self) -> None:
+        for stream in [keys.asks(lane) for lane in range(keys.LANES)] + [n.jobs for n in self._namespaces.served]:
+            await groups.reap_consumers(self._client, stream, idle_ms=int(_DEAD_AFTER * 1000))
+
+    async def _read_asks(self, lane: int) -> None:
+        block = int(self._options.block * 1000)
+        async with self._reader() as reader:
+            step = partial(self._asks.read, reader, keys.asks(lane), block)
+            await forever("asks", self._stopping, step)
+
+    async def _read_bells(self, lane: int) -> None:
+        async with self._reader() as reader:
+            await forever("bells", self._stopping, partial(self._hear, reader, lane))
+
+    async def _hear(self, reader: Client, lane: int) -> None:
+        if lane not in self._bells:
+            seconds, _ = await self._client.time()
+            self._bells[lane] = b"%d-0" % (seconds * 1000 - _BELLS_BEFORE_START_MS)
+        answer = await reader.xread(
+            {keys.bell(lane): self._bells[lane]}, count=_BELLS_AT_ONCE, block=int(self._options.block * 1000)
+        )
+        for _, entry, fields in entries(answer):
+            await self._namespaces.ring(fields.get(b"ns", b"").decode(errors="replace"))
+            self._bells[lane] = entry
+
+    def _reader(self) -> Client:
+        """A connection of its own for a blocking read, whose deadline notices a peer that is gone for good."""
+        return connect(self._url, timeout=self._options.block + _BLOCK_GRACE)
+
+    async def _leave(self) -> None:
+        """Hand back what is held, withdraw and close; a Redis that is away is left as it is."""
+        try:
+            async with store_errors(), asyncio.timeout(_BLOCK_GRACE):
+                await self._jobs.hand_back()
+                await sidecars.withdraw(self._client, self.id)
+        except Exception as error:
+            _log.warning("left without withdrawing: %s", type(error).__name__)
+        finally:
+            await self._client.aclose()
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first error that is not a group."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+
+
+def _memory_used() -> int | None:
+    """Resident bytes of this process; None where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None

