@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again without changing something is of no use."""
 EXIT_FAILURE = 1
+PARENT_VARIABLE = "REDIS_MEMORY_PARENT"
+"""Names the starting process, which may have ended before this one could ask who its parent is."""
 _PARENT_CHECK_SECONDS = 1.0
 
 Backend = Literal["auto", "onnx", "openvino", "torch"]
@@ -42,7 +44,7 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
 ) -> None:
     """Embed what the memory servers store and ask, until stopped by SIGTERM or Ctrl-C."""
-    parent = os.getppid() if exit_with_parent else None
+    parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid()) if exit_with_parent else None
     settings = Settings.load(config, redis_url=redis, gpu={"preferred_device": device} if device else None)
     logging.basicConfig(
         stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"

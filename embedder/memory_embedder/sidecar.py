@@ -58,7 +58,7 @@ class Sidecar:
         self.id = f"{socket.gethostname().lower()[:40]}-{os.getpid()}-{new_id()[-6:]}"
         self._url = url
         self._options = options or Options()
-        self._client = connect(url)
+        self._client = connect(url, timeout=5.0)
         self._encoder = encoder
         self._load = Load()
         self._stopping = asyncio.Event()

@@ -5,6 +5,7 @@ redis-py's own retries stay off everywhere: retrying a write whose answer was lo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,7 +22,10 @@ Client = Any
 """A redis.asyncio.Redis. redis-py types each answer as a union over protocols and decodings that we never use."""
 
 OLDEST_REDIS = (8, 2)
+COMMAND_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
 _RETRY_AFTER = 1.0
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM")
 
 
 def redis_url(settings: Settings) -> str | None:
@@ -37,60 +41,62 @@ def redis_url(settings: Settings) -> str | None:
     return f"redis://{login}{redis.host}:{redis.port}/{redis.db}"
 
 
-def connect(url: str, *, timeout: float | None = 5.0) -> Client:
-    """Make a client for short commands, or with `timeout=None` for blocking reads.
+def connect(url: str, *, timeout: float | None = None) -> Client:
+    """Make a client; connections are made when first needed. Bytes in, bytes out, RESP3.
 
-    Bytes in, bytes out, RESP3. Connections are made when first needed.
+    A `timeout` in seconds is redis-py's own, for blocking readers: on Python 3.11 it loses cancellations.
+    Commands have their deadline from `store_errors` instead.
     """
     return Redis.from_url(
         url,
         protocol=3,
         retry=Retry(NoBackoff(), 0),
         socket_timeout=timeout,
-        socket_connect_timeout=5.0,
+        socket_connect_timeout=CONNECT_SECONDS,
         health_check_interval=0,
     )
 
 
 @asynccontextmanager
-async def store_errors(*, writing: bool = False) -> AsyncGenerator[None]:
-    """Turn Redis's failures into ours.
+async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECONDS) -> AsyncGenerator[None]:
+    """Bound some commands by a deadline in seconds and turn Redis's failures into ours.
 
     Raises:
         StoreUnavailable: Redis is down, loading, full or read-only; nothing was changed.
-        OutcomeUnknown: the connection broke after a write was sent.
+        OutcomeUnknown: the connection broke, or the deadline passed, after a write was sent.
     """
     try:
-        yield
+        async with asyncio.timeout(deadline):
+            yield
     except redis_errors.BusyLoadingError as error:
         raise StoreUnavailable(
             "Redis is loading its data", hint="try again shortly", retry_after=_RETRY_AFTER
         ) from error
     except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
-        if writing and not _never_sent(error):
-            raise OutcomeUnknown(
-                "the connection to Redis broke before it answered",
-                hint="read the memory back, or repeat the call with the same idempotency_key",
-                retry_after=_RETRY_AFTER,
-            ) from error
-        raise StoreUnavailable(
-            "Redis does not answer",
-            hint="try again shortly; `redis-memory doctor` tells more",
-            retry_after=_RETRY_AFTER,
-        ) from error
+        raise _broken(error, writing) from error
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise StoreUnavailable(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM")):
+        if str(error).startswith(_REFUSALS):
             raise StoreUnavailable(
                 f"Redis refuses writes: {str(error)[:120]}", hint="mend Redis, then retry"
             ) from error
         raise
 
 
-def _never_sent(error: BaseException) -> bool:
-    """Whether a failure happened while connecting, before any command left."""
-    return "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
+def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUnknown:
+    never_sent = "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
+    if writing and not never_sent:
+        return OutcomeUnknown(
+            "the connection to Redis broke before it answered",
+            hint="read the memory back, or repeat the call with the same idempotency_key",
+            retry_after=_RETRY_AFTER,
+        )
+    return StoreUnavailable(
+        "Redis does not answer",
+        hint="try again shortly; `redis-memory doctor` tells more",
+        retry_after=_RETRY_AFTER,
+    )
 
 
 async def check_server(client: Client) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Backend:
             reraise=True,
         ):
             with attempt:
-                async with store_errors():
+                async with store_errors(deadline=self.settings.redis.timeout_seconds):
                     return await command(client)
         raise AssertionError("unreachable")
 
@@ -117,7 +117,7 @@ class Backend:
             reraise=True,
         ):
             with attempt:
-                async with store_errors(writing=True):
+                async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
                     return await functions.call(client, function, keys, **request)
         raise AssertionError("unreachable")
 
@@ -226,7 +226,7 @@ class Backend:
             if self._local is None:
                 self._local = await attach(self.settings.data_dir, model=self.settings.vector_store.embedding_model)
             url = str(self._local.url)
-        return url, connect(url, timeout=self.settings.redis.timeout_seconds)
+        return url, connect(url)
 
     def _mark_suspect(self) -> None:
         self._suspect = True
@@ -251,7 +251,7 @@ def _durability(info: dict[str, Any], policy: dict[str, str]) -> str:
 
 
 async def _is_usable(url: str) -> bool:
-    client = connect(url, timeout=1.0)
+    client = connect(url)
     try:
         await check_server(client)
     except MemoryServiceError:

@@ -56,7 +56,7 @@ async def examine(settings: Settings) -> Report:
     url = redis_url(settings) or _local_url(settings, report)
     if url is None:
         return report
-    client = connect(url, timeout=settings.redis.timeout_seconds)
+    client = connect(url)
     try:
         await _check_redis(client, report)
         await _check_sidecars(client, settings, report)

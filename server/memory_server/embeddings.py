@@ -94,7 +94,7 @@ class Embeddings:
     async def _listen(self) -> None:
         await self._backend.client()
         while True:
-            client = connect(self._backend.url, timeout=None)
+            client = connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5)
             try:
                 await self._read_replies(client)
             except (RedisError, OSError) as error:
