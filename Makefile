@@ -22,6 +22,21 @@ run: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
+# The official MCP conformance suite; Node comes with a Python package.
+CONFORMANCE := $(VENV)/.conformance
+
+$(CONFORMANCE): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[local,dev,conformance]'
+	@touch $(CONFORMANCE)
+
+test-conformance: $(CONFORMANCE)
+	$(BIN)/python tests/conformance/run.py
+
+# Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
+	$(BIN)/python -m benchmarks.startup
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -29,4 +44,4 @@ check: $(STAMP)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) tests/conformance/node_modules

@@ -146,6 +146,11 @@ class Backend:
                 await self._refresh(prepared)
         return prepared
 
+    def progress(self, name: str) -> float:
+        """Share of a namespace's records that its index covers, as last seen."""
+        prepared = self._prepared.get(name)
+        return prepared.progress if prepared else 0.0
+
     async def _look_again(self) -> None:
         """After a new connection, ask whether it still is the same Redis."""
         if not self._suspect:

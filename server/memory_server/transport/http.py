@@ -123,8 +123,11 @@ async def _greet(runtime: Runtime, server: uvicorn.Server) -> None:
         await asyncio.sleep(0.05)
     port = server.servers[0].sockets[0].getsockname()[1]
     print(greeting(f"http://{runtime.settings.host}:{port}/mcp"), flush=True)
+    said = None
     while reason := await _unready_reason(runtime):
-        log.info("not ready yet: %s", reason)
+        if reason != said:
+            log.info("not ready yet: %s", reason)
+        said = reason
         await asyncio.sleep(0.25)
     print("Ready: memories can be stored and searched.", flush=True)
 

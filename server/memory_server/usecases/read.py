@@ -65,7 +65,7 @@ async def list_memories(
         return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
 
     total, records, warnings, more = await run_search(service, caller.namespace, fetch)
-    reason = partial_reason(prepared.progress, warnings)
+    reason = partial_reason(service.backend.progress(caller.namespace), warnings)
     return MemoryListAnswer(
         memories=[Memory.of(record) for record in records],
         next_cursor=_write_cursor(records[-1].created_at) if more and records else None,

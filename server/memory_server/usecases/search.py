@@ -69,7 +69,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     """
     started = time.perf_counter()
     query = check_text(request.query, "query", service.settings.limits.query_bytes)
-    prepared = await service.backend.namespace(caller.namespace)
+    await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
     filters = await to_filters(service, principal, request.selection)
     selected = build.readable(principal, filters, time.time())
@@ -93,7 +93,9 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(total_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
-    reason = partial_reason(prepared.progress, found.candidates.warnings, failure=failure, waiting=waiting)
+    reason = partial_reason(
+        service.backend.progress(caller.namespace), found.candidates.warnings, failure=failure, waiting=waiting
+    )
     return SearchAnswer(
         hits=[_hit(scored) for scored in hits],
         took_ms=Took(
@@ -124,7 +126,7 @@ async def find_similar(
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    prepared = await service.backend.namespace(caller.namespace)
+    await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
     field = vector_field(service.settings.vector_store.embedding_model)
     record = await load_readable(service, principal, memory_id, vector_field=field)
@@ -140,7 +142,9 @@ async def find_similar(
     hits = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
-    reason = partial_reason(prepared.progress, found.candidates.warnings, waiting=found.candidates.waiting)
+    reason = partial_reason(
+        service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
+    )
     return SearchAnswer(
         hits=[_hit(scored) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),

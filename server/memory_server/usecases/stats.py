@@ -44,14 +44,14 @@ async def memory_stats(
         return await _count(service, client, prepared, principal, base, start)
 
     figures = await run_search(service, caller.namespace, fetch)
-    reason = partial_reason(prepared.progress)
+    reason = partial_reason(service.backend.progress(caller.namespace))
     vector_store = service.settings.vector_store
     return StatsAnswer(
         namespace=caller.namespace,
         agent=caller.agent,
         index=IndexHealth(
             exists=True,
-            progress=prepared.progress,
+            progress=service.backend.progress(caller.namespace),
             model=vector_store.embedding_model,
             dimension=vector_store.vector_dimension,
         ),
