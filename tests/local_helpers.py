@@ -101,3 +101,8 @@ def alive(pid: int) -> bool:
         return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+async def stop_everything(data_dir: Path) -> None:
+    """Stop whatever runs on a data directory."""
+    await asyncio.to_thread(stop, data_dir)

@@ -146,6 +146,11 @@ class Backend:
                 await self._refresh(prepared)
         return prepared
 
+    def starts_sidecar(self) -> bool:
+        """Whether the embedded default is about to bring up a sidecar of its own."""
+        state = self._local.state() if self._local else None
+        return state is not None and state.sidecar_error is None and not state.sidecar_restarts
+
     def progress(self, name: str) -> float:
         """Share of a namespace's records that its index covers, as last seen."""
         prepared = self._prepared.get(name)

@@ -86,7 +86,7 @@ class Embeddings:
         if time.monotonic() - self._last_answer < _TRUST_SECONDS:
             return
         alive = await self._backend.read(lambda client: client.zcount(keys.SIDECARS, time.time(), "+inf"))
-        if not alive:
+        if not alive and not self._backend.starts_sidecar():
             raise EmbeddingUnavailable(
                 "no embedding sidecar is alive", hint="start one: redis-memory-embedder", retry_after=5.0
             )
