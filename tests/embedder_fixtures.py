@@ -124,6 +124,7 @@ class Team:
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
             ],
             id=memory_id,
+            memory_prefix=names.memory_prefix,
             owner=self.owner,
             context="",
             fields=[part for pair in fields.items() for part in pair],

@@ -26,7 +26,6 @@ from memory_server.app import build_server
 from memory_server.runtime import Runtime
 from memory_server.transport.http import http_application
 
-
 T = TypeVar("T")
 
 
@@ -124,7 +123,7 @@ class Server:
 async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
     """Run the HTTP server on a free port."""
     runtime = Runtime(Settings.load(redis_url=redis_url, **settings))
-    with socket.socket() as listener:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         application = http_application(build_server(runtime), runtime)
         config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)

@@ -84,6 +84,39 @@ async def test_a_deleted_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
     assert "duplicate_of" not in await alice.call("store_memory", content="Say it once.")
 
 
+async def test_an_expired_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
+    brief = await alice.store("Say it twice.", ttl_seconds=1)
+    async with asyncio.timeout(10):
+        while not (await alice.raw("retrieve_memory", memory_id=brief)).is_error:
+            await asyncio.sleep(0.05)
+    assert "duplicate_of" not in await alice.call("store_memory", content="Say it twice.")
+
+
+async def test_an_idempotency_key_of_a_deleted_memory_stores_anew(alice: Agent) -> None:
+    first = await alice.store("Gone and back.", idempotency_key="again")
+    await alice.call("clear_memory", memory_ids=[first])
+    second = await alice.call("store_memory", content="Gone and back.", idempotency_key="again")
+    assert not second["replayed"]
+    assert (await alice.call("retrieve_memory", memory_id=second["memory_id"]))["memory"]["vector"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("2026", "2026-01-01T00:00:00Z"),
+        ("20260504", "2026-05-04T00:00:00Z"),
+        ("2026-05-04", "2026-05-04T00:00:00Z"),
+        ("2026-05-04T10:00:00+02:00", "2026-05-04T08:00:00Z"),
+        ("1777885200", "2026-05-04T09:00:00Z"),
+        (1777885200, "2026-05-04T09:00:00Z"),
+        (-1.5, "1969-12-31T23:59:58.500Z"),
+    ],
+)
+async def test_times_are_read_as_people_mean_them(alice: Agent, said: str | float, meant: str) -> None:
+    memory_id = await alice.store("Then.", occurred_at=said, wait=False)
+    assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["occurred_at"] == meant
+
+
 async def test_an_idempotency_key_stores_once(alice: Agent) -> None:
     first = await alice.call("store_memory", content="Pay the invoice.", idempotency_key="invoice-7")
     again = await alice.call("store_memory", content="Pay the invoice.", idempotency_key="invoice-7")

@@ -11,11 +11,19 @@ local function owner(keys, args)
   return answer({owner = request.candidate})
 end
 
+-- What an idempotency key stood for; one whose memory was deleted since stands for nothing.
 local function replay(key, request)
   local seen = redis.call('HMGET', key, 'payload', 'memory_id', 'created_at', 'expires_at')
-  if not seen[1] then return nil end
+  if not seen[1] or redis.call('EXISTS', request.memory_prefix .. seen[2]) == 0 then return nil end
   if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end
   return {status = 'replayed', id = seen[2], created_at = seen[3], expires_at = seen[4]}
+end
+
+-- The memory that already says the same, unless it has expired.
+local function living(prefix, id, now)
+  local expires = id and redis.call('HGET', prefix .. id, 'expires_at')
+  if not expires then return nil end
+  return (expires == 'inf' or tonumber(expires) * 1000000 > now) and id or nil
 end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
@@ -55,7 +63,7 @@ local function store(keys, args)
     fields[#fields + 1] = request.vector.bytes
   end
   redis.call('HSET', mem, unpack(fields))
-  local duplicate = redis.call('GET', same)
+  local duplicate = living(request.memory_prefix, redis.call('GET', same), now)
   redis.call('SET', same, request.id)
   expire({mem, same}, expires, request.grace)
   if not request.vector then enqueue(jobs, mem, request.id, request.job) end
@@ -66,7 +74,7 @@ local function store(keys, args)
     redis.call('EXPIRE', idem, request.idempotency.ttl)
   end
   return answer({status = 'stored', id = request.id, created_at = created_at, expires_at = expires_at,
-    seq = order, duplicate_of = duplicate or nil})
+    seq = order, duplicate_of = duplicate})
 end
 
 local function forget_content(same, id)

@@ -14,7 +14,7 @@ SEPARATOR = "\x1f"
 
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
-_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Cn", "Zl", "Zp"})
+_FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def check_name(value: str, what: str = "name") -> str:

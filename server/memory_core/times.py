@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime
 
 from memory_core.errors import InvalidArgument, echo
 
 NEVER = math.inf
+_YEAR = re.compile(r"[12]\d{3}")
 _LATEST = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
 _EARLIEST = datetime(1, 1, 2, tzinfo=UTC).timestamp()
 _HINT = "use ISO 8601 (2026-05-04T10:00:00Z), epoch seconds, or a phrase such as '2 days ago'"
@@ -21,6 +23,8 @@ def parse_time(value: str | float, what: str = "time") -> float:
     Raises:
         InvalidArgument: it is none of these, or outside the years 1 to 9999.
     """
+    if isinstance(value, bool):
+        raise InvalidArgument(f"{what} {value} is not a time", hint=_HINT)
     seconds = value if isinstance(value, int | float) else _parse_text(value.strip(), what)
     if not math.isfinite(seconds) or not _EARLIEST <= seconds <= _LATEST:
         raise InvalidArgument(f"{what} {echo(value)} is outside the years 1 to 9999", hint=_HINT)
@@ -28,15 +32,19 @@ def parse_time(value: str | float, what: str = "time") -> float:
 
 
 def _parse_text(text: str, what: str) -> float:
+    """Read ISO 8601 before numbers: `2026` and `20260504` are dates, ten digits are epoch seconds."""
+    try:
+        moment = datetime.fromisoformat(f"{text}-01-01" if _YEAR.fullmatch(text) else text)
+    except ValueError:
+        return _parse_number(text, what)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _parse_number(text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError:
-        pass
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
         return _parse_phrase(text, what)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def _parse_phrase(text: str, what: str) -> float:

@@ -22,7 +22,8 @@ def normalise(vectors: Matrix, dimension: int) -> Matrix:
         raise InvalidArgument(f"vectors of shape {matrix.shape} do not have {dimension} dimensions")
     if not np.isfinite(matrix).all():
         raise InvalidArgument("a vector holds NaN or infinity", hint="send finite numbers only")
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    with np.errstate(over="ignore"):
+        lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or (lengths < _EPSILON).any():
         raise InvalidArgument("a vector has no usable length", hint="a zero vector has no direction to search by")
     return matrix / lengths

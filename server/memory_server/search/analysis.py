@@ -33,7 +33,8 @@ _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}_]*")
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
-_ENGINE_BREAK = regex.compile(r"[\s,.<>{}\[\]\"':;!@#$%^&*()\-+=~/|?`]+")
+_ENGINE_DROPS = regex.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_ENGINE_BREAK = regex.compile(r"(?<!\\)[\t ,.<>{}\[\]\"':;!@#$%^&*()\-+=~/|?`]+")
 
 _stem_english = snowballstemmer.stemmer("english").stemWord
 
@@ -73,7 +74,7 @@ def extra_terms(*texts: str | None) -> str:
     for text in texts:
         if not text:
             continue
-        engine_words = {word.lower() for word in _ENGINE_BREAK.split(text) if word.isascii()}
+        engine_words = {word.lower() for word in _ENGINE_BREAK.split(_ENGINE_DROPS.sub("", text)) if word.isascii()}
         extra.update(dict.fromkeys(word for word in words(text) if word not in engine_words))
     return " ".join(extra)
 
@@ -85,7 +86,11 @@ def _parts(token: str) -> tuple[str, ...]:
     pieces = [piece for piece in token.split("_") if piece]
     camel = [part for piece in pieces for part in _CAMEL.split(piece) if part]
     whole = [_fold(token)] if len(camel) > 1 else []
-    return tuple(whole + [word for part in camel for word in _script_parts(_fold(part))])
+    return tuple(map(_clip, whole + [word for part in camel for word in _script_parts(_fold(part))]))
+
+
+def _clip(word: str) -> str:
+    return word if len(word) <= _MAX_WORD // 4 else word.encode()[:_MAX_WORD].decode(errors="ignore")
 
 
 def _script_parts(word: str) -> list[str]:

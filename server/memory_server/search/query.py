@@ -14,7 +14,7 @@ from memory_core.scope import Principal
 from memory_core.times import to_redis
 
 TEXT_FIELDS = "content|terms|source_text"
-NOBODY = "nobody"
+NOBODY = "-"
 """An owner id that is never issued: what unknown and unreadable names resolve to."""
 
 Value = str | int | float | bytes
@@ -49,7 +49,7 @@ class Query:
     def bind(self, value: Value) -> str:
         """Add a parameter and return its reference."""
         name = f"p{len(self.params)}"
-        self.params[name] = value
+        self.params[name] = value.replace("\\", "\\\\") if isinstance(value, str) else value
         return f"${name}"
 
     def bind_any(self, values: Iterable[Value]) -> str:

@@ -41,11 +41,7 @@ class StrictTool(Tool):
             return _refusal(self, error)
         if isinstance(answer, InputRequiredResult):
             return answer
-        result = cast(Answer, answer)
-        return CallToolResult(
-            content=[TextContent(type="text", text=result.text())],
-            structured_content=result.model_dump(mode="json", exclude_none=True),
-        )
+        return _success(cast(Answer, answer))
 
 
 def make_tool(
@@ -85,6 +81,13 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
         return {key: shrink(value) for key, value in node.items() if key not in dropped}
 
     return shrink(schema)
+
+
+def _success(answer: Answer) -> CallToolResult:
+    return CallToolResult(
+        content=[TextContent(type="text", text=answer.text())],
+        structured_content=answer.model_dump(mode="json", exclude_none=True),
+    )
 
 
 def _refusal(tool: Tool, error: ToolError) -> CallToolResult:

@@ -49,11 +49,28 @@ def check_metadata(metadata: dict[str, Any] | None, settings: Settings) -> str |
     """
     if not metadata:
         return None
+    if _is_deep(metadata):
+        raise InvalidArgument("metadata is nested too deeply", hint=f"nest at most {_MAX_DEPTH} levels")
     try:
         text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"metadata is not JSON: {error}", hint="use finite numbers and little nesting") from None
     return check_text(text, "metadata", settings.limits.metadata_bytes)
+
+
+_MAX_DEPTH = 32
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            item
+            for node in level
+            if isinstance(node, (dict, list))
+            for item in (node.values() if isinstance(node, dict) else node)
+        ]
+    return any(isinstance(node, (dict, list)) for node in level)
 
 
 def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import time
 from dataclasses import replace
 
@@ -111,6 +112,9 @@ def _read_cursor(cursor: str | None) -> float | None:
     if cursor is None:
         return None
     try:
-        return float(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii"))
+        position = float(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii"))
+        if not math.isfinite(position):
+            raise ValueError
+        return position
     except (ValueError, binascii.Error):
         raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given") from None

@@ -37,7 +37,8 @@ class Selection:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is narrowed down."""
-        return self == Selection(tag_match=self.tag_match, include_archive=self.include_archive)
+        named = (self.agent_ids, self.memory_types, self.priorities, self.tags, self.context, self.source)
+        return not any(named) and self.since is None and self.until is None
 
 
 async def to_filters(service: Service, principal: Principal, selection: Selection) -> Filters:

@@ -18,6 +18,7 @@ from memory_core.errors import (
     MemoryServiceError,
     NotSupported,
     StoreUnavailable,
+    echo,
 )
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest, vector_field
@@ -102,7 +103,7 @@ def lifetime(service: Service, priority: Priority, ttl_seconds: int | None) -> i
     if ttl_seconds is None:
         return getattr(service.settings.lifetimes, priority.value)
     if not 1 <= ttl_seconds <= _MAX_TTL:
-        raise InvalidArgument(f"ttl_seconds is {ttl_seconds}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
+        raise InvalidArgument(f"ttl_seconds is {echo(ttl_seconds)}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
     return ttl_seconds
 
 
@@ -198,7 +199,8 @@ def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
         return None
     if new.memory_type is not MemoryType.EMBEDDING:
         raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
-    return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)[0]
+    with np.errstate(over="ignore"):
+        return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)[0]
 
 
 def _owned(record: Record, principal: Principal) -> Record:
@@ -256,6 +258,7 @@ async def _store(service: Service, keys: Keys, record: Record, new: NewMemory, v
         ],
         repeatable=True,
         id=record.id,
+        memory_prefix=keys.memory_prefix,
         owner=record.owner,
         ttl=lifetime(service, record.priority, new.ttl_seconds),
         grace=service.settings.lifetimes.grace,

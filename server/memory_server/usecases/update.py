@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable
+from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
 from memory_core.keys import Keys, vector_field
 from memory_core.names import check_label
 from memory_core.records import Priority, Record, Visibility, content_hash
@@ -134,5 +134,5 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
 
 def _stale(actual: int, expected: int) -> Conflict:
     return Conflict(
-        f"the memory is at revision {actual}, not {expected}", hint="retrieve it, merge your change, try again"
+        f"the memory is at revision {actual}, not {echo(expected)}", hint="retrieve it, merge your change, try again"
     )
