@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
     """The stack of the session. Afterwards no key may be left that should have gone by itself."""
-    async with whole_stack(tmp_path_factory.mktemp("stack")) as running:
+    async with whole_stack(tmp_path_factory.mktemp("stack"), embed_wait_seconds=15.0) as running:
         yield running
         await _check_left_keys(running)
 

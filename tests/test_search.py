@@ -161,7 +161,7 @@ async def test_a_memory_without_vector_is_found_by_words_and_the_answer_says_par
     answer = await alice.call("semantic_search", query="zanzibar")
     assert [hit["memory"]["content"] for hit in answer["hits"]] == ["Zanzibar trip"]
     assert answer["partial"]
-    assert "1 memories still wait" in answer["reason"]
+    assert "1 texts still wait" in answer["reason"]
     with pytest.raises(Refused) as refused:
         await alice.call("find_similar_memories", memory_id=memory_id)
     assert refused.value.code == "embedding_unavailable"
@@ -187,7 +187,7 @@ async def test_a_memory_without_vector_is_found_by_words_and_the_answer_says_par
 )
 async def test_any_text_is_a_query(facts: Agent, query: str) -> None:
     answer = await facts.call("semantic_search", query=query)
-    assert not answer["partial"]
+    assert not answer["partial"], answer.get("reason")
 
 
 async def test_stats_count_what_i_may_read(alice: Agent, bob: Agent) -> None:

@@ -148,19 +148,17 @@ class JobDesk:
             return "", "sealed, and this sidecar holds no key"
         if job.model != self._encoder.name:
             return "", f"wants another model than {self._encoder.name}"
-        if job.piece:
-            return "", "names a further piece, which this release does not embed"
         try:
             return job.body.decode(), ""
         except UnicodeDecodeError:
             return "", "is not UTF-8"
 
     async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
-        memories = [names.memory(work.job.memory_id) for work, _ in pairs]
+        pieces = [names.piece(work.job.memory_id, work.job.piece) for work, _ in pairs]
         answer = await functions.call(
             self._client,
             "rm1_commit",
-            [names.jobs, *memories],
+            [names.jobs, *pieces],
             group=keys.GROUP,
             model=self._encoder.name,
             items=[self._item(work, vector) for work, vector in pairs],

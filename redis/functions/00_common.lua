@@ -57,10 +57,26 @@ local function is_unit_vector(bytes, dimension)
   return sum == sum and math.abs(sum - 1) < 1e-2 and sum > EPSILON
 end
 
-local function enqueue(jobs, memory, id, job)
-  local record = redis.call('HMGET', memory, 'rev', 'hash')
-  redis.call('XADD', jobs, '*', 'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', 0,
+-- Ask for the vector of a piece under the revision and content that its hash has now.
+local function enqueue(jobs, hash, id, piece, job)
+  local record = redis.call('HMGET', hash, 'rev', 'hash')
+  redis.call('XADD', jobs, '*', 'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', piece,
     'model', job.model, 'seal', job.seal or '', 'body', job.body)
+end
+
+-- Note that the further pieces of a memory are to be written, rewritten or removed; `most` counts all that may exist.
+local function note_chore(chores, id, most, microseconds)
+  if most > 1 then redis.call('ZADD', chores, stamp(microseconds), id .. ':' .. most) end
+end
+
+local function with_vector(fields, vector)
+  fields[#fields + 1] = 'model'
+  fields[#fields + 1] = vector and vector.model or NO_MODEL
+  if vector then
+    fields[#fields + 1] = vector.field
+    fields[#fields + 1] = vector.bytes
+  end
+  return fields
 end
 
 local function answer(map)

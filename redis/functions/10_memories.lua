@@ -28,10 +28,10 @@ end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
 -- Calling it again with the same id and content changes nothing, so a lost answer may be retried.
--- KEYS: mem, agent, jobs, audit, seq, same, counters, idem
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores
 -- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
 local function store(keys, args)
-  local mem, agent, jobs, log, seq, same, counters, idem = unpack(keys)
+  local mem, agent, jobs, log, seq, same, counters, idem, chores = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   if redis.call('HGET', agent, 'owner') ~= request.owner then
     return answer({status = 'owner_changed'})
@@ -55,18 +55,15 @@ local function store(keys, args)
   local order = redis.call('HINCRBY', seq, request.context, 1)
   local fields = request.fields
   for _, pair in ipairs({'created_at', created_at, 'updated_at', created_at, 'expires_at', expires_at,
-    'seq', order, 'rev', 1, 'model', request.vector and request.vector.model or NO_MODEL}) do
+    'seq', order, 'rev', 1}) do
     fields[#fields + 1] = pair
   end
-  if request.vector then
-    fields[#fields + 1] = request.vector.field
-    fields[#fields + 1] = request.vector.bytes
-  end
-  redis.call('HSET', mem, unpack(fields))
+  redis.call('HSET', mem, unpack(with_vector(fields, request.vector)))
   local duplicate = living(request.memory_prefix, redis.call('GET', same), now)
   redis.call('SET', same, request.id)
   expire({mem, same}, expires, request.grace)
-  if not request.vector then enqueue(jobs, mem, request.id, request.job) end
+  if not request.vector then enqueue(jobs, mem, request.id, 0, request.job) end
+  note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
   if request.idempotency then
     redis.call('HSET', idem, 'payload', request.idempotency.payload, 'memory_id', request.id,
@@ -82,10 +79,10 @@ local function forget_content(same, id)
 end
 
 -- rm1_update: change fields of a memory under the revision that the caller read.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content)
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores
 -- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
   if not found[1] then return answer({status = 'gone'}) end
@@ -105,14 +102,8 @@ local function update(keys, args)
     expire({mem, use, old_same}, expires, request.grace)
   end
   if request.content_changed then
-    fields[#fields + 1] = 'model'
-    fields[#fields + 1] = request.vector and request.vector.model or NO_MODEL
-    if request.vector then
-      fields[#fields + 1] = request.vector.field
-      fields[#fields + 1] = request.vector.bytes
-    else
-      redis.call('HDEL', mem, request.vector_field)
-    end
+    if not request.vector then redis.call('HDEL', mem, request.vector_field) end
+    with_vector(fields, request.vector)
   end
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))
@@ -122,30 +113,36 @@ local function update(keys, args)
     local left = redis.call('PTTL', mem)
     if left > 0 then redis.call('PEXPIRE', new_same, left) end
   end
-  if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, request.job) end
+  if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
+  note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 
 -- rm1_delete: remove those of the named memories that belong to the caller, in one audit entry.
--- KEYS: audit, counters, then a mem and a use key for each id. Answer: {deleted = [id, ...]}
+-- KEYS: audit, counters, chores, then a mem and a use key for each id. Answer: {deleted = [id, ...], long = [id:pieces]}
 local function delete(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local deleted = {}
+  local deleted, long = {}, {}
+  local now = tick(keys[2])
   for position, id in ipairs(request.ids) do
-    local mem, use = keys[1 + position * 2], keys[2 + position * 2]
-    local found = redis.call('HMGET', mem, 'owner', 'hash')
+    local mem, use = keys[2 + position * 2], keys[3 + position * 2]
+    local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces')
     if found[1] and contains(request.owners, found[1]) then
       redis.call('DEL', mem, use)
       forget_content(request.same_prefix .. found[1] .. ':' .. found[2], id)
       deleted[#deleted + 1] = id
+      if found[3] then
+        note_chore(keys[3], id, tonumber(found[3]), now)
+        long[#long + 1] = id .. ':' .. found[3]
+      end
     end
   end
   if #deleted > 0 then
     request.audit.ids = deleted
-    audit(keys[1], keys[2], tick(keys[2]), request.audit)
+    audit(keys[1], keys[2], now, request.audit)
   end
-  return answer({deleted = deleted})
+  return answer({deleted = deleted, long = long})
 end
 
 -- rm1_touch: count reads outside the indexed hashes, for memories that still exist.

@@ -38,16 +38,15 @@ local function bury(keys, args)
   return answer({status = 'ok'})
 end
 
--- rm1_requeue: ask again for the vector of memories that have none. KEYS: jobs, then a mem key for each id.
--- Answer: {queued = number}
+-- rm1_requeue: ask again for the vectors of pieces that have none.
+-- KEYS: jobs, then a mem or chunk key for each item. Answer: {queued = number}
 local function requeue(keys, args)
   local request = cmsgpack.unpack(args[1])
   local queued = 0
-  for position, id in ipairs(request.ids) do
-    local mem = keys[position + 1]
-    local found = redis.call('HMGET', mem, 'model', 'content')
-    if found[1] == NO_MODEL then
-      enqueue(keys[1], mem, id, {model = request.model, body = found[2]})
+  for position, item in ipairs(request.items) do
+    local hash = keys[position + 1]
+    if redis.call('HGET', hash, 'model') == NO_MODEL then
+      enqueue(keys[1], hash, item.id, item.piece, item.job)
       queued = queued + 1
     end
   end

@@ -81,6 +81,14 @@ class Keys:
         """Hash: one memory."""
         return self.memory_prefix + memory_id
 
+    def chunk(self, memory_id: str, piece: int) -> str:
+        """Hash: a further piece of a long memory, from 1 on."""
+        return f"{self.chunk_prefix}{memory_id}:{piece}"
+
+    def piece(self, memory_id: str, piece: int) -> str:
+        """The hash that holds a piece: the memory itself has the first."""
+        return self.chunk(memory_id, piece) if piece else self.memory(memory_id)
+
     def use(self, memory_id: str) -> str:
         """Hash: access count and last access of a memory, kept off the indexed hash."""
         return self._key(f"use:{memory_id}")
@@ -119,6 +127,11 @@ class Keys:
     def dead_jobs(self) -> str:
         """Stream: jobs that failed too often to be tried again."""
         return self._key("jobs:dead")
+
+    @property
+    def chores(self) -> str:
+        """Sorted set: long memories whose pieces are still to be settled, `<id>:<pieces>` → since when."""
+        return self._key("chores")
 
     @property
     def audit(self) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
+import zstandard
+
+from memory_core.codec import pack, unpack
 from memory_core.names import SEPARATOR
 from memory_core.times import NEVER, to_redis
 
@@ -42,13 +45,22 @@ class Visibility(StrEnum):
     PUBLIC = "public"
 
 
+HEAD, MORE = "head", "more"
+"""Values of `part`: a memory's own hash, and those of its further pieces."""
+BODY_CODEC = "msgpack+zstd"
+ZSTD_LEVEL = 6
+MAX_BODY = 64 << 20
 NO_MODEL = "none"
 """Value of `model` while a memory still waits for its vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One memory. Times are epoch seconds; `vector` is float32 little-endian bytes, unit length."""
+    """One memory, or one piece of a long one.
+
+    `content` is the whole text where it was asked for, else that of piece number `part` of `pieces`. Times are
+    epoch seconds; `vector` is float32 little-endian bytes, unit length.
+    """
 
     id: str
     content: str
@@ -69,7 +81,10 @@ class Record:
     rev: int
     model: str
     metadata: str | None
+    pieces: int = 1
+    content_hash: str = ""
     vector: bytes | None = None
+    part: int = 0
 
     @property
     def has_vector(self) -> bool:
@@ -83,7 +98,7 @@ class Record:
 
 HEAD_FIELDS = (
     "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
-    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "model", "metadata",
+    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "model", "metadata", "pieces", "hash",
 )  # fmt: skip
 """The hash fields that make a Record, in the order that `parse` expects them."""
 
@@ -114,35 +129,61 @@ def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = Non
         rev=int(row["rev"] or 0),
         model=row["model"] or NO_MODEL,
         metadata=row["metadata"],
+        pieces=int(row["pieces"] or 1),
+        content_hash=row["hash"] or "",
         vector=vector,
     )
 
 
-def to_hash(record: Record) -> dict[str, str]:
-    """Give the hash fields that callers choose; the store Function adds times, seq, rev and model."""
+def filter_fields(record: Record) -> dict[str, str]:
+    """Give the fields that every piece of a memory repeats, so that it is found and permitted alike."""
     optional = {
         "tags": SEPARATOR.join(record.tags),
         "context": record.context,
         "source": record.source,
         "occurred_at": None if record.occurred_at is None else to_redis(record.occurred_at),
-        "metadata": record.metadata,
     }
     return {
-        "content": record.content,
         "type": record.type,
         "priority": record.priority,
         "owner": record.owner,
         "writer": record.writer,
         "visibility": record.visibility,
         "scope": SEPARATOR.join(sorted(record.scope)),
-        "codec": "text",
-        "hash": content_hash(record.content),
     } | {name: value for name, value in optional.items() if value}
 
 
-def with_changes(record: Record, **changes: Any) -> Record:
-    """Copy `record` with some values replaced."""
-    return replace(record, **changes)
+def head_fields(record: Record, pieces: Sequence[str]) -> dict[str, str | bytes]:
+    """Give the fields of a memory's own hash; the store Function adds times, seq, rev and model.
+
+    The indexed text is the first piece's; the whole of a long content lies compressed beside it.
+    """
+    fields: dict[str, str | bytes] = {
+        **filter_fields(record),
+        "content": pieces[0],
+        "part": HEAD,
+        "codec": "text",
+        "hash": content_hash(record.content),
+    }
+    if record.metadata:
+        fields["metadata"] = record.metadata
+    if len(pieces) > 1:
+        fields |= {"codec": BODY_CODEC, "body": compress(record.content), "pieces": str(len(pieces))}
+    return fields
+
+
+def compress(content: str) -> bytes:
+    """Pack the body of a long memory: msgpack, then zstandard."""
+    return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(pack({"content": content}))
+
+
+def decompress(body: bytes) -> str:
+    """Unpack what `compress` packed.
+
+    Raises:
+        zstandard.ZstdError: it is not that.
+    """
+    return unpack(zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY))["content"]
 
 
 def content_hash(content: str) -> str:

@@ -31,7 +31,10 @@ class Answer(BaseModel):
 
 
 class Memory(BaseModel):
-    """One memory. Times are ISO 8601 in UTC; `expires_at` is null for never."""
+    """One memory. Times are ISO 8601 in UTC; `expires_at` is null for never.
+
+    A long memory is shown by one of its pieces, except where it is retrieved by id.
+    """
 
     memory_id: str
     content: str
@@ -50,6 +53,7 @@ class Memory(BaseModel):
     rev: int
     seq: int = Field(description="order within its owner's context")
     vector: VectorState
+    pieces: int = Field(1, description="into how many texts a long content is cut; retrieve_memory gives it whole")
 
     @classmethod
     def of(cls, record: Record) -> Memory:
@@ -72,6 +76,7 @@ class Memory(BaseModel):
             rev=record.rev,
             seq=record.seq,
             vector="ready" if record.has_vector else "pending",
+            pieces=record.pieces,
         )
 
     def line(self) -> str:
@@ -156,6 +161,7 @@ class Hit(BaseModel):
     score: float
     vector_score: float | None = None
     keyword_score: float | None = None
+    part: int | None = Field(None, description="which piece of a long memory matched, from 0; content is that piece")
 
 
 class Took(BaseModel):

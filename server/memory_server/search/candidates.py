@@ -1,4 +1,4 @@
-"""Runs queries: candidates and word counts in one round trip, records as they stand in the next."""
+"""Runs queries: candidates and word counts in one round trip."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from redis import exceptions as redis_errors
 from memory_core.connection import Client
 from memory_core.errors import StoreUnavailable
 from memory_core.keys import Keys
-from memory_core.records import HEAD_FIELDS, Record, parse
-from memory_core.scope import Principal
+from memory_core.records import Record
 from memory_core.vectors import Matrix
 from memory_server.search import query as build
+from memory_server.search.loading import Ref
 from memory_server.search.query import Query
 from memory_server.search.ranking import WordStatistics
 
@@ -28,9 +28,9 @@ EXACT_UP_TO = 5000
 
 @dataclass(slots=True)
 class Candidates:
-    """Ids that either side proposes, and what is needed to score them. `full` says that more may exist."""
+    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
 
-    ids: list[str] = field(default_factory=list[str])
+    refs: list[Ref] = field(default_factory=list[Ref])
     statistics: WordStatistics = field(default_factory=lambda: WordStatistics(0, {}))
     waiting: int = 0
     full: bool = False
@@ -92,25 +92,25 @@ async def propose(
     for term in terms:
         add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None:
-        near = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
-        add(near, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
+        nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
+        add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
     waiting, *rest = await pipe.execute()
     by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     worded = _weigh(keys, by_word, [statistics.idf(term) for term in terms])
-    near_ids = [memory_id for answer in by_vector for memory_id in _ids(keys, answer)]
+    near = [ref for answer in by_vector for ref in _refs(keys, answer)]
     return Candidates(
-        ids=list(dict.fromkeys([*worded[:depth], *near_ids])),
+        refs=list(dict.fromkeys([*worded[:depth], *near])),
         statistics=statistics,
         waiting=int(waiting[b"total_results"]),
-        full=len(worded) > depth or len(near_ids) >= depth or any(number > reach for number in frequencies),
+        full=len(worded) > depth or len(near) >= depth or any(number > reach for number in frequencies),
         warnings=[text for answer in (waiting, *rest) for text in _warnings(answer)],
     )
 
 
-def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[str]:
-    """Merge the memories of several words, those that gather most weight first."""
+def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:
+    """Merge the pieces that hold several words, those that gather most weight first."""
     gathered: dict[bytes, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
         results = answer[b"results"]
@@ -118,33 +118,18 @@ def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[fl
         for result in results:
             name = result[b"id"]
             gathered[name] = gathered.get(name, 0.0) + weight * (1 + result[b"score"] / best)
-    prefix = len(keys.memory_prefix)
-    return [name.decode()[prefix:] for name in sorted(gathered, key=gathered.__getitem__, reverse=True)]
+    ordered = sorted(gathered, key=gathered.__getitem__, reverse=True)
+    return [Ref.of_key(keys, name.decode()) for name in ordered]
 
 
 async def page(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
-) -> tuple[list[str], list[str]]:
-    """Fetch the ids of the newest memories that a query selects, newest first, and Redis's warnings."""
+) -> tuple[list[Ref], list[str]]:
+    """Fetch the newest memories that a query selects, newest first, and Redis's warnings."""
     answer = await client.execute_command(
         *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit
     )
-    return _ids(keys, answer), list(_warnings(answer))
-
-
-async def load(
-    client: Client, keys: Keys, ids: Sequence[str], principal: Principal, now: float, *, vector_field: str | None = None
-) -> list[Record]:
-    """Load the records of `ids` as they stand, keeping order and only what is live and readable."""
-    if not ids:
-        return []
-    wanted = [*HEAD_FIELDS, *([vector_field] if vector_field else [])]
-    pipe = client.pipeline(transaction=False)
-    for memory_id in ids:
-        pipe.hmget(keys.memory(memory_id), wanted)
-    rows = await pipe.execute()
-    records = (_record(memory_id, row, vector_field) for memory_id, row in zip(ids, rows, strict=True))
-    return [record for record in records if record and record.is_live(now) and principal.may_read(record.scope)]
+    return _refs(keys, answer), list(_warnings(answer))
 
 
 def vector_of(record: Record) -> Matrix:
@@ -161,20 +146,12 @@ def search_error(error: redis_errors.ResponseError) -> Exception:
     return error
 
 
-def _record(memory_id: str, row: list[bytes | None], vector_field: str | None) -> Record | None:
-    if vector_field is None:
-        return parse(memory_id, row)
-    *head, vector = row
-    return parse(memory_id, head, vector)
-
-
 def _search(keys: Keys, query: Query, timeout_ms: int) -> list[Any]:
     return ["FT.SEARCH", keys.index_alias, query.text, "TIMEOUT", timeout_ms, *query.arguments()]
 
 
-def _ids(keys: Keys, answer: dict[bytes, Any]) -> list[str]:
-    prefix = len(keys.memory_prefix)
-    return [result[b"id"].decode()[prefix:] for result in answer[b"results"]]
+def _refs(keys: Keys, answer: dict[bytes, Any]) -> list[Ref]:
+    return [Ref.of_key(keys, result[b"id"].decode()) for result in answer[b"results"]]
 
 
 def _warnings(answer: dict[bytes, Any]) -> Iterable[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import NO_MODEL, MemoryType, Priority
+from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -92,6 +92,11 @@ def having(query: Query, field: str, *values: str) -> Query:
     narrowed = Query(params=dict(query.params))
     narrowed.text = f"{query.text} {_tagged(narrowed, field, values)}"
     return narrowed
+
+
+def memories(query: Query) -> Query:
+    """Narrow a selection of pieces to memories: each long one counts once."""
+    return having(query, "part", HEAD)
 
 
 def without_vector(query: Query) -> Query:

@@ -11,12 +11,14 @@ from memory_core.errors import ConfirmationNeeded, InvalidArgument
 from memory_core.keys import Keys
 from memory_core.scope import Principal
 from memory_server.results import ClearAnswer
-from memory_server.search import candidates
+from memory_server.search import candidates, loading
 from memory_server.search import query as build
+from memory_server.search.loading import Ref
 from memory_server.search.query import NOBODY, Query
 from memory_server.service import Service
 from memory_server.usecases.checks import check_ids
 from memory_server.usecases.lookup import run_search
+from memory_server.usecases.pieces import settle
 from memory_server.usecases.principals import Caller, check_writes_as, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 
@@ -79,7 +81,7 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
-        records = await candidates.load(client, keys, ids, principal, now=0.0)
+        records = await loading.load(client, keys, [Ref(memory_id) for memory_id in ids])
         return tuple(record.id for record in records if principal.owns(record.owner))
 
     owned = await service.backend.read(fetch)
@@ -93,7 +95,7 @@ async def _selected(service: Service, principal: Principal, selection: Selection
     filters = replace(filters, owners=principal.owners or (NOBODY,))
     now = time.time()
     query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
-    query = build.created_before(query, now)
+    query = build.memories(build.created_before(query, now))
 
     async def fetch(client: Client) -> int:
         return await candidates.count(client, prepared.keys, query, service.settings.search_timeout_ms)
@@ -108,7 +110,8 @@ async def _delete_selected(service: Service, principal: Principal, query: Query)
 
     async def fetch(client: Client) -> list[str]:
         timeout = service.settings.search_timeout_ms
-        return (await candidates.page(client, keys, query, offset=0, limit=_SLICE, timeout_ms=timeout))[0]
+        refs, _ = await candidates.page(client, keys, query, offset=0, limit=_SLICE, timeout_ms=timeout)
+        return [ref.memory_id for ref in refs]
 
     while total < service.settings.limits.clear:
         ids = await run_search(service, principal.namespace, fetch)
@@ -124,10 +127,12 @@ async def _delete(service: Service, principal: Principal, ids: Sequence[str]) ->
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
         "rm1_delete",
-        [keys.audit, keys.counters, *names],
+        [keys.audit, keys.counters, keys.chores, *names],
         ids=list(ids),
         owners=list(principal.owners),
         same_prefix=keys.same_prefix,
         audit={"who": principal.agent, "op": "clear", "ids": []},
     )
+    for chore in answer["long"]:
+        await settle(service, principal.namespace, chore)
     return len(answer["deleted"])

@@ -14,7 +14,8 @@ from memory_core.index import is_missing_index
 from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.scope import Principal
-from memory_server.search import candidates
+from memory_server.search import candidates, loading
+from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.checks import check_id
 
@@ -22,9 +23,14 @@ T = TypeVar("T")
 
 
 async def load_readable(
-    service: Service, principal: Principal, memory_id: str, *, vector_field: str | None = None
+    service: Service,
+    principal: Principal,
+    memory_id: str,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
 ) -> Record:
-    """Load one record that the principal may read.
+    """Load one record that the principal may read; see `loading.load`.
 
     Raises:
         NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
@@ -32,9 +38,9 @@ async def load_readable(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await candidates.load(
-            client, keys, [check_id(memory_id)], principal, time.time(), vector_field=vector_field
-        )
+        refs = [Ref(check_id(memory_id))]
+        found = await loading.load(client, keys, refs, vector_field=vector_field, whole=whole)
+        return loading.permitted(found, principal, time.time())
 
     records = await service.backend.read(fetch)
     if not records:
@@ -70,5 +76,5 @@ def partial_reason(
     if failure:
         reasons.append(f"by words only: {failure}")
     elif waiting:
-        reasons.append(f"{waiting} memories still wait for their vectors and were searched by words only")
+        reasons.append(f"{waiting} texts still wait for their vectors and were searched by words only")
     return "; ".join(reasons) or None

@@ -15,7 +15,7 @@ from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.times import to_iso, to_redis
 from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
-from memory_server.search import candidates
+from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
@@ -30,7 +30,7 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
         NotFound: see `load_readable`.
     """
     principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id)
+    record = await load_readable(service, principal, memory_id, whole=True)
     keys = Keys(caller.namespace)
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
     service.touch(caller.namespace, [memory_id])
@@ -59,7 +59,7 @@ async def list_memories(
     principal = await resolve(service.backend, caller)
     agents = list(selection.agent_ids) or [agent_id or caller.agent]
     filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
-    selected = build.readable(principal, filters, time.time())
+    selected = build.memories(build.readable(principal, filters, time.time()))
     position = _read_cursor(cursor)
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
@@ -94,13 +94,13 @@ async def _page(
     offset = 0
     while True:
         query = build.created_before(selected, position)
-        ids, new_warnings = await candidates.page(
+        refs, new_warnings = await candidates.page(
             client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
         )
         warnings += new_warnings
-        records += await candidates.load(client, keys, ids, principal, time.time())
-        offset += len(ids)
-        if len(records) > limit or len(ids) <= limit:
+        records += loading.permitted(await loading.load(client, keys, refs), principal, time.time())
+        offset += len(refs)
+        if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit
 
 

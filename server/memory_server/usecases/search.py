@@ -15,7 +15,7 @@ from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.results import Hit, Memory, SearchAnswer, Took
-from memory_server.search import candidates, ranking
+from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
@@ -203,18 +203,22 @@ async def _search(
         proposed = await candidates.propose(
             client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
         )
-        records = await candidates.load(client, keys, proposed.ids, principal, time.time(), vector_field=vector_name)
-        return _Found(proposed, records)
+        records = await loading.load(client, keys, proposed.refs, vector_field=vector_name)
+        return _Found(proposed, loading.permitted(records, principal, time.time()))
 
     while True:
         found = await run_search(service, principal.namespace, fetch)
-        if len(found.records) >= limit or not found.candidates.full or depth >= candidates.MAX_DEPTH:
+        if (
+            len({record.id for record in found.records}) >= limit
+            or not found.candidates.full
+            or depth >= candidates.MAX_DEPTH
+        ):
             return found
         depth *= 4
 
 
 def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:
-    """Score every candidate on both sides and order them; ties go to the newer."""
+    """Score every candidate on both sides and order memories by their best piece; ties go to the newer."""
     vectors = [None] * len(found.records) if vector is None else ranking.vector_scores(found.records, vector)
     words: list[float | None] = [None] * len(found.records)
     if terms:
@@ -224,7 +228,11 @@ def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: S
         Scored(record, _score(record, by_vector, by_words, request, now), by_vector, by_words)
         for record, by_vector, by_words in zip(found.records, vectors, words, strict=True)
     ]
-    return sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
+    ordered = sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
+    best: dict[str, Scored] = {}
+    for item in ordered:
+        best.setdefault(item.record.id, item)
+    return list(best.values())
 
 
 def _score(
@@ -264,6 +272,7 @@ def _hit(scored: Scored) -> Hit:
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
+        part=scored.record.part if scored.record.pieces > 1 else None,
     )
 
 

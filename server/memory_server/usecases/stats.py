@@ -99,10 +99,11 @@ async def _count(
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
     now, timeout = time.time(), service.settings.search_timeout_ms
-    selection = build.readable(principal, base, now)
+    pieces = build.readable(principal, base, now)
+    selection = build.memories(pieces)
     queries: dict[tuple[str, str], build.Query] = {
         ("", "total"): selection,
-        ("", "vector_backlog"): build.without_vector(selection),
+        ("", "vector_backlog"): build.without_vector(pieces),
         ("", "own"): build.owned(selection, principal.owners),
         ("", "created_last_hour"): build.created_since(selection, now - 3600),
         ("", "created_last_day"): build.created_since(selection, now - DAY),
@@ -126,11 +127,11 @@ async def _count(
 
 async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:
     """Extrapolate the Redis memory of a selection from its newest few."""
-    ids, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout_ms)
-    if not ids:
+    refs, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout_ms)
+    if not refs:
         return 0
     pipe = client.pipeline(transaction=False)
-    for memory_id in ids:
-        pipe.memory_usage(keys.memory(memory_id))
+    for ref in refs:
+        pipe.memory_usage(keys.memory(ref.memory_id))
     sizes = [size or 0 for size in await pipe.execute()]
     return total * sum(sizes) // len(sizes)

@@ -11,32 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.errors import (
-    Conflict,
-    EmbeddingUnavailable,
-    InvalidArgument,
-    MemoryServiceError,
-    NotSupported,
-    StoreUnavailable,
-    echo,
-)
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotSupported, StoreUnavailable
 from memory_core.ids import new_id
-from memory_core.keys import Keys, digest, vector_field
+from memory_core.keys import Keys, digest
 from memory_core.names import check_label
-from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibility, content_hash, to_hash
-from memory_core.scope import Principal, record_tokens
+from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibility, content_hash
+from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
-from memory_core.vectors import Matrix, normalise, to_bytes
+from memory_core.vectors import Matrix, normalise
 from memory_server.results import Similar, StoreAnswer
-from memory_server.search.analysis import extra_terms
 from memory_server.service import Service
 from memory_server.usecases import checks
-from memory_server.usecases.embedding_text import embedding_text
+from memory_server.usecases.pieces import Cut, settle, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
 from memory_server.usecases.search import nearest
+from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
 
 IDEMPOTENCY_SECONDS = 86_400
-_MAX_TTL = 100 * 365 * 86_400
 _MAX_KEY = 256
 _SIMILAR = 2
 _SNIPPET = 120
@@ -65,99 +56,35 @@ class NewMemory:
 async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
 
-    With `wait` the vector is asked for first, so that it lands with the record; a sidecar that does not
-    answer in time is left a job instead and the answer says `pending`.
+    With `wait` the vectors of a content of few pieces are asked for first, so that they land with the record; where
+    no sidecar answers in time jobs are left instead and the answer says `pending`.
 
     Raises:
         InvalidArgument, Conflict (idempotency key used for something else), NotSupported (sensitive),
         StoreUnavailable, OutcomeUnknown.
     """
     record = _check(service, new)
-    given = _given_vector(service, new)
+    vectors = _given_vector(service, new)
+    pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
-    vector, similar = given, list[Similar]()
-    if given is None and new.wait:
-        vector = await _try_embed(service, record, caller.namespace)
-    if new.wait and vector is not None:
-        similar = await _similar(service, principal, vector)
-    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, vector)
-    earlier = answer.get("status") == "replayed"
+    if vectors is None and new.wait:
+        vectors = await embed_or_none(service, pieces, record.source, caller.namespace)
+    similar = await _similar(service, principal, vectors[0]) if new.wait and vectors is not None else []
+    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
+    earlier = answer["status"] == "replayed"
+    if len(pieces) > 1 and not earlier:
+        cut = Cut(record.content, pieces, vectors)
+        await settle(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
     return StoreAnswer(
         memory_id=answer["id"],
-        vector="ready" if vector is not None and not earlier else await _state(service, prepared.keys, answer["id"]),
+        vector="ready" if vectors is not None and not earlier else await _state(service, prepared.keys, answer["id"]),
         expires_at=to_iso(float(answer["expires_at"])),
         durability=service.backend.durability,
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
     )
-
-
-def lifetime(service: Service, priority: Priority, ttl_seconds: int | None) -> int | None:
-    """Seconds that a memory lives; None for ever.
-
-    Raises:
-        InvalidArgument: `ttl_seconds` is not positive or beyond a century.
-    """
-    if ttl_seconds is None:
-        return getattr(service.settings.lifetimes, priority.value)
-    if not 1 <= ttl_seconds <= _MAX_TTL:
-        raise InvalidArgument(f"ttl_seconds is {echo(ttl_seconds)}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
-    return ttl_seconds
-
-
-def scope_of(record: Record) -> frozenset[str]:
-    """Give the tokens that a record must carry."""
-    return record_tokens(
-        memory_id=record.id,
-        owner=record.owner,
-        memory_type=record.type,
-        visibility=record.visibility,
-        tags=record.tags,
-        context=record.context,
-    )
-
-
-def hash_fields(record: Record) -> list[str]:
-    """Give the fields of a record as HSET takes them, with the words that Redis would not see by itself."""
-    fields = to_hash(record)
-    terms = extra_terms(record.content, record.source)
-    if terms:
-        fields["terms"] = terms
-    return [part for pair in fields.items() for part in pair]
-
-
-def vector_part(service: Service, vector: Matrix | None) -> dict[str, Any] | None:
-    """Give a vector as the Functions take it."""
-    if vector is None:
-        return None
-    vector_store = service.settings.vector_store
-    return {
-        "bytes": to_bytes(vector),
-        "dimension": vector_store.vector_dimension,
-        "field": vector_field(vector_store.embedding_model),
-        "model": vector_store.embedding_model,
-    }
-
-
-def job_part(service: Service, record: Record) -> dict[str, str]:
-    """Give the embed job that is queued where there is no vector."""
-    return {
-        "model": service.settings.vector_store.embedding_model,
-        "body": embedding_text(record.content, record.source),
-    }
-
-
-async def embed_or_none(service: Service, text: str, namespace: str) -> Matrix | None:
-    """Get a vector, or None when no sidecar gives one in time."""
-    started = time.perf_counter()
-    try:
-        vectors = await service.embeddings.embed([text], namespace)
-    except EmbeddingUnavailable:
-        return None
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
-    return vectors[0]
 
 
 def _check(service: Service, new: NewMemory) -> Record:
@@ -200,16 +127,12 @@ def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
     if new.memory_type is not MemoryType.EMBEDDING:
         raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
     with np.errstate(over="ignore"):
-        return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)[0]
+        return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)
 
 
 def _owned(record: Record, principal: Principal) -> Record:
     mine = replace(record, owner=principal.owner or "", writer=principal.agent)
     return replace(mine, scope=scope_of(mine))
-
-
-async def _try_embed(service: Service, record: Record, namespace: str) -> Matrix | None:
-    return await embed_or_none(service, embedding_text(record.content, record.source), namespace)
 
 
 async def _similar(service: Service, principal: Principal, vector: Matrix) -> list[Similar]:
@@ -230,20 +153,23 @@ async def _write(
     caller: Caller,
     record: Record,
     new: NewMemory,
-    vector: Matrix | None,
+    pieces: Sequence[str],
+    vectors: Matrix | None,
 ) -> dict[str, Any]:
     """Call the store Function, once more if the agent's owner id changed in between."""
-    answer = await _store(service, keys, record, new, vector)
+    answer = await _store(service, keys, record, new, pieces, vectors)
     if answer["status"] == "owner_changed":
         principal = await resolve_writer(service.backend, caller)
-        answer = await _store(service, keys, _owned(record, principal), new, vector)
+        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors)
     _raise_for(answer)
-    if vector is None and answer["status"] == "stored":
+    if vectors is None and answer["status"] == "stored":
         await service.ring(keys.namespace)
     return answer
 
 
-async def _store(service: Service, keys: Keys, record: Record, new: NewMemory, vector: Matrix | None) -> dict[str, Any]:
+async def _store(
+    service: Service, keys: Keys, record: Record, new: NewMemory, pieces: Sequence[str], vectors: Matrix | None
+) -> dict[str, Any]:
     return await service.backend.write(
         "rm1_store",
         [
@@ -255,6 +181,7 @@ async def _store(service: Service, keys: Keys, record: Record, new: NewMemory, v
             keys.same(record.owner, content_hash(record.content)),
             keys.counters,
             keys.idempotency(record.owner, new.idempotency_key or ""),
+            keys.chores,
         ],
         repeatable=True,
         id=record.id,
@@ -263,9 +190,10 @@ async def _store(service: Service, keys: Keys, record: Record, new: NewMemory, v
         ttl=lifetime(service, record.priority, new.ttl_seconds),
         grace=service.settings.lifetimes.grace,
         context=digest(record.context or ""),
-        fields=hash_fields(record),
-        vector=vector_part(service, vector),
-        job=job_part(service, record),
+        fields=hash_fields(record, pieces),
+        pieces=len(pieces),
+        vector=None if vectors is None else vector_part(service, vectors[0]),
+        job=job_part(service, pieces[0], record.source),
         idempotency=_idempotency(new),
         audit={"who": record.writer, "op": "store", "ids": [record.id]},
     )

@@ -15,14 +15,14 @@ from memory_core.vectors import Matrix
 from memory_server.results import MemoryAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
-from memory_server.usecases.embedding_text import embedding_text
 from memory_server.usecases.lookup import load_readable
+from memory_server.usecases.pieces import Cut, settle, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
-from memory_server.usecases.store import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
 
 _ATTEMPTS = 5
-_OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms")
+_OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", "pieces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ async def update_memory(
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, caller)
-        old = await load_readable(service, principal, memory_id)
+        old = await load_readable(service, principal, memory_id, whole=True)
         if not principal.owns(old.owner):
             raise Forbidden(f"memory {memory_id} belongs to {old.writer}", hint="store one of your own instead")
         if expected_rev is not None and old.rev != expected_rev:
@@ -95,13 +95,15 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
 
 
 async def _write(service: Service, principal: Principal, old: Record, new: Record) -> str:
-    """Call the update Function and return its status."""
+    """Call the update Function, settle the further pieces, and return the Function's status."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
-    vector: Matrix | None = None
+    pieces = await split_content(new.content)
+    most = max(len(pieces), old.pieces)
+    vectors: Matrix | None = None
     if content_changed:
-        vector = await embed_or_none(service, embedding_text(new.content, new.source), principal.namespace)
-    fields = hash_fields(new)
+        vectors = await embed_or_none(service, pieces, new.source, principal.namespace)
+    fields = hash_fields(new, pieces)
     answer = await service.backend.write(
         "rm1_update",
         [
@@ -112,6 +114,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.use(old.id),
             keys.same(old.owner, content_hash(old.content)),
             keys.same(old.owner, content_hash(new.content)),
+            keys.chores,
         ],
         id=old.id,
         owners=list(principal.owners),
@@ -122,13 +125,17 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         ttl=lifetime(service, new.priority, None),
         grace=service.settings.lifetimes.grace,
         content_changed=content_changed,
-        vector=vector_part(service, vector),
+        pieces=most,
+        vector=None if vectors is None else vector_part(service, vectors[0]),
         vector_field=vector_field(service.settings.vector_store.embedding_model),
-        job=job_part(service, new),
+        job=job_part(service, pieces[0], new.source),
         audit={"who": principal.agent, "op": "update", "ids": [old.id]},
     )
-    if content_changed and vector is None:
-        await service.ring(principal.namespace)
+    if answer["status"] == "updated":
+        if content_changed and vectors is None:
+            await service.ring(principal.namespace)
+        if most > 1:
+            await settle(service, principal.namespace, f"{old.id}:{most}", Cut(new.content, pieces, vectors))
     return answer["status"]
 
 

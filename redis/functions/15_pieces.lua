@@ -1,0 +1,54 @@
+-- The further pieces of long memories. They follow their memory in slices, because changing all at once would stall
+-- Redis; until they have followed, what is read of them is checked against the memory.
+
+-- Bring one piece up to date. Where its content is right already, only the fields that filter it are written.
+local function settle_piece(hash, id, item, request, jobs)
+  local fields = request.fields
+  local known = redis.call('HGET', hash, 'hash') == request.hash
+  local all = {unpack(fields)}
+  if not known then
+    redis.call('DEL', hash)
+    for _, part in ipairs(item.fields) do all[#all + 1] = part end
+    for _, part in ipairs({'hash', request.hash, 'rev', 1, 'part', 'more'}) do all[#all + 1] = part end
+    with_vector(all, item.vector)
+  elseif #request.remove > 0 then
+    redis.call('HDEL', hash, unpack(request.remove))
+  end
+  redis.call('HSET', hash, unpack(all))
+  if not known and not item.vector then enqueue(jobs, hash, id, item.piece, item.job) end
+end
+
+-- rm1_pieces: bring a slice of pieces up to date with their memory (at most 8, so that Redis never stalls).
+-- KEYS: mem, jobs, then a chunk key for each item. Answer: {status = settled | gone | stale | bad_vector}
+local function pieces(keys, args)
+  local request = cmsgpack.unpack(args[1])
+  local found = redis.call('HMGET', keys[1], 'hash', 'rev', 'expires_at')
+  if not found[1] then return answer({status = 'gone'}) end
+  if found[1] ~= request.hash or found[2] ~= tostring(request.rev) then return answer({status = 'stale'}) end
+  for _, item in ipairs(request.items) do
+    if item.vector and not is_unit_vector(item.vector.bytes, item.vector.dimension) then
+      return answer({status = 'bad_vector'})
+    end
+  end
+  request.fields[#request.fields + 1] = 'expires_at'
+  request.fields[#request.fields + 1] = found[3]
+  local left = redis.call('PTTL', keys[1])
+  for position, item in ipairs(request.items) do
+    local hash = keys[2 + position]
+    settle_piece(hash, request.id, item, request, keys[2])
+    if left > 0 then redis.call('PEXPIRE', hash, left) else redis.call('PERSIST', hash) end
+  end
+  return answer({status = 'settled'})
+end
+
+-- rm1_settled: remove a slice of pieces that no longer belong to anything and, with `done`, the chore.
+-- KEYS: chores, then chunk keys. Answer: {status}
+local function settled(keys, args)
+  local request = cmsgpack.unpack(args[1])
+  for position = 2, #keys do redis.call('UNLINK', keys[position]) end
+  if request.done then redis.call('ZREM', keys[1], request.chore) end
+  return answer({status = 'ok'})
+end
+
+redis.register_function('rm1_pieces', pieces)
+redis.register_function('rm1_settled', settled)

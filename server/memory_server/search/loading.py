@@ -1,0 +1,80 @@
+"""Loads records as they stand now: what an index said a moment ago is only a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_core.records import HEAD_FIELDS, Record, decompress, parse
+from memory_core.scope import Principal
+
+_PIECE_FIELDS = ("content", "hash", "model")
+
+
+class Ref(NamedTuple):
+    """A piece of a memory; piece 0 is the memory's own hash."""
+
+    memory_id: str
+    piece: int = 0
+
+    @classmethod
+    def of_key(cls, keys: Keys, key: str) -> Ref:
+        """Read a key that a search gave."""
+        if key.startswith(keys.memory_prefix):
+            return cls(key[len(keys.memory_prefix) :])
+        memory_id, _, piece = key[len(keys.chunk_prefix) :].rpartition(":")
+        return cls(memory_id, int(piece))
+
+
+async def load(
+    client: Client, keys: Keys, refs: Sequence[Ref], *, vector_field: str | None = None, whole: bool = False
+) -> list[Record]:
+    """Load the records of `refs` in their order, leaving out what is gone.
+
+    A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
+    memory's present content. With `whole` the full content takes the place of a long memory's first piece.
+    """
+    if not refs:
+        return []
+    extra = [*([vector_field] if vector_field else []), *(["body"] if whole else [])]
+    pipe = client.pipeline(transaction=False)
+    for ref in refs:
+        pipe.hmget(keys.memory(ref.memory_id), [*HEAD_FIELDS, *extra])
+        if ref.piece:
+            pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *([vector_field] if vector_field else [])])
+    rows = iter(await pipe.execute())
+    records = (_record(ref, rows, vector_field is not None, whole) for ref in refs)
+    return [record for record in records if record]
+
+
+def permitted(records: Iterable[Record], principal: Principal, now: float) -> list[Record]:
+    """Keep what is live and what the principal may read."""
+    return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
+
+
+def _record(ref: Ref, rows: Iterable[list[bytes | None]], with_vector: bool, whole: bool) -> Record | None:
+    rows = iter(rows)
+    row = next(rows)
+    head, extra = row[: len(HEAD_FIELDS)], row[len(HEAD_FIELDS) :]
+    record = parse(ref.memory_id, head, extra[0] if with_vector else None)
+    if ref.piece:
+        return _piece(record, ref.piece, next(rows), with_vector)
+    if record and whole and extra[-1]:
+        return replace(record, content=decompress(extra[-1]))
+    return record
+
+
+def _piece(record: Record | None, piece: int, row: list[bytes | None], with_vector: bool) -> Record | None:
+    content, content_hash, model, *vector = row
+    if record is None or content is None or (content_hash or b"").decode() != record.content_hash:
+        return None
+    return replace(
+        record,
+        content=content.decode(),
+        model=(model or b"").decode(),
+        vector=vector[0] if with_vector else None,
+        part=piece,
+    )

@@ -1,0 +1,123 @@
+"""Keeps the further pieces of long memories in step with their memory, slice by slice.
+
+A memory changes in one Function and leaves a chore, `<id>:<pieces that may exist>`; settling it writes, rewrites or
+removes the pieces. It may be done twice, and by whoever finds the chore: the sweeper takes those left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memory_core.connection import Client
+from memory_core.errors import StoreUnavailable
+from memory_core.keys import Keys
+from memory_core.records import Record, content_hash, filter_fields
+from memory_core.vectors import Matrix
+from memory_server.search import loading
+from memory_server.search.loading import Ref
+from memory_server.service import Service
+from memory_server.usecases.splitting import split
+from memory_server.usecases.writing import flat, job_part, terms_field, vector_part
+
+_SLICE = 8
+"""Pieces written by one Function call: each may insert a vector into the graph."""
+_ATTEMPTS = 10
+_IN_THREAD = 20_000
+_OPTIONAL = ("tags", "context", "source", "occurred_at")
+
+
+async def split_content(content: str) -> list[str]:
+    """Split a content; a long one in a thread, so that others do not wait."""
+    if len(content) < _IN_THREAD:
+        return split(content)
+    return await asyncio.to_thread(split, content)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A content cut into pieces, with their vectors where they are known: shape (pieces, dimension)."""
+
+    content: str
+    pieces: Sequence[str]
+    vectors: Matrix | None = None
+
+
+async def settle(service: Service, namespace: str, chore: str, cut: Cut | None = None) -> None:
+    """Bring all further pieces of a memory up to date with it, or remove them if it is gone.
+
+    `cut` spares splitting and embedding, as long as the memory still has that content.
+
+    Raises:
+        StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
+    """
+    keys = Keys(namespace)
+    memory_id, _, most = chore.rpartition(":")
+    for _ in range(_ATTEMPTS):
+        record = await _load_whole(service, keys, memory_id)
+        if record and (cut is None or cut.content != record.content):
+            cut = Cut(record.content, await split_content(record.content))
+        if record is None or cut is None:
+            await _finish(service, keys, memory_id, chore, range(1, int(most)))
+            return
+        if await _write(service, keys, record, cut):
+            await _finish(service, keys, memory_id, chore, range(len(cut.pieces), int(most)))
+            return
+    raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+
+
+async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | None:
+    async def fetch(client: Client) -> list[Record]:
+        return await loading.load(client, keys, [Ref(memory_id)], whole=True)
+
+    return next(iter(await service.backend.read(fetch)), None)
+
+
+async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
+    """Write every further piece; False when the memory changed meanwhile."""
+    shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
+    for start in range(1, len(texts), _SLICE):
+        numbers = range(start, min(start + _SLICE, len(texts)))
+        answer = await service.backend.write(
+            "rm1_pieces",
+            [keys.memory(record.id), keys.jobs, *(keys.chunk(record.id, number) for number in numbers)],
+            repeatable=True,
+            id=record.id,
+            hash=content_hash(record.content),
+            rev=record.rev,
+            fields=flat(shared),
+            remove=[name for name in _OPTIONAL if name not in shared],
+            items=[
+                _item(service, record, number, texts[number], None if vectors is None else vectors[number])
+                for number in numbers
+            ],
+        )
+        if answer["status"] != "settled":
+            return False
+    if vectors is None and len(texts) > 1:
+        await service.ring(keys.namespace)
+    return True
+
+
+def _item(service: Service, record: Record, number: int, text: str, vector: Matrix | None) -> dict[str, Any]:
+    return {
+        "piece": number,
+        "fields": flat({"content": text} | terms_field(text, record.source)),
+        "vector": None if vector is None else vector_part(service, vector),
+        "job": job_part(service, text, record.source),
+    }
+
+
+async def _finish(service: Service, keys: Keys, memory_id: str, chore: str, leftover: range) -> None:
+    """Remove pieces that belong to nothing any more, then the chore."""
+    slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
+    for numbers in slices:
+        await service.backend.write(
+            "rm1_settled",
+            [keys.chores, *(keys.chunk(memory_id, number) for number in numbers)],
+            repeatable=True,
+            chore=chore,
+            done=numbers is slices[-1],
+        )

@@ -1,0 +1,53 @@
+"""Cuts long contents into pieces that fit the embedding model's window, on sentence and code-block borders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import regex
+from semantic_text_splitter import MarkdownSplitter
+
+PIECE_TOKENS = 200
+"""Aim in tokens, below the models' usual window of 256: they are counted by estimate here, not by the tokenizer."""
+_OVERLAP = 0.12
+_BLOCK = 16_384
+"""Characters split at once: the splitter's time grows with the square of a text without borders."""
+_SAMPLE = 4096
+_DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}]")
+_WORDS = regex.compile(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]")
+_BORDERS = ("\n\n", "\n", ". ", " ")
+
+
+def split(content: str) -> list[str]:
+    """Give the pieces in order; a content that fits the window is its own only piece."""
+    capacity = max(64, int(PIECE_TOKENS / _tokens_per_character(content)))
+    if len(content) <= capacity:
+        return [content]
+    splitter = MarkdownSplitter(capacity, overlap=int(capacity * _OVERLAP), trim=False)
+    pieces = [piece for block in _blocks(content) for piece in splitter.chunks(block) if piece.strip()]
+    return pieces or [content[:capacity]]
+
+
+def _blocks(content: str) -> Iterator[str]:
+    """Cut at the best border in the last quarter of each block."""
+    start = 0
+    while len(content) - start > _BLOCK:
+        window = content[start : start + _BLOCK]
+        cuts = (window.rfind(border, _BLOCK * 3 // 4) + len(border) for border in _BORDERS)
+        cut = next((cut for cut in cuts if cut > _BLOCK * 3 // 4), _BLOCK)
+        yield window[:cut]
+        start += cut
+    yield content[start:]
+
+
+def _tokens_per_character(content: str) -> float:
+    """Estimate from samples of beginning, middle and end: words cost by length, dense scripts by character."""
+    middle = max(0, len(content) // 2 - _SAMPLE // 2)
+    samples = (content[:_SAMPLE], content[middle : middle + _SAMPLE], content[-_SAMPLE:])
+    return max(_estimate(sample) / max(len(sample), 1) for sample in samples)
+
+
+def _estimate(text: str) -> float:
+    dense = len(_DENSE.findall(text))
+    words = sum(1 + len(word) // 7 for word in _WORDS.findall(_DENSE.sub(" ", text)))
+    return max(1.0, dense + words)

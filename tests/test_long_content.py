@@ -1,0 +1,183 @@
+"""Contents longer than the model's window: cut into pieces, each searchable, kept and given back whole."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from embedder_fixtures import wait_until
+from hypothesis import given
+from hypothesis import strategies as st
+from stack import Agent, Refused, Stack
+
+from memory_core.keys import Keys
+from memory_core.records import compress, decompress
+from memory_server.usecases.splitting import PIECE_TOKENS, split
+
+WORDS = "harbour lantern gravel meadow violet copper winter saddle orchard thunder velvet candle ribbon marble".split()
+
+
+def prose(sentences: int, seed: int = 7) -> str:
+    """Make some paragraphs that say nothing."""
+    chance = random.Random(seed)
+    lines = (f"{' '.join(chance.choices(WORDS, k=9)).capitalize()}." for _ in range(sentences))
+    return "".join(f"{line}{chr(10) * 2 if number % 8 == 7 else ' '}" for number, line in enumerate(lines))
+
+
+FACT = "The safe in the cellar opens with the number 4711."
+
+
+async def settled(agent: Agent) -> bool:
+    """Whether no text waits for its vector."""
+    return (await agent.call("memory_stats"))["vector_backlog"] == 0
+
+
+async def test_a_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alice: Agent) -> None:
+    content = prose(1550) + FACT
+    assert len(content) > 100_000
+    stored = await alice.call("store_memory", content=content, memory_type="document", source="diary.md")
+    await alice.store("Something short about cellars and numbers of wine bottles.")
+    await wait_until(lambda: settled(alice), 60)
+    for mode in ("keyword", "vector", "hybrid"):
+        answer = await alice.call("semantic_search", query="which number opens the safe in the cellar?", mode=mode)
+        hit = answer["hits"][0]
+        assert hit["memory"]["memory_id"] == stored["memory_id"], mode
+        assert hit["part"] == hit["memory"]["pieces"] - 1
+        assert FACT in hit["memory"]["content"]
+        ids = [hit["memory"]["memory_id"] for hit in answer["hits"]]
+        assert len(ids) == len(set(ids))
+    whole = (await alice.call("retrieve_memory", memory_id=stored["memory_id"]))["memory"]
+    assert whole["content"] == content
+    assert (await alice.call("memory_stats"))["total"] == 2
+
+
+async def test_a_few_pieces_have_their_vectors_when_the_store_returns(alice: Agent) -> None:
+    stored = await alice.call("store_memory", content=prose(60) + FACT)
+    assert stored["vector"] == "ready"
+    assert (await alice.call("memory_stats"))["vector_backlog"] == 0
+    hits = (await alice.call("semantic_search", query="number of the safe", mode="vector"))["hits"]
+    assert FACT in hits[0]["memory"]["content"]
+
+
+async def test_a_shorter_content_leaves_no_piece_of_the_longer_behind(
+    alice: Agent, stack: Stack, namespace: str
+) -> None:
+    memory_id = await alice.store(prose(300) + FACT)
+    await alice.call("update_memory", memory_id=memory_id, content=prose(80, seed=8))
+    assert await alice.search("safe cellar 4711", mode="keyword") == []
+    left = await pieces_in_redis(stack, namespace)
+    memory = (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]
+    assert left == {f"{memory_id}:{number}" for number in range(1, memory["pieces"])}
+    await alice.call("update_memory", memory_id=memory_id, content="Short now.")
+    assert await pieces_in_redis(stack, namespace) == set()
+    memory = (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]
+    assert (memory["content"], memory["pieces"]) == ("Short now.", 1)
+    assert await stack.client.zcard(Keys(namespace).chores) == 0
+
+
+async def test_a_changed_filter_reaches_every_piece(alice: Agent, bob: Agent) -> None:
+    memory_id = await alice.store(prose(120) + FACT, tags=["old"], context="then")
+    assert await bob.search("safe cellar 4711", mode="keyword") == []
+    await alice.call("update_memory", memory_id=memory_id, tags=["new"], context="", visibility="public")
+    (found,) = await bob.search("safe cellar 4711", mode="keyword", tags=["new"])
+    assert FACT in found
+    assert await bob.search("safe cellar 4711", mode="keyword", tags=["old"]) == []
+    assert await bob.search("safe cellar 4711", mode="keyword", context="then") == []
+    await alice.call("update_memory", memory_id=memory_id, visibility="private")
+    assert await bob.search("safe cellar 4711", mode="keyword") == []
+
+
+async def test_a_piece_is_permitted_by_its_memory_even_before_it_follows(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
+    """As if the server had died between the memory's change and its pieces'."""
+    memory_id = await alice.store(prose(120) + FACT, visibility="public")
+    assert await bob.search("safe cellar 4711", mode="keyword")
+    key = Keys(namespace).memory(memory_id)
+    scope = (await stack.client.hget(key, "scope")).decode().split("\x1f")
+    await stack.client.hset(key, "scope", "\x1f".join(token for token in scope if token != "pub"))
+    assert await bob.search("safe cellar 4711", mode="keyword") == []
+
+
+async def test_a_deleted_long_memory_is_gone_with_all_its_pieces(alice: Agent, stack: Stack, namespace: str) -> None:
+    memory_id = await alice.store(prose(300) + FACT)
+    assert await pieces_in_redis(stack, namespace)
+    await alice.call("clear_memory", memory_ids=[memory_id])
+    assert await pieces_in_redis(stack, namespace) == set()
+    assert await alice.search("safe cellar 4711") == []
+    assert await stack.client.zcard(Keys(namespace).chores) == 0
+
+
+async def test_pieces_expire_with_their_memory(alice: Agent, stack: Stack, namespace: str) -> None:
+    memory_id = await alice.store(prose(120), ttl_seconds=1000)
+    keys = Keys(namespace)
+    ours = await stack.client.pttl(keys.memory(memory_id))
+    assert abs(await stack.client.pttl(keys.chunk(memory_id, 1)) - ours) < 5000
+
+
+async def test_a_long_memory_is_listed_and_counted_once(alice: Agent) -> None:
+    await alice.store(prose(200), wait=False)
+    await alice.store("short", wait=False)
+    listed = await alice.call("get_agent_memories")
+    assert listed["total"] == 2
+    assert [memory["pieces"] > 1 for memory in listed["memories"]] == [False, True]
+    assert (await alice.call("clear_memory", memory_types=["context"], dry_run=True))["matched"] == 2
+
+
+async def test_the_largest_content_comes_back_byte_equal_and_a_larger_one_is_refused(alice: Agent) -> None:
+    content = ("é" + prose(16_000))[: 1 << 20]
+    content = content.encode()[: 1 << 20].decode(errors="ignore")
+    memory_id = await alice.store(content, wait=False, priority="low")
+    assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == content
+    with pytest.raises(Refused):
+        await alice.store(content + "xx")
+    await alice.call("clear_memory", memory_ids=[memory_id])
+
+
+async def pieces_in_redis(stack: Stack, namespace: str) -> set[str]:
+    """Give `<id>:<number>` of all pieces that lie in Redis."""
+    prefix = Keys(namespace).chunk_prefix
+    return {key.decode()[len(prefix) :] async for key in stack.client.scan_iter(match=f"{prefix}*", count=1000)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["x" * 60_000, "word " * 20_000, "日本語の文章です。" * 5000, "def f(x):\n    return x\n\n" * 3000, "🫨" * 30_000],
+    ids=["one word", "no sentences", "no spaces", "code", "emoji"],
+)
+def test_any_long_text_is_cut_into_pieces_that_hold_all_of_it(content: str) -> None:
+    pieces = split(content)
+    assert len(pieces) > 1
+    assert covered(content, pieces)
+    assert max(map(len, pieces)) <= 8 * PIECE_TOKENS
+
+
+def test_code_blocks_and_sentences_are_kept_together() -> None:
+    block = "```python\n" + "".join(f"value_{n} = compute({n})\n" for n in range(12)) + "```\n"
+    pieces = split(f"{prose(30)}\n\n{block}\n\n{prose(30)}")
+    assert any(block.strip() in piece for piece in pieces)
+
+
+@given(st.text(max_size=3000), st.integers(1, 40))
+def test_splitting_loses_nothing(text: str, times: int) -> None:
+    content = text * times
+    assert covered(content, split(content))
+
+
+@given(st.text())
+def test_bodies_survive_compression(text: str) -> None:
+    encodable = text.encode(errors="ignore").decode()
+    assert decompress(compress(encodable)) == encodable
+
+
+def covered(content: str, pieces: list[Any]) -> bool:
+    """Whether the pieces, in order, can hold everything but blanks, maybe overlapping."""
+    position = 0
+    for piece in pieces:
+        blanks = len(content[position:]) - len(content[position:].lstrip())
+        start = content.rfind(piece, 0, position + blanks + len(piece))
+        if start < 0:
+            return False
+        position = max(position, start + len(piece))
+    return not content[position:].strip()
