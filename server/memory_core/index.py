@@ -60,6 +60,12 @@ async def backfill_progress(client: Client, names: keys.Keys) -> float | None:
     return min(float(info.get(b"percent_indexed", 0)), 0.999)
 
 
+async def failures(client: Client, names: keys.Keys) -> int:
+    """Count the records that the index refused, because a field could not be read."""
+    info = await client.execute_command("FT.INFO", names.index_alias)
+    return int(info.get(b"hash_indexing_failures", 0))
+
+
 def is_missing_index(error: redis_errors.ResponseError) -> bool:
     """Whether a search failed because its index does not exist."""
     text = str(error).lower()

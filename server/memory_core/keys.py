@@ -14,6 +14,8 @@ NAMESPACES = "rm:namespaces"
 """Set of all namespaces; sidecars and the sweeper walk it."""
 SIDECARS = "rm:sidecars"
 """Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
+SWEEPER = "rm:sweeper"
+"""String: the server process that sweeps at present; expires if it stops."""
 LANES = 2
 """Fixed number of doorbell and ask streams; each is read on a connection of its own."""
 GROUP = "embedders"
@@ -101,6 +103,10 @@ class Keys:
     def same(self, owner: str, content_hash: str) -> str:
         """String: the id of an owner's latest memory with this content."""
         return f"{self.same_prefix}{owner}:{content_hash}"
+
+    def cached_vector(self, model: str, text_digest: str) -> str:
+        """String: the vector of a text that was embedded before."""
+        return self._key(f"emb:{vector_field(model)}:{text_digest}")
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: what was stored under an owner's idempotency key."""

@@ -75,6 +75,15 @@ class LifetimeSettings(_Group):
     grace: int = Field(default=3600, ge=1, description="seconds between soft expiry and removal from Redis")
 
 
+class CacheSettings(_Group):
+    """Vectors of texts seen before, kept in the process and in Redis."""
+
+    entries: int = Field(default=10_000, ge=1, description="vectors kept in the process, 1.5 kB each")
+    policy: Literal["lru", "lfu", "ttl"] = "lru"
+    ttl_seconds: float = Field(default=3600, gt=0, description="lifetime in the process with policy ttl")
+    redis_ttl_seconds: int = Field(default=7 * DAY, ge=0, description="lifetime in Redis; 0 keeps none there")
+
+
 class LimitSettings(_Group):
     """Caps that are checked before anything reaches Redis."""
 
@@ -84,6 +93,7 @@ class LimitSettings(_Group):
     tags: int = 32
     results: int = 100
     ids: int = 100
+    operations: int = Field(default=1000, description="operations of one batch")
     clear: int = Field(default=100_000, description="memories removed by one clear_memory call")
     body_bytes: int = Field(default=4 << 20, description="bytes of one HTTP request or stdio frame")
 
@@ -99,6 +109,7 @@ class Settings(BaseSettings):
     gpu: GpuSettings = GpuSettings()
     vector_store: VectorStoreSettings = VectorStoreSettings()
     lifetimes: LifetimeSettings = LifetimeSettings()
+    cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     redis_url: SecretStr | None = Field(
         None, validation_alias=AliasChoices("REDIS_URL", "redis_url"), description="overrides `redis`"

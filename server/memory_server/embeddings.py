@@ -1,36 +1,51 @@
-"""Vectors on request: asks go to the sidecars by stream, answers come back on this process's reply stream."""
+"""Vectors on request: asks go to the sidecars by stream, answers come back on this process's reply stream.
+
+Texts that are wanted at the same time travel in one ask: while some are on their way, others gather.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
+import numpy as np
 from redis.exceptions import RedisError
 
 from memory_core import keys
 from memory_core.connection import Client, connect, store_errors
-from memory_core.errors import EmbeddingUnavailable
+from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
 from memory_core.streams import Ask, BadMessage, Reply, entries
-from memory_core.vectors import Matrix, from_bytes, normalise
+from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
+from memory_server.caching import VectorCache
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
 _TRUST_SECONDS = 2.0
 """A sidecar that answered this recently is taken to be alive."""
+_ASKS_AT_ONCE = 4
+_TEXTS_PER_ASK = 32
+"""Small enough that a sidecar can take somebody else's ask in between."""
+
+Wanted = tuple[str, asyncio.Future[Matrix]]
 
 
 class Embeddings:
-    """Asks sidecars for vectors and waits for them."""
+    """Gives vectors from the cache, else asks sidecars and waits for them."""
 
     def __init__(self, backend: Backend) -> None:
+        settings = backend.settings
+        self.cache = VectorCache(backend, settings.vector_store.embedding_model, settings.cache)
         self._backend = backend
         self._server_id = new_id()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self._wanted: dict[int, deque[Wanted]] = {lane: deque() for lane in range(keys.LANES)}
+        self._asking: set[asyncio.Task[None]] = set()
         self._last_answer = 0.0
         self._listening = asyncio.Event()
 
@@ -41,18 +56,83 @@ class Embeddings:
         try:
             yield self
         finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            for task in (listener, *self._asking):
+                task.cancel()
+            await asyncio.gather(listener, *self._asking, return_exceptions=True)
 
-    async def embed(self, texts: list[str], namespace: str) -> Matrix:
-        """Get unit vectors, shape (len(texts), dimension), within the configured wait.
+    async def embed(self, texts: Sequence[str], namespace: str, *, wait: float | None = None) -> Matrix:
+        """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        vector_store, wait = self._backend.settings.vector_store, self._backend.settings.embed_wait_seconds
+        known = await self.cache.get(namespace, texts)
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        if missing:
+            fresh = await self._ask_for(missing, namespace, wait or self._backend.settings.embed_wait_seconds)
+            known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
+            await self._remember(namespace, {text: known[text] for text in missing})
+        dimension = self._backend.settings.vector_store.vector_dimension
+        return from_bytes(b"".join(known[text] for text in texts), dimension)
+
+    async def known(self, texts: Sequence[str], namespace: str) -> Matrix | None:
+        """Get the vectors of texts if all of them are cached."""
+        known = await self.cache.get(namespace, texts)
+        if any(text not in known for text in texts):
+            return None
+        dimension = self._backend.settings.vector_store.vector_dimension
+        return from_bytes(b"".join(known[text] for text in texts), dimension)
+
+    async def _remember(self, namespace: str, vectors: dict[str, bytes]) -> None:
+        try:
+            await self.cache.put(namespace, vectors)
+        except MemoryServiceError as error:
+            log.warning("%d vectors were not cached: %s", len(vectors), error.message)
+
+    async def _ask_for(self, texts: Sequence[str], namespace: str, wait: float) -> Matrix:
         await self._check_alive()
+        lane, loop = keys.lane_of(namespace), asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in texts]
+        self._wanted[lane].extend(zip(texts, futures, strict=True))
+        self._pump()
+        try:
+            async with asyncio.timeout(wait):
+                return np.stack(await asyncio.gather(*futures))
+        except TimeoutError:
+            raise EmbeddingUnavailable(
+                f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
+            ) from None
+
+    def _pump(self) -> None:
+        """Send what is wanted, lane by lane, as long as not too many asks are under way."""
+        for lane, wanted in self._wanted.items():
+            while wanted and len(self._asking) < _ASKS_AT_ONCE:
+                batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
+                if batch := [(text, future) for text, future in batch if not future.done()]:
+                    task = asyncio.create_task(self._ask(lane, batch))
+                    self._asking.add(task)
+                    task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._pump()
+
+    async def _ask(self, lane: int, batch: list[Wanted]) -> None:
+        """Ask for a batch and hand each its vector, or all the same error."""
+        try:
+            vectors = await self._exchange([text for text, _ in batch], lane)
+        except MemoryServiceError as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), vector in zip(batch, vectors, strict=True):
+            if not future.done():
+                future.set_result(vector)
+
+    async def _exchange(self, texts: list[str], lane: int) -> Matrix:
+        vector_store, wait = self._backend.settings.vector_store, self._backend.settings.embed_wait_seconds
         ask = Ask(
             id=new_id(),
             reply_to=keys.reply(self._server_id),
@@ -60,27 +140,21 @@ class Embeddings:
             deadline=int((time.time() + wait) * 1000),
             texts=tuple(texts),
         )
-        reply = await self._exchange(ask, keys.asks(keys.lane_of(namespace)), wait)
-        if reply.error:
-            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        return normalise(from_bytes(reply.vectors, reply.dimension), vector_store.vector_dimension)
-
-    async def _exchange(self, ask: Ask, lane: str, wait: float) -> Reply:
         client = await self._backend.client()
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[ask.id] = future
+        future = self._waiting[ask.id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(wait):
                 await self._listening.wait()
                 async with store_errors():
-                    await client.xadd(lane, ask.fields())
-                return await future
+                    await client.xadd(keys.asks(lane), ask.fields())
+                reply = await future
         except TimeoutError:
-            raise EmbeddingUnavailable(
-                f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
-            ) from None
+            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
         finally:
             del self._waiting[ask.id]
+        if reply.error:
+            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
+        return normalise(from_bytes(reply.vectors, reply.dimension), vector_store.vector_dimension)
 
     async def _check_alive(self) -> None:
         if time.monotonic() - self._last_answer < _TRUST_SECONDS:

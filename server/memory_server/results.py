@@ -187,6 +187,27 @@ class SearchAnswer(Answer):
         return "\n".join([head, *(f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits)])
 
 
+class Outcome(BaseModel):
+    """What became of one operation of a batch."""
+
+    ok: bool
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class BatchAnswer(Answer):
+    """One outcome for each operation, in order."""
+
+    results: list[Outcome]
+    succeeded: int
+    failed: int
+
+    def summary(self) -> str:
+        """Count, and name the first failures."""
+        failures = [f"{n}: {o.error}" for n, o in enumerate(self.results) if not o.ok][:5]
+        return "\n".join([f"{self.succeeded} succeeded, {self.failed} failed.", *failures])
+
+
 class Percentiles(BaseModel):
     """Latency in milliseconds over the last calls of this server process."""
 
@@ -196,11 +217,30 @@ class Percentiles(BaseModel):
     p99: float | None = None
 
 
+class CacheFigures(BaseModel):
+    """How often a vector was at hand, since this server process started."""
+
+    process_hits: int
+    redis_hits: int
+    misses: int
+    hit_rate: float | None = Field(None, description="share of all that was asked for")
+
+
+class Retention(BaseModel):
+    """When the counted memories leave."""
+
+    never: int
+    within_day: int
+    within_week: int
+    expired: int = Field(description="past their lifetime, hidden, and removed from Redis within the grace")
+
+
 class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
     exists: bool
     progress: float = Field(description="share of the records that it covers")
+    failures: int = Field(0, description="records that the index refused")
     model: str
     dimension: int
 
@@ -220,8 +260,12 @@ class StatsAnswer(Answer):
     created_last_day: int
     created_since: int | None = None
     bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
+    long_memories: int = Field(0, description="memories of more than one piece")
+    pieces: int = Field(0, description="texts that are searched, one or more a memory")
     vector_backlog: int
+    retention: Retention
     index: IndexHealth
+    cache: CacheFigures
     search_latency_ms: Percentiles
     embedding_latency_ms: Percentiles
 

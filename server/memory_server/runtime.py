@@ -28,6 +28,7 @@ _HEAVY = (
     "memory_server.usecases.clear",
     "memory_server.usecases.search",
     "memory_server.usecases.stats",
+    "memory_server.usecases.sweeping",
 )
 
 
@@ -69,9 +70,12 @@ class Runtime:
             for module in _HEAVY:
                 await asyncio.to_thread(importlib.import_module, module)
             from memory_server.service import Service
+            from memory_server.usecases.sweeping import sweeping
 
             async with AsyncExitStack() as stack:
-                self._service.set_result(await stack.enter_async_context(Service(self.settings).running()))
+                service = await stack.enter_async_context(Service(self.settings).running())
+                await stack.enter_async_context(sweeping(service))
+                self._service.set_result(service)
                 await leaving.wait()
         except Exception as error:
             log.exception("the service stopped")

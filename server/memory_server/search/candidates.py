@@ -132,6 +132,11 @@ async def page(
     return _refs(keys, answer), list(_warnings(answer))
 
 
+async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
+    """Fetch some pieces that a query selects, in no order."""
+    return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
+
+
 def vector_of(record: Record) -> Matrix:
     """Give a record's vector, shape (dimension,)."""
     return np.frombuffer(record.vector or b"", dtype="<f4")

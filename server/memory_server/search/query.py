@@ -94,6 +94,13 @@ def having(query: Query, field: str, *values: str) -> Query:
     return narrowed
 
 
+def unfinished() -> Query:
+    """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
+    query = Query()
+    query.text = _tagged(query, "model", (NO_MODEL,))
+    return query
+
+
 def memories(query: Query) -> Query:
     """Narrow a selection of pieces to memories: each long one counts once."""
     return having(query, "part", HEAD)
@@ -114,6 +121,14 @@ def created_since(query: Query, created_at: float) -> Query:
     newer = Query(params=dict(query.params))
     newer.text = f"{query.text} @created_at:[{newer.bind(to_redis(created_at))} inf]"
     return newer
+
+
+def expiring(query: Query, low: float, high: float) -> Query:
+    """Narrow a selection to what expires between two times."""
+    narrowed = Query(params=dict(query.params))
+    low_bound, high_bound = narrowed.bind(to_redis(low)), narrowed.bind(to_redis(high))
+    narrowed.text = f"{query.text} @expires_at:[{low_bound} {high_bound}]"
+    return narrowed
 
 
 def created_before(query: Query, created_at: float | None) -> Query:

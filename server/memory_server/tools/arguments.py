@@ -176,3 +176,10 @@ class StatsArguments(Arguments):
 
     agent_id: str | None = Field(default=None, description="only what this agent wrote")
     since: Time | None = Field(default=None, description="also count what was stored since")
+
+
+class BatchArguments(Arguments):
+    """batch_operations"""
+
+    operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
+    stop_on_error: bool = False

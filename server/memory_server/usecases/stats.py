@@ -6,15 +6,16 @@ import importlib.util
 import time
 from typing import Any
 
-from memory_core import sidecars
+from memory_core import index, sidecars
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
-from memory_core.times import parse_time
+from memory_core.times import NEVER, parse_time
 from memory_server.backend import Prepared
-from memory_server.results import GpuAnswer, IndexHealth, StatsAnswer
+from memory_server.caching import Hits
+from memory_server.results import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters
@@ -52,9 +53,11 @@ async def memory_stats(
         index=IndexHealth(
             exists=True,
             progress=service.backend.progress(caller.namespace),
+            failures=await service.backend.read(lambda client: index.failures(client, prepared.keys)),
             model=vector_store.embedding_model,
             dimension=vector_store.vector_dimension,
         ),
+        cache=_cache_figures(service.embeddings.cache.hits),
         search_latency_ms=service.search_latency.percentiles(),
         embedding_latency_ms=service.embedding_latency.percentiles(),
         partial=bool(reason),
@@ -103,6 +106,11 @@ async def _count(
     selection = build.memories(pieces)
     queries: dict[tuple[str, str], build.Query] = {
         ("", "total"): selection,
+        ("", "pieces"): pieces,
+        ("retention", "never"): build.expiring(selection, NEVER, NEVER),
+        ("retention", "within_day"): build.expiring(selection, now, now + DAY),
+        ("retention", "within_week"): build.expiring(selection, now, now + 7 * DAY),
+        ("retention", "expired"): build.memories(build.expired(principal, base, now)),
         ("", "vector_backlog"): build.without_vector(pieces),
         ("", "own"): build.owned(selection, principal.owners),
         ("", "created_last_hour"): build.created_since(selection, now - 3600),
@@ -114,15 +122,25 @@ async def _count(
         for value in values:
             queries[f"by_{field}", value] = build.having(selection, field, value)
     counts = await candidates.count_all(client, prepared.keys, list(queries.values()), timeout)
-    figures: dict[str, Any] = {"by_type": {}, "by_priority": {}, "by_visibility": {}}
+    figures: dict[str, Any] = {"by_type": {}, "by_priority": {}, "by_visibility": {}, "retention": {}}
     for (group, name), number in zip(queries, counts, strict=True):
         if not group:
             figures[name] = number
-        elif number:
+        elif number or group == "retention":
             figures[group][name] = number
     figures["by_agent"] = await candidates.count_by_writer(client, prepared.keys, selection, timeout)
     figures["bytes_estimate"] = await _bytes(client, prepared.keys, selection, figures["total"], timeout)
     return figures
+
+
+def _cache_figures(hits: Hits) -> CacheFigures:
+    asked = hits.process + hits.redis + hits.missed
+    return CacheFigures(
+        process_hits=hits.process,
+        redis_hits=hits.redis,
+        misses=hits.missed,
+        hit_rate=round((hits.process + hits.redis) / asked, 4) if asked else None,
+    )
 
 
 async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument, echo
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument, MemoryServiceError, echo
 from memory_core.keys import vector_field
 from memory_core.records import Priority, Record, head_fields
 from memory_core.scope import record_tokens
@@ -15,6 +16,7 @@ from memory_server.search.analysis import extra_terms
 from memory_server.service import Service
 
 _MAX_TTL = 100 * 365 * 86_400
+AHEAD_SECONDS = 30.0
 EMBED_AT_ONCE = 8
 """Pieces that a waiting store embeds before it writes; longer contents leave jobs."""
 
@@ -83,14 +85,26 @@ def embedding_text(content: str, source: str | None) -> str:
     return f"{source}: {content}" if source else content
 
 
-async def embed_or_none(service: Service, pieces: Sequence[str], source: str | None, namespace: str) -> Matrix | None:
-    """Get a vector for each piece, or None when there are many or no sidecar gives them in time."""
-    if len(pieces) > EMBED_AT_ONCE:
-        return None
+async def embed_or_none(
+    service: Service, pieces: Sequence[str], source: str | None, namespace: str, *, wait: bool = True
+) -> Matrix | None:
+    """Get a vector for each piece: of many, or without `wait`, only if all are cached already.
+
+    None when they are not, or when no sidecar gives them in time.
+    """
+    texts = [embedding_text(piece, source) for piece in pieces]
+    if not wait or len(pieces) > EMBED_AT_ONCE:
+        return await service.embeddings.known(texts, namespace)
     started = time.perf_counter()
     try:
-        vectors = await service.embeddings.embed([embedding_text(piece, source) for piece in pieces], namespace)
+        vectors = await service.embeddings.embed(texts, namespace)
     except EmbeddingUnavailable:
         return None
     service.embedding_latency.add((time.perf_counter() - started) * 1000)
     return vectors
+
+
+async def embed_ahead(service: Service, texts: Sequence[str], namespace: str) -> None:
+    """Bring vectors into the cache before many operations want them one by one; failing is no matter."""
+    with contextlib.suppress(MemoryServiceError):
+        await service.embeddings.embed(texts, namespace, wait=AHEAD_SECONDS)

@@ -1,0 +1,120 @@
+"""The tool that runs many operations in one call: errors isolated, results in order, embeddings together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, cast
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+from mcp_types import CallToolResult, InputRequiredResult, TextContent
+
+from memory_core.errors import InvalidArgument, echo
+from memory_server.identity import caller_of
+from memory_server.results import BatchAnswer, Outcome
+from memory_server.runtime import Runtime
+from memory_server.tools import arguments as arguments_of
+from memory_server.tools.toolkit import make_tool
+
+Ctx = Context[Any, Any]
+_TOGETHER = 16
+"""Reads that run at the same time."""
+Operation = tuple[str, dict[str, Any]]
+
+
+def batch_tool(runtime: Runtime, tools: Sequence[Tool]) -> Tool:
+    """Make the tool over the other tools."""
+    by_name = {tool.name: tool for tool in tools}
+
+    async def batch_operations(ctx: Ctx, args: arguments_of.BatchArguments) -> BatchAnswer:
+        """Run up to 1,000 operations, each {op: a tool's name, ...its arguments}; writes keep their order.
+
+        Stores do not wait for their vectors unless they say wait: true.
+        """
+        limit = runtime.settings.limits.operations
+        if len(args.operations) > limit:
+            raise InvalidArgument(f"{len(args.operations)} operations; at most {limit} are allowed", hint="split them")
+        operations = [_read(operation) for operation in args.operations]
+        await _embed_together(ctx, runtime, operations)
+        outcomes: list[Outcome] = []
+        async for outcome in _run(ctx, by_name, operations):
+            outcomes.append(outcome)
+            if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
+                await ctx.report_progress(len(outcomes), len(operations))
+            if args.stop_on_error and not outcome.ok:
+                break
+        outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
+        failed = sum(not outcome.ok for outcome in outcomes)
+        return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
+
+    return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True)
+
+
+_SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
+
+
+def _read(operation: Mapping[str, Any]) -> Operation:
+    arguments = dict(operation)
+    name = arguments.pop("op", None)
+    if name == "store_memory":
+        arguments.setdefault("wait", False)
+    return name if isinstance(name, str) else "", arguments
+
+
+async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Operation]) -> None:
+    """Bring the vectors that single operations will ask for into the cache, in a few large asks."""
+    from memory_server.usecases.writing import embed_ahead
+
+    texts = [
+        text
+        for name, arguments in operations
+        for text in (_wanted_text(name, arguments),)
+        if isinstance(text, str) and text.strip()
+    ]
+    if texts:
+        await embed_ahead(await runtime.service(), texts, caller_of(ctx, runtime.settings).namespace)
+
+
+def _wanted_text(name: str, arguments: Mapping[str, Any]) -> Any:
+    if name == "semantic_search" and arguments.get("mode") != "keyword":
+        return arguments.get("query")
+    if name == "store_memory" and arguments["wait"] is True and isinstance(arguments.get("content"), str):
+        from memory_server.usecases.writing import embedding_text
+
+        source = arguments.get("source")
+        return embedding_text(arguments["content"], source if isinstance(source, str) else None)
+    return None
+
+
+async def _run(ctx: Ctx, tools: Mapping[str, Tool], operations: Sequence[Operation]) -> AsyncGenerator[Outcome]:
+    """Run operations in order; neighbouring reads run together."""
+
+    def is_read(operation: Operation) -> bool:
+        tool = tools.get(operation[0])
+        return bool(tool and tool.annotations and tool.annotations.read_only_hint)
+
+    for reads, group in groupby(operations, key=is_read):
+        neighbours = list(group)
+        size = _TOGETHER if reads else 1
+        for start in range(0, len(neighbours), size):
+            together = neighbours[start : start + size]
+            for outcome in await asyncio.gather(*(_one(ctx, tools, *operation) for operation in together)):
+                yield outcome
+
+
+async def _one(ctx: Ctx, tools: Mapping[str, Tool], name: str, arguments: dict[str, Any]) -> Outcome:
+    tool = tools.get(name)
+    if tool is None:
+        message = f"op {echo(name)} is not an operation; allowed: {', '.join(tools)}"
+        return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
+    result = cast(CallToolResult | InputRequiredResult, await tool.run(arguments, ctx, convert_result=True))
+    if isinstance(result, InputRequiredResult):
+        message = "more than one memory would go, and nobody can be asked within a batch; send confirm: true"
+        return Outcome(ok=False, error={"code": "confirmation_needed", "message": message})
+    structured = result.structured_content or {}
+    if not result.is_error:
+        return Outcome(ok=True, result=structured)
+    text = result.content[0].text if isinstance(result.content[0], TextContent) else ""
+    return Outcome(ok=False, error=structured.get("error") or {"code": "internal", "message": text})

@@ -1,0 +1,114 @@
+"""Puts right what a dying process left undone. Notifications are hints; this walk is the truth.
+
+One server process sweeps at a time, whoever holds the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from memory_core.connection import Client, store_errors
+from memory_core.errors import MemoryServiceError
+from memory_core.ids import new_id
+from memory_core.keys import NAMESPACES, SWEEPER, Keys
+from memory_core.records import Record
+from memory_server.search import candidates, loading
+from memory_server.search import query as build
+from memory_server.service import Service
+from memory_server.usecases.lookup import run_search
+from memory_server.usecases.pieces import settle
+from memory_server.usecases.writing import job_part
+
+log = logging.getLogger(__name__)
+ROUND_SECONDS = 5.0
+LEASE_SECONDS = 15
+PATIENCE_SECONDS = 10.0
+"""What is younger than this is still in somebody's hands."""
+_AT_ONCE = 100
+
+
+@asynccontextmanager
+async def sweeping(service: Service) -> AsyncGenerator[None]:
+    """Sweep in the background until left."""
+    task = asyncio.create_task(_sweep_for_ever(service), name="sweeper")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _sweep_for_ever(service: Service) -> None:
+    name = new_id()
+    while True:
+        await asyncio.sleep(ROUND_SECONDS)
+        try:
+            if await _hold_lease(service, name):
+                await sweep(service)
+        except MemoryServiceError as error:
+            log.warning("sweep: %s", error.message)
+        except Exception:
+            log.exception("a sweep failed; the next comes in %s s", ROUND_SECONDS)
+
+
+async def _hold_lease(service: Service, name: str) -> bool:
+    client = await service.backend.client()
+    async with store_errors():
+        if await client.set(SWEEPER, name, nx=True, ex=LEASE_SECONDS):
+            return True
+        holder = await client.get(SWEEPER)
+        return holder == name.encode() and bool(await client.expire(SWEEPER, LEASE_SECONDS))
+
+
+async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
+    """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector."""
+    names = await service.backend.read(lambda client: client.smembers(NAMESPACES))
+    for raw in sorted(names):
+        namespace = raw.decode()
+        try:
+            await service.backend.namespace(namespace)
+            await _settle_chores(service, namespace, patience)
+            await _requeue(service, namespace, patience)
+        except MemoryServiceError as error:
+            log.warning("sweep of %s: %s", namespace, error.message)
+
+
+async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
+    keys, before = Keys(namespace), time.time() - patience
+    chores = await service.backend.read(
+        lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
+    )
+    for chore in chores:
+        await settle(service, namespace, chore.decode())
+
+
+async def _requeue(service: Service, namespace: str, patience: float) -> None:
+    """Ask again for vectors that nobody is about to make: the memory is old enough, and no job is queued."""
+    keys = Keys(namespace)
+    if await service.backend.read(lambda client: client.xlen(keys.jobs)):
+        return
+
+    async def fetch(client: Client) -> list[Record]:
+        refs = await candidates.some(
+            client, keys, build.unfinished(), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
+        )
+        return await loading.load(client, keys, refs)
+
+    before = time.time() - patience
+    forgotten = [record for record in await run_search(service, namespace, fetch) if record.updated_at < before]
+    if not forgotten:
+        return
+    answer = await service.backend.write(
+        "rm1_requeue",
+        [keys.jobs, *(keys.piece(record.id, record.part) for record in forgotten)],
+        items=[
+            {"id": record.id, "piece": record.part, "job": job_part(service, record.content, record.source)}
+            for record in forgotten
+        ],
+    )
+    log.info("asked again for the vectors of %d texts in %s", answer["queued"], namespace)
+    await service.ring(namespace)
