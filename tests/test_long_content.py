@@ -9,11 +9,15 @@ import pytest
 from embedder_fixtures import wait_until
 from hypothesis import given
 from hypothesis import strategies as st
-from stack import Agent, Refused, Stack
+from stack import Agent, Refused, Server, Stack
 
-from memory_core.keys import Keys
+from memory_core import functions
+from memory_core.keys import Keys, vector_field
 from memory_core.records import compress, decompress
+from memory_server.search import loading
+from memory_server.usecases.pieces import settle
 from memory_server.usecases.splitting import PIECE_TOKENS, split
+from memory_server.usecases.sweeping import sweep
 
 WORDS = "harbour lantern gravel meadow violet copper winter saddle orchard thunder velvet candle ribbon marble".split()
 
@@ -37,7 +41,7 @@ async def test_a_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alic
     content = prose(1550) + FACT
     assert len(content) > 100_000
     stored = await alice.call("store_memory", content=content, memory_type="document", source="diary.md")
-    await alice.store("Something short about cellars and numbers of wine bottles.")
+    await alice.store("Something short about boats.")
     await wait_until(lambda: settled(alice), 60)
     for mode in ("keyword", "vector", "hybrid"):
         answer = await alice.call("semantic_search", query="which number opens the safe in the cellar?", mode=mode)
@@ -107,6 +111,56 @@ async def test_a_deleted_long_memory_is_gone_with_all_its_pieces(alice: Agent, s
     assert await pieces_in_redis(stack, namespace) == set()
     assert await alice.search("safe cellar 4711") == []
     assert await stack.client.zcard(Keys(namespace).chores) == 0
+
+
+async def test_a_late_settling_does_not_remove_the_pieces_of_a_later_content(
+    alice: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    """Two updates cross: the one that made it short has yet to clean up when the other has made it long again."""
+    memory_id = await alice.store("short")
+    service = await server.runtime.service()
+    keys = Keys(namespace)
+    short = await loading.load(stack.client, keys, [loading.Ref(memory_id)], whole=True)
+    await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
+    there = await pieces_in_redis(stack, namespace)
+    answer = await functions.call(
+        stack.client,
+        "rm1_settled",
+        [keys.chores, keys.memory(memory_id), keys.chunk(memory_id, 1)],
+        hash=short[0].content_hash,
+        rev=short[0].rev,
+        chore=f"{memory_id}:5",
+        done=True,
+    )
+    assert answer == {"status": "stale"}
+    await settle(service, namespace, f"{memory_id}:5")
+    assert await pieces_in_redis(stack, namespace) == there
+    assert len(there) > 5
+
+
+async def test_the_sweeper_settles_what_a_dead_server_left(
+    alice: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    memory_id = await alice.store(prose(120) + FACT)
+    keys, there = Keys(namespace), await pieces_in_redis(stack, namespace)
+    await stack.client.delete(*(keys.chunk_prefix + name for name in there))
+    await stack.client.zadd(keys.chores, {f"{memory_id}:{len(there) + 1}": 1})
+    await sweep(await server.runtime.service(), patience=0)
+    assert await pieces_in_redis(stack, namespace) == there
+    await wait_until(lambda: settled(alice))
+    assert FACT in (await alice.search("number of the safe", mode="vector"))[0]
+
+
+async def test_the_sweeper_asks_again_for_forgotten_vectors(
+    alice: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    memory_id = await alice.store("Nobody remembers my vector.")
+    key = Keys(namespace).memory(memory_id)
+    await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
+    await stack.client.hset(key, "model", "none")
+    await sweep(await server.runtime.service(), patience=0)
+    await wait_until(lambda: settled(alice))
+    assert await stack.client.hget(key, "model") == b"all-MiniLM-L6-v2"
 
 
 async def test_pieces_expire_with_their_memory(alice: Agent, stack: Stack, namespace: str) -> None:

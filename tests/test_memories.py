@@ -367,3 +367,19 @@ async def test_times_may_be_phrases(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories", since="2 days ago"))["total"] == 1
     assert (await alice.call("get_agent_memories", until="2 days ago"))["total"] == 1
     assert (await alice.call("get_agent_memories", since="1 month ago", until="yesterday"))["total"] == 1
+
+
+async def test_a_memory_moved_to_another_context_is_ordered_there(alice: Agent) -> None:
+    moved = await alice.store("first here", context="here", wait=False)
+    await alice.store("first there", context="there", wait=False)
+    memory = (await alice.call("update_memory", memory_id=moved, context="there"))["memory"]
+    assert memory["seq"] == 2
+    await alice.store("third there", context="there", wait=False)
+    listed = (await alice.call("get_agent_memories", context="there"))["memories"]
+    assert [memory["seq"] for memory in listed] == [3, 1, 2]
+
+
+async def test_one_agent_is_named_in_one_way(alice: Agent) -> None:
+    with pytest.raises(Refused) as refused:
+        await alice.call("get_agent_memories", agent_id="alice", agent_ids=["bob"])
+    assert refused.value.code == "invalid_argument"

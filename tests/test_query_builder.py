@@ -172,10 +172,10 @@ HOSTILE = [
 
 async def _select(client: Client, keys: Keys, principal: Principal, filters: Filters) -> set[str]:
     query = build.readable(principal, filters, time.time())
-    ids, warnings = await candidates.page(client, keys, query, offset=0, limit=200, timeout_ms=TIMEOUT_MS)
+    refs, warnings = await candidates.page(client, keys, query, offset=0, limit=200, timeout_ms=TIMEOUT_MS)
     assert warnings == []
-    assert await candidates.count(client, keys, query, TIMEOUT_MS) == len(ids)
-    return set(ids)
+    assert await candidates.count(client, keys, query, TIMEOUT_MS) == len(refs)
+    return {ref.memory_id for ref in refs}
 
 
 async def _principal(client: Client, namespace: str, name: str) -> Principal:

@@ -17,10 +17,10 @@ from embedder_fixtures import RedisServer, wait_until
 from local_helpers import stop_everything
 from mcp import Client as McpClient
 from mcp.client.stdio import StdioServerParameters, stdio_client
-from stack import Agent
+from stack import Agent, Refused
 
 from memory_core.connection import check_server, connect
-from memory_core.errors import InvalidArgument, UnsafeStart
+from memory_core.errors import InvalidArgument, StoreUnavailable, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.doctor import examine
 from memory_server.transport.http import check_bind
@@ -192,7 +192,32 @@ async def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
             timeout=30,
         )
         assert refused.returncode == 78
+        async with stdio_agent("careless", REDIS_URL=redis.url) as agent:
+            with pytest.raises(Refused) as over_stdio:
+                await agent.store("Not here.")
+        assert over_stdio.value.code == "unsafe_start"
         assert refused.stderr.splitlines()[-1].startswith("unsafe_start: maxmemory-policy is allkeys-lru")
+    finally:
+        redis.kill()
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:notaport"])
+async def test_a_url_that_is_none_is_said_to_be_so(url: str) -> None:
+    async with stdio_agent("careless", REDIS_URL=url) as agent:
+        with pytest.raises(Refused) as refused:
+            await agent.store("Where to?")
+    assert "not a URL of Redis" in refused.value.text
+
+
+async def test_a_wrong_password_is_said_to_be_so(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path)
+    redis.start()
+    try:
+        async with connect(redis.url) as client:
+            await client.config_set("requirepass", "right")
+        with pytest.raises(StoreUnavailable, match="user or password"):
+            async with connect(redis.url.replace("unix://", "unix://:wrong@")) as client:
+                await check_server(client)
     finally:
         redis.kill()
 

@@ -27,7 +27,7 @@ local function living(prefix, id, now)
 end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
--- Calling it again with the same id and content changes nothing, so a lost answer may be retried.
+-- Calling it again with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
 -- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores
 -- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
 local function store(keys, args)
@@ -79,10 +79,10 @@ local function forget_content(same, id)
 end
 
 -- rm1_update: change fields of a memory under the revision that the caller read.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq
 -- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores, seq = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
   if not found[1] then return answer({status = 'gone'}) end
@@ -95,6 +95,10 @@ local function update(keys, args)
   local now = tick(counters)
   local fields = request.fields
   for _, pair in ipairs({'updated_at', stamp(now), 'rev', request.rev + 1}) do fields[#fields + 1] = pair end
+  if request.context then
+    fields[#fields + 1] = 'seq'
+    fields[#fields + 1] = redis.call('HINCRBY', seq, request.context, 1)
+  end
   if request.relive then
     local expires = request.ttl and now + request.ttl * 1000000
     fields[#fields + 1] = 'expires_at'
@@ -130,7 +134,7 @@ local function delete(keys, args)
     local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces')
     if found[1] and contains(request.owners, found[1]) then
       redis.call('DEL', mem, use)
-      forget_content(request.same_prefix .. found[1] .. ':' .. found[2], id)
+      forget_content(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
       if found[3] then
         note_chore(keys[3], id, tonumber(found[3]), now)

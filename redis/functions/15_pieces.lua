@@ -41,13 +41,18 @@ local function pieces(keys, args)
   return answer({status = 'settled'})
 end
 
--- rm1_settled: remove a slice of pieces that no longer belong to anything and, with `done`, the chore.
--- KEYS: chores, then chunk keys. Answer: {status}
+-- rm1_settled: remove a slice of pieces that no longer belong to the memory as it was read and, with `done`, the
+-- chore. `hash` and `rev` are absent where the memory was gone.
+-- KEYS: chores, mem, then chunk keys. Answer: {status = settled | stale}
 local function settled(keys, args)
   local request = cmsgpack.unpack(args[1])
-  for position = 2, #keys do redis.call('UNLINK', keys[position]) end
+  local found = redis.call('HMGET', keys[2], 'hash', 'rev')
+  if (found[1] or nil) ~= request.hash or (tonumber(found[2] or '') or nil) ~= request.rev then
+    return answer({status = 'stale'})
+  end
+  for position = 3, #keys do redis.call('UNLINK', keys[position]) end
   if request.done then redis.call('ZREM', keys[1], request.chore) end
-  return answer({status = 'ok'})
+  return answer({status = 'settled'})
 end
 
 redis.register_function('rm1_pieces', pieces)

@@ -6,16 +6,18 @@ redis-py's own retries stay off everywhere: retrying a write whose answer was lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 from redis import exceptions as redis_errors
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from memory_core.errors import OutcomeUnknown, StoreUnavailable, UnsafeStart
+from memory_core.errors import InvalidArgument, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.settings import Settings
 
 Client = Any
@@ -25,7 +27,7 @@ OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 _RETRY_AFTER = 1.0
-_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM")
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 
 
 def redis_url(settings: Settings) -> str | None:
@@ -37,8 +39,9 @@ def redis_url(settings: Settings) -> str | None:
     if redis.host is None:
         return None
     secret = redis.password.get_secret_value() if redis.password else ""
-    login = f"{redis.username or ''}:{secret}@" if secret else ""
-    return f"redis://{login}{redis.host}:{redis.port}/{redis.db}"
+    login = f"{quote(redis.username or '', safe='')}:{quote(secret, safe='')}@" if secret or redis.username else ""
+    host = f"[{redis.host}]" if ":" in redis.host else redis.host
+    return f"redis://{login}{host}:{redis.port}/{redis.db}"
 
 
 def connect(url: str, *, timeout: float | None = None) -> Client:
@@ -46,15 +49,23 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
 
     A `timeout` in seconds is redis-py's own, for blocking readers: on Python 3.11 it loses cancellations.
     Commands have their deadline from `store_errors` instead.
+
+    Raises:
+        InvalidArgument: `url` is none.
     """
-    return Redis.from_url(
-        url,
-        protocol=3,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=CONNECT_SECONDS,
-        health_check_interval=0,
-    )
+    try:
+        return Redis.from_url(
+            url,
+            protocol=3,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=timeout,
+            socket_connect_timeout=CONNECT_SECONDS,
+            health_check_interval=0,
+        )
+    except ValueError as error:
+        raise InvalidArgument(
+            "REDIS_URL is not a URL of Redis", hint="redis://[user:password@]host:port/0, rediss://… or unix://…"
+        ) from error
 
 
 @asynccontextmanager
@@ -75,16 +86,16 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
     except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
         raise _broken(error, writing) from error
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
-        raise StoreUnavailable(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
+        raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
     except redis_errors.ResponseError as error:
         if str(error).startswith(_REFUSALS):
-            raise StoreUnavailable(
-                f"Redis refuses writes: {str(error)[:120]}", hint="mend Redis, then retry"
-            ) from error
+            raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="mend Redis, then retry") from error
         raise
 
 
 def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUnknown:
+    if isinstance(error.__cause__ or error, redis_errors.AuthenticationError):
+        return StoreRefused("Redis refuses this user or password", hint="mend REDIS_URL")
     never_sent = "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
     if writing and not never_sent:
         return OutcomeUnknown(
@@ -123,9 +134,19 @@ async def check_server(client: Client) -> dict[str, Any]:
             f"maxmemory-policy is {policy}, which drops memories silently",
             hint="CONFIG SET maxmemory-policy noeviction",
         )
+    await _fail_on_timeout(client)
     if client.connection_pool.connection_kwargs.get("db", 0) != 0:
         raise UnsafeStart("the Query Engine indexes database 0 only", hint="leave the database out of the URL")
     return info
+
+
+async def _fail_on_timeout(client: Client) -> None:
+    """Have searches fail rather than answer in part; where that may not be set, their warnings still tell."""
+    for command in (("FT.CONFIG", "SET", "ON_TIMEOUT", "FAIL"), ("CONFIG", "SET", "search-on-timeout", "fail")):
+        with contextlib.suppress(redis_errors.ResponseError):
+            async with store_errors():
+                await client.execute_command(*command)
+            return
 
 
 def _flatten(value: Any) -> list[Any]:

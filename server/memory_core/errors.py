@@ -70,6 +70,10 @@ class StoreUnavailable(MemoryServiceError):
     code = "store_unavailable"
 
 
+class StoreRefused(StoreUnavailable):
+    """Redis answers, and refuses: it is full, read-only, or does not know this user. Trying again soon is no use."""
+
+
 class OutcomeUnknown(MemoryServiceError):
     """The connection broke after a write was sent: it is applied wholly or not at all."""
 

@@ -20,22 +20,20 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
         ModelMismatch: the namespace's vectors are of another model or dimension.
     """
     names = keys.Keys(namespace)
-    await check_model(client, names, settings.embedding_model, settings.vector_dimension, claim=True)
+    is_new = await _claim(client, names, settings)
+    await check_model(client, names, settings.embedding_model, settings.vector_dimension)
     await client.sadd(keys.NAMESPACES, namespace)
     await _create_group(client, names.jobs)
     if await _is_missing(client, names.index_alias):
-        await _create_index(client, names, settings)
+        await _create_index(client, names, settings, scan=not is_new)
 
 
-async def check_model(client: Client, names: keys.Keys, model: str, dimension: int, *, claim: bool = False) -> None:
-    """Compare a model with the one the namespace was indexed for; with `claim`, set it where there is none.
+async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
+    """Compare a model with the one the namespace was indexed for.
 
     Raises:
         ModelMismatch: they differ.
     """
-    if claim:
-        await client.hsetnx(names.meta, "model", model)
-        await client.hsetnx(names.meta, "dimension", str(dimension))
     found_model, found_dimension = await client.hmget(names.meta, ["model", "dimension"])
     if found_model is None or found_dimension is None:
         return
@@ -72,6 +70,13 @@ def is_missing_index(error: redis_errors.ResponseError) -> bool:
     return "no such index" in text or "unknown index name" in text
 
 
+async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> bool:
+    """Set the model of a namespace that has none; whether it is new, and so holds no memories yet."""
+    is_new = await client.hsetnx(names.meta, "model", settings.embedding_model)
+    await client.hsetnx(names.meta, "dimension", str(settings.vector_dimension))
+    return bool(is_new)
+
+
 async def _is_missing(client: Client, alias: str) -> bool:
     try:
         await client.execute_command("FT.INFO", alias)
@@ -90,12 +95,15 @@ async def _create_group(client: Client, stream: str) -> None:
             raise
 
 
-async def _create_index(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> None:
+async def _create_index(client: Client, names: keys.Keys, settings: VectorStoreSettings, *, scan: bool) -> None:
+    """Make the index and its alias; the scan for records that are there already walks all of Redis."""
     from redis.commands.search.index_definition import IndexDefinition, IndexType
 
     definition = IndexDefinition(prefix=[names.memory_prefix, names.chunk_prefix], index_type=IndexType.HASH)
     try:
-        await client.ft(names.index).create_index(_fields(settings), definition=definition, stopwords=[])
+        await client.ft(names.index).create_index(
+            _fields(settings), definition=definition, stopwords=[], skip_initial_scan=not scan
+        )
     except redis_errors.ResponseError as error:
         if "already exists" not in str(error):
             raise

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import zstandard
 
 from memory_core.codec import pack, unpack
 from memory_core.names import SEPARATOR
 from memory_core.times import NEVER, to_redis
+
+log = logging.getLogger(__name__)
 
 
 class MemoryType(StrEnum):
@@ -104,11 +108,16 @@ HEAD_FIELDS = (
 
 
 def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = None) -> Record | None:
-    """Build a Record from the HMGET of HEAD_FIELDS; None when the hash does not exist."""
-    texts = [None if value is None else value.decode() for value in values]
-    row = dict(zip(HEAD_FIELDS, texts, strict=True))
-    if row["owner"] is None or row["content"] is None:
+    """Build a Record from the HMGET of HEAD_FIELDS; None when the hash is gone, or of a form not known here."""
+    try:
+        row = {name: value and value.decode() for name, value in zip(HEAD_FIELDS, values, strict=True)}
+        return None if row["owner"] is None or row["content"] is None else _record(memory_id, row, vector)
+    except ValueError as error:
+        log.warning("memory %s cannot be read and is left out: %s", memory_id, type(error).__name__)
         return None
+
+
+def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record:
     return Record(
         id=memory_id,
         content=row["content"],

@@ -95,7 +95,7 @@ class LimitSettings(_Group):
     ids: int = 100
     operations: int = Field(default=1000, description="operations of one batch")
     clear: int = Field(default=100_000, description="memories removed by one clear_memory call")
-    body_bytes: int = Field(default=4 << 20, description="bytes of one HTTP request or stdio frame")
+    body_bytes: int = Field(default=4 << 20, description="bytes of one HTTP request")
 
 
 class Settings(BaseSettings):

@@ -9,11 +9,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from redis.exceptions import ResponseError
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
 
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, on_reconnect, redis_url, store_errors
-from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreUnavailable, UnsafeStart
+from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.keys import Keys
 from memory_core.settings import Settings
 
@@ -89,7 +97,7 @@ class Backend:
         """
         client = await self.client()
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(StoreUnavailable) & _not_loading,
+            retry=retry_if_exception_type(StoreUnavailable) & retry_if_not_exception_type(StoreRefused) & _not_loading,
             stop=stop_after_delay(1.0),
             wait=wait_random_exponential(multiplier=0.02, max=0.3),
             reraise=True,
@@ -111,7 +119,7 @@ class Backend:
         client = await self.client()
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(outcomes),
+            retry=retry_if_exception_type(outcomes) & retry_if_not_exception_type(StoreRefused),
             stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             reraise=True,
@@ -187,6 +195,8 @@ class Backend:
                         await self.namespace(name, renew=True)
                 except MemoryServiceError as error:
                     log.warning("namespace %s: %s", name, error.message)
+                except Exception:
+                    log.exception("namespace %s could not be looked at", name)
 
     async def _connect(self) -> None:
         try:
@@ -200,6 +210,11 @@ class Backend:
         except UnsafeStart as error:
             self._failure = error
             self.fatal.set_result(error)
+        except MemoryServiceError as error:
+            self._failure = error
+        except Exception as error:
+            log.exception("connecting to Redis failed")
+            self._failure = StoreUnavailable(f"Redis cannot be used: {type(error).__name__}", hint="see the log")
         self._connected.set()
         if self._local is not None:
             await self._local.watch()
@@ -209,20 +224,22 @@ class Backend:
         if isinstance(error, MemoryServiceError):
             self._failure = error
             log.warning("%s", error.message)
+        if isinstance(error, StoreRefused):
+            self._connected.set()
 
     async def _connect_once(self) -> None:
-        if self._client is not None:
-            await self._client.aclose()
         self.url, client = await self._find()
-        self._client = client
-        info = await check_server(client)
-        async with store_errors():
-            await functions.load_library(client)
-            policy = await client.config_get("appendfsync")
-        self.run_id = str(info["run_id"])
-        self.durability = _durability(info, policy)
         on_reconnect(client, self._mark_suspect)
-        self._suspect = False
+        try:
+            info = await check_server(client)
+            async with store_errors():
+                await functions.load_library(client)
+            self.durability = await _durability(client, info)
+        except BaseException:
+            await client.aclose()
+            raise
+        self.run_id = str(info["run_id"])
+        self._client = client
         log.info("connected to Redis %s", info["redis_version"])
 
     async def _find(self) -> tuple[str, Client]:
@@ -253,10 +270,15 @@ def _not_loading(state: RetryCallState) -> bool:
     return not (isinstance(error, StoreUnavailable) and "loading" in error.message)
 
 
-def _durability(info: dict[str, Any], policy: dict[str, str]) -> str:
+async def _durability(client: Client, info: dict[str, Any]) -> str:
     """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
     if not int(info.get("aof_enabled", 0)):
         return "memory"
+    try:
+        async with store_errors():
+            policy = await client.config_get("appendfsync")
+    except (StoreRefused, ResponseError):
+        return "aof"
     return f"aof-{policy.get('appendfsync', 'everysec')}"
 
 

@@ -47,6 +47,7 @@ class Embeddings:
         self._wanted: dict[int, deque[Wanted]] = {lane: deque() for lane in range(keys.LANES)}
         self._asking: set[asyncio.Task[None]] = set()
         self._last_answer = 0.0
+        self._position: bytes | str = "0"
         self._listening = asyncio.Event()
 
     @asynccontextmanager
@@ -166,27 +167,25 @@ class Embeddings:
             )
 
     async def _listen(self) -> None:
-        await self._backend.client()
         while True:
-            client = connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5)
             try:
-                await self._read_replies(client)
-            except (RedisError, OSError) as error:
+                await self._backend.client()
+                async with connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5) as client:
+                    await self._read_replies(client)
+            except (RedisError, OSError, MemoryServiceError) as error:
                 log.warning("reply stream: %s", type(error).__name__)
                 await asyncio.sleep(0.2)
             finally:
                 self._listening.clear()
-                await client.aclose()
 
     async def _read_replies(self, client: Client) -> None:
+        """Deliver replies from where the last connection broke off."""
         stream = keys.reply(self._server_id)
-        newest = await client.xrevrange(stream, count=1)
-        position = newest[0][0] if newest else "0"
         self._listening.set()
         while True:
-            answer = await client.xread({stream: position}, block=_BLOCK_MS, count=256)
+            answer = await client.xread({stream: self._position}, block=_BLOCK_MS, count=256)
             for _, entry, fields in entries(answer):
-                position = entry
+                self._position = entry
                 self._deliver(fields)
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:

@@ -238,7 +238,6 @@ class Retention(BaseModel):
 class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
-    exists: bool
     progress: float = Field(description="share of the records that it covers")
     failures: int = Field(0, description="records that the index refused")
     model: str

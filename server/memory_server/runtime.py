@@ -61,11 +61,12 @@ class Runtime:
         self._first_answer.set()
 
     async def _run(self, patience: float, leaving: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(patience):
-                await self._first_answer.wait()
-        except TimeoutError:
-            pass
+        waits = [asyncio.create_task(event.wait()) for event in (self._first_answer, leaving)]
+        await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        if leaving.is_set():
+            return
         try:
             for module in _HEAVY:
                 await asyncio.to_thread(importlib.import_module, module)

@@ -60,7 +60,7 @@ class Service:
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
         async with self.backend.running(), self.embeddings.running():
-            flusher = asyncio.create_task(self._flush_touches())
+            flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self
             finally:
@@ -80,16 +80,22 @@ class Service:
         except MemoryServiceError as error:
             log.warning("a doorbell was lost: %s", error.message)
 
-    async def _flush_touches(self) -> None:
+    async def _flush_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
-            pending, self._touched = self._touched, Counter()
-            by_namespace: dict[str, list[tuple[str, int]]] = {}
-            for (namespace, memory_id), count in pending.items():
-                by_namespace.setdefault(namespace, []).append((memory_id, count))
-            for namespace, counts in by_namespace.items():
-                for start in range(0, len(counts), _TOUCHES_PER_CALL):
-                    await self._write_touches(Keys(namespace), counts[start : start + _TOUCHES_PER_CALL])
+            try:
+                await self._flush_touches()
+            except Exception:
+                log.exception("access counts were lost")
+
+    async def _flush_touches(self) -> None:
+        pending, self._touched = self._touched, Counter()
+        by_namespace: dict[str, list[tuple[str, int]]] = {}
+        for (namespace, memory_id), count in pending.items():
+            by_namespace.setdefault(namespace, []).append((memory_id, count))
+        for namespace, counts in by_namespace.items():
+            for start in range(0, len(counts), _TOUCHES_PER_CALL):
+                await self._write_touches(Keys(namespace), counts[start : start + _TOUCHES_PER_CALL])
 
     async def _write_touches(self, keys: Keys, counts: list[tuple[str, int]]) -> None:
         names = [key for memory_id, _ in counts for key in (keys.memory(memory_id), keys.use(memory_id))]

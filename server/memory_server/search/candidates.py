@@ -47,7 +47,9 @@ async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeou
     pipe = client.pipeline(transaction=False)
     for query in queries:
         pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, 0)
-    return [int(answer[b"total_results"]) for answer in await pipe.execute()]
+    answers = await pipe.execute()
+    _refuse_partial(answers)
+    return [int(answer[b"total_results"]) for answer in answers]
 
 
 async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[str, int]:
@@ -57,6 +59,7 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
         "GROUPBY", 1, "@writer", "REDUCE", "COUNT", 0, "AS", "number", "SORTBY", 2, "@number", "DESC", "MAX", 100,
         *query.arguments(),
     )  # fmt: skip
+    _refuse_partial([answer])
     groups = (result[b"extra_attributes"] for result in answer[b"results"])
     return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
 
@@ -72,7 +75,7 @@ async def propose(
     exact: bool,
     timeout_ms: int,
 ) -> Candidates:
-    """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip.
+    """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
 
     The nearest are found by comparing with every readable memory if `exact` or if these are few. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
@@ -140,6 +143,12 @@ async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_
 def vector_of(record: Record) -> Matrix:
     """Give a record's vector, shape (dimension,)."""
     return np.frombuffer(record.vector or b"", dtype="<f4")
+
+
+def _refuse_partial(answers: Iterable[dict[bytes, Any]]) -> None:
+    """A count that was cut short is no count."""
+    if warnings := [text for answer in answers for text in _warnings(answer)]:
+        raise StoreUnavailable(f"counting was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
 
 
 def search_error(error: redis_errors.ResponseError) -> Exception:

@@ -123,11 +123,10 @@ def created_since(query: Query, created_at: float) -> Query:
     return newer
 
 
-def expiring(query: Query, low: float, high: float) -> Query:
-    """Narrow a selection to what expires between two times."""
+def expiring(query: Query, before: float) -> Query:
+    """Narrow a selection to what expires before a time."""
     narrowed = Query(params=dict(query.params))
-    low_bound, high_bound = narrowed.bind(to_redis(low)), narrowed.bind(to_redis(high))
-    narrowed.text = f"{query.text} @expires_at:[{low_bound} {high_bound}]"
+    narrowed.text = f"{query.text} @expires_at:[-inf {narrowed.bind(to_redis(before))}]"
     return narrowed
 
 

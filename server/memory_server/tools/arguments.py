@@ -110,7 +110,7 @@ class StoreArguments(Arguments):
     idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same memory")
     wait: bool = Field(default=True, description="wait up to 2 s for the vector")
     agent_id: AgentId = None
-    vector: list[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
+    vector: ListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
 
 
 class RetrieveArguments(Arguments):

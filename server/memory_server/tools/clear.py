@@ -27,28 +27,8 @@ class Confirmation(BaseModel):
 def clear_tool(runtime: Runtime) -> Tool:
     """Make the tool over one runtime."""
 
-    async def confirmation(ctx: Ctx, args: arguments_of.ClearArguments) -> Confirmation | Elicit[Confirmation]:
-        """Ask the person where that is needed and possible."""
-        if args.confirm or args.dry_run or not _can_ask(ctx):
-            return Confirmation(delete=args.confirm)
-        doomed = await _select(ctx, args)
-        if doomed.matched <= 1:
-            return Confirmation(delete=True)
-        return Elicit(f"Delete {doomed.matched} memories for good?", Confirmation)
-
-    async def clear_memory(
-        ctx: Ctx,
-        args: arguments_of.ClearArguments,
-        asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
-    ) -> ClearAnswer:
-        """Delete memories of your own for good, by id or by filter. More than one needs confirmation."""
-        from memory_server.usecases import clear
-
-        doomed = await _select(ctx, args)
-        confirmed = asked.action == "accept" and asked.data.delete
-        return await clear.clear_memory(await runtime.service(), doomed, confirmed=confirmed, dry_run=args.dry_run)
-
-    async def _select(ctx: Ctx, args: arguments_of.ClearArguments) -> Any:
+    async def selected(ctx: Ctx, args: arguments_of.ClearArguments) -> Any:
+        """Find what would go, once for the question and the deed."""
         from memory_server.usecases import clear
 
         return await clear.select(
@@ -58,6 +38,26 @@ def clear_tool(runtime: Runtime) -> Tool:
             selection=args.selection(),
             expired_only=args.expired_only,
         )
+
+    async def confirmation(
+        ctx: Ctx, args: arguments_of.ClearArguments, doomed: Annotated[Any, Resolve(selected)]
+    ) -> Confirmation | Elicit[Confirmation]:
+        """Ask the person where that is needed and possible."""
+        if args.confirm or args.dry_run or doomed.matched <= 1 or not _can_ask(ctx):
+            return Confirmation(delete=args.confirm)
+        return Elicit(f"Delete {doomed.matched} memories for good?", Confirmation)
+
+    async def clear_memory(
+        ctx: Ctx,
+        args: arguments_of.ClearArguments,
+        doomed: Annotated[Any, Resolve(selected)],
+        asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
+    ) -> ClearAnswer:
+        """Delete memories of your own for good, by id or by filter. More than one needs confirmation."""
+        from memory_server.usecases import clear
+
+        confirmed = asked.action == "accept" and asked.data.delete
+        return await clear.clear_memory(await runtime.service(), doomed, confirmed=confirmed, dry_run=args.dry_run)
 
     return make_tool(clear_memory, arguments_of.ClearArguments, destructive=True)
 

@@ -18,7 +18,7 @@ from memory_server.search.query import NOBODY, Query
 from memory_server.service import Service
 from memory_server.usecases.checks import check_ids
 from memory_server.usecases.lookup import run_search
-from memory_server.usecases.pieces import settle
+from memory_server.usecases.pieces import settle_or_tell
 from memory_server.usecases.principals import Caller, check_writes_as, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 
@@ -134,5 +134,5 @@ async def _delete(service: Service, principal: Principal, ids: Sequence[str]) ->
         audit={"who": principal.agent, "op": "clear", "ids": []},
     )
     for chore in answer["long"]:
-        await settle(service, principal.namespace, chore)
+        await settle_or_tell(service, principal.namespace, chore)
     return len(answer["deleted"])

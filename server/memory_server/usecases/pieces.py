@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_core.connection import Client
-from memory_core.errors import StoreUnavailable
+from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.keys import Keys
-from memory_core.records import Record, content_hash, filter_fields
+from memory_core.records import Record, filter_fields
 from memory_core.vectors import Matrix
 from memory_server.search import loading
 from memory_server.search.loading import Ref
@@ -59,13 +59,20 @@ async def settle(service: Service, namespace: str, chore: str, cut: Cut | None =
         record = await _load_whole(service, keys, memory_id)
         if record and (cut is None or cut.content != record.content):
             cut = Cut(record.content, await split_content(record.content))
-        if record is None or cut is None:
-            await _finish(service, keys, memory_id, chore, range(1, int(most)))
-            return
-        if await _write(service, keys, record, cut):
-            await _finish(service, keys, memory_id, chore, range(len(cut.pieces), int(most)))
+        written = record is None or cut is None or await _write(service, keys, record, cut)
+        leftover = range(len(cut.pieces) if record and cut else 1, int(most))
+        if written and await _finish(service, keys, Ref(memory_id), record, chore, leftover):
             return
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+
+
+async def settle_or_tell(service: Service, namespace: str, chore: str, cut: Cut | None = None) -> str | None:
+    """Settle after a change that is already acknowledged: a failure is for the sweeper to mend and for us to tell."""
+    try:
+        await settle(service, namespace, chore, cut)
+    except MemoryServiceError as error:
+        return f"the further pieces of a long memory cannot be searched yet: {error.message}"
+    return None
 
 
 async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | None:
@@ -85,7 +92,7 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
             [keys.memory(record.id), keys.jobs, *(keys.chunk(record.id, number) for number in numbers)],
             repeatable=True,
             id=record.id,
-            hash=content_hash(record.content),
+            hash=record.content_hash,
             rev=record.rev,
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
@@ -110,14 +117,23 @@ def _item(service: Service, record: Record, number: int, text: str, vector: Matr
     }
 
 
-async def _finish(service: Service, keys: Keys, memory_id: str, chore: str, leftover: range) -> None:
-    """Remove pieces that belong to nothing any more, then the chore."""
+async def _finish(service: Service, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range) -> bool:
+    """Remove pieces that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:
-        await service.backend.write(
+        answer = await service.backend.write(
             "rm1_settled",
-            [keys.chores, *(keys.chunk(memory_id, number) for number in numbers)],
+            [
+                keys.chores,
+                keys.memory(ref.memory_id),
+                *(keys.chunk(ref.memory_id, number) for number in numbers),
+            ],
             repeatable=True,
+            hash=record.content_hash if record else None,
+            rev=record.rev if record else None,
             chore=chore,
             done=numbers is slices[-1],
         )
+        if answer["status"] == "stale":
+            return False
+    return True

@@ -57,6 +57,8 @@ async def list_memories(
     """
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
+    if agent_id and selection.agent_ids:
+        raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
     agents = list(selection.agent_ids) or [agent_id or caller.agent]
     filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
     selected = build.memories(build.readable(principal, filters, time.time()))

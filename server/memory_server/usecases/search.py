@@ -30,6 +30,7 @@ T = TypeVar("T")
 _DEPTH = 100
 """Candidates taken from each side before scoring."""
 _RERANK_DEPTH = 400
+_FEW = 16
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
 
@@ -75,7 +76,9 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     selected = build.readable(principal, filters, time.time())
     terms = [] if request.mode is Mode.VECTOR else query_terms(query)
 
-    (vector, failure), embed_ms = await _timed(_query_vector(service, caller.namespace, query, request.mode))
+    deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
+    embedding = _query_vector(service, caller.namespace, query, request.mode, deadline_ms)
+    (vector, failure), embed_ms = await _timed(embedding)
     found, search_ms = await _timed(
         _search(
             service,
@@ -84,18 +87,20 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
             terms=terms,
             vector=vector,
             limit=request.limit,
-            deadline_ms=request.deadline_ms,
+            exact=request.rerank,
+            depth=_RERANK_DEPTH if request.rerank else _DEPTH,
+            deadline_ms=max(int(deadline_ms - embed_ms), 1),
         )
     )
     ranked_at = time.perf_counter()
-    hits = _cut(_rank(found, terms, vector, request), request)
+    hits, left_out = _cut(_rank(found, terms, vector, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(total_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
-    reason = partial_reason(
-        service.backend.progress(caller.namespace), found.candidates.warnings, failure=failure, waiting=waiting
-    )
+    warnings = [*found.candidates.warnings, *_over_budget(left_out)]
+    progress = service.backend.progress(caller.namespace)
+    reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
         hits=[_hit(scored) for scored in hits],
         took_ms=Took(
@@ -139,7 +144,7 @@ async def find_similar(
     found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
     request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
     others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
-    hits = _cut(others, request)
+    hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
     reason = partial_reason(
@@ -156,7 +161,7 @@ async def find_similar(
 async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
     """Find the readable memories nearest to a vector of shape (dimension,)."""
     selected = build.readable(principal, build.Filters(), time.time())
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit)
+    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit, depth=_FEW)
     return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
 
 
@@ -166,12 +171,16 @@ class _Found:
     records: list[Record]
 
 
-async def _query_vector(service: Service, namespace: str, query: str, mode: Mode) -> tuple[Matrix | None, str | None]:
+async def _query_vector(
+    service: Service, namespace: str, query: str, mode: Mode, deadline_ms: int
+) -> tuple[Matrix | None, str | None]:
+    """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:
         return None, None
     started = time.perf_counter()
     try:
-        vectors = await service.embeddings.embed([query], namespace)
+        wait = min(service.settings.embed_wait_seconds, deadline_ms / 1000)
+        vectors = await service.embeddings.embed([query], namespace, wait=wait)
     except EmbeddingUnavailable as error:
         if mode is Mode.VECTOR:
             raise
@@ -249,21 +258,29 @@ def _score(
     return (1 - weight) * score + weight * ranking.recency(record, now, _RECENCY_HALF_LIFE) if weight else score
 
 
-def _cut(ranked: Sequence[Scored], request: SearchRequest) -> list[Scored]:
-    """Apply the limit, the least score and the token budget; nothing that matched on no side is a hit."""
+def _cut(ranked: Sequence[Scored], request: SearchRequest) -> tuple[list[Scored], int]:
+    """Apply the limit, the least score and the token budget; count what the budget alone left out.
+
+    Nothing that matched on no side is a hit.
+    """
+    wanted = [
+        scored
+        for scored in ranked
+        if scored.score >= request.min_score and (scored.vector_score or scored.keyword_score)
+    ][: request.limit]
+    if request.max_tokens is None:
+        return wanted, 0
     kept: list[Scored] = []
-    budget = None if request.max_tokens is None else request.max_tokens * _CHARS_PER_TOKEN
-    for scored in ranked:
-        if len(kept) == request.limit or scored.score < request.min_score:
-            break
-        if not (scored.vector_score or scored.keyword_score):
-            continue
-        if budget is not None:
+    budget = request.max_tokens * _CHARS_PER_TOKEN
+    for scored in wanted:
+        if len(scored.record.content) <= budget:
             budget -= len(scored.record.content)
-            if budget < 0:
-                break
-        kept.append(scored)
-    return kept
+            kept.append(scored)
+    return kept, len(wanted) - len(kept)
+
+
+def _over_budget(left_out: int) -> list[str]:
+    return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
 def _hit(scored: Scored) -> Hit:

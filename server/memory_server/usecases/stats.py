@@ -12,7 +12,7 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
-from memory_core.times import NEVER, parse_time
+from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
 from memory_server.results import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
@@ -51,7 +51,6 @@ async def memory_stats(
         namespace=caller.namespace,
         agent=caller.agent,
         index=IndexHealth(
-            exists=True,
             progress=service.backend.progress(caller.namespace),
             failures=await service.backend.read(lambda client: index.failures(client, prepared.keys)),
             model=vector_store.embedding_model,
@@ -90,6 +89,7 @@ async def is_ready(service: Service) -> str | None:
     prepared = await service.backend.namespace(service.settings.namespace)
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
+    await service.backend.write("rm1_touch", [], counts=[], at="0")
     model = service.settings.vector_store.embedding_model
     living = await service.backend.read(sidecars.living)
     if not any(status.state == "ready" and status.model == model for status in living):
@@ -107,9 +107,9 @@ async def _count(
     queries: dict[tuple[str, str], build.Query] = {
         ("", "total"): selection,
         ("", "pieces"): pieces,
-        ("retention", "never"): build.expiring(selection, NEVER, NEVER),
-        ("retention", "within_day"): build.expiring(selection, now, now + DAY),
-        ("retention", "within_week"): build.expiring(selection, now, now + 7 * DAY),
+        ("retention", "within_day"): build.expiring(selection, now + DAY),
+        ("retention", "within_week"): build.expiring(selection, now + 7 * DAY),
+        ("retention", "within_century"): build.expiring(selection, now + 100 * 366 * DAY),
         ("retention", "expired"): build.memories(build.expired(principal, base, now)),
         ("", "vector_backlog"): build.without_vector(pieces),
         ("", "own"): build.owned(selection, principal.owners),
@@ -128,6 +128,7 @@ async def _count(
             figures[name] = number
         elif number or group == "retention":
             figures[group][name] = number
+    figures["retention"]["never"] = figures["total"] - figures["retention"].pop("within_century")
     figures["by_agent"] = await candidates.count_by_writer(client, prepared.keys, selection, timeout)
     figures["bytes_estimate"] = await _bytes(client, prepared.keys, selection, figures["total"], timeout)
     return figures

@@ -22,7 +22,7 @@ from memory_core.vectors import Matrix, normalise
 from memory_server.results import Similar, StoreAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
-from memory_server.usecases.pieces import Cut, settle, split_content
+from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
 from memory_server.usecases.search import nearest
 from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
@@ -73,9 +73,10 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     similar = await _similar(service, principal, vectors[0]) if new.wait and vectors is not None else []
     answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
     earlier = answer["status"] == "replayed"
+    reason = None
     if len(pieces) > 1 and not earlier:
         cut = Cut(record.content, pieces, vectors)
-        await settle(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
+        reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
     return StoreAnswer(
         memory_id=answer["id"],
         vector="ready" if vectors is not None and not earlier else await _state(service, prepared.keys, answer["id"]),
@@ -84,6 +85,8 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
+        partial=bool(reason),
+        reason=reason,
     )
 
 
@@ -91,8 +94,8 @@ def _check(service: Service, new: NewMemory) -> Record:
     """Make an unowned record of what the caller sent, or say what is wrong with it."""
     if new.sensitive:
         raise NotSupported(
-            "sensitive memories need encryption, which needs a master key; none is set",
-            hint="set MEMORY_MASTER_KEY, MEMORY_MASTER_KEY_FILE or MEMORY_MASTER_KEY_COMMAND; nothing was stored",
+            "sensitive memories need encryption under a master key, which this release cannot do yet",
+            hint="nothing was stored; keep the secret elsewhere and store where it is",
         )
     if new.idempotency_key is not None:
         checks.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)

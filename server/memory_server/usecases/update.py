@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys, digest, vector_field
 from memory_core.names import check_label
 from memory_core.records import Priority, Record, Visibility, content_hash
 from memory_core.scope import Principal
@@ -16,7 +16,7 @@ from memory_server.results import MemoryAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.lookup import load_readable
-from memory_server.usecases.pieces import Cut, settle, split_content
+from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
 from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
@@ -65,9 +65,10 @@ async def update_memory(
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, old, changes)
-        status = await _write(service, principal, old, new)
+        status, reason = await _write(service, principal, old, new)
         if status == "updated":
-            return await retrieve_memory(service, caller, memory_id)
+            answer = await retrieve_memory(service, caller, memory_id)
+            return answer.model_copy(update={"partial": bool(reason), "reason": reason})
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
@@ -94,8 +95,8 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
     return replace(new, scope=scope_of(new))
 
 
-async def _write(service: Service, principal: Principal, old: Record, new: Record) -> str:
-    """Call the update Function, settle the further pieces, and return the Function's status."""
+async def _write(service: Service, principal: Principal, old: Record, new: Record) -> tuple[str, str | None]:
+    """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     pieces = await split_content(new.content)
@@ -115,6 +116,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.same(old.owner, content_hash(old.content)),
             keys.same(old.owner, content_hash(new.content)),
             keys.chores,
+            keys.seq(old.owner),
         ],
         id=old.id,
         owners=list(principal.owners),
@@ -125,6 +127,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         ttl=lifetime(service, new.priority, None),
         grace=service.settings.lifetimes.grace,
         content_changed=content_changed,
+        context=digest(new.context or "") if new.context != old.context else None,
         pieces=most,
         vector=None if vectors is None else vector_part(service, vectors[0]),
         vector_field=vector_field(service.settings.vector_store.embedding_model),
@@ -135,8 +138,9 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         if content_changed and vectors is None:
             await service.ring(principal.namespace)
         if most > 1:
-            await settle(service, principal.namespace, f"{old.id}:{most}", Cut(new.content, pieces, vectors))
-    return answer["status"]
+            cut = Cut(new.content, pieces, vectors)
+            return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
+    return answer["status"], None
 
 
 def _stale(actual: int, expected: int) -> Conflict:
