@@ -16,6 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from benchmarks.evalset import Conversation, load
+from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import product
 
@@ -44,15 +45,6 @@ class Outcome:
             "search_p50_ms": round(percentile(self.latencies, 0.5), 1),
             "search_p95_ms": round(percentile(self.latencies, 0.95), 1),
         }
-
-
-async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Call a tool; a refusal or a partial answer ends the run."""
-    result = await client.call_tool(tool, arguments)
-    answer = result.structured_content or {}
-    if result.is_error or answer.get("partial"):
-        raise RuntimeError(f"{tool}: {answer}")
-    return answer
 
 
 def namespace_url(url: str, conversation: Conversation) -> str:
@@ -152,9 +144,9 @@ def main() -> None:
     console = Console(width=160)
     loaded = [(name, load(name)) for name in names]
     _RESULTS.mkdir(exist_ok=True)
-    with product() as url:
+    with product() as running:
         for name, conversations in loaded:
-            report = asyncio.run(measure(url, name, conversations, console))
+            report = asyncio.run(measure(running.url, name, conversations, console))
             (_RESULTS / f"retrieval-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
             show(report, console)
 

@@ -9,14 +9,34 @@ import sys
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from memory_core.connection import Client, connect
+from memory_server.local.client import socket_url
+from memory_server.local.paths import locate, password_of, read_state
 
 _BIN = Path(sys.executable).parent
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A running product: where it serves MCP, and where its data lie."""
+
+    url: str
+    data_dir: Path
+
+    def redis(self) -> Client:
+        """Make a client of its embedded Redis, to look behind the curtain."""
+        paths = locate(self.data_dir)
+        state = read_state(paths)
+        assert state is not None
+        return connect(socket_url(state.socket, password_of(paths)))
+
+
 @contextmanager
-def product(*options: str) -> Generator[str]:
-    """Serve over HTTP with an embedded Redis and a sidecar of its own; yields the MCP URL once it is ready."""
+def product(*options: str) -> Generator[Product]:
+    """Serve over HTTP with an embedded Redis and a sidecar of its own; yields once it is ready."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
         command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", folder, *options]
@@ -24,7 +44,7 @@ def product(*options: str) -> Generator[str]:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
         try:
-            yield _url(server)
+            yield Product(_url(server), Path(folder))
         finally:
             server.terminate()
             server.wait(20)

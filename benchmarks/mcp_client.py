@@ -1,0 +1,22 @@
+"""Calls tools on the product over MCP, for benchmarks: a refusal or a partial answer ends the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mcp import Client
+from mcp_types import CallToolResult
+
+
+async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
+    """Call a tool and give its structured answer.
+
+    Raises:
+        RuntimeError: it refused, or answered in part.
+    """
+    result = await client.call_tool(tool, arguments)
+    assert isinstance(result, CallToolResult)
+    answer = result.structured_content or {}
+    if result.is_error or answer.get("partial"):
+        raise RuntimeError(f"{tool}: {answer}")
+    return answer
