@@ -257,3 +257,11 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
         stack.client, "rm1_commit", [keys.jobs, keys.memory(memory_id)], items=[item], model=model, group=GROUP
     )
     return answer["verdicts"]
+
+
+async def test_reading_in_a_namespace_that_nobody_wrote_to_makes_none(server: Server, stack: Stack) -> None:
+    async with server.agent("alice", "never-written") as reader:
+        assert await reader.search("anything") == []
+        assert (await reader.call("get_agent_memories"))["total"] == 0
+    assert not await stack.client.exists(Keys("never-written").meta)
+    assert Keys("never-written").index.encode() not in await stack.client.execute_command("FT._LIST")

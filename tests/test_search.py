@@ -117,6 +117,16 @@ async def test_recency_weight_prefers_the_new(alice: Agent) -> None:
     assert (await alice.search(query, recency_weight=0.9))[0].endswith("it seems.")
 
 
+async def test_priority_weight_prefers_the_important(alice: Agent) -> None:
+    await alice.store("The bridge closes at nine.", priority="low")
+    await alice.store("The bridge closes at ten or so, says the plan.", priority="critical")
+    query = "when does the bridge close at nine"
+    assert (await alice.search(query))[0] == "The bridge closes at nine."
+    assert (await alice.search(query, priority_weight=0.8))[0].startswith("The bridge closes at ten")
+    with pytest.raises(Refused):
+        await alice.search(query, priority_weight=0.8, recency_weight=0.8)
+
+
 async def test_a_rare_word_weighs_more_than_a_common_one(alice: Agent) -> None:
     for number in range(30):
         await alice.store(f"report {number} on the quarterly figures", wait=False)

@@ -10,7 +10,6 @@ import sys
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from embedder_fixtures import RedisServer, wait_until
@@ -23,7 +22,7 @@ from memory_core.connection import check_server, connect
 from memory_core.errors import InvalidArgument, StoreUnavailable, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.doctor import examine
-from memory_server.transport.http import check_bind
+from memory_server.transport.http import bind, check_bind
 
 SEED = {
     "redis": {"host": "localhost", "port": 6379, "db": 0, "password": None},
@@ -124,49 +123,17 @@ async def test_the_seed_config_falls_to_the_embedded_redis_when_nothing_answers_
         await stop_everything(data)
 
 
-def test_the_seed_config_is_read_as_it_stands(tmp_path: Path) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(SEED))
-    settings = Settings.load(path)
-    assert settings.redis.host == "localhost"
-    assert settings.gpu.preferred_device == "auto"
-    assert settings.vector_store.index_type == "IVFFlat"
-    assert settings.vector_store.rebuild_threshold == 1000
-    assert settings.uses_config_default_redis
-
-
-def test_flags_win_over_the_environment_which_wins_over_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({"namespace": "file", "agent": "file", "port": 1}))
-    monkeypatch.setenv("MEMORY_NAMESPACE", "environment")
-    monkeypatch.setenv("MEMORY_AGENT", "environment")
-    settings = Settings.load(path, agent="flag")
-    assert (settings.namespace, settings.agent, settings.port) == ("environment", "flag", 1)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [{"namespac": "x"}, {"namespace": "Not A Name"}, {"redis": {"port": 99_999}}, {"gpu": {"preferred_device": "tpu"}}],
-)
-def test_a_wrong_config_file_is_refused(tmp_path: Path, content: dict[str, Any]) -> None:
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps(content))
-    with pytest.raises(InvalidArgument, match="settings are not valid"):
-        Settings.load(path)
-
-
-def test_secrets_are_not_shown() -> None:
-    settings = Settings.load(redis_url="redis://:hunter2@host:1/0")
-    assert "hunter2" not in repr(settings)
-    assert "hunter2" not in settings.model_dump_json()
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_listening_beyond_loopback_without_authentication_is_refused(host: str) -> None:
     with pytest.raises(UnsafeStart, match="needs authentication"):
         check_bind(host)
+
+
+def test_a_taken_port_is_said_to_be_so() -> None:
+    with bind(Settings.load(port=0)) as listener:
+        listener.listen()
+        with pytest.raises(InvalidArgument, match="cannot listen on"):
+            bind(Settings.load(port=listener.getsockname()[1]))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])

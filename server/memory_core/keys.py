@@ -104,9 +104,9 @@ class Keys:
         """String: the id of an owner's latest memory with this content."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
-    def cached_vector(self, model: str, text_digest: str) -> str:
-        """String: the vector of a text that was embedded before."""
-        return self._key(f"emb:{vector_field(model)}:{text_digest}")
+    def cached_vector(self, model: str, agent: str, text_digest: str) -> str:
+        """String: the vector of a text that an agent had embedded before."""
+        return self._key(f"emb:{vector_field(model)}:{agent}:{text_digest}")
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: what was stored under an owner's idempotency key."""

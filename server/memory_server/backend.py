@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tenacity import (
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
-from memory_core.keys import Keys
+from memory_core.keys import NAMESPACES, Keys
 from memory_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a call that may safely be repeated waits for a Redis that restarts."""
 _WATCH_SECONDS = 2.0
+_FORGET_SECONDS = 600.0
+"""A namespace that nobody used for so long is no longer watched."""
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Prepared:
     keys: Keys
     run_id: str
     progress: float
+    used_at: float = 0.0
 
 
 class Backend:
@@ -139,6 +143,8 @@ class Backend:
             StoreUnavailable: Redis does not answer.
         """
         prepared = self._prepared.get(name)
+        if prepared:
+            prepared.used_at = time.monotonic()
         if prepared and not self._suspect and not renew and prepared.progress >= 1:
             return prepared
         async with self._preparing:
@@ -148,11 +154,15 @@ class Backend:
                 client = await self.client()
                 async with store_errors():
                     await index.ensure_namespace(client, name, self.settings.vector_store)
-                prepared = Prepared(Keys(name), self.run_id, 0.0)
+                prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
                 self._prepared[name] = prepared
             if prepared.progress < 1:
                 await self._refresh(prepared)
         return prepared
+
+    async def knows(self, name: str) -> bool:
+        """Whether anything was ever stored in a namespace; reading alone makes none."""
+        return name in self._prepared or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))
 
     def starts_sidecar(self) -> bool:
         """Whether the embedded default is about to bring up a sidecar of its own."""
@@ -189,6 +199,9 @@ class Backend:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             for name, prepared in list(self._prepared.items()):
+                if prepared.used_at < time.monotonic() - _FORGET_SECONDS:
+                    del self._prepared[name]
+                    continue
                 try:
                     await self._refresh(prepared)
                     if not prepared.run_id:

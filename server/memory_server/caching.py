@@ -1,9 +1,13 @@
-"""Remembers vectors, so that a text seen before costs no inference: in this process, then in Redis."""
+"""Remembers vectors, so that a text seen before costs no inference: in this process, then in Redis.
+
+Each agent has its own: a hit on another's text would tell that somebody holds it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cachetools import LFUCache, LRUCache, TTLCache
 
@@ -12,11 +16,26 @@ from memory_core.settings import CacheSettings
 from memory_server.backend import Backend
 
 Vectors = dict[str, bytes]
+_REMEMBERED_AGENTS = 10_000
+
+
+class Asker(Protocol):
+    """Whose texts these are: a caller or a principal."""
+
+    @property
+    def namespace(self) -> str:
+        """The namespace it acts in."""
+        ...
+
+    @property
+    def agent(self) -> str:
+        """Its name."""
+        ...
 
 
 @dataclass(slots=True)
 class Hits:
-    """How often each tier had what was asked for."""
+    """How often each tier had what an agent asked for."""
 
     process: int = 0
     redis: int = 0
@@ -25,53 +44,64 @@ class Hits:
 
 @dataclass(slots=True)
 class VectorCache:
-    """Vectors by model and text, as bytes. Redis's tier belongs to the namespace, the process's too."""
+    """Vectors by model, agent and text, as bytes."""
 
     backend: Backend
     model: str
     settings: CacheSettings
-    hits: Hits = field(default_factory=Hits)
-    _near: MutableMapping[tuple[str, str], bytes] = field(init=False)
+    _near: MutableMapping[tuple[str, str, str], bytes] = field(init=False)
+    _hits: MutableMapping[tuple[str, str], Hits] = field(init=False)
 
     def __post_init__(self) -> None:
         self._near = _make(self.settings)
+        self._hits = LRUCache(_REMEMBERED_AGENTS)
 
-    async def get(self, namespace: str, texts: Sequence[str]) -> Vectors:
+    def hits(self, asker: Asker) -> Hits:
+        """Count the hits of one agent since this process started."""
+        return self._hits.setdefault((asker.namespace, asker.agent), Hits())
+
+    async def get(self, asker: Asker, texts: Sequence[str]) -> Vectors:
         """Give what is known of some texts, looking into Redis for what this process does not know."""
-        known = {text: vector for text in texts if (vector := self._near.get((namespace, text))) is not None}
-        self.hits.process += len(known)
-        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        hits, wanted = self.hits(asker), dict.fromkeys(texts)
+        known = {text: vector for text in wanted if (vector := self._near.get(_near(asker, text))) is not None}
+        hits.process += len(known)
+        missing = [text for text in wanted if text not in known]
         if missing and self.settings.redis_ttl_seconds:
-            known |= await self._from_redis(namespace, missing)
-        self.hits.missed += len(set(texts) - set(known))
+            found = await self._from_redis(asker, missing)
+            hits.redis += len(found)
+            known |= found
+        hits.missed += len(wanted) - len(known)
         return known
 
-    async def put(self, namespace: str, vectors: Vectors) -> None:
+    async def put(self, asker: Asker, vectors: Vectors) -> None:
         """Remember vectors in both tiers."""
         for text, vector in vectors.items():
-            self._near[namespace, text] = vector
+            self._near[_near(asker, text)] = vector
         lifetime = self.settings.redis_ttl_seconds
         if not lifetime:
             return
         pipe = (await self.backend.client()).pipeline(transaction=False)
         for text, vector in vectors.items():
-            pipe.set(self._key(namespace, text), vector, ex=lifetime)
+            pipe.set(self._far(asker, text), vector, ex=lifetime)
         await self.backend.read(lambda _: pipe.execute())
 
-    async def _from_redis(self, namespace: str, texts: Sequence[str]) -> Vectors:
-        names = [self._key(namespace, text) for text in texts]
+    async def _from_redis(self, asker: Asker, texts: Sequence[str]) -> Vectors:
+        names = [self._far(asker, text) for text in texts]
         found = await self.backend.read(lambda client: client.mget(names))
         known = {text: vector for text, vector in zip(texts, found, strict=True) if vector}
-        self.hits.redis += len(known)
         for text, vector in known.items():
-            self._near[namespace, text] = vector
+            self._near[_near(asker, text)] = vector
         return known
 
-    def _key(self, namespace: str, text: str) -> str:
-        return Keys(namespace).cached_vector(self.model, digest(text))
+    def _far(self, asker: Asker, text: str) -> str:
+        return Keys(asker.namespace).cached_vector(self.model, asker.agent, digest(text))
 
 
-def _make(settings: CacheSettings) -> MutableMapping[tuple[str, str], bytes]:
+def _near(asker: Asker, text: str) -> tuple[str, str, str]:
+    return asker.namespace, asker.agent, text
+
+
+def _make(settings: CacheSettings) -> MutableMapping[tuple[str, str, str], bytes]:
     match settings.policy:
         case "lru":
             return LRUCache(settings.entries)

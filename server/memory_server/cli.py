@@ -66,6 +66,26 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def settings(
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Write the reference, docs/settings.md.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+    config: Annotated[Path | None, typer.Option(help="JSON file with settings.")] = None,
+) -> None:
+    """Show every setting: its value, where that is from, its default and its environment variable."""
+    from memory_core.settings import Settings
+    from memory_server import settings_reference as reference
+
+    if as_markdown:
+        typer.echo(reference.markdown(), nl=False)
+        return
+    found = reference.describe(Settings.load(config), config)
+    if as_json:
+        typer.echo(json.dumps([one.model_dump(mode="json") for one in found], indent=2))
+    else:
+        typer.echo(reference.table(found))
+
+
 def main() -> None:
     """Run the command line; refusals are one line and an exit code, never a trace."""
     try:

@@ -22,7 +22,7 @@ from memory_core.ids import new_id
 from memory_core.streams import Ask, BadMessage, Reply, entries
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
-from memory_server.caching import VectorCache
+from memory_server.caching import Asker, VectorCache
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
@@ -61,33 +61,33 @@ class Embeddings:
                 task.cancel()
             await asyncio.gather(listener, *self._asking, return_exceptions=True)
 
-    async def embed(self, texts: Sequence[str], namespace: str, *, wait: float | None = None) -> Matrix:
+    async def embed(self, texts: Sequence[str], asker: Asker, *, wait: float | None = None) -> Matrix:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        known = await self.cache.get(namespace, texts)
+        known = await self.cache.get(asker, texts)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
-            fresh = await self._ask_for(missing, namespace, wait or self._backend.settings.embed_wait_seconds)
+            fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
             known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
-            await self._remember(namespace, {text: known[text] for text in missing})
+            await self._remember(asker, {text: known[text] for text in missing})
         dimension = self._backend.settings.vector_store.vector_dimension
         return from_bytes(b"".join(known[text] for text in texts), dimension)
 
-    async def known(self, texts: Sequence[str], namespace: str) -> Matrix | None:
+    async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
         """Get the vectors of texts if all of them are cached."""
-        known = await self.cache.get(namespace, texts)
+        known = await self.cache.get(asker, texts)
         if any(text not in known for text in texts):
             return None
         dimension = self._backend.settings.vector_store.vector_dimension
         return from_bytes(b"".join(known[text] for text in texts), dimension)
 
-    async def _remember(self, namespace: str, vectors: dict[str, bytes]) -> None:
+    async def _remember(self, asker: Asker, vectors: dict[str, bytes]) -> None:
         try:
-            await self.cache.put(namespace, vectors)
+            await self.cache.put(asker, vectors)
         except MemoryServiceError as error:
             log.warning("%d vectors were not cached: %s", len(vectors), error.message)
 

@@ -218,7 +218,7 @@ class Percentiles(BaseModel):
 
 
 class CacheFigures(BaseModel):
-    """How often a vector was at hand, since this server process started."""
+    """How often a vector that you asked for was at hand, since this server process started."""
 
     process_hits: int
     redis_hits: int

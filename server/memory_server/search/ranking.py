@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_core.records import Record
+from memory_core.records import Priority, Record
 from memory_core.vectors import Matrix, from_bytes
 from memory_server.search.analysis import stem, stem_counts
 
@@ -21,6 +21,7 @@ BM25_K1 = 0.9
 BM25_B = 0.4
 AVERAGE_LENGTH = 40
 """Constant words per memory: a true average would tell of texts that the caller may not see."""
+_BEST_OF_MANY, _MANY = 0.05, 8
 VECTOR_WEIGHT = 0.5
 """Share of the cosine. One fixed share, so that a score means the same whatever else is stored."""
 
@@ -78,6 +79,17 @@ def fuse(vector_score: float | None, keyword_score: float | None) -> float:
     if vector_score is None:
         return (1 - VECTOR_WEIGHT) * keyword_score
     return VECTOR_WEIGHT * vector_score + (1 - VECTOR_WEIGHT) * keyword_score
+
+
+def for_its_best(score: float, pieces: int) -> float:
+    """Discount the best of many pieces: the more there are, the better the best is by chance alone."""
+    return max(0.0, score - _BEST_OF_MANY * math.log(min(pieces, _MANY)))
+
+
+def importance(priority: Priority) -> float:
+    """1 for critical down to 0 for the archive."""
+    ranks = list(Priority)
+    return 1 - ranks.index(priority) / (len(ranks) - 1)
 
 
 def recency(record: Record, now: float, half_life: float) -> float:

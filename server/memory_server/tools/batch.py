@@ -74,7 +74,7 @@ async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Opera
         if isinstance(text, str) and text.strip()
     ]
     if texts:
-        await embed_ahead(await runtime.service(), texts, caller_of(ctx, runtime.settings).namespace)
+        await embed_ahead(await runtime.service(), texts, caller_of(ctx, runtime.settings))
 
 
 def _wanted_text(name: str, arguments: Mapping[str, Any]) -> Any:

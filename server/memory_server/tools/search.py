@@ -30,6 +30,7 @@ def search_tools(runtime: Runtime) -> list[Tool]:
             min_score=args.min_score,
             selection=args.selection(),
             recency_weight=args.recency_weight,
+            priority_weight=args.priority_weight,
             rerank=args.rerank,
             max_tokens=args.max_tokens,
             deadline_ms=args.deadline_ms,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
 from typing import Any
 
 import uvicorn
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from memory_core.errors import MemoryServiceError, UnsafeStart
+from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
@@ -41,19 +42,40 @@ def check_bind(host: str) -> None:
         )
 
 
+def bind(settings: Settings) -> socket.socket:
+    """Take the address to listen on.
+
+    Raises:
+        InvalidArgument: it is taken, or not of this machine.
+    """
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise InvalidArgument(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}", hint="choose another --port"
+        ) from error
+    return listener
+
+
 async def serve_http(settings: Settings) -> None:
     """Serve until told to stop.
 
     Raises:
         UnsafeStart: the address or the Redis must not be used as configured.
+        InvalidArgument: the address is taken.
     """
     check_bind(settings.host)
+    listener = bind(settings)
     runtime = Runtime(settings)
     application = http_application(build_server(runtime), runtime)
     config = uvicorn.Config(
         application,
-        host=settings.host,
-        port=settings.port,
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=5,
@@ -61,9 +83,14 @@ async def serve_http(settings: Settings) -> None:
     )
     server = uvicorn.Server(config)
     async with runtime.running():
-        helpers = [asyncio.create_task(_stop_if_unsafe(runtime, server)), asyncio.create_task(_greet(runtime, server))]
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        url = f"http://{host}:{listener.getsockname()[1]}/mcp"
+        helpers = [
+            asyncio.create_task(_stop_if_unsafe(runtime, server)),
+            asyncio.create_task(_greet(runtime, server, url)),
+        ]
         try:
-            await server.serve()
+            await server.serve(sockets=[listener])
         finally:
             for helper in helpers:
                 helper.cancel()
@@ -117,12 +144,11 @@ async def _unready_reason(runtime: Runtime) -> str | None:
         return "Redis is not up yet"
 
 
-async def _greet(runtime: Runtime, server: uvicorn.Server) -> None:
+async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
     """Tell the person at the terminal how clients connect, then when everything is up."""
     while not server.started:
         await asyncio.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    print(greeting(f"http://{runtime.settings.host}:{port}/mcp"), flush=True)
+    print(greeting(url), flush=True)
     said = None
     while reason := await _unready_reason(runtime):
         if reason != said:

@@ -55,7 +55,6 @@ async def list_memories(
     Raises:
         InvalidArgument: a filter or the cursor is not valid.
     """
-    prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
     if agent_id and selection.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
@@ -63,6 +62,9 @@ async def list_memories(
     filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
     selected = build.memories(build.readable(principal, filters, time.time()))
     position = _read_cursor(cursor)
+    if not await service.backend.knows(caller.namespace):
+        return MemoryListAnswer(memories=[], total=0)
+    prepared = await service.backend.namespace(caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
         return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from memory_core.connection import Client
-from memory_core.errors import EmbeddingUnavailable
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -53,6 +53,7 @@ class SearchRequest:
     min_score: float = 0.0
     selection: Selection = field(default_factory=Selection)
     recency_weight: float = 0.0
+    priority_weight: float = 0.0
     rerank: bool = False
     max_tokens: int | None = None
     deadline_ms: int | None = None
@@ -69,15 +70,19 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
     """
     started = time.perf_counter()
+    if request.recency_weight + request.priority_weight > 1:
+        raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
     query = check_text(request.query, "query", service.settings.limits.query_bytes)
-    await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
     filters = await to_filters(service, principal, request.selection)
+    if not await service.backend.knows(caller.namespace):
+        return SearchAnswer(hits=[])
+    await service.backend.namespace(caller.namespace)
     selected = build.readable(principal, filters, time.time())
     terms = [] if request.mode is Mode.VECTOR else query_terms(query)
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    embedding = _query_vector(service, caller.namespace, query, request.mode, deadline_ms)
+    embedding = _query_vector(service, caller, query, request.mode, deadline_ms)
     (vector, failure), embed_ms = await _timed(embedding)
     found, search_ms = await _timed(
         _search(
@@ -172,7 +177,7 @@ class _Found:
 
 
 async def _query_vector(
-    service: Service, namespace: str, query: str, mode: Mode, deadline_ms: int
+    service: Service, caller: Caller, query: str, mode: Mode, deadline_ms: int
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:
@@ -180,7 +185,7 @@ async def _query_vector(
     started = time.perf_counter()
     try:
         wait = min(service.settings.embed_wait_seconds, deadline_ms / 1000)
-        vectors = await service.embeddings.embed([query], namespace, wait=wait)
+        vectors = await service.embeddings.embed([query], caller, wait=wait)
     except EmbeddingUnavailable as error:
         if mode is Mode.VECTOR:
             raise
@@ -249,13 +254,16 @@ def _score(
 ) -> float:
     match request.mode:
         case Mode.VECTOR:
-            score = by_vector or 0.0
+            match = by_vector or 0.0
         case Mode.KEYWORD:
-            score = by_words or 0.0
+            match = by_words or 0.0
         case Mode.HYBRID:
-            score = ranking.fuse(by_vector, by_words)
-    weight = request.recency_weight
-    return (1 - weight) * score + weight * ranking.recency(record, now, _RECENCY_HALF_LIFE) if weight else score
+            match = ranking.fuse(by_vector, by_words)
+    return (
+        (1 - request.recency_weight - request.priority_weight) * ranking.for_its_best(match, record.pieces)
+        + request.recency_weight * ranking.recency(record, now, _RECENCY_HALF_LIFE)
+        + request.priority_weight * ranking.importance(record.priority)
+    )
 
 
 def _cut(ranked: Sequence[Scored], request: SearchRequest) -> tuple[list[Scored], int]:

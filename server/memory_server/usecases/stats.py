@@ -56,7 +56,7 @@ async def memory_stats(
             model=vector_store.embedding_model,
             dimension=vector_store.vector_dimension,
         ),
-        cache=_cache_figures(service.embeddings.cache.hits),
+        cache=_cache_figures(service.embeddings.cache.hits(caller)),
         search_latency_ms=service.search_latency.percentiles(),
         embedding_latency_ms=service.embedding_latency.percentiles(),
         partial=bool(reason),

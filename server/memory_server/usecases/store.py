@@ -69,7 +69,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
     if vectors is None:
-        vectors = await embed_or_none(service, pieces, record.source, caller.namespace, wait=new.wait)
+        vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
     similar = await _similar(service, principal, vectors[0]) if new.wait and vectors is not None else []
     answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
     earlier = answer["status"] == "replayed"

@@ -103,7 +103,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     most = max(len(pieces), old.pieces)
     vectors: Matrix | None = None
     if content_changed:
-        vectors = await embed_or_none(service, pieces, new.source, principal.namespace)
+        vectors = await embed_or_none(service, pieces, new.source, principal)
     fields = hash_fields(new, pieces)
     answer = await service.backend.write(
         "rm1_update",

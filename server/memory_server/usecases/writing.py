@@ -12,6 +12,7 @@ from memory_core.keys import vector_field
 from memory_core.records import Priority, Record, head_fields
 from memory_core.scope import record_tokens
 from memory_core.vectors import Matrix, to_bytes
+from memory_server.caching import Asker
 from memory_server.search.analysis import extra_terms
 from memory_server.service import Service
 
@@ -86,7 +87,7 @@ def embedding_text(content: str, source: str | None) -> str:
 
 
 async def embed_or_none(
-    service: Service, pieces: Sequence[str], source: str | None, namespace: str, *, wait: bool = True
+    service: Service, pieces: Sequence[str], source: str | None, asker: Asker, *, wait: bool = True
 ) -> Matrix | None:
     """Get a vector for each piece: of many, or without `wait`, only if all are cached already.
 
@@ -94,17 +95,17 @@ async def embed_or_none(
     """
     texts = [embedding_text(piece, source) for piece in pieces]
     if not wait or len(pieces) > EMBED_AT_ONCE:
-        return await service.embeddings.known(texts, namespace)
+        return await service.embeddings.known(texts, asker)
     started = time.perf_counter()
     try:
-        vectors = await service.embeddings.embed(texts, namespace)
+        vectors = await service.embeddings.embed(texts, asker)
     except EmbeddingUnavailable:
         return None
     service.embedding_latency.add((time.perf_counter() - started) * 1000)
     return vectors
 
 
-async def embed_ahead(service: Service, texts: Sequence[str], namespace: str) -> None:
+async def embed_ahead(service: Service, texts: Sequence[str], asker: Asker) -> None:
     """Bring vectors into the cache before many operations want them one by one; failing is no matter."""
     with contextlib.suppress(MemoryServiceError):
-        await service.embeddings.embed(texts, namespace, wait=AHEAD_SECONDS)
+        await service.embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
