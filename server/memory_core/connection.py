@@ -17,7 +17,14 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from memory_core.errors import InvalidArgument, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
+from memory_core.errors import (
+    InvalidArgument,
+    MemoryServiceError,
+    OutcomeUnknown,
+    StoreRefused,
+    StoreUnavailable,
+    UnsafeStart,
+)
 from memory_core.settings import Settings
 
 Client = Any
@@ -62,10 +69,11 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
             socket_connect_timeout=CONNECT_SECONDS,
             health_check_interval=0,
         )
-    except ValueError as error:
+    except ValueError:
+        # Without its cause: urllib quotes a part of the URL, which may be the password.
         raise InvalidArgument(
             "REDIS_URL is not a URL of Redis", hint="redis://[user:password@]host:port/0, rediss://… or unix://…"
-        ) from error
+        ) from None
 
 
 @asynccontextmanager
@@ -138,6 +146,19 @@ async def check_server(client: Client) -> dict[str, Any]:
     if client.connection_pool.connection_kwargs.get("db", 0) != 0:
         raise UnsafeStart("the Query Engine indexes database 0 only", hint="leave the database out of the URL")
     return info
+
+
+async def is_usable(url: str) -> bool:
+    """Whether a Redis that passes `check_server` answers at a URL."""
+    client = connect(url)
+    try:
+        await check_server(client)
+    except MemoryServiceError:
+        return False
+    else:
+        return True
+    finally:
+        await client.aclose()
 
 
 async def _fail_on_timeout(client: Client) -> None:

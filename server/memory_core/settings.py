@@ -57,7 +57,7 @@ class RedisSettings(_Group):
 
 
 class GpuSettings(_Group):
-    """Where a sidecar computes embeddings. The embedded one reads them from the environment alone, not from a file."""
+    """Where a sidecar computes embeddings. The embedded one is told of device and acceleration by whoever starts it."""
 
     enable_acceleration: bool = Field(default=True, description="whether accelerators are used at all")
     preferred_device: str = Field(
@@ -136,7 +136,7 @@ class LimitSettings(_Group):
     metadata_bytes: int = Field(default=16_384, ge=2, le=1 << 20, description="bytes of one memory's metadata, as JSON")
     query_bytes: int = Field(default=16_384, ge=1, le=1 << 20, description="bytes of one search query")
     tags: int = Field(default=32, ge=0, le=1000, description="tags of one memory or filter")
-    results: int = Field(default=100, ge=1, le=100, description="hits of one search; not read yet: the tools allow 100")
+    results: int = Field(default=100, ge=1, le=100, description="most hits of one search, and memories of one page")
     ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
     operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")

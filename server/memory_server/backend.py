@@ -21,7 +21,7 @@ from tenacity import (
 )
 
 from memory_core import functions, index
-from memory_core.connection import Client, check_server, connect, on_reconnect, redis_url, store_errors
+from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.keys import NAMESPACES, Keys
 from memory_core.settings import Settings
@@ -257,14 +257,16 @@ class Backend:
 
     async def _find(self) -> tuple[str, Client]:
         url = redis_url(self.settings)
-        if url is not None and self.settings.uses_config_default_redis and not await _is_usable(url):
+        if url is not None and self.settings.uses_config_default_redis and not await is_usable(url):
             log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
             url = None
         if url is None:
             from memory_server.local.attach import attach
 
             if self._local is None:
-                self._local = await attach(self.settings.data_dir, model=self.settings.vector_store.embedding_model)
+                gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
+                device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
+                self._local = await attach(self.settings.data_dir, model=model, device=device)
             url = str(self._local.url)
         return url, connect(url)
 
@@ -293,15 +295,3 @@ async def _durability(client: Client, info: dict[str, Any]) -> str:
     except (StoreRefused, ResponseError):
         return "aof"
     return f"aof-{policy.get('appendfsync', 'everysec')}"
-
-
-async def _is_usable(url: str) -> bool:
-    client = connect(url)
-    try:
-        await check_server(client)
-    except MemoryServiceError:
-        return False
-    else:
-        return True
-    finally:
-        await client.aclose()

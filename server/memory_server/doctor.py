@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from memory_core import index, sidecars
-from memory_core.connection import Client, check_server, connect, redis_url, store_errors
+from memory_core.connection import Client, check_server, connect, is_usable, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, NotSupported
 from memory_core.keys import NAMESPACES, Keys
 from memory_core.settings import Settings
@@ -53,7 +53,9 @@ class Report(BaseModel):
 async def examine(settings: Settings) -> Report:
     """Check the Redis that the settings name, or the embedded one, with its indexes and sidecars."""
     report = Report()
-    url = redis_url(settings) or _local_url(settings, report)
+    url = redis_url(settings)
+    if url is None or (settings.uses_config_default_redis and not await is_usable(url)):
+        url = _local_url(settings, report)
     if url is None:
         return report
     client = connect(url)

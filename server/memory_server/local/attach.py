@@ -44,11 +44,13 @@ class Launch:
     model: str = DEFAULT_MODEL
     grace: float = 10.0
     sidecar: Sequence[str] | None = None
+    device: str = "auto"
 
     def argv(self, paths: LocalPaths, lock: int) -> list[str]:
         """Return the supervisor's command line."""
         command = [sys.executable, "-P", "-m", "memory_server.local.supervisor"]
         command += ["--data-dir", str(paths.data_dir), "--model", self.model, "--grace", str(self.grace)]
+        command += ["--device", self.device]
         if self.sidecar is not None:
             command += ["--sidecar", json.dumps(list(self.sidecar) or None)]
         return [*command, "--lock-fd", str(lock), "--detach"]
@@ -113,12 +115,13 @@ async def attach(
     model: str = DEFAULT_MODEL,
     grace: float = 10.0,
     sidecar: Sequence[str] | None = None,
+    device: str = "auto",
     within: float = START_SECONDS,
 ) -> LocalRedis:
     """Join the embedded Redis of `data_dir`, starting it if nobody has; wait until it is ready.
 
-    `model`, `grace` (seconds it stays after its last user) and `sidecar` (argv; empty for none) matter
-    only to whoever starts it: compare `LocalRedis.model`.
+    `model`, `device` (of the sidecar), `grace` (seconds it stays after its last user) and `sidecar` (argv; empty
+    for none) matter only to whoever starts it: compare `LocalRedis.model`.
 
     Raises:
         NotSupported: this platform cannot, or there is no Redis 8.2 with the Query Engine to start.
@@ -127,7 +130,7 @@ async def attach(
     """
     locks.require_posix()
     paths = prepare(data_dir)
-    launch = Launch(model, grace, sidecar)
+    launch = Launch(model, grace, sidecar, device)
     deadline = time.monotonic() + within
     users = locks.open_lock(paths.users_lock)
     try:

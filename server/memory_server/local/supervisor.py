@@ -58,10 +58,11 @@ class Options:
     sidecar: tuple[str, ...]
 
 
-def sidecar_command(model: str) -> list[str]:
+def sidecar_command(model: str, device: str = "auto") -> list[str]:
     """Return the argv of the embedding sidecar; REDIS_URL and REDIS_MEMORY_PARENT are set."""
     # -P: the working directory must not shadow installed packages.
-    return [sys.executable, "-P", "-m", "memory_embedder", "--exit-with-parent", "--model", model]
+    command = [sys.executable, "-P", "-m", "memory_embedder", "--exit-with-parent", "--model", model]
+    return command if device == "auto" else [*command, "--device", device]
 
 
 class Supervisor:
@@ -278,7 +279,7 @@ async def _run(options: Options) -> None:
 
 def _sidecar(arguments: argparse.Namespace) -> tuple[str, ...]:
     if arguments.sidecar is None:
-        return tuple(sidecar_command(arguments.model))
+        return tuple(sidecar_command(arguments.model, arguments.device))
     return tuple(arguments.sidecar)
 
 
@@ -296,6 +297,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m memory_server.local.supervisor", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--device", default="auto", help="where the sidecar computes")
     seconds: Callable[[str], float] = float
     parser.add_argument("--grace", type=seconds, default=10.0, help="seconds to stay after the last user")
     parser.add_argument("--sidecar", type=_argv, default=None, help="a JSON argv list; null for none")

@@ -87,6 +87,17 @@ def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
     return distinct
 
 
+def check_limit(limit: int, settings: Settings) -> int:
+    """Accept a number of results that the deployment allows.
+
+    Raises:
+        InvalidArgument: too many.
+    """
+    if limit > settings.limits.results:
+        raise InvalidArgument(f"limit is {limit}; at most {settings.limits.results} are allowed here")
+    return limit
+
+
 def check_id(memory_id: str) -> str:
     """Accept what could be an id: short printable ASCII.
 

@@ -18,6 +18,7 @@ from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service
+from memory_server.usecases.checks import check_limit
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
@@ -56,6 +57,7 @@ async def list_memories(
         InvalidArgument: a filter or the cursor is not valid.
     """
     principal = await resolve(service.backend, caller)
+    check_limit(limit, service.settings)
     if agent_id and selection.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
     agents = list(selection.agent_ids) or [agent_id or caller.agent]

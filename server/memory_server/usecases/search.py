@@ -21,7 +21,7 @@ from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
-from memory_server.usecases.checks import check_text
+from memory_server.usecases.checks import check_limit, check_text
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
@@ -72,6 +72,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     started = time.perf_counter()
     if request.recency_weight + request.priority_weight > 1:
         raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
+    check_limit(request.limit, service.settings)
     query = check_text(request.query, "query", service.settings.limits.query_bytes)
     principal = await resolve(service.backend, caller)
     filters = await to_filters(service, principal, request.selection)
