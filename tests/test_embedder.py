@@ -196,7 +196,6 @@ async def test_the_heartbeat_shows_a_sidecar_until_it_withdraws(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--backend", "openvino"], "not_supported: the backend openvino is not built yet"),
         (["--model", "no-such-model"], "there are no weights for the model 'no-such-model'"),
         (["--device", "abacus"], "settings are not valid: gpu.preferred_device"),
     ],

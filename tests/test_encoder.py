@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
 from memory_embedder import weights as weights_module
-from memory_embedder.encoder import Tokens, encode, mean_pool, plan_batches
+from memory_embedder.encoder import Tokens, encode, mean_pool, plan_batches, pool
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.providers import CPU, choose
-from memory_embedder.weights import DEFAULT_MODEL, WeightsAltered, find_weights, verify
+from memory_embedder.providers import CPU, TENSORRT, candidates, choose
+from memory_embedder.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
+from memory_embedder.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
 
 CAT = "The cat sleeps on the warm roof of the house."
 
@@ -190,6 +192,10 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         ("auto", [CPU], CPU, "cpu"),
         ("cuda:1", ["CUDAExecutionProvider", CPU], "CUDAExecutionProvider", "cuda:1"),
         ("rocm", ["ROCMExecutionProvider", CPU], "ROCMExecutionProvider", "rocm:0"),
+        ("auto", ["ROCMExecutionProvider", "MIGraphXExecutionProvider", CPU], "MIGraphXExecutionProvider", "rocm:0"),
+        ("mps", ["CoreMLExecutionProvider", CPU], "CoreMLExecutionProvider", "mps"),
+        ("xpu", ["OpenVINOExecutionProvider", CPU], "OpenVINOExecutionProvider", "xpu"),
+        ("cuda", [TENSORRT, "CUDAExecutionProvider", CPU], "CUDAExecutionProvider", "cuda:0"),
         ("cpu", ["CUDAExecutionProvider", CPU], CPU, "cpu"),
     ],
 )
@@ -212,3 +218,129 @@ def test_a_missing_device_is_refused_where_falling_back_is_forbidden() -> None:
 def test_acceleration_that_is_off_stays_off() -> None:
     settings = GpuSettings(enable_acceleration=False)
     assert choose(settings, ["CUDAExecutionProvider", CPU]).device == "cpu"
+
+
+def test_tensorrt_comes_first_only_where_its_engines_are_kept(tmp_path: Path) -> None:
+    available = [TENSORRT, "CUDAExecutionProvider", CPU]
+    settings = GpuSettings(preferred_device="cuda:1")
+    assert [choice.provider for choice in candidates(settings, available)] == ["CUDAExecutionProvider"]
+    first, second = candidates(settings, available, tmp_path)
+    assert (first.provider, second.provider) == (TENSORRT, "CUDAExecutionProvider")
+    assert first.options["trt_engine_cache_path"] == str(tmp_path)
+    assert first.device == second.device == "cuda:1"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_cannot_start_falls_to_the_next_and_the_reason_shows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    present = [TENSORRT, "CUDAExecutionProvider", "MIGraphXExecutionProvider", CPU]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: present)
+    weights = find_weights(DEFAULT_MODEL)
+    encoder = OnnxEncoder(weights, GpuSettings(), threads=1, engine_cache=tmp_path / "engines")
+    assert (encoder.device, encoder.provider) == ("cpu", CPU)
+    for provider in present[:-1]:
+        assert f"{provider} could not start" in encoder.fallback
+    with pytest.raises(NotSupported, match="CUDAExecutionProvider could not start"):
+        OnnxEncoder(weights, GpuSettings(fallback_to_cpu=False))
+
+
+def _model_folder(folder: Path, **files: object) -> Path:
+    """A folder with configuration files; `__` in a name is a slash."""
+    for name, content in files.items():
+        path = folder / (name.replace("__", "/") + ".json")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return folder
+
+
+def _module(kind: str, path: str = "") -> dict[str, str]:
+    return {"type": f"sentence_transformers.models.{kind}", "path": path}
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling", "unsupported"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls", ""),
+        ({"pooling_mode_mean_tokens": True}, "mean", ""),
+        ({"pooling_mode_max_tokens": True}, "max", ""),
+        ({"pooling_mode": "cls", "embedding_dimension": 384}, "cls", ""),
+        ({"pooling_mode": "lasttoken"}, "mean", "lasttoken pooling"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean", "mean+max pooling"),
+    ],
+)
+def test_the_pooling_is_the_folders_own(
+    config: dict[str, object], pooling: str, unsupported: str, tmp_path: Path
+) -> None:
+    modules = [_module("Transformer"), _module("Pooling", "9_Pool"), _module("Normalize", "2_Normalize")]
+    said = read_sentence_model(_model_folder(tmp_path, **{"modules": modules, "9_Pool__config": config}), "m")
+    assert (said.pooling, said.unsupported, said.max_tokens) == (pooling, unsupported, 256)
+
+
+def test_a_model_that_goes_on_after_pooling_is_left_to_torch(tmp_path: Path) -> None:
+    modules = [_module("Transformer"), _module("Pooling", "1_Pooling"), _module("Dense", "2_Dense")]
+    folder = _model_folder(tmp_path, modules=modules)
+    packaged = find_weights(DEFAULT_MODEL)
+    shutil.copy(packaged.model, folder / "model.onnx")
+    shutil.copy(packaged.tokenizer, folder / "tokenizer.json")
+    with pytest.raises(NotSupported, match="ends with a Dense module") as caught:
+        OnnxEncoder(find_weights(str(folder)), GpuSettings(), threads=1)
+    assert "torch" in caught.value.hint
+
+
+def test_poolings_look_at_real_tokens_only() -> None:
+    hidden = np.array([[[1.0, -5.0], [3.0, -1.0], [99.0, 99.0]]], dtype=np.float32)
+    mask = np.array([[1, 1, 0]])
+    assert pool(hidden, mask, "cls").tolist() == [[1.0, -5.0]]
+    assert pool(hidden, mask, "max").tolist() == [[3.0, -1.0]]
+    assert pool(hidden, mask, "mean").tolist() == [[2.0, -3.0]]
+
+
+@pytest.mark.parametrize(
+    ("files", "window"),
+    [
+        ({"sentence_bert_config": {"max_seq_length": 128}, "config": {"max_position_embeddings": 512}}, 128),
+        ({"config": {"max_position_embeddings": 512}, "tokenizer_config": {"model_max_length": 384}}, 384),
+        ({"config": {"max_position_embeddings": 512}, "tokenizer_config": {"model_max_length": 1e30}}, 512),
+        ({}, 256),
+    ],
+)
+def test_the_window_is_the_folders_own(files: dict[str, object], window: int, tmp_path: Path) -> None:
+    assert read_sentence_model(_model_folder(tmp_path, **files), "m").max_tokens == window
+
+
+def test_prefixes_come_from_the_folder_or_the_family(tmp_path: Path) -> None:
+    assert prompts_of(tmp_path, "intfloat/multilingual-e5-small") == Prompts("query: ", "passage: ")
+    assert prompts_of(tmp_path, "bge-small-en-v1.5").query.startswith("Represent this sentence")
+    assert prompts_of(tmp_path, DEFAULT_MODEL) == NO_PROMPTS
+    folder = _model_folder(tmp_path, config_sentence_transformers={"prompts": {"query": "q: ", "document": "d: "}})
+    assert prompts_of(folder, "multilingual-e5-small") == Prompts("q: ", "d: ")
+
+
+def test_queries_and_passages_get_their_prefixes(tmp_path: Path, minilm: OnnxEncoder) -> None:
+    folder = _model_folder(tmp_path, config_sentence_transformers={"prompts": {"query": "q: ", "passage": "p: "}})
+    packaged = find_weights(DEFAULT_MODEL)
+    shutil.copy(packaged.model, folder / "model.onnx")
+    shutil.copy(packaged.tokenizer, folder / "tokenizer.json")
+    prefixed = OnnxEncoder(find_weights(str(folder)), GpuSettings(), threads=1)
+    for tokens, prefix in ((prefixed.tokenise([CAT], "query"), "q: "), (prefixed.tokenise([CAT], "passage"), "p: ")):
+        assert tokens.rows[0].tolist() == minilm.tokenise([prefix + CAT]).rows[0].tolist()
+    assert (encode(prefixed, [CAT]) == encode(prefixed, [CAT], kind="passage")).all()
+
+
+@pytest.mark.parametrize("damage", ["{", '{"modules": 1}', "[1]"])
+def test_damaged_configuration_is_refused(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "modules.json").write_text(damage)
+    with pytest.raises(InvalidArgument, match=r"modules\.json"):
+        read_sentence_model(tmp_path, "m")
+
+
+def test_the_hub_cache_serves_torch_models_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    snapshot = _fill_hub_cache(tmp_path, monkeypatch)
+    with pytest.raises(InvalidArgument, match="no Torch weights"):
+        find_folder("sentence-transformers/other")
+    for name in ("modules.json", "model.safetensors"):
+        (snapshot / name).touch()
+    monkeypatch.setattr(weights_module, "_in_package", lambda _package, _file: None)  # pyright: ignore[reportUnknownLambdaType]
+    found = find_folder(DEFAULT_MODEL)
+    assert (found.name, found.folder, found.origin) == (DEFAULT_MODEL, snapshot, "hub cache")

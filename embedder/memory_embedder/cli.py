@@ -10,13 +10,15 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memory_core.connection import redis_url
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
 from memory_core.settings import Settings
+from memory_embedder.backends import Backend, load_encoder
+from memory_embedder.wanted import Hint, Wanted
 
 if TYPE_CHECKING:
     from memory_embedder.encoder import Encoder
@@ -28,7 +30,6 @@ PARENT_VARIABLE = "REDIS_MEMORY_PARENT"
 """Names the starting process, which may have ended before this one could ask who its parent is."""
 _PARENT_CHECK_SECONDS = 1.0
 
-Backend = Literal["auto", "onnx", "openvino", "torch"]
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -37,8 +38,10 @@ def serve(
     redis: Annotated[str | None, typer.Option("--redis-url", envvar="REDIS_URL", help="Where Redis is.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model, or path of its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, xpu, cuda[:N] or rocm[:N].")] = None,
-    backend: Annotated[Backend, typer.Option(help="The inference engine.")] = "auto",
+    backend: Annotated[Backend, typer.Option(help="The inference engine; auto takes the fastest here.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Cores of one inference; all by default.")] = None,
+    hint: Annotated[Hint, typer.Option(help="What OpenVINO divides the cores for.")] = "throughput",
+    engine_cache: Annotated[Path | None, typer.Option(help="Folder for TensorRT's engines; not used without.")] = None,
     lease: Annotated[float, typer.Option(min=0.1, help="Seconds after which others take a job over.")] = 10.0,
     exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
     config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
@@ -52,30 +55,9 @@ def serve(
     url = redis_url(settings)
     if url is None:
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
-    encoder = load_encoder(settings, model, backend, threads)
+    name = model or settings.vector_store.embedding_model
+    encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
     _run(_serve(url, encoder, lease, parent))
-
-
-def load_encoder(settings: Settings, model: str | None, backend: Backend, threads: int | None) -> Encoder:
-    """Load the model that the flags or the settings name.
-
-    Raises:
-        NotSupported: the backend is not part of this release, or its packages or device are missing.
-        InvalidArgument, WeightsAltered: see `weights.find_weights`.
-    """
-    if backend not in {"auto", "onnx"}:
-        raise NotSupported(f"the backend {backend} is not built yet", hint="use --backend onnx")
-    from memory_embedder.weights import find_weights
-
-    weights = find_weights(model or settings.vector_store.embedding_model)
-    try:
-        from memory_embedder.onnx_encoder import OnnxEncoder
-    except ImportError as error:
-        raise NotSupported(
-            f"the package {error.name} is missing",
-            hint="pip install 'redis-memory-gpu[local]', or [gpu] on a GPU node",
-        ) from error
-    return OnnxEncoder(weights, settings.gpu, threads=threads)
 
 
 def main() -> None:

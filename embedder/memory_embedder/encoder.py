@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,11 @@ from memory_core.vectors import Matrix, normalise
 
 TokenIds = NDArray[np.int64]
 """Token ids: one text as shape (length,), or a padded batch as shape (n, longest)."""
+
+Kind = Literal["query", "passage"]
+"""What a text is: some models want a different prefix before each."""
+Pooling = Literal["mean", "cls", "max"]
+"""How token vectors become one."""
 
 SMALLEST_BUDGET = 256
 LARGEST_BUDGET = 16_384
@@ -82,8 +87,8 @@ class Encoder(Protocol):
         """Why another device than the wanted one is used; empty if it is the wanted one."""
         ...
 
-    def tokenise(self, texts: list[str]) -> Tokens:
-        """Tokenise, cutting each text at `max_tokens`."""
+    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+        """Tokenise behind the model's prefix for `kind`, cutting each text at `max_tokens`."""
         ...
 
     def infer(self, tokens: Tokens) -> Matrix:
@@ -120,6 +125,15 @@ def mean_pool(hidden: NDArray[np.float32], mask: TokenIds) -> Matrix:
     return sums / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
 
 
+def pool(hidden: NDArray[np.float32], mask: TokenIds, pooling: Pooling) -> Matrix:
+    """Make one vector of each text's token vectors; `hidden` is (n, tokens, dimension)."""
+    if pooling == "cls":
+        return hidden[:, 0]
+    if pooling == "max":
+        return np.where(mask[:, :, None] == 1, hidden, np.float32(-np.inf)).max(axis=1)
+    return mean_pool(hidden, mask)
+
+
 def unit_rows(vectors: Matrix, dimension: int) -> Matrix:
     """Validate and normalise what a model gave, shape (n, dimension).
 
@@ -129,10 +143,10 @@ def unit_rows(vectors: Matrix, dimension: int) -> Matrix:
     return normalise(vectors, dimension)
 
 
-def encode(encoder: Encoder, texts: list[str], budget: int = 1024) -> Matrix:
+def encode(encoder: Encoder, texts: list[str], budget: int = 1024, kind: Kind = "passage") -> Matrix:
     """Embed texts in length-sorted batches; rows, shape (n, dimension), come in the order of `texts`."""
     vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
-    tokens = encoder.tokenise(texts)
+    tokens = encoder.tokenise(texts, kind)
     for positions in plan_batches(tokens.lengths, budget):
         vectors[positions] = encoder.infer(tokens.pick(positions))
     return vectors

