@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test check test-conformance test-torch gpu-check bench clean
+.PHONY: run test check test-conformance test-torch gpu-check bench fuzz clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -51,8 +51,18 @@ test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
 
 # Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
-gpu-check: $(STAMP)
+gpu-# The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
+STEPS ?= 50000
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
+
+# The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
+STEPS ?= 50000
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -58,7 +58,19 @@ async def bob(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 async def _check_left_keys(stack: Stack) -> None:
     """Only keys that live as long as their namespace may be without an expiry; memories say it themselves."""
-    lasting = (":meta", ":counters", ":jobs", ":audit", ":agent:", ":owner:", ":seq:", ":same:", ":mem:", ":use:")
+    lasting = (
+        ":meta",
+        ":counters",
+        ":jobs",
+        ":audit",
+        ":agent:",
+        ":owner:",
+        ":seq:",
+        ":same:",
+        ":mem:",
+        ":use:",
+        ":chunk:",
+    )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
@@ -66,7 +78,8 @@ async def _check_left_keys(stack: Stack) -> None:
             continue
         if await stack.client.ttl(key) != -1:
             continue
-        forever = ":mem:" in key and await stack.client.hget(key, "expires_at") != b"inf"
+        piece = ":mem:" in key or ":chunk:" in key
+        forever = piece and await stack.client.hget(key, "expires_at") != b"inf"
         if forever or not any(part in key for part in lasting):
             offenders.append(key)
     assert not offenders, f"keys left without expiry: {offenders[:20]}"

@@ -19,11 +19,27 @@ local function replay(key, request)
   return {status = 'replayed', id = seen[2], created_at = seen[3], expires_at = seen[4]}
 end
 
--- The memory that already says the same, unless it has expired.
-local function living(prefix, id, now)
-  local expires = id and redis.call('HGET', prefix .. id, 'expires_at')
-  if not expires then return nil end
-  return (expires == 'inf' or tonumber(expires) * 1000000 > now) and id or nil
+-- Note that a memory says what this key stands for, until it expires; without `expires_at`, that it no longer does.
+-- The key is a sorted set of ids by expiry and goes with the last of them.
+local function note_same(same, id, expires_at)
+  if expires_at then redis.call('ZADD', same, expires_at, id) else redis.call('ZREM', same, id) end
+  local last = redis.call('ZRANGE', same, -1, -1, 'WITHSCORES')[2]
+  if last == 'inf' then
+    redis.call('PERSIST', same)
+  elseif last then
+    redis.call('PEXPIREAT', same, string.format('%.0f', math.ceil(tonumber(last) * 1000)))
+  end
+end
+
+-- A memory that says the same and has not expired.
+local function living(same, now)
+  redis.call('ZREMRANGEBYSCORE', same, '-inf', stamp(now))
+  return redis.call('ZRANGE', same, -1, -1)[1]
+end
+
+local function has_expired(expires_at)
+  local time = redis.call('TIME')
+  return expires_at ~= 'inf' and tonumber(expires_at) <= tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
@@ -59,9 +75,9 @@ local function store(keys, args)
     fields[#fields + 1] = pair
   end
   redis.call('HSET', mem, unpack(with_vector(fields, request.vector)))
-  local duplicate = living(request.memory_prefix, redis.call('GET', same), now)
-  redis.call('SET', same, request.id)
-  expire({mem, same}, expires, request.grace)
+  local duplicate = living(same, now)
+  note_same(same, request.id, expires_at)
+  expire({mem}, expires, request.grace)
   if not request.vector then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
@@ -74,10 +90,6 @@ local function store(keys, args)
     seq = order, duplicate_of = duplicate})
 end
 
-local function forget_content(same, id)
-  if redis.call('GET', same) == id then redis.call('DEL', same) end
-end
-
 -- rm1_update: change fields of a memory under the revision that the caller read.
 -- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq
 -- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
@@ -85,7 +97,7 @@ local function update(keys, args)
   local mem, jobs, log, counters, use, old_same, new_same, chores, seq = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
-  if not found[1] then return answer({status = 'gone'}) end
+  if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
   if not contains(request.owners, found[1]) then return answer({status = 'not_owner'}) end
   if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
   if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
@@ -99,11 +111,13 @@ local function update(keys, args)
     fields[#fields + 1] = 'seq'
     fields[#fields + 1] = redis.call('HINCRBY', seq, request.context, 1)
   end
+  local expires_at = found[3]
   if request.relive then
     local expires = request.ttl and now + request.ttl * 1000000
+    expires_at = expires and stamp(expires) or 'inf'
     fields[#fields + 1] = 'expires_at'
-    fields[#fields + 1] = expires and stamp(expires) or 'inf'
-    expire({mem, use, old_same}, expires, request.grace)
+    fields[#fields + 1] = expires_at
+    expire({mem, use}, expires, request.grace)
   end
   if request.content_changed then
     if not request.vector then redis.call('HDEL', mem, request.vector_field) end
@@ -111,12 +125,8 @@ local function update(keys, args)
   end
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))
-  if request.content_changed then
-    forget_content(old_same, request.id)
-    redis.call('SET', new_same, request.id)
-    local left = redis.call('PTTL', mem)
-    if left > 0 then redis.call('PEXPIRE', new_same, left) end
-  end
+  if request.content_changed then note_same(old_same, request.id) end
+  if request.content_changed or request.relive then note_same(new_same, request.id, expires_at) end
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
@@ -134,7 +144,7 @@ local function delete(keys, args)
     local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces')
     if found[1] and contains(request.owners, found[1]) then
       redis.call('DEL', mem, use)
-      forget_content(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
+      note_same(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
       if found[3] then
         note_chore(keys[3], id, tonumber(found[3]), now)

@@ -101,7 +101,7 @@ class Keys:
         return self._key("same:")
 
     def same(self, owner: str, content_hash: str) -> str:
-        """String: the id of an owner's latest memory with this content."""
+        """Sorted set: an owner's memories with this content, by expiry."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
     def cached_vector(self, model: str, agent: str, text_digest: str) -> str:

@@ -259,7 +259,6 @@ class StatsAnswer(Answer):
     created_last_day: int
     created_since: int | None = None
     bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
-    long_memories: int = Field(0, description="memories of more than one piece")
     pieces: int = Field(0, description="texts that are searched, one or more a memory")
     vector_backlog: int
     retention: Retention
