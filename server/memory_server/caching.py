@@ -60,13 +60,13 @@ class VectorCache:
         """Count the hits of one agent since this process started."""
         return self._hits.setdefault((asker.namespace, asker.agent), Hits())
 
-    async def get(self, asker: Asker, texts: Sequence[str]) -> Vectors:
-        """Give what is known of some texts, looking into Redis for what this process does not know."""
+    async def get(self, asker: Asker, texts: Sequence[str], *, far: bool = True) -> Vectors:
+        """Give what is known of some texts; with `far`, looking into Redis for what this process does not know."""
         hits, wanted = self.hits(asker), dict.fromkeys(texts)
         known = {text: vector for text in wanted if (vector := self._near.get(_near(asker, text))) is not None}
         hits.process += len(known)
         missing = [text for text in wanted if text not in known]
-        if missing and self.settings.redis_ttl_seconds:
+        if far and missing and self.settings.redis_ttl_seconds:
             found = await self._from_redis(asker, missing)
             hits.redis += len(found)
             known |= found

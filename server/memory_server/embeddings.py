@@ -78,8 +78,8 @@ class Embeddings:
         return from_bytes(b"".join(known[text] for text in texts), dimension)
 
     async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
-        """Get the vectors of texts if all of them are cached."""
-        known = await self.cache.get(asker, texts)
+        """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
+        known = await self.cache.get(asker, texts, far=False)
         if any(text not in known for text in texts):
             return None
         dimension = self._backend.settings.vector_store.vector_dimension

@@ -20,6 +20,7 @@ from memory_server.results import Percentiles
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
+_BELL_SECONDS = 0.01
 _TOUCHES_PER_CALL = 100
 
 
@@ -54,6 +55,8 @@ class Service:
         self.embeddings = Embeddings(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
+        self._to_ring: set[str] = set()
+        self._ringing: set[asyncio.Task[None]] = set()
         self._touched: Counter[tuple[str, str]] = Counter()
 
     @asynccontextmanager
@@ -65,14 +68,24 @@ class Service:
                 yield self
             finally:
                 flusher.cancel()
-                await asyncio.gather(flusher, return_exceptions=True)
+                await asyncio.gather(flusher, *self._ringing, return_exceptions=True)
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory, soon and in bulk."""
         self._touched.update((namespace, memory_id) for memory_id in memory_ids)
 
-    async def ring(self, namespace: str) -> None:
-        """Tell the sidecars that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
+    def ring(self, namespace: str) -> None:
+        """Tell the sidecars, in a moment and once for all jobs until then, that a namespace has some."""
+        if namespace not in self._to_ring:
+            self._to_ring.add(namespace)
+            task = asyncio.create_task(self._ring(namespace))
+            self._ringing.add(task)
+            task.add_done_callback(self._ringing.discard)
+
+    async def _ring(self, namespace: str) -> None:
+        """Bells may be lost: sidecars walk all namespaces too."""
+        await asyncio.sleep(_BELL_SECONDS)
+        self._to_ring.discard(namespace)
         try:
             client = await self.backend.client()
             async with store_errors():

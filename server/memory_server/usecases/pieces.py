@@ -104,7 +104,7 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
         if answer["status"] != "settled":
             return False
     if vectors is None and len(texts) > 1:
-        await service.ring(keys.namespace)
+        service.ring(keys.namespace)
     return True
 
 

@@ -19,7 +19,7 @@ from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibili
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
-from memory_server.results import Similar, StoreAnswer
+from memory_server.results import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
@@ -79,7 +79,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
     return StoreAnswer(
         memory_id=answer["id"],
-        vector="ready" if vectors is not None and not earlier else await _state(service, prepared.keys, answer["id"]),
+        vector=await _state(service, prepared.keys, answer["id"]) if earlier else _readiness(vectors is not None),
         expires_at=to_iso(float(answer["expires_at"])),
         durability=service.backend.durability,
         duplicate_of=answer.get("duplicate_of"),
@@ -166,7 +166,7 @@ async def _write(
         answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors)
     _raise_for(answer)
     if vectors is None and answer["status"] == "stored":
-        await service.ring(keys.namespace)
+        service.ring(keys.namespace)
     return answer
 
 
@@ -225,6 +225,10 @@ def _idempotency(new: NewMemory) -> dict[str, Any] | None:
     return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
 
 
-async def _state(service: Service, keys: Keys, memory_id: str) -> Any:
+def _readiness(ready: bool) -> VectorState:
+    return "ready" if ready else "pending"
+
+
+async def _state(service: Service, keys: Keys, memory_id: str) -> VectorState:
     model = await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model"))
-    return "ready" if model and model.decode() != NO_MODEL else "pending"
+    return _readiness(bool(model) and model.decode() != NO_MODEL)

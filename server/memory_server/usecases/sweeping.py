@@ -111,4 +111,4 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         ],
     )
     log.info("asked again for the vectors of %d texts in %s", answer["queued"], namespace)
-    await service.ring(namespace)
+    service.ring(namespace)

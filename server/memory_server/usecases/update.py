@@ -136,7 +136,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:
-            await service.ring(principal.namespace)
+            service.ring(principal.namespace)
         if most > 1:
             cut = Cut(new.content, pieces, vectors)
             return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
