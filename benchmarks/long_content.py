@@ -123,7 +123,8 @@ async def batches(running: Product, console: Console) -> None:
             await until_embedded(client)
     console.print(
         f"{_OPERATIONS} stores in one batch are {statistics.median(ratios):.1f} times as fast as one by one "
-        f"({min(ratios):.1f} to {max(ratios):.1f}, {_ROUNDS} rounds; a single store waits for its vector, a batch leaves jobs)"
+        f"({min(ratios):.1f} to {max(ratios):.1f}, {_ROUNDS} rounds; a single store waits for its vector, "
+        "a batch leaves jobs)"
     )
 
 
