@@ -51,12 +51,7 @@ test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
 
 # Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
-gpu-# The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
-STEPS ?= 50000
-fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
-
-check: $(STAMP)
+gpu-check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
 
 # The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
