@@ -151,6 +151,6 @@ async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int,
         return 0
     pipe = client.pipeline(transaction=False)
     for ref in refs:
-        pipe.memory_usage(keys.memory(ref.memory_id))
+        pipe.memory_usage(keys.memory(ref.memory_id), samples=0)
     sizes = [size or 0 for size in await pipe.execute()]
     return total * sum(sizes) // len(sizes)
