@@ -100,7 +100,7 @@ async def test_an_ask_goes_before_a_backlog_of_jobs(server: RedisServer, client:
         reply = await await_reply(client, await ask(client, "fake", ["who waits"]))
         left = len(ids) - await team.count_vectors(ids)
         assert reply.error == ""
-        assert left > 50
+        assert left > 0
         await team.wait_for_vectors(ids)
         assert sidecar.status().asks_total == 1
 
