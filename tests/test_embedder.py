@@ -94,13 +94,13 @@ async def _is_empty(client: Client, stream: str) -> bool:
 
 
 async def test_an_ask_goes_before_a_backlog_of_jobs(server: RedisServer, client: Client, team: Team) -> None:
-    async with running(server.url, FakeEncoder(seconds_per_token=0.0004)) as sidecar:
+    async with running(server.url, FakeEncoder(seconds_per_token=0.001)) as sidecar:
         ids = await team.store_many(TEXTS[:300])
         await wait_until(lambda: team.count_vectors(ids[:300]))
         reply = await await_reply(client, await ask(client, "fake", ["who waits"]))
         left = len(ids) - await team.count_vectors(ids)
         assert reply.error == ""
-        assert left > 0
+        assert left > 50
         await team.wait_for_vectors(ids)
         assert sidecar.status().asks_total == 1
 
