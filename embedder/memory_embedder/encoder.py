@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -141,6 +142,26 @@ def unit_rows(vectors: Matrix, dimension: int) -> Matrix:
         InvalidArgument: see `memory_core.vectors.normalise`.
     """
     return normalise(vectors, dimension)
+
+
+class PooledEncoder(ABC):
+    """What the engines share: rows pooled by the engine become unit rows here."""
+
+    dimension: int
+
+    def infer(self, tokens: Tokens) -> Matrix:
+        """Compute unit rows, shape (n, dimension).
+
+        Raises:
+            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
+        """
+        if not tokens.rows:
+            return np.empty((0, self.dimension), dtype=np.float32)
+        return unit_rows(self._pooled(tokens), self.dimension)
+
+    @abstractmethod
+    def _pooled(self, tokens: Tokens) -> Matrix:
+        """Compute one row a text, of any length, shape (n, dimension)."""
 
 
 def encode(encoder: Encoder, texts: list[str], budget: int = 1024, kind: Kind = "passage") -> Matrix:

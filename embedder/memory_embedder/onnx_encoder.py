@@ -11,7 +11,7 @@ import onnxruntime
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, Pooling, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.encoder import Kind, PooledEncoder, Pooling, TokenIds, Tokens, pool
 from memory_embedder.providers import CPU, Choice, candidates, fall_back, without_accelerator
 from memory_embedder.tokeniser import TextTokeniser
 from memory_embedder.wanted import available_cores
@@ -20,7 +20,7 @@ from memory_embedder.weights import Weights, choose_output
 _LOG_ERRORS = 3
 
 
-class OnnxEncoder:
+class OnnxEncoder(PooledEncoder):
     """One ONNX model and its tokenizer; see `Encoder`."""
 
     backend = "onnx"
@@ -51,16 +51,6 @@ class OnnxEncoder:
     def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
         return self._tokeniser.tokenise(texts, kind)
-
-    def infer(self, tokens: Tokens) -> Matrix:
-        """Compute unit rows, shape (n, dimension).
-
-        Raises:
-            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
-        """
-        if not tokens.rows:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens), self.dimension)
 
     def _pooled(self, tokens: Tokens) -> Matrix:
         ids, mask = tokens.padded(self._tokeniser.pad_id)

@@ -15,7 +15,7 @@ import numpy as np
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.encoder import Kind, PooledEncoder, TokenIds, Tokens, pool, unit_rows
 from memory_embedder.openvino_graph import has_int8_weights, unpack_weights
 from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.providers import fall_back
@@ -41,7 +41,7 @@ class Plan:
         return f"OpenVINO {self.device} {self.precision if self.unpacked else 'int8'}"
 
 
-class OpenVinoEncoder:
+class OpenVinoEncoder(PooledEncoder):
     """One ONNX model, compiled by OpenVINO, and its tokenizer; see `Encoder`."""
 
     backend = "openvino"
@@ -80,16 +80,6 @@ class OpenVinoEncoder:
     def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
         return self._tokeniser.tokenise(texts, kind)
-
-    def infer(self, tokens: Tokens) -> Matrix:
-        """Compute unit rows, shape (n, dimension).
-
-        Raises:
-            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
-        """
-        if not tokens.rows:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens), self.dimension)
 
     def _settle(self, plans: Sequence[Plan]) -> Plan:
         """Compile plan after plan until one is near enough to f32, which is the last one and needs no proof."""

@@ -14,7 +14,7 @@ import numpy as np
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, Tokens, unit_rows
+from memory_embedder.encoder import Kind, PooledEncoder, Tokens
 from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
 from memory_embedder.providers import fall_back
 from memory_embedder.sentence_model import DEFAULT_MAX_TOKENS, prompts_of
@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _TRIALS = 3
 
 
-class TorchEncoder:
+class TorchEncoder(PooledEncoder):
     """One sentence-transformers model with all its modules: pooling, dense layers, normalisation; see `Encoder`."""
 
     backend = "torch"
@@ -68,16 +68,6 @@ class TorchEncoder:
         with self._lock:  # setting the truncation is not thread-safe
             rows = self._tokenizer(clean, truncation=True, max_length=self.max_tokens, padding=False)["input_ids"]
         return Tokens(tuple(np.array(row, dtype=np.int64) for row in rows))
-
-    def infer(self, tokens: Tokens) -> Matrix:
-        """Compute unit rows, shape (n, dimension).
-
-        Raises:
-            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
-        """
-        if not tokens.rows:
-            return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens), self.dimension)
 
     def _settle(self, tokens: Tokens) -> None:
         """Keep the first half precision that is near enough to f32 and, on the CPU, faster."""

@@ -22,7 +22,7 @@ from memory_core.ids import new_id
 from memory_core.streams import Ask, BadMessage, Reply, entries
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
-from memory_server.caching import Asker, VectorCache
+from memory_server.caching import Asker, VectorCache, Vectors
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
@@ -74,18 +74,20 @@ class Embeddings:
             fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
             known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
             await self._remember(asker, {text: known[text] for text in missing})
-        dimension = self._backend.settings.vector_store.vector_dimension
-        return from_bytes(b"".join(known[text] for text in texts), dimension)
+        return self._rows(known, texts)
 
     async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
         """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
         known = await self.cache.get(asker, texts, far=False)
         if any(text not in known for text in texts):
             return None
-        dimension = self._backend.settings.vector_store.vector_dimension
-        return from_bytes(b"".join(known[text] for text in texts), dimension)
+        return self._rows(known, texts)
 
-    async def _remember(self, asker: Asker, vectors: dict[str, bytes]) -> None:
+    def _rows(self, vectors: Vectors, texts: Sequence[str]) -> Matrix:
+        dimension = self._backend.settings.vector_store.vector_dimension
+        return from_bytes(b"".join(vectors[text] for text in texts), dimension)
+
+    async def _remember(self, asker: Asker, vectors: Vectors) -> None:
         try:
             await self.cache.put(asker, vectors)
         except MemoryServiceError as error:

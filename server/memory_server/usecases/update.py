@@ -113,7 +113,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.audit,
             keys.counters,
             keys.use(old.id),
-            keys.same(old.owner, content_hash(old.content)),
+            keys.same(old.owner, old.content_hash),
             keys.same(old.owner, content_hash(new.content)),
             keys.chores,
             keys.seq(old.owner),
