@@ -70,6 +70,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":mem:",
         ":use:",
         ":chunk:",
+        ":events",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

@@ -122,7 +122,7 @@ class Team:
             [
                 *(names.memory(memory_id), names.agent("alice"), names.jobs, names.audit),
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
-                names.chores,
+                *(names.chores, names.events),
             ],
             id=memory_id,
             memory_prefix=names.memory_prefix,
@@ -153,7 +153,7 @@ class Team:
             "rm1_update",
             [
                 *(names.memory(memory_id), names.jobs, names.audit, names.counters, names.use(memory_id)),
-                *(*same, names.chores, names.seq(self.owner)),
+                *(*same, names.chores, names.seq(self.owner), names.events),
             ],
             id=memory_id,
             owners=[self.owner],
@@ -174,7 +174,10 @@ class Team:
         answer = await functions.call(
             self.client,
             "rm1_delete",
-            [names.audit, names.counters, names.chores, names.memory(memory_id), names.use(memory_id)],
+            [
+                *(names.audit, names.counters, names.chores, names.events),
+                *(names.memory(memory_id), names.use(memory_id)),
+            ],
             ids=[memory_id],
             owners=[self.owner],
             same_prefix=names.same("", "")[:-1],

@@ -250,12 +250,11 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
     model = "all-MiniLM-L6-v2"
     item = {
-        "id": memory_id, "rev": 1, "hash": digest, "bytes": vector.astype("<f4").tobytes(),
+        "id": memory_id, "piece": 0, "rev": 1, "hash": digest, "bytes": vector.astype("<f4").tobytes(),
         "dimension": DIMENSION, "field": vector_field(model), "entry": "0-1",
     }  # fmt: skip
-    answer = await functions.call(
-        stack.client, "rm1_commit", [keys.jobs, keys.memory(memory_id)], items=[item], model=model, group=GROUP
-    )
+    names = [keys.jobs, keys.events, keys.memory(memory_id)]
+    answer = await functions.call(stack.client, "rm1_commit", names, items=[item], model=model, group=GROUP)
     return answer["verdicts"]
 
 

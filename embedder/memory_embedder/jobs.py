@@ -158,7 +158,7 @@ class JobDesk:
         answer = await functions.call(
             self._client,
             "rm1_commit",
-            [names.jobs, *pieces],
+            [names.jobs, names.events, *pieces],
             group=keys.GROUP,
             model=self._encoder.name,
             items=[self._item(work, vector) for work, vector in pairs],
@@ -172,6 +172,8 @@ class JobDesk:
     def _item(self, work: Work, vector: Matrix) -> dict[str, object]:
         job = work.job
         return {
+            "id": job.memory_id,
+            "piece": job.piece,
             "entry": job.entry,
             "rev": job.rev,
             "hash": job.content_hash,

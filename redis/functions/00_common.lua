@@ -3,6 +3,7 @@
 -- before its first write, because Lua is atomic but never rolled back. Arguments and answers are msgpack maps.
 
 local NO_MODEL = 'none'
+local EVENTS_KEPT = 10000
 local EPSILON = 1e-6
 
 -- A strictly rising clock per namespace, in whole microseconds, so that creation times order all memories.
@@ -25,6 +26,13 @@ local function audit(key, counters, at, entry)
   local number = redis.call('HINCRBY', counters, 'audit', 1)
   redis.call('XADD', key, '*', 'n', number, 'at', stamp(at), 'who', entry.who, 'op', entry.op,
     'ids', table.concat(entry.ids, ' '), 'outcome', 'ok', 'from', entry.from or '')
+end
+
+-- Tell whoever waits for events. `subject` is what it is about and `by` who did it; of `about`, `scope` says by which
+-- tokens a memory is read, `to` which agents are addressed, and `extra` is a list of more fields and values.
+local function emit(events, kind, op, subject, by, about)
+  redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'kind', kind, 'op', op, 'id', subject, 'by', by or '',
+    'scope', about.scope or '', 'to', about.to or '', unpack(about.extra or {}))
 end
 
 local function contains(list, value)

@@ -42,12 +42,16 @@ local function has_expired(expires_at)
   return expires_at ~= 'inf' and tonumber(expires_at) <= tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
+local function tell_of_memory(events, op, id, by, scope, vector)
+  emit(events, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', vector and 1 or 0}})
+end
+
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
 -- Calling it again with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
--- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events
 -- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
 local function store(keys, args)
-  local mem, agent, jobs, log, seq, same, counters, idem, chores = unpack(keys)
+  local mem, agent, jobs, log, seq, same, counters, idem, chores, events = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   if redis.call('HGET', agent, 'owner') ~= request.owner then
     return answer({status = 'owner_changed'})
@@ -81,6 +85,7 @@ local function store(keys, args)
   if not request.vector then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
+  tell_of_memory(events, 'stored', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), request.vector)
   if request.idempotency then
     redis.call('HSET', idem, 'payload', request.idempotency.payload, 'memory_id', request.id,
       'created_at', created_at, 'expires_at', expires_at)
@@ -91,10 +96,10 @@ local function store(keys, args)
 end
 
 -- rm1_update: change fields of a memory under the revision that the caller read.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events
 -- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores, seq = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
   if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
@@ -130,22 +135,24 @@ local function update(keys, args)
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
+  tell_of_memory(events, 'updated', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), request.vector)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 
 -- rm1_delete: remove those of the named memories that belong to the caller, in one audit entry.
--- KEYS: audit, counters, chores, then a mem and a use key for each id. Answer: {deleted = [id, ...], long = [id:pieces]}
+-- KEYS: audit, counters, chores, events, then a mem and a use key for each id. Answer: {deleted = [id, ...], long = [id:pieces]}
 local function delete(keys, args)
   local request = cmsgpack.unpack(args[1])
   local deleted, long = {}, {}
   local now = tick(keys[2])
   for position, id in ipairs(request.ids) do
-    local mem, use = keys[2 + position * 2], keys[3 + position * 2]
-    local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces')
+    local mem, use = keys[3 + position * 2], keys[4 + position * 2]
+    local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope')
     if found[1] and contains(request.owners, found[1]) then
       redis.call('DEL', mem, use)
       note_same(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
+      tell_of_memory(keys[4], 'deleted', id, request.audit.who, found[4])
       if found[3] then
         note_chore(keys[3], id, tonumber(found[3]), now)
         long[#long + 1] = id .. ':' .. found[3]

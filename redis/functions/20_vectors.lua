@@ -10,16 +10,18 @@ end
 
 -- rm1_commit: write vectors whose memory still is what was embedded, and acknowledge their jobs.
 -- A late plain HSET would bring a deleted memory back without owner or expiry.
--- KEYS: jobs, then a mem key for each item (at most 8, so that Redis never stalls).
+-- KEYS: jobs, events, then a mem key for each item (at most 8, so that Redis never stalls).
 -- Answer: {verdicts = [ok | gone | stale | bad_vector, ...]}
 local function commit(keys, args)
   local request = cmsgpack.unpack(args[1])
   local verdicts, entries = {}, {}
   for position, item in ipairs(request.items) do
-    local mem = keys[position + 1]
+    local mem = keys[position + 2]
     verdicts[position] = verdict(mem, item)
     if verdicts[position] == 'ok' then
       redis.call('HSET', mem, item.field, item.bytes, 'model', request.model)
+      emit(keys[2], 'memory', 'embedded', item.id, '', {scope = redis.call('HGET', mem, 'scope'),
+        extra = {'piece', item.piece, 'vector', 1}})
     end
     if verdicts[position] ~= 'bad_vector' then entries[#entries + 1] = item.entry end
   end

@@ -125,6 +125,41 @@ class Keys:
         return self._key(f"owner:{owner}")
 
     @property
+    def agents(self) -> str:
+        """Sorted set: registered agents by the deadline (epoch seconds) of their next sign of life."""
+        return self._key("agents")
+
+    @property
+    def events(self) -> str:
+        """Stream: what happened to memories, tasks, agents and grants; `wait_for_events` reads it."""
+        return self._key("events")
+
+    def grant(self, grant_id: str) -> str:
+        """Hash: who lets whom see what, until when."""
+        return self._key(f"grant:{grant_id}")
+
+    def granted(self, name: str) -> str:
+        """Hash: grant id → what it adds to an agent's principal, for all grants in force."""
+        return self._key(f"granted:{name}")
+
+    def granting(self, name: str) -> str:
+        """Set: ids of the grants that an agent gave and that are in force."""
+        return self._key(f"granting:{name}")
+
+    def offers(self, name: str) -> str:
+        """Hash: offer id → a selection that an agent was asked to share."""
+        return self._key(f"offers:{name}")
+
+    @property
+    def tombstones(self) -> str:
+        """Set: owner ids whose memories are hidden at once and purged in the background."""
+        return self._key("tombstones")
+
+    def task(self, task_id: str) -> str:
+        """Hash: one task."""
+        return self._key(f"task:{task_id}")
+
+    @property
     def jobs(self) -> str:
         """Stream: texts to embed."""
         return self._key("jobs")

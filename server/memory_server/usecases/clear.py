@@ -127,7 +127,7 @@ async def _delete(service: Service, principal: Principal, ids: Sequence[str]) ->
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
         "rm1_delete",
-        [keys.audit, keys.counters, keys.chores, *names],
+        [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
         owners=list(principal.owners),
         same_prefix=keys.same_prefix,

@@ -185,6 +185,7 @@ async def _store(
             keys.counters,
             keys.idempotency(record.owner, new.idempotency_key or ""),
             keys.chores,
+            keys.events,
         ],
         repeatable=True,
         id=record.id,

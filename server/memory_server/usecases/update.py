@@ -117,6 +117,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.same(old.owner, content_hash(new.content)),
             keys.chores,
             keys.seq(old.owner),
+            keys.events,
         ],
         id=old.id,
         owners=list(principal.owners),
