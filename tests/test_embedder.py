@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 
 import embedder_fixtures
@@ -262,3 +263,12 @@ def test_the_budget_follows_the_speed_between_its_bounds() -> None:
     for speed, bound in ((1.0, 256), (1e9, 16_384)):
         load.tokens_per_second = speed
         assert load.budget == bound
+
+
+def test_a_recent_ask_makes_the_batches_smaller_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = Load(40_000)
+    load.note_ask()
+    assert (load.budget, load.asks_total) == (1200, 1)
+    later = time.monotonic() + 3
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert load.budget == 4000

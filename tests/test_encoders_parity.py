@@ -31,7 +31,7 @@ WANTED = Wanted(DEFAULT_MODEL, CPU_ONLY, threads=2)
 @pytest.fixture(scope="module", params=["throughput", "latency"])
 def openvino(request: pytest.FixtureRequest) -> Encoder:
     """OpenVINO on the packaged weights, with each hint."""
-    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'redis-memory-gpu[openvino]'")
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'redis-memory-gpu[local]'")
     hint: Hint = request.param
     return open_engine("openvino", Wanted(DEFAULT_MODEL, CPU_ONLY, 2, hint))
 

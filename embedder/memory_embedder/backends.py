@@ -26,7 +26,7 @@ _PACKAGES: dict[Engine, tuple[str, ...]] = {
 }
 _EXTRAS: dict[Engine, str] = {
     "onnx": "pip install 'redis-memory-gpu[local]', or [gpu] on a GPU node",
-    "openvino": "pip install 'redis-memory-gpu[openvino]'",
+    "openvino": "pip install 'redis-memory-gpu[local]'",
     "torch": "pip install 'redis-memory-gpu[torch]'",
 }
 

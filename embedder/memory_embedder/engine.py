@@ -104,7 +104,7 @@ class Engine:
             start = end
 
     def _settle(self, question: Question, outcomes: list[Matrix | Failure]) -> None:
-        self._load.asks_total += 1
+        self._load.note_ask()
         failures = [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
         if failures:
             self._asks.refuse(question, f"embedding_failed: {failures[0]}")

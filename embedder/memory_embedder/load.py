@@ -9,6 +9,9 @@ from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
 
 BATCH_SECONDS = 0.1
 """How long one micro-batch should take: an ask waits for at most one."""
+ASKED_BATCH_SECONDS = 0.03
+"""How long where somebody asked in the last ASKED_SECONDS and so may ask again; smaller batches waste a little."""
+ASKED_SECONDS = 2.0
 HOLD_SECONDS = 2.0
 """How much work is taken from the streams at once; the rest is left to other sidecars."""
 _LEARNING = 0.3
@@ -23,11 +26,19 @@ class Load:
         self.texts_total = 0
         self.asks_total = 0
         self._done: deque[tuple[float, int]] = deque()
+        self._asked_at = -ASKED_SECONDS
 
     @property
     def budget(self) -> int:
-        """Padded tokens of a micro-batch that takes about BATCH_SECONDS."""
-        return int(min(max(self.tokens_per_second * BATCH_SECONDS, SMALLEST_BUDGET), LARGEST_BUDGET))
+        """Padded tokens of a micro-batch that takes about BATCH_SECONDS, or ASKED_BATCH_SECONDS while asked."""
+        asked = time.monotonic() < self._asked_at + ASKED_SECONDS
+        seconds = ASKED_BATCH_SECONDS if asked else BATCH_SECONDS
+        return int(min(max(self.tokens_per_second * seconds, SMALLEST_BUDGET), LARGEST_BUDGET))
+
+    def note_ask(self) -> None:
+        """Count an ask that was answered."""
+        self.asks_total += 1
+        self._asked_at = time.monotonic()
 
     @property
     def hold(self) -> int:
