@@ -6,7 +6,9 @@ local function owner(keys, args)
   local request = cmsgpack.unpack(args[1])
   local present = redis.call('HGET', keys[1], 'owner')
   if present then return answer({owner = present}) end
-  redis.call('HSET', keys[1], 'owner', request.candidate, 'owners', request.candidate)
+  local kept = redis.call('HGET', keys[1], 'owners')
+  redis.call('HSET', keys[1], 'owner', request.candidate,
+    'owners', kept and kept .. '\31' .. request.candidate or request.candidate)
   redis.call('HSET', keys[2], 'agent', request.agent)
   return answer({owner = request.candidate})
 end

@@ -28,6 +28,8 @@ _HEAVY = (
     "memory_server.usecases.clear",
     "memory_server.usecases.search",
     "memory_server.usecases.stats",
+    "memory_server.usecases.agents",
+    "memory_server.usecases.distributing",
     "memory_server.usecases.sweeping",
 )
 

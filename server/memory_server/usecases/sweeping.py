@@ -21,6 +21,7 @@ from memory_server.search import query as build
 from memory_server.service import Service
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
+from memory_server.usecases.team_sweeping import sweep_team
 from memory_server.usecases.writing import job_part
 
 log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await service.backend.namespace(namespace)
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
+            await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)
 
