@@ -11,6 +11,7 @@ from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
 from memory_server.tools.batch import batch_tool
+from memory_server.tools.context import context_tools
 from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
@@ -25,7 +26,7 @@ INSTRUCTIONS = (
 
 def build_server(runtime: Runtime) -> MCPServer[Any]:
     """Make the server over a runtime; it lists its tools before Redis or a model is up."""
-    tools = [*memory_tools(runtime), *search_tools(runtime), *monitor_tools(runtime)]
+    tools = [*memory_tools(runtime), *search_tools(runtime), *context_tools(runtime), *monitor_tools(runtime)]
     server: MCPServer[Any] = MCPServer(
         NAME,
         title="Redis memory",

@@ -98,12 +98,12 @@ def check_limit(limit: int, settings: Settings) -> int:
     return limit
 
 
-def check_id(memory_id: str) -> str:
+def check_id(memory_id: str, what: str = "memory_id") -> str:
     """Accept what could be an id: short printable ASCII.
 
     Raises:
         InvalidArgument: it cannot be one.
     """
     if not (0 < len(memory_id) <= 64 and memory_id.isascii() and memory_id.isprintable()):
-        raise InvalidArgument(f"memory_id {echo(memory_id)} is not an id", hint="use an id that a tool gave you")
+        raise InvalidArgument(f"{what} {echo(memory_id)} is not an id", hint="use an id that a tool gave you")
     return memory_id
