@@ -71,6 +71,13 @@ async def _check_left_keys(stack: Stack) -> None:
         ":use:",
         ":chunk:",
         ":events",
+        ":grant:",
+        ":granted:",
+        ":granting:",
+        ":offers:",
+        ":children:",
+        ":reshared:",
+        ":grants:due",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

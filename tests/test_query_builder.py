@@ -17,7 +17,7 @@ from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.records import MemoryType, Priority
-from memory_core.scope import PUBLIC, Principal
+from memory_core.scope import PUBLIC, Grant, Part, Principal
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters, Query
@@ -51,8 +51,19 @@ some_filters = st.builds(
     until=st.none() | moments,
     include_archive=st.booleans(),
 )
+some_grants = st.builds(
+    Grant,
+    id=anything,
+    grantor=anything,
+    may_write=st.booleans(),
+    parts=st.lists(st.builds(Part, tokens=several, at=st.floats()), max_size=2).map(tuple),
+)
 some_principals = st.builds(
-    Principal, namespace=st.just("team"), agent=st.just("alice"), owners=several, granted=several
+    Principal,
+    namespace=st.just("team"),
+    agent=st.just("alice"),
+    owners=several,
+    grants=st.lists(some_grants, max_size=2).map(tuple),
 )
 
 
@@ -256,5 +267,5 @@ async def test_a_word_that_is_no_word_neither_fails_nor_widens(
 async def test_tokens_of_a_principal_are_taken_as_they_stand(alice: Agent, stack: Stack, namespace: str) -> None:
     await alice.store("alpha", wait=False)
     for token in ("*", "o:*", "$p0", "} | @scope:{*}", f"o:x{SEPARATOR}pub", "w'*'", "o:\\*"):
-        stranger = Principal(namespace, "eve", granted=(token,))
+        stranger = Principal(namespace, "eve", grants=(Grant("g", "alice", False, (Part((token,), 0.0),)),))
         assert await _select(stack.client, Keys(namespace), stranger, Filters()) == set()

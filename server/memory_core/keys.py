@@ -70,6 +70,11 @@ class Keys:
         return f"rm:{{{self.namespace}}}:{rest}"
 
     @property
+    def prefix(self) -> str:
+        """Beginning of all keys of the namespace; the Functions of grants make keys of it as below."""
+        return self._key("")
+
+    @property
     def memory_prefix(self) -> str:
         """Prefix of memory hashes, indexed."""
         return self._key("mem:")
@@ -135,7 +140,7 @@ class Keys:
         return self._key("events")
 
     def grant(self, grant_id: str) -> str:
-        """Hash: who lets whom see what, until when."""
+        """Hash: who lets whom see what, until when; kept for a while after it ended. Offers lie here too."""
         return self._key(f"grant:{grant_id}")
 
     def granted(self, name: str) -> str:
@@ -143,11 +148,24 @@ class Keys:
         return self._key(f"granted:{name}")
 
     def granting(self, name: str) -> str:
-        """Set: ids of the grants that an agent gave and that are in force."""
+        """Set: ids of the grants that an agent gave and that are in force, and of the offers it made."""
         return self._key(f"granting:{name}")
 
+    def children(self, grant_id: str) -> str:
+        """Set: grants that pass on something under this one."""
+        return self._key(f"children:{grant_id}")
+
+    def reshared(self, memory_id: str) -> str:
+        """Set: grants that pass on this memory by its id under a grant of others."""
+        return self._key(f"reshared:{memory_id}")
+
+    @property
+    def grants_due(self) -> str:
+        """Sorted set: grants and offers that end by themselves, by when."""
+        return self._key("grants:due")
+
     def offers(self, name: str) -> str:
-        """Hash: offer id → a selection that an agent was asked to share."""
+        """Hash: offer id → msgpack of a selection that an agent was asked to share in return."""
         return self._key(f"offers:{name}")
 
     @property

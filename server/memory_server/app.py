@@ -12,6 +12,7 @@ from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
 from memory_server.tools.agents import agent_tools
 from memory_server.tools.batch import batch_tool
+from memory_server.tools.context import context_tools
 from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
@@ -32,6 +33,7 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         *search_tools(runtime),
         *task_tools(runtime),
         *agent_tools(runtime),
+        *context_tools(runtime),
         *monitor_tools(runtime),
     ]
     server: MCPServer[Any] = MCPServer(

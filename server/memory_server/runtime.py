@@ -30,6 +30,7 @@ _HEAVY = (
     "memory_server.usecases.stats",
     "memory_server.usecases.agents",
     "memory_server.usecases.distributing",
+    "memory_server.usecases.sharing",
     "memory_server.usecases.sweeping",
 )
 

@@ -17,6 +17,7 @@ from memory_core.settings import Settings
 from memory_core.times import to_redis
 from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
+from memory_server.readers import Readers
 from memory_server.results import Percentiles
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class Service:
         self.settings = settings
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
+        self.readers = Readers()
         self.search_latency = Latency()
         self.embedding_latency = Latency()
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}

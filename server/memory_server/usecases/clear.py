@@ -90,7 +90,7 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
 
 async def _selected(service: Service, principal: Principal, selection: Selection, expired_only: bool) -> Doomed:
     prepared = await service.backend.namespace(principal.namespace)
-    own = replace(principal, granted=())
+    own = replace(principal, grants=())
     filters = await to_filters(service, principal, replace(selection, agent_ids=()))
     filters = replace(filters, owners=principal.owners or (NOBODY,))
     now = time.time()

@@ -15,6 +15,7 @@ from memory_core.settings import DAY
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
+from memory_server.readers import reads
 from memory_server.results import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
@@ -27,6 +28,7 @@ _SAMPLE = 20
 _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 
+@reads
 async def memory_stats(
     service: Service, caller: Caller, *, agent_id: str | None, since: str | float | None
 ) -> StatsAnswer:
