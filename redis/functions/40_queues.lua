@@ -6,17 +6,6 @@ local AT_ONCE = 32
 local LOOK = 8
 local HISTORY_KEPT = 200
 
-local function wall()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
-
-local function parts(text)
-  local list = {}
-  for part in string.gmatch(text or '', '[^\31]+') do list[#list + 1] = part end
-  return list
-end
-
 local function whole(number)
   return string.format('%.0f', number)
 end
@@ -45,7 +34,7 @@ local function registered(names, name)
   local agent = read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status')
   if not agent.registered_at then return nil end
   agent.name, agent.has = name, {}
-  for _, capability in ipairs(parts(agent.capabilities)) do agent.has[capability] = true end
+  for _, capability in ipairs(split(agent.capabilities)) do agent.has[capability] = true end
   agent.window, agent.most = tonumber(agent.context_window), tonumber(agent.max_tasks)
   return agent
 end
@@ -81,7 +70,7 @@ end
 
 -- An agent that failed at a task gets it again only if nobody else can take it.
 local function is_avoided(names, task, kind, name, now)
-  local avoid = parts(task.avoid)
+  local avoid = split(task.avoid)
   return contains(avoid, name) and has_another(names, kind, avoid, now)
 end
 
@@ -220,7 +209,7 @@ end
 local function attempt_failed(names, id, task, now, how)
   local name = task.assigned
   take_back(names, id, task)
-  local avoid = parts(task.avoid)
+  local avoid = split(task.avoid)
   if not contains(avoid, name) then avoid[#avoid + 1] = name end
   redis.call('HSET', names.task .. id, 'avoid', table.concat(avoid, '\31'))
   redis.call('HINCRBY', names.performance .. name, 'failed:' .. task.type, 1)

@@ -35,7 +35,7 @@ end
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local names, id, now = request.names, request.id, wall()
+  local names, id, now = request.names, request.id, wall_clock()
   if redis.call('EXISTS', names.task .. id) == 1 then return answer({status = 'replayed', id = id}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
@@ -74,7 +74,7 @@ end
 -- KEYS: leases. Answer: {assigned = {id: name}}
 local function assign_tasks(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, now, assigned = request.names, wall(), {}
+  local names, now, assigned = request.names, wall_clock(), {}
   for _, item in ipairs(request.items) do
     local task = load_task(names, item.id)
     if task.state == 'pending' and not task.assigned then
@@ -125,7 +125,7 @@ local function lease(names, id, agent, secret, now)
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
   local attempt = tonumber(task.attempt) + 1
-  local holders = parts(task.holders)
+  local holders = split(task.holders)
   if not contains(holders, agent.name) then holders[#holders + 1] = agent.name end
   redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
     'leased_at', stamp(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
@@ -170,7 +170,7 @@ end
 -- KEYS: leases. Answer: {more}
 local function sweep_tasks(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, now = request.names, wall()
+  local names, now = request.names, wall_clock()
   lapse(names, now, AT_ONCE, request.keep)
   local more = settle_dependents(names, now, request.keep)
   for _, key in ipairs({names.leases, names.unclaimed, names.delayed, names.deadlines}) do
@@ -185,7 +185,7 @@ end
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], busy, queued}
 local function claim(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, now = request.names, wall()
+  local names, now = request.names, wall_clock()
   local agent = registered(names, request.agent)
   if not agent then return answer({status = 'unknown'}) end
   local last = read(names.agent .. agent.name, 'last_claim', 'last_answer')
@@ -208,7 +208,7 @@ end
 -- Whether a token holds the lease now: nil if so, else why not. `unknown` is for whoever never had the task.
 local function refused(task, request, now)
   if not task.state then return 'unknown' end
-  if not contains(parts(task.holders), request.agent) then return 'unknown' end
+  if not contains(split(task.holders), request.agent) then return 'unknown' end
   if task.lease_token ~= request.token or task.state ~= 'leased' or task.assigned ~= request.agent then
     return task.state == 'completed' and 'completed' or 'stale'
   end
@@ -224,7 +224,7 @@ end
 -- KEYS: leases. Answer: {status = completed | unknown | stale, more}
 local function complete(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, id, now = request.names, request.id, wall()
+  local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then return answer({status = 'completed'}) end
   local problem = refused(task, request, now)
@@ -251,7 +251,7 @@ end
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, next_at}
 local function fail(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, id, now = request.names, request.id, wall()
+  local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
     return answer({status = task.state, next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
@@ -267,7 +267,7 @@ local function fail(_, args)
   if agent then touch_agent(names, agent, now) end
   audit(names.audit, names.counters, now, request.audit)
   if state == 'dead' then return answer({status = 'dead', more = settle_dependents(names, now, request.keep)}) end
-  local another = has_another(names, kind, parts(task.avoid), now)
+  local another = has_another(names, kind, split(task.avoid), now)
   return answer({status = another and 'reassigned' or 'retrying', next_at = stamp(due)})
 end
 
@@ -275,7 +275,7 @@ end
 -- token is worth nothing from now on. KEYS: leases. Answer: {status = cancelled | unknown | ended, state}
 local function cancel(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, id, now = request.names, request.id, wall()
+  local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
   if contains({'completed', 'dead', 'cancelled'}, task.state) then
@@ -292,7 +292,7 @@ end
 -- Answer: {status = pending | unknown | not_dead, state, assigned}
 local function requeue_task(_, args)
   local request = cmsgpack.unpack(args[1])
-  local names, id, now = request.names, request.id, wall()
+  local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
   if task.state ~= 'dead' then return answer({status = 'not_dead', state = task.state}) end

@@ -8,7 +8,7 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
 -- KEYS: agent. Answer: {status = registered, again, owner}
 local function register(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local names, name, now = request.names, request.agent, wall()
+  local names, name, now = request.names, request.agent, wall_clock()
   local known = read(keys[1], 'owner', 'owners', 'registered_at')
   if not known.owner then
     known.owner = request.candidate
@@ -39,7 +39,7 @@ end
 -- KEYS: agent. Answer: {status = alive | unknown, renewed = {token: until}, lost = [token], hands, held}
 local function heartbeat(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local names, name, now = request.names, request.agent, wall()
+  local names, name, now = request.names, request.agent, wall_clock()
   local agent = registered(names, name)
   if not agent then return answer({status = 'unknown'}) end
   touch_agent(names, agent, now)
@@ -57,7 +57,7 @@ end
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
 local function lost(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local names, name, now = request.names, request.agent, wall()
+  local names, name, now = request.names, request.agent, wall_clock()
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
   if deadline > 0 and deadline * 1000000 > now then return answer({status = 'alive', more = false}) end
   if deadline > 0 then
@@ -66,8 +66,8 @@ local function lost(keys, args)
     audit(names.audit, names.counters, now, {who = name, op = 'agent died', ids = {}})
     emit(names.events, 'agent', 'dead', name, '', {})
   end
-  local said = read(keys[1], 'metrics', 'last_seen')
-  request.handoff = said.metrics and ('last heard at ' .. (said.last_seen or '') .. ': ' .. said.metrics) or nil
+  local said = read(keys[1], 'metrics')
+  request.handoff = said.metrics and ('it last said of itself: ' .. said.metrics) or nil
   local taken, more = take_all_from(names, name, now, request)
   return answer({status = 'dead', taken = taken, more = more})
 end
@@ -91,13 +91,13 @@ end
 -- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target, owners, grants}
 local function unregister(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local names, name, now = request.names, request.agent, wall()
+  local names, name, now = request.names, request.agent, wall_clock()
   if not registered(names, name) then return answer({status = 'unknown'}) end
   if request.memories == 'transfer' and not registered(names, request.target) then
     return answer({status = 'unknown_target'})
   end
   local grants = drop_grants(names.namespace, name)
-  local owners = parts(redis.call('HGET', keys[1], 'owners') or '')
+  local owners = split(redis.call('HGET', keys[1], 'owners') or '')
   move_owners(names, keys[1], owners, request.memories, request.target)
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
@@ -111,7 +111,7 @@ end
 -- rm1_agent_release: give a slice of what an agent has in hand to others. KEYS: agent. Answer: {taken, more}
 local function release(_, args)
   local request = cmsgpack.unpack(args[1])
-  local taken, more = take_all_from(request.names, request.agent, wall(), request)
+  local taken, more = take_all_from(request.names, request.agent, wall_clock(), request)
   return answer({taken = taken, more = more})
 end
 

@@ -35,6 +35,7 @@ class TaskView(BaseModel):
     submitted_by: str
     assigned_to: str | None = None
     assign_to: str | None = None
+    held_by: list[str] = Field(default_factory=list, description="agents that have had its lease, in order")
     required_capabilities: list[str] = []
     min_context_window: int = 0
     depends_on: list[str] = []
@@ -62,6 +63,7 @@ class TaskView(BaseModel):
             submitted_by=task.submitter,
             assigned_to=task.assigned,
             assign_to=task.kind.only or None,
+            held_by=list(task.holders),
             required_capabilities=list(task.kind.capabilities),
             min_context_window=task.kind.window,
             depends_on=list(task.depends_on),

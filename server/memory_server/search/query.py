@@ -153,7 +153,9 @@ def created_before(query: Query, created_at: float | None) -> Query:
 
 def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
-    query.text = " ".join([_tagged(query, "scope", principal.tokens), expiry(query), *_filter_clauses(query, filters)])
+    hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
+    scope = _tagged(query, "scope", principal.tokens)
+    query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
 
 
