@@ -16,6 +16,8 @@ from memory_core.settings import VectorStoreSettings
 async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> None:
     """Register the namespace and make its index, alias and job group where they are missing.
 
+    An index made before a field was added to the schema gets that field; Redis then reads all records again.
+
     Raises:
         ModelMismatch: the namespace's vectors are of another model or dimension.
     """
@@ -24,8 +26,11 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
     await check_model(client, names, settings.embedding_model, settings.vector_dimension)
     await client.sadd(keys.NAMESPACES, namespace)
     await _create_group(client, names.jobs)
-    if await _is_missing(client, names.index_alias):
+    known = await _known_fields(client, names.index_alias)
+    if known is None:
         await _create_index(client, names, settings, scan=not is_new)
+    elif {field["name"] for field in _declared()["fields"]} - known:
+        await _add_fields(client, names, [field for field in _fields(settings) if _alias(field) not in known])
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
@@ -77,14 +82,24 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
     return bool(is_new)
 
 
-async def _is_missing(client: Client, alias: str) -> bool:
+async def _known_fields(client: Client, alias: str) -> set[str] | None:
+    """Name what an index covers; None when there is none."""
     try:
-        await client.execute_command("FT.INFO", alias)
+        info = await client.execute_command("FT.INFO", alias)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
-            return True
+            return None
         raise
-    return False
+    return {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
+
+
+async def _add_fields(client: Client, names: keys.Keys, fields: list[Any]) -> None:
+    for field in fields:
+        try:
+            await client.ft(names.index_alias).alter_schema_add(field)
+        except redis_errors.ResponseError as error:
+            if "duplicate field" not in str(error).lower():
+                raise
 
 
 async def _create_group(client: Client, stream: str) -> None:
@@ -116,10 +131,9 @@ async def _create_index(client: Client, names: keys.Keys, settings: VectorStoreS
 
 def _fields(settings: VectorStoreSettings) -> list[Any]:
     """Read the schema through RedisVL and map its aliases to hash fields."""
-    import yaml
     from redisvl.schema import IndexSchema
 
-    declared = yaml.safe_load(resource("schemas/memory.yaml").read_text())
+    declared = _declared()
     for field in declared["fields"]:
         if field["name"] == "vec":
             field["attrs"] |= {"dims": settings.vector_dimension} | settings.hnsw.model_dump()
@@ -130,3 +144,13 @@ def _fields(settings: VectorStoreSettings) -> list[Any]:
         if alias in hash_fields:
             field.name, field.as_name = hash_fields[alias], alias
     return fields
+
+
+def _declared() -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(resource("schemas/memory.yaml").read_text())
+
+
+def _alias(field: Any) -> str:
+    return field.as_name or field.name

@@ -29,6 +29,7 @@ _HEAVY = (
     "memory_server.usecases.search",
     "memory_server.usecases.stats",
     "memory_server.usecases.sharing",
+    "memory_server.usecases.shared_context",
     "memory_server.usecases.sweeping",
 )
 
