@@ -135,7 +135,8 @@ local function update(keys, args)
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'updated', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), request.vector)
+  local state = redis.call('HMGET', mem, 'scope', 'model')
+  tell_of_memory(events, 'updated', request.id, request.audit.who, state[1], state[2] ~= NO_MODEL)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 

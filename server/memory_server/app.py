@@ -11,6 +11,7 @@ from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
 from memory_server.tools.batch import batch_tool
+from memory_server.tools.events import event_tools
 from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
@@ -31,7 +32,7 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         title="Redis memory",
         version=version("redis-memory-gpu"),
         instructions=INSTRUCTIONS,
-        tools=[*tools, batch_tool(runtime, tools)],
+        tools=[*tools, *event_tools(runtime), batch_tool(runtime, tools)],
         log_level="WARNING",
     )
     add_prompts(server)

@@ -28,6 +28,7 @@ _HEAVY = (
     "memory_server.usecases.clear",
     "memory_server.usecases.search",
     "memory_server.usecases.stats",
+    "memory_server.usecases.waiting",
     "memory_server.usecases.sweeping",
 )
 
