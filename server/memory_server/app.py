@@ -6,10 +6,12 @@ from importlib.metadata import version
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
+from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
+from memory_server.subscriptions import add_subscriptions
 from memory_server.tools.batch import batch_tool
 from memory_server.tools.events import event_tools
 from memory_server.tools.memory import memory_tools
@@ -27,6 +29,7 @@ INSTRUCTIONS = (
 def build_server(runtime: Runtime) -> MCPServer[Any]:
     """Make the server over a runtime; it lists its tools before Redis or a model is up."""
     tools = [*memory_tools(runtime), *search_tools(runtime), *monitor_tools(runtime)]
+    bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,
         title="Redis memory",
@@ -34,7 +37,9 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         instructions=INSTRUCTIONS,
         tools=[*tools, *event_tools(runtime), batch_tool(runtime, tools)],
         log_level="WARNING",
+        subscriptions=bus,
     )
     add_prompts(server)
     add_resources(server, runtime)
+    add_subscriptions(server, runtime, bus)
     return server

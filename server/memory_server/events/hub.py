@@ -60,8 +60,7 @@ class Hub:
         """End all waits now, since the server is about to stop."""
         self._closed = True
         for room in self._rooms.values():
-            for listener in room.all():
-                listener.close()
+            room.close()
 
     def count(self, namespace: str) -> int:
         """How many listen in a namespace."""

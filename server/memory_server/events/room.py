@@ -19,6 +19,7 @@ class Room:
 
     def __init__(self, position: Position) -> None:
         self.position = position
+        self._all: set[Listener] = set()
         self._waiters: set[Waiter] = set()
         self._followers: defaultdict[str, set[Follower]] = defaultdict(set)
         self._by_agent: defaultdict[str, set[Waiter]] = defaultdict(set)
@@ -28,7 +29,7 @@ class Room:
         self._queries: Matrix | None = None
 
     def __len__(self) -> int:
-        return len(self._waiters) + sum(map(len, self._followers.values()))
+        return len(self._all)
 
     @property
     def has_queries(self) -> bool:
@@ -37,6 +38,7 @@ class Room:
 
     def add(self, listener: Waiter | Follower) -> None:
         """Let a listener in."""
+        self._all.add(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
                 self._followers[uri].add(listener)
@@ -50,6 +52,7 @@ class Room:
 
     def remove(self, listener: Waiter | Follower) -> None:
         """Let a listener go."""
+        self._all.discard(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
                 _drop(self._followers, uri, listener)
@@ -72,9 +75,10 @@ class Room:
         if waiter in self._waiters:
             self._file(waiter)
 
-    def all(self) -> list[Listener]:
-        """Give every listener."""
-        return [*self._waiters, *{follower for found in self._followers.values() for follower in found}]
+    def close(self) -> None:
+        """End all waits."""
+        for listener in self._all:
+            listener.close()
 
     def lose(self) -> None:
         """Tell all waiters that entries may have been lost."""

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from memory_server.usecases.selecting import Selection
 
 T = TypeVar("T")
-MATCH_MIN_SCORE = 0.4
-"""Cosine at which a memory wakes a standing query."""
+MATCH_MIN_SCORE = 0.45
+"""Cosine at which a memory wakes a standing query; benchmarks/README.md has what it finds and what it lets through."""
 
 
 def _as_list(value: Any) -> Any:

@@ -96,7 +96,7 @@ async def unread(service: Service, caller: Caller, cursor: str | None = None) ->
         if seen is None:
             await note_seen(service, caller, await last_position(service, caller.namespace))
             return 0
-        cursor = seen.decode()
+        cursor = str(seen, "ascii")
     waiter = Waiter(caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
     wait = _Wait(service, caller, waiter, read_cursor(cursor))
     found = 0
@@ -308,6 +308,6 @@ async def _query_vector(
     try:
         return (await service.embeddings.embed([query], caller))[0], None
     except EmbeddingUnavailable as error:
-        if kinds == {MATCH}:
+        if kinds == frozenset({MATCH}):
             raise
         return None, f"nothing was matched with the query: {error.message}"
