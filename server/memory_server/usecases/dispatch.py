@@ -46,7 +46,7 @@ async def dispatch(service: Service, namespace: str) -> int:
     answer = await service.backend.write(
         "rm1_task_assign", [keys.leases], repeatable=True, names=keys.task_names(), items=items
     )
-    for name in answer["assigned"].values():
+    for name in dict(answer["assigned"]).values():
         note_assigned(service, namespace, name)
     return len(answer["assigned"])
 
