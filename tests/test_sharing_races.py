@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
+import pytest
 from sharing_helpers import refusal, register, share
 from stack import Agent, Server, Stack
 
 from memory_core.errors import NotFound
+from memory_core.keys import Keys
+from memory_server.search import candidates, loading
+from memory_server.search import query as build
 from memory_server.service import Service
-from memory_server.usecases import read, search, shared_context, sharing
-from memory_server.usecases.principals import Caller
+from memory_server.usecases import read, search, shared_context, sharing, update
+from memory_server.usecases.lookup import load_readable
+from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection
 
 WORDS = "treasure lighthouse"
@@ -171,6 +176,28 @@ async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden
     await _read_until(on_expiry, [lambda: shows(expiring), lambda: finds("map")], grant_and_wait())
     on_revoke.check_calls()
     on_expiry.check_calls()
+
+
+async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it(
+    server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
+) -> None:
+    """As in another server process, for whose reads and writes a revoke here does not wait."""
+    await register(stack, bob, namespace, "bob")
+    secret = await alice.store(f"The {WORDS}.", context="island")
+    grant = await share(alice, "bob", context="island", permission="write")
+    service, client = await server.runtime.service(), stack.client
+    principal = await resolve(service.backend, Caller(namespace, "bob"))
+    record = await load_readable(service, principal, secret)
+    selected = build.readable(principal, build.Filters(), time.time())
+    await alice.call("revoke_shared_context", grant_id=grant)
+    refs = await candidates.some(client, Keys(namespace), selected, limit=5, timeout_ms=2000)
+    assert [ref.memory_id for ref in refs] == [secret]
+    assert await loading.load_readable(client, Keys(namespace), refs, principal) == []
+    with pytest.raises(NotFound):
+        await load_readable(service, principal, secret)
+    changed = replace(record, metadata='{"late":1}')
+    status, _ = await update._write(service, principal, record, changed)  # pyright: ignore[reportPrivateUsage]
+    assert status == "not_owner"
 
 
 async def test_no_write_lands_after_the_revoke_returned(stack: Stack, alice: Agent, bob: Agent, namespace: str) -> None:
