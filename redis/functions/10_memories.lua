@@ -6,7 +6,9 @@ local function owner(keys, args)
   local request = cmsgpack.unpack(args[1])
   local present = redis.call('HGET', keys[1], 'owner')
   if present then return answer({owner = present}) end
-  redis.call('HSET', keys[1], 'owner', request.candidate, 'owners', request.candidate)
+  local kept = redis.call('HGET', keys[1], 'owners')
+  redis.call('HSET', keys[1], 'owner', request.candidate,
+    'owners', kept and kept .. '\31' .. request.candidate or request.candidate)
   redis.call('HSET', keys[2], 'agent', request.agent)
   return answer({owner = request.candidate})
 end
@@ -140,7 +142,7 @@ local function update(keys, args)
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, request.vector)
+  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, redis.call('HGET', mem, 'model') ~= NO_MODEL)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 

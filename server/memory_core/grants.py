@@ -10,9 +10,9 @@ from typing import Any
 from memory_core.codec import DecodeError, unpack
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
-from memory_core.scope import Grant, Part, Principal
+from memory_core.scope import Grant, Part, Principal, owner_token
 
-COMMANDS = 3
+COMMANDS = 4
 _MICROSECONDS = 1_000_000
 
 
@@ -20,12 +20,13 @@ def ask(pipe: Any, keys: Keys, agent: str) -> None:
     """Add to a pipeline the COMMANDS whose answers `principal_of` reads."""
     pipe.hmget(keys.agent(agent), ["owner", "owners"])
     pipe.hgetall(keys.granted(agent))
+    pipe.smembers(keys.tombstones)
     pipe.time()
 
 
 def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Principal:
     """Make a principal of the answers to `ask`. A grant to an earlier agent of the same name counts for nothing."""
-    (owner_row, owners_row), entries, (seconds, microseconds) = rows
+    (owner_row, owners_row), entries, tombstones, (seconds, microseconds) = rows
     owner = owner_row.decode() if owner_row else None
     now = int(seconds) + int(microseconds) / _MICROSECONDS
     grants = (_grant(grant_id.decode(), packed, owner, now) for grant_id, packed in entries.items())
@@ -35,6 +36,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
         owner=owner,
         owners=tuple(owners_row.decode().split(SEPARATOR)) if owners_row else (),
         grants=tuple(sorted((grant for grant in grants if grant), key=lambda grant: grant.id)),
+        hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
         admin=admin,
     )
 

@@ -92,7 +92,7 @@ class Principal:
     """Who a request acts as, resolved from the connection and never from an argument.
 
     `owner` is the id that new memories get, None until the agent first writes; `owners` are all ids whose
-    memories are its own; `grants` are those of others in force.
+    memories are its own; `grants` are those of others in force; `hidden` are the tokens of owner ids that were deleted.
     """
 
     namespace: str
@@ -100,6 +100,7 @@ class Principal:
     owner: str | None = None
     owners: tuple[str, ...] = ()
     grants: tuple[Grant, ...] = ()
+    hidden: frozenset[str] = frozenset()
     admin: bool = False
 
     @cached_property
@@ -118,7 +119,7 @@ class Principal:
 
     def may_read(self, scope: frozenset[str]) -> bool:
         """Whether a record with these tokens is readable."""
-        return not scope.isdisjoint(self._held)
+        return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
     def owns(self, owner: str) -> bool:
         """Whether a record of this owner id is the principal's own."""

@@ -156,6 +156,16 @@ async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
 
 
+async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:
+    """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
+    query = build.near_tasks(vector, k)
+    answer = await client.execute_command(
+        "FT.SEARCH", keys.task_index, query.text, "TIMEOUT", timeout_ms, *query.arguments(),
+        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
+    )  # fmt: skip
+    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
+
+
 def vector_of(record: Record) -> Matrix:
     """Give a record's vector, shape (dimension,)."""
     return np.frombuffer(record.vector or b"", dtype="<f4")

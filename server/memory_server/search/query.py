@@ -116,6 +116,18 @@ def unfinished() -> Query:
     return query
 
 
+def of_owner(owner: str) -> Query:
+    """Select all of an owner id, whoever asks; for the sweeper alone."""
+    query = Query()
+    query.text = _tagged(query, "owner", (owner,))
+    return query
+
+
+def near_tasks(vector: bytes, k: int) -> Query:
+    """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
+    return with_neighbours(Query("*"), vector, k, exact=False)
+
+
 def memories(query: Query) -> Query:
     """Narrow a selection of pieces to memories: each long one counts once."""
     return having(query, "part", HEAD)
@@ -164,7 +176,9 @@ def updated_between(query: Query, after: float, until: float) -> Query:
 
 def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
-    query.text = " ".join([_tagged(query, "scope", principal.tokens), expiry(query), *_filter_clauses(query, filters)])
+    hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
+    scope = _tagged(query, "scope", principal.tokens)
+    query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
 
 

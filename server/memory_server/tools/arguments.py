@@ -9,11 +9,14 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from memory_core.records import MemoryType, Priority, Visibility
+from memory_server.results_events import EventKind
 
 if TYPE_CHECKING:
     from memory_server.usecases.selecting import Selection
 
 T = TypeVar("T")
+MATCH_MIN_SCORE = 0.45
+"""Cosine at which a memory wakes a standing query; benchmarks/README.md has what it finds and what it lets through."""
 
 
 def _as_list(value: Any) -> Any:
@@ -21,11 +24,11 @@ def _as_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return _as_json(value)
+        return as_json(value)
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Accept an object or its JSON; what cannot be read stays for validation to refuse."""
     if not isinstance(value, str):
         return value
@@ -36,7 +39,7 @@ def _as_json(value: Any) -> Any:
 
 
 ListOf = Annotated[list[T], BeforeValidator(_as_list)]
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_as_json)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
 Time = str | float
 AgentId = Annotated[str | None, Field(description="default: you")]
 MinScore = Annotated[float, Field(ge=0, le=1)]
@@ -184,3 +187,13 @@ class BatchArguments(Arguments):
 
     operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
     stop_on_error: bool = False
+
+
+class WaitArguments(Arguments):
+    """wait_for_events"""
+
+    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
+    query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
+    timeout_seconds: float = Field(default=30, ge=0, le=300)
+    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="how close is close")

@@ -22,6 +22,7 @@ from memory_server.service import Service
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.sharing import remove_expired
+from memory_server.usecases.team_sweeping import sweep_team
 from memory_server.usecases.writing import job_part
 
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
             await remove_expired(service, namespace, _AT_ONCE)
+            await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)
 
