@@ -17,7 +17,7 @@ from stack import Stack
 from memory_core.errors import Forbidden, NotFound
 from memory_core.keys import Keys
 from memory_server.service import Service
-from memory_server.usecases import read, sharing, store, update
+from memory_server.usecases import agents, read, sharing, store, update
 from memory_server.usecases.principals import Caller
 from memory_server.usecases.selecting import Selection
 
@@ -89,10 +89,10 @@ class World:
         """Act as an agent."""
         return Caller(self.namespace, name)
 
-    async def prepare(self, stack: Stack) -> None:
+    async def prepare(self) -> None:
         """Register all agents and give each two memories."""
         for name in AGENTS:
-            await stack.client.hset(Keys(self.namespace).agent(name), "registered_at", "1")
+            await agents.register_agent(self.service, self.caller(name), agents.Profile())
             for label in LABELS:
                 new = store.NewMemory(f"{label} of {name}", tags=[label], context=label, wait=False)
                 stored = await store.store_memory(self.service, self.caller(name), new)
@@ -173,7 +173,7 @@ class World:
 
 async def _run(stack: Stack, history: list[Step], tally: Counter[str]) -> None:
     world = World(await stack.server.runtime.service(), f"algebra-{next(_namespaces)}", tally)
-    await world.prepare(stack)
+    await world.prepare()
     for step in history:
         match step:
             case Sharing():

@@ -12,7 +12,6 @@ from embedder_fixtures import wait_until
 from sharing_helpers import readable, refusal, register, share
 from stack import Agent, Server, Stack, in_own_task
 
-from memory_core import functions
 from memory_core.keys import Keys
 from memory_server.usecases import sharing
 from memory_server.usecases.principals import Caller
@@ -39,10 +38,10 @@ async def dave(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def registered(stack: Stack, namespace: str, alice: Agent, bob: Agent, carol: Agent, dave: Agent) -> None:
+async def registered(alice: Agent, bob: Agent, carol: Agent, dave: Agent) -> None:
     """All can be shared with."""
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol), ("dave", dave)):
-        await register(stack, agent, namespace, name)
+        await register(agent, name)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -344,7 +343,7 @@ async def test_at_most_256_offers_wait_for_an_agent(alice: Agent, bob: Agent, st
     await alice.call(SHARE, target_agent="bob", context="c9", bidirectional=True)
 
 
-async def test_dropping_an_agent_ends_all_grants_by_and_to_it(
+async def test_an_agent_that_leaves_ends_all_grants_by_and_to_it(
     alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, namespace: str
 ) -> None:
     await share(alice, "bob", context="island", permission="write")
@@ -354,18 +353,14 @@ async def test_dropping_an_agent_ends_all_grants_by_and_to_it(
     stays = await share(alice, "carol", memory_types=["code"])
     await bob.call(SHARE, target_agent="alice", tags=["his"], bidirectional=True)
     await carol.call(SHARE, target_agent="bob", context="hers", bidirectional=True)
-    code = functions.library_code().replace("name=rm1", "name=dropping").replace("'rm1_", "'dropping_")
-    code += "\nredis.register_function('dropping', function(_, args) return drop_grants(args[1], args[2]) end)"
-    await stack.client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
-    try:
-        dropped = await stack.client.execute_command("FCALL", "dropping", 0, Keys(namespace).prefix, "bob")
-    finally:
-        await stack.client.execute_command("FUNCTION", "DELETE", "dropping")
-    assert dropped == 5
+    assert (await bob.call("unregister_agent"))["grants_revoked"] == 5
     assert await readable(bob, [secret]) == await readable(carol, [secret, his]) == []
-    keys = Keys(namespace)
-    left = [key async for key in stack.client.scan_iter(match=keys.prefix + "*") if key.endswith(b":bob")]
-    assert left == [keys.agent("bob").encode()]
+    keys, names = Keys(namespace), ("granted", "granting", "offers", "children", "reshared")
+    left = [key for name in names async for key in stack.client.scan_iter(match=f"{keys.prefix}{name}:*")]
+    assert sorted(left) == [keys.granted("carol").encode(), keys.granting("alice").encode()]
+    await register(bob, "bob")
+    assert await readable(bob, [secret, his]) == [his]
+    assert (await bob.call("get_shared_context"))["granted_by_me"] == []
     seen = await carol.call("get_shared_context")
     assert [grant["id"] for grant in seen["granted_to_me"]] == [stays]
     assert seen["offers"] == []

@@ -118,9 +118,9 @@ async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]
 
 
 async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
-    server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
+    server: Server, alice: Agent, bob: Agent, namespace: str
 ) -> None:
-    await register(stack, bob, namespace, "bob")
+    await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     service, her, him = await server.runtime.service(), Caller(namespace, "alice"), Caller(namespace, "bob")
     history = History()
@@ -145,10 +145,8 @@ async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
     history.check_answers()
 
 
-async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden(
-    server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
-) -> None:
-    await register(stack, bob, namespace, "bob")
+async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden(alice: Agent, bob: Agent) -> None:
+    await register(bob, "bob")
     revoked = await alice.store(f"The {WORDS}.", context="island")
     expiring = await alice.store("A map of the coast.", context="map")
     on_revoke, on_expiry = History(), History()
@@ -182,7 +180,7 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     """As in another server process, for whose reads and writes a revoke here does not wait."""
-    await register(stack, bob, namespace, "bob")
+    await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     grant = await share(alice, "bob", context="island", permission="write")
     service, client = await server.runtime.service(), stack.client
@@ -200,8 +198,8 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     assert status == "not_owner"
 
 
-async def test_no_write_lands_after_the_revoke_returned(stack: Stack, alice: Agent, bob: Agent, namespace: str) -> None:
-    await register(stack, bob, namespace, "bob")
+async def test_no_write_lands_after_the_revoke_returned(alice: Agent, bob: Agent) -> None:
+    await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     for number in range(10):
         grant = await share(alice, "bob", context="island", permission="write")
