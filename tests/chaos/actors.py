@@ -21,6 +21,8 @@ MOST_TASKS = 4
 LEASES = (1.0, 2.0)
 LONG_LEASE = 6.0
 _CLAIM_WAIT = 0.3
+_DEMANDS: list[tuple[list[str], int]] = [([], 0), ([], 0), (["even"], 0), (["odd"], 0), (["rare"], 0), ([], 100_000)]
+"""Capabilities and context windows that tasks demand; some worker can do each."""
 _UNSURE = {"outcome_unknown", "store_unavailable"}
 
 
@@ -219,15 +221,17 @@ class Submitter:
     def _new_task(self, number: int) -> Json:
         chance = self._random
         short = chance.random() < 0.95
+        able, window = chance.choice(_DEMANDS)
+        one = chance.random() < 0.06
         waits_for = chance.randint(1, 3) if self._ids and chance.random() < 0.1 else 0
         return {
             "description": f"task {number} of {self._part.name}",
             "task_type": chance.choice(["general", "review", "build"]),
             "payload": {"number": number},
-            "required_capabilities": chance.choice([[], [], ["even"], ["odd"], ["rare"]]),
-            "min_context_window": chance.choice([0, 0, 0, 100_000]),
+            "required_capabilities": able,
+            "min_context_window": window,
             "priority": chance.choice(["critical", "high", "medium", "low"]),
-            "assign_to": f"w{chance.randrange(self._part.workers)}" if chance.random() < 0.03 else None,
+            "assign_to": f"w{chance.randrange(self._part.workers)}" if not able and not window and one else None,
             "depends_on": [chance.choice(self._ids[-200:]) for _ in range(waits_for)],
             "max_retries": chance.choice([0, 1, 3, 5, 10]),
             "lease_seconds": round(chance.uniform(*LEASES), 3) if short else LONG_LEASE,

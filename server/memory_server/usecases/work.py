@@ -189,8 +189,11 @@ async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dic
     for task, (history, memories, reason) in zip(tasks, helped, strict=True):
         failures = [event for event in history if event.op in _FAILURES]
         handoffs = [event.handoff for event in failures if event.handoff]
+        lease = leases[task.id]
         extra = {
-            "lease_token": leases[task.id]["lease_token"],
+            "lease_token": lease["lease_token"],
+            "lease_until": to_iso(float(lease["lease_until"])),
+            "attempt": int(lease["attempt"]),
             "earlier_failures": failures,
             "handoff": handoffs[-1] if handoffs else None,
             "memories": memories,
