@@ -36,7 +36,8 @@ end
 local function submit(keys, args)
   local request = cmsgpack.unpack(args[1])
   local names, id, now = request.names, request.id, wall_clock()
-  if redis.call('EXISTS', names.task .. id) == 1 then return answer({status = 'replayed', id = id}) end
+  local known = read(names.task .. id, 'state', 'assigned')
+  if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
   local problem, blockers = check_submission(names, request)
@@ -254,7 +255,8 @@ local function fail(_, args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
-    return answer({status = task.state, next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
+    return answer({status = task.state == 'dead' and 'dead' or 'retrying',
+      next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
   end
   local problem = refused(task, request, now)
   if problem then return answer({status = problem == 'completed' and 'stale' or problem, state = task.state}) end
