@@ -190,9 +190,7 @@ async def heartbeat(
         pending = await _pending(service, keys, agents[0]) if agents else 0
         events = await unread(service, caller)
     return HeartbeatAnswer(
-        leases_renewed={
-            _task_of(token): to_iso(float(until)) or "" for token, until in dict(answer["renewed"]).items()
-        },
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in renewed.items()},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=pending,
         unread_events=events,
