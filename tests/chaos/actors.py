@@ -136,9 +136,9 @@ class Worker:
 
     async def _claim(self) -> list[Json]:
         limit = self._random.randint(1, MOST_TASKS)
-        answer = await self._call(
-            "claim", "get_pending_tasks", limit=limit, wait_seconds=_CLAIM_WAIT, with_memories=0
-        )
+        answer = await self._call("claim", "get_pending_tasks", limit=limit, wait_seconds=_CLAIM_WAIT, with_memories=0)
+        if answer is None:
+            await asyncio.sleep(0.05)
         tasks = answer["tasks"] if answer else []
         self._held |= {task["task_id"]: task["lease_token"] for task in tasks}
         return tasks
@@ -160,9 +160,7 @@ class Worker:
             await self._misuse()
 
     async def _fail(self, task_id: str, token: str, *, retry: bool = True) -> None:
-        await self._call(
-            "fail", "fail_task", task_id=task_id, lease_token=token, error="it did not work", retry=retry
-        )
+        await self._call("fail", "fail_task", task_id=task_id, lease_token=token, error="it did not work", retry=retry)
 
     async def _misuse(self) -> None:
         """Present an old token, or one that nobody ever gave out."""
