@@ -30,13 +30,14 @@ class Troupe:
     def __init__(self, log: Path) -> None:
         paths = [str(_TESTS), *filter(None, sys.path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "chaos.troupe"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("ab"),
-        )
+        with log.open("ab") as said:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "chaos.troupe"],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=said,
+            )
 
     def start(self, part: Part) -> None:
         """Start a process."""
@@ -90,8 +91,9 @@ def _kill(child: int) -> None:
 
 
 def _fork(part: Part) -> int:
-    from . import actors
     from memory_server.usecases import sweeping
+
+    from . import actors
 
     child = os.fork()
     if child:
