@@ -19,7 +19,7 @@ async def test_under_kills_and_pauses_every_task_ends_and_none_is_completed_twic
     assert report.double_completions == 0
     assert sum(report.ends.values()) >= SMALL.tasks
     assert report.faults == {"worker kills": 4, "pauses": 3, "Redis kills": 1, "server kills": 1}
-    for op in ("completed", "cancelled", "dead", "failed", "expired", "unblocked", "assigned"):
+    for op in ("completed", "cancelled", "dead", "failed", "expired", "unblocked", "assigned", "renewed"):
         assert report.happened[op], f"nothing was {op}: the run shows nothing about it"
     assert report.refusals["complete lease_lost"]
 

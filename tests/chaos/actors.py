@@ -21,6 +21,8 @@ MOST_TASKS = 4
 LEASES = (1.0, 2.0)
 LONG_LEASE = 6.0
 _CLAIM_WAIT = 0.3
+_PATIENCE = 20
+"""Calls without an answer, one after the other, from which on the server is taken to be gone."""
 _DEMANDS: list[tuple[list[str], int]] = [([], 0), ([], 0), (["even"], 0), (["odd"], 0), (["rare"], 0), ([], 100_000)]
 """Capabilities and context windows that tasks demand; some worker can do each."""
 _UNSURE = {"outcome_unknown", "store_unavailable"}
@@ -97,7 +99,7 @@ class Worker:
         await self._register()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._beat())
-            while self._failures < 5:
+            while self._failures < _PATIENCE:
                 for lease in await self._claim():
                     group.create_task(self._treat(lease["task_id"], lease["lease_token"]))
                 while len(self._held) >= MOST_TASKS:
@@ -130,7 +132,7 @@ class Worker:
             await asyncio.sleep(0.1)
 
     async def _beat(self) -> None:
-        while self._failures < 5:
+        while True:
             await asyncio.sleep(HEARTBEAT_SECONDS * self._random.uniform(0.4, 0.9))
             await self._call("heartbeat", "update_agent_heartbeat", lease_tokens=list(self._held.values()))
 

@@ -234,13 +234,15 @@ async def _judge(stage: Stage, seconds: float) -> Report:
         clock,
         await kept.read_leftovers(stage.client, stage.keys, workers),
     )
+    happened = Counter(entry.op for task in evidence.tasks.values() for entry in task.entries)
+    happened["renewed"] = sum(effect.op == "renew" for effect in evidence.effects)
     return Report(
         stage.plan,
         stage.faults,
         Counter(task.state for task in evidence.tasks.values()),
         Counter(f"{call.op} {call.outcome}" for call in calls),
         Counter(f"{call.op} {call.answer['code']}" for call in calls if "code" in call.answer),
-        Counter(entry.op for task in evidence.tasks.values() for entry in task.entries),
+        happened,
         seconds,
         checker.violations(evidence),
         stage.log.read_text(errors="replace"),
