@@ -151,17 +151,18 @@ class Stage:
         return self._histories
 
     def _cast(self) -> list[Part]:
-        common = {"life": 0, "seed": self.plan.seed, "redis_url": self.redis.url, "folder": str(self._histories)}
         port = _free_port()
-        cast = [Part("server", "server", **common, port=port)]
+        blank = Part("server", "server", 0, self.plan.seed, self.redis.url, str(self._histories), port=port)
+        cast = [blank]
         for number in range(self.plan.workers):
             able = ["even" if number % 2 == 0 else "odd", *(["rare"] if number < 3 else [])]
             remote = f"http://127.0.0.1:{port}" if number == 0 else ""
             window = 200_000 if number % 3 == 0 else 0
-            cast.append(Part("worker", f"w{number}", **common, address=remote, capabilities=able, window=window))
+            part = replace(blank, role="worker", name=f"w{number}", address=remote, capabilities=able, window=window)
+            cast.append(part)
         share = self.plan.tasks // self.plan.submitters
         for number in range(self.plan.submitters):
-            part = Part("submitter", f"s{number}", **common, tasks=share, workers=self.plan.workers)
+            part = replace(blank, role="submitter", name=f"s{number}", tasks=share, workers=self.plan.workers)
             cast.append(part)
         return cast
 
