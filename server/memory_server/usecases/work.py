@@ -24,7 +24,7 @@ from memory_server.results import Hit
 from memory_server.service import Service
 from memory_server.task_results import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.usecases import checks
-from memory_server.usecases.dispatch import dispatch_soon
+from memory_server.usecases.dispatch import dispatch_soon, sweep_tasks
 from memory_server.usecases.principals import Caller
 from memory_server.usecases.search import SearchRequest, semantic_search
 from memory_server.usecases.store import NewMemory, store_memory
@@ -33,6 +33,7 @@ from memory_server.usecases.waiting import last_position
 
 _LOOK_AGAIN_SECONDS = 5.0
 """A waiting claim is woken by events; this is for those that are lost."""
+_CLOCKS_DIFFER_SECONDS = 0.05
 _FAILURES = ("failed", "expired", "lost")
 
 
@@ -129,8 +130,17 @@ async def fail_task(
         backoff_most=settings.backoff_most_seconds,
         jitter=random.random(),  # noqa: S311 spreads retries, keeps no secret
     )
-    due = answer.get("next_at")
-    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(float(due)) if due else None)
+    if "next_at" not in answer:
+        return TaskStateAnswer(task_id=task_id, state=answer["status"])
+    due = float(answer["next_at"])
+    _retry_on_time(service, caller.namespace, task_id, due)
+    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
+
+
+def _retry_on_time(service: Service, namespace: str, task_id: str, due: float) -> None:
+    """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
+    wait = max(due - time.time(), 0.0) + _CLOCKS_DIFFER_SECONDS
+    service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 
 async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]:
