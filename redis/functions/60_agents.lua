@@ -36,7 +36,7 @@ local function renew(names, token, agent, now)
 end
 
 -- rm1_agent_heartbeat: a sign of life, which renews the leases whose tokens it presents.
--- KEYS: agent. Answer: {status = alive | unknown, renewed = {token: until}, lost = [token], hands, held}
+-- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], hands, held}
 local function heartbeat(keys, args)
   local request = cmsgpack.unpack(args[1])
   local names, name, now = request.names, request.agent, wall_clock()
@@ -47,7 +47,7 @@ local function heartbeat(keys, args)
   local renewed, lost = {}, {}
   for _, token in ipairs(request.tokens) do
     local ends = renew(names, token, name, now)
-    if ends then renewed[token] = ends else lost[#lost + 1] = token end
+    if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
   end
   return answer({status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)})

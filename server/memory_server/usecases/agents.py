@@ -173,7 +173,7 @@ async def heartbeat(
     dispatch_soon(service, caller.namespace)
     agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
     return HeartbeatAnswer(
-        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"].items()},
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=await _pending(service, keys, agents[0]) if agents else 0,
     )
