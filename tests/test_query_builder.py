@@ -24,9 +24,10 @@ from memory_server.search.query import Filters, Query
 
 _REF = r"\$p\d+"
 _FIELD = r"@(?:scope|owner|type|priority|context|source|tags|model|visibility)"
-_TAG = rf"(?:{_FIELD}:\{{{_REF}(?:\|{_REF})*\}}=>\{{\$weight: 0\}}|-@priority:\{{{_REF}\}})"
+_VALUES = rf"\{{{_REF}(?:\|{_REF})*\}}"
+_TAG = rf"(?:{_FIELD}:{_VALUES}=>\{{\$weight: 0\}}|-@(?:priority|visibility|owner):{_VALUES})"
 _BOUND = rf"\(?(?:-inf|inf|{_REF})"
-_NUMBER = rf"@(?:expires_at|created_at|occurred_at):\[{_BOUND} {_BOUND}\]"
+_NUMBER = rf"@(?:expires_at|created_at|updated_at|occurred_at):\[{_BOUND} {_BOUND}\]"
 _SELECTION = rf"(?:{_TAG}|{_NUMBER})(?: (?:{_TAG}|{_NUMBER}))*"
 _WORD = rf"{_SELECTION} @content\|terms\|source_text:\({_REF}\)"
 _NEAR = rf"\({_SELECTION}\)=>\[KNN {_REF} @vec {_REF}(?: HYBRID_POLICY ADHOC_BF)? AS distance\]"
@@ -106,7 +107,9 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
         assert set(words) <= _bound(narrowed)
         owned = build.owned(base, words)
         later = build.created_since(build.created_before(base, now), now)
-        for query in (with_word, near, narrowed, owned, later, build.without_vector(base)):
+        changed = build.updated_between(build.shared(principal, principal.granted, filters, now), now, now)
+        assert set(principal.granted) <= _bound(changed)
+        for query in (with_word, near, narrowed, owned, later, changed, build.without_vector(base)):
             _check(query)
 
 

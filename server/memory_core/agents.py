@@ -109,6 +109,8 @@ async def load_agents(
     """Load some or all registered agents, in two round trips; with `dimension` their vectors too."""
     if names is None:
         names = [name.decode() for name in await client.zrange(keys.agents, 0, -1)]
+    if not names:
+        return []
     pipe = client.pipeline(transaction=False)
     for name in names:
         pipe.hmget(keys.agent(name), FIELDS)

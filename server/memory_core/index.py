@@ -13,8 +13,13 @@ from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
 
+_MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
+
+
 async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> None:
     """Register the namespace and make its indexes, alias and job group where they are missing.
+
+    An index made before a field was added to the schema gets that field; Redis then reads all records again.
 
     Raises:
         ModelMismatch: the namespace's vectors are of another model or dimension.
@@ -24,11 +29,14 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
     await check_model(client, names, settings.embedding_model, settings.vector_dimension)
     await client.sadd(keys.NAMESPACES, namespace)
     await _create_group(client, names.jobs)
-    if await _is_missing(client, names.index_alias):
+    known = await _known_fields(client, names.index_alias)
+    if known is None:
         prefixes, fields = [names.memory_prefix, names.chunk_prefix], _memory_fields(settings)
         await _create_index(client, names.index, prefixes, fields, scan=not is_new, alias=names.index_alias)
-    if await _is_missing(client, names.task_index):
-        fields = _fields("schemas/task.yaml", {"dims": settings.vector_dimension})
+    elif {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
+        await _add_fields(client, names, [field for field in _memory_fields(settings) if _alias(field) not in known])
+    if await _known_fields(client, names.task_index) is None:
+        fields = _fields(_TASK, {"dims": settings.vector_dimension})
         await _create_index(client, names.task_index, [names.task_vector("")], fields, scan=not is_new)
 
 
@@ -81,14 +89,24 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
     return bool(is_new)
 
 
-async def _is_missing(client: Client, alias: str) -> bool:
+async def _known_fields(client: Client, alias: str) -> set[str] | None:
+    """Name what an index covers; None when there is none."""
     try:
-        await client.execute_command("FT.INFO", alias)
+        info = await client.execute_command("FT.INFO", alias)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
-            return True
+            return None
         raise
-    return False
+    return {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
+
+
+async def _add_fields(client: Client, names: keys.Keys, fields: list[Any]) -> None:
+    for field in fields:
+        try:
+            await client.ft(names.index_alias).alter_schema_add(field)
+        except redis_errors.ResponseError as error:
+            if "duplicate field" not in str(error).lower():
+                raise
 
 
 async def _create_group(client: Client, stream: str) -> None:
@@ -122,7 +140,7 @@ async def _create_index(
 
 def _memory_fields(settings: VectorStoreSettings) -> list[Any]:
     """Read the schema and map its aliases to hash fields."""
-    fields = _fields("schemas/memory.yaml", {"dims": settings.vector_dimension} | settings.hnsw.model_dump())
+    fields = _fields(_MEMORY, {"dims": settings.vector_dimension} | settings.hnsw.model_dump())
     hash_fields = {"source_text": "source", "vec": keys.vector_field(settings.embedding_model)}
     for field in fields:
         alias = field.name
@@ -133,11 +151,20 @@ def _memory_fields(settings: VectorStoreSettings) -> list[Any]:
 
 def _fields(schema: str, vector: dict[str, Any]) -> list[Any]:
     """Read a schema through RedisVL, with these attributes of its vector field."""
-    import yaml
     from redisvl.schema import IndexSchema
 
-    declared = yaml.safe_load(resource(schema).read_text())
+    declared = _declared(schema)
     for field in declared["fields"]:
         if field["name"] == "vec":
             field["attrs"] |= vector
     return IndexSchema.from_dict(declared).redis_fields
+
+
+def _declared(schema: str) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(resource(schema).read_text())
+
+
+def _alias(field: Any) -> str:
+    return field.as_name or field.name

@@ -100,6 +100,16 @@ class HeartbeatAnswer(Answer):
         )
 
 
+class AgentAnswer(Answer):
+    """One registered agent."""
+
+    agent: AgentView
+
+    def summary(self) -> str:
+        """Show it."""
+        return self.agent.line()
+
+
 class AgentListAnswer(Answer):
     """Registered agents by name."""
 

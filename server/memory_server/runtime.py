@@ -31,6 +31,7 @@ _HEAVY = (
     "memory_server.usecases.agents",
     "memory_server.usecases.distributing",
     "memory_server.usecases.sharing",
+    "memory_server.usecases.shared_context",
     "memory_server.usecases.sweeping",
 )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority
+from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -65,6 +65,21 @@ class Query:
 def readable(principal: Principal, filters: Filters, now: float) -> Query:
     """Select what the principal may read, that has not expired, within `filters`."""
     return _permitted(principal, filters, lambda query: f"@expires_at:[({query.bind(to_redis(now))} inf]")
+
+
+def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: float) -> Query:
+    """Select what some tokens of grants show to the principal that is neither its own nor public."""
+    query = Query()
+    query.text = " ".join(
+        [
+            _tagged(query, "scope", tokens or (NOBODY,)),
+            f"@expires_at:[({query.bind(to_redis(now))} inf]",
+            *_filter_clauses(query, filters),
+            f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
+            f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
+        ]
+    )
+    return query
 
 
 def expired(principal: Principal, filters: Filters, now: float) -> Query:
@@ -149,6 +164,14 @@ def created_before(query: Query, created_at: float | None) -> Query:
     older = Query(params=dict(query.params))
     older.text = f"{query.text} @created_at:[-inf ({older.bind(to_redis(created_at))}]"
     return older
+
+
+def updated_between(query: Query, after: float, until: float) -> Query:
+    """Narrow a selection to what was last changed after one time and no later than another."""
+    narrowed = Query(params=dict(query.params))
+    low, high = narrowed.bind(to_redis(after)), narrowed.bind(to_redis(until))
+    narrowed.text = f"{query.text} @updated_at:[({low} {high}]"
+    return narrowed
 
 
 def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from memory_core.records import MemoryType
-from memory_server.tools.arguments import Arguments, ListOf
+from memory_server.tools.arguments import Arguments, ListOf, Time
 
 
 class ShareArguments(Arguments):
@@ -30,3 +30,15 @@ class RevokeArguments(Arguments):
     """revoke_shared_context"""
 
     grant_id: str = Field(description="a grant_id or offer_id")
+
+
+class SharedContextArguments(Arguments):
+    """get_shared_context"""
+
+    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
+    context: str | None = None
+    query: str | None = Field(default=None, description="only what matches, best first; not with since")
+    since: Time | None = Field(
+        default=None, description="next_cursor of the call before, or a time: what changed since"
+    )
+    max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")

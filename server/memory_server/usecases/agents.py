@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +13,18 @@ from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.ids import new_id
 from memory_core.keys import Keys
-from memory_core.names import SEPARATOR, check_name
+from memory_core.names import NAME_PATTERN, SEPARATOR, check_name
 from memory_core.tasks import Kind
 from memory_core.times import to_iso
 from memory_core.vectors import to_bytes
-from memory_server.agent_results import AgentListAnswer, AgentView, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
+from memory_server.agent_results import (
+    AgentAnswer,
+    AgentListAnswer,
+    AgentView,
+    HeartbeatAnswer,
+    RegisterAnswer,
+    UnregisterAnswer,
+)
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -177,6 +185,20 @@ async def heartbeat(
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=await _pending(service, keys, agents[0]) if agents else 0,
     )
+
+
+async def get_agent(service: Service, caller: Caller, name: str) -> AgentAnswer:
+    """Show one registered agent.
+
+    Raises:
+        NotFound: there is none.
+    """
+    keys = Keys(caller.namespace)
+    names = [name] if re.fullmatch(NAME_PATTERN, name) else []
+    found = await service.backend.read(lambda client: load_agents(client, keys, names))
+    if not found:
+        raise NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
+    return AgentAnswer(agent=AgentView.of(found[0], time.time()))
 
 
 async def list_agents(

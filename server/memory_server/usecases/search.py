@@ -174,6 +174,20 @@ async def nearest(service: Service, principal: Principal, vector: Matrix, limit:
     return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
 
 
+async def best_of(
+    service: Service, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
+) -> tuple[list[Scored], str | None]:
+    """Find what matches a text within a selection, best first, and why it may be incomplete."""
+    request = SearchRequest(query=text, limit=limit)
+    terms = query_terms(text)
+    vector, failure = await _query_vector(service, caller, text, Mode.HYBRID, service.settings.search_timeout_ms)
+    found = await _search(service, principal, selected, terms=terms, vector=vector, limit=limit)
+    hits, _ = _cut(_rank(found, terms, vector, request), request)
+    waiting, warnings = found.candidates.waiting, found.candidates.warnings
+    progress = service.backend.progress(caller.namespace)
+    return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     candidates: Candidates

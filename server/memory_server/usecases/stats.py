@@ -23,6 +23,7 @@ from memory_server.search.query import Filters
 from memory_server.service import Service
 from memory_server.usecases.lookup import partial_reason, run_search
 from memory_server.usecases.principals import Caller, owners_of, resolve
+from memory_server.usecases.team_stats import agent_figures, task_figures
 
 _SAMPLE = 20
 _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
@@ -61,6 +62,8 @@ async def memory_stats(
         cache=_cache_figures(service.embeddings.cache.hits(caller)),
         search_latency_ms=service.search_latency.percentiles(),
         embedding_latency_ms=service.embedding_latency.percentiles(),
+        tasks=await task_figures(service, caller),
+        agents=await agent_figures(service, caller.namespace),
         partial=bool(reason),
         reason=reason,
         **figures,
