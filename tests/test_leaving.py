@@ -145,7 +145,7 @@ async def test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_
 
 
 async def test_a_purge_takes_all_of_many_memories(alice: Agent, server: Server, stack: Stack, namespace: str) -> None:
-    operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(250)]
+    operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(120)]
     await alice.call("batch_operations", operations=operations)
     await alice.store("An old thing.", priority="archive")
     await leave(alice, memories="delete")
@@ -166,13 +166,11 @@ BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("how", "code"), BAD_LEAVES.values(), ids=BAD_LEAVES)
-async def test_a_bad_leave_is_refused_and_changes_nothing(
-    alice: Agent, bob: Agent, how: dict[str, Any], code: str
-) -> None:
+async def test_a_bad_leave_is_refused_and_changes_nothing(alice: Agent, bob: Agent) -> None:
     memory = await alice.store(SECRET, **LABELS)
     await share(alice, "bob", memory_ids=[memory])
-    assert (await refusal(alice, "unregister_agent", **how))[0] == code
+    for why, (how, code) in BAD_LEAVES.items():
+        assert (await refusal(alice, "unregister_agent", **how))[0] == code, why
     assert await readable(alice, [memory]) == [memory]
     assert await readable(bob, [memory]) == [memory]
     assert len((await bob.call("list_agents"))["agents"]) == 2
