@@ -24,7 +24,8 @@ from memory_core.connection import Client, connect
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
-from memory_server.transport.http import http_application
+from memory_server.service import Service
+from memory_server.transport.http import HttpServer, http_application
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class Server:
 
     url: str
     runtime: Runtime
+    service: Service
 
     @asynccontextmanager
     async def agent(
@@ -127,13 +129,14 @@ async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
         listener.bind(("127.0.0.1", 0))
         application = http_application(build_server(runtime), runtime)
         config = uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = HttpServer(config, runtime)
         async with runtime.running():
             task = asyncio.create_task(server.serve(sockets=[listener]))
             while not server.started:
                 await asyncio.sleep(0.01)
             try:
-                yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime)
+                service = await runtime.service()
+                yield Server(f"http://127.0.0.1:{listener.getsockname()[1]}", runtime, service)
             finally:
                 server.should_exit = True
                 await task

@@ -229,14 +229,15 @@ async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes
 async def _make_index_without(
     monkeypatch: pytest.MonkeyPatch, client: Client, keys: Keys, settings: VectorStoreSettings, name: str
 ) -> None:
-    fields = [field for field in index._fields(settings) if field.name != name]  # pyright: ignore[reportPrivateUsage]
+    whole = index._memory_fields(settings)  # pyright: ignore[reportPrivateUsage]
+    fields = [field for field in whole if field.name != name]
 
     def fewer(_: VectorStoreSettings) -> list[Any]:
         return fields
 
     with monkeypatch.context() as earlier:
-        earlier.setattr(index, "_fields", fewer)
-        await index._create_index(client, keys, settings, scan=True)  # pyright: ignore[reportPrivateUsage]
+        earlier.setattr(index, "_memory_fields", fewer)
+        await index.ensure_namespace(client, keys.namespace, settings)
 
 
 async def _is_whole(client: Client, keys: Keys) -> bool:

@@ -35,6 +35,12 @@ local function emit(events, kind, op, subject, by, about)
     'scope', about.scope or '', 'to', about.to or '', unpack(about.extra or {}))
 end
 
+-- Tell that a piece of a memory has its vector now, for whoever waits for something close to it.
+local function tell_of_vector(events, hash, id, piece)
+  emit(events, 'memory', 'embedded', id, '', {scope = redis.call('HGET', hash, 'scope'),
+    extra = {'piece', piece, 'vector', 1}})
+end
+
 local function contains(list, value)
   for _, item in ipairs(list) do
     if item == value then return true end

@@ -142,7 +142,7 @@ local function update(keys, args)
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, request.vector)
+  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, redis.call('HGET', mem, 'model') ~= NO_MODEL)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 

@@ -2,7 +2,7 @@
 -- Redis; until they have followed, what is read of them is checked against the memory.
 
 -- Bring one piece up to date. Where its content is right already, only the fields that filter it are written.
-local function settle_piece(hash, id, item, request, jobs)
+local function settle_piece(hash, id, item, request, jobs, events)
   local fields = request.fields
   local known = redis.call('HGET', hash, 'hash') == request.hash
   local all = {unpack(fields)}
@@ -15,11 +15,16 @@ local function settle_piece(hash, id, item, request, jobs)
     redis.call('HDEL', hash, unpack(request.remove))
   end
   redis.call('HSET', hash, unpack(all))
-  if not known and not item.vector then enqueue(jobs, hash, id, item.piece, item.job) end
+  if known then return end
+  if item.vector then
+    tell_of_vector(events, hash, id, item.piece)
+  else
+    enqueue(jobs, hash, id, item.piece, item.job)
+  end
 end
 
 -- rm1_pieces: bring a slice of pieces up to date with their memory (at most 8, so that Redis never stalls).
--- KEYS: mem, jobs, then a chunk key for each item. Answer: {status = settled | gone | stale | bad_vector}
+-- KEYS: mem, jobs, events, then a chunk key for each item. Answer: {status = settled | gone | stale | bad_vector}
 local function pieces(keys, args)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', keys[1], 'hash', 'rev', 'expires_at')
@@ -34,8 +39,8 @@ local function pieces(keys, args)
   request.fields[#request.fields + 1] = found[3]
   local left = redis.call('PTTL', keys[1])
   for position, item in ipairs(request.items) do
-    local hash = keys[2 + position]
-    settle_piece(hash, request.id, item, request, keys[2])
+    local hash = keys[3 + position]
+    settle_piece(hash, request.id, item, request, keys[2], keys[3])
     if left > 0 then redis.call('PEXPIRE', hash, left) else redis.call('PERSIST', hash) end
   end
   return answer({status = 'settled'})

@@ -20,8 +20,7 @@ local function commit(keys, args)
     verdicts[position] = verdict(mem, item)
     if verdicts[position] == 'ok' then
       redis.call('HSET', mem, item.field, item.bytes, 'model', request.model)
-      emit(keys[2], 'memory', 'embedded', item.id, '', {scope = redis.call('HGET', mem, 'scope'),
-        extra = {'piece', item.piece, 'vector', 1}})
+      tell_of_vector(keys[2], mem, item.id, item.piece)
     end
     if verdicts[position] ~= 'bad_vector' then entries[#entries + 1] = item.entry end
   end

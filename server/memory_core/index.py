@@ -12,7 +12,6 @@ from memory_core.errors import ModelMismatch
 from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
-
 _MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
 
 

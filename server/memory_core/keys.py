@@ -139,6 +139,10 @@ class Keys:
         """Stream: what happened to memories, tasks, agents and grants; `wait_for_events` reads it."""
         return self._key("events")
 
+    def seen(self, name: str) -> str:
+        """String: the last cursor into `events` that an agent presented or was given."""
+        return self._key(f"seen:{name}")
+
     def grant(self, grant_id: str) -> str:
         """Hash: who lets whom see what, until when; kept for a while after it ended. Offers lie here too."""
         return self._key(f"grant:{grant_id}")

@@ -6,13 +6,16 @@ from importlib.metadata import version
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
+from mcp.server.subscriptions import InMemorySubscriptionBus
 
 from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
+from memory_server.subscriptions import add_subscriptions
 from memory_server.tools.agents import agent_tools
 from memory_server.tools.batch import batch_tool
 from memory_server.tools.context import context_tools
+from memory_server.tools.events import event_tools
 from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
@@ -36,14 +39,17 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         *context_tools(runtime),
         *monitor_tools(runtime),
     ]
+    bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,
         title="Redis memory",
         version=version("redis-memory-gpu"),
         instructions=INSTRUCTIONS,
-        tools=[*tools, batch_tool(runtime, tools)],
+        tools=[*tools, *event_tools(runtime), batch_tool(runtime, tools)],
         log_level="WARNING",
+        subscriptions=bus,
     )
     add_prompts(server)
     add_resources(server, runtime)
+    add_subscriptions(server, runtime, bus)
     return server

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 
 from memory_core.errors import InvalidArgument
@@ -25,6 +26,11 @@ ANONYMOUS = "anonymous"
 
 
 def caller_of(context: Context[Any, Any], settings: Settings) -> Caller:
+    """Name the caller of a tool or resource; see `caller_of_request`."""
+    return caller_of_request(context.request_context, settings)
+
+
+def caller_of_request(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
     """Name the caller of a request.
 
     Raises:
@@ -32,7 +38,7 @@ def caller_of(context: Context[Any, Any], settings: Settings) -> Caller:
     """
     from memory_server.usecases.principals import Caller
 
-    request: Request | None = context.request_context.request
+    request: Request | None = context.request
     if request is None:
         return Caller(settings.namespace, settings.agent or _client_name(context))
     agent = _declared(request, AGENT_HEADER, AGENT_PARAMETER, "agent")
@@ -48,6 +54,6 @@ def _declared(request: Request, header: str, parameter: str, what: str) -> str |
     return check_name(declared, what) if declared else None
 
 
-def _client_name(context: Context[Any, Any]) -> str:
-    params = context.request_context.session.client_params
+def _client_name(context: ServerRequestContext[Any, Any]) -> str:
+    params = context.session.client_params
     return to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS

@@ -32,6 +32,8 @@ _HEAVY = (
     "memory_server.usecases.distributing",
     "memory_server.usecases.sharing",
     "memory_server.usecases.shared_context",
+    "memory_server.usecases.waiting",
+    "memory_server.usecases.following",
     "memory_server.usecases.sweeping",
 )
 
@@ -63,6 +65,11 @@ class Runtime:
     def answered(self) -> None:
         """Say that the client has had its first answer."""
         self._first_answer.set()
+
+    def stop_waiting(self) -> None:
+        """End all calls that wait for events, and all subscriptions, since the server is about to stop."""
+        if self._service.done() and not self._service.cancelled() and not self._service.exception():
+            self._service.result().events.close()
 
     async def _run(self, patience: float, leaving: asyncio.Event) -> None:
         waits = [asyncio.create_task(event.wait()) for event in (self._first_answer, leaving)]

@@ -17,6 +17,7 @@ from memory_core.settings import Settings
 from memory_core.times import to_redis
 from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
+from memory_server.events.hub import Hub
 from memory_server.readers import Readers
 from memory_server.results import Percentiles
 
@@ -56,6 +57,7 @@ class Service:
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
         self.readers = Readers()
+        self.events = Hub(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
@@ -66,7 +68,7 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with self.backend.running(), self.embeddings.running():
+        async with self.backend.running(), self.embeddings.running(), self.events.running():
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self
@@ -80,24 +82,20 @@ class Service:
         """Count a read of each memory, soon and in bulk."""
         self._touched.update((namespace, memory_id) for memory_id in memory_ids)
 
-    async def wait_for_work(self, namespace: str, agent: str, seconds: float) -> None:
-        """Wait until a task may have come for an agent, at most so long."""
-        await asyncio.sleep(min(seconds, 0.2))
-
     def ring(self, namespace: str) -> None:
         """Tell the sidecars soon that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
         self.soon(("ring", namespace), lambda: self._ring(namespace))
 
-    def soon(self, key: Hashable, action: Callable[[], Awaitable[object]]) -> None:
+    def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = _SOON_SECONDS) -> None:
         """Do something in a moment, once for all that want it until then. It must be no matter if it fails."""
         if key not in self._due:
             self._due.add(key)
-            task = asyncio.create_task(self._do(key, action))
+            task = asyncio.create_task(self._do(key, action, seconds))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]]) -> None:
-        await asyncio.sleep(_SOON_SECONDS)
+    async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float) -> None:
+        await asyncio.sleep(seconds)
         self._due.discard(key)
         try:
             await action()

@@ -25,9 +25,7 @@ from mcp_types import (
     EmptyResult,
     ImageContent,
     SetLevelRequestParams,
-    SubscribeRequestParams,
     TextResourceContents,
-    UnsubscribeRequestParams,
 )
 
 from memory_core.settings import Settings
@@ -115,10 +113,8 @@ def add_optional_methods(server: MCPServer[Any]) -> None:
     async def accept(_: ServerRequestContext[Any, Any], __: Any) -> EmptyResult:
         return EmptyResult()
 
-    methods = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to add these
+    methods = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to add it
     methods.add_request_handler("logging/setLevel", SetLevelRequestParams, accept)
-    methods.add_request_handler("resources/subscribe", SubscribeRequestParams, accept)
-    methods.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, accept)
 
 
 def main() -> None:

@@ -9,11 +9,14 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from memory_core.records import MemoryType, Priority, Visibility
+from memory_server.results_events import EventKind
 
 if TYPE_CHECKING:
     from memory_server.usecases.selecting import Selection
 
 T = TypeVar("T")
+MATCH_MIN_SCORE = 0.45
+"""Cosine at which a memory wakes a standing query; benchmarks/README.md has what it finds and what it lets through."""
 
 
 def _as_list(value: Any) -> Any:
@@ -184,3 +187,13 @@ class BatchArguments(Arguments):
 
     operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
     stop_on_error: bool = False
+
+
+class WaitArguments(Arguments):
+    """wait_for_events"""
+
+    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
+    query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
+    timeout_seconds: float = Field(default=30, ge=0, le=300)
+    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="how close is close")

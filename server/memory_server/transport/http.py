@@ -81,7 +81,7 @@ async def serve_http(settings: Settings) -> None:
         timeout_graceful_shutdown=5,
         loop="none",
     )
-    server = uvicorn.Server(config)
+    server = HttpServer(config, runtime)
     async with runtime.running():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         url = f"http://{host}:{listener.getsockname()[1]}/mcp"
@@ -98,6 +98,19 @@ async def serve_http(settings: Settings) -> None:
     for result in results:
         if isinstance(result, MemoryServiceError):
             raise result
+
+
+class HttpServer(uvicorn.Server):
+    """Answers the calls that wait before it waits for its connections to end."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop serving."""
+        self._runtime.stop_waiting()
+        await super().shutdown(sockets)
 
 
 def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:

@@ -33,6 +33,7 @@ from memory_server.usecases.dispatch import dispatch, dispatch_soon
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.tasks import DESCRIPTION_BYTES, capabilities
+from memory_server.usecases.waiting import unread
 from memory_server.usecases.work import not_registered
 
 _EMBED_SECONDS = 2.0
@@ -184,6 +185,7 @@ async def heartbeat(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=await _pending(service, keys, agents[0]) if agents else 0,
+        unread_events=await unread(service, caller),
     )
 
 

@@ -1,4 +1,4 @@
-"""Gives queued tasks to agents that have room, whenever something happened that may have made some."""
+"""Gives queued tasks to agents that have room, whenever something happened or the clock may have made some."""
 
 from __future__ import annotations
 
@@ -44,6 +44,21 @@ async def dispatch(service: Service, namespace: str) -> int:
     )
     service.rosters.pop(namespace, None)
     return len(answer["assigned"])
+
+
+async def sweep_tasks(service: Service, namespace: str) -> None:
+    """End what the clock has ended, tell dependents, and give queued tasks to whoever has room."""
+    keys, more = Keys(namespace), True
+    while more:
+        answer = await service.backend.write(
+            "rm1_task_sweep",
+            [keys.leases],
+            repeatable=True,
+            names=keys.task_names(),
+            keep=service.settings.tasks.keep_seconds,
+        )
+        more = answer["more"]
+    await dispatch(service, namespace)
 
 
 async def _first(client: Client, keys: Keys, kinds: Sequence[str]) -> list[Task]:

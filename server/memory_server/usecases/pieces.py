@@ -89,7 +89,7 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
         numbers = range(start, min(start + _SLICE, len(texts)))
         answer = await service.backend.write(
             "rm1_pieces",
-            [keys.memory(record.id), keys.jobs, *(keys.chunk(record.id, number) for number in numbers)],
+            [keys.memory(record.id), keys.jobs, keys.events, *(keys.chunk(record.id, number) for number in numbers)],
             repeatable=True,
             id=record.id,
             hash=record.content_hash,

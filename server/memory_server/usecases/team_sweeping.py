@@ -10,7 +10,7 @@ from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
 from memory_server.usecases.clear import delete
-from memory_server.usecases.dispatch import dispatch
+from memory_server.usecases.dispatch import sweep_tasks
 from memory_server.usecases.lookup import run_search
 
 _AT_ONCE = 100
@@ -19,7 +19,7 @@ _AT_ONCE = 100
 async def sweep_team(service: Service, namespace: str) -> None:
     """Put agents, tasks and what is left of unregistered agents right."""
     await _sweep_agents(service, namespace)
-    await _sweep_tasks(service, namespace)
+    await sweep_tasks(service, namespace)
     await _purge(service, namespace)
 
 
@@ -44,21 +44,6 @@ async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
             keep=service.settings.tasks.keep_seconds,
         )
         more = answer["more"]
-
-
-async def _sweep_tasks(service: Service, namespace: str) -> None:
-    """End what the clock has ended, tell dependents, and give queued tasks to whoever has room."""
-    keys, more = Keys(namespace), True
-    while more:
-        answer = await service.backend.write(
-            "rm1_task_sweep",
-            [keys.leases],
-            repeatable=True,
-            names=keys.task_names(),
-            keep=service.settings.tasks.keep_seconds,
-        )
-        more = answer["more"]
-    await dispatch(service, namespace)
 
 
 async def _purge(service: Service, namespace: str) -> None:

@@ -17,18 +17,22 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Visibility
 from memory_core.tasks import Task, load_tasks
 from memory_core.times import to_iso
+from memory_server.events.entries import TASK
+from memory_server.events.listeners import Waiter
 from memory_server.results import Hit
 from memory_server.service import Service
 from memory_server.task_results import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.usecases import checks
-from memory_server.usecases.dispatch import dispatch_soon
+from memory_server.usecases.dispatch import dispatch_soon, sweep_tasks
 from memory_server.usecases.principals import Caller
 from memory_server.usecases.search import SearchRequest, semantic_search
 from memory_server.usecases.store import NewMemory, store_memory
 from memory_server.usecases.tasks import DESCRIPTION_BYTES, load_history, no_task
+from memory_server.usecases.waiting import last_position
 
 _LOOK_AGAIN_SECONDS = 5.0
 """A waiting claim is woken by events; this is for those that are lost."""
+_CLOCKS_DIFFER_SECONDS = 0.05
 _FAILURES = ("failed", "expired", "lost")
 
 
@@ -51,13 +55,9 @@ async def get_pending_tasks(service: Service, caller: Caller, wanted: Claim) -> 
     await service.backend.namespace(caller.namespace)
     if not wanted.claim:
         return await _show(service, caller, wanted)
-    until = time.monotonic() + wanted.wait_seconds
-    while True:
-        answer = await _claim(service, caller, wanted.limit)
-        left = until - time.monotonic()
-        if answer["tasks"] or left <= 0:
-            break
-        await service.wait_for_work(caller.namespace, caller.agent, min(left, _LOOK_AGAIN_SECONDS))
+    answer = await _claim(service, caller, wanted.limit)
+    if wanted.wait_seconds and not answer["tasks"]:
+        answer = await _wait_and_claim(service, caller, wanted)
     return await _describe(service, caller, wanted, answer)
 
 
@@ -128,8 +128,17 @@ async def fail_task(
         backoff_most=settings.backoff_most_seconds,
         jitter=random.random(),  # noqa: S311 spreads retries, keeps no secret
     )
-    due = answer.get("next_at")
-    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(float(due)) if due else None)
+    if "next_at" not in answer:
+        return TaskStateAnswer(task_id=task_id, state=answer["status"])
+    due = float(answer["next_at"])
+    _retry_on_time(service, caller.namespace, task_id, due)
+    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
+
+
+def _retry_on_time(service: Service, namespace: str, task_id: str, due: float) -> None:
+    """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
+    wait = max(due - time.time(), 0.0) + _CLOCKS_DIFFER_SECONDS
+    service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 
 async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]:
@@ -147,6 +156,21 @@ async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]
     if answer["status"] == "unknown":
         raise not_registered(caller)
     return answer
+
+
+async def _wait_and_claim(service: Service, caller: Caller, wanted: Claim) -> dict[str, Any]:
+    """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
+    until = time.monotonic() + wanted.wait_seconds
+    waiter = Waiter(caller.agent, frozenset({TASK}))
+    at = await last_position(service, caller.namespace)
+    with service.events.listening(caller.namespace, waiter, at):
+        while True:
+            answer = await _claim(service, caller, wanted.limit)
+            left = until - time.monotonic()
+            if answer["tasks"] or left <= 0 or waiter.closed:
+                return answer
+            await waiter.wait(min(left, _LOOK_AGAIN_SECONDS))
+            waiter.queue.clear()
 
 
 def not_registered(caller: Caller) -> NotFound:

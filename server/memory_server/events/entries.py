@@ -1,0 +1,121 @@
+"""The entries of a namespace's event stream, as the Functions write them, and positions in that stream."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from memory_core.errors import InvalidArgument, echo
+from memory_core.names import SEPARATOR
+from memory_core.streams import BadMessage, Fields
+from memory_core.times import to_iso
+
+MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
+STORED, DELETED, EMBEDDED = "stored", "deleted", "embedded"
+_CURSOR = re.compile(r"(\d{1,15})-(\d{1,15})")
+_AHEAD_SECONDS = 3600
+
+
+class Position(NamedTuple):
+    """A place in a stream: the id of the entry that was read last."""
+
+    milliseconds: int
+    number: int
+
+    @classmethod
+    def of(cls, entry: bytes) -> Position:
+        """Read a stream id."""
+        milliseconds, _, number = entry.partition(b"-")
+        return cls(int(milliseconds), int(number))
+
+    @property
+    def id(self) -> str:
+        """The stream id, which is the cursor that callers hold."""
+        return f"{self.milliseconds}-{self.number}"
+
+    @property
+    def at(self) -> str:
+        """The time, as ISO 8601."""
+        return to_iso(self.milliseconds / 1000) or ""
+
+
+START = Position(0, 0)
+
+
+def read_cursor(cursor: str) -> Position:
+    """Read a cursor that a caller sends.
+
+    Raises:
+        InvalidArgument: it is none, or of a time to come, after which nothing would ever be found.
+    """
+    match = _CURSOR.fullmatch(cursor)
+    position = Position(*map(int, match.groups())) if match else None
+    if position is None or position.milliseconds > (time.time() + _AHEAD_SECONDS) * 1000:
+        raise InvalidArgument(
+            f"cursor {echo(cursor)} is none that wait_for_events gave",
+            hint="send the cursor of its last answer, or leave it out to begin now",
+        )
+    return position
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One event. `scope` says by which tokens a memory is read; `to` names the agents it is addressed to."""
+
+    position: Position
+    kind: str
+    op: str
+    subject: str
+    by: str
+    scope: frozenset[str]
+    to: frozenset[str]
+    piece: int
+    has_vector: bool
+
+    @classmethod
+    def parse(cls, entry: bytes, fields: Fields) -> Entry:
+        """Read what `emit` wrote.
+
+        Raises:
+            BadMessage: a field is missing or of a wrong form.
+        """
+        try:
+            return cls(
+                position=Position.of(entry),
+                kind=fields[b"kind"].decode(),
+                op=fields[b"op"].decode(),
+                subject=fields[b"id"].decode(),
+                by=fields[b"by"].decode(),
+                scope=_parts(fields[b"scope"]),
+                to=_parts(fields[b"to"]),
+                piece=int(fields.get(b"piece", 0)),
+                has_vector=fields.get(b"vector") == b"1",
+            )
+        except (KeyError, ValueError) as error:
+            raise BadMessage(f"event {entry!r}: {error}") from error
+
+    @property
+    def uri(self) -> str | None:
+        """The resource it is about; grants are none."""
+        return None if self.kind == GRANT else f"{self.kind}://{self.subject}"
+
+    @property
+    def is_news(self) -> bool:
+        """Whether it tells of a change by itself; a vector that arrived serves standing queries alone."""
+        return self.op != EMBEDDED
+
+    def is_for(self, agent: str) -> bool:
+        """Whether an event that is not about a memory may be seen by an agent."""
+        return agent in self.to or (self.kind == AGENT and not self.to)
+
+    def may_change(self, agent: str) -> bool:
+        """Whether it may change what an agent is allowed to read; all of an unregistered agent may go to others."""
+        if self.kind not in (GRANT, AGENT):
+            return False
+        return agent in self.to or agent == self.subject or self.op == "unregistered"
+
+
+def _parts(value: bytes) -> frozenset[str]:
+    return frozenset(value.decode().split(SEPARATOR)) if value else frozenset()

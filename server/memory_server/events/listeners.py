@@ -1,0 +1,119 @@
+"""Those who wait. The hub offers them what may concern them, by what it remembers of their permissions.
+
+That is a first sieve which must never let too little through: whoever takes an entry out checks it afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+
+from memory_core.vectors import Matrix
+from memory_server.events.entries import MEMORY, Entry
+
+_MOST_KEPT = 5000
+
+
+class Listener:
+    """Somebody to wake."""
+
+    def __init__(self) -> None:
+        self.closed = False
+        self._awake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Make `wait` return."""
+        self._awake.set()
+
+    def close(self) -> None:
+        """Say that nothing will be offered any more."""
+        self.closed = True
+        self.wake()
+
+    async def wait(self, seconds: float | None = None) -> bool:
+        """Wait to be woken; False if the time ran out."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
+        except TimeoutError:
+            return False
+        self._awake.clear()
+        return True
+
+
+class Waiter(Listener):
+    """One call that waits for events of some kinds, or for memories close to a query."""
+
+    def __init__(self, agent: str, kinds: frozenset[str], query: Matrix | None = None, min_score: float = 0.0) -> None:
+        super().__init__()
+        self.agent = agent
+        self.kinds = kinds
+        self.query = query
+        self.min_score = min_score
+        self.tokens: frozenset[str] = frozenset()
+        self.doubts = 1
+        """How often its permissions may have changed; `trust` says up to which of these `tokens` are right."""
+        self.trusted = 0
+        self.queue: deque[Entry] = deque()
+        self.overflown = False
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether `tokens` may lack some."""
+        return self.trusted < self.doubts
+
+    def trust(self, tokens: Iterable[str], doubts: int) -> None:
+        """Take tokens that were looked up when there were so many doubts."""
+        self.tokens, self.trusted = frozenset(tokens), doubts
+
+    def notice(self, entry: Entry) -> None:
+        """Doubt the tokens where an event may have changed them."""
+        if entry.may_change(self.agent):
+            self.doubts += 1
+
+    def may_read(self, entry: Entry) -> bool:
+        """Whether the scope of a memory's event may be among what is readable."""
+        return self.is_stale or not self.tokens.isdisjoint(entry.scope)
+
+    def concerns(self, entry: Entry) -> bool:
+        """Whether an entry may be for it; what it did itself is no news to it."""
+        if entry.by and entry.by == self.agent:
+            return False
+        if entry.kind == MEMORY:
+            wanted = (entry.is_news and MEMORY in self.kinds) or (entry.has_vector and self.query is not None)
+            return wanted and self.may_read(entry)
+        return entry.kind in self.kinds and entry.is_for(self.agent)
+
+    def offer(self, entry: Entry) -> None:
+        """Keep an entry to be taken; too many are dropped, and read from the stream instead."""
+        if len(self.queue) < _MOST_KEPT and not self.overflown:
+            self.queue.append(entry)
+        else:
+            self.lose()
+        self.wake()
+
+    def lose(self) -> None:
+        """Say that entries may have been lost."""
+        self.queue.clear()
+        self.overflown = True
+        self.wake()
+
+
+class Follower(Listener):
+    """A subscription to resources: only the last change of each counts."""
+
+    def __init__(self, uris: frozenset[str]) -> None:
+        super().__init__()
+        self.uris = uris
+        self._changed: dict[str, Entry] = {}
+
+    def offer(self, entry: Entry) -> None:
+        """Note that a resource changed."""
+        self._changed[entry.uri or ""] = entry
+        self.wake()
+
+    def take(self) -> list[Entry]:
+        """Give what changed since the last time."""
+        changed, self._changed = self._changed, {}
+        return list(changed.values())
