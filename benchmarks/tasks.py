@@ -173,10 +173,8 @@ class Functions:
         assert answer["status"] == "completed"
 
     async def _call(self, client: int, function: str, *keys: str, **request: Any) -> dict[str, Any]:
-        names = self._keys.task_names()
-        return await functions.call(
-            self._clients[client], function, list(keys), names=names, agent=f"agent-{client}", **request
-        )
+        request |= {"prefix": self._keys.prefix, "agent": f"agent-{client}"}
+        return await functions.call(self._clients[client], function, list(keys), **request)
 
     def _audit(self, client: int, op: str, *ids: str) -> dict[str, Any]:
         return {"who": f"agent-{client}", "op": op, "ids": list(ids)}

@@ -1,10 +1,38 @@
 -- Where tasks wait, who may take them, and how they change hands: shared by the transitions of tasks and of agents.
--- `names` holds keys and beginnings of keys (memory_core.keys.Keys.task_names); times are whole microseconds.
+-- `names` holds keys and beginnings of keys; times are whole microseconds.
 
 local BAND = 2 ^ 44
 local AT_ONCE = 32
 local LOOK = 8
 local HISTORY_KEPT = 200
+
+local NAMESPACES_KNOWN = 1000
+local known_names, names_known = {}, 0
+
+-- Keys, and beginnings of keys, that tasks and agents live under, made of the namespace's prefix as keys.py does.
+local function names_of(prefix)
+  if not known_names[prefix] then
+    if names_known == NAMESPACES_KNOWN then known_names, names_known = {}, 0 end
+    names_known = names_known + 1
+    known_names[prefix] = {
+      task = prefix .. 'task:', history = prefix .. 'history:', inbox = prefix .. 'tasks:', held = prefix .. 'held:',
+      backlog = prefix .. 'backlog:', blockers = prefix .. 'blockers:', dependents = prefix .. 'dependents:',
+      agent = prefix .. 'agent:', owner = prefix .. 'owner:', performance = prefix .. 'perf:', did = prefix .. 'did:',
+      submitted = prefix .. 'submitted:', vector = prefix .. 'taskvec:', kinds = prefix .. 'kinds',
+      leases = prefix .. 'leases', delayed = prefix .. 'delayed', unclaimed = prefix .. 'unclaimed',
+      deadlines = prefix .. 'deadlines', unsettled = prefix .. 'unsettled', dead = prefix .. 'dead',
+      turns = prefix .. 'turns', agents = prefix .. 'agents', tombstones = prefix .. 'tombstones',
+      counters = prefix .. 'counters', events = prefix .. 'events', audit = prefix .. 'audit', namespace = prefix,
+    }
+  end
+  return known_names[prefix]
+end
+
+local function read_request(args)
+  local request = cmsgpack.unpack(args[1])
+  request.names = names_of(request.prefix)
+  return request
+end
 
 local function whole(number)
   return string.format('%.0f', number)

@@ -1,4 +1,4 @@
--- The transitions of a task. Every function takes `names` and checks all before it writes; KEYS[1] names the slot.
+-- The transitions of a task. Every function takes the namespace's `prefix` and checks all before it writes; KEYS[1] names the slot.
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT = 10000
@@ -34,7 +34,7 @@ end
 -- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | unknown_agent |
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   if redis.call('EXISTS', names.task .. id) == 1 then return answer({status = 'replayed', id = id}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
@@ -73,7 +73,7 @@ end
 -- rm1_task_assign: give queued tasks to the first of their candidates that has room by now.
 -- KEYS: leases. Answer: {assigned = {id: name}}
 local function assign_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now, assigned = request.names, wall_clock(), {}
   for _, item in ipairs(request.items) do
     local task = load_task(names, item.id)
@@ -169,7 +169,7 @@ end
 -- rm1_task_sweep: what the clock demands, up to AT_ONCE of each kind, and what ended tasks unblock.
 -- KEYS: leases. Answer: {more}
 local function sweep_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   lapse(names, now, AT_ONCE, request.keep)
   local more = settle_dependents(names, now, request.keep)
@@ -184,7 +184,7 @@ end
 -- and turn. A secret comes for each lease that may be given; the same call again gets the same answer.
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], busy, queued}
 local function claim(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   local agent = registered(names, request.agent)
   if not agent then return answer({status = 'unknown'}) end
@@ -223,7 +223,7 @@ end
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, more}
 local function complete(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then return answer({status = 'completed'}) end
@@ -250,7 +250,7 @@ end
 -- rm1_task_fail: end an attempt; the task is tried again after a pause, by another agent if there is one.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, next_at}
 local function fail(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
@@ -274,7 +274,7 @@ end
 -- rm1_task_cancel: end an open task on behalf of its submitter. Whoever holds its lease is told by an event, and its
 -- token is worth nothing from now on. KEYS: leases. Answer: {status = cancelled | unknown | ended, state}
 local function cancel(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
@@ -291,7 +291,7 @@ end
 -- rm1_task_requeue: give a dead task a new life with all its attempts. KEYS: leases.
 -- Answer: {status = pending | unknown | not_dead, state, assigned}
 local function requeue_task(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
