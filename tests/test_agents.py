@@ -246,7 +246,8 @@ async def test_a_draining_agent_ends_what_it_has_and_gets_no_more(boss: Agent, a
     await register(bob)
     assert (await claim_when_there(bob))["task_id"] == waiting["task_id"]
     await alice.call("update_agent_heartbeat", status="active")
-    assert (await submit(boss))["assigned_to"] == "alice"
+    later = await submit(boss)
+    assert (await claim_when_there(alice))["task_id"] == later["task_id"]
 
 
 @pytest_asyncio.fixture(loop_scope="session")

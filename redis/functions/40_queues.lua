@@ -46,8 +46,9 @@ end
 
 local function note(names, id, now, entry)
   entry.at = stamp(now)
-  redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry))
-  redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
+  if redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry)) > HISTORY_KEPT then
+    redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
+  end
 end
 
 -- Tell the submitter and whoever has the task.
@@ -59,7 +60,8 @@ end
 
 -- What is known of a registered agent; nil for any other name.
 local function registered(names, name)
-  local agent = read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status')
+  local agent = read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status',
+    'heartbeat_seconds', 'last_claim')
   if not agent.registered_at then return nil end
   agent.name, agent.has = name, {}
   for _, capability in ipairs(split(agent.capabilities)) do agent.has[capability] = true end
@@ -103,8 +105,7 @@ local function is_avoided(names, task, kind, name, now)
 end
 
 local function touch_agent(names, agent, now)
-  local wait = tonumber(redis.call('HGET', names.agent .. agent.name, 'heartbeat_seconds'))
-  redis.call('ZADD', names.agents, stamp(now + 2 * wait * 1000000), agent.name)
+  redis.call('ZADD', names.agents, stamp(now + 2 * tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
   redis.call('HSET', names.agent .. agent.name, 'last_seen', stamp(now))
   if agent.status == 'dead' then
     agent.status = 'active'
@@ -127,7 +128,7 @@ local function queue(names, id, task)
     task.score = whole(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
     redis.call('HSET', names.task .. id, 'score', task.score)
   end
-  redis.call('HSET', names.kinds, task.kind, redis.call('HGET', names.task .. id, 'kind_spec'))
+  redis.call('HSET', names.kinds, task.kind, task.kind_spec)
   redis.call('ZADD', names.backlog .. task.kind, task.score, id)
 end
 
@@ -139,7 +140,7 @@ end
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at'}
+  'claim_seconds', 'type', 'last_call', 'leased_at', 'deadline'}
 
 local function load_task(names, id)
   return read(names.task .. id, unpack(TASK))
@@ -154,12 +155,10 @@ local function assign(names, id, task, name, now)
 end
 
 local function take_back(names, id, task)
-  if task.assigned then
-    redis.call('XDEL', names.inbox .. task.assigned, task.entry)
-    redis.call('SREM', names.held .. task.assigned, id)
-  end
-  redis.call('ZREM', names.unclaimed, id)
-  redis.call('ZREM', names.leases, id)
+  if not task.assigned then return end
+  redis.call('XDEL', names.inbox .. task.assigned, task.entry)
+  redis.call('SREM', names.held .. task.assigned, id)
+  redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)
   redis.call('HDEL', names.task .. id, 'assigned', 'entry', 'lease_until')
 end
 
@@ -189,8 +188,9 @@ end
 -- End a task: nothing of it is left but its record and history, for a while.
 local function finish(names, id, task, state, now, keep, fields)
   take_back(names, id, task)
-  unqueue(names, id, task.kind)
-  for _, key in ipairs({names.delayed, names.deadlines}) do redis.call('ZREM', key, id) end
+  if not task.assigned then unqueue(names, id, task.kind) end
+  if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
+  if task.deadline then redis.call('ZREM', names.deadlines, id) end
   redis.call('DEL', names.vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', stamp(now), unpack(fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', -1)

@@ -84,8 +84,10 @@ local function assign_tasks(_, args)
   return answer({assigned = assigned})
 end
 
--- What an agent has been assigned and not leased, best first.
-local function best_in_hand(names, name, best)
+-- The best of what an agent has been assigned and not leased; it has `held` leases.
+local function best_in_hand(names, name, held)
+  if redis.call('XLEN', names.inbox .. name) == held then return nil end
+  local best
   for _, entry in ipairs(redis.call('XRANGE', names.inbox .. name, '-', '+')) do
     local id, score = entry[2][2], tonumber(entry[2][4])
     if (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
@@ -120,7 +122,11 @@ end
 
 local function lease(names, id, agent, secret, now)
   local task = load_task(names, id)
-  if task.assigned ~= agent.name then assign(names, id, task, agent.name, now) end
+  if task.assigned == agent.name then
+    redis.call('ZREM', names.unclaimed, id)
+  else
+    assign(names, id, task, agent.name, now)
+  end
   local fence = redis.call('HINCRBY', names.counters, 'fence', 1)
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
@@ -130,7 +136,6 @@ local function lease(names, id, agent, secret, now)
   redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
     'leased_at', stamp(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
-  redis.call('ZREM', names.unclaimed, id)
   redis.call('SADD', names.held .. agent.name, id)
   local turn = tonumber(task.score) % BAND
   if turn > tonumber(redis.call('HGET', names.turns, task.rank) or '0') then
@@ -188,19 +193,18 @@ local function claim(_, args)
   local names, now = request.names, wall_clock()
   local agent = registered(names, request.agent)
   if not agent then return answer({status = 'unknown'}) end
-  local last = read(names.agent .. agent.name, 'last_claim', 'last_answer')
-  if last.last_claim == request.call then return last.last_answer end
+  if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   touch_agent(names, agent, now)
   lapse(names, now, LOOK, request.keep)
-  local leased = {}
-  while #leased < #request.secrets and redis.call('SCARD', names.held .. agent.name) < agent.most do
-    local best = best_in_hand(names, agent.name)
+  local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
+  while #leased < #request.secrets and held < agent.most do
+    local best = best_in_hand(names, agent.name, held)
     if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
     if not best then break end
     leased[#leased + 1] = lease(names, best.id, agent, request.secrets[#leased + 1], now)
+    held = held + 1
   end
-  local claimed = answer({status = 'claimed', tasks = leased, held = redis.call('SCARD', names.held .. agent.name),
-    most = agent.most})
+  local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed
 end

@@ -18,7 +18,7 @@ local function register(keys, args)
   end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or stamp(now), 'status', 'active',
     unpack(request.fields))
-  touch_agent(names, {name = name}, now)
+  touch_agent(names, registered(names, name), now)
   audit(names.audit, names.counters, now, request.audit)
   emit(names.events, 'agent', 'registered', name, name, {})
   return answer({status = 'registered', again = known.registered_at ~= nil, owner = known.owner})
