@@ -61,7 +61,8 @@ local function submit(keys, args)
   end
   audit(names.audit, names.counters, now, request.audit)
   note(names, id, now, {op = 'submitted', agent = request.audit.who})
-  local task = load_task(names, id)
+  local task = {attempt = 0}
+  for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
   tell(names, 'submitted', id, request.audit.who, task)
   if #blockers > 0 then return answer({status = 'submitted', id = id, state = 'waiting'}) end
   queue(names, id, task)
