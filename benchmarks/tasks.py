@@ -37,7 +37,7 @@ TASKS = 960
 """Of a round; every number of clients divides it."""
 DESCRIPTION = "Read the report of the night run and write down which of the nine tests failed, and why."
 KEEP, OPEN, CLAIM_SECONDS = 7 * 86_400, 1_000_000, 60.0
-PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.2
 """What a client of the last measurement does between two tasks."""
 _GROUP = "workers"
 
