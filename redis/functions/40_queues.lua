@@ -3,7 +3,7 @@
 
 local BAND = 2 ^ 44
 local AT_ONCE = 32
-local LOOK = 8
+local LOOK, LOOK_FAR = 8, 128
 local HISTORY_KEPT = 200
 
 local NAMESPACES_KNOWN = 1000

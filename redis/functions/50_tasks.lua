@@ -100,12 +100,15 @@ end
 
 -- The first task of a kind that the agent need not avoid.
 local function first_of(names, kind, spec, name, now)
-  local queued = redis.call('ZRANGE', names.backlog .. kind, 0, LOOK - 1, 'WITHSCORES')
-  for position = 1, #queued, 2 do
-    local avoid = redis.call('HGET', names.task .. queued[position], 'avoid') or ''
-    if not is_avoided(names, {avoid = avoid}, spec, name, now) then
-      return {id = queued[position], score = tonumber(queued[position + 1])}
+  for start = 0, LOOK_FAR, LOOK do
+    local queued = redis.call('ZRANGE', names.backlog .. kind, start, start + LOOK - 1, 'WITHSCORES')
+    for position = 1, #queued, 2 do
+      local avoid = redis.call('HGET', names.task .. queued[position], 'avoid') or ''
+      if not is_avoided(names, {avoid = avoid}, spec, name, now) then
+        return {id = queued[position], score = tonumber(queued[position + 1])}
+      end
     end
+    if #queued < 2 * LOOK then return nil end
   end
 end
 
