@@ -361,7 +361,12 @@ async def test_others_private_memories_do_not_count_as_unread(
     for number in range(120):
         await emit(stack, namespace, f"task-{number}")
     assert await unread(server.service, caller) == 100
-    seen = (await stack.client.get(Keys(namespace).seen("bob"))).decode()
+    seen = await server.service.seen.get(namespace, "bob")
+    assert seen
     _, cursor = await everything(bob, seen)
     assert await unread(server.service, caller) == 0
-    assert (await stack.client.get(Keys(namespace).seen("bob"))).decode() == cursor
+
+    async def is_remembered() -> bool:
+        return (await stack.client.get(Keys(namespace).seen("bob"))) == cursor.encode()
+
+    await wait_until(is_remembered)

@@ -17,6 +17,7 @@ from memory_core.times import to_redis
 from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
+from memory_server.events.seen import Seen
 from memory_server.results import Percentiles
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Service:
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
         self.events = Hub(self.backend)
+        self.seen = Seen(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
         self._to_ring: set[str] = set()
@@ -64,7 +66,7 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with self.backend.running(), self.embeddings.running(), self.events.running():
+        async with self.backend.running(), self.embeddings.running(), self.events.running(), self.seen.running():
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self
