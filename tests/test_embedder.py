@@ -145,7 +145,7 @@ async def test_an_ask_for_a_reply_elsewhere_than_on_a_reply_stream_is_dropped(
 
 async def test_a_namespace_of_another_model_ends_the_command_with_78(server: RedisServer, client: Client) -> None:
     await Team(client, "bge-small-en", 384, namespace="theirs").open()
-    process = await start_process(server.url)
+    process = await start_process(server.url, "--backend", "onnx")
     _, stderr = await process.communicate()
     assert process.returncode == 78
     [line] = stderr.decode().splitlines()
@@ -210,7 +210,7 @@ async def test_a_wrong_flag_ends_the_command_with_one_line_and_78(flags: list[st
 
 
 async def test_sigterm_stops_a_sidecar_that_still_waits_for_redis(tmp_path: Path) -> None:
-    process = await start_process(f"unix://{tmp_path}/none.sock")
+    process = await start_process(f"unix://{tmp_path}/none.sock", "--backend", "onnx")
     assert process.stderr
     assert b"Redis is away" in await asyncio.wait_for(process.stderr.readline(), 20)
     process.terminate()

@@ -17,16 +17,17 @@ from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.records import MemoryType, Priority
-from memory_core.scope import PUBLIC, Principal
+from memory_core.scope import PUBLIC, Grant, Part, Principal
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters, Query
 
 _REF = r"\$p\d+"
 _FIELD = r"@(?:scope|owner|type|priority|context|source|tags|model|visibility)"
-_TAG = rf"(?:{_FIELD}:\{{{_REF}(?:\|{_REF})*\}}=>\{{\$weight: 0\}}|-@priority:\{{{_REF}\}})"
+_VALUES = rf"\{{{_REF}(?:\|{_REF})*\}}"
+_TAG = rf"(?:{_FIELD}:{_VALUES}=>\{{\$weight: 0\}}|-@(?:priority|visibility|owner):{_VALUES})"
 _BOUND = rf"\(?(?:-inf|inf|{_REF})"
-_NUMBER = rf"@(?:expires_at|created_at|occurred_at):\[{_BOUND} {_BOUND}\]"
+_NUMBER = rf"@(?:expires_at|created_at|updated_at|occurred_at):\[{_BOUND} {_BOUND}\]"
 _SELECTION = rf"(?:{_TAG}|{_NUMBER})(?: (?:{_TAG}|{_NUMBER}))*"
 _WORD = rf"{_SELECTION} @content\|terms\|source_text:\({_REF}\)"
 _NEAR = rf"\({_SELECTION}\)=>\[KNN {_REF} @vec {_REF}(?: HYBRID_POLICY ADHOC_BF)? AS distance\]"
@@ -51,8 +52,19 @@ some_filters = st.builds(
     until=st.none() | moments,
     include_archive=st.booleans(),
 )
+some_grants = st.builds(
+    Grant,
+    id=anything,
+    grantor=anything,
+    may_write=st.booleans(),
+    parts=st.lists(st.builds(Part, tokens=several, at=st.floats()), max_size=2).map(tuple),
+)
 some_principals = st.builds(
-    Principal, namespace=st.just("team"), agent=st.just("alice"), owners=several, granted=several
+    Principal,
+    namespace=st.just("team"),
+    agent=st.just("alice"),
+    owners=several,
+    grants=st.lists(some_grants, max_size=2).map(tuple),
 )
 
 
@@ -95,7 +107,9 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
         assert set(words) <= _bound(narrowed)
         owned = build.owned(base, words)
         later = build.created_since(build.created_before(base, now), now)
-        for query in (with_word, near, narrowed, owned, later, build.without_vector(base)):
+        changed = build.updated_between(build.shared(principal, principal.granted, filters, now), now, now)
+        assert set(principal.granted) <= _bound(changed)
+        for query in (with_word, near, narrowed, owned, later, changed, build.without_vector(base)):
             _check(query)
 
 
@@ -256,5 +270,5 @@ async def test_a_word_that_is_no_word_neither_fails_nor_widens(
 async def test_tokens_of_a_principal_are_taken_as_they_stand(alice: Agent, stack: Stack, namespace: str) -> None:
     await alice.store("alpha", wait=False)
     for token in ("*", "o:*", "$p0", "} | @scope:{*}", f"o:x{SEPARATOR}pub", "w'*'", "o:\\*"):
-        stranger = Principal(namespace, "eve", granted=(token,))
+        stranger = Principal(namespace, "eve", grants=(Grant("g", "alice", False, (Part((token,), 0.0),)),))
         assert await _select(stack.client, Keys(namespace), stranger, Filters()) == set()

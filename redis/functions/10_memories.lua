@@ -6,7 +6,9 @@ local function owner(keys, args)
   local request = cmsgpack.unpack(args[1])
   local present = redis.call('HGET', keys[1], 'owner')
   if present then return answer({owner = present}) end
-  redis.call('HSET', keys[1], 'owner', request.candidate, 'owners', request.candidate)
+  local kept = redis.call('HGET', keys[1], 'owners')
+  redis.call('HSET', keys[1], 'owner', request.candidate,
+    'owners', kept and kept .. '\31' .. request.candidate or request.candidate)
   redis.call('HSET', keys[2], 'agent', request.agent)
   return answer({owner = request.candidate})
 end
@@ -95,15 +97,18 @@ local function store(keys, args)
     seq = order, duplicate_of = duplicate})
 end
 
--- rm1_update: change fields of a memory under the revision that the caller read.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events
+-- rm1_update: change fields of a memory under the revision that the caller read. What is another's is changed under
+-- one of the `grants` that let the caller write to it.
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent
 -- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent = unpack(keys)
   local request = cmsgpack.unpack(args[1])
-  local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at')
+  local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at', 'scope')
   if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
-  if not contains(request.owners, found[1]) then return answer({status = 'not_owner'}) end
+  if not contains(request.owners, found[1]) and not may_write(granted, agent, request.grants, found[4]) then
+    return answer({status = 'not_owner'})
+  end
   if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
   if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
     return answer({status = 'bad_vector'})
@@ -130,13 +135,14 @@ local function update(keys, args)
   end
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))
+  local scope = redis.call('HGET', mem, 'scope')
+  if scope ~= found[4] then narrow_grants(request.prefix, request.id, scope) end
   if request.content_changed then note_same(old_same, request.id) end
   if request.content_changed or request.relive then note_same(new_same, request.id, expires_at) end
   if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  local state = redis.call('HMGET', mem, 'scope', 'model')
-  tell_of_memory(events, 'updated', request.id, request.audit.who, state[1], state[2] ~= NO_MODEL)
+  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, redis.call('HGET', mem, 'model') ~= NO_MODEL)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 

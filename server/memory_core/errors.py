@@ -52,6 +52,18 @@ class Conflict(MemoryServiceError):
     code = "conflict"
 
 
+class LeaseLost(Conflict):
+    """The lease token is not, or no longer, the one in force: the task is somebody else's, or nobody's, now."""
+
+    code = "lease_lost"
+
+
+class QuotaExceeded(MemoryServiceError):
+    """The namespace holds as much of this as it may."""
+
+    code = "quota_exceeded"
+
+
 class ConfirmationNeeded(MemoryServiceError):
     """The act is large or final and nobody confirmed it."""
 

@@ -12,9 +12,13 @@ from memory_core.errors import ModelMismatch
 from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
+_MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
+
 
 async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> None:
-    """Register the namespace and make its index, alias and job group where they are missing.
+    """Register the namespace and make its indexes, alias and job group where they are missing.
+
+    An index made before a field was added to the schema gets that field; Redis then reads all records again.
 
     Raises:
         ModelMismatch: the namespace's vectors are of another model or dimension.
@@ -24,8 +28,15 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
     await check_model(client, names, settings.embedding_model, settings.vector_dimension)
     await client.sadd(keys.NAMESPACES, namespace)
     await _create_group(client, names.jobs)
-    if await _is_missing(client, names.index_alias):
-        await _create_index(client, names, settings, scan=not is_new)
+    known = await _known_fields(client, names.index_alias)
+    if known is None:
+        prefixes, fields = [names.memory_prefix, names.chunk_prefix], _memory_fields(settings)
+        await _create_index(client, names.index, prefixes, fields, scan=not is_new, alias=names.index_alias)
+    elif {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
+        await _add_fields(client, names, [field for field in _memory_fields(settings) if _alias(field) not in known])
+    if await _known_fields(client, names.task_index) is None:
+        fields = _fields(_TASK, {"dims": settings.vector_dimension})
+        await _create_index(client, names.task_index, [names.task_vector("")], fields, scan=not is_new)
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
@@ -77,14 +88,24 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
     return bool(is_new)
 
 
-async def _is_missing(client: Client, alias: str) -> bool:
+async def _known_fields(client: Client, alias: str) -> set[str] | None:
+    """Name what an index covers; None when there is none."""
     try:
-        await client.execute_command("FT.INFO", alias)
+        info = await client.execute_command("FT.INFO", alias)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
-            return True
+            return None
         raise
-    return False
+    return {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
+
+
+async def _add_fields(client: Client, names: keys.Keys, fields: list[Any]) -> None:
+    for field in fields:
+        try:
+            await client.ft(names.index_alias).alter_schema_add(field)
+        except redis_errors.ResponseError as error:
+            if "duplicate field" not in str(error).lower():
+                raise
 
 
 async def _create_group(client: Client, stream: str) -> None:
@@ -95,38 +116,54 @@ async def _create_group(client: Client, stream: str) -> None:
             raise
 
 
-async def _create_index(client: Client, names: keys.Keys, settings: VectorStoreSettings, *, scan: bool) -> None:
-    """Make the index and its alias; the scan for records that are there already walks all of Redis."""
+async def _create_index(
+    client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
+) -> None:
+    """Make an index and its alias; the scan for records that are there already walks all of Redis."""
     from redis.commands.search.index_definition import IndexDefinition, IndexType
 
-    definition = IndexDefinition(prefix=[names.memory_prefix, names.chunk_prefix], index_type=IndexType.HASH)
+    definition = IndexDefinition(prefix=prefixes, index_type=IndexType.HASH)
+    search = client.ft(index)
     try:
-        await client.ft(names.index).create_index(
-            _fields(settings), definition=definition, stopwords=[], skip_initial_scan=not scan
-        )
+        await search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
     except redis_errors.ResponseError as error:
         if "already exists" not in str(error):
             raise
     try:
-        await client.ft(names.index).aliasadd(names.index_alias)
+        if alias:
+            await search.aliasadd(alias)
     except redis_errors.ResponseError as error:
         if "already exists" not in str(error):
             raise
 
 
-def _fields(settings: VectorStoreSettings) -> list[Any]:
-    """Read the schema through RedisVL and map its aliases to hash fields."""
-    import yaml
-    from redisvl.schema import IndexSchema
-
-    declared = yaml.safe_load(resource("schemas/memory.yaml").read_text())
-    for field in declared["fields"]:
-        if field["name"] == "vec":
-            field["attrs"] |= {"dims": settings.vector_dimension} | settings.hnsw.model_dump()
+def _memory_fields(settings: VectorStoreSettings) -> list[Any]:
+    """Read the schema and map its aliases to hash fields."""
+    fields = _fields(_MEMORY, {"dims": settings.vector_dimension} | settings.hnsw.model_dump())
     hash_fields = {"source_text": "source", "vec": keys.vector_field(settings.embedding_model)}
-    fields = IndexSchema.from_dict(declared).redis_fields
     for field in fields:
         alias = field.name
         if alias in hash_fields:
             field.name, field.as_name = hash_fields[alias], alias
     return fields
+
+
+def _fields(schema: str, vector: dict[str, Any]) -> list[Any]:
+    """Read a schema through RedisVL, with these attributes of its vector field."""
+    from redisvl.schema import IndexSchema
+
+    declared = _declared(schema)
+    for field in declared["fields"]:
+        if field["name"] == "vec":
+            field["attrs"] |= vector
+    return IndexSchema.from_dict(declared).redis_fields
+
+
+def _declared(schema: str) -> dict[str, Any]:
+    import yaml
+
+    return yaml.safe_load(resource(schema).read_text())
+
+
+def _alias(field: Any) -> str:
+    return field.as_name or field.name

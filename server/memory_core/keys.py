@@ -70,6 +70,11 @@ class Keys:
         return f"rm:{{{self.namespace}}}:{rest}"
 
     @property
+    def prefix(self) -> str:
+        """Beginning of all keys of the namespace; the Functions of grants make keys of it as below."""
+        return self._key("")
+
+    @property
     def memory_prefix(self) -> str:
         """Prefix of memory hashes, indexed."""
         return self._key("mem:")
@@ -139,7 +144,7 @@ class Keys:
         return self._key(f"seen:{name}")
 
     def grant(self, grant_id: str) -> str:
-        """Hash: who lets whom see what, until when."""
+        """Hash: who lets whom see what, until when; kept for a while after it ended. Offers lie here too."""
         return self._key(f"grant:{grant_id}")
 
     def granted(self, name: str) -> str:
@@ -147,11 +152,24 @@ class Keys:
         return self._key(f"granted:{name}")
 
     def granting(self, name: str) -> str:
-        """Set: ids of the grants that an agent gave and that are in force."""
+        """Set: ids of the grants that an agent gave and that are in force, and of the offers it made."""
         return self._key(f"granting:{name}")
 
+    def children(self, grant_id: str) -> str:
+        """Set: grants that pass on something under this one."""
+        return self._key(f"children:{grant_id}")
+
+    def reshared(self, memory_id: str) -> str:
+        """Set: grants that pass on this memory by its id under a grant of others."""
+        return self._key(f"reshared:{memory_id}")
+
+    @property
+    def grants_due(self) -> str:
+        """Sorted set: grants and offers that end by themselves, by when."""
+        return self._key("grants:due")
+
     def offers(self, name: str) -> str:
-        """Hash: offer id → a selection that an agent was asked to share."""
+        """Hash: offer id → msgpack of a selection that an agent was asked to share in return."""
         return self._key(f"offers:{name}")
 
     @property
@@ -162,6 +180,110 @@ class Keys:
     def task(self, task_id: str) -> str:
         """Hash: one task."""
         return self._key(f"task:{task_id}")
+
+    def history(self, task_id: str) -> str:
+        """List: what happened to a task, each entry a msgpack map."""
+        return self._key(f"history:{task_id}")
+
+    def inbox(self, name: str) -> str:
+        """Stream: the tasks that an agent has been assigned or has leased."""
+        return self._key(f"tasks:{name}")
+
+    def held(self, name: str) -> str:
+        """Set: the tasks that an agent has leased."""
+        return self._key(f"held:{name}")
+
+    def backlog(self, kind: str) -> str:
+        """Sorted set: pending tasks of one kind of requirement that nobody has been assigned, in their order."""
+        return self._key(f"backlog:{kind}")
+
+    @property
+    def kinds(self) -> str:
+        """Hash: the kinds of requirement that have a backlog, each a msgpack map."""
+        return self._key("kinds")
+
+    @property
+    def leases(self) -> str:
+        """Sorted set: leased tasks by the end of their lease."""
+        return self._key("leases")
+
+    @property
+    def delayed(self) -> str:
+        """Sorted set: tasks that are tried again later, by when."""
+        return self._key("delayed")
+
+    @property
+    def unclaimed(self) -> str:
+        """Sorted set: tasks assigned but not leased yet, by when the assignment is taken back."""
+        return self._key("unclaimed")
+
+    @property
+    def deadlines(self) -> str:
+        """Sorted set: open tasks that have a deadline, by it."""
+        return self._key("deadlines")
+
+    @property
+    def unsettled(self) -> str:
+        """Set: ended tasks whose dependents have not all been told."""
+        return self._key("unsettled")
+
+    @property
+    def dead_tasks(self) -> str:
+        """Stream: tasks given up; the dead letters."""
+        return self._key("dead")
+
+    def performance(self, name: str) -> str:
+        """Hash: how many tasks of each type an agent completed and failed, and how long they took."""
+        return self._key(f"perf:{name}")
+
+    def did(self, name: str) -> str:
+        """List: vectors of the tasks that an agent completed last."""
+        return self._key(f"did:{name}")
+
+    def submitted(self, name: str) -> str:
+        """Sorted set: the tasks that an agent submitted, by when; the newest ten thousand."""
+        return self._key(f"submitted:{name}")
+
+    def task_vector(self, task_id: str) -> str:
+        """Hash, indexed: the vector of an open task's text."""
+        return self._key(f"taskvec:{task_id}")
+
+    @property
+    def task_index(self) -> str:
+        """The index over the vectors of open tasks."""
+        return self._key("idx:task")
+
+    def task_names(self) -> dict[str, str]:
+        """Give the keys, and beginnings of keys, that the Functions of tasks and agents work on."""
+        return {
+            "task": self.task(""),
+            "history": self.history(""),
+            "inbox": self.inbox(""),
+            "held": self.held(""),
+            "backlog": self.backlog(""),
+            "blockers": self._key("blockers:"),
+            "dependents": self._key("dependents:"),
+            "agent": self.agent(""),
+            "owner": self.owner(""),
+            "performance": self.performance(""),
+            "did": self.did(""),
+            "submitted": self.submitted(""),
+            "vector": self.task_vector(""),
+            "kinds": self.kinds,
+            "leases": self.leases,
+            "delayed": self.delayed,
+            "unclaimed": self.unclaimed,
+            "deadlines": self.deadlines,
+            "unsettled": self.unsettled,
+            "dead": self.dead_tasks,
+            "turns": self._key("turns"),
+            "agents": self.agents,
+            "tombstones": self.tombstones,
+            "counters": self.counters,
+            "events": self.events,
+            "audit": self.audit,
+            "namespace": self._key(""),
+        }
 
     @property
     def jobs(self) -> str:

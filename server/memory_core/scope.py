@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from memory_core.keys import digest
 from memory_core.records import MemoryType, Visibility
@@ -64,29 +65,66 @@ def record_tokens(
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Tokens that a grant gives from one source, and since when (epoch seconds)."""
+
+    tokens: tuple[str, ...]
+    at: float
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What one grant in force adds: the grantor's own memories, and others' that it passes on."""
+
+    id: str
+    grantor: str
+    may_write: bool
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def tokens(self) -> frozenset[str]:
+        """All tokens that it gives."""
+        return frozenset(token for part in self.parts for token in part.tokens)
+
+
+@dataclass(frozen=True)
 class Principal:
     """Who a request acts as, resolved from the connection and never from an argument.
 
     `owner` is the id that new memories get, None until the agent first writes; `owners` are all ids whose
-    memories are its own; `granted` are tokens that others' grants add.
+    memories are its own; `grants` are those of others in force; `hidden` are the tokens of owner ids that were deleted.
     """
 
     namespace: str
     agent: str
     owner: str | None = None
     owners: tuple[str, ...] = ()
-    granted: tuple[str, ...] = ()
+    grants: tuple[Grant, ...] = ()
+    hidden: frozenset[str] = frozenset()
     admin: bool = False
 
-    @property
+    @cached_property
+    def granted(self) -> tuple[str, ...]:
+        """The scope tokens that grants add."""
+        return tuple(dict.fromkeys(token for grant in self.grants for part in grant.parts for token in part.tokens))
+
+    @cached_property
     def tokens(self) -> tuple[str, ...]:
         """All scope tokens that the principal may read by."""
         return (PUBLIC, *map(owner_token, self.owners), *self.granted)
 
+    @cached_property
+    def _held(self) -> frozenset[str]:
+        return frozenset(self.tokens)
+
     def may_read(self, scope: frozenset[str]) -> bool:
         """Whether a record with these tokens is readable."""
-        return not scope.isdisjoint(self.tokens)
+        return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
     def owns(self, owner: str) -> bool:
         """Whether a record of this owner id is the principal's own."""
         return owner in self.owners
+
+    def grants_to_write(self, scope: frozenset[str]) -> tuple[Grant, ...]:
+        """Give the grants under which a record with these tokens may be changed."""
+        return tuple(grant for grant in self.grants if grant.may_write and not scope.isdisjoint(grant.tokens))

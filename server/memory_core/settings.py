@@ -143,6 +143,26 @@ class LimitSettings(_Group):
     body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request")
 
 
+class TaskSettings(_Group):
+    """How tasks are handed out, tried again and kept."""
+
+    claim_seconds: float = Field(
+        default=60.0, gt=0, le=DAY, description="an assigned task that is not claimed so long goes to whoever is free"
+    )
+    backoff_seconds: float = Field(
+        default=1.0, gt=0, le=DAY, description="pause after the first failed attempt; it doubles with each, with jitter"
+    )
+    backoff_most_seconds: float = Field(default=300.0, gt=0, le=DAY, description="longest pause between two attempts")
+    keep_seconds: int = Field(default=7 * DAY, ge=1, le=CENTURY, description="seconds that an ended task is kept")
+    open_tasks: int = Field(default=20_000, ge=1, le=10_000_000, description="tasks open at a time in a namespace")
+    payload_bytes: int = Field(
+        default=65_536, ge=2, le=1 << 24, description="bytes of a payload or of a result, as JSON"
+    )
+    similar_from: float = Field(
+        default=0.85, ge=0, le=1, description="cosine from which another open task is told to be similar"
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set, by flag, environment variable or `--config FILE`."""
 
@@ -162,6 +182,7 @@ class Settings(BaseSettings):
     lifetimes: LifetimeSettings = LifetimeSettings()
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
+    tasks: TaskSettings = TaskSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),

@@ -12,11 +12,14 @@ from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
 from memory_server.subscriptions import add_subscriptions
+from memory_server.tools.agents import agent_tools
 from memory_server.tools.batch import batch_tool
+from memory_server.tools.context import context_tools
 from memory_server.tools.events import event_tools
 from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
+from memory_server.tools.tasks import task_tools
 
 NAME = "redis-memory-gpu"
 INSTRUCTIONS = (
@@ -28,7 +31,14 @@ INSTRUCTIONS = (
 
 def build_server(runtime: Runtime) -> MCPServer[Any]:
     """Make the server over a runtime; it lists its tools before Redis or a model is up."""
-    tools = [*memory_tools(runtime), *search_tools(runtime), *monitor_tools(runtime)]
+    tools = [
+        *memory_tools(runtime),
+        *search_tools(runtime),
+        *task_tools(runtime),
+        *agent_tools(runtime),
+        *context_tools(runtime),
+        *monitor_tools(runtime),
+    ]
     bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,

@@ -244,6 +244,26 @@ class IndexHealth(BaseModel):
     dimension: int
 
 
+class TaskFigures(BaseModel):
+    """Tasks that the caller submitted, the newest thousand; an admin sees those of the namespace."""
+
+    by_state: dict[str, int] = {}
+    completion_rate: float | None = Field(default=None, description="completed tasks to all that ended")
+
+
+class AgentFigures(BaseModel):
+    """How one registered agent is doing."""
+
+    agent: str
+    alive: bool
+    open_tasks: int
+    max_tasks: int
+    share: float = Field(description="of all open tasks that living agents have in hand; equal shares are balance")
+    completed: int
+    failed: int
+    mean_ms: float | None = Field(None, description="of its completed tasks")
+
+
 class StatsAnswer(Answer):
     """Figures on the memories that the caller may read."""
 
@@ -266,6 +286,8 @@ class StatsAnswer(Answer):
     cache: CacheFigures
     search_latency_ms: Percentiles
     embedding_latency_ms: Percentiles
+    tasks: TaskFigures = TaskFigures()
+    agents: list[AgentFigures] = []
 
     def summary(self) -> str:
         """Give the main figures."""

@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
 from contextlib import asynccontextmanager
 
+from memory_core.agents import Agent
 from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys, bell, lane_of
@@ -18,11 +19,12 @@ from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
+from memory_server.readers import Readers
 from memory_server.results import Percentiles
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
-_BELL_SECONDS = 0.01
+_SOON_SECONDS = 0.01
 _TOUCHES_PER_CALL = 100
 
 
@@ -55,12 +57,14 @@ class Service:
         self.settings = settings
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
+        self.readers = Readers()
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
-        self._to_ring: set[str] = set()
-        self._ringing: set[asyncio.Task[None]] = set()
+        self.rosters: dict[str, tuple[float, list[Agent]]] = {}
+        self._due: set[Hashable] = set()
+        self._running: set[asyncio.Task[None]] = set()
         self._touched: Counter[tuple[str, str]] = Counter()
 
     @asynccontextmanager
@@ -72,30 +76,40 @@ class Service:
                 yield self
             finally:
                 flusher.cancel()
-                await asyncio.gather(flusher, *self._ringing, return_exceptions=True)
+                for task in self._running:
+                    task.cancel()
+                await asyncio.gather(flusher, *self._running, return_exceptions=True)
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory, soon and in bulk."""
         self._touched.update((namespace, memory_id) for memory_id in memory_ids)
 
     def ring(self, namespace: str) -> None:
-        """Tell the sidecars, in a moment and once for all jobs until then, that a namespace has some."""
-        if namespace not in self._to_ring:
-            self._to_ring.add(namespace)
-            task = asyncio.create_task(self._ring(namespace))
-            self._ringing.add(task)
-            task.add_done_callback(self._ringing.discard)
+        """Tell the sidecars soon that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
+        self.soon(("ring", namespace), lambda: self._ring(namespace))
+
+    def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = _SOON_SECONDS) -> None:
+        """Do something in a moment, once for all that want it until then. It must be no matter if it fails."""
+        if key not in self._due:
+            self._due.add(key)
+            task = asyncio.create_task(self._do(key, action, seconds))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        self._due.discard(key)
+        try:
+            await action()
+        except MemoryServiceError as error:
+            log.warning("%s was left undone: %s", key, error.message)
+        except Exception:
+            log.exception("%s failed", key)
 
     async def _ring(self, namespace: str) -> None:
-        """Bells may be lost: sidecars walk all namespaces too."""
-        await asyncio.sleep(_BELL_SECONDS)
-        self._to_ring.discard(namespace)
-        try:
-            client = await self.backend.client()
-            async with store_errors():
-                await client.xadd(bell(lane_of(namespace)), {"ns": namespace}, maxlen=1000, approximate=True)
-        except MemoryServiceError as error:
-            log.warning("a doorbell was lost: %s", error.message)
+        client = await self.backend.client()
+        async with store_errors():
+            await client.xadd(bell(lane_of(namespace)), {"ns": namespace}, maxlen=1000, approximate=True)
 
     async def _flush_for_ever(self) -> None:
         while True:

@@ -135,9 +135,35 @@ async def page(
     return _refs(keys, answer), list(_warnings(answer))
 
 
+async def by_change(
+    client: Client, keys: Keys, query: Query, *, newest_first: bool, offset: int, limit: int, timeout_ms: int
+) -> list[Ref]:
+    """Fetch the memories that a query selects in the order in which they were last changed.
+
+    Raises:
+        StoreUnavailable: the answer was cut short.
+    """
+    order = "DESC" if newest_first else "ASC"
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "updated_at", order, "LIMIT", offset, limit
+    )
+    _refuse_partial([answer])
+    return _refs(keys, answer)
+
+
 async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
     """Fetch some pieces that a query selects, in no order."""
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
+
+
+async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:
+    """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
+    query = build.near_tasks(vector, k)
+    answer = await client.execute_command(
+        "FT.SEARCH", keys.task_index, query.text, "TIMEOUT", timeout_ms, *query.arguments(),
+        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
+    )  # fmt: skip
+    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
 
 
 def vector_of(record: Record) -> Matrix:
@@ -146,9 +172,9 @@ def vector_of(record: Record) -> Matrix:
 
 
 def _refuse_partial(answers: Iterable[dict[bytes, Any]]) -> None:
-    """A count that was cut short is no count."""
+    """What was cut short is no count and no order."""
     if warnings := [text for answer in answers for text in _warnings(answer)]:
-        raise StoreUnavailable(f"counting was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
+        raise StoreUnavailable(f"the search was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
 
 
 def search_error(error: redis_errors.ResponseError) -> Exception:

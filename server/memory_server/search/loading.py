@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from memory_core import grants
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.records import HEAD_FIELDS, Record, decompress, parse
@@ -39,20 +41,52 @@ async def load(
     """
     if not refs:
         return []
-    extra = [*([vector_field] if vector_field else []), *(["body"] if whole else [])]
     pipe = client.pipeline(transaction=False)
+    _ask(pipe, keys, refs, vector_field, whole)
+    return _read(refs, await pipe.execute(), vector_field, whole)
+
+
+async def load_readable(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    principal: Principal,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
+) -> list[Record]:
+    """Like `load`, leaving out what has expired and what the principal may not read.
+
+    What grants let it read is read again in the same moment as the records: a grant that has ended since the
+    principal was resolved shows nothing more.
+    """
+    if not refs:
+        return []
+    pipe = client.pipeline(transaction=bool(principal.grants))
+    if principal.grants:
+        grants.ask(pipe, keys, principal.agent)
+    _ask(pipe, keys, refs, vector_field, whole)
+    rows = await pipe.execute()
+    if principal.grants:
+        principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
+        rows = rows[grants.COMMANDS :]
+    now = time.time()
+    records = _read(refs, rows, vector_field, whole)
+    return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
+
+
+def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
+    extra = [*([vector_field] if vector_field else []), *(["body"] if whole else [])]
     for ref in refs:
         pipe.hmget(keys.memory(ref.memory_id), [*HEAD_FIELDS, *extra])
         if ref.piece:
             pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *([vector_field] if vector_field else [])])
-    rows = iter(await pipe.execute())
+
+
+def _read(refs: Sequence[Ref], answers: list[Any], vector_field: str | None, whole: bool) -> list[Record]:
+    rows = iter(answers)
     records = (_record(ref, rows, vector_field is not None, whole) for ref in refs)
     return [record for record in records if record]
-
-
-def permitted(records: Iterable[Record], principal: Principal, now: float) -> list[Record]:
-    """Keep what is live and what the principal may read."""
-    return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
 
 
 def _record(ref: Ref, rows: Iterable[list[bytes | None]], with_vector: bool, whole: bool) -> Record | None:

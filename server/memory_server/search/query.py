@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority
+from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -67,6 +67,21 @@ def readable(principal: Principal, filters: Filters, now: float) -> Query:
     return _permitted(principal, filters, lambda query: f"@expires_at:[({query.bind(to_redis(now))} inf]")
 
 
+def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: float) -> Query:
+    """Select what some tokens of grants show to the principal that is neither its own nor public."""
+    query = Query()
+    query.text = " ".join(
+        [
+            _tagged(query, "scope", tokens or (NOBODY,)),
+            f"@expires_at:[({query.bind(to_redis(now))} inf]",
+            *_filter_clauses(query, filters),
+            f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
+            f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
+        ]
+    )
+    return query
+
+
 def expired(principal: Principal, filters: Filters, now: float) -> Query:
     """Select what the principal could read until it expired, within `filters`."""
     return _permitted(principal, filters, lambda query: f"@expires_at:[-inf {query.bind(to_redis(now))}]")
@@ -99,6 +114,18 @@ def unfinished() -> Query:
     query = Query()
     query.text = _tagged(query, "model", (NO_MODEL,))
     return query
+
+
+def of_owner(owner: str) -> Query:
+    """Select all of an owner id, whoever asks; for the sweeper alone."""
+    query = Query()
+    query.text = _tagged(query, "owner", (owner,))
+    return query
+
+
+def near_tasks(vector: bytes, k: int) -> Query:
+    """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
+    return with_neighbours(Query("*"), vector, k, exact=False)
 
 
 def memories(query: Query) -> Query:
@@ -139,9 +166,19 @@ def created_before(query: Query, created_at: float | None) -> Query:
     return older
 
 
+def updated_between(query: Query, after: float, until: float) -> Query:
+    """Narrow a selection to what was last changed after one time and no later than another."""
+    narrowed = Query(params=dict(query.params))
+    low, high = narrowed.bind(to_redis(after)), narrowed.bind(to_redis(until))
+    narrowed.text = f"{query.text} @updated_at:[({low} {high}]"
+    return narrowed
+
+
 def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
-    query.text = " ".join([_tagged(query, "scope", principal.tokens), expiry(query), *_filter_clauses(query, filters)])
+    hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
+    scope = _tagged(query, "scope", principal.tokens)
+    query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
 
 

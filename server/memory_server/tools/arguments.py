@@ -24,11 +24,11 @@ def _as_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
-        return _as_json(value)
+        return as_json(value)
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _as_json(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Accept an object or its JSON; what cannot be read stays for validation to refuse."""
     if not isinstance(value, str):
         return value
@@ -39,7 +39,7 @@ def _as_json(value: Any) -> Any:
 
 
 ListOf = Annotated[list[T], BeforeValidator(_as_list)]
-JsonObject = Annotated[dict[str, Any], BeforeValidator(_as_json)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
 Time = str | float
 AgentId = Annotated[str | None, Field(description="default: you")]
 MinScore = Annotated[float, Field(ge=0, le=1)]

@@ -49,13 +49,24 @@ def check_metadata(metadata: dict[str, Any] | None, settings: Settings) -> str |
     """
     if not metadata:
         return None
-    if _is_deep(metadata):
-        raise InvalidArgument("metadata is nested too deeply", hint=f"nest at most {_MAX_DEPTH} levels")
+    return check_json(metadata, "metadata", settings.limits.metadata_bytes)
+
+
+def check_json(document: Any, what: str, most_bytes: int) -> str | None:
+    """Give a JSON value as text; none for none.
+
+    Raises:
+        InvalidArgument: too large, too deep, or with values that JSON does not have (NaN, infinities).
+    """
+    if document is None:
+        return None
+    if _is_deep(document):
+        raise InvalidArgument(f"{what} is nested too deeply", hint=f"nest at most {_MAX_DEPTH} levels")
     try:
-        text = json.dumps(metadata, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"metadata is not JSON: {error}", hint="use finite numbers and little nesting") from None
-    return check_text(text, "metadata", settings.limits.metadata_bytes)
+        raise InvalidArgument(f"{what} is not JSON: {error}", hint="use finite numbers and little nesting") from None
+    return check_text(text, what, most_bytes)
 
 
 _MAX_DEPTH = 32
@@ -98,12 +109,12 @@ def check_limit(limit: int, settings: Settings) -> int:
     return limit
 
 
-def check_id(memory_id: str) -> str:
+def check_id(some_id: str, what: str = "memory_id") -> str:
     """Accept what could be an id: short printable ASCII.
 
     Raises:
         InvalidArgument: it cannot be one.
     """
-    if not (0 < len(memory_id) <= 64 and memory_id.isascii() and memory_id.isprintable()):
-        raise InvalidArgument(f"memory_id {echo(memory_id)} is not an id", hint="use an id that a tool gave you")
-    return memory_id
+    if not (0 < len(some_id) <= 64 and some_id.isascii() and some_id.isprintable()):
+        raise InvalidArgument(f"{what} {echo(some_id)} is not an id", hint="use an id that a tool gave you")
+    return some_id

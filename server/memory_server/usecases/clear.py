@@ -90,7 +90,7 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
 
 async def _selected(service: Service, principal: Principal, selection: Selection, expired_only: bool) -> Doomed:
     prepared = await service.backend.namespace(principal.namespace)
-    own = replace(principal, granted=())
+    own = replace(principal, grants=())
     filters = await to_filters(service, principal, replace(selection, agent_ids=()))
     filters = replace(filters, owners=principal.owners or (NOBODY,))
     now = time.time()
@@ -123,16 +123,23 @@ async def _delete_selected(service: Service, principal: Principal, query: Query)
 
 
 async def _delete(service: Service, principal: Principal, ids: Sequence[str]) -> int:
-    keys = Keys(principal.namespace)
+    return await delete(service, principal.namespace, ids, owners=principal.owners, who=principal.agent, op="clear")
+
+
+async def delete(
+    service: Service, namespace: str, ids: Sequence[str], *, owners: Sequence[str], who: str, op: str
+) -> int:
+    """Remove those of some memories that belong to some owner ids; give how many."""
+    keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
         "rm1_delete",
         [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
-        owners=list(principal.owners),
+        owners=list(owners),
         same_prefix=keys.same_prefix,
-        audit={"who": principal.agent, "op": "clear", "ids": []},
+        audit={"who": who, "op": op, "ids": []},
     )
     for chore in answer["long"]:
-        await settle_or_tell(service, principal.namespace, chore)
+        await settle_or_tell(service, namespace, chore)
     return len(answer["deleted"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -39,8 +38,7 @@ async def load_readable(
 
     async def fetch(client: Client) -> list[Record]:
         refs = [Ref(check_id(memory_id))]
-        found = await loading.load(client, keys, refs, vector_field=vector_field, whole=whole)
-        return loading.permitted(found, principal, time.time())
+        return await loading.load_readable(client, keys, refs, principal, vector_field=vector_field, whole=whole)
 
     records = await service.backend.read(fetch)
     if not records:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from memory_core import grants
 from memory_core.connection import Client
 from memory_core.errors import Forbidden, echo
 from memory_core.ids import new_id
@@ -28,16 +30,16 @@ class Caller:
 
 
 async def resolve(backend: Backend, caller: Caller) -> Principal:
-    """Look up the caller's owner ids; one that never wrote has none."""
+    """Look up the caller's owner ids and the grants to it; one that never wrote has no owner id."""
     keys = Keys(caller.namespace)
-    owner, owners = await backend.read(lambda client: client.hmget(keys.agent(caller.agent), ["owner", "owners"]))
-    return Principal(
-        namespace=caller.namespace,
-        agent=caller.agent,
-        owner=owner.decode() if owner else None,
-        owners=tuple(owners.decode().split(SEPARATOR)) if owners else (),
-        admin=caller.admin,
-    )
+
+    async def fetch(client: Client) -> list[Any]:
+        pipe = client.pipeline(transaction=False)
+        grants.ask(pipe, keys, caller.agent)
+        return await pipe.execute()
+
+    rows = await backend.read(fetch)
+    return grants.principal_of(caller.namespace, caller.agent, caller.admin, rows)
 
 
 async def resolve_writer(backend: Backend, caller: Caller) -> Principal:

@@ -14,6 +14,7 @@ from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.times import to_iso, to_redis
+from memory_server.readers import reads
 from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
@@ -24,6 +25,7 @@ from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 
 
+@reads
 async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
     """Read one memory whole, with how often it was read before.
 
@@ -42,6 +44,7 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
     )
 
 
+@reads
 async def list_memories(
     service: Service,
     caller: Caller,
@@ -104,7 +107,7 @@ async def _page(
             client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
         )
         warnings += new_warnings
-        records += loading.permitted(await loading.load(client, keys, refs), principal, time.time())
+        records += await loading.load_readable(client, keys, refs, principal)
         offset += len(refs)
         if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit

@@ -14,6 +14,7 @@ from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix, to_bytes
+from memory_server.readers import reads
 from memory_server.results import Hit, Memory, SearchAnswer, Took
 from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
@@ -59,6 +60,7 @@ class SearchRequest:
     deadline_ms: int | None = None
 
 
+@reads
 async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -120,6 +122,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     )
 
 
+@reads
 async def find_similar(
     service: Service,
     caller: Caller,
@@ -171,6 +174,20 @@ async def nearest(service: Service, principal: Principal, vector: Matrix, limit:
     return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
 
 
+async def best_of(
+    service: Service, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
+) -> tuple[list[Scored], str | None]:
+    """Find what matches a text within a selection, best first, and why it may be incomplete."""
+    request = SearchRequest(query=text, limit=limit)
+    terms = query_terms(text)
+    vector, failure = await _query_vector(service, caller, text, Mode.HYBRID, service.settings.search_timeout_ms)
+    found = await _search(service, principal, selected, terms=terms, vector=vector, limit=limit)
+    hits, _ = _cut(_rank(found, terms, vector, request), request)
+    waiting, warnings = found.candidates.waiting, found.candidates.warnings
+    progress = service.backend.progress(caller.namespace)
+    return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     candidates: Candidates
@@ -218,8 +235,8 @@ async def _search(
         proposed = await candidates.propose(
             client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
         )
-        records = await loading.load(client, keys, proposed.refs, vector_field=vector_name)
-        return _Found(proposed, loading.permitted(records, principal, time.time()))
+        records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
+        return _Found(proposed, records)
 
     while True:
         found = await run_search(service, principal.namespace, fetch)

@@ -15,6 +15,7 @@ from memory_core.settings import DAY
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
+from memory_server.readers import reads
 from memory_server.results import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
@@ -22,11 +23,13 @@ from memory_server.search.query import Filters
 from memory_server.service import Service
 from memory_server.usecases.lookup import partial_reason, run_search
 from memory_server.usecases.principals import Caller, owners_of, resolve
+from memory_server.usecases.team_stats import agent_figures, task_figures
 
 _SAMPLE = 20
 _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 
+@reads
 async def memory_stats(
     service: Service, caller: Caller, *, agent_id: str | None, since: str | float | None
 ) -> StatsAnswer:
@@ -59,6 +62,8 @@ async def memory_stats(
         cache=_cache_figures(service.embeddings.cache.hits(caller)),
         search_latency_ms=service.search_latency.percentiles(),
         embedding_latency_ms=service.embedding_latency.percentiles(),
+        tasks=await task_figures(service, caller),
+        agents=await agent_figures(service, caller.namespace),
         partial=bool(reason),
         reason=reason,
         **figures,

@@ -19,6 +19,7 @@ from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibili
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
+from memory_server.readers import reads
 from memory_server.results import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
 from memory_server.usecases import checks
@@ -53,6 +54,7 @@ class NewMemory:
     vector: Sequence[float] | None = None
 
 
+@reads
 async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
 

@@ -21,6 +21,8 @@ from memory_server.search import query as build
 from memory_server.service import Service
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
+from memory_server.usecases.sharing import remove_expired
+from memory_server.usecases.team_sweeping import sweep_team
 from memory_server.usecases.writing import job_part
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ async def _hold_lease(service: Service, name: str) -> bool:
 
 
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
-    """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector."""
+    """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector, expired grants."""
     names = await service.backend.read(lambda client: client.smembers(NAMESPACES))
     for raw in sorted(names):
         namespace = raw.decode()
@@ -73,6 +75,8 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await service.backend.namespace(namespace)
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
+            await remove_expired(service, namespace, _AT_ONCE)
+            await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)
 

@@ -12,6 +12,7 @@ from memory_core.names import check_label
 from memory_core.records import Priority, Record, Visibility, content_hash
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
+from memory_server.readers import reads
 from memory_server.results import MemoryAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
@@ -42,16 +43,18 @@ class Changes:
         return self == Changes()
 
 
+@reads
 async def update_memory(
     service: Service, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
 ) -> MemoryAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
-    A new priority starts its lifetime anew; nothing else moves the expiry.
+    A new priority starts its lifetime anew; nothing else moves the expiry. Another's memory can be changed in content
+    and metadata under a grant to write: whatever else moved would share it further or take it from its owner.
 
     Raises:
         NotFound: no such memory that the caller may read.
-        Forbidden: the caller may read it but it is another's.
+        Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
         Conflict: its revision is not `expected_rev`.
         InvalidArgument: a value is not valid, or nothing was to change.
     """
@@ -60,8 +63,7 @@ async def update_memory(
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, caller)
         old = await load_readable(service, principal, memory_id, whole=True)
-        if not principal.owns(old.owner):
-            raise Forbidden(f"memory {memory_id} belongs to {old.writer}", hint="store one of your own instead")
+        _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, old, changes)
@@ -72,6 +74,18 @@ async def update_memory(
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+
+
+def _check_may_change(principal: Principal, old: Record, changes: Changes) -> None:
+    if principal.owns(old.owner):
+        return
+    if not principal.grants_to_write(old.scope):
+        raise Forbidden(f"memory {old.id} belongs to {old.writer}", hint="store one of your own instead")
+    if changes != Changes(content=changes.content, metadata=changes.metadata):
+        raise Forbidden(
+            f"memory {old.id} belongs to {old.writer}; a grant to write covers its content and metadata alone",
+            hint="leave out priority, visibility, tags and context",
+        )
 
 
 def _changed(service: Service, old: Record, changes: Changes) -> Record:
@@ -118,9 +132,13 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.chores,
             keys.seq(old.owner),
             keys.events,
+            keys.granted(principal.agent),
+            keys.agent(principal.agent),
         ],
         id=old.id,
+        prefix=keys.prefix,
         owners=list(principal.owners),
+        grants=[grant.id for grant in principal.grants_to_write(old.scope)],
         rev=old.rev,
         fields=fields,
         remove=[name for name in _OPTIONAL_FIELDS if name not in fields[::2]],

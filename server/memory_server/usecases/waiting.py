@@ -168,10 +168,11 @@ class _Wait:
         """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
         if all(entry.kind != MEMORY for entry in entries):
             return [_event(entry) for entry in entries]
-        principal = await self._principal(room)
-        wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-        shown = {entry.position for entry in await readable(self.service, principal, wanted)}
-        matches = await self._matches(principal, entries)
+        with self.service.readers.reading(self.caller.namespace, self.caller.agent):
+            principal = await self._principal(room)
+            wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
+            shown = {entry.position for entry in await readable(self.service, principal, wanted)}
+            matches = await self._matches(principal, entries)
         events: list[Event] = []
         for entry in entries:
             if entry.position in shown:
@@ -246,8 +247,7 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        found = await loading.load(client, keys, refs, vector_field=field_name)
-        return loading.permitted(found, principal, time.time())
+        return await loading.load_readable(client, keys, refs, principal, vector_field=field_name)
 
     return await service.backend.read(fetch)
 

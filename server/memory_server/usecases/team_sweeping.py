@@ -1,0 +1,64 @@
+"""What the clock demands of a team: agents that fell silent, leases that ran out, memories of those that left."""
+
+from __future__ import annotations
+
+import time
+
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_server.search import candidates
+from memory_server.search import query as build
+from memory_server.service import Service
+from memory_server.usecases.clear import delete
+from memory_server.usecases.dispatch import sweep_tasks
+from memory_server.usecases.lookup import run_search
+
+_AT_ONCE = 100
+
+
+async def sweep_team(service: Service, namespace: str) -> None:
+    """Put agents, tasks and what is left of unregistered agents right."""
+    await _sweep_agents(service, namespace)
+    await sweep_tasks(service, namespace)
+    await _purge(service, namespace)
+
+
+async def _sweep_agents(service: Service, namespace: str) -> None:
+    """Mark agents dead whose next sign of life is overdue, and hand their tasks on."""
+    keys = Keys(namespace)
+    overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, time.time()))
+    for name in overdue:
+        await _declare_dead(service, keys, name.decode())
+
+
+async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
+    more = True
+    while more:
+        answer = await service.backend.write(
+            "rm1_agent_lost",
+            [keys.agent(name)],
+            repeatable=True,
+            names=keys.task_names(),
+            agent=name,
+            reason=f"{name} fell silent",
+            keep=service.settings.tasks.keep_seconds,
+        )
+        more = answer["more"]
+
+
+async def _purge(service: Service, namespace: str) -> None:
+    """Remove the memories of deleted owner ids, a slice at a time, then the tombstones."""
+    keys, timeout = Keys(namespace), service.settings.search_timeout_ms
+    for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
+        owner = raw.decode()
+        doomed = build.memories(build.of_owner(owner))
+
+        async def fetch(client: Client, doomed: build.Query = doomed) -> list[str]:
+            refs = await candidates.some(client, keys, doomed, limit=_AT_ONCE, timeout_ms=timeout)
+            return [ref.memory_id for ref in refs]
+
+        while ids := await run_search(service, namespace, fetch):
+            if not await delete(service, namespace, ids, owners=[owner], who="sweeper", op="purge"):
+                break
+        else:
+            await service.backend.write("rm1_agent_purged", [keys.tombstones, keys.owner(owner)], owner=owner)
