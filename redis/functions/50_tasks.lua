@@ -1,4 +1,4 @@
--- The transitions of a task. Every function takes `names` and checks all before it writes; KEYS[1] names the slot.
+-- The transitions of a task. Every function takes the namespace's `prefix` and checks all before it writes; KEYS[1] names the slot.
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT = 10000
@@ -10,20 +10,34 @@ local function replay_task(names, key, request)
   return {status = 'replayed', id = seen[2]}
 end
 
+-- Those of some tasks that have not ended; a refusal if one has ended without completing.
+local function blockers_among(names, ids)
+  local blockers = {}
+  for _, id in ipairs(ids) do
+    local state = redis.call('HGET', names.task .. id, 'state')
+    if state == 'dead' or state == 'cancelled' then return {status = 'ended_dependency', id = id, state = state} end
+    if state and state ~= 'completed' then blockers[#blockers + 1] = id end
+  end
+  return nil, blockers
+end
+
+local function wait_for_others(names, id, blockers)
+  for _, blocker in ipairs(blockers) do
+    redis.call('SADD', names.blockers .. id, blocker)
+    redis.call('SADD', names.dependents .. blocker, id)
+  end
+end
+
 -- What stands in the way of a submission, else the dependencies that have not ended yet.
 local function check_submission(names, request)
   if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
     return {status = 'quota'}
   end
   if request.only ~= '' and not registered(names, request.only) then return {status = 'unknown_agent'} end
-  local blockers = {}
   for _, id in ipairs(request.depends_on) do
-    local state = redis.call('HGET', names.task .. id, 'state')
-    if not state then return {status = 'unknown_dependency', id = id} end
-    if state == 'dead' or state == 'cancelled' then return {status = 'ended_dependency', id = id, state = state} end
-    if state ~= 'completed' then blockers[#blockers + 1] = id end
+    if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
   end
-  return nil, blockers
+  return blockers_among(names, request.depends_on)
 end
 
 local function is_past(deadline, now)
@@ -34,9 +48,10 @@ end
 -- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | unknown_agent |
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
-  if redis.call('EXISTS', names.task .. id) == 1 then return answer({status = 'replayed', id = id}) end
+  local known = read(names.task .. id, 'state', 'assigned')
+  if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
   local problem, blockers = check_submission(names, request)
@@ -55,13 +70,11 @@ local function submit(keys, args)
     redis.call('HSET', keys[2], 'payload', request.idempotency.payload, 'task_id', id)
     redis.call('EXPIRE', keys[2], request.idempotency.ttl)
   end
-  for _, blocker in ipairs(blockers) do
-    redis.call('SADD', names.blockers .. id, blocker)
-    redis.call('SADD', names.dependents .. blocker, id)
-  end
+  wait_for_others(names, id, blockers)
   audit(names.audit, names.counters, now, request.audit)
   note(names, id, now, {op = 'submitted', agent = request.audit.who})
-  local task = load_task(names, id)
+  local task = {attempt = 0}
+  for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
   tell(names, 'submitted', id, request.audit.who, task)
   if #blockers > 0 then return answer({status = 'submitted', id = id, state = 'waiting'}) end
   queue(names, id, task)
@@ -73,7 +86,7 @@ end
 -- rm1_task_assign: give queued tasks to the first of their candidates that has room by now.
 -- KEYS: leases. Answer: {assigned = {id: name}}
 local function assign_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now, assigned = request.names, wall_clock(), {}
   for _, item in ipairs(request.items) do
     local task = load_task(names, item.id)
@@ -84,8 +97,10 @@ local function assign_tasks(_, args)
   return answer({assigned = assigned})
 end
 
--- What an agent has been assigned and not leased, best first.
-local function best_in_hand(names, name, best)
+-- The best of what an agent has been assigned and not leased; it has `held` leases.
+local function best_in_hand(names, name, held)
+  if redis.call('XLEN', names.inbox .. name) == held then return nil end
+  local best
   for _, entry in ipairs(redis.call('XRANGE', names.inbox .. name, '-', '+')) do
     local id, score = entry[2][2], tonumber(entry[2][4])
     if (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
@@ -97,12 +112,15 @@ end
 
 -- The first task of a kind that the agent need not avoid.
 local function first_of(names, kind, spec, name, now)
-  local queued = redis.call('ZRANGE', names.backlog .. kind, 0, LOOK - 1, 'WITHSCORES')
-  for position = 1, #queued, 2 do
-    local avoid = redis.call('HGET', names.task .. queued[position], 'avoid') or ''
-    if not is_avoided(names, {avoid = avoid}, spec, name, now) then
-      return {id = queued[position], score = tonumber(queued[position + 1])}
+  for start = 0, LOOK_FAR, LOOK do
+    local queued = redis.call('ZRANGE', names.backlog .. kind, start, start + LOOK - 1, 'WITHSCORES')
+    for position = 1, #queued, 2 do
+      local avoid = redis.call('HGET', names.task .. queued[position], 'avoid') or ''
+      if not is_avoided(names, {avoid = avoid}, spec, name, now) then
+        return {id = queued[position], score = tonumber(queued[position + 1])}
+      end
     end
+    if #queued < 2 * LOOK then return nil end
   end
 end
 
@@ -120,7 +138,11 @@ end
 
 local function lease(names, id, agent, secret, now)
   local task = load_task(names, id)
-  if task.assigned ~= agent.name then assign(names, id, task, agent.name, now) end
+  if task.assigned == agent.name then
+    redis.call('ZREM', names.unclaimed, id)
+  else
+    assign(names, id, task, agent.name, now)
+  end
   local fence = redis.call('HINCRBY', names.counters, 'fence', 1)
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
@@ -130,7 +152,6 @@ local function lease(names, id, agent, secret, now)
   redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
     'leased_at', stamp(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
-  redis.call('ZREM', names.unclaimed, id)
   redis.call('SADD', names.held .. agent.name, id)
   local turn = tonumber(task.score) % BAND
   if turn > tonumber(redis.call('HGET', names.turns, task.rank) or '0') then
@@ -169,7 +190,7 @@ end
 -- rm1_task_sweep: what the clock demands, up to AT_ONCE of each kind, and what ended tasks unblock.
 -- KEYS: leases. Answer: {more}
 local function sweep_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   lapse(names, now, AT_ONCE, request.keep)
   local more = settle_dependents(names, now, request.keep)
@@ -184,23 +205,22 @@ end
 -- and turn. A secret comes for each lease that may be given; the same call again gets the same answer.
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], busy, queued}
 local function claim(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   local agent = registered(names, request.agent)
   if not agent then return answer({status = 'unknown'}) end
-  local last = read(names.agent .. agent.name, 'last_claim', 'last_answer')
-  if last.last_claim == request.call then return last.last_answer end
+  if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   touch_agent(names, agent, now)
   lapse(names, now, LOOK, request.keep)
-  local leased = {}
-  while #leased < #request.secrets and redis.call('SCARD', names.held .. agent.name) < agent.most do
-    local best = best_in_hand(names, agent.name)
+  local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
+  while #leased < #request.secrets and held < agent.most do
+    local best = best_in_hand(names, agent.name, held)
     if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
     if not best then break end
     leased[#leased + 1] = lease(names, best.id, agent, request.secrets[#leased + 1], now)
+    held = held + 1
   end
-  local claimed = answer({status = 'claimed', tasks = leased, held = redis.call('SCARD', names.held .. agent.name),
-    most = agent.most})
+  local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed
 end
@@ -223,7 +243,7 @@ end
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, more}
 local function complete(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then return answer({status = 'completed'}) end
@@ -250,11 +270,12 @@ end
 -- rm1_task_fail: end an attempt; the task is tried again after a pause, by another agent if there is one.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, next_at}
 local function fail(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
-    return answer({status = task.state, next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
+    return answer({status = task.state == 'dead' and 'dead' or 'retrying',
+      next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
   end
   local problem = refused(task, request, now)
   if problem then return answer({status = problem == 'completed' and 'stale' or problem, state = task.state}) end
@@ -274,7 +295,7 @@ end
 -- rm1_task_cancel: end an open task on behalf of its submitter. Whoever holds its lease is told by an event, and its
 -- token is worth nothing from now on. KEYS: leases. Answer: {status = cancelled | unknown | ended, state}
 local function cancel(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
@@ -289,13 +310,15 @@ local function cancel(_, args)
 end
 
 -- rm1_task_requeue: give a dead task a new life with all its attempts. KEYS: leases.
--- Answer: {status = pending | unknown | not_dead, state, assigned}
+-- Answer: {status = pending | waiting | unknown | not_dead | ended_dependency, id, state}
 local function requeue_task(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
   if task.state ~= 'dead' then return answer({status = 'not_dead', state = task.state}) end
+  local problem, blockers = blockers_among(names, split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
+  if problem then return answer(problem) end
   local entry = redis.call('HGET', names.task .. id, 'dead_entry')
   if entry then redis.call('XDEL', names.dead, entry) end
   redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'avoid', 'dead_entry', 'deadline')
@@ -304,6 +327,11 @@ local function requeue_task(_, args)
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
   note(names, id, now, {op = 'requeued', agent = request.agent})
   audit(names.audit, names.counters, now, request.audit)
+  wait_for_others(names, id, blockers)
+  if #blockers > 0 then
+    redis.call('HSET', names.task .. id, 'state', 'waiting')
+    return answer({status = 'waiting', state = 'waiting'})
+  end
   make_pending(names, id, load_task(names, id), now)
   return answer({status = 'pending', state = 'pending'})
 end

@@ -25,6 +25,7 @@ from memory_server.agent_results import (
     RegisterAnswer,
     UnregisterAnswer,
 )
+from memory_server.backend import after_write
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -77,21 +78,23 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         "rm1_agent_register",
         [keys.agent(caller.agent)],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
         audit={"who": caller.agent, "op": "register agent", "ids": []},
     )
-    await dispatch(service, caller.namespace)
-    agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
-    if not agents:
-        raise not_registered(caller)
+    with after_write():
+        await dispatch(service, caller.namespace)
+        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+        if not agents:
+            raise not_registered(caller)
+        pending = await _pending(service, keys, agents[0])
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agents[0], time.time()),
         again=answer["again"],
-        pending_tasks=await _pending(service, keys, agents[0]),
+        pending_tasks=pending,
         heartbeat_seconds=seconds,
         keep_alive=f"Call update_agent_heartbeat at least every {seconds:g} s with the lease_tokens you hold; "
         f"after {2 * seconds:g} s of silence your tasks go to others.",
@@ -116,7 +119,7 @@ async def unregister_agent(
     answer = await service.backend.write(
         "rm1_agent_unregister",
         [keys.agent(caller.agent)],
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         memories=memories,
         target=target,
@@ -126,7 +129,8 @@ async def unregister_agent(
         raise not_registered(caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
-    moved = await release(service, caller.namespace, caller.agent)
+    with after_write():
+        moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
@@ -139,7 +143,7 @@ async def release(service: Service, namespace: str, name: str) -> int:
             "rm1_agent_release",
             [keys.agent(name)],
             repeatable=True,
-            names=keys.task_names(),
+            prefix=keys.prefix,
             agent=name,
             reason=f"{name} was unregistered",
             keep=service.settings.tasks.keep_seconds,
@@ -172,7 +176,7 @@ async def heartbeat(
         "rm1_agent_heartbeat",
         [keys.agent(caller.agent)],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
@@ -180,12 +184,15 @@ async def heartbeat(
     if answer["status"] == "unknown":
         raise not_registered(caller)
     dispatch_soon(service, caller.namespace)
-    agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+    with after_write():
+        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+        pending = await _pending(service, keys, agents[0]) if agents else 0
+        events = await unread(service, caller)
     return HeartbeatAnswer(
-        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"].items()},
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
-        pending_tasks=await _pending(service, keys, agents[0]) if agents else 0,
-        unread_events=await unread(service, caller),
+        pending_tasks=pending,
+        unread_events=events,
     )
 
 

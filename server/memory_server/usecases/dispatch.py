@@ -11,23 +11,27 @@ from memory_core.keys import Keys
 from memory_core.tasks import Kind, Task, load_tasks
 from memory_core.vectors import from_bytes
 from memory_server.service import Service
-from memory_server.usecases.routing import Demand, able, rank, roster
+from memory_server.usecases.routing import Demand, able, note_assigned, rank, roster
 
 _AT_ONCE = 32
+_LEAST_SECONDS = 0.01
+_SECONDS_PER_AGENT = 0.0005
 
 
 def dispatch_soon(service: Service, namespace: str) -> None:
-    """Dispatch in a moment, once for all requests until then."""
-    service.soon(("dispatch", namespace), lambda: dispatch(service, namespace))
+    """Dispatch in a moment, once for all requests until then; the more agents there are to look at, the later."""
+    _, agents = service.rosters.get(namespace, (0.0, ()))
+    seconds = _LEAST_SECONDS + _SECONDS_PER_AGENT * len(agents)
+    service.soon(("dispatch", namespace), lambda: dispatch(service, namespace), seconds)
 
 
 async def dispatch(service: Service, namespace: str) -> int:
     """Assign the first queued tasks, as many as there is room for; give how many were assigned."""
-    service.rosters.pop(namespace, None)
     keys, now = Keys(namespace), time.time()
     kinds = await service.backend.read(lambda client: client.hgetall(keys.kinds))
     if not kinds:
         return 0
+    service.rosters.pop(namespace, None)
     agents = [agent for agent in await roster(service, namespace) if agent.room]
     open_kinds = {name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, Kind.parse(spec), now))}
     if not open_kinds:
@@ -40,9 +44,10 @@ async def dispatch(service: Service, namespace: str) -> int:
         if task.kind.id in open_kinds
     ]
     answer = await service.backend.write(
-        "rm1_task_assign", [keys.leases], repeatable=True, names=keys.task_names(), items=items
+        "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
     )
-    service.rosters.pop(namespace, None)
+    for name in dict(answer["assigned"]).values():
+        note_assigned(service, namespace, name)
     return len(answer["assigned"])
 
 
@@ -54,7 +59,7 @@ async def sweep_tasks(service: Service, namespace: str) -> None:
             "rm1_task_sweep",
             [keys.leases],
             repeatable=True,
-            names=keys.task_names(),
+            prefix=keys.prefix,
             keep=service.settings.tasks.keep_seconds,
         )
         more = answer["more"]

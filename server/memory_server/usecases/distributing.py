@@ -23,7 +23,7 @@ from memory_server.task_results import DistributeAnswer, SimilarTask, Suited, Wh
 from memory_server.usecases import checks
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.principals import Caller
-from memory_server.usecases.routing import Choice, Demand, able, rank, roster
+from memory_server.usecases.routing import Choice, Demand, able, note_assigned, rank, roster
 from memory_server.usecases.tasks import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
 
 EMBED_SECONDS = 0.5
@@ -72,8 +72,8 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     answer = await _submit(service, caller, new, kind, vector, [choice.agent for choice in choices])
     if answer["status"] == "replayed":
         return await _replayed(service, caller, answer["id"])
-    service.rosters.pop(caller.namespace, None)
     assigned = answer.get("assigned")
+    note_assigned(service, caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
@@ -123,7 +123,7 @@ async def _submit(
         "rm1_task_submit",
         [keys.leases, keys.idempotency(f"task:{caller.agent}", new.idempotency_key or "")],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         id=task_id,
         fields=_fields(service, caller, new, kind, deadline),
         depends_on=list(new.depends_on),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory_core.agents import Agent, AgentStatus, load_agents
 from memory_core.keys import Keys
@@ -68,6 +68,14 @@ async def roster(service: Service, namespace: str) -> list[Agent]:
     agents = await service.backend.read(lambda client: load_agents(client, keys, dimension=dimension))
     service.rosters[namespace] = (time.monotonic() + ROSTER_SECONDS, agents)
     return agents
+
+
+def note_assigned(service: Service, namespace: str, name: str | None) -> None:
+    """Count a task just assigned among what an agent has in hand, until the roster is read again."""
+    _, agents = service.rosters.get(namespace, (0.0, []))
+    for position, agent in enumerate(agents):
+        if agent.name == name:
+            agents[position] = replace(agent, open_tasks=agent.open_tasks + 1)
 
 
 def able(agents: Iterable[Agent], kind: Kind, now: float) -> list[Agent]:
