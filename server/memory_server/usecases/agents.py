@@ -83,6 +83,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         fields=[part for pair in fields.items() for part in pair],
         audit={"who": caller.agent, "op": "register agent", "ids": []},
     )
+    service.rosters.pop(caller.namespace, None)
     await dispatch(service, caller.namespace)
     agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
     if not agents:
@@ -126,6 +127,7 @@ async def unregister_agent(
         raise not_registered(caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
+    service.rosters.pop(caller.namespace, None)
     moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
@@ -179,6 +181,8 @@ async def heartbeat(
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)
+    if status:
+        service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
     agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
     return HeartbeatAnswer(
