@@ -71,7 +71,7 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        """Beginning of all keys of the namespace; the Functions of grants, tasks and agents make keys of it as below."""
+        """Beginning of all keys of the namespace; Functions of grants, tasks and agents make keys of it so too."""
         return self._key("")
 
     @property
