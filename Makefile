@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check test-conformance test-torch gpu-check bench fuzz clean
+.PHONY: run test example check test-conformance test-torch gpu-check bench chaos fuzz clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -62,6 +62,11 @@ gpu-check: $(STAMP)
 STEPS ?= 50000
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+
+# A team at work while its processes and Redis are killed: make chaos [MINUTES=60] [SCENARIO=tasks|store|all] [SEED=…]
+SCENARIO ?= tasks
+chaos: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP)
 	$(BIN)/ruff check .

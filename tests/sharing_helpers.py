@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from stack import Agent, Refused, Stack
-
-from memory_core.keys import Keys
+from stack import Agent, Refused
 
 SECRET = "The treasure chest is buried under the old lighthouse."
 LABELS: dict[str, Any] = {"tags": ["gold"], "context": "island", "memory_type": "document"}
 
 
-async def register(stack: Stack, agent: Agent, namespace: str, name: str) -> None:
+async def register(agent: Agent, name: str) -> None:
     """Make an agent one that can be shared with."""
-    tools = {tool.name for tool in (await agent.client.list_tools()).tools}
-    if "register_agent" in tools:
-        await agent.call("register_agent", agent_id=name)
-    else:
-        await stack.client.hset(Keys(namespace).agent(name), "registered_at", "1")
+    await agent.call("register_agent", agent_id=name)
 
 
 async def share(agent: Agent, target: str, **what: Any) -> str:

@@ -24,17 +24,17 @@ SELECTORS: dict[str, dict[str, Any]] = {
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def registered(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
+async def registered(alice: Agent, bob: Agent) -> None:
     """Both can be shared with."""
-    await register(stack, alice, namespace, "alice")
-    await register(stack, bob, namespace, "bob")
+    await register(alice, "alice")
+    await register(bob, "bob")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def carol(stack: Stack, server: Server, namespace: str) -> AsyncGenerator[Agent]:
+async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
     """A third agent."""
     async with in_own_task(server.agent("carol", namespace)) as agent:
-        await register(stack, agent, namespace, "carol")
+        await register(agent, "carol")
         yield agent
 
 
@@ -110,7 +110,7 @@ async def test_sharing_the_same_again_renews_the_grant(alice: Agent, bob: Agent)
     assert await readable(bob, [secret]) == []
 
 
-async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent, stack: Stack) -> None:
+async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent) -> None:
     secret = await alice.store(SECRET, **LABELS)
     grant = await share(alice, "bob", context="island")
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"

@@ -10,20 +10,34 @@ local function replay_task(names, key, request)
   return {status = 'replayed', id = seen[2]}
 end
 
+-- Those of some tasks that have not ended; a refusal if one has ended without completing.
+local function blockers_among(names, ids)
+  local blockers = {}
+  for _, id in ipairs(ids) do
+    local state = redis.call('HGET', names.task .. id, 'state')
+    if state == 'dead' or state == 'cancelled' then return {status = 'ended_dependency', id = id, state = state} end
+    if state and state ~= 'completed' then blockers[#blockers + 1] = id end
+  end
+  return nil, blockers
+end
+
+local function wait_for_others(names, id, blockers)
+  for _, blocker in ipairs(blockers) do
+    redis.call('SADD', names.blockers .. id, blocker)
+    redis.call('SADD', names.dependents .. blocker, id)
+  end
+end
+
 -- What stands in the way of a submission, else the dependencies that have not ended yet.
 local function check_submission(names, request)
   if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
     return {status = 'quota'}
   end
   if request.only ~= '' and not registered(names, request.only) then return {status = 'unknown_agent'} end
-  local blockers = {}
   for _, id in ipairs(request.depends_on) do
-    local state = redis.call('HGET', names.task .. id, 'state')
-    if not state then return {status = 'unknown_dependency', id = id} end
-    if state == 'dead' or state == 'cancelled' then return {status = 'ended_dependency', id = id, state = state} end
-    if state ~= 'completed' then blockers[#blockers + 1] = id end
+    if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
   end
-  return nil, blockers
+  return blockers_among(names, request.depends_on)
 end
 
 local function is_past(deadline, now)
@@ -36,7 +50,8 @@ end
 local function submit(keys, args)
   local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
-  if redis.call('EXISTS', names.task .. id) == 1 then return answer({status = 'replayed', id = id}) end
+  local known = read(names.task .. id, 'state', 'assigned')
+  if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
   local problem, blockers = check_submission(names, request)
@@ -55,10 +70,7 @@ local function submit(keys, args)
     redis.call('HSET', keys[2], 'payload', request.idempotency.payload, 'task_id', id)
     redis.call('EXPIRE', keys[2], request.idempotency.ttl)
   end
-  for _, blocker in ipairs(blockers) do
-    redis.call('SADD', names.blockers .. id, blocker)
-    redis.call('SADD', names.dependents .. blocker, id)
-  end
+  wait_for_others(names, id, blockers)
   audit(names.audit, names.counters, now, request.audit)
   note(names, id, now, {op = 'submitted', agent = request.audit.who})
   local task = {attempt = 0}
@@ -262,7 +274,8 @@ local function fail(_, args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
-    return answer({status = task.state, next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
+    return answer({status = task.state == 'dead' and 'dead' or 'retrying',
+      next_at = redis.call('HGET', names.task .. id, 'next_at') or nil})
   end
   local problem = refused(task, request, now)
   if problem then return answer({status = problem == 'completed' and 'stale' or problem, state = task.state}) end
@@ -297,13 +310,15 @@ local function cancel(_, args)
 end
 
 -- rm1_task_requeue: give a dead task a new life with all its attempts. KEYS: leases.
--- Answer: {status = pending | unknown | not_dead, state, assigned}
+-- Answer: {status = pending | waiting | unknown | not_dead | ended_dependency, id, state}
 local function requeue_task(_, args)
   local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
   if task.state ~= 'dead' then return answer({status = 'not_dead', state = task.state}) end
+  local problem, blockers = blockers_among(names, split(redis.call('HGET', names.task .. id, 'depends_on') or ''))
+  if problem then return answer(problem) end
   local entry = redis.call('HGET', names.task .. id, 'dead_entry')
   if entry then redis.call('XDEL', names.dead, entry) end
   redis.call('HDEL', names.task .. id, 'finished_at', 'error', 'avoid', 'dead_entry', 'deadline')
@@ -312,6 +327,11 @@ local function requeue_task(_, args)
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
   note(names, id, now, {op = 'requeued', agent = request.agent})
   audit(names.audit, names.counters, now, request.audit)
+  wait_for_others(names, id, blockers)
+  if #blockers > 0 then
+    redis.call('HSET', names.task .. id, 'state', 'waiting')
+    return answer({status = 'waiting', state = 'waiting'})
+  end
   make_pending(names, id, load_task(names, id), now)
   return answer({status = 'pending', state = 'pending'})
 end

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,6 +35,21 @@ RESTART_WAIT_SECONDS = 8.0
 _WATCH_SECONDS = 2.0
 _FORGET_SECONDS = 600.0
 """A namespace that nobody used for so long is no longer watched."""
+
+
+@contextmanager
+def after_write() -> Generator[None]:
+    """Have reads that follow a write never claim that nothing was changed.
+
+    Raises:
+        OutcomeUnknown: instead of StoreUnavailable.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise OutcomeUnknown(
+            "it was done, but Redis does not answer what came of it", hint=error.hint, retry_after=error.retry_after
+        ) from error
 
 
 @dataclass(slots=True)
@@ -122,6 +137,7 @@ class Backend:
         """
         client = await self.client()
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
+        unknown: OutcomeUnknown | None = None
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(outcomes) & retry_if_not_exception_type(StoreRefused),
             stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
@@ -129,8 +145,16 @@ class Backend:
             reraise=True,
         ):
             with attempt:
-                async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
-                    return await functions.call(client, function, keys, **request)
+                try:
+                    async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
+                        return await functions.call(client, function, keys, **request)
+                except OutcomeUnknown as error:
+                    unknown = error
+                    raise
+                except StoreUnavailable:
+                    if unknown:
+                        raise unknown from None
+                    raise
         raise AssertionError("unreachable")
 
     async def namespace(self, name: str, *, renew: bool = False) -> Prepared:

@@ -25,6 +25,7 @@ from memory_server.agent_results import (
     RegisterAnswer,
     UnregisterAnswer,
 )
+from memory_server.backend import after_write
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -84,15 +85,17 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         audit={"who": caller.agent, "op": "register agent", "ids": []},
     )
     service.rosters.pop(caller.namespace, None)
-    await dispatch(service, caller.namespace)
-    agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
-    if not agents:
-        raise not_registered(caller)
+    with after_write():
+        await dispatch(service, caller.namespace)
+        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+        if not agents:
+            raise not_registered(caller)
+        pending = await _pending(service, keys, agents[0])
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agents[0], time.time()),
         again=answer["again"],
-        pending_tasks=await _pending(service, keys, agents[0]),
+        pending_tasks=pending,
         heartbeat_seconds=seconds,
         keep_alive=f"Call update_agent_heartbeat at least every {seconds:g} s with the lease_tokens you hold; "
         f"after {2 * seconds:g} s of silence your tasks go to others.",
@@ -128,7 +131,8 @@ async def unregister_agent(
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
     service.rosters.pop(caller.namespace, None)
-    moved = await release(service, caller.namespace, caller.agent)
+    with after_write():
+        moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
@@ -184,12 +188,15 @@ async def heartbeat(
     if status:
         service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
-    agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+    with after_write():
+        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
+        pending = await _pending(service, keys, agents[0]) if agents else 0
+        events = await unread(service, caller)
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
-        pending_tasks=await _pending(service, keys, agents[0]) if agents else 0,
-        unread_events=await unread(service, caller),
+        pending_tasks=pending,
+        unread_events=events,
     )
 
 

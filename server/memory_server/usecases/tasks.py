@@ -53,11 +53,13 @@ async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskSt
     """Take a task of the caller's own from the dead letters and try it again, as if for the first time.
 
     Raises:
-        NotFound: the caller submitted none of that id. Conflict: it is not dead.
+        NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
     """
     answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue task", {})
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
+    if answer["status"] == "ended_dependency":
+        raise Conflict(f"it depends on task {answer['id']}, which is {answer['state']}", hint="requeue that one first")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 

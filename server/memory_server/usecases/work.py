@@ -17,6 +17,7 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Visibility
 from memory_core.tasks import Task, load_tasks
 from memory_core.times import to_iso
+from memory_server.backend import after_write
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.results import Hit
@@ -58,7 +59,8 @@ async def get_pending_tasks(service: Service, caller: Caller, wanted: Claim) -> 
     answer = await _claim(service, caller, wanted.limit)
     if wanted.wait_seconds and not answer["tasks"]:
         answer = await _wait_and_claim(service, caller, wanted)
-    return await _describe(service, caller, wanted, answer)
+    with after_write():
+        return await _describe(service, caller, wanted, answer)
 
 
 async def complete_task(
@@ -199,8 +201,11 @@ async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dic
     for task, (history, memories, reason) in zip(tasks, helped, strict=True):
         failures = [event for event in history if event.op in _FAILURES]
         handoffs = [event.handoff for event in failures if event.handoff]
+        lease = leases[task.id]
         extra = {
-            "lease_token": leases[task.id]["lease_token"],
+            "lease_token": lease["lease_token"],
+            "lease_until": to_iso(float(lease["lease_until"])),
+            "attempt": int(lease["attempt"]),
             "earlier_failures": failures,
             "handoff": handoffs[-1] if handoffs else None,
             "memories": memories,

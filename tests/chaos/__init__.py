@@ -1,0 +1,1 @@
+"""Breaks a running team of agents on purpose, records every call, and proves that nothing went wrong."""

@@ -1,0 +1,137 @@
+"""What the checks judge: recorded calls, and what Redis remembers; plus the leases and effects that calls speak of."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from memory_core.times import parse_time
+
+from .history import Call, Clock
+from .kept import Kept, Leftovers
+
+Audit = Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One thing that must never happen, and did."""
+
+    rule: str
+    task: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.task}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One lease as a claim answered it. `until` is on Redis's clock."""
+
+    task: str
+    fence: int
+    token: str
+    agent: str
+    until: float
+    claim: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One accepted use of a token; `until` is what a renewal answered."""
+
+    op: str
+    task: str
+    token: str
+    call: Call
+    until: float | None = None
+
+
+def task_of(token: str) -> str:
+    """Give the task that a token is of."""
+    return token.partition(".")[0]
+
+
+def fence_of(token: str) -> int:
+    """Give the number of a token."""
+    return int(token.split(".")[1])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run."""
+
+    calls: list[Call] = field(default_factory=list[Call])
+    tasks: dict[str, Kept] = field(default_factory=dict[str, Kept])
+    audit: Audit | None = None
+    clock: Clock = Clock()  # noqa: RUF009 it is frozen
+    leftovers: Leftovers = Leftovers()  # noqa: RUF009 it is frozen
+
+    def of(self, op: str) -> Iterator[Call]:
+        """Give the calls of one kind."""
+        return (call for call in self.calls if call.op == op)
+
+    @cached_property
+    def leases(self) -> dict[str, Lease]:
+        """Every lease that a claim answered, by its token."""
+        found: dict[str, Lease] = {}
+        for call in self.of("claim"):
+            for task in call.answer.get("tasks", ()) if call.is_ok else ():
+                token, until = task["lease_token"], parse_time(task["lease_until"], "lease_until")
+                found[token] = Lease(task["task_id"], fence_of(token), token, call.agent, until, call)
+        return found
+
+    @cached_property
+    def effects(self) -> list[Effect]:
+        """Every accepted completion, failure and renewal."""
+        found: list[Effect] = []
+        for call in self.calls:
+            if not call.is_ok:
+                continue
+            if call.op in {"complete", "fail"}:
+                found.append(Effect(call.op, call.arguments["task_id"], call.arguments["lease_token"], call))
+            elif call.op == "heartbeat":
+                found += _renewals(call)
+        return found
+
+    @cached_property
+    def leases_of(self) -> dict[str, list[Lease]]:
+        """The leases of each task by rising number."""
+        found: dict[str, list[Lease]] = defaultdict(list)
+        for lease in sorted(self.leases.values(), key=lambda lease: lease.fence):
+            found[lease.task].append(lease)
+        return found
+
+    @cached_property
+    def about(self) -> dict[str, list[Call]]:
+        """The calls about each task that may have ended it or an attempt at it."""
+        found: dict[str, list[Call]] = defaultdict(list)
+        for call in self.calls:
+            if call.op in {"complete", "fail", "cancel"} and call.may_have_worked:
+                found[call.arguments["task_id"]].append(call)
+        return found
+
+    @cached_property
+    def promised(self) -> dict[str, float]:
+        """The latest end of each lease that anybody was promised, by token, on Redis's clock."""
+        found = {token: lease.until for token, lease in self.leases.items()}
+        for effect in self.effects:
+            if effect.until is not None:
+                found[effect.token] = max(found.get(effect.token, 0.0), effect.until)
+        return found
+
+    @cached_property
+    def perhaps_renewed(self) -> set[str]:
+        """Tokens whose lease may last longer than anybody was promised."""
+        unknown = (call for call in self.of("heartbeat") if not call.is_ok and call.may_have_worked)
+        return {token for call in unknown for token in call.arguments["lease_tokens"]}
+
+
+def _renewals(call: Call) -> Iterator[Effect]:
+    """The answer names tasks; of two tokens of one task the newer must be the one renewed."""
+    tokens = {task_of(token): token for token in sorted(call.arguments["lease_tokens"], key=fence_of)}
+    for task, until in call.answer.get("leases_renewed", {}).items():
+        yield Effect("renew", task, tokens[task], call, parse_time(until, "leases_renewed"))

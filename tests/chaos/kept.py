@@ -1,0 +1,111 @@
+"""Reads what Redis itself remembers of tasks, the second witness beside the recorded calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from memory_core.codec import unpack
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_core.tasks import split
+
+_AT_ONCE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that happened to a task, at a time on Redis's clock."""
+
+    op: str
+    at: float
+    agent: str | None = None
+    fence: int | None = None
+    attempt: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One task as Redis has it."""
+
+    id: str
+    state: str
+    entries: tuple[Entry, ...]
+    depends_on: tuple[str, ...] = ()
+    max_retries: int = 100
+    fence: int | None = None
+
+    @property
+    def leases(self) -> list[Entry]:
+        """Its leases in the order in which they were given."""
+        return [entry for entry in self.entries if entry.op == "leased"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftovers:
+    """What ended tasks must not leave behind: entries of the queues by the key they are in."""
+
+    found: tuple[tuple[str, str], ...] = ()
+
+
+async def read_tasks(client: Client, keys: Keys) -> dict[str, Kept]:
+    """Read all tasks of a namespace with their histories."""
+    prefix = keys.task("")
+    names = [raw.decode() async for raw in client.scan_iter(match=prefix + "*", count=_AT_ONCE)]
+    ids = sorted(name.removeprefix(prefix) for name in names)
+    kept: dict[str, Kept] = {}
+    for start in range(0, len(ids), _AT_ONCE):
+        kept |= await _read(client, keys, ids[start : start + _AT_ONCE])
+    return kept
+
+
+async def _read(client: Client, keys: Keys, ids: list[str]) -> dict[str, Kept]:
+    pipe = client.pipeline(transaction=False)
+    for task_id in ids:
+        pipe.hmget(keys.task(task_id), "state", "depends_on", "max_retries", "fence")
+        pipe.lrange(keys.history(task_id), 0, -1)
+    rows = await pipe.execute()
+    return {
+        task_id: Kept(
+            task_id,
+            fields[0].decode(),
+            tuple(_entry(row) for row in history),
+            split(fields[1].decode() if fields[1] else None),
+            int(fields[2]),
+            int(fields[3]) if fields[3] else None,
+        )
+        for task_id, fields, history in zip(ids, rows[::2], rows[1::2], strict=True)
+    }
+
+
+def _entry(row: bytes) -> Entry:
+    found = unpack(row)
+    at, fence = float(found["at"]), found.get("fence")
+    number = None if fence is None else int(fence)
+    return Entry(found["op"], at, found.get("agent"), number, found.get("attempt"), found.get("error"))
+
+
+async def read_audit(client: Client, keys: Keys) -> Counter[tuple[str, str]]:
+    """Count the audit's entries by what was done and to which task."""
+    counts: Counter[tuple[str, str]] = Counter()
+    last = "-"
+    while rows := await client.xrange(keys.audit, min=last, count=_AT_ONCE):
+        for _, fields in rows:
+            for task_id in fields[b"ids"].decode().split():
+                counts[fields[b"op"].decode(), task_id] += 1
+        last = "(" + rows[-1][0].decode()
+    return counts
+
+
+async def read_leftovers(client: Client, keys: Keys, agents: list[str]) -> Leftovers:
+    """Find what is still queued, leased, delayed or in an agent's hands."""
+    found: list[tuple[str, str]] = []
+    for key in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
+        found += [(key, raw.decode()) for raw in await client.zrange(key, 0, -1)]
+    for raw in await client.hkeys(keys.kinds):
+        found.append((keys.kinds, raw.decode()))
+    for name in agents:
+        found += [(keys.held(name), raw.decode()) for raw in await client.smembers(keys.held(name))]
+        found += [(keys.inbox(name), fields[b"task"].decode()) for _, fields in await client.xrange(keys.inbox(name))]
+    return Leftovers(tuple(found))

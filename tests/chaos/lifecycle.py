@@ -1,0 +1,133 @@
+"""Checks of what Redis remembers: each task's own history must be a legal life with one end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from .evidence import Evidence, Violation
+from .kept import Entry, Kept
+
+ENDS = {"completed", "dead", "cancelled"}
+_ATTEMPT_ENDS = {"completed", "failed", "expired", "lost"}
+_OPEN = {"assigned", "leased", "cancelled", "dead"}
+NEXT: dict[str, set[str]] = {
+    "": {"submitted"},
+    "submitted": _OPEN | {"unblocked"},
+    "unblocked": _OPEN,
+    "assigned": {"leased", "taken back", "cancelled", "dead"},
+    "taken back": _OPEN,
+    "leased": _ATTEMPT_ENDS | {"cancelled", "dead"},
+    "failed": _OPEN,
+    "expired": _OPEN,
+    "lost": _OPEN,
+    "dead": {"requeued"},
+    "requeued": _OPEN | {"unblocked"},
+    "completed": set(),
+    "cancelled": set(),
+}
+"""What may follow what in a history."""
+
+
+def transitions_are_legal(evidence: Evidence) -> Iterator[Violation]:
+    """Each step of a life must be one that the states allow."""
+    for task in evidence.tasks.values():
+        before = ""
+        for entry in task.entries:
+            if entry.op not in NEXT.get(before, set()):
+                yield Violation("illegal transition", task.id, f"{before or 'nothing'} -> {entry.op}")
+            before = entry.op
+
+
+def every_task_ends_once(evidence: Evidence) -> Iterator[Violation]:
+    """A life has one end, which is its last entry, the state says the same, and nothing is left in any queue."""
+    for task in evidence.tasks.values():
+        ends = [entry.op for entry in task.entries if entry.op in ENDS]
+        lives = 1 + sum(entry.op == "requeued" for entry in task.entries)
+        last = task.entries[-1].op if task.entries else ""
+        if last not in ENDS or task.state not in ENDS:
+            yield Violation("task without end", task.id, f"state {task.state}, last {last or 'nothing'}")
+        elif task.state != last:
+            yield Violation("state is not the end", task.id, f"state {task.state}, ended as {last}")
+        if len(ends) > lives:
+            yield Violation("more than one end", task.id, " ".join(ends))
+    for key, what in evidence.leftovers.found:
+        yield Violation("left in a queue", what, key)
+
+
+def submissions_are_kept(evidence: Evidence) -> Iterator[Violation]:
+    """Whatever was acknowledged exists."""
+    for call in evidence.of("submit"):
+        if call.is_ok and call.answer["task_id"] not in evidence.tasks:
+            yield Violation("lost submission", call.answer["task_id"], f"acknowledged to {call.agent}")
+
+
+def attempts_are_counted(evidence: Evidence) -> Iterator[Violation]:
+    """Attempts rise by one from one, and are no more than the task allows; each ends as what it was."""
+    for task in evidence.tasks.values():
+        expected, held = 1, None
+        for entry in task.entries:
+            if entry.op == "requeued":
+                expected = 1
+            elif entry.op == "leased":
+                yield from _attempt(task, entry, expected)
+                expected, held = expected + 1, entry
+            elif entry.op in _ATTEMPT_ENDS and (held is None or _who(entry) != _who(held)):
+                yield Violation("end of another's attempt", task.id, f"{entry.op} {_who(entry)}, held {held}")
+            elif entry.op in _ATTEMPT_ENDS | ENDS:
+                held = None
+
+
+def _attempt(task: Kept, lease: Entry, expected: int) -> Iterator[Violation]:
+    if lease.attempt != expected:
+        yield Violation("attempts miscounted", task.id, f"{lease.attempt} instead of {expected}")
+    if expected > task.max_retries + 1:
+        yield Violation("too many attempts", task.id, f"{expected}, {task.max_retries} retries allowed")
+
+
+def _who(entry: Entry) -> tuple[str | None, int | None]:
+    return entry.agent, entry.fence
+
+
+def tokens_rise(evidence: Evidence) -> Iterator[Violation]:
+    """Numbers of tokens rise in the order of leases: within a task, in Redis's time, and as claims saw it."""
+    doubt = evidence.clock.doubt
+    for task in evidence.tasks.values():
+        for older, newer in pairwise(task.leases):
+            if (newer.fence or 0) <= (older.fence or 0):
+                yield Violation("tokens do not rise", task.id, f"{older.fence} then {newer.fence}")
+        if task.leases and task.fence != task.leases[-1].fence:
+            yield Violation("tokens do not rise", task.id, f"the task has {task.fence}, not {task.leases[-1].fence}")
+    given = sorted((e.fence or 0, e.at, task.id) for task in evidence.tasks.values() for e in task.leases)
+    for (fence, at, _), (other, later, task_id) in pairwise(given):
+        if fence == other:
+            yield Violation("token given twice", task_id, str(fence))
+        if later < at - doubt:
+            yield Violation("tokens do not rise", task_id, f"{other} at {later}, {fence} at {at}")
+    yield from _tokens_rise_for_claims(evidence)
+
+
+def _tokens_rise_for_claims(evidence: Evidence) -> Iterator[Violation]:
+    """A claim that began after another had ended has the greater numbers."""
+    leases = evidence.leases.values()
+    moments = sorted(
+        [(lease.claim.ended, 1, lease.fence, lease.task) for lease in leases]
+        + [(lease.claim.began, 0, lease.fence, lease.task) for lease in leases]
+    )
+    highest = 0
+    for _, ended, fence, task in moments:
+        if ended:
+            highest = max(highest, fence)
+        elif fence <= highest:
+            yield Violation("tokens do not rise", task, f"{fence} was given after {highest} had been")
+
+
+def dependencies_come_first(evidence: Evidence) -> Iterator[Violation]:
+    """A task is leased only after all that it depends on completed."""
+    for task in evidence.tasks.values():
+        leased = [entry.at for entry in task.leases]
+        for other in task.depends_on if leased else ():
+            kept = evidence.tasks.get(other)
+            done = [entry.at for entry in kept.entries if entry.op == "completed"] if kept else []
+            if not done or done[0] > leased[0] + evidence.clock.doubt:
+                yield Violation("leased before its dependency completed", task.id, other)

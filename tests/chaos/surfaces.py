@@ -1,0 +1,138 @@
+"""Two ways of calling the same tools: the use cases within this process, or MCP over HTTP to a server."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol
+
+import uvicorn
+from mcp import Client as McpClient
+from mcp_types import CallToolResult
+
+from memory_core import errors
+from memory_core.errors import MemoryServiceError, OutcomeUnknown
+from memory_core.settings import Settings
+from memory_core.tasks import TaskPriority, TaskState
+from memory_server.app import build_server
+from memory_server.runtime import Runtime
+from memory_server.service import Service
+from memory_server.transport.http import http_application
+from memory_server.usecases import agents, distributing, sweeping, tasks, work
+from memory_server.usecases.principals import Caller
+
+from .history import Json
+
+TASK_SETTINGS: dict[str, Any] = {"backoff_seconds": 0.05, "backoff_most_seconds": 0.5, "claim_seconds": 2.0}
+_ERRORS = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
+
+
+class Surface(Protocol):
+    """The tools by their names, for one agent."""
+
+    async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
+        """Call a tool.
+
+        Raises:
+            MemoryServiceError: as the tool does.
+        """
+        ...
+
+
+class Direct:
+    """Calls the use cases over a service of this process."""
+
+    def __init__(self, service: Service, namespace: str) -> None:
+        self._service = service
+        self._namespace = namespace
+
+    async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
+        """Call a tool."""
+        answer = await getattr(self, f"_{tool}")(Caller(self._namespace, agent), **arguments)
+        return answer.model_dump(mode="json")
+
+    async def _register_agent(self, caller: Caller, **said: Any) -> Any:
+        return await agents.register_agent(self._service, caller, agents.Profile(**said))
+
+    async def _update_agent_heartbeat(self, caller: Caller, lease_tokens: list[str]) -> Any:
+        return await agents.heartbeat(
+            self._service, caller, status=None, load=None, lease_tokens=lease_tokens, metrics=None
+        )
+
+    async def _get_pending_tasks(self, caller: Caller, **wanted: Any) -> Any:
+        return await work.get_pending_tasks(self._service, caller, work.Claim(**wanted))
+
+    async def _complete_task(self, caller: Caller, task_id: str, lease_token: str) -> Any:
+        return await work.complete_task(
+            self._service, caller, task_id, lease_token, result={"by": caller.agent}, metrics=None, store_result=False
+        )
+
+    async def _fail_task(self, caller: Caller, task_id: str, lease_token: str, error: str, retry: bool) -> Any:
+        return await work.fail_task(
+            self._service, caller, task_id, lease_token, error=error, retry=retry, handoff="I began it"
+        )
+
+    async def _distribute_task(self, caller: Caller, priority: str, **new: Any) -> Any:
+        wanted = distributing.NewTask(priority=TaskPriority(priority), **new)
+        return await distributing.distribute_task(self._service, caller, wanted)
+
+    async def _cancel_task(self, caller: Caller, task_id: str) -> Any:
+        return await tasks.cancel_task(self._service, caller, task_id, "not needed any more")
+
+    async def _requeue_task(self, caller: Caller, task_id: str) -> Any:
+        return await tasks.requeue_task(self._service, caller, task_id)
+
+    async def _list_tasks(self, caller: Caller, states: list[str], limit: int) -> Any:
+        return await tasks.list_tasks(self._service, caller, [TaskState(state) for state in states], limit)
+
+
+@asynccontextmanager
+async def direct(url: str, namespace: str) -> AsyncGenerator[Direct]:
+    """Run a service with its sweeper in this process."""
+    settings = Settings.load(redis_url=url, tasks=TASK_SETTINGS)
+    async with AsyncExitStack() as stack:
+        service = await stack.enter_async_context(Service(settings).running())
+        await stack.enter_async_context(sweeping.sweeping(service))
+        yield Direct(service, namespace)
+
+
+class Remote:
+    """Calls tools over MCP; a call that got no answer has an unknown outcome."""
+
+    def __init__(self, client: McpClient) -> None:
+        self._client = client
+
+    async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
+        """Call a tool."""
+        try:
+            result = await self._client.call_tool(tool, arguments)
+        except Exception as error:
+            raise OutcomeUnknown(f"no answer: {error}") from error
+        assert isinstance(result, CallToolResult)
+        answer = result.structured_content or {}
+        if not result.is_error:
+            return answer
+        error = answer.get("error", {})
+        raise _ERRORS.get(error.get("code", ""), MemoryServiceError)(str(result.content)[:200])
+
+
+@asynccontextmanager
+async def remote(address: str, namespace: str, agent: str) -> AsyncGenerator[Remote]:
+    """Connect one agent to a server."""
+    async with McpClient(f"{address}/mcp?agent={agent}&namespace={namespace}") as client:
+        yield Remote(client)
+
+
+async def serve(url: str, port: int) -> None:
+    """Serve MCP over HTTP until killed."""
+    logging.disable()
+    runtime = Runtime(Settings.load(redis_url=url, tasks=TASK_SETTINGS))
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
+        application = http_application(build_server(runtime), runtime)
+        config = uvicorn.Config(application, log_level="critical", access_log=False)
+        async with runtime.running():
+            await uvicorn.Server(config).serve(sockets=[listener])

@@ -1,0 +1,256 @@
+"""The chaos run of tasks: a team at work while its processes are killed and paused and Redis is cut off.
+
+Faults come by progress, spread over the whole run, so that a faster machine has as many of them. Afterwards the
+checker judges what all processes recorded together with what Redis remembers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from embedder_fixtures import RedisServer
+from redis.exceptions import RedisError
+
+from memory_core.connection import Client, connect
+from memory_core.keys import Keys
+
+from . import checker, history, kept
+from .actors import LEASES, Part
+from .evidence import Evidence, Violation
+from .troupe import Troupe
+
+_LAST_FAULT = 0.85
+"""Share of the tasks that have ended when the last fault comes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a run is, and how much goes wrong in it."""
+
+    seed: int
+    tasks: int = 10_000
+    workers: int = 8
+    submitters: int = 2
+    kills: int = 50
+    pauses: int = 30
+    redis_kills: int = 3
+    server_kills: int = 2
+    minutes: float = 60.0
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did and what the checker says of it."""
+
+    plan: Plan
+    faults: Counter[str] = field(default_factory=Counter[str])
+    ends: Counter[str] = field(default_factory=Counter[str])
+    calls: Counter[str] = field(default_factory=Counter[str])
+    refusals: Counter[str] = field(default_factory=Counter[str])
+    happened: Counter[str] = field(default_factory=Counter[str])
+    seconds: float = 0.0
+    violations: list[Violation] = field(default_factory=list[Violation])
+    log: str = ""
+
+    @property
+    def double_completions(self) -> int:
+        """How many tasks were completed more than once, by any witness."""
+        return sum(violation.rule == "completed twice" for violation in self.violations)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing happened that must not happen."""
+        return not self.violations and not self.log
+
+    def __str__(self) -> str:
+        total = sum(self.ends.values())
+        lines = [
+            f"seed {self.plan.seed}: {total} tasks, {self.plan.workers} workers, {self.seconds:.0f} s, "
+            f"{total / self.seconds:.0f} tasks/s",
+            f"faults: {_counts(self.faults)}",
+            f"ends: {_counts(self.ends)}",
+            f"happened: {_counts(self.happened)}",
+            f"calls: {_counts(self.calls)}",
+            f"refusals: {_counts(self.refusals)}",
+            f"double completions: {self.double_completions}",
+            f"violations: {len(self.violations)}",
+            *(f"  {violation}" for violation in self.violations[:50]),
+        ]
+        return "\n".join([*lines, *(["what the processes said:", self.log[-4000:]] if self.log else [])])
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+async def run(plan: Plan, folder: Path) -> Report:
+    """Run the scenario on a Redis of its own and judge it."""
+    redis = RedisServer(folder)
+    redis.start()
+    began = time.monotonic()
+    try:
+        async with connect(redis.url) as client:
+            stage = Stage(plan, folder, redis, client)
+            async with stage.playing():
+                await stage.until_all_ended()
+            seconds = time.monotonic() - began
+            return await _judge(stage, seconds)
+    finally:
+        redis.kill()
+
+
+class Stage:
+    """The processes of one run and the faults that befall them."""
+
+    def __init__(self, plan: Plan, folder: Path, redis: RedisServer, client: Client) -> None:
+        self.plan, self.folder, self.redis, self.client = plan, folder, redis, client
+        self.keys = Keys("chaos")
+        self.faults: Counter[str] = Counter()
+        self.log = folder / "processes.log"
+        self._random = random.Random(plan.seed)
+        self._deadline = time.monotonic() + plan.minutes * 60
+        self._histories = folder / "histories"
+        self._histories.mkdir()
+        self._parts: dict[str, Part] = {}
+        self._paused: set[str] = set()
+        self._troupe = Troupe(self.log)
+
+    @asynccontextmanager
+    async def playing(self) -> AsyncGenerator[None]:
+        """Have all processes at work and faults befall them, until left."""
+        for part in self._cast():
+            self._parts[part.name] = part
+            self._troupe.start(part)
+        faults = asyncio.create_task(self._let_things_go_wrong())
+        try:
+            yield
+            await faults
+        finally:
+            faults.cancel()
+            await asyncio.gather(faults, return_exceptions=True)
+            self._troupe.end()
+
+    async def until_all_ended(self) -> None:
+        """Wait until all is submitted and all has ended, or there is no time left."""
+        done = [self._histories / f"s{number}.done" for number in range(self.plan.submitters)]
+        while time.monotonic() < self._deadline:
+            if all(path.exists() for path in done) and await self._counter("open_tasks") == 0:
+                return
+            await asyncio.sleep(0.1)
+
+    def evidence_folder(self) -> Path:
+        """Where the processes wrote their histories."""
+        return self._histories
+
+    def _cast(self) -> list[Part]:
+        port = _free_port()
+        blank = Part("server", "server", 0, self.plan.seed, self.redis.url, str(self._histories), port=port)
+        cast = [blank]
+        for number in range(self.plan.workers):
+            able = ["even" if number % 2 == 0 else "odd", *(["rare"] if number < 3 else [])]
+            remote = f"http://127.0.0.1:{port}" if number == 0 else ""
+            window = 200_000 if number % 3 == 0 else 0
+            part = replace(blank, role="worker", name=f"w{number}", address=remote, capabilities=able, window=window)
+            cast.append(part)
+        share = self.plan.tasks // self.plan.submitters
+        for number in range(self.plan.submitters):
+            part = replace(blank, role="submitter", name=f"s{number}", tasks=share, workers=self.plan.workers)
+            cast.append(part)
+        return cast
+
+    async def _let_things_go_wrong(self) -> None:
+        plan = self.plan
+        faults = [self._kill_worker] * plan.kills + [self._pause_worker] * plan.pauses
+        faults += [self._kill_redis] * plan.redis_kills + [self._kill_server] * plan.server_kills
+        self._random.shuffle(faults)
+        step = _LAST_FAULT * plan.tasks / max(len(faults), 1)
+        async with asyncio.TaskGroup() as under_way:
+            for number, fault in enumerate(faults):
+                while await self._ended() < step * (number + self._random.random()):
+                    if time.monotonic() > self._deadline:
+                        return
+                    await asyncio.sleep(0.02)
+                if fault == self._pause_worker:
+                    under_way.create_task(fault())
+                else:
+                    await fault()
+
+    async def _kill_worker(self) -> None:
+        name = self._random.choice([name for name in self._parts if name[0] == "w" and name not in self._paused])
+        self._restart(name)
+        self.faults["worker kills"] += 1
+
+    async def _kill_server(self) -> None:
+        self._restart("server")
+        self.faults["server kills"] += 1
+
+    def _restart(self, name: str) -> None:
+        self._troupe.kill(name)
+        self._parts[name] = replace(self._parts[name], life=self._parts[name].life + 1)
+        self._troupe.start(self._parts[name])
+
+    async def _pause_worker(self) -> None:
+        """Pause a worker for longer than its leases; at least two stay at work."""
+        while len(self._paused) > self.plan.workers - 2:
+            await asyncio.sleep(0.05)
+        name = self._random.choice([name for name in self._parts if name[0] == "w" and name not in self._paused])
+        self._paused.add(name)
+        self._troupe.pause(name)
+        await asyncio.sleep(LEASES[1] + self._random.uniform(0.1, 1.0))
+        self._troupe.resume(name)
+        self._paused.discard(name)
+        self.faults["pauses"] += 1
+
+    async def _kill_redis(self) -> None:
+        self.redis.kill()
+        await asyncio.sleep(self._random.uniform(0, 0.5))
+        await asyncio.to_thread(self.redis.start)
+        self.faults["Redis kills"] += 1
+
+    async def _ended(self) -> int:
+        return sum([await self._counter(f"tasks_{state}") for state in ("completed", "dead", "cancelled")])
+
+    async def _counter(self, name: str) -> int:
+        try:
+            return int(await self.client.hget(self.keys.counters, name) or 0)
+        except (RedisError, OSError):
+            return 0 if name != "open_tasks" else 1
+
+
+async def _judge(stage: Stage, seconds: float) -> Report:
+    calls, clock = history.load(stage.evidence_folder())
+    workers = [f"w{number}" for number in range(stage.plan.workers)]
+    evidence = Evidence(
+        calls,
+        await kept.read_tasks(stage.client, stage.keys),
+        await kept.read_audit(stage.client, stage.keys),
+        clock,
+        await kept.read_leftovers(stage.client, stage.keys, workers),
+    )
+    happened = Counter(entry.op for task in evidence.tasks.values() for entry in task.entries)
+    happened["renewed"] = sum(effect.op == "renew" for effect in evidence.effects)
+    return Report(
+        stage.plan,
+        stage.faults,
+        Counter(task.state for task in evidence.tasks.values()),
+        Counter(f"{call.op} {call.outcome}" for call in calls),
+        Counter(f"{call.op} {call.answer['code']}" for call in calls if "code" in call.answer),
+        happened,
+        seconds,
+        checker.violations(evidence),
+        stage.log.read_text(errors="replace"),
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
