@@ -41,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.long_content
+	$(BIN)/python -m benchmarks.events
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch

@@ -71,7 +71,7 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        """Beginning of all keys of the namespace; Functions of grants, tasks and agents make keys of it so too."""
+        """Beginning of all keys of the namespace, of which the Functions of grants, tasks and agents make theirs."""
         return self._key("")
 
     @property
