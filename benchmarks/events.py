@@ -23,7 +23,7 @@ from memory_core.keys import Keys
 from memory_core.settings import Settings
 from memory_server.local.client import socket_url
 from memory_server.local.paths import locate, password_of, read_state
-from memory_server.results_events import EventsAnswer
+from memory_server.results.events import EventsAnswer
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller
 from memory_server.usecases.waiting import WaitRequest, wait_for_events

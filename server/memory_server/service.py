@@ -20,7 +20,7 @@ from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
 from memory_server.readers import Readers
-from memory_server.results import Percentiles
+from memory_server.results.stats import Percentiles
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0

@@ -20,7 +20,7 @@ from mcp_types import (
 from pydantic import BaseModel, Field
 
 from memory_core.errors import InvalidArgument
-from memory_server.results import Answer
+from memory_server.results.answer import Answer
 from memory_server.tools.arguments import Arguments, NoArguments
 from memory_server.tools.toolkit import make_tool
 

@@ -7,8 +7,8 @@ from typing import Any
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 
-from memory_server.agent_results import AgentListAnswer, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
 from memory_server.identity import caller_of
+from memory_server.results.agents import AgentListAnswer, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import task_arguments as arguments_of
 from memory_server.tools.toolkit import make_tool

@@ -9,7 +9,7 @@ from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from memory_core.records import MemoryType, Priority, Visibility
-from memory_server.results_events import EventKind
+from memory_server.results.events import EventKind
 
 if TYPE_CHECKING:
     from memory_server.usecases.selecting import Selection

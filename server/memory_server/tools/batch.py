@@ -13,7 +13,7 @@ from mcp_types import CallToolResult, InputRequiredResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.identity import caller_of
-from memory_server.results import BatchAnswer, Outcome
+from memory_server.results.batch import BatchAnswer, Outcome
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
 from memory_server.tools.toolkit import make_tool

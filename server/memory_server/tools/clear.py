@@ -10,7 +10,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from memory_server.identity import caller_of
-from memory_server.results import ClearAnswer
+from memory_server.results.memories import ClearAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
 from memory_server.tools.toolkit import make_tool

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
-from memory_server.results_context import RevokeAnswer, ShareAnswer, SharedContextAnswer
+from memory_server.results.context import RevokeAnswer, ShareAnswer, SharedContextAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments_context as arguments_of
 from memory_server.tools.toolkit import make_tool

@@ -8,7 +8,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
-from memory_server.results import GpuAnswer, StatsAnswer
+from memory_server.results.stats import GpuAnswer, StatsAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
 from memory_server.tools.toolkit import make_tool

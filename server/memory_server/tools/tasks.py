@@ -8,14 +8,14 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
-from memory_server.runtime import Runtime
-from memory_server.task_results import (
+from memory_server.results.tasks import (
     DistributeAnswer,
     PendingAnswer,
     TaskAnswer,
     TaskListAnswer,
     TaskStateAnswer,
 )
+from memory_server.runtime import Runtime
 from memory_server.tools import task_arguments as arguments_of
 from memory_server.tools.toolkit import make_tool
 

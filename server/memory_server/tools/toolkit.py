@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, echo
-from memory_server.results import Answer
+from memory_server.results.answer import Answer
 from memory_server.tools.arguments import Arguments
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,8 @@ from memory_core.names import NAME_PATTERN, SEPARATOR, check_name
 from memory_core.tasks import Kind
 from memory_core.times import to_iso
 from memory_core.vectors import to_bytes
-from memory_server.agent_results import (
+from memory_server.backend import after_write
+from memory_server.results.agents import (
     AgentAnswer,
     AgentListAnswer,
     AgentView,
@@ -25,7 +26,6 @@ from memory_server.agent_results import (
     RegisterAnswer,
     UnregisterAnswer,
 )
-from memory_server.backend import after_write
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service

@@ -10,7 +10,7 @@ from memory_core.connection import Client
 from memory_core.errors import ConfirmationNeeded, InvalidArgument
 from memory_core.keys import Keys
 from memory_core.scope import Principal
-from memory_server.results import ClearAnswer
+from memory_server.results.memories import ClearAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.search.loading import Ref

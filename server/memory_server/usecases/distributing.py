@@ -17,9 +17,9 @@ from memory_core.names import SEPARATOR, check_label, check_name
 from memory_core.tasks import Kind, Task, TaskPriority, TaskState
 from memory_core.times import parse_time, to_redis
 from memory_core.vectors import Matrix, from_bytes, to_bytes
+from memory_server.results.tasks import DistributeAnswer, SimilarTask, Suited, Why
 from memory_server.search import candidates
 from memory_server.service import Service
-from memory_server.task_results import DistributeAnswer, SimilarTask, Suited, Why
 from memory_server.usecases import checks
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.principals import Caller

@@ -15,7 +15,7 @@ from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.times import to_iso, to_redis
 from memory_server.readers import reads
-from memory_server.results import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.results.memories import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service

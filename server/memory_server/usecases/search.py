@@ -15,7 +15,7 @@ from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.readers import reads
-from memory_server.results import Hit, Memory, SearchAnswer, Took
+from memory_server.results.memories import Hit, Memory, SearchAnswer, Took
 from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms

@@ -18,8 +18,8 @@ from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.times import NEVER, to_iso
 from memory_server.readers import reads
-from memory_server.results import Memory
-from memory_server.results_context import GrantInfo, SharedContextAnswer, SharedMemory
+from memory_server.results.context import GrantInfo, SharedContextAnswer, SharedMemory
+from memory_server.results.memories import Memory
 from memory_server.search import query as build
 from memory_server.service import Service
 from memory_server.usecases.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk

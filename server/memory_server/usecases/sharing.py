@@ -15,7 +15,7 @@ from memory_core.keys import Keys, digest
 from memory_core.names import SEPARATOR, check_label, check_name
 from memory_core.records import MemoryType
 from memory_core.times import to_iso
-from memory_server.results_context import RevokeAnswer, ShareAnswer
+from memory_server.results.context import RevokeAnswer, ShareAnswer
 from memory_server.service import Service
 from memory_server.usecases.checks import check_id, check_tags, check_text
 from memory_server.usecases.principals import Caller

@@ -16,7 +16,7 @@ from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
 from memory_server.readers import reads
-from memory_server.results import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
+from memory_server.results.stats import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters

@@ -20,7 +20,7 @@ from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
 from memory_server.readers import reads
-from memory_server.results import Similar, StoreAnswer, VectorState
+from memory_server.results.memories import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content

@@ -13,8 +13,8 @@ from memory_core.keys import Keys
 from memory_core.names import check_label
 from memory_core.tasks import Task, TaskState, load_tasks
 from memory_core.times import to_iso
+from memory_server.results.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
 from memory_server.service import Service
-from memory_server.task_results import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
 from memory_server.usecases import checks
 from memory_server.usecases.dispatch import dispatch_soon
 from memory_server.usecases.principals import Caller

@@ -9,7 +9,7 @@ from memory_core.agents import Agent, load_agents
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.tasks import ENDED, TaskState
-from memory_server.results import AgentFigures, TaskFigures
+from memory_server.results.stats import AgentFigures, TaskFigures
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller
 

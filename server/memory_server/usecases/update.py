@@ -13,7 +13,7 @@ from memory_core.records import Priority, Record, Visibility, content_hash
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
 from memory_server.readers import reads
-from memory_server.results import MemoryAnswer
+from memory_server.results.memories import MemoryAnswer
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.lookup import load_readable

@@ -24,7 +24,7 @@ from memory_core.vectors import Matrix
 from memory_server.events.entries import AGENT, DELETED, GRANT, MEMORY, START, TASK, Entry, Position, read_cursor
 from memory_server.events.listeners import Waiter
 from memory_server.events.room import Room
-from memory_server.results_events import Event, EventKind, EventsAnswer
+from memory_server.results.events import Event, EventKind, EventsAnswer
 from memory_server.search import loading
 from memory_server.search.loading import Ref
 from memory_server.search.ranking import vector_scores

@@ -20,9 +20,9 @@ from memory_core.times import to_iso
 from memory_server.backend import after_write
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
-from memory_server.results import Hit
+from memory_server.results.memories import Hit
+from memory_server.results.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.service import Service
-from memory_server.task_results import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.usecases import checks
 from memory_server.usecases.dispatch import dispatch_soon, sweep_tasks
 from memory_server.usecases.principals import Caller

@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.agents import Agent, AgentStatus, AgentType
 from memory_core.times import to_iso
-from memory_server.results import Answer
+from memory_server.results.answer import Answer
 
 
 class AgentView(BaseModel):

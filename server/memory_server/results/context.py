@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from memory_server.results import Answer, Memory
+from memory_server.results.answer import Answer
+from memory_server.results.memories import Memory
 
 
 class ShareAnswer(Answer):

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from memory_server.results import Answer
+from memory_server.results.answer import Answer
 
 EventKind = Literal["task", "memory", "grant", "agent", "match"]
 

@@ -9,7 +9,8 @@ from pydantic import BaseModel, Field
 
 from memory_core.tasks import Task, TaskPriority, TaskState
 from memory_core.times import to_iso
-from memory_server.results import Answer, Hit
+from memory_server.results.answer import Answer
+from memory_server.results.memories import Hit
 
 
 class TaskEvent(BaseModel):
