@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from embedder_fixtures import wait_until
 from stack import Agent, Refused, Server
 
 Answer = dict[str, Any]
@@ -32,8 +33,14 @@ async def claim(agent: Agent, **wanted: Any) -> list[Answer]:
 
 
 async def lease(agent: Agent, **wanted: Any) -> Answer:
-    """Wait for a task and give it with its lease."""
-    tasks = await claim(agent, wait_seconds=WAIT, **wanted)
+    """Ask until a task comes, and give it with its lease."""
+    tasks: list[Answer] = []
+
+    async def came() -> bool:
+        tasks.extend(await claim(agent, **wanted))
+        return bool(tasks)
+
+    await wait_until(came)
     assert len(tasks) == 1, f"{len(tasks)} tasks came"
     return tasks[0]
 

@@ -241,7 +241,7 @@ async def test_the_tasks_of_an_agent_that_fell_silent_go_to_others_with_what_it_
 
     async def died() -> bool:
         await sweep_team(service, namespace)
-        return not any(agent["agent_id"] == "ada" for agent in (await lead.call("list_agents"))["agents"])
+        return "lost" in await events(lead, task_id)
 
     await wait_until(died)
     task = await lease(ben)
