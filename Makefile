@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test check test-conformance test-torch gpu-check bench chaos fuzz clean
+.PHONY: run test example check test-conformance test-torch gpu-check bench chaos fuzz clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -21,6 +21,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Four agents at work, one of them killed; with URL=http://127.0.0.1:8765/mcp on a running server.
+example: $(STAMP)
+	$(BIN)/python examples/team.py $(if $(URL),--url $(URL))
 
 # The official MCP conformance suite; Node comes with a Python package.
 CONFORMANCE := $(VENV)/.conformance
@@ -37,6 +41,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.long_content
+	$(BIN)/python -m benchmarks.events
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch

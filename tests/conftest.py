@@ -97,6 +97,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":children:",
         ":reshared:",
         ":grants:due",
+        ":tombstones",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

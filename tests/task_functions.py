@@ -27,7 +27,7 @@ class Ground:
     async def call(self, function: str, keys: list[str] | None = None, **request: Any) -> Answer:
         """Call one Function of the library that is loaded."""
         names = keys or [self.keys.leases]
-        return await functions.call(self.client, function, names, names=self.keys.task_names(), keep=KEEP, **request)
+        return await functions.call(self.client, function, names, prefix=self.keys.prefix, keep=KEEP, **request)
 
     async def register(self, *agents: str, most: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
         """Register living agents."""

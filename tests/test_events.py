@@ -139,6 +139,28 @@ async def test_changes_and_deletions_are_told_and_deletions_show_only_the_id(
     assert set(answer["events"][0]) == {"kind", "op", "id", "by", "at"}
 
 
+async def test_a_grant_widens_a_wait_under_way_and_its_revocation_narrows_it(
+    server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    for name, agent in (("alice", alice), ("bob", bob)):
+        await agent.call("register_agent", agent_id=name, agent_type="custom")
+    begin = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob, kinds=["memory"])
+    grant = await alice.call("share_context_with_agent", target_agent="bob", context="island")
+    shared = await alice.store("The chest is under the palm.", context="island")
+    first = await wait
+    assert named(first) == [("memory", "stored", shared)]
+
+    wait = await waiting(server, namespace, bob, kinds=["memory", "task"], cursor=first["cursor"])
+    await alice.call("revoke_shared_context", grant_id=grant["grant_id"])
+    secret = await alice.store("The chest was moved to the cave.", context="island")
+    await alice.call("clear_memory", memory_ids=[secret])
+    await emit(stack, namespace, "end")
+    assert named(await wait) == [("task", "assigned", "end")]
+    caught_up, _ = await everything(bob, begin, kinds=["memory", "grant"])
+    assert [(kind, op) for kind, op, _ in caught_up] == [("grant", "granted"), ("grant", "revoked")]
+
+
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
 async def test_memory_events_follow_the_visibility(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent, visibility: str
@@ -361,7 +383,12 @@ async def test_others_private_memories_do_not_count_as_unread(
     for number in range(120):
         await emit(stack, namespace, f"task-{number}")
     assert await unread(server.service, caller) == 100
-    seen = (await stack.client.get(Keys(namespace).seen("bob"))).decode()
+    seen = await server.service.seen.get(namespace, "bob")
+    assert seen
     _, cursor = await everything(bob, seen)
     assert await unread(server.service, caller) == 0
-    assert (await stack.client.get(Keys(namespace).seen("bob"))).decode() == cursor
+
+    async def is_remembered() -> bool:
+        return (await stack.client.get(Keys(namespace).seen("bob"))) == cursor.encode()
+
+    await wait_until(is_remembered)

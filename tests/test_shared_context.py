@@ -19,17 +19,17 @@ from memory_core.settings import VectorStoreSettings
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def registered(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
+async def registered(alice: Agent, bob: Agent) -> None:
     """Both can be shared with."""
-    await register(stack, alice, namespace, "alice")
-    await register(stack, bob, namespace, "bob")
+    await register(alice, "alice")
+    await register(bob, "bob")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def carol(stack: Stack, server: Server, namespace: str) -> AsyncGenerator[Agent]:
+async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
     """A third agent."""
     async with in_own_task(server.agent("carol", namespace)) as agent:
-        await register(stack, agent, namespace, "carol")
+        await register(agent, "carol")
         yield agent
 
 

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from embedder_fixtures import wait_until
-from sharing_helpers import readable, refusal, register, share
+from sharing_helpers import LABELS, SECRET, readable, refusal, register, share, ways
 from stack import Agent, Server, Stack, in_own_task
 
 from memory_core.keys import Keys
 
-SECRET = "The treasure chest is buried under the old lighthouse."
 OTHER = "The bakery opens at six."
-LABELS: dict[str, Any] = {"tags": ["gold"], "context": "island", "memory_type": "document"}
 SELECTORS: dict[str, dict[str, Any]] = {
     "ids": {"memory_ids": []},
     "context": {"context": "island"},
@@ -26,65 +24,18 @@ SELECTORS: dict[str, dict[str, Any]] = {
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
-async def registered(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
+async def registered(alice: Agent, bob: Agent) -> None:
     """Both can be shared with."""
-    await register(stack, alice, namespace, "alice")
-    await register(stack, bob, namespace, "bob")
+    await register(alice, "alice")
+    await register(bob, "bob")
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def carol(stack: Stack, server: Server, namespace: str) -> AsyncGenerator[Agent]:
+async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
     """A third agent."""
     async with in_own_task(server.agent("carol", namespace)) as agent:
-        await register(stack, agent, namespace, "carol")
+        await register(agent, "carol")
         yield agent
-
-
-def _ids(memories: list[dict[str, Any]]) -> list[str]:
-    return [memory["memory_id"] for memory in memories]
-
-
-def _found(answer: dict[str, Any]) -> list[str]:
-    return _ids([hit["memory"] for hit in answer["hits"]])
-
-
-async def _resource_shows(agent: Agent, memory_id: str) -> bool:
-    from mcp.shared.exceptions import MCPError
-
-    try:
-        return "lighthouse" in (await agent.client.read_resource(f"memory://{memory_id}")).model_dump_json()
-    except MCPError:
-        return False
-
-
-async def _ways(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a memory of alice's, and that alone of hers."""
-    listed = await reader.call("get_agent_memories", agent_id="alice")
-    filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")
-    stats = await reader.call("memory_stats", agent_id="alice")
-    ways = {
-        "retrieve": await readable(reader, [memory_id]) == [memory_id],
-        "resource": await _resource_shows(reader, memory_id),
-        "list": _ids(listed["memories"]) == [memory_id],
-        "list total": listed["total"] == 1,
-        "filtered list": _ids(filtered["memories"]) == [memory_id],
-        "filtered total": filtered["total"] == 1,
-        "statistics": stats["total"] == 1 and stats["by_agent"] == {"alice": 1},
-        "similar to it": not (await reader.raw("find_similar_memories", memory_id=memory_id)).is_error,
-    }
-    for mode in ("hybrid", "vector", "keyword"):
-        query = "treasure under the lighthouse, or a bakery"
-        answer = await reader.call("semantic_search", query=query, mode=mode, agent_ids=["alice"])
-        ways[f"{mode} search"] = _found(answer) == [memory_id]
-    batch = await reader.call("batch_operations", operations=[{"op": "retrieve_memory", "memory_id": memory_id}])
-    ways["batch"] = batch["succeeded"] == 1
-    probe = await reader.call("store_memory", content=f"I know: {SECRET}")
-    ways["similar advice"] = memory_id in _ids(probe["similar"])
-    for exact in (True, False):
-        answer = await reader.call("find_similar_memories", memory_id=probe["memory_id"], exact=exact)
-        ways[f"find similar, exact {exact}"] = memory_id in _found(answer)
-    await reader.call("clear_memory", memory_ids=[probe["memory_id"]])
-    return ways
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
@@ -95,11 +46,11 @@ async def test_a_grant_shows_what_it_covers_by_every_way_until_it_is_revoked(
     secret = await alice.store(SECRET, **LABELS)
     what = {"memory_ids": [secret]} if selector == "ids" else SELECTORS[selector]
     grant = await share(alice, "bob", **what)
-    ways = await _ways(bob, secret)
-    assert ways == dict.fromkeys(ways, True)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, True)
     await alice.call("revoke_shared_context", grant_id=grant)
-    ways = await _ways(bob, secret)
-    assert ways == dict.fromkeys(ways, False)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, False)
 
 
 @pytest.mark.parametrize("selector", ["context", "tags", "types"])
@@ -135,8 +86,8 @@ async def test_a_grant_ends_by_itself_by_every_way(alice: Agent, bob: Agent, sta
         return not await readable(bob, [secret])
 
     await wait_until(is_over)
-    ways = await _ways(bob, secret)
-    assert ways == dict.fromkeys(ways, False)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, False)
     keys = Keys(namespace)
 
     async def is_swept() -> bool:
@@ -159,7 +110,7 @@ async def test_sharing_the_same_again_renews_the_grant(alice: Agent, bob: Agent)
     assert await readable(bob, [secret]) == []
 
 
-async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent, stack: Stack) -> None:
+async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent) -> None:
     secret = await alice.store(SECRET, **LABELS)
     grant = await share(alice, "bob", context="island")
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"

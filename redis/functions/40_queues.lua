@@ -1,10 +1,38 @@
 -- Where tasks wait, who may take them, and how they change hands: shared by the transitions of tasks and of agents.
--- `names` holds keys and beginnings of keys (memory_core.keys.Keys.task_names); times are whole microseconds.
+-- `names` holds keys and beginnings of keys; times are whole microseconds.
 
 local BAND = 2 ^ 44
 local AT_ONCE = 32
 local LOOK, LOOK_FAR = 8, 128
 local HISTORY_KEPT = 200
+
+local NAMESPACES_KNOWN = 1000
+local known_names, names_known = {}, 0
+
+-- Keys, and beginnings of keys, that tasks and agents live under, made of the namespace's prefix as keys.py does.
+local function names_of(prefix)
+  if not known_names[prefix] then
+    if names_known == NAMESPACES_KNOWN then known_names, names_known = {}, 0 end
+    names_known = names_known + 1
+    known_names[prefix] = {
+      task = prefix .. 'task:', history = prefix .. 'history:', inbox = prefix .. 'tasks:', held = prefix .. 'held:',
+      backlog = prefix .. 'backlog:', blockers = prefix .. 'blockers:', dependents = prefix .. 'dependents:',
+      agent = prefix .. 'agent:', owner = prefix .. 'owner:', performance = prefix .. 'perf:', did = prefix .. 'did:',
+      submitted = prefix .. 'submitted:', vector = prefix .. 'taskvec:', kinds = prefix .. 'kinds',
+      leases = prefix .. 'leases', delayed = prefix .. 'delayed', unclaimed = prefix .. 'unclaimed',
+      deadlines = prefix .. 'deadlines', unsettled = prefix .. 'unsettled', dead = prefix .. 'dead',
+      turns = prefix .. 'turns', agents = prefix .. 'agents', tombstones = prefix .. 'tombstones',
+      counters = prefix .. 'counters', events = prefix .. 'events', audit = prefix .. 'audit', namespace = prefix,
+    }
+  end
+  return known_names[prefix]
+end
+
+local function read_request(args)
+  local request = cmsgpack.unpack(args[1])
+  request.names = names_of(request.prefix)
+  return request
+end
 
 local function whole(number)
   return string.format('%.0f', number)
@@ -18,8 +46,9 @@ end
 
 local function note(names, id, now, entry)
   entry.at = stamp(now)
-  redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry))
-  redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
+  if redis.call('RPUSH', names.history .. id, cmsgpack.pack(entry)) > HISTORY_KEPT then
+    redis.call('LTRIM', names.history .. id, -HISTORY_KEPT, -1)
+  end
 end
 
 -- Tell the submitter and whoever has the task.
@@ -31,7 +60,8 @@ end
 
 -- What is known of a registered agent; nil for any other name.
 local function registered(names, name)
-  local agent = read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status')
+  local agent = read(names.agent .. name, 'registered_at', 'capabilities', 'context_window', 'max_tasks', 'status',
+    'heartbeat_seconds', 'last_claim')
   if not agent.registered_at then return nil end
   agent.name, agent.has = name, {}
   for _, capability in ipairs(split(agent.capabilities)) do agent.has[capability] = true end
@@ -75,8 +105,7 @@ local function is_avoided(names, task, kind, name, now)
 end
 
 local function touch_agent(names, agent, now)
-  local wait = tonumber(redis.call('HGET', names.agent .. agent.name, 'heartbeat_seconds'))
-  redis.call('ZADD', names.agents, stamp(now + 2 * wait * 1000000), agent.name)
+  redis.call('ZADD', names.agents, stamp(now + 2 * tonumber(agent.heartbeat_seconds) * 1000000), agent.name)
   redis.call('HSET', names.agent .. agent.name, 'last_seen', stamp(now))
   if agent.status == 'dead' then
     agent.status = 'active'
@@ -99,7 +128,7 @@ local function queue(names, id, task)
     task.score = whole(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
     redis.call('HSET', names.task .. id, 'score', task.score)
   end
-  redis.call('HSET', names.kinds, task.kind, redis.call('HGET', names.task .. id, 'kind_spec'))
+  redis.call('HSET', names.kinds, task.kind, task.kind_spec)
   redis.call('ZADD', names.backlog .. task.kind, task.score, id)
 end
 
@@ -111,7 +140,7 @@ end
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at'}
+  'claim_seconds', 'type', 'last_call', 'leased_at', 'deadline'}
 
 local function load_task(names, id)
   return read(names.task .. id, unpack(TASK))
@@ -126,12 +155,10 @@ local function assign(names, id, task, name, now)
 end
 
 local function take_back(names, id, task)
-  if task.assigned then
-    redis.call('XDEL', names.inbox .. task.assigned, task.entry)
-    redis.call('SREM', names.held .. task.assigned, id)
-  end
-  redis.call('ZREM', names.unclaimed, id)
-  redis.call('ZREM', names.leases, id)
+  if not task.assigned then return end
+  redis.call('XDEL', names.inbox .. task.assigned, task.entry)
+  redis.call('SREM', names.held .. task.assigned, id)
+  redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)
   redis.call('HDEL', names.task .. id, 'assigned', 'entry', 'lease_until')
 end
 
@@ -161,8 +188,9 @@ end
 -- End a task: nothing of it is left but its record and history, for a while.
 local function finish(names, id, task, state, now, keep, fields)
   take_back(names, id, task)
-  unqueue(names, id, task.kind)
-  for _, key in ipairs({names.delayed, names.deadlines}) do redis.call('ZREM', key, id) end
+  if not task.assigned then unqueue(names, id, task.kind) end
+  if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
+  if task.deadline then redis.call('ZREM', names.deadlines, id) end
   redis.call('DEL', names.vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', stamp(now), unpack(fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', -1)

@@ -1,4 +1,4 @@
--- The transitions of a task. Every function takes `names` and checks all before it writes; KEYS[1] names the slot.
+-- The transitions of a task. Every function takes the namespace's `prefix` and checks all before it writes; KEYS[1] names the slot.
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
 local SUBMISSIONS_KEPT = 10000
@@ -48,7 +48,7 @@ end
 -- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | unknown_agent |
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local known = read(names.task .. id, 'state', 'assigned')
   if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
@@ -73,7 +73,8 @@ local function submit(keys, args)
   wait_for_others(names, id, blockers)
   audit(names.audit, names.counters, now, request.audit)
   note(names, id, now, {op = 'submitted', agent = request.audit.who})
-  local task = load_task(names, id)
+  local task = {attempt = 0}
+  for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
   tell(names, 'submitted', id, request.audit.who, task)
   if #blockers > 0 then return answer({status = 'submitted', id = id, state = 'waiting'}) end
   queue(names, id, task)
@@ -85,7 +86,7 @@ end
 -- rm1_task_assign: give queued tasks to the first of their candidates that has room by now.
 -- KEYS: leases. Answer: {assigned = {id: name}}
 local function assign_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now, assigned = request.names, wall_clock(), {}
   for _, item in ipairs(request.items) do
     local task = load_task(names, item.id)
@@ -96,8 +97,10 @@ local function assign_tasks(_, args)
   return answer({assigned = assigned})
 end
 
--- What an agent has been assigned and not leased, best first.
-local function best_in_hand(names, name, best)
+-- The best of what an agent has been assigned and not leased; it has `held` leases.
+local function best_in_hand(names, name, held)
+  if redis.call('XLEN', names.inbox .. name) == held then return nil end
+  local best
   for _, entry in ipairs(redis.call('XRANGE', names.inbox .. name, '-', '+')) do
     local id, score = entry[2][2], tonumber(entry[2][4])
     if (not best or score < best.score) and redis.call('SISMEMBER', names.held .. name, id) == 0 then
@@ -135,7 +138,11 @@ end
 
 local function lease(names, id, agent, secret, now)
   local task = load_task(names, id)
-  if task.assigned ~= agent.name then assign(names, id, task, agent.name, now) end
+  if task.assigned == agent.name then
+    redis.call('ZREM', names.unclaimed, id)
+  else
+    assign(names, id, task, agent.name, now)
+  end
   local fence = redis.call('HINCRBY', names.counters, 'fence', 1)
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
@@ -145,7 +152,6 @@ local function lease(names, id, agent, secret, now)
   redis.call('HSET', names.task .. id, 'state', 'leased', 'lease_token', token, 'fence', fence, 'lease_until', ends,
     'leased_at', stamp(now), 'attempt', attempt, 'holders', table.concat(holders, '\31'))
   redis.call('ZADD', names.leases, ends, id)
-  redis.call('ZREM', names.unclaimed, id)
   redis.call('SADD', names.held .. agent.name, id)
   local turn = tonumber(task.score) % BAND
   if turn > tonumber(redis.call('HGET', names.turns, task.rank) or '0') then
@@ -184,7 +190,7 @@ end
 -- rm1_task_sweep: what the clock demands, up to AT_ONCE of each kind, and what ended tasks unblock.
 -- KEYS: leases. Answer: {more}
 local function sweep_tasks(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   lapse(names, now, AT_ONCE, request.keep)
   local more = settle_dependents(names, now, request.keep)
@@ -199,23 +205,22 @@ end
 -- and turn. A secret comes for each lease that may be given; the same call again gets the same answer.
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], busy, queued}
 local function claim(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, now = request.names, wall_clock()
   local agent = registered(names, request.agent)
   if not agent then return answer({status = 'unknown'}) end
-  local last = read(names.agent .. agent.name, 'last_claim', 'last_answer')
-  if last.last_claim == request.call then return last.last_answer end
+  if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   touch_agent(names, agent, now)
   lapse(names, now, LOOK, request.keep)
-  local leased = {}
-  while #leased < #request.secrets and redis.call('SCARD', names.held .. agent.name) < agent.most do
-    local best = best_in_hand(names, agent.name)
+  local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
+  while #leased < #request.secrets and held < agent.most do
+    local best = best_in_hand(names, agent.name, held)
     if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
     if not best then break end
     leased[#leased + 1] = lease(names, best.id, agent, request.secrets[#leased + 1], now)
+    held = held + 1
   end
-  local claimed = answer({status = 'claimed', tasks = leased, held = redis.call('SCARD', names.held .. agent.name),
-    most = agent.most})
+  local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed
 end
@@ -238,7 +243,7 @@ end
 -- rm1_task_complete: end a task with its result.
 -- KEYS: leases. Answer: {status = completed | unknown | stale, more}
 local function complete(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then return answer({status = 'completed'}) end
@@ -265,7 +270,7 @@ end
 -- rm1_task_fail: end an attempt; the task is tried again after a pause, by another agent if there is one.
 -- KEYS: leases. Answer: {status = retrying | reassigned | dead | unknown | stale, next_at}
 local function fail(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if is_repeated(task, request) then
@@ -290,7 +295,7 @@ end
 -- rm1_task_cancel: end an open task on behalf of its submitter. Whoever holds its lease is told by an event, and its
 -- token is worth nothing from now on. KEYS: leases. Answer: {status = cancelled | unknown | ended, state}
 local function cancel(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end
@@ -307,7 +312,7 @@ end
 -- rm1_task_requeue: give a dead task a new life with all its attempts. KEYS: leases.
 -- Answer: {status = pending | waiting | unknown | not_dead | ended_dependency, id, state}
 local function requeue_task(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local task = load_task(names, id)
   if not task.state or (task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end

@@ -7,7 +7,7 @@ local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max
 -- owner ids whose memories were kept stay the name's own.
 -- KEYS: agent. Answer: {status = registered, again, owner}
 local function register(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, name, now = request.names, request.agent, wall_clock()
   local known = read(keys[1], 'owner', 'owners', 'registered_at')
   if not known.owner then
@@ -18,7 +18,7 @@ local function register(keys, args)
   end
   redis.call('HSET', keys[1], 'registered_at', known.registered_at or stamp(now), 'status', 'active',
     unpack(request.fields))
-  touch_agent(names, {name = name}, now)
+  touch_agent(names, registered(names, name), now)
   audit(names.audit, names.counters, now, request.audit)
   emit(names.events, 'agent', 'registered', name, name, {})
   return answer({status = 'registered', again = known.registered_at ~= nil, owner = known.owner})
@@ -36,9 +36,9 @@ local function renew(names, token, agent, now)
 end
 
 -- rm1_agent_heartbeat: a sign of life, which renews the leases whose tokens it presents.
--- KEYS: agent. Answer: {status = alive | unknown, renewed = {token: until}, lost = [token], hands, held}
+-- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], hands, held}
 local function heartbeat(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, name, now = request.names, request.agent, wall_clock()
   local agent = registered(names, name)
   if not agent then return answer({status = 'unknown'}) end
@@ -47,7 +47,7 @@ local function heartbeat(keys, args)
   local renewed, lost = {}, {}
   for _, token in ipairs(request.tokens) do
     local ends = renew(names, token, name, now)
-    if ends then renewed[token] = ends else lost[#lost + 1] = token end
+    if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
   end
   return answer({status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)})
@@ -56,7 +56,7 @@ end
 -- rm1_agent_lost: mark an agent dead whose deadline has passed, and give its tasks to others, a slice at a time.
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
 local function lost(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, name, now = request.names, request.agent, wall_clock()
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
   if deadline > 0 and deadline * 1000000 > now then return answer({status = 'alive', more = false}) end
@@ -90,7 +90,7 @@ end
 -- rm1_agent_unregister: take a name off the registry; what it had in hand goes to others by rm1_agent_release.
 -- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target, owners, grants}
 local function unregister(keys, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local names, name, now = request.names, request.agent, wall_clock()
   if not registered(names, name) then return answer({status = 'unknown'}) end
   if request.memories == 'transfer' and not registered(names, request.target) then
@@ -110,7 +110,7 @@ end
 
 -- rm1_agent_release: give a slice of what an agent has in hand to others. KEYS: agent. Answer: {taken, more}
 local function release(_, args)
-  local request = cmsgpack.unpack(args[1])
+  local request = read_request(args)
   local taken, more = take_all_from(request.names, request.agent, wall_clock(), request)
   return answer({taken = taken, more = more})
 end

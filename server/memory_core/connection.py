@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from redis import exceptions as redis_errors
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -33,6 +33,8 @@ Client = Any
 OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
+MOST_CONNECTIONS = 64
+"""Of one client; more commands at the same time than these wait their turn within their deadline."""
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
@@ -63,8 +65,10 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         InvalidArgument: `url` is none.
     """
     try:
-        return Redis.from_url(
+        pool = BlockingConnectionPool.from_url(
             url,
+            max_connections=MOST_CONNECTIONS,
+            timeout=None,
             protocol=3,
             retry=Retry(NoBackoff(), 0),
             socket_timeout=timeout,
@@ -76,6 +80,7 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         raise InvalidArgument(
             "REDIS_URL is not a URL of Redis", hint="redis://[user:password@]host:port/0, rediss://… or unix://…"
         ) from None
+    return Redis.from_pool(pool)
 
 
 @asynccontextmanager

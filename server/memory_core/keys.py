@@ -71,7 +71,7 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        """Beginning of all keys of the namespace; the Functions of grants make keys of it as below."""
+        """Beginning of all keys of the namespace, of which the Functions of grants, tasks and agents make theirs."""
         return self._key("")
 
     @property
@@ -252,38 +252,6 @@ class Keys:
     def task_index(self) -> str:
         """The index over the vectors of open tasks."""
         return self._key("idx:task")
-
-    def task_names(self) -> dict[str, str]:
-        """Give the keys, and beginnings of keys, that the Functions of tasks and agents work on."""
-        return {
-            "task": self.task(""),
-            "history": self.history(""),
-            "inbox": self.inbox(""),
-            "held": self.held(""),
-            "backlog": self.backlog(""),
-            "blockers": self._key("blockers:"),
-            "dependents": self._key("dependents:"),
-            "agent": self.agent(""),
-            "owner": self.owner(""),
-            "performance": self.performance(""),
-            "did": self.did(""),
-            "submitted": self.submitted(""),
-            "vector": self.task_vector(""),
-            "kinds": self.kinds,
-            "leases": self.leases,
-            "delayed": self.delayed,
-            "unclaimed": self.unclaimed,
-            "deadlines": self.deadlines,
-            "unsettled": self.unsettled,
-            "dead": self.dead_tasks,
-            "turns": self._key("turns"),
-            "agents": self.agents,
-            "tombstones": self.tombstones,
-            "counters": self.counters,
-            "events": self.events,
-            "audit": self.audit,
-            "namespace": self._key(""),
-        }
 
     @property
     def jobs(self) -> str:

@@ -72,7 +72,7 @@ class Part:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Grant:
     """What one grant in force adds: the grantor's own memories, and others' that it passes on."""
 
@@ -81,7 +81,7 @@ class Grant:
     may_write: bool
     parts: tuple[Part, ...]
 
-    @property
+    @cached_property
     def tokens(self) -> frozenset[str]:
         """All tokens that it gives."""
         return frozenset(token for part in self.parts for token in part.tokens)

@@ -18,6 +18,7 @@ from memory_core.times import to_redis
 from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
+from memory_server.events.seen import Seen
 from memory_server.readers import Readers
 from memory_server.results import Percentiles
 
@@ -58,6 +59,7 @@ class Service:
         self.embeddings = Embeddings(self.backend)
         self.readers = Readers()
         self.events = Hub(self.backend)
+        self.seen = Seen(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
@@ -68,7 +70,7 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with self.backend.running(), self.embeddings.running(), self.events.running():
+        async with self.backend.running(), self.embeddings.running(), self.events.running(), self.seen.running():
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self

@@ -78,7 +78,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         "rm1_agent_register",
         [keys.agent(caller.agent)],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
@@ -119,7 +119,7 @@ async def unregister_agent(
     answer = await service.backend.write(
         "rm1_agent_unregister",
         [keys.agent(caller.agent)],
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         memories=memories,
         target=target,
@@ -143,7 +143,7 @@ async def release(service: Service, namespace: str, name: str) -> int:
             "rm1_agent_release",
             [keys.agent(name)],
             repeatable=True,
-            names=keys.task_names(),
+            prefix=keys.prefix,
             agent=name,
             reason=f"{name} was unregistered",
             keep=service.settings.tasks.keep_seconds,
@@ -176,7 +176,7 @@ async def heartbeat(
         "rm1_agent_heartbeat",
         [keys.agent(caller.agent)],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         agent=caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
@@ -184,13 +184,12 @@ async def heartbeat(
     if answer["status"] == "unknown":
         raise not_registered(caller)
     dispatch_soon(service, caller.namespace)
-    renewed = dict(answer["renewed"])  # an empty table of Lua is a list
     with after_write():
         agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
         pending = await _pending(service, keys, agents[0]) if agents else 0
         events = await unread(service, caller)
     return HeartbeatAnswer(
-        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in renewed.items()},
+        leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
         pending_tasks=pending,
         unread_events=events,

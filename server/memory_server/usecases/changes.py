@@ -13,7 +13,8 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -101,30 +102,30 @@ def _decoded(text: str) -> Cursor | None:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A stretch of places: what `tokens` show of what changed after `low` and until `high`.
+    """A stretch of places: what changed after `low` and until `high`, shown by the grants given at a moment or before.
 
-    With `seen` all of it is seen since that moment, else since it was changed.
+    With `old` it is what those of that very moment found there, all of it seen since then.
     """
 
-    tokens: tuple[str, ...]
+    given: float
     low: float
     high: float
-    seen: float | None = None
+    old: bool = False
 
     def within(self, start: Place, stop: Place) -> _Span | None:
         """Cut it to the places after `start` and up to `stop`."""
         low, high = self.low, self.high
-        if self.seen is None:
+        if not self.old:
             low, high = max(low, start.seen), min(high, stop.seen)
-        elif not start.seen <= self.seen <= stop.seen:
+        elif not start.seen <= self.given <= stop.seen:
             return None
         else:
-            low = max(low, start.changed) if self.seen == start.seen else low
-            high = min(high, stop.changed) if self.seen == stop.seen else high
-        return _Span(self.tokens, low, high, self.seen) if low < high else None
+            low = max(low, start.changed) if self.given == start.seen else low
+            high = min(high, stop.changed) if self.given == stop.seen else high
+        return replace(self, low=low, high=high) if low < high else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View:
     """What some grants show to a principal, within filters, as of a moment of Redis's clock."""
 
@@ -133,10 +134,13 @@ class View:
     filters: build.Filters
     now: float
 
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """All tokens that it shows."""
-        return tuple(dict.fromkeys(token for part in self._parts for token in part.tokens))
+    @cached_property
+    def since(self) -> dict[str, float]:
+        """All tokens that it shows, with the moment when each was first given."""
+        given: dict[str, float] = {}
+        for part in sorted(self._parts, key=lambda part: -part.at):
+            given |= dict.fromkeys(part.tokens, part.at)
+        return given
 
     @property
     def end(self) -> Place:
@@ -154,22 +158,24 @@ class View:
 
     def place_of(self, record: Record) -> Place | None:
         """Say where a memory stands; None where it is not in view."""
-        given = [part.at for part in self._parts if not record.scope.isdisjoint(part.tokens)]
+        given = [self.since[token] for token in record.scope if token in self.since]
         hidden = record.visibility is Visibility.PUBLIC or self.principal.owns(record.owner)
         if not given or hidden:
             return None
-        return Place(max(record.updated_at, *[min(given)]), record.updated_at)
+        return Place(max(record.updated_at, min(given)), record.updated_at)
 
     def spans(self) -> list[_Span]:
         """Divide all places, in order."""
-        parts = self._parts
-        moments = sorted({part.at for part in parts})
-        spans: list[_Span] = []
-        for given, following in pairwise([*moments, self.now]):
-            new = tuple(token for part in parts if part.at == given for token in part.tokens)
-            all_yet = tuple(dict.fromkeys(token for part in parts if part.at <= given for token in part.tokens))
-            spans += [_Span(new, 0.0, given, given), _Span(all_yet, given, following)]
-        return spans
+        moments = sorted(set(self.since.values()))
+        return [
+            span
+            for given, following in pairwise([*moments, self.now])
+            for span in (_Span(given, 0.0, given, old=True), _Span(given, given, following))
+        ]
+
+    def tokens_of(self, span: _Span) -> tuple[str, ...]:
+        """Give the tokens that show what is in a span."""
+        return tuple(token for token, at in self.since.items() if (at == span.given if span.old else at <= span.given))
 
 
 async def walk(
@@ -193,19 +199,20 @@ async def _walk_span(
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
     while True:
-        selected = build.memories(build.shared(view.principal, span.tokens, view.filters, time.time()))
+        selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, time.time()))
         selected = build.updated_between(selected, low, high)
         found, records = await _slice(service, view, selected, newest_first, offset)
         there = [record for record in records if low < record.updated_at <= high]
         for record in there:
             place = view.place_of(record)
-            if place and place.seen == (span.seen or place.changed):
+            if place and place.seen == (span.given if span.old else place.changed):
                 yield place, record
         if found < _SLICE:
             return
         if not there:
             offset += found
         elif newest_first:
+            # Redis is asked in whole microseconds and gives the last one again, which then is above `high`.
             high, offset = math.nextafter(there[-1].updated_at, 0), 0
         else:
             low, offset = there[-1].updated_at, 0

@@ -44,7 +44,7 @@ async def dispatch(service: Service, namespace: str) -> int:
         if task.kind.id in open_kinds
     ]
     answer = await service.backend.write(
-        "rm1_task_assign", [keys.leases], repeatable=True, names=keys.task_names(), items=items
+        "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
     )
     for name in dict(answer["assigned"]).values():
         note_assigned(service, namespace, name)
@@ -59,7 +59,7 @@ async def sweep_tasks(service: Service, namespace: str) -> None:
             "rm1_task_sweep",
             [keys.leases],
             repeatable=True,
-            names=keys.task_names(),
+            prefix=keys.prefix,
             keep=service.settings.tasks.keep_seconds,
         )
         more = answer["more"]

@@ -123,7 +123,7 @@ async def _submit(
         "rm1_task_submit",
         [keys.leases, keys.idempotency(f"task:{caller.agent}", new.idempotency_key or "")],
         repeatable=True,
-        names=keys.task_names(),
+        prefix=keys.prefix,
         id=task_id,
         fields=_fields(service, caller, new, kind, deadline),
         depends_on=list(new.depends_on),

@@ -122,7 +122,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
 
 async def _best(service: Service, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
     """Gather what matches best; give what the search lacked."""
-    selected = build.shared(view.principal, view.tokens, view.filters, time.time())
+    selected = build.shared(view.principal, tuple(view.since), view.filters, time.time())
     hits, reason = await best_of(service, caller, view.principal, selected, query, _MOST_MEMORIES)
     for hit in hits:
         place = view.place_of(hit.record)

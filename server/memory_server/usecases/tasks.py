@@ -134,7 +134,7 @@ async def _act(
     answer = await service.backend.write(
         function,
         [keys.leases],
-        names=keys.task_names(),
+        prefix=keys.prefix,
         id=checks.check_id(task_id, "task_id"),
         agent=caller.agent,
         admin=caller.admin,

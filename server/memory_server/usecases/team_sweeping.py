@@ -38,7 +38,7 @@ async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
             "rm1_agent_lost",
             [keys.agent(name)],
             repeatable=True,
-            names=keys.task_names(),
+            prefix=keys.prefix,
             agent=name,
             reason=f"{name} fell silent",
             keep=service.settings.tasks.keep_seconds,

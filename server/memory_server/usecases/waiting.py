@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from memory_core.connection import Client
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument, MemoryServiceError
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -36,7 +36,6 @@ MATCH = "match"
 KINDS: tuple[EventKind, ...] = ("task", "memory", "grant", "agent", "match")
 MOST_EVENTS = 100
 MOST_SECONDS = 300.0
-SEEN_SECONDS = 30 * 86_400
 _PAGE = 1000
 _SNIPPET = 160
 _DROPPED = "events between the cursor and the first one here were dropped; look at what you depend on"
@@ -67,7 +66,9 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
     begin = None if request.cursor is None else read_cursor(request.cursor)
     kinds = _kinds(request)
     vector, reason = await _query_vector(service, caller, request.query, kinds)
-    end = await last_position(service, caller.namespace, seen_by=caller.agent, seen=begin)
+    if begin:
+        service.seen.note(caller.namespace, caller.agent, begin)
+    end = await last_position(service, caller.namespace)
     waiter = Waiter(caller.agent, kinds, vector, request.min_score)
     wait = _Wait(service, caller, waiter, begin or end)
     offering = service.events.listening(caller.namespace, waiter, end) if request.timeout_seconds else nullcontext()
@@ -81,7 +82,7 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
         reason = _DROPPED if reason is None else f"{_DROPPED}; {reason}"
     elif not events and waiter.closed:
         reason = _CLOSING if reason is None else f"{_CLOSING}; {reason}"
-    await note_seen(service, caller, wait.position)
+    service.seen.note(caller.namespace, caller.agent, wait.position)
     return EventsAnswer(events=events, cursor=wait.position.id, partial=reason is not None, reason=reason)
 
 
@@ -91,12 +92,10 @@ async def unread(service: Service, caller: Caller, cursor: str | None = None) ->
     Without a cursor it counts from the one the caller presented or was given last. An agent that has none is given
     one here, so that from then on it is told.
     """
+    cursor = cursor or await service.seen.get(caller.namespace, caller.agent)
     if cursor is None:
-        seen = await service.backend.read(lambda client: client.get(Keys(caller.namespace).seen(caller.agent)))
-        if seen is None:
-            await note_seen(service, caller, await last_position(service, caller.namespace))
-            return 0
-        cursor = str(seen, "ascii")
+        service.seen.note(caller.namespace, caller.agent, await last_position(service, caller.namespace))
+        return 0
     waiter = Waiter(caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
     wait = _Wait(service, caller, waiter, read_cursor(cursor))
     found = 0
@@ -105,28 +104,11 @@ async def unread(service: Service, caller: Caller, cursor: str | None = None) ->
     return min(found, MOST_EVENTS)
 
 
-async def last_position(
-    service: Service, namespace: str, *, seen_by: str | None = None, seen: Position | None = None
-) -> Position:
-    """Find the end of a namespace's stream; on the way, note the cursor that an agent presented."""
-    keys = Keys(namespace)
-
-    async def fetch(client: Client) -> list[list[_Raw]]:
-        pipe = client.pipeline(transaction=False)
-        pipe.xrevrange(keys.events, count=1)
-        if seen_by and seen:
-            pipe.set(keys.seen(seen_by), seen.id, ex=SEEN_SECONDS)
-        return await pipe.execute()
-
-    newest = (await service.backend.read(fetch))[0]
+async def last_position(service: Service, namespace: str) -> Position:
+    """Find the end of a namespace's stream."""
+    key = Keys(namespace).events
+    newest = await service.backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START
-
-
-async def note_seen(service: Service, caller: Caller, position: Position) -> None:
-    """Remember how far an agent was told; losing this only counts some events as unread again."""
-    key = Keys(caller.namespace).seen(caller.agent)
-    with suppress(MemoryServiceError):
-        await service.backend.read(lambda client: client.set(key, position.id, ex=SEEN_SECONDS))
 
 
 async def readable(service: Service, principal: Principal, entries: Sequence[Entry]) -> list[Entry]:
@@ -183,11 +165,14 @@ class _Wait:
         return []
 
     async def _tell(self, entries: Sequence[Entry], room: Room | None) -> list[Event]:
-        """Make events of those entries that the caller may see now."""
-        principal = await self._principal(room)
-        wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-        shown = {entry.position for entry in await readable(self.service, principal, wanted)}
-        matches = await self._matches(principal, entries)
+        """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
+        if all(entry.kind != MEMORY for entry in entries):
+            return [_event(entry) for entry in entries]
+        with self.service.readers.reading(self.caller.namespace, self.caller.agent):
+            principal = await self._principal(room)
+            wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
+            shown = {entry.position for entry in await readable(self.service, principal, wanted)}
+            matches = await self._matches(principal, entries)
         events: list[Event] = []
         for entry in entries:
             if entry.position in shown:
