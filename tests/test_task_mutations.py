@@ -109,7 +109,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "an_agent_has_no_more_than_it_can_do",
         [
             (
-                "#leased < #request.secrets and redis.call('SCARD', names.held .. agent.name) < agent.most",
+                "#leased < #request.secrets and held < agent.most",
                 "#leased < #request.secrets",
             )
         ],
@@ -146,7 +146,12 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "repeated claims not recognised": (
         "a_repeated_call_has_one_effect_and_one_answer",
-        [("  if last.last_claim == request.call then return last.last_answer end\n", "")],
+        [
+            (
+                "  if agent.last_claim == request.call then",
+                "  if false then",
+            )
+        ],
     ),
     "repeated ends not recognised": (
         "a_repeated_call_has_one_effect_and_one_answer",
@@ -178,11 +183,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the lease stays among the leases": (
         "an_ended_task_leaves_nothing_behind",
-        [("  redis.call('ZREM', names.leases, id)\n", "")],
+        [("  redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)\n", "")],
     ),
     "the task stays in the agent's hands": (
         "an_ended_task_leaves_nothing_behind",
-        [("    redis.call('SREM', names.held .. task.assigned, id)\n", "")],
+        [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
     "ended tasks are kept for ever": (
         "an_ended_task_leaves_nothing_behind",
@@ -226,8 +231,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "a_lease_that_ran_out_goes_to_another",
         [
             (
-                "  redis.call('ZADD', names.leases, ends, id)\n  redis.call('ZREM', names.unclaimed, id)\n",
-                "  redis.call('ZREM', names.unclaimed, id)\n",
+                "  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD', names.held",
+                "  redis.call('SADD', names.held",
             )
         ],
     ),
@@ -238,6 +243,10 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "what is leased is not noted as held": (
         "a_lease_is_nobody_elses",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
+    ),
+    "what is leased counts as unclaimed": (
+        "a_lease_is_nobody_elses",
+        [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
     "what is assigned stays queued": (
         "an_assigned_task_is_nobody_elses",
