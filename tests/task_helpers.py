@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest_asyncio
 from embedder_fixtures import wait_until
-from stack import Agent, Refused, Server
+from stack import Agent, Refused, Server, Stack, in_own_task, serving
 
 Answer = dict[str, Any]
 WAIT = 10.0
@@ -77,3 +78,32 @@ async def code(agent: Agent, tool: str, /, **arguments: Any) -> str:
     except Refused as refused:
         return refused.code
     raise AssertionError(f"{tool} was not refused: {answer}")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def quick(stack: Stack) -> AsyncGenerator[Server]:
+    """A server that tries failed tasks again soon."""
+    settings = {"backoff_seconds": 0.1, "backoff_most_seconds": 0.4}
+    async with serving(stack.redis.url, embed_wait_seconds=15.0, tasks=settings) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def lead(quick: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """Who has something done; not registered, and so not given tasks."""
+    async with in_own_task(quick.agent("lead", namespace)) as agent:
+        yield agent
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ada(quick: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """Who does things."""
+    async with in_own_task(joined(quick, namespace, "ada", max_tasks=5)) as agent:
+        yield agent
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ben(quick: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """Who does things too."""
+    async with in_own_task(joined(quick, namespace, "ben", max_tasks=5)) as agent:
+        yield agent
