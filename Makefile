@@ -42,6 +42,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.long_content
 	$(BIN)/python -m benchmarks.events
+	$(BIN)/python -m benchmarks.tasks
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch

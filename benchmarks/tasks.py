@@ -45,7 +45,10 @@ _GROUP = "workers"
 class Side(Protocol):
     """One way to hand out tasks; `client` is the number of whoever calls."""
 
-    commands: Sequence[str]
+    @property
+    def commands(self) -> Sequence[str]:
+        """The commands whose time in Redis counts."""
+        ...
 
     async def submit(self, client: int) -> None:
         """Hand in one task."""

@@ -23,7 +23,6 @@ from typing import Any
 from uuid import uuid4
 
 from mcp import Client
-from mcp_types import CallToolResult
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -163,7 +162,7 @@ class Team:
         for name in self._processes:
             async with Client(f"{self._url}&agent={name}") as client:
                 result = await client.call_tool("unregister_agent", {"memories": "delete"})
-                if isinstance(result, CallToolResult) and result.is_error:
+                if result.is_error:
                     raise RuntimeError(f"{name} could not be unregistered: {result.structured_content}")
 
     async def _read(self, name: str, process: Process) -> None:

@@ -327,3 +327,21 @@ async def test_the_agent_that_completed_something_close_is_chosen(
     task = await claim(zoe)
     await zoe.call("complete_task", task_id=task["task_id"], lease_token=task["lease_token"])
     assert await _chosen(server, boss, "Our database server is down.", task_type="other") == "zoe"
+
+
+async def test_the_one_agent_with_room_is_found_behind_many_better_busy_ones(
+    server: Server, namespace: str, boss: Agent, zoe: Agent
+) -> None:
+    await register(zoe, description="bakes bread and cakes")
+    await submit(boss, "Bake.", task_type="repair", assign_to="zoe")
+    task = await claim(zoe)
+    token = task["lease_token"]
+    await zoe.call("fail_task", task_id=task["task_id"], lease_token=token, error="burnt", retry=False)
+    for number in range(9):
+        async with server.agent(f"busy{number}", namespace) as busy:
+            await register(busy, description="repairs database servers")
+            await submit(boss, "Stand by.", assign_to=f"busy{number}")
+    (await server.runtime.service()).rosters.clear()
+    urgent = await submit(boss, "The database server crashes at night.", task_type="repair", priority="critical")
+    assert urgent["why"]["considered"][0]["agent"].startswith("busy")
+    assert urgent["assigned_to"] == "zoe"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -12,6 +13,7 @@ from embedder_fixtures import wait_until
 from sharing_helpers import LABELS, SECRET, readable, refusal, register, share, ways
 from stack import Agent, Server, Stack, in_own_task
 
+from memory_core.codec import unpack
 from memory_core.keys import Keys
 
 OTHER = "The bakery opens at six."
@@ -155,12 +157,41 @@ async def test_what_is_passed_on_by_id_goes_when_its_cover_goes(alice: Agent, bo
     assert await readable(carol, [hers]) == []
 
 
-async def test_what_is_passed_on_ends_no_later_than_what_it_hangs_on(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_what_is_passed_on_by_id_needs_a_cover_that_was_not_revoked(
+    alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
+) -> None:
+    hers, other = await alice.store(SECRET, **LABELS), await alice.store(OTHER, **LABELS)
+    by_context = await share(alice, "bob", context="island", permission="write")
+    by_tag = await share(alice, "bob", tags=["gold"], permission="write")
+    await share(bob, "carol", memory_ids=[hers])
+    await share(bob, "carol", memory_ids=[other, await bob.store("A map of the coast.")])
+    await alice.call("revoke_shared_context", grant_id=by_context)
+    assert await readable(carol, [hers, other]) == [hers, other]
+    await alice.call("update_memory", memory_id=hers, tags=["iron"])
+    assert await readable(carol, [hers, other]) == [other]
+    await alice.call("revoke_shared_context", grant_id=by_tag)
+    assert await readable(carol, [hers, other]) == []
+    assert not await stack.client.exists(Keys(namespace).reshared(hers), Keys(namespace).reshared(other))
+
+
+async def test_what_is_passed_on_ends_no_later_than_what_it_hangs_on(
+    alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
+) -> None:
     hers = await alice.store(SECRET, **LABELS)
-    await share(alice, "bob", context="island", permission="write")
-    await share(bob, "carol", context="island")
-    await share(bob, "carol", memory_ids=[hers], permission="write", expires_in_seconds=3600)
+    keys = Keys(namespace)
+
+    async def ends(name: str, grant: str, above: str = "") -> float:
+        entry = unpack(await stack.client.hget(keys.granted(name), grant))
+        return (entry["via"][above] if above else entry)["ends"]
+
+    above = await share(alice, "bob", context="island", permission="write", expires_in_seconds=3600)
+    lasting = await share(bob, "carol", context="island")
+    shorter = await share(bob, "carol", memory_ids=[hers], expires_in_seconds=60)
+    assert await ends("carol", lasting) == math.inf
+    assert await ends("carol", lasting, above) == await ends("bob", above)
+    assert await ends("carol", shorter, above) == await ends("carol", shorter)
     await share(alice, "bob", context="island", permission="write", expires_in_seconds=1)
+    assert await ends("carol", lasting, above) == await ends("carol", shorter, above) == await ends("bob", above)
 
     async def is_over() -> bool:
         return not await readable(carol, [hers])

@@ -107,12 +107,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "no bound on what is leased": (
         "an_agent_has_no_more_than_it_can_do",
-        [
-            (
-                "#leased < #request.secrets and held < agent.most",
-                "#leased < #request.secrets",
-            )
-        ],
+        [("#leased < #request.secrets and held < agent.most", "#leased < #request.secrets")],
     ),
     "no bound on what is assigned": (
         "an_agent_has_no_more_than_it_can_do",
@@ -146,12 +141,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "repeated claims not recognised": (
         "a_repeated_call_has_one_effect_and_one_answer",
-        [
-            (
-                "  if agent.last_claim == request.call then",
-                "  if false then",
-            )
-        ],
+        [("if agent.last_claim == request.call then", "if false then")],
     ),
     "repeated ends not recognised": (
         "a_repeated_call_has_one_effect_and_one_answer",
@@ -183,7 +173,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the lease stays among the leases": (
         "an_ended_task_leaves_nothing_behind",
-        [("  redis.call('ZREM', task.state == 'leased' and names.leases or names.unclaimed, id)\n", "")],
+        [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
     "the task stays in the agent's hands": (
         "an_ended_task_leaves_nothing_behind",
@@ -229,12 +219,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "leases never run out": (
         "a_lease_that_ran_out_goes_to_another",
-        [
-            (
-                "  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD', names.held",
-                "  redis.call('SADD', names.held",
-            )
-        ],
+        [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
     "renewal leaves the old end": (
         "a_heartbeat_renews_a_lease",

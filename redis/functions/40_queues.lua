@@ -140,7 +140,7 @@ end
 
 local TASK = {'state', 'kind', 'kind_spec', 'open_kind', 'open_kind_spec', 'rank', 'score', 'submitter', 'assigned',
   'entry', 'avoid', 'attempt', 'max_retries', 'lease_seconds', 'lease_token', 'fence', 'lease_until', 'holders',
-  'claim_seconds', 'type', 'last_call', 'leased_at', 'deadline'}
+  'claim_seconds', 'type', 'last_call', 'leased_at'}
 
 local function load_task(names, id)
   return read(names.task .. id, unpack(TASK))
@@ -190,7 +190,7 @@ local function finish(names, id, task, state, now, keep, fields)
   take_back(names, id, task)
   if not task.assigned then unqueue(names, id, task.kind) end
   if task.state == 'retrying' then redis.call('ZREM', names.delayed, id) end
-  if task.deadline then redis.call('ZREM', names.deadlines, id) end
+  redis.call('ZREM', names.deadlines, id)
   redis.call('DEL', names.vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', stamp(now), unpack(fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', -1)

@@ -84,6 +84,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         fields=[part for pair in fields.items() for part in pair],
         audit={"who": caller.agent, "op": "register agent", "ids": []},
     )
+    service.rosters.pop(caller.namespace, None)
     with after_write():
         await dispatch(service, caller.namespace)
         agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
@@ -129,6 +130,7 @@ async def unregister_agent(
         raise not_registered(caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
+    service.rosters.pop(caller.namespace, None)
     with after_write():
         moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
@@ -183,6 +185,8 @@ async def heartbeat(
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)
+    if status:
+        service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
     with after_write():
         agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))

@@ -31,6 +31,8 @@ EMBED_SECONDS = 0.5
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
 _MOST_DEPENDENCIES = 256
+_MOST_CANDIDATES = 8
+"""Redis looks at one after the other while all else waits."""
 _SIMILAR = 3
 _SHOWN = 3
 _SNIPPET = 160
@@ -69,7 +71,7 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     agents = able(await roster(service, caller.namespace), kind, time.time())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
     similar = await _similar(service, caller, vector)
-    answer = await _submit(service, caller, new, kind, vector, [choice.agent for choice in choices])
+    answer = await _submit(service, caller, new, kind, vector, _candidates(choices))
     if answer["status"] == "replayed":
         return await _replayed(service, caller, answer["id"])
     assigned = answer.get("assigned")
@@ -194,6 +196,11 @@ def _raise_for(answer: dict[str, Any], new: NewTask) -> None:
             raise InvalidArgument("the deadline lies in the past", hint="send a later one, or none")
         case _:
             return
+
+
+def _candidates(choices: Sequence[Choice]) -> list[str]:
+    """Give the best first, but those that had no room a moment ago last."""
+    return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
 
 
 def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None) -> Why:
