@@ -134,8 +134,9 @@ async def a_lease_that_ran_out_goes_to_another(ground: Ground) -> None:
 
 async def a_lease_is_nobody_elses(ground: Ground) -> None:
     await ground.register("a", "b")
-    await ground.submit()
+    await ground.submit(to=["a"])
     await ground.lease("a")
+    assert await ground.in_hand("a") == {"leases": 1, "unclaimed": 0, "held": 1, "inbox": 1}
     await ground.sweep()
     assert await ground.claim("b") == []
     assert await ground.claim("a") == []

@@ -11,6 +11,7 @@ from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.tasks import Kind, TaskPriority
+from memory_core.times import to_redis
 
 Answer = dict[str, Any]
 AT_ONCE = 1e-6
@@ -88,7 +89,7 @@ class Ground:
             "lease_seconds": lease,
             "claim_seconds": claim,
             "depends_on": SEPARATOR.join(after),
-        }
+        } | ({} if deadline is None else {"deadline": to_redis(deadline)})
         return await self.call(
             "rm1_task_submit",
             [self.keys.leases, self.keys.idempotency(by, key[0] if key else "")],
@@ -160,8 +161,10 @@ class Ground:
 
     async def sweep(self) -> None:
         """Do what the clock demands."""
+        rounds = 1
         while (await self.call("rm1_task_sweep"))["more"]:
-            pass
+            rounds += 1
+            assert rounds < 100, "a sweep never comes to an end"
 
     async def field(self, task_id: str, name: str) -> str | None:
         """Read a field of a task."""

@@ -42,12 +42,10 @@ def unknown(made: Call) -> Call:
 
 
 def refused(made: Call, code: str = "lease_lost") -> Call:
-    """A call was refused."""
     return replace(made, outcome=Outcome.FAIL, answer={"code": code})
 
 
 def submit(began: float = 0.0, task: str = T) -> Call:
-    """A submission."""
     return call("submit", "lead", began, began + 0.1, answer={"task_id": task})
 
 
@@ -58,12 +56,10 @@ def claim(agent: str, fence: int, began: float, until: float, task: str = T) -> 
 
 
 def complete(agent: str, fence: int, began: float, task: str = T) -> Call:
-    """An accepted completion."""
     return call("complete", agent, began, began + 0.1, task_id=task, lease_token=token(fence, task))
 
 
 def fail(agent: str, fence: int, began: float) -> Call:
-    """An accepted failure report."""
     return call("fail", agent, began, began + 0.1, task_id=T, lease_token=token(fence))
 
 
@@ -74,7 +70,6 @@ def renew(agent: str, fence: int, began: float, until: float) -> Call:
 
 
 def cancel(began: float) -> Call:
-    """An accepted cancellation."""
     return call("cancel", "lead", began, began + 0.1, task_id=T)
 
 

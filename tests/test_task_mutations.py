@@ -229,6 +229,10 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "a_lease_is_nobody_elses",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
+    "what is leased counts as unclaimed": (
+        "a_lease_is_nobody_elses",
+        [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
+    ),
     "what is assigned stays queued": (
         "an_assigned_task_is_nobody_elses",
         [("  unqueue(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],

@@ -37,6 +37,8 @@ MOST_CONNECTIONS = 64
 """Of one client; more commands at the same time than these wait their turn within their deadline."""
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
+_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
+"""Refusals that redis-py tells by their class and without their code."""
 
 
 def redis_url(settings: Settings) -> str | None:
@@ -101,7 +103,7 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
     except redis_errors.ResponseError as error:
-        if str(error).startswith(_REFUSALS):
+        if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="mend Redis, then retry") from error
         raise
 

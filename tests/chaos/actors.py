@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memory_core.times import parse_time
+
 from .history import Json, Recorder, Refusal
 from .surfaces import Surface, direct, remote, serve
 
@@ -101,7 +103,7 @@ class Worker:
             group.create_task(self._beat())
             while self._failures < _PATIENCE:
                 for lease in await self._claim():
-                    group.create_task(self._treat(lease["task_id"], lease["lease_token"]))
+                    group.create_task(self._treat(lease))
                 while len(self._held) >= MOST_TASKS:
                     await asyncio.sleep(0.02)
             raise ConnectionError("the server is gone")
@@ -145,21 +147,33 @@ class Worker:
         self._held |= {task["task_id"]: task["lease_token"] for task in tasks}
         return tasks
 
-    async def _treat(self, task_id: str, token: str) -> None:
+    async def _treat(self, lease: Json) -> None:
         """Complete most tasks; fail, abandon or overstay some, and try tokens that must be worth nothing."""
-        fate = self._random.random()
+        task_id, token, fate = lease["task_id"], lease["lease_token"], self._random.random()
         await asyncio.sleep(self._random.uniform(0, 0.02) if fate < 0.95 else self._random.uniform(0.2, 2.5))
+        if self._random.random() < 0.03:
+            await self._call("complete", "complete_task", task_id=task_id, lease_token=self._forged(token))
         if fate < 0.03:
             self._held.pop(task_id)
-            await asyncio.sleep(self._random.uniform(*LEASES))
-        if fate < 0.09 and fate > 0.02:
+            await self._overstay(lease)
+        if 0.02 < fate < 0.09:
             await self._fail(task_id, token, retry=fate > 0.03)
-        elif fate > 0.01:
+        elif fate > 0.005:
             await self._call("complete", "complete_task", task_id=task_id, lease_token=token)
         self._held.pop(task_id, None)
         self._old.append((task_id, token))
         if self._random.random() < 0.05:
             await self._misuse()
+
+    async def _overstay(self, lease: Json) -> None:
+        """Wait until a lease has just run out, or for much longer."""
+        just = max(parse_time(lease["lease_until"], "lease_until") - time.time(), 0.0) + 0.003
+        await asyncio.sleep(self._random.choice([just, self._random.uniform(*LEASES)]))
+
+    def _forged(self, token: str) -> str:
+        """Make a token of one that nobody ever gave out."""
+        head, fence, secret = token.split(".")
+        return self._random.choice([f"{head}.{int(fence) + 1}.{secret}", f"{head}.{fence}.{secret[::-1]}"])
 
     async def _fail(self, task_id: str, token: str, *, retry: bool = True) -> None:
         await self._call("fail", "fail_task", task_id=task_id, lease_token=token, error="it did not work", retry=retry)
@@ -168,8 +182,7 @@ class Worker:
         """Present an old token, or one that nobody ever gave out."""
         task_id, token = self._random.choice(self._old[-20:])
         if self._random.random() < 0.3:
-            head, fence, secret = token.split(".")
-            token = self._random.choice([f"{head}.{int(fence) + 1}.{secret}", f"{head}.{fence}.{secret[::-1]}"])
+            token = self._forged(token)
         match self._random.randrange(3):
             case 0:
                 await self._call("complete", "complete_task", task_id=task_id, lease_token=token)

@@ -19,6 +19,7 @@ from typing import Any
 from memory_core.errors import MemoryServiceError, OutcomeUnknown
 
 Json = dict[str, Any]
+_CLOSE = 0.0002
 
 
 class Outcome(StrEnum):
@@ -113,8 +114,19 @@ class Recorder:
         return answer
 
     def _write(self, number: int, kind: str, **rest: Any) -> None:
-        line = {"call": number, "kind": kind, "at": time.monotonic(), "wall": time.time(), **rest}
+        at, wall = _both_clocks()
+        line = {"call": number, "kind": kind, "at": at, "wall": wall, **rest}
         os.write(self._file, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+
+
+def _both_clocks() -> tuple[float, float]:
+    """Read the monotonic and the wall clock close to each other, which a busy machine does not always allow."""
+    at = wall = 0.0
+    for _ in range(20):
+        at, wall = time.monotonic(), time.time()
+        if time.monotonic() - at < _CLOSE:
+            break
+    return at, wall
 
 
 def load(folder: Path) -> tuple[list[Call], Clock]:
