@@ -39,12 +39,14 @@ def batch_tool(runtime: Runtime, tools: Sequence[Tool]) -> Tool:
         operations = [_read(operation) for operation in args.operations]
         await _embed_together(ctx, runtime, operations)
         outcomes: list[Outcome] = []
-        async for outcome in _run(ctx, by_name, operations):
-            outcomes.append(outcome)
-            if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
-                await ctx.report_progress(len(outcomes), len(operations))
-            if args.stop_on_error and not outcome.ok:
-                break
+        caller, service = caller_of(ctx, runtime.settings), await runtime.service()
+        with service.readers.reading(caller.namespace, caller.agent):
+            async for outcome in _run(ctx, by_name, operations):
+                outcomes.append(outcome)
+                if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
+                    await ctx.report_progress(len(outcomes), len(operations))
+                if args.stop_on_error and not outcome.ok:
+                    break
         outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)

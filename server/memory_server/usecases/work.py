@@ -20,6 +20,7 @@ from memory_core.times import to_iso
 from memory_server.backend import after_write
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
+from memory_server.readers import reads
 from memory_server.results.memories import Hit
 from memory_server.results.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.service import Service
@@ -191,6 +192,7 @@ async def _show(service: Service, caller: Caller, wanted: Claim) -> PendingAnswe
     return PendingAnswer(tasks=[_claimed(task) for task in tasks])
 
 
+@reads
 async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
     """Add to each lease the task, its earlier failures and the memories that bear on it."""
     keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
