@@ -107,7 +107,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "no bound on what is leased": (
         "an_agent_has_no_more_than_it_can_do",
-        [("#leased < #request.secrets and held < agent.most", "#leased < #request.secrets")],
+        [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
     "no bound on what is assigned": (
         "an_agent_has_no_more_than_it_can_do",

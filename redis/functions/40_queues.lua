@@ -123,9 +123,13 @@ local function next_turn(names, rank, submitter)
   return turn
 end
 
+local function score_of(names, task)
+  return whole(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
+end
+
 local function queue(names, id, task)
   if not task.score then
-    task.score = whole(tonumber(task.rank) * BAND + next_turn(names, task.rank, task.submitter))
+    task.score = score_of(names, task)
     redis.call('HSET', names.task .. id, 'score', task.score)
   end
   redis.call('HSET', names.kinds, task.kind, task.kind_spec)

@@ -1,7 +1,7 @@
 -- The transitions of a task. Every function takes the namespace's `prefix` and checks all before it writes; KEYS[1] names the slot.
 -- waiting -> pending -> leased -> completed | retrying | dead | cancelled
 
-local SUBMISSIONS_KEPT = 10000
+local SUBMISSIONS_KEPT, TRIMMED_ONCE_IN = 10000, 100
 
 local function replay_task(names, key, request)
   local seen = redis.call('HMGET', key, 'payload', 'task_id')
@@ -58,12 +58,20 @@ local function submit(keys, args)
   if problem then return answer(problem) end
   if is_past(request.deadline, now) then return answer({status = 'past_deadline'}) end
 
+  local task = {attempt = 0}
+  for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
+  if #blockers == 0 then
+    task.score = score_of(names, task)
+    request.fields[#request.fields + 1] = 'score'
+    request.fields[#request.fields + 1] = task.score
+  end
   redis.call('HSET', names.task .. id, 'state', #blockers > 0 and 'waiting' or 'pending', 'created_at', stamp(now),
     'attempt', 0, unpack(request.fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
-  redis.call('HINCRBY', names.counters, 'tasks_submitted', 1)
   redis.call('ZADD', names.submitted .. request.audit.who, stamp(now), id)
-  redis.call('ZREMRANGEBYRANK', names.submitted .. request.audit.who, 0, -SUBMISSIONS_KEPT - 1)
+  if math.random(TRIMMED_ONCE_IN) == 1 then
+    redis.call('ZREMRANGEBYRANK', names.submitted .. request.audit.who, 0, -SUBMISSIONS_KEPT - 1)
+  end
   if request.deadline then redis.call('ZADD', names.deadlines, stamp(request.deadline * 1000000), id) end
   if request.vector then redis.call('HSET', names.vector .. id, 'vec', request.vector) end
   if request.idempotency then
@@ -73,13 +81,10 @@ local function submit(keys, args)
   wait_for_others(names, id, blockers)
   audit(names.audit, names.counters, now, request.audit)
   note(names, id, now, {op = 'submitted', agent = request.audit.who})
-  local task = {attempt = 0}
-  for position = 1, #request.fields, 2 do task[request.fields[position]] = request.fields[position + 1] end
   tell(names, 'submitted', id, request.audit.who, task)
   if #blockers > 0 then return answer({status = 'submitted', id = id, state = 'waiting'}) end
   queue(names, id, task)
   local name = place(names, id, task, request.candidates, now)
-  if not name then tell(names, 'pending', id, '', task) end
   return answer({status = 'submitted', id = id, state = 'pending', assigned = name})
 end
 
@@ -201,8 +206,22 @@ local function sweep_tasks(_, args)
   return answer({more = more})
 end
 
+-- Lease to an agent what it has room for, best first. Returns the leases, and how many it holds.
+local function lease_best(names, agent, secrets, now)
+  local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
+  while #leased < #secrets and held < agent.most do
+    local best = best_in_hand(names, agent.name, held)
+    if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
+    if not best then break end
+    leased[#leased + 1] = lease(names, best.id, agent, secrets[#leased + 1], now)
+    held = held + 1
+  end
+  return leased, held
+end
+
 -- rm1_task_claim: lease the best tasks for an agent: what it was assigned and what is queued for its like, by priority
--- and turn. A secret comes for each lease that may be given; the same call again gets the same answer.
+-- and turn. A secret comes for each lease that may be given; the same call again gets the same answer. An agent for
+-- whom there is nothing looks whether the clock has set something free that no sweep has come to yet.
 -- KEYS: leases. Answer: {status = claimed | unknown, tasks = [...], busy, queued}
 local function claim(_, args)
   local request = read_request(args)
@@ -211,14 +230,10 @@ local function claim(_, args)
   if not agent then return answer({status = 'unknown'}) end
   if agent.last_claim == request.call then return redis.call('HGET', names.agent .. agent.name, 'last_answer') end
   touch_agent(names, agent, now)
-  lapse(names, now, LOOK, request.keep)
-  local leased, held = {}, redis.call('SCARD', names.held .. agent.name)
-  while #leased < #request.secrets and held < agent.most do
-    local best = best_in_hand(names, agent.name, held)
-    if agent.status ~= 'draining' then best = best_in_queues(names, agent, best, now) end
-    if not best then break end
-    leased[#leased + 1] = lease(names, best.id, agent, request.secrets[#leased + 1], now)
-    held = held + 1
+  local leased, held = lease_best(names, agent, request.secrets, now)
+  if #leased == 0 then
+    lapse(names, now, LOOK, request.keep)
+    leased, held = lease_best(names, agent, request.secrets, now)
   end
   local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
