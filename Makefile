@@ -20,7 +20,7 @@ run: $(STAMP)
 	$(BIN)/redis-memory serve --port $(PORT) --namespace $(NAMESPACE) $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # Four agents at work, one of them killed; with URL=http://127.0.0.1:8765/mcp on a running server.
 example: $(STAMP)
