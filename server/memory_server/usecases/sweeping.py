@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from itertools import count
 
 from memory_core.connection import Client, store_errors
 from memory_core.errors import MemoryServiceError
@@ -22,12 +23,14 @@ from memory_server.service import Service
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.sharing import remove_expired
-from memory_server.usecases.team_sweeping import sweep_team
+from memory_server.usecases.team_sweeping import sweep_due_teams, sweep_team
 from memory_server.usecases.writing import job_part
 
 log = logging.getLogger(__name__)
-ROUND_SECONDS = 5.0
-LEASE_SECONDS = 15
+ROUND_SECONDS = 1.0
+"""How often the clocks of tasks and agents are looked at; every ROUNDS_A_SWEEP-th time all else is too."""
+ROUNDS_A_SWEEP = 5
+LEASE_SECONDS = 6
 PATIENCE_SECONDS = 10.0
 """What is younger than this is still in somebody's hands."""
 _AT_ONCE = 100
@@ -46,11 +49,11 @@ async def sweeping(service: Service) -> AsyncGenerator[None]:
 
 async def _sweep_for_ever(service: Service) -> None:
     name = new_id()
-    while True:
+    for number in count():
         await asyncio.sleep(ROUND_SECONDS)
         try:
             if await _hold_lease(service, name):
-                await sweep(service)
+                await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
         except MemoryServiceError as error:
             log.warning("sweep: %s", error.message)
         except Exception:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Sequence
 
 from memory_core.connection import Client
-from memory_core.keys import Keys
+from memory_core.errors import MemoryServiceError
+from memory_core.keys import NAMESPACES, Keys
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -13,7 +16,33 @@ from memory_server.usecases.clear import delete
 from memory_server.usecases.dispatch import sweep_tasks
 from memory_server.usecases.lookup import run_search
 
+log = logging.getLogger(__name__)
 _AT_ONCE = 100
+_CLOCKS = 5
+
+
+async def sweep_due_teams(service: Service) -> None:
+    """Sweep the namespaces in which an agent, a lease or a pause is overdue, found in one round trip."""
+    names = [name.decode() for name in await service.backend.read(lambda client: client.smembers(NAMESPACES))]
+    clocks = await service.backend.read(lambda client: _overdue(client, [Keys(name) for name in names]))
+    for name, overdue in zip(names, clocks, strict=True):
+        if not overdue:
+            continue
+        try:
+            await sweep_team(service, name)
+        except MemoryServiceError as error:
+            log.warning("sweep of the team in %s: %s", name, error.message)
+
+
+async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int]:
+    """Count what is overdue in each namespace."""
+    pipe, now = client.pipeline(transaction=False), time.time()
+    for keys in namespaces:
+        pipe.zcount(keys.agents, 0, now)
+        for clock in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
+            pipe.zcount(clock, "-inf", now)
+    counts = await pipe.execute() if namespaces else []
+    return [sum(counts[start : start + _CLOCKS]) for start in range(0, len(counts), _CLOCKS)]
 
 
 async def sweep_team(service: Service, namespace: str) -> None:
