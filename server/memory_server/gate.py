@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
 from mcp.server.context import ServerRequestContext
-from pydantic import AnyHttpUrl
 
 from memory_core.access import Access, Scope
 from memory_core.errors import MemoryServiceError, Unauthenticated
@@ -143,10 +142,12 @@ def sdk_auth(gate: Gate, settings: Settings) -> dict[str, Any]:
     if auth.mode == "off":
         return {}
     is_url = auth.mode == "oauth" and (auth.audience or "").startswith(("https://", "http://"))
-    told = SdkSettings(
-        issuer_url=AnyHttpUrl(auth.issuer or "http://localhost"),
-        resource_server_url=AnyHttpUrl(auth.audience or "") if is_url else None,
-        validate_token_resource=False,
-        required_scopes=None,
+    # As texts: a URL object would end a bare host with a slash, and clients compare issuers letter by letter.
+    told = SdkSettings.model_validate(
+        {
+            "issuer_url": auth.issuer or "http://localhost",
+            "resource_server_url": auth.audience if is_url else None,
+            "validate_token_resource": False,
+        }
     )
     return {"auth": told, "token_verifier": SdkVerifier(gate, auth.issuer)}

@@ -12,7 +12,14 @@ from typing import Any, BinaryIO
 
 import anyio.to_thread
 from mcp.shared.message import SessionMessage
-from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, jsonrpc_message_adapter
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCNotification,
+    jsonrpc_message_adapter,
+)
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -82,7 +89,9 @@ def claim_stdin() -> BinaryIO:
 
 def _check(text: str) -> None:
     try:
-        jsonrpc_message_adapter.validate_json(text, by_name=False)
+        message = jsonrpc_message_adapter.validate_json(text, by_name=False)
+        if isinstance(message, JSONRPCNotification) and "id" in from_json(text):
+            raise _Bad(INVALID_REQUEST, "the id is neither a string nor a whole number")
     except ValidationError:
         try:
             value = from_json(text)
