@@ -190,6 +190,21 @@ async def test_every_tool_needs_a_scope_but_the_batch(guarded: Server, namespace
             assert code == "forbidden" if read_only else code in ("forbidden", "invalid_argument"), tool.name
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_without_the_scope_read_nothing_is_shown_beside_what_was_done(
+    guarded: Server, namespace: str, reads: bool
+) -> None:
+    text = "The parser is written in Rust."
+    token = await issued(guarded, "alice", namespace, ["write", "tasks", *(["read"] if reads else [])])
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        await agent.call("store_memory", content=text)
+        assert bool((await agent.call("store_memory", content=f"{text} Yes."))["similar"]) == reads
+        await agent.call("register_agent", agent_type="custom")
+        await agent.call("distribute_task", description=text)
+        (task,) = (await agent.call("get_pending_tasks"))["tasks"]
+        assert bool(task["memories"]) == reads
+
+
 async def test_resources_need_the_scope_read(guarded: Server, namespace: str) -> None:
     writer = await issued(guarded, "alice", namespace, ["write"])
     reader = await issued(guarded, "alice", namespace, ["read"])

@@ -55,7 +55,8 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
     for declared, own, what in ((agent, access.agent, "agent"), (namespace, access.namespace, "namespace")):
         if declared is not None and declared != own:
             raise Forbidden(f"{what} {echo(declared)} is not that of your token", hint=f"leave the {what} out")
-    return Caller(access.namespace, access.agent, admin=access.admin)
+    may_read = "read" in access.scopes or access.admin
+    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
 
 
 def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Access | None:
