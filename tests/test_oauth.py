@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key a
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 from stack import Refused, Server, Stack, in_own_task, serving
+from test_startup import stdio_agent
 
 from memory_core.errors import InvalidArgument
 from memory_core.settings import Settings
@@ -123,6 +124,17 @@ async def test_clients_are_told_where_tokens_come_from(guarded: Server) -> None:
     async with httpx2.AsyncClient() as client:
         told = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
     assert (told["resource"], told["authorization_servers"]) == (AUDIENCE, [ISSUER])
+
+
+async def test_on_stdio_such_a_token_is_checked_too(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(issuer.jwks())
+    auth = json.dumps(settings_of(str(path)))
+    for agent, code in (("alice", None), ("bob", "forbidden")):
+        environment = {"MEMORY_AUTH": auth, "MEMORY_TOKEN": issuer.token(), "MEMORY_NAMESPACE": "default"}
+        async with stdio_agent(agent, REDIS_URL=stack.redis.url, **environment) as client:
+            answer = await client.raw("gpu_status")
+        assert (answer.structured_content or {}).get("error", {}).get("code") == code
 
 
 # Tokens that are not

@@ -80,12 +80,34 @@ async def test_a_revoked_token_stops_at_once_in_the_middle_of_a_session(guarded:
     assert (await post(guarded, token, tool_call("gpu_status"), **session)).status_code == 401
 
 
+async def test_a_call_that_waits_is_refused_when_its_token_is_revoked_meanwhile(
+    guarded: Server, namespace: str
+) -> None:
+    token, other = await issued(guarded, "alice", namespace), await issued(guarded, "bob", namespace)
+    async with (
+        guarded.agent("alice", namespace, token=token) as alice,
+        guarded.agent("bob", namespace, token=other) as bob,
+    ):
+        waiting = asyncio.create_task(alice.raw("wait_for_events", timeout_seconds=20))
+        await wait_until(lambda: somebody_waits(guarded, namespace))
+        await revoke_token(guarded.service.backend, token.split("_")[1])
+        await bob.store("News for all.", visibility="public")
+        answer = await waiting
+    assert answer.is_error
+    assert "News" not in str(answer)
+    assert "unauthenticated" in str(answer)
+
+
 async def test_a_token_ends_by_itself_and_its_key_is_gone(guarded: Server, stack: Stack, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace, seconds=0.3)
     key = token_key(token.split("_")[1])
     assert 0 < await stack.client.pttl(key) <= 300
     await wait_until(lambda: is_gone(stack, key))
     assert (await post(guarded, token)).status_code == 401
+
+
+async def somebody_waits(server: Server, namespace: str) -> bool:
+    return server.service.events.count(namespace) > 0
 
 
 async def is_gone(stack: Stack, key: str) -> bool:
@@ -273,9 +295,12 @@ async def test_on_stdio_a_token_of_another_agent_or_namespace_is_refused(
     guarded: Server, stack: Stack, namespace: str
 ) -> None:
     token = await issued(guarded, "alice", namespace)
-    for agent, options in (("bob", ()), ("alice", ("--namespace", "other"))):
+
+    async def code_of(agent: str, *options: str) -> str:
         async with stdio_agent(agent, *options, MEMORY_TOKEN=token, REDIS_URL=stack.redis.url) as client:
-            assert (await refusal_of(client, "memory_stats"))[0] == "forbidden"
+            return (await refusal_of(client, "memory_stats"))[0]
+
+    assert await asyncio.gather(code_of("bob"), code_of("alice", "--namespace", "other")) == ["forbidden"] * 2
 
 
 # The console

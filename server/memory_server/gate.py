@@ -16,7 +16,15 @@ from mcp.server.context import ServerRequestContext
 from memory_core.access import Access, Scope
 from memory_core.errors import MemoryServiceError, Unauthenticated
 from memory_core.settings import Settings
-from memory_server.identity import AGENT_CLAIM, NAMESPACE_CLAIM, access_of, caller_of_request, on_stdio
+from memory_server.identity import (
+    AGENT_CLAIM,
+    NAMESPACE_CLAIM,
+    access_of,
+    caller_of_request,
+    check_names,
+    declared_on_stdio,
+    on_stdio,
+)
 from memory_server.oauth import OAuthVerifier
 from memory_server.rates import Rates
 
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
     from memory_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
+_HINT = "ask whoever runs the memory for a new one"
 
 
 class Verifier(Protocol):
@@ -94,6 +103,15 @@ class Gate:
         except MemoryServiceError:
             return False
 
+    async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
+        """Refuse the answer to a call that took long, if its token was good only when it began.
+
+        Raises:
+            Unauthenticated: it is no longer.
+        """
+        if not await self.still_in(context):
+            raise Unauthenticated("the token is no longer valid", hint=_HINT)
+
     async def stdio_access(self) -> Access:
         """Give what the token of the settings grants.
 
@@ -103,15 +121,15 @@ class Gate:
         assert self._settings.token is not None
         access = await self.verifier.verify(self._settings.token.get_secret_value())
         if access is None:
-            raise Unauthenticated("the token is not valid", hint="ask whoever runs the memory for a new one")
+            raise Unauthenticated("the token is not valid", hint=_HINT)
         return access
 
     async def warn_of_bad_token(self) -> None:
         """Say in the log at start what every call would say."""
         try:
-            await self.stdio_access()
+            check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
         except MemoryServiceError as error:
-            log.error("MEMORY_TOKEN: %s", error.message)
+            log.error("calls will be refused, because of MEMORY_TOKEN: %s", error.message)
 
 
 class SdkVerifier:

@@ -52,11 +52,25 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
     access = access_of(context, settings)
     if access is None:
         return Caller(namespace or settings.namespace, agent or settings.agent or _client_name(context))
+    check_names(access, agent, namespace)
+    may_read = "read" in access.scopes or access.admin
+    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
+
+
+def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
+    """Let pass names that are the token's, or none.
+
+    Raises:
+        Forbidden: one is not.
+    """
     for declared, own, what in ((agent, access.agent, "agent"), (namespace, access.namespace, "namespace")):
         if declared is not None and declared != own:
             raise Forbidden(f"{what} {echo(declared)} is not that of your token", hint=f"leave the {what} out")
-    may_read = "read" in access.scopes or access.admin
-    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
+
+
+def declared_on_stdio(settings: Settings) -> tuple[str | None, str | None]:
+    """Give the agent and the namespace that whoever started a stdio server named."""
+    return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
 
 
 def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Access | None:
@@ -84,7 +98,7 @@ def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings)
     """Give the agent and the namespace that the client, or whoever started it, names."""
     request: Request | None = context.request
     if request is None:
-        return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
+        return declared_on_stdio(settings)
     agent = _declared(request, AGENT_HEADER, AGENT_PARAMETER, "agent")
     return agent, _declared(request, NAMESPACE_HEADER, NAMESPACE_PARAMETER, "namespace")
 

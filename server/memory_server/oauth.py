@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_core.access import Access, Scope, known_scopes
 from memory_core.auth_settings import AuthSettings
-from memory_core.errors import InvalidArgument, IssuerUnavailable
+from memory_core.errors import IssuerUnavailable
 from memory_core.names import check_name
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class OAuthVerifier:
                 return None
             key = await self._keys.find(header.get("kid"))
             return None if key is None else self._access(self._claims(token, key))
-        except (jwt.PyJWTError, InvalidArgument, ValueError, TypeError, KeyError, RecursionError) as error:
+        except IssuerUnavailable:
+            raise
+        except Exception as error:  # whatever a hostile token, or a key unfit for it, brings about
             log.info("a token was refused: %s", type(error).__name__)
             return None
 
@@ -138,6 +140,7 @@ def _from_file(path: Path) -> Callable[[], list[PyJWK]]:
     def load() -> list[PyJWK]:
         from jwt import PyJWKSet
 
-        return PyJWKSet.from_json(path.read_text(encoding="utf-8")).keys
+        keys = PyJWKSet.from_json(path.read_text(encoding="utf-8")).keys
+        return [key for key in keys if key.public_key_use in ("sig", None)]
 
     return load

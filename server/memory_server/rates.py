@@ -15,6 +15,7 @@ class Rates:
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second
         self._burst = float(burst)
+        self._forget_above = _FORGET_ABOVE
         self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
 
     def take(self, namespace: str, agent: str, calls: int = 1) -> None:
@@ -35,7 +36,7 @@ class Rates:
                 retry_after=pause,
             )
         self._buckets[namespace, agent] = (left - calls, now)
-        if len(self._buckets) > _FORGET_ABOVE:
+        if len(self._buckets) > self._forget_above:
             self._forget(now)
 
     def _forget(self, now: float) -> None:
@@ -45,3 +46,4 @@ class Rates:
             for who, (left, seen) in self._buckets.items()
             if left + (now - seen) * self._per_second < self._burst
         }
+        self._forget_above = max(_FORGET_ABOVE, 2 * len(self._buckets))

@@ -34,7 +34,9 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
         request = waiting.WaitRequest(**args.model_dump(exclude={"kinds"}), kinds=tuple(args.kinds or ()))
         caller = caller_of(ctx, runtime.settings)
         wait = waiting.wait_for_events(await runtime.service(), caller, request)
-        return await _while_connected(ctx.request_context.request, wait)
+        answer = await _while_connected(ctx.request_context.request, wait)
+        await runtime.gate.check_still_in(ctx.request_context)
+        return answer
 
     return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import ssl
 
 from mcp.server.transport_security import TransportSecuritySettings
 
@@ -19,11 +20,7 @@ def check_bind(settings: Settings) -> None:
     Raises:
         UnsafeStart: beyond loopback something is missing, or one half of the TLS settings is.
     """
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise UnsafeStart("tls_cert and tls_key go together", hint="set both, or neither")
-    for path in filter(None, (settings.tls_cert, settings.tls_key)):
-        if not path.is_file():
-            raise UnsafeStart(f"there is no file {path}", hint="tls_cert and tls_key are PEM files")
+    _check_tls(settings)
     if _is_loopback(settings.host):
         return
     if settings.auth.mode == "off":
@@ -40,6 +37,18 @@ def check_bind(settings: Settings) -> None:
             f"binding to {settings.host} without TLS would show tokens to who listens in",
             hint="set tls_cert and tls_key, or behind_proxy: true where a proxy does TLS",
         )
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.tls_cert is None and settings.tls_key is None:
+        return
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise UnsafeStart("tls_cert and tls_key go together", hint="set both, or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+    except OSError:  # of which ssl.SSLError is one
+        hint = "both are paths of PEM files, the key without a password"
+        raise UnsafeStart("tls_cert and tls_key cannot be used", hint=hint) from None
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:
