@@ -38,6 +38,7 @@ class Product:
 def product(*options: str) -> Generator[Product]:
     """Serve over HTTP with an embedded Redis and a sidecar of its own; yields once it is ready."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent does here what many would
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
         command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", folder, *options]
         server = subprocess.Popen(

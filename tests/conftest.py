@@ -98,6 +98,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":reshared:",
         ":grants:due",
         ":tombstones",
+        ":tokens",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx2
 import uvicorn
 from embedder_fixtures import RedisServer, wait_until
 from mcp import Client as McpClient
 from mcp.client.client import ConnectMode
+from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
 from memory_core import sidecars
@@ -113,12 +115,17 @@ class Server:
 
     @asynccontextmanager
     async def agent(
-        self, name: str, namespace: str, mode: ConnectMode = "auto", **options: Any
+        self, name: str, namespace: str, mode: ConnectMode = "auto", *, token: str | None = None, **options: Any
     ) -> AsyncGenerator[Agent]:
-        """Connect an agent to a namespace."""
+        """Connect an agent to a namespace, with a bearer token if there is one."""
         url = f"{self.url}/mcp?agent={name}&namespace={namespace}"
-        async with McpClient(url, mode=mode, **options) as client:
-            yield Agent(client)
+        async with AsyncExitStack() as opened:
+            where: Any = url
+            if token is not None:
+                headers = {"Authorization": f"Bearer {token}"}
+                http = await opened.enter_async_context(httpx2.AsyncClient(headers=headers))
+                where = streamable_http_client(url, http_client=http)
+            yield Agent(await opened.enter_async_context(McpClient(where, mode=mode, **options)))
 
 
 @asynccontextmanager

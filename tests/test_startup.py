@@ -22,7 +22,8 @@ from memory_core.connection import check_server, connect
 from memory_core.errors import InvalidArgument, StoreUnavailable, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.doctor import examine
-from memory_server.transport.http import bind, check_bind
+from memory_server.transport.binding import check_bind
+from memory_server.transport.http import bind
 
 SEED = {
     "redis": {"host": "localhost", "port": 6379, "db": 0, "password": None},
@@ -46,7 +47,7 @@ print(sorted({"torch", "onnxruntime", "sentence_transformers", "tokenizers"} & s
 LIGHT_START = """
 import sys
 import memory_server.cli, memory_server.transport.stdio, memory_core.settings
-print(sorted({"numpy", "redis", "redisvl", "dateparser", "snowballstemmer"} & set(sys.modules)))
+print(sorted({"numpy", "redis", "redisvl", "dateparser", "snowballstemmer", "jwt"} & set(sys.modules)))
 """
 
 
@@ -126,7 +127,7 @@ async def test_the_seed_config_falls_to_the_embedded_redis_when_nothing_answers_
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
 def test_listening_beyond_loopback_without_authentication_is_refused(host: str) -> None:
     with pytest.raises(UnsafeStart, match="needs authentication"):
-        check_bind(host)
+        check_bind(Settings.load(host=host))
 
 
 def test_a_taken_port_is_said_to_be_so() -> None:
@@ -138,7 +139,7 @@ def test_a_taken_port_is_said_to_be_so() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
 def test_listening_on_loopback_is_fine(host: str) -> None:
-    check_bind(host)
+    check_bind(Settings.load(host=host))
 
 
 async def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:

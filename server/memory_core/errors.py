@@ -46,6 +46,24 @@ class Forbidden(MemoryServiceError):
     code = "forbidden"
 
 
+class Unauthenticated(MemoryServiceError):
+    """The token is unknown, expired or revoked, or for somebody else: all alike."""
+
+    code = "unauthenticated"
+
+
+class IssuerUnavailable(MemoryServiceError):
+    """The keys by which tokens are checked cannot be had now, so that nobody can be let in."""
+
+    code = "issuer_unavailable"
+
+
+class RateLimited(MemoryServiceError):
+    """The agent calls more often than it may."""
+
+    code = "rate_limited"
+
+
 class Conflict(MemoryServiceError):
     """The state of the record is not the one that the caller expected."""
 

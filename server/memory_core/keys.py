@@ -54,6 +54,11 @@ def sidecar(sidecar_id: str) -> str:
     return f"rm:sidecar:{{{sidecar_id}}}"
 
 
+def token_key(token_id: str) -> str:
+    """Hash: one bearer token, found before its namespace is known."""
+    return f"rm:token:{{{token_id}}}"
+
+
 def vector_field(model: str) -> str:
     """Hash field that holds vectors of `model`; a field never mixes two models."""
     name = model.rsplit("/", 1)[-1].lower().removeprefix("all-")
@@ -272,6 +277,11 @@ class Keys:
     def audit(self) -> str:
         """Stream: who did what."""
         return self._key("audit")
+
+    @property
+    def tokens(self) -> str:
+        """Sorted set: the namespace's bearer tokens, by their expiry."""
+        return self._key("tokens")
 
     @property
     def counters(self) -> str:

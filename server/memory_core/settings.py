@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from memory_core.auth_settings import AuthSettings, Names
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
 
@@ -140,7 +141,11 @@ class LimitSettings(_Group):
     ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
     operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
-    body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request")
+    body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
+    calls_per_second: float = Field(
+        default=500.0, gt=0, le=1e9, description="calls of one agent, on the average; each operation of a batch is one"
+    )
+    burst: int = Field(default=5000, ge=1, le=1_000_000_000, description="calls of one agent all at once")
 
 
 class TaskSettings(_Group):
@@ -183,6 +188,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     limits: LimitSettings = LimitSettings()
     tasks: TaskSettings = TaskSettings()
+    auth: AuthSettings = AuthSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),
@@ -203,6 +209,12 @@ class Settings(BaseSettings):
         default="127.0.0.1", min_length=1, description="HTTP address; loopback while authentication is off"
     )
     port: int = Field(default=8765, ge=0, le=65535, description="HTTP port; 0 picks a free one")
+    allowed_hosts: Names = Field(default=(), description="Host headers that are let in, besides those of loopback")
+    allowed_origins: Names = Field(default=(), description="Origin headers that are let in, besides those of loopback")
+    tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain, for HTTPS")
+    tls_key: Path | None = Field(default=None, description="PEM file with its private key")
+    behind_proxy: bool = Field(default=False, description="whether a proxy in front does TLS")
+    token: SecretStr | None = Field(default=None, description="token by which an agent on stdio proves who it is")
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(
         default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"

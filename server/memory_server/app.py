@@ -8,6 +8,7 @@ from typing import Any
 from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus
 
+from memory_server.gate import sdk_auth
 from memory_server.prompts import add_prompts
 from memory_server.resources import add_resources
 from memory_server.runtime import Runtime
@@ -39,15 +40,17 @@ def build_server(runtime: Runtime) -> MCPServer[Any]:
         *context_tools(runtime),
         *monitor_tools(runtime),
     ]
+    everything = [*tools, *event_tools(runtime), batch_tool(runtime, tools)]
     bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,
         title="Redis memory",
         version=version("redis-memory-gpu"),
         instructions=INSTRUCTIONS,
-        tools=[*tools, *event_tools(runtime), batch_tool(runtime, tools)],
+        tools=[tool.guarded(runtime.gate) for tool in everything],
         log_level="WARNING",
         subscriptions=bus,
+        **sdk_auth(runtime.gate, runtime.settings),
     )
     add_prompts(server)
     add_resources(server, runtime)

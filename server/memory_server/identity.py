@@ -1,17 +1,21 @@
 """Who is calling: read from the connection, never from a tool's arguments.
 
-With auth off the declared name is believed: the flag or environment on stdio, a header or URL parameter over
-HTTP, else the client's own name.
+With authentication on the caller is who its token says, and a name that it declares besides must be the same. With
+it off the declared name is believed: the flag or environment on stdio, a header or URL parameter over HTTP, else the
+client's own name.
 """
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 
-from memory_core.errors import InvalidArgument
+from memory_core.access import Access, known_scopes
+from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.names import check_name, to_name
 from memory_core.settings import Settings
 
@@ -22,7 +26,11 @@ if TYPE_CHECKING:
 
 AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
 NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
+AGENT_CLAIM, NAMESPACE_CLAIM = "agent", "namespace"
 ANONYMOUS = "anonymous"
+
+on_stdio: ContextVar[Access | None] = ContextVar("on_stdio", default=None)
+"""What the token of a stdio server grants, as found for the request in hand."""
 
 
 def caller_of(context: Context[Any, Any], settings: Settings) -> Caller:
@@ -35,15 +43,64 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
 
     Raises:
         InvalidArgument: a declared name is not a Name, or header and URL disagree.
+        Forbidden: a declared name is not the token's.
+        Unauthenticated: there is no token, where one is needed.
     """
     from memory_server.usecases.principals import Caller
 
+    agent, namespace = _declared_names(context, settings)
+    access = access_of(context, settings)
+    if access is None:
+        return Caller(namespace or settings.namespace, agent or settings.agent or _client_name(context))
+    check_names(access, agent, namespace)
+    may_read = "read" in access.scopes or access.admin
+    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
+
+
+def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
+    """Let pass names that are the token's, or none.
+
+    Raises:
+        Forbidden: one is not.
+    """
+    for declared, own, what in ((agent, access.agent, "agent"), (namespace, access.namespace, "namespace")):
+        if declared is not None and declared != own:
+            raise Forbidden(f"{what} {echo(declared)} is not that of your token", hint=f"leave the {what} out")
+
+
+def declared_on_stdio(settings: Settings) -> tuple[str | None, str | None]:
+    """Give the agent and the namespace that whoever started a stdio server named."""
+    return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
+
+
+def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Access | None:
+    """Give what the request's token grants; None where none is needed.
+
+    Raises:
+        Unauthenticated: there is none, where one is needed.
+    """
     request: Request | None = context.request
     if request is None:
-        return Caller(settings.namespace, settings.agent or _client_name(context))
+        access = on_stdio.get()
+        if access is None and settings.token is not None:
+            raise Unauthenticated("the token was not checked")
+        return access
+    if settings.auth.mode == "off":
+        return None
+    user = request.scope.get("user")
+    if not isinstance(user, AuthenticatedUser):
+        raise Unauthenticated("there is no token")
+    claims = user.access_token.claims or {}
+    return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], known_scopes(user.scopes), float("inf"))
+
+
+def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:
+    """Give the agent and the namespace that the client, or whoever started it, names."""
+    request: Request | None = context.request
+    if request is None:
+        return declared_on_stdio(settings)
     agent = _declared(request, AGENT_HEADER, AGENT_PARAMETER, "agent")
-    namespace = _declared(request, NAMESPACE_HEADER, NAMESPACE_PARAMETER, "namespace")
-    return Caller(namespace or settings.namespace, agent or settings.agent or _client_name(context))
+    return agent, _declared(request, NAMESPACE_HEADER, NAMESPACE_PARAMETER, "namespace")
 
 
 def _declared(request: Request, header: str, parameter: str, what: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
@@ -11,6 +11,10 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
 from memory_server.identity import caller_of
 from memory_server.runtime import Runtime
+
+if TYPE_CHECKING:
+    from memory_server.service import Service
+    from memory_server.usecases.principals import Caller
 
 T = TypeVar("T")
 
@@ -23,8 +27,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one task that the caller may see, with its history, as JSON."""
         from memory_server.usecases.tasks import get_task
 
-        service = await runtime.service()
-        answer = await _read(lambda: get_task(service, caller_of(ctx, runtime.settings), task_id))
+        answer = await _read(runtime, ctx, lambda service, caller: get_task(service, caller, task_id))
         return answer.model_dump_json()
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
@@ -32,8 +35,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one registered agent, as JSON."""
         from memory_server.usecases.agents import get_agent
 
-        service = await runtime.service()
-        answer = await _read(lambda: get_agent(service, caller_of(ctx, runtime.settings), agent_id))
+        answer = await _read(runtime, ctx, lambda service, caller: get_agent(service, caller, agent_id))
         return answer.agent.model_dump_json()
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
@@ -41,15 +43,15 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one memory that the caller may read, as JSON."""
         from memory_server.usecases.read import retrieve_memory
 
-        service = await runtime.service()
-        answer = await _read(lambda: retrieve_memory(service, caller_of(ctx, runtime.settings), memory_id))
+        answer = await _read(runtime, ctx, lambda service, caller: retrieve_memory(service, caller, memory_id))
         return answer.memory.model_dump_json()
 
 
-async def _read(answer: Callable[[], Awaitable[T]]) -> T:
-    """Give an answer, or its refusal as the protocol has it."""
+async def _read(runtime: Runtime, ctx: Context[Any, Any], answer: Callable[[Service, Caller], Awaitable[T]]) -> T:
+    """Give an answer to whoever may read, or its refusal as the protocol has it."""
     try:
-        return await answer()
+        await runtime.gate.admit(ctx.request_context, "read")
+        return await answer(await runtime.service(), caller_of(ctx, runtime.settings))
     except (NotFound, InvalidArgument) as error:
         raise ResourceNotFoundError(error.message) from error
     except MemoryServiceError as error:

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from memory_core.settings import Settings
+from memory_server.gate import Gate
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _HEAVY = (
     "memory_server.service",
+    "memory_core.tokens",
     "memory_server.local.attach",
     "memory_server.usecases.store",
     "memory_server.usecases.read",
@@ -43,6 +45,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.gate = Gate(self)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -61,6 +64,10 @@ class Runtime:
         """Wait until the service can take calls; it may still be connecting to Redis."""
         self._first_answer.set()
         return await asyncio.shield(self._service)
+
+    async def until_first_answer(self) -> None:
+        """Wait until the client has had its first answer, or something waits for the service."""
+        await self._first_answer.wait()
 
     def answered(self) -> None:
         """Say that the client has had its first answer."""

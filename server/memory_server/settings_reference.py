@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, SecretStr
@@ -103,6 +103,8 @@ def _setting(path: SettingPath, info: FieldInfo, settings: Settings, content: Ma
 def _masked(value: Any) -> Any:
     if isinstance(value, SecretStr):
         return _SECRET
+    if isinstance(value, tuple):
+        return list(cast(tuple[object, ...], value))
     return str(value) if isinstance(value, Path) else value
 
 
@@ -138,6 +140,8 @@ def _allowed(info: FieldInfo) -> str:
     kinds = [kind for kind in get_args(info.annotation) or (info.annotation,) if kind is not type(None)]
     if get_origin(info.annotation) is Literal:
         return ", ".join(map(str, get_args(info.annotation)))
+    if get_origin(info.annotation) is tuple:
+        return "list of text"
     names: dict[Any, str] = {
         bool: "true, false",
         int: "whole number",

@@ -61,9 +61,10 @@ class Subscriptions:
         bus = _CallersBus(self._bus)
         handler = ListenHandler(bus)
         try:
+            await self._runtime.gate.admit(ctx, "read")
             caller = caller_of_request(ctx, self._runtime.settings)
             async with following(await self._runtime.service(), caller, uris) as changes:
-                relay = asyncio.create_task(_relay(changes, bus, handler))
+                relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
                 try:
                     return await handler(ctx, params)
                 finally:
@@ -96,15 +97,23 @@ class Subscriptions:
         from memory_server.usecases.following import following
 
         try:
+            await self._runtime.gate.admit(ctx, "read")
             caller = caller_of_request(ctx, self._runtime.settings)
             async with following(await self._runtime.service(), caller, frozenset({uri})) as changes:
                 begun.set_result(None)
-                async for changed in changes:
+                async for changed in self._while_let_in(ctx, changes):
                     await ctx.session.send_resource_updated(changed)
         except MemoryServiceError as error:
             begun.set_exception(error)
         except Exception:
             log.exception("a subscription ended")
+
+    async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
+        """Pass changes on until the caller's token is no longer good."""
+        async for changed in changes:
+            if not await self._runtime.gate.still_in(ctx):
+                return
+            yield changed
 
 
 class _CallersBus(InMemorySubscriptionBus):

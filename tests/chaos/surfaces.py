@@ -91,7 +91,7 @@ class Direct:
 @asynccontextmanager
 async def direct(url: str, namespace: str) -> AsyncGenerator[Direct]:
     """Run a service with its sweeper in this process."""
-    settings = Settings.load(redis_url=url, tasks=TASK_SETTINGS)
+    settings = Settings.load(redis_url=url, tasks=TASK_SETTINGS, limits={"burst": 1_000_000_000})
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(Service(settings).running())
         await stack.enter_async_context(sweeping.sweeping(service))
@@ -128,7 +128,7 @@ async def remote(address: str, namespace: str, agent: str) -> AsyncGenerator[Rem
 async def serve(url: str, port: int) -> None:
     """Serve MCP over HTTP until killed."""
     logging.disable()
-    runtime = Runtime(Settings.load(redis_url=url, tasks=TASK_SETTINGS))
+    runtime = Runtime(Settings.load(redis_url=url, tasks=TASK_SETTINGS, limits={"burst": 1_000_000_000}))
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(("127.0.0.1", port))

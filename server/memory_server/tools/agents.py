@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
 from memory_server.results.agents import AgentListAnswer, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import task_arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 
 
-def agent_tools(runtime: Runtime) -> list[Tool]:
+def agent_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
     async def register_agent(ctx: Ctx, args: arguments_of.RegisterArguments) -> RegisterAnswer:
@@ -67,8 +66,8 @@ def agent_tools(runtime: Runtime) -> list[Tool]:
         )
 
     return [
-        make_tool(register_agent, arguments_of.RegisterArguments),
-        make_tool(unregister_agent, arguments_of.UnregisterArguments, destructive=True),
-        make_tool(update_agent_heartbeat, arguments_of.HeartbeatArguments),
+        make_tool(register_agent, arguments_of.RegisterArguments, scope="tasks"),
+        make_tool(unregister_agent, arguments_of.UnregisterArguments, destructive=True, scope="tasks"),
+        make_tool(update_agent_heartbeat, arguments_of.HeartbeatArguments, scope="tasks"),
         make_tool(list_agents, arguments_of.ListAgentsArguments, read_only=True),
     ]

@@ -8,7 +8,6 @@ from itertools import groupby
 from typing import Any, cast
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.tools import Tool
 from mcp_types import CallToolResult, InputRequiredResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
@@ -16,7 +15,7 @@ from memory_server.identity import caller_of
 from memory_server.results.batch import BatchAnswer, Outcome
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 _TOGETHER = 16
@@ -24,7 +23,7 @@ _TOGETHER = 16
 Operation = tuple[str, dict[str, Any]]
 
 
-def batch_tool(runtime: Runtime, tools: Sequence[Tool]) -> Tool:
+def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
     """Make the tool over the other tools."""
     by_name = {tool.name: tool for tool in tools}
 
@@ -37,7 +36,8 @@ def batch_tool(runtime: Runtime, tools: Sequence[Tool]) -> Tool:
         if len(args.operations) > limit:
             raise InvalidArgument(f"{len(args.operations)} operations; at most {limit} are allowed", hint="split them")
         operations = [_read(operation) for operation in args.operations]
-        await _embed_together(ctx, runtime, operations)
+        await runtime.gate.admit(ctx.request_context, None, calls=len(operations))
+        await _embed_together(ctx, runtime, [one for one in operations if _allowed(ctx, by_name, one[0])])
         outcomes: list[Outcome] = []
         caller, service = caller_of(ctx, runtime.settings), await runtime.service()
         with service.readers.reading(caller.namespace, caller.agent):
@@ -51,10 +51,15 @@ def batch_tool(runtime: Runtime, tools: Sequence[Tool]) -> Tool:
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
 
-    return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True)
+    return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True, scope=None)
 
 
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
+
+
+def _allowed(ctx: Ctx, tools: Mapping[str, StrictTool], name: str) -> bool:
+    tool = tools.get(name)
+    return tool is not None and tool.refused(ctx) is None
 
 
 def _read(operation: Mapping[str, Any]) -> Operation:
@@ -90,7 +95,7 @@ def _wanted_text(name: str, arguments: Mapping[str, Any]) -> Any:
     return None
 
 
-async def _run(ctx: Ctx, tools: Mapping[str, Tool], operations: Sequence[Operation]) -> AsyncGenerator[Outcome]:
+async def _run(ctx: Ctx, tools: Mapping[str, StrictTool], operations: Sequence[Operation]) -> AsyncGenerator[Outcome]:
     """Run operations in order; neighbouring reads run together."""
 
     def is_read(operation: Operation) -> bool:
@@ -106,12 +111,12 @@ async def _run(ctx: Ctx, tools: Mapping[str, Tool], operations: Sequence[Operati
                 yield outcome
 
 
-async def _one(ctx: Ctx, tools: Mapping[str, Tool], name: str, arguments: dict[str, Any]) -> Outcome:
+async def _one(ctx: Ctx, tools: Mapping[str, StrictTool], name: str, arguments: dict[str, Any]) -> Outcome:
     tool = tools.get(name)
     if tool is None:
         message = f"op {echo(name)} is not an operation; allowed: {', '.join(tools)}"
         return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
-    result = cast(CallToolResult | InputRequiredResult, await tool.run(arguments, ctx, convert_result=True))
+    result = cast(CallToolResult | InputRequiredResult, await tool.run_within(arguments, ctx))
     if isinstance(result, InputRequiredResult):
         message = "more than one memory would go, and nobody can be asked within a batch; send confirm: true"
         return Outcome(ok=False, error={"code": "confirmation_needed", "message": message})

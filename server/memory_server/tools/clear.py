@@ -6,14 +6,13 @@ Annotations are evaluated here, not kept as text: the SDK must find the resolver
 from typing import Annotated, Any
 
 from mcp.server.mcpserver import Context, Elicit, ElicitationResult, Resolve
-from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from memory_server.identity import caller_of
 from memory_server.results.memories import ClearAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 
@@ -24,7 +23,7 @@ class Confirmation(BaseModel):
     delete: bool = Field(description="Delete them for good?")
 
 
-def clear_tool(runtime: Runtime) -> Tool:
+def clear_tool(runtime: Runtime) -> StrictTool:
     """Make the tool over one runtime."""
 
     async def selected(ctx: Ctx, args: arguments_of.ClearArguments) -> Any:

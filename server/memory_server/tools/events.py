@@ -7,13 +7,12 @@ from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
 from memory_server.results.events import EventsAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -22,7 +21,7 @@ Ctx = Context[Any, Any]
 T = TypeVar("T")
 
 
-def event_tools(runtime: Runtime) -> list[Tool]:
+def event_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
     async def wait_for_events(ctx: Ctx, args: arguments_of.WaitArguments) -> EventsAnswer:
@@ -35,7 +34,9 @@ def event_tools(runtime: Runtime) -> list[Tool]:
         request = waiting.WaitRequest(**args.model_dump(exclude={"kinds"}), kinds=tuple(args.kinds or ()))
         caller = caller_of(ctx, runtime.settings)
         wait = waiting.wait_for_events(await runtime.service(), caller, request)
-        return await _while_connected(ctx.request_context.request, wait)
+        answer = await _while_connected(ctx.request_context.request, wait)
+        await runtime.gate.check_still_in(ctx.request_context)
+        return answer
 
     return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
 from memory_server.results.stats import GpuAnswer, StatsAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 
 
-def monitor_tools(runtime: Runtime) -> list[Tool]:
+def monitor_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
     async def memory_stats(ctx: Ctx, args: arguments_of.StatsArguments) -> StatsAnswer:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.tools import Tool
 
 from memory_server.identity import caller_of
 from memory_server.results.tasks import (
@@ -17,12 +16,12 @@ from memory_server.results.tasks import (
 )
 from memory_server.runtime import Runtime
 from memory_server.tools import task_arguments as arguments_of
-from memory_server.tools.toolkit import make_tool
+from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
 
 
-def task_tools(runtime: Runtime) -> list[Tool]:
+def task_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
     async def distribute_task(ctx: Ctx, args: arguments_of.DistributeArguments) -> DistributeAnswer:
@@ -99,12 +98,12 @@ def task_tools(runtime: Runtime) -> list[Tool]:
         return await tasks.requeue_task(await runtime.service(), caller_of(ctx, runtime.settings), args.task_id)
 
     return [
-        make_tool(distribute_task, arguments_of.DistributeArguments),
-        make_tool(get_pending_tasks, arguments_of.PendingArguments),
-        make_tool(complete_task, arguments_of.CompleteArguments),
-        make_tool(fail_task, arguments_of.FailArguments),
+        make_tool(distribute_task, arguments_of.DistributeArguments, scope="tasks"),
+        make_tool(get_pending_tasks, arguments_of.PendingArguments, scope="tasks"),
+        make_tool(complete_task, arguments_of.CompleteArguments, scope="tasks"),
+        make_tool(fail_task, arguments_of.FailArguments, scope="tasks"),
         make_tool(get_task, arguments_of.TaskArguments, read_only=True),
         make_tool(list_tasks, arguments_of.ListTasksArguments, read_only=True),
-        make_tool(cancel_task, arguments_of.CancelArguments, destructive=True),
-        make_tool(requeue_task, arguments_of.TaskArguments),
+        make_tool(cancel_task, arguments_of.CancelArguments, destructive=True, scope="tasks"),
+        make_tool(requeue_task, arguments_of.TaskArguments, scope="tasks"),
     ]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
-from pydantic import ValidationError
+from pydantic import PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails
 
+from memory_core.access import Scope
 from memory_core.errors import InvalidArgument, MemoryServiceError, echo
+from memory_server.gate import Gate
 from memory_server.results.answer import Answer
 from memory_server.tools.arguments import Arguments
 
@@ -31,23 +33,62 @@ class _Metadata(FuncMetadata):
 
 
 class StrictTool(Tool):
-    """A tool that refuses unknown arguments and answers every refusal in one typed form."""
+    """A tool that looks at its caller first, refuses unknown arguments and answers every refusal in one typed form."""
+
+    _scope: Scope | None = PrivateAttr(default="admin")
+    _gate: Gate = PrivateAttr()
+
+    def guarded(self, gate: Gate) -> StrictTool:
+        """Let calls in by a gate."""
+        self._gate = gate
+        return self
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; errors that the caller should read come back as an error result."""
         try:
+            await self._gate.admit(context.request_context, self._scope)
+        except MemoryServiceError as error:
+            return refusal(error)
+        return await self._answer(arguments, context)
+
+    async def run_within(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
+        """Run the tool as a part of a call that was let in and counted."""
+        refused = self.refused(context)
+        return refusal(refused) if refused else await self._answer(arguments, context)
+
+    def refused(self, context: Context[Any, Any]) -> MemoryServiceError | None:
+        """Why the caller may not use the tool at all, if so."""
+        try:
+            self._gate.check(context.request_context, self._scope)
+        except MemoryServiceError as error:
+            return error
+        return None
+
+    async def _answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
+        try:
             answer = await super().run(arguments, context, convert_result=False)
         except ToolError as error:
-            return _refusal(self, error)
+            return refusal(_cause(self, error))
         if isinstance(answer, InputRequiredResult):
             return answer
         return _success(cast(Answer, answer))
 
 
+_BY_KIND = "by kind"
+
+
 def make_tool(
-    method: Callable[..., Any], arguments: type[Arguments], *, read_only: bool = False, destructive: bool = False
+    method: Callable[..., Any],
+    arguments: type[Arguments],
+    *,
+    read_only: bool = False,
+    destructive: bool = False,
+    scope: Scope | Literal["by kind"] | None = _BY_KIND,
 ) -> StrictTool:
-    """Make a tool named and described after a method that takes `ctx` and `args`, an `arguments` model."""
+    """Make a tool named and described after a method that takes `ctx` and `args`, an `arguments` model.
+
+    Its callers need `scope`: unless said otherwise `read` if it is read-only, else `write`.
+    """
     hints = ToolAnnotations(
         read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
     )
@@ -58,7 +99,10 @@ def make_tool(
     )
     fields = {name: getattr(loose, name) for name in Tool.model_fields}
     parameters = compact(arguments.model_json_schema())
-    return StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})
+    tool = StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})
+    by_kind: Scope = "read" if read_only else "write"
+    tool._scope = by_kind if scope == _BY_KIND else scope  # pyright: ignore[reportPrivateUsage] - it is made here
+    return tool
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
@@ -90,14 +134,8 @@ def _success(answer: Answer) -> CallToolResult:
     )
 
 
-def _refusal(tool: Tool, error: ToolError) -> CallToolResult:
-    cause = error.__cause__
-    if isinstance(cause, ValidationError):
-        cause = _invalid(tool, cause)
-    if not isinstance(cause, MemoryServiceError):
-        if not isinstance(cause, ToolError | None):
-            log.error("tool %s failed", tool.name, exc_info=cause)
-        cause = MemoryServiceError(str(error) if cause is None else "an unexpected error; the server's log has it")
+def refusal(cause: MemoryServiceError) -> CallToolResult:
+    """Make an error result of a refusal."""
     details = {"code": cause.code, "message": cause.message, "hint": cause.hint, "retry_after": cause.retry_after}
     hint = f" ({cause.hint})" if cause.hint else ""
     return CallToolResult(
@@ -105,6 +143,17 @@ def _refusal(tool: Tool, error: ToolError) -> CallToolResult:
         structured_content={"error": {key: value for key, value in details.items() if value not in (None, "")}},
         is_error=True,
     )
+
+
+def _cause(tool: Tool, error: ToolError) -> MemoryServiceError:
+    cause = error.__cause__
+    if isinstance(cause, ValidationError):
+        return _invalid(tool, cause)
+    if isinstance(cause, MemoryServiceError):
+        return cause
+    if not isinstance(cause, ToolError | None):
+        log.error("tool %s failed", tool.name, exc_info=cause)
+    return MemoryServiceError(str(error) if cause is None else "an unexpected error; the server's log has it")
 
 
 def _invalid(tool: Tool, error: ValidationError) -> InvalidArgument:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
+import math
 import socket
 from typing import Any
 
@@ -19,27 +19,11 @@ from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
+from memory_server.transport.binding import check_bind, transport_security
 from memory_server.transport.greeting import greeting
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 2.0
-
-
-def check_bind(host: str) -> None:
-    """Refuse to listen where strangers could reach a server without authentication.
-
-    Raises:
-        UnsafeStart: `host` is not a loopback address.
-    """
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise UnsafeStart(
-            f"binding to {host} needs authentication, which is off",
-            hint="bind to 127.0.0.1, and put a proxy that authenticates in front",
-        )
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -70,7 +54,7 @@ async def serve_http(settings: Settings) -> None:
         UnsafeStart: the address or the Redis must not be used as configured.
         InvalidArgument: the address is taken.
     """
-    check_bind(settings.host)
+    check_bind(settings)
     listener = bind(settings)
     runtime = Runtime(settings)
     application = http_application(build_server(runtime), runtime)
@@ -80,11 +64,14 @@ async def serve_http(settings: Settings) -> None:
         access_log=False,
         timeout_graceful_shutdown=5,
         loop="none",
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
     )
     server = HttpServer(config, runtime)
     async with runtime.running():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        url = f"http://{host}:{listener.getsockname()[1]}/mcp"
+        scheme = "https" if settings.tls_cert else "http"
+        url = f"{scheme}://{host}:{listener.getsockname()[1]}/mcp"
         helpers = [
             asyncio.create_task(_stop_if_unsafe(runtime, server)),
             asyncio.create_task(_greet(runtime, server, url)),
@@ -125,8 +112,11 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         reason = await _unready_reason(runtime)
         return JSONResponse({"ready": reason is None, "reason": reason}, status_code=200 if reason is None else 503)
 
-    limits = runtime.settings.limits
-    application = server.streamable_http_app(host="127.0.0.1", max_request_body_size=limits.body_bytes)
+    settings = runtime.settings
+    application = server.streamable_http_app(
+        transport_security=transport_security(settings), max_request_body_size=settings.limits.body_bytes
+    )
+    application.add_middleware(Refusals)
     application.add_middleware(TrimmedHeaders)
     return application
 
@@ -142,6 +132,22 @@ class TrimmedHeaders:
         if scope["type"] == "http":
             scope = {**scope, "headers": [(name, value.strip(b" \t")) for name, value in scope["headers"]]}
         await self.app(scope, receive, send)
+
+
+class Refusals:
+    """Answers 503 where a token cannot be checked, because Redis or the issuer's keys cannot be reached."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        try:
+            await self.app(scope, receive, send)
+        except MemoryServiceError as error:
+            body = {"error": error.code, "error_description": error.message}
+            headers = {"Retry-After": str(math.ceil(error.retry_after or 1.0))}
+            await JSONResponse(body, status_code=503, headers=headers)(scope, receive, send)
 
 
 async def _unready_reason(runtime: Runtime) -> str | None:

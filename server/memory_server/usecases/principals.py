@@ -22,11 +22,15 @@ _NAME = re.compile(NAME_PATTERN)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What the connection says of a request: which agent, in which namespace."""
+    """What the connection says of a request: which agent, in which namespace.
+
+    Without `may_read` no other memories are shown beside what was asked for.
+    """
 
     namespace: str
     agent: str
     admin: bool = False
+    may_read: bool = True
 
 
 async def resolve(backend: Backend, caller: Caller) -> Principal:

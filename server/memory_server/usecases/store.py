@@ -72,7 +72,8 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     principal = await resolve_writer(service.backend, caller)
     if vectors is None:
         vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
-    similar = await _similar(service, principal, vectors[0]) if new.wait and vectors is not None else []
+    looks = new.wait and caller.may_read
+    similar = await _similar(service, principal, vectors[0]) if looks and vectors is not None else []
     answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
     earlier = answer["status"] == "replayed"
     reason = None

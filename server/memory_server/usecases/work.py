@@ -197,7 +197,8 @@ async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dic
     """Add to each lease the task, its earlier failures and the memories that bear on it."""
     keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    helped = await asyncio.gather(*(_help(service, caller, task, wanted.with_memories) for task in tasks))
+    number = wanted.with_memories if caller.may_read else 0
+    helped = await asyncio.gather(*(_help(service, caller, task, number) for task in tasks))
     shown: list[ClaimedTask] = []
     reasons: list[str] = []
     for task, (history, memories, reason) in zip(tasks, helped, strict=True):

@@ -1,0 +1,171 @@
+"""Lets requests in: whoever calls is who the token says, holds the scope that the call needs, and calls not too often.
+
+Over HTTP the SDK's middleware has a token checked before anything is read; on stdio it is checked here. Either way
+that happens for each request, so that a revoked token is of no use at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings as SdkSettings
+from mcp.server.context import ServerRequestContext
+
+from memory_core.access import Access, Scope
+from memory_core.errors import MemoryServiceError, Unauthenticated
+from memory_core.settings import Settings
+from memory_server.identity import (
+    AGENT_CLAIM,
+    NAMESPACE_CLAIM,
+    access_of,
+    caller_of_request,
+    check_names,
+    declared_on_stdio,
+    on_stdio,
+)
+from memory_server.oauth import OAuthVerifier
+from memory_server.rates import Rates
+
+if TYPE_CHECKING:
+    from memory_server.runtime import Runtime
+
+log = logging.getLogger(__name__)
+_HINT = "ask whoever runs the memory for a new one"
+
+
+class Verifier(Protocol):
+    """Checks one kind of token."""
+
+    async def verify(self, token: str) -> Access | None:
+        """Give what a token grants; None if it is not to be believed."""
+        ...
+
+
+class OwnTokens:
+    """Checks the tokens that this deployment issued, in Redis, each time."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def verify(self, token: str) -> Access | None:
+        """Give what a token grants; None if it is not to be believed."""
+        service = await self._runtime.service()
+        from memory_core import tokens
+
+        return await service.backend.read(lambda client: tokens.verify(client, token))
+
+
+class Gate:
+    """Admits requests to one runtime."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        settings = self._settings = runtime.settings
+        oauth = settings.auth.mode == "oauth"
+        self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(runtime)
+        self._rates = Rates(settings.limits.calls_per_second, settings.limits.burst)
+
+    async def admit(self, context: ServerRequestContext[Any, Any], scope: Scope | None, calls: int = 1) -> None:
+        """Let a request in, or not.
+
+        Raises:
+            Unauthenticated: the token given on stdio is not, or no longer, to be believed.
+            Forbidden: it names another agent or namespace than its token, or lacks the scope.
+            RateLimited: the agent calls too often.
+        """
+        if context.request is None and self._settings.token is not None:
+            on_stdio.set(await self.stdio_access())
+        caller = caller_of_request(context, self._settings)
+        self._rates.take(caller.namespace, caller.agent, calls)
+        self.check(context, scope)
+
+    def check(self, context: ServerRequestContext[Any, Any], scope: Scope | None) -> None:
+        """Let pass a part of a request that was admitted.
+
+        Raises:
+            Forbidden: the scope is missing.
+        """
+        access = access_of(context, self._settings)
+        if access is not None:
+            access.check(scope)
+
+    async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
+        """Whether the token of a request that goes on for long is still good."""
+        if access_of(context, self._settings) is None:
+            return True
+        try:
+            if context.request is None:
+                await self.stdio_access()
+                return True
+            token: AccessToken = context.request.user.access_token
+            return await self.verifier.verify(token.token) is not None
+        except MemoryServiceError:
+            return False
+
+    async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
+        """Refuse the answer to a call that took long, if its token was good only when it began.
+
+        Raises:
+            Unauthenticated: it is no longer.
+        """
+        if not await self.still_in(context):
+            raise Unauthenticated("the token is no longer valid", hint=_HINT)
+
+    async def stdio_access(self) -> Access:
+        """Give what the token of the settings grants.
+
+        Raises:
+            Unauthenticated: it is not to be believed.
+        """
+        assert self._settings.token is not None
+        access = await self.verifier.verify(self._settings.token.get_secret_value())
+        if access is None:
+            raise Unauthenticated("the token is not valid", hint=_HINT)
+        return access
+
+    async def warn_of_bad_token(self) -> None:
+        """Say in the log at start what every call would say."""
+        try:
+            check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
+        except MemoryServiceError as error:
+            log.error("calls will be refused, because of MEMORY_TOKEN: %s", error.message)
+
+
+class SdkVerifier:
+    """Shows a verifier to the SDK, which asks it for each HTTP request."""
+
+    def __init__(self, gate: Gate, issuer: str | None) -> None:
+        self._gate = gate
+        self._issuer = issuer
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """Give what a token grants. By `client_id` the SDK keeps a session to one agent of one namespace."""
+        access = await self._gate.verifier.verify(token)
+        if access is None:
+            return None
+        claims = {"iss": self._issuer, AGENT_CLAIM: access.agent, NAMESPACE_CLAIM: access.namespace}
+        return AccessToken(
+            token=token,
+            client_id=f"{access.namespace}/{access.agent}",
+            scopes=sorted(access.scopes),
+            subject=access.agent,
+            claims=claims,
+        )
+
+
+def sdk_auth(gate: Gate, settings: Settings) -> dict[str, Any]:
+    """Give the SDK's server what it needs to ask for tokens; nothing while authentication is off."""
+    auth = settings.auth
+    if auth.mode == "off":
+        return {}
+    is_url = auth.mode == "oauth" and (auth.audience or "").startswith(("https://", "http://"))
+    # As texts: a URL object would end a bare host with a slash, and clients compare issuers letter by letter.
+    told = SdkSettings.model_validate(
+        {
+            "issuer_url": auth.issuer or "http://localhost",
+            "resource_server_url": auth.audience if is_url else None,
+            "validate_token_resource": False,
+        }
+    )
+    return {"auth": told, "token_verifier": SdkVerifier(gate, auth.issuer)}

@@ -1,0 +1,107 @@
+"""Reads a client's lines from stdin as the SDK does not: of bounded length, in strict UTF-8, none left unanswered.
+
+The SDK's own reader takes lines of any length, replaces bytes that are no UTF-8, and drops what is no JSON-RPC.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, BinaryIO
+
+import anyio.to_thread
+from mcp.shared.message import SessionMessage
+from mcp_types import (
+    INVALID_REQUEST,
+    PARSE_ERROR,
+    ErrorData,
+    JSONRPCError,
+    JSONRPCNotification,
+    jsonrpc_message_adapter,
+)
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+_SKIPPED_AT_ONCE = 65_536
+_SHOWN_ID_BYTES = 128
+
+
+class _Bad(Exception):
+    """A line that is no message."""
+
+    def __init__(self, code: int, message: str, request_id: str | int | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.request_id = request_id
+
+
+class Lines:
+    """The lines that are messages; the others are answered with an error."""
+
+    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
+        self._file = file
+        self._most = most_bytes
+        self.answer: Callable[[SessionMessage], Awaitable[Any]] | None = None
+
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """Give line after line until the client closes its end."""
+        while line := await anyio.to_thread.run_sync(self._file.readline, self._most + 1):
+            try:
+                if text := await self._text(line):
+                    yield text
+            except _Bad as bad:
+                await self._refuse(bad)
+
+    async def _text(self, line: bytes) -> str:
+        """Give a line's text, which is a message; nothing of an empty line."""
+        if len(line) > self._most and not line.endswith(b"\n"):
+            await anyio.to_thread.run_sync(self._skip)
+            raise _Bad(INVALID_REQUEST, f"the line is longer than {self._most} bytes")
+        try:
+            text = line.decode().strip()
+        except UnicodeDecodeError:
+            raise _Bad(PARSE_ERROR, "the line is not UTF-8") from None
+        if text:
+            _check(text)
+        return text
+
+    def _skip(self) -> None:
+        """Read the rest of a line, keeping none of it."""
+        while (part := self._file.readline(_SKIPPED_AT_ONCE)) and not part.endswith(b"\n"):
+            pass
+
+    async def _refuse(self, bad: _Bad) -> None:
+        assert self.answer is not None
+        error = ErrorData(code=bad.code, message=str(bad))
+        await self.answer(SessionMessage(JSONRPCError(jsonrpc="2.0", id=bad.request_id, error=error)))
+
+
+def claim_stdin() -> BinaryIO:
+    """Take stdin for the protocol, so that nothing else in the process, and no child, reads of it."""
+    sys.stdin.close()
+    own = os.fdopen(os.dup(0), "rb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return own
+
+
+def _check(text: str) -> None:
+    try:
+        message = jsonrpc_message_adapter.validate_json(text, by_name=False)
+        if isinstance(message, JSONRPCNotification) and "id" in from_json(text):
+            raise _Bad(INVALID_REQUEST, "the id is neither a string nor a whole number")
+    except ValidationError:
+        try:
+            value = from_json(text)
+        except ValueError:
+            raise _Bad(PARSE_ERROR, "the line is not JSON, or nested too deeply") from None
+        raise _Bad(INVALID_REQUEST, "the line is not a JSON-RPC message", _id_of(value)) from None
+
+
+def _id_of(value: Any) -> str | int | None:
+    given = value.get("id") if isinstance(value, dict) else None
+    if isinstance(given, bool) or not isinstance(given, str | int):
+        return None
+    return given if len(str(given)) <= _SHOWN_ID_BYTES else None
