@@ -207,8 +207,8 @@ async def test_the_embedded_stack_keeps_its_memories_over_a_stop(tmp_path: Path)
             memory_id = await agent.store("Remember me tomorrow.")
         await stop_everything(tmp_path)
         async with stdio_agent("claude", "--data-dir", str(tmp_path)) as agent:
-            assert (await agent.call("retrieve_memory", memory_id=memory_id))["memory"]["vector"] == "ready"
             await wait_until(lambda: _found(agent))
+            assert (await agent.call("retrieve_memory", memory_id=memory_id))["memory"]["vector"] == "ready"
     finally:
         await stop_everything(tmp_path)
 
