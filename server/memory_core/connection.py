@@ -170,8 +170,13 @@ async def is_usable(url: str) -> bool:
 
 async def _fail_on_timeout(client: Client) -> None:
     """Have searches fail rather than answer in part; where that may not be set, their warnings still tell."""
+    with contextlib.suppress(redis_errors.ResponseError, StoreRefused):
+        async with store_errors():
+            configured = await client.execute_command("FT.CONFIG", "GET", "ON_TIMEOUT")
+        if b"fail" in [value.lower() for value in _flatten(configured) if isinstance(value, bytes)]:
+            return
     for command in (("FT.CONFIG", "SET", "ON_TIMEOUT", "FAIL"), ("CONFIG", "SET", "search-on-timeout", "fail")):
-        with contextlib.suppress(redis_errors.ResponseError):
+        with contextlib.suppress(redis_errors.ResponseError, StoreRefused):
             async with store_errors():
                 await client.execute_command(*command)
             return
