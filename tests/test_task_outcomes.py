@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from embedder_fixtures import RedisServer
+from redis_users import SERVER, denials
 from stack import Stack
 from task_helpers import joined, submit
 
@@ -23,12 +24,15 @@ async def test_a_claim_whose_tasks_cannot_be_read_never_says_that_nothing_was_ch
     async with joined(stack.server, namespace, "ada") as ada:
         await submit(ada)
     service = await stack.server.runtime.service()
-    await stack.client.execute_command("ACL", "SETUSER", "default", "-lrange")
+    assert not await denials(stack.client)
+    await stack.client.execute_command("ACL", "SETUSER", SERVER, "-lrange")
     try:
         with pytest.raises(OutcomeUnknown):
             await work.get_pending_tasks(service, Caller(namespace, "ada"), work.Claim(with_memories=0))
     finally:
-        await stack.client.execute_command("ACL", "SETUSER", "default", "+lrange")
+        await stack.client.execute_command("ACL", "SETUSER", SERVER, "+lrange")
+        assert {denied for _, _, denied in await denials(stack.client)} == {"lrange"}
+        await stack.client.acl_log_reset()
     assert await stack.client.scard(Keys(namespace).held("ada")) == 1
 
 
