@@ -6,10 +6,15 @@ local NO_MODEL = 'none'
 local EVENTS_KEPT = 10000
 local EPSILON = 1e-6
 
+-- Redis's clock, in whole microseconds.
+local function wall_clock()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000000 + tonumber(time[2])
+end
+
 -- A strictly rising clock per namespace, in whole microseconds, so that creation times order all memories.
 local function tick(counters)
-  local time = redis.call('TIME')
-  local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local now = wall_clock()
   local last = tonumber(redis.call('HGET', counters, 'clock') or '0')
   if now <= last then now = last + 1 end
   redis.call('HSET', counters, 'clock', string.format('%.0f', now))

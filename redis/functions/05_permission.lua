@@ -3,11 +3,6 @@
 -- It holds for the agent while `owner` is its owner id, and until `ends` (microseconds, inf for never). `own` are
 -- tokens of the grantor's own memories, `via` those of others' that it passes on under a grant of its own.
 
-local function wall_clock()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
-
 local function split(text)
   local found = {}
   for item in string.gmatch(text or '', '[^\31]+') do found[#found + 1] = item end

@@ -40,8 +40,7 @@ local function living(same, now)
 end
 
 local function has_expired(expires_at)
-  local time = redis.call('TIME')
-  return expires_at ~= 'inf' and tonumber(expires_at) <= tonumber(time[1]) + tonumber(time[2]) / 1000000
+  return expires_at ~= 'inf' and tonumber(expires_at) * 1000000 <= wall_clock()
 end
 
 local function tell_of_memory(events, op, id, by, scope, vector)

@@ -163,6 +163,14 @@ async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> lis
     return [task for task in tasks if task]
 
 
+async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[bytes | None]:
+    """Load the vectors of open tasks' texts in the order of their ids; None where there is none."""
+    pipe = client.pipeline(transaction=False)
+    for task_id in task_ids:
+        pipe.hget(keys.task_vector(task_id), "vec")
+    return await pipe.execute()
+
+
 def split(text: str | None) -> tuple[str, ...]:
     """Read names that Redis keeps in one field."""
     return tuple(text.split(SEPARATOR)) if text else ()

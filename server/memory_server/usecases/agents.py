@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from memory_core.agents import Agent, AgentStatus, AgentType, load_agents
+from memory_core.agents import Agent, AgentStatus, AgentType, load_agent, load_agents
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.ids import new_id
@@ -87,13 +87,13 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
     service.rosters.pop(caller.namespace, None)
     with after_write():
         await dispatch(service, caller.namespace)
-        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
-        if not agents:
+        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+        if agent is None:
             raise not_registered(caller)
-        pending = await _pending(service, keys, agents[0])
+        pending = await _pending(service, keys, agent)
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
-        agent=AgentView.of(agents[0], time.time()),
+        agent=AgentView.of(agent, time.time()),
         again=answer["again"],
         pending_tasks=pending,
         heartbeat_seconds=seconds,
@@ -189,8 +189,8 @@ async def heartbeat(
         service.rosters.pop(caller.namespace, None)
     dispatch_soon(service, caller.namespace)
     with after_write():
-        agents = await service.backend.read(lambda client: load_agents(client, keys, [caller.agent]))
-        pending = await _pending(service, keys, agents[0]) if agents else 0
+        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+        pending = await _pending(service, keys, agent) if agent else 0
         events = await unread(service, caller)
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
@@ -207,11 +207,12 @@ async def get_agent(service: Service, caller: Caller, name: str) -> AgentAnswer:
         NotFound: there is none.
     """
     keys = Keys(caller.namespace)
-    names = [name] if re.fullmatch(NAME_PATTERN, name) else []
-    found = await service.backend.read(lambda client: load_agents(client, keys, names))
-    if not found:
+    found: Agent | None = None
+    if re.fullmatch(NAME_PATTERN, name):
+        found = await service.backend.read(lambda client: load_agent(client, keys, name))
+    if found is None:
         raise NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
-    return AgentAnswer(agent=AgentView.of(found[0], time.time()))
+    return AgentAnswer(agent=AgentView.of(found, time.time()))
 
 
 async def list_agents(

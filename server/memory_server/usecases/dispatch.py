@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from memory_core.agents import Agent
 from memory_core.connection import Client
 from memory_core.keys import Keys
-from memory_core.tasks import Kind, Task, load_tasks
+from memory_core.tasks import Kind, Task, load_tasks, load_vectors
 from memory_core.vectors import from_bytes
 from memory_server.service import Service
 from memory_server.usecases.routing import Demand, able, note_assigned, rank, roster
@@ -76,10 +76,7 @@ async def _first(client: Client, keys: Keys, kinds: Sequence[str]) -> list[Task]
 
 
 async def _demands(client: Client, keys: Keys, tasks: Sequence[Task]) -> list[Demand]:
-    pipe = client.pipeline(transaction=False)
-    for task in tasks:
-        pipe.hget(keys.task_vector(task.id), "vec")
-    vectors = await pipe.execute() if tasks else []
+    vectors = await load_vectors(client, keys, [task.id for task in tasks])
     rows = [from_bytes(vector, len(vector) // 4)[0] if vector else None for vector in vectors]
     return [Demand(task.kind, task.type, task.priority, row, task.avoid) for task, row in zip(tasks, rows, strict=True)]
 

@@ -14,7 +14,7 @@ from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, No
 from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR, check_label, check_name
-from memory_core.tasks import Kind, Task, TaskPriority, TaskState
+from memory_core.tasks import Kind, TaskPriority, TaskState, load_vectors
 from memory_core.times import parse_time, to_redis
 from memory_core.vectors import Matrix, from_bytes, to_bytes
 from memory_server.results.tasks import DistributeAnswer, SimilarTask, Suited, Why
@@ -233,7 +233,7 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> l
     try:
         ids = await run_search(service, caller.namespace, fetch)
         tasks = await visible_tasks(service, caller, ids)
-        rows = await service.backend.read(lambda client: _vectors(client, keys, tasks))
+        rows = await service.backend.read(lambda client: load_vectors(client, keys, [task.id for task in tasks]))
     except MemoryServiceError:
         return []
     scored = [
@@ -250,13 +250,6 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> l
         for score, task in sorted(scored, key=lambda pair: -pair[0])[:_SIMILAR]
         if score >= service.settings.tasks.similar_from and not task.has_ended
     ]
-
-
-async def _vectors(client: Client, keys: Keys, tasks: Sequence[Task]) -> list[bytes | None]:
-    pipe = client.pipeline(transaction=False)
-    for task in tasks:
-        pipe.hget(keys.task_vector(task.id), "vec")
-    return await pipe.execute() if tasks else []
 
 
 async def _replayed(service: Service, caller: Caller, task_id: str) -> DistributeAnswer:
