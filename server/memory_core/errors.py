@@ -94,6 +94,12 @@ class NotSupported(MemoryServiceError):
     code = "not_supported"
 
 
+class KeyMissing(NotSupported):
+    """The key that this needs was not given to this process."""
+
+    code = "key_missing"
+
+
 class StoreUnavailable(MemoryServiceError):
     """Redis does not answer, is loading, or refuses; nothing was changed."""
 

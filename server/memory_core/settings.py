@@ -215,6 +215,11 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(default=None, description="PEM file with its private key")
     behind_proxy: bool = Field(default=False, description="whether a proxy in front does TLS")
     token: SecretStr | None = Field(default=None, description="token by which an agent on stdio proves who it is")
+    master_key: SecretStr | None = Field(
+        default=None, description="32 random bytes in base64 or hex; after a comma, older ones that only open old data"
+    )
+    master_key_file: Path | None = Field(default=None, description="file that holds the master key instead")
+    master_key_command: str | None = Field(default=None, description="command that prints the master key instead")
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(
         default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"

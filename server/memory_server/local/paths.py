@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from memory_core.errors import UnsafeStart, echo
+from memory_core.keyring import new_key
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
 LOG_LIMIT = 5 << 20
@@ -61,6 +62,11 @@ class LocalPaths:
     def password(self) -> Path:
         """The generated password, one line."""
         return self.data_dir / "password"
+
+    @property
+    def integrity_key(self) -> Path:
+        """The generated key of integrity codes, where no master key makes them."""
+        return self.data_dir / "integrity.key"
 
     @property
     def config(self) -> Path:
@@ -206,6 +212,12 @@ def password_of(paths: LocalPaths) -> str:
         return known
     write_private(paths.password, secrets.token_urlsafe(32) + "\n")
     return paths.password.read_text().strip()
+
+
+def make_integrity_key(paths: LocalPaths) -> None:
+    """Generate the key of integrity codes the first time. Only the supervisor does."""
+    if not paths.integrity_key.exists():
+        write_private(paths.integrity_key, new_key() + "\n")
 
 
 def write_private(path: Path, text: str) -> None:

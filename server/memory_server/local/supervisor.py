@@ -31,6 +31,7 @@ from memory_server.local.paths import (
     State,
     choose_socket,
     log_tail,
+    make_integrity_key,
     password_of,
     prepare,
     read_address,
@@ -72,6 +73,7 @@ class Supervisor:
         self.options = options
         self.paths = options.paths
         self.password = password_of(self.paths)
+        make_integrity_key(self.paths)
         self.children = Children()
         self.redis: subprocess.Popen[bytes] | None = None
         self.sidecar: subprocess.Popen[bytes] | None = None
