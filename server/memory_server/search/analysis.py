@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 
 import regex
@@ -30,6 +31,7 @@ STOP_WORDS = frozenset(
 )
 
 _WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}_]*")
+_ASCII_WORD = regex.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
@@ -41,10 +43,7 @@ _stem_english = snowballstemmer.stemmer("english").stemWord
 
 def words(text: str) -> list[str]:
     """Split a text into folded words: no case, no accents, identifiers also in parts, CJK in pairs."""
-    found: list[str] = []
-    for match in _WORD.finditer(unicodedata.normalize("NFKC", text)):
-        found.extend(_parts(match.group()[:_MAX_WORD]))
-    return found
+    return [word for token in _tokens(text) for word in _parts(token)]
 
 
 @lru_cache(maxsize=65_536)
@@ -64,8 +63,36 @@ def query_terms(query: str) -> list[str]:
 
 
 def stem_counts(*texts: str | None) -> Counter[str]:
-    """Count the stems in some texts, as the rescoring needs them."""
-    return Counter(stem(word) for text in texts if text for word in words(text))
+    """Count the stems in some texts."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        for token, number in Counter(_tokens(text or "")).items():
+            for word in _stems(token):
+                counts[word] += number
+    return counts
+
+
+def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
+    """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
+    counts, length = [0] * len(wanted), 0
+    for token, number in Counter(_tokens(text)).items():
+        stems = _stems(token)
+        length += number * len(stems)
+        for word in stems:
+            if word in wanted:
+                counts[wanted[word]] += number
+    return counts, length
+
+
+def without(text: str, unwanted: Collection[str]) -> str:
+    """Leave out what of a text has an unwanted stem, keeping the rest as it stands; the whole if nothing would stay."""
+    kept = [part for part in text.split() if not (found := words(part)) or not _all_in(found, unwanted)]
+    return " ".join(kept) if any(map(words, kept)) else text
+
+
+def _all_in(found: Sequence[str], unwanted: Collection[str]) -> bool:
+    content = [stem(word) for word in found if word not in STOP_WORDS]
+    return bool(content) and all(word in unwanted for word in content)
 
 
 def extra_terms(*texts: str | None) -> str:
@@ -79,8 +106,20 @@ def extra_terms(*texts: str | None) -> str:
     return " ".join(extra)
 
 
+def _tokens(text: str) -> list[str]:
+    if text.isascii():
+        return _ASCII_WORD.findall(text)
+    return _WORD.findall(unicodedata.normalize("NFKC", text))
+
+
+@lru_cache(maxsize=65_536)
+def _stems(token: str) -> tuple[str, ...]:
+    return tuple(map(stem, _parts(token)))
+
+
 @lru_cache(maxsize=65_536)
 def _parts(token: str) -> tuple[str, ...]:
+    token = token[:_MAX_WORD]
     if token.isascii() and token.isalnum() and (token.islower() or token.istitle() or token.isdigit()):
         return (token.lower(),)
     pieces = [piece for piece in token.split("_") if piece]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +62,29 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
     _refuse_partial([answer])
     groups = (result[b"extra_attributes"] for result in answer[b"results"])
     return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+
+
+async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
+    """Give, for each word that stands in a source within a selection, one such source; in one round trip."""
+    pipe = client.pipeline(transaction=False)
+    for term in terms:
+        narrowed = build.with_source(query, term)
+        pipe.execute_command(
+            "FT.AGGREGATE", keys.index_alias, narrowed.text, "TIMEOUT", timeout_ms,
+            "LOAD", 1, "@source", "LIMIT", 0, 1, *narrowed.arguments(),
+        )  # fmt: skip
+    answers = await pipe.execute() if terms else []
+    found = {term: answer[b"results"] for term, answer in zip(terms, answers, strict=True)}
+    named = {term: rows[0][b"extra_attributes"].get(b"source") for term, rows in found.items() if rows}
+    return {term: source.decode() for term, source in named.items() if source}
+
+
+async def at_places(
+    client: Client, keys: Keys, selection: Query, places: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
+) -> list[Ref]:
+    """Find the memories of a selection that stand at some places of conversations."""
+    query, most = build.at_places(selection, places), sum(map(len, places.values()))
+    return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
 
 async def propose(

@@ -5,7 +5,7 @@ Values travel as PARAMS; the permission clause comes from the principal alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -91,6 +91,24 @@ def with_word(query: Query, word: str) -> Query:
     """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
     narrowed = Query(params=dict(query.params))
     narrowed.text = f"{query.text} @{TEXT_FIELDS}:({narrowed.bind(word)})"
+    return narrowed
+
+
+def with_source(query: Query, word: str) -> Query:
+    """Narrow a selection to what has a word in its source."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @source_text:({narrowed.bind(word)})"
+    return narrowed
+
+
+def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+    """Narrow a selection to sequence numbers within contexts, given by owner and context."""
+    narrowed = memories(query)
+    clauses: list[str] = []
+    for (owner, context), numbers in places.items():
+        runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
+        clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
+    narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
     return narrowed
 
 
@@ -180,6 +198,16 @@ def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query],
     scope = _tagged(query, "scope", principal.tokens)
     query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _tagged(query: Query, field: str, values: Iterable[str]) -> str:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
 from memory_core.connection import Client
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys, vector_field
-from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.readers import reads
@@ -20,17 +19,20 @@ from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
-from memory_server.search.ranking import Scored
+from memory_server.search.ranking import IN_CONTEXT, PLAIN, Reading, Scored, Wanted, Weights
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit, check_text
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
+from memory_server.usecases.understanding import understand
 
 T = TypeVar("T")
 _DEPTH = 100
 """Candidates taken from each side before scoring."""
 _RERANK_DEPTH = 400
+_CENTRES = 12
+"""How many of the best have what stands around them fetched."""
 _FEW = 16
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
@@ -58,6 +60,7 @@ class SearchRequest:
     rerank: bool = False
     max_tokens: int | None = None
     deadline_ms: int | None = None
+    weights: Weights = IN_CONTEXT
 
 
 @reads
@@ -82,18 +85,15 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         return SearchAnswer(hits=[])
     await service.backend.namespace(caller.namespace)
     selected = build.readable(principal, filters, time.time())
-    terms = [] if request.mode is Mode.VECTOR else query_terms(query)
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    embedding = _query_vector(service, caller, query, request.mode, deadline_ms)
-    (vector, failure), embed_ms = await _timed(embedding)
+    (wanted, failure), embed_ms = await _timed(_understand(service, caller, principal, query, request, deadline_ms))
     found, search_ms = await _timed(
         _search(
             service,
             principal,
             selected,
-            terms=terms,
-            vector=vector,
+            wanted,
             limit=request.limit,
             exact=request.rerank,
             depth=_RERANK_DEPTH if request.rerank else _DEPTH,
@@ -101,7 +101,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         )
     )
     ranked_at = time.perf_counter()
-    hits, left_out = _cut(_rank(found, terms, vector, request), request)
+    hits, left_out = _cut(_rank(found, wanted, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(total_ms)
@@ -149,10 +149,10 @@ async def find_similar(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
     selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
-    vector = candidates.vector_of(record)
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
-    request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
-    others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
+    wanted = Wanted(vector=candidates.vector_of(record), weights=PLAIN)
+    found = await _search(service, principal, selected, wanted, limit=limit + 1, exact=exact)
+    request = SearchRequest(query="", limit=limit, min_score=min_score)
+    others = [scored for scored in _rank(found, wanted, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
@@ -170,8 +170,9 @@ async def find_similar(
 async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
     """Find the readable memories nearest to a vector of shape (dimension,)."""
     selected = build.readable(principal, build.Filters(), time.time())
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit, depth=_FEW)
-    return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
+    wanted = Wanted(vector=vector, weights=PLAIN)
+    found = await _search(service, principal, selected, wanted, limit=limit, depth=_FEW)
+    return _rank(found, wanted, SearchRequest(query=""))[:limit]
 
 
 async def best_of(
@@ -179,10 +180,10 @@ async def best_of(
 ) -> tuple[list[Scored], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     request = SearchRequest(query=text, limit=limit)
-    terms = query_terms(text)
-    vector, failure = await _query_vector(service, caller, text, Mode.HYBRID, service.settings.search_timeout_ms)
-    found = await _search(service, principal, selected, terms=terms, vector=vector, limit=limit)
-    hits, _ = _cut(_rank(found, terms, vector, request), request)
+    timeout = service.settings.search_timeout_ms
+    wanted, failure = await _understand(service, caller, principal, text, request, timeout)
+    found = await _search(service, principal, selected, wanted, limit=limit)
+    hits, _ = _cut(_rank(found, wanted, request), request)
     waiting, warnings = found.candidates.waiting, found.candidates.warnings
     progress = service.backend.progress(caller.namespace)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
@@ -191,7 +192,22 @@ async def best_of(
 @dataclass(frozen=True, slots=True)
 class _Found:
     candidates: Candidates
-    records: list[Record]
+    readings: list[Reading]
+
+
+async def _understand(
+    service: Service, caller: Caller, principal: Principal, query: str, request: SearchRequest, deadline_ms: int
+) -> tuple[Wanted, str | None]:
+    """Read a query and get its vector, or why there is none. By one side alone it is taken as it stands."""
+    if request.mode is not Mode.HYBRID:
+        terms = [] if request.mode is Mode.VECTOR else query_terms(query)
+        vector, failure = await _query_vector(service, caller, query, request.mode, deadline_ms)
+        return Wanted(terms, vector, weights=PLAIN), failure
+    started = time.perf_counter()
+    read = (await understand(service, principal, [query]))[0]
+    left = deadline_ms - int((time.perf_counter() - started) * 1000)
+    vector, failure = await _query_vector(service, caller, read.text, request.mode, max(left, 1))
+    return Wanted(read.terms, vector, read.names, read.moments, request.weights), failure
 
 
 async def _query_vector(
@@ -216,49 +232,63 @@ async def _search(
     service: Service,
     principal: Principal,
     selected: build.Query,
+    wanted: Wanted,
     *,
-    terms: Sequence[str],
-    vector: Matrix | None,
     limit: int,
     exact: bool = False,
     depth: int = _DEPTH,
     deadline_ms: int | None = None,
 ) -> _Found:
-    """Fetch and load candidates, deeper while records that vanished leave too few."""
+    """Fetch and read candidates, deeper while records that vanished leave too few; then what is around the best."""
     keys = Keys(principal.namespace)
     vector_name = vector_field(service.settings.vector_store.embedding_model)
     timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
-    data = None if vector is None else to_bytes(vector)
+    data = None if wanted.vector is None else to_bytes(wanted.vector)
     depth = max(depth, 2 * limit)
+
+    async def load(client: Client, refs: Sequence[loading.Ref]) -> list[Reading]:
+        records = await loading.load_readable(client, keys, refs, principal, vector_field=vector_name)
+        return ranking.read(records, wanted)
 
     async def fetch(client: Client) -> _Found:
         proposed = await candidates.propose(
-            client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
+            client, keys, selected, terms=wanted.terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
         )
-        records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
-        return _Found(proposed, records)
+        return _Found(proposed, await load(client, proposed.refs))
+
+    async def fetch_around(client: Client) -> list[Reading]:
+        return await load(client, await candidates.at_places(client, keys, selected, places, timeout))
 
     while True:
         found = await run_search(service, principal.namespace, fetch)
         if (
-            len({record.id for record in found.records}) >= limit
+            len({reading.record.id for reading in found.readings}) >= limit
             or not found.candidates.full
             or depth >= candidates.MAX_DEPTH
         ):
-            return found
+            break
         depth *= 4
+    if not (places := _places_around(found, wanted)):
+        return found
+    around = await run_search(service, principal.namespace, fetch_around)
+    return replace(found, readings=found.readings + around)
 
 
-def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:
-    """Score every candidate on both sides and order memories by their best piece; ties go to the newer."""
-    vectors = [None] * len(found.records) if vector is None else ranking.vector_scores(found.records, vector)
-    words: list[float | None] = [None] * len(found.records)
-    if terms:
-        words = list(ranking.keyword_scores(found.records, terms, found.candidates.statistics))
+def _places_around(found: _Found, wanted: Wanted) -> ranking.Places:
+    if not wanted.weights.around or not wanted.terms:
+        return {}
+    scored = ranking.score(found.readings, wanted, found.candidates.statistics)
+    best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
+    return ranking.missing_places(best, found.readings)
+
+
+def _rank(found: _Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
+    """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
     now = time.time()
     scored = [
-        Scored(record, _score(record, by_vector, by_words, request, now), by_vector, by_words)
-        for record, by_vector, by_words in zip(found.records, vectors, words, strict=True)
+        replace(item, score=_weighed(item, request, now))
+        for item in ranking.score(found.readings, wanted, found.candidates.statistics)
+        if item.score or item.vector_score or item.keyword_score
     ]
     ordered = sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
     best: dict[str, Scored] = {}
@@ -267,33 +297,17 @@ def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: S
     return list(best.values())
 
 
-def _score(
-    record: Record, by_vector: float | None, by_words: float | None, request: SearchRequest, now: float
-) -> float:
-    match request.mode:
-        case Mode.VECTOR:
-            match = by_vector or 0.0
-        case Mode.KEYWORD:
-            match = by_words or 0.0
-        case Mode.HYBRID:
-            match = ranking.fuse(by_vector, by_words)
+def _weighed(item: Scored, request: SearchRequest, now: float) -> float:
     return (
-        (1 - request.recency_weight - request.priority_weight) * ranking.for_its_best(match, record.pieces)
-        + request.recency_weight * ranking.recency(record, now, _RECENCY_HALF_LIFE)
-        + request.priority_weight * ranking.importance(record.priority)
+        (1 - request.recency_weight - request.priority_weight) * item.score
+        + request.recency_weight * ranking.recency(item.record, now, _RECENCY_HALF_LIFE)
+        + request.priority_weight * ranking.importance(item.record.priority)
     )
 
 
 def _cut(ranked: Sequence[Scored], request: SearchRequest) -> tuple[list[Scored], int]:
-    """Apply the limit, the least score and the token budget; count what the budget alone left out.
-
-    Nothing that matched on no side is a hit.
-    """
-    wanted = [
-        scored
-        for scored in ranked
-        if scored.score >= request.min_score and (scored.vector_score or scored.keyword_score)
-    ][: request.limit]
+    """Apply the limit, the least score and the token budget; count what the budget alone left out."""
+    wanted = [scored for scored in ranked if scored.score >= request.min_score][: request.limit]
     if request.max_tokens is None:
         return wanted, 0
     kept: list[Scored] = []
