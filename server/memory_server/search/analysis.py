@@ -30,8 +30,9 @@ STOP_WORDS = frozenset(
     while who whom why will with would you your yours""".split()
 )
 
-_WORD = regex.compile(r"[\p{L}\p{N}][\p{L}\p{N}\p{M}_]*")
-_ASCII_WORD = regex.compile(r"[A-Za-z0-9][A-Za-z0-9_]*")
+# What a token has beyond _MAX_WORD characters is passed over.
+_WORD = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N}\p{M}_]{0,127}+)[\p{L}\p{N}\p{M}_]*+")
+_ASCII_WORD = regex.compile(r"([A-Za-z0-9][A-Za-z0-9_]{0,127}+)[A-Za-z0-9_]*+")
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
@@ -119,7 +120,6 @@ def _stems(token: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65_536)
 def _parts(token: str) -> tuple[str, ...]:
-    token = token[:_MAX_WORD]
     if token.isascii() and token.isalnum() and (token.islower() or token.istitle() or token.isdigit()):
         return (token.lower(),)
     pieces = [piece for piece in token.split("_") if piece]

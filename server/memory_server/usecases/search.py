@@ -206,8 +206,10 @@ async def _understand(
     started = time.perf_counter()
     read = (await understand(service, principal, [query]))[0]
     left = deadline_ms - int((time.perf_counter() - started) * 1000)
-    vector, failure = await _query_vector(service, caller, read.text, request.mode, max(left, 1))
-    return Wanted(read.terms, vector, read.names, read.moments, request.weights), failure
+    weights = request.weights
+    names, text = (read.names, read.text) if weights.source else (frozenset[str](), query)
+    vector, failure = await _query_vector(service, caller, text, request.mode, max(left, 1))
+    return Wanted(read.terms, vector, names, read.moments if weights.time else (), weights), failure
 
 
 async def _query_vector(
