@@ -7,6 +7,7 @@ queries and rescores candidates, so the three agree.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -32,7 +33,8 @@ STOP_WORDS = frozenset(
 
 # What a token has beyond _MAX_WORD characters is passed over.
 _WORD = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N}\p{M}_]{0,127}+)[\p{L}\p{N}\p{M}_]*+")
-_ASCII_WORD = regex.compile(r"([A-Za-z0-9][A-Za-z0-9_]{0,127}+)[A-Za-z0-9_]*+")
+_ASCII_WORD = re.compile(r"([A-Za-z0-9][A-Za-z0-9_]{0,127}+)[A-Za-z0-9_]*+")
+"""The same for ASCII alone; here `re` takes a third of the time of `regex`."""
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
@@ -65,23 +67,24 @@ def query_terms(query: str) -> list[str]:
 
 def stem_counts(*texts: str | None) -> Counter[str]:
     """Count the stems in some texts."""
-    counts: Counter[str] = Counter()
-    for text in texts:
-        for token, number in Counter(_tokens(text or "")).items():
-            for word in _stems(token):
-                counts[word] += number
-    return counts
+    return Counter(word for text in texts if text for token in _tokens(text) for word in _stems(token))
+
+
+@lru_cache(maxsize=4096)
+def source_stems(source: str) -> frozenset[str]:
+    """Give the stems in a source: few sources have many memories."""
+    return frozenset(stem_counts(source))
 
 
 def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
     """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
     counts, length = [0] * len(wanted), 0
-    for token, number in Counter(_tokens(text)).items():
+    for token in _tokens(text):
         stems = _stems(token)
-        length += number * len(stems)
+        length += len(stems)
         for word in stems:
             if word in wanted:
-                counts[wanted[word]] += number
+                counts[wanted[word]] += 1
     return counts, length
 
 

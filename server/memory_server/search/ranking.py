@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from memory_core.records import Priority, Record
 from memory_core.vectors import Matrix, from_bytes
-from memory_server.search.analysis import count_stems, stem, stem_counts
+from memory_server.search.analysis import count_stems, source_stems, stem
 from memory_server.search.moments import Moments, told_of
 
 BM25_K1 = 0.9
@@ -120,9 +120,8 @@ def read(records: Sequence[Record], wanted: Wanted) -> list[Reading]:
     readings: list[Reading] = []
     for record, cosine in zip(records, cosines, strict=True):
         counts, length = count_stems(record.content, stems) if stems else ([], 0)
-        for word, number in stem_counts(record.source).items() if in_source and record.source else ():
-            if word in in_source:
-                counts[in_source[word]] += number
+        for word in in_source.keys() & source_stems(record.source or ""):
+            counts[in_source[word]] += 1
         readings.append(Reading(record, place_of(record), tuple(counts), length, cosine))
     return readings
 
@@ -241,7 +240,7 @@ def _beside(readings: Sequence[Reading], where: dict[Place, int], step: int) -> 
 
 def _from(record: Record, names: frozenset[str]) -> float:
     """Share of the names that stand in a record's source."""
-    return len(names & stem_counts(record.source).keys()) / len(names)
+    return len(names & source_stems(record.source or "")) / len(names)
 
 
 def _discount(pieces: int) -> float:
