@@ -137,7 +137,8 @@ async def ablate(
                     assert not answer.partial, answer.reason
                     return [hit.memory.memory_id for hit in answer.hits]
 
-                await ask(conversation, known, outcome, skipped, search)
+                answerable = [question for question in conversation.questions if question.category != skipped]
+                await ask(replace(conversation, questions=tuple(answerable)), known, outcome, skipped, search)
     return outcomes
 
 
@@ -162,6 +163,7 @@ async def measure(running: Product, name: str, conversations: list[Conversation]
             for conversation, known in zip(conversations, ids, strict=True):
                 await ask_over_mcp(running.url, conversation, known, outcome, skipped)
                 progress.advance(task)
+            console.print(outcome.row())
     outcomes += await ablate(running, conversations, ids, skipped)
     return {
         "set": name,
