@@ -129,7 +129,7 @@ async def fail_task(
         retry=retry,
         backoff=settings.backoff_seconds,
         backoff_most=settings.backoff_most_seconds,
-        jitter=random.random(),  # noqa: S311 # nosec B311 spreads retries, keeps no secret
+        jitter=random.random(),  # noqa: S311 # nosec B311
     )
     if "next_at" not in answer:
         return TaskStateAnswer(task_id=task_id, state=answer["status"])
