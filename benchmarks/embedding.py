@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -46,9 +47,8 @@ def ours(engine: Engine, *, exact: bool = False) -> Embed:
 
 def sentence_transformers() -> Embed:
     """Embed as most people do: the library's defaults."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(find_folder(MODEL).folder), device="cpu")
+    library: Any = import_module("sentence_transformers")
+    model = library.SentenceTransformer(str(find_folder(MODEL).folder), device="cpu")
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True), dtype=np.float32)
 
 
@@ -69,7 +69,9 @@ def plain_onnx() -> Embed:
         encoded = tokenizer.encode_batch(texts)
         ids, mask = (np.array([getattr(row, name) for row in encoded]) for name in ("ids", "attention_mask"))
         feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
-        hidden = session.run(None, {name: value for name, value in feed.items() if name in names})[0]
+        hidden: Matrix = np.asarray(
+            session.run(None, {name: value for name, value in feed.items() if name in names})[0]
+        )
         pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
         return (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).astype(np.float32)
 

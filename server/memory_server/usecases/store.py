@@ -66,11 +66,13 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         StoreUnavailable, OutcomeUnknown.
     """
     record = _check(service, new)
-    vectors = _given_vector(service, new)
+    given = _given_vector(service, new)
     pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
-    if vectors is None:
+    if given is not None:
+        vectors: Matrix | None = np.repeat(given, len(pieces), axis=0)
+    else:
         vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
     looks = new.wait and caller.may_read
     similar = await _similar(service, principal, vectors[0]) if looks and vectors is not None else []
@@ -128,6 +130,7 @@ def _check(service: Service, new: NewMemory) -> Record:
 
 
 def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
+    """Check a ready-made vector, which stands for every piece of its content; shape (1, dimension)."""
     if new.vector is None:
         return None
     if new.memory_type is not MemoryType.EMBEDDING:
