@@ -15,6 +15,10 @@ _HEADERS = "Content-Type: application/json\r\nAccept: application/json, text/eve
 PROTOCOL = "2025-06-18"
 
 
+class Refused(Exception):
+    """The server refused a call."""
+
+
 class RawClient:
     """One agent's connection; use it as an async context."""
 
@@ -42,11 +46,11 @@ class RawClient:
         """Call a tool and give its structured answer.
 
         Raises:
-            RuntimeError: it refused.
+            Refused: it was refused.
         """
         result = await self._post("tools/call", {"name": tool, "arguments": arguments})
         if result.get("isError"):
-            raise RuntimeError(f"{tool}: {result['content'][0]['text'][:200]}")
+            raise Refused(f"{tool}: {result['content'][0]['text'][:200]}")
         return result["structuredContent"]
 
     async def _post(self, method: str, params: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks.evalset import load
 from benchmarks.metrics import percentile
-from benchmarks.raw_client import RawClient
+from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
 from memory_core.keys import Keys
 from memory_core.vectors import to_bytes
@@ -85,20 +85,26 @@ async def fill(running: Product, namespace: str, size: int, texts: Texts) -> Non
             have += count
 
 
-async def rate(pool: list[RawClient], call: Call, seconds: float) -> tuple[float, list[float]]:
-    """Let all clients call without pause; gives calls a second and each call's milliseconds."""
+async def rate(pool: list[RawClient], call: Call, seconds: float) -> tuple[float, list[float], int]:
+    """Let all clients call without pause; gives calls a second, each call's milliseconds, and how many were refused."""
     taken: list[float] = []
+    refused = 0
     until = time.perf_counter() + seconds
 
     async def work(client: RawClient) -> None:
+        nonlocal refused
         while time.perf_counter() < until:
             started = time.perf_counter()
-            await call(client)
-            taken.append((time.perf_counter() - started) * 1000)
+            try:
+                await call(client)
+            except Refused:
+                refused += 1
+            else:
+                taken.append((time.perf_counter() - started) * 1000)
 
     started = time.perf_counter()
     await asyncio.gather(*map(work, pool))
-    return len(taken) / (time.perf_counter() - started), taken
+    return len(taken) / (time.perf_counter() - started), taken, refused
 
 
 def _calls(texts: Texts) -> Iterator[tuple[str, Call]]:
@@ -136,27 +142,30 @@ async def measure(running: Product, sizes: tuple[int, ...], texts: Texts) -> lis
         rows.append({"memories": size, "clients": 1, "call": "raw FT.SEARCH KNN", **_latency(raw)})
         for count in CLIENTS:
             async with clients(running.url, count, namespace) as pool:
-                rows += await _rounds(pool, size, count, texts)
+                rows += await _rounds(pool, size, texts)
     return rows
 
 
-async def _rounds(pool: list[RawClient], size: int, count: int, texts: Texts) -> list[dict[str, Any]]:
+async def _rounds(pool: list[RawClient], size: int, texts: Texts) -> list[dict[str, Any]]:
     rates: dict[str, list[float]] = {}
     taken: dict[str, list[float]] = {}
+    refused: dict[str, int] = {}
     for _ in range(ROUNDS):
         for name, call in _calls(texts):
-            per_second, milliseconds = await rate(pool, call, SECONDS / ROUNDS)
+            per_second, milliseconds, count = await rate(pool, call, SECONDS / ROUNDS)
+            refused[name] = refused.get(name, 0) + count
             rates.setdefault(name, []).append(per_second)
             taken.setdefault(name, []).extend(milliseconds)
     return [
         {
             "memories": size,
-            "clients": count,
+            "clients": len(pool),
             "call": name,
             **_latency(taken[name]),
             "per_second": round(median(rates[name]), 1),
             "least": round(min(rates[name]), 1),
             "most": round(max(rates[name]), 1),
+            "refused": refused[name],
         }
         for name in rates
     ]
