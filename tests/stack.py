@@ -158,6 +158,8 @@ class SidecarProcess:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
         self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
+        self.said = b""
+        """What it logged until it ended."""
 
     def start(self) -> None:
         """Start it."""
@@ -174,7 +176,7 @@ class SidecarProcess:
     def _end(self, how: str) -> None:
         assert self.process is not None
         getattr(self.process, how)()
-        self.process.communicate(timeout=20)
+        self.said += self.process.communicate(timeout=20)[1] or b""
 
 
 async def sidecar_is_ready(client: Client) -> bool:

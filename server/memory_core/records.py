@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -145,6 +146,8 @@ def _sealed_record(memory_id: str, row: dict[str, Any], sealed: bytes) -> Record
     """Build the record of a sensitive memory. Who may read it follows from its owner and id, which the encryption
     binds, and not from the scope, which whoever writes to Redis could widen."""
     tokens = SEPARATOR.join((f"i:{memory_id}", f"o:{row['owner']}"))
+    if not re.fullmatch("[1-9][0-9]*", row["rev"] or ""):
+        row |= {"rev": "0"}  # what no memory is sealed for
     row |= {"content": "", "metadata": None, "scope": tokens}
     return replace(_record(memory_id, row, None), sealed=Sealed(sealed))
 

@@ -127,8 +127,8 @@ async def attach(
 ) -> LocalRedis:
     """Join the embedded Redis of `data_dir`, starting it if nobody has; wait until it is ready.
 
-    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds it stays after its last user) and `sidecar` (argv; empty
-    for none) matter only to whoever starts it: compare `LocalRedis.model`.
+    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds it stays after its last user) and
+    `sidecar` (argv; empty for none) matter only to whoever starts it: compare `LocalRedis.model`.
 
     Raises:
         NotSupported: this platform cannot, or there is no Redis 8.2 with the Query Engine to start.

@@ -43,8 +43,8 @@ async def load(
     if not refs:
         return []
     pipe = client.pipeline(transaction=False)
-    _ask(pipe, keys, refs, vector_field, whole)
-    return _read(refs, await pipe.execute(), vector_field, whole)
+    ask(pipe, keys, refs, vector_field, whole)
+    return read(refs, await pipe.execute(), vector_field, whole)
 
 
 async def load_readable(
@@ -66,17 +66,18 @@ async def load_readable(
     pipe = client.pipeline(transaction=bool(principal.grants))
     if principal.grants:
         grants.ask(pipe, keys, principal.agent)
-    _ask(pipe, keys, refs, vector_field, whole)
+    ask(pipe, keys, refs, vector_field, whole)
     rows = await pipe.execute()
     if principal.grants:
         principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
         rows = rows[grants.COMMANDS :]
     now = time.time()
-    records = _read(refs, rows, vector_field, whole)
+    records = read(refs, rows, vector_field, whole)
     return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
 
 
-def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
+def ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
+    """Add to a pipeline what `read` reads."""
     vectors = [vector_field, SEALED_VECTOR] if vector_field else []
     for ref in refs:
         pipe.hmget(keys.memory(ref.memory_id), [*HEAD_FIELDS, *vectors, *(["body", SEALED_BODY] if whole else [])])
@@ -84,7 +85,8 @@ def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, w
             pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *vectors])
 
 
-def _read(refs: Sequence[Ref], answers: list[Any], vector_field: str | None, whole: bool) -> list[Record]:
+def read(refs: Sequence[Ref], answers: list[Any], vector_field: str | None, whole: bool) -> list[Record]:
+    """Make records of the answers to what `load` asks."""
     rows = iter(answers)
     records = (_record(ref, rows, vector_field is not None, whole) for ref in refs)
     return [record for record in records if record]
