@@ -71,7 +71,8 @@ class Deployment:
         key = self.keys[owner]
         record = Record(
             memory_id, content, MemoryType.CONTEXT, Priority.LOW, owner, owner, Visibility.PRIVATE, frozenset(), ("t",),
-            None, None, 1, None, 1.0, 1.0, 2.0, rev, "model", '{"a":1}', 2, keyed_hash(key, content), codec=SEALED_CODEC,
+            None, None, 1, None, 1.0, 1.0, 2.0, rev, "model", '{"a":1}', 2, keyed_hash(key, content),
+            codec=SEALED_CODEC,
         )  # fmt: skip
         place = Place.of(namespace, record, 0)
         vector = np.ones(DIMENSION, dtype=np.float32) / np.sqrt(DIMENSION)

@@ -1,4 +1,4 @@
-"""Sensitive memories: nowhere in clear, found by meaning by those who may read them, refused where they were altered."""
+"""Sensitive memories: found by meaning by those who may read them, refused where they were altered."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ async def test_its_owner_finds_it_by_meaning_ranked_with_all_others(alice: Agent
     await hide(alice)
     await alice.store("Cabbages are planted in May.")
     found = await hits(alice)
-    assert [hit["memory"]["content"] for hit in found][0] == SECRET
+    assert found[0]["memory"]["content"] == SECRET
     assert [hit["memory"]["sensitive"] for hit in found] == [True, False, False]
     scores = [hit["score"] for hit in found]
     assert scores == sorted(scores, reverse=True)
@@ -181,21 +181,18 @@ async def test_what_resembles_it_is_found_and_it_resembles_others(alice: Agent) 
         assert {hit["memory"]["memory_id"] for hit in found} == {clear, hidden, other} - {memory_id}
 
 
-async def test_a_standing_query_matches_it_for_those_who_may_read_it(alice: Agent, bob: Agent, server: Server) -> None:
-    cursor = (await alice.call("wait_for_events", timeout_seconds=0))["cursor"]
-    memory_id = await hide(bob)
-    await register(alice, "alice")
-    await register(bob, "bob")
+async def test_a_standing_query_matches_it_for_those_who_may_read_it(alice: Agent, bob: Agent, carol: Agent) -> None:
+    for name, agent in (("alice", alice), ("bob", bob), ("carol", carol)):
+        await register(agent, name)
+    memory_id = await hide(bob, "Nothing yet.")
     await share(bob, "alice", memory_ids=[memory_id])
-    answer = await alice.call("wait_for_events", cursor=cursor, kinds=["match"], query=QUESTION, timeout_seconds=10)
-    assert [(event["id"], event["snippet"]) for event in answer["events"]] == [(memory_id, SECRET)]
-    waiting = asyncio.create_task(
-        bob.call("wait_for_events", cursor=answer["cursor"], kinds=["match"], query="a strongbox", timeout_seconds=15)
-    )
-    stored = await hide(bob, "A strongbox stands in the attic.", wait=False)
-    await alice.store("Nothing that bob may read.")
-    await bob.call("update_memory", memory_id=stored, content="A big strongbox stands in the attic.")
-    assert (await waiting)["events"][0]["id"] == stored
+    wanted: dict[str, Any] = {"kinds": ["match"], "query": "the vault behind the painting"}
+    cursors = [(await agent.call("wait_for_events", timeout_seconds=0))["cursor"] for agent in (alice, carol)]
+    waiting = asyncio.create_task(alice.call("wait_for_events", cursor=cursors[0], timeout_seconds=20, **wanted))
+    await bob.call("update_memory", memory_id=memory_id, content=SECRET)
+    assert [(event["id"], event["snippet"]) for event in (await waiting)["events"]] == [(memory_id, SECRET)]
+    answer = await carol.call("wait_for_events", cursor=cursors[1], timeout_seconds=0, **wanted)
+    assert answer["events"] == []
 
 
 async def test_statistics_batches_and_clearing_treat_it_as_any_other(alice: Agent) -> None:
