@@ -76,6 +76,16 @@ local function is_unit_vector(bytes, dimension)
   return sum == sum and math.abs(sum - 1) < 1e-2 and sum > EPSILON
 end
 
+-- A sealed vector cannot be looked at here; the server does when it opens it.
+local function is_bad(vector)
+  return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)
+end
+
+-- Whether something was sealed under another version of an owner's data key than the one in force.
+local function other_key(hash, version)
+  return version and redis.call('HGET', hash, 'current') ~= version
+end
+
 -- Ask for the vector of a piece under the revision and content that its hash has now.
 local function enqueue(jobs, hash, id, piece, job)
   local record = redis.call('HMGET', hash, 'rev', 'hash')

@@ -49,10 +49,10 @@ end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
 -- Calling it again with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
--- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events
--- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events, key
+-- Answer: {status = stored | replayed | owner_changed | key_changed | idempotency_conflict, ...}
 local function store(keys, args)
-  local mem, agent, jobs, log, seq, same, counters, idem, chores, events = unpack(keys)
+  local mem, agent, jobs, log, seq, same, counters, idem, chores, events, key = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   if redis.call('HGET', agent, 'owner') ~= request.owner then
     return answer({status = 'owner_changed'})
@@ -66,9 +66,8 @@ local function store(keys, args)
     local earlier = replay(idem, request)
     if earlier then return answer(earlier) end
   end
-  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
-    return answer({status = 'bad_vector'})
-  end
+  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
+  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
 
   local now = tick(counters)
   local expires = request.ttl and now + request.ttl * 1000000
@@ -98,10 +97,11 @@ end
 
 -- rm1_update: change fields of a memory under the revision that the caller read. What is another's is changed under
 -- one of the `grants` that let the caller write to it.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent
--- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
+-- All of a sensitive memory is sealed anew, its vector too, since it is bound to the revision.
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent, key
+-- Answer: {status = updated | gone | not_owner | stale | key_changed | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent, key = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at', 'scope')
   if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
@@ -109,9 +109,8 @@ local function update(keys, args)
     return answer({status = 'not_owner'})
   end
   if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
-  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
-    return answer({status = 'bad_vector'})
-  end
+  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
+  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
 
   local now = tick(counters)
   local fields = request.fields
@@ -128,7 +127,7 @@ local function update(keys, args)
     fields[#fields + 1] = expires_at
     expire({mem, use}, expires, request.grace)
   end
-  if request.content_changed then
+  if request.content_changed or request.key then
     if not request.vector then redis.call('HDEL', mem, request.vector_field) end
     with_vector(fields, request.vector)
   end

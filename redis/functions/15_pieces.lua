@@ -31,9 +31,7 @@ local function pieces(keys, args)
   if not found[1] then return answer({status = 'gone'}) end
   if found[1] ~= request.hash or found[2] ~= tostring(request.rev) then return answer({status = 'stale'}) end
   for _, item in ipairs(request.items) do
-    if item.vector and not is_unit_vector(item.vector.bytes, item.vector.dimension) then
-      return answer({status = 'bad_vector'})
-    end
+    if is_bad(item.vector) then return answer({status = 'bad_vector'}) end
   end
   request.fields[#request.fields + 1] = 'expires_at'
   request.fields[#request.fields + 1] = found[3]

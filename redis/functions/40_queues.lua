@@ -23,6 +23,7 @@ local function names_of(prefix)
       deadlines = prefix .. 'deadlines', unsettled = prefix .. 'unsettled', dead = prefix .. 'dead',
       turns = prefix .. 'turns', agents = prefix .. 'agents', tombstones = prefix .. 'tombstones',
       counters = prefix .. 'counters', events = prefix .. 'events', audit = prefix .. 'audit', namespace = prefix,
+      key = prefix .. 'key:', keyed = prefix .. 'keyed',
     }
   end
   return known_names[prefix]

@@ -72,12 +72,14 @@ local function lost(keys, args)
   return answer({status = 'dead', taken = taken, more = more})
 end
 
--- Give all owner ids of an agent to another one, or to nobody.
+-- Give all owner ids of an agent to another one, or to nobody: then what they keep encrypted cannot be read any more.
 local function move_owners(names, key, owners, mode, target)
   if mode == 'keep' then return redis.call('HDEL', key, 'owner') end
   redis.call('HDEL', key, 'owner', 'owners')
   for _, owner in ipairs(owners) do
     if mode == 'delete' then
+      redis.call('DEL', names.key .. owner)
+      redis.call('SREM', names.keyed, owner)
       redis.call('SADD', names.tombstones, owner)
     else
       local held = redis.call('HGET', names.agent .. target, 'owners')

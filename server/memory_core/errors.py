@@ -100,6 +100,12 @@ class KeyMissing(NotSupported):
     code = "key_missing"
 
 
+class Tampered(MemoryServiceError):
+    """Something encrypted was altered or moved in Redis, or its key was destroyed: it cannot be read."""
+
+    code = "tampered"
+
+
 class StoreUnavailable(MemoryServiceError):
     """Redis does not answer, is loading, or refuses; nothing was changed."""
 

@@ -134,6 +134,15 @@ class Keys:
         """Hash: what an owner id belongs to; the reverse of `agent`."""
         return self._key(f"owner:{owner}")
 
+    def data_key(self, owner: str) -> str:
+        """Hash: version → wrapped data key of an owner's sensitive memories; `current` names the version in force."""
+        return self._key(f"key:{owner}")
+
+    @property
+    def keyed(self) -> str:
+        """Set: the owner ids that have a data key."""
+        return self._key("keyed")
+
     @property
     def agents(self) -> str:
         """Sorted set: registered agents by the deadline (epoch seconds) of their next sign of life."""

@@ -128,6 +128,12 @@ class CacheSettings(_Group):
     redis_ttl_seconds: int = Field(
         default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 keeps none there"
     )
+    sealed_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        le=1 << 40,
+        description="bytes of decrypted vectors of sensitive memories in the process",
+    )
 
 
 class LimitSettings(_Group):
@@ -220,6 +226,9 @@ class Settings(BaseSettings):
     )
     master_key_file: Path | None = Field(default=None, description="file that holds the master key instead")
     master_key_command: str | None = Field(default=None, description="command that prints the master key instead")
+    transport_key: SecretStr | None = Field(
+        default=None, description="all of the keys that a sidecar needs, of `redis-memory keys transport`; not a server"
+    )
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(
         default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"

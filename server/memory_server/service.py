@@ -21,6 +21,7 @@ from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
+from memory_server.vault import Vault
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
@@ -57,6 +58,7 @@ class Service:
         self.settings = settings
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
+        self.vault = Vault(self.backend)
         self.readers = Readers()
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)
@@ -70,7 +72,13 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with self.backend.running(), self.embeddings.running(), self.events.running(), self.seen.running():
+        async with (
+            self.backend.running(),
+            self.embeddings.running(),
+            self.vault.running(),
+            self.events.running(),
+            self.seen.running(),
+        ):
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self

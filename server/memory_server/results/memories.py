@@ -37,6 +37,7 @@ class Memory(BaseModel):
     rev: int
     seq: int = Field(description="order within its owner's context")
     vector: VectorState
+    sensitive: bool = Field(False, description="encrypted in Redis")
     pieces: int = Field(1, description="into how many texts a long content is cut; retrieve_memory gives it whole")
 
     @classmethod
@@ -60,6 +61,7 @@ class Memory(BaseModel):
             rev=record.rev,
             seq=record.seq,
             vector="ready" if record.has_vector else "pending",
+            sensitive=record.is_sensitive,
             pieces=record.pieces,
         )
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority, Visibility
+from memory_core.records import HEAD, NO_MODEL, SEALED_CODEC, MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -136,6 +136,18 @@ def memories(query: Query) -> Query:
 def without_vector(query: Query) -> Query:
     """Narrow a selection to what still waits for its vector."""
     return having(query, "model", NO_MODEL)
+
+
+def sensitive(query: Query) -> Query:
+    """Narrow a selection to what is encrypted."""
+    return having(query, "codec", SEALED_CODEC)
+
+
+def with_vector(query: Query) -> Query:
+    """Narrow a selection to what has its vector."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} -@model:{{{narrowed.bind(NO_MODEL)}}}"
+    return narrowed
 
 
 def owned(query: Query, owners: Sequence[str]) -> Query:

@@ -87,7 +87,8 @@ async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Opera
 def _wanted_text(name: str, arguments: Mapping[str, Any]) -> Any:
     if name == "semantic_search" and arguments.get("mode") != "keyword":
         return arguments.get("query")
-    if name == "store_memory" and arguments["wait"] is True and isinstance(arguments.get("content"), str):
+    waits = name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in {None, False}
+    if waits and isinstance(arguments.get("content"), str):
         from memory_server.usecases.writing import embedding_text
 
         source = arguments.get("source")

@@ -131,6 +131,8 @@ async def unregister_agent(
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
     service.rosters.pop(caller.namespace, None)
+    for owner in answer["owners"] if memories == "delete" else ():
+        service.vault.forget(caller.namespace, owner)
     with after_write():
         moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)

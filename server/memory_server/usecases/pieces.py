@@ -20,7 +20,7 @@ from memory_server.search import loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.splitting import split
-from memory_server.usecases.writing import flat, job_part, terms_field, vector_part
+from memory_server.usecases.writing import Form, flat, form_of
 
 _SLICE = 8
 """Pieces written by one Function call: each may insert a vector into the graph."""
@@ -79,12 +79,19 @@ async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | 
     async def fetch(client: Client) -> list[Record]:
         return await loading.load(client, keys, [Ref(memory_id)], whole=True)
 
-    return next(iter(await service.backend.read(fetch)), None)
+    records = await service.backend.read(fetch)
+    return await service.vault.open(keys.namespace, records[0]) if records else None
 
 
 async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
     """Write every further piece; False when the memory changed meanwhile."""
     shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
+    form = await form_of(service, keys.namespace, record, record.writer)
+    if form.version and form.content_hash(record.content) != record.content_hash:
+        service.vault.forget(keys.namespace, record.owner)
+        return (
+            False  # another key was put in force: it was read too early here, or the memory is about to be sealed anew
+        )
     for start in range(1, len(texts), _SLICE):
         numbers = range(start, min(start + _SLICE, len(texts)))
         answer = await service.backend.write(
@@ -97,7 +104,7 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
             items=[
-                _item(service, record, number, texts[number], None if vectors is None else vectors[number])
+                _item(form, record, number, texts[number], None if vectors is None else vectors[number])
                 for number in numbers
             ],
         )
@@ -108,12 +115,12 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
     return True
 
 
-def _item(service: Service, record: Record, number: int, text: str, vector: Matrix | None) -> dict[str, Any]:
+def _item(form: Form, record: Record, number: int, text: str, vector: Matrix | None) -> dict[str, Any]:
     return {
         "piece": number,
-        "fields": flat({"content": text} | terms_field(text, record.source)),
-        "vector": None if vector is None else vector_part(service, vector),
-        "job": job_part(service, text, record.source),
+        "fields": flat(form.piece(record, number, text)),
+        "vector": form.vector(record, number, vector),
+        "job": form.job(record, number, text),
     }
 
 

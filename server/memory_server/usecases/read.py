@@ -107,7 +107,9 @@ async def _page(
             client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
         )
         warnings += new_warnings
-        records += await loading.load_readable(client, keys, refs, principal)
+        loaded = await loading.load_readable(client, keys, refs, principal)
+        opened = await service.vault.open_all(keys.namespace, loaded)
+        records, warnings = records + opened.records, warnings + opened.warnings
         offset += len(refs)
         if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit

@@ -20,10 +20,12 @@ from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
+from memory_server.search.loading import Ref
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit, check_text
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
+from memory_server.usecases.nearest import nearest_here
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 
@@ -32,6 +34,8 @@ _DEPTH = 100
 """Candidates taken from each side before scoring."""
 _RERANK_DEPTH = 400
 _FEW = 16
+_MOST_HERE = 20_000
+"""Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
 
@@ -142,15 +146,17 @@ async def find_similar(
     started = time.perf_counter()
     await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
-    field = vector_field(service.settings.vector_store.embedding_model)
-    record = await load_readable(service, principal, memory_id, vector_field=field)
+    record = await load_readable(service, principal, memory_id, with_vector=True)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
     selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
     vector = candidates.vector_of(record)
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
+    secret = record.is_sensitive
+    found = await _search(
+        service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact, secret=secret
+    )
     request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
     others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
@@ -167,10 +173,14 @@ async def find_similar(
     )
 
 
-async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
-    """Find the readable memories nearest to a vector of shape (dimension,)."""
+async def nearest(
+    service: Service, principal: Principal, vector: Matrix, limit: int, *, secret: bool = False
+) -> list[Scored]:
+    """Find the readable memories nearest to a vector of shape (dimension,); to a secret one, sensitive ones alone."""
     selected = build.readable(principal, build.Filters(), time.time())
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit, depth=_FEW)
+    if secret:
+        selected = build.sensitive(selected)
+    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit, depth=_FEW, secret=secret)
     return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
 
 
@@ -190,6 +200,8 @@ async def best_of(
 
 @dataclass(frozen=True, slots=True)
 class _Found:
+    """Candidates as they were loaded; `records` are those that could be opened."""
+
     candidates: Candidates
     records: list[Record]
 
@@ -223,12 +235,16 @@ async def _search(
     exact: bool = False,
     depth: int = _DEPTH,
     deadline_ms: int | None = None,
+    secret: bool = False,
 ) -> _Found:
-    """Fetch and load candidates, deeper while records that vanished leave too few."""
+    """Fetch and load candidates, deeper while records that vanished leave too few, and join the sensitive ones.
+
+    A `secret` vector is not shown to Redis: what Redis would rank by it is ranked here.
+    """
     keys = Keys(principal.namespace)
     vector_name = vector_field(service.settings.vector_store.embedding_model)
     timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
-    data = None if vector is None else to_bytes(vector)
+    data = None if vector is None or secret else to_bytes(vector)
     depth = max(depth, 2 * limit)
 
     async def fetch(client: Client) -> _Found:
@@ -245,8 +261,44 @@ async def _search(
             or not found.candidates.full
             or depth >= candidates.MAX_DEPTH
         ):
-            return found
+            break
         depth *= 4
+    if found.candidates.sensitive or secret:
+        return await _with_sensitive(service, principal, selected, found, vector, depth, timeout, secret)
+    return found
+
+
+async def _with_sensitive(
+    service: Service,
+    principal: Principal,
+    selected: build.Query,
+    found: _Found,
+    vector: Matrix | None,
+    depth: int,
+    timeout_ms: int,
+    secret: bool,
+) -> _Found:
+    """Add what Redis cannot propose, and open all."""
+    keys, proposed = Keys(principal.namespace), found.candidates
+    name = vector_field(service.settings.vector_store.embedding_model)
+    if secret and proposed.statistics.total > _MOST_HERE:
+        proposed.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
+    if not secret or proposed.statistics.total > _MOST_HERE:
+        selected = build.sensitive(selected)
+    refs: list[Ref] = []
+    if vector is None:
+        proposed.warnings.append(f"{proposed.sensitive} sensitive texts can be found by their meaning alone")
+    else:
+        refs, closed = await nearest_here(service, keys.namespace, selected, vector, depth=depth, timeout_ms=timeout_ms)
+        proposed.warnings.extend(closed.warnings)
+    there = {(record.id, record.part) for record in found.records}
+    refs = [ref for ref in refs if ref not in there]
+    more = await service.backend.read(
+        lambda client: loading.load_readable(client, keys, refs, principal, vector_field=name)
+    )
+    opened = await service.vault.open_all(keys.namespace, [*found.records, *more])
+    proposed.warnings.extend(warning for warning in opened.warnings if warning not in proposed.warnings)
+    return _Found(proposed, opened.records)
 
 
 def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:

@@ -105,7 +105,12 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     if index_reason:
         after, reason = cursor, index_reason
     shown = await _grants(service, principal, wanted.grantor)
-    notes = [reason, shown.note, "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None]
+    notes = [
+        reason,
+        *dict.fromkeys(view.warnings),
+        shown.note,
+        "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None,
+    ]
     reason = "; ".join(note for note in notes if note) or None
     service.touch(caller.namespace, [record.id for _, record in budget.kept])
     return SharedContextAnswer(

@@ -12,6 +12,7 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
+from memory_core.sidecars import GIVE_KEY, lacks_key
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
@@ -78,12 +79,18 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
     """
     living = await service.backend.read(sidecars.living)
     depth = await service.backend.read(lambda client: client.xlen(Keys(caller.namespace).jobs))
+    keyless = [status for status in living if lacks_key(service.backend.transports, status)]
     reason = None if living else "no embedding sidecar is alive; searches use words only"
+    if living and len(keyless) == len(living):
+        reason = f"no sidecar holds this server's transport key: {GIVE_KEY}"
     return GpuAnswer(
         sidecars=living,
         queue_depth=int(depth),
         libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
-        fallbacks=[f"{status.host}: {status.fallback}" for status in living if status.fallback],
+        fallbacks=[
+            *(f"{status.host}: {status.fallback}" for status in living if status.fallback),
+            *(f"{status.id}: does not hold this server's transport key; {GIVE_KEY}" for status in keyless),
+        ],
         partial=bool(reason),
         reason=reason,
     )

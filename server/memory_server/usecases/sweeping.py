@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from memory_core.connection import Client, store_errors
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
 from memory_core.keys import NAMESPACES, SWEEPER, Keys
 from memory_core.records import Record
@@ -24,7 +24,7 @@ from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.sharing import remove_expired
 from memory_server.usecases.team_sweeping import sweep_due_teams, sweep_team
-from memory_server.usecases.writing import job_part
+from memory_server.usecases.writing import form_of
 
 log = logging.getLogger(__name__)
 ROUND_SECONDS = 1.0
@@ -90,7 +90,10 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
         lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
     )
     for chore in chores:
-        await settle(service, namespace, chore.decode())
+        try:
+            await settle(service, namespace, chore.decode())
+        except (KeyMissing, Tampered) as error:
+            log.warning("the pieces of a sensitive memory in %s are not settled: %s", namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
@@ -106,16 +109,22 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         return await loading.load(client, keys, refs)
 
     before = time.time() - patience
-    forgotten = [record for record in await run_search(service, namespace, fetch) if record.updated_at < before]
+    found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))
+    forgotten = [record for record in found.records if record.updated_at < before]
     if not forgotten:
         return
     answer = await service.backend.write(
         "rm1_requeue",
         [keys.jobs, *(keys.piece(record.id, record.part) for record in forgotten)],
         items=[
-            {"id": record.id, "piece": record.part, "job": job_part(service, record.content, record.source)}
+            {"id": record.id, "piece": record.part, "job": await _job(service, namespace, record)}
             for record in forgotten
         ],
     )
     log.info("asked again for the vectors of %d texts in %s", answer["queued"], namespace)
     service.ring(namespace)
+
+
+async def _job(service: Service, namespace: str, record: Record) -> dict[str, str | bytes]:
+    form = await form_of(service, namespace, record, record.writer)
+    return form.job(record, record.part, record.content)

@@ -91,3 +91,4 @@ async def _purge(service: Service, namespace: str) -> None:
                 break
         else:
             await service.backend.write("rm1_agent_purged", [keys.tombstones, keys.owner(owner)], owner=owner)
+            service.vault.forget(namespace, owner)

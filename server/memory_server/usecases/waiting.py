@@ -192,7 +192,8 @@ class _Wait:
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
         model = self.service.settings.vector_store.embedding_model
-        records = await _load(self.service, principal, list(asked), vector_field(model))
+        loaded = await _load(self.service, principal, list(asked), vector_field(model))
+        records = (await self.service.vault.open_all(principal.namespace, loaded)).records
         best: dict[str, tuple[float, Record]] = {}
         for record, score in zip(records, vector_scores(records, query), strict=True):
             own = not asked[Ref(record.id, record.part)].by and record.rev == 1 and record.writer == self.caller.agent
