@@ -77,9 +77,15 @@ class LeaseLost(Conflict):
 
 
 class QuotaExceeded(MemoryServiceError):
-    """The namespace holds as much of this as it may."""
+    """The agent or the namespace holds as much of this as it may."""
 
     code = "quota_exceeded"
+
+
+class Tampered(MemoryServiceError):
+    """The record is not as a server of ours wrote it, or nobody can tell."""
+
+    code = "tampered"
 
 
 class ConfirmationNeeded(MemoryServiceError):

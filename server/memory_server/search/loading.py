@@ -7,13 +7,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import zstandard
+
 from memory_core import grants
 from memory_core.connection import Client
+from memory_core.integrity import Flaw, Integrity
 from memory_core.keys import Keys
-from memory_core.records import HEAD_FIELDS, Record, decompress, parse
+from memory_core.names import SEPARATOR
+from memory_core.records import CODE_FIELDS, HEAD_FIELDS, LOADED_FIELDS, Record, content_hash, decompress, parse
 from memory_core.scope import Principal
+from memory_server.search import flaws
 
-_PIECE_FIELDS = ("content", "hash", "model")
+_PIECE_FIELDS = ("content", "hash", "model", *CODE_FIELDS)
+_Row = Sequence[bytes | None]
+
+
+class Flawed(NamedTuple):
+    """A record that is there and not to be believed, with what it says of its scope and owner."""
+
+    id: str
+    flaw: Flaw
+    scope: frozenset[str]
+    owner: str
 
 
 class Ref(NamedTuple):
@@ -32,18 +47,38 @@ class Ref(NamedTuple):
 
 
 async def load(
-    client: Client, keys: Keys, refs: Sequence[Ref], *, vector_field: str | None = None, whole: bool = False
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
 ) -> list[Record]:
-    """Load the records of `refs` in their order, leaving out what is gone.
+    """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
 
     A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
     memory's present content. With `whole` the full content takes the place of a long memory's first piece.
     """
+    found = await load_all(client, keys, refs, integrity, vector_field=vector_field, whole=whole)
+    return [record for record in found if isinstance(record, Record)]
+
+
+async def load_all(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
+) -> list[Record | Flawed]:
+    """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
     pipe = client.pipeline(transaction=False)
     _ask(pipe, keys, refs, vector_field, whole)
-    return _read(refs, await pipe.execute(), vector_field, whole)
+    return _read(keys, refs, await pipe.execute(), integrity, vector_field, whole)
 
 
 async def load_readable(
@@ -51,14 +86,15 @@ async def load_readable(
     keys: Keys,
     refs: Sequence[Ref],
     principal: Principal,
+    integrity: Integrity,
     *,
     vector_field: str | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Like `load`, leaving out what has expired and what the principal may not read.
+    """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more.
+    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`.
     """
     if not refs:
         return []
@@ -71,44 +107,93 @@ async def load_readable(
         principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
         rows = rows[grants.COMMANDS :]
     now = time.time()
-    records = _read(refs, rows, vector_field, whole)
-    return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
+    records: list[Record] = []
+    for found in _read(keys, refs, rows, integrity, vector_field, whole):
+        if isinstance(found, Record):
+            if found.is_live(now) and principal.may_see(found):
+                records.append(found)
+        elif principal.may_read(found.scope) or principal.owns(found.owner):
+            flaws.note(found.id, found.flaw)
+    return records
 
 
 def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
     extra = [*([vector_field] if vector_field else []), *(["body"] if whole else [])]
     for ref in refs:
-        pipe.hmget(keys.memory(ref.memory_id), [*HEAD_FIELDS, *extra])
+        pipe.hmget(keys.memory(ref.memory_id), [*LOADED_FIELDS, *extra])
         if ref.piece:
             pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *([vector_field] if vector_field else [])])
 
 
-def _read(refs: Sequence[Ref], answers: list[Any], vector_field: str | None, whole: bool) -> list[Record]:
+def _read(
+    keys: Keys, refs: Sequence[Ref], answers: list[Any], integrity: Integrity, vector_field: str | None, whole: bool
+) -> list[Record | Flawed]:
     rows = iter(answers)
-    records = (_record(ref, rows, vector_field is not None, whole) for ref in refs)
-    return [record for record in records if record]
+    read: list[Record | Flawed] = []
+    for ref in refs:
+        found = _record(keys.namespace, ref, rows, integrity, vector_field is not None, whole)
+        if isinstance(found, Flawed):
+            integrity.tell(keys.namespace, found.id, found.flaw)
+        if found:
+            read.append(found)
+    return read
 
 
-def _record(ref: Ref, rows: Iterable[list[bytes | None]], with_vector: bool, whole: bool) -> Record | None:
+def _record(
+    namespace: str, ref: Ref, rows: Iterable[_Row], integrity: Integrity, with_vector: bool, whole: bool
+) -> Record | Flawed | None:
     rows = iter(rows)
-    row = next(rows)
-    head, extra = row[: len(HEAD_FIELDS)], row[len(HEAD_FIELDS) :]
-    record = parse(ref.memory_id, head, extra[0] if with_vector else None)
-    if ref.piece:
-        return _piece(record, ref.piece, next(rows), with_vector)
-    if record and whole and extra[-1]:
-        return replace(record, content=decompress(extra[-1]))
-    return record
-
-
-def _piece(record: Record | None, piece: int, row: list[bytes | None], with_vector: bool) -> Record | None:
-    content, content_hash, model, *vector = row
-    if record is None or content is None or (content_hash or b"").decode() != record.content_hash:
+    values = next(rows)
+    row, extra = dict(zip(LOADED_FIELDS, values, strict=False)), values[len(LOADED_FIELDS) :]
+    piece = next(rows) if ref.piece else None
+    if not any(values[: len(LOADED_FIELDS)]):
         return None
+    if flaw := integrity.flaw_of_head(namespace, ref.memory_id, row):
+        return _flawed(ref, row, flaw)
+    record = parse(ref.memory_id, list(values[: len(HEAD_FIELDS)]), extra[0] if with_vector else None)
+    if record is None:
+        return None
+    record = replace(record, signer=(row["mac_key"] or b"").decode())
+    if piece is not None:
+        return _piece(namespace, ref, record, row, piece, integrity, with_vector)
+    return _with_body(ref, record, row, extra[-1]) if whole and record.pieces > 1 else record
+
+
+def _flawed(ref: Ref, row: dict[str, bytes | None], flaw: Flaw) -> Flawed:
+    scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
+    return Flawed(ref.memory_id, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
+
+
+def _with_body(ref: Ref, record: Record, row: dict[str, bytes | None], body: bytes | None) -> Record | Flawed:
+    """Put the whole content into a record: only what has the hash that its code covers."""
+    try:
+        content = decompress(body or b"")
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError):
+        return _flawed(ref, row, Flaw.ALTERED)
+    if content_hash(content) != record.content_hash:
+        return _flawed(ref, row, Flaw.ALTERED)
+    return replace(record, content=content)
+
+
+def _piece(
+    namespace: str,
+    ref: Ref,
+    record: Record,
+    head: dict[str, bytes | None],
+    values: _Row,
+    integrity: Integrity,
+    with_vector: bool,
+) -> Record | Flawed | None:
+    row: dict[str, bytes | None] = dict(zip(_PIECE_FIELDS, values, strict=False))
+    text = row["content"]
+    if text is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
+        return None
+    if flaw := integrity.flaw_of_piece(namespace, ref.memory_id, ref.piece, record.content_hash, row):
+        return _flawed(ref, head, flaw)
     return replace(
         record,
-        content=content.decode(),
-        model=(model or b"").decode(),
-        vector=vector[0] if with_vector else None,
-        part=piece,
+        content=text.decode(errors="replace"),
+        model=(row["model"] or b"").decode(errors="replace"),
+        vector=values[-1] if with_vector else None,
+        part=ref.piece,
     )

@@ -81,8 +81,9 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
-        records = await loading.load(client, keys, [Ref(memory_id) for memory_id in ids])
-        return tuple(record.id for record in records if principal.owns(record.owner))
+        refs = [Ref(memory_id) for memory_id in ids]
+        found = await loading.load_all(client, keys, refs, service.backend.integrity)
+        return tuple(record.id for record in found if principal.owns(record.owner))
 
     owned = await service.backend.read(fetch)
     return Doomed(principal, len(owned), ids=owned)

@@ -16,11 +16,11 @@ from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.keys import Keys
 from memory_core.records import Record, filter_fields
 from memory_core.vectors import Matrix
-from memory_server.search import loading
+from memory_server.search import flaws, loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.splitting import split
-from memory_server.usecases.writing import flat, job_part, terms_field, vector_part
+from memory_server.usecases.writing import flat, job_part, signed_elsewhere, terms_field, vector_part
 
 _SLICE = 8
 """Pieces written by one Function call: each may insert a vector into the graph."""
@@ -52,6 +52,7 @@ async def settle(service: Service, namespace: str, chore: str, cut: Cut | None =
 
     Raises:
         StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
+        Tampered: it is not to be believed. KeyMissing: it is signed, and this server has no key.
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
@@ -76,10 +77,13 @@ async def settle_or_tell(service: Service, namespace: str, chore: str, cut: Cut 
 
 
 async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record]:
-        return await loading.load(client, keys, [Ref(memory_id)], whole=True)
+    async def fetch(client: Client) -> list[Record | loading.Flawed]:
+        return await loading.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
-    return next(iter(await service.backend.read(fetch)), None)
+    found = next(iter(await service.backend.read(fetch)), None)
+    if isinstance(found, loading.Flawed):
+        raise flaws.tampered(memory_id, found.flaw)
+    return found
 
 
 async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
@@ -94,13 +98,16 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
             id=record.id,
             hash=record.content_hash,
             rev=record.rev,
+            signed=service.backend.integrity.signs,
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
             items=[
-                _item(service, record, number, texts[number], None if vectors is None else vectors[number])
+                _item(service, keys, record, number, texts[number], None if vectors is None else vectors[number])
                 for number in numbers
             ],
         )
+        if answer["status"] == "key_missing":
+            raise signed_elsewhere()
         if answer["status"] != "settled":
             return False
     if vectors is None and len(texts) > 1:
@@ -108,9 +115,13 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
     return True
 
 
-def _item(service: Service, record: Record, number: int, text: str, vector: Matrix | None) -> dict[str, Any]:
+def _item(
+    service: Service, keys: Keys, record: Record, number: int, text: str, vector: Matrix | None
+) -> dict[str, Any]:
+    sign = service.backend.integrity.sign_piece
     return {
         "piece": number,
+        "code": flat(sign(keys.namespace, record.id, number, record.content_hash, text.encode())),
         "fields": flat({"content": text} | terms_field(text, record.source)),
         "vector": None if vector is None else vector_part(service, vector),
         "job": job_part(service, text, record.source),

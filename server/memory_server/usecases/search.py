@@ -20,6 +20,7 @@ from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
+from memory_server.search.flaws import tells_of_flaws
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit, check_text
@@ -61,6 +62,7 @@ class SearchRequest:
 
 
 @reads
+@tells_of_flaws
 async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -110,7 +112,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     progress = service.backend.progress(caller.namespace)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
@@ -123,6 +125,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
 
 @reads
+@tells_of_flaws
 async def find_similar(
     service: Service,
     caller: Caller,
@@ -160,7 +163,7 @@ async def find_similar(
         service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
     )
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason=reason,
@@ -235,7 +238,9 @@ async def _search(
         proposed = await candidates.propose(
             client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
         )
-        records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
+        records = await loading.load_readable(
+            client, keys, proposed.refs, principal, service.backend.integrity, vector_field=vector_name
+        )
         return _Found(proposed, records)
 
     while True:
@@ -309,9 +314,9 @@ def _over_budget(left_out: int) -> list[str]:
     return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
-def _hit(scored: Scored) -> Hit:
+def _hit(scored: Scored, principal: Principal) -> Hit:
     return Hit(
-        memory=Memory.of(scored.record),
+        memory=Memory.of(scored.record, principal),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),

@@ -26,7 +26,15 @@ from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
 from memory_server.usecases.search import nearest
-from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+from memory_server.usecases.writing import (
+    embed_or_none,
+    hash_fields,
+    job_part,
+    lifetime,
+    scope_of,
+    signed_elsewhere,
+    vector_part,
+)
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -202,6 +210,7 @@ async def _store(
         vector=None if vectors is None else vector_part(service, vectors[0]),
         job=job_part(service, pieces[0], record.source),
         idempotency=_idempotency(new),
+        seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
         audit={"who": record.writer, "op": "store", "ids": [record.id]},
     )
 
@@ -215,6 +224,8 @@ def _raise_for(answer: dict[str, Any]) -> None:
             )
         case "bad_vector":
             raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
+        case "key_missing":
+            raise signed_elsewhere()
         case "owner_changed":
             raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
         case _:

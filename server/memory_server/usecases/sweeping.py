@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from memory_core.connection import Client, store_errors
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
 from memory_core.keys import NAMESPACES, SWEEPER, Keys
 from memory_core.records import Record
@@ -90,7 +90,10 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
         lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
     )
     for chore in chores:
-        await settle(service, namespace, chore.decode())
+        try:
+            await settle(service, namespace, chore.decode())
+        except (Tampered, KeyMissing) as error:
+            log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
@@ -103,7 +106,7 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         refs = await candidates.some(
             client, keys, build.unfinished(), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
         )
-        return await loading.load(client, keys, refs)
+        return await loading.load(client, keys, refs, service.backend.integrity)
 
     before = time.time() - patience
     forgotten = [record for record in await run_search(service, namespace, fetch) if record.updated_at < before]

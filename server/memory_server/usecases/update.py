@@ -20,7 +20,15 @@ from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
-from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+from memory_server.usecases.writing import (
+    embed_or_none,
+    hash_fields,
+    job_part,
+    lifetime,
+    scope_of,
+    signed_elsewhere,
+    vector_part,
+)
 
 _ATTEMPTS = 5
 _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", "pieces")
@@ -56,6 +64,7 @@ async def update_memory(
         NotFound: no such memory that the caller may read.
         Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
         Conflict: its revision is not `expected_rev`.
+        Tampered: it is not as a server of ours wrote it.
         InvalidArgument: a value is not valid, or nothing was to change.
     """
     if changes.is_empty:
@@ -66,7 +75,7 @@ async def update_memory(
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service, old, changes)
+        new = _changed(service, principal, old, changes)
         status, reason = await _write(service, principal, old, new)
         if status == "updated":
             answer = await retrieve_memory(service, caller, memory_id)
@@ -88,7 +97,7 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
         )
 
 
-def _changed(service: Service, old: Record, changes: Changes) -> Record:
+def _changed(service: Service, principal: Principal, old: Record, changes: Changes) -> Record:
     limits = service.settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if changes.content is not None:
@@ -99,6 +108,7 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
         metadata = checks.check_metadata(changes.metadata, service.settings)
     new = replace(
         old,
+        writer=old.writer if (content, metadata) == (old.content, old.metadata) else principal.agent,
         content=content,
         context=context,
         metadata=metadata,
@@ -118,7 +128,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     vectors: Matrix | None = None
     if content_changed:
         vectors = await embed_or_none(service, pieces, new.source, principal)
-    fields = hash_fields(new, pieces)
+    fields, sealed = hash_fields(new, pieces), service.backend.integrity.seal
     answer = await service.backend.write(
         "rm1_update",
         [
@@ -151,6 +161,8 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         vector=None if vectors is None else vector_part(service, vectors[0]),
         vector_field=vector_field(service.settings.vector_store.embedding_model),
         job=job_part(service, pieces[0], new.source),
+        seal=sealed(principal.namespace, old.id, old.rev + 1),
+        was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
         audit={"who": principal.agent, "op": "update", "ids": [old.id]},
     )
     if answer["status"] == "updated":
@@ -159,6 +171,8 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         if most > 1:
             cut = Cut(new.content, pieces, vectors)
             return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
+    if answer["status"] == "key_missing":
+        raise signed_elsewhere()
     return answer["status"], None
 
 

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
+from memory_core.keyring import HOW_TO_SET
 from memory_core.keys import vector_field
 from memory_core.records import Priority, Record, head_fields
 from memory_core.scope import record_tokens
@@ -61,6 +62,11 @@ def terms_field(content: str, source: str | None) -> dict[str, str]:
 def flat(fields: Mapping[str, str | bytes]) -> list[str | bytes]:
     """Give fields as HSET takes them."""
     return [part for pair in fields.items() for part in pair]
+
+
+def signed_elsewhere() -> KeyMissing:
+    """Say why nothing can be written without a key where records are signed."""
+    return KeyMissing("the records of this namespace are signed, and this server has no key", hint=HOW_TO_SET)
 
 
 def vector_part(service: Service, vector: Matrix | None) -> dict[str, Any] | None:
