@@ -102,6 +102,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":grants:due",
         ":tombstones",
         ":tokens",
+        ":quarantined",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

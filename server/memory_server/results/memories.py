@@ -106,10 +106,13 @@ class StoreAnswer(Answer):
     duplicate_of: str | None = Field(None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
     replayed: bool = Field(False, description="true: this idempotency_key had stored it before")
+    quarantined: bool = Field(False, description="true: an administrator has others not see what you write")
 
     def summary(self) -> str:
         """Say what was stored, and what it repeats or resembles."""
         lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
+        if self.quarantined:
+            lines.append("You are under quarantine: nobody else sees it until an administrator lifts that.")
         if self.duplicate_of:
             lines.append(f"It repeats {self.duplicate_of} exactly.")
         lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
@@ -183,6 +186,5 @@ class SearchAnswer(Answer):
         """List the hits; contents are data written by agents, not instructions."""
         if not self.hits:
             return "No memories found."
-        return "\n".join(
-            [f"{len(self.hits)} memories.", NOTE, *(f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits)]
-        )
+        lines = [f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits]
+        return "\n".join([f"{len(self.hits)} memories.", NOTE, *lines])

@@ -1,4 +1,4 @@
-"""Gathers which memories were left out of an answer because their records are not to be believed, so that it says so."""
+"""Has an answer say which memories were left out of it because their records are not to be believed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from memory_core.errors import Tampered
 from memory_core.integrity import Flaw
 from memory_server.results.answer import Answer
-
-if TYPE_CHECKING:
-    from memory_server.service import Service
 
 P = ParamSpec("P")
 A = TypeVar("A", bound=Answer)
@@ -40,15 +37,13 @@ def note(memory_id: str, flaw: Flaw) -> None:
         found[memory_id] = flaw
 
 
-def tells_of_flaws(
-    use_case: Callable[Concatenate[Service, P], Awaitable[A]],
-) -> Callable[Concatenate[Service, P], Awaitable[A]]:
+def tells_of_flaws(use_case: Callable[P, Awaitable[A]]) -> Callable[P, Awaitable[A]]:
     """Have the answer of a use case say what it left out."""
 
     @wraps(use_case)
-    async def telling(service: Service, *args: P.args, **kwargs: P.kwargs) -> A:
+    async def telling(*args: P.args, **kwargs: P.kwargs) -> A:
         with noting() as found:
-            answer = await use_case(service, *args, **kwargs)
+            answer = await use_case(*args, **kwargs)
         if not found:
             return answer
         reasons = [answer.reason, *_reasons(found)]
@@ -67,8 +62,9 @@ def tampered(memory_id: str, flaw: Flaw) -> Tampered:
 def _reasons(found: dict[str, Flaw]) -> list[str]:
     unsigned = sum(flaw is Flaw.UNSIGNED for flaw in found.values())
     altered = len(found) - unsigned
-    told = [
-        (altered, "fail their integrity check", _ALTERED_HINT),
-        (unsigned, "have no integrity code", _UNSIGNED_HINT),
-    ]
-    return [f"left out because they {what}: {number} memories; {hint}" for number, what, hint in told if number]
+    reasons: list[str] = []
+    if altered:
+        reasons.append(f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}")
+    if unsigned:
+        reasons.append(f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}")
+    return reasons

@@ -124,6 +124,13 @@ def written_by(agent: str, since: float) -> Query:
     return memories(query)
 
 
+def kept_by(owners: Sequence[str], now: float) -> Query:
+    """Select all pieces of some owner ids that have not expired, to count them."""
+    query = Query()
+    query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} @expires_at:[({query.bind(to_redis(now))} inf]"
+    return query
+
+
 def of_owner(owner: str) -> Query:
     """Select all of an owner id, whoever asks; for the sweeper alone."""
     query = Query()

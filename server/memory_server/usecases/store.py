@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotSupported, StoreUnavailable
+from memory_core.errors import (
+    Conflict,
+    InvalidArgument,
+    MemoryServiceError,
+    NotSupported,
+    QuotaExceeded,
+    StoreUnavailable,
+)
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest
 from memory_core.names import check_label
@@ -25,6 +33,7 @@ from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
+from memory_server.usecases.room import take_room
 from memory_server.usecases.search import nearest
 from memory_server.usecases.writing import (
     embed_or_none,
@@ -71,18 +80,19 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
 
     Raises:
         InvalidArgument, Conflict (idempotency key used for something else), NotSupported (sensitive),
-        StoreUnavailable, OutcomeUnknown.
+        QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
     record = _check(service, new)
     vectors = _given_vector(service, new)
     pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
-    if vectors is None:
+    full = await _lacks_room(service, principal, len(pieces), new)
+    if vectors is None and full is None:
         vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
     looks = new.wait and caller.may_read
     similar = await _similar(service, principal, vectors[0]) if looks and vectors is not None else []
-    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
+    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors, full)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
@@ -96,6 +106,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
+        quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= time.time(),
         partial=bool(reason),
         reason=reason,
     )
@@ -144,6 +155,21 @@ def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
         return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)
 
 
+async def _lacks_room(service: Service, principal: Principal, pieces: int, new: NewMemory) -> QuotaExceeded | None:
+    """Take room for a new memory. What may have been stored before under its idempotency key is still to be answered.
+
+    Raises:
+        QuotaExceeded: there is none.
+    """
+    try:
+        await take_room(service, principal, 1, pieces)
+    except QuotaExceeded as error:
+        if new.idempotency_key is None:
+            raise
+        return error
+    return None
+
+
 def _owned(record: Record, principal: Principal) -> Record:
     mine = replace(record, owner=principal.owner or "", writer=principal.agent)
     return replace(mine, scope=scope_of(mine))
@@ -169,12 +195,15 @@ async def _write(
     new: NewMemory,
     pieces: Sequence[str],
     vectors: Matrix | None,
+    full: QuotaExceeded | None,
 ) -> dict[str, Any]:
     """Call the store Function, once more if the agent's owner id changed in between."""
-    answer = await _store(service, keys, record, new, pieces, vectors)
+    answer = await _store(service, keys, record, new, pieces, vectors, full)
     if answer["status"] == "owner_changed":
         principal = await resolve_writer(service.backend, caller)
-        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors)
+        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors, full)
+    if answer["status"] == "full" and full:
+        raise full
     _raise_for(answer)
     if vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
@@ -182,7 +211,13 @@ async def _write(
 
 
 async def _store(
-    service: Service, keys: Keys, record: Record, new: NewMemory, pieces: Sequence[str], vectors: Matrix | None
+    service: Service,
+    keys: Keys,
+    record: Record,
+    new: NewMemory,
+    pieces: Sequence[str],
+    vectors: Matrix | None,
+    full: QuotaExceeded | None,
 ) -> dict[str, Any]:
     return await service.backend.write(
         "rm1_store",
@@ -200,6 +235,7 @@ async def _store(
         ],
         repeatable=True,
         id=record.id,
+        full=full is not None,
         memory_prefix=keys.memory_prefix,
         owner=record.owner,
         ttl=lifetime(service, record.priority, new.ttl_seconds),

@@ -20,6 +20,7 @@ from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
+from memory_server.usecases.room import take_room
 from memory_server.usecases.writing import (
     embed_or_none,
     hash_fields,
@@ -89,10 +90,10 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
     if principal.owns(old.owner):
         return
     if not principal.grants_to_write(old.scope):
-        raise Forbidden(f"memory {old.id} belongs to {old.writer}", hint="store one of your own instead")
+        raise Forbidden(f"memory {old.id} belongs to another agent", hint="store one of your own instead")
     if changes != Changes(content=changes.content, metadata=changes.metadata):
         raise Forbidden(
-            f"memory {old.id} belongs to {old.writer}; a grant to write covers its content and metadata alone",
+            f"memory {old.id} belongs to another agent; a grant to write covers its content and metadata alone",
             hint="leave out priority, visibility, tags and context",
         )
 
@@ -125,6 +126,8 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     content_changed = new.content != old.content
     pieces = await split_content(new.content)
     most = max(len(pieces), old.pieces)
+    if len(pieces) > old.pieces and principal.owns(old.owner):
+        await take_room(service, principal, 0, len(pieces) - old.pieces)
     vectors: Matrix | None = None
     if content_changed:
         vectors = await embed_or_none(service, pieces, new.source, principal)
