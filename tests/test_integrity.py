@@ -164,6 +164,7 @@ async def test_an_altered_memory_is_missing_everywhere(ann: Agent, stack: Stack,
     memory_id = await ann.store(CONTENT, **ALL)
     await _set(stack, Keys(namespace).memory(memory_id), field, b"999")
     await _missing_everywhere(ann, memory_id)
+    await stack.client.delete(Keys(namespace).memory(memory_id))
 
 
 async def test_any_field_changed_added_or_removed_in_redis_is_seen_until_it_is_put_right(
