@@ -73,7 +73,7 @@ def honest(queries: Matrix, number: int, seed: int = 1) -> list[Item]:
 
 
 def hostile(queries: Matrix, number: int, seed: int = 2) -> list[Item]:
-    """Make memories closer to the queries than any honest one, some short and some long, of the queries' words alone."""
+    """Make memories closer to the queries than any honest one, some short and some long, of their words alone."""
     chance, noise = random.Random(seed), np.random.default_rng(seed)
     return [
         Item(

@@ -25,7 +25,7 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
         assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
     await fill(service, bob, hostile(queries, 20 * len(QUERIES), seed=3), Visibility.PUBLIC)
     flooded = await ask(service, alice, MODES[0])
-    assert recall([seen for seen in flooded], flooded) == 1.0
+    assert recall(list(flooded), flooded) == 1.0
     assert all(set(seen.hits).isdisjoint(old) for seen, old in zip(flooded, before[MODES[0]], strict=True))
     await quarantine(service.backend, namespace, "bob", 0.0)
     for mode in MODES:

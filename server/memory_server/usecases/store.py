@@ -96,7 +96,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
-        cut = Cut(record.content, pieces, vectors)
+        cut = Cut(record.content, pieces, None if new.vector is not None else vectors)
         reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
     return StoreAnswer(
         memory_id=answer["id"],
