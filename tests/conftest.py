@@ -108,6 +108,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":tokens",
         ":key:",
         ":keyed",
+        ":quarantined",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):

@@ -130,7 +130,7 @@ async def test_a_late_settling_does_not_remove_the_pieces_of_a_later_content(
     memory_id = await alice.store("short")
     service = await server.runtime.service()
     keys = Keys(namespace)
-    short = await loading.load(stack.client, keys, [loading.Ref(memory_id)], whole=True)
+    short = await loading.load(stack.client, keys, [loading.Ref(memory_id)], service.backend.integrity, whole=True)
     await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
     there = await pieces_in_redis(stack, namespace)
     answer = await functions.call(

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from memory_core.errors import KeyMissing, Tampered
+from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, Secret, new_key
+from memory_core.keys import Keys
 from memory_core.records import (
-    HEAD_FIELDS,
     SEALED,
     SEALED_BODY,
     SEALED_CODEC,
@@ -39,7 +40,7 @@ from memory_core.sealed_records import (
 from memory_core.sealing import Key, Lock, Transports
 from memory_core.streams import Ask, BadMessage, Job, Reply
 from memory_core.vectors import to_bytes
-from memory_server.search.loading import Ref, read
+from memory_server.search.loading import Reading, Ref
 from memory_server.vectors import OpenVectors, Which
 
 DIMENSION = 16
@@ -94,8 +95,9 @@ class Deployment:
         Raises:
             Tampered, KeyMissing: it was altered.
         """
-        row = [stored.fields.get(name) for name in (*HEAD_FIELDS, VECTOR, SEALED_VECTOR, "body", SEALED_BODY)]
-        loaded = read([Ref(stored.memory_id)], [row], VECTOR, True)
+        reading = Reading(Keys(stored.namespace), Integrity(Keyring()), VECTOR, whole=True)
+        row = [stored.fields.get(name) for name in reading.head_fields]
+        loaded = [found for found in reading.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
         if not loaded:
             raise Tampered("it cannot be read at all")
 

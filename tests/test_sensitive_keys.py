@@ -307,7 +307,7 @@ async def test_an_agent_that_is_deleted_takes_its_key_with_it(own: Stack, ann: A
         await vaults[1].look_again()
         assert len(vaults[1].vectors) == 0
         await own.client.hset(keys.memory(memory_id), mapping=kept)
-        record = (await loading.load(own.client, keys, [Ref(memory_id)]))[0]
+        record = (await loading.load(own.client, keys, [Ref(memory_id)], own.server.service.backend.integrity))[0]
         for vault in vaults:
             with pytest.raises(Tampered):
                 await vault.open(namespace, record)

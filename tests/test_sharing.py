@@ -118,7 +118,7 @@ async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, 
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
     writing = await share(alice, "bob", context="island", permission="write")
     changed = await bob.call("update_memory", memory_id=secret, content="The chest is empty.", metadata={"by": "bob"})
-    assert (changed["memory"]["content"], changed["memory"]["writer"]) == ("The chest is empty.", "alice")
+    assert (changed["memory"]["content"], changed["memory"]["writer"]) == ("The chest is empty.", "bob")
     assert await alice.search("is the chest empty?") == ["The chest is empty."]
     for change in ({"tags": ["new"]}, {"visibility": "public"}, {"context": "town"}, {"priority": "critical"}):
         assert (await refusal(bob, "update_memory", memory_id=secret, content="y", **change))[0] == "forbidden"

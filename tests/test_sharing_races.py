@@ -190,7 +190,8 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     await alice.call("revoke_shared_context", grant_id=grant)
     refs = await candidates.some(client, Keys(namespace), selected, limit=5, timeout_ms=2000)
     assert [ref.memory_id for ref in refs] == [secret]
-    assert await loading.load_readable(client, Keys(namespace), refs, principal) == []
+    integrity = service.backend.integrity
+    assert await loading.load_readable(client, Keys(namespace), refs, principal, integrity) == []
     with pytest.raises(NotFound):
         await load_readable(service, principal, secret)
     changed = replace(record, metadata='{"late":1}')

@@ -58,8 +58,10 @@ local function reseal(keys, args)
   if not found[1] or tonumber(found[1]) ~= request.rev or found[2] ~= request.before then
     return answer({status = 'stale'})
   end
+  if needs_seal(counters, request.seal) or is_altered(mem, request.was) then return answer({status = 'stale'}) end
   if other_key(key, request.key) then return answer({status = 'key_changed'}) end
   local now = tick(counters)
+  with_code(counters, mem, request.fields, {}, request.seal)
   redis.call('HDEL', mem, 'sealed_vector')
   redis.call('HSET', mem, unpack(with_vector(request.fields, request.vector)))
   note_same(old_same, request.id)

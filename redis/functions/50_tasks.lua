@@ -33,6 +33,8 @@ local function check_submission(names, request)
   if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
     return {status = 'quota'}
   end
+  local own = tonumber(redis.call('HGET', names.counters, 'open_tasks:' .. request.audit.who) or '0')
+  if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
   if request.only ~= '' and not registered(names, request.only) then return {status = 'unknown_agent'} end
   for _, id in ipairs(request.depends_on) do
     if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
@@ -45,7 +47,7 @@ local function is_past(deadline, now)
 end
 
 -- rm1_task_submit: one task, assigned to the first candidate that has room, else queued, or waiting for others.
--- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | unknown_agent |
+-- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | unknown_agent |
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
   local request = read_request(args)
@@ -68,6 +70,7 @@ local function submit(keys, args)
   redis.call('HSET', names.task .. id, 'state', #blockers > 0 and 'waiting' or 'pending', 'created_at', stamp(now),
     'attempt', 0, unpack(request.fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
+  redis.call('HINCRBY', names.counters, 'open_tasks:' .. request.audit.who, 1)
   redis.call('ZADD', names.submitted .. request.audit.who, stamp(now), id)
   if math.random(TRIMMED_ONCE_IN) == 1 then
     redis.call('ZREMRANGEBYRANK', names.submitted .. request.audit.who, 0, -SUBMISSIONS_KEPT - 1)
@@ -340,6 +343,7 @@ local function requeue_task(_, args)
   redis.call('HSET', names.task .. id, 'attempt', 0)
   for _, key in ipairs({names.task, names.history}) do redis.call('PERSIST', key .. id) end
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
+  redis.call('HINCRBY', names.counters, 'open_tasks:' .. task.submitter, 1)
   note(names, id, now, {op = 'requeued', agent = request.agent})
   audit(names.audit, names.counters, now, request.audit)
   wait_for_others(names, id, blockers)

@@ -77,9 +77,15 @@ class LeaseLost(Conflict):
 
 
 class QuotaExceeded(MemoryServiceError):
-    """The namespace holds as much of this as it may."""
+    """The agent or the namespace holds as much of this as it may."""
 
     code = "quota_exceeded"
+
+
+class Tampered(MemoryServiceError):
+    """What lies in Redis is not as a server of ours wrote it there, or its key was destroyed."""
+
+    code = "tampered"
 
 
 class ConfirmationNeeded(MemoryServiceError):
@@ -98,12 +104,6 @@ class KeyMissing(NotSupported):
     """The key that this needs was not given to this process."""
 
     code = "key_missing"
-
-
-class Tampered(MemoryServiceError):
-    """Something encrypted was altered or moved in Redis, or its key was destroyed: it cannot be read."""
-
-    code = "tampered"
 
 
 class StoreUnavailable(MemoryServiceError):

@@ -268,6 +268,11 @@ class Keys:
         return self._key("idx:task")
 
     @property
+    def quarantined(self) -> str:
+        """Hash: agents whose memories nobody else is shown → those changed since when (epoch seconds)."""
+        return self._key("quarantined")
+
+    @property
     def jobs(self) -> str:
         """Stream: texts to embed."""
         return self._key("jobs")
@@ -294,7 +299,7 @@ class Keys:
 
     @property
     def counters(self) -> str:
-        """Hash: the namespace's strictly rising clock and the audit number."""
+        """Hash: the namespace's strictly rising clock, its counts, and whether its records are signed."""
         return self._key("counters")
 
     @property

@@ -77,7 +77,7 @@ class Record:
     """One memory, or one piece of a long one. A sensitive one has no content before its `sealed` was opened.
 
     `content` is the whole text where it was asked for, else that of piece number `part` of `pieces`. Times are
-    epoch seconds; `vector` is float32 little-endian bytes, unit length.
+    epoch seconds; `vector` is float32 little-endian bytes, unit length; `signer` names the secret behind its code.
     """
 
     id: str
@@ -105,6 +105,7 @@ class Record:
     part: int = 0
     codec: str = "text"
     sealed: Sealed | None = None
+    signer: str = ""
 
     @property
     def is_sensitive(self) -> bool:
@@ -127,6 +128,18 @@ HEAD_FIELDS = (
     "codec", SEALED,
 )  # fmt: skip
 """The hash fields that make a Record, in the order that `parse` expects them."""
+SIGNED_FIELDS = (
+    "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
+    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "metadata", "pieces", "hash",
+    "part", "codec", "terms", SEALED,
+)  # fmt: skip
+"""The fields of a memory's own hash that its code covers, as redis/functions/07_integrity.lua lists them."""
+CODE_FIELDS = ("mac", "mac_key")
+"""The code itself, and the id of the secret that it was made under."""
+UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, SEALED_VECTOR, *CODE_FIELDS)
+"""What it does not cover: what sidecars write, as the vector itself, and the body, which must have the signed hash."""
+LOADED_FIELDS = (*HEAD_FIELDS, *(name for name in SIGNED_FIELDS if name not in HEAD_FIELDS), *CODE_FIELDS)
+"""What is read of a memory's own hash: a Record, and what proves it."""
 
 
 def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = None) -> Record | None:

@@ -25,6 +25,7 @@ from pydantic_settings import (
 from memory_core.auth_settings import AuthSettings, Names
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
+from memory_core.quota_settings import QuotaSettings
 
 SettingPath = tuple[str, ...]
 
@@ -195,6 +196,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     tasks: TaskSettings = TaskSettings()
     auth: AuthSettings = AuthSettings()
+    quotas: QuotaSettings = QuotaSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),

@@ -23,6 +23,7 @@ from tenacity import (
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
+from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
 from memory_core.keys import NAMESPACES, Keys
 from memory_core.sealing import Transports
@@ -74,6 +75,7 @@ class Backend:
         self.durability = "none"
         self.keyring = Keyring()
         self.transports = Transports()
+        self.integrity = Integrity(self.keyring)
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
@@ -273,6 +275,7 @@ class Backend:
         self.transports = Transports(keyring.transports)
         self.url, client = await self._find(keyring)
         self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
+        self.integrity = Integrity(self.keyring)
         on_reconnect(client, self._mark_suspect)
         try:
             info = await check_server(client)

@@ -19,6 +19,7 @@ from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
+from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
 from memory_server.vault import Vault
@@ -60,6 +61,7 @@ class Service:
         self.embeddings = Embeddings(self.backend)
         self.vault = Vault(self.backend)
         self.readers = Readers()
+        self.quotas = Quotas(settings.quotas)
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)
         self.search_latency = Latency()

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from memory_core.tasks import Task, TaskPriority, TaskState
 from memory_core.times import to_iso
 from memory_server.results.answer import Answer
+from memory_server.results.framing import NOTE
 from memory_server.results.memories import Hit
 
 
@@ -169,6 +170,7 @@ def _brief(task: ClaimedTask) -> str:
     lines += [f"Earlier: {event.agent}: {event.error}" for event in task.earlier_failures]
     if task.handoff:
         lines.append(f"Handoff: {task.handoff}")
+    lines += [NOTE] if task.memories else []
     lines += [f"Memory {hit.score:.2f} {hit.memory.line()}" for hit in task.memories]
     return "\n".join(lines)
 

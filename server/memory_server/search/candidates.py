@@ -97,7 +97,7 @@ async def propose(
     add(build.sensitive(selection), "LIMIT", 0, 0)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
-        add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
+        add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None:
         nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)

@@ -75,6 +75,7 @@ def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: f
             _tagged(query, "scope", tokens or (NOBODY,)),
             f"@expires_at:[({query.bind(to_redis(now))} inf]",
             *_filter_clauses(query, filters),
+            *_without_mistrusted(query, principal),
             f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
             f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
         ]
@@ -113,6 +114,20 @@ def unfinished() -> Query:
     """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
     query = Query()
     query.text = _tagged(query, "model", (NO_MODEL,))
+    return query
+
+
+def written_by(agent: str, since: float) -> Query:
+    """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
+    query = Query()
+    query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
+    return memories(query)
+
+
+def kept_by(owners: Sequence[str], now: float) -> Query:
+    """Select all pieces of some owner ids that have not expired, to count them."""
+    query = Query()
+    query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} @expires_at:[({query.bind(to_redis(now))} inf]"
     return query
 
 
@@ -190,8 +205,17 @@ def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query],
     query = Query()
     hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
     scope = _tagged(query, "scope", principal.tokens)
+    hidden += _without_mistrusted(query, principal)
     query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
+
+
+def _without_mistrusted(query: Query, principal: Principal) -> list[str]:
+    """Leave out what agents under quarantine wrote since then."""
+    return [
+        f"-(@writer:{{{query.bind(name)}}} -@updated_at:[-inf ({query.bind(to_redis(since))}])"
+        for name, since in principal.mistrusted.items()
+    ]
 
 
 def _tagged(query: Query, field: str, values: Iterable[str]) -> str:

@@ -230,7 +230,7 @@ async def _slice(
         refs = await candidates.by_change(
             client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
         )
-        return len(refs), await loading.load_readable(client, keys, refs, view.principal)
+        return len(refs), await loading.load_readable(client, keys, refs, view.principal, service.backend.integrity)
 
     found, records = await run_search(service, view.principal.namespace, fetch)
     opened = await service.vault.open_all(keys.namespace, records)

@@ -81,8 +81,9 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
-        records = await loading.load(client, keys, [Ref(memory_id) for memory_id in ids])
-        return tuple(record.id for record in records if principal.owns(record.owner))
+        refs = [Ref(memory_id) for memory_id in ids]
+        found = await loading.load_all(client, keys, refs, service.backend.integrity)
+        return tuple(record.id for record in found if principal.owns(record.owner))
 
     owned = await service.backend.read(fetch)
     return Doomed(principal, len(owned), ids=owned)
@@ -127,9 +128,17 @@ async def _delete(service: Service, principal: Principal, ids: Sequence[str]) ->
 
 
 async def delete(
-    service: Service, namespace: str, ids: Sequence[str], *, owners: Sequence[str], who: str, op: str
+    service: Service,
+    namespace: str,
+    ids: Sequence[str],
+    *,
+    who: str,
+    op: str,
+    owners: Sequence[str] = (),
+    writer: str | None = None,
+    since: float = 0.0,
 ) -> int:
-    """Remove those of some memories that belong to some owner ids; give how many."""
+    """Remove those of some memories that belong to some owner ids or, to purge, that `writer` wrote; give how many."""
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
@@ -137,9 +146,12 @@ async def delete(
         [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
         owners=list(owners),
+        writer=writer,
+        since=since,
         same_prefix=keys.same_prefix,
         audit={"who": who, "op": op, "ids": []},
     )
+    service.quotas.forget(namespace)
     for chore in answer["long"]:
         await settle_or_tell(service, namespace, chore)
     return len(answer["deleted"])

@@ -134,9 +134,16 @@ async def _submit(
         vector=None if vector is None else to_bytes(vector),
         candidates=list(names),
         quota=service.settings.tasks.open_tasks,
+        own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(new),
         audit={"who": caller.agent, "op": "distribute task", "ids": [task_id]},
     )
+    if answer["status"] == "own_quota":
+        raise QuotaExceeded(
+            f"you have {service.settings.quotas.open_tasks} open tasks, which is all that one agent may",
+            hint="wait until some have ended, or cancel_task",
+            retry_after=5.0,
+        )
     _raise_for(answer, new)
     return answer
 

@@ -13,7 +13,7 @@ from memory_core.index import is_missing_index
 from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
-from memory_server.search import candidates, loading
+from memory_server.search import candidates, flaws, loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.checks import check_id
@@ -33,16 +33,21 @@ async def load_readable(
 
     Raises:
         NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
-        KeyMissing, Tampered: see `Vault.open`.
+        KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
     """
     keys = Keys(principal.namespace)
     field = vector_field(service.settings.vector_store.embedding_model) if with_vector else None
 
     async def fetch(client: Client) -> list[Record]:
         refs = [Ref(check_id(memory_id))]
-        return await loading.load_readable(client, keys, refs, principal, vector_field=field, whole=whole)
+        return await loading.load_readable(
+            client, keys, refs, principal, service.backend.integrity, vector_field=field, whole=whole
+        )
 
-    records = await service.backend.read(fetch)
+    with flaws.noting() as noted:
+        records = await service.backend.read(fetch)
+    if memory_id in noted:
+        raise flaws.tampered(memory_id, noted[memory_id])
     if not records:
         raise NotFound(
             f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"

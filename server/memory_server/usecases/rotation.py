@@ -163,7 +163,7 @@ async def _slice(service: Service, namespace: str, owner: str, position: float |
         offset = 0
         while True:
             refs, _ = await candidates.page(client, keys, selected, offset=offset, limit=_SLICE, timeout_ms=timeout)
-            records = await loading.load(client, keys, refs)
+            records = await loading.load(client, keys, refs, service.backend.integrity)
             if records or len(refs) < _SLICE:
                 return records
             offset += len(refs)
@@ -194,7 +194,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
     pieces, form = await split_content(record.content), await form_of(service, namespace, record, WHO)
     vectors = await _vectors(service, namespace, record, len(pieces))
-    new = replace(record, content_hash=form.content_hash(record.content))
+    new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
     most = max(len(pieces), record.pieces)
     head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
     answer = await service.backend.write(
@@ -218,6 +218,8 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         vector=form.vector(new, 0, head),
         job=form.job(new, 0, pieces[0]),
         pieces=most,
+        seal=seal(namespace, record.id, record.rev),
+        was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
         audit={"who": WHO, "op": "reseal", "ids": [record.id]},
     )
     if answer["status"] == "key_changed":
@@ -246,6 +248,6 @@ async def _load(service: Service, namespace: str, refs: Sequence[Ref], *, whole:
     keys, field = Keys(namespace), vector_field(service.settings.vector_store.embedding_model)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loading.load(client, keys, refs, vector_field=field, whole=whole)
+        return await loading.load(client, keys, refs, service.backend.integrity, vector_field=field, whole=whole)
 
     return await service.backend.read(fetch)

@@ -20,6 +20,7 @@ from memory_server.search import candidates, loading, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
+from memory_server.search.flaws import tells_of_flaws
 from memory_server.search.loading import Ref
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
@@ -65,6 +66,7 @@ class SearchRequest:
 
 
 @reads
+@tells_of_flaws
 async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -114,7 +116,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     progress = service.backend.progress(caller.namespace)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
@@ -127,6 +129,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
 
 @reads
+@tells_of_flaws
 async def find_similar(
     service: Service,
     caller: Caller,
@@ -166,7 +169,7 @@ async def find_similar(
         service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
     )
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason=reason,
@@ -251,7 +254,9 @@ async def _search(
         proposed = await candidates.propose(
             client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
         )
-        records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
+        records = await loading.load_readable(
+            client, keys, proposed.refs, principal, service.backend.integrity, vector_field=vector_name
+        )
         return _Found(proposed, records)
 
     while True:
@@ -294,7 +299,9 @@ async def _with_sensitive(
     there = {(record.id, record.part) for record in found.records}
     refs = [ref for ref in refs if ref not in there]
     more = await service.backend.read(
-        lambda client: loading.load_readable(client, keys, refs, principal, vector_field=name)
+        lambda client: loading.load_readable(
+            client, keys, refs, principal, service.backend.integrity, vector_field=name
+        )
     )
     opened = await service.vault.open_all(keys.namespace, [*found.records, *more])
     proposed.warnings.extend(warning for warning in opened.warnings if warning not in proposed.warnings)
@@ -361,9 +368,9 @@ def _over_budget(left_out: int) -> list[str]:
     return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
-def _hit(scored: Scored) -> Hit:
+def _hit(scored: Scored, principal: Principal) -> Hit:
     return Hit(
-        memory=Memory.of(scored.record),
+        memory=Memory.of(scored.record, principal),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),

@@ -21,6 +21,7 @@ from memory_server.readers import reads
 from memory_server.results.context import GrantInfo, SharedContextAnswer, SharedMemory
 from memory_server.results.memories import Memory
 from memory_server.search import query as build
+from memory_server.search.flaws import tells_of_flaws
 from memory_server.service import Service
 from memory_server.usecases.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
 from memory_server.usecases.checks import check_text
@@ -74,6 +75,7 @@ class _Budget:
 
 
 @reads
+@tells_of_flaws
 async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
@@ -176,7 +178,7 @@ def _digest_then(view: View, told: Told) -> str:
 
 def _shown(view: View, place: Place, record: Record) -> SharedMemory:
     return SharedMemory(
-        memory=Memory.of(record),
+        memory=Memory.of(record, view.principal),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),
         changed_at=to_iso(place.seen) or "",
     )

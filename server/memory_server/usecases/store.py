@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, StoreUnavailable
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest
 from memory_core.names import check_label
@@ -25,8 +26,9 @@ from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
+from memory_server.usecases.room import take_room
 from memory_server.usecases.search import nearest
-from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of
+from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -63,8 +65,8 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     no sidecar answers in time jobs are left instead and the answer says `pending`.
 
     Raises:
-        InvalidArgument, Conflict (idempotency key used for something else), StoreUnavailable, OutcomeUnknown.
-        KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
+        InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
+        OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
     record = _check(service, new)
     if record.is_sensitive:
@@ -73,13 +75,15 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
+    full = await _lacks_room(service, principal, len(pieces), new)
+    vectors: Matrix | None = None
     if given is not None:
-        vectors: Matrix | None = np.repeat(given, len(pieces), axis=0)
-    else:
+        vectors = np.repeat(given, len(pieces), axis=0)
+    elif full is None:
         vectors = await embed_or_none(service, record, pieces, caller, wait=new.wait)
     looks = new.wait and caller.may_read
     similar = await _similar(service, principal, record, vectors[0]) if looks and vectors is not None else []
-    answer = await _write(service, prepared.keys, caller, principal, record, new, pieces, vectors)
+    answer = await _write(service, prepared.keys, caller, principal, record, new, pieces, vectors, full)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
@@ -93,6 +97,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
+        quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= time.time(),
         partial=bool(reason),
         reason=reason,
     )
@@ -139,6 +144,21 @@ def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
         return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)
 
 
+async def _lacks_room(service: Service, principal: Principal, pieces: int, new: NewMemory) -> QuotaExceeded | None:
+    """Take room for a new memory. What may have been stored before under its idempotency key is still to be answered.
+
+    Raises:
+        QuotaExceeded: there is none.
+    """
+    try:
+        await take_room(service, principal, 1, pieces)
+    except QuotaExceeded as error:
+        if new.idempotency_key is None:
+            raise
+        return error
+    return None
+
+
 def _owned(record: Record, principal: Principal) -> Record:
     mine = replace(record, owner=principal.owner or "", writer=principal.agent)
     return replace(mine, scope=scope_of(mine))
@@ -168,6 +188,7 @@ async def _write(
     new: NewMemory,
     pieces: Sequence[str],
     vectors: Matrix | None,
+    full: QuotaExceeded | None,
 ) -> dict[str, Any]:
     """Call the store Function, again if the agent's owner id or its data key changed in between."""
     answer: dict[str, Any] = {}
@@ -175,13 +196,15 @@ async def _write(
         mine = _owned(record, principal)
         form = await form_of(service, keys.namespace, mine, principal.agent)
         mine = replace(mine, content_hash=form.content_hash(mine.content))
-        answer = await _store(service, keys, form, mine, new, pieces, vectors)
+        answer = await _store(service, keys, form, mine, new, pieces, vectors, full)
         if answer["status"] == "owner_changed":
             principal = await resolve_writer(service.backend, caller)
         elif answer["status"] == "key_changed":
             service.vault.forget(keys.namespace, mine.owner)
         else:
             break
+    if answer["status"] == "full" and full:
+        raise full
     _raise_for(answer)
     if vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
@@ -196,6 +219,7 @@ async def _store(
     new: NewMemory,
     pieces: Sequence[str],
     vectors: Matrix | None,
+    full: QuotaExceeded | None,
 ) -> dict[str, Any]:
     return await service.backend.write(
         "rm1_store",
@@ -214,6 +238,7 @@ async def _store(
         ],
         repeatable=True,
         id=record.id,
+        full=full is not None,
         memory_prefix=keys.memory_prefix,
         owner=record.owner,
         ttl=lifetime(service, record.priority, new.ttl_seconds),
@@ -225,6 +250,7 @@ async def _store(
         job=form.job(record, 0, pieces[0]),
         key=form.version,
         idempotency=_idempotency(service, keys, record, new),
+        seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
         audit={"who": record.writer, "op": "store", "ids": [record.id]},
     )
 
@@ -238,6 +264,8 @@ def _raise_for(answer: dict[str, Any]) -> None:
             )
         case "bad_vector":
             raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
+        case "key_missing":
+            raise signed_elsewhere()
         case "owner_changed" | "key_changed":
             raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
         case _:

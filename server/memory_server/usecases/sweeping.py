@@ -92,8 +92,8 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
     for chore in chores:
         try:
             await settle(service, namespace, chore.decode())
-        except (KeyMissing, Tampered) as error:
-            log.warning("the pieces of a sensitive memory in %s are not settled: %s", namespace, error.message)
+        except (Tampered, KeyMissing) as error:
+            log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
@@ -106,7 +106,7 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         refs = await candidates.some(
             client, keys, build.unfinished(), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
         )
-        return await loading.load(client, keys, refs)
+        return await loading.load(client, keys, refs, service.backend.integrity)
 
     before = time.time() - patience
     found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))

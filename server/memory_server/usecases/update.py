@@ -20,7 +20,8 @@ from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
-from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of
+from memory_server.usecases.room import take_room
+from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 
 _ATTEMPTS = 5
 _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY, "pieces")
@@ -56,6 +57,7 @@ async def update_memory(
         NotFound: no such memory that the caller may read.
         Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
         Conflict: its revision is not `expected_rev`.
+        Tampered: it is not as a server of ours wrote it.
         InvalidArgument: a value is not valid, or nothing was to change.
     """
     if changes.is_empty:
@@ -66,7 +68,7 @@ async def update_memory(
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service, old, changes)
+        new = _changed(service, principal, old, changes)
         status, reason = await _write(service, principal, old, new)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
@@ -82,15 +84,15 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
     if principal.owns(old.owner):
         return
     if not principal.grants_to_write(old.scope):
-        raise Forbidden(f"memory {old.id} belongs to {old.writer}", hint="store one of your own instead")
+        raise Forbidden(f"memory {old.id} belongs to another agent", hint="store one of your own instead")
     if changes != Changes(content=changes.content, metadata=changes.metadata):
         raise Forbidden(
-            f"memory {old.id} belongs to {old.writer}; a grant to write covers its content and metadata alone",
+            f"memory {old.id} belongs to another agent; a grant to write covers its content and metadata alone",
             hint="leave out priority, visibility, tags and context",
         )
 
 
-def _changed(service: Service, old: Record, changes: Changes) -> Record:
+def _changed(service: Service, principal: Principal, old: Record, changes: Changes) -> Record:
     limits = service.settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if changes.content is not None:
@@ -101,6 +103,7 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
         metadata = checks.check_metadata(changes.metadata, service.settings)
     new = replace(
         old,
+        writer=old.writer if (content, metadata) == (old.content, old.metadata) else principal.agent,
         content=content,
         context=context,
         metadata=metadata,
@@ -118,12 +121,14 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     content_changed = new.content != old.content
     pieces = await split_content(new.content)
     most = max(len(pieces), old.pieces)
+    if len(pieces) > old.pieces and principal.owns(old.owner):
+        await take_room(service, principal, 0, len(pieces) - old.pieces)
     vectors: Matrix | None = None
     if content_changed:
         vectors = await embed_or_none(service, new, pieces, principal)
     form = await form_of(service, principal.namespace, old, principal.agent)
     new = replace(new, rev=old.rev + 1, content_hash=form.content_hash(new.content))
-    fields = form.head(new, pieces)
+    fields, sealed = form.head(new, pieces), service.backend.integrity.seal
     answer = await service.backend.write(
         "rm1_update",
         [
@@ -158,6 +163,8 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         vector_field=form.vector_field,
         job=form.job(new, 0, pieces[0]),
         key=form.version,
+        seal=sealed(principal.namespace, old.id, old.rev + 1),
+        was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
         audit={"who": principal.agent, "op": "update", "ids": [old.id]},
     )
     if answer["status"] == "updated":
@@ -166,6 +173,8 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         if most > 1:
             cut = Cut(new.content, pieces, vectors)
             return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
+    if answer["status"] == "key_missing":
+        raise signed_elsewhere()
     return answer["status"], None
 
 

@@ -117,6 +117,7 @@ async def readable(service: Service, principal: Principal, entries: Sequence[Ent
         entry
         for entry in entries
         if (principal.may_read(entry.scope) if entry.kind == MEMORY else entry.is_for(principal.agent))
+        and not (entry.op == DELETED and entry.by in principal.mistrusted)
     ]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
     records = await _load(service, principal, [Ref(memory_id) for memory_id in ids])
@@ -248,7 +249,9 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loading.load_readable(client, keys, refs, principal, vector_field=field_name)
+        return await loading.load_readable(
+            client, keys, refs, principal, service.backend.integrity, vector_field=field_name
+        )
 
     return await service.backend.read(fetch)
 

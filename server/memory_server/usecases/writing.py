@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
+from memory_core.keyring import HOW_TO_SET
 from memory_core.keys import vector_field
 from memory_core.records import (
     HEAD,
@@ -164,6 +165,17 @@ def _terms(content: str, source: str | None) -> dict[str, str]:
 def flat(fields: Mapping[str, str | bytes]) -> list[str | bytes]:
     """Give fields as HSET takes them."""
     return [part for pair in fields.items() for part in pair]
+
+
+def said_in(fields: Mapping[str, str | bytes]) -> bytes:
+    """Give what a further piece says, in clear or sealed."""
+    said = fields.get("content") or fields[SEALED]
+    return said.encode() if isinstance(said, str) else said
+
+
+def signed_elsewhere() -> KeyMissing:
+    """Say why nothing can be written without a key where records are signed."""
+    return KeyMissing("the records of this namespace are signed, and this server has no key", hint=HOW_TO_SET)
 
 
 def embedding_text(content: str, source: str | None) -> str:
