@@ -281,6 +281,7 @@ async def test_more_vectors_than_fit_the_cache_are_all_compared(stack: Stack, na
         texts = [f"Box number {number} is opened with {number * 7}." for number in range(12)]
         for text in texts:
             await hide(alice, text)
+        answer: dict[str, Any] = {}
         for _ in range(2):
             answer = await alice.call("semantic_search", query="boxes", mode="vector", limit=12)
             assert {hit["memory"]["content"] for hit in answer["hits"]} == set(texts)
