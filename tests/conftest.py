@@ -9,13 +9,11 @@ from itertools import count
 import pytest
 import pytest_asyncio
 from redis_users import denials
-from stack import Agent, Server, Stack, in_own_task, whole_stack
+from stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
-from memory_core.keyring import new_key
 from memory_core.keys import NAMESPACES
 
 _numbers = count()
-MASTER_KEY = new_key()
 """That of the session's stack."""
 
 

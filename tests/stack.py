@@ -24,7 +24,7 @@ from redis_users import SERVER, SIDECAR
 
 from memory_core import sidecars
 from memory_core.connection import Client, connect
-from memory_core.keyring import load_keyring, written
+from memory_core.keyring import load_keyring, new_key, written
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
@@ -177,6 +177,10 @@ class SidecarProcess:
         assert self.process is not None
         getattr(self.process, how)()
         self.said += self.process.communicate(timeout=20)[1] or b""
+
+
+MASTER_KEY = new_key()
+"""Of the session's stack: all that it writes is signed under it, and what travels to the sidecar is sealed."""
 
 
 async def sidecar_is_ready(client: Client) -> bool:

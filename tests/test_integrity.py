@@ -16,7 +16,7 @@ import pytest_asyncio
 from redis_users import SERVER
 from sharing_helpers import found_ids, ids_of, refusal
 from stack import Agent, Server, Stack, in_own_task, serving
-from trust_helpers import KEY, console
+from trust_helpers import console
 
 from memory_core.integrity import Flaw, Integrity
 from memory_core.keyring import Keyring, Secret
@@ -42,16 +42,16 @@ Row = dict[str, bytes | None]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def signing(stack: Stack) -> AsyncGenerator[Server]:
-    """A server with a master key, on the Redis of the others."""
-    async with in_own_task(serving(stack.redis.url_of(SERVER), master_key=KEY, embed_wait_seconds=15.0)) as running:
+async def keyless(stack: Stack) -> AsyncGenerator[Server]:
+    """A server without any key, on the Redis of the others."""
+    async with in_own_task(serving(stack.redis.url_of(SERVER))) as running:
         yield running
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def ann(signing: Server, namespace: str) -> AsyncGenerator[Agent]:
+async def ann(server: Server, namespace: str) -> AsyncGenerator[Agent]:
     """An agent of that server."""
-    async with in_own_task(signing.agent("ann", namespace)) as agent:
+    async with in_own_task(server.agent("ann", namespace)) as agent:
         yield agent
 
 
@@ -197,11 +197,11 @@ async def test_lists_and_searches_say_that_a_memory_is_left_out(ann: Agent, stac
 
 
 async def test_who_may_not_read_a_memory_is_not_told_that_it_was_altered(
-    ann: Agent, signing: Server, stack: Stack, namespace: str
+    ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory_id = await ann.store(CONTENT)
     await stack.client.hset(Keys(namespace).memory(memory_id), "content", "Altered.")
-    async with signing.agent("eve", namespace) as eve:
+    async with server.agent("eve", namespace) as eve:
         code, text = await refusal(eve, "retrieve_memory", memory_id=memory_id)
         unknown = await refusal(eve, "retrieve_memory", memory_id="0" * 26)
     assert (code, text.replace(memory_id, "0" * 26)) == unknown
@@ -225,7 +225,7 @@ async def test_a_record_copied_to_another_place_or_from_nowhere_is_no_memory(
     assert (await ann.call("clear_memory", memory_ids=[elsewhere]))["deleted"] == 1
 
 
-async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, signing: Server, namespace: str) -> None:
+async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, server: Server, namespace: str) -> None:
     memory_id = await ann.store(CONTENT, **ALL)
     for change in (
         {"content": "It was dug out."},
@@ -239,14 +239,14 @@ async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, signing: Server
     ):
         answer = await ann.call("update_memory", memory_id=memory_id, **change)
         assert not answer["partial"]
-    assert (await verify(signing.service, namespace)).healthy
+    assert (await verify(server.service, namespace)).healthy
 
 
 async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
-    ann: Agent, signing: Server, stack: Stack, namespace: str
+    ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory_id = await ann.store(CONTENT)
-    service = signing.service
+    service = server.service
     principal = await resolve(service.backend, Caller(namespace, "ann"))
     record = await load_readable(service, principal, memory_id, whole=True)
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
@@ -261,13 +261,13 @@ LONG = "".join(f"Sentence number {number} tells of the harbour and its boats. " 
 
 @pytest.mark.parametrize("what", ["a piece's text", "a piece's code", "the body"])
 async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
-    ann: Agent, signing: Server, stack: Stack, namespace: str, what: str
+    ann: Agent, server: Server, stack: Stack, namespace: str, what: str
 ) -> None:
     memory_id = await ann.store(LONG + "The zebra lives in the attic.")
     keys = Keys(namespace)
     last = int(await stack.client.hget(keys.memory(memory_id), "pieces")) - 1
     assert last >= 2
-    assert (await verify(signing.service, namespace)).healthy
+    assert (await verify(server.service, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
     if what == "a piece's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
@@ -277,7 +277,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
         other = await ann.store(LONG + "The tiger lives in the attic.")
         body = await stack.client.hget(keys.memory(other), "body")
         await stack.client.hset(keys.memory(memory_id), "body", body)
-    assert not (await verify(signing.service, namespace)).healthy
+    assert not (await verify(server.service, namespace)).healthy
     if what == "the body":
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     else:
@@ -287,47 +287,47 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
 
 
 async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_there(
-    ann: Agent, server: Server, namespace: str, caplog: pytest.LogCaptureFixture
+    ann: Agent, keyless: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory_id = await ann.store(CONTENT)
-    async with server.agent("ann", namespace) as keyless:
+    async with keyless.agent("ann", namespace) as reader:
         with caplog.at_level(logging.WARNING, "memory_core.integrity"):
-            server.service.backend.integrity = Integrity(server.service.backend.keyring)
-            assert (await keyless.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == CONTENT
-            await keyless.call("retrieve_memory", memory_id=memory_id)
+            keyless.service.backend.integrity = Integrity(keyless.service.backend.keyring)
+            assert (await reader.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == CONTENT
+            await reader.call("retrieve_memory", memory_id=memory_id)
         assert caplog.text.count("no key to check them with") == 1
-        assert (await refusal(keyless, "store_memory", content="Mine."))[0] == "key_missing"
-        assert (await refusal(keyless, "update_memory", memory_id=memory_id, tags=["x"]))[0] == "key_missing"
+        assert (await refusal(reader, "store_memory", content="Mine."))[0] == "key_missing"
+        assert (await refusal(reader, "update_memory", memory_id=memory_id, tags=["x"]))[0] == "key_missing"
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
 async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
-    server: Server, signing: Server, stack: Stack, namespace: str
+    keyless: Server, server: Server, stack: Stack, namespace: str
 ) -> None:
     keys = Keys(namespace)
-    async with server.agent("ann", namespace) as keyless:
-        stored = [await keyless.store(f"Note {number} on lighthouses.") for number in range(9)]
-        stored.append(await keyless.store(LONG))
-    async with signing.agent("ann", namespace) as ann:
+    async with keyless.agent("ann", namespace) as reader:
+        stored = [await reader.store(f"Note {number} on lighthouses.") for number in range(9)]
+        stored.append(await reader.store(LONG))
+    async with server.agent("ann", namespace) as ann:
         hidden = await ann.call("get_agent_memories")
         assert hidden["memories"] == []
         assert "10 memories have no integrity code" in hidden["reason"]
         await stack.client.hset(keys.memory(stored[0]), mapping={"mac": "0" * 40, "mac_key": "0" * 16})
         altered = await ann.store("Altered later.")
         await stack.client.hset(keys.memory(altered), "content", "Now.")
-        report = await adopt(signing.service, namespace)
+        report = await adopt(server.service, namespace)
         assert (report.adopted, report.failed, report.unsigned, report.memories) == (9, 2, 0, 11)
         assert {bad["memory_id"] for bad in report.bad} == {stored[0], altered}
         assert sorted(ids_of((await ann.call("get_agent_memories"))["memories"])) == sorted(stored[1:])
         assert (await ann.call("retrieve_memory", memory_id=stored[-1]))["memory"]["content"] == LONG
         await stack.client.delete(keys.chunk(stored[-1], 1))
-        report = await verify(signing.service, namespace)
+        report = await verify(server.service, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
 
 
-async def test_the_console_verifies_and_adopts(server: Server, stack: Stack, namespace: str) -> None:
-    async with server.agent("ann", namespace) as keyless:
-        await keyless.store(CONTENT)
+async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:
+    async with keyless.agent("ann", namespace) as reader:
+        await reader.store(CONTENT)
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["unsigned"]) == (1, 1)
     code, output = await console(stack, "integrity", "adopt", "--namespace", namespace)

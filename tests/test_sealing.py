@@ -39,7 +39,7 @@ from memory_core.sealed_records import (
 )
 from memory_core.sealing import Key, Lock, Transports
 from memory_core.streams import Ask, BadMessage, Job, Reply
-from memory_core.vectors import to_bytes
+from memory_core.vectors import Matrix, to_bytes
 from memory_server.search.loading import Reading, Ref
 from memory_server.vectors import OpenVectors, Which
 
@@ -268,7 +268,7 @@ def test_the_same_content_has_another_hash_for_another_owner() -> None:
 def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:
     cache = OpenVectors(most_bytes=3 * 4 * DIMENSION)
     names = [Which("n", owner, f"m{number}", 0, "h") for number, owner in enumerate(["ann", "bea", "ann", "ann"])]
-    held: dict[Which, object] = {}
+    held: dict[Which, Matrix] = {}
     for name in names:
         cache.put(name, np.ones(DIMENSION, dtype=np.float32))
         held[name] = cache._held[name]  # pyright: ignore[reportPrivateUsage]

@@ -229,7 +229,7 @@ async def test_what_was_altered_in_redis_is_left_out_of_answers_that_say_so_and_
         found = answer.get("memories") or [hit["memory"] for hit in answer["hits"]]
         assert [memory["memory_id"] for memory in found] == [sound]
         assert answer["partial"]
-        assert "altered" in answer["reason"]
+        assert "integrity check" in answer["reason"]
 
 
 async def test_a_memory_moved_to_another_owner_or_namespace_opens_for_nobody(
@@ -281,6 +281,7 @@ async def test_more_vectors_than_fit_the_cache_are_all_compared(stack: Stack, na
         texts = [f"Box number {number} is opened with {number * 7}." for number in range(12)]
         for text in texts:
             await hide(alice, text)
+        answer: dict[str, Any] = {}
         for _ in range(2):
             answer = await alice.call("semantic_search", query="boxes", mode="vector", limit=12)
             assert {hit["memory"]["content"] for hit in answer["hits"]} == set(texts)

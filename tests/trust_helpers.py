@@ -1,23 +1,20 @@
-"""What the tests of trust share: a key, and the console on the Redis of the session."""
+"""What the tests of trust share: the console on the Redis of the session."""
 
 from __future__ import annotations
 
 import asyncio
 
 from redis_users import SERVER
-from stack import Stack
+from stack import MASTER_KEY, Stack
 from typer.testing import CliRunner
 
 from memory_core.errors import MemoryServiceError
 from memory_server import cli
 
-KEY = "a2V5cyBhcmUgbm90IGZvciBrZWVwaW5nIGluIGdpdCE="
-"""A master key of 32 bytes."""
-
 
 async def console(stack: Stack, *arguments: str, key: bool = True) -> tuple[int, str]:
     """Run `redis-memory`; give its exit code and what it said."""
-    environment = {"REDIS_URL": stack.redis.url_of(SERVER)} | ({"MEMORY_MASTER_KEY": KEY} if key else {})
+    environment = {"REDIS_URL": stack.redis.url_of(SERVER)} | ({"MEMORY_MASTER_KEY": MASTER_KEY} if key else {})
     result = await asyncio.to_thread(CliRunner().invoke, cli.app, list(arguments), env=environment)
     if isinstance(result.exception, MemoryServiceError):
         return cli.EXIT_CONFIG, f"{result.exception.code}: {result.exception.message}"

@@ -93,11 +93,15 @@ def _with_service(settings: Settings, action: Callable[[Service], Awaitable[T]])
 
 
 async def _running(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action; its refusal is raised outside the task groups, which would wrap it."""
+    """Run an action, which needs none of the background work but Redis.
+
+    Its refusal is raised outside the task group, which would wrap it.
+    """
     from memory_server.service import Service
 
     refused: MemoryServiceError
-    async with Service(settings).running() as service:
+    service = Service(settings)
+    async with service.backend.running():
         try:
             await service.vault.check()
             return await action(service)
