@@ -40,7 +40,8 @@ QUERIES = (
 LIMIT = 10
 MODES = (Mode.VECTOR, Mode.KEYWORD, Mode.HYBRID)
 _AT_ONCE = 16
-_WORDS = sorted({word for query in QUERIES for word in query.split()})
+_WORDS = sorted({form for query in QUERIES for word in query.split() for form in (word, f"{word}s")})
+"""The words of the queries, and another form of each, by which the engine finds them too."""
 _FILLER = [f"word{number}" for number in range(400)]
 
 
@@ -65,7 +66,7 @@ def honest(queries: Matrix, number: int, seed: int = 1) -> list[Item]:
     chance, noise = random.Random(seed), np.random.default_rng(seed)
     items: list[Item] = []
     for index in range(number):
-        words = chance.choices(_WORDS, k=chance.randrange(2, 12)) + chance.choices(_FILLER, k=chance.randrange(4, 40))
+        words = chance.choices(_WORDS, k=chance.randrange(2, 12)) + chance.choices(_FILLER, k=chance.randrange(20))
         chance.shuffle(words)
         distance = chance.uniform(0.3, 3.0)
         items.append(Item(" ".join(words), _near(queries[index % len(queries)], distance, noise)))
@@ -127,7 +128,7 @@ def recall(before: Sequence[Seen], after: Sequence[Seen]) -> float:
     return sum(shares) / len(shares)
 
 
-def nearest(queries: Matrix, items: Sequence[Item], ids: Sequence[str]) -> list[Seen]:
+def nearest(queries: Matrix, items: Sequence[Item], ids: list[str]) -> list[Seen]:
     """Give the truly nearest memories of each query."""
     scores = queries @ np.stack([item.vector for item in items]).T
     order = np.argsort(-scores, axis=1)[:, :LIMIT]
