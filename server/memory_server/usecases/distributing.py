@@ -135,7 +135,7 @@ async def _submit(
         candidates=list(names),
         quota=service.settings.tasks.open_tasks,
         idempotency=_idempotency(new),
-        audit={"who": caller.agent, "op": "distribute task", "ids": [task_id]},
+        audit=caller.audit("distribute_task", [task_id]),
     )
     _raise_for(answer, new)
     return answer

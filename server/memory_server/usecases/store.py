@@ -19,6 +19,7 @@ from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibili
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
+from memory_server.auditing.said import Said
 from memory_server.readers import reads
 from memory_server.results.memories import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
@@ -74,7 +75,8 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
     looks = new.wait and caller.may_read
     similar = await _similar(service, principal, vectors[0]) if looks and vectors is not None else []
-    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
+    audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
+    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors, audit)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
@@ -161,12 +163,13 @@ async def _write(
     new: NewMemory,
     pieces: Sequence[str],
     vectors: Matrix | None,
+    audit: Said,
 ) -> dict[str, Any]:
     """Call the store Function, once more if the agent's owner id changed in between."""
-    answer = await _store(service, keys, record, new, pieces, vectors)
+    answer = await _store(service, keys, record, new, pieces, vectors, audit)
     if answer["status"] == "owner_changed":
         principal = await resolve_writer(service.backend, caller)
-        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors)
+        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors, audit)
     _raise_for(answer)
     if vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
@@ -174,7 +177,13 @@ async def _write(
 
 
 async def _store(
-    service: Service, keys: Keys, record: Record, new: NewMemory, pieces: Sequence[str], vectors: Matrix | None
+    service: Service,
+    keys: Keys,
+    record: Record,
+    new: NewMemory,
+    pieces: Sequence[str],
+    vectors: Matrix | None,
+    audit: Said,
 ) -> dict[str, Any]:
     return await service.backend.write(
         "rm1_store",
@@ -202,7 +211,7 @@ async def _store(
         vector=None if vectors is None else vector_part(service, vectors[0]),
         job=job_part(service, pieces[0], record.source),
         idempotency=_idempotency(new),
-        audit={"who": record.writer, "op": "store", "ids": [record.id]},
+        audit=audit,
     )
 
 

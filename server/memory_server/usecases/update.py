@@ -67,7 +67,7 @@ async def update_memory(
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, old, changes)
-        status, reason = await _write(service, principal, old, new)
+        status, reason = await _write(service, caller, principal, old, new)
         if status == "updated":
             answer = await retrieve_memory(service, caller, memory_id)
             return answer.model_copy(update={"partial": bool(reason), "reason": reason})
@@ -109,7 +109,9 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
     return replace(new, scope=scope_of(new))
 
 
-async def _write(service: Service, principal: Principal, old: Record, new: Record) -> tuple[str, str | None]:
+async def _write(
+    service: Service, caller: Caller, principal: Principal, old: Record, new: Record
+) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
@@ -151,7 +153,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         vector=None if vectors is None else vector_part(service, vectors[0]),
         vector_field=vector_field(service.settings.vector_store.embedding_model),
         job=job_part(service, pieces[0], new.source),
-        audit={"who": principal.agent, "op": "update", "ids": [old.id]},
+        audit=caller.audit("update_memory", [old.id]),
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:
