@@ -25,18 +25,21 @@ async def trim(backend: Backend, namespace: str, settings: AuditSettings, *, now
     """Drop what is older or more than is to be kept, a slice at a time; give the last number that went, or 0."""
     before = ((now or time.time()) - settings.keep_days * DAY) * 1000 if settings.keep_days else 0.0
     keys, went = Keys(namespace), 0
-    while dropped := await _trim_some(backend, keys, before, settings.keep_entries):
+    counted = await trail.counters(await backend.client(), keys)
+    most = counted.given - settings.keep_entries if settings.keep_entries else 0
+    if backend.keyring.signer is None and counted.sealed:
+        return 0
+    while dropped := await _trim_some(backend, keys, before, most):
         went = dropped
     return went
 
 
-async def _trim_some(backend: Backend, keys: Keys, before: float, keep: int) -> int:
+async def _trim_some(backend: Backend, keys: Keys, before: float, most: int) -> int:
+    """Drop one slice of what is older than a time in milliseconds, or numbered up to `most`."""
     client = await backend.client()
     first = next(iter(await trail.entries_after(client, keys, b"", 1)), None)
     if first is None:
         return 0
-    given = (await trail.counters(client, keys)).given
-    most = given - keep if keep else 0
 
     def goes(number: int, milliseconds: int) -> bool:
         return first.number <= number < first.number + SLICE and (number <= most or milliseconds < before)
