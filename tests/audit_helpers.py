@@ -15,8 +15,8 @@ from memory_server.auditing import trail
 from memory_server.auditing.checking import Counters, Report, verify
 from memory_server.auditing.entries import Entry, sign
 from memory_server.auditing.said import said
-from memory_server.auditing.seals import Seal, make_seal
 from memory_server.auditing.sealing import first_problem
+from memory_server.auditing.seals import Seal, make_seal
 
 NAMESPACE = "trail"
 KEYRING = Keyring([Secret(bytes(range(32)))])

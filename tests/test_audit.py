@@ -274,7 +274,7 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
         "MEMORY_DATA_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "memory_server", "serve", "--port", "0"]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = started(command, environment)
     try:
         url = await asyncio.to_thread(announced, process)
         assert f":{port}/" not in url
@@ -291,6 +291,11 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
     await sweep_audits(keyed.service)
     await wait_until(lambda: is_sealed(stack.client, namespace))
     assert (await checked(keyed, stack.client, namespace)).ok
+
+
+def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server of which only what it says is heard."""
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def announced(process: subprocess.Popen[bytes]) -> str:
@@ -384,9 +389,8 @@ async def test_refusals_for_calling_too_often_become_one_entry_that_counts(stack
 
 
 async def test_a_server_that_stops_writes_what_it_still_holds(stack: Stack, namespace: str) -> None:
-    async with serving(stack.redis.url_of(SERVER), master_key=KEY) as server:
-        async with server.agent("ann", namespace) as agent:
-            await agent.call("gpu_status")
+    async with serving(stack.redis.url_of(SERVER), master_key=KEY) as server, server.agent("ann", namespace) as agent:
+        await agent.call("gpu_status")
     assert [entry["op"] for entry in await in_redis(stack.client, namespace)] == ["gpu_status"]
     assert await is_sealed(stack.client, namespace)
 

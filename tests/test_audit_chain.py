@@ -270,4 +270,4 @@ def test_without_a_key_only_numbers_are_checked_and_that_is_said() -> None:
     assert not report.keyed
     assert not bare.but([*bare.entries[:2], *bare.entries[3:]]).check(Keyring()).ok
     assert isinstance(GOOD.seals[0], Seal)
-    assert NAMESPACE == report.namespace
+    assert report.namespace == NAMESPACE
