@@ -77,6 +77,12 @@ async def in_redis(client: Client, namespace: str) -> list[dict[str, str]]:
     return [entry.fields async for page in trail.walk(client, Keys(namespace)) for entry in page]
 
 
+async def changes_noted(client: Client, namespace: str) -> int:
+    """Count the entries that were written together with a change, but for signs of life."""
+    entries = await in_redis(client, namespace)
+    return sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in entries)
+
+
 async def noted(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:
     """The same, when all that the server holds is written."""
     assert await server.service.auditor.flush()
