@@ -11,7 +11,7 @@ import pytest_asyncio
 from redis_users import denials
 from stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
-from memory_core.keys import NAMESPACES
+from memory_core.keys import AUDITED, NAMESPACES
 
 _numbers = count()
 """That of the session's stack."""
@@ -68,6 +68,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":counters",
         ":jobs",
         ":audit",
+        ":seals",
         ":agent:",
         ":owner:",
         ":seq:",
@@ -111,7 +112,7 @@ async def _check_left_keys(stack: Stack) -> None:
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
-        if key in {NAMESPACES, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:")):
+        if key in {NAMESPACES, AUDITED, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:")):
             continue
         if await stack.client.ttl(key) != -1:
             continue

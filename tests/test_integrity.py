@@ -247,11 +247,14 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
 ) -> None:
     memory_id = await ann.store(CONTENT)
     service = server.service
-    principal = await resolve(service.backend, Caller(namespace, "ann"))
+    caller = Caller(namespace, "ann")
+    principal = await resolve(service.backend, caller)
     record = await load_readable(service, principal, memory_id, whole=True)
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
-    status, _ = await update._write(service, principal, record, changed)  # pyright: ignore[reportPrivateUsage]
+    status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
+        service, caller, principal, record, changed
+    )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
 

@@ -9,6 +9,7 @@ from stack import Agent, Server, Stack
 from trust_helpers import console
 
 from memory_core.keys import Keys
+from memory_server.auditing.said import by_itself
 from memory_server.usecases import quarantine as use_case
 from memory_server.usecases.quarantine import lift, purge, quarantine
 
@@ -148,7 +149,9 @@ async def test_a_purge_that_was_stopped_goes_on_where_it_is_called_again(
         "batch_operations", operations=[{"op": "store_memory", "content": f"Note {number}."} for number in range(30)]
     )
     ids = ids_of((await bob.call("get_agent_memories", limit=10))["memories"])
-    removed = await use_case.delete(server.service, namespace, ids, who="console", op="purge", writer="bob")
+    removed = await use_case.delete(
+        server.service, namespace, ids, audit=by_itself("console", "purge", ids), writer="bob"
+    )
     assert removed == 10
     assert await purge(server.service, namespace, "bob", 0.0) == 20
     assert (await bob.call("get_agent_memories"))["total"] == 0

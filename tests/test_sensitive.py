@@ -331,7 +331,7 @@ async def test_two_servers_that_race_give_an_owner_one_key(stack: Stack, namespa
         await agent.store("Something.")
         vaults.append(other.service.vault)
         owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
-        keys = await asyncio.gather(*(vault.current(namespace, owner, "alice") for vault in vaults * 5))
+        keys = await asyncio.gather(*(vault.current(namespace, owner) for vault in vaults * 5))
     assert len(set(keys)) == 1
     assert await stack.client.hlen(Keys(namespace).data_key(owner)) == 2
 

@@ -27,10 +27,31 @@ local function stamp(microseconds)
   return string.format('%d.%06d', seconds, microseconds - seconds * 1000000)
 end
 
+-- The nonce of the entry written last. `answer` tells it, so that the server knows that its entry stands.
+local audited
+
+local function add_some(fields, entry, names)
+  for _, name in ipairs(names) do
+    if entry[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = entry[name]
+    end
+  end
+end
+
+-- Note what was done under the namespace's next number. The server says and signs who asked for what and from where;
+-- where `done` is given, these are the ids that it came to, and those asked for stand beside them.
 local function audit(key, counters, at, entry)
   local number = redis.call('HINCRBY', counters, 'audit', 1)
-  redis.call('XADD', key, '*', 'n', number, 'at', stamp(at), 'who', entry.who, 'op', entry.op,
-    'ids', table.concat(entry.ids, ' '), 'outcome', 'ok', 'from', entry.from or '')
+  local asked = table.concat(entry.ids or {}, ' ')
+  local done = entry.done and table.concat(entry.done, ' ') or asked
+  local fields = {'n', number, 'at', stamp(at), 'who', entry.by or entry.who, 'op', entry.op, 'ids', done,
+    'outcome', entry.outcome or 'ok', 'from', entry.from or ''}
+  if entry.by then add_some(fields, {as = entry.who}, {'as'}) end
+  if done ~= asked then add_some(fields, {asked = asked}, {'asked'}) end
+  add_some(fields, entry, {'shown', 'count', 'times', 'nonce', 'key', 'mac'})
+  redis.call('XADD', key, '*', unpack(fields))
+  audited = entry.nonce
 end
 
 -- Tell whoever waits for events. `subject` is what it is about and `by` who did it; of `about`, `scope` says by which
@@ -109,5 +130,6 @@ local function with_vector(fields, vector)
 end
 
 local function answer(map)
+  map.audited, audited = audited, nil
   return cmsgpack.pack(map)
 end

@@ -61,7 +61,7 @@ local function adopt(keys, args)
     end
   end
   if #adopted > 0 then
-    request.audit.ids = adopted
+    request.audit.done = adopted
     audit(keys[1], keys[2], now, request.audit)
   end
   return answer({adopted = adopted})

@@ -178,7 +178,7 @@ local function delete(keys, args)
     end
   end
   if #deleted > 0 then
-    request.audit.ids = deleted
+    request.audit.done = deleted
     audit(keys[1], keys[2], now, request.audit)
   end
   return answer({deleted = deleted, long = long})

@@ -222,6 +222,13 @@ local function lease_best(names, agent, secrets, now)
   return leased, held
 end
 
+local function note_claim(names, now, entry, leased)
+  if not entry or #leased == 0 then return end
+  entry.done = {}
+  for position, found in ipairs(leased) do entry.done[position] = found.id end
+  audit(names.audit, names.counters, now, entry)
+end
+
 -- rm1_task_claim: lease the best tasks for an agent: what it was assigned and what is queued for its like, by priority
 -- and turn. A secret comes for each lease that may be given; the same call again gets the same answer. An agent for
 -- whom there is nothing looks whether the clock has set something free that no sweep has come to yet.
@@ -238,6 +245,7 @@ local function claim(_, args)
     lapse(names, now, LOOK, request.keep)
     leased, held = lease_best(names, agent, request.secrets, now)
   end
+  note_claim(names, now, request.audit, leased)
   local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed

@@ -49,6 +49,7 @@ local function heartbeat(keys, args)
     local ends = renew(names, token, name, now)
     if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
   end
+  if request.audit then audit(names.audit, names.counters, now, request.audit) end
   return answer({status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)})
 end
@@ -63,7 +64,7 @@ local function lost(keys, args)
   if deadline > 0 then
     redis.call('HSET', keys[1], 'status', 'dead')
     redis.call('ZADD', names.agents, '-' .. stamp(now), name)
-    audit(names.audit, names.counters, now, {who = name, op = 'agent died', ids = {}})
+    if request.audit then audit(names.audit, names.counters, now, request.audit) end
     emit(names.events, 'agent', 'dead', name, '', {})
   end
   local said = read(keys[1], 'metrics')

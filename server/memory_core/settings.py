@@ -22,6 +22,7 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from memory_core.audit_settings import AuditSettings
 from memory_core.auth_settings import AuthSettings, Names
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
@@ -197,6 +198,7 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     auth: AuthSettings = AuthSettings()
     quotas: QuotaSettings = QuotaSettings()
+    audit: AuditSettings = AuditSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),

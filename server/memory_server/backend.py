@@ -25,9 +25,11 @@ from memory_core.connection import Client, check_server, connect, is_usable, on_
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
-from memory_core.keys import NAMESPACES, Keys
+from memory_core.keys import NAMESPACES, Keys, namespace_of
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
+from memory_server.auditing.calls import in_hand
+from memory_server.auditing.entries import sign
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,6 +78,7 @@ class Backend:
         self.keyring = Keyring()
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
+        self.on_audited: Callable[[str], None] = lambda _: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
@@ -137,11 +140,28 @@ class Backend:
     ) -> dict[str, Any]:
         """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
 
+        What it notes in the audit (`audit`) is signed here, and belongs to the operation in hand.
+
         Raises:
             StoreUnavailable: nothing was changed.
             OutcomeUnknown: it was sent and not answered.
         """
         client = await self.client()
+        if "audit" not in request:
+            return await self._write(client, function, keys, repeatable, request)
+        namespace = namespace_of(keys[0])
+        entry = sign(self.keyring, namespace, request["audit"])
+        answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
+        if answer.get("audited") == entry.get("nonce", ""):
+            self.on_audited(namespace)
+            call = in_hand.get()
+            if call is not None:
+                call.written = True
+        return answer
+
+    async def _write(
+        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
+    ) -> dict[str, Any]:
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
         unknown: OutcomeUnknown | None = None
         async for attempt in AsyncRetrying(

@@ -13,6 +13,7 @@ import typer
 
 from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
+from memory_server.cli_audit import audit
 from memory_server.cli_keys import keys
 from memory_server.cli_trust import integrity, purge, quarantine
 
@@ -25,6 +26,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(integrity, name="integrity")
 app.command()(purge)
+app.add_typer(audit, name="audit")
 
 DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
 

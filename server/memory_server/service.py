@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
@@ -15,6 +15,8 @@ from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
+from memory_server.auditing.auditor import Auditor
+from memory_server.auditing.recorder import Recorder
 from memory_server.backend import Backend
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
@@ -55,9 +57,10 @@ class Latency:
 class Service:
     """Redis, embeddings and figures of one server process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None = None) -> None:
         self.settings = settings
         self.backend = Backend(settings)
+        self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend)
         self.vault = Vault(self.backend)
         self.readers = Readers()
@@ -74,13 +77,9 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with (
-            self.backend.running(),
-            self.embeddings.running(),
-            self.vault.running(),
-            self.events.running(),
-            self.seen.running(),
-        ):
+        async with AsyncExitStack() as parts:
+            for part in (self.backend, self.auditor, self.embeddings, self.vault, self.events, self.seen):
+                await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self

@@ -23,6 +23,7 @@ from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.sealed_records import open_record, unwrap, wrap
 from memory_core.sealing import Key, Transports, key_id
+from memory_server.auditing.said import by_itself
 from memory_server.backend import Backend
 from memory_server.vectors import OpenVectors
 
@@ -101,7 +102,7 @@ class Vault:
         said = framed(part.encode() for part in (namespace, owner, text))
         return hmac.digest(key, said, "sha256").hex()
 
-    async def current(self, namespace: str, owner: str, who: str) -> Key:
+    async def current(self, namespace: str, owner: str) -> Key:
         """Give the key that an owner's memories are sealed under now; the first store of an owner makes it.
 
         Raises:
@@ -109,7 +110,7 @@ class Vault:
         """
         found = await self._of(namespace, owner)
         if found is None:
-            found = await self._issue(namespace, owner, who)
+            found = await self._issue(namespace, owner)
         return found.versions[found.current]
 
     async def find(self, namespace: str, owner: str, version: str) -> Key:
@@ -184,7 +185,7 @@ class Vault:
         current = wrapped[_CURRENT].decode()
         return OwnerKeys(keys[current].id, keys, time.monotonic())
 
-    async def _issue(self, namespace: str, owner: str, who: str) -> OwnerKeys:
+    async def _issue(self, namespace: str, owner: str) -> OwnerKeys:
         """Make a data key, or take the one that another server made in between."""
         names, key = Keys(namespace), Key.new()
         answer = await self._backend.write(
@@ -194,7 +195,7 @@ class Vault:
             owner=owner,
             version=key.id,
             wrapped=wrap(self._backend.keyring.master, key, namespace, owner),
-            audit={"who": who, "op": "issue data key", "ids": [owner]},
+            audit=by_itself("server", "issue data key", [owner]),
         )
         found = None if answer["status"] == "unknown_owner" else await self._of(namespace, owner, afresh=True)
         if found is None:

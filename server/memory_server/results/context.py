@@ -86,6 +86,10 @@ class SharedContextAnswer(Answer):
         default_factory=list[GrantInfo], description="one to you is accepted by sharing the same selector back"
     )
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [shared.memory.memory_id for shared in self.memories]
+
     def summary(self) -> str:
         """List the memories, then the grants and offers."""
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]

@@ -127,6 +127,10 @@ class DistributeAnswer(Answer):
     similar_tasks: list[SimilarTask] = Field(default_factory=list[SimilarTask])
     replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task_id, *(task.task_id for task in self.similar_tasks)]
+
     def summary(self) -> str:
         """Say where it went and why."""
         lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
@@ -153,6 +157,14 @@ class PendingAnswer(Answer):
     tasks: list[ClaimedTask]
     open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
     max_tasks: int = 0
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [*(task.task_id for task in self.tasks), *self.shown_besides()]
+
+    def shown_besides(self) -> list[str]:
+        """Give the ids of the memories that come with the tasks."""
+        return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
 
     def summary(self) -> str:
         """Show each task with what helps to do it."""
@@ -196,6 +208,10 @@ class TaskAnswer(Answer):
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task.task_id]
+
     def summary(self) -> str:
         """Show the task, then its history line by line."""
         lines = [self.task.line()]
@@ -209,6 +225,10 @@ class TaskListAnswer(Answer):
     """Tasks that the caller submitted, holds or held, newest first."""
 
     tasks: list[TaskView]
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [task.task_id for task in self.tasks]
 
     def summary(self) -> str:
         """List them."""

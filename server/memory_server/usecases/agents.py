@@ -82,7 +82,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         agent=caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
-        audit={"who": caller.agent, "op": "register agent", "ids": []},
+        audit=caller.audit("register_agent"),
     )
     service.rosters.pop(caller.namespace, None)
     with after_write():
@@ -124,7 +124,7 @@ async def unregister_agent(
         agent=caller.agent,
         memories=memories,
         target=target,
-        audit={"who": caller.agent, "op": f"unregister agent, {memories} memories", "ids": [target] if target else []},
+        audit=caller.audit("unregister_agent", [target] if target else []),
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)
@@ -184,6 +184,7 @@ async def heartbeat(
         agent=caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
+        audit=caller.audit("update_agent_heartbeat"),
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)

@@ -10,6 +10,7 @@ from memory_core.connection import Client
 from memory_core.errors import ConfirmationNeeded, InvalidArgument
 from memory_core.keys import Keys
 from memory_core.scope import Principal
+from memory_server.auditing.said import Said
 from memory_server.results.memories import ClearAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
@@ -30,6 +31,7 @@ _SLICE = 200
 class Doomed:
     """What a clear would remove: named ids, or whatever a query selects."""
 
+    caller: Caller
     principal: Principal
     matched: int
     ids: tuple[str, ...] = ()
@@ -53,8 +55,8 @@ async def select(
         check_writes_as(caller, agent_id)
     principal = await resolve(service.backend, caller)
     if memory_ids:
-        return await _named(service, principal, check_ids(memory_ids, service.settings))
-    return await _selected(service, principal, selection, expired_only)
+        return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
+    return await _selected(service, caller, principal, selection, expired_only)
 
 
 async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
@@ -71,13 +73,13 @@ async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry
             hint="call again with confirm: true, or dry_run: true to look first",
         )
     if doomed.query is None:
-        deleted = await _delete(service, doomed.principal, doomed.ids)
+        deleted = await _delete(service, doomed, doomed.ids)
     else:
-        deleted = await _delete_selected(service, doomed.principal, doomed.query)
+        deleted = await _delete_selected(service, doomed, doomed.query)
     return ClearAnswer(matched=doomed.matched, deleted=deleted)
 
 
-async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(service: Service, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
@@ -86,10 +88,12 @@ async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -
         return tuple(record.id for record in found if principal.owns(record.owner))
 
     owned = await service.backend.read(fetch)
-    return Doomed(principal, len(owned), ids=owned)
+    return Doomed(caller, principal, len(owned), ids=owned)
 
 
-async def _selected(service: Service, principal: Principal, selection: Selection, expired_only: bool) -> Doomed:
+async def _selected(
+    service: Service, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
+) -> Doomed:
     prepared = await service.backend.namespace(principal.namespace)
     own = replace(principal, grants=())
     filters = await to_filters(service, principal, replace(selection, agent_ids=()))
@@ -101,12 +105,13 @@ async def _selected(service: Service, principal: Principal, selection: Selection
     async def fetch(client: Client) -> int:
         return await candidates.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(principal, await run_search(service, principal.namespace, fetch), query=query)
+    return Doomed(caller, principal, await run_search(service, principal.namespace, fetch), query=query)
 
 
-async def _delete_selected(service: Service, principal: Principal, query: Query) -> int:
+async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> int:
     """Remove slice after slice until the query finds nothing more or nothing more goes."""
-    keys = Keys(principal.namespace)
+    namespace = doomed.principal.namespace
+    keys = Keys(namespace)
     total = 0
 
     async def fetch(client: Client) -> list[str]:
@@ -115,16 +120,17 @@ async def _delete_selected(service: Service, principal: Principal, query: Query)
         return [ref.memory_id for ref in refs]
 
     while total < service.settings.limits.clear:
-        ids = await run_search(service, principal.namespace, fetch)
-        deleted = await _delete(service, principal, ids) if ids else 0
+        ids = await run_search(service, namespace, fetch)
+        deleted = await _delete(service, doomed, ids) if ids else 0
         total += deleted
         if not deleted:
             break
     return total
 
 
-async def _delete(service: Service, principal: Principal, ids: Sequence[str]) -> int:
-    return await delete(service, principal.namespace, ids, owners=principal.owners, who=principal.agent, op="clear")
+async def _delete(service: Service, doomed: Doomed, ids: Sequence[str]) -> int:
+    principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
+    return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
 
 
 async def delete(
@@ -132,8 +138,7 @@ async def delete(
     namespace: str,
     ids: Sequence[str],
     *,
-    who: str,
-    op: str,
+    audit: Said,
     owners: Sequence[str] = (),
     writer: str | None = None,
     since: float = 0.0,
@@ -149,7 +154,7 @@ async def delete(
         writer=writer,
         since=since,
         same_prefix=keys.same_prefix,
-        audit={"who": who, "op": op, "ids": []},
+        audit=audit,
     )
     service.quotas.forget(namespace)
     for chore in answer["long"]:

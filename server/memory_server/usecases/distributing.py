@@ -136,7 +136,7 @@ async def _submit(
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(new),
-        audit={"who": caller.agent, "op": "distribute task", "ids": [task_id]},
+        audit=caller.audit("distribute_task", [task_id]),
     )
     if answer["status"] == "own_quota":
         raise QuotaExceeded(

@@ -89,7 +89,7 @@ async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | 
 async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
     """Write every further piece; False when the memory changed meanwhile."""
     shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
-    form = await form_of(service, keys.namespace, record, record.writer)
+    form = await form_of(service, keys.namespace, record)
     if form.version and form.content_hash(record.content) != record.content_hash:
         service.vault.forget(keys.namespace, record.owner)
         return (

@@ -12,6 +12,7 @@ from memory_core.integrity import Flaw
 from memory_core.keyring import HOW_TO_SET
 from memory_core.keys import Keys
 from memory_core.records import Record
+from memory_server.auditing.said import by_itself
 from memory_server.search import loading
 from memory_server.search.loading import Flawed, Ref
 from memory_server.service import Service
@@ -147,7 +148,7 @@ async def _adopt(service: Service, namespace: str, ids: Sequence[str]) -> int:
         "rm1_adopt",
         [keys.audit, keys.counters, keys.chores, *(keys.memory(memory_id) for memory_id in revisions)],
         items=[{"id": one, "rev": rev, "seal": seal(namespace, one, rev)} for one, rev in revisions.items()],
-        audit={"who": CONSOLE, "op": "adopt", "ids": []},
+        audit=by_itself(CONSOLE, "adopt"),
     )
     long = {memory_id: int(row[1]) for memory_id, row in zip(ids, rows, strict=True) if row[1]}
     for memory_id in answer["adopted"]:

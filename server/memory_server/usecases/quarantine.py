@@ -9,6 +9,7 @@ from memory_core.errors import InvalidArgument, NotFound, echo
 from memory_core.keys import Keys
 from memory_core.names import check_name
 from memory_core.times import to_redis
+from memory_server.auditing.said import by_itself
 from memory_server.backend import Backend
 from memory_server.search import candidates
 from memory_server.search import query as build
@@ -84,7 +85,9 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
 
     total = 0
     while ids := await run_search(service, namespace, fetch):
-        removed = await delete(service, namespace, ids, who=CONSOLE, op="purge", writer=agent, since=since)
+        removed = await delete(
+            service, namespace, ids, audit=by_itself(CONSOLE, "purge", ids), writer=agent, since=since
+        )
         total += removed
         if not removed:
             break
@@ -101,6 +104,6 @@ async def _change(backend: Backend, namespace: str, agent: str, since: float | N
         agent=check_name(agent, "agent"),
         since=None if since is None else to_redis(since),
         most=_MOST,
-        audit={"who": CONSOLE, "op": op, "ids": [agent]},
+        audit=by_itself(CONSOLE, op, [agent]),
     )
     return answer["status"]

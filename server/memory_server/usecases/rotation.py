@@ -19,6 +19,7 @@ from memory_core.records import Record
 from memory_core.sealed_records import unwrap, wrap
 from memory_core.sealing import Key, key_id
 from memory_core.vectors import Matrix, from_bytes
+from memory_server.auditing.said import by_itself
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
@@ -105,7 +106,7 @@ async def rewrap(service: Service, namespace: str, owner: str) -> int:
             version=version,
             before=before,
             wrapped=wrap(keyring.master, key, namespace, owner),
-            audit={"who": WHO, "op": "rewrap data key", "ids": [owner]},
+            audit=by_itself(WHO, "rewrap data key", [owner]),
         )
         done += answer["status"] == "rewrapped"
     return done
@@ -124,7 +125,7 @@ async def _turn(service: Service, namespace: str, owner: str, before: str) -> No
         before=before,
         version=key.id,
         wrapped=wrap(service.backend.keyring.master, key, namespace, owner),
-        audit={"who": WHO, "op": "rotate data key", "ids": [owner]},
+        audit=by_itself(WHO, "rotate data key", [owner]),
     )
     if answer["status"] != "turned":
         raise Conflict("another rotation is under way", hint="run it again when that is done")
@@ -137,7 +138,7 @@ async def _drop(service: Service, namespace: str, owner: str, version: str) -> N
         [keys.data_key(owner), keys.audit, keys.counters],
         repeatable=True,
         version=version,
-        audit={"who": WHO, "op": "drop data key", "ids": [owner]},
+        audit=by_itself(WHO, "drop data key", [owner]),
     )
 
 
@@ -192,7 +193,7 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
 async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     """Write a memory as it is sealed now; false where it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
-    pieces, form = await split_content(record.content), await form_of(service, namespace, record, WHO)
+    pieces, form = await split_content(record.content), await form_of(service, namespace, record)
     vectors = await _vectors(service, namespace, record, len(pieces))
     new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
     most = max(len(pieces), record.pieces)
@@ -220,7 +221,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         pieces=most,
         seal=seal(namespace, record.id, record.rev),
         was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
-        audit={"who": WHO, "op": "reseal", "ids": [record.id]},
+        audit=by_itself(WHO, "reseal", [record.id]),
     )
     if answer["status"] == "key_changed":
         service.vault.forget(namespace, record.owner)

@@ -20,6 +20,7 @@ from memory_core.records import NO_MODEL, SEALED_CODEC, MemoryType, Priority, Re
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
+from memory_server.auditing.said import Said
 from memory_server.readers import reads
 from memory_server.results.memories import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
@@ -57,6 +58,17 @@ class NewMemory:
     vector: Sequence[float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Intake:
+    """A new memory on its way to the store Function. `full` refuses it unless it was stored before."""
+
+    new: NewMemory
+    pieces: Sequence[str]
+    vectors: Matrix | None
+    full: QuotaExceeded | None
+    audit: Said
+
+
 @reads
 async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
@@ -83,7 +95,9 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         vectors = await embed_or_none(service, record, pieces, caller, wait=new.wait)
     looks = new.wait and caller.may_read
     similar = await _similar(service, principal, record, vectors[0]) if looks and vectors is not None else []
-    answer = await _write(service, prepared.keys, caller, principal, record, new, pieces, vectors, full)
+    audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
+    intake = _Intake(new, pieces, vectors, full, audit)
+    answer = await _write(service, prepared.keys, caller, principal, record, intake)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
@@ -185,42 +199,31 @@ async def _write(
     caller: Caller,
     principal: Principal,
     record: Record,
-    new: NewMemory,
-    pieces: Sequence[str],
-    vectors: Matrix | None,
-    full: QuotaExceeded | None,
+    intake: _Intake,
 ) -> dict[str, Any]:
     """Call the store Function, again if the agent's owner id or its data key changed in between."""
     answer: dict[str, Any] = {}
     for _ in range(_ATTEMPTS):
         mine = _owned(record, principal)
-        form = await form_of(service, keys.namespace, mine, principal.agent)
+        form = await form_of(service, keys.namespace, mine)
         mine = replace(mine, content_hash=form.content_hash(mine.content))
-        answer = await _store(service, keys, form, mine, new, pieces, vectors, full)
+        answer = await _store(service, keys, form, mine, intake)
         if answer["status"] == "owner_changed":
             principal = await resolve_writer(service.backend, caller)
         elif answer["status"] == "key_changed":
             service.vault.forget(keys.namespace, mine.owner)
         else:
             break
-    if answer["status"] == "full" and full:
-        raise full
+    if answer["status"] == "full" and intake.full:
+        raise intake.full
     _raise_for(answer)
-    if vectors is None and answer["status"] == "stored":
+    if intake.vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
     return answer
 
 
-async def _store(
-    service: Service,
-    keys: Keys,
-    form: Form,
-    record: Record,
-    new: NewMemory,
-    pieces: Sequence[str],
-    vectors: Matrix | None,
-    full: QuotaExceeded | None,
-) -> dict[str, Any]:
+async def _store(service: Service, keys: Keys, form: Form, record: Record, intake: _Intake) -> dict[str, Any]:
+    new, pieces = intake.new, intake.pieces
     return await service.backend.write(
         "rm1_store",
         [
@@ -238,7 +241,7 @@ async def _store(
         ],
         repeatable=True,
         id=record.id,
-        full=full is not None,
+        full=intake.full is not None,
         memory_prefix=keys.memory_prefix,
         owner=record.owner,
         ttl=lifetime(service, record.priority, new.ttl_seconds),
@@ -246,12 +249,12 @@ async def _store(
         context=digest(record.context or ""),
         fields=flat(form.head(record, pieces)),
         pieces=len(pieces),
-        vector=form.vector(record, 0, None if vectors is None else vectors[0]),
+        vector=form.vector(record, 0, None if intake.vectors is None else intake.vectors[0]),
         job=form.job(record, 0, pieces[0]),
         key=form.version,
         idempotency=_idempotency(service, keys, record, new),
         seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
-        audit={"who": record.writer, "op": "store", "ids": [record.id]},
+        audit=intake.audit,
     )
 
 

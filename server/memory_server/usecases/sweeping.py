@@ -15,8 +15,10 @@ from itertools import count
 from memory_core.connection import Client, store_errors
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
-from memory_core.keys import NAMESPACES, SWEEPER, Keys
+from memory_core.keys import AUDITED, NAMESPACES, SWEEPER, Keys
 from memory_core.records import Record
+from memory_server.auditing.keeping import trim
+from memory_server.auditing.sealing import is_unsealed
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -31,6 +33,8 @@ ROUND_SECONDS = 1.0
 """How often the clocks of tasks and agents are looked at; every ROUNDS_A_SWEEP-th time all else is too."""
 ROUNDS_A_SWEEP = 5
 LEASE_SECONDS = 6
+TRIM_SECONDS = 3600.0
+"""How often old entries of the audit are let go."""
 PATIENCE_SECONDS = 10.0
 """What is younger than this is still in somebody's hands."""
 _AT_ONCE = 100
@@ -54,6 +58,8 @@ async def _sweep_for_ever(service: Service) -> None:
         try:
             if await _hold_lease(service, name):
                 await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
+                if not number % ROUNDS_A_SWEEP:
+                    await sweep_audits(service)
         except MemoryServiceError as error:
             log.warning("sweep: %s", error.message)
         except Exception:
@@ -82,6 +88,20 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)
+
+
+async def sweep_audits(service: Service) -> None:
+    """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
+    noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
+    stored: set[bytes] = await service.backend.read(lambda client: client.smembers(NAMESPACES))
+    for namespace in sorted(name.decode() for name in noted | stored):
+        try:
+            if await is_unsealed(service.backend, namespace):
+                service.auditor.noticed(namespace)
+            if service.auditor.is_due_for_trim(namespace, TRIM_SECONDS):
+                await trim(service.backend, namespace, service.settings.audit)
+        except MemoryServiceError as error:
+            log.warning("audit of %s: %s", namespace, error.message)
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
@@ -126,5 +146,5 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
 
 
 async def _job(service: Service, namespace: str, record: Record) -> dict[str, str | bytes]:
-    form = await form_of(service, namespace, record, record.writer)
+    form = await form_of(service, namespace, record)
     return form.job(record, record.part, record.content)

@@ -43,7 +43,7 @@ async def cancel_task(service: Service, caller: Caller, task_id: str, reason: st
         NotFound: the caller submitted none of that id. Conflict: it has ended.
     """
     request = {"reason": checks.check_text(reason, "reason", DESCRIPTION_BYTES)}
-    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel task", request)
+    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel_task", request)
     if answer["status"] == "ended":
         raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
@@ -55,7 +55,7 @@ async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskSt
     Raises:
         NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
     """
-    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue task", {})
+    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue_task", {})
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
@@ -139,7 +139,7 @@ async def _act(
         agent=caller.agent,
         admin=caller.admin,
         keep=service.settings.tasks.keep_seconds,
-        audit={"who": caller.agent, "op": op, "ids": [task_id]},
+        audit=caller.audit(op, [task_id]),
         **request,
     )
     if answer["status"] == "unknown":

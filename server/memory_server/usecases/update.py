@@ -69,7 +69,7 @@ async def update_memory(
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, principal, old, changes)
-        status, reason = await _write(service, principal, old, new)
+        status, reason = await _write(service, caller, principal, old, new)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
@@ -115,7 +115,9 @@ def _changed(service: Service, principal: Principal, old: Record, changes: Chang
     return replace(new, scope=scope_of(new))
 
 
-async def _write(service: Service, principal: Principal, old: Record, new: Record) -> tuple[str, str | None]:
+async def _write(
+    service: Service, caller: Caller, principal: Principal, old: Record, new: Record
+) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
@@ -126,7 +128,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
     vectors: Matrix | None = None
     if content_changed:
         vectors = await embed_or_none(service, new, pieces, principal)
-    form = await form_of(service, principal.namespace, old, principal.agent)
+    form = await form_of(service, principal.namespace, old)
     new = replace(new, rev=old.rev + 1, content_hash=form.content_hash(new.content))
     fields, sealed = form.head(new, pieces), service.backend.integrity.seal
     answer = await service.backend.write(
@@ -165,7 +167,7 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         key=form.version,
         seal=sealed(principal.namespace, old.id, old.rev + 1),
         was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
-        audit={"who": principal.agent, "op": "update", "ids": [old.id]},
+        audit=caller.audit("update_memory", [old.id]),
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:

@@ -145,15 +145,15 @@ class SealedForm(Form):
         return Place.of(self._namespace, record, piece)
 
 
-async def form_of(service: Service, namespace: str, record: Record, who: str) -> Form:
-    """Choose the form of a memory; the first sensitive one of an owner makes its key, for `who`.
+async def form_of(service: Service, namespace: str, record: Record) -> Form:
+    """Choose the form of a memory; the first sensitive one of an owner makes its key.
 
     Raises:
         KeyMissing: it is sensitive, and this server has no master key. NotFound: its owner was deleted meanwhile.
     """
     if not record.is_sensitive:
         return Form(service)
-    return SealedForm(service, namespace, await service.vault.current(namespace, record.owner, who))
+    return SealedForm(service, namespace, await service.vault.current(namespace, record.owner))
 
 
 def _terms(content: str, source: str | None) -> dict[str, str]:
