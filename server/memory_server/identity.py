@@ -54,7 +54,7 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
         return Caller(namespace or settings.namespace, agent or settings.agent or _client_name(context))
     check_names(access, agent, namespace)
     may_read = "read" in access.scopes or access.admin
-    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
+    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read, sees_server=access.admin)
 
 
 def check_names(access: Access, agent: str | None, namespace: str | None) -> None:

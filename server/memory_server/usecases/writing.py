@@ -101,7 +101,7 @@ async def embed_or_none(
         vectors = await service.embeddings.embed(texts, asker)
     except EmbeddingUnavailable:
         return None
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(asker, (time.perf_counter() - started) * 1000)
     return vectors
 
 
