@@ -65,7 +65,8 @@ STEPS ?= 50000
 fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
-# A team at work while its processes and Redis are killed: make chaos [MINUTES=60] [SCENARIO=tasks|store|all] [SEED=…]
+# A team at work while its processes and Redis are killed (tasks), or random scripts with and without others' private
+# doings (twins): make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|all] [SEED=…]
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
