@@ -30,10 +30,10 @@ SETTINGS: dict[str, Any] = {
 }
 """With authentication on, so that figures on all agents are for admins; nothing happens by itself during a script."""
 SCRIPTS_OF_A_PAIR = 25
-"""Scripts that share their two namespaces, each with agents of its own: what they leave is others' data for the next."""
+"""Scripts that share two namespaces, each with agents of its own: what they leave is others' data for the next."""
 CAST: dict[Who, list[str]] = {"alice": ["knots"], "dora": ["knots"], "bob": ["sums"], "carol": ["sums"]}
 _MASKED = {
-    *("took_ms", "search_latency_ms", "embedding_latency_ms", "next_cursor", "cursor", "access_count", "last_access"),
+    *("took_ms", "search_latency_ms", "embedding_latency_ms", "next_cursor", "cursor", "access_count"),
     *("started_at", "updated_at", "mean_ms"),
 }
 _MOVES_TASKS = {
@@ -81,6 +81,8 @@ class World:
     number: int
     agents: dict[Who, Direct] = field(default_factory=dict[Who, Direct])
     made: dict[tuple[Who, str], list[str]] = field(default_factory=dict[tuple[Who, str], list[str]])
+    guessed: set[str] = field(default_factory=set[str])
+    """Ids in the call under way that its caller cannot know; what is not there in one world is made up."""
 
     async def open(self, vectors: Vectors) -> None:
         """Register the cast of this script, under names that no other has."""
@@ -105,6 +107,7 @@ class World:
         answers: list[str] = []
         order: dict[str, str] = {}
         for step in steps:
+            self.guessed.clear()
             service = self.place.server.service
             service.rosters.pop(self.namespace, None)
             said = self._filled(step.said)
@@ -123,7 +126,11 @@ class World:
             return [self._filled(item) for item in value]
         if isinstance(value, Ref):
             known = self.made.get((value.who, value.what), [])
-            return known[-1 - value.back] if value.back < len(known) else new_id()
+            is_known = value.back < len(known)
+            some_id = known[-1 - value.back] if is_known else new_id()
+            if value.who in PRIVATE or not is_known:
+                self.guessed.add(some_id)
+            return some_id
         return self.name_of(value) if value in CAST or value == "nobody" else value
 
     def _note(self, step: Step, said: Said, answer: Said) -> None:
@@ -149,6 +156,8 @@ class World:
         kept = self._masked(result.structured_content)
         text = json.dumps([bool(result.is_error), kept, text_of(result)], ensure_ascii=False)
         text = text.replace(self.namespace, "NAMESPACE")
+        for some_id in self.guessed:
+            text = text.replace(some_id, "GUESSED")
         for pattern, stand_in in (
             (_MOMENT, "T"), (_TOKEN, ".F.S"), (_CURSOR, "C"), (_FENCE, '"fence": F'), (_MILLISECONDS, "N ms"),
             (_LOADS, "busy or not"),
@@ -162,7 +171,7 @@ class World:
         if not isinstance(value, dict):
             return value
         is_other = "capabilities" in value and value.get("agent_id") != self.name_of("alice")
-        left_out = _OF_OTHERS if is_other else ()
+        left_out = _OF_OTHERS if is_other else {"last_access"}
         return {name: name in _MASKED or self._masked(item) for name, item in value.items() if name not in left_out}
 
 
