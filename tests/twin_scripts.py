@@ -146,6 +146,8 @@ class _Writer:
         return {"operations": self.chance.sample(reads, 3)}
 
 
+_KNOTS = {"required_capabilities": ["knots"]}
+"""What bob and carol cannot do, so that no task is given to them when the one it was meant for leaves."""
 _STORES = [lambda w: ("store_memory", w.store(ALICES, ("private", "private", "shared", "public")))]
 _SEARCHES = [
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "mode": w.one(*MODES), "limit": w.one(3, 10)}),
@@ -170,10 +172,19 @@ _ALICES: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
     lambda w: ("get_shared_context", {"query": w.one(*QUERIES)}),
     lambda w: ("get_shared_context", {"max_tokens": w.one(20, 4000)}),
     lambda w: ("get_shared_context", {"since": Ref("alice", "since"), "max_tokens": w.one(20, 4000)}),
-    lambda w: ("distribute_task", {"description": w.one(*SENTENCES), "required_capabilities": ["knots"]}),
-    lambda w: ("distribute_task", {"description": w.one(*SENTENCES), "assign_to": "alice", "priority": "high"}),
-    lambda w: ("distribute_task", {"description": w.one(*SENTENCES), "depends_on": [w.task()], "assign_to": "dora"}),
-    lambda w: ("distribute_task", {"description": w.one(*SENTENCES), "idempotency_key": "k", "assign_to": "alice"}),
+    lambda w: ("distribute_task", {"description": w.one(*SENTENCES), **_KNOTS}),
+    lambda w: (
+        "distribute_task",
+        {"description": w.one(*SENTENCES), "assign_to": "alice", "priority": "high", **_KNOTS},
+    ),
+    lambda w: (
+        "distribute_task",
+        {"description": w.one(*SENTENCES), "depends_on": [w.task()], "assign_to": "dora", **_KNOTS},
+    ),
+    lambda w: (
+        "distribute_task",
+        {"description": w.one(*SENTENCES), "idempotency_key": "k", "assign_to": "alice", **_KNOTS},
+    ),
     lambda w: ("get_pending_tasks", {"limit": 2, "with_memories": w.one(0, 3)}),
     lambda w: ("get_pending_tasks", {"claim": False}),
     lambda w: ("complete_task", {**w.end(), "result": {"sum": 4}, "store_result": False}),

@@ -98,7 +98,10 @@ class World:
         return f"{who}-{self.number}"
 
     async def close(self) -> None:
-        """Let the cast leave, so that the registry does not grow from script to script."""
+        """Let the cast leave, with no task of alice's left for those of the next script."""
+        alice = self.agents["alice"]
+        for task in (await alice.call("list_tasks", limit=100))["tasks"]:
+            await alice.raw("cancel_task", task_id=task["task_id"])
         for agent in self.agents.values():
             await agent.call("unregister_agent")
 
