@@ -39,7 +39,8 @@ class Calls:
         for name in ("memory_id", "task_id", "grant_id", "cursor", "next_cursor", "offer_id"):
             if isinstance(value := answer.get(name), str):
                 self.ids.append(value)
-        for task in answer.get("tasks") or []:
+        tasks = answer.get("tasks")
+        for task in tasks if isinstance(tasks, list) else ():
             self.ids.extend(value for name in ("task_id", "lease_token") if (value := task.get(name)))
 
     def make(self) -> tuple[str, Said]:
@@ -54,6 +55,9 @@ class Calls:
         for name, wanted in schema.get("properties", {}).items():
             if self.chance.random() < (0.97 if name in required else 0.25):
                 said[name] = self._argument(tool.name, name, wanted)
+        for name in _WAITS:
+            if name in schema["properties"]:
+                said.setdefault(name, 0)
         if self.chance.random() < 0.02:
             said[self.chance.choice(("extra", "__proto__", "agent", "admin", "args", "self", "ctx", ""))] = True
         return said

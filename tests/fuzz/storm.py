@@ -45,6 +45,8 @@ _CODES = {kind.code for kind in vars(errors).values() if isinstance(kind, type) 
     "internal"
 }
 _ATTACKERS = (("mallory", NAMESPACE), ("mike", NAMESPACE), ("outsider", OUTSIDE))
+_OF_THE_SDK = ["pydantic"]
+"""What the SDK says of a message that is none, before the product sees it."""
 _AT_ONCE = 6
 _SHOWN = 300
 
@@ -210,7 +212,8 @@ class Storm:
             return
         text = response.text
         self.report.outcomes[f"HTTP {response.status_code}"] += 1
-        if response.status_code >= 500 or any(part in text for part in FORBIDDEN if part not in str(body)):
+        shown = [part for part in FORBIDDEN if part in text and part not in str(body)]
+        if response.status_code >= 500 or (shown and shown != _OF_THE_SDK):
             self._problem(f"HTTP {response.status_code} {text[:_SHOWN]}", tool, body[:_SHOWN])
             return
         if is_call and response.status_code == 200:
