@@ -182,6 +182,6 @@ def rows() -> list[Row]:
     found: list[Row] = []
     for line in TABLE.strip().splitlines()[2:]:
         call, (of, *cells) = line[:27].strip(), line[27:].split()
-        expected = dict(zip(ROLES, cells, strict=True))
+        expected: dict[str, str] = dict(zip(ROLES, cells, strict=True))
         found += [Row(call, visibility, expected) for visibility in groups.get(of, (of,))]
     return found

@@ -22,6 +22,8 @@ NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _marks = count()
+_BEHIND = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
+"""Commands of what a server does in a moment, whatever was called: handing out tasks, noting cursors, listening."""
 _ATTEMPTS = 5
 """A sweep may fall between two calls; it does not do so five times."""
 
@@ -85,7 +87,7 @@ async def _watched(stack: Stack) -> AsyncGenerator[list[str]]:
                 text = str(command["command"])
                 if end in text:
                     return
-                if f"{{{NAMESPACE}}}" in text and "xreadgroup" not in text.lower():
+                if f"{{{NAMESPACE}}}" in text and not any(part in text for part in _BEHIND):
                     seen.append(text)
 
 

@@ -148,8 +148,10 @@ class _Writer:
 
 _KNOTS = {"required_capabilities": ["knots"]}
 """What bob and carol cannot do, so that no task is given to them when the one it was meant for leaves."""
-_STORES = [lambda w: ("store_memory", w.store(ALICES, ("private", "private", "shared", "public")))]
-_SEARCHES = [
+_STORES: list[Callable[[_Writer], tuple[str, Said]]] = [
+    lambda w: ("store_memory", w.store(ALICES, ("private", "private", "shared", "public")))
+]
+_SEARCHES: list[Callable[[_Writer], tuple[str, Said]]] = [
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "mode": w.one(*MODES), "limit": w.one(3, 10)}),
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "rerank": True, **w.filters()}),
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "max_tokens": 30, "priority_weight": 0.3}),
@@ -217,8 +219,11 @@ _DORAS: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
 )
 _SUMS = {"required_capabilities": ["sums"]}
 """What alice cannot do: of a task that is pinned to carol alone she would be told when carol leaves."""
+_SECRETS: list[Callable[[_Writer], tuple[Who, str, Said]]] = [
+    lambda w: ("bob", "store_memory", w.store(BOBS, ("private", "shared")))
+]
 _PRIVATE: tuple[Callable[[_Writer], tuple[Who, str, Said]], ...] = (
-    *[lambda w: ("bob", "store_memory", w.store(BOBS, ("private", "shared")))] * 4,
+    *_SECRETS * 4,
     lambda w: ("carol", "store_memory", w.store(BOBS, ("private", "shared"))),
     lambda w: (
         "bob",
