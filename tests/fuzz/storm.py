@@ -48,6 +48,7 @@ _ATTACKERS = (("mallory", NAMESPACE), ("mike", NAMESPACE), ("outsider", OUTSIDE)
 _OF_THE_SDK = ["pydantic"]
 """What the SDK says of a message that is none, before the product sees it."""
 _AT_ONCE = 6
+_TOLD_EVERY = 5000
 _SHOWN = 300
 
 
@@ -157,6 +158,8 @@ class Storm:
     async def _work(self, agent: Direct, http: httpx2.AsyncClient, calls: Calls, most: int, until: float) -> None:
         while self.report.calls < most and time.monotonic() < until:
             self.report.calls += 1
+            if self.report.calls % _TOLD_EVERY == 0:
+                print(f"{self.report.calls} calls, {len(self.report.problems)} problems", flush=True)
             tool, said = calls.make()
             began = time.monotonic()
             if calls.chance.random() < WIRE_SHARE:
