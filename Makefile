@@ -63,12 +63,17 @@ test-torch: $(TORCH_VENV)/.installed
 gpu-check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
 
-# The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
+# The property tests over many more random histories, then a storm of random and hostile calls of all tools:
+# make fuzz [STEPS=50000] [CALLS=100000] [MINUTES=…] [SEED=…]
 STEPS ?= 50000
+CALLS ?= 100000
+FUZZ := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(FUZZ)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(CALLS) $(FUZZ)
 
-# A team at work while its processes and Redis are killed: make chaos [MINUTES=60] [SCENARIO=tasks|store|all] [SEED=…]
+# A team at work while its processes and Redis are killed (tasks), or random scripts with and without others' private
+# doings (twins): make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|all] [SEED=…]
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))

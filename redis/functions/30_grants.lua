@@ -358,7 +358,8 @@ local function revoke(keys, args)
   local found = redis.call('HMGET', request.prefix .. 'grant:' .. request.id, 'state', 'from', 'to', 'from_owner',
     'to_owner')
   local record = {state = found[1], from = found[2], to = found[3], from_owner = found[4], to_owner = found[5]}
-  if not record.state or not (request.admin or may_end(request.prefix, record, request.who)) then
+  local mine = may_end(request.prefix, record, request.who)
+  if not record.state or not (request.admin or mine) then
     return answer({status = 'not_found'})
   end
   local ended, touched = nothing_ended(), {record.state ~= 'offered' and record.to or nil}

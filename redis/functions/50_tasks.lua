@@ -132,13 +132,18 @@ local function first_of(names, kind, spec, name, now)
   end
 end
 
+-- Of two tasks with one score the older goes first: which queue is looked at first depends on others' queues.
+local function comes_first(one, other)
+  return one.score < other.score or (one.score == other.score and one.id < other.id)
+end
+
 local function best_in_queues(names, agent, best, now)
   local kinds = redis.call('HGETALL', names.kinds)
   for position = 1, #kinds, 2 do
     local spec = cmsgpack.unpack(kinds[position + 1])
     if is_able(agent, spec) then
       local first = first_of(names, kinds[position], spec, agent.name, now)
-      if first and (not best or first.score < best.score) then best = first end
+      if first and (not best or comes_first(first, best)) then best = first end
     end
   end
   return best
@@ -151,7 +156,7 @@ local function lease(names, id, agent, secret, now)
   else
     assign(names, id, task, agent.name, now)
   end
-  local fence = redis.call('HINCRBY', names.counters, 'fence', 1)
+  local fence = whole(tick(names.counters))
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
   local attempt = tonumber(task.attempt) + 1

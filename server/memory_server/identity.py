@@ -60,7 +60,14 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
     check_names(access, agent, namespace)
     may_read = "read" in access.scopes or access.admin
     origin += f" token {access.token}" if access.token else ""
-    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read, origin=origin)
+    return Caller(
+        access.namespace,
+        access.agent,
+        admin=access.admin,
+        may_read=may_read,
+        sees_server=access.admin,
+        origin=origin,
+    )
 
 
 def whoever_called(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:

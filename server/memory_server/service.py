@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
+
+from cachetools import LRUCache
 
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
@@ -18,6 +20,7 @@ from memory_core.times import to_redis
 from memory_server.auditing.auditor import Auditor
 from memory_server.auditing.recorder import Recorder
 from memory_server.backend import Backend
+from memory_server.caching import Asker
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
@@ -30,21 +33,27 @@ log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
 _SOON_SECONDS = 0.01
 _TOUCHES_PER_CALL = 100
+_REMEMBERED_AGENTS = 1000
+_SAMPLES_OF_ONE = 250
 
 
 class Latency:
-    """Remembers the last thousand durations of something."""
+    """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=1000)
+        self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
-    def add(self, milliseconds: float) -> None:
+    def add(self, asker: Asker, milliseconds: float) -> None:
         """Record one duration."""
-        self._samples.append(milliseconds)
+        own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
+        for samples in (self._samples, own):
+            samples.append(milliseconds)
 
-    def percentiles(self) -> Percentiles:
-        """Give the percentiles in milliseconds; null before the first sample."""
-        ordered = sorted(self._samples)
+    def percentiles(self, asker: Asker | None = None) -> Percentiles:
+        """Give the percentiles in milliseconds, of one agent's calls or of all; null before the first sample."""
+        samples = self._by_agent.get((asker.namespace, asker.agent), ()) if asker else self._samples
+        ordered = sorted(samples)
         if not ordered:
             return Percentiles()
 

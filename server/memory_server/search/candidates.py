@@ -64,7 +64,8 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
     )  # fmt: skip
     _refuse_partial([answer])
     groups = (result[b"extra_attributes"] for result in answer[b"results"])
-    return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    counts = {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
 
 
 async def propose(

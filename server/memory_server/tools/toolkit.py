@@ -12,7 +12,7 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from memory_core.access import Scope
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
@@ -23,6 +23,7 @@ from memory_server.tools.arguments import Arguments
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
+_UTF_8 = "send UTF-8, and little nesting"
 
 
 class _Metadata(FuncMetadata):
@@ -68,6 +69,9 @@ class StrictTool(Tool):
         return None
 
     async def _answer(self, arguments: dict[str, Any], context: Context[Any, Any], call: Call) -> Any:
+        if not _is_json(arguments):
+            problem = "the arguments hold a lone surrogate or are nested too deeply"
+            return _refused(call, InvalidArgument(problem, hint=_UTF_8))
         try:
             answer = await super().run(arguments, context, convert_result=False)
         except ToolError as error:
@@ -76,6 +80,15 @@ class StrictTool(Tool):
             call.outcome = ConfirmationNeeded.code
             return answer
         return _success(call, cast(Answer, answer))
+
+
+def _is_json(arguments: dict[str, Any]) -> bool:
+    """Whether it could be sent as UTF-8: neither Redis nor an answer can carry anything else."""
+    try:
+        to_json(arguments)
+    except ValueError:
+        return False
+    return True
 
 
 _BY_KIND = "by kind"

@@ -41,19 +41,21 @@ class Doomed:
 async def select(
     service: Service, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
 ) -> Doomed:
-    """Find those of the caller's own memories that a clear would remove.
+    """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
-        InvalidArgument: nothing was selected, or ids and filters were mixed.
+        InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
         Forbidden: the filters name another agent.
     """
     if not memory_ids and selection.is_empty and not expired_only:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
     if memory_ids and (expired_only or not selection.is_empty):
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    for agent_id in selection.agent_ids:
-        check_writes_as(caller, agent_id)
-    principal = await resolve(service.backend, caller)
+    named = list(dict.fromkeys(selection.agent_ids))
+    acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
+    if len(acting) > 1:
+        raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
+    principal = await resolve(service.backend, acting[0])
     if memory_ids:
         return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
     return await _selected(service, caller, principal, selection, expired_only)

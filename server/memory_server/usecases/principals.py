@@ -25,14 +25,16 @@ _NAME = re.compile(NAME_PATTERN)
 class Caller:
     """What the connection says of a request: which agent, in which namespace.
 
-    Without `may_read` no other memories are shown beside what was asked for. `by` is the admin who acts as the agent,
-    and `origin` where the request came from.
+    Without `may_read` no other memories are shown beside what was asked for. Who `sees_server` is shown figures that
+    all agents' activity moves: an admin, or anybody while authentication is off and names are believed. `by` is the
+    admin who acts as the agent, and `origin` where the request came from.
     """
 
     namespace: str
     agent: str
     admin: bool = False
     may_read: bool = True
+    sees_server: bool = True
     by: str | None = None
     origin: str = ""
 

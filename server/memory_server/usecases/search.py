@@ -110,7 +110,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     hits, left_out = _cut(_rank(found, terms, vector, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
     total_ms = (time.perf_counter() - started) * 1000
-    service.search_latency.add(total_ms)
+    service.search_latency.add(caller, total_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = service.backend.progress(caller.namespace)
@@ -223,7 +223,7 @@ async def _query_vector(
         if mode is Mode.VECTOR:
             raise
         return None, error.message
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
 

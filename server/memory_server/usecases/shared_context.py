@@ -94,10 +94,10 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     if not await service.backend.knows(caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
     prepared = await service.backend.namespace(caller.namespace)
-    clock = await service.backend.read(lambda client: client.hget(prepared.keys.counters, "clock"))
+    end = await _now(service, prepared.keys)
     principal = await resolve(service.backend, caller)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
-    view = View(principal, given, build.Filters(context=context), int(clock or 0) / 1_000_000)
+    view = View(principal, given, build.Filters(context=context), end)
     budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
     if query:
         after, reason = None, await _best(service, caller, view, query, budget)
@@ -125,6 +125,22 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
         partial=bool(reason),
         reason=reason,
     )
+
+
+async def _now(service: Service, keys: Keys) -> float:
+    """Give a moment of the namespace's clock after all that was written, and before all that will be.
+
+    It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
+    """
+
+    async def fetch(client: Client) -> list[Any]:
+        pipe = client.pipeline(transaction=False)
+        pipe.time()
+        pipe.hget(keys.counters, "clock")
+        return await pipe.execute()
+
+    (seconds, microseconds), last = await service.backend.read(fetch)
+    return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
 async def _best(service: Service, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:

@@ -198,7 +198,7 @@ async def embed_or_none(
         vectors = await service.embeddings.embed(texts, asker, secret=secret)
     except EmbeddingUnavailable:
         return None
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(asker, (time.perf_counter() - started) * 1000)
     return vectors
 
 
