@@ -49,7 +49,8 @@ class Auditor:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PARTING_SECONDS):
                     await self.flush()
-                    await self.seal()
+                    while not await self.seal():
+                        await asyncio.sleep(0.1)
 
     def noticed(self, namespace: str) -> None:
         """Have a namespace sealed soon, since something was written there."""
