@@ -28,6 +28,11 @@ def test_an_untouched_trail_is_whole() -> None:
     assert report.head == f"{SEALED}:{GOOD.seals[-1].chain}"
 
 
+def test_an_empty_trail_is_whole_unless_numbers_were_given() -> None:
+    assert Trail((), (), Counters(0, 0)).check().ok
+    assert {problem.kind for problem in Trail((), (), Counters(3, 2)).check().problems} == {"tail cut", "seal removed"}
+
+
 def test_ten_thousand_single_changes_are_all_found() -> None:
     random, missed = Random(2), Counter[str]()
     for _ in range(CHANGES):

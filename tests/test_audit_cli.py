@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest_asyncio
+from local_helpers import attached
 from redis_users import SERVER
 from stack import Stack, serving
 from typer.testing import CliRunner, Result
@@ -89,3 +90,17 @@ async def test_the_doctor_says_how_far_the_audit_is_sealed_and_that_it_is_not_wi
     ]
     assert details[0] == "3 entries, sealed up to 3"
     assert "no key is known here" in details[1]
+
+
+async def test_the_embedded_redis_needs_no_key_to_be_given(tmp_path: Path) -> None:
+    async with attached(tmp_path):
+        where = ("--data-dir", str(tmp_path), "--namespace", "home")
+        assert (await bare("agents", "token", "ann", *where)).exit_code == 0
+        told = await bare("audit", "verify", "--json", *where)
+    report = json.loads(told.stdout)
+    assert (told.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
+
+
+async def bare(*arguments: str) -> Result:
+    """Run the command line with nothing in the environment."""
+    return await asyncio.to_thread(CliRunner().invoke, app, arguments)

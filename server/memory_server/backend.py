@@ -25,7 +25,7 @@ from memory_core.connection import Client, check_server, connect, is_usable, on_
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
-from memory_core.keys import NAMESPACES, Keys, namespace_of
+from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
@@ -87,6 +87,7 @@ class Backend:
         self._prepared: dict[str, Prepared] = {}
         self._preparing = asyncio.Lock()
         self._local: Any = None
+        self._audited: set[str] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -150,6 +151,7 @@ class Backend:
         if "audit" not in request:
             return await self._write(client, function, keys, repeatable, request)
         namespace = namespace_of(keys[0])
+        await self.remember_audited(namespace)
         entry = sign(self.keyring, namespace, request["audit"])
         answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
         if answer.get("audited") == entry.get("nonce", ""):
@@ -158,6 +160,18 @@ class Backend:
             if call is not None:
                 call.written = True
         return answer
+
+    async def remember_audited(self, namespace: str) -> None:
+        """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if namespace not in self._audited:
+            client = await self.client()
+            async with store_errors():
+                await client.sadd(AUDITED, namespace)
+            self._audited.add(namespace)
 
     async def _write(
         self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]

@@ -9,9 +9,8 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
-from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import AUDITED, Keys
+from memory_core.keys import Keys
 from memory_server.auditing.entries import sign
 from memory_server.auditing.recorder import Batch, Recorder
 from memory_server.auditing.sealing import seal
@@ -19,7 +18,7 @@ from memory_server.backend import Backend
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.5
-SEAL_SECONDS = 0.25
+SEAL_SECONDS = 0.4
 PAUSE_SECONDS = 1.0
 """After a failure."""
 PARTING_SECONDS = 3.0
@@ -32,7 +31,6 @@ class Auditor:
     def __init__(self, backend: Backend, recorder: Recorder) -> None:
         self.recorder = recorder
         self._backend = backend
-        self._known: set[str] = set()
         self._unsealed: set[str] = set()
         self._to_seal = asyncio.Event()
         self._trimmed: dict[str, float] = {}
@@ -51,7 +49,8 @@ class Auditor:
             with suppress(TimeoutError):
                 async with asyncio.timeout(PARTING_SECONDS):
                     await self.flush()
-                    await self.seal()
+                    while not await self.seal():
+                        await asyncio.sleep(0.1)
 
     def noticed(self, namespace: str) -> None:
         """Have a namespace sealed soon, since something was written there."""
@@ -94,7 +93,7 @@ class Auditor:
             try:
                 done = await seal(self._backend, namespace)
             except MemoryServiceError as error:
-                log.warning("the audit of %s is not sealed yet: %s", namespace, error.message)
+                log.info("the audit of %s is not sealed yet: %s", namespace, error.message)
             except Exception:
                 log.exception("the audit of %s cannot be sealed", namespace)
             finally:
@@ -104,11 +103,8 @@ class Auditor:
 
     async def _write(self, batch: Batch) -> None:
         keys = Keys(batch.namespace)
-        client = await self._backend.client()
-        if batch.namespace not in self._known:
-            async with store_errors():
-                await client.sadd(AUDITED, batch.namespace)
-            self._known.add(batch.namespace)
+        await self._backend.client()
+        await self._backend.remember_audited(batch.namespace)
         await self._backend.write(
             "rm1_audit",
             [keys.audit, keys.counters, keys.audit_batch(batch.id)],

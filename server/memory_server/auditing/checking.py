@@ -84,7 +84,7 @@ class Check:
         self._seals = [seal for seal in seals if seal is not None]
         self._next = 0
         self._chain: hmac.HMAC | None = None
-        self._expected = 0
+        self._expected = 1
         self._last = (-1, -1)
         self._seen: set[int] = set()
         self._signed = False
@@ -121,7 +121,7 @@ class Check:
         if report.first and report.first != self._trimmed + 1:
             report.add(report.first, "removed", f"entries begin at {report.first}; they should at {self._trimmed + 1}")
         if self._expected <= given:
-            report.add(max(self._expected, 1), "tail cut", f"{given} numbers were given")
+            report.add(self._expected, "tail cut", f"{given} numbers were given")
         if report.sealed_to < sealed:
             report.add(report.sealed_to + 1, "seal removed", f"there were seals up to {sealed}")
         if expect is not None:

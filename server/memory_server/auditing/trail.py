@@ -21,7 +21,7 @@ async def counters(client: Client, keys: Keys) -> Counters:
     """Give what Redis counts."""
     async with store_errors():
         given, sealed = await client.hmget(keys.counters, ["audit", "sealed"])
-    return Counters(int(given or 0), int(sealed or 0))
+    return Counters(*(int(number) if number and number.isdigit() else 0 for number in (given, sealed)))
 
 
 async def last_seal(client: Client, keys: Keys) -> tuple[bytes, Seal | None]:
