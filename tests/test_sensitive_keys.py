@@ -37,7 +37,7 @@ from memory_server.search.loading import Ref
 from memory_server.usecases.principals import Caller
 
 MASTER = new_key()
-MANY = 300
+MANY = 200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
