@@ -66,6 +66,7 @@ class Deployment:
     def __init__(self) -> None:
         self.keyring = Keyring([Secret(random.Random(1).randbytes(32))])
         self.keys = {"ann": Key.new(), "bea": Key.new()}
+        self._unwrapped: dict[tuple[bytes, ...], Key] = {}
 
     def store(self, memory_id: str, content: str, *, owner: str = "ann", rev: int = 1, namespace: str = "n") -> Stored:
         """Seal a memory of a long content, of which this is the first piece too."""
@@ -105,7 +106,10 @@ class Deployment:
             owner = loaded[0].owner
             if owner not in self.keys or self.keys[owner].id != version:
                 raise Tampered("no such key")
-            return unwrap(self.keyring.secret, stored.fields["key"], version, stored.namespace, owner)
+            asked = (stored.fields["key"], version.encode(), stored.namespace.encode(), owner.encode())
+            if asked not in self._unwrapped:
+                self._unwrapped[asked] = unwrap(self.keyring.secret, asked[0], version, stored.namespace, owner)
+            return self._unwrapped[asked]
 
         return open_record(stored.namespace, loaded[0], find, DIMENSION)
 

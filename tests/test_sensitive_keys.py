@@ -37,7 +37,7 @@ from memory_server.search.loading import Ref
 from memory_server.usecases.principals import Caller
 
 MASTER = new_key()
-MANY = 300
+MANY = 200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -165,7 +165,7 @@ async def test_nothing_of_a_sensitive_memory_is_in_clear_anywhere(
         "errors": "\n".join(told).encode(),
     }
     own.sidecar.start()
-    await wait_until(lambda: sidecar_is_ready(own.client))
+    await wait_until(lambda: sidecar_is_ready(own.client), 90)
     assert namespace.encode() in places["the wire"]
     assert namespace.encode() in places["the append-only file"]
     canaries = [b"canary", b"4f9a", b"metacanary", *(to_bytes(vector)[:64] for vector in vectors)]
@@ -351,7 +351,7 @@ async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_
     keyless = SidecarProcess(own.redis.url_of(SIDECAR))
     keyless.start()
     try:
-        await wait_until(lambda: sidecar_is_ready(own.client))
+        await wait_until(lambda: sidecar_is_ready(own.client), 90)
         memory_id = (await ann.call("store_memory", content="A secret.", sensitive=True))["memory_id"]
         status = await ann.call("gpu_status")
         assert status["partial"]
@@ -375,7 +375,7 @@ async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_
     async def is_ready() -> bool:
         return (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["vector"] == "ready"
 
-    await wait_until(is_ready)
+    await wait_until(is_ready, 90)
     assert await own.client.xlen(Keys(namespace).dead_jobs) == 0
     assert b"transport key" in keyless.said
 
@@ -389,7 +389,7 @@ async def test_the_embedded_default_gives_its_sidecar_the_transport_key_alone(tm
                 memory = (await agent.call("retrieve_memory", memory_id=stored["memory_id"]))["memory"]
                 return memory["vector"] == "ready"
 
-            await wait_until(is_ready)
+            await wait_until(is_ready, 90)
             pids = (await examine(Settings.load(data_dir=tmp_path))).redis
             environments = {
                 name: Path(f"/proc/{pids[name]}/environ").read_bytes()  # noqa: ASYNC240
