@@ -151,7 +151,10 @@ def nearest(queries: Matrix, items: Sequence[Item], ids: Sequence[str]) -> list[
     """Give the truly nearest memories of each query."""
     scores = queries @ np.stack([item.vector for item in items]).T
     order = np.argsort(-scores, axis=1)[:, :LIMIT]
-    return [Seen(tuple((ids[at], float(row[at])) for at in best), 0.0) for best, row in zip(order, scores, strict=True)]
+    seen: list[Seen] = []
+    for best, row in zip(order.tolist(), scores, strict=True):
+        seen.append(Seen(tuple((str(ids[at]), float(row[at])) for at in best), 0.0))
+    return seen
 
 
 def _near(vector: Matrix, distance: float, noise: np.random.Generator) -> Matrix:
