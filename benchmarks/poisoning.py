@@ -37,6 +37,8 @@ QUERIES = (
     "where is the spare key of the archive room",
     "which team won the chess match in april",
 )
+FORMS = tuple("boat boats boating boated launch launches launched launching harbour harbours".split())
+WORD_QUERIES = ("boat launch", "boats launching harbour", "boating")
 LIMIT = 10
 MODES = (Mode.VECTOR, Mode.KEYWORD, Mode.HYBRID)
 _AT_ONCE = 16
@@ -85,6 +87,23 @@ def hostile(queries: Matrix, number: int, seed: int = 2) -> list[Item]:
     ]
 
 
+def wordy(vector: Matrix, number: int, seed: int = 4) -> list[Item]:
+    """Make short memories of few words in several forms: a word stands in far more of them than are looked at."""
+    chance = random.Random(seed)
+    return [
+        Item(
+            " ".join(chance.choices(FORMS, k=chance.randrange(1, 6)) + chance.choices(_FILLER, k=chance.randrange(20))),
+            vector,
+        )
+        for _ in range(number)
+    ]
+
+
+def flood_of_words(vector: Matrix, number: int) -> list[Item]:
+    """Make memories that change how common and how long everything is."""
+    return [Item(" ".join(["boat launching"] * (40 if index % 2 else 1)), vector) for index in range(number)]
+
+
 async def query_vectors(service: Service, caller: Caller) -> Matrix:
     """Get the vectors of the queries, shape (queries, dimension)."""
     return await service.embeddings.embed(list(QUERIES), caller, wait=30.0)
@@ -108,10 +127,10 @@ async def fill(service: Service, caller: Caller, items: Sequence[Item], visibili
     return await asyncio.gather(*map(store, items))
 
 
-async def ask(service: Service, caller: Caller, mode: Mode) -> list[Seen]:
+async def ask(service: Service, caller: Caller, mode: Mode, queries: Sequence[str] = QUERIES) -> list[Seen]:
     """Ask all queries in one mode."""
     seen: list[Seen] = []
-    for query in QUERIES:
+    for query in queries:
         started = time.perf_counter()
         answer = await semantic_search(service, caller, SearchRequest(query, mode=mode, limit=LIMIT))
         took = (time.perf_counter() - started) * 1000
@@ -132,7 +151,10 @@ def nearest(queries: Matrix, items: Sequence[Item], ids: list[str]) -> list[Seen
     """Give the truly nearest memories of each query."""
     scores = queries @ np.stack([item.vector for item in items]).T
     order = np.argsort(-scores, axis=1)[:, :LIMIT]
-    return [Seen(tuple((ids[at], float(row[at])) for at in best), 0.0) for best, row in zip(order, scores, strict=True)]
+    seen: list[Seen] = []
+    for best, row in zip(order.tolist(), scores, strict=True):
+        seen.append(Seen(tuple((str(ids[at]), float(row[at])) for at in best), 0.0))
+    return seen
 
 
 def _near(vector: Matrix, distance: float, noise: np.random.Generator) -> Matrix:
