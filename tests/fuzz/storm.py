@@ -238,18 +238,20 @@ class Storm:
             self._problem(f"HTTP {response.status_code} without a word", tool, body[:_SHOWN])
 
     async def _state(self) -> dict[str, bytes | None]:
-        """Give the victim's records, task, grant and owner ids as Redis holds them, field by field."""
+        """Give the victim's records, task, grant and owner id as Redis holds them, field by field.
+
+        Who leaves may transfer its memories to the victim unasked, which adds to `owners`; that is let pass.
+        """
         keys, state = Keys(NAMESPACE), dict[str, bytes | None]()
         for some_id in (known for known in self.known if "." not in known):
             for name in (keys.memory(some_id), keys.task(some_id), keys.grant(some_id)):
                 found = await self.client.hgetall(name)
                 state |= {f"{name} {field.decode()}": value for field, value in found.items()}
-        owners = await self.client.hmget(keys.agent("victim"), ["owner", "owners"])
-        return state | {f"owner {number}": owner for number, owner in enumerate(owners)}
+        return state | {"owner": await self.client.hget(keys.agent("victim"), "owner")}
 
     async def _told(self, victim: Direct) -> list[str]:
-        """What the victim lists of its own."""
-        listed = await victim.call("get_agent_memories", limit=100)
+        """What the victim lists of what it wrote."""
+        listed = await victim.call("get_agent_memories", limit=100, tags=[CANARY])
         return [memory["content"] for memory in listed["memories"]]
 
     async def _check_health(self, victim: Direct) -> None:
