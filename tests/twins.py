@@ -24,6 +24,7 @@ from memory_server.usecases.principals import Caller
 
 SETTINGS: dict[str, Any] = {
     "auth": {"mode": "tokens"},
+    "embed_wait_seconds": 30.0,
     "limits": {"burst": 1_000_000_000, "calls_per_second": 1e9},
     "cache": {"entries": 100_000, "redis_ttl_seconds": 0},
     "tasks": {"claim_seconds": 86_400, "backoff_seconds": 86_400, "backoff_most_seconds": 86_400},

@@ -60,7 +60,7 @@ async def run(plan: Plan, folder: Path) -> Report:
     report, began = Report(plan), time.monotonic()
     pairs = count()
     async with AsyncExitStack() as opened:
-        stack = await opened.enter_async_context(whole_stack(folder, embed_wait_seconds=30.0, **SETTINGS))
+        stack = await opened.enter_async_context(whole_stack(folder, **SETTINGS))
         await stack.client.config_set("appendfsync", "no")
         place = InProcess.over(stack.server)
         vectors = await embedded(place)

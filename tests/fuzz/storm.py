@@ -7,7 +7,6 @@ nothing of the server's inside. Some calls go over HTTP as bytes, broken ones am
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import random
@@ -47,6 +46,8 @@ _CODES = {kind.code for kind in vars(errors).values() if isinstance(kind, type) 
 _ATTACKERS = (("mallory", NAMESPACE), ("mike", NAMESPACE), ("outsider", OUTSIDE))
 _OF_THE_SDK = ["pydantic"]
 """What the SDK says of a message that is none, before the product sees it."""
+_NONE_KEPT = httpx2.Limits(max_keepalive_connections=0)
+"""A connection that idles may be closed as it is used again: only on a new one is a call surely left unanswered."""
 _AT_ONCE = 6
 _TOLD_EVERY = 5000
 _SHOWN = 300
@@ -108,7 +109,7 @@ class Storm:
         self.tools = await place.tools.list_tools()
         self.validators = {tool.name: Draft202012Validator(tool.output_schema or {}) for tool in self.tools}
         victim = await self._victim(place)
-        before, told_before = await self._checksum(), await self._told(victim)
+        before, told_before = await self._state(), await self._told(victim)
         watch, began = _Errors(), time.monotonic()
         logging.getLogger().addHandler(watch)
         try:
@@ -120,8 +121,9 @@ class Storm:
             logging.getLogger().removeHandler(watch)
         self.report.seconds = time.monotonic() - began
         self.report.problems += watch.texts
-        if await self._checksum() != before or await self._told(victim) != told_before:
-            self.report.problems.append("what is the victim's was changed")
+        self.report.problems += _changes(before, await self._state())
+        if await self._told(victim) != told_before:
+            self.report.problems.append("the victim is told something else")
         await self._check_health(victim)
         return self.report
 
@@ -133,7 +135,8 @@ class Storm:
             content = f"Note {number} on the harbour and its lantern: {CANARY}."
             answer = await victim.call("store_memory", content=content, idempotency_key=f"{CANARY} {number}", **labels)
             self.known.append(answer["memory_id"])
-        task = await victim.call("distribute_task", description=f"Guard it: {CANARY}.", assign_to="victim")
+        errand = {"description": f"Guard it: {CANARY}.", "assign_to": "victim", "lease_seconds": 86_400}
+        task = await victim.call("distribute_task", **errand)
         (held,) = (await victim.call("get_pending_tasks", with_memories=0))["tasks"]
         self.known += [task["task_id"], held["lease_token"]]
         await place.agent("friend", NAMESPACE)
@@ -147,7 +150,9 @@ class Storm:
     ) -> tuple[Direct, httpx2.AsyncClient, Calls]:
         name, namespace = _ATTACKERS[number % len(_ATTACKERS)]
         headers = ACCEPT | {"Authorization": f"Bearer {await issued(self.server, name, namespace, seconds=86_400)}"}
-        http = await opened.enter_async_context(httpx2.AsyncClient(headers=headers, timeout=HANG_SECONDS))
+        http = await opened.enter_async_context(
+            httpx2.AsyncClient(headers=headers, timeout=HANG_SECONDS, limits=_NONE_KEPT)
+        )
         greeted = await http.post(self.url, json=INITIALIZE)
         http.headers["Mcp-Session-Id"] = greeted.headers["Mcp-Session-Id"]
         await http.post(self.url, json={"jsonrpc": "2.0", "method": "notifications/initialized"})
@@ -232,20 +237,21 @@ class Storm:
         elif not text.strip() and response.status_code != 202:
             self._problem(f"HTTP {response.status_code} without a word", tool, body[:_SHOWN])
 
-    async def _checksum(self) -> str:
-        """Sum up the victim's records, task, grant and names as Redis holds them."""
-        keys, total = Keys(NAMESPACE), hashlib.sha256()
-        ids = [known for known in self.known if "." not in known]
-        for some_id in ids:
+    async def _state(self) -> dict[str, bytes | None]:
+        """Give the victim's records, task, grant and owner id as Redis holds them, field by field.
+
+        Who leaves may transfer its memories to the victim unasked, which adds to `owners`; that is let pass.
+        """
+        keys, state = Keys(NAMESPACE), dict[str, bytes | None]()
+        for some_id in (known for known in self.known if "." not in known):
             for name in (keys.memory(some_id), keys.task(some_id), keys.grant(some_id)):
-                for key, value in sorted((await self.client.hgetall(name)).items()):
-                    total.update(key + b"=" + value + b";")
-        total.update(repr(await self.client.hmget(keys.agent("victim"), ["owner", "owners"])).encode())
-        return total.hexdigest()
+                found = await self.client.hgetall(name)
+                state |= {f"{name} {field.decode()}": value for field, value in found.items()}
+        return state | {"owner": await self.client.hget(keys.agent("victim"), "owner")}
 
     async def _told(self, victim: Direct) -> list[str]:
-        """What the victim lists of its own."""
-        listed = await victim.call("get_agent_memories", limit=100)
+        """What the victim lists of what it wrote."""
+        listed = await victim.call("get_agent_memories", limit=100, tags=[CANARY])
         return [memory["content"] for memory in listed["memories"]]
 
     async def _check_health(self, victim: Direct) -> None:
@@ -254,6 +260,12 @@ class Storm:
             ready = await http.get(f"{self.server.url}/readyz")
         if not found["hits"] or found["partial"] or ready.status_code != 200:
             self.report.problems.append(f"the server is not well: {found} {ready.text}")
+
+
+def _changes(before: dict[str, bytes | None], after: dict[str, bytes | None]) -> list[str]:
+    """Name what is different."""
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return [f"{name} was {before.get(name)!r} and is {after.get(name)!r}"[:_SHOWN] for name in changed]
 
 
 def _body(chance: random.Random, tool: str, said: Said) -> tuple[bytes, bool]:
