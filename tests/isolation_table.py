@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 Target = Literal["memory", "task", "grant", "agent"]
 ROLES = ("owner", "reader", "writer", "stranger", "elsewhere", "admin")
-VISIBILITIES = ("private", "shared", "public")
+VISIBILITIES = ("private", "shared", "public", "sensitive")
 """One set of rows for each; `all` stands for all of them and `own` for those that only grants open."""
 OPENED_BY_GRANTS = ("private", "shared")
 
@@ -104,10 +104,13 @@ call                       of       owner     reader    writer    stranger  else
 
 retrieve_memory            own      shows     shows     shows     hides     hides     hides
 retrieve_memory            public   shows     shows     shows     shows     hides     shows
+retrieve_memory            sensitive shows    hides     hides     hides     hides     hides
 update_memory content      own      does      forbidden does      hides     hides     hides
 update_memory content      public   does      forbidden does      forbidden hides     forbidden
+update_memory content      sensitive does     hides     hides     hides     hides     hides
 update_memory labels       own      does      forbidden forbidden hides     hides     hides
 update_memory labels       public   does      forbidden forbidden forbidden hides     forbidden
+update_memory labels       sensitive does     hides     hides     hides     hides     hides
 update_memory stale        own      conflict  forbidden conflict  hides     hides     hides
 clear_memory ids           all      does      hides     hides     hides     hides     hides
 clear_memory dry           all      does      hides     hides     hides     hides     hides
@@ -115,34 +118,47 @@ clear_memory tag           all      does      hides     hides     hides     hide
 clear_memory agent         all      does      forbidden forbidden forbidden forbidden does
 find_similar               own      does      does      does      hides     hides     hides
 find_similar               public   does      does      does      does      hides     does
+find_similar               sensitive does     hides     hides     hides     hides     hides
 find_similar exact         own      does      does      does      hides     hides     hides
 get_agent_memories         own      shows     shows     shows     hides     hides     hides
 get_agent_memories         public   shows     shows     shows     shows     hides     shows
+get_agent_memories         sensitive shows    hides     hides     hides     hides     hides
 get_agent_memories tag     own      shows     shows     shows     hides     hides     hides
 get_agent_memories tag     public   shows     shows     shows     shows     hides     shows
+get_agent_memories tag     sensitive shows    hides     hides     hides     hides     hides
 search hybrid              own      shows     shows     shows     hides     hides     hides
 search hybrid              public   shows     shows     shows     shows     hides     shows
+search hybrid              sensitive shows    hides     hides     hides     hides     hides
 search vector              own      shows     shows     shows     hides     hides     hides
 search vector              public   shows     shows     shows     shows     hides     shows
+search vector              sensitive shows    hides     hides     hides     hides     hides
 search keyword             own      shows     shows     shows     hides     hides     hides
 search keyword             public   shows     shows     shows     shows     hides     shows
+search keyword             sensitive hides    hides     hides     hides     hides     hides
 memory_stats               own      does      does      does      hides     hides     absent
 memory_stats               public   does      does      does      does      hides     does
+memory_stats               sensitive does     hides     hides     hides     hides     absent
 get_shared_context         own      hides     shows     shows     hides     hides     hides
 get_shared_context         public   hides     absent    absent    hides     hides     hides
+get_shared_context         sensitive hides    absent    absent    hides     hides     hides
 get_shared_context query   own      hides     shows     shows     hides     hides     hides
 get_shared_context query   public   hides     absent    absent    hides     hides     hides
+get_shared_context query   sensitive hides    absent    absent    hides     hides     hides
 get_shared_context since   own      hides     shows     shows     hides     hides     hides
 get_shared_context since   public   hides     absent    absent    hides     hides     hides
-share ids                  all      does      hides     does      hides     hides     hides
+share ids                  own      does      hides     does      hides     hides     hides
+share ids                  public   does      hides     does      hides     hides     hides
+share ids                  sensitive does     hides     hides     hides     hides     hides
 store_memory near          own      shows     shows     shows     absent    absent    absent
 store_memory near          public   shows     shows     shows     shows     absent    shows
 store_memory key           all      conflict  hides     hides     hides     hides     hides
 batch_operations           own      shows     shows     shows     hides     hides     hides
 batch_operations           public   shows     shows     shows     shows     hides     shows
+batch_operations           sensitive shows    hides     hides     hides     hides     hides
 batch clear                all      does      hides     hides     hides     hides     hides
 wait_for_events            own      absent    shows     shows     absent    absent    absent
 wait_for_events            public   absent    shows     shows     shows     absent    shows
+wait_for_events            sensitive absent   absent    absent    absent    absent    absent
 get_task                   -        shows     hides     hides     hides     hides     shows
 cancel_task                -        does      hides     hides     hides     hides     does
 requeue_task               -        conflict  hides     hides     hides     hides     conflict

@@ -344,13 +344,13 @@ async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
     assert not (await checked(keyed, client, namespace)).ok
 
 
-async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(
-    server: Server, alice: Agent, stack: Stack, namespace: str
-) -> None:
-    for number in range(6):
-        await alice.store(f"Number {number}.", wait=False)
-    assert await trim(server.service.backend, namespace, AuditSettings(keep_entries=4)) == 2
-    report = await checked(server, stack.client, namespace)
+async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(stack: Stack, namespace: str) -> None:
+    async with serving(stack.redis.url_of(SERVER)) as keyless:
+        async with keyless.agent("alice", namespace) as alice:
+            for number in range(6):
+                await alice.store(f"Number {number}.", wait=False)
+        assert await trim(keyless.service.backend, namespace, AuditSettings(keep_entries=4)) == 2
+        report = await checked(keyless, stack.client, namespace)
     assert (report.ok, report.keyed, report.first, report.entries) == (True, False, 3, 5)
 
 

@@ -19,7 +19,7 @@ from in_process import ADMIN, WRITER, Direct, InProcess
 from isolation_table import CALLS, ROLES, VISIBILITIES, Row, rows
 from mcp_types import CallToolResult
 from redis_users import SERVER
-from stack import Stack, serving, text_of
+from stack import MASTER_KEY, Stack, serving, text_of
 
 from memory_core.ids import new_id
 
@@ -83,7 +83,7 @@ class Matrix:
                 await owner.call(
                     "store_memory",
                     content=f"A chest lies under the lighthouse: {made['<word>']}",
-                    visibility=row.visibility,
+                    **({"sensitive": True} if row.visibility == "sensitive" else {"visibility": row.visibility}),
                     tags=[made["<tag>"]],
                     context="island",
                     idempotency_key=made["<key>"],
@@ -110,7 +110,9 @@ class Matrix:
 async def matrix(stack: Stack) -> AsyncGenerator[Matrix]:
     """All agents, made once."""
     async with AsyncExitStack() as opened:
-        server = await opened.enter_async_context(serving(stack.redis.url_of(SERVER), **SETTINGS))
+        server = await opened.enter_async_context(
+            serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY, **SETTINGS)
+        )
         yield await Matrix(InProcess.over(server)).open()
 
 

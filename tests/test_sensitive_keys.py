@@ -35,6 +35,7 @@ from memory_server.doctor import examine
 from memory_server.search import loading
 from memory_server.search.loading import Ref
 from memory_server.usecases.principals import Caller
+from memory_server.usecases.proving import adopt
 
 MASTER = new_key()
 MANY = 200
@@ -292,10 +293,12 @@ async def test_data_keys_change_to_another_master_key(own: Stack, ann: Agent, na
     said = await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")
     assert said.startswith("1 data keys")
     assert (await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")).startswith("0 ")
+    async with serving(url, master_key=f"{newer},{MASTER}") as server:
+        assert (await adopt(server.service, namespace)).adopted == 1
     async with serving(url, master_key=newer) as server, server.agent("ann", namespace) as agent:
         assert await contents_of(agent, [memory_id]) == ["A secret."]
     async with serving(url, master_key=MASTER) as server, server.agent("ann", namespace) as agent:
-        assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "key_missing"
+        assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
 
 
 async def test_an_agent_that_is_deleted_takes_its_key_with_it(own: Stack, ann: Agent, namespace: str) -> None:

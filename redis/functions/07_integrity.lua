@@ -45,7 +45,8 @@ local function needs_seal(counters, seal)
   return not seal and redis.call('HEXISTS', counters, 'signed') == 1
 end
 
--- rm1_adopt: sign those of some memories that have no code and still are at the revision that was read.
+-- rm1_adopt: sign those of some memories that have no code, or that of another key (`was`), and still are at the
+-- revision that was read.
 -- KEYS: audit, counters, chores, then a mem key for each item (at most 8, so that Redis never stalls).
 -- Answer: {adopted = [id, ...]}
 local function adopt(keys, args)
@@ -54,7 +55,8 @@ local function adopt(keys, args)
   for position, item in ipairs(request.items) do
     local mem = keys[3 + position]
     local found = redis.call('HMGET', mem, 'rev', 'mac', 'mac_key', 'pieces')
-    if found[1] == tostring(item.rev) and not found[2] and not found[3] then
+    local unsigned = not found[2] and not found[3]
+    if found[1] == tostring(item.rev) and (unsigned or item.was and not is_altered(mem, item.was)) then
       redis.call('HSET', mem, unpack(with_code(keys[2], mem, {}, {}, item.seal)))
       note_chore(keys[3], item.id, tonumber(found[4] or '1'), now)
       adopted[#adopted + 1] = item.id

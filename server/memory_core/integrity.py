@@ -45,6 +45,11 @@ class Integrity:
         self._warned = False
 
     @property
+    def signer(self) -> str | None:
+        """The id of the secret that is signed under now; None without any."""
+        return self._signer
+
+    @property
     def signs(self) -> bool:
         """Whether there is a key."""
         return self._signer is not None
@@ -79,7 +84,7 @@ class Integrity:
     def flaw_of_piece(
         self, namespace: str, memory_id: str, piece: int, content_hash: str, text: bytes, row: Row
     ) -> Flaw | None:
-        """Check what a further piece says, in clear or sealed; `row` has its code. None if nothing is amiss."""
+        """Check what a further piece says; `row` has its code. None if nothing is amiss."""
         return self._compare(row, lambda key: self._piece_code(key, namespace, memory_id, piece, content_hash, text))
 
     def tell(self, namespace: str, memory_id: str, flaw: Flaw) -> None:

@@ -59,7 +59,7 @@ def rewrap(
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Put all data keys under the first master key; the older ones are not needed any more after that."""
+    """Put all data keys under the first master key; the older ones open no memory any more after that."""
     settings = load_settings(config, data_dir, namespace)
     number = _with_service(settings, lambda service: _rewrap(service, namespace))
     typer.echo(f"{number} data keys were put under the master key in force.")

@@ -196,14 +196,14 @@ class Reading:
         said = row[SEALED] if record.sealed else row["content"]
         if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
-        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
-        if flaw := self.integrity.flaw_of_piece(*where, said, row):
-            return _flawed(ref, head, flaw)
         found = replace(record, model=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
         if found.sealed:
             return replace(
                 found, sealed=replace(found.sealed, piece=said, vector=self._sealed_vector(found, row)), vector=None
             )
+        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
+        if flaw := self.integrity.flaw_of_piece(*where, said, row):
+            return _flawed(ref, head, flaw)
         return replace(found, content=said.decode(errors="replace"), vector=row.get(self.vector_field or ""))
 
     def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:

@@ -20,7 +20,7 @@ from memory_server.search import flaws, loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.splitting import split
-from memory_server.usecases.writing import Form, flat, form_of, said_in, signed_elsewhere
+from memory_server.usecases.writing import Form, flat, form_of, signed_elsewhere
 
 _SLICE = 8
 """Pieces written by one Function call: each may insert a vector into the graph."""
@@ -124,12 +124,14 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
 def _item(
     service: Service, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
 ) -> dict[str, Any]:
-    fields = form.piece(record, number, text)
-    code = service.backend.integrity.sign_piece(keys.namespace, record.id, number, record.content_hash, said_in(fields))
+    code: dict[str, str] = {}
+    if not record.is_sensitive:  # a sealed piece proves itself
+        where = (keys.namespace, record.id, number, record.content_hash)
+        code = service.backend.integrity.sign_piece(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),
-        "fields": flat(fields),
+        "fields": flat(form.piece(record, number, text)),
         "vector": form.vector(record, number, vector),
         "job": form.job(record, number, text),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,7 +57,7 @@ async def verify(service: Service, namespace: str) -> Report:
     Raises:
         KeyMissing: this process has no key to check with.
     """
-    _check_signs(service)
+    await _check_signs(service)
     report = Report(namespace)
     async for found in _walk(service, namespace):
         for one in found:
@@ -70,21 +70,24 @@ async def verify(service: Service, namespace: str) -> Report:
 
 
 async def adopt(service: Service, namespace: str) -> Report:
-    """Sign what has no code, and report on all; what has a wrong code stays as it is.
+    """Sign what has no code, or an older key's, and report on all; what has a wrong code stays as it is.
 
     Raises:
         KeyMissing: this process has no key to sign with.
     """
-    _check_signs(service)
+    await _check_signs(service)
     adopted = 0
     async for found in _walk(service, namespace):
-        unsigned = [one.id for one in found if isinstance(one, Flawed) and one.flaw is Flaw.UNSIGNED]
-        for start in range(0, len(unsigned), _ADOPTED_AT_ONCE):
-            adopted += await _adopt(service, namespace, unsigned[start : start + _ADOPTED_AT_ONCE])
+        signers = {one.id: "" for one in found if isinstance(one, Flawed) and one.flaw is Flaw.UNSIGNED}
+        signers |= {one.id: one.signer for one in found if isinstance(one, Record)}
+        waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
+        for start in range(0, len(waiting), _ADOPTED_AT_ONCE):
+            adopted += await _adopt(service, namespace, dict(waiting[start : start + _ADOPTED_AT_ONCE]))
     return replace(await verify(service, namespace), adopted=adopted)
 
 
-def _check_signs(service: Service) -> None:
+async def _check_signs(service: Service) -> None:
+    await service.backend.client()  # keys are known from then on
     if not service.backend.integrity.signs:
         raise KeyMissing("this process has no key to check records with", hint=HOW_TO_SET)
 
@@ -132,8 +135,9 @@ async def _is_settling(service: Service, keys: Keys, record: Record) -> bool:
     return rev != str(record.rev).encode()
 
 
-async def _adopt(service: Service, namespace: str, ids: Sequence[str]) -> int:
-    keys = Keys(namespace)
+async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -> int:
+    """Sign some memories; `signers` names the secret that each is signed under so far, or none."""
+    keys, ids = Keys(namespace), list(signers)
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
@@ -147,7 +151,15 @@ async def _adopt(service: Service, namespace: str, ids: Sequence[str]) -> int:
     answer = await service.backend.write(
         "rm1_adopt",
         [keys.audit, keys.counters, keys.chores, *(keys.memory(memory_id) for memory_id in revisions)],
-        items=[{"id": one, "rev": rev, "seal": seal(namespace, one, rev)} for one, rev in revisions.items()],
+        items=[
+            {
+                "id": one,
+                "rev": rev,
+                "seal": seal(namespace, one, rev),
+                "was": seal(namespace, one, rev, signers[one]) if signers[one] else None,
+            }
+            for one, rev in revisions.items()
+        ],
         audit=by_itself(CONSOLE, "adopt"),
     )
     long = {memory_id: int(row[1]) for memory_id, row in zip(ids, rows, strict=True) if row[1]}

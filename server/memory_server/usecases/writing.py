@@ -167,12 +167,6 @@ def flat(fields: Mapping[str, str | bytes]) -> list[str | bytes]:
     return [part for pair in fields.items() for part in pair]
 
 
-def said_in(fields: Mapping[str, str | bytes]) -> bytes:
-    """Give what a further piece says, in clear or sealed."""
-    said = fields.get("content") or fields[SEALED]
-    return said.encode() if isinstance(said, str) else said
-
-
 def signed_elsewhere() -> KeyMissing:
     """Say why nothing can be written without a key where records are signed."""
     return KeyMissing("the records of this namespace are signed, and this server has no key", hint=HOW_TO_SET)
