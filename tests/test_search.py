@@ -81,7 +81,7 @@ async def test_an_answer_is_found_by_the_words_of_its_question(talk: Agent) -> N
 async def test_what_stands_around_the_best_is_fetched_even_where_no_side_proposes_it(
     talk: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_server.usecases.search._DEPTH", 1)
+    monkeypatch.setattr("memory_server.usecases.search.DEPTH", 1)
     found = await talk.search("Lisbon", limit=1)
     assert found == [TALK[1][1]]
     assert TALK[2][1] in await talk.search("Lisbon", limit=2)

@@ -211,7 +211,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the number of tokens stands still": (
         "the_numbers_of_tokens_rise",
-        [("redis.call('HINCRBY', names.counters, 'fence', 1)", "redis.call('HINCRBY', names.counters, 'fence', 0)")],
+        [("local fence = whole(tick(names.counters))", "local fence = '1'")],
     ),
     "a lease that ran out is renewed": (
         "a_lease_that_ran_out_goes_to_another",

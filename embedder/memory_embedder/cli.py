@@ -16,6 +16,8 @@ import typer
 
 from memory_core.connection import redis_url
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
+from memory_core.keyring import load_keyring
+from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_embedder.backends import Backend, load_encoder
 from memory_embedder.wanted import Hint, Wanted
@@ -57,7 +59,7 @@ def serve(
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
     name = model or settings.vector_store.embedding_model
     encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
-    _run(_serve(url, encoder, lease, parent))
+    _run(_serve(url, encoder, lease, parent, Transports(load_keyring(settings).transports)))
 
 
 def main() -> None:
@@ -76,10 +78,10 @@ def exit_code(error: MemoryServiceError) -> int:
     return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
 
 
-async def _serve(url: str, encoder: Encoder, lease: float, parent: int | None) -> None:
+async def _serve(url: str, encoder: Encoder, lease: float, parent: int | None, transports: Transports) -> None:
     from memory_embedder.sidecar import Options, Sidecar
 
-    sidecar = Sidecar(url, encoder, Options(lease=lease))
+    sidecar = Sidecar(url, encoder, Options(lease=lease), transports)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sidecar.stop)

@@ -32,6 +32,9 @@ _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
 """Small enough that a sidecar can take somebody else's ask in between."""
 
+_NO_KEY = "not_supported"
+_TRIES_FOR_KEY = 3
+
 Wanted = tuple[str, asyncio.Future[Matrix]]
 
 
@@ -61,19 +64,24 @@ class Embeddings:
                 task.cancel()
             await asyncio.gather(listener, *self._asking, return_exceptions=True)
 
-    async def embed(self, texts: Sequence[str], asker: Asker, *, wait: float | None = None) -> Matrix:
+    async def embed(
+        self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False
+    ) -> Matrix:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+
+        Of `secret` texts nothing is remembered.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        known = await self.cache.get(asker, texts)
+        known = {} if secret else await self.cache.get(asker, texts)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
             fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
             known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
-            await self._remember(asker, {text: known[text] for text in missing})
+            if not secret:
+                await self._remember(asker, {text: known[text] for text in missing})
         return self._rows(known, texts)
 
     async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
@@ -124,7 +132,7 @@ class Embeddings:
     async def _ask(self, lane: int, batch: list[Wanted]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
-            vectors = await self._exchange([text for text, _ in batch], lane)
+            vectors = await self._exchange(tuple(text for text, _ in batch), lane)
         except MemoryServiceError as error:
             for _, future in batch:
                 if not future.done():
@@ -134,30 +142,43 @@ class Embeddings:
             if not future.done():
                 future.set_result(vector)
 
-    async def _exchange(self, texts: list[str], lane: int) -> Matrix:
-        vector_store, wait = self._backend.settings.vector_store, self._backend.settings.embed_wait_seconds
+    async def _exchange(self, texts: tuple[str, ...], lane: int) -> Matrix:
+        """Ask, a few times if it is sidecars without the transport key that take the ask."""
+        reply = await self._reply_to(texts, lane)
+        for _ in range(_TRIES_FOR_KEY):
+            if not reply.error.startswith(_NO_KEY):
+                break
+            reply = await self._reply_to(texts, lane)
+        if reply.error:
+            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
+        return normalise(
+            from_bytes(reply.vectors, reply.dimension), self._backend.settings.vector_store.vector_dimension
+        )
+
+    async def _reply_to(self, texts: tuple[str, ...], lane: int) -> Reply:
+        wait, client = self._backend.settings.embed_wait_seconds, await self._backend.client()
         ask = Ask(
             id=new_id(),
             reply_to=keys.reply(self._server_id),
-            model=vector_store.embedding_model,
+            model=self._backend.settings.vector_store.embedding_model,
             deadline=int((time.time() + wait) * 1000),
-            texts=tuple(texts),
+            texts=texts,
+            seal=self._backend.transports.current,
         )
-        client = await self._backend.client()
         future = self._waiting[ask.id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(wait):
                 await self._listening.wait()
                 async with store_errors():
-                    await client.xadd(keys.asks(lane), ask.fields())
-                reply = await future
+                    await client.xadd(keys.asks(lane), ask.fields(self._backend.transports))
+                reply: Reply = await future
         except TimeoutError:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
         finally:
             del self._waiting[ask.id]
-        if reply.error:
-            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        return normalise(from_bytes(reply.vectors, reply.dimension), vector_store.vector_dimension)
+        if not reply.error and reply.seal != ask.seal:
+            raise EmbeddingUnavailable("a sidecar answered a sealed ask in clear", hint="see gpu_status")
+        return reply
 
     async def _check_alive(self) -> None:
         if time.monotonic() - self._last_answer < _TRUST_SECONDS:
@@ -192,7 +213,7 @@ class Embeddings:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         try:
-            reply = Reply.parse(fields)
+            reply = Reply.parse(fields, self._backend.transports)
         except BadMessage as error:
             log.warning("%s", error)
             return

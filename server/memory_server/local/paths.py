@@ -174,7 +174,7 @@ def _socket_dirs(paths: LocalPaths, last: Address | None) -> Iterator[Path]:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     if runtime and _is_own_dir(Path(runtime)):
         yield Path(runtime) / "redis-memory"
-    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108
+    for parent in (tempfile.gettempdir(), "/tmp"):  # noqa: S108 # nosec B108
         yield Path(parent) / f"redis-memory-{os.geteuid()}"
 
 

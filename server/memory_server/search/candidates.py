@@ -28,11 +28,14 @@ EXACT_UP_TO = 5000
 
 @dataclass(slots=True)
 class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
+    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist; of the
+    `sensitive` ones Redis sees no words and no vectors.
+    """
 
     refs: list[Ref] = field(default_factory=list[Ref])
     statistics: WordStatistics = field(default_factory=lambda: WordStatistics(0, {}))
     waiting: int = 0
+    sensitive: int = 0
     full: bool = False
     warnings: list[str] = field(default_factory=list[str])
 
@@ -61,7 +64,8 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
     )  # fmt: skip
     _refuse_partial([answer])
     groups = (result[b"extra_attributes"] for result in answer[b"results"])
-    return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    counts = {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
 
 
 async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
@@ -114,13 +118,14 @@ async def propose(
         pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", *options)
 
     add(build.without_vector(selection), "LIMIT", 0, 0)
+    add(build.sensitive(selection), "LIMIT", 0, 0)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
-        add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
+        add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None:
         nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
-    waiting, *rest = await pipe.execute()
+    waiting, sensitive, *rest = await pipe.execute()
     by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
@@ -130,8 +135,9 @@ async def propose(
         refs=list(dict.fromkeys([*worded[:depth], *near])),
         statistics=statistics,
         waiting=int(waiting[b"total_results"]),
+        sensitive=int(sensitive[b"total_results"]),
         full=len(worded) > depth or len(near) >= depth or any(number > reach for number in frequencies),
-        warnings=[text for answer in (waiting, *rest) for text in _warnings(answer)],
+        warnings=[text for answer in (waiting, sensitive, *rest) for text in _warnings(answer)],
     )
 
 
@@ -177,6 +183,26 @@ async def by_change(
 async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
     """Fetch some pieces that a query selects, in no order."""
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
+
+
+async def with_content(
+    client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
+) -> tuple[list[tuple[Ref, str, str]], int]:
+    """Fetch pieces that a query selects, in no order, each with its owner and the hash of its content; count all.
+
+    Raises:
+        StoreUnavailable: the answer was cut short.
+    """
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit
+    )
+    _refuse_partial([answer])
+    found = [
+        (Ref.of_key(keys, result[b"id"].decode()), *(fields[name].decode() for name in (b"owner", b"hash")))
+        for result in answer[b"results"]
+        if len(fields := result.get(b"extra_attributes") or {}) == 2
+    ]
+    return found, int(answer[b"total_results"])
 
 
 async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:

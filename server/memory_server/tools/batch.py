@@ -92,7 +92,7 @@ def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
     if name == "semantic_search":
         mode = arguments.get("mode", "hybrid")
         return "as it stands" if mode == "vector" else str(mode), text
-    if name == "store_memory" and arguments["wait"] is True:
+    if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
         from memory_server.usecases.writing import embedding_text
 
         source = arguments.get("source")

@@ -45,7 +45,7 @@ def _check_tls(settings: Settings) -> None:
     if settings.tls_cert is None or settings.tls_key is None:
         raise UnsafeStart("tls_cert and tls_key go together", hint="set both, or neither")
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, password="")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, "")
     except OSError:  # of which ssl.SSLError is one
         hint = "both are paths of PEM files, the key without a password"
         raise UnsafeStart("tls_cert and tls_key cannot be used", hint=hint) from None

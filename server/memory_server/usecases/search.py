@@ -8,31 +8,26 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from memory_core.connection import Client
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
-from memory_core.keys import Keys, vector_field
 from memory_core.scope import Principal
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.vectors import Matrix
 from memory_server.readers import reads
 from memory_server.results.memories import Hit, Memory, SearchAnswer, Took
-from memory_server.search import candidates, loading, ranking
+from memory_server.search import candidates, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
-from memory_server.search.candidates import Candidates
-from memory_server.search.ranking import IN_CONTEXT, PLAIN, Reading, Scored, Wanted, Weights
+from memory_server.search.flaws import tells_of_flaws
+from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit, check_text
-from memory_server.usecases.lookup import load_readable, partial_reason, run_search
+from memory_server.usecases.finding import DEPTH, Found, Search
+from memory_server.usecases.lookup import load_readable, partial_reason
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
 from memory_server.usecases.understanding import understand
 
 T = TypeVar("T")
-_DEPTH = 100
-"""Candidates taken from each side before scoring."""
 _RERANK_DEPTH = 400
-_CENTRES = 12
-"""How many of the best have what stands around them fetched."""
 _FEW = 16
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
@@ -64,6 +59,7 @@ class SearchRequest:
 
 
 @reads
+@tells_of_flaws
 async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -88,29 +84,27 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
     (wanted, failure), embed_ms = await _timed(_understand(service, caller, principal, query, request, deadline_ms))
-    found, search_ms = await _timed(
-        _search(
-            service,
-            principal,
-            selected,
-            wanted,
-            limit=request.limit,
-            exact=request.rerank,
-            depth=_RERANK_DEPTH if request.rerank else _DEPTH,
-            deadline_ms=max(int(deadline_ms - embed_ms), 1),
-        )
+    search = Search(
+        service,
+        principal,
+        selected,
+        wanted,
+        exact=request.rerank,
+        depth=_RERANK_DEPTH if request.rerank else DEPTH,
+        deadline_ms=max(int(deadline_ms - embed_ms), 1),
     )
+    found, search_ms = await _timed(search.run(request.limit))
     ranked_at = time.perf_counter()
     hits, left_out = _cut(_rank(found, wanted, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
     total_ms = (time.perf_counter() - started) * 1000
-    service.search_latency.add(total_ms)
+    service.search_latency.add(caller, total_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = service.backend.progress(caller.namespace)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
@@ -123,6 +117,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
 
 @reads
+@tells_of_flaws
 async def find_similar(
     service: Service,
     caller: Caller,
@@ -142,15 +137,15 @@ async def find_similar(
     started = time.perf_counter()
     await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
-    field = vector_field(service.settings.vector_store.embedding_model)
-    record = await load_readable(service, principal, memory_id, vector_field=field)
+    record = await load_readable(service, principal, memory_id, with_vector=True)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
     selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
     wanted = Wanted(vector=candidates.vector_of(record), weights=PLAIN)
-    found = await _search(service, principal, selected, wanted, limit=limit + 1, exact=exact)
+    search = Search(service, principal, selected, wanted, exact=exact, secret=record.is_sensitive)
+    found = await search.run(limit + 1)
     request = SearchRequest(query="", limit=limit, min_score=min_score)
     others = [scored for scored in _rank(found, wanted, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
@@ -160,18 +155,22 @@ async def find_similar(
         service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
     )
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason=reason,
     )
 
 
-async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
-    """Find the readable memories nearest to a vector of shape (dimension,)."""
+async def nearest(
+    service: Service, principal: Principal, vector: Matrix, limit: int, *, secret: bool = False
+) -> list[Scored]:
+    """Find the readable memories nearest to a vector of shape (dimension,); to a secret one, sensitive ones alone."""
     selected = build.readable(principal, build.Filters(), time.time())
+    if secret:
+        selected = build.sensitive(selected)
     wanted = Wanted(vector=vector, weights=PLAIN)
-    found = await _search(service, principal, selected, wanted, limit=limit, depth=_FEW)
+    found = await Search(service, principal, selected, wanted, depth=_FEW, secret=secret).run(limit)
     return _rank(found, wanted, SearchRequest(query=""))[:limit]
 
 
@@ -182,17 +181,11 @@ async def best_of(
     request = SearchRequest(query=text, limit=limit)
     timeout = service.settings.search_timeout_ms
     wanted, failure = await _understand(service, caller, principal, text, request, timeout)
-    found = await _search(service, principal, selected, wanted, limit=limit)
+    found = await Search(service, principal, selected, wanted).run(limit)
     hits, _ = _cut(_rank(found, wanted, request), request)
     waiting, warnings = found.candidates.waiting, found.candidates.warnings
     progress = service.backend.progress(caller.namespace)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    candidates: Candidates
-    readings: list[Reading]
 
 
 async def _understand(
@@ -226,65 +219,11 @@ async def _query_vector(
         if mode is Mode.VECTOR:
             raise
         return None, error.message
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
 
-async def _search(
-    service: Service,
-    principal: Principal,
-    selected: build.Query,
-    wanted: Wanted,
-    *,
-    limit: int,
-    exact: bool = False,
-    depth: int = _DEPTH,
-    deadline_ms: int | None = None,
-) -> _Found:
-    """Fetch and read candidates, deeper while records that vanished leave too few; then what is around the best."""
-    keys = Keys(principal.namespace)
-    vector_name = vector_field(service.settings.vector_store.embedding_model)
-    timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
-    data = None if wanted.vector is None else to_bytes(wanted.vector)
-    depth = max(depth, 2 * limit)
-
-    async def load(client: Client, refs: Sequence[loading.Ref]) -> list[Reading]:
-        records = await loading.load_readable(client, keys, refs, principal, vector_field=vector_name)
-        return ranking.read(records, wanted)
-
-    async def fetch(client: Client) -> _Found:
-        proposed = await candidates.propose(
-            client, keys, selected, terms=wanted.terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
-        )
-        return _Found(proposed, await load(client, proposed.refs))
-
-    async def fetch_around(client: Client) -> list[Reading]:
-        return await load(client, await candidates.at_places(client, keys, selected, places, timeout))
-
-    while True:
-        found = await run_search(service, principal.namespace, fetch)
-        if (
-            len({reading.record.id for reading in found.readings}) >= limit
-            or not found.candidates.full
-            or depth >= candidates.MAX_DEPTH
-        ):
-            break
-        depth *= 4
-    if not (places := _places_around(found, wanted)):
-        return found
-    around = await run_search(service, principal.namespace, fetch_around)
-    return replace(found, readings=found.readings + around)
-
-
-def _places_around(found: _Found, wanted: Wanted) -> ranking.Places:
-    if not wanted.weights.around or not wanted.terms:
-        return {}
-    scored = ranking.score(found.readings, wanted, found.candidates.statistics)
-    best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
-    return ranking.missing_places(best, found.readings)
-
-
-def _rank(found: _Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
+def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
     """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
     now = time.time()
     scored = [
@@ -325,9 +264,9 @@ def _over_budget(left_out: int) -> list[str]:
     return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
-def _hit(scored: Scored) -> Hit:
+def _hit(scored: Scored, principal: Principal) -> Hit:
     return Hit(
-        memory=Memory.of(scored.record),
+        memory=Memory.of(scored.record, principal),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
