@@ -54,6 +54,11 @@ local function audit(key, counters, at, entry)
   audited = entry.nonce
 end
 
+-- Tell by the answer that the entry stands since an earlier try of the same call, whose answer was lost.
+local function noted_before(entry)
+  audited = entry and entry.nonce
+end
+
 -- Tell whoever waits for events. `subject` is what it is about and `by` who did it; of `about`, `scope` says by which
 -- tokens a memory is read, `to` which agents are addressed, and `extra` is a list of more fields and values.
 local function emit(events, kind, op, subject, by, about)

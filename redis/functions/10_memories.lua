@@ -59,6 +59,7 @@ local function store(keys, args)
   end
   if redis.call('EXISTS', mem) == 1 then
     local known = redis.call('HMGET', mem, 'created_at', 'expires_at', 'seq')
+    noted_before(request.audit)
     return answer({status = 'stored', id = request.id, created_at = known[1], expires_at = known[2],
       seq = tonumber(known[3])})
   end

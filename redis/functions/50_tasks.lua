@@ -53,6 +53,7 @@ local function submit(keys, args)
   local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local known = read(names.task .. id, 'state', 'assigned')
+  if known.state then noted_before(request.audit) end
   if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
@@ -268,7 +269,9 @@ end
 
 -- A call whose answer was lost comes again under its own id, and gets the same answer.
 local function is_repeated(task, request)
-  return task.state and task.last_call == request.call
+  if not task.state or task.last_call ~= request.call then return false end
+  noted_before(request.audit)
+  return true
 end
 
 -- rm1_task_complete: end a task with its result.
