@@ -19,13 +19,18 @@ local function code_of(values, seal)
   return redis.sha1hex(seal.outer .. raw(redis.sha1hex(seal.inner .. table.concat(parts))))
 end
 
+local function signed_values(hash)
+  local values, known = {}, redis.call('HMGET', hash, unpack(SIGNED))
+  for position, name in ipairs(SIGNED) do values[name] = known[position] or nil end
+  return values
+end
+
 -- Add to the fields about to be written the code of the record that they leave in the hash. One HSET writes both, for
 -- each inserts the vector anew.
 local function with_code(counters, hash, fields, removed, seal)
   if not seal then return fields end
   redis.call('HSETNX', counters, 'signed', 1)
-  local values, known = {}, redis.call('HMGET', hash, unpack(SIGNED))
-  for position, name in ipairs(SIGNED) do values[name] = known[position] or nil end
+  local values = signed_values(hash)
   for _, name in ipairs(removed) do values[name] = nil end
   for position = 1, #fields, 2 do values[fields[position]] = tostring(fields[position + 1]) end
   for _, part in ipairs({'mac', code_of(values, seal), 'mac_key', seal.signer}) do fields[#fields + 1] = part end
@@ -35,9 +40,7 @@ end
 -- Whether a record, by the seal under which it was read, is not what it was then.
 local function is_altered(hash, seal)
   if not seal then return false end
-  local values, known = {}, redis.call('HMGET', hash, unpack(SIGNED))
-  for position, name in ipairs(SIGNED) do values[name] = known[position] or nil end
-  return redis.call('HGET', hash, 'mac') ~= code_of(values, seal)
+  return redis.call('HGET', hash, 'mac') ~= code_of(signed_values(hash), seal)
 end
 
 -- Whether a record must not be written without a code.

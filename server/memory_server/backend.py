@@ -224,6 +224,10 @@ class Backend:
                 await self._refresh(prepared)
         return prepared
 
+    async def namespaces(self) -> list[str]:
+        """Name all namespaces."""
+        return sorted(raw.decode() for raw in await self.read(lambda client: client.smembers(NAMESPACES)))
+
     async def knows(self, name: str) -> bool:
         """Whether anything was ever stored in a namespace; reading alone makes none."""
         return name in self._prepared or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))

@@ -6,7 +6,6 @@ import asyncio
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from memory_server.cli_agents import agents
 from memory_server.cli_audit import audit
 from memory_server.cli_keys import keys
 from memory_server.cli_trust import integrity, purge, quarantine
+from memory_server.console import AsJson, Config, DataDir
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits: the deployment is configured wrongly."""
@@ -28,8 +28,6 @@ app.add_typer(integrity, name="integrity")
 app.command()(purge)
 app.add_typer(audit, name="audit")
 
-DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
-
 
 @app.command()
 def serve(
@@ -39,7 +37,7 @@ def serve(
     data_dir: DataDir = None,
     namespace: Annotated[str | None, typer.Option(help="Team or project whose memory this is.")] = None,
     agent: Annotated[str | None, typer.Option(help="Name of the agent that connects over stdio.")] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON file with settings.")] = None,
+    config: Config = None,
 ) -> None:
     """Serve MCP."""
     from memory_core.settings import Settings
@@ -59,9 +57,9 @@ def stop(data_dir: DataDir = None) -> None:
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
+    as_json: AsJson = False,
     data_dir: DataDir = None,
-    config: Annotated[Path | None, typer.Option(help="JSON file with settings.")] = None,
+    config: Config = None,
 ) -> None:
     """Check Redis, the index and the sidecars, and say how to mend what is wrong."""
     from memory_core.settings import Settings
@@ -79,8 +77,8 @@ def doctor(
 @app.command()
 def settings(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Write the reference, docs/settings.md.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Answer in JSON.")] = False,
-    config: Annotated[Path | None, typer.Option(help="JSON file with settings.")] = None,
+    as_json: AsJson = False,
+    config: Config = None,
 ) -> None:
     """Show every setting: its value, where that is from, its default and its environment variable."""
     from memory_core.settings import Settings

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from memory_core.errors import InvalidArgument, StoreUnavailable
+from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings
 
 if TYPE_CHECKING:
     from memory_core.connection import Client
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 audit = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Check, export and read the audit.")
 
-Config = Annotated[Path | None, typer.Option(help="JSON file with settings.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
-Namespace = Annotated[str | None, typer.Option(help="Team or project; the settings' own if left out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 _SHOWN = 20
 _WITHOUT_KEY = (
     "no key is known here, so signatures and seals cannot be checked, only numbers; "
@@ -52,7 +49,7 @@ def verify(
     """
     if expect is not None and not re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", expect):
         raise InvalidArgument("--expect is not a head", hint="NUMBER:CHAIN, as an earlier check printed it")
-    settings = _settings(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     if file is not None:
         from memory_server.auditing.exporting import check_file
 
@@ -75,7 +72,7 @@ def export(
     data_dir: DataDir = None,
 ) -> None:
     """Write all entries and seals to a file, which `verify --file` checks without Redis."""
-    number = _on_redis(_settings(config, data_dir, namespace), lambda client, keys: _export(client, keys, to))
+    number = _on_redis(load_settings(config, data_dir, namespace), lambda client, keys: _export(client, keys, to))
     typer.echo(f"{number} lines are in {to}.", err=True)
 
 
@@ -90,7 +87,7 @@ def tail(
 ) -> None:
     """Show the last entries and those that come, until interrupted."""
     show = _print_json if as_json else _print_entry
-    settings = _settings(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     try:
         _on_redis(settings, lambda client, keys: _tail(client, keys, lines, follow, show))
     except KeyboardInterrupt:
@@ -178,12 +175,6 @@ def _print_entry(entry: Entry) -> None:
     typer.echo(
         f"{' '.join(said)}{by} {fields.get('op')} {fields.get('outcome')} [{fields.get('ids')}] {fields.get('from')}"
     )
-
-
-def _settings(config: Path | None, data_dir: Path | None, namespace: str | None) -> Settings:
-    from memory_core.settings import Settings
-
-    return Settings.load(config, data_dir=data_dir, namespace=namespace)
 
 
 def _keyring(settings: Settings) -> Keyring:

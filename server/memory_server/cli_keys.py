@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_core.errors import KeyMissing, MemoryServiceError
-from memory_server.cli_agents import Config, DataDir, Namespace, load_settings
+from memory_core.errors import KeyMissing
+from memory_server.console import Config, DataDir, Namespace, load_settings, with_service
 
 if TYPE_CHECKING:
-    from memory_core.settings import Settings
     from memory_server.service import Service
 
-T = TypeVar("T")
 keys = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Make keys, and change them.")
 
 
@@ -47,7 +43,7 @@ def rotate(
 ) -> None:
     """Give agents new data keys and seal their memories anew. If it was stopped, run it again: it goes on."""
     settings = load_settings(config, data_dir, namespace)
-    closed = _with_service(settings, lambda service: _rotate(service, settings.namespace, agent))
+    closed = with_service(settings, lambda service: _rotate(service, settings.namespace, agent))
     if closed:
         typer.echo(f"{closed} memories cannot be opened; their old keys are kept.", err=True)
         raise typer.Exit(1)
@@ -61,7 +57,7 @@ def rewrap(
 ) -> None:
     """Put all data keys under the first master key; the older ones open no memory any more after that."""
     settings = load_settings(config, data_dir, namespace)
-    number = _with_service(settings, lambda service: _rewrap(service, namespace))
+    number = with_service(settings, lambda service: _rewrap(service, namespace))
     typer.echo(f"{number} data keys were put under the master key in force.")
 
 
@@ -69,6 +65,7 @@ async def _rotate(service: Service, namespace: str, agent: str | None) -> int:
     from memory_server.usecases.rotation import owners_with_keys
     from memory_server.usecases.rotation import rotate as rotate_one
 
+    await service.vault.check()
     closed = 0
     for owner in await owners_with_keys(service, namespace, agent):
         rotated = await rotate_one(service, namespace, owner)
@@ -78,33 +75,12 @@ async def _rotate(service: Service, namespace: str, agent: str | None) -> int:
 
 
 async def _rewrap(service: Service, namespace: str | None) -> int:
-    from memory_server.usecases.rotation import namespaces, owners_with_keys
+    from memory_server.usecases.rotation import owners_with_keys
     from memory_server.usecases.rotation import rewrap as rewrap_one
 
+    await service.vault.check()
     number = 0
-    for name in [namespace] if namespace else await namespaces(service):
+    for name in [namespace] if namespace else await service.backend.namespaces():
         for owner in await owners_with_keys(service, name):
             number += await rewrap_one(service, name, owner)
     return number
-
-
-def _with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    return asyncio.run(_running(settings, action))
-
-
-async def _running(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action, which needs none of the background work but Redis.
-
-    Its refusal is raised outside the task group, which would wrap it.
-    """
-    from memory_server.service import Service
-
-    refused: MemoryServiceError
-    service = Service(settings)
-    async with service.backend.running():
-        try:
-            await service.vault.check()
-            return await action(service)
-        except MemoryServiceError as error:
-            refused = error
-    raise refused

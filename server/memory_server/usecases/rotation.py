@@ -13,7 +13,7 @@ import numpy as np
 
 from memory_core.connection import Client
 from memory_core.errors import Conflict, KeyMissing, StoreUnavailable, Tampered
-from memory_core.keys import NAMESPACES, Keys, vector_field
+from memory_core.keys import Keys, vector_field
 from memory_core.names import SEPARATOR
 from memory_core.records import Record
 from memory_core.sealed_records import unwrap, wrap
@@ -51,11 +51,6 @@ async def owners_with_keys(service: Service, namespace: str, agent: str | None =
         return sorted(keyed)
     owners = await service.backend.read(lambda client: client.hget(keys.agent(agent), "owners"))
     return sorted(keyed & set((owners or b"").decode().split(SEPARATOR)))
-
-
-async def namespaces(service: Service) -> list[str]:
-    """Name all namespaces."""
-    return sorted(raw.decode() for raw in await service.backend.read(lambda client: client.smembers(NAMESPACES)))
 
 
 async def rotate(service: Service, namespace: str, owner: str) -> Rotated:

@@ -15,7 +15,7 @@ from itertools import count
 from memory_core.connection import Client, store_errors
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
-from memory_core.keys import AUDITED, NAMESPACES, SWEEPER, Keys
+from memory_core.keys import AUDITED, SWEEPER, Keys
 from memory_core.records import Record
 from memory_server.auditing.keeping import trim
 from memory_server.auditing.sealing import is_unsealed
@@ -77,9 +77,7 @@ async def _hold_lease(service: Service, name: str) -> bool:
 
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
     """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector, expired grants."""
-    names = await service.backend.read(lambda client: client.smembers(NAMESPACES))
-    for raw in sorted(names):
-        namespace = raw.decode()
+    for namespace in await service.backend.namespaces():
         try:
             await service.backend.namespace(namespace)
             await _settle_chores(service, namespace, patience)
@@ -93,8 +91,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
 async def sweep_audits(service: Service) -> None:
     """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
     noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
-    stored: set[bytes] = await service.backend.read(lambda client: client.smembers(NAMESPACES))
-    for namespace in sorted(name.decode() for name in noted | stored):
+    for namespace in sorted({*(name.decode() for name in noted), *await service.backend.namespaces()}):
         try:
             if await is_unsealed(service.backend, namespace):
                 service.auditor.noticed(namespace)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from memory_core.connection import Client
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import NAMESPACES, Keys
+from memory_core.keys import Keys
 from memory_server.auditing.said import by_itself
 from memory_server.search import candidates
 from memory_server.search import query as build
@@ -24,7 +24,7 @@ _CLOCKS = 5
 
 async def sweep_due_teams(service: Service) -> None:
     """Sweep the namespaces in which an agent, a lease or a pause is overdue, found in one round trip."""
-    names = [name.decode() for name in await service.backend.read(lambda client: client.smembers(NAMESPACES))]
+    names = await service.backend.namespaces()
     clocks = await service.backend.read(lambda client: _overdue(client, [Keys(name) for name in names]))
     for name, overdue in zip(names, clocks, strict=True):
         if not overdue:
