@@ -14,7 +14,7 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context, MCPServer
 from mcp_types import CallToolResult
-from stack import Refused, Server, text_of
+from stack import Server, answer_of
 from starlette.requests import Request
 
 from memory_core.access import Scope, check_scopes
@@ -71,11 +71,7 @@ class Direct:
         Raises:
             Refused: the tool answered with an error.
         """
-        result = await self.raw(tool, **arguments)
-        structured = result.structured_content or {}
-        if result.is_error:
-            raise Refused(text_of(result), structured.get("error", {}))
-        return structured
+        return answer_of(await self.raw(tool, **arguments))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,11 +56,7 @@ class Agent:
         Raises:
             Refused: the tool answered with an error.
         """
-        result = await self.raw(tool, **arguments)
-        structured = result.structured_content or {}
-        if result.is_error:
-            raise Refused(text_of(result), structured.get("error", {}))
-        return structured
+        return answer_of(await self.raw(tool, **arguments))
 
     async def raw(self, tool: str, /, **arguments: Any) -> CallToolResult:
         """Call a tool and give the whole result."""
@@ -98,6 +94,18 @@ async def in_own_task(context: AbstractAsyncContextManager[T]) -> AsyncGenerator
     finally:
         leaving.set()
         await task
+
+
+def answer_of(result: CallToolResult) -> dict[str, Any]:
+    """Give the structured answer of a result.
+
+    Raises:
+        Refused: it is an error.
+    """
+    structured = result.structured_content or {}
+    if result.is_error:
+        raise Refused(text_of(result), structured.get("error", {}))
+    return structured
 
 
 def text_of(result: CallToolResult) -> str:
