@@ -57,7 +57,7 @@ def serve(
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
     name = model or settings.vector_store.embedding_model
     encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
-    _run(_serve(url, encoder, lease, parent))
+    _run(_serve(url, encoder, lease, settings.bulk.memory_bytes, parent))
 
 
 def main() -> None:
@@ -76,10 +76,10 @@ def exit_code(error: MemoryServiceError) -> int:
     return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
 
 
-async def _serve(url: str, encoder: Encoder, lease: float, parent: int | None) -> None:
+async def _serve(url: str, encoder: Encoder, lease: float, bulk_bytes: int, parent: int | None) -> None:
     from memory_embedder.sidecar import Options, Sidecar
 
-    sidecar = Sidecar(url, encoder, Options(lease=lease))
+    sidecar = Sidecar(url, encoder, Options(lease=lease, bulk_bytes=bulk_bytes))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sidecar.stop)

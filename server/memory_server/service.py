@@ -16,6 +16,7 @@ from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
 from memory_server.backend import Backend
+from memory_server.bulk import Bulk
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
@@ -57,6 +58,7 @@ class Service:
         self.settings = settings
         self.backend = Backend(settings)
         self.embeddings = Embeddings(self.backend)
+        self.bulk = Bulk(self.backend, self.embeddings.replies)
         self.readers = Readers()
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)

@@ -74,12 +74,13 @@ async def propose(
     depth: int,
     exact: bool,
     timeout_ms: int,
+    near: Sequence[Ref] | None = None,
 ) -> Candidates:
     """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
 
     The nearest are found by comparing with every readable memory if `exact` or if these are few. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here.
+    BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known.
 
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
@@ -94,7 +95,7 @@ async def propose(
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
         add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
-    if vector is not None:
+    if vector is not None and near is None:
         nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
     waiting, *rest = await pipe.execute()
@@ -102,7 +103,7 @@ async def propose(
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     worded = _weigh(keys, by_word, [statistics.idf(term) for term in terms])
-    near = [ref for answer in by_vector for ref in _refs(keys, answer)]
+    near = near if near is not None else [ref for answer in by_vector for ref in _refs(keys, answer)]
     return Candidates(
         refs=list(dict.fromkeys([*worded[:depth], *near])),
         statistics=statistics,

@@ -6,10 +6,11 @@ import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 from memory_core.connection import Client
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument
+from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -23,6 +24,7 @@ from memory_server.search.candidates import Candidates
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit, check_text
+from memory_server.usecases.comparing import Near, exactly_near
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
@@ -148,9 +150,14 @@ async def find_similar(
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
-    selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
+    filters = await to_filters(service, principal, selection)
+    selected = build.readable(principal, filters, time.time())
     vector = candidates.vector_of(record)
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
+    find = partial(_search, service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
+    try:
+        found, note = await find(near=exactly_near(service, principal, filters, vector) if exact else None), None
+    except BulkUnavailable as error:
+        found, note = await find(), f"compared by Redis, which is slower: {error.message}"
     request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
     others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
@@ -163,7 +170,7 @@ async def find_similar(
         hits=[_hit(scored) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
-        reason=reason,
+        reason="; ".join(filter(None, (reason, note))) or None,
     )
 
 
@@ -223,8 +230,12 @@ async def _search(
     exact: bool = False,
     depth: int = _DEPTH,
     deadline_ms: int | None = None,
+    near: Near | None = None,
 ) -> _Found:
-    """Fetch and load candidates, deeper while records that vanished leave too few."""
+    """Fetch and load candidates, deeper while records that vanished leave too few.
+
+    `near` finds the neighbours instead of the index.
+    """
     keys = Keys(principal.namespace)
     vector_name = vector_field(service.settings.vector_store.embedding_model)
     timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
@@ -233,12 +244,13 @@ async def _search(
 
     async def fetch(client: Client) -> _Found:
         proposed = await candidates.propose(
-            client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout
+            client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout, near=refs
         )
         records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
         return _Found(proposed, records)
 
     while True:
+        refs = await near(depth) if near else None
         found = await run_search(service, principal.namespace, fetch)
         if (
             len({record.id for record in found.records}) >= limit
