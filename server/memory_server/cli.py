@@ -13,12 +13,14 @@ import typer
 
 from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
+from memory_server.cli_reports import add_reports
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits: the deployment is configured wrongly."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(agents, name="agents")
+add_reports(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
 

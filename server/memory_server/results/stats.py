@@ -104,6 +104,7 @@ class GpuAnswer(Answer):
     sidecars: list[SidecarStatus]
     queue_depth: int = Field(description="embed jobs waiting in this namespace")
     libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
+    bulk: str = Field(description="who compares many vectors at once, and what of")
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
 
     def summary(self) -> str:
@@ -113,4 +114,4 @@ class GpuAnswer(Answer):
             f"{s.texts_per_second:.0f} texts/s, queue {s.queue_depth}"
             for s in self.sidecars
         ]
-        return "\n".join(lines + self.fallbacks) or "No sidecar."
+        return "\n".join([*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."])

@@ -12,6 +12,7 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
+from memory_core.sidecars import BulkStatus
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
@@ -83,9 +84,23 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
         sidecars=living,
         queue_depth=int(depth),
         libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
-        fallbacks=[f"{status.host}: {status.fallback}" for status in living if status.fallback],
+        bulk="; ".join(_bulk(one.bulk) for one in living if one.bulk) or "none; exact comparisons are made by Redis",
+        fallbacks=[
+            f"{status.host}: {text}"
+            for status in living
+            for text in (status.fallback, status.bulk.fallback if status.bulk else "")
+            if text
+        ],
         partial=bool(reason),
         reason=reason,
+    )
+
+
+def _bulk(status: BulkStatus) -> str:
+    faiss = f"FAISS {status.faiss} on {status.faiss_gpus or 'no'} GPUs" if status.faiss else "no FAISS"
+    return (
+        f"{status.arrays}, {faiss}: {status.vectors} vectors of {status.namespaces} namespaces in "
+        f"{status.memory_used >> 20} of {status.memory_total >> 20} MiB"
     )
 
 
