@@ -45,7 +45,7 @@ async def visible(server: Server, namespace: str, name: str, **filters: Any) -> 
     query = unit_vectors(1, 384)
     selection = mirrored.readable(principal, Filters(**filters))
     (found,) = await server.service.bulk.nearest(namespace, selection, query, 1000, exact=True, wait=20.0)
-    return {memory_id for memory_id, _ in found}
+    return {memory_id for memory_id, _, _ in found}
 
 
 async def similar(agent: Agent, memory_id: str, **arguments: Any) -> tuple[list[str], dict[str, Any]]:
@@ -126,8 +126,8 @@ async def test_long_memories_are_compared_by_every_piece(server: Server, namespa
         (found,) = await server.service.bulk.nearest(
             namespace, selection, unit_vectors(1, 384), 100, exact=True, wait=20.0
         )
-        assert {memory_id for memory_id, _ in found} <= {long}
-        return sorted(piece for _, piece in found)
+        assert {memory_id for memory_id, _, _ in found} <= {long}
+        return sorted(piece for _, piece, _ in found)
 
     count = (await alice.call("retrieve_memory", memory_id=long))["memory"]["pieces"]
     assert count > 1
@@ -154,7 +154,7 @@ async def test_many_queries_are_answered_at_once_and_in_order(server: Server, na
     selection = mirrored.readable(principal, Filters())
     for exact in (True, False):
         found = await server.service.bulk.nearest(namespace, selection, vectors, 1, exact=exact, wait=20.0)
-        assert found == [[(memory_id, 0)] for memory_id in ids]
+        assert [[one[:2] for one in row] for row in found] == [[(memory_id, 0)] for memory_id in ids]
 
 
 async def test_a_sidecar_that_falls_silent_is_told_of_and_redis_compares(

@@ -28,7 +28,8 @@ from memory_server.backend import Backend
 from memory_server.replies import Replies
 
 Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
-Piece = tuple[str, int]
+Piece = tuple[str, int, float]
+"""A memory's id, the number of its piece, and the cosine."""
 _TRUST_SECONDS = 2.0
 
 
@@ -68,9 +69,13 @@ class Bulk:
             rebuild_threshold=vector_store.rebuild_threshold,
         )
         found = await self._ask(namespace, request, NearestFound, wait)
-        named = list(zip(found.ids, found.pieces, strict=True))
-        places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k)
-        return [[named[place] for place in row if place >= 0] for row in places.tolist()]
+        ids, pieces = found.ids, found.pieces
+        places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k).tolist()
+        scores = np.frombuffer(found.scores, dtype="<f4").reshape(-1, found.k).tolist()
+        return [
+            [(ids[place], pieces[place], score) for place, score in zip(*row, strict=True) if place >= 0]
+            for row in zip(places, scores, strict=True)
+        ]
 
     async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
         """Find pairs that say nearly the same; raises as `nearest` does."""

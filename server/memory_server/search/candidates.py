@@ -18,6 +18,7 @@ from memory_server.search import query as build
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query
 from memory_server.search.ranking import WordStatistics
+from memory_server.together import once
 
 MAX_DEPTH = 6400
 _WORD_BUDGET = 1600
@@ -39,7 +40,11 @@ class Candidates:
 
 async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
     """Count the memories that a query selects."""
-    return (await count_all(client, keys, [query], timeout_ms))[0]
+
+    async def fetch() -> int:
+        return (await count_all(client, keys, [query], timeout_ms))[0]
+
+    return await once(("count", keys, query.text, tuple(query.params.items())), fetch)
 
 
 async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
@@ -85,6 +90,9 @@ async def propose(
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
     """
+    if near is not None and not terms:
+        waiting = await count(client, keys, build.without_vector(selection), timeout_ms)
+        return Candidates(list(near), waiting=waiting, full=len(near) >= depth)
     total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
 

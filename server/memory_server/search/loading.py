@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.records import HEAD_FIELDS, Record, decompress, parse
 from memory_core.scope import Principal
+from memory_server.together import shared
 
 _PIECE_FIELDS = ("content", "hash", "model")
 
@@ -58,8 +59,24 @@ async def load_readable(
     """Like `load`, leaving out what has expired and what the principal may not read.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more.
+    principal was resolved shows nothing more. Reads of one batch load each record once.
     """
+    current = shared()
+    if current is None:
+        return await _load_readable(client, keys, refs, principal, vector_field, whole)
+
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record]:
+        wanted = [refs[position] for position in missing]
+        records = await _load_readable(client, keys, wanted, principal, vector_field, whole)
+        return {(keys, record.id, record.part, vector_field, whole): record for record in records}
+
+    found = await current.each([(keys, *ref, vector_field, whole) for ref in refs], load_some)
+    return [record for record in found if record]
+
+
+async def _load_readable(
+    client: Client, keys: Keys, refs: Sequence[Ref], principal: Principal, vector_field: str | None, whole: bool
+) -> list[Record]:
     if not refs:
         return []
     pipe = client.pipeline(transaction=bool(principal.grants))
@@ -76,9 +93,11 @@ async def load_readable(
 
 
 def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
-    extra = [*([vector_field] if vector_field else []), *(["body"] if whole else [])]
+    # As bytes: redis-py would encode the names again for every record.
+    names = [*HEAD_FIELDS, *([vector_field] if vector_field else []), *(["body"] if whole else [])]
+    fields = [name.encode() for name in names]
     for ref in refs:
-        pipe.hmget(keys.memory(ref.memory_id), [*HEAD_FIELDS, *extra])
+        pipe.hmget(keys.memory(ref.memory_id), fields)
         if ref.piece:
             pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *([vector_field] if vector_field else [])])
 

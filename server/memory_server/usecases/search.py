@@ -23,8 +23,9 @@ from memory_server.search.analysis import query_terms
 from memory_server.search.candidates import Candidates
 from memory_server.search.ranking import Scored
 from memory_server.service import Service
+from memory_server.together import now
 from memory_server.usecases.checks import check_limit, check_text
-from memory_server.usecases.comparing import Near, exactly_near
+from memory_server.usecases.comparing import Near, exactly_near, near_together
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
@@ -83,7 +84,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     if not await service.backend.knows(caller.namespace):
         return SearchAnswer(hits=[])
     await service.backend.namespace(caller.namespace)
-    selected = build.readable(principal, filters, time.time())
+    selected = build.readable(principal, filters, now())
     terms = [] if request.mode is Mode.VECTOR else query_terms(query)
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
@@ -100,6 +101,8 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
             exact=request.rerank,
             depth=_RERANK_DEPTH if request.rerank else _DEPTH,
             deadline_ms=max(int(deadline_ms - embed_ms), 1),
+            near=None if request.rerank else await near_together(service, principal, filters, vector),
+            by_cosine=not (terms or request.recency_weight or request.priority_weight),
         )
     )
     ranked_at = time.perf_counter()
@@ -231,18 +234,21 @@ async def _search(
     depth: int = _DEPTH,
     deadline_ms: int | None = None,
     near: Near | None = None,
+    by_cosine: bool = False,
 ) -> _Found:
     """Fetch and load candidates, deeper while records that vanished leave too few.
 
-    `near` finds the neighbours instead of the index.
+    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
     """
     keys = Keys(principal.namespace)
     vector_name = vector_field(service.settings.vector_store.embedding_model)
     timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
     data = None if vector is None else to_bytes(vector)
-    depth = max(depth, 2 * limit)
+    least = max(depth, 2 * limit)
+    depth = 2 * limit if near and by_cosine else least
 
     async def fetch(client: Client) -> _Found:
+        refs = None if neighbours is None else [ref for ref, _ in neighbours]
         proposed = await candidates.propose(
             client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout, near=refs
         )
@@ -250,15 +256,22 @@ async def _search(
         return _Found(proposed, records)
 
     while True:
-        refs = await near(depth) if near else None
+        neighbours = await near(depth) if near else None
+        if near and neighbours is None:
+            near, depth = None, least
         found = await run_search(service, principal.namespace, fetch)
-        if (
-            len({record.id for record in found.records}) >= limit
-            or not found.candidates.full
-            or depth >= candidates.MAX_DEPTH
-        ):
+        enough = len({record.id for record in found.records}) >= limit
+        if enough and neighbours and by_cosine and vector is not None:
+            enough = _outranks(found, vector, limit, neighbours[-1][1])
+        if enough or not found.candidates.full or depth >= candidates.MAX_DEPTH:
             return found
         depth *= 4
+
+
+def _outranks(found: _Found, vector: Matrix, limit: int, cosine: float) -> bool:
+    """Whether the best so many score at least as high as anything could that is no nearer than this."""
+    ranked = _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))
+    return len(ranked) >= limit and ranked[limit - 1].score >= cosine
 
 
 def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:
