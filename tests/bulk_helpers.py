@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,12 +35,19 @@ def unit_vectors(count: int, dimension: int = DIMENSION, seed: int = 0, subjects
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def loaded(memory_id: str, *vectors: Matrix, scope: Sequence[str] = ("pub",), **fields: Any) -> Loaded:
+def loaded(
+    memory_id: str,
+    *vectors: Matrix,
+    scope: Sequence[str] = ("pub",),
+    labels: Mapping[str, Sequence[str]] | None = None,
+    expires_at: float = float("inf"),
+    occurred_at: float = float("nan"),
+) -> Loaded:
     """A memory of some pieces as it would be read."""
-    labels = [("scope", token) for token in scope]
-    labels += [(name, value) for name, values in fields.pop("labels", {}).items() for value in values]
+    carried = [("scope", token) for token in scope]
+    carried += [(name, value) for name, values in (labels or {}).items() for value in values]
     pieces = [(number, to_bytes(vector)) for number, vector in enumerate(vectors)]
-    return Loaded(memory_id, labels=labels, pieces=pieces, **({"expires_at": float("inf")} | fields))
+    return Loaded(memory_id, carried, expires_at, occurred_at, pieces)
 
 
 def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None) -> Mirror:

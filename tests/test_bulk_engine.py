@@ -126,7 +126,7 @@ def test_near_duplicates_are_all_pairs_of_different_memories_that_are_alike() ->
 def test_clusters_are_the_subjects() -> None:
     middles = np.eye(DIMENSION, dtype=np.float32)[:4]
     vectors = np.concatenate([np.repeat(middle[None], 5 + number, axis=0) for number, middle in enumerate(middles)])
-    mirror = mirror_of(vectors + 0.0)
+    mirror = mirror_of(vectors)
     request = Clusters(selection=EVERYBODY, count=4, show=2)
     found = ENGINE.clusters(snapshot(mirror, seen_by(mirror, "pub")), request, float("inf"))
     assert list(found.sizes) == [8, 7, 6, 5]

@@ -75,8 +75,8 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimina
 class Found(_Part):
     """Pieces named by the requests' answers: `ids` and `pieces` side by side."""
 
-    ids: Sequence[str]
-    pieces: Sequence[int]
+    ids: list[str]
+    pieces: list[int]
 
 
 class NearestFound(Found):
@@ -99,9 +99,9 @@ class DuplicatesFound(Found):
 class ClustersFound(Found):
     """The clusters, largest first: how many memories, how close they are, and the places in `ids` of some."""
 
-    sizes: Sequence[int]
-    closeness: Sequence[float]
-    shown: Sequence[Sequence[int]]
+    sizes: list[int]
+    closeness: list[float]
+    shown: list[list[int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,13 +50,13 @@ class Resident:
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays
-        self._rows: Array = None
+        self._rows: list[Array] = []
         self._sent = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return 0 if self._rows is None else int(self._rows.nbytes)
+        return sum(int(rows.nbytes) for rows in self._rows)
 
     def upto(self, host: Matrix) -> Array:
         """Give rows on the device; `host` only ever grows at its end.
@@ -67,18 +67,20 @@ class Resident:
         if self._arrays.module is np:
             return host
         with self._out_of_memory():
-            if self._rows is None or len(host) > len(self._rows):
-                self._grow(host)
+            rows = self._with_room(host)
             if len(host) > self._sent:
-                self._rows[self._sent : len(host)] = self._arrays.to_device(host[self._sent :])
+                rows[self._sent : len(host)] = self._arrays.to_device(host[self._sent :])
                 self._sent = len(host)
-        return self._rows[: len(host)]
+        self._rows = [rows]
+        return rows[: len(host)]
 
-    def _grow(self, host: Matrix) -> None:
+    def _with_room(self, host: Matrix) -> Array:
+        if self._rows and len(host) <= len(self._rows[0]):
+            return self._rows[0]
         rows = self._arrays.module.empty((max(len(host) * 5 // 4, _LEAST_ROWS), host.shape[1]), dtype=np.float32)
         if self._sent:
-            rows[: self._sent] = self._rows[: self._sent]
-        self._rows = rows
+            rows[: self._sent] = self._rows[0][: self._sent]
+        return rows
 
     @contextlib.contextmanager
     def _out_of_memory(self) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -32,7 +31,7 @@ class Snapshot:
     """Rows as they were when a request came, and those it may see."""
 
     vectors: Matrix
-    ids: Sequence[str]
+    ids: list[str]
     pieces: Any
     chosen: Mask
     resident: Resident

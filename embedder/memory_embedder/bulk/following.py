@@ -23,6 +23,9 @@ _START = b"0-0"
 _LABELS = ("owner", "type", "priority", "context", "source")
 _MANY_LABELS = ("scope", "tags")
 _HEAD = (*_LABELS, *_MANY_LABELS, "expires_at", "occurred_at", "pieces", "hash")
+_NAMES: tuple[str, ...] = (*_HEAD, "vector")
+_FIELDS = [name.encode() for name in _HEAD]
+"""As bytes: redis-py would encode them again for every record."""
 
 _Head = dict[str, Any]
 Dirty = dict[str, set[int] | None]
@@ -39,7 +42,7 @@ class Follower:
     def __init__(self, client: Client, keys: Keys, vector_field: str) -> None:
         self._client = client
         self._keys = keys
-        self._field = vector_field
+        self._field = vector_field.encode()
         self.position = _START
 
     async def fill(self, mirror: Mirror, progress: Callable[[], None]) -> None:
@@ -98,11 +101,10 @@ class Follower:
         """Read memories as they are now, with their further pieces where these are of the same content."""
         async with self._client.pipeline(transaction=False) as pipe:
             for memory_id in dirty:
-                pipe.hmget(self._keys.memory(memory_id), [*_HEAD, self._field])
+                pipe.hmget(self._keys.memory(memory_id), [*_FIELDS, self._field])
             rows = await pipe.execute()
-        heads = {
-            memory_id: dict(zip((*_HEAD, "vector"), row, strict=True))
-            for memory_id, row in zip(dirty, rows, strict=True)
+        heads: dict[str, _Head] = {
+            memory_id: dict(zip(_NAMES, row, strict=True)) for memory_id, row in zip(dirty, rows, strict=True)
         }
         further = await self._load_further(heads, dirty)
         return [
@@ -119,7 +121,7 @@ class Follower:
             part = wanted[start : start + _SLICE]
             async with self._client.pipeline(transaction=False) as pipe:
                 for memory_id, piece in part:
-                    pipe.hmget(self._keys.chunk(memory_id, piece), ["hash", self._field])
+                    pipe.hmget(self._keys.chunk(memory_id, piece), [b"hash", self._field])
                 rows = await pipe.execute()
             for (memory_id, piece), (content, vector) in zip(part, rows, strict=True):
                 if vector is not None and content == heads[memory_id]["hash"]:
