@@ -1,7 +1,7 @@
-"""The bulk engine beside raw FAISS and the Query Engine, all in one run: `python -m benchmarks.bulk [vectors [rounds of batches]]`.
+"""The bulk engine beside raw FAISS and the Query Engine, all in one run.
 
-Vectors are made up: unit vectors about some thousand subjects, in the dimension of MiniLM. What is measured is speed;
-the answers are compared too.
+`python -m benchmarks.bulk [vectors [rounds of batches]]`. Vectors are made up: of unit length, about some thousand
+subjects, in the dimension of MiniLM. What is measured is speed; the answers are compared too.
 """
 
 from __future__ import annotations

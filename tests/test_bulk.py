@@ -176,6 +176,64 @@ async def test_a_sidecar_that_falls_silent_is_told_of_and_redis_compares(
     assert not answer.get("partial")
 
 
+@pytest.mark.parametrize("mode", ["vector", "hybrid", "keyword"])
+async def test_searches_of_a_batch_find_what_they_find_alone(
+    server: Server, namespace: str, alice: Agent, bob: Agent, mode: str
+) -> None:
+    for number, fact in enumerate(FACTS * 3):
+        visibility = "public" if number % 2 else "private"
+        await (alice if number % 3 else bob).store(f"{fact} ({number})", visibility=visibility, wait=True)
+    await alice.store("The harbour is far. " * 200, visibility="public", wait=True)
+    await bob.store("Tea of old.", visibility="public", priority="archive", wait=True)
+    before = (await bob.call("gpu_status"))["sidecars"][0]["bulk"]["requests_total"]
+    asked = [
+        {"query": query, "mode": mode, "limit": limit} | filters
+        for query in ("when does the harbour open?", "tea", "what is far away?")
+        for limit in (1, 4, 30)
+        for filters in ({}, {"agent_ids": ["alice"]}, {"include_archive": True}, {"recency_weight": 0.5})
+    ]
+    answer = await bob.call("batch_operations", operations=[{"op": "semantic_search", **one} for one in asked])
+    for one, outcome in zip(asked, answer["results"], strict=True):
+        alone = await bob.call("semantic_search", **one)
+        assert [_scored(hit) for hit in outcome["result"]["hits"]] == [_scored(hit) for hit in alone["hits"]]
+    bulk = server.service.bulk
+
+    async def counted() -> bool:
+        total = (await bob.call("gpu_status"))["sidecars"][0]["bulk"]["requests_total"]
+        return total > before if mode != "keyword" else total == before
+
+    assert await bulk.is_offered()
+    await wait_until(counted)
+
+
+async def test_a_batch_reads_what_it_wrote(server: Server, alice: Agent) -> None:
+    memory = await alice.store("The owl is grey.", wait=True)
+    search = {"op": "semantic_search", "query": "owl", "mode": "keyword"}
+    answer = await alice.call(
+        "batch_operations",
+        operations=[
+            search,
+            {"op": "update_memory", "memory_id": memory, "content": "The owl is brown."},
+            search,
+            {"op": "retrieve_memory", "memory_id": memory},
+            {"op": "clear_memory", "memory_ids": [memory]},
+            search,
+        ],
+    )
+    found = [
+        [hit["memory"]["content"] for hit in one["result"]["hits"]]
+        for one in answer["results"]
+        if "hits" in one["result"]
+    ]
+    assert found == [["The owl is grey."], ["The owl is brown."], []]
+    assert answer["results"][3]["result"]["memory"]["content"] == "The owl is brown."
+
+
+def _scored(hit: dict[str, Any]) -> tuple[str, float]:
+    # What counts newness changes with every call.
+    return hit["memory"]["content"], round(hit["score"], 3)
+
+
 async def test_gpu_status_tells_who_compares(server: Server, namespace: str, alice: Agent) -> None:
     await alice.store("The owl is grey.", wait=True)
     await visible(server, namespace, "alice")
