@@ -252,7 +252,6 @@ class Sidecar:
 
     async def _run_bulk(self, bulk: BulkDesk) -> None:
         """Answer bulk requests; they are read on connections of their own, since asks must not wait behind them."""
-        await bulk.open()
         follow = self._every(_FOLLOW_SECONDS, bulk.keep_up)
         recover = self._every(self._options.lease, partial(bulk.recover, int(self._options.lease * 1000)))
         try:

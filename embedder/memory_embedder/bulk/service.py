@@ -53,15 +53,19 @@ class BulkDesk:
         self._budget = memory_bytes
         self._shelf: Shelf | None = None
         self._engine: BulkEngine | None = None
+        self._opening = asyncio.Lock()
         self._room = asyncio.Semaphore(_AT_ONCE)
         self._at_work: dict[tuple[str, bytes], asyncio.Task[None]] = {}
         self._requests = 0
 
-    async def open(self) -> None:
-        """Load the libraries, in a thread: nobody waits for them."""
-        self._engine = await asyncio.to_thread(lambda: BulkEngine(Arrays(self._encoder.device), Faiss()))
-        field = keys.vector_field(self._encoder.name)
-        self._shelf = Shelf(self._client, self._engine, field, self._encoder.dimension, self._budget)
+    async def _open(self) -> tuple[BulkEngine, Shelf]:
+        """Load the libraries for the first request, in a thread: a sidecar that only embeds needs none of them."""
+        async with self._opening:
+            if self._engine is None or self._shelf is None:
+                self._engine = await asyncio.to_thread(lambda: BulkEngine(Arrays(self._encoder.device), Faiss()))
+                field = keys.vector_field(self._encoder.name)
+                self._shelf = Shelf(self._client, self._engine, field, self._encoder.dimension, self._budget)
+        return self._engine, self._shelf
 
     async def close(self) -> None:
         """Answer no more."""
@@ -71,11 +75,11 @@ class BulkDesk:
         if self._shelf:
             await self._shelf.close()
 
-    def status(self) -> BulkStatus | None:
-        """What the heartbeat says; None before it serves."""
+    def status(self) -> BulkStatus:
+        """What the heartbeat says; what it computes with is known once it was asked something."""
         shelf, engine = self._shelf, self._engine
         if shelf is None or engine is None:
-            return None
+            return BulkStatus(arrays="idle", memory_total=self._budget)
         indexes: dict[str, int] = {}
         for kept in shelf.kept:
             if kept.index:
@@ -170,9 +174,8 @@ class BulkDesk:
 
     async def _compute(self, ask: BulkAsk, deadline: float) -> BaseModel:
         """Raises: TimeoutError, DeadlinePassed, TooLarge, InvalidArgument; RedisError when Redis is away."""
-        engine, shelf, request = self._engine, self._shelf, ask.request
-        assert engine is not None
-        assert shelf is not None
+        engine, shelf = await self._open()
+        request = ask.request
         kept, seen = await shelf.snapshot(ask.namespace, request.selection)
         match request:
             case Nearest():

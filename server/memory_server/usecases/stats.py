@@ -97,6 +97,8 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
 
 
 def _bulk(status: BulkStatus) -> str:
+    if not status.requests_total:
+        return f"idle, with {status.memory_total >> 20} MiB to fill"
     faiss = f"FAISS {status.faiss} on {status.faiss_gpus or 'no'} GPUs" if status.faiss else "no FAISS"
     return (
         f"{status.arrays}, {faiss}: {status.vectors} vectors of {status.namespaces} namespaces in "
