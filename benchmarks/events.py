@@ -11,18 +11,15 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 
 from mcp import Client as McpClient
 
 from benchmarks.mcp_client import call
-from benchmarks.serving import Product, product
+from benchmarks.serving import product, service_on
 from memory_core.connection import Client
 from memory_core.keys import Keys
-from memory_core.settings import Settings
-from memory_server.local.client import socket_url
-from memory_server.local.paths import locate, password_of, read_state
 from memory_server.results.events import EventsAnswer
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller
@@ -40,22 +37,11 @@ async def main() -> None:
     """Measure everything and print a table."""
     with product() as served:
         redis = served.redis()
-        async with _service(served) as service:
+        async with service_on(served) as service:
             rows = [*await _in_process(service, redis), *await _matches(service, served.url)]
         rows += await _over_http(served.url, redis)
         await redis.aclose()
     print("\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]))
-
-
-@asynccontextmanager
-async def _service(served: Product) -> AsyncGenerator[Service]:
-    paths = locate(served.data_dir)
-    state = read_state(paths)
-    assert state is not None
-    url = socket_url(state.socket, password_of(paths))
-    async with Service(Settings.load(redis_url=url, embed_wait_seconds=30.0)).running() as service:
-        await service.backend.client()
-        yield service
 
 
 Waits = dict[str, asyncio.Task[EventsAnswer]]

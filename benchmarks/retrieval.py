@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import json
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,21 @@ from rich.table import Table
 from benchmarks.evalset import Conversation, load
 from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
-from benchmarks.serving import product
+from benchmarks.serving import Product, product, service_on
+from memory_server.search.ranking import IN_CONTEXT, Weights
+from memory_server.usecases.principals import Caller
+from memory_server.usecases.search import SearchRequest, semantic_search
 
 MODES = ("vector", "keyword", "hybrid")
+WITHOUT = {
+    "names": replace(IN_CONTEXT, source=0.0),
+    "times": replace(IN_CONTEXT, time=0.0),
+    "surroundings": replace(IN_CONTEXT, around=(), question=0.0),
+    "questions": replace(IN_CONTEXT, question=0.0),
+    "brevity": replace(IN_CONTEXT, brevity=0.0),
+    "all of these": replace(IN_CONTEXT, source=0.0, time=0.0, around=(), question=0.0, brevity=0.0),
+}
+"""What a hybrid search does besides mixing cosine and BM25, and the weights that leave it out."""
 ADVERSARIAL = {"locomo": "5"}
 """Category whose questions have no answer in the text; shown apart."""
 _RESULTS = Path(__file__).parent / "results"
@@ -47,9 +60,18 @@ class Outcome:
         }
 
 
-def namespace_url(url: str, conversation: Conversation) -> str:
+Ask = Callable[[str], Awaitable[list[str]]]
+"""Searches for a question and gives the ids of the memories found, best first."""
+
+
+def namespace(conversation: Conversation) -> str:
     """Give every conversation a namespace of its own."""
-    return f"{url}?agent=bench&namespace=conv-{conversation.id.lower().replace('_', '-')}"
+    return f"conv-{conversation.id.lower().replace('_', '-')}"
+
+
+def namespace_url(url: str, conversation: Conversation) -> str:
+    """Where a conversation is stored and asked over MCP."""
+    return f"{url}?agent=bench&namespace={namespace(conversation)}"
 
 
 async def store(url: str, conversation: Conversation, progress: Progress, task: Any) -> dict[str, str]:
@@ -75,32 +97,55 @@ async def store(url: str, conversation: Conversation, progress: Progress, task: 
     return ids
 
 
-async def ask(
-    url: str,
-    conversation: Conversation,
-    ids: dict[str, str],
-    outcome: Outcome,
-    skipped: str,
-    progress: Progress,
-    task: Any,
-) -> None:
+async def ask(conversation: Conversation, ids: dict[str, str], outcome: Outcome, skipped: str, search: Ask) -> None:
     """Ask a conversation's questions one after another."""
+    for question in conversation.questions:
+        started = time.perf_counter()
+        found = await search(question.text)
+        outcome.latencies.append((time.perf_counter() - started) * 1000)
+        target = outcome.adversarial if question.category == skipped else outcome.quality
+        target.append(judge([ids[memory_id] for memory_id in found], question.evidence))
+
+
+async def ask_over_mcp(
+    url: str, conversation: Conversation, ids: dict[str, str], outcome: Outcome, skipped: str
+) -> None:
+    """Ask as users do."""
     async with Client(namespace_url(url, conversation)) as client:
         await call(client, "memory_stats")
-        for question in conversation.questions:
-            started = time.perf_counter()
-            answer = await call(client, "semantic_search", query=question.text, mode=outcome.mode, limit=MRR_DEPTH)
-            outcome.latencies.append((time.perf_counter() - started) * 1000)
-            ranked = [ids[hit["memory"]["memory_id"]] for hit in answer["hits"]]
-            target = outcome.adversarial if question.category == skipped else outcome.quality
-            target.append(judge(ranked, question.evidence))
-            progress.advance(task)
+
+        async def search(query: str) -> list[str]:
+            answer = await call(client, "semantic_search", query=query, mode=outcome.mode, limit=MRR_DEPTH)
+            return [hit["memory"]["memory_id"] for hit in answer["hits"]]
+
+        await ask(conversation, ids, outcome, skipped, search)
 
 
-async def measure(url: str, name: str, conversations: list[Conversation], console: Console) -> dict[str, Any]:
+async def ablate(
+    running: Product, conversations: list[Conversation], ids: list[dict[str, str]], skipped: str
+) -> list[Outcome]:
+    """Ask on the same store within this process, leaving out one thing at a time."""
+    outcomes = [Outcome(f"without {name}") for name in WITHOUT]
+    async with service_on(running) as service:
+        for outcome, weights in zip(outcomes, WITHOUT.values(), strict=True):
+            for conversation, known in zip(conversations, ids, strict=True):
+                caller = Caller(namespace(conversation), "bench")
+
+                async def search(query: str, caller: Caller = caller, weights: Weights = weights) -> list[str]:
+                    request = SearchRequest(query, limit=MRR_DEPTH, weights=weights)
+                    answer = await semantic_search(service, caller, request)
+                    assert not answer.partial, answer.reason
+                    return [hit.memory.memory_id for hit in answer.hits]
+
+                answerable = [question for question in conversation.questions if question.category != skipped]
+                await ask(replace(conversation, questions=tuple(answerable)), known, outcome, skipped, search)
+    return outcomes
+
+
+async def measure(running: Product, name: str, conversations: list[Conversation], console: Console) -> dict[str, Any]:
     """Store everything, four clients at most at a time, then ask in each mode."""
     total = sum(len(conversation.memories) for conversation in conversations)
-    questions = sum(len(conversation.questions) for conversation in conversations)
+    skipped = ADVERSARIAL.get(name, "")
     with Progress(console=console) as progress:
         task = progress.add_task(f"storing {name}", total=total)
         started = time.perf_counter()
@@ -108,15 +153,18 @@ async def measure(url: str, name: str, conversations: list[Conversation], consol
 
         async def stored(conversation: Conversation) -> dict[str, str]:
             async with limit:
-                return await store(url, conversation, progress, task)
+                return await store(running.url, conversation, progress, task)
 
         ids = await asyncio.gather(*map(stored, conversations))
         seconds = time.perf_counter() - started
         outcomes = [Outcome(mode) for mode in MODES]
         for outcome in outcomes:
-            task = progress.add_task(f"asking, {outcome.mode}", total=questions)
+            task = progress.add_task(f"asking, {outcome.mode}", total=len(conversations))
             for conversation, known in zip(conversations, ids, strict=True):
-                await ask(url, conversation, known, outcome, ADVERSARIAL.get(name, ""), progress, task)
+                await ask_over_mcp(running.url, conversation, known, outcome, skipped)
+                progress.advance(task)
+            console.print(outcome.row())
+    outcomes += await ablate(running, conversations, ids, skipped)
     return {
         "set": name,
         "memories": total,
@@ -146,7 +194,7 @@ def main() -> None:
     _RESULTS.mkdir(exist_ok=True)
     with product() as running:
         for name, conversations in loaded:
-            report = asyncio.run(measure(running.url, name, conversations, console))
+            report = asyncio.run(measure(running, name, conversations, console))
             (_RESULTS / f"retrieval-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
             show(report, console)
 

@@ -7,14 +7,16 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from memory_core.connection import Client, connect
+from memory_core.settings import Settings
 from memory_server.local.client import socket_url
 from memory_server.local.paths import locate, password_of, read_state
+from memory_server.service import Service
 
 _BIN = Path(sys.executable).parent
 
@@ -26,12 +28,17 @@ class Product:
     url: str
     data_dir: Path
 
-    def redis(self) -> Client:
-        """Make a client of its embedded Redis, to look behind the curtain."""
+    @property
+    def redis_url(self) -> str:
+        """Where its embedded Redis is."""
         paths = locate(self.data_dir)
         state = read_state(paths)
         assert state is not None
-        return connect(socket_url(state.socket, password_of(paths)))
+        return socket_url(state.socket, password_of(paths))
+
+    def redis(self) -> Client:
+        """Make a client of its embedded Redis, to look behind the curtain."""
+        return connect(self.redis_url)
 
 
 @contextmanager
@@ -50,6 +57,14 @@ def product(*options: str) -> Generator[Product]:
             server.terminate()
             server.wait(20)
             subprocess.run([str(_BIN / "redis-memory"), "stop", "--data-dir", folder], check=True, capture_output=True)
+
+
+@asynccontextmanager
+async def service_on(running: Product) -> AsyncGenerator[Service]:
+    """Run the service of the HTTP server within this process, on the same Redis."""
+    async with Service(Settings.load(redis_url=running.redis_url, embed_wait_seconds=30.0)).running() as service:
+        await service.backend.client()
+        yield service
 
 
 def _url(server: subprocess.Popen[str]) -> str:

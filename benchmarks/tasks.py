@@ -115,7 +115,7 @@ class Functions:
                 self._keys.agent(f"agent-{client}"),
                 candidate=new_id(),
                 fields=[part for pair in fields.items() for part in pair],
-                audit=self._audit(client, "register agent"),
+                audit=self._audit(client, "register_agent"),
             )
         return self
 
@@ -149,7 +149,7 @@ class Functions:
             candidates=[],
             quota=OPEN,
             idempotency=None,
-            audit=self._audit(client, "distribute task", task_id),
+            audit=self._audit(client, "distribute_task", task_id),
         )
         assert answer["status"] == "submitted"
 
@@ -169,7 +169,7 @@ class Functions:
             token=claimed["lease_token"],
             call=call,
             keep=KEEP,
-            audit=self._audit(client, "complete task", claimed["id"]),
+            audit=self._audit(client, "complete_task", claimed["id"]),
             fields=["last_call", call, "result", '"none failed"'],
             duration_ms=None,
         )

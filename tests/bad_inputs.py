@@ -373,7 +373,7 @@ def _others() -> Iterable[Case]:
     for revision in (-1, 0, 10**9, 10**400):
         name = f"revision {revision}" if revision < 10**10 else "revision of 401 digits"
         yield _refused(name, "update_memory", "conflict", memory_id=OWN, content="x", expected_rev=revision)
-    yield _refused("sensitive without a key", "store_memory", "not_supported", content="x", sensitive=True)
+    yield _refused("sensitive and public", "store_memory", content="x", sensitive=True, visibility="public")
     yield _refused("as another agent", "store_memory", "forbidden", content="x", agent_id="bob")
     yield _refused("as a long name", "store_memory", "forbidden", content="x", agent_id="b" * 5000)
     yield _legal("huge token budget", "semantic_search", _readable_hits, query="harbour", max_tokens=10**30)

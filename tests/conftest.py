@@ -9,11 +9,12 @@ from itertools import count
 import pytest
 import pytest_asyncio
 from redis_users import denials
-from stack import Agent, Server, Stack, in_own_task, whole_stack
+from stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
-from memory_core.keys import NAMESPACES
+from memory_core.keys import AUDITED, NAMESPACES
 
 _numbers = count()
+"""That of the session's stack."""
 
 
 def pytest_configure() -> None:
@@ -27,7 +28,8 @@ def pytest_configure() -> None:
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
     """The stack of the session. Afterwards no key may be left that should have gone by itself, and
     Redis may have refused nothing to the users of redis/users.acl."""
-    async with whole_stack(tmp_path_factory.mktemp("stack"), embed_wait_seconds=15.0) as running:
+    folder, options = tmp_path_factory.mktemp("stack"), {"embed_wait_seconds": 15.0, "master_key": MASTER_KEY}
+    async with whole_stack(folder, **options) as running:
         yield running
         await _check_left_keys(running)
         assert not await denials(running.client)
@@ -66,6 +68,7 @@ async def _check_left_keys(stack: Stack) -> None:
         ":counters",
         ":jobs",
         ":audit",
+        ":seals",
         ":agent:",
         ":owner:",
         ":seq:",
@@ -102,11 +105,14 @@ async def _check_left_keys(stack: Stack) -> None:
         ":grants:due",
         ":tombstones",
         ":tokens",
+        ":key:",
+        ":keyed",
+        ":quarantined",
     )
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
-        if key in {NAMESPACES, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
+        if key in {NAMESPACES, AUDITED, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
             continue
         if await stack.client.ttl(key) != -1:
             continue

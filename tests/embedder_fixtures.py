@@ -141,7 +141,7 @@ class Team:
             ttl=3600,
             grace=60,
             job={"model": self.settings.embedding_model, "body": text} | job,
-            audit={"who": "alice", "op": "store", "ids": [memory_id]},
+            audit={"who": "alice", "op": "store_memory", "ids": [memory_id]},
         )
         assert answer["status"] == "stored"
         if ring:
@@ -172,7 +172,7 @@ class Team:
             pieces=1,
             vector_field=self.vector_field,
             job={"model": self.settings.embedding_model, "body": new},
-            audit={"who": "alice", "op": "update", "ids": [memory_id]},
+            audit={"who": "alice", "op": "update_memory", "ids": [memory_id]},
         )
         assert answer["status"] == "updated"
 
@@ -189,7 +189,7 @@ class Team:
             ids=[memory_id],
             owners=[self.owner],
             same_prefix=names.same("", "")[:-1],
-            audit={"who": "alice", "op": "delete"},
+            audit={"who": "alice", "op": "clear_memory"},
         )
         assert answer["deleted"] == [memory_id]
 

@@ -167,7 +167,10 @@ KINDS: tuple[tuple[int, str, st.SearchStrategy[Said]], ...] = (
     (
         2,
         "store_memory",
-        _merged(STORE, st.sampled_from(({"content": " \n"}, {"agent_id": "dave"}, {"sensitive": True}))),
+        _merged(
+            STORE,
+            st.sampled_from(({"content": " \n"}, {"agent_id": "dave"}, {"sensitive": True, "visibility": "public"})),
+        ),
     ),
     (19, "update_memory", UPDATE),
     (2, "update_memory", _merged(TARGET, _maybe(content=st.just(""), context=st.just(""), metadata=st.just({})))),

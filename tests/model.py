@@ -330,8 +330,8 @@ def _expiry(shown: dict[str, Any], moment: Moment, lifetime: float) -> float:
 def _refused_store(agent: str, said: Said) -> str | None:
     if said.get("agent_id", agent) != agent:
         return "forbidden"
-    if said.get("sensitive"):
-        return "not_supported"
+    if said.get("sensitive") and said.get("visibility") == "public":
+        return "invalid_argument"
     return None if said["content"].strip() else "invalid_argument"
 
 

@@ -24,6 +24,7 @@ from redis_users import SERVER, SIDECAR
 
 from memory_core import sidecars
 from memory_core.connection import Client, connect
+from memory_core.keyring import load_keyring, new_key, written
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.runtime import Runtime
@@ -153,10 +154,12 @@ async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
 class SidecarProcess:
     """A real sidecar in a process of its own, which may be killed."""
 
-    def __init__(self, redis_url: str, *options: str) -> None:
+    def __init__(self, redis_url: str, *options: str, **environment: str) -> None:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
-        self._environment = {**os.environ, "REDIS_URL": redis_url}
+        self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
+        self.said = b""
+        """What it logged until it ended."""
 
     def start(self) -> None:
         """Start it."""
@@ -173,7 +176,11 @@ class SidecarProcess:
     def _end(self, how: str) -> None:
         assert self.process is not None
         getattr(self.process, how)()
-        self.process.communicate(timeout=20)
+        self.said += self.process.communicate(timeout=20)[1] or b""
+
+
+MASTER_KEY = new_key()
+"""Of the session's stack: all that it writes is signed under it, and what travels to the sidecar is sealed."""
 
 
 async def sidecar_is_ready(client: Client) -> bool:
@@ -193,10 +200,15 @@ class Stack:
 
 @asynccontextmanager
 async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> AsyncGenerator[Stack]:
-    """Start Redis, a sidecar and the server, each under its user of redis/users.acl; wait until all serve."""
+    """Start Redis, a sidecar and the server, each under its user of redis/users.acl; wait until all serve.
+
+    With a `master_key` the sidecar gets the transport key.
+    """
     redis = RedisServer(folder)
     redis.start()
-    sidecar = SidecarProcess(redis.url_of(SIDECAR), *sidecar_options)
+    transports = load_keyring(Settings.load(master_key=settings.get("master_key"))).transports
+    environment = {"MEMORY_TRANSPORT_KEY": written(transports[0])} if transports else {}
+    sidecar = SidecarProcess(redis.url_of(SIDECAR), *sidecar_options, **environment)
     sidecar.start()
     async with AsyncExitStack() as parts:
         parts.callback(redis.kill)

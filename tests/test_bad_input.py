@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
+from audit_helpers import changes_noted
 from bad_inputs import CASES, INJECTIONS, LEGAL, OTHERS, OWN, OWN_CONTENT, PROTOCOL, PUBLIC, Case
 from mcp_types import ElicitResult
 from stack import Agent, Server, Stack, in_own_task, text_of
@@ -35,13 +36,13 @@ class Ground:
     ids: dict[str, str]
 
     async def state(self) -> tuple[dict[str, Any], int]:
-        """Give every memory's revision, expiry and tags, and the length of the audit."""
+        """Give every memory's revision, expiry and tags, and how many changes the audit tells of."""
         keys, client = Keys(NAMESPACE), self.stack.client
         found = {
             key.decode(): await client.hmget(key, ["rev", "expires_at", "hash", "scope"])
             async for key in client.scan_iter(match=keys.memory_prefix + "*", count=1000)
         }
-        return found, await client.xlen(keys.audit)
+        return found, await changes_noted(client, NAMESPACE)
 
     async def restore(self, before: dict[str, Any]) -> None:
         """Remove what a case stored and mend what it changed."""

@@ -90,7 +90,6 @@ async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        ({"seal": "key-1"}, b"sealed, and this sidecar holds no key"),
         ({"body": b"\xff\xfe"}, b"is not UTF-8"),
         ({"model": "other"}, b"wants another model than fake"),
     ],

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from embedder_fixtures import wait_until
@@ -14,6 +15,11 @@ from redis.exceptions import RedisError
 from stack import Agent, Refused, Stack, in_own_task, serving, whole_stack
 from test_events import emit, listeners, named, now, waiting
 from test_subscriptions import is_told, subscribe, updated
+
+from memory_core.vectors import Matrix
+from memory_server.events.entries import START
+from memory_server.events.listeners import Waiter
+from memory_server.events.room import Room
 
 NAMESPACE = "frail-events"
 
@@ -119,3 +125,12 @@ async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
         await emit(frail, NAMESPACE, "carol", kind="agent", op="registered", to=())
         await wait_until(lambda: is_told(changed))
     assert set(changed) == {"agent://carol"}
+
+
+def test_whose_query_has_left_while_its_vector_was_looked_up_is_near_to_nothing() -> None:
+    vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
+    room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5)
+    room.add(waiter)
+    assert room.near(vector) == {waiter}
+    room.remove(waiter)
+    assert room.near(vector) == set()

@@ -56,6 +56,16 @@ async def test_a_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alic
     assert (await alice.call("memory_stats"))["total"] == 2
 
 
+async def test_a_ready_made_vector_stands_for_every_piece(alice: Agent) -> None:
+    content = prose(60) + FACT
+    given = [1.0] + [0.0] * 383
+    stored = await alice.call("store_memory", content=content, memory_type="embedding", vector=given)
+    assert stored["vector"] == "ready"
+    hits = (await alice.call("semantic_search", query="which number opens the safe?", mode="keyword"))["hits"]
+    assert [hit["memory"]["memory_id"] for hit in hits] == [stored["memory_id"]]
+    assert (await alice.call("memory_stats"))["vector_backlog"] == 0
+
+
 async def test_a_few_pieces_have_their_vectors_when_the_store_returns(alice: Agent) -> None:
     stored = await alice.call("store_memory", content=prose(60) + FACT)
     assert stored["vector"] == "ready"
@@ -120,7 +130,7 @@ async def test_a_late_settling_does_not_remove_the_pieces_of_a_later_content(
     memory_id = await alice.store("short")
     service = await server.runtime.service()
     keys = Keys(namespace)
-    short = await loading.load(stack.client, keys, [loading.Ref(memory_id)], whole=True)
+    short = await loading.load(stack.client, keys, [loading.Ref(memory_id)], service.backend.integrity, whole=True)
     await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
     there = await pieces_in_redis(stack, namespace)
     answer = await functions.call(

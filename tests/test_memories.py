@@ -347,7 +347,7 @@ async def test_every_change_leaves_one_audit_entry_without_gaps(alice: Agent, st
     await alice.call("update_memory", memory_id=memory_id, tags=["seen"])
     await alice.call("clear_memory", memory_ids=[memory_id])
     entries = [fields for _, fields in await stack.client.xrange(Keys(namespace).audit)]
-    assert [entry[b"op"] for entry in entries] == [b"store", b"update", b"clear"]
+    assert [entry[b"op"] for entry in entries] == [b"store_memory", b"update_memory", b"clear_memory"]
     assert [entry[b"n"] for entry in entries] == [b"1", b"2", b"3"]
     assert all(entry[b"who"] == b"alice" and entry[b"ids"] == memory_id.encode() for entry in entries)
 

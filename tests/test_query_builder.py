@@ -23,15 +23,19 @@ from memory_server.search import query as build
 from memory_server.search.query import Filters, Query
 
 _REF = r"\$p\d+"
-_FIELD = r"@(?:scope|owner|type|priority|context|source|tags|model|visibility)"
+_FIELD = r"@(?:scope|owner|type|priority|context|source|tags|model|visibility|part)"
 _VALUES = rf"\{{{_REF}(?:\|{_REF})*\}}"
 _TAG = rf"(?:{_FIELD}:{_VALUES}=>\{{\$weight: 0\}}|-@(?:priority|visibility|owner):{_VALUES})"
 _BOUND = rf"\(?(?:-inf|inf|{_REF})"
 _NUMBER = rf"@(?:expires_at|created_at|updated_at|occurred_at):\[{_BOUND} {_BOUND}\]"
 _SELECTION = rf"(?:{_TAG}|{_NUMBER})(?: (?:{_TAG}|{_NUMBER}))*"
 _WORD = rf"{_SELECTION} @content\|terms\|source_text:\({_REF}\)"
+_SOURCE = rf"{_SELECTION} @source_text:\({_REF}\)"
+_RUNS = rf"\(@seq:\[{_REF} {_REF}\](?:\|@seq:\[{_REF} {_REF}\])*\)"
+_PLACE = rf"\({_TAG} {_TAG} {_RUNS}\)"
+_PLACES = rf"{_SELECTION} \({_PLACE}(?:\|{_PLACE})*\)"
 _NEAR = rf"\({_SELECTION}\)=>\[KNN {_REF} @vec {_REF}(?: HYBRID_POLICY ADHOC_BF)? AS distance\]"
-STRUCTURE = re.compile(rf"{_SELECTION}|{_WORD}|{_NEAR}")
+STRUCTURE = re.compile(rf"{_SELECTION}|{_WORD}|{_SOURCE}|{_PLACES}|{_NEAR}")
 TIMEOUT_MS = 2000
 
 anything = st.text(max_size=40) | st.sampled_from(
@@ -109,7 +113,22 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
         later = build.created_since(build.created_before(base, now), now)
         changed = build.updated_between(build.shared(principal, principal.granted, filters, now), now, now)
         assert set(principal.granted) <= _bound(changed)
-        for query in (with_word, near, narrowed, owned, later, changed, build.without_vector(base)):
+        with_source = build.with_source(base, words[0])
+        places = build.at_places(base, {(words[0], word): [3, 1, 2, 9] for word in words})
+        assert set(words) <= _bound(places)
+        assert {1, 3, 9} <= set(places.params.values())
+        assert words[0] in _bound(with_source)
+        for query in (
+            with_word,
+            with_source,
+            places,
+            near,
+            narrowed,
+            owned,
+            later,
+            changed,
+            build.without_vector(base),
+        ):
             _check(query)
 
 

@@ -53,6 +53,66 @@ async def test_words_are_found_in_other_forms_and_scripts(facts: Agent, query: s
     assert (await facts.search(query, mode="keyword"))[0] == expected
 
 
+TALK = [
+    ("Ann", "Hi there, how was your week?"),
+    ("Bo", "Busy. And you, did you find a new flat in Lisbon?"),
+    ("Ann", "Yes! The one with the green door, I move in soon."),
+    ("Bo", "Lovely, I am happy for you."),
+    ("Ann", "I also bought a bicycle."),
+    ("Bo", "I bought a bicycle too, years ago."),
+]
+
+
+@pytest.fixture
+async def talk(alice: Agent) -> Agent:
+    """Alice, who knows a conversation, and the same answer outside it."""
+    for source, content in TALK:
+        await alice.store(content, source=source, context="talk", occurred_at="2025-03-04")
+    await alice.store("Nobody told me about that, I think.", context="elsewhere", occurred_at="2024-07-01")
+    return alice
+
+
+async def test_an_answer_is_found_by_the_words_of_its_question(talk: Agent) -> None:
+    found = await talk.search("flat in Lisbon", limit=2)
+    assert set(found) == {TALK[1][1], TALK[2][1]}
+    assert "green door" not in (await talk.search("flat in Lisbon", mode="keyword"))[0]
+
+
+async def test_what_stands_around_the_best_is_fetched_even_where_no_side_proposes_it(
+    talk: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memory_server.usecases.search.DEPTH", 1)
+    found = await talk.search("Lisbon", limit=1)
+    assert found == [TALK[1][1]]
+    assert TALK[2][1] in await talk.search("Lisbon", limit=2)
+
+
+async def test_what_stands_around_is_shown_within_the_filters_and_to_who_may_read_alone(
+    talk: Agent, bob: Agent
+) -> None:
+    await bob.store("I dream of a flat in Lisbon.", context="talk", visibility="public")
+    assert await bob.search("flat in Lisbon") == ["I dream of a flat in Lisbon."]
+    assert all("green door" not in content for content in await talk.search("flat in Lisbon", source="Bo"))
+
+
+async def test_who_the_query_names_comes_first(talk: Agent) -> None:
+    assert (await talk.search("Did Ann buy a bicycle?"))[0] == "I also bought a bicycle."
+    assert (await talk.search("Did Bo buy a bicycle?"))[0] == "I bought a bicycle too, years ago."
+
+
+async def test_others_sources_do_not_change_how_my_query_is_read(alice: Agent, bob: Agent) -> None:
+    await alice.store("The lighthouse keeper paints ships.", context="notes", source="diary")
+    before = (await alice.call("semantic_search", query="lighthouse keeper"))["hits"]
+    await bob.store("I tend the lamp.", source="lighthouse keeper")
+    assert (await alice.call("semantic_search", query="lighthouse keeper"))["hits"] == before
+
+
+async def test_the_time_that_a_query_names_counts(alice: Agent) -> None:
+    for month in (3, 4, 5):
+        await alice.store(f"The team met in room {month}.", occurred_at=f"2025-0{month}-12")
+    assert (await alice.search("Where did the team meet in April 2025?"))[0] == "The team met in room 4."
+
+
 @pytest.mark.parametrize("mode", ["hybrid", "vector", "keyword"])
 async def test_scores_lie_between_zero_and_one_and_fall(facts: Agent, mode: str) -> None:
     hits = (await facts.call("semantic_search", query="where did they meet in Paris", mode=mode))["hits"]

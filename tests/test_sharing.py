@@ -118,7 +118,7 @@ async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, 
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
     writing = await share(alice, "bob", context="island", permission="write")
     changed = await bob.call("update_memory", memory_id=secret, content="The chest is empty.", metadata={"by": "bob"})
-    assert (changed["memory"]["content"], changed["memory"]["writer"]) == ("The chest is empty.", "alice")
+    assert (changed["memory"]["content"], changed["memory"]["writer"]) == ("The chest is empty.", "bob")
     assert await alice.search("is the chest empty?") == ["The chest is empty."]
     for change in ({"tags": ["new"]}, {"visibility": "public"}, {"context": "town"}, {"priority": "critical"}):
         assert (await refusal(bob, "update_memory", memory_id=secret, content="y", **change))[0] == "forbidden"
@@ -237,7 +237,11 @@ async def test_events_and_audit_tell_of_grants(alice: Agent, bob: Agent, stack: 
     assert {tuple(sorted(event[b"to"].decode().split("\x1f"))) for event in events} == {("alice", "bob")}
     assert (events[0][b"id"].decode(), events[0][b"by"]) == (grant, b"alice")
     audited = [fields[b"op"].decode() for _, fields in await stack.client.xrange(keys.audit)]
-    assert [op for op in audited if op != "register agent"] == ["share", "share", "revoke"]
+    assert [op for op in audited if "share" in op or "revoke" in op] == [
+        "share_context_with_agent",
+        "share_context_with_agent",
+        "revoke_shared_context",
+    ]
 
 
 async def test_many_shares_at_once_make_one_grant(alice: Agent, bob: Agent) -> None:

@@ -251,11 +251,8 @@ async def test_what_hangs_on_two_grants_lasts_as_long_as_one_of_them(
     assert await readable(carol, [secret]) == []
 
 
-async def test_a_sensitive_memory_is_shared_by_its_id_alone(
-    alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, namespace: str
-) -> None:
-    owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
-    await stack.client.hset(Keys(namespace).memory(secret), "scope", f"i:{secret}\x1fo:{owner}")
+async def test_a_sensitive_memory_is_shared_by_its_id_alone(alice: Agent, bob: Agent, carol: Agent) -> None:
+    secret = await alice.store(SECRET, sensitive=True, **LABELS)
     for selector in SELECTORS:
         await share(alice, "bob", permission="write", **selector)
     assert await readable(bob, [secret]) == []

@@ -184,17 +184,19 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     secret = await alice.store(f"The {WORDS}.", context="island")
     grant = await share(alice, "bob", context="island", permission="write")
     service, client = await server.runtime.service(), stack.client
-    principal = await resolve(service.backend, Caller(namespace, "bob"))
+    caller = Caller(namespace, "bob")
+    principal = await resolve(service.backend, caller)
     record = await load_readable(service, principal, secret)
     selected = build.readable(principal, build.Filters(), time.time())
     await alice.call("revoke_shared_context", grant_id=grant)
     refs = await candidates.some(client, Keys(namespace), selected, limit=5, timeout_ms=2000)
     assert [ref.memory_id for ref in refs] == [secret]
-    assert await loading.load_readable(client, Keys(namespace), refs, principal) == []
+    integrity = service.backend.integrity
+    assert await loading.load_readable(client, Keys(namespace), refs, principal, integrity) == []
     with pytest.raises(NotFound):
         await load_readable(service, principal, secret)
     changed = replace(record, metadata='{"late":1}')
-    status, _ = await update._write(service, principal, record, changed)  # pyright: ignore[reportPrivateUsage]
+    status, _ = await update._write(service, caller, principal, record, changed)  # pyright: ignore[reportPrivateUsage]
     assert status == "not_owner"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from audit_helpers import changes_noted
 from stack import Agent, Server, Stack, in_own_task
 from task_helpers import UNKNOWN, Answer, claim, code, complete, events, fail, joined, lease, show, submit
 
@@ -32,14 +33,14 @@ class Ground:
     ids: dict[str, str]
 
     async def state(self) -> list[Any]:
-        """Give all tasks of the namespace, their histories and queues, and the length of the audit."""
+        """Give all tasks of the namespace, their histories and queues, and how many changes the audit tells of."""
         keys, client = Keys(NAMESPACE), self.stack.client
         found = [
             (name, sorted((await client.hgetall(name)).items()))
             for name in sorted([name async for name in client.scan_iter(match=keys.task("*"), count=1000)])
         ]
         queues = [await client.zrange(key, 0, -1, withscores=True) for key in (keys.leases, keys.unclaimed)]
-        return [found, queues, await client.xlen(keys.audit)]
+        return [found, queues, await changes_noted(client, NAMESPACE)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

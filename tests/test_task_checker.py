@@ -84,7 +84,7 @@ def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
 
 def evidence(calls: list[Call], *tasks: Kept, **more: Any) -> Evidence:
     """Put it together."""
-    audit = Counter(("complete task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
+    audit = Counter(("complete_task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
     given: dict[str, Any] = {"audit": audit, "clock": Clock(AHEAD, AHEAD), **more}
     return Evidence(sorted(calls, key=lambda made: made.began), {task.id: task for task in tasks}, **given)
 
@@ -319,7 +319,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     ),
     "two completions in the audit": (
         "completed twice",
-        lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter({("complete task", T): 2})),
+        lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter({("complete_task", T): 2})),
     ),
     "a completion that is not in the audit": (
         "completion lost",

@@ -145,7 +145,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "repeated ends not recognised": (
         "a_repeated_call_has_one_effect_and_one_answer",
-        [("  return task.state and task.last_call == request.call\n", "  return false\n")],
+        [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
     "no retries left is no end": (
         "attempts_are_counted_and_end_in_the_dead_letters",
@@ -211,7 +211,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the number of tokens stands still": (
         "the_numbers_of_tokens_rise",
-        [("redis.call('HINCRBY', names.counters, 'fence', 1)", "redis.call('HINCRBY', names.counters, 'fence', 0)")],
+        [("local fence = whole(tick(names.counters))", "local fence = '1'")],
     ),
     "a lease that ran out is renewed": (
         "a_lease_that_ran_out_goes_to_another",

@@ -11,6 +11,7 @@ from functools import partial
 
 from memory_core import keys
 from memory_core.connection import Client
+from memory_core.sealing import Transports
 from memory_core.streams import Ask, BadMessage, Fields, Reply
 from memory_core.vectors import Matrix, to_bytes
 from memory_embedder import groups
@@ -46,8 +47,17 @@ class Question:
 class AskDesk:
     """Questions between their stream and their answer."""
 
-    def __init__(self, client: Client, encoder: Encoder, outbox: Outbox, consumer: str, arrived: asyncio.Event) -> None:
+    def __init__(
+        self,
+        client: Client,
+        encoder: Encoder,
+        outbox: Outbox,
+        consumer: str,
+        arrived: asyncio.Event,
+        transports: Transports,
+    ) -> None:
         self._client = client
+        self._transports = transports
         self._encoder = encoder
         self._outbox = outbox
         self._consumer = consumer
@@ -104,7 +114,7 @@ class AskDesk:
 
     async def _consider(self, stream: str, entry: bytes, fields: Fields) -> None:
         try:
-            ask = _parse(fields)
+            ask = _parse(fields, self._transports)
         except BadMessage as error:
             _log.warning("an ask on %s is dropped: %s", stream, type(error).__name__)
             self._drop(stream, entry)
@@ -127,8 +137,8 @@ class AskDesk:
     def _refusal(self, ask: Ask) -> str:
         if ask.model != self._encoder.name:
             return f"model_mismatch: this sidecar embeds with {self._encoder.name}"
-        if ask.seal:
-            return "not_supported: this sidecar holds no key for sealed asks"
+        if ask.seal and ask.seal not in self._transports:
+            return "not_supported: this sidecar does not hold the transport key (MEMORY_TRANSPORT_KEY) of this ask"
         if not 1 <= len(ask.texts) <= MOST_TEXTS:
             return f"invalid_argument: an ask holds 1 to {MOST_TEXTS} texts"
         if sum(len(text.encode(errors="replace")) for text in ask.texts) > MOST_BYTES:
@@ -138,7 +148,8 @@ class AskDesk:
     def _reply(
         self, stream: str, entry: bytes, ask: Ask, *, dimension: int = 0, vectors: bytes = b"", error: str = ""
     ) -> None:
-        reply = Reply(ask.id, dimension=dimension, vectors=vectors, error=error)
+        seal = ask.seal if ask.seal in self._transports else ""
+        reply = Reply(ask.id, dimension=dimension, vectors=vectors, error=error, seal=seal)
         self._outbox.put(partial(self._send, stream, entry, ask.reply_to, reply))
 
     def _drop(self, stream: str, entry: bytes) -> None:
@@ -147,7 +158,7 @@ class AskDesk:
     async def _send(self, stream: str, entry: bytes, reply_to: str, reply: Reply) -> None:
         # Answering twice is harmless: the server takes the first reply to an ask.
         async with self._client.pipeline(transaction=False) as pipe:
-            pipe.xadd(reply_to, reply.fields(), maxlen=REPLIES_KEPT, approximate=True)
+            pipe.xadd(reply_to, reply.fields(self._transports), maxlen=REPLIES_KEPT, approximate=True)
             pipe.expire(reply_to, REPLY_SECONDS)
             await pipe.execute()
         await self._settle(stream, entry)
@@ -157,8 +168,8 @@ class AskDesk:
         self._held.discard((stream, entry))
 
 
-def _parse(fields: Fields) -> Ask:
-    ask = Ask.parse(fields)
+def _parse(fields: Fields, transports: Transports) -> Ask:
+    ask = Ask.parse(fields, transports)
     if not ask.reply_to.startswith(_REPLY_PREFIX):
         raise BadMessage("the reply goes to no reply stream")
     if not all(isinstance(text, str) for text in ask.texts):  # pyright: ignore[reportUnnecessaryIsInstance]

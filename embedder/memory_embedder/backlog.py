@@ -7,6 +7,7 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 
 from memory_core.keys import Keys
+from memory_core.sealing import Lock
 from memory_core.streams import Job
 from memory_embedder.encoder import TokenIds, plan_batches
 from memory_embedder.load import Load
@@ -21,12 +22,13 @@ SUSPECT_DELIVERIES = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """One job with its token ids; `deliveries` counts this one."""
+    """One job with its token ids; `deliveries` counts this one. A sensitive text's vector goes under its `lock`."""
 
     names: Keys
     job: Job
     row: TokenIds
     deliveries: int = 1
+    lock: Lock | None = None
 
     @property
     def is_suspect(self) -> bool:

@@ -6,13 +6,18 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from memory_core import functions, keys
 from memory_core.connection import Client
+from memory_core.errors import Tampered
 from memory_core.keys import Keys
+from memory_core.records import SEALED_VECTOR
+from memory_core.sealed_records import open_job
+from memory_core.sealing import Lock, Transports
 from memory_core.streams import BadMessage, Job
 from memory_core.vectors import Matrix, to_bytes
 from memory_embedder import groups
@@ -25,7 +30,18 @@ COMMIT_AT_ONCE = 8
 """Each vector is a graph insertion on Redis's one thread; more in one call would stall everybody else."""
 _READ_AT_ONCE = 512
 _LOOK_AT_ONCE = 256
+_MOST_FOREIGN = 100_000
 _NO_TOKENS: TokenIds = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A job that was read, with its text."""
+
+    job: Job
+    text: str
+    deliveries: int
+    lock: Lock | None
 
 
 class JobDesk:
@@ -39,8 +55,11 @@ class JobDesk:
         outbox: Outbox,
         consumer: str,
         arrived: asyncio.Event,
+        transports: Transports,
     ) -> None:
         self._client = client
+        self._transports = transports
+        self._foreign: set[tuple[str, bytes]] = set()
         self._encoder = encoder
         self._field = keys.vector_field(encoder.name)
         self._outbox = outbox
@@ -68,12 +87,16 @@ class JobDesk:
         if not room:
             return False
         idle = await groups.idle_entries(self._client, names.jobs, idle_ms=lease_ms, count=_LOOK_AT_ONCE)
-        free = [item for item in idle if (names.jobs, item.entry) not in self.holdings]
+        free = [
+            item
+            for item in idle
+            if (names.jobs, item.entry) not in self.holdings and (names.jobs, item.entry) not in self._foreign
+        ]
         chosen = _choose(free, room, take_suspect=not self.backlog.has_suspects)
         deliveries = {item.entry: item.deliveries for item in chosen}
         found = await groups.claim(self._client, names.jobs, self._consumer, list(deliveries), idle_ms=lease_ms)
         await self._take_in(names, found, deliveries)
-        return len(chosen) < len(free) or len(idle) == _LOOK_AT_ONCE
+        return len(chosen) < len(free) or len(free) == _LOOK_AT_ONCE
 
     def commit(self, works: Sequence[Work], vectors: Sequence[Matrix]) -> None:
         """Send vectors, each of shape (dimension,), to their memories."""
@@ -103,7 +126,7 @@ class JobDesk:
             await groups.hand_back(self._client, stream, self._consumer, held, deliveries - 1)
 
     async def _take_in(self, names: Keys, found: list[groups.Entry], earlier: dict[bytes, int]) -> None:
-        taken: list[tuple[Job, str, int]] = []
+        taken: list[_Taken] = []
         for entry, fields in found:
             deliveries = earlier.get(entry, 0) + 1
             try:
@@ -111,47 +134,60 @@ class JobDesk:
             except BadMessage:
                 await self._bury_unread(names, entry)
                 continue
-            text, problem = self._read_text(job)
+            if job.seal and job.seal not in self._transports:
+                await self._leave_to_others(names, entry, deliveries)
+                continue
+            text, lock, problem = self._read_text(names, job)
             if deliveries > MOST_DELIVERIES:
                 problem = f"delivered {deliveries - 1} times without a result"
             if problem:
                 self.fail(Work(names, job, _NO_TOKENS, deliveries), problem)
             else:
-                taken.append((job, text, deliveries))
+                taken.append(_Taken(job, text, deliveries, lock))
         if taken:
             await self._tokenise(names, taken)
 
-    async def _tokenise(self, names: Keys, taken: list[tuple[Job, str, int]]) -> None:
+    async def _leave_to_others(self, names: Keys, entry: bytes, deliveries: int) -> None:
+        """Give a job back that is sealed under a key which this sidecar does not hold, as if it had never come here."""
+        if not self._foreign:
+            _log.warning("sealed jobs are left to sidecars with the transport key; this one lacks MEMORY_TRANSPORT_KEY")
+        if len(self._foreign) >= _MOST_FOREIGN:
+            self._foreign.clear()
+        self._foreign.add((names.jobs, entry))
+        await groups.hand_back(self._client, names.jobs, self._consumer, [entry], deliveries - 1)
+
+    async def _tokenise(self, names: Keys, taken: list[_Taken]) -> None:
         try:
-            tokens = await asyncio.to_thread(self._encoder.tokenise, [text for _, text, _ in taken])
+            tokens = await asyncio.to_thread(self._encoder.tokenise, [one.text for one in taken])
         except Exception as error:  # whatever the tokenizer raises
             await self._tokenise_apart(names, taken, type(error).__name__)
             return
         works: list[Work] = []
-        for (job, _, deliveries), row in zip(taken, tokens.rows, strict=True):
-            self.holdings.add(names.jobs, job.entry.encode(), len(row), deliveries)
-            works.append(Work(names, job, row, deliveries))
+        for one, row in zip(taken, tokens.rows, strict=True):
+            self.holdings.add(names.jobs, one.job.entry.encode(), len(row), one.deliveries)
+            works.append(Work(names, one.job, row, one.deliveries, one.lock))
         self.backlog.add(works)
         self._arrived.set()
 
-    async def _tokenise_apart(self, names: Keys, taken: list[tuple[Job, str, int]], problem: str) -> None:
+    async def _tokenise_apart(self, names: Keys, taken: list[_Taken], problem: str) -> None:
         if len(taken) > 1:
             for one in taken:
                 await self._tokenise(names, [one])
             return
-        job, _, deliveries = taken[0]
-        self.fail(Work(names, job, _NO_TOKENS, deliveries), problem)
+        self.fail(Work(names, taken[0].job, _NO_TOKENS, taken[0].deliveries), problem)
 
-    def _read_text(self, job: Job) -> tuple[str, str]:
-        """Give the text of a job, or why it cannot be embedded."""
-        if job.seal:
-            return "", "sealed, and this sidecar holds no key"
+    def _read_text(self, names: Keys, job: Job) -> tuple[str, Lock | None, str]:
+        """Give the text of a job and the lock of its vector, or why it cannot be embedded."""
         if job.model != self._encoder.name:
-            return "", f"wants another model than {self._encoder.name}"
+            return "", None, f"wants another model than {self._encoder.name}"
         try:
-            return job.body.decode(), ""
+            if job.seal:
+                return *open_job(self._transports, names.namespace, job), ""
+            return job.body.decode(), None, ""
         except UnicodeDecodeError:
-            return "", "is not UTF-8"
+            return "", None, "is not UTF-8"
+        except Tampered:
+            return "", None, "was altered, or is another job's"
 
     async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
         pieces = [names.piece(work.job.memory_id, work.job.piece) for work, _ in pairs]
@@ -177,9 +213,10 @@ class JobDesk:
             "entry": job.entry,
             "rev": job.rev,
             "hash": job.content_hash,
-            "field": self._field,
+            "field": self._field if work.lock is None else SEALED_VECTOR,
             "dimension": self._encoder.dimension,
-            "bytes": to_bytes(vector),
+            "bytes": to_bytes(vector) if work.lock is None else work.lock.seal(to_bytes(vector)),
+            "sealed": work.lock is not None,
         }
 
     async def _bury(self, work: Work, reason: str) -> None:

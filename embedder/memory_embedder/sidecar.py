@@ -19,6 +19,7 @@ from memory_core import keys, sidecars
 from memory_core.connection import Client, check_server, connect, store_errors
 from memory_core.errors import InvalidArgument
 from memory_core.ids import new_id
+from memory_core.sealing import Transports
 from memory_core.sidecars import SidecarStatus
 from memory_core.streams import entries
 from memory_embedder import groups
@@ -61,12 +62,15 @@ class Options:
 class Sidecar:
     """One sidecar on one event loop; `encoder` works in threads."""
 
-    def __init__(self, url: str, encoder: Encoder, options: Options | None = None) -> None:
+    def __init__(
+        self, url: str, encoder: Encoder, options: Options | None = None, transports: Transports | None = None
+    ) -> None:
         self.id = f"{socket.gethostname().lower()[:40]}-{os.getpid()}-{new_id()[-6:]}"
         self._url = url
         self._options = options or Options()
         self._client = connect(url, timeout=5.0)
         self._encoder = encoder
+        self._transports = transports or Transports()
         self._load = Load()
         self._stopping = asyncio.Event()
         self._readers_done = asyncio.Event()
@@ -74,10 +78,14 @@ class Sidecar:
         self._replies = Outbox("replies", self._stopping)
         self._commits = Outbox("commits", self._stopping)
         self._namespaces = Namespaces(self._client, encoder)
-        self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived)
-        self._jobs = JobDesk(self._client, encoder, Holdings(self._load), self._commits, self.id, self._arrived)
-        bulk_bytes = self._options.bulk_bytes
-        self._bulk = BulkDesk(self._client, encoder, self._replies, self.id, bulk_bytes) if bulk_bytes else None
+        held = Holdings(self._load)
+        self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived, self._transports)
+        self._jobs = JobDesk(self._client, encoder, held, self._commits, self.id, self._arrived, self._transports)
+        self._bulk: BulkDesk | None = None
+        if self._options.bulk_bytes:
+            self._bulk = BulkDesk(
+                self._client, encoder, self._replies, self.id, self._options.bulk_bytes, self._transports
+            )
         self._engine = Engine(encoder, self._asks, self._jobs, self._load, self._arrived)
         self._gpu = open_reader(encoder.device)
         self._state = "starting"
@@ -138,6 +146,7 @@ class Sidecar:
             queue_depth=max(self._namespaces.queue_depth, len(self._jobs.holdings)),
             bulk=self._bulk.status() if self._bulk else None,
             started_at=self._started_at,
+            transport_keys=self._transports.ids,
         )
 
     async def _follow(self, stopping: asyncio.Event) -> None:

@@ -27,10 +27,36 @@ local function stamp(microseconds)
   return string.format('%d.%06d', seconds, microseconds - seconds * 1000000)
 end
 
+-- The nonce of the entry written last. `answer` tells it, so that the server knows that its entry stands.
+local audited
+
+local function add_some(fields, entry, names)
+  for _, name in ipairs(names) do
+    if entry[name] then
+      fields[#fields + 1] = name
+      fields[#fields + 1] = entry[name]
+    end
+  end
+end
+
+-- Note what was done under the namespace's next number. The server says and signs who asked for what and from where;
+-- where `done` is given, these are the ids that it came to, and those asked for stand beside them.
 local function audit(key, counters, at, entry)
   local number = redis.call('HINCRBY', counters, 'audit', 1)
-  redis.call('XADD', key, '*', 'n', number, 'at', stamp(at), 'who', entry.who, 'op', entry.op,
-    'ids', table.concat(entry.ids, ' '), 'outcome', 'ok', 'from', entry.from or '')
+  local asked = table.concat(entry.ids or {}, ' ')
+  local done = entry.done and table.concat(entry.done, ' ') or asked
+  local fields = {'n', number, 'at', stamp(at), 'who', entry.by or entry.who, 'op', entry.op, 'ids', done,
+    'outcome', entry.outcome or 'ok', 'from', entry.from or ''}
+  if entry.by then add_some(fields, {as = entry.who}, {'as'}) end
+  if done ~= asked then add_some(fields, {asked = asked}, {'asked'}) end
+  add_some(fields, entry, {'shown', 'count', 'times', 'nonce', 'key', 'mac'})
+  redis.call('XADD', key, '*', unpack(fields))
+  audited = entry.nonce
+end
+
+-- Tell by the answer that the entry stands since an earlier try of the same call, whose answer was lost.
+local function noted_before(entry)
+  audited = entry and entry.nonce
 end
 
 -- Tell whoever waits for events. `subject` is what it is about and `by` who did it; of `about`, `scope` says by which
@@ -76,6 +102,16 @@ local function is_unit_vector(bytes, dimension)
   return sum == sum and math.abs(sum - 1) < 1e-2 and sum > EPSILON
 end
 
+-- A sealed vector cannot be looked at here; the server does when it opens it.
+local function is_bad(vector)
+  return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)
+end
+
+-- Whether something was sealed under another version of an owner's data key than the one in force.
+local function other_key(hash, version)
+  return version and redis.call('HGET', hash, 'current') ~= version
+end
+
 -- Ask for the vector of a piece under the revision and content that its hash has now.
 local function enqueue(jobs, hash, id, piece, job)
   local record = redis.call('HMGET', hash, 'rev', 'hash')
@@ -99,5 +135,6 @@ local function with_vector(fields, vector)
 end
 
 local function answer(map)
+  map.audited, audited = audited, nil
   return cmsgpack.pack(map)
 end

@@ -49,16 +49,17 @@ end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
 -- Calling it again with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
--- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events
--- Answer: {status = stored | replayed | owner_changed | idempotency_conflict, ...}
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events, key
+-- Answer: {status = stored | replayed | owner_changed | key_changed | idempotency_conflict | key_missing | full, ...}
 local function store(keys, args)
-  local mem, agent, jobs, log, seq, same, counters, idem, chores, events = unpack(keys)
+  local mem, agent, jobs, log, seq, same, counters, idem, chores, events, key = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   if redis.call('HGET', agent, 'owner') ~= request.owner then
     return answer({status = 'owner_changed'})
   end
   if redis.call('EXISTS', mem) == 1 then
     local known = redis.call('HMGET', mem, 'created_at', 'expires_at', 'seq')
+    noted_before(request.audit)
     return answer({status = 'stored', id = request.id, created_at = known[1], expires_at = known[2],
       seq = tonumber(known[3])})
   end
@@ -66,9 +67,10 @@ local function store(keys, args)
     local earlier = replay(idem, request)
     if earlier then return answer(earlier) end
   end
-  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
-    return answer({status = 'bad_vector'})
-  end
+  if needs_seal(counters, request.seal) then return answer({status = 'key_missing'}) end
+  if request.full then return answer({status = 'full'}) end
+  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
+  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
 
   local now = tick(counters)
   local expires = request.ttl and now + request.ttl * 1000000
@@ -79,6 +81,7 @@ local function store(keys, args)
     'seq', order, 'rev', 1}) do
     fields[#fields + 1] = pair
   end
+  with_code(counters, mem, fields, {}, request.seal)
   redis.call('HSET', mem, unpack(with_vector(fields, request.vector)))
   local duplicate = living(same, now)
   note_same(same, request.id, expires_at)
@@ -98,10 +101,11 @@ end
 
 -- rm1_update: change fields of a memory under the revision that the caller read. What is another's is changed under
 -- one of the `grants` that let the caller write to it.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent
--- Answer: {status = updated | gone | not_owner | stale | bad_vector, rev}
+-- All of a sensitive memory is sealed anew, its vector too, since it is bound to the revision.
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent, key
+-- Answer: {status = updated | gone | not_owner | stale | key_missing | altered | key_changed | bad_vector, rev}
 local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent = unpack(keys)
+  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent, key = unpack(keys)
   local request = cmsgpack.unpack(args[1])
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at', 'scope')
   if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
@@ -109,9 +113,10 @@ local function update(keys, args)
     return answer({status = 'not_owner'})
   end
   if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
-  if request.vector and not is_unit_vector(request.vector.bytes, request.vector.dimension) then
-    return answer({status = 'bad_vector'})
-  end
+  if needs_seal(counters, request.seal) then return answer({status = 'key_missing'}) end
+  if is_altered(mem, request.was) then return answer({status = 'altered'}) end
+  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
+  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
 
   local now = tick(counters)
   local fields = request.fields
@@ -128,10 +133,11 @@ local function update(keys, args)
     fields[#fields + 1] = expires_at
     expire({mem, use}, expires, request.grace)
   end
-  if request.content_changed then
+  if request.content_changed or request.key then
     if not request.vector then redis.call('HDEL', mem, request.vector_field) end
     with_vector(fields, request.vector)
   end
+  with_code(counters, mem, fields, request.remove, request.seal)
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))
   local scope = redis.call('HGET', mem, 'scope')
@@ -145,7 +151,14 @@ local function update(keys, args)
   return answer({status = 'updated', rev = request.rev + 1})
 end
 
--- rm1_delete: remove those of the named memories that belong to the caller, in one audit entry.
+-- Whether a memory is of one of some owners or, to purge, was written by an agent since a time.
+local function is_doomed(request, found)
+  if not found[1] then return false end
+  if not request.writer then return contains(request.owners, found[1]) end
+  return found[5] == request.writer and tonumber(found[6]) >= request.since
+end
+
+-- rm1_delete: remove those of the named memories that belong to the caller, or that a writer wrote, in one audit entry.
 -- KEYS: audit, counters, chores, events, then a mem and a use key for each id. Answer: {deleted = [id, ...], long = [id:pieces]}
 local function delete(keys, args)
   local request = cmsgpack.unpack(args[1])
@@ -153,8 +166,8 @@ local function delete(keys, args)
   local now = tick(keys[2])
   for position, id in ipairs(request.ids) do
     local mem, use = keys[3 + position * 2], keys[4 + position * 2]
-    local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope')
-    if found[1] and contains(request.owners, found[1]) then
+    local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope', 'writer', 'updated_at')
+    if is_doomed(request, found) then
       redis.call('DEL', mem, use)
       note_same(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
@@ -166,7 +179,7 @@ local function delete(keys, args)
     end
   end
   if #deleted > 0 then
-    request.audit.ids = deleted
+    request.audit.done = deleted
     audit(keys[1], keys[2], now, request.audit)
   end
   return answer({deleted = deleted, long = long})

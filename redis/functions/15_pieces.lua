@@ -6,6 +6,7 @@ local function settle_piece(hash, id, item, request, jobs, events)
   local fields = request.fields
   local known = redis.call('HGET', hash, 'hash') == request.hash
   local all = {unpack(fields)}
+  for _, part in ipairs(item.code) do all[#all + 1] = part end
   if not known then
     redis.call('DEL', hash)
     for _, part in ipairs(item.fields) do all[#all + 1] = part end
@@ -24,19 +25,20 @@ local function settle_piece(hash, id, item, request, jobs, events)
 end
 
 -- rm1_pieces: bring a slice of pieces up to date with their memory (at most 8, so that Redis never stalls).
--- KEYS: mem, jobs, events, then a chunk key for each item. Answer: {status = settled | gone | stale | bad_vector}
+-- KEYS: mem, jobs, events, then a chunk key for each item.
+-- Answer: {status = settled | gone | stale | key_missing | bad_vector}
 local function pieces(keys, args)
   local request = cmsgpack.unpack(args[1])
-  local found = redis.call('HMGET', keys[1], 'hash', 'rev', 'expires_at')
+  local found = redis.call('HMGET', keys[1], 'hash', 'rev', 'expires_at', 'updated_at', 'mac')
   if not found[1] then return answer({status = 'gone'}) end
   if found[1] ~= request.hash or found[2] ~= tostring(request.rev) then return answer({status = 'stale'}) end
+  if found[5] and not request.signed then return answer({status = 'key_missing'}) end
   for _, item in ipairs(request.items) do
-    if item.vector and not is_unit_vector(item.vector.bytes, item.vector.dimension) then
-      return answer({status = 'bad_vector'})
-    end
+    if is_bad(item.vector) then return answer({status = 'bad_vector'}) end
   end
-  request.fields[#request.fields + 1] = 'expires_at'
-  request.fields[#request.fields + 1] = found[3]
+  for _, part in ipairs({'expires_at', found[3], 'updated_at', found[4]}) do
+    request.fields[#request.fields + 1] = part
+  end
   local left = redis.call('PTTL', keys[1])
   for position, item in ipairs(request.items) do
     local hash = keys[3 + position]

@@ -1,10 +1,10 @@
 -- What sidecars write.
 
 local function verdict(mem, item)
-  local found = redis.call('HMGET', mem, 'rev', 'hash')
+  local found = redis.call('HMGET', mem, 'rev', 'hash', 'sealed')
   if not found[1] then return 'gone' end
   if found[1] ~= tostring(item.rev) or found[2] ~= item.hash then return 'stale' end
-  if not is_unit_vector(item.bytes, item.dimension) then return 'bad_vector' end
+  if (item.sealed and item.field == 'sealed_vector') ~= (found[3] ~= false) or is_bad(item) then return 'bad_vector' end
   return 'ok'
 end
 

@@ -331,7 +331,8 @@ local function share(keys, args)
   end
   write_grant(prefix, id, entry, earlier, request, now)
   if known then shorten_children(prefix, id, ends) end
-  audit(log, counters, now, {who = request.from, op = 'share', ids = {id}, from = request.to})
+  request.audit.done = {id, request.to}
+  audit(log, counters, now, request.audit)
   tell_both(prefix, 'granted', id, request.from, request.from, request.to)
   local accepted = find_entry(answered, request.to, request.selector)
   if accepted then end_grant(prefix, accepted, now, 'accepted', request.from, nothing_ended()) end
@@ -357,14 +358,16 @@ local function revoke(keys, args)
   local found = redis.call('HMGET', request.prefix .. 'grant:' .. request.id, 'state', 'from', 'to', 'from_owner',
     'to_owner')
   local record = {state = found[1], from = found[2], to = found[3], from_owner = found[4], to_owner = found[5]}
-  if not record.state or not (request.admin or may_end(request.prefix, record, request.who)) then
+  local mine = may_end(request.prefix, record, request.who)
+  if not record.state or not (request.admin or mine) then
     return answer({status = 'not_found'})
   end
   local ended, touched = nothing_ended(), {record.state ~= 'offered' and record.to or nil}
   if record.state == 'active' or record.state == 'offered' then
     local now = tick(keys[2])
     end_grant(request.prefix, request.id, now, 'revoked', request.who, ended)
-    audit(keys[1], keys[2], now, {who = request.who, op = 'revoke', ids = {request.id}, from = record.to})
+    request.audit.done = {request.id, record.to}
+    audit(keys[1], keys[2], now, request.audit)
   end
   for name in pairs(ended.touched) do touched[#touched + 1] = name end
   return answer({status = 'revoked', grants = ended.grants, touched = touched})

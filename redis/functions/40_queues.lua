@@ -23,6 +23,7 @@ local function names_of(prefix)
       deadlines = prefix .. 'deadlines', unsettled = prefix .. 'unsettled', dead = prefix .. 'dead',
       turns = prefix .. 'turns', agents = prefix .. 'agents', tombstones = prefix .. 'tombstones',
       counters = prefix .. 'counters', events = prefix .. 'events', audit = prefix .. 'audit', namespace = prefix,
+      key = prefix .. 'key:', keyed = prefix .. 'keyed',
     }
   end
   return known_names[prefix]
@@ -198,6 +199,9 @@ local function finish(names, id, task, state, now, keep, fields)
   redis.call('DEL', names.vector .. id, names.blockers .. id)
   redis.call('HSET', names.task .. id, 'state', state, 'finished_at', stamp(now), unpack(fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', -1)
+  if redis.call('HINCRBY', names.counters, 'open_tasks:' .. task.submitter, -1) <= 0 then
+    redis.call('HDEL', names.counters, 'open_tasks:' .. task.submitter)
+  end
   redis.call('HINCRBY', names.counters, 'tasks_' .. state, 1)
   for _, key in ipairs({names.task, names.history}) do redis.call('EXPIRE', key .. id, keep) end
   if redis.call('EXISTS', names.dependents .. id) == 1 then redis.call('SADD', names.unsettled, id) end

@@ -33,6 +33,8 @@ local function check_submission(names, request)
   if (tonumber(redis.call('HGET', names.counters, 'open_tasks') or '0')) >= request.quota then
     return {status = 'quota'}
   end
+  local own = tonumber(redis.call('HGET', names.counters, 'open_tasks:' .. request.audit.who) or '0')
+  if (request.own_quota or 0) > 0 and own >= request.own_quota then return {status = 'own_quota'} end
   if request.only ~= '' and not registered(names, request.only) then return {status = 'unknown_agent'} end
   for _, id in ipairs(request.depends_on) do
     if redis.call('EXISTS', names.task .. id) == 0 then return {status = 'unknown_dependency', id = id} end
@@ -45,12 +47,13 @@ local function is_past(deadline, now)
 end
 
 -- rm1_task_submit: one task, assigned to the first candidate that has room, else queued, or waiting for others.
--- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | unknown_agent |
+-- KEYS: leases, idem. Answer: {status = submitted | replayed | idempotency_conflict | quota | own_quota | unknown_agent |
 -- unknown_dependency | ended_dependency | past_deadline, id, state, assigned}
 local function submit(keys, args)
   local request = read_request(args)
   local names, id, now = request.names, request.id, wall_clock()
   local known = read(names.task .. id, 'state', 'assigned')
+  if known.state then noted_before(request.audit) end
   if known.state then return answer({status = 'submitted', id = id, state = known.state, assigned = known.assigned}) end
   local earlier = request.idempotency and replay_task(names, keys[2], request)
   if earlier then return answer(earlier) end
@@ -68,6 +71,7 @@ local function submit(keys, args)
   redis.call('HSET', names.task .. id, 'state', #blockers > 0 and 'waiting' or 'pending', 'created_at', stamp(now),
     'attempt', 0, unpack(request.fields))
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
+  redis.call('HINCRBY', names.counters, 'open_tasks:' .. request.audit.who, 1)
   redis.call('ZADD', names.submitted .. request.audit.who, stamp(now), id)
   if math.random(TRIMMED_ONCE_IN) == 1 then
     redis.call('ZREMRANGEBYRANK', names.submitted .. request.audit.who, 0, -SUBMISSIONS_KEPT - 1)
@@ -129,13 +133,18 @@ local function first_of(names, kind, spec, name, now)
   end
 end
 
+-- Of two tasks with one score the older goes first: which queue is looked at first depends on others' queues.
+local function comes_first(one, other)
+  return one.score < other.score or (one.score == other.score and one.id < other.id)
+end
+
 local function best_in_queues(names, agent, best, now)
   local kinds = redis.call('HGETALL', names.kinds)
   for position = 1, #kinds, 2 do
     local spec = cmsgpack.unpack(kinds[position + 1])
     if is_able(agent, spec) then
       local first = first_of(names, kinds[position], spec, agent.name, now)
-      if first and (not best or first.score < best.score) then best = first end
+      if first and (not best or comes_first(first, best)) then best = first end
     end
   end
   return best
@@ -148,7 +157,7 @@ local function lease(names, id, agent, secret, now)
   else
     assign(names, id, task, agent.name, now)
   end
-  local fence = redis.call('HINCRBY', names.counters, 'fence', 1)
+  local fence = whole(tick(names.counters))
   local token = id .. '.' .. fence .. '.' .. secret
   local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
   local attempt = tonumber(task.attempt) + 1
@@ -219,6 +228,13 @@ local function lease_best(names, agent, secrets, now)
   return leased, held
 end
 
+local function note_claim(names, now, entry, leased)
+  if not entry or #leased == 0 then return end
+  entry.done = {}
+  for position, found in ipairs(leased) do entry.done[position] = found.id end
+  audit(names.audit, names.counters, now, entry)
+end
+
 -- rm1_task_claim: lease the best tasks for an agent: what it was assigned and what is queued for its like, by priority
 -- and turn. A secret comes for each lease that may be given; the same call again gets the same answer. An agent for
 -- whom there is nothing looks whether the clock has set something free that no sweep has come to yet.
@@ -235,6 +251,7 @@ local function claim(_, args)
     lapse(names, now, LOOK, request.keep)
     leased, held = lease_best(names, agent, request.secrets, now)
   end
+  note_claim(names, now, request.audit, leased)
   local claimed = answer({status = 'claimed', tasks = leased, held = held, most = agent.most})
   redis.call('HSET', names.agent .. agent.name, 'last_claim', request.call, 'last_answer', claimed)
   return claimed
@@ -252,7 +269,9 @@ end
 
 -- A call whose answer was lost comes again under its own id, and gets the same answer.
 local function is_repeated(task, request)
-  return task.state and task.last_call == request.call
+  if not task.state or task.last_call ~= request.call then return false end
+  noted_before(request.audit)
+  return true
 end
 
 -- rm1_task_complete: end a task with its result.
@@ -340,6 +359,7 @@ local function requeue_task(_, args)
   redis.call('HSET', names.task .. id, 'attempt', 0)
   for _, key in ipairs({names.task, names.history}) do redis.call('PERSIST', key .. id) end
   redis.call('HINCRBY', names.counters, 'open_tasks', 1)
+  redis.call('HINCRBY', names.counters, 'open_tasks:' .. task.submitter, 1)
   note(names, id, now, {op = 'requeued', agent = request.agent})
   audit(names.audit, names.counters, now, request.audit)
   wait_for_others(names, id, blockers)

@@ -49,6 +49,7 @@ local function heartbeat(keys, args)
     local ends = renew(names, token, name, now)
     if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
   end
+  if request.audit then audit(names.audit, names.counters, now, request.audit) end
   return answer({status = 'alive', renewed = renewed, lost = lost, most = agent.most,
     hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)})
 end
@@ -63,7 +64,7 @@ local function lost(keys, args)
   if deadline > 0 then
     redis.call('HSET', keys[1], 'status', 'dead')
     redis.call('ZADD', names.agents, '-' .. stamp(now), name)
-    audit(names.audit, names.counters, now, {who = name, op = 'agent died', ids = {}})
+    if request.audit then audit(names.audit, names.counters, now, request.audit) end
     emit(names.events, 'agent', 'dead', name, '', {})
   end
   local said = read(keys[1], 'metrics')
@@ -72,12 +73,14 @@ local function lost(keys, args)
   return answer({status = 'dead', taken = taken, more = more})
 end
 
--- Give all owner ids of an agent to another one, or to nobody.
+-- Give all owner ids of an agent to another one, or to nobody: then what they keep encrypted cannot be read any more.
 local function move_owners(names, key, owners, mode, target)
   if mode == 'keep' then return redis.call('HDEL', key, 'owner') end
   redis.call('HDEL', key, 'owner', 'owners')
   for _, owner in ipairs(owners) do
     if mode == 'delete' then
+      redis.call('DEL', names.key .. owner)
+      redis.call('SREM', names.keyed, owner)
       redis.call('SADD', names.tombstones, owner)
     else
       local held = redis.call('HGET', names.agent .. target, 'owners')

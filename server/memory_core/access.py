@@ -20,6 +20,8 @@ class Access:
     namespace: str
     scopes: frozenset[Scope]
     expires_at: float
+    token: str = ""
+    """Id of the credential, for the audit; nothing is decided by it."""
 
     @property
     def admin(self) -> bool:

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from memory_core.codec import DecodeError, unpack
 from memory_core.names import check_name
-from memory_core.streams import MESSAGE_VERSION, BadMessage, Fields
+from memory_core.sealing import Transports
+from memory_core.streams import CLEAR, MESSAGE_VERSION, BadMessage, Fields
 
 Clause = tuple[str, Sequence[str]]
 """A field and values, of which a record must carry one. `id` and `scope` are fields too."""
@@ -30,10 +31,14 @@ class _Part(BaseModel):
 
 
 class Selection(_Part):
-    """The rows to compare with: every clause of `every` must match and none of `none`; times are `occurred_at`."""
+    """The rows to compare with: every clause of `every` must match and none of `none`; times are `occurred_at`.
+
+    Of each agent in `mistrusted` what it wrote since a time (epoch seconds) is left out.
+    """
 
     every: Sequence[Clause]
     none: Sequence[Clause] = ()
+    mistrusted: Sequence[tuple[str, float]] = ()
     since: float | None = None
     until: float | None = None
 
@@ -106,18 +111,22 @@ class ClustersFound(Found):
 
 @dataclass(frozen=True, slots=True)
 class BulkAsk:
-    """A request to the bulk engine about one namespace, awaited until `deadline` (epoch milliseconds)."""
+    """A request to the bulk engine about one namespace, awaited until `deadline` (epoch milliseconds).
+
+    One read without the key that it is sealed under has no request.
+    """
 
     id: str
     reply_to: str
     namespace: str
     model: str
     deadline: int
-    request: Request
+    request: Request | None
     seal: str = ""
 
-    def fields(self) -> dict[str, str | int | bytes]:
-        """Give the stream entry."""
+    def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
+        """Give the stream entry, its body under the key that `seal` names."""
+        body = pack_body(self.request) if self.request else b""
         return {
             "v": MESSAGE_VERSION,
             "id": self.id,
@@ -126,34 +135,42 @@ class BulkAsk:
             "model": self.model,
             "deadline": self.deadline,
             "seal": self.seal,
-            "body": pack_body(self.request),
+            "body": transports.seal(self.seal, body, *_place(self.id, self.reply_to, self.namespace)),
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> BulkAsk:
+    def parse(cls, fields: Fields, transports: Transports = CLEAR) -> BulkAsk:
         """Read an entry.
 
         Raises:
-            BadMessage: a field is missing or wrong, or the version is unknown.
+            BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.
         """
         try:
             if fields[b"v"] != b"%d" % MESSAGE_VERSION:
                 raise BadMessage(f"version {fields[b'v']!r}")
-            namespace = fields[b"ns"].decode()
+            ask_id, reply_to, namespace, seal = (fields[name].decode() for name in (b"id", b"reply", b"ns", b"seal"))
             check_name(namespace, "namespace")
+            request, body = None, fields[b"body"]
+            if not seal or seal in transports:
+                body = transports.open(seal, body, *_place(ask_id, reply_to, namespace))
+                request = _REQUEST.validate_python(unpack(body))
             return cls(
-                id=fields[b"id"].decode(),
-                reply_to=fields[b"reply"].decode(),
+                id=ask_id,
+                reply_to=reply_to,
                 namespace=namespace,
                 model=fields[b"model"].decode(),
                 deadline=int(fields[b"deadline"]),
-                request=_REQUEST.validate_python(unpack(fields[b"body"])),
-                seal=fields[b"seal"].decode(),
+                request=request,
+                seal=seal,
             )
         except BadMessage:
             raise
         except Exception as error:
             raise BadMessage(f"bulk ask: {type(error).__name__}") from error
+
+
+def _place(ask_id: str, reply_to: str, namespace: str) -> tuple[str, ...]:
+    return "bulk", ask_id, reply_to, namespace
 
 
 def pack_body(body: BaseModel) -> bytes:

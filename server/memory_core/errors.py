@@ -77,9 +77,15 @@ class LeaseLost(Conflict):
 
 
 class QuotaExceeded(MemoryServiceError):
-    """The namespace holds as much of this as it may."""
+    """The agent or the namespace holds as much of this as it may."""
 
     code = "quota_exceeded"
+
+
+class Tampered(MemoryServiceError):
+    """What lies in Redis is not as a server of ours wrote it there, or its key was destroyed."""
+
+    code = "tampered"
 
 
 class ConfirmationNeeded(MemoryServiceError):

@@ -12,7 +12,7 @@ from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.scope import Grant, Part, Principal, owner_token
 
-COMMANDS = 4
+COMMANDS = 5
 _MICROSECONDS = 1_000_000
 
 
@@ -21,12 +21,13 @@ def ask(pipe: Any, keys: Keys, agent: str) -> None:
     pipe.hmget(keys.agent(agent), ["owner", "owners"])
     pipe.hgetall(keys.granted(agent))
     pipe.smembers(keys.tombstones)
+    pipe.hgetall(keys.quarantined)
     pipe.time()
 
 
 def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Principal:
     """Make a principal of the answers to `ask`. A grant to an earlier agent of the same name counts for nothing."""
-    (owner_row, owners_row), entries, tombstones, (seconds, microseconds) = rows
+    (owner_row, owners_row), entries, tombstones, quarantined, (seconds, microseconds) = rows
     owner = owner_row.decode() if owner_row else None
     now = int(seconds) + int(microseconds) / _MICROSECONDS
     grants = (_grant(grant_id.decode(), packed, owner, now) for grant_id, packed in entries.items())
@@ -37,6 +38,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
         owners=tuple(owners_row.decode().split(SEPARATOR)) if owners_row else (),
         grants=tuple(sorted((grant for grant in grants if grant), key=lambda grant: grant.id)),
         hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
+        quarantined=tuple(sorted((name.decode(), float(since)) for name, since in quarantined.items())),
         admin=admin,
     )
 

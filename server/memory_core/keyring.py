@@ -50,9 +50,19 @@ class Secret:
 class Keyring:
     """The secrets that a process knows. Of the master keys the first is in force and the others only open old data."""
 
-    def __init__(self, masters: Iterable[Secret] = (), own: Secret | None = None) -> None:
+    def __init__(
+        self, masters: Iterable[Secret] = (), own: Secret | None = None, transports: Iterable[Secret] = ()
+    ) -> None:
         self.masters = tuple(masters)
+        self._given = tuple(transports)
+        self.transports = (*self._given, *(Secret(master.derive("transport")) for master in self.masters))
+        """What travels between servers and sidecars is encrypted under the first of these; the others open too."""
         self._all = {secret.id: secret for secret in (*self.masters, *([own] if own else []))}
+
+    def with_own(self, own_key: Path) -> Keyring:
+        """Give a keyring that has the embedded default's own key too, if its file is there."""
+        own = next(iter(_secrets(own_key.read_text(), str(own_key))), None) if own_key.exists() else None
+        return Keyring(self.masters, own, self._given)
 
     @property
     def master(self) -> Secret:
@@ -89,15 +99,22 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
     Raises:
         UnsafeStart: there is a key that cannot be read, or is not 32 bytes in base64 or hex.
     """
-    own = next(iter(_secrets(own_key.read_text(), str(own_key))), None) if own_key and own_key.exists() else None
-    return Keyring(_masters(settings), own)
+    transport = settings.transport_key
+    transports = [] if transport is None else _secrets(transport.get_secret_value(), "transport_key")
+    keyring = Keyring(_masters(settings), transports=transports)
+    return keyring.with_own(own_key) if own_key else keyring
 
 
 def new_key() -> str:
-    """Make a random key as it is written down: base64."""
+    """Make a random key as it is written down."""
     import secrets
 
-    return base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()
+    return written(Secret(secrets.token_bytes(KEY_BYTES)))
+
+
+def written(secret: Secret) -> str:
+    """Give a secret as settings take it: base64."""
+    return base64.b64encode(secret.value).decode()
 
 
 def _masters(settings: Settings) -> list[Secret]:

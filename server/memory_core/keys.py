@@ -16,6 +16,8 @@ SIDECARS = "rm:sidecars"
 """Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
 SWEEPER = "rm:sweeper"
 """String: the server process that sweeps at present; expires if it stops."""
+AUDITED = "rm:audited"
+"""Set of the namespaces that have an audit stream, also where nothing was ever stored."""
 LANES = 2
 """Fixed number of doorbell and ask streams; each is read on a connection of its own."""
 GROUP = "embedders"
@@ -27,6 +29,11 @@ INDEX_VERSION = "v1"
 def digest(text: str) -> str:
     """Shorten any text to 128 bits in hex, for use inside keys and scope tokens."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def namespace_of(key: str) -> str:
+    """Give the namespace that a key belongs to."""
+    return key.partition("{")[2].partition("}")[0]
 
 
 def lane_of(namespace: str) -> int:
@@ -138,6 +145,15 @@ class Keys:
     def owner(self, owner: str) -> str:
         """Hash: what an owner id belongs to; the reverse of `agent`."""
         return self._key(f"owner:{owner}")
+
+    def data_key(self, owner: str) -> str:
+        """Hash: version → wrapped data key of an owner's sensitive memories; `current` names the version in force."""
+        return self._key(f"key:{owner}")
+
+    @property
+    def keyed(self) -> str:
+        """Set: the owner ids that have a data key."""
+        return self._key("keyed")
 
     @property
     def agents(self) -> str:
@@ -264,6 +280,11 @@ class Keys:
         return self._key("idx:task")
 
     @property
+    def quarantined(self) -> str:
+        """Hash: agents whose memories nobody else is shown → those changed since when (epoch seconds)."""
+        return self._key("quarantined")
+
+    @property
     def jobs(self) -> str:
         """Stream: texts to embed."""
         return self._key("jobs")
@@ -284,13 +305,27 @@ class Keys:
         return self._key("audit")
 
     @property
+    def seals(self) -> str:
+        """Stream: the seals over the audit, each under the id of the last entry that it covers."""
+        return self._key("seals")
+
+    @property
+    def sealer(self) -> str:
+        """String: the process that seals at present; expires if it stops."""
+        return self._key("sealer")
+
+    def audit_batch(self, batch_id: str) -> str:
+        """String: a batch of audit entries that was written, for as long as it may come again."""
+        return self._key(f"audit:{batch_id}")
+
+    @property
     def tokens(self) -> str:
         """Sorted set: the namespace's bearer tokens, by their expiry."""
         return self._key("tokens")
 
     @property
     def counters(self) -> str:
-        """Hash: the namespace's strictly rising clock and the audit number."""
+        """Hash: the namespace's strictly rising clock, the last audit numbers, and whether records are signed."""
         return self._key("counters")
 
     @property

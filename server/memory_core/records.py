@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -54,16 +55,29 @@ HEAD, MORE = "head", "more"
 BODY_CODEC = "msgpack+zstd"
 ZSTD_LEVEL = 6
 MAX_BODY = 64 << 20
+SEALED_CODEC = "aes-256-gcm"
+"""Value of `codec` of sensitive memories: content, metadata and vector lie in the fields below, which no index sees."""
+SEALED, SEALED_BODY, SEALED_VECTOR = "sealed", "sealed_body", "sealed_vector"
 NO_MODEL = "none"
 """Value of `model` while a memory still waits for its vector."""
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """The encrypted parts of a sensitive memory, as far as they were loaded; `piece` is a further piece's own text."""
+
+    text: bytes
+    piece: bytes | None = None
+    body: bytes | None = None
+    vector: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """One memory, or one piece of a long one.
+    """One memory, or one piece of a long one. A sensitive one has no content before its `sealed` was opened.
 
     `content` is the whole text where it was asked for, else that of piece number `part` of `pieces`. Times are
-    epoch seconds; `vector` is float32 little-endian bytes, unit length.
+    epoch seconds; `vector` is float32 little-endian bytes, unit length; `signer` names the secret behind its code.
     """
 
     id: str
@@ -89,6 +103,14 @@ class Record:
     content_hash: str = ""
     vector: bytes | None = None
     part: int = 0
+    codec: str = "text"
+    sealed: Sealed | None = None
+    signer: str = ""
+
+    @property
+    def is_sensitive(self) -> bool:
+        """Whether it is encrypted."""
+        return self.codec == SEALED_CODEC
 
     @property
     def has_vector(self) -> bool:
@@ -103,18 +125,44 @@ class Record:
 HEAD_FIELDS = (
     "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
     "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "model", "metadata", "pieces", "hash",
+    "codec", SEALED,
 )  # fmt: skip
 """The hash fields that make a Record, in the order that `parse` expects them."""
+SIGNED_FIELDS = (
+    "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
+    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "metadata", "pieces", "hash",
+    "part", "codec", "terms", SEALED,
+)  # fmt: skip
+"""The fields of a memory's own hash that its code covers, as redis/functions/07_integrity.lua lists them."""
+CODE_FIELDS = ("mac", "mac_key")
+"""The code itself, and the id of the secret that it was made under."""
+UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, SEALED_VECTOR, *CODE_FIELDS)
+"""What it does not cover: what sidecars write, as the vector itself, and the body, which must have the signed hash."""
+LOADED_FIELDS = (*HEAD_FIELDS, *(name for name in SIGNED_FIELDS if name not in HEAD_FIELDS), *CODE_FIELDS)
+"""What is read of a memory's own hash: a Record, and what proves it."""
 
 
 def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = None) -> Record | None:
     """Build a Record from the HMGET of HEAD_FIELDS; None when the hash is gone, or of a form not known here."""
     try:
-        row = {name: value and value.decode() for name, value in zip(HEAD_FIELDS, values, strict=True)}
+        *clear, sealed = values
+        row = {name: value and value.decode() for name, value in zip(HEAD_FIELDS[:-1], clear, strict=True)}
+        if row["owner"] is not None and (sealed is not None or row["codec"] == SEALED_CODEC):
+            return _sealed_record(memory_id, row, sealed or b"")
         return None if row["owner"] is None or row["content"] is None else _record(memory_id, row, vector)
     except ValueError as error:
         log.warning("memory %s cannot be read and is left out: %s", memory_id, type(error).__name__)
         return None
+
+
+def _sealed_record(memory_id: str, row: dict[str, Any], sealed: bytes) -> Record:
+    """Build the record of a sensitive memory. Who may read it follows from its owner and id, which the encryption
+    binds, and not from the scope, which whoever writes to Redis could widen."""
+    tokens = SEPARATOR.join((f"i:{memory_id}", f"o:{row['owner']}"))
+    if not re.fullmatch("[1-9][0-9]*", row["rev"] or ""):
+        row |= {"rev": "0"}  # what no memory is sealed for
+    row |= {"content": "", "metadata": None, "scope": tokens}
+    return replace(_record(memory_id, row, None), sealed=Sealed(sealed))
 
 
 def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record:
@@ -141,6 +189,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         pieces=int(row["pieces"] or 1),
         content_hash=row["hash"] or "",
         vector=vector,
+        codec=row["codec"] or "text",
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from memory_core.keys import digest
-from memory_core.records import MemoryType, Visibility
+from memory_core.records import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
 
@@ -92,7 +92,8 @@ class Principal:
     """Who a request acts as, resolved from the connection and never from an argument.
 
     `owner` is the id that new memories get, None until the agent first writes; `owners` are all ids whose
-    memories are its own; `grants` are those of others in force; `hidden` are the tokens of owner ids that were deleted.
+    memories are its own; `grants` are those of others in force; `hidden` are the tokens of owner ids that were deleted;
+    `quarantined` are agents, and since when (epoch seconds) nobody but they themselves is shown what they write.
     """
 
     namespace: str
@@ -101,6 +102,7 @@ class Principal:
     owners: tuple[str, ...] = ()
     grants: tuple[Grant, ...] = ()
     hidden: frozenset[str] = frozenset()
+    quarantined: tuple[tuple[str, float], ...] = ()
     admin: bool = False
 
     @cached_property
@@ -121,9 +123,23 @@ class Principal:
         """Whether a record with these tokens is readable."""
         return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
+    def may_see(self, record: Record) -> bool:
+        """Whether a record is readable and its writer not under quarantine."""
+        since = self.mistrusted.get(record.writer)
+        return self.may_read(record.scope) and (since is None or record.updated_at < since)
+
+    @cached_property
+    def mistrusted(self) -> dict[str, float]:
+        """The other agents under quarantine, and since when."""
+        return {name: since for name, since in self.quarantined if name != self.agent}
+
     def owns(self, owner: str) -> bool:
         """Whether a record of this owner id is the principal's own."""
         return owner in self.owners
+
+    def grantors_of(self, record: Record) -> list[str]:
+        """Name the agents whose grants show a record."""
+        return sorted({grant.grantor for grant in self.grants if not record.scope.isdisjoint(grant.tokens)})
 
     def grants_to_write(self, scope: frozenset[str]) -> tuple[Grant, ...]:
         """Give the grants under which a record with these tokens may be changed."""

@@ -22,10 +22,12 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from memory_core.audit_settings import AuditSettings
 from memory_core.auth_settings import AuthSettings, Names
 from memory_core.bulk_settings import BulkSettings
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
+from memory_core.quota_settings import QuotaSettings
 
 SettingPath = tuple[str, ...]
 
@@ -129,6 +131,12 @@ class CacheSettings(_Group):
     redis_ttl_seconds: int = Field(
         default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 keeps none there"
     )
+    sealed_bytes: int = Field(
+        default=64 << 20,
+        ge=0,
+        le=1 << 40,
+        description="bytes of decrypted vectors of sensitive memories in the process",
+    )
 
 
 class LimitSettings(_Group):
@@ -191,6 +199,8 @@ class Settings(BaseSettings):
     tasks: TaskSettings = TaskSettings()
     auth: AuthSettings = AuthSettings()
     bulk: BulkSettings = BulkSettings()
+    quotas: QuotaSettings = QuotaSettings()
+    audit: AuditSettings = AuditSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),
@@ -222,6 +232,9 @@ class Settings(BaseSettings):
     )
     master_key_file: Path | None = Field(default=None, description="file that holds the master key instead")
     master_key_command: str | None = Field(default=None, description="command that prints the master key instead")
+    transport_key: SecretStr | None = Field(
+        default=None, description="all of the keys that a sidecar needs, of `redis-memory keys transport`; not a server"
+    )
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(
         default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from memory_core import keys
+from memory_core.sealing import Transports
 
 if TYPE_CHECKING:
     from memory_core.connection import Client
 
 HEARTBEAT_SECONDS = 2.0
 LIFETIME_SECONDS = 8.0
+GIVE_KEY = "set MEMORY_TRANSPORT_KEY of the sidecar to what `redis-memory keys transport` prints"
 
 
 class BulkStatus(BaseModel):
@@ -33,7 +35,10 @@ class BulkStatus(BaseModel):
 
 
 class SidecarStatus(BaseModel):
-    """One sidecar as it last described itself; memory in bytes, `texts_per_second` over the last seconds."""
+    """One sidecar as it last described itself; memory in bytes, `texts_per_second` over the last seconds.
+
+    `transport_keys` are the ids of the keys by which it opens sealed texts.
+    """
 
     id: str
     host: str
@@ -56,7 +61,13 @@ class SidecarStatus(BaseModel):
     queue_depth: int = 0
     bulk: BulkStatus | None = None
     started_at: float = 0.0
+    transport_keys: list[str] = []
     updated_at: float = 0.0
+
+
+def lacks_key(transports: Transports, status: SidecarStatus) -> bool:
+    """Whether a sidecar cannot open what a server seals."""
+    return bool(transports.current) and transports.current not in status.transport_keys
 
 
 async def announce(client: Client, status: SidecarStatus) -> None:

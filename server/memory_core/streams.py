@@ -11,9 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_core.codec import DecodeError, pack, unpack
+from memory_core.errors import Tampered
+from memory_core.sealing import Transports
 
 MESSAGE_VERSION = 1
 Fields = dict[bytes, bytes]
+CLEAR = Transports()
+"""What a process without a transport key has: it neither seals nor opens."""
 
 
 class BadMessage(ValueError):
@@ -58,7 +62,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """Texts whose vectors a server waits for until `deadline` (epoch milliseconds)."""
+    """Texts whose vectors a server waits for until `deadline` (epoch milliseconds).
+
+    One read without the key that it is sealed under has no texts.
+    """
 
     id: str
     reply_to: str
@@ -67,8 +74,8 @@ class Ask:
     texts: tuple[str, ...]
     seal: str = ""
 
-    def fields(self) -> dict[str, str | int | bytes]:
-        """Give the stream entry."""
+    def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
+        """Give the stream entry, its body under the key that `seal` names."""
         return {
             "v": MESSAGE_VERSION,
             "id": self.id,
@@ -76,27 +83,30 @@ class Ask:
             "model": self.model,
             "deadline": self.deadline,
             "seal": self.seal,
-            "body": pack(list(self.texts)),
+            "body": transports.seal(self.seal, pack(list(self.texts)), "ask", self.id, self.reply_to),
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> Ask:
+    def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Ask:
         """Read an entry.
 
         Raises:
-            BadMessage: a field is missing, or the version is unknown.
+            BadMessage: a field is missing, the version is unknown, or the body was altered.
         """
         try:
             _check_version(fields)
+            ask_id, reply_to, seal = (fields[name].decode() for name in (b"id", b"reply", b"seal"))
+            held = not seal or seal in transports
+            body = transports.open(seal, fields[b"body"], "ask", ask_id, reply_to) if held else pack([])
             return cls(
-                id=fields[b"id"].decode(),
-                reply_to=fields[b"reply"].decode(),
+                id=ask_id,
+                reply_to=reply_to,
                 model=fields[b"model"].decode(),
                 deadline=int(fields[b"deadline"]),
-                texts=tuple(unpack(fields[b"body"])),
-                seal=fields[b"seal"].decode(),
+                texts=tuple(unpack(body)),
+                seal=seal,
             )
-        except (KeyError, *DecodeError) as error:
+        except (KeyError, Tampered, *DecodeError) as error:
             raise BadMessage(f"ask: {error}") from error
 
 
@@ -110,34 +120,35 @@ class Reply:
     error: str = ""
     seal: str = ""
 
-    def fields(self) -> dict[str, str | int | bytes]:
-        """Give the stream entry."""
+    def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
+        """Give the stream entry, its body under the key that `seal` names."""
         return {
             "v": MESSAGE_VERSION,
             "id": self.ask_id,
             "dimension": self.dimension,
             "error": self.error,
             "seal": self.seal,
-            "body": self.vectors,
+            "body": transports.seal(self.seal, self.vectors, "reply", self.ask_id, str(self.dimension)),
         }
 
     @classmethod
-    def parse(cls, fields: Fields) -> Reply:
+    def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Reply:
         """Read an entry.
 
         Raises:
-            BadMessage: a field is missing, or the version is unknown.
+            BadMessage: a field is missing, the version is unknown, or the body was altered or cannot be opened.
         """
         try:
             _check_version(fields)
+            ask_id, seal, dimension = fields[b"id"].decode(), fields[b"seal"].decode(), int(fields[b"dimension"])
             return cls(
-                ask_id=fields[b"id"].decode(),
-                dimension=int(fields[b"dimension"]),
-                vectors=fields[b"body"],
+                ask_id=ask_id,
+                dimension=dimension,
+                vectors=transports.open(seal, fields[b"body"], "reply", ask_id, str(dimension)),
                 error=fields[b"error"].decode(),
-                seal=fields[b"seal"].decode(),
+                seal=seal,
             )
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, Tampered) as error:
             raise BadMessage(f"reply: {error}") from error
 
 

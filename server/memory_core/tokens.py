@@ -37,7 +37,7 @@ class Token:
 
     def access(self) -> Access:
         """What it grants."""
-        return Access(self.agent, self.namespace, self.scopes, self.expires_at)
+        return Access(self.agent, self.namespace, self.scopes, self.expires_at, self.id)
 
     def fields(self, secret: str) -> dict[str, str]:
         """The hash that Redis keeps."""

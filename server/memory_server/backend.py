@@ -23,9 +23,13 @@ from tenacity import (
 from memory_core import functions, index
 from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
-from memory_core.keyring import Keyring, load_keyring
-from memory_core.keys import NAMESPACES, Keys
+from memory_core.integrity import Integrity
+from memory_core.keyring import Keyring, load_keyring, written
+from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
+from memory_core.sealing import Transports
 from memory_core.settings import Settings
+from memory_server.auditing.calls import in_hand
+from memory_server.auditing.entries import sign
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,6 +76,9 @@ class Backend:
         self.run_id = ""
         self.durability = "none"
         self.keyring = Keyring()
+        self.transports = Transports()
+        self.integrity = Integrity(self.keyring)
+        self.on_audited: Callable[[str], None] = lambda _: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
@@ -80,6 +87,7 @@ class Backend:
         self._prepared: dict[str, Prepared] = {}
         self._preparing = asyncio.Lock()
         self._local: Any = None
+        self._audited: set[str] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -133,11 +141,41 @@ class Backend:
     ) -> dict[str, Any]:
         """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
 
+        What it notes in the audit (`audit`) is signed here, and belongs to the operation in hand.
+
         Raises:
             StoreUnavailable: nothing was changed.
             OutcomeUnknown: it was sent and not answered.
         """
         client = await self.client()
+        if "audit" not in request:
+            return await self._write(client, function, keys, repeatable, request)
+        namespace = namespace_of(keys[0])
+        await self.remember_audited(namespace)
+        entry = sign(self.keyring, namespace, request["audit"])
+        answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
+        if answer.get("audited") == entry.get("nonce", ""):
+            self.on_audited(namespace)
+            call = in_hand.get()
+            if call is not None:
+                call.written = True
+        return answer
+
+    async def remember_audited(self, namespace: str) -> None:
+        """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if namespace not in self._audited:
+            client = await self.client()
+            async with store_errors():
+                await client.sadd(AUDITED, namespace)
+            self._audited.add(namespace)
+
+    async def _write(
+        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
+    ) -> dict[str, Any]:
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
         unknown: OutcomeUnknown | None = None
         async for attempt in AsyncRetrying(
@@ -267,9 +305,11 @@ class Backend:
             self._connected.set()
 
     async def _connect_once(self) -> None:
-        self.url, client = await self._find()
-        own_key = self._local.paths.integrity_key if self._local else None
-        self.keyring = await asyncio.to_thread(load_keyring, self.settings, own_key)
+        keyring = await asyncio.to_thread(load_keyring, self.settings)
+        self.transports = Transports(keyring.transports)
+        self.url, client = await self._find(keyring)
+        self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
+        self.integrity = Integrity(self.keyring)
         on_reconnect(client, self._mark_suspect)
         try:
             info = await check_server(client)
@@ -283,7 +323,7 @@ class Backend:
         self._client = client
         log.info("connected to Redis %s", info["redis_version"])
 
-    async def _find(self) -> tuple[str, Client]:
+    async def _find(self, keyring: Keyring) -> tuple[str, Client]:
         url = redis_url(self.settings)
         if url is not None and self.settings.uses_config_default_redis and not await is_usable(url):
             log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
@@ -294,7 +334,10 @@ class Backend:
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                self._local = await attach(self.settings.data_dir, model=model, device=device)
+                transport_key = written(keyring.transports[0]) if keyring.transports else None
+                self._local = await attach(
+                    self.settings.data_dir, model=model, device=device, transport_key=transport_key
+                )
             url = str(self._local.url)
         return url, connect(url)
 

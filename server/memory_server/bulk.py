@@ -22,10 +22,10 @@ from memory_core.bulk import (
 )
 from memory_core.errors import BulkUnavailable
 from memory_core.ids import new_id
-from memory_core.streams import BadMessage
+from memory_core.streams import BadMessage, Reply
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.backend import Backend
-from memory_server.replies import Replies
+from memory_server.replies import Replies, until_a_key_fits
 
 Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
 Piece = tuple[str, int, float]
@@ -42,13 +42,17 @@ class Bulk:
         self._seen_at, self._is_offered = -_TRUST_SECONDS, False
 
     async def is_offered(self) -> bool:
-        """Whether a living sidecar of this model has a bulk engine; what was seen is believed for two seconds."""
+        """Whether a living sidecar has an engine for this model and our transport key; believed for two seconds."""
         if time.monotonic() - self._seen_at >= _TRUST_SECONDS:
             living = await self._backend.read(sidecars.living)
-            model = self._backend.settings.vector_store.embedding_model
-            self._is_offered = any(one.bulk is not None and one.model == model for one in living)
+            self._is_offered = any(self._fits(one) for one in living)
             self._seen_at = time.monotonic()
         return self._is_offered
+
+    def _fits(self, status: sidecars.SidecarStatus) -> bool:
+        model = self._backend.settings.vector_store.embedding_model
+        has_key = not sidecars.lacks_key(self._backend.transports, status)
+        return status.bulk is not None and status.model == model and has_key
 
     async def nearest(
         self, namespace: str, selection: Selection, queries: Matrix, k: int, *, exact: bool, wait: float
@@ -88,16 +92,9 @@ class Bulk:
     async def _ask(self, namespace: str, request: Request, kind: type[Answer], wait: float) -> Answer:
         if not await self.is_offered():
             raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
-        ask = BulkAsk(
-            id=new_id(),
-            reply_to=self._replies.address,
-            namespace=namespace,
-            model=self._backend.settings.vector_store.embedding_model,
-            deadline=int((time.time() + wait) * 1000),
-            request=request,
-        )
+        deadline = time.time() + wait
         try:
-            reply = await self._replies.exchange(keys.bulk(keys.lane_of(namespace)), ask.id, ask.fields(), wait)
+            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, deadline))
         except TimeoutError:
             raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
         if reply.error:
@@ -106,3 +103,17 @@ class Bulk:
             return read_body(reply.vectors, kind)
         except BadMessage as error:
             raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
+
+    async def _reply_to(self, namespace: str, request: Request, deadline: float) -> Reply:
+        """Raises: TimeoutError, StoreUnavailable."""
+        ask = BulkAsk(
+            id=new_id(),
+            reply_to=self._replies.address,
+            namespace=namespace,
+            model=self._backend.settings.vector_store.embedding_model,
+            deadline=int(deadline * 1000),
+            request=request,
+            seal=self._backend.transports.current,
+        )
+        left = max(deadline - time.time(), 0.0)
+        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace)), ask, left)

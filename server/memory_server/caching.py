@@ -5,13 +5,16 @@ Each agent has its own: a hit on another's text would tell that somebody holds i
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from cachetools import LFUCache, LRUCache, TTLCache
 
+from memory_core.errors import Tampered
 from memory_core.keys import Keys, digest
+from memory_core.sealing import Key, Lock
 from memory_core.settings import CacheSettings
 from memory_server.backend import Backend
 
@@ -50,6 +53,7 @@ class VectorCache:
     model: str
     settings: CacheSettings
     _near: MutableMapping[tuple[str, str, str], bytes] = field(init=False)
+    _key: Key | None = field(init=False, default=None)
     _hits: MutableMapping[tuple[str, str], Hits] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,19 +86,40 @@ class VectorCache:
             return
         pipe = (await self.backend.client()).pipeline(transaction=False)
         for text, vector in vectors.items():
-            pipe.set(self._far(asker, text), vector, ex=lifetime)
+            name, lock = self._far(asker, text)
+            pipe.set(name, lock.seal(vector) if lock else vector, ex=lifetime)
         await self.backend.read(lambda _: pipe.execute())
 
     async def _from_redis(self, asker: Asker, texts: Sequence[str]) -> Vectors:
-        names = [self._far(asker, text) for text in texts]
-        found = await self.backend.read(lambda client: client.mget(names))
-        known = {text: vector for text, vector in zip(texts, found, strict=True) if vector}
+        places = [self._far(asker, text) for text in texts]
+        found = await self.backend.read(lambda client: client.mget([name for name, _ in places]))
+        known = {
+            text: vector
+            for text, value, (_, lock) in zip(texts, found, places, strict=True)
+            if value and (vector := _opened(value, lock))
+        }
         for text, vector in known.items():
             self._near[_near(asker, text)] = vector
         return known
 
-    def _far(self, asker: Asker, text: str) -> str:
-        return Keys(asker.namespace).cached_vector(self.model, asker.agent, digest(text))
+    def _far(self, asker: Asker, text: str) -> tuple[str, Lock | None]:
+        """Name the key of a text in Redis. With a master key it tells nothing of the text, and its value is sealed."""
+        keys, masters = Keys(asker.namespace), self.backend.keyring.masters
+        if not masters:
+            return keys.cached_vector(self.model, asker.agent, digest(text)), None
+        if self._key is None:
+            self._key = Key.of(masters[0], "cache")
+        name = hmac.digest(self._key.value, text.encode(), "sha256").hex()[:32]
+        place = keys.cached_vector(self.model, asker.agent, name)
+        return place, Lock.at(self._key, "cached vector", place)
+
+
+def _opened(value: bytes, lock: Lock | None) -> bytes | None:
+    """Give a cached vector; one that was altered is none."""
+    try:
+        return lock.open(value) if lock else value
+    except Tampered:
+        return None
 
 
 def _near(asker: Asker, text: str) -> tuple[str, str, str]:

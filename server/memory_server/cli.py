@@ -13,13 +13,21 @@ import typer
 
 from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
+from memory_server.cli_audit import audit
+from memory_server.cli_keys import keys
 from memory_server.cli_reports import add_reports
+from memory_server.cli_trust import integrity, purge, quarantine
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits: the deployment is configured wrongly."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(agents, name="agents")
+app.add_typer(keys, name="keys")
+app.add_typer(quarantine, name="quarantine")
+app.add_typer(integrity, name="integrity")
+app.command()(purge)
+app.add_typer(audit, name="audit")
 add_reports(app)
 
 DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]

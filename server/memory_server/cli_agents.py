@@ -39,7 +39,7 @@ def token(
     from memory_core.times import to_iso
     from memory_server.usecases.tokens import issue_token
 
-    settings = settings_of(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     scopes = check_scopes(part.strip() for part in scope.split(",") if part.strip())
     seconds = _seconds(expires)
     issued, text = _with_backend(
@@ -59,7 +59,7 @@ def tokens(namespace: Namespace = None, config: Config = None, data_dir: DataDir
     from memory_core.times import to_iso
     from memory_server.usecases.tokens import list_tokens
 
-    settings = settings_of(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     for one in _with_backend(settings, lambda backend: list_tokens(backend, settings.namespace)):
         state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
         typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
@@ -74,12 +74,12 @@ def revoke(
     """End a token at once."""
     from memory_server.usecases.tokens import revoke_token
 
-    revoked = _with_backend(settings_of(config, data_dir, None), lambda backend: revoke_token(backend, token_id))
+    revoked = _with_backend(load_settings(config, data_dir, None), lambda backend: revoke_token(backend, token_id))
     typer.echo(f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
 
 
-def settings_of(config: Path | None, data_dir: Path | None, namespace: str | None) -> Settings:
-    """Load the settings that a command is to act under."""
+def load_settings(config: Path | None, data_dir: Path | None, namespace: str | None) -> Settings:
+    """Read the settings; options that are given win."""
     from memory_core.settings import Settings
 
     return Settings.load(config, data_dir=data_dir, namespace=namespace)

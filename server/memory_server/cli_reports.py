@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from memory_core.errors import MemoryServiceError
-from memory_server.cli_agents import Config, DataDir, Namespace, settings_of
+from memory_server.cli_agents import Config, DataDir, Namespace, load_settings
 
 if TYPE_CHECKING:
     from memory_core.records import Record
@@ -42,7 +42,7 @@ def duplicates(
     from memory_server.usecases.principals import Caller
     from memory_server.usecases.reports import near_duplicates
 
-    settings = settings_of(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     caller = Caller(settings.namespace, agent)
     groups, left_out = _with_service(
         settings, lambda service: near_duplicates(service, caller, least=least, wait=_WAIT_SECONDS)
@@ -71,7 +71,7 @@ def clusters(
     from memory_server.usecases import reports
     from memory_server.usecases.principals import Caller
 
-    settings = settings_of(config, data_dir, namespace)
+    settings = load_settings(config, data_dir, namespace)
     caller = Caller(settings.namespace, agent)
     found = _with_service(
         settings, lambda service: reports.clusters(service, caller, count=count, show=show, wait=_WAIT_SECONDS)

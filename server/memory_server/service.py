@@ -6,8 +6,10 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, MutableMapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from cachetools import LRUCache
 
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
@@ -15,33 +17,44 @@ from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
+from memory_server.auditing.auditor import Auditor
+from memory_server.auditing.recorder import Recorder
 from memory_server.backend import Backend
 from memory_server.bulk import Bulk
+from memory_server.caching import Asker
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
+from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
+from memory_server.vault import Vault
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
 _SOON_SECONDS = 0.01
 _TOUCHES_PER_CALL = 100
+_REMEMBERED_AGENTS = 1000
+_SAMPLES_OF_ONE = 250
 
 
 class Latency:
-    """Remembers the last thousand durations of something."""
+    """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
 
     def __init__(self) -> None:
         self._samples: deque[float] = deque(maxlen=1000)
+        self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
-    def add(self, milliseconds: float) -> None:
+    def add(self, asker: Asker, milliseconds: float) -> None:
         """Record one duration."""
-        self._samples.append(milliseconds)
+        own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
+        for samples in (self._samples, own):
+            samples.append(milliseconds)
 
-    def percentiles(self) -> Percentiles:
-        """Give the percentiles in milliseconds; null before the first sample."""
-        ordered = sorted(self._samples)
+    def percentiles(self, asker: Asker | None = None) -> Percentiles:
+        """Give the percentiles in milliseconds, of one agent's calls or of all; null before the first sample."""
+        samples = self._by_agent.get((asker.namespace, asker.agent), ()) if asker else self._samples
+        ordered = sorted(samples)
         if not ordered:
             return Percentiles()
 
@@ -54,12 +67,15 @@ class Latency:
 class Service:
     """Redis, embeddings and figures of one server process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None = None) -> None:
         self.settings = settings
         self.backend = Backend(settings)
+        self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend)
         self.bulk = Bulk(self.backend, self.embeddings.replies)
+        self.vault = Vault(self.backend)
         self.readers = Readers()
+        self.quotas = Quotas(settings.quotas)
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)
         self.search_latency = Latency()
@@ -72,7 +88,9 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
-        async with self.backend.running(), self.embeddings.running(), self.events.running(), self.seen.running():
+        async with AsyncExitStack() as parts:
+            for part in (self.backend, self.auditor, self.embeddings, self.vault, self.events, self.seen):
+                await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_for_ever())
             try:
                 yield self

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from mcp.server.connection import Connection
 from mcp.server.context import ServerRequestContext
@@ -27,8 +27,12 @@ from mcp_types import (
 )
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_server.auditing.calls import named_ids
 from memory_server.identity import caller_of_request
 from memory_server.runtime import Runtime
+
+if TYPE_CHECKING:
+    from memory_server.usecases.principals import Caller
 
 log = logging.getLogger(__name__)
 MOST_RESOURCES = 256
@@ -61,8 +65,7 @@ class Subscriptions:
         bus = _CallersBus(self._bus)
         handler = ListenHandler(bus)
         try:
-            await self._runtime.gate.admit(ctx, "read")
-            caller = caller_of_request(ctx, self._runtime.settings)
+            caller = await self._admit(ctx, uris)
             async with following(await self._runtime.service(), caller, uris) as changes:
                 relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
                 try:
@@ -97,8 +100,7 @@ class Subscriptions:
         from memory_server.usecases.following import following
 
         try:
-            await self._runtime.gate.admit(ctx, "read")
-            caller = caller_of_request(ctx, self._runtime.settings)
+            caller = await self._admit(ctx, [uri])
             async with following(await self._runtime.service(), caller, frozenset({uri})) as changes:
                 begun.set_result(None)
                 async for changed in self._while_let_in(ctx, changes):
@@ -107,6 +109,18 @@ class Subscriptions:
             begun.set_exception(error)
         except Exception:
             log.exception("a subscription ended")
+
+    async def _admit(self, ctx: Request, uris: Iterable[str]) -> Caller:
+        """Let a subscription in; the audit tells when it began.
+
+        Raises:
+            MemoryServiceError: as `Gate.admit`.
+        """
+        ids = [uri.rpartition("/")[2] for uri in uris]
+        with self._runtime.gate.noting(ctx, "subscribe", named_ids({"memory_ids": ids})) as call:
+            await self._runtime.gate.admit(ctx, "read")
+            call.succeeded()
+            return caller_of_request(ctx, self._runtime.settings)
 
     async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
         """Pass changes on until the caller's token is no longer good."""

@@ -1,4 +1,4 @@
-"""Runs a chaos scenario from the command line: `make chaos [MINUTES=60] [SCENARIO=tasks|store|all]`."""
+"""Runs a chaos scenario from the command line: `make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|all]`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from . import tasks
+from . import tasks, twins
 
-SCENARIOS = ("tasks", "store", "all")
-_BUILT = ("tasks",)
+SCENARIOS = ("tasks", "twins", "store", "all")
+_BUILT = ("tasks", "twins")
 
 
 def main() -> int:
@@ -22,6 +22,22 @@ def main() -> int:
     if options.scenario not in _BUILT:
         print(f"scenario {options.scenario} is not built yet; there is: {', '.join(_BUILT)}", file=sys.stderr)
         return 2
+    print(f"{options.scenario}: seed {options.seed}, at most {options.minutes:g} minutes", flush=True)
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    report = asyncio.run(_run(options, folder))
+    print(report)
+    if report.is_good:
+        shutil.rmtree(folder)
+        print("PASSED")
+        return 0
+    again = f"make chaos SCENARIO={options.scenario} SEED={options.seed}"
+    print(f"FAILED; what was recorded is in {folder}; again: {again}")
+    return 1
+
+
+async def _run(options: argparse.Namespace, folder: Path) -> tasks.Report | twins.Report:
+    if options.scenario == "twins":
+        return await twins.run(twins.Plan(options.seed, options.scripts, options.minutes), folder)
     plan = tasks.Plan(
         seed=options.seed,
         tasks=options.tasks,
@@ -31,16 +47,7 @@ def main() -> int:
         redis_kills=options.redis_kills,
         minutes=options.minutes,
     )
-    print(f"tasks: seed {plan.seed}, at most {plan.minutes:g} minutes", flush=True)
-    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
-    report = asyncio.run(tasks.run(plan, folder))
-    print(report)
-    if report.is_good:
-        shutil.rmtree(folder)
-        print("PASSED")
-        return 0
-    print(f"FAILED; the histories are in {folder}; again: make chaos SCENARIO=tasks SEED={plan.seed}")
-    return 1
+    return await tasks.run(plan, folder)
 
 
 def _options() -> argparse.Namespace:
@@ -49,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scenario", choices=SCENARIOS, default="tasks")
     parser.add_argument("--minutes", type=float, default=plan.minutes, help="the longest that it may take")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--scripts", type=int, default=twins.Plan(seed=0).scripts, help="of scenario twins")
     for name in ("tasks", "workers", "kills", "pauses", "redis_kills"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(plan, name))
     return parser.parse_args()

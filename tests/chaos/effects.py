@@ -113,7 +113,7 @@ def completed_once(evidence: Evidence) -> Iterator[Violation]:
     for task_id in {**told, **kept}:
         counts = [told[task_id], kept.get(task_id, 0)]
         if evidence.audit is not None:
-            counts.append(evidence.audit["complete task", task_id])
+            counts.append(evidence.audit["complete_task", task_id])
         if max(counts) > 1:
             yield Violation("completed twice", task_id, f"calls {counts[0]}, history {counts[1]}, audit {counts[2:]}")
         if counts[0] > min(counts[1:]):

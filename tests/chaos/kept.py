@@ -87,11 +87,11 @@ def _entry(row: bytes) -> Entry:
 
 
 async def read_audit(client: Client, keys: Keys) -> Counter[tuple[str, str]]:
-    """Count the audit's entries by what was done and to which task."""
+    """Count the audit's entries of changes by what was done and to which task. Entries with a count changed nothing."""
     counts: Counter[tuple[str, str]] = Counter()
     last = "-"
     while rows := await client.xrange(keys.audit, min=last, count=_AT_ONCE):
-        for _, fields in rows:
+        for fields in (row for _, row in rows if b"count" not in row):
             for task_id in fields[b"ids"].decode().split():
                 counts[fields[b"op"].decode(), task_id] += 1
         last = "(" + rows[-1][0].decode()

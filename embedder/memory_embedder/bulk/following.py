@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 _SLICE = 256
 _EVENTS_AT_ONCE = 1000
 _START = b"0-0"
-_LABELS = ("owner", "type", "priority", "context", "source")
+_LABELS = ("owner", "writer", "type", "priority", "context", "source")
 _MANY_LABELS = ("scope", "tags")
-_HEAD = (*_LABELS, *_MANY_LABELS, "expires_at", "occurred_at", "pieces", "hash")
+_HEAD = (*_LABELS, *_MANY_LABELS, "expires_at", "occurred_at", "updated_at", "pieces", "hash")
 _NAMES: tuple[str, ...] = (*_HEAD, "vector")
 _FIELDS = [name.encode() for name in _HEAD]
 """As bytes: redis-py would encode them again for every record."""
@@ -169,6 +169,7 @@ def _parse(memory_id: str, head: _Head, pieces: set[int] | None, further: list[t
         occurred_at=_number(head["occurred_at"], float("nan")),
         pieces=[*own, *further],
         whole=pieces is None,
+        updated_at=_number(head["updated_at"], float("nan")),
     )
 
 

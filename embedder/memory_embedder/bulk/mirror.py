@@ -39,6 +39,7 @@ class Loaded:
     occurred_at: float = float("nan")
     pieces: Sequence[tuple[int, bytes]] = ()
     whole: bool = True
+    updated_at: float = float("nan")
 
 
 @dataclass(slots=True)
@@ -49,6 +50,7 @@ class _Table:
     alive: Mask
     expires: NDArray[np.float64]
     occurred: NDArray[np.float64]
+    updated: NDArray[np.float64]
     piece: NDArray[np.int32]
 
     @classmethod
@@ -58,11 +60,12 @@ class _Table:
             np.zeros(rows, dtype=np.bool_),
             np.empty(rows, dtype=np.float64),
             np.empty(rows, dtype=np.float64),
+            np.empty(rows, dtype=np.float64),
             np.empty(rows, dtype=np.int32),
         )
 
     def columns(self) -> tuple[NDArray[np.generic], ...]:
-        return (self.vectors, self.alive, self.expires, self.occurred, self.piece)
+        return (self.vectors, self.alive, self.expires, self.occurred, self.updated, self.piece)
 
     @property
     def nbytes(self) -> int:
@@ -144,6 +147,8 @@ class Mirror:
             mask &= self._any_of(clause)
         for clause in selection.none:
             mask &= ~self._any_of(clause)
+        for writer, since in selection.mistrusted:
+            mask &= ~self._any_of(("writer", [writer])) | (table.updated[:count] < since)
         if selection.since is not None:
             mask &= table.occurred[:count] >= selection.since
         if selection.until is not None:
@@ -191,7 +196,7 @@ class Mirror:
         row, table = self.count, self._table
         table.vectors[row] = vector
         table.expires[row], table.occurred[row], table.piece[row] = one.expires_at, one.occurred_at, piece
-        table.alive[row] = True
+        table.updated[row], table.alive[row] = one.updated_at, True
         self.ids.append(one.memory_id)
         self._rows_of.setdefault(one.memory_id, []).append(row)
         for label in one.labels:

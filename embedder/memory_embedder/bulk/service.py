@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 
 from pydantic import BaseModel
@@ -18,10 +19,12 @@ from memory_core.bulk import (
     Clusters,
     Duplicates,
     Nearest,
+    Request,
     pack_body,
 )
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument
+from memory_core.sealing import Transports
 from memory_core.sidecars import BulkStatus
 from memory_core.streams import BadMessage, Fields, Reply
 from memory_core.vectors import from_bytes, normalise
@@ -45,8 +48,17 @@ _REPLY_PREFIX = keys.reply("")[:-1]
 class BulkDesk:
     """Requests between their stream and their answer. `memory_bytes` is the budget of all mirrors."""
 
-    def __init__(self, client: Client, encoder: Encoder, outbox: Outbox, consumer: str, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        encoder: Encoder,
+        outbox: Outbox,
+        consumer: str,
+        memory_bytes: int,
+        transports: Transports,
+    ) -> None:
         self._client = client
+        self._transports = transports
         self._encoder = encoder
         self._outbox = outbox
         self._consumer = consumer
@@ -128,7 +140,7 @@ class BulkDesk:
 
     async def _serve(self, stream: str, entry: bytes, fields: Fields) -> None:
         try:
-            ask = BulkAsk.parse(fields)
+            ask = BulkAsk.parse(fields, self._transports)
             if not ask.reply_to.startswith(_REPLY_PREFIX):
                 raise BadMessage("the reply goes to no reply stream")
         except BadMessage as error:
@@ -137,27 +149,29 @@ class BulkDesk:
             return
         self._requests += 1
         reply = Reply(ask.id, error=self._refusal(ask))
-        if not reply.error:
+        if ask.request and not reply.error:
             async with self._room:
-                reply = await self._answer(ask)
+                reply = await self._answer(ask, ask.request)
+        if ask.seal in self._transports:
+            reply = replace(reply, seal=ask.seal)
         self._settle(stream, entry, (ask.reply_to, reply) if ask.deadline > time.time() * 1000 else None)
 
     def _refusal(self, ask: BulkAsk) -> str:
         if ask.model != self._encoder.name:
             return f"model_mismatch: this sidecar embeds with {self._encoder.name}"
-        if ask.seal:
-            return "not_supported: this sidecar holds no key for sealed requests"
+        if ask.request is None:
+            return "not_supported: this sidecar does not hold the transport key (MEMORY_TRANSPORT_KEY) of this request"
         if isinstance(ask.request, Nearest):
             count = len(ask.request.queries) // (4 * self._encoder.dimension)
             if not 1 <= count <= MOST_QUERIES or count * ask.request.k > MOST_RESULTS:
                 return f"invalid_argument: at most {MOST_QUERIES} queries and {MOST_RESULTS} results in one request"
         return ""
 
-    async def _answer(self, ask: BulkAsk) -> Reply:
+    async def _answer(self, ask: BulkAsk, request: Request) -> Reply:
         left = ask.deadline / 1000 - time.time() - _REPLY_MARGIN
         try:
             async with asyncio.timeout(left):
-                body = await self._compute(ask, time.monotonic() + left)
+                body = await self._compute(ask.namespace, request, time.monotonic() + left)
         except (TimeoutError, DeadlinePassed):
             return Reply(ask.id, error="deadline: there was not time enough; the mirror may still be filling")
         except TooLarge as error:
@@ -172,11 +186,10 @@ class BulkDesk:
             return Reply(ask.id, error=f"bulk_failed: {type(error).__name__}")
         return Reply(ask.id, vectors=pack_body(body))
 
-    async def _compute(self, ask: BulkAsk, deadline: float) -> BaseModel:
+    async def _compute(self, namespace: str, request: Request, deadline: float) -> BaseModel:
         """Raises: TimeoutError, DeadlinePassed, TooLarge, InvalidArgument; RedisError when Redis is away."""
         engine, shelf = await self._open()
-        request = ask.request
-        kept, seen = await shelf.snapshot(ask.namespace, request.selection)
+        kept, seen = await shelf.snapshot(namespace, request.selection)
         match request:
             case Nearest():
                 dimension = self._encoder.dimension
@@ -198,7 +211,7 @@ class BulkDesk:
     async def _send(self, stream: str, entry: bytes, reply: tuple[str, Reply] | None) -> None:
         if reply:
             async with self._client.pipeline(transaction=False) as pipe:
-                pipe.xadd(reply[0], reply[1].fields(), maxlen=REPLIES_KEPT, approximate=True)
+                pipe.xadd(reply[0], reply[1].fields(self._transports), maxlen=REPLIES_KEPT, approximate=True)
                 pipe.expire(reply[0], REPLY_SECONDS)
                 await pipe.execute()
         await self._client.xackdel(stream, keys.GROUP, entry, ref_policy="ACKED")

@@ -87,6 +87,8 @@ class Room:
 
     def near(self, vector: Matrix) -> set[Waiter]:
         """Find those whose standing query lies close to a vector of shape (dimension,)."""
+        if not self._asking:
+            return set()  # all left while the vector was looked up
         if self._queries is None:
             self._queries = np.stack([waiter.query for waiter in self._asking if waiter.query is not None])
         scores = self._queries @ vector

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import StoreUnavailable
-from memory_server.local import DEFAULT_MODEL, locks
+from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, locks
 from memory_server.local.paths import (
     LocalPaths,
     State,
@@ -45,6 +45,7 @@ class Launch:
     grace: float = 10.0
     sidecar: Sequence[str] | None = None
     device: str = "auto"
+    transport_key: str | None = field(default=None, repr=False)
 
     def argv(self, paths: LocalPaths, lock: int) -> list[str]:
         """Return the supervisor's command line."""
@@ -54,6 +55,11 @@ class Launch:
         if self.sidecar is not None:
             command += ["--sidecar", json.dumps(list(self.sidecar) or None)]
         return [*command, "--lock-fd", str(lock), "--detach"]
+
+    def environment(self) -> dict[str, str]:
+        """Return what the supervisor inherits: no master key, and of the keys only what its sidecar needs."""
+        kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(MASTER_KEYS)}
+        return kept if self.transport_key is None else kept | {TRANSPORT_VARIABLE: self.transport_key}
 
 
 @dataclass
@@ -116,12 +122,13 @@ async def attach(
     grace: float = 10.0,
     sidecar: Sequence[str] | None = None,
     device: str = "auto",
+    transport_key: str | None = None,
     within: float = START_SECONDS,
 ) -> LocalRedis:
     """Join the embedded Redis of `data_dir`, starting it if nobody has; wait until it is ready.
 
-    `model`, `device` (of the sidecar), `grace` (seconds it stays after its last user) and `sidecar` (argv; empty
-    for none) matter only to whoever starts it: compare `LocalRedis.model`.
+    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds it stays after its last user) and
+    `sidecar` (argv; empty for none) matter only to whoever starts it: compare `LocalRedis.model`.
 
     Raises:
         NotSupported: this platform cannot, or there is no Redis 8.2 with the Query Engine to start.
@@ -130,7 +137,7 @@ async def attach(
     """
     locks.require_posix()
     paths = prepare(data_dir)
-    launch = Launch(model, grace, sidecar, device)
+    launch = Launch(model, grace, sidecar, device, transport_key)
     deadline = time.monotonic() + within
     users = locks.open_lock(paths.users_lock)
     try:
@@ -215,6 +222,7 @@ def _launch(paths: LocalPaths, launch: Launch, lock: int) -> None:
         output = open_log(paths.supervisor_log)
         subprocess.run(  # noqa: S603
             launch.argv(paths, lock),
+            env=launch.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

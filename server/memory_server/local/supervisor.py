@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_core.errors import MemoryServiceError
-from memory_server.local import DEFAULT_MODEL, client, locks
+from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children
 from memory_server.local.config import choose_port, render_config
@@ -74,6 +74,7 @@ class Supervisor:
         self.paths = options.paths
         self.password = password_of(self.paths)
         make_integrity_key(self.paths)
+        self._transport = _take_keys()
         self.children = Children()
         self.redis: subprocess.Popen[bytes] | None = None
         self.sidecar: subprocess.Popen[bytes] | None = None
@@ -193,7 +194,7 @@ class Supervisor:
         written = self.paths.sidecar_log.stat().st_size if self.paths.sidecar_log.exists() else 0
         # Not argv: `ps` shows that to everybody. The pid, because a supervisor killed while the sidecar
         # still imports would not be the parent that it finds.
-        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid())}
+        environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid()), **self._transport}
         try:
             self.sidecar = self.children.start(argv, self.paths.sidecar_log, env=environment)
         except OSError as error:
@@ -265,6 +266,14 @@ def main(argv: list[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     return 0
+
+
+def _take_keys() -> dict[str, str]:
+    """Take the keys out of this process's environment, so that Redis does not inherit them; give the sidecar's."""
+    for name in [name for name in os.environ if name.upper().startswith(MASTER_KEYS)]:
+        del os.environ[name]
+    transport = os.environ.pop(TRANSPORT_VARIABLE, None)
+    return {} if transport is None else {TRANSPORT_VARIABLE: transport}
 
 
 async def _cancel(jobs: Sequence[asyncio.Task[Any]]) -> None:

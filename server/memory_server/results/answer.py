@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from pydantic import BaseModel
 
 
@@ -15,6 +17,14 @@ class Answer(BaseModel):
         """Give the short text form."""
         note = f"\nPARTIAL: {self.reason}" if self.partial else ""
         return self.summary() + note
+
+    def shown(self) -> Iterable[str]:
+        """Give the ids of the memories and tasks whose contents it shows, for the audit."""
+        return ()
+
+    def shown_besides(self) -> Iterable[str]:
+        """Give those that an entry of the change itself could not name yet."""
+        return ()
 
     def summary(self) -> str:
         """Give the text form without the note on completeness."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from memory_core.sidecars import SidecarStatus
+from memory_core.sidecars import BulkStatus, SidecarStatus
 from memory_server.results.answer import Answer
 
 
 class Percentiles(BaseModel):
-    """Latency in milliseconds over the last calls of this server process."""
+    """Latency in milliseconds over the last calls of this server process: yours, or all for who sees all figures."""
 
     count: int = 0
     p50: float | None = None
@@ -39,7 +39,7 @@ class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
     progress: float = Field(description="share of the records that it covers")
-    failures: int = Field(0, description="records that the index refused")
+    failures: int | None = Field(None, description="records that the index refused; for who sees all figures")
     model: str
     dimension: int
 
@@ -58,7 +58,9 @@ class AgentFigures(BaseModel):
     alive: bool
     open_tasks: int
     max_tasks: int
-    share: float = Field(description="of all open tasks that living agents have in hand; equal shares are balance")
+    share: float | None = Field(
+        None, description="of all open tasks that living agents have in hand; equal shares are balance"
+    )
     completed: int
     failed: int
     mean_ms: float | None = Field(None, description="of its completed tasks")
@@ -98,11 +100,49 @@ class StatsAnswer(Answer):
         )
 
 
+class Sidecar(BaseModel):
+    """One sidecar; memory in bytes. How busy it is is told to who sees all figures."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    model: str
+    dimension: int
+    backend: str
+    device: str
+    provider: str
+    fallback: str
+    started_at: float
+    updated_at: float
+    memory_used: int | None = None
+    memory_total: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    batch_tokens: int | None = None
+    texts_per_second: float | None = None
+    texts_total: int | None = None
+    asks_total: int | None = None
+    queue_depth: int | None = None
+    bulk: BulkStatus | None = None
+
+    @classmethod
+    def of(cls, status: SidecarStatus, *, busy: bool) -> Sidecar:
+        """Show what a sidecar says of itself, with how busy it is or without."""
+        return cls.model_validate(status.model_dump(exclude=None if busy else _BUSY))
+
+
+_BUSY = {
+    "memory_used", "utilisation", "temperature", "batch_tokens", "texts_per_second", "texts_total", "asks_total",
+    "queue_depth", "bulk",
+}  # fmt: skip
+
+
 class GpuAnswer(Answer):
     """Each embedding sidecar and what accelerates it."""
 
-    sidecars: list[SidecarStatus]
-    queue_depth: int = Field(description="embed jobs waiting in this namespace")
+    sidecars: list[Sidecar]
+    queue_depth: int | None = Field(None, description="embed jobs waiting in this namespace")
     libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
     bulk: str = Field(description="who compares many vectors at once, and what of")
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
@@ -110,8 +150,8 @@ class GpuAnswer(Answer):
     def summary(self) -> str:
         """Give one line for each sidecar."""
         lines = [
-            f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}, "
-            f"{s.texts_per_second:.0f} texts/s, queue {s.queue_depth}"
+            f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}"
+            + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")
             for s in self.sidecars
         ]
         return "\n".join([*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."])

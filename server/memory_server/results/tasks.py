@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from memory_core.tasks import Task, TaskPriority, TaskState
 from memory_core.times import to_iso
 from memory_server.results.answer import Answer
+from memory_server.results.framing import NOTE
 from memory_server.results.memories import Hit
 
 
@@ -126,6 +127,10 @@ class DistributeAnswer(Answer):
     similar_tasks: list[SimilarTask] = Field(default_factory=list[SimilarTask])
     replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task_id, *(task.task_id for task in self.similar_tasks)]
+
     def summary(self) -> str:
         """Say where it went and why."""
         lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
@@ -153,6 +158,14 @@ class PendingAnswer(Answer):
     open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
     max_tasks: int = 0
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [*(task.task_id for task in self.tasks), *self.shown_besides()]
+
+    def shown_besides(self) -> list[str]:
+        """Give the ids of the memories that come with the tasks."""
+        return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
+
     def summary(self) -> str:
         """Show each task with what helps to do it."""
         if not self.tasks:
@@ -169,6 +182,7 @@ def _brief(task: ClaimedTask) -> str:
     lines += [f"Earlier: {event.agent}: {event.error}" for event in task.earlier_failures]
     if task.handoff:
         lines.append(f"Handoff: {task.handoff}")
+    lines += [NOTE] if task.memories else []
     lines += [f"Memory {hit.score:.2f} {hit.memory.line()}" for hit in task.memories]
     return "\n".join(lines)
 
@@ -194,6 +208,10 @@ class TaskAnswer(Answer):
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
 
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task.task_id]
+
     def summary(self) -> str:
         """Show the task, then its history line by line."""
         lines = [self.task.line()]
@@ -207,6 +225,10 @@ class TaskListAnswer(Answer):
     """Tasks that the caller submitted, holds or held, newest first."""
 
     tasks: list[TaskView]
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [task.task_id for task in self.tasks]
 
     def summary(self) -> str:
         """List them."""

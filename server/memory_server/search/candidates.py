@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +29,14 @@ EXACT_UP_TO = 5000
 
 @dataclass(slots=True)
 class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
+    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist; of the
+    `sensitive` ones Redis sees no words and no vectors.
+    """
 
     refs: list[Ref] = field(default_factory=list[Ref])
     statistics: WordStatistics = field(default_factory=lambda: WordStatistics(0, {}))
     waiting: int = 0
+    sensitive: int = 0
     full: bool = False
     warnings: list[str] = field(default_factory=list[str])
 
@@ -66,7 +69,31 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
     )  # fmt: skip
     _refuse_partial([answer])
     groups = (result[b"extra_attributes"] for result in answer[b"results"])
-    return {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    counts = {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
+    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
+
+
+async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
+    """Give, for each word that stands in a source within a selection, one such source; in one round trip."""
+    pipe = client.pipeline(transaction=False)
+    for term in terms:
+        narrowed = build.with_source(query, term)
+        pipe.execute_command(
+            "FT.AGGREGATE", keys.index_alias, narrowed.text, "TIMEOUT", timeout_ms,
+            "LOAD", 1, "@source", "LIMIT", 0, 1, *narrowed.arguments(),
+        )  # fmt: skip
+    answers = await pipe.execute() if terms else []
+    found = {term: answer[b"results"] for term, answer in zip(terms, answers, strict=True)}
+    named = {term: rows[0][b"extra_attributes"].get(b"source") for term, rows in found.items() if rows}
+    return {term: source.decode() for term, source in named.items() if source}
+
+
+async def at_places(
+    client: Client, keys: Keys, selection: Query, places: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
+) -> list[Ref]:
+    """Find the memories of a selection that stand at some places of conversations."""
+    query, most = build.at_places(selection, places), sum(map(len, places.values()))
+    return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
 
 async def propose(
@@ -92,7 +119,8 @@ async def propose(
     """
     if near is not None and not terms:
         waiting = await count(client, keys, build.without_vector(selection), timeout_ms)
-        return Candidates(list(near), waiting=waiting, full=len(near) >= depth)
+        sensitive = await count(client, keys, build.sensitive(selection), timeout_ms)
+        return Candidates(list(near), waiting=waiting, sensitive=sensitive, full=len(near) >= depth)
     total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
 
@@ -100,13 +128,14 @@ async def propose(
         pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", *options)
 
     add(build.without_vector(selection), "LIMIT", 0, 0)
+    add(build.sensitive(selection), "LIMIT", 0, 0)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
-        add(build.with_word(selection, term), "SCORER", "BM25STD", "WITHSCORES", "LIMIT", 0, reach)
+        add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None and near is None:
         nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
-    waiting, *rest = await pipe.execute()
+    waiting, sensitive, *rest = await pipe.execute()
     by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
@@ -116,8 +145,9 @@ async def propose(
         refs=list(dict.fromkeys([*worded[:depth], *near])),
         statistics=statistics,
         waiting=int(waiting[b"total_results"]),
+        sensitive=int(sensitive[b"total_results"]),
         full=len(worded) > depth or len(near) >= depth or any(number > reach for number in frequencies),
-        warnings=[text for answer in (waiting, *rest) for text in _warnings(answer)],
+        warnings=[text for answer in (waiting, sensitive, *rest) for text in _warnings(answer)],
     )
 
 
@@ -163,6 +193,26 @@ async def by_change(
 async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
     """Fetch some pieces that a query selects, in no order."""
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
+
+
+async def with_content(
+    client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
+) -> tuple[list[tuple[Ref, str, str]], int]:
+    """Fetch pieces that a query selects, in no order, each with its owner and the hash of its content; count all.
+
+    Raises:
+        StoreUnavailable: the answer was cut short.
+    """
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit
+    )
+    _refuse_partial([answer])
+    found = [
+        (Ref.of_key(keys, result[b"id"].decode()), *(fields[name].decode() for name in (b"owner", b"hash")))
+        for result in answer[b"results"]
+        if len(fields := result.get(b"extra_attributes") or {}) == 2
+    ]
+    return found, int(answer[b"total_results"])
 
 
 async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:

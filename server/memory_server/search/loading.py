@@ -1,20 +1,48 @@
-"""Loads records as they stand now: what an index said a moment ago is only a hint."""
+"""Loads records as they stand now, and proves them: what an index said a moment ago is only a hint."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
+
+import zstandard
 
 from memory_core import grants
 from memory_core.connection import Client
+from memory_core.integrity import Flaw, Integrity
 from memory_core.keys import Keys
-from memory_core.records import HEAD_FIELDS, Record, decompress, parse
+from memory_core.names import SEPARATOR
+from memory_core.records import (
+    CODE_FIELDS,
+    HEAD_FIELDS,
+    LOADED_FIELDS,
+    SEALED,
+    SEALED_BODY,
+    SEALED_VECTOR,
+    Record,
+    content_hash,
+    decompress,
+    parse,
+)
 from memory_core.scope import Principal
+from memory_server.search import flaws
 from memory_server.together import shared
 
-_PIECE_FIELDS = ("content", "hash", "model")
+_PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
+_BODIES = ("body", SEALED_BODY)
+_Row = Mapping[str, bytes | None]
+
+
+class Flawed(NamedTuple):
+    """A record that is there and not to be believed, with what it says of its scope and owner."""
+
+    id: str
+    part: int
+    flaw: Flaw
+    scope: frozenset[str]
+    owner: str
 
 
 class Ref(NamedTuple):
@@ -33,18 +61,40 @@ class Ref(NamedTuple):
 
 
 async def load(
-    client: Client, keys: Keys, refs: Sequence[Ref], *, vector_field: str | None = None, whole: bool = False
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
 ) -> list[Record]:
-    """Load the records of `refs` in their order, leaving out what is gone.
+    """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
 
     A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
-    memory's present content. With `whole` the full content takes the place of a long memory's first piece.
+    memory's present content. With `whole` the full content takes the place of a long memory's first piece. Sensitive
+    memories come closed; `Vault.open` opens them.
     """
+    found = await load_all(client, keys, refs, integrity, vector_field=vector_field, whole=whole)
+    return [record for record in found if isinstance(record, Record)]
+
+
+async def load_all(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    vector_field: str | None = None,
+    whole: bool = False,
+) -> list[Record | Flawed]:
+    """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
+    reading = Reading(keys, integrity, vector_field, whole)
     pipe = client.pipeline(transaction=False)
-    _ask(pipe, keys, refs, vector_field, whole)
-    return _read(refs, await pipe.execute(), vector_field, whole)
+    reading.ask(pipe, refs)
+    return reading.read(refs, await pipe.execute())
 
 
 async def load_readable(
@@ -52,82 +102,146 @@ async def load_readable(
     keys: Keys,
     refs: Sequence[Ref],
     principal: Principal,
+    integrity: Integrity,
     *,
     vector_field: str | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Like `load`, leaving out what has expired and what the principal may not read.
+    """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. Reads of one batch load each record once.
+    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
+    of one batch load each record once.
     """
-    current = shared()
+    reading, current = Reading(keys, integrity, vector_field, whole), shared()
+
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
+        some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
+        return {(reading, one.id, one.part): one for one in some}
+
     if current is None:
-        return await _load_readable(client, keys, refs, principal, vector_field, whole)
-
-    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record]:
-        wanted = [refs[position] for position in missing]
-        records = await _load_readable(client, keys, wanted, principal, vector_field, whole)
-        return {(keys, record.id, record.part, vector_field, whole): record for record in records}
-
-    found = await current.each([(keys, *ref, vector_field, whole) for ref in refs], load_some)
-    return [record for record in found if record]
+        found = await _load_readable(client, reading, refs, principal)
+    else:
+        found = await current.each([(reading, *ref) for ref in refs], load_some)
+    for one in found:
+        if isinstance(one, Flawed):
+            flaws.note(one.id, one.flaw)
+    return [one for one in found if isinstance(one, Record)]
 
 
 async def _load_readable(
-    client: Client, keys: Keys, refs: Sequence[Ref], principal: Principal, vector_field: str | None, whole: bool
-) -> list[Record]:
+    client: Client, reading: Reading, refs: Sequence[Ref], principal: Principal
+) -> list[Record | Flawed]:
     if not refs:
         return []
     pipe = client.pipeline(transaction=bool(principal.grants))
     if principal.grants:
-        grants.ask(pipe, keys, principal.agent)
-    _ask(pipe, keys, refs, vector_field, whole)
+        grants.ask(pipe, reading.keys, principal.agent)
+    reading.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
         principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
         rows = rows[grants.COMMANDS :]
     now = time.time()
-    records = _read(refs, rows, vector_field, whole)
-    return [record for record in records if record.is_live(now) and principal.may_read(record.scope)]
+    return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
 
 
-def _ask(pipe: Any, keys: Keys, refs: Sequence[Ref], vector_field: str | None, whole: bool) -> None:
-    # As bytes: redis-py would encode the names again for every record.
-    names = [*HEAD_FIELDS, *([vector_field] if vector_field else []), *(["body"] if whole else [])]
-    fields = [name.encode() for name in names]
-    for ref in refs:
-        pipe.hmget(keys.memory(ref.memory_id), fields)
-        if ref.piece:
-            pipe.hmget(keys.chunk(*ref), [*_PIECE_FIELDS, *([vector_field] if vector_field else [])])
+def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
+    if isinstance(found, Record):
+        return found.is_live(now) and principal.may_see(found)
+    return principal.may_read(found.scope) or principal.owns(found.owner)
 
 
-def _read(refs: Sequence[Ref], answers: list[Any], vector_field: str | None, whole: bool) -> list[Record]:
-    rows = iter(answers)
-    records = (_record(ref, rows, vector_field is not None, whole) for ref in refs)
-    return [record for record in records if record]
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read of each record, and how it is made and proved."""
+
+    keys: Keys
+    integrity: Integrity
+    vector_field: str | None
+    whole: bool
+
+    def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
+        """Add to a pipeline what `read` reads."""
+        for ref in refs:
+            pipe.hmget(self.keys.memory(ref.memory_id), self.head_fields)
+            if ref.piece:
+                pipe.hmget(self.keys.chunk(*ref), self._piece_fields)
+
+    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | Flawed]:
+        """Make records of the answers to what `ask` asks."""
+        rows = iter(answers)
+        read: list[Record | Flawed] = []
+        for ref in refs:
+            found = self._record(ref, rows)
+            if isinstance(found, Flawed):
+                self.integrity.tell(self.keys.namespace, found.id, found.flaw)
+            if found:
+                read.append(found)
+        return read
+
+    @property
+    def _vectors(self) -> tuple[str, ...]:
+        return (self.vector_field, SEALED_VECTOR) if self.vector_field else ()
+
+    @property
+    def head_fields(self) -> list[str]:
+        """The fields that are read of a memory's own hash."""
+        return [*LOADED_FIELDS, *self._vectors, *(_BODIES if self.whole else ())]
+
+    @property
+    def _piece_fields(self) -> list[str]:
+        return [*_PIECE_FIELDS, *self._vectors]
+
+    def _record(self, ref: Ref, rows: Iterator[Sequence[bytes | None]]) -> Record | Flawed | None:
+        values = next(rows)
+        row = dict(zip(self.head_fields, values, strict=True))
+        piece = dict(zip(self._piece_fields, next(rows), strict=True)) if ref.piece else None
+        if not any(values[: len(LOADED_FIELDS)]):
+            return None
+        if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
+            return _flawed(ref, row, flaw)
+        record = parse(ref.memory_id, list(values[: len(HEAD_FIELDS)]), row.get(self.vector_field or ""))
+        if record is None:
+            return None
+        record = replace(record, signer=(row["mac_key"] or b"").decode())
+        if piece is not None:
+            return self._piece(ref, record, row, piece)
+        if record.sealed:
+            body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
+            return replace(record, sealed=replace(record.sealed, body=body, vector=self._sealed_vector(record, row)))
+        return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
+
+    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
+        said = row[SEALED] if record.sealed else row["content"]
+        if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
+            return None
+        found = replace(record, model=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
+        if found.sealed:
+            return replace(
+                found, sealed=replace(found.sealed, piece=said, vector=self._sealed_vector(found, row)), vector=None
+            )
+        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
+        if flaw := self.integrity.flaw_of_piece(*where, said, row):
+            return _flawed(ref, head, flaw)
+        return replace(found, content=said.decode(errors="replace"), vector=row.get(self.vector_field or ""))
+
+    def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
+        """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
+        return (row[SEALED_VECTOR] or b"") if self.vector_field and record.has_vector else None
 
 
-def _record(ref: Ref, rows: Iterable[list[bytes | None]], with_vector: bool, whole: bool) -> Record | None:
-    rows = iter(rows)
-    row = next(rows)
-    head, extra = row[: len(HEAD_FIELDS)], row[len(HEAD_FIELDS) :]
-    record = parse(ref.memory_id, head, extra[0] if with_vector else None)
-    if ref.piece:
-        return _piece(record, ref.piece, next(rows), with_vector)
-    if record and whole and extra[-1]:
-        return replace(record, content=decompress(extra[-1]))
-    return record
+def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:
+    scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
+    return Flawed(ref.memory_id, ref.piece, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
 
 
-def _piece(record: Record | None, piece: int, row: list[bytes | None], with_vector: bool) -> Record | None:
-    content, content_hash, model, *vector = row
-    if record is None or content is None or (content_hash or b"").decode() != record.content_hash:
-        return None
-    return replace(
-        record,
-        content=content.decode(),
-        model=(model or b"").decode(),
-        vector=vector[0] if with_vector else None,
-        part=piece,
-    )
+def _with_body(ref: Ref, record: Record, row: _Row) -> Record | Flawed:
+    """Put the whole content into a record: only what has the hash that its code covers."""
+    try:
+        content = decompress(row["body"] or b"")
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError):
+        return _flawed(ref, row, Flaw.ALTERED)
+    if content_hash(content) != record.content_hash:
+        return _flawed(ref, row, Flaw.ALTERED)
+    return replace(record, content=content)

@@ -31,4 +31,9 @@ def readable(principal: Principal, filters: Filters) -> Selection:
         every.append(("tags", filters.tags))
     if not filters.include_archive and Priority.ARCHIVE not in filters.priorities:
         none.append(("priority", (Priority.ARCHIVE,)))
-    return Selection(every=every, none=none, since=filters.since, until=filters.until)
+    return Selection(every=every, none=none, mistrusted=mistrusted(principal), since=filters.since, until=filters.until)
+
+
+def mistrusted(principal: Principal) -> list[tuple[str, float]]:
+    """Name the agents under quarantine, and since when what they wrote is left out."""
+    return list(principal.mistrusted.items())

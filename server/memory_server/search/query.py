@@ -5,11 +5,11 @@ Values travel as PARAMS; the permission clause comes from the principal alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import HEAD, NO_MODEL, MemoryType, Priority, Visibility
+from memory_core.records import HEAD, NO_MODEL, SEALED_CODEC, MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -75,6 +75,7 @@ def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: f
             _tagged(query, "scope", tokens or (NOBODY,)),
             f"@expires_at:[({query.bind(to_redis(now))} inf]",
             *_filter_clauses(query, filters),
+            *_without_mistrusted(query, principal),
             f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
             f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
         ]
@@ -91,6 +92,24 @@ def with_word(query: Query, word: str) -> Query:
     """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
     narrowed = Query(params=dict(query.params))
     narrowed.text = f"{query.text} @{TEXT_FIELDS}:({narrowed.bind(word)})"
+    return narrowed
+
+
+def with_source(query: Query, word: str) -> Query:
+    """Narrow a selection to what has a word in its source."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @source_text:({narrowed.bind(word)})"
+    return narrowed
+
+
+def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+    """Narrow a selection to sequence numbers within contexts, given by owner and context."""
+    narrowed = memories(query)
+    clauses: list[str] = []
+    for (owner, context), numbers in places.items():
+        runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
+        clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
+    narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
     return narrowed
 
 
@@ -116,6 +135,20 @@ def unfinished() -> Query:
     return query
 
 
+def written_by(agent: str, since: float) -> Query:
+    """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
+    query = Query()
+    query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
+    return memories(query)
+
+
+def kept_by(owners: Sequence[str], now: float) -> Query:
+    """Select all pieces of some owner ids that have not expired, to count them."""
+    query = Query()
+    query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} @expires_at:[({query.bind(to_redis(now))} inf]"
+    return query
+
+
 def of_owner(owner: str) -> Query:
     """Select all of an owner id, whoever asks; for the sweeper alone."""
     query = Query()
@@ -136,6 +169,18 @@ def memories(query: Query) -> Query:
 def without_vector(query: Query) -> Query:
     """Narrow a selection to what still waits for its vector."""
     return having(query, "model", NO_MODEL)
+
+
+def sensitive(query: Query) -> Query:
+    """Narrow a selection to what is encrypted."""
+    return having(query, "codec", SEALED_CODEC)
+
+
+def with_vector(query: Query) -> Query:
+    """Narrow a selection to what has its vector."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} -@model:{{{narrowed.bind(NO_MODEL)}}}"
+    return narrowed
 
 
 def owned(query: Query, owners: Sequence[str]) -> Query:
@@ -178,8 +223,27 @@ def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query],
     query = Query()
     hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
     scope = _tagged(query, "scope", principal.tokens)
+    hidden += _without_mistrusted(query, principal)
     query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
     return query
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _without_mistrusted(query: Query, principal: Principal) -> list[str]:
+    """Leave out what agents under quarantine wrote since then."""
+    return [
+        f"-(@writer:{{{query.bind(name)}}} -@updated_at:[-inf ({query.bind(to_redis(since))}])"
+        for name, since in principal.mistrusted.items()
+    ]
 
 
 def _tagged(query: Query, field: str, values: Iterable[str]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import from_json
 
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_server.results.events import EventKind
@@ -29,12 +29,12 @@ def _as_list(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """Accept an object or its JSON; what cannot be read stays for validation to refuse."""
+    """Accept an object or its JSON; what cannot be read, lone surrogates too, stays for validation to refuse."""
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
+        return from_json(value)
+    except (ValueError, TypeError):
         return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, cast
 
@@ -72,27 +73,32 @@ def _read(operation: Mapping[str, Any]) -> Operation:
 
 async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Operation]) -> None:
     """Bring the vectors that single operations will ask for into the cache, in a few large asks."""
+    from memory_server.usecases.understanding import texts_to_embed
     from memory_server.usecases.writing import embed_ahead
 
-    texts = [
-        text
-        for name, arguments in operations
-        for text in (_wanted_text(name, arguments),)
-        if isinstance(text, str) and text.strip()
-    ]
-    if texts:
-        await embed_ahead(await runtime.service(), texts, caller_of(ctx, runtime.settings))
+    wanted = [_wanted(name, arguments) for name, arguments in operations]
+    queries = [text for kind, text in wanted if kind == "hybrid"]
+    texts = [text for kind, text in wanted if kind == "as it stands"]
+    if not queries and not texts:
+        return
+    service, caller = await runtime.service(), caller_of(ctx, runtime.settings)
+    await embed_ahead(service, texts + await texts_to_embed(service, caller, queries), caller)
 
 
-def _wanted_text(name: str, arguments: Mapping[str, Any]) -> Any:
-    if name == "semantic_search" and arguments.get("mode") != "keyword":
-        return arguments.get("query")
-    if name == "store_memory" and arguments["wait"] is True and isinstance(arguments.get("content"), str):
+def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Say what text an operation will have embedded, and whether that is a query in which names are to be found."""
+    text = arguments.get("query" if name == "semantic_search" else "content")
+    if not isinstance(text, str) or not text.strip():
+        return "", ""
+    if name == "semantic_search":
+        mode = arguments.get("mode", "hybrid")
+        return "as it stands" if mode == "vector" else str(mode), text
+    if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
         from memory_server.usecases.writing import embedding_text
 
         source = arguments.get("source")
-        return embedding_text(arguments["content"], source if isinstance(source, str) else None)
-    return None
+        return "as it stands", embedding_text(text, source if isinstance(source, str) else None)
+    return "", ""
 
 
 async def _run(ctx: Ctx, tools: Mapping[str, StrictTool], operations: Sequence[Operation]) -> AsyncGenerator[Outcome]:
@@ -109,7 +115,8 @@ async def _run(ctx: Ctx, tools: Mapping[str, StrictTool], operations: Sequence[O
         size = _TOGETHER if reads else 1
         for start in range(0, len(neighbours), size):
             together = neighbours[start : start + size]
-            with sharing():
+            # What a write reads may change under it, by its own hand first of all: it shares nothing.
+            with sharing() if reads else nullcontext():
                 outcomes = await asyncio.gather(*(_one(ctx, tools, *operation) for operation in together))
             for outcome in outcomes:
                 yield outcome

@@ -11,6 +11,7 @@ from memory_core.tasks import TaskPriority, TaskState
 from memory_server.tools.arguments import AgentId, Arguments, JsonObject, ListOf, Time, as_json
 
 Json = Annotated[Any, BeforeValidator(as_json)]
+MOST_TOKENS = 1_000_000_000
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -23,7 +24,7 @@ class DistributeArguments(Arguments):
     required_capabilities: ListOf[str] | None = None
     priority: TaskPriority = TaskPriority.MEDIUM
     assign_to: str | None = Field(default=None, description="only this agent")
-    min_context_window: int = Field(default=0, ge=0, description="tokens")
+    min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
     max_retries: int = Field(default=3, ge=0, le=100)
     lease_seconds: Seconds = 300
@@ -84,7 +85,7 @@ class RegisterArguments(Arguments):
     agent_id: AgentId = None
     agent_type: AgentType = AgentType.CUSTOM
     capabilities: ListOf[str] | None = Field(default=None, description="what you can do; tasks ask for these")
-    context_window: int = Field(default=0, ge=0, description="tokens")
+    context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
     max_tasks: int = Field(default=1, ge=1, le=1000, description="how many at a time")
     heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="how often you will call in")
     description: str = Field(default="", description="what you are good at, for routing by meaning")

@@ -12,16 +12,18 @@ from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import PrivateAttr, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, to_json
 
 from memory_core.access import Scope
-from memory_core.errors import InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
+from memory_server.auditing.calls import Call, named_ids
 from memory_server.gate import Gate
 from memory_server.results.answer import Answer
 from memory_server.tools.arguments import Arguments
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
+_UTF_8 = "send UTF-8, and little nesting"
 
 
 class _Metadata(FuncMetadata):
@@ -45,16 +47,18 @@ class StrictTool(Tool):
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; errors that the caller should read come back as an error result."""
-        try:
-            await self._gate.admit(context.request_context, self._scope)
-        except MemoryServiceError as error:
-            return refusal(error)
-        return await self._answer(arguments, context)
+        with self._gate.noting(context.request_context, self.name, named_ids(arguments)) as call:
+            try:
+                await self._gate.admit(context.request_context, self._scope)
+            except MemoryServiceError as error:
+                return _refused(call, error)
+            return await self._answer(arguments, context, call)
 
     async def run_within(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
         """Run the tool as a part of a call that was let in and counted."""
-        refused = self.refused(context)
-        return refusal(refused) if refused else await self._answer(arguments, context)
+        with self._gate.noting(context.request_context, self.name, named_ids(arguments)) as call:
+            refused = self.refused(context)
+            return _refused(call, refused) if refused else await self._answer(arguments, context, call)
 
     def refused(self, context: Context[Any, Any]) -> MemoryServiceError | None:
         """Why the caller may not use the tool at all, if so."""
@@ -64,14 +68,27 @@ class StrictTool(Tool):
             return error
         return None
 
-    async def _answer(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
+    async def _answer(self, arguments: dict[str, Any], context: Context[Any, Any], call: Call) -> Any:
+        if not _is_json(arguments):
+            problem = "the arguments hold a lone surrogate or are nested too deeply"
+            return _refused(call, InvalidArgument(problem, hint=_UTF_8))
         try:
             answer = await super().run(arguments, context, convert_result=False)
         except ToolError as error:
-            return refusal(_cause(self, error))
+            return _refused(call, _cause(self, error))
         if isinstance(answer, InputRequiredResult):
+            call.outcome = ConfirmationNeeded.code
             return answer
-        return _success(cast(Answer, answer))
+        return _success(call, cast(Answer, answer))
+
+
+def _is_json(arguments: dict[str, Any]) -> bool:
+    """Whether it could be sent as UTF-8: neither Redis nor an answer can carry anything else."""
+    try:
+        to_json(arguments)
+    except ValueError:
+        return False
+    return True
 
 
 _BY_KIND = "by kind"
@@ -127,11 +144,17 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     return shrink(schema)
 
 
-def _success(answer: Answer) -> CallToolResult:
+def _success(call: Call, answer: Answer) -> CallToolResult:
+    call.succeeded(answer.shown(), answer.shown_besides())
     return CallToolResult(
         content=[TextContent(type="text", text=answer.text())],
         structured_content=answer.model_dump(mode="json", exclude_none=True),
     )
+
+
+def _refused(call: Call, cause: MemoryServiceError) -> CallToolResult:
+    call.outcome = cause.code
+    return refusal(cause)
 
 
 def refusal(cause: MemoryServiceError) -> CallToolResult:

@@ -66,6 +66,7 @@ async def serve_http(settings: Settings) -> None:
         loop="none",
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
+        proxy_headers=settings.behind_proxy,
     )
     server = HttpServer(config, runtime)
     async with runtime.running():

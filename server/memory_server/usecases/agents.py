@@ -82,7 +82,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         agent=caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
-        audit={"who": caller.agent, "op": "register agent", "ids": []},
+        audit=caller.audit("register_agent"),
     )
     service.rosters.pop(caller.namespace, None)
     with after_write():
@@ -124,13 +124,15 @@ async def unregister_agent(
         agent=caller.agent,
         memories=memories,
         target=target,
-        audit={"who": caller.agent, "op": f"unregister agent, {memories} memories", "ids": [target] if target else []},
+        audit=caller.audit("unregister_agent", [target] if target else []),
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
     service.rosters.pop(caller.namespace, None)
+    for owner in answer["owners"] if memories == "delete" else ():
+        service.vault.forget(caller.namespace, owner)
     with after_write():
         moved = await release(service, caller.namespace, caller.agent)
     dispatch_soon(service, caller.namespace)
@@ -182,6 +184,7 @@ async def heartbeat(
         agent=caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
+        audit=caller.audit("update_agent_heartbeat"),
     )
     if answer["status"] == "unknown":
         raise not_registered(caller)

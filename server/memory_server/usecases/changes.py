@@ -13,7 +13,7 @@ import json
 import math
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
@@ -133,6 +133,7 @@ class View:
     grants: Sequence[Grant]
     filters: build.Filters
     now: float
+    warnings: list[str] = field(default_factory=list[str], compare=False)
 
     @cached_property
     def since(self) -> dict[str, float]:
@@ -229,6 +230,9 @@ async def _slice(
         refs = await candidates.by_change(
             client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
         )
-        return len(refs), await loading.load_readable(client, keys, refs, view.principal)
+        return len(refs), await loading.load_readable(client, keys, refs, view.principal, service.backend.integrity)
 
-    return await run_search(service, view.principal.namespace, fetch)
+    found, records = await run_search(service, view.principal.namespace, fetch)
+    opened = await service.vault.open_all(keys.namespace, records)
+    view.warnings.extend(opened.warnings)
+    return found, opened.records

@@ -8,6 +8,7 @@ from typing import Any
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.names import check_label
+from memory_core.records import Visibility
 from memory_core.settings import Settings
 
 
@@ -96,6 +97,16 @@ def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
     for memory_id in distinct:
         check_id(memory_id)
     return distinct
+
+
+def check_secrecy(sensitive: bool, visibility: Visibility) -> None:
+    """Refuse to show to everyone what is sensitive.
+
+    Raises:
+        InvalidArgument: it is both.
+    """
+    if sensitive and visibility is Visibility.PUBLIC:
+        raise InvalidArgument("a sensitive memory cannot be public", hint="grant it by its id, or leave out sensitive")
 
 
 def check_limit(limit: int, settings: Settings) -> int:

@@ -10,6 +10,7 @@ from memory_core.connection import Client
 from memory_core.errors import ConfirmationNeeded, InvalidArgument
 from memory_core.keys import Keys
 from memory_core.scope import Principal
+from memory_server.auditing.said import Said
 from memory_server.results.memories import ClearAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
@@ -30,6 +31,7 @@ _SLICE = 200
 class Doomed:
     """What a clear would remove: named ids, or whatever a query selects."""
 
+    caller: Caller
     principal: Principal
     matched: int
     ids: tuple[str, ...] = ()
@@ -39,22 +41,24 @@ class Doomed:
 async def select(
     service: Service, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
 ) -> Doomed:
-    """Find those of the caller's own memories that a clear would remove.
+    """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
-        InvalidArgument: nothing was selected, or ids and filters were mixed.
+        InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
         Forbidden: the filters name another agent.
     """
     if not memory_ids and selection.is_empty and not expired_only:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
     if memory_ids and (expired_only or not selection.is_empty):
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    for agent_id in selection.agent_ids:
-        check_writes_as(caller, agent_id)
-    principal = await resolve(service.backend, caller)
+    named = list(dict.fromkeys(selection.agent_ids))
+    acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
+    if len(acting) > 1:
+        raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
+    principal = await resolve(service.backend, acting[0])
     if memory_ids:
-        return await _named(service, principal, check_ids(memory_ids, service.settings))
-    return await _selected(service, principal, selection, expired_only)
+        return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
+    return await _selected(service, caller, principal, selection, expired_only)
 
 
 async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
@@ -71,24 +75,27 @@ async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry
             hint="call again with confirm: true, or dry_run: true to look first",
         )
     if doomed.query is None:
-        deleted = await _delete(service, doomed.principal, doomed.ids)
+        deleted = await _delete(service, doomed, doomed.ids)
     else:
-        deleted = await _delete_selected(service, doomed.principal, doomed.query)
+        deleted = await _delete_selected(service, doomed, doomed.query)
     return ClearAnswer(matched=doomed.matched, deleted=deleted)
 
 
-async def _named(service: Service, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(service: Service, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
-        records = await loading.load(client, keys, [Ref(memory_id) for memory_id in ids])
-        return tuple(record.id for record in records if principal.owns(record.owner))
+        refs = [Ref(memory_id) for memory_id in ids]
+        found = await loading.load_all(client, keys, refs, service.backend.integrity)
+        return tuple(record.id for record in found if principal.owns(record.owner))
 
     owned = await service.backend.read(fetch)
-    return Doomed(principal, len(owned), ids=owned)
+    return Doomed(caller, principal, len(owned), ids=owned)
 
 
-async def _selected(service: Service, principal: Principal, selection: Selection, expired_only: bool) -> Doomed:
+async def _selected(
+    service: Service, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
+) -> Doomed:
     prepared = await service.backend.namespace(principal.namespace)
     own = replace(principal, grants=())
     filters = await to_filters(service, principal, replace(selection, agent_ids=()))
@@ -100,12 +107,13 @@ async def _selected(service: Service, principal: Principal, selection: Selection
     async def fetch(client: Client) -> int:
         return await candidates.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(principal, await run_search(service, principal.namespace, fetch), query=query)
+    return Doomed(caller, principal, await run_search(service, principal.namespace, fetch), query=query)
 
 
-async def _delete_selected(service: Service, principal: Principal, query: Query) -> int:
+async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> int:
     """Remove slice after slice until the query finds nothing more or nothing more goes."""
-    keys = Keys(principal.namespace)
+    namespace = doomed.principal.namespace
+    keys = Keys(namespace)
     total = 0
 
     async def fetch(client: Client) -> list[str]:
@@ -114,22 +122,30 @@ async def _delete_selected(service: Service, principal: Principal, query: Query)
         return [ref.memory_id for ref in refs]
 
     while total < service.settings.limits.clear:
-        ids = await run_search(service, principal.namespace, fetch)
-        deleted = await _delete(service, principal, ids) if ids else 0
+        ids = await run_search(service, namespace, fetch)
+        deleted = await _delete(service, doomed, ids) if ids else 0
         total += deleted
         if not deleted:
             break
     return total
 
 
-async def _delete(service: Service, principal: Principal, ids: Sequence[str]) -> int:
-    return await delete(service, principal.namespace, ids, owners=principal.owners, who=principal.agent, op="clear")
+async def _delete(service: Service, doomed: Doomed, ids: Sequence[str]) -> int:
+    principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
+    return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
 
 
 async def delete(
-    service: Service, namespace: str, ids: Sequence[str], *, owners: Sequence[str], who: str, op: str
+    service: Service,
+    namespace: str,
+    ids: Sequence[str],
+    *,
+    audit: Said,
+    owners: Sequence[str] = (),
+    writer: str | None = None,
+    since: float = 0.0,
 ) -> int:
-    """Remove those of some memories that belong to some owner ids; give how many."""
+    """Remove those of some memories that belong to some owner ids or, to purge, that `writer` wrote; give how many."""
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(
@@ -137,9 +153,12 @@ async def delete(
         [keys.audit, keys.counters, keys.chores, keys.events, *names],
         ids=list(ids),
         owners=list(owners),
+        writer=writer,
+        since=since,
         same_prefix=keys.same_prefix,
-        audit={"who": who, "op": op, "ids": []},
+        audit=audit,
     )
+    service.quotas.forget(namespace)
     for chore in answer["long"]:
         await settle_or_tell(service, namespace, chore)
     return len(answer["deleted"])

@@ -7,14 +7,14 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
-from memory_core.connection import Client
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
 from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR, check_label, check_name
-from memory_core.tasks import Kind, TaskPriority, TaskState, load_vectors
+from memory_core.tasks import Kind, Task, TaskPriority, TaskState, load_vectors
 from memory_core.times import parse_time, to_redis
 from memory_core.vectors import Matrix, from_bytes, to_bytes
 from memory_server.results.tasks import DistributeAnswer, SimilarTask, Suited, Why
@@ -34,6 +34,9 @@ _MOST_DEPENDENCIES = 256
 _MOST_CANDIDATES = 8
 """Redis looks at one after the other while all else waits."""
 _SIMILAR = 3
+_MOST_NEAR = 1536
+"""Open tasks looked at for similar ones; others' that lie nearer than one's own may fill it."""
+_ROUNDING = 1e-5
 _SHOWN = 3
 _SNIPPET = 160
 
@@ -134,9 +137,16 @@ async def _submit(
         vector=None if vector is None else to_bytes(vector),
         candidates=list(names),
         quota=service.settings.tasks.open_tasks,
+        own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(new),
-        audit={"who": caller.agent, "op": "distribute task", "ids": [task_id]},
+        audit=caller.audit("distribute_task", [task_id]),
     )
+    if answer["status"] == "own_quota":
+        raise QuotaExceeded(
+            f"you have {service.settings.quotas.open_tasks} open tasks, which is all that one agent may",
+            hint="wait until some have ended, or cancel_task",
+            retry_after=5.0,
+        )
     _raise_for(answer, new)
     return answer
 
@@ -223,22 +233,10 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> l
     """Find open tasks that look the same; advice only, so its failure never fails a submission."""
     if vector is None:
         return []
-    keys = Keys(caller.namespace)
-
-    async def fetch(client: Client) -> list[str]:
-        return await candidates.near_tasks(
-            client, keys, to_bytes(vector), k=2 * _SIMILAR, timeout_ms=service.settings.search_timeout_ms
-        )
-
     try:
-        ids = await run_search(service, caller.namespace, fetch)
-        tasks = await visible_tasks(service, caller, ids)
-        rows = await service.backend.read(lambda client: load_vectors(client, keys, [task.id for task in tasks]))
+        scored = await _near(service, caller, vector)
     except MemoryServiceError:
         return []
-    scored = [
-        (float(from_bytes(row, len(vector))[0] @ vector), task) for row, task in zip(rows, tasks, strict=True) if row
-    ]
     return [
         SimilarTask(
             task_id=task.id,
@@ -247,9 +245,38 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> l
             submitted_by=task.submitter,
             description=task.description[:_SNIPPET],
         )
-        for score, task in sorted(scored, key=lambda pair: -pair[0])[:_SIMILAR]
+        for score, task in sorted(scored, key=lambda pair: (-pair[0], -pair[1].created_at))[:_SIMILAR]
         if score >= service.settings.tasks.similar_from and not task.has_ended
     ]
+
+
+async def _near(service: Service, caller: Caller, vector: Matrix) -> list[tuple[float, Task]]:
+    """Find the open tasks nearest to a vector that the caller may see, with their cosines, in no order.
+
+    What the caller may not see lies among them: it looks further until that cannot have taken the place of one.
+    """
+    keys, data = Keys(caller.namespace), to_bytes(vector)
+    timeout = service.settings.search_timeout_ms
+    number = 2 * _SIMILAR
+    while True:
+        ids = await run_search(
+            service,
+            caller.namespace,
+            partial(candidates.near_tasks, keys=keys, vector=data, k=number, timeout_ms=timeout),
+        )
+        rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids))
+        scores = {
+            task_id: float(from_bytes(row, len(vector))[0] @ vector)
+            for task_id, row in zip(ids, rows, strict=True)
+            if row
+        }
+        tasks = await visible_tasks(service, caller, list(scores))
+        found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
+        furthest = min(scores.values(), default=0.0)
+        whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
+        if whole or furthest < service.settings.tasks.similar_from or number >= _MOST_NEAR:
+            return found
+        number *= 4
 
 
 async def _replayed(service: Service, caller: Caller, task_id: str) -> DistributeAnswer:

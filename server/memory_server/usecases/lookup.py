@@ -10,10 +10,10 @@ from redis import exceptions as redis_errors
 from memory_core.connection import Client
 from memory_core.errors import NotFound, echo
 from memory_core.index import is_missing_index
-from memory_core.keys import Keys
+from memory_core.keys import Keys, vector_field
 from memory_core.records import Record
 from memory_core.scope import Principal
-from memory_server.search import candidates, loading
+from memory_server.search import candidates, flaws, loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.checks import check_id
@@ -26,26 +26,33 @@ async def load_readable(
     principal: Principal,
     memory_id: str,
     *,
-    vector_field: str | None = None,
+    with_vector: bool = False,
     whole: bool = False,
 ) -> Record:
-    """Load one record that the principal may read; see `loading.load`.
+    """Load and open one record that the principal may read; see `loading.load`.
 
     Raises:
         NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
+        KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
     """
     keys = Keys(principal.namespace)
+    field = vector_field(service.settings.vector_store.embedding_model) if with_vector else None
 
     async def fetch(client: Client) -> list[Record]:
         refs = [Ref(check_id(memory_id))]
-        return await loading.load_readable(client, keys, refs, principal, vector_field=vector_field, whole=whole)
+        return await loading.load_readable(
+            client, keys, refs, principal, service.backend.integrity, vector_field=field, whole=whole
+        )
 
-    records = await service.backend.read(fetch)
+    with flaws.noting() as noted:
+        records = await service.backend.read(fetch)
+    if memory_id in noted:
+        raise flaws.tampered(memory_id, noted[memory_id])
     if not records:
         raise NotFound(
             f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
         )
-    return records[0]
+    return await service.vault.open(principal.namespace, records[0])
 
 
 async def run_search(service: Service, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:

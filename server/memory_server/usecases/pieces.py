@@ -16,11 +16,11 @@ from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.keys import Keys
 from memory_core.records import Record, filter_fields
 from memory_core.vectors import Matrix
-from memory_server.search import loading
+from memory_server.search import flaws, loading
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.splitting import split
-from memory_server.usecases.writing import flat, job_part, terms_field, vector_part
+from memory_server.usecases.writing import Form, flat, form_of, signed_elsewhere
 
 _SLICE = 8
 """Pieces written by one Function call: each may insert a vector into the graph."""
@@ -52,6 +52,7 @@ async def settle(service: Service, namespace: str, chore: str, cut: Cut | None =
 
     Raises:
         StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
+        Tampered: it is not to be believed. KeyMissing: it is signed, and this server has no key.
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
@@ -76,15 +77,24 @@ async def settle_or_tell(service: Service, namespace: str, chore: str, cut: Cut 
 
 
 async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record]:
-        return await loading.load(client, keys, [Ref(memory_id)], whole=True)
+    async def fetch(client: Client) -> list[Record | loading.Flawed]:
+        return await loading.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
-    return next(iter(await service.backend.read(fetch)), None)
+    found = next(iter(await service.backend.read(fetch)), None)
+    if isinstance(found, loading.Flawed):
+        raise flaws.tampered(memory_id, found.flaw)
+    return await service.vault.open(keys.namespace, found) if found else None
 
 
 async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
     """Write every further piece; False when the memory changed meanwhile."""
     shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
+    form = await form_of(service, keys.namespace, record)
+    if form.version and form.content_hash(record.content) != record.content_hash:
+        service.vault.forget(keys.namespace, record.owner)
+        return (
+            False  # another key was put in force: it was read too early here, or the memory is about to be sealed anew
+        )
     for start in range(1, len(texts), _SLICE):
         numbers = range(start, min(start + _SLICE, len(texts)))
         answer = await service.backend.write(
@@ -94,13 +104,16 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
             id=record.id,
             hash=record.content_hash,
             rev=record.rev,
+            signed=service.backend.integrity.signs,
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
             items=[
-                _item(service, record, number, texts[number], None if vectors is None else vectors[number])
+                _item(service, keys, form, record, number, texts[number], None if vectors is None else vectors[number])
                 for number in numbers
             ],
         )
+        if answer["status"] == "key_missing":
+            raise signed_elsewhere()
         if answer["status"] != "settled":
             return False
     if vectors is None and len(texts) > 1:
@@ -108,12 +121,19 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
     return True
 
 
-def _item(service: Service, record: Record, number: int, text: str, vector: Matrix | None) -> dict[str, Any]:
+def _item(
+    service: Service, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
+) -> dict[str, Any]:
+    code: dict[str, str] = {}
+    if not record.is_sensitive:  # a sealed piece proves itself
+        where = (keys.namespace, record.id, number, record.content_hash)
+        code = service.backend.integrity.sign_piece(*where, text.encode())
     return {
         "piece": number,
-        "fields": flat({"content": text} | terms_field(text, record.source)),
-        "vector": None if vector is None else vector_part(service, vector),
-        "job": job_part(service, text, record.source),
+        "code": flat(code),
+        "fields": flat(form.piece(record, number, text)),
+        "vector": form.vector(record, number, vector),
+        "job": form.job(record, number, text),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core import grants
@@ -14,6 +14,7 @@ from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import NAME_PATTERN, SEPARATOR
 from memory_core.scope import Principal
+from memory_server.auditing.said import Said, said
 from memory_server.backend import Backend
 from memory_server.search.query import NOBODY
 from memory_server.together import once
@@ -25,13 +26,22 @@ _NAME = re.compile(NAME_PATTERN)
 class Caller:
     """What the connection says of a request: which agent, in which namespace.
 
-    Without `may_read` no other memories are shown beside what was asked for.
+    Without `may_read` no other memories are shown beside what was asked for. Who `sees_server` is shown figures that
+    all agents' activity moves: an admin, or anybody while authentication is off and names are believed. `by` is the
+    admin who acts as the agent, and `origin` where the request came from.
     """
 
     namespace: str
     agent: str
     admin: bool = False
     may_read: bool = True
+    sees_server: bool = True
+    by: str | None = None
+    origin: str = ""
+
+    def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> Said:
+        """Say for the audit what this caller does to what, and what else it is shown by that."""
+        return said(self.agent, op, ids, self.origin, by=self.by, shown=shown)
 
 
 async def resolve(backend: Backend, caller: Caller) -> Principal:
@@ -75,7 +85,7 @@ def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
     if agent_id is None or agent_id == caller.agent:
         return caller
     if caller.admin:
-        return Caller(caller.namespace, agent_id, admin=True)
+        return replace(caller, agent=agent_id, by=caller.agent)
     raise Forbidden(
         f"agent_id {echo(agent_id)} is not you ({caller.agent}); writes act as the connected agent",
         hint="leave agent_id out",

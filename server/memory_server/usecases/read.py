@@ -18,6 +18,7 @@ from memory_server.readers import reads
 from memory_server.results.memories import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
+from memory_server.search.flaws import tells_of_flaws
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
@@ -38,13 +39,14 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
     service.touch(caller.namespace, [memory_id])
     return MemoryAnswer(
-        memory=Memory.of(record),
+        memory=Memory.of(record, principal),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
 
 
 @reads
+@tells_of_flaws
 async def list_memories(
     service: Service,
     caller: Caller,
@@ -77,7 +79,7 @@ async def list_memories(
     total, records, warnings, more = await run_search(service, caller.namespace, fetch)
     reason = partial_reason(service.backend.progress(caller.namespace), warnings)
     return MemoryListAnswer(
-        memories=[Memory.of(record) for record in records],
+        memories=[Memory.of(record, principal) for record in records],
         next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
         total=total,
         partial=bool(reason),
@@ -107,7 +109,9 @@ async def _page(
             client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
         )
         warnings += new_warnings
-        records += await loading.load_readable(client, keys, refs, principal)
+        loaded = await loading.load_readable(client, keys, refs, principal, service.backend.integrity)
+        opened = await service.vault.open_all(keys.namespace, loaded)
+        records, warnings = records + opened.records, warnings + opened.warnings
         offset += len(refs)
         if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit

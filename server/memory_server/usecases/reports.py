@@ -1,4 +1,7 @@
-"""Reports over all of an agent's own memories: what says nearly the same, and what there is by meaning."""
+"""Reports over an agent's own memories: what says nearly the same, and what there is by meaning.
+
+Sensitive ones are left out: the bulk engine holds vectors in clear alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from memory_core.errors import InvalidArgument
 from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.scope import Principal, owner_token
-from memory_server.search import loading
+from memory_server.search import loading, mirrored
 from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller, resolve
@@ -79,21 +82,23 @@ async def clusters(service: Service, caller: Caller, *, count: int, show: int, w
 
 
 def _own(principal: Principal) -> Selection:
-    return Selection(every=[("scope", [owner_token(owner) for owner in principal.owners])])
+    own = [owner_token(owner) for owner in principal.owners]
+    return Selection(every=[("scope", own)], mistrusted=mirrored.mistrusted(principal))
 
 
 async def _load(service: Service, principal: Principal, found: Found) -> dict[str, Record]:
-    """Load what was found as it is now, leaving out what is not, or no longer, the caller's own."""
+    """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
+    keys, integrity = Keys(principal.namespace), service.backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
     records: dict[str, Record] = {}
     for start in range(0, len(refs), _LOAD_AT_ONCE):
         part = refs[start : start + _LOAD_AT_ONCE]
 
         async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
-            return await loading.load_readable(client, Keys(principal.namespace), part, principal)
+            return await loading.load_readable(client, keys, part, principal, integrity)
 
         loaded = await service.backend.read(fetch)
-        records |= {record.id: record for record in loaded if principal.owns(record.owner)}
+        records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
     return records
 
 

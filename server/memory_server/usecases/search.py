@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import partial
 from typing import TypeVar
 
-from memory_core.connection import Client
 from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
-from memory_core.keys import Keys, vector_field
-from memory_core.records import Record
 from memory_core.scope import Principal
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.vectors import Matrix
 from memory_server.readers import reads
 from memory_server.results.memories import Hit, Memory, SearchAnswer, Took
-from memory_server.search import candidates, loading, ranking
+from memory_server.search import candidates, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
-from memory_server.search.candidates import Candidates
-from memory_server.search.ranking import Scored
+from memory_server.search.flaws import tells_of_flaws
+from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
 from memory_server.service import Service
 from memory_server.together import now
 from memory_server.usecases.checks import check_limit, check_text
-from memory_server.usecases.comparing import Near, exactly_near, near_together
-from memory_server.usecases.lookup import load_readable, partial_reason, run_search
+from memory_server.usecases.comparing import exactly_near, near_together
+from memory_server.usecases.finding import DEPTH, Found, Search
+from memory_server.usecases.lookup import load_readable, partial_reason
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.selecting import Selection, to_filters
+from memory_server.usecases.understanding import understand
 
 T = TypeVar("T")
-_DEPTH = 100
-"""Candidates taken from each side before scoring."""
 _RERANK_DEPTH = 400
 _FEW = 16
 _RECENCY_HALF_LIFE = 7 * 86_400.0
@@ -61,9 +57,11 @@ class SearchRequest:
     rerank: bool = False
     max_tokens: int | None = None
     deadline_ms: int | None = None
+    weights: Weights = IN_CONTEXT
 
 
 @reads
+@tells_of_flaws
 async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -85,37 +83,32 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         return SearchAnswer(hits=[])
     await service.backend.namespace(caller.namespace)
     selected = build.readable(principal, filters, now())
-    terms = [] if request.mode is Mode.VECTOR else query_terms(query)
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    embedding = _query_vector(service, caller, query, request.mode, deadline_ms)
-    (vector, failure), embed_ms = await _timed(embedding)
-    found, search_ms = await _timed(
-        _search(
-            service,
-            principal,
-            selected,
-            terms=terms,
-            vector=vector,
-            limit=request.limit,
-            exact=request.rerank,
-            depth=_RERANK_DEPTH if request.rerank else _DEPTH,
-            deadline_ms=max(int(deadline_ms - embed_ms), 1),
-            near=None if request.rerank else await near_together(service, principal, filters, vector),
-            by_cosine=not (terms or request.recency_weight or request.priority_weight),
-        )
+    (wanted, failure), embed_ms = await _timed(_understand(service, caller, principal, query, request, deadline_ms))
+    search = Search(
+        service,
+        principal,
+        selected,
+        wanted,
+        exact=request.rerank,
+        depth=_RERANK_DEPTH if request.rerank else DEPTH,
+        deadline_ms=max(int(deadline_ms - embed_ms), 1),
+        near=None if request.rerank else await near_together(service, principal, filters, wanted.vector),
+        by_cosine=wanted.is_vector_alone and not (request.recency_weight or request.priority_weight),
     )
+    found, search_ms = await _timed(search.run(request.limit))
     ranked_at = time.perf_counter()
-    hits, left_out = _cut(_rank(found, terms, vector, request), request)
+    hits, left_out = _cut(_rank(found, wanted, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
     total_ms = (time.perf_counter() - started) * 1000
-    service.search_latency.add(total_ms)
+    service.search_latency.add(caller, total_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = service.backend.progress(caller.namespace)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
@@ -128,6 +121,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 
 
 @reads
+@tells_of_flaws
 async def find_similar(
     service: Service,
     caller: Caller,
@@ -147,22 +141,30 @@ async def find_similar(
     started = time.perf_counter()
     await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
-    field = vector_field(service.settings.vector_store.embedding_model)
-    record = await load_readable(service, principal, memory_id, vector_field=field)
+    record = await load_readable(service, principal, memory_id, with_vector=True)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
     filters = await to_filters(service, principal, selection)
-    selected = build.readable(principal, filters, time.time())
     vector = candidates.vector_of(record)
-    find = partial(_search, service, principal, selected, terms=[], vector=vector, limit=limit + 1, exact=exact)
+    search = Search(
+        service,
+        principal,
+        build.readable(principal, filters, time.time()),
+        Wanted(vector=vector, weights=PLAIN),
+        exact=exact,
+        secret=record.is_sensitive,
+        by_cosine=True,
+    )
+    near = exactly_near(service, principal, filters, vector) if exact and not search.secret else None
+    note: str | None = None
     try:
-        found, note = await find(near=exactly_near(service, principal, filters, vector) if exact else None), None
+        found = await replace(search, near=near).run(limit + 1)
     except BulkUnavailable as error:
-        found, note = await find(), f"compared by Redis, which is slower: {error.message}"
-    request = SearchRequest(query="", mode=Mode.VECTOR, limit=limit, min_score=min_score)
-    others = [scored for scored in _rank(found, [], vector, request) if scored.record.id != record.id]
+        found, note = await search.run(limit + 1), f"compared by Redis, which is slower: {error.message}"
+    request = SearchRequest(query="", limit=limit, min_score=min_score)
+    others = [scored for scored in _rank(found, search.wanted, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
@@ -170,18 +172,23 @@ async def find_similar(
         service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
     )
     return SearchAnswer(
-        hits=[_hit(scored) for scored in hits],
+        hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason="; ".join(filter(None, (reason, note))) or None,
     )
 
 
-async def nearest(service: Service, principal: Principal, vector: Matrix, limit: int) -> list[Scored]:
-    """Find the readable memories nearest to a vector of shape (dimension,)."""
+async def nearest(
+    service: Service, principal: Principal, vector: Matrix, limit: int, *, secret: bool = False
+) -> list[Scored]:
+    """Find the readable memories nearest to a vector of shape (dimension,); to a secret one, sensitive ones alone."""
     selected = build.readable(principal, build.Filters(), time.time())
-    found = await _search(service, principal, selected, terms=[], vector=vector, limit=limit, depth=_FEW)
-    return _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))[:limit]
+    if secret:
+        selected = build.sensitive(selected)
+    wanted = Wanted(vector=vector, weights=PLAIN)
+    found = await Search(service, principal, selected, wanted, depth=_FEW, secret=secret).run(limit)
+    return _rank(found, wanted, SearchRequest(query=""))[:limit]
 
 
 async def best_of(
@@ -189,19 +196,30 @@ async def best_of(
 ) -> tuple[list[Scored], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     request = SearchRequest(query=text, limit=limit)
-    terms = query_terms(text)
-    vector, failure = await _query_vector(service, caller, text, Mode.HYBRID, service.settings.search_timeout_ms)
-    found = await _search(service, principal, selected, terms=terms, vector=vector, limit=limit)
-    hits, _ = _cut(_rank(found, terms, vector, request), request)
+    timeout = service.settings.search_timeout_ms
+    wanted, failure = await _understand(service, caller, principal, text, request, timeout)
+    found = await Search(service, principal, selected, wanted).run(limit)
+    hits, _ = _cut(_rank(found, wanted, request), request)
     waiting, warnings = found.candidates.waiting, found.candidates.warnings
     progress = service.backend.progress(caller.namespace)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    candidates: Candidates
-    records: list[Record]
+async def _understand(
+    service: Service, caller: Caller, principal: Principal, query: str, request: SearchRequest, deadline_ms: int
+) -> tuple[Wanted, str | None]:
+    """Read a query and get its vector, or why there is none. By one side alone it is taken as it stands."""
+    if request.mode is not Mode.HYBRID:
+        terms = [] if request.mode is Mode.VECTOR else query_terms(query)
+        vector, failure = await _query_vector(service, caller, query, request.mode, deadline_ms)
+        return Wanted(terms, vector, weights=PLAIN), failure
+    started = time.perf_counter()
+    read = (await understand(service, principal, [query]))[0]
+    left = deadline_ms - int((time.perf_counter() - started) * 1000)
+    weights = request.weights
+    names, text = (read.names, read.text) if weights.source else (frozenset[str](), query)
+    vector, failure = await _query_vector(service, caller, text, request.mode, max(left, 1))
+    return Wanted(read.terms, vector, names, read.moments if weights.time else (), weights), failure
 
 
 async def _query_vector(
@@ -218,72 +236,17 @@ async def _query_vector(
         if mode is Mode.VECTOR:
             raise
         return None, error.message
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
 
-async def _search(
-    service: Service,
-    principal: Principal,
-    selected: build.Query,
-    *,
-    terms: Sequence[str],
-    vector: Matrix | None,
-    limit: int,
-    exact: bool = False,
-    depth: int = _DEPTH,
-    deadline_ms: int | None = None,
-    near: Near | None = None,
-    by_cosine: bool = False,
-) -> _Found:
-    """Fetch and load candidates, deeper while records that vanished leave too few.
-
-    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
-    """
-    keys = Keys(principal.namespace)
-    vector_name = vector_field(service.settings.vector_store.embedding_model)
-    timeout = min(deadline_ms or service.settings.search_timeout_ms, service.settings.search_timeout_ms)
-    data = None if vector is None else to_bytes(vector)
-    least = max(depth, 2 * limit)
-    depth = 2 * limit if near and by_cosine else least
-
-    async def fetch(client: Client) -> _Found:
-        refs = None if neighbours is None else [ref for ref, _ in neighbours]
-        proposed = await candidates.propose(
-            client, keys, selected, terms=terms, vector=data, depth=depth, exact=exact, timeout_ms=timeout, near=refs
-        )
-        records = await loading.load_readable(client, keys, proposed.refs, principal, vector_field=vector_name)
-        return _Found(proposed, records)
-
-    while True:
-        neighbours = await near(depth) if near else None
-        if near and neighbours is None:
-            near, depth = None, least
-        found = await run_search(service, principal.namespace, fetch)
-        enough = len({record.id for record in found.records}) >= limit
-        if enough and neighbours and by_cosine and vector is not None:
-            enough = _outranks(found, vector, limit, neighbours[-1][1])
-        if enough or not found.candidates.full or depth >= candidates.MAX_DEPTH:
-            return found
-        depth *= 4
-
-
-def _outranks(found: _Found, vector: Matrix, limit: int, cosine: float) -> bool:
-    """Whether the best so many score at least as high as anything could that is no nearer than this."""
-    ranked = _rank(found, [], vector, SearchRequest(query="", mode=Mode.VECTOR))
-    return len(ranked) >= limit and ranked[limit - 1].score >= cosine
-
-
-def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: SearchRequest) -> list[Scored]:
-    """Score every candidate on both sides and order memories by their best piece; ties go to the newer."""
-    vectors = [None] * len(found.records) if vector is None else ranking.vector_scores(found.records, vector)
-    words: list[float | None] = [None] * len(found.records)
-    if terms:
-        words = list(ranking.keyword_scores(found.records, terms, found.candidates.statistics))
+def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
+    """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
     now = time.time()
     scored = [
-        Scored(record, _score(record, by_vector, by_words, request, now), by_vector, by_words)
-        for record, by_vector, by_words in zip(found.records, vectors, words, strict=True)
+        replace(item, score=_weighed(item, request, now))
+        for item in ranking.score(found.readings, wanted, found.candidates.statistics)
+        if item.score or item.vector_score or item.keyword_score
     ]
     ordered = sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
     best: dict[str, Scored] = {}
@@ -292,33 +255,17 @@ def _rank(found: _Found, terms: Sequence[str], vector: Matrix | None, request: S
     return list(best.values())
 
 
-def _score(
-    record: Record, by_vector: float | None, by_words: float | None, request: SearchRequest, now: float
-) -> float:
-    match request.mode:
-        case Mode.VECTOR:
-            match = by_vector or 0.0
-        case Mode.KEYWORD:
-            match = by_words or 0.0
-        case Mode.HYBRID:
-            match = ranking.fuse(by_vector, by_words)
+def _weighed(item: Scored, request: SearchRequest, now: float) -> float:
     return (
-        (1 - request.recency_weight - request.priority_weight) * ranking.for_its_best(match, record.pieces)
-        + request.recency_weight * ranking.recency(record, now, _RECENCY_HALF_LIFE)
-        + request.priority_weight * ranking.importance(record.priority)
+        (1 - request.recency_weight - request.priority_weight) * item.score
+        + request.recency_weight * ranking.recency(item.record, now, _RECENCY_HALF_LIFE)
+        + request.priority_weight * ranking.importance(item.record.priority)
     )
 
 
 def _cut(ranked: Sequence[Scored], request: SearchRequest) -> tuple[list[Scored], int]:
-    """Apply the limit, the least score and the token budget; count what the budget alone left out.
-
-    Nothing that matched on no side is a hit.
-    """
-    wanted = [
-        scored
-        for scored in ranked
-        if scored.score >= request.min_score and (scored.vector_score or scored.keyword_score)
-    ][: request.limit]
+    """Apply the limit, the least score and the token budget; count what the budget alone left out."""
+    wanted = [scored for scored in ranked if scored.score >= request.min_score][: request.limit]
     if request.max_tokens is None:
         return wanted, 0
     kept: list[Scored] = []
@@ -334,9 +281,9 @@ def _over_budget(left_out: int) -> list[str]:
     return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
-def _hit(scored: Scored) -> Hit:
+def _hit(scored: Scored, principal: Principal) -> Hit:
     return Hit(
-        memory=Memory.of(scored.record),
+        memory=Memory.of(scored.record, principal),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),

@@ -21,6 +21,7 @@ from memory_server.readers import reads
 from memory_server.results.context import GrantInfo, SharedContextAnswer, SharedMemory
 from memory_server.results.memories import Memory
 from memory_server.search import query as build
+from memory_server.search.flaws import tells_of_flaws
 from memory_server.service import Service
 from memory_server.usecases.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
 from memory_server.usecases.checks import check_text
@@ -74,6 +75,7 @@ class _Budget:
 
 
 @reads
+@tells_of_flaws
 async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
@@ -92,10 +94,10 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     if not await service.backend.knows(caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
     prepared = await service.backend.namespace(caller.namespace)
-    clock = await service.backend.read(lambda client: client.hget(prepared.keys.counters, "clock"))
+    end = await _now(service, prepared.keys)
     principal = await resolve(service.backend, caller)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
-    view = View(principal, given, build.Filters(context=context), int(clock or 0) / 1_000_000)
+    view = View(principal, given, build.Filters(context=context), end)
     budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
     if query:
         after, reason = None, await _best(service, caller, view, query, budget)
@@ -105,7 +107,12 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     if index_reason:
         after, reason = cursor, index_reason
     shown = await _grants(service, principal, wanted.grantor)
-    notes = [reason, shown.note, "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None]
+    notes = [
+        reason,
+        *dict.fromkeys(view.warnings),
+        shown.note,
+        "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None,
+    ]
     reason = "; ".join(note for note in notes if note) or None
     service.touch(caller.namespace, [record.id for _, record in budget.kept])
     return SharedContextAnswer(
@@ -118,6 +125,22 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
         partial=bool(reason),
         reason=reason,
     )
+
+
+async def _now(service: Service, keys: Keys) -> float:
+    """Give a moment of the namespace's clock after all that was written, and before all that will be.
+
+    It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
+    """
+
+    async def fetch(client: Client) -> list[Any]:
+        pipe = client.pipeline(transaction=False)
+        pipe.time()
+        pipe.hget(keys.counters, "clock")
+        return await pipe.execute()
+
+    (seconds, microseconds), last = await service.backend.read(fetch)
+    return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
 async def _best(service: Service, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
@@ -171,7 +194,7 @@ def _digest_then(view: View, told: Told) -> str:
 
 def _shown(view: View, place: Place, record: Record) -> SharedMemory:
     return SharedMemory(
-        memory=Memory.of(record),
+        memory=Memory.of(record, view.principal),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),
         changed_at=to_iso(place.seen) or "",
     )

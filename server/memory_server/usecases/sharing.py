@@ -87,6 +87,7 @@ async def share_context(service: Service, caller: Caller, share: Share) -> Share
         permission=share.permission,
         seconds=share.seconds,
         note=share.note or "",
+        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
         **{"from": caller.agent},
     )
     _raise_for(answer, share)
@@ -117,6 +118,7 @@ async def revoke_shared(service: Service, caller: Caller, grant_id: str) -> Revo
         id=check_id(grant_id, "grant_id"),
         who=caller.agent,
         admin=caller.admin,
+        audit=caller.audit("revoke_shared_context", [grant_id]),
     )
     if answer["status"] != "revoked":
         raise NotFound(

@@ -12,12 +12,12 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
-from memory_core.sidecars import BulkStatus
+from memory_core.sidecars import GIVE_KEY, BulkStatus, lacks_key
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
 from memory_server.readers import reads
-from memory_server.results.stats import CacheFigures, GpuAnswer, IndexHealth, StatsAnswer
+from memory_server.results.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.query import Filters
@@ -50,21 +50,21 @@ async def memory_stats(
 
     figures = await run_search(service, caller.namespace, fetch)
     reason = partial_reason(service.backend.progress(caller.namespace))
-    vector_store = service.settings.vector_store
+    vector_store, measured = service.settings.vector_store, None if caller.sees_server else caller
     return StatsAnswer(
         namespace=caller.namespace,
         agent=caller.agent,
         index=IndexHealth(
             progress=service.backend.progress(caller.namespace),
-            failures=await service.backend.read(lambda client: index.failures(client, prepared.keys)),
+            failures=await _failures(service, prepared.keys) if caller.sees_server else None,
             model=vector_store.embedding_model,
             dimension=vector_store.vector_dimension,
         ),
         cache=_cache_figures(service.embeddings.cache.hits(caller)),
-        search_latency_ms=service.search_latency.percentiles(),
-        embedding_latency_ms=service.embedding_latency.percentiles(),
+        search_latency_ms=service.search_latency.percentiles(measured),
+        embedding_latency_ms=service.embedding_latency.percentiles(measured),
         tasks=await task_figures(service, caller),
-        agents=await agent_figures(service, caller.namespace),
+        agents=await agent_figures(service, caller),
         partial=bool(reason),
         reason=reason,
         **figures,
@@ -72,31 +72,43 @@ async def memory_stats(
 
 
 async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
-    """Describe every living sidecar and what falls back to the CPU.
+    """Describe every living sidecar and what falls back to the CPU; how busy it is shows what all agents do.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
     living = await service.backend.read(sidecars.living)
-    depth = await service.backend.read(lambda client: client.xlen(Keys(caller.namespace).jobs))
+    depth = None
+    if caller.sees_server:
+        depth = int(await service.backend.read(lambda client: client.xlen(Keys(caller.namespace).jobs)))
+    keyless = [status for status in living if lacks_key(service.backend.transports, status)]
     reason = None if living else "no embedding sidecar is alive; searches use words only"
+    if living and len(keyless) == len(living):
+        reason = f"no sidecar holds this server's transport key: {GIVE_KEY}"
     return GpuAnswer(
-        sidecars=living,
-        queue_depth=int(depth),
+        sidecars=[Sidecar.of(status, busy=caller.sees_server) for status in living],
+        queue_depth=depth,
         libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
-        bulk="; ".join(_bulk(one.bulk) for one in living if one.bulk) or "none; exact comparisons are made by Redis",
+        bulk="; ".join(_bulk(one.bulk, busy=caller.sees_server) for one in living if one.bulk)
+        or "none; exact comparisons are made by Redis",
         fallbacks=[
-            f"{status.host}: {text}"
-            for status in living
-            for text in (status.fallback, status.bulk.fallback if status.bulk else "")
-            if text
+            *(
+                f"{status.host}: {text}"
+                for status in living
+                for text in (status.fallback, status.bulk.fallback if status.bulk and caller.sees_server else "")
+                if text
+            ),
+            *(f"{status.id}: does not hold this server's transport key; {GIVE_KEY}" for status in keyless),
         ],
         partial=bool(reason),
         reason=reason,
     )
 
 
-def _bulk(status: BulkStatus) -> str:
+def _bulk(status: BulkStatus, *, busy: bool) -> str:
+    """Describe an engine; what others have it do shows only where `busy`."""
+    if not busy:
+        return f"offered, with {status.memory_total >> 20} MiB to fill"
     if not status.requests_total:
         return f"idle, with {status.memory_total >> 20} MiB to fill"
     faiss = f"FAISS {status.faiss} on {status.faiss_gpus or 'no'} GPUs" if status.faiss else "no FAISS"
@@ -164,6 +176,10 @@ def _cache_figures(hits: Hits) -> CacheFigures:
         misses=hits.missed,
         hit_rate=round((hits.process + hits.redis) / asked, 4) if asked else None,
     )
+
+
+async def _failures(service: Service, keys: Keys) -> int:
+    return await service.backend.read(lambda client: index.failures(client, keys))
 
 
 async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,27 +12,30 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotSupported, StoreUnavailable
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest
 from memory_core.names import check_label
-from memory_core.records import NO_MODEL, MemoryType, Priority, Record, Visibility, content_hash
+from memory_core.records import NO_MODEL, SEALED_CODEC, MemoryType, Priority, Record, Visibility
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
+from memory_server.auditing.said import Said
 from memory_server.readers import reads
 from memory_server.results.memories import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
+from memory_server.usecases.room import take_room
 from memory_server.usecases.search import nearest
-from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
 _SIMILAR = 2
 _SNIPPET = 120
+_ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,17 @@ class NewMemory:
     vector: Sequence[float] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Intake:
+    """A new memory on its way to the store Function. `full` refuses it unless it was stored before."""
+
+    new: NewMemory
+    pieces: Sequence[str]
+    vectors: Matrix | None
+    full: QuotaExceeded | None
+    audit: Said
+
+
 @reads
 async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
@@ -62,19 +77,27 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     no sidecar answers in time jobs are left instead and the answer says `pending`.
 
     Raises:
-        InvalidArgument, Conflict (idempotency key used for something else), NotSupported (sensitive),
-        StoreUnavailable, OutcomeUnknown.
+        InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
+        OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
     record = _check(service, new)
-    vectors = _given_vector(service, new)
+    if record.is_sensitive:
+        await service.vault.check()
+    given = _given_vector(service, new)
     pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve_writer(service.backend, caller)
-    if vectors is None:
-        vectors = await embed_or_none(service, pieces, record.source, caller, wait=new.wait)
+    full = await _lacks_room(service, principal, len(pieces), new)
+    vectors: Matrix | None = None
+    if given is not None:
+        vectors = np.repeat(given, len(pieces), axis=0)
+    elif full is None:
+        vectors = await embed_or_none(service, record, pieces, caller, wait=new.wait)
     looks = new.wait and caller.may_read
-    similar = await _similar(service, principal, vectors[0]) if looks and vectors is not None else []
-    answer = await _write(service, prepared.keys, caller, _owned(record, principal), new, pieces, vectors)
+    similar = await _similar(service, principal, record, vectors[0]) if looks and vectors is not None else []
+    audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
+    intake = _Intake(new, pieces, vectors, full, audit)
+    answer = await _write(service, prepared.keys, caller, principal, record, intake)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
@@ -88,6 +111,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
+        quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= time.time(),
         partial=bool(reason),
         reason=reason,
     )
@@ -95,11 +119,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
 
 def _check(service: Service, new: NewMemory) -> Record:
     """Make an unowned record of what the caller sent, or say what is wrong with it."""
-    if new.sensitive:
-        raise NotSupported(
-            "sensitive memories need encryption under a master key, which this release cannot do yet",
-            hint="nothing was stored; keep the secret elsewhere and store where it is",
-        )
+    checks.check_secrecy(new.sensitive, new.visibility)
     if new.idempotency_key is not None:
         checks.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
     lifetime(service, new.priority, new.ttl_seconds)
@@ -124,10 +144,12 @@ def _check(service: Service, new: NewMemory) -> Record:
         rev=1,
         model=NO_MODEL,
         metadata=checks.check_metadata(new.metadata, service.settings),
+        codec=SEALED_CODEC if new.sensitive else "text",
     )
 
 
 def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
+    """Check a ready-made vector, which stands for every piece of its content; shape (1, dimension)."""
     if new.vector is None:
         return None
     if new.memory_type is not MemoryType.EMBEDDING:
@@ -136,15 +158,33 @@ def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
         return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)
 
 
+async def _lacks_room(service: Service, principal: Principal, pieces: int, new: NewMemory) -> QuotaExceeded | None:
+    """Take room for a new memory. What may have been stored before under its idempotency key is still to be answered.
+
+    Raises:
+        QuotaExceeded: there is none.
+    """
+    try:
+        await take_room(service, principal, 1, pieces)
+    except QuotaExceeded as error:
+        if new.idempotency_key is None:
+            raise
+        return error
+    return None
+
+
 def _owned(record: Record, principal: Principal) -> Record:
     mine = replace(record, owner=principal.owner or "", writer=principal.agent)
     return replace(mine, scope=scope_of(mine))
 
 
-async def _similar(service: Service, principal: Principal, vector: Matrix) -> list[Similar]:
-    """Find what the new memory resembles; advice only, so its failure never fails a store."""
+async def _similar(service: Service, principal: Principal, record: Record, vector: Matrix) -> list[Similar]:
+    """Find what the new memory resembles; advice only, so its failure never fails a store.
+
+    A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
+    """
     try:
-        found = await nearest(service, principal, vector, _SIMILAR)
+        found = await nearest(service, principal, vector, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
     return [
@@ -157,25 +197,33 @@ async def _write(
     service: Service,
     keys: Keys,
     caller: Caller,
+    principal: Principal,
     record: Record,
-    new: NewMemory,
-    pieces: Sequence[str],
-    vectors: Matrix | None,
+    intake: _Intake,
 ) -> dict[str, Any]:
-    """Call the store Function, once more if the agent's owner id changed in between."""
-    answer = await _store(service, keys, record, new, pieces, vectors)
-    if answer["status"] == "owner_changed":
-        principal = await resolve_writer(service.backend, caller)
-        answer = await _store(service, keys, _owned(record, principal), new, pieces, vectors)
+    """Call the store Function, again if the agent's owner id or its data key changed in between."""
+    answer: dict[str, Any] = {}
+    for _ in range(_ATTEMPTS):
+        mine = _owned(record, principal)
+        form = await form_of(service, keys.namespace, mine)
+        mine = replace(mine, content_hash=form.content_hash(mine.content))
+        answer = await _store(service, keys, form, mine, intake)
+        if answer["status"] == "owner_changed":
+            principal = await resolve_writer(service.backend, caller)
+        elif answer["status"] == "key_changed":
+            service.vault.forget(keys.namespace, mine.owner)
+        else:
+            break
+    if answer["status"] == "full" and intake.full:
+        raise intake.full
     _raise_for(answer)
-    if vectors is None and answer["status"] == "stored":
+    if intake.vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
     return answer
 
 
-async def _store(
-    service: Service, keys: Keys, record: Record, new: NewMemory, pieces: Sequence[str], vectors: Matrix | None
-) -> dict[str, Any]:
+async def _store(service: Service, keys: Keys, form: Form, record: Record, intake: _Intake) -> dict[str, Any]:
+    new, pieces = intake.new, intake.pieces
     return await service.backend.write(
         "rm1_store",
         [
@@ -184,25 +232,29 @@ async def _store(
             keys.jobs,
             keys.audit,
             keys.seq(record.owner),
-            keys.same(record.owner, content_hash(record.content)),
+            keys.same(record.owner, record.content_hash),
             keys.counters,
             keys.idempotency(record.owner, new.idempotency_key or ""),
             keys.chores,
             keys.events,
+            keys.data_key(record.owner),
         ],
         repeatable=True,
         id=record.id,
+        full=intake.full is not None,
         memory_prefix=keys.memory_prefix,
         owner=record.owner,
         ttl=lifetime(service, record.priority, new.ttl_seconds),
         grace=service.settings.lifetimes.grace,
         context=digest(record.context or ""),
-        fields=hash_fields(record, pieces),
+        fields=flat(form.head(record, pieces)),
         pieces=len(pieces),
-        vector=None if vectors is None else vector_part(service, vectors[0]),
-        job=job_part(service, pieces[0], record.source),
-        idempotency=_idempotency(new),
-        audit={"who": record.writer, "op": "store", "ids": [record.id]},
+        vector=form.vector(record, 0, None if intake.vectors is None else intake.vectors[0]),
+        job=form.job(record, 0, pieces[0]),
+        key=form.version,
+        idempotency=_idempotency(service, keys, record, new),
+        seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
+        audit=intake.audit,
     )
 
 
@@ -215,18 +267,24 @@ def _raise_for(answer: dict[str, Any]) -> None:
             )
         case "bad_vector":
             raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
-        case "owner_changed":
+        case "key_missing":
+            raise signed_elsewhere()
+        case "owner_changed" | "key_changed":
             raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
         case _:
             return
 
 
-def _idempotency(new: NewMemory) -> dict[str, Any] | None:
+def _idempotency(service: Service, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
     if new.idempotency_key is None:
         return None
     said = {name: getattr(new, name) for name in NewMemory.__slots__ if name not in {"idempotency_key", "wait"}}
     text = json.dumps(said, sort_keys=True, default=list)
-    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
+    if new.sensitive:
+        payload = service.vault.fingerprint(keys.namespace, record.owner, text)
+    else:
+        payload = hashlib.sha256(text.encode()).hexdigest()
+    return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}
 
 
 def _readiness(ready: bool) -> VectorState:

@@ -13,10 +13,12 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from memory_core.connection import Client, store_errors
-from memory_core.errors import MemoryServiceError
+from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
-from memory_core.keys import NAMESPACES, SWEEPER, Keys
+from memory_core.keys import AUDITED, NAMESPACES, SWEEPER, Keys
 from memory_core.records import Record
+from memory_server.auditing.keeping import trim
+from memory_server.auditing.sealing import is_unsealed
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -24,13 +26,15 @@ from memory_server.usecases.lookup import run_search
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.sharing import remove_expired
 from memory_server.usecases.team_sweeping import sweep_due_teams, sweep_team
-from memory_server.usecases.writing import job_part
+from memory_server.usecases.writing import form_of
 
 log = logging.getLogger(__name__)
 ROUND_SECONDS = 1.0
 """How often the clocks of tasks and agents are looked at; every ROUNDS_A_SWEEP-th time all else is too."""
 ROUNDS_A_SWEEP = 5
 LEASE_SECONDS = 6
+TRIM_SECONDS = 3600.0
+"""How often old entries of the audit are let go."""
 PATIENCE_SECONDS = 10.0
 """What is younger than this is still in somebody's hands."""
 _AT_ONCE = 100
@@ -54,6 +58,8 @@ async def _sweep_for_ever(service: Service) -> None:
         try:
             if await _hold_lease(service, name):
                 await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
+                if not number % ROUNDS_A_SWEEP:
+                    await sweep_audits(service)
         except MemoryServiceError as error:
             log.warning("sweep: %s", error.message)
         except Exception:
@@ -84,13 +90,30 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             log.warning("sweep of %s: %s", namespace, error.message)
 
 
+async def sweep_audits(service: Service) -> None:
+    """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
+    noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
+    stored: set[bytes] = await service.backend.read(lambda client: client.smembers(NAMESPACES))
+    for namespace in sorted(name.decode() for name in noted | stored):
+        try:
+            if await is_unsealed(service.backend, namespace):
+                service.auditor.noticed(namespace)
+            if service.auditor.is_due_for_trim(namespace, TRIM_SECONDS):
+                await trim(service.backend, namespace, service.settings.audit)
+        except MemoryServiceError as error:
+            log.warning("audit of %s: %s", namespace, error.message)
+
+
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
     keys, before = Keys(namespace), time.time() - patience
     chores = await service.backend.read(
         lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
     )
     for chore in chores:
-        await settle(service, namespace, chore.decode())
+        try:
+            await settle(service, namespace, chore.decode())
+        except (Tampered, KeyMissing) as error:
+            log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
@@ -103,19 +126,25 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         refs = await candidates.some(
             client, keys, build.unfinished(), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
         )
-        return await loading.load(client, keys, refs)
+        return await loading.load(client, keys, refs, service.backend.integrity)
 
     before = time.time() - patience
-    forgotten = [record for record in await run_search(service, namespace, fetch) if record.updated_at < before]
+    found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))
+    forgotten = [record for record in found.records if record.updated_at < before]
     if not forgotten:
         return
     answer = await service.backend.write(
         "rm1_requeue",
         [keys.jobs, *(keys.piece(record.id, record.part) for record in forgotten)],
         items=[
-            {"id": record.id, "piece": record.part, "job": job_part(service, record.content, record.source)}
+            {"id": record.id, "piece": record.part, "job": await _job(service, namespace, record)}
             for record in forgotten
         ],
     )
     log.info("asked again for the vectors of %d texts in %s", answer["queued"], namespace)
     service.ring(namespace)
+
+
+async def _job(service: Service, namespace: str, record: Record) -> dict[str, str | bytes]:
+    form = await form_of(service, namespace, record)
+    return form.job(record, record.part, record.content)

@@ -43,7 +43,7 @@ async def cancel_task(service: Service, caller: Caller, task_id: str, reason: st
         NotFound: the caller submitted none of that id. Conflict: it has ended.
     """
     request = {"reason": checks.check_text(reason, "reason", DESCRIPTION_BYTES)}
-    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel task", request)
+    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel_task", request)
     if answer["status"] == "ended":
         raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
@@ -55,7 +55,7 @@ async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskSt
     Raises:
         NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
     """
-    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue task", {})
+    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue_task", {})
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
@@ -88,12 +88,12 @@ async def find_task(service: Service, caller: Caller, task_id: str) -> Task:
 
 
 async def visible_tasks(service: Service, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
-    """Load those tasks that the caller may see."""
+    """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
         tasks = await load_tasks(client, keys, task_ids)
-        if all(task.is_party(caller.agent) for task in tasks):
+        if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
         return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
@@ -139,7 +139,7 @@ async def _act(
         agent=caller.agent,
         admin=caller.admin,
         keep=service.settings.tasks.keep_seconds,
-        audit={"who": caller.agent, "op": op, "ids": [task_id]},
+        audit=caller.audit(op, [task_id]),
         **request,
     )
     if answer["status"] == "unknown":

@@ -26,14 +26,16 @@ async def task_figures(service: Service, caller: Caller) -> TaskFigures:
     return TaskFigures(by_state={state: number for state, number in states.items() if number}, completion_rate=rate)
 
 
-async def agent_figures(service: Service, namespace: str) -> list[AgentFigures]:
-    """Show each registered agent's load beside the others'."""
-    agents, now = await service.backend.read(lambda client: load_agents(client, Keys(namespace))), time.time()
+async def agent_figures(service: Service, caller: Caller) -> list[AgentFigures]:
+    """Show each registered agent's load beside the others', or the caller's alone."""
+    agents, now = await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace))), time.time()
+    if not caller.sees_server:
+        return [_figures(agent, now, None) for agent in agents if agent.name == caller.agent]
     in_hand = sum(agent.open_tasks for agent in agents if agent.is_alive(now))
     return [_figures(agent, now, in_hand) for agent in sorted(agents, key=lambda found: found.name)]
 
 
-def _figures(agent: Agent, now: float, in_hand: int) -> AgentFigures:
+def _figures(agent: Agent, now: float, in_hand: int | None) -> AgentFigures:
     done = sum(record.done for record in agent.records.values())
     spent = sum(record.milliseconds for record in agent.records.values())
     return AgentFigures(
@@ -41,7 +43,7 @@ def _figures(agent: Agent, now: float, in_hand: int) -> AgentFigures:
         alive=agent.is_alive(now),
         open_tasks=agent.open_tasks,
         max_tasks=agent.max_tasks,
-        share=round(agent.open_tasks / in_hand, 4) if in_hand else 0.0,
+        share=None if in_hand is None else round(agent.open_tasks / max(in_hand, 1), 4),
         completed=done,
         failed=sum(record.failed for record in agent.records.values()),
         mean_ms=round(spent / done, 1) if done else None,

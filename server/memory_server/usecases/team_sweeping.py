@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from memory_core.connection import Client
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import NAMESPACES, Keys
+from memory_server.auditing.said import by_itself
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -70,6 +71,7 @@ async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
             prefix=keys.prefix,
             agent=name,
             reason=f"{name} fell silent",
+            audit=by_itself("server", "agent_died", [name]),
             keep=service.settings.tasks.keep_seconds,
         )
         more = answer["more"]
@@ -87,7 +89,8 @@ async def _purge(service: Service, namespace: str) -> None:
             return [ref.memory_id for ref in refs]
 
         while ids := await run_search(service, namespace, fetch):
-            if not await delete(service, namespace, ids, owners=[owner], who="sweeper", op="purge"):
+            if not await delete(service, namespace, ids, owners=[owner], audit=by_itself("server", "purge", ids)):
                 break
         else:
             await service.backend.write("rm1_agent_purged", [keys.tombstones, keys.owner(owner)], owner=owner)
+            service.vault.forget(namespace, owner)

@@ -12,9 +12,9 @@ from memory_core.ids import is_id
 from memory_core.keys import Keys, token_key
 from memory_core.names import check_name
 from memory_core.tokens import Token
+from memory_server.auditing.said import by_itself
 from memory_server.backend import Backend
 
-CONSOLE = "console"
 LONGEST_SECONDS = 10 * 365 * 86_400.0
 
 
@@ -70,6 +70,6 @@ async def _note(backend: Backend, token: Token, op: str, **request: Any) -> None
         "rm1_token_note",
         [keys.audit, keys.counters, keys.tokens],
         id=token.id,
-        audit={"who": CONSOLE, "op": op, "ids": [token.id, token.agent]},
+        audit=by_itself("console", op, [token.id, token.agent]),
         **request,
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
-from memory_core.keys import Keys, digest, vector_field
+from memory_core.keys import Keys, digest
 from memory_core.names import check_label
-from memory_core.records import Priority, Record, Visibility, content_hash
+from memory_core.records import SEALED_BODY, Priority, Record, Visibility
 from memory_core.scope import Principal
-from memory_core.vectors import Matrix
+from memory_core.vectors import Matrix, from_bytes
 from memory_server.readers import reads
 from memory_server.results.memories import MemoryAnswer
 from memory_server.service import Service
@@ -20,10 +20,11 @@ from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.read import retrieve_memory
-from memory_server.usecases.writing import embed_or_none, hash_fields, job_part, lifetime, scope_of, vector_part
+from memory_server.usecases.room import take_room
+from memory_server.usecases.writing import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 
 _ATTEMPTS = 5
-_OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", "pieces")
+_OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY, "pieces")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +57,21 @@ async def update_memory(
         NotFound: no such memory that the caller may read.
         Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
         Conflict: its revision is not `expected_rev`.
+        Tampered: it is not as a server of ours wrote it.
         InvalidArgument: a value is not valid, or nothing was to change.
     """
     if changes.is_empty:
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, caller)
-        old = await load_readable(service, principal, memory_id, whole=True)
+        old = await load_readable(service, principal, memory_id, with_vector=True, whole=True)
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service, old, changes)
-        status, reason = await _write(service, principal, old, new)
+        new = _changed(service, principal, old, changes)
+        status, reason = await _write(service, caller, principal, old, new)
+        if status == "key_changed":
+            service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
             answer = await retrieve_memory(service, caller, memory_id)
             return answer.model_copy(update={"partial": bool(reason), "reason": reason})
@@ -80,15 +84,15 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
     if principal.owns(old.owner):
         return
     if not principal.grants_to_write(old.scope):
-        raise Forbidden(f"memory {old.id} belongs to {old.writer}", hint="store one of your own instead")
+        raise Forbidden(f"memory {old.id} belongs to another agent", hint="store one of your own instead")
     if changes != Changes(content=changes.content, metadata=changes.metadata):
         raise Forbidden(
-            f"memory {old.id} belongs to {old.writer}; a grant to write covers its content and metadata alone",
+            f"memory {old.id} belongs to another agent; a grant to write covers its content and metadata alone",
             hint="leave out priority, visibility, tags and context",
         )
 
 
-def _changed(service: Service, old: Record, changes: Changes) -> Record:
+def _changed(service: Service, principal: Principal, old: Record, changes: Changes) -> Record:
     limits = service.settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if changes.content is not None:
@@ -99,6 +103,7 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
         metadata = checks.check_metadata(changes.metadata, service.settings)
     new = replace(
         old,
+        writer=old.writer if (content, metadata) == (old.content, old.metadata) else principal.agent,
         content=content,
         context=context,
         metadata=metadata,
@@ -106,19 +111,26 @@ def _changed(service: Service, old: Record, changes: Changes) -> Record:
         visibility=changes.visibility or old.visibility,
         tags=old.tags if changes.tags is None else checks.check_tags(changes.tags, service.settings),
     )
+    checks.check_secrecy(new.is_sensitive, new.visibility)
     return replace(new, scope=scope_of(new))
 
 
-async def _write(service: Service, principal: Principal, old: Record, new: Record) -> tuple[str, str | None]:
+async def _write(
+    service: Service, caller: Caller, principal: Principal, old: Record, new: Record
+) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     pieces = await split_content(new.content)
     most = max(len(pieces), old.pieces)
+    if len(pieces) > old.pieces and principal.owns(old.owner):
+        await take_room(service, principal, 0, len(pieces) - old.pieces)
     vectors: Matrix | None = None
     if content_changed:
-        vectors = await embed_or_none(service, pieces, new.source, principal)
-    fields = hash_fields(new, pieces)
+        vectors = await embed_or_none(service, new, pieces, principal)
+    form = await form_of(service, principal.namespace, old)
+    new = replace(new, rev=old.rev + 1, content_hash=form.content_hash(new.content))
+    fields, sealed = form.head(new, pieces), service.backend.integrity.seal
     answer = await service.backend.write(
         "rm1_update",
         [
@@ -128,30 +140,34 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
             keys.counters,
             keys.use(old.id),
             keys.same(old.owner, old.content_hash),
-            keys.same(old.owner, content_hash(new.content)),
+            keys.same(old.owner, new.content_hash),
             keys.chores,
             keys.seq(old.owner),
             keys.events,
             keys.granted(principal.agent),
             keys.agent(principal.agent),
+            keys.data_key(old.owner),
         ],
         id=old.id,
         prefix=keys.prefix,
         owners=list(principal.owners),
         grants=[grant.id for grant in principal.grants_to_write(old.scope)],
         rev=old.rev,
-        fields=fields,
-        remove=[name for name in _OPTIONAL_FIELDS if name not in fields[::2]],
+        fields=flat(fields),
+        remove=[name for name in _OPTIONAL_FIELDS if name not in fields],
         relive=new.priority is not old.priority,
         ttl=lifetime(service, new.priority, None),
         grace=service.settings.lifetimes.grace,
-        content_changed=content_changed,
+        content_changed=new.content_hash != old.content_hash,
         context=digest(new.context or "") if new.context != old.context else None,
         pieces=most,
-        vector=None if vectors is None else vector_part(service, vectors[0]),
-        vector_field=vector_field(service.settings.vector_store.embedding_model),
-        job=job_part(service, pieces[0], new.source),
-        audit={"who": principal.agent, "op": "update", "ids": [old.id]},
+        vector=_vector(form, old, new, vectors),
+        vector_field=form.vector_field,
+        job=form.job(new, 0, pieces[0]),
+        key=form.version,
+        seal=sealed(principal.namespace, old.id, old.rev + 1),
+        was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
+        audit=caller.audit("update_memory", [old.id]),
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:
@@ -159,7 +175,18 @@ async def _write(service: Service, principal: Principal, old: Record, new: Recor
         if most > 1:
             cut = Cut(new.content, pieces, vectors)
             return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
+    if answer["status"] == "key_missing":
+        raise signed_elsewhere()
     return answer["status"], None
+
+
+def _vector(form: Form, old: Record, new: Record, vectors: Matrix | None) -> dict[str, Any] | None:
+    """Give the vector to write: the new content's, or that of the old one where it must be sealed anew."""
+    if vectors is not None:
+        return form.vector(new, 0, vectors[0])
+    if new.content != old.content or form.version is None or old.vector is None:
+        return None
+    return form.vector(new, 0, from_bytes(old.vector, len(old.vector) // 4)[0])
 
 
 def _stale(actual: int, expected: int) -> Conflict:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from memory_core.connection import Client
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
@@ -68,7 +68,7 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
     vector, reason = await _query_vector(service, caller, request.query, kinds)
     if begin:
         service.seen.note(caller.namespace, caller.agent, begin)
-    end = await last_position(service, caller.namespace)
+    end, quiet = await _end(service, caller.namespace)
     waiter = Waiter(caller.agent, kinds, vector, request.min_score)
     wait = _Wait(service, caller, waiter, begin or end)
     offering = service.events.listening(caller.namespace, waiter, end) if request.timeout_seconds else nullcontext()
@@ -76,14 +76,13 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
         events = await wait.catch_up(room)
         while not events and room and not waiter.closed and await waiter.wait(deadline - time.monotonic()):
             events = await (wait.catch_up(room) if waiter.overflown else wait.consider(waiter.queue, room))
-        if not events and room and not waiter.queue and not waiter.overflown:
-            wait.position = max(wait.position, room.position)
     if not wait.whole:
         reason = _DROPPED if reason is None else f"{_DROPPED}; {reason}"
     elif not events and waiter.closed:
         reason = _CLOSING if reason is None else f"{_CLOSING}; {reason}"
-    service.seen.note(caller.namespace, caller.agent, wait.position)
-    return EventsAnswer(events=events, cursor=wait.position.id, partial=reason is not None, reason=reason)
+    cursor = wait.told if events else max(begin or quiet, quiet)
+    service.seen.note(caller.namespace, caller.agent, cursor)
+    return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
 
 async def unread(service: Service, caller: Caller, cursor: str | None = None) -> int:
@@ -111,12 +110,32 @@ async def last_position(service: Service, namespace: str) -> Position:
     return Position.of(newest[0][0]) if newest else START
 
 
+async def _end(service: Service, namespace: str) -> tuple[Position, Position]:
+    """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
+
+    The second comes from the clock: a cursor that stood at the last entry would tell whenever others did something.
+    """
+    key = Keys(namespace).events
+
+    async def fetch(client: Client) -> list[Any]:
+        pipe = client.pipeline(transaction=False)
+        pipe.time()
+        pipe.xrevrange(key, count=1)
+        return await pipe.execute()
+
+    (seconds, microseconds), newest = await service.backend.read(fetch)
+    end = Position.of(newest[0][0]) if newest else START
+    past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
+    return end, max(end, past)
+
+
 async def readable(service: Service, principal: Principal, entries: Sequence[Entry]) -> list[Entry]:
     """Keep the entries that a principal may see now: of memories, those it may still read or could till their end."""
     allowed = [
         entry
         for entry in entries
         if (principal.may_read(entry.scope) if entry.kind == MEMORY else entry.is_for(principal.agent))
+        and not (entry.op == DELETED and entry.by in principal.mistrusted)
     ]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
     records = await _load(service, principal, [Ref(memory_id) for memory_id in ids])
@@ -126,12 +145,13 @@ async def readable(service: Service, principal: Principal, entries: Sequence[Ent
 
 @dataclass(slots=True)
 class _Wait:
-    """One call under way: up to where everything was considered, and whether all of it was there."""
+    """One call under way: up to where everything was considered and told, and whether all of it was there."""
 
     service: Service
     caller: Caller
     waiter: Waiter
     position: Position
+    told: Position = START
     whole: bool = True
 
     async def catch_up(self, room: Room | None) -> list[Event]:
@@ -167,6 +187,7 @@ class _Wait:
     async def _tell(self, entries: Sequence[Entry], room: Room | None) -> list[Event]:
         """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
         if all(entry.kind != MEMORY for entry in entries):
+            self.told = entries[-1].position
             return [_event(entry) for entry in entries]
         with self.service.readers.reading(self.caller.namespace, self.caller.agent):
             principal = await self._principal(room)
@@ -179,6 +200,8 @@ class _Wait:
                 events.append(_event(entry))
             if entry.position in matches:
                 events.append(_match(entry, *matches[entry.position]))
+            if entry.position in shown or entry.position in matches:
+                self.told = entry.position
         return events
 
     async def _matches(self, principal: Principal, entries: Sequence[Entry]) -> dict[Position, tuple[Record, float]]:
@@ -192,7 +215,8 @@ class _Wait:
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
         model = self.service.settings.vector_store.embedding_model
-        records = await _load(self.service, principal, list(asked), vector_field(model))
+        loaded = await _load(self.service, principal, list(asked), vector_field(model))
+        records = (await self.service.vault.open_all(principal.namespace, loaded)).records
         best: dict[str, tuple[float, Record]] = {}
         for record, score in zip(records, vector_scores(records, query), strict=True):
             own = not asked[Ref(record.id, record.part)].by and record.rev == 1 and record.writer == self.caller.agent
@@ -247,7 +271,9 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loading.load_readable(client, keys, refs, principal, vector_field=field_name)
+        return await loading.load_readable(
+            client, keys, refs, principal, service.backend.integrity, vector_field=field_name
+        )
 
     return await service.backend.read(fetch)
 

@@ -93,7 +93,7 @@ async def complete_task(
         task_id,
         lease_token,
         call,
-        "complete task",
+        "complete_task",
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
         duration_ms=_duration(metrics),
     )
@@ -123,7 +123,7 @@ async def fail_task(
         task_id,
         lease_token,
         new_id(),
-        "fail task",
+        "fail_task",
         error=checks.check_text(error, "error", DESCRIPTION_BYTES),
         handoff=checks.check_text(handoff, "handoff", DESCRIPTION_BYTES) if handoff else None,
         retry=retry,
@@ -154,6 +154,7 @@ async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]
         agent=caller.agent,
         call=new_id(),
         secrets=[secrets.token_hex(8) for _ in range(limit)],
+        audit=caller.audit("get_pending_tasks"),
         keep=service.settings.tasks.keep_seconds,
     )
     if answer["status"] == "unknown":
@@ -264,7 +265,7 @@ async def _end_attempt(
         token=lease_token,
         call=call,
         keep=service.settings.tasks.keep_seconds,
-        audit={"who": caller.agent, "op": op, "ids": [task_id]},
+        audit=caller.audit(op, [task_id]),
         **request,
     )
     if answer["status"] == "unknown":

@@ -7,10 +7,24 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
+from memory_core.keyring import HOW_TO_SET
 from memory_core.keys import vector_field
-from memory_core.records import Priority, Record, head_fields
+from memory_core.records import (
+    HEAD,
+    SEALED,
+    SEALED_BODY,
+    SEALED_CODEC,
+    SEALED_VECTOR,
+    Priority,
+    Record,
+    content_hash,
+    filter_fields,
+    head_fields,
+)
 from memory_core.scope import record_tokens
+from memory_core.sealed_records import Place, keyed_hash, seal_body, seal_job, seal_text, seal_vector
+from memory_core.sealing import Key
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.caching import Asker
 from memory_server.search.analysis import extra_terms
@@ -44,15 +58,105 @@ def scope_of(record: Record) -> frozenset[str]:
         visibility=record.visibility,
         tags=record.tags,
         context=record.context,
+        sensitive=record.is_sensitive,
     )
 
 
-def hash_fields(record: Record, pieces: Sequence[str]) -> list[str | bytes]:
-    """Give the fields of a record as HSET takes them, with the words that Redis would not see by itself."""
-    return flat(head_fields(record, pieces) | terms_field(pieces[0], record.source))
+class Form:
+    """How a memory and its pieces are handed to the Functions: in clear."""
+
+    version: str | None = None
+    """Of the data key that it is sealed under."""
+    vector_field: str
+
+    def __init__(self, service: Service) -> None:
+        self._store = service.settings.vector_store
+        self.vector_field = vector_field(self._store.embedding_model)
+
+    def content_hash(self, content: str) -> str:
+        """Identify a content among its owner's."""
+        return content_hash(content)
+
+    def head(self, record: Record, pieces: Sequence[str]) -> dict[str, str | bytes]:
+        """Give the fields of a memory's own hash, with the words that Redis would not see by itself."""
+        return head_fields(record, pieces) | _terms(pieces[0], record.source)
+
+    def piece(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
+        """Give the fields of a further piece that its memory has not."""
+        return {"content": text, **_terms(text, record.source)}
+
+    def vector(self, record: Record, number: int, vector: Matrix | None) -> dict[str, Any] | None:
+        """Give the vector of a piece, shape (dimension,)."""
+        if vector is None:
+            return None
+        return {
+            "bytes": to_bytes(vector),
+            "dimension": self._store.vector_dimension,
+            "field": self.vector_field,
+            "model": self._store.embedding_model,
+        }
+
+    def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
+        """Give the embed job of a piece, queued where there is no vector."""
+        return {"model": self._store.embedding_model, "body": embedding_text(text, record.source)}
 
 
-def terms_field(content: str, source: str | None) -> dict[str, str]:
+class SealedForm(Form):
+    """How a sensitive memory is handed to them: encrypted under its owner's key, and without words to search for."""
+
+    def __init__(self, service: Service, namespace: str, key: Key) -> None:
+        super().__init__(service)
+        self.vector_field = SEALED_VECTOR
+        self.version = key.id
+        self._namespace, self._key, self._transports = namespace, key, service.vault.transports
+
+    def content_hash(self, content: str) -> str:
+        return keyed_hash(self._key, content)
+
+    def head(self, record: Record, pieces: Sequence[str]) -> dict[str, str | bytes]:
+        place = self._place(record, 0)
+        fields: dict[str, str | bytes] = {
+            **filter_fields(record),
+            "part": HEAD,
+            "codec": SEALED_CODEC,
+            "hash": record.content_hash,
+            SEALED: seal_text(self._key, place, pieces[0], record.metadata),
+        }
+        if len(pieces) > 1:
+            fields |= {SEALED_BODY: seal_body(self._key, place, record.content), "pieces": str(len(pieces))}
+        return fields
+
+    def piece(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
+        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, self._place(record, number), text)}
+
+    def vector(self, record: Record, number: int, vector: Matrix | None) -> dict[str, Any] | None:
+        clear = super().vector(record, number, vector)
+        if clear is None:
+            return None
+        return clear | {"bytes": seal_vector(self._key, self._place(record, number), clear["bytes"]), "sealed": True}
+
+    def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
+        place = self._place(record, number)
+        body = embedding_text(text, record.source)
+        sealed = seal_job(self._transports, place, body, place.lock(self._key, "vector"))
+        return {"model": self._store.embedding_model, **sealed}
+
+    def _place(self, record: Record, piece: int) -> Place:
+        return Place.of(self._namespace, record, piece)
+
+
+async def form_of(service: Service, namespace: str, record: Record) -> Form:
+    """Choose the form of a memory; the first sensitive one of an owner makes its key.
+
+    Raises:
+        KeyMissing: it is sensitive, and this server has no master key. NotFound: its owner was deleted meanwhile.
+    """
+    if not record.is_sensitive:
+        return Form(service)
+    return SealedForm(service, namespace, await service.vault.current(namespace, record.owner))
+
+
+def _terms(content: str, source: str | None) -> dict[str, str]:
     """Give the field of words that the Query Engine's tokenizer misses, if there are any."""
     terms = extra_terms(content, source)
     return {"terms": terms} if terms else {}
@@ -63,22 +167,9 @@ def flat(fields: Mapping[str, str | bytes]) -> list[str | bytes]:
     return [part for pair in fields.items() for part in pair]
 
 
-def vector_part(service: Service, vector: Matrix | None) -> dict[str, Any] | None:
-    """Give a vector as the Functions take it."""
-    if vector is None:
-        return None
-    vector_store = service.settings.vector_store
-    return {
-        "bytes": to_bytes(vector),
-        "dimension": vector_store.vector_dimension,
-        "field": vector_field(vector_store.embedding_model),
-        "model": vector_store.embedding_model,
-    }
-
-
-def job_part(service: Service, content: str, source: str | None) -> dict[str, str]:
-    """Give the embed job of a piece, queued where there is no vector."""
-    return {"model": service.settings.vector_store.embedding_model, "body": embedding_text(content, source)}
+def signed_elsewhere() -> KeyMissing:
+    """Say why nothing can be written without a key where records are signed."""
+    return KeyMissing("the records of this namespace are signed, and this server has no key", hint=HOW_TO_SET)
 
 
 def embedding_text(content: str, source: str | None) -> str:
@@ -87,21 +178,21 @@ def embedding_text(content: str, source: str | None) -> str:
 
 
 async def embed_or_none(
-    service: Service, pieces: Sequence[str], source: str | None, asker: Asker, *, wait: bool = True
+    service: Service, record: Record, pieces: Sequence[str], asker: Asker, *, wait: bool = True
 ) -> Matrix | None:
     """Get a vector for each piece: of many, or without `wait`, only if all are cached already.
 
-    None when they are not, or when no sidecar gives them in time.
+    None when they are not, or when no sidecar gives them in time. Those of a sensitive memory are never cached.
     """
-    texts = [embedding_text(piece, source) for piece in pieces]
+    texts, secret = [embedding_text(piece, record.source) for piece in pieces], record.is_sensitive
     if not wait or len(pieces) > EMBED_AT_ONCE:
-        return await service.embeddings.known(texts, asker)
+        return None if secret else await service.embeddings.known(texts, asker)
     started = time.perf_counter()
     try:
-        vectors = await service.embeddings.embed(texts, asker)
+        vectors = await service.embeddings.embed(texts, asker, secret=secret)
     except EmbeddingUnavailable:
         return None
-    service.embedding_latency.add((time.perf_counter() - started) * 1000)
+    service.embedding_latency.add(asker, (time.perf_counter() - started) * 1000)
     return vectors
 
 

@@ -1,0 +1,201 @@
+"""Texts a second of each inference engine beside sentence-transformers and plain ONNX Runtime, in one run.
+
+Every engine has a process of its own that stays loaded; they take turns, so that the machine's mood meets all alike.
+The Torch ones need the environment of `make test-torch`, and are left out where they are not installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.evalset import load
+from memory_core.settings import GpuSettings
+from memory_core.vectors import Matrix
+from memory_embedder.backends import Engine, open_engine
+from memory_embedder.encoder import encode
+from memory_embedder.wanted import Wanted, available_cores
+from memory_embedder.weights import find_folder, find_weights
+
+TEXTS = 256
+ROUNDS = 5
+MODEL = "all-MiniLM-L6-v2"
+FLOOR, REFERENCE = "sentence-transformers", "torch, exact"
+_BUDGET = 4096
+_RESULTS = Path(__file__).parent / "results"
+Embed = Callable[[list[str]], Matrix]
+
+
+def ours(engine: Engine, *, exact: bool = False) -> Embed:
+    """Embed as a sidecar does: sorted by length, in batches of so many tokens, in the engine's best precision."""
+    encoder = open_engine(engine, Wanted(MODEL, GpuSettings(), exact=exact))
+    return lambda texts: encode(encoder, texts, _BUDGET)
+
+
+def sentence_transformers() -> Embed:
+    """Embed as most people do: the library's defaults."""
+    library: Any = import_module("sentence_transformers")
+    model = library.SentenceTransformer(str(find_folder(MODEL).folder), device="cpu")
+    return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True), dtype=np.float32)
+
+
+def plain_onnx() -> Embed:
+    """Embed with ONNX Runtime and no further thought: as the texts come, 32 at a time, padded to the longest."""
+    import onnxruntime
+
+    weights = find_weights(MODEL)
+    session = onnxruntime.InferenceSession(str(weights.model), providers=["CPUExecutionProvider"])
+    from tokenizers import Tokenizer
+
+    tokenizer: Any = Tokenizer.from_file(str(weights.tokenizer))
+    tokenizer.enable_truncation(256)
+    tokenizer.enable_padding()
+    names = {item.name for item in session.get_inputs()}
+
+    def embed_batch(texts: list[str]) -> Matrix:
+        encoded = tokenizer.encode_batch(texts)
+        ids, mask = (np.array([getattr(row, name) for row in encoded]) for name in ("ids", "attention_mask"))
+        feed = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        hidden: Matrix = np.asarray(
+            session.run(None, {name: value for name, value in feed.items() if name in names})[0]
+        )
+        pooled = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+        return (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).astype(np.float32)
+
+    return lambda texts: np.concatenate([embed_batch(texts[at : at + 32]) for at in range(0, len(texts), 32)])
+
+
+ENGINES: dict[str, tuple[tuple[str, ...], Callable[[], Embed]]] = {
+    FLOOR: (("sentence_transformers",), sentence_transformers),
+    "plain ONNX Runtime, packaged int8": (("onnxruntime",), plain_onnx),
+    "sidecar, onnx": (("onnxruntime",), lambda: ours("onnx")),
+    "sidecar, torch": (("sentence_transformers",), lambda: ours("torch")),
+    "sidecar, openvino": (("openvino",), lambda: ours("openvino")),
+    REFERENCE: (("sentence_transformers",), lambda: ours("torch", exact=True)),
+}
+"""What is measured: the packages that it needs, and how it is opened."""
+
+
+def work(name: str) -> None:
+    """Be one engine's process: a line of JSON texts in, their vectors to a file and the seconds out, until the end."""
+    embed = ENGINES[name][1]()
+    for line in sys.stdin:
+        ask = json.loads(line)
+        wall, processor = time.perf_counter(), time.process_time()
+        vectors = embed(ask["texts"])
+        taken = time.perf_counter() - wall, time.process_time() - processor
+        np.save(ask["file"], vectors)
+        print(json.dumps(taken), flush=True)
+
+
+class Worker:
+    """One engine's process."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self._file = folder / f"{name.replace(', ', '-').replace(' ', '-')}.npy"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.embedding", "--engine", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def embed(self, texts: list[str]) -> tuple[float, float]:
+        """Have texts embedded; gives seconds of wall and of processor time.
+
+        Raises:
+            RuntimeError: the engine does not work here.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"texts": texts, "file": str(self._file)}) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+            wall, processor = json.loads(answer)
+        except (BrokenPipeError, ValueError) as error:
+            raise RuntimeError(f"{self.name} does not work here") from error
+        return wall, processor
+
+    def vectors(self) -> Matrix:
+        """Give the vectors of the last texts, shape (texts, dimension)."""
+        return np.load(self._file)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def measure(texts: list[str], folder: Path) -> dict[str, Any]:
+    """Let all engines that are installed here embed the same texts in turn."""
+    workers = [Worker(name, folder) for name, (needs, _) in ENGINES.items() if all(map(find_spec, needs))]
+    try:
+        for worker in workers:
+            worker.embed(texts)
+        rounds = [{worker.name: worker.embed(texts) for worker in workers} for _ in range(ROUNDS)]
+        vectors = {worker.name: worker.vectors() for worker in workers}
+    finally:
+        for worker in workers:
+            worker.close()
+    floor = FLOOR if FLOOR in vectors else workers[0].name
+    rows = [_row(name, floor, rounds, vectors, len(texts)) for name in vectors]
+    return {"texts": len(texts), "cores": available_cores(), "floor": floor, "engines": rows}
+
+
+def _row(
+    name: str, floor: str, rounds: Sequence[dict[str, tuple[float, float]]], vectors: dict[str, Matrix], texts: int
+) -> dict[str, Any]:
+    ratios = [one[floor][0] / one[name][0] for one in rounds]
+    row: dict[str, Any] = {
+        "engine": name,
+        "texts_per_second": round(texts / median(one[name][0] for one in rounds), 1),
+        "texts_per_cpu_second": round(texts / median(one[name][1] for one in rounds), 1),
+        "times_the_floor": round(median(ratios), 2),
+        "least": round(min(ratios), 2),
+        "most": round(max(ratios), 2),
+    }
+    if REFERENCE in vectors:
+        cosines = np.einsum("ij,ij->i", vectors[name], vectors[REFERENCE])
+        row |= {"lowest_cosine": round(float(cosines.min()), 5), "mean_cosine": round(float(cosines.mean()), 5)}
+    return row
+
+
+def main() -> None:
+    """Measure, or be one engine's process."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=ENGINES)
+    if engine := parser.parse_args().engine:
+        work(engine)
+        return
+    import tempfile
+
+    texts = [memory["text"] for conversation in load("locomo") for memory in conversation.memories][:TEXTS]
+    with tempfile.TemporaryDirectory() as folder:
+        report = measure(texts, Path(folder))
+    _RESULTS.mkdir(exist_ok=True)
+    (_RESULTS / "embedding.json").write_text(json.dumps(report, indent=1) + "\n")
+    table = Table(title=f"{report['texts']} texts on {report['cores']} cores; ratios to {report['floor']}")
+    for column in report["engines"][0]:
+        table.add_column(column)
+    for row in report["engines"]:
+        table.add_row(*(str(value) for value in row.values()))
+    Console(width=150).print(table)
+
+
+if __name__ == "__main__":
+    main()

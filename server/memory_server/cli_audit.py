@@ -1,0 +1,232 @@
+"""`redis-memory audit`: whether the audit is whole, and what stands in it, told from a shell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from memory_core.errors import InvalidArgument, StoreUnavailable
+
+if TYPE_CHECKING:
+    from memory_core.connection import Client
+    from memory_core.keyring import Keyring
+    from memory_core.keys import Keys
+    from memory_core.settings import Settings
+    from memory_server.auditing.checking import Report
+    from memory_server.auditing.entries import Entry
+
+T = TypeVar("T")
+audit = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Check, export and read the audit.")
+
+Config = Annotated[Path | None, typer.Option(help="JSON file with settings.")]
+DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
+Namespace = Annotated[str | None, typer.Option(help="Team or project; the settings' own if left out.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
+_SHOWN = 20
+_WITHOUT_KEY = (
+    "no key is known here, so signatures and seals cannot be checked, only numbers; "
+    "set MEMORY_MASTER_KEY, _FILE or _COMMAND as for the server"
+)
+
+
+@audit.command()
+def verify(
+    namespace: Namespace = None,
+    file: Annotated[Path | None, typer.Option(help="Check this export instead of Redis.")] = None,
+    expect: Annotated[str | None, typer.Option(help="Head kept from an earlier check, NUMBER:CHAIN.")] = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Check that nothing was removed, changed, reordered or forged. Exits with 1 if something was.
+
+    Keep the head that it prints elsewhere: `--expect` with it later also shows that all of Redis was put back.
+    """
+    if expect is not None and not re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", expect):
+        raise InvalidArgument("--expect is not a head", hint="NUMBER:CHAIN, as an earlier check printed it")
+    settings = _settings(config, data_dir, namespace)
+    if file is not None:
+        from memory_server.auditing.exporting import check_file
+
+        report = check_file(file, _keyring(settings), expect)
+    else:
+        report = _on_redis(settings, lambda client, keys: _check(client, keys, _keyring(settings), expect))
+    if as_json:
+        typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
+    else:
+        _print(report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@audit.command()
+def export(
+    to: Annotated[Path, typer.Argument(help="File to write: JSON lines; packed if its name ends in .zst.")],
+    namespace: Namespace = None,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write all entries and seals to a file, which `verify --file` checks without Redis."""
+    number = _on_redis(_settings(config, data_dir, namespace), lambda client, keys: _export(client, keys, to))
+    typer.echo(f"{number} lines are in {to}.", err=True)
+
+
+@audit.command()
+def tail(
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=10_000, help="How many to begin with.")] = 10,
+    follow: Annotated[bool, typer.Option(help="Go on with what comes.")] = True,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show the last entries and those that come, until interrupted."""
+    show = _print_json if as_json else _print_entry
+    settings = _settings(config, data_dir, namespace)
+    try:
+        _on_redis(settings, lambda client, keys: _tail(client, keys, lines, follow, show))
+    except KeyboardInterrupt:
+        return
+
+
+async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | None) -> Report:
+    """Check, and once more where something is wrong: old entries may have been let go meanwhile."""
+    from memory_server.auditing import trail
+
+    report = await trail.check(client, keys, keyring, expect)
+    return report if report.ok else await trail.check(client, keys, keyring, expect)
+
+
+async def _export(client: Client, keys: Keys, to: Path) -> int:
+    from memory_server.auditing.exporting import lines
+
+    number = 0
+    with _writing(to) as file:
+        async for line in lines(client, keys):
+            file.write(line + "\n")
+            number += 1
+    return number
+
+
+def _writing(to: Path) -> IO[str]:
+    import zstandard
+
+    try:
+        return zstandard.open(to, "wt") if to.suffix == ".zst" else to.open("w", encoding="ascii")
+    except OSError as error:
+        raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
+
+
+async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[Entry], None]) -> None:
+    from memory_core.connection import store_errors
+    from memory_server.auditing import trail
+    from memory_server.auditing.entries import Entry
+
+    async with store_errors():
+        rows = await client.execute_command(b"XREVRANGE", keys.audit, "+", "-", "COUNT", max(number, 1))
+    found = [Entry(at, tuple(parts)) for at, parts in reversed(rows)]
+    for entry in found[-number:] if number else []:
+        show(entry)
+    at = found[-1].id if found else b""
+    while follow:
+        for entry in await trail.entries_after(client, keys, at, trail.AT_ONCE):
+            show(entry)
+            at = entry.id
+        await asyncio.sleep(0.2)
+
+
+def _print(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    told = Console(highlight=False, soft_wrap=True)
+    told.print(
+        f"{report.namespace}: {report.entries} entries from number {report.first}, "
+        f"sealed up to {report.sealed_to}, {report.unsealed} not yet sealed"
+    )
+    if not report.keyed:
+        told.print(f"[yellow]not verified[/]: {_WITHOUT_KEY}")
+    elif report.unsigned:
+        told.print(f"[yellow]entries up to {report.unsigned} were written before there was a key[/]")
+    if report.head:
+        told.print(f"head {report.head}")
+    if report.ok:
+        told.print("[green]whole[/]" if report.keyed else "no number is missing")
+        return
+    table = Table("number", "what", "how it shows", title=f"{report.number_of_problems} problems")
+    for problem in report.problems[:_SHOWN]:
+        table.add_row(str(problem.number), problem.kind, problem.detail)
+    told.print(table)
+
+
+def _print_json(entry: Entry) -> None:
+    typer.echo(json.dumps(entry.fields))
+
+
+def _print_entry(entry: Entry) -> None:
+    fields = {name: ascii(value)[1:-1] for name, value in entry.fields.items()}
+    by = f" as {fields['as']}" if "as" in fields else ""
+    said = [fields.get(name, "") for name in ("n", "at", "who")]
+    typer.echo(
+        f"{' '.join(said)}{by} {fields.get('op')} {fields.get('outcome')} [{fields.get('ids')}] {fields.get('from')}"
+    )
+
+
+def _settings(config: Path | None, data_dir: Path | None, namespace: str | None) -> Settings:
+    from memory_core.settings import Settings
+
+    return Settings.load(config, data_dir=data_dir, namespace=namespace)
+
+
+def _keyring(settings: Settings) -> Keyring:
+    """Read the keys that the server has: those set, and with the embedded Redis its own."""
+    from memory_core.connection import redis_url
+    from memory_core.keyring import load_keyring
+    from memory_server.local.paths import locate
+
+    is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
+    return load_keyring(settings, locate(settings.data_dir).integrity_key if is_embedded else None)
+
+
+def _on_redis(settings: Settings, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
+    return asyncio.run(_connected(settings, action))
+
+
+async def _connected(settings: Settings, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
+    from memory_core.keys import Keys
+
+    async with _client(settings) as client:
+        return await action(client, Keys(settings.namespace))
+
+
+@asynccontextmanager
+async def _client(settings: Settings) -> AsyncGenerator[Any]:
+    """Connect to the Redis that the settings name, else to the embedded one, where it runs.
+
+    Raises:
+        StoreUnavailable: there is none.
+    """
+    from memory_core.connection import connect, is_usable, redis_url
+    from memory_server.local.client import socket_url
+    from memory_server.local.paths import locate, password_of, read_state
+
+    url = redis_url(settings)
+    if url is None or (settings.uses_config_default_redis and not await is_usable(url)):
+        paths = locate(settings.data_dir)
+        state = read_state(paths)
+        if state is None:
+            raise StoreUnavailable(f"nothing runs on {paths.data_dir}", hint="start it with redis-memory serve")
+        url = socket_url(state.socket, password_of(paths))
+    client = connect(url)
+    try:
+        yield client
+    finally:
+        await client.aclose()

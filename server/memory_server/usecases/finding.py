@@ -1,0 +1,172 @@
+"""Fetches what may match: candidates from Redis, sensitive memories that it cannot compare, what is around the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memory_core.connection import Client
+from memory_core.keys import Keys, vector_field
+from memory_core.records import Record
+from memory_core.scope import Principal
+from memory_core.vectors import to_bytes
+from memory_server.search import candidates, loading, ranking
+from memory_server.search.candidates import Candidates
+from memory_server.search.loading import Ref
+from memory_server.search.query import Query, sensitive
+from memory_server.search.ranking import Reading, Wanted, WordStatistics
+from memory_server.service import Service
+from memory_server.usecases.comparing import Near, Neighbour
+from memory_server.usecases.lookup import run_search
+from memory_server.usecases.nearest import nearest_here
+
+DEPTH = 100
+"""Candidates taken from each side before scoring."""
+_CENTRES = 12
+"""How many of the best have what stands around them fetched."""
+_MOST_HERE = 20_000
+"""Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Candidates, and what scoring needs of those that could be opened."""
+
+    candidates: Candidates
+    readings: list[Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here.
+
+    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
+    """
+
+    service: Service
+    principal: Principal
+    selected: Query
+    wanted: Wanted
+    exact: bool = False
+    depth: int = DEPTH
+    deadline_ms: int | None = None
+    secret: bool = False
+    near: Near | None = None
+    by_cosine: bool = False
+
+    @property
+    def _keys(self) -> Keys:
+        return Keys(self.principal.namespace)
+
+    @property
+    def _timeout_ms(self) -> int:
+        most = self.service.settings.search_timeout_ms
+        return min(self.deadline_ms or most, most)
+
+    async def run(self, limit: int) -> Found:
+        """Fetch candidates for so many hits, deeper while records that vanished leave too few.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
+        """
+        near, least = self.near, max(self.depth, 2 * limit)
+        depth = 2 * limit if near and self.by_cosine else least
+        while True:
+            neighbours = await near(depth) if near else None
+            if near and neighbours is None:
+                near, depth = None, least
+            proposed, records = await self._fetch(depth, neighbours)
+            enough = len({record.id for record in records}) >= limit
+            if enough and neighbours and self.by_cosine:
+                enough = self._outranks(records, limit, neighbours[-1][1])
+            if enough or not proposed.full or depth >= candidates.MAX_DEPTH:
+                break
+            depth *= 4
+        if proposed.sensitive or self.secret:
+            records = await self._with_sensitive(proposed, records, max(depth, least))
+        found = Found(proposed, ranking.read(records, self.wanted))
+        found.readings.extend(await self._around(found))
+        return found
+
+    def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
+        """Whether the best so many score at least as high as anything could that is no nearer than this."""
+        scores: dict[str, float] = {}
+        for item in ranking.score(ranking.read(records, self.wanted), self.wanted, WordStatistics(0, {})):
+            scores[item.record.id] = max(item.score, scores.get(item.record.id, 0.0))
+        return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
+
+    async def _fetch(self, depth: int, neighbours: Sequence[Neighbour] | None) -> tuple[Candidates, list[Record]]:
+        near = None if neighbours is None else [ref for ref, _ in neighbours]
+        vector = None if self.wanted.vector is None or self.secret else to_bytes(self.wanted.vector)
+
+        async def fetch(client: Client) -> tuple[Candidates, list[Record]]:
+            proposed = await candidates.propose(
+                client,
+                self._keys,
+                self.selected,
+                terms=self.wanted.terms,
+                vector=vector,
+                depth=depth,
+                exact=self.exact,
+                timeout_ms=self._timeout_ms,
+                near=near,
+            )
+            return proposed, await self._load(client, proposed.refs)
+
+        return await run_search(self.service, self.principal.namespace, fetch)
+
+    async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
+        field = vector_field(self.service.settings.vector_store.embedding_model)
+        return await loading.load_readable(
+            client, self._keys, refs, self.principal, self.service.backend.integrity, vector_field=field
+        )
+
+    async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:
+        """Add what Redis cannot propose, and open all."""
+        selected, too_many = self.selected, proposed.statistics.total > _MOST_HERE
+        if self.secret and too_many:
+            proposed.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
+        if not self.secret or too_many:
+            selected = sensitive(selected)
+        refs: list[Ref] = []
+        if self.wanted.vector is None:
+            proposed.warnings.append(f"{proposed.sensitive} sensitive texts can be found by their meaning alone")
+        else:
+            refs, closed = await nearest_here(
+                self.service,
+                self.principal.namespace,
+                selected,
+                self.wanted.vector,
+                depth=depth,
+                timeout_ms=self._timeout_ms,
+            )
+            proposed.warnings.extend(closed.warnings)
+        there = {(record.id, record.part) for record in records}
+        missing = [ref for ref in refs if ref not in there]
+        more = await self.service.backend.read(lambda client: self._load(client, missing))
+        return await self._open(proposed, [*records, *more])
+
+    async def _around(self, found: Found) -> list[Reading]:
+        """Fetch what stands around the best in their conversations and was not proposed."""
+        if not self.wanted.weights.around or not self.wanted.terms:
+            return []
+        scored = ranking.score(found.readings, self.wanted, found.candidates.statistics)
+        best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
+        places = ranking.missing_places(best, found.readings)
+        if not places:
+            return []
+
+        async def fetch(client: Client) -> list[Record]:
+            refs = await candidates.at_places(client, self._keys, self.selected, places, self._timeout_ms)
+            return await self._load(client, refs)
+
+        records = await run_search(self.service, self.principal.namespace, fetch)
+        return ranking.read(await self._open(found.candidates, records), self.wanted)
+
+    async def _open(self, proposed: Candidates, records: list[Record]) -> list[Record]:
+        """Open what is sensitive, and note what could not be."""
+        if not any(record.is_sensitive for record in records):
+            return records
+        opened = await self.service.vault.open_all(self.principal.namespace, records)
+        proposed.warnings.extend(warning for warning in opened.warnings if warning not in proposed.warnings)
+        return opened.records

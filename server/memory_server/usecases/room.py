@@ -1,0 +1,34 @@
+"""Sees to it that an agent stores no more than its quota, by counts of its own memories alone."""
+
+from __future__ import annotations
+
+import time
+
+from memory_core.connection import Client
+from memory_core.keys import Keys
+from memory_core.scope import Principal
+from memory_server.quotas import Room
+from memory_server.search import candidates
+from memory_server.search import query as build
+from memory_server.service import Service
+from memory_server.usecases.lookup import run_search
+
+
+async def take_room(service: Service, principal: Principal, memories: int, pieces: int) -> None:
+    """Let an agent store so much more.
+
+    Raises:
+        QuotaExceeded: it has no room for that.
+        StoreUnavailable: Redis does not answer.
+    """
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> list[int]:
+        own = build.kept_by(principal.owners, time.time())
+        queries = [build.memories(own), own]
+        return await candidates.count_all(client, keys, queries, service.settings.search_timeout_ms)
+
+    async def count() -> Room:
+        return Room(*await run_search(service, principal.namespace, fetch))
+
+    await service.quotas.take((principal.namespace, principal.owners), Room(memories, pieces), count)
