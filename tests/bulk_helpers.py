@@ -42,12 +42,13 @@ def loaded(
     labels: Mapping[str, Sequence[str]] | None = None,
     expires_at: float = float("inf"),
     occurred_at: float = float("nan"),
+    updated_at: float = float("nan"),
 ) -> Loaded:
     """A memory of some pieces as it would be read."""
     carried = [("scope", token) for token in scope]
     carried += [(name, value) for name, values in (labels or {}).items() for value in values]
     pieces = [(number, to_bytes(vector)) for number, vector in enumerate(vectors)]
-    return Loaded(memory_id, carried, expires_at, occurred_at, pieces)
+    return Loaded(memory_id, carried, expires_at, occurred_at, pieces, updated_at=updated_at)
 
 
 def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None) -> Mirror:

@@ -17,11 +17,14 @@ from redis_users import SERVER
 from stack import Agent, Server, Stack
 
 from memory_core.errors import BulkUnavailable
+from memory_core.keys import Keys
 from memory_core.records import Priority
+from memory_core.times import parse_time
 from memory_server.search import mirrored
 from memory_server.search.query import Filters
 from memory_server.usecases import reports
 from memory_server.usecases.principals import Caller, resolve
+from memory_server.usecases.quarantine import lift, quarantine
 
 FACTS = ["The harbour opens at six.", "Ships leave the harbour at noon.", "Tea grows on hills.", "Tea is drunk hot."]
 
@@ -232,6 +235,59 @@ async def test_a_batch_reads_what_it_wrote(server: Server, alice: Agent) -> None
 def _scored(hit: dict[str, Any]) -> tuple[str, float]:
     # What counts newness changes with every call.
     return hit["memory"]["content"], round(hit["score"], 3)
+
+
+@pytest.mark.parametrize("owner", ["alice", "bob"])
+async def test_sensitive_memories_are_compared_too_though_the_engine_never_sees_them(
+    server: Server, namespace: str, alice: Agent, bob: Agent, owner: str
+) -> None:
+    clear = [await alice.store(fact, visibility="public", wait=True) for fact in FACTS]
+    agent = alice if owner == "alice" else bob
+    hidden = await agent.store("The harbour gate opens with 9133.", sensitive=True, wait=True)
+    for name, reader in (("alice", alice), ("bob", bob)):
+        assert await visible(server, namespace, name) == set(clear)
+        for memory_id in (*clear, hidden) if name == owner else clear:
+            contents, answer = await similar(reader, memory_id, limit=3)
+            by_redis = await reader.call("find_similar_memories", memory_id=memory_id, limit=3)
+            assert contents == [hit["memory"]["content"] for hit in by_redis["hits"]]
+            assert answer.get("reason") is None
+    assert "The harbour gate opens with 9133." in (await similar(agent, clear[0], limit=3))[0]
+
+
+async def test_a_batch_finds_sensitive_memories_and_tells_every_search_of_altered_ones(
+    stack: Stack, namespace: str, alice: Agent
+) -> None:
+    for fact in FACTS:
+        await alice.store(fact, wait=True)
+    await alice.store("The harbour gate opens with 9133.", sensitive=True, wait=True)
+    altered = await alice.store("The harbour is for sale.", wait=True)
+    await stack.client.hset(Keys(namespace).memory(altered), "content", "The harbour was sold.")
+    asked = [{"query": f"harbour {word}", "mode": mode} for word in ("gate", "sale") for mode in ("vector", "hybrid")]
+    answer = await alice.call("batch_operations", operations=[{"op": "semantic_search", **one} for one in asked])
+    for one, outcome in zip(asked, answer["results"], strict=True):
+        alone = await alice.call("semantic_search", **one)
+        assert [_scored(hit) for hit in outcome["result"]["hits"]] == [_scored(hit) for hit in alone["hits"]]
+        assert any(hit["memory"]["sensitive"] for hit in alone["hits"])
+        assert outcome["result"]["partial"]
+        assert outcome["result"]["reason"] == alone["reason"]
+
+
+async def test_what_agents_under_quarantine_wrote_never_leaves_the_engine(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    mine = await alice.store("Tea grows on hills.", wait=True)
+    old = await bob.store("Tea grows in gardens.", visibility="public", wait=True)
+    moment = (await alice.call("retrieve_memory", memory_id=old))["memory"]["updated_at"]
+    new = await bob.store("Tea grows on the moon.", visibility="public", wait=True)
+    everything = {mine, old, new}
+    assert await visible(server, namespace, "alice") == everything
+    backend = server.service.backend
+    await quarantine(backend, namespace, "bob", parse_time(moment) + 1e-3)
+    assert await visible(server, namespace, "alice") == {mine, old}
+    assert (await similar(alice, mine, limit=1))[0] == ["Tea grows in gardens."]
+    assert await visible(server, namespace, "bob") == {old, new}
+    await lift(backend, namespace, "bob")
+    assert await visible(server, namespace, "alice") == everything
 
 
 async def test_gpu_status_tells_who_compares(server: Server, namespace: str, alice: Agent) -> None:

@@ -175,6 +175,18 @@ def test_a_selection_needs_every_clause_and_none_of_the_others() -> None:
     assert chosen(every=[("scope", [])]) == ""
 
 
+def test_what_mistrusted_writers_wrote_since_is_no_row_and_the_rest_of_theirs_stays() -> None:
+    mirror, vectors = Mirror(DIMENSION), unit_vectors(4)
+    stored = (("bob", 4.0), ("bob", 5.0), ("ann", 9.0), ("bob", float("nan")))
+    mirror.put(
+        loaded(f"m{number}", vectors[number], labels={"writer": [name]}, updated_at=updated)
+        for number, (name, updated) in enumerate(stored)
+    )
+    for mistrusted, left in (([], [0, 1, 2, 3]), ([("bob", 5.0)], [0, 2]), ([("bob", 0.0), ("ann", 9.5)], [2])):
+        selection = EVERYBODY.model_copy(update={"mistrusted": mistrusted})
+        assert np.flatnonzero(mirror.select(selection, 0.0)).tolist() == left
+
+
 def test_strangers_rows_change_nothing() -> None:
     vectors, queries = unit_vectors(500), unit_vectors(5, seed=3)
     request = Nearest(selection=Selection(every=[("scope", ["o:me"])]), queries=to_bytes(queries), k=10)

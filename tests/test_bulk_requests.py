@@ -18,19 +18,24 @@ from memory_core import keys
 from memory_core.bulk import BulkAsk, Clusters, Duplicates, Nearest, NearestFound, Request, Selection, read_body
 from memory_core.connection import Client
 from memory_core.ids import new_id
+from memory_core.keyring import Secret
 from memory_core.resources import resource
-from memory_core.streams import BadMessage
+from memory_core.sealing import Transports
+from memory_core.streams import CLEAR, BadMessage, entries
 from memory_core.vectors import to_bytes
 from memory_embedder.fake import FakeEncoder
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 
 
-async def request_bulk(client: Client, request: Request, *, seconds: float = 10.0, **changes: Any) -> str:
+async def request_bulk(
+    client: Client, request: Request, transports: Transports = CLEAR, *, seconds: float = 10.0, **changes: Any
+) -> str:
     """Send a request and give its id, which names its reply stream too."""
     ask_id = new_id()
-    ask = BulkAsk(ask_id, keys.reply(ask_id), "team", "fake", int((time.time() + seconds) * 1000), request)
-    await client.xadd(keys.bulk(0), ask.fields() | changes)
+    deadline = int((time.time() + seconds) * 1000)
+    ask = BulkAsk(ask_id, keys.reply(ask_id), "team", "fake", deadline, request, transports.current)
+    await client.xadd(keys.bulk(0), ask.fields(transports) | changes)
     return ask_id
 
 
@@ -96,9 +101,39 @@ async def test_what_a_killed_sidecar_had_taken_another_answers(server: RedisServ
     assert list(read_body(reply.vectors, NearestFound).ids) == [memory]
 
 
+async def test_sealed_requests_are_answered_sealed_and_by_who_holds_the_key_alone(
+    server: RedisServer, client: Client, team: Team
+) -> None:
+    (vector,) = vectors = unit_vectors(1)
+    memory = await Stored(client, "team", team.owner).store(vector)
+    held = Transports([Secret(bytes(range(32)))])
+    ask = BulkAsk("id", keys.reply("x"), "team", "fake", 1, nearest_to(vectors), held.current)
+    assert to_bytes(vector) not in _bytes(ask.fields(held)["body"])
+    async with running(server.url, FakeEncoder(), transports=held):
+        ask_id = await request_bulk(client, nearest_to(vectors), held)
+        reply = await await_reply(client, ask_id, held)
+        assert reply.seal == held.current
+        assert list(read_body(reply.vectors, NearestFound).ids) == [memory]
+        ((_, _, fields),) = entries(await client.xread({keys.reply(ask_id): "0"}))
+        assert memory.encode() not in fields[b"body"]
+        await request_bulk(client, nearest_to(vectors), held, ns="other")
+        clear = await await_reply(client, await request_bulk(client, nearest_to(vectors)))
+        assert (clear.seal, clear.error) == ("", "")
+
+        async def dropped() -> bool:
+            return not await client.xlen(keys.bulk(0))
+
+        await wait_until(dropped)
+    async with running(server.url, FakeEncoder()):
+        reply = await await_reply(client, await request_bulk(client, nearest_to(vectors), held))
+        assert (reply.error.split(":")[0], reply.vectors) == ("not_supported", b"")
+
+
 def test_requests_are_as_their_schema_says() -> None:
     rules = json.loads(resource("schemas/bulk.json").read_text())
-    selection = Selection(every=[("scope", ["pub"])], none=[("priority", ["archive"])], since=1.0)
+    selection = Selection(
+        every=[("scope", ["pub"])], none=[("priority", ["archive"])], mistrusted=[("bob", 5.0)], since=1.0
+    )
     requests: list[Request] = [
         Nearest(selection=selection, queries=b"\0" * 64, k=3),
         Duplicates(selection=selection, least=0.9),
