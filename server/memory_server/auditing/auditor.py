@@ -33,6 +33,7 @@ class Auditor:
         self._backend = backend
         self._unsealed: set[str] = set()
         self._to_seal = asyncio.Event()
+        self._flushing = asyncio.Lock()
         self._trimmed: dict[str, float] = {}
         backend.on_audited = self.noticed
 
@@ -68,6 +69,10 @@ class Auditor:
 
     async def flush(self) -> bool:
         """Write what is held; whether all of it was. What was not is held on to."""
+        async with self._flushing:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
         held = self.recorder.batches()
         for batch in list(held):
             try:
