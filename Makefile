@@ -44,6 +44,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.long_content
 	$(BIN)/python -m benchmarks.events
 	$(BIN)/python -m benchmarks.tasks
+	$(BIN)/python -m benchmarks.bulk
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch

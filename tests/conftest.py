@@ -112,7 +112,7 @@ async def _check_left_keys(stack: Stack) -> None:
     offenders: list[str] = []
     async for raw in stack.client.scan_iter(count=1000):
         key = raw.decode()
-        if key in {NAMESPACES, AUDITED, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:")):
+        if key in {NAMESPACES, AUDITED, "rm:sidecars"} or key.startswith(("rm:bell:", "rm:asks:", "rm:bulk:")):
             continue
         if await stack.client.ttl(key) != -1:
             continue

@@ -24,8 +24,9 @@ from memory_core.ids import new_id
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
 from memory_core.records import content_hash
+from memory_core.sealing import Transports
 from memory_core.settings import GpuSettings, VectorStoreSettings
-from memory_core.streams import Ask, Reply, entries
+from memory_core.streams import CLEAR, Ask, Reply, entries
 from memory_core.vectors import Matrix, from_bytes
 from memory_embedder.encoder import Encoder
 from memory_embedder.onnx_encoder import OnnxEncoder
@@ -233,18 +234,20 @@ async def ask(client: Client, model: str, texts: list[str], *, seconds: float = 
     return ask_id
 
 
-async def await_reply(client: Client, ask_id: str) -> Reply:
+async def await_reply(client: Client, ask_id: str, transports: Transports = CLEAR) -> Reply:
     """Wait for the reply to an ask."""
     answer = await client.xread({keys.reply(ask_id): "0"}, block=4000)
-    replies = [Reply.parse(fields) for _, _, fields in entries(answer)]
+    replies = [Reply.parse(fields, transports) for _, _, fields in entries(answer)]
     assert [reply.ask_id for reply in replies] == [ask_id]
     return replies[0]
 
 
 @asynccontextmanager
-async def running(url: str, encoder: Encoder, options: Options = FAST) -> AsyncGenerator[Sidecar]:
+async def running(
+    url: str, encoder: Encoder, options: Options = FAST, transports: Transports | None = None
+) -> AsyncGenerator[Sidecar]:
     """A sidecar on this event loop, ready to serve."""
-    sidecar = Sidecar(url, encoder, options)
+    sidecar = Sidecar(url, encoder, options, transports)
     task = asyncio.create_task(sidecar.run())
 
     async def ready() -> bool:

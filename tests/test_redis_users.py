@@ -32,7 +32,7 @@ FOR_NOBODY = (
     "PUBLISH rm:x 1|SUBSCRIBE rm:x|GET other:1|SET other:1 x|HGETALL other:1|DEL other:1|MIGRATE h 1 k 0 1|DUMP rm:x"
 ).split("|")
 FOR_SERVER_ALONE = (
-    "FT.SEARCH rm:{team}:idx:memory *|FT.CREATE x SCHEMA y TEXT|FT.DROPINDEX x|FUNCTION LOAD x|FUNCTION LIST|SCAN 0|"
+    "FT.SEARCH rm:{team}:idx:memory *|FT.CREATE x SCHEMA y TEXT|FT.DROPINDEX x|FUNCTION LOAD x|FUNCTION LIST|"
     "SADD rm:namespaces x|XADD rm:bell:{0} * a b|HSET rm:{team}:meta model x|HSET rm:{team}:grant:x a b|"
     "HSET rm:{team}:task:x a b|HSET rm:{team}:agent:alice id x|HSET rm:{team}:owner:x agent mallory|"
     "XADD rm:{team}:audit * a b|HGETALL rm:{team}:agent:alice|GET rm:{team}:emb:vec:alice:x|SET rm:sweeper x|"

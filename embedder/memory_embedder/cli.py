@@ -24,6 +24,7 @@ from memory_embedder.wanted import Hint, Wanted
 
 if TYPE_CHECKING:
     from memory_embedder.encoder import Encoder
+    from memory_embedder.sidecar import Options
 
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again without changing something is of no use."""
@@ -59,7 +60,10 @@ def serve(
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
     name = model or settings.vector_store.embedding_model
     encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
-    _run(_serve(url, encoder, lease, parent, Transports(load_keyring(settings).transports)))
+    from memory_embedder.sidecar import Options
+
+    transports = Transports(load_keyring(settings).transports)
+    _run(_serve(url, encoder, Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes), parent, transports))
 
 
 def main() -> None:
@@ -78,10 +82,10 @@ def exit_code(error: MemoryServiceError) -> int:
     return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
 
 
-async def _serve(url: str, encoder: Encoder, lease: float, parent: int | None, transports: Transports) -> None:
-    from memory_embedder.sidecar import Options, Sidecar
+async def _serve(url: str, encoder: Encoder, options: Options, parent: int | None, transports: Transports) -> None:
+    from memory_embedder.sidecar import Sidecar
 
-    sidecar = Sidecar(url, encoder, Options(lease=lease), transports)
+    sidecar = Sidecar(url, encoder, options, transports)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sidecar.stop)

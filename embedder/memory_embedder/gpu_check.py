@@ -10,6 +10,7 @@ from dataclasses import replace
 from memory_core.errors import MemoryServiceError
 from memory_core.settings import GpuSettings
 from memory_embedder.backends import Engine, open_engine, usable
+from memory_embedder.bulk.gpu_check import check_bulk
 from memory_embedder.encoder import Encoder, encode
 from memory_embedder.nvml import gpu_names, open_reader
 from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(arguments)
     wanted = Wanted(chosen.model, GpuSettings(preferred_device=chosen.device))
-    outcomes = [_check(engine, wanted) for engine in usable(wanted)]
+    outcomes = [*(_check(engine, wanted) for engine in usable(wanted)), *check_bulk()]
     tried = [outcome for outcome in outcomes if outcome is not None]
     if tried:
         print("FAILED" if not all(tried) else "PASSED")

@@ -25,6 +25,7 @@ from memory_core.streams import entries
 from memory_embedder import groups
 from memory_embedder.asks import AskDesk
 from memory_embedder.backlog import Holdings
+from memory_embedder.bulk.service import BulkDesk
 from memory_embedder.encoder import Encoder
 from memory_embedder.engine import Engine
 from memory_embedder.jobs import JobDesk
@@ -41,16 +42,21 @@ _BELLS_AT_ONCE = 256
 _BLOCK_GRACE = 5.0
 _HURRY = 0.05
 _DEAD_AFTER = 60.0
+_FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Times in seconds: after which others take a job over, between walks, heartbeats, and of a blocking read."""
+    """Times in seconds: after which others take a job over, between walks, heartbeats, and of a blocking read.
+
+    `bulk_bytes` is the memory of the bulk engine; 0 for none.
+    """
 
     lease: float = 10.0
     walk: float = 3.0
     heartbeat: float = sidecars.HEARTBEAT_SECONDS
     block: float = 1.0
+    bulk_bytes: int = 1 << 30
 
 
 class Sidecar:
@@ -75,6 +81,11 @@ class Sidecar:
         held = Holdings(self._load)
         self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived, self._transports)
         self._jobs = JobDesk(self._client, encoder, held, self._commits, self.id, self._arrived, self._transports)
+        self._bulk: BulkDesk | None = None
+        if self._options.bulk_bytes:
+            self._bulk = BulkDesk(
+                self._client, encoder, self._replies, self.id, self._options.bulk_bytes, self._transports
+            )
         self._engine = Engine(encoder, self._asks, self._jobs, self._load, self._arrived)
         self._gpu = open_reader(encoder.device)
         self._state = "starting"
@@ -133,6 +144,7 @@ class Sidecar:
             texts_total=self._load.texts_total,
             asks_total=self._load.asks_total,
             queue_depth=max(self._namespaces.queue_depth, len(self._jobs.holdings)),
+            bulk=self._bulk.status() if self._bulk else None,
             started_at=self._started_at,
             transport_keys=self._transports.ids,
         )
@@ -162,6 +174,8 @@ class Sidecar:
             readers = [begin(self._read_asks(lane)) for lane in range(keys.LANES)]
             for lane in range(keys.LANES):
                 begin(self._read_bells(lane))
+            if self._bulk:
+                begin(self._run_bulk(self._bulk))
             self._state = "ready"
             for what, step in self._loops().items():
                 begin(forever(what, self._stopping, step))
@@ -235,7 +249,8 @@ class Sidecar:
         await pause(self._stopping, _HURRY if more else lease / 2)
 
     async def _reap(self) -> None:
-        for stream in [keys.asks(lane) for lane in range(keys.LANES)] + [n.jobs for n in self._namespaces.served]:
+        lanes = [stream for lane in range(keys.LANES) for stream in (keys.asks(lane), keys.bulk(lane))]
+        for stream in lanes + [n.jobs for n in self._namespaces.served]:
             await groups.reap_consumers(self._client, stream, idle_ms=int(_DEAD_AFTER * 1000))
 
     async def _read_asks(self, lane: int) -> None:
@@ -243,6 +258,24 @@ class Sidecar:
         async with self._reader() as reader:
             step = partial(self._asks.read, reader, keys.asks(lane), block)
             await forever("asks", self._stopping, step)
+
+    async def _run_bulk(self, bulk: BulkDesk) -> None:
+        """Answer bulk requests; they are read on connections of their own, since asks must not wait behind them."""
+        follow = self._every(_FOLLOW_SECONDS, bulk.keep_up)
+        recover = self._every(self._options.lease, partial(bulk.recover, int(self._options.lease * 1000)))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for lane in range(keys.LANES):
+                    tasks.create_task(self._read_bulk(bulk, lane))
+                tasks.create_task(forever("mirrors", self._stopping, follow))
+                tasks.create_task(forever("bulk recovery", self._stopping, recover))
+        finally:
+            await bulk.close()
+
+    async def _read_bulk(self, bulk: BulkDesk, lane: int) -> None:
+        block = int(self._options.block * 1000)
+        async with self._reader() as reader:
+            await forever("bulk", self._stopping, partial(bulk.read, reader, keys.bulk(lane), block))
 
     async def _read_bells(self, lane: int) -> None:
         async with self._reader() as reader:

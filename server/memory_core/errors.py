@@ -128,6 +128,12 @@ class EmbeddingUnavailable(MemoryServiceError):
     code = "embedding_unavailable"
 
 
+class BulkUnavailable(MemoryServiceError):
+    """No sidecar's bulk engine answered in time, or it refused."""
+
+    code = "bulk_unavailable"
+
+
 class ModelMismatch(MemoryServiceError):
     """The index was built for another embedding model or dimension."""
 

@@ -51,6 +51,11 @@ def asks(lane: int) -> str:
     return f"rm:asks:{{{lane}}}"
 
 
+def bulk(lane: int) -> str:
+    """Stream of requests to the bulk engine."""
+    return f"rm:bulk:{{{lane}}}"
+
+
 def reply(server_id: str) -> str:
     """Stream of answers to the asks of one server process."""
     return f"rm:reply:{{{server_id}}}"

@@ -24,6 +24,7 @@ from pydantic_settings import (
 
 from memory_core.audit_settings import AuditSettings
 from memory_core.auth_settings import AuthSettings, Names
+from memory_core.bulk_settings import BulkSettings
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
 from memory_core.quota_settings import QuotaSettings
@@ -34,7 +35,6 @@ DAY = 86_400
 CENTURY = 100 * 365 * DAY
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
-_UNBUILT = "read by the bulk engine, not built yet"
 _MISSPELT = 0.85
 """How alike the name of an ignored variable and that of a setting must be for the former to be a slip."""
 
@@ -95,13 +95,14 @@ class VectorStoreSettings(_Group):
     )
     vector_dimension: int = Field(default=384, ge=8, le=8192, description="numbers in one vector of that model")
     index_type: Literal["Flat", "IVFFlat", "HNSW", "CAGRA"] = Field(
-        default="IVFFlat", description=f"FAISS index; {_UNBUILT}"
+        default="IVFFlat",
+        description="FAISS index for many searches at once; Flat compares with all, CAGRA is HNSW without a GPU",
     )
     rebuild_threshold: int = Field(
         default=1000,
         ge=1,
         le=1_000_000_000,
-        description=f"changes after which the FAISS index is built anew; {_UNBUILT}",
+        description="vectors from which a FAISS index is built, and changes after which it is built anew",
     )
     hnsw: HnswSettings = HnswSettings()
 
@@ -197,6 +198,7 @@ class Settings(BaseSettings):
     limits: LimitSettings = LimitSettings()
     tasks: TaskSettings = TaskSettings()
     auth: AuthSettings = AuthSettings()
+    bulk: BulkSettings = BulkSettings()
     quotas: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
     redis_url: SecretStr | None = Field(

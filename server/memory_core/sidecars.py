@@ -18,6 +18,22 @@ LIFETIME_SECONDS = 8.0
 GIVE_KEY = "set MEMORY_TRANSPORT_KEY of the sidecar to what `redis-memory keys transport` prints"
 
 
+class BulkStatus(BaseModel):
+    """A sidecar's bulk engine: what it computes with, and what it holds of how many bytes it may."""
+
+    arrays: str
+    faiss: str = ""
+    faiss_gpus: int = 0
+    fallback: str = ""
+    namespaces: int = 0
+    vectors: int = 0
+    memory_used: int = 0
+    memory_total: int
+    indexes: dict[str, int] = {}
+    filling: int = 0
+    requests_total: int = 0
+
+
 class SidecarStatus(BaseModel):
     """One sidecar as it last described itself; memory in bytes, `texts_per_second` over the last seconds.
 
@@ -43,6 +59,7 @@ class SidecarStatus(BaseModel):
     texts_total: int = 0
     asks_total: int = 0
     queue_depth: int = 0
+    bulk: BulkStatus | None = None
     started_at: float = 0.0
     transport_keys: list[str] = []
     updated_at: float = 0.0

@@ -1,4 +1,4 @@
-"""Vectors on request: asks go to the sidecars by stream, answers come back on this process's reply stream.
+"""Vectors on request: asks go to the sidecars by stream, answers come back through `replies`.
 
 Texts that are wanted at the same time travel in one ask: while some are on their way, others gather.
 """
@@ -13,27 +13,22 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
-from redis.exceptions import RedisError
 
 from memory_core import keys
-from memory_core.connection import Client, connect, store_errors
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
-from memory_core.streams import Ask, BadMessage, Reply, entries
+from memory_core.streams import Ask, Reply
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
 from memory_server.caching import Asker, VectorCache, Vectors
+from memory_server.replies import Replies, until_a_key_fits
 
 log = logging.getLogger(__name__)
-_BLOCK_MS = 5000
 _TRUST_SECONDS = 2.0
 """A sidecar that answered this recently is taken to be alive."""
 _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
 """Small enough that a sidecar can take somebody else's ask in between."""
-
-_NO_KEY = "not_supported"
-_TRIES_FOR_KEY = 3
 
 Wanted = tuple[str, asyncio.Future[Matrix]]
 
@@ -45,24 +40,20 @@ class Embeddings:
         settings = backend.settings
         self.cache = VectorCache(backend, settings.vector_store.embedding_model, settings.cache)
         self._backend = backend
-        self._server_id = new_id()
-        self._waiting: dict[str, asyncio.Future[Reply]] = {}
+        self.replies = Replies(backend)
         self._wanted: dict[int, deque[Wanted]] = {lane: deque() for lane in range(keys.LANES)}
         self._asking: set[asyncio.Task[None]] = set()
-        self._last_answer = 0.0
-        self._position: bytes | str = "0"
-        self._listening = asyncio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Embeddings]:
         """Listen for replies until left."""
-        listener = asyncio.create_task(self._listen())
-        try:
-            yield self
-        finally:
-            for task in (listener, *self._asking):
-                task.cancel()
-            await asyncio.gather(listener, *self._asking, return_exceptions=True)
+        async with self.replies.running():
+            try:
+                yield self
+            finally:
+                for task in self._asking:
+                    task.cancel()
+                await asyncio.gather(*self._asking, return_exceptions=True)
 
     async def embed(
         self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False
@@ -143,12 +134,7 @@ class Embeddings:
                 future.set_result(vector)
 
     async def _exchange(self, texts: tuple[str, ...], lane: int) -> Matrix:
-        """Ask, a few times if it is sidecars without the transport key that take the ask."""
-        reply = await self._reply_to(texts, lane)
-        for _ in range(_TRIES_FOR_KEY):
-            if not reply.error.startswith(_NO_KEY):
-                break
-            reply = await self._reply_to(texts, lane)
+        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane))
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
         return normalise(
@@ -156,68 +142,25 @@ class Embeddings:
         )
 
     async def _reply_to(self, texts: tuple[str, ...], lane: int) -> Reply:
-        wait, client = self._backend.settings.embed_wait_seconds, await self._backend.client()
+        wait = self._backend.settings.embed_wait_seconds
         ask = Ask(
             id=new_id(),
-            reply_to=keys.reply(self._server_id),
+            reply_to=self.replies.address,
             model=self._backend.settings.vector_store.embedding_model,
             deadline=int((time.time() + wait) * 1000),
             texts=texts,
             seal=self._backend.transports.current,
         )
-        future = self._waiting[ask.id] = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(wait):
-                await self._listening.wait()
-                async with store_errors():
-                    await client.xadd(keys.asks(lane), ask.fields(self._backend.transports))
-                reply: Reply = await future
+            return await self.replies.exchange(keys.asks(lane), ask, wait)
         except TimeoutError:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
-        finally:
-            del self._waiting[ask.id]
-        if not reply.error and reply.seal != ask.seal:
-            raise EmbeddingUnavailable("a sidecar answered a sealed ask in clear", hint="see gpu_status")
-        return reply
 
     async def _check_alive(self) -> None:
-        if time.monotonic() - self._last_answer < _TRUST_SECONDS:
+        if time.monotonic() - self.replies.last_at < _TRUST_SECONDS:
             return
         alive = await self._backend.read(lambda client: client.zcount(keys.SIDECARS, time.time(), "+inf"))
         if not alive and not self._backend.starts_sidecar():
             raise EmbeddingUnavailable(
                 "no embedding sidecar is alive", hint="start one: redis-memory-embedder", retry_after=5.0
             )
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                await self._backend.client()
-                async with connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5) as client:
-                    await self._read_replies(client)
-            except (RedisError, OSError, MemoryServiceError) as error:
-                log.warning("reply stream: %s", type(error).__name__)
-                await asyncio.sleep(0.2)
-            finally:
-                self._listening.clear()
-
-    async def _read_replies(self, client: Client) -> None:
-        """Deliver replies from where the last connection broke off."""
-        stream = keys.reply(self._server_id)
-        self._listening.set()
-        while True:
-            answer = await client.xread({stream: self._position}, block=_BLOCK_MS, count=256)
-            for _, entry, fields in entries(answer):
-                self._position = entry
-                self._deliver(fields)
-
-    def _deliver(self, fields: dict[bytes, bytes]) -> None:
-        try:
-            reply = Reply.parse(fields, self._backend.transports)
-        except BadMessage as error:
-            log.warning("%s", error)
-            return
-        self._last_answer = time.monotonic()
-        future = self._waiting.get(reply.ask_id)
-        if future and not future.done():
-            future.set_result(reply)

@@ -20,6 +20,7 @@ from memory_core.times import to_redis
 from memory_server.auditing.auditor import Auditor
 from memory_server.auditing.recorder import Recorder
 from memory_server.backend import Backend
+from memory_server.bulk import Bulk
 from memory_server.caching import Asker
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
@@ -71,6 +72,7 @@ class Service:
         self.backend = Backend(settings)
         self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend)
+        self.bulk = Bulk(self.backend, self.embeddings.replies)
         self.vault = Vault(self.backend)
         self.readers = Readers()
         self.quotas = Quotas(settings.quotas)

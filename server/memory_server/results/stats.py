@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from memory_core.sidecars import SidecarStatus
+from memory_core.sidecars import BulkStatus, SidecarStatus
 from memory_server.results.answer import Answer
 
 
@@ -124,6 +124,7 @@ class Sidecar(BaseModel):
     texts_total: int | None = None
     asks_total: int | None = None
     queue_depth: int | None = None
+    bulk: BulkStatus | None = None
 
     @classmethod
     def of(cls, status: SidecarStatus, *, busy: bool) -> Sidecar:
@@ -133,7 +134,7 @@ class Sidecar(BaseModel):
 
 _BUSY = {
     "memory_used", "utilisation", "temperature", "batch_tokens", "texts_per_second", "texts_total", "asks_total",
-    "queue_depth",
+    "queue_depth", "bulk",
 }  # fmt: skip
 
 
@@ -143,6 +144,7 @@ class GpuAnswer(Answer):
     sidecars: list[Sidecar]
     queue_depth: int | None = Field(None, description="embed jobs waiting in this namespace")
     libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
+    bulk: str = Field(description="who compares many vectors at once, and what of")
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
 
     def summary(self) -> str:
@@ -152,4 +154,4 @@ class GpuAnswer(Answer):
             + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")
             for s in self.sidecars
         ]
-        return "\n".join(lines + self.fallbacks) or "No sidecar."
+        return "\n".join([*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."])

@@ -18,6 +18,7 @@ from memory_server.search import query as build
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query
 from memory_server.search.ranking import WordStatistics
+from memory_server.together import once
 
 MAX_DEPTH = 6400
 _WORD_BUDGET = 1600
@@ -42,7 +43,11 @@ class Candidates:
 
 async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
     """Count the memories that a query selects."""
-    return (await count_all(client, keys, [query], timeout_ms))[0]
+
+    async def fetch() -> int:
+        return (await count_all(client, keys, [query], timeout_ms))[0]
+
+    return await once(("count", keys, query.text, tuple(query.params.items())), fetch)
 
 
 async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
@@ -101,16 +106,21 @@ async def propose(
     depth: int,
     exact: bool,
     timeout_ms: int,
+    near: Sequence[Ref] | None = None,
 ) -> Candidates:
     """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
 
     The nearest are found by comparing with every readable memory if `exact` or if these are few. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here.
+    BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known.
 
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
     """
+    if near is not None and not terms:
+        waiting = await count(client, keys, build.without_vector(selection), timeout_ms)
+        sensitive = await count(client, keys, build.sensitive(selection), timeout_ms)
+        return Candidates(list(near), waiting=waiting, sensitive=sensitive, full=len(near) >= depth)
     total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
 
@@ -122,7 +132,7 @@ async def propose(
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
         add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    if vector is not None:
+    if vector is not None and near is None:
         nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
     waiting, sensitive, *rest = await pipe.execute()
@@ -130,7 +140,7 @@ async def propose(
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     worded = _weigh(keys, by_word, [statistics.idf(term) for term in terms])
-    near = [ref for answer in by_vector for ref in _refs(keys, answer)]
+    near = near if near is not None else [ref for answer in by_vector for ref in _refs(keys, answer)]
     return Candidates(
         refs=list(dict.fromkeys([*worded[:depth], *near])),
         statistics=statistics,

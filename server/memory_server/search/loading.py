@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from memory_core.records import (
 )
 from memory_core.scope import Principal
 from memory_server.search import flaws
+from memory_server.together import shared
 
 _PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)
@@ -38,6 +39,7 @@ class Flawed(NamedTuple):
     """A record that is there and not to be believed, with what it says of its scope and owner."""
 
     id: str
+    part: int
     flaw: Flaw
     scope: frozenset[str]
     owner: str
@@ -108,28 +110,46 @@ async def load_readable(
     """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`.
+    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
+    of one batch load each record once.
     """
+    reading, current = Reading(keys, integrity, vector_field, whole), shared()
+
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
+        some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
+        return {(reading, one.id, one.part): one for one in some}
+
+    if current is None:
+        found = await _load_readable(client, reading, refs, principal)
+    else:
+        found = await current.each([(reading, *ref) for ref in refs], load_some)
+    for one in found:
+        if isinstance(one, Flawed):
+            flaws.note(one.id, one.flaw)
+    return [one for one in found if isinstance(one, Record)]
+
+
+async def _load_readable(
+    client: Client, reading: Reading, refs: Sequence[Ref], principal: Principal
+) -> list[Record | Flawed]:
     if not refs:
         return []
-    reading = Reading(keys, integrity, vector_field, whole)
     pipe = client.pipeline(transaction=bool(principal.grants))
     if principal.grants:
-        grants.ask(pipe, keys, principal.agent)
+        grants.ask(pipe, reading.keys, principal.agent)
     reading.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
         principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
         rows = rows[grants.COMMANDS :]
     now = time.time()
-    records: list[Record] = []
-    for found in reading.read(refs, rows):
-        if isinstance(found, Record):
-            if found.is_live(now) and principal.may_see(found):
-                records.append(found)
-        elif principal.may_read(found.scope) or principal.owns(found.owner):
-            flaws.note(found.id, found.flaw)
-    return records
+    return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
+
+
+def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
+    if isinstance(found, Record):
+        return found.is_live(now) and principal.may_see(found)
+    return principal.may_read(found.scope) or principal.owns(found.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +233,7 @@ class Reading:
 
 def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:
     scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
-    return Flawed(ref.memory_id, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
+    return Flawed(ref.memory_id, ref.piece, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
 
 
 def _with_body(ref: Ref, record: Record, row: _Row) -> Record | Flawed:

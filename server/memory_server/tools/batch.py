@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from memory_server.tools import arguments as arguments_of
 from memory_server.tools.toolkit import StrictTool, make_tool
 
 Ctx = Context[Any, Any]
-_TOGETHER = 16
+_TOGETHER = 64
 """Reads that run at the same time."""
 Operation = tuple[str, dict[str, Any]]
 
@@ -107,12 +108,17 @@ async def _run(ctx: Ctx, tools: Mapping[str, StrictTool], operations: Sequence[O
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
+    from memory_server.together import together as sharing
+
     for reads, group in groupby(operations, key=is_read):
         neighbours = list(group)
         size = _TOGETHER if reads else 1
         for start in range(0, len(neighbours), size):
             together = neighbours[start : start + size]
-            for outcome in await asyncio.gather(*(_one(ctx, tools, *operation) for operation in together)):
+            # What a write reads may change under it, by its own hand first of all: it shares nothing.
+            with sharing() if reads else nullcontext():
+                outcomes = await asyncio.gather(*(_one(ctx, tools, *operation) for operation in together))
+            for outcome in outcomes:
                 yield outcome
 
 

@@ -14,8 +14,9 @@ from memory_server.search import candidates, loading, ranking
 from memory_server.search.candidates import Candidates
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query, sensitive
-from memory_server.search.ranking import Reading, Wanted
+from memory_server.search.ranking import Reading, Wanted, WordStatistics
 from memory_server.service import Service
+from memory_server.usecases.comparing import Near, Neighbour
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.nearest import nearest_here
 
@@ -37,7 +38,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here."""
+    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here.
+
+    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
+    """
 
     service: Service
     principal: Principal
@@ -47,6 +51,8 @@ class Search:
     depth: int = DEPTH
     deadline_ms: int | None = None
     secret: bool = False
+    near: Near | None = None
+    by_cosine: bool = False
 
     @property
     def _keys(self) -> Keys:
@@ -63,20 +69,34 @@ class Search:
         Raises:
             StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
         """
-        depth = max(self.depth, 2 * limit)
+        near, least = self.near, max(self.depth, 2 * limit)
+        depth = 2 * limit if near and self.by_cosine else least
         while True:
-            proposed, records = await self._fetch(depth)
+            neighbours = await near(depth) if near else None
+            if near and neighbours is None:
+                near, depth = None, least
+            proposed, records = await self._fetch(depth, neighbours)
             enough = len({record.id for record in records}) >= limit
+            if enough and neighbours and self.by_cosine:
+                enough = self._outranks(records, limit, neighbours[-1][1])
             if enough or not proposed.full or depth >= candidates.MAX_DEPTH:
                 break
             depth *= 4
         if proposed.sensitive or self.secret:
-            records = await self._with_sensitive(proposed, records, depth)
+            records = await self._with_sensitive(proposed, records, max(depth, least))
         found = Found(proposed, ranking.read(records, self.wanted))
         found.readings.extend(await self._around(found))
         return found
 
-    async def _fetch(self, depth: int) -> tuple[Candidates, list[Record]]:
+    def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
+        """Whether the best so many score at least as high as anything could that is no nearer than this."""
+        scores: dict[str, float] = {}
+        for item in ranking.score(ranking.read(records, self.wanted), self.wanted, WordStatistics(0, {})):
+            scores[item.record.id] = max(item.score, scores.get(item.record.id, 0.0))
+        return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
+
+    async def _fetch(self, depth: int, neighbours: Sequence[Neighbour] | None) -> tuple[Candidates, list[Record]]:
+        near = None if neighbours is None else [ref for ref, _ in neighbours]
         vector = None if self.wanted.vector is None or self.secret else to_bytes(self.wanted.vector)
 
         async def fetch(client: Client) -> tuple[Candidates, list[Record]]:
@@ -89,6 +109,7 @@ class Search:
                 depth=depth,
                 exact=self.exact,
                 timeout_ms=self._timeout_ms,
+                near=near,
             )
             return proposed, await self._load(client, proposed.refs)
 

@@ -17,6 +17,7 @@ from memory_core.scope import Principal
 from memory_server.auditing.said import Said, said
 from memory_server.backend import Backend
 from memory_server.search.query import NOBODY
+from memory_server.together import once
 
 _NAME = re.compile(NAME_PATTERN)
 
@@ -52,8 +53,11 @@ async def resolve(backend: Backend, caller: Caller) -> Principal:
         grants.ask(pipe, keys, caller.agent)
         return await pipe.execute()
 
-    rows = await backend.read(fetch)
-    return grants.principal_of(caller.namespace, caller.agent, caller.admin, rows)
+    async def look_up() -> Principal:
+        rows = await backend.read(fetch)
+        return grants.principal_of(caller.namespace, caller.agent, caller.admin, rows)
+
+    return await once(("principal", caller), look_up)
 
 
 async def resolve_writer(backend: Backend, caller: Caller) -> Principal:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
-from memory_core.errors import EmbeddingUnavailable, InvalidArgument
+from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
 from memory_server.readers import reads
@@ -19,7 +19,9 @@ from memory_server.search.analysis import query_terms
 from memory_server.search.flaws import tells_of_flaws
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
 from memory_server.service import Service
+from memory_server.together import now
 from memory_server.usecases.checks import check_limit, check_text
+from memory_server.usecases.comparing import exactly_near, near_together
 from memory_server.usecases.finding import DEPTH, Found, Search
 from memory_server.usecases.lookup import load_readable, partial_reason
 from memory_server.usecases.principals import Caller, resolve
@@ -80,7 +82,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     if not await service.backend.knows(caller.namespace):
         return SearchAnswer(hits=[])
     await service.backend.namespace(caller.namespace)
-    selected = build.readable(principal, filters, time.time())
+    selected = build.readable(principal, filters, now())
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
     (wanted, failure), embed_ms = await _timed(_understand(service, caller, principal, query, request, deadline_ms))
@@ -92,6 +94,8 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         exact=request.rerank,
         depth=_RERANK_DEPTH if request.rerank else DEPTH,
         deadline_ms=max(int(deadline_ms - embed_ms), 1),
+        near=None if request.rerank else await near_together(service, principal, filters, wanted.vector),
+        by_cosine=wanted.is_vector_alone and not (request.recency_weight or request.priority_weight),
     )
     found, search_ms = await _timed(search.run(request.limit))
     ranked_at = time.perf_counter()
@@ -142,12 +146,25 @@ async def find_similar(
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
-    selected = build.readable(principal, await to_filters(service, principal, selection), time.time())
-    wanted = Wanted(vector=candidates.vector_of(record), weights=PLAIN)
-    search = Search(service, principal, selected, wanted, exact=exact, secret=record.is_sensitive)
-    found = await search.run(limit + 1)
+    filters = await to_filters(service, principal, selection)
+    vector = candidates.vector_of(record)
+    search = Search(
+        service,
+        principal,
+        build.readable(principal, filters, time.time()),
+        Wanted(vector=vector, weights=PLAIN),
+        exact=exact,
+        secret=record.is_sensitive,
+        by_cosine=True,
+    )
+    near = exactly_near(service, principal, filters, vector) if exact and not search.secret else None
+    note: str | None = None
+    try:
+        found = await replace(search, near=near).run(limit + 1)
+    except BulkUnavailable as error:
+        found, note = await search.run(limit + 1), f"compared by Redis, which is slower: {error.message}"
     request = SearchRequest(query="", limit=limit, min_score=min_score)
-    others = [scored for scored in _rank(found, wanted, request) if scored.record.id != record.id]
+    others = [scored for scored in _rank(found, search.wanted, request) if scored.record.id != record.id]
     hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
@@ -158,7 +175,7 @@ async def find_similar(
         hits=[_hit(scored, principal) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
-        reason=reason,
+        reason="; ".join(filter(None, (reason, note))) or None,
     )
 
 

@@ -12,7 +12,7 @@ from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.settings import DAY
-from memory_core.sidecars import GIVE_KEY, lacks_key
+from memory_core.sidecars import GIVE_KEY, BulkStatus, lacks_key
 from memory_core.times import parse_time
 from memory_server.backend import Prepared
 from memory_server.caching import Hits
@@ -89,12 +89,32 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
         sidecars=[Sidecar.of(status, busy=caller.sees_server) for status in living],
         queue_depth=depth,
         libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
+        bulk="; ".join(_bulk(one.bulk, busy=caller.sees_server) for one in living if one.bulk)
+        or "none; exact comparisons are made by Redis",
         fallbacks=[
-            *(f"{status.host}: {status.fallback}" for status in living if status.fallback),
+            *(
+                f"{status.host}: {text}"
+                for status in living
+                for text in (status.fallback, status.bulk.fallback if status.bulk and caller.sees_server else "")
+                if text
+            ),
             *(f"{status.id}: does not hold this server's transport key; {GIVE_KEY}" for status in keyless),
         ],
         partial=bool(reason),
         reason=reason,
+    )
+
+
+def _bulk(status: BulkStatus, *, busy: bool) -> str:
+    """Describe an engine; what others have it do shows only where `busy`."""
+    if not busy:
+        return f"offered, with {status.memory_total >> 20} MiB to fill"
+    if not status.requests_total:
+        return f"idle, with {status.memory_total >> 20} MiB to fill"
+    faiss = f"FAISS {status.faiss} on {status.faiss_gpus or 'no'} GPUs" if status.faiss else "no FAISS"
+    return (
+        f"{status.arrays}, {faiss}: {status.vectors} vectors of {status.namespaces} namespaces in "
+        f"{status.memory_used >> 20} of {status.memory_total >> 20} MiB"
     )
 
 

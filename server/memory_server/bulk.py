@@ -1,0 +1,119 @@
+"""Asks the sidecars' bulk engine, and says plainly when there is none to ask."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+import numpy as np
+
+from memory_core import keys, sidecars
+from memory_core.bulk import (
+    BulkAsk,
+    Clusters,
+    ClustersFound,
+    Duplicates,
+    DuplicatesFound,
+    Nearest,
+    NearestFound,
+    Request,
+    Selection,
+    read_body,
+)
+from memory_core.errors import BulkUnavailable
+from memory_core.ids import new_id
+from memory_core.streams import BadMessage, Reply
+from memory_core.vectors import Matrix, to_bytes
+from memory_server.backend import Backend
+from memory_server.replies import Replies, until_a_key_fits
+
+Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
+Piece = tuple[str, int, float]
+"""A memory's id, the number of its piece, and the cosine."""
+_TRUST_SECONDS = 2.0
+
+
+class Bulk:
+    """The bulk engine as a server sees it."""
+
+    def __init__(self, backend: Backend, replies: Replies) -> None:
+        self._backend = backend
+        self._replies = replies
+        self._seen_at, self._is_offered = -_TRUST_SECONDS, False
+
+    async def is_offered(self) -> bool:
+        """Whether a living sidecar has an engine for this model and our transport key; believed for two seconds."""
+        if time.monotonic() - self._seen_at >= _TRUST_SECONDS:
+            living = await self._backend.read(sidecars.living)
+            self._is_offered = any(self._fits(one) for one in living)
+            self._seen_at = time.monotonic()
+        return self._is_offered
+
+    def _fits(self, status: sidecars.SidecarStatus) -> bool:
+        model = self._backend.settings.vector_store.embedding_model
+        has_key = not sidecars.lacks_key(self._backend.transports, status)
+        return status.bulk is not None and status.model == model and has_key
+
+    async def nearest(
+        self, namespace: str, selection: Selection, queries: Matrix, k: int, *, exact: bool, wait: float
+    ) -> list[list[Piece]]:
+        """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
+
+        Raises:
+            BulkUnavailable: no sidecar offers it, or none answered in time.
+            StoreUnavailable: Redis does not answer.
+        """
+        vector_store = self._backend.settings.vector_store
+        request = Nearest(
+            selection=selection,
+            queries=to_bytes(queries),
+            k=k,
+            exact=exact,
+            index_type=vector_store.index_type,
+            rebuild_threshold=vector_store.rebuild_threshold,
+        )
+        found = await self._ask(namespace, request, NearestFound, wait)
+        ids, pieces = found.ids, found.pieces
+        places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k).tolist()
+        scores = np.frombuffer(found.scores, dtype="<f4").reshape(-1, found.k).tolist()
+        return [
+            [(ids[place], pieces[place], score) for place, score in zip(*row, strict=True) if place >= 0]
+            for row in zip(places, scores, strict=True)
+        ]
+
+    async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
+        """Find pairs that say nearly the same; raises as `nearest` does."""
+        return await self._ask(namespace, request, DuplicatesFound, wait)
+
+    async def clusters(self, namespace: str, request: Clusters, wait: float) -> ClustersFound:
+        """Part a selection by meaning; raises as `nearest` does."""
+        return await self._ask(namespace, request, ClustersFound, wait)
+
+    async def _ask(self, namespace: str, request: Request, kind: type[Answer], wait: float) -> Answer:
+        if not await self.is_offered():
+            raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
+        deadline = time.time() + wait
+        try:
+            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, deadline))
+        except TimeoutError:
+            raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
+        if reply.error:
+            raise BulkUnavailable(f"the bulk engine refused: {reply.error}", hint="see gpu_status", retry_after=5.0)
+        try:
+            return read_body(reply.vectors, kind)
+        except BadMessage as error:
+            raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
+
+    async def _reply_to(self, namespace: str, request: Request, deadline: float) -> Reply:
+        """Raises: TimeoutError, StoreUnavailable."""
+        ask = BulkAsk(
+            id=new_id(),
+            reply_to=self._replies.address,
+            namespace=namespace,
+            model=self._backend.settings.vector_store.embedding_model,
+            deadline=int(deadline * 1000),
+            request=request,
+            seal=self._backend.transports.current,
+        )
+        left = max(deadline - time.time(), 0.0)
+        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace)), ask, left)
