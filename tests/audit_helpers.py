@@ -92,3 +92,9 @@ async def noted(server: Server, client: Client, namespace: str) -> list[dict[str
 async def checked(server: Server, client: Client, namespace: str) -> Report:
     """Verify what Redis holds of a namespace, by the server's keys."""
     return await trail.check(client, Keys(namespace), server.service.backend.keyring)
+
+
+async def is_sealed(client: Client, namespace: str) -> bool:
+    """Whether there are entries, and all of them are sealed."""
+    counted = await trail.counters(client, Keys(namespace))
+    return 0 < counted.given == counted.sealed

@@ -9,61 +9,35 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from audit_helpers import checked, in_redis, noted
+from audit_helpers import checked, in_redis, is_sealed, noted
 from auth_helpers import issued, post
 from embedder_fixtures import wait_until
 from redis_users import SERVER, SIDECAR
-from stack import Agent, Refused, Server, Stack, in_own_task, serving
+from stack import MASTER_KEY, Agent, Refused, Server, Stack, serving
 
-from memory_core.audit_settings import AuditSettings
 from memory_core.connection import Client, connect
 from memory_core.ids import new_id
-from memory_core.keyring import new_key
 from memory_core.keys import Keys
-from memory_server.auditing import recorder, sealing, trail
-from memory_server.auditing.keeping import trim
+from memory_server.auditing import sealing
 from memory_server.usecases.sweeping import sweep_audits
 
-KEY = new_key()
 CANARY = "canary-7f3a"
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def keyed(stack: Stack) -> AsyncGenerator[Server]:
-    """A server with a master key, on the Redis of all."""
-    async with in_own_task(serving(stack.redis.url_of(SERVER), master_key=KEY, embed_wait_seconds=15.0)) as server:
-        yield server
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def ann(keyed: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """An agent of that server."""
-    async with in_own_task(keyed.agent("ann", namespace)) as agent:
-        yield agent
-
-
-async def is_sealed(client: Client, namespace: str) -> bool:
-    """Whether there are entries, and all of them are sealed."""
-    counted = await trail.counters(client, Keys(namespace))
-    return 0 < counted.given == counted.sealed
-
-
 async def test_every_tool_leaves_one_entry_per_call_and_no_content(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
+    server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     called: Counter[str] = Counter()
 
     async def call(tool: str, **arguments: Any) -> Any:
         called[tool] += 1
-        return await ann.call(tool, **arguments)
+        return await alice.call(tool, **arguments)
 
     said = {"content": f"{CANARY} sleeps.", "context": CANARY, "tags": [CANARY], "metadata": {"of": CANARY}}
     mine = (await call("store_memory", wait=False, **said))["memory_id"]
@@ -76,16 +50,16 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     await call("register_agent", description=f"likes {CANARY}", capabilities=["code"])
     await call("list_agents")
     await call("update_agent_heartbeat", status="idle")
-    async with keyed.agent("ben", namespace) as ben:
+    async with server.agent("ben", namespace) as ben:
         await ben.call("register_agent")
         called["register_agent"] += 1
     grant = (await call("share_context_with_agent", target_agent="ben", context=CANARY, note=CANARY))["grant_id"]
     await call("get_shared_context")
     await call("revoke_shared_context", grant_id=grant)
-    done = await call("distribute_task", description=f"feed {CANARY}", payload={"name": CANARY}, assign_to="ann")
+    done = await call("distribute_task", description=f"feed {CANARY}", payload={"name": CANARY}, assign_to="alice")
     held = (await call("get_pending_tasks", with_memories=0))["tasks"][0]
     await call("complete_task", task_id=done["task_id"], lease_token=held["lease_token"], result=CANARY)
-    again = await call("distribute_task", description=f"wash {CANARY}", assign_to="ann", max_retries=0)
+    again = await call("distribute_task", description=f"wash {CANARY}", assign_to="alice", max_retries=0)
     held = (await call("get_pending_tasks", with_memories=0))["tasks"][0]
     await call("fail_task", task_id=again["task_id"], lease_token=held["lease_token"], error=CANARY, retry=False)
     await call("requeue_task", task_id=again["task_id"])
@@ -99,12 +73,12 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     called.update(["gpu_status", "retrieve_memory"])
     await call("clear_memory", memory_ids=[mine])
     await call("unregister_agent", memories="keep")
-    tools = {tool.name for tool in (await ann.client.list_tools()).tools}
+    tools = {tool.name for tool in (await alice.client.list_tools()).tools}
     assert tools == set(called)
-    entries = await noted(keyed, stack.client, namespace)
+    entries = await noted(server, stack.client, namespace)
     assert Counter(entry["op"] for entry in entries) == called
     assert {entry["outcome"] for entry in entries} == {"ok"}
-    assert {entry["who"] for entry in entries} == {"ann", "ben"}
+    assert {entry["who"] for entry in entries} == {"alice", "ben"}
     assert {entry["from"] for entry in entries} == {"http 127.0.0.1"}
     assert [entry["n"] for entry in entries] == [str(number + 1) for number in range(len(entries))]
     about_mine = {entry["op"] for entry in entries if mine in entry["ids"].split()}
@@ -118,7 +92,7 @@ async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
 
 
 async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
+    server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     unknown = new_id()
     refused: list[tuple[str, dict[str, Any], str]] = [
@@ -134,11 +108,11 @@ async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
     ]
     for tool, arguments, code in refused:
         with pytest.raises(Refused) as refusal:
-            await ann.call(tool, **arguments)
+            await alice.call(tool, **arguments)
         assert refusal.value.code == code, tool
     inner = [{"op": tool, **arguments} for tool, arguments, _ in refused]
-    await ann.call("batch_operations", operations=inner)
-    entries = await noted(keyed, stack.client, namespace)
+    await alice.call("batch_operations", operations=inner)
+    entries = await noted(server, stack.client, namespace)
     assert [(entry["op"], entry["outcome"]) for entry in entries[: len(refused)]] == [
         (tool, code) for tool, _, code in refused
     ]
@@ -150,22 +124,22 @@ async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
 
 
 async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(stack: Stack, namespace: str) -> None:
-    settings = {"auth": {"mode": "tokens"}, "master_key": KEY, "namespace": namespace}
+    settings = {"auth": {"mode": "tokens"}, "master_key": MASTER_KEY, "namespace": namespace}
     async with serving(stack.redis.url_of(SERVER), **settings) as guarded:
         boss = await issued(guarded, "boss", namespace, ["admin"])
-        reader = await issued(guarded, "ann", namespace, ["read"])
+        reader = await issued(guarded, "alice", namespace, ["read"])
         async with guarded.agent("boss", namespace, token=boss) as agent:
-            stored = await agent.store("For ann.", agent_id="ann", wait=False)
-        async with guarded.agent("ann", namespace, token=reader) as agent:
+            stored = await agent.store("For alice.", agent_id="alice", wait=False)
+        async with guarded.agent("alice", namespace, token=reader) as agent:
             with pytest.raises(Refused):
                 await agent.store("Not hers to do.")
         assert (await post(guarded, boss[:-1])).status_code == 401
         entries = await noted(guarded, stack.client, namespace)
-        for_ann = next(entry for entry in entries if entry["ids"] == stored)
-        assert (for_ann["who"], for_ann["as"]) == ("boss", "ann")
-        assert for_ann["from"] == f"http 127.0.0.1 token {boss.split('_')[1]}"
+        for_alice = next(entry for entry in entries if entry["ids"] == stored)
+        assert (for_alice["who"], for_alice["as"]) == ("boss", "alice")
+        assert for_alice["from"] == f"http 127.0.0.1 token {boss.split('_')[1]}"
         forbidden = next(entry for entry in entries if entry["outcome"] == "forbidden")
-        assert (forbidden["who"], forbidden["op"]) == ("ann", "store_memory")
+        assert (forbidden["who"], forbidden["op"]) == ("alice", "store_memory")
         assert forbidden["from"].endswith(reader.split("_")[1])
         assert any(entry["op"] == "authenticate" and entry["outcome"] == "unauthenticated" for entry in entries)
         assert not any(part.split("_")[2] in json.dumps(entries) for part in (boss, reader))
@@ -174,10 +148,10 @@ async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(sta
 
 
 async def test_numbers_have_no_gap_under_many_calls_at_once_and_all_is_sealed_and_whole(
-    keyed: Server, stack: Stack, namespace: str
+    server: Server, stack: Stack, namespace: str
 ) -> None:
     async with AsyncExitStack() as opened:
-        agents = [await opened.enter_async_context(keyed.agent(f"a{n}", namespace)) for n in range(8)]
+        agents = [await opened.enter_async_context(server.agent(f"a{n}", namespace)) for n in range(8)]
         mine = [await agent.store(f"Number {n}.", wait=False) for n, agent in enumerate(agents)]
 
         async def some(number: int) -> None:
@@ -188,27 +162,27 @@ async def test_numbers_have_no_gap_under_many_calls_at_once_and_all_is_sealed_an
             await agent.call("semantic_search", query="number", mode="keyword")
 
         await asyncio.gather(*(some(number) for number in range(64)))
-    entries = await noted(keyed, stack.client, namespace)
+    entries = await noted(server, stack.client, namespace)
     assert len(entries) == 8 + 4 * 64
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    report = await checked(keyed, stack.client, namespace)
+    report = await checked(server, stack.client, namespace)
     assert (report.ok, report.sealed_to, report.unsealed) == (True, len(entries), 0)
 
 
-async def test_each_change_on_redis_itself_is_found(keyed: Server, ann: Agent, stack: Stack, namespace: str) -> None:
+async def test_each_change_on_redis_itself_is_found(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
     for number in range(6):
-        await ann.store(f"Number {number}.", wait=False)
+        await alice.store(f"Number {number}.", wait=False)
         await wait_until(lambda: is_sealed(stack.client, namespace))
     keys, client, random = Keys(namespace), stack.client, Random(4)
     was = {key: await client.execute_command(b"XRANGE", key, "-", "+") for key in (keys.audit, keys.seals)}
-    assert (await checked(keyed, client, namespace)).ok
+    assert (await checked(server, client, namespace)).ok
     for _ in range(40):
         key = random.choice(list(was))
         await rewrite(client, key, spoilt(was[key], random))
-        assert not (await checked(keyed, client, namespace)).ok
+        assert not (await checked(server, client, namespace)).ok
         await rewrite(client, key, was[key])
-    assert (await checked(keyed, client, namespace)).ok
+    assert (await checked(server, client, namespace)).ok
 
 
 def spoilt(rows: list[Any], random: Random) -> list[Any]:
@@ -237,40 +211,40 @@ async def rewrite(client: Client, key: str, rows: list[Any]) -> None:
 
 
 async def test_sealers_that_race_never_fork_the_chain(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+    server: Server, alice: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sealing, "AT_ONCE", 3)
     keys, client = Keys(namespace), stack.client
-    await ann.store("To be there.", wait=False)
+    await alice.store("To be there.", wait=False)
 
     async def race() -> None:
         for _ in range(10):
             await client.delete(keys.sealer)
-            await sealing.seal(keyed.service.backend, namespace)
+            await sealing.seal(server.service.backend, namespace)
 
-    await asyncio.gather(*(ann.store(f"Number {n}.", wait=False) for n in range(30)), *(race() for _ in range(4)))
+    await asyncio.gather(*(alice.store(f"Number {n}.", wait=False) for n in range(30)), *(race() for _ in range(4)))
     await wait_until(lambda: is_sealed(client, namespace))
-    report = await checked(keyed, client, namespace)
+    report = await checked(server, client, namespace)
     assert (report.ok, report.unsealed, report.entries) == (True, 0, 31)
 
 
 async def test_a_sealer_that_died_with_the_lease_is_followed(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
+    server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await stack.client.set(Keys(namespace).sealer, "a dead process", px=sealing.LEASE_MS)
-    await ann.store("Sealed none the less.", wait=False)
+    await alice.store("Sealed none the less.", wait=False)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(keyed, stack.client, namespace)).ok
+    assert (await checked(server, stack.client, namespace)).ok
 
 
 async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_another(
-    keyed: Server, stack: Stack, namespace: str, tmp_path: Path
+    server: Server, stack: Stack, namespace: str, tmp_path: Path
 ) -> None:
-    port = keyed.url.rpartition(":")[2]
+    port = server.url.rpartition(":")[2]
     environment = {
         **os.environ,
         "REDIS_URL": stack.redis.url_of(SERVER),
-        "MEMORY_MASTER_KEY": KEY,
+        "MEMORY_MASTER_KEY": MASTER_KEY,
         "MEMORY_DATA_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "memory_server", "serve", "--port", "0"]
@@ -278,7 +252,7 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
     try:
         url = await asyncio.to_thread(announced, process)
         assert f":{port}/" not in url
-        doomed = Server(url.removesuffix("/mcp"), keyed.runtime, keyed.service)
+        doomed = Server(url.removesuffix("/mcp"), server.runtime, server.service)
         calling = asyncio.create_task(call_on(doomed, namespace))
         await wait_until(lambda: has_entries(stack.client, namespace, 20))
         process.send_signal(signal.SIGKILL)
@@ -288,9 +262,9 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
         process.communicate()
     entries = await in_redis(stack.client, namespace)
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
-    await sweep_audits(keyed.service)
+    await sweep_audits(server.service)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(keyed, stack.client, namespace)).ok
+    assert (await checked(server, stack.client, namespace)).ok
 
 
 def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -309,7 +283,7 @@ def announced(process: subprocess.Popen[bytes]) -> str:
 
 
 async def call_on(server: Server, namespace: str) -> None:
-    async with server.agent("ann", namespace) as agent:
+    async with server.agent("alice", namespace) as agent:
         await asyncio.gather(*(store_and_read(agent, number) for number in range(8)))
 
 
@@ -323,90 +297,20 @@ async def has_entries(client: Client, namespace: str, number: int) -> bool:
     return await client.xlen(Keys(namespace).audit) >= number
 
 
-async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
-) -> None:
-    for number in range(5):
-        await ann.store(f"Number {number}.", wait=False)
-        await ann.store(f"Another {number}.", wait=False)
-        await wait_until(lambda: is_sealed(stack.client, namespace))
-    backend, client, keys = keyed.service.backend, stack.client, Keys(namespace)
-    assert await trim(backend, namespace, AuditSettings()) == 0
-    went = await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5))
-    assert 0 < went <= 5
-    assert await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5)) <= 6
-    entries = await in_redis(client, namespace)
-    assert int(entries[0]["n"]) > went
-    await sealing.seal(backend, namespace)
-    report = await checked(keyed, client, namespace)
-    assert (report.ok, report.first, report.unsealed) == (True, int(entries[0]["n"]), 0)
-    await client.xtrim(keys.audit, maxlen=len(entries) - 2, approximate=False)
-    assert not (await checked(keyed, client, namespace)).ok
-
-
-async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(stack: Stack, namespace: str) -> None:
-    async with serving(stack.redis.url_of(SERVER)) as keyless:
-        async with keyless.agent("alice", namespace) as alice:
-            for number in range(6):
-                await alice.store(f"Number {number}.", wait=False)
-        assert await trim(keyless.service.backend, namespace, AuditSettings(keep_entries=4)) == 2
-        report = await checked(keyless, stack.client, namespace)
-    assert (report.ok, report.keyed, report.first, report.entries) == (True, False, 3, 5)
-
-
-async def test_entries_are_held_while_redis_is_away_and_what_is_too_much_is_counted(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(recorder, "MOST_HELD", 5)
-    held = keyed.runtime.recorder
-    assert await keyed.service.auditor.flush()
-    for _ in range(9):
-        held.add(namespace, {"who": "ann", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
-    entries = await noted(keyed, stack.client, namespace)
-    assert [(entry["op"], entry.get("count")) for entry in entries] == [("gpu_status", None)] * 5 + [
-        ("audit_lost", "4")
-    ]
-
-
-async def test_a_batch_whose_answer_was_lost_is_written_once(keyed: Server, stack: Stack, namespace: str) -> None:
-    held = keyed.runtime.recorder
-    held.add(namespace, {"who": "ann", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
-    batch = next(one for one in held.batches() if one.namespace == namespace)
-    await keyed.service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
-    assert len(await noted(keyed, stack.client, namespace)) == 1
-
-
-async def test_refusals_for_calling_too_often_become_one_entry_that_counts(stack: Stack, namespace: str) -> None:
-    limits = {"calls_per_second": 0.01, "burst": 2}
-    async with serving(stack.redis.url_of(SERVER), limits=limits, master_key=KEY) as slow:
-        async with slow.agent("ann", namespace) as agent:
-            outcomes = [(await agent.raw("gpu_status")).is_error for _ in range(6)]
-        assert outcomes.count(True) == 4
-        entries = await noted(slow, stack.client, namespace)
-    limited = [entry for entry in entries if entry["outcome"] == "rate_limited"]
-    assert sum(int(entry.get("times", 1)) for entry in limited) == 4
-    assert len(limited) < 4
-
-
-async def test_a_server_that_stops_writes_what_it_still_holds(stack: Stack, namespace: str) -> None:
-    async with serving(stack.redis.url_of(SERVER), master_key=KEY) as server, server.agent("ann", namespace) as agent:
-        await agent.call("gpu_status")
-    assert [entry["op"] for entry in await in_redis(stack.client, namespace)] == ["gpu_status"]
-    assert await is_sealed(stack.client, namespace)
-
-
 async def test_reading_a_namespace_that_nobody_wrote_to_makes_no_index(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
+    server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    await ann.call("get_agent_memories")
-    assert await noted(keyed, stack.client, namespace)
-    assert not await keyed.service.backend.knows(namespace)
+    await alice.call("get_agent_memories")
+    assert await noted(server, stack.client, namespace)
+    assert not await server.service.backend.knows(namespace)
 
 
-async def test_a_resource_that_is_read_leaves_an_entry(keyed: Server, ann: Agent, stack: Stack, namespace: str) -> None:
-    stored = await ann.store("To be attached.", wait=False)
-    await ann.client.read_resource(f"memory://{stored}")
-    entries = await noted(keyed, stack.client, namespace)
+async def test_a_resource_that_is_read_leaves_an_entry(
+    server: Server, alice: Agent, stack: Stack, namespace: str
+) -> None:
+    stored = await alice.store("To be attached.", wait=False)
+    await alice.client.read_resource(f"memory://{stored}")
+    entries = await noted(server, stack.client, namespace)
     assert (entries[-1]["op"], entries[-1]["ids"], entries[-1]["outcome"]) == ("read_resource", stored, "ok")
 
 
@@ -421,10 +325,10 @@ async def test_the_sidecars_user_cannot_touch_audit_or_seals(stack: Stack, names
 
 
 async def test_a_purge_of_a_deleted_agent_leaves_its_entries(
-    keyed: Server, ann: Agent, stack: Stack, namespace: str
+    server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    await ann.call("register_agent")
-    await ann.store("Gone with me.", wait=False)
-    before = len(await noted(keyed, stack.client, namespace))
-    await ann.call("unregister_agent", memories="delete")
+    await alice.call("register_agent")
+    await alice.store("Gone with me.", wait=False)
+    before = len(await noted(server, stack.client, namespace))
+    await alice.call("unregister_agent", memories="delete")
     assert len(await in_redis(stack.client, namespace)) == before + 1
