@@ -51,7 +51,7 @@ class RawClient:
         result = await self._post("tools/call", {"name": tool, "arguments": arguments})
         if result.get("isError"):
             raise Refused(f"{tool}: {result['content'][0]['text'][:200]}")
-        return result["structuredContent"]
+        return result.get("structuredContent", {})
 
     async def _post(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self._last_id += 1

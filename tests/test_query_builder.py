@@ -18,7 +18,7 @@ from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.records import MemoryType, Priority
 from memory_core.scope import PUBLIC, Grant, Part, Principal
-from memory_server.search import candidates
+from memory_server.search import candidates, policy
 from memory_server.search import query as build
 from memory_server.search.query import Filters, Query
 
@@ -105,7 +105,7 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
         assert set(_texts_of(principal, filters)) <= _bound(base)
         with_word = build.with_word(base, words[0])
         assert words[0] in _bound(with_word)
-        near = build.with_neighbours(base, vector, 7, exact=bool(words))
+        near = build.with_neighbours(base, vector, 7, policy.COMPARE if words else policy.WALK)
         assert {vector, 7} <= set(near.params.values())
         narrowed = build.having(base, "visibility", *words)
         assert set(words) <= _bound(narrowed)
@@ -174,7 +174,7 @@ def test_narrowing_leaves_the_query_it_starts_from_alone(principal: Principal, f
     base = build.readable(principal, filters, 1.0)
     text, params = base.text, dict(base.params)
     build.with_word(base, "a")
-    build.with_neighbours(base, b"v", 1, exact=True)
+    build.with_neighbours(base, b"v", 1, policy.WALK)
     build.owned(build.created_since(build.created_before(base, 1.0), 1.0), ["a"])
     assert (base.text, base.params) == (text, params)
 

@@ -241,7 +241,8 @@ async def _make_index_without(
 
 
 async def _is_whole(client: Client, keys: Keys) -> bool:
-    return await index.backfill_progress(client, keys) == 1.0
+    covered = await index.coverage(client, keys)
+    return covered is not None and covered.progress == 1.0
 
 
 async def test_a_time_is_a_cursor_too(alice: Agent, bob: Agent) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -56,17 +57,25 @@ async def check_model(client: Client, names: keys.Keys, model: str, dimension: i
         )
 
 
-async def backfill_progress(client: Client, names: keys.Keys) -> float | None:
-    """Share of the namespace's records that the index covers, 0 to 1; None when there is no index."""
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many pieces an index covers, and which share of those there are, 0 to 1."""
+
+    documents: int
+    progress: float
+
+
+async def coverage(client: Client, names: keys.Keys) -> Coverage | None:
+    """Say how much of a namespace its index covers; None when there is no index."""
     try:
         info = await client.execute_command("FT.INFO", names.index_alias)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
             return None
         raise
-    if not int(info.get(b"indexing", 0)):
-        return 1.0
-    return min(float(info.get(b"percent_indexed", 0)), 0.999)
+    is_building = int(info.get(b"indexing", 0))
+    progress = min(float(info.get(b"percent_indexed", 0)), 0.999) if is_building else 1.0
+    return Coverage(int(info.get(b"num_docs", 0)), progress)
 
 
 async def failures(client: Client, names: keys.Keys) -> int:

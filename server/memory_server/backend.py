@@ -59,12 +59,13 @@ def after_write() -> Generator[None]:
 
 @dataclass(slots=True)
 class Prepared:
-    """A namespace whose index exists, and how much of it the index covers (0 to 1)."""
+    """A namespace whose index exists, how much of it the index covers (0 to 1), and how many pieces that are."""
 
     keys: Keys
     run_id: str
     progress: float
     used_at: float = 0.0
+    documents: int = 0
 
 
 class Backend:
@@ -242,6 +243,11 @@ class Backend:
         prepared = self._prepared.get(name)
         return prepared.progress if prepared else 0.0
 
+    def documents(self, name: str) -> int:
+        """Pieces that a namespace's index covers, as last seen."""
+        prepared = self._prepared.get(name)
+        return prepared.documents if prepared else 0
+
     async def _look_again(self) -> None:
         """After a new connection, ask whether it still is the same Redis."""
         if not self._suspect:
@@ -256,9 +262,10 @@ class Backend:
                 await functions.load_library(client)
 
     async def _refresh(self, prepared: Prepared) -> None:
-        progress = await self.read(lambda client: index.backfill_progress(client, prepared.keys))
-        prepared.progress = 0.0 if progress is None else progress
-        if progress is None:
+        covered = await self.read(lambda client: index.coverage(client, prepared.keys))
+        prepared.progress = covered.progress if covered else 0.0
+        prepared.documents = covered.documents if covered else 0
+        if covered is None:
             prepared.run_id = ""
 
     async def _watch(self) -> None:

@@ -151,7 +151,7 @@ async def _check_namespaces(client: Client, settings: Settings, keyring: Keyring
         keys = Keys(namespace)
         vector_store = settings.vector_store
         async with store_errors():
-            progress = await index.backfill_progress(client, keys)
+            covered = await index.coverage(client, keys)
             backlog = int(await client.xlen(keys.jobs))
             dead = int(await client.xlen(keys.dead_jobs))
         try:
@@ -160,7 +160,7 @@ async def _check_namespaces(client: Client, settings: Settings, keyring: Keyring
             report.add(f"namespace {namespace}", error.message, error.hint)
             continue
         await _check_audit(client, keyring, report, keys)
-        detail = f"index {'missing' if progress is None else f'{progress:.0%}'}, {backlog} embed jobs, {dead} failed"
+        detail = f"index {f'{covered.progress:.0%}' if covered else 'missing'}, {backlog} embed jobs, {dead} failed"
         report.add(
-            f"namespace {namespace}", detail, "search or store once: the index is then made anew" * (progress is None)
+            f"namespace {namespace}", detail, "search or store once: the index is then made anew" * (covered is None)
         )

@@ -14,6 +14,7 @@ from memory_core.errors import StoreUnavailable
 from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.vectors import Matrix
+from memory_server.search import policy
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query
@@ -23,8 +24,6 @@ from memory_server.together import once
 MAX_DEPTH = 6400
 _WORD_BUDGET = 1600
 """Entries fetched for all words of a query together."""
-EXACT_UP_TO = 5000
-"""With this many readable pieces or fewer every one is compared, so nothing of others can show."""
 
 
 @dataclass(slots=True)
@@ -105,12 +104,14 @@ async def propose(
     vector: bytes | None,
     depth: int,
     exact: bool,
+    documents: int,
     timeout_ms: int,
     near: Sequence[Ref] | None = None,
 ) -> Candidates:
     """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
 
-    The nearest are found by comparing with every readable memory if `exact` or if these are few. Words are
+    The nearest are found by comparing with every readable memory if `exact`, and else in the cheaper way where
+    the index covers so many `documents`. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
     BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known.
 
@@ -133,7 +134,8 @@ async def propose(
     for term in terms:
         add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
     if vector is not None and near is None:
-        nearest = build.with_neighbours(selection, vector, depth, exact=exact or total <= EXACT_UP_TO)
+        way = policy.COMPARE if exact else policy.choose(total, documents, depth)
+        nearest = build.with_neighbours(selection, vector, depth, way)
         add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
     waiting, sensitive, *rest = await pipe.execute()
     by_word, by_vector = rest[: len(terms)], rest[len(terms) :]

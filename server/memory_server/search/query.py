@@ -113,11 +113,10 @@ def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> 
     return narrowed
 
 
-def with_neighbours(query: Query, vector: bytes, k: int, *, exact: bool) -> Query:
-    """Take the k nearest to a vector within a selection; `exact` compares with every one of them."""
+def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
+    """Take the k nearest to a vector within a selection, found in the way that `search/policy.py` names."""
     nearest = Query(params=dict(query.params))
-    policy = " HYBRID_POLICY ADHOC_BF" if exact else ""
-    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)}{policy} AS distance]"
+    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
     return nearest
 
 
@@ -158,7 +157,7 @@ def of_owner(owner: str) -> Query:
 
 def near_tasks(vector: bytes, k: int) -> Query:
     """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
-    return with_neighbours(Query("*"), vector, k, exact=False)
+    return with_neighbours(Query("*"), vector, k)
 
 
 def memories(query: Query) -> Query:

@@ -108,6 +108,7 @@ class Search:
                 vector=vector,
                 depth=depth,
                 exact=self.exact,
+                documents=self.service.backend.documents(self.principal.namespace),
                 timeout_ms=self._timeout_ms,
                 near=near,
             )

@@ -1,0 +1,128 @@
+"""The nearest among what a caller may read, beside RediSearch's own choice of how to look: at several shares of the
+store, with the product's index and query.
+
+`python -m benchmarks.filtered [memories]`. Each query is asked in every way in turn, so what disturbs one disturbs all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.metrics import percentile
+from benchmarks.serving import product
+from benchmarks.vectors import MODEL, questions_and_texts
+from memory_core import index
+from memory_core.connection import Client
+from memory_core.keys import Keys, vector_field
+from memory_core.settings import VectorStoreSettings
+from memory_core.vectors import Matrix, to_bytes
+from memory_server.search import policy
+from memory_server.search.query import Query, having, with_neighbours
+
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0)
+DEPTHS = (10, 100)
+QUERIES, ROUNDS, K = 100, 5, 10
+_RESULTS = Path(__file__).parent / "results" / "filtered.json"
+Row = dict[str, Any]
+
+
+async def store(client: Client, keys: Keys, vectors: Matrix) -> dict[float, np.ndarray[Any, Any]]:
+    """Write bare records, each readable to some of the callers; gives the numbers that each may read."""
+    chance, field = np.random.default_rng(1), vector_field(MODEL)
+    readable = {share: np.flatnonzero(chance.random(len(vectors)) < share) for share in SHARES}
+    scopes: list[list[str]] = [[] for _ in vectors]
+    for share, numbers in readable.items():
+        for number in numbers:
+            scopes[number].append(f"o:{share}")
+    for start in range(0, len(vectors), 500):
+        pipe = client.pipeline(transaction=False)
+        for number in range(start, min(start + 500, len(vectors))):
+            record = {"scope": "\x1f".join(scopes[number]), "expires_at": "inf"}
+            pipe.hset(keys.memory(f"{number:08}"), mapping=record | {field: to_bytes(vectors[number])})
+        await pipe.execute()
+    return readable
+
+
+async def ask(
+    client: Client, keys: Keys, share: float, vector: Matrix, depth: int, way: str
+) -> tuple[list[int], float]:
+    """Give the nearest, best first, and the milliseconds taken."""
+    query = with_neighbours(having(Query("@expires_at:[5 inf]"), "scope", f"o:{share}"), to_bytes(vector), depth, way)
+    started = time.perf_counter()
+    answer = await client.execute_command(
+        "FT.SEARCH", keys.index_alias, query.text, *query.arguments(), "NOCONTENT", "TIMEOUT", 10_000,
+        "SORTBY", "distance", "ASC", "LIMIT", 0, depth,
+    )  # fmt: skip
+    taken = (time.perf_counter() - started) * 1000
+    return [int(result[b"id"].decode()[-8:]) for result in answer[b"results"]], taken
+
+
+async def measure(client: Client, keys: Keys, asked: Matrix, vectors: Matrix, count: int) -> list[Row]:
+    """Compare the automatic policy with ours at each share and depth."""
+    readable = await store(client, keys, vectors)
+    rows: list[Row] = []
+    for share, numbers in readable.items():
+        exact = [set(numbers[np.argsort(-(vectors[numbers] @ vector))[:K]].tolist()) for vector in asked]
+        for depth in DEPTHS:
+            ours = policy.choose(len(numbers), count, depth)
+            rows.append(await _compare(client, keys, share, asked, depth, ours, exact))
+    return rows
+
+
+async def _compare(
+    client: Client, keys: Keys, share: float, asked: Matrix, depth: int, ours: str, exact: Sequence[set[int]]
+) -> Row:
+    taken: dict[str, list[list[float]]] = {"": [], ours: []}
+    found: dict[str, list[float]] = {"": [], ours: []}
+    for _ in range(ROUNDS):
+        for way in taken:
+            taken[way].append([])
+        for vector, truth in zip(asked, exact, strict=True):
+            for way in taken:
+                near, milliseconds = await ask(client, keys, share, vector, depth, way)
+                taken[way][-1].append(milliseconds)
+                found[way].append(len(truth.intersection(near[:K])) / K)
+    ratios = [percentile(a, 0.95) / percentile(b, 0.95) for a, b in zip(taken[""], taken[ours], strict=True)]
+    row: Row = {"share": share, "depth": depth, "way": ours.split()[1]}
+    for name, way in (("automatic", ""), ("ours", ours)):
+        every = [one for round_ in taken[way] for one in round_]
+        row |= {f"{name}_p50_ms": percentile(every, 0.5), f"{name}_p95_ms": percentile(every, 0.95)}
+        row |= {f"{name}_recall": float(np.mean(found[way]))}
+    return row | {"p95_ratio": float(np.median(ratios)), "least": min(ratios), "most": max(ratios)}
+
+
+async def run(count: int) -> list[Row]:
+    """Measure on a Redis of its own."""
+    asked, vectors = questions_and_texts(count)
+    asked = asked[np.random.default_rng(3).permutation(len(asked))[:QUERIES]]
+    with product() as running:
+        async with running.redis() as client:
+            await index.ensure_namespace(client, "filtered", VectorStoreSettings())
+            return await measure(client, Keys("filtered"), asked, vectors, count)
+
+
+def main() -> None:
+    """Measure, print the table and keep it as JSON."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    rows = asyncio.run(run(count))
+    _RESULTS.write_text(json.dumps({"memories": count, "rows": rows}, indent=1) + "\n")
+    table = Table(title=f"the nearest among what may be read, of {count} memories")
+    for column in rows[0]:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()

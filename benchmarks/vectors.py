@@ -1,0 +1,36 @@
+"""Vectors as real texts have them, in any number: those of the conversations, then such as lie between two of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from benchmarks.evalset import load
+from memory_core.vectors import Matrix
+from memory_embedder.backends import load_encoder
+from memory_embedder.encoder import encode
+from memory_embedder.wanted import Wanted
+
+MODEL = "all-MiniLM-L6-v2"
+_SETS = ("locomo", "realtalk", "cranfield")
+_MIXED = (0.3, 0.7)
+"""Share of one of two texts in a vector between them, about as a text that says both would lie."""
+
+
+def questions_and_texts(count: int, seed: int = 7) -> tuple[Matrix, Matrix]:
+    """Give the vectors of all questions, and `count` of memories; rows of unit length, (n, dimension) each."""
+    conversations = [one for name in _SETS for one in load(name)]
+    encoder = load_encoder("auto", Wanted(MODEL))
+    asked = encode(encoder, [question.text for one in conversations for question in one.questions])
+    texts = encode(encoder, [memory["text"] for one in conversations for memory in one.memories])
+    return asked, grown(texts, count, seed)
+
+
+def grown(texts: Matrix, count: int, seed: int) -> Matrix:
+    """Add mixtures of two rows until there are `count`."""
+    chance = np.random.default_rng(seed)
+    missing = max(count - len(texts), 0)
+    first, second = chance.integers(0, len(texts), (2, missing))
+    share = chance.uniform(*_MIXED, (missing, 1)).astype(np.float32)
+    mixed = share * texts[first] + (1 - share) * texts[second]
+    rows = np.concatenate([texts[:count], mixed])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
