@@ -25,6 +25,7 @@ from memory_core.errors import (
     StoreUnavailable,
     UnsafeStart,
 )
+from memory_core.packing import pack_by_hiredis
 from memory_core.settings import Settings
 
 Client = Any
@@ -80,7 +81,7 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         raise InvalidArgument(
             "REDIS_URL is not a URL of Redis", hint="redis://[user:password@]host:port/0, rediss://… or unix://…"
         ) from None
-    return Redis.from_pool(pool)
+    return Redis.from_pool(pack_by_hiredis(pool))
 
 
 @asynccontextmanager

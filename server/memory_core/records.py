@@ -142,11 +142,14 @@ LOADED_FIELDS = (*HEAD_FIELDS, *(name for name in SIGNED_FIELDS if name not in H
 """What is read of a memory's own hash: a Record, and what proves it."""
 
 
-def parse(memory_id: str, values: list[bytes | None], vector: bytes | None = None) -> Record | None:
+def parse(
+    memory_id: str, values: Sequence[bytes | None], vector: bytes | None = None, signer: bytes | None = None
+) -> Record | None:
     """Build a Record from the HMGET of HEAD_FIELDS; None when the hash is gone, or of a form not known here."""
     try:
         *clear, sealed = values
         row = {name: value and value.decode() for name, value in zip(HEAD_FIELDS[:-1], clear, strict=True)}
+        row["signer"] = (signer or b"").decode()
         if row["owner"] is not None and (sealed is not None or row["codec"] == SEALED_CODEC):
             return _sealed_record(memory_id, row, sealed or b"")
         return None if row["owner"] is None or row["content"] is None else _record(memory_id, row, vector)
@@ -190,6 +193,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         content_hash=row["hash"] or "",
         vector=vector,
         codec=row["codec"] or "text",
+        signer=row["signer"],
     )
 
 

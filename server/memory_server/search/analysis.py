@@ -76,16 +76,32 @@ def source_stems(source: str) -> frozenset[str]:
     return frozenset(stem_counts(source))
 
 
-def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
-    """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
-    counts, length = [0] * len(wanted), 0
-    for token in _tokens(text):
+class StemCounter(dict[str, tuple[tuple[int, ...], int] | None]):
+    """Counts some stems in many texts. It remembers of each token which stems it is and how many words more than one;
+    None for a single word that nobody asked for, as most are.
+    """
+
+    def __init__(self, wanted: Mapping[str, int]) -> None:
+        super().__init__()
+        self._wanted = wanted
+
+    def __missing__(self, token: str) -> tuple[tuple[int, ...], int] | None:
         stems = _stems(token)
-        length += len(stems)
-        for word in stems:
-            if word in wanted:
-                counts[wanted[word]] += 1
-    return counts, length
+        found = None
+        if len(stems) != 1 or stems[0] in self._wanted:
+            found = tuple(self._wanted[word] for word in stems if word in self._wanted), len(stems) - 1
+        self[token] = found
+        return found
+
+    def count(self, text: str) -> tuple[list[int], int]:
+        """Count the stems in a text, each at the place that `wanted` gives it, and all of its words."""
+        tokens = _tokens(text)
+        counts, length = [0] * len(self._wanted), len(tokens)
+        for places, more in filter(None, map(self.__getitem__, tokens)):
+            length += more
+            for place in places:
+                counts[place] += 1
+        return counts, length
 
 
 def without(text: str, unwanted: Collection[str]) -> str:

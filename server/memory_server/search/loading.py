@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import zstandard
@@ -181,17 +182,13 @@ class Reading:
         return read
 
     @property
-    def _vectors(self) -> tuple[str, ...]:
-        return (self.vector_field, SEALED_VECTOR) if self.vector_field else ()
-
-    @property
-    def head_fields(self) -> list[str]:
+    def head_fields(self) -> tuple[str, ...]:
         """The fields that are read of a memory's own hash."""
-        return [*LOADED_FIELDS, *self._vectors, *(_BODIES if self.whole else ())]
+        return _with(LOADED_FIELDS, self.vector_field) + (_BODIES if self.whole else ())
 
     @property
-    def _piece_fields(self) -> list[str]:
-        return [*_PIECE_FIELDS, *self._vectors]
+    def _piece_fields(self) -> tuple[str, ...]:
+        return _with(_PIECE_FIELDS, self.vector_field)
 
     def _record(self, ref: Ref, rows: Iterator[Sequence[bytes | None]]) -> Record | Flawed | None:
         values = next(rows)
@@ -201,10 +198,10 @@ class Reading:
             return None
         if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
             return _flawed(ref, row, flaw)
-        record = parse(ref.memory_id, list(values[: len(HEAD_FIELDS)]), row.get(self.vector_field or ""))
+        vector = row.get(self.vector_field or "")
+        record = parse(ref.memory_id, values[: len(HEAD_FIELDS)], vector, row["mac_key"])
         if record is None:
             return None
-        record = replace(record, signer=(row["mac_key"] or b"").decode())
         if piece is not None:
             return self._piece(ref, record, row, piece)
         if record.sealed:
@@ -229,6 +226,11 @@ class Reading:
     def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
         """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
         return (row[SEALED_VECTOR] or b"") if self.vector_field and record.has_vector else None
+
+
+@lru_cache(maxsize=64)
+def _with(fields: tuple[str, ...], vector_field: str | None) -> tuple[str, ...]:
+    return (*fields, vector_field, SEALED_VECTOR) if vector_field else fields
 
 
 def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:

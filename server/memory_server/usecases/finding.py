@@ -20,8 +20,8 @@ from memory_server.usecases.comparing import Near, Neighbour
 from memory_server.usecases.lookup import run_search
 from memory_server.usecases.nearest import nearest_here
 
-DEPTH = 100
-"""Candidates taken from each side before scoring."""
+DEPTH = 40
+"""Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
 _CENTRES = 12
 """How many of the best have what stands around them fetched."""
 _MOST_HERE = 20_000

@@ -244,10 +244,12 @@ def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
     """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
     now = time.time()
     scored = [
-        replace(item, score=_weighed(item, request, now))
+        item
         for item in ranking.score(found.readings, wanted, found.candidates.statistics)
         if item.score or item.vector_score or item.keyword_score
     ]
+    if request.recency_weight or request.priority_weight:
+        scored = [replace(item, score=_weighed(item, request, now)) for item in scored]
     ordered = sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
     best: dict[str, Scored] = {}
     for item in ordered:
