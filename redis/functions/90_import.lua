@@ -88,16 +88,16 @@ do
     return answer({status = 'imported', fates = fates})
   end
 
-  -- rm1_import_agent: give a name the owner ids that it has elsewhere, but for those that are another's here.
+  -- rm1_import_agent: give a name the owner ids that it has elsewhere, but for those that are another's or deleted here.
   -- KEYS: agent, audit, counters, tombstones, then owner:<id> for each. Answer: {status = imported | kept}
   local function import_agent(keys, args)
     local request = cmsgpack.unpack(args[1])
     local found = redis.call('HMGET', keys[1], 'owner', 'owners')
     local owners, added = split(found[2]), {}
     for position, owner in ipairs(request.owners) do
-      local held = redis.call('HGET', keys[4 + position], 'agent')
-      local free = not held and redis.call('SISMEMBER', keys[4], owner) == 0
-      if free or (held == request.agent and not contains(owners, owner)) then added[#added + 1] = owner end
+      local held, deleted = redis.call('HGET', keys[4 + position], 'agent'), redis.call('SISMEMBER', keys[4], owner)
+      local its_own = not held or held == request.agent
+      if its_own and deleted == 0 and not contains(owners, owner) then added[#added + 1] = owner end
     end
     local first = not found[1] and #owners == 0 and request.owner and contains(added, request.owner)
     if #added == 0 then return answer({status = 'kept'}) end
@@ -122,9 +122,9 @@ do
   end
 
   local function refusal(prefix, request, ends, entry, now)
-    local owners = split(redis.call('HGET', prefix .. 'agent:' .. request.from, 'owners'))
+    local from_owner = redis.call('HGET', prefix .. 'agent:' .. request.from, 'owner')
     local to_owner = redis.call('HGET', prefix .. 'agent:' .. request.to, 'owner')
-    if not contains(owners, request.from_owner) or to_owner ~= request.to_owner then return 'other_agents' end
+    if from_owner ~= request.from_owner or to_owner ~= request.to_owner then return 'other_agents' end
     if ends <= now then return 'expired' end
     if lacks_parent(prefix, request, now) then return 'no_parent' end
     return within_caps(entries_of(prefix .. 'granted:' .. request.to, to_owner, now), request.id, entry)

@@ -11,6 +11,8 @@ from memory_server.moving.lines import FORMAT
 
 OWN = FORMAT
 _DOCUMENTS = (mcp_memory_service.FORMAT, chatgpt.FORMAT, claude.FORMAT, mem0.FORMAT)
+_EXPORTS = (".json", ".jsonl")
+"""A single such file is hardly meant as a piece of code."""
 FORMATS = {one.name: one for one in (mcp_memory.FORMAT, *_DOCUMENTS, folder.FORMAT)}
 NAMES = (OWN, *FORMATS)
 
@@ -29,7 +31,7 @@ def detect(path: Path, name: str | None = None) -> tuple[Source, Format | None]:
     if any(one.get("kind") == OWN for one in source.head[:1]):
         return source, None
     found = _of_lines(source) or _of_documents(source)
-    if found is None and folder.FORMAT.matches(source):
+    if found is None and folder.FORMAT.matches(source) and path.suffix.lower() not in _EXPORTS:
         found = folder.FORMAT
     if found is None:
         raise InvalidArgument(f"the format of {path} is not known", hint=f"--format with one of {', '.join(NAMES)}")

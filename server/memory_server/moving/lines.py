@@ -207,3 +207,14 @@ def position(line: AnyLine) -> tuple[int, str]:
         case _:
             key = ""
     return ORDER.index(line.kind), key
+
+
+def schema() -> dict[str, Any]:
+    """Give the JSON Schema of a line, which schemas/export.json holds."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://redis-memory-gpu.invalid/schemas/export.json",
+        "title": "Export line",
+        "description": "A line of an export file; docs/moving-data.md says in which order they come.",
+        **_LINES.json_schema(),
+    }
