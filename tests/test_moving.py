@@ -150,6 +150,20 @@ async def test_without_vectors_they_are_made_anew(
     assert first.read_bytes() == second.read_bytes()
 
 
+async def test_vectors_of_another_model_are_not_taken(
+    shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
+) -> None:
+    file = tmp_path / "all.jsonl"
+    await shell.done("export", file, "--namespace", filled.namespace)
+    header, *rest = lines_of(file)
+    other = rewrite(file, [{**header, "model": "another", "dimension": 7}, *rest])
+    done = await shell.done("import", other, "--namespace", namespace)
+    assert done["notes"] == ["its vectors are of another; all are made anew with all-MiniLM-L6-v2"]
+    assert done["memories"] == {"new": 7}
+    async with server.agent("alice", namespace) as alice:
+        await wait_until(lambda: settled(alice), 60)
+
+
 async def test_every_line_is_as_the_published_schema_says(shell: Shell, filled: Filled, tmp_path: Path) -> None:
     published = json.loads(resource("schemas/export.json").read_text())
     assert published == lines.schema()

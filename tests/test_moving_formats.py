@@ -111,6 +111,23 @@ async def test_what_the_person_says_of_all_of_them_holds(
         assert memory["expires_at"] is not None
 
 
+async def test_foreign_memories_are_encrypted_if_that_is_wished(
+    shell: Shell, here: Server, client: Client, redis: RedisServer, namespace: str, tmp_path: Path
+) -> None:
+    file, options = mem0(tmp_path, 3), ("--agent", "ann", "--namespace", namespace, "--sensitive")
+    keyless = await Shell(redis.url_of(SERVER), key=None).run("import", file, *options)
+    assert keyless.said.startswith("key_missing")
+    public = await shell.run("import", file, *options, "--visibility", "public")
+    assert "cannot be public" in public.said
+    await brought(shell, file, namespace, "--sensitive")
+    async with here.agent("ann", namespace) as ann:
+        memories = (await ann.call("get_agent_memories"))["memories"]
+        assert {memory["content"] for memory in memories} == {sentence(number) for number in range(3)}
+    for memory in memories:
+        kept = await client.hgetall(Keys(namespace).memory(memory["memory_id"]))
+        assert b"content" not in kept
+
+
 async def test_a_conversation_keeps_its_order_and_shows_only_what_was_left_of_it(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
@@ -284,7 +301,7 @@ async def test_an_export_that_is_killed_goes_on_to_the_same_file(some: str, shel
     assert not stopped.exists()
     done = await shell.done("export", stopped, "--namespace", some)
     assert 0 < done["resumed_from"] < 3000
-    assert not part.exists()
+    assert (done["left_out"], part.exists()) == ({}, False)
     assert whole.read_bytes() == stopped.read_bytes()
 
 
@@ -294,6 +311,21 @@ async def test_a_plain_export_that_was_torn_in_a_line_goes_on_too(some: str, she
     stopped.with_name(f"{stopped.name}.{some}.part").write_bytes(whole.read_bytes()[:200_000])
     assert 0 < (await shell.done("export", stopped, "--namespace", some))["resumed_from"] < 3000
     assert whole.read_bytes() == stopped.read_bytes()
+
+
+async def test_going_on_tells_what_the_first_try_left_out(
+    shell: Shell, client: Client, namespace: str, tmp_path: Path
+) -> None:
+    first, file = tmp_path / "first.jsonl", tmp_path / "all.jsonl"
+    await brought(shell, mem0(tmp_path, 9), namespace)
+    await shell.done("export", first, "--namespace", namespace)
+    rows = first.read_bytes().splitlines(keepends=True)
+    part = file.with_name(f"{file.name}.{namespace}.part")
+    part.write_bytes(b"".join([*rows[:3], *rows[4:6]]))  # the second memory was tampered with by then
+    await client.hset(Keys(namespace).memory(json.loads(rows[3])["id"]), "content", "A lie.")
+    told = await shell.run("export", file, "--namespace", namespace, "--json")
+    assert (told.code, told.json["left_out"], told.json["resumed_from"]) == (1, {"tampered": 1}, 3)
+    assert told.json["memories"] == 8
 
 
 async def test_an_unfinished_export_is_not_continued_with_other_options(

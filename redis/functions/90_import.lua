@@ -97,17 +97,20 @@ do
     for position, owner in ipairs(request.owners) do
       local held, deleted = redis.call('HGET', keys[4 + position], 'agent'), redis.call('SISMEMBER', keys[4], owner)
       local its_own = not held or held == request.agent
-      if its_own and deleted == 0 and not contains(owners, owner) then added[#added + 1] = owner end
+      if its_own and deleted == 0 and not contains(owners, owner) then added[owner] = keys[4 + position] end
     end
-    local first = not found[1] and #owners == 0 and request.owner and contains(added, request.owner)
-    if #added == 0 then return answer({status = 'kept'}) end
-    for _, owner in ipairs(added) do
-      owners[#owners + 1] = owner
-      redis.call('HSET', request.prefix .. 'owner:' .. owner, 'agent', request.agent)
+    if not next(added) then return answer({status = 'kept'}) end
+    local first, done = not found[1] and #owners == 0 and added[request.owner or ''], {}
+    for _, owner in ipairs(request.owners) do
+      if added[owner] then
+        owners[#owners + 1] = owner
+        done[#done + 1] = owner
+        redis.call('HSET', added[owner], 'agent', request.agent)
+      end
     end
     redis.call('HSET', keys[1], 'owners', table.concat(owners, '\31'))
     if first then redis.call('HSET', keys[1], 'owner', request.owner) end
-    request.audit.done = added
+    request.audit.done = done
     audit(keys[2], keys[3], tick(keys[3]), request.audit)
     return answer({status = 'imported'})
   end

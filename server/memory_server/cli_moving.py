@@ -62,6 +62,7 @@ def import_(
     priority: Annotated[
         Priority | None, typer.Option(help="Of foreign memories, with its lifetime; else medium, for ever.")
     ] = None,
+    sensitive: Annotated[bool, typer.Option("--sensitive", help="Encrypt foreign memories.")] = False,
     tag: Annotated[list[str] | None, typer.Option(help="Added to foreign memories; may be repeated.")] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out what cannot be read.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
@@ -79,7 +80,7 @@ def import_(
     from memory_server.moving.importing import How, import_path
 
     settings = load_settings(config, data_dir, namespace)
-    how = How(format_name, agent, Wish(visibility, priority, tuple(tag or ())), skip_bad, dry_run)
+    how = How(format_name, agent, Wish(visibility, priority, tuple(tag or ()), sensitive), skip_bad, dry_run)
     started = time.perf_counter()
     with _progress("records", quiet=as_json) as tell:
         done = with_service(settings, lambda service: import_path(service, settings.namespace, path, how, tell))

@@ -68,6 +68,7 @@ class Wish:
     visibility: Visibility = Visibility.PRIVATE
     priority: Priority | None = None
     tags: tuple[str, ...] = ()
+    sensitive: bool = False
 
 
 def foreign_id(format_name: str, agent: str, source_id: str) -> str:
@@ -82,6 +83,7 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
     Raises:
         InvalidArgument: a value is not valid here.
     """
+    checks.check_secrecy(wish.sensitive, wish.visibility)
     now = time.time()
     record = Record(
         id=foreign_id(format_name, principal.agent, said.source_id),
@@ -103,6 +105,7 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
         rev=1,
         model=NO_MODEL,
         metadata=checks.check_metadata(said.metadata, service.settings),
+        codec=SEALED_CODEC if wish.sensitive else "text",
     )
     ttl = lifetime(service, wish.priority, None) if wish.priority else None
     ends = None if said.expires_at is None else to_redis(said.expires_at)

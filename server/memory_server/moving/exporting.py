@@ -14,7 +14,7 @@ from typing import Any
 
 from memory_core.codec import unpack
 from memory_core.connection import Client
-from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
+from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.keyring import framed
 from memory_core.keys import Keys, digest, vector_field
 from memory_core.names import SEPARATOR
@@ -59,11 +59,13 @@ class Exported:
     resumed_from: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
     left_out: Counter[str] = field(default_factory=Counter[str])
+    ids: set[str] = field(default_factory=set[str])
+    """Of the memories that an earlier try wrote."""
 
     @property
     def whole(self) -> bool:
         """Whether nothing failed; what was left out on purpose is no failure."""
-        return not (self.left_out["tampered"] or self.left_out["closed"])
+        return not self.left_out["tampered"]
 
 
 def part_of(file: Path, namespace: str) -> Path:
@@ -128,7 +130,10 @@ def _resume(writer: files.Writer, header: Header, exported: Exported) -> tuple[i
         if not last and line != header.dump():
             raise Conflict("an unfinished export with other options lies there", hint="remove the .part file")
         last = line
-        exported.counts[json.loads(line)["kind"]] += 1
+        said = json.loads(line)
+        exported.counts[said["kind"]] += 1
+        if said["kind"] == "memory":
+            exported.ids.add(said["id"])
     if last:
         after = lines.position(lines.parse(last))
     exported.resumed_from = exported.counts["memory"]
@@ -158,7 +163,7 @@ async def _write(
                 exported.counts[line.kind] += 1
 
     add([header_of(service, what), *agents, *quarantine])
-    async for some, done, total in _memories(service, namespace, what, after, known, exported.left_out):
+    async for some, done, total in _memories(service, namespace, what, after, known, exported):
         add(some)
         if tell:
             tell(done, total)
@@ -197,29 +202,38 @@ async def _agents(service: Service, namespace: str) -> list[AgentLine]:
 
 
 async def _memories(
-    service: Service, namespace: str, what: What, after: tuple[int, str], owners: set[str], left_out: Counter[str]
+    service: Service, namespace: str, what: What, after: tuple[int, str], owners: set[str], exported: Exported
 ) -> AsyncGenerator[tuple[list[MemoryLine], int, int]]:
-    """Give the lines of memories by id, slice by slice, from after a place on; and how many are done, of how many."""
-    keys = Keys(namespace)
-    section = lines.ORDER.index("memory")
-    names = [name for name in await _names(service, keys.memory("")) if (section, name) > after]
+    """Give the lines of memories by id, slice by slice, and how many are done, of how many.
+
+    Of those whose place an earlier try has passed, only why they are not in the file is counted.
+    """
+    keys, section = Keys(namespace), lines.ORDER.index("memory")
+    names = [name for name in await _names(service, keys.memory("")) if name not in exported.ids]
     for start in range(0, len(names), _SLICE):
         refs = [Ref(name) for name in names[start : start + _SLICE]]
-        found = await _load(service, keys, refs, vectors=what.vectors, whole=True)
         some: list[MemoryLine] = []
-        for one in found:
-            reason = _why_not(one, what, owners)
-            if reason:
-                left_out[reason] += 1
-                continue
-            assert isinstance(one, Record)
-            try:
-                some.append(await _line(service, keys, one, what))
-            except MemoryServiceError as error:
-                if error.code == "key_missing":
-                    raise
-                left_out["closed"] += 1
-        yield some, start + len(refs), len(names)
+        for one in await _load(service, keys, refs, vectors=what.vectors, whole=True):
+            passed = "stored meanwhile" if (section, one.id) <= after else None
+            reason = _why_not(one, what, owners) or passed
+            if reason or isinstance(one, Flawed):
+                exported.left_out[reason or ""] += 1
+            else:
+                some += await _lines(service, keys, one, what, exported)
+        yield some, len(exported.ids) + start + len(refs), len(exported.ids) + len(names)
+
+
+async def _lines(service: Service, keys: Keys, one: Record, what: What, exported: Exported) -> list[MemoryLine]:
+    """Give the line of a memory, or none where it is sensitive and was altered or its key destroyed.
+
+    Raises:
+        KeyMissing: it is sensitive, and there is no master key.
+    """
+    try:
+        return [await _line(service, keys, one, what)]
+    except Tampered:
+        exported.left_out["tampered"] += 1
+        return []
 
 
 def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:

@@ -78,6 +78,8 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
         items, notes, caller = _own(service, source), _notes(service, source), None
     else:
         caller = _caller(service, namespace, how)
+        if how.wish.sensitive:
+            await service.vault.check()
         principal = await _owner(service, caller, dry=True)
         items, notes = _of_others(service, source, foreign, principal, how.wish), []
     report = Imported(foreign.name if foreign else OWN, how.dry_run, notes=notes)

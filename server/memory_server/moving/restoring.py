@@ -27,10 +27,9 @@ async def restore_agent(service: Service, namespace: str, line: AgentLine) -> st
             *(keys.owner(owner) for owner in line.owners),
         ],
         repeatable=True,
-        prefix=keys.prefix,
         agent=line.name,
         owner=line.owner,
-        owners=line.owners,
+        owners=list(dict.fromkeys(line.owners)),
         audit=by_itself(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
