@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.names import check_name
 from memory_core.scope import Principal
-from memory_server.auditing.said import by_itself
+from memory_server.auditing.said import Said, by_itself
 from memory_server.moving import lines
 from memory_server.moving.arrivals import Arrival, Wish, from_foreign, from_line
 from memory_server.moving.detecting import OWN, detect
-from memory_server.moving.foreign import Bad, Foreign, Format, Source
+from memory_server.moving.foreign import Bad, Format, Source
 from memory_server.moving.lines import AgentLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.moving.restoring import OP, restore
 from memory_server.moving.writing import FAILURES, Incoming
@@ -72,37 +72,31 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
     """
     source, foreign = detect(path, how.format)
     await service.backend.client()
-    if foreign is None and how.agent is not None:
-        raise InvalidArgument("--agent goes with foreign formats", hint="our own files say whose each memory is")
-    if foreign is None:
-        items, notes, caller = _own(service, source), _notes(service, source), None
-    else:
-        caller = _caller(service, namespace, how)
-        if how.wish.sensitive:
-            await service.vault.check()
-        principal = await _owner(service, caller, dry=True)
-        items, notes = _of_others(service, source, foreign, principal, how.wish), []
-    report = Imported(foreign.name if foreign else OWN, how.dry_run, notes=notes)
-    _look(items, report)
+    whence = await (_Foreign.of(service, namespace, source, foreign, how) if foreign else _own(service, source, how))
+    report = Imported(foreign.name if foreign else OWN, how.dry_run, notes=whence.notes())
+    _look(whence.items(), report)
     if report.bad_records and not how.skip_bad:
         told = "; ".join(report.bad[:3])
         raise InvalidArgument(
             f"{report.bad_records} of {report.read} records cannot be read, so nothing was imported: {told}",
             hint="mend them, or leave them out by --skip-bad",
         )
-    await _bring(service, namespace, source, foreign, caller, how, report, tell)
+    if not how.dry_run:
+        await service.backend.namespace(namespace)
+        await whence.begin()
+    incoming = Incoming(service, namespace, whence.audit, whence.principal, dry=how.dry_run)
+    incoming.fates = report.memories
+    for number, item in enumerate(whence.items(), 1):
+        if isinstance(item, Arrival):
+            await incoming.add(item)
+        elif not isinstance(item, Bad) and not how.dry_run:
+            await incoming.flush()
+            await restore(service, namespace, item, report.others)
+        if tell and (number % _TOLD_EVERY == 0 or number == report.read):
+            tell(number, report.read)
+    await incoming.flush()
+    report.notes += sorted(incoming.warnings)
     return report
-
-
-def _caller(service: Service, namespace: str, how: How) -> Caller:
-    agent = how.agent or service.settings.agent
-    if agent is None:
-        raise InvalidArgument("whose shall these memories be?", hint="say it by --agent NAME")
-    return Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
-
-
-async def _owner(service: Service, caller: Caller, *, dry: bool) -> Principal:
-    return await (resolve if dry else resolve_writer)(service.backend, caller)
 
 
 def _look(items: Iterator[Item], report: Imported) -> None:
@@ -114,50 +108,87 @@ def _look(items: Iterator[Item], report: Imported) -> None:
                 report.bad.append(f"{item.where}: {item.reason}")
 
 
-async def _bring(
-    service: Service,
-    namespace: str,
-    source: Source,
-    foreign: Format | None,
-    caller: Caller | None,
-    how: How,
-    report: Imported,
-    tell: Progress | None,
-) -> None:
-    if not how.dry_run:
-        await service.backend.namespace(namespace)
-    if foreign and caller:
-        principal = await _owner(service, caller, dry=how.dry_run)
-        items = _of_others(service, source, foreign, principal, how.wish)
-        incoming = Incoming(service, namespace, lambda ids: caller.audit(OP, ids), principal)
-    else:
-        items = _own(service, source)
-        incoming = Incoming(service, namespace, lambda ids: by_itself(CONSOLE, OP, ids), None)
-    incoming.dry, incoming.fates = how.dry_run, report.memories
-    for number, item in enumerate(items, 1):
-        if isinstance(item, Arrival):
-            await incoming.add(item)
-        elif not isinstance(item, Bad) and not how.dry_run:
-            await incoming.flush()
-            await restore(service, namespace, item, report.others)
-        if tell and (number % _TOLD_EVERY == 0 or number == report.read):
-            tell(number, report.read)
-    await incoming.flush()
-    report.notes += sorted(incoming.warnings)
+@dataclass(slots=True)
+class _Own:
+    """A file of ours."""
+
+    service: Service
+    source: Source
+    principal: Principal | None = None
+
+    async def begin(self) -> None:
+        """Nothing is to be done before."""
+
+    def audit(self, ids: Sequence[str]) -> Said:
+        """Say that the console did it."""
+        return by_itself(CONSOLE, OP, ids)
+
+    def items(self) -> Iterator[Item]:
+        """Read it."""
+        return _items(self.service, self.source)
+
+    def notes(self) -> list[str]:
+        """Say what a person should know before."""
+        return _notes(self.service, self.source)
 
 
-def _of_others(service: Service, source: Source, foreign: Format, principal: Principal, wish: Wish) -> Iterator[Item]:
-    for found in foreign.read(source):
-        if isinstance(found, Foreign):
+@dataclass(slots=True)
+class _Foreign:
+    """A file of others, whose memories become one agent's; only `begin` gives that an owner id."""
+
+    service: Service
+    source: Source
+    format: Format
+    wish: Wish
+    caller: Caller
+    principal: Principal
+
+    @classmethod
+    async def of(cls, service: Service, namespace: str, source: Source, known: Format, how: How) -> _Foreign:
+        """Look up whose they become.
+
+        Raises:
+            InvalidArgument: nobody's. KeyMissing: they are to be encrypted, and there is no master key.
+        """
+        agent = how.agent or service.settings.agent
+        if agent is None:
+            raise InvalidArgument("whose shall these memories be?", hint="say it by --agent NAME")
+        caller = Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
+        if how.wish.sensitive:
+            await service.vault.check()
+        return cls(service, source, known, how.wish, caller, await resolve(service.backend, caller))
+
+    async def begin(self) -> None:
+        """Give the agent an owner id if it has none."""
+        self.principal = await resolve_writer(self.service.backend, self.caller)
+
+    def audit(self, ids: Sequence[str]) -> Said:
+        """Say that the console did it as the agent."""
+        return self.caller.audit(OP, ids)
+
+    def items(self) -> Iterator[Item]:
+        """Read it."""
+        for found in self.format.read(self.source):
+            if isinstance(found, Bad):
+                yield found
+                continue
             try:
-                yield from_foreign(service, principal, foreign.name, found, wish)
+                yield from_foreign(self.service, self.principal, self.format.name, found, self.wish)
             except MemoryServiceError as error:
                 yield Bad(found.where, error.message)
-        else:
-            yield found
+
+    def notes(self) -> list[str]:
+        """There is nothing to be said."""
+        return []
 
 
-def _own(service: Service, source: Source) -> Iterator[Item]:
+async def _own(service: Service, source: Source, how: How) -> _Own:
+    if how.agent is not None:
+        raise InvalidArgument("--agent goes with foreign formats", hint="our own files say whose each memory is")
+    return _Own(service, source)
+
+
+def _items(service: Service, source: Source) -> Iterator[Item]:
     header: Header | None = None
     counts: Counter[str] = Counter()
     for number, raw in source.lines():

@@ -12,6 +12,7 @@ from memory_core.errors import InvalidArgument, StoreUnavailable
 from memory_core.keys import Keys, digest
 from memory_core.scope import Principal
 from memory_core.times import to_redis
+from memory_core.vectors import Matrix
 from memory_server.auditing.said import Said
 from memory_server.moving.arrivals import Arrival
 from memory_server.service import Service
@@ -35,7 +36,7 @@ class _Ready:
 
     arrival: Arrival
     pieces: Sequence[str]
-    vectors: Any
+    vectors: Matrix | None
 
 
 class Incoming:
@@ -45,13 +46,19 @@ class Incoming:
     """
 
     def __init__(
-        self, service: Service, namespace: str, audit: Callable[[Sequence[str]], Said], principal: Principal | None
+        self,
+        service: Service,
+        namespace: str,
+        audit: Callable[[Sequence[str]], Said],
+        principal: Principal | None = None,
+        *,
+        dry: bool = False,
     ) -> None:
         self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
+        self._dry = dry
         self._waiting: dict[str, Arrival] = {}
         self.fates: Counter[str] = Counter()
         self.warnings: set[str] = set()
-        self.dry = False
 
     async def add(self, arrival: Arrival) -> None:
         """Take a memory, and bring in those that wait if they are enough."""
@@ -71,7 +78,7 @@ class Incoming:
         """
         new = await self._unknown(list(self._waiting.values()))
         self._waiting.clear()
-        if self.dry:
+        if self._dry:
             self.fates["new"] += len(new)
             return
         ready = [await self._cut(arrival) for arrival in new]
@@ -120,13 +127,10 @@ class Incoming:
             self._service.ring(self._keys.namespace)
         for one in written:
             if len(one.pieces) > 1:
-                chore, cut = f"{one.arrival.record.id}:{len(one.pieces)}", self._whole(one)
+                chore = f"{one.arrival.record.id}:{len(one.pieces)}"
+                cut = Cut(one.arrival.record.content, one.pieces, one.vectors)
                 reason = await settle_or_tell(self._service, self._keys.namespace, chore, cut)
                 self.warnings.update([reason] if reason else [])
-
-    @staticmethod
-    def _whole(one: _Ready) -> Cut:
-        return Cut(one.arrival.record.content, one.pieces, one.vectors)
 
     async def _call(self, batch: Sequence[_Ready]) -> dict[str, Any]:
         """Call the Function, again if a data key was replaced in between."""
