@@ -14,6 +14,7 @@ from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
 from memory_server.cli_audit import audit
 from memory_server.cli_keys import keys
+from memory_server.cli_moving import export, import_
 from memory_server.cli_reports import add_reports
 from memory_server.cli_trust import integrity, purge, quarantine
 from memory_server.console import AsJson, Config, DataDir
@@ -29,6 +30,8 @@ app.add_typer(integrity, name="integrity")
 app.command()(purge)
 app.add_typer(audit, name="audit")
 add_reports(app)
+app.command()(export)
+app.command("import")(import_)
 
 
 @app.command()

@@ -49,7 +49,13 @@ def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) 
         from memory_server.service import Service
 
         service = Service(settings)
-        return await _connected(service.backend, lambda: action(service))
+
+        async def act() -> T:
+            result = await action(service)
+            await service.drained()
+            return result
+
+        return await _connected(service.backend, act)
 
     return asyncio.run(run())
 

@@ -116,6 +116,10 @@ class Service:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
+    async def drained(self) -> None:
+        """Wait for what was to be done in a moment, before a process ends that has no background work."""
+        await asyncio.gather(*self._running)
+
     async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float) -> None:
         await asyncio.sleep(seconds)
         self._due.discard(key)
