@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import sys
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memory_core import logs
 from memory_core.connection import redis_url
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
 from memory_core.keyring import load_keyring
@@ -51,9 +51,7 @@ def serve(
     """Embed what the memory servers store and ask, until stopped by SIGTERM or Ctrl-C."""
     parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid()) if exit_with_parent else None
     settings = Settings.load(config, redis_url=redis, gpu={"preferred_device": device} if device else None)
-    logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     url = redis_url(settings)
     if url is None:
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
