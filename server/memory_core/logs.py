@@ -43,7 +43,7 @@ class _Text(logging.Formatter):
         request = request_id.get()
         return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
 
-    def formatException(self, ei: _ExcInfo) -> str:  # noqa: N802 - the library's name
+    def formatException(self, ei: _ExcInfo) -> str:
         """Tell an exception and its causes."""
         return "\n".join(f"  {line}" for line in _told(ei[1], self._messages))
 

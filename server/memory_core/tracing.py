@@ -68,7 +68,7 @@ def start(settings: Settings, service: str, version: str) -> None:
 
 def use(processor: Any, service: str, version: str) -> None:
     """Trace into a span processor of OpenTelemetry."""
-    global _tracer, _provider, _api, _propagator  # noqa: PLW0603
+    global _tracer, _provider, _api, _propagator
     sdk = importlib.import_module("opentelemetry.sdk.trace")
     resources = importlib.import_module("opentelemetry.sdk.resources")
     propagation = importlib.import_module("opentelemetry.trace.propagation.tracecontext")
@@ -81,7 +81,7 @@ def use(processor: Any, service: str, version: str) -> None:
 
 def stop() -> None:
     """Send what is left and trace no more."""
-    global _tracer, _provider  # noqa: PLW0603
+    global _tracer, _provider
     provider, _tracer, _provider = _provider, None, None
     if provider is not None:
         provider.force_flush(_FLUSH_MS)
@@ -89,8 +89,11 @@ def stop() -> None:
 
 
 def span(name: str, *, server: bool = False, **attributes: Value) -> AbstractContextManager[Any]:
-    """Make a span of what runs within, under the one in hand. It ends as failed by an exception, of which it tells none."""
-    if _tracer is None:
+    """Make a span of what runs within, under the one in hand; without one only a `server`'s begins a trace.
+
+    Of an exception it tells nothing.
+    """
+    if _tracer is None or not (server or _api.get_current_span().get_span_context().is_valid):
         return _off
     kind = _api.SpanKind.SERVER if server else _api.SpanKind.INTERNAL
     return _tracer.start_as_current_span(
@@ -99,7 +102,7 @@ def span(name: str, *, server: bool = False, **attributes: Value) -> AbstractCon
 
 
 def carrier() -> str:
-    """Give the trace in hand as a message carries it (a W3C `traceparent`); empty when there is none, or is not kept."""
+    """Give the trace in hand as a message carries it, a W3C `traceparent`; empty when none is kept."""
     if _tracer is None or not _api.get_current_span().get_span_context().trace_flags.sampled:
         return ""
     carried: dict[str, str] = {}

@@ -18,6 +18,7 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
 from mcp.server.context import ServerRequestContext
 
+from memory_core import tracing
 from memory_core.access import Access, Scope
 from memory_core.errors import MemoryServiceError, Unauthenticated
 from memory_core.logs import request_id
@@ -86,13 +87,17 @@ class Gate:
         call, started = Call(op, named), time.perf_counter()
         mark, request = in_hand.set(call), request_id.set(next(_request_ids))
         try:
-            yield call
-        except MemoryServiceError as error:
-            call.outcome = error.code
-            raise
-        except Exception:
-            call.outcome = MemoryServiceError.code
-            raise
+            with tracing.span(op, server=True) as span:
+                try:
+                    yield call
+                except MemoryServiceError as error:
+                    call.outcome = error.code
+                    raise
+                except Exception:
+                    call.outcome = MemoryServiceError.code
+                    raise
+                finally:
+                    span.set_attribute("outcome", call.outcome)
         finally:
             in_hand.reset(mark)
             self._ended(call, time.perf_counter() - started)

@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
+from memory_core.histogram import Histogram
 from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
@@ -24,7 +25,7 @@ from memory_server.caching import Asker
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
-from memory_server.metrics.figures import Figures, Histogram
+from memory_server.metrics.figures import Figures
 from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles

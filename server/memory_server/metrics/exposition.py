@@ -20,7 +20,8 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from memory_server.metrics.figures import BOUNDS, Figures, Histogram
+from memory_core.histogram import Histogram
+from memory_server.metrics.figures import Figures
 from memory_server.metrics.stock import Stock
 from memory_server.service import Service
 
@@ -124,22 +125,12 @@ def _gauges(name: str, said: str, label: str, values: Mapping[str, int]) -> Metr
 
 def _histogram(name: str, said: str, histogram: Histogram) -> Metric:
     family = HistogramMetricFamily(PREFIX + name, said)
-    family.add_metric((), _buckets(histogram), histogram.total)
+    family.add_metric((), histogram.buckets(), histogram.total)
     return family
 
 
 def _histograms(name: str, said: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
     family = HistogramMetricFamily(PREFIX + name, said, labels=(label,))
     for value, histogram in histograms.items():
-        family.add_metric((value,), _buckets(histogram), histogram.total)
+        family.add_metric((value,), histogram.buckets(), histogram.total)
     return family
-
-
-def _buckets(histogram: Histogram) -> list[tuple[str, float]]:
-    """Give the counts as Prometheus has them: each with all below it."""
-    bounds, below = (*map(str, BOUNDS), "+Inf"), 0.0
-    found: list[tuple[str, float]] = []
-    for bound, count in zip(bounds, histogram.counts, strict=True):
-        below += count
-        found.append((bound, below))
-    return found
