@@ -15,8 +15,9 @@ from memory_core.errors import InvalidArgument, NotSupported
 from memory_embedder.nvml import gpu_names
 from memory_embedder.rocm import amd_gpus
 
-_VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-"""What the engines look at; ROCm's Torch at the second, which wins there."""
+_CUDA, _HIP = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
+_ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Else CUDA counts the fastest first, and the driver does not."""
 _held: list[int] = []
 """Descriptors that must not be closed."""
 
@@ -35,7 +36,7 @@ def take_turn(folder: Path, gpus: int, environ: MutableMapping[str, str] = os.en
     """
     for number in range(gpus):
         if _take(folder / f"gpu-{number}.lock"):
-            environ.update(dict.fromkeys(_VISIBLE, str(number)))
+            environ.update({_CUDA: str(number), _HIP: str(number), **_ORDER})
             return number
     raise NotSupported(
         f"all {gpus} GPUs of this machine have a sidecar" if gpus else "no GPU is to be seen",

@@ -45,14 +45,14 @@ def wanted(settings: Settings) -> bool:
     return settings.observe.traces is not None or any(os.environ.get(name) for name in _ENDPOINTS)
 
 
-def start(settings: Settings, service: str, version: str) -> None:
-    """Begin to trace if a collector is named. Takes a moment, for its imports.
+def start(settings: Settings, service: str, version: str) -> bool:
+    """Begin to trace if a collector is named; whether that was done, and is to be stopped. Takes a moment, for imports.
 
     Raises:
         NotSupported: our own setting names one, and the packages are missing.
     """
-    if not wanted(settings):
-        return
+    if not wanted(settings) or _tracer is not None:
+        return False
     try:
         exporting = importlib.import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
         sending = importlib.import_module("opentelemetry.sdk.trace.export")
@@ -60,10 +60,11 @@ def start(settings: Settings, service: str, version: str) -> None:
         if settings.observe.traces is not None:
             raise NotSupported("observe.traces needs OpenTelemetry, which is not installed", hint=_HINT) from error
         log.warning("nothing is traced: OpenTelemetry is not installed; %s", _HINT)
-        return
+        return False
     url = settings.observe.traces
     exporter = exporting.OTLPSpanExporter(endpoint=_traces_url(url)) if url else exporting.OTLPSpanExporter()
     use(sending.BatchSpanProcessor(exporter), service, version)
+    return True
 
 
 def use(processor: Any, service: str, version: str) -> None:

@@ -91,8 +91,9 @@ class Runtime:
             wait.cancel()
         if leaving.is_set():
             return
+        traced = False
         try:
-            await asyncio.to_thread(tracing.start, self.settings, "redis-memory", version("redis-memory-gpu"))
+            traced = await asyncio.to_thread(tracing.start, self.settings, "redis-memory", version("redis-memory-gpu"))
             for module in _HEAVY:
                 await asyncio.to_thread(importlib.import_module, module)
             from memory_server.service import Service
@@ -108,4 +109,5 @@ class Runtime:
             if not self._service.done():
                 self._service.set_exception(error)
         finally:
-            await asyncio.to_thread(tracing.stop)
+            if traced:
+                await asyncio.to_thread(tracing.stop)
