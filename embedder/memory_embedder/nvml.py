@@ -35,7 +35,7 @@ class GpuReader:
         memory = _ask(library.nvmlDeviceGetMemoryInfo, handle)
         rates = _ask(library.nvmlDeviceGetUtilizationRates, handle)
         degrees = _ask(library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU)
-        milliwatts = _ask(getattr(library, "nvmlDeviceGetPowerUsage", None), handle)
+        milliwatts = _ask(library.nvmlDeviceGetPowerUsage, handle)
         return GpuReading(
             memory_used=None if memory is None else int(memory.used),
             memory_total=None if memory is None else int(memory.total),
