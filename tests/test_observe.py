@@ -3,42 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
-import logging
 import os
 import re
 import sys
-from collections.abc import AsyncGenerator, Generator
-from dataclasses import dataclass
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import jsonschema
+import observe_fixtures
 import pytest
-import pytest_asyncio
 import yaml
 from auth_helpers import issued
 from embedder_fixtures import wait_until
 from mcp import Client as McpClient
 from mcp.client.stdio import StdioServerParameters, stdio_client
-from otlp import Collector, Span, collecting
+from observe_fixtures import Watched, get, samples, value
+from otlp import Collector, Span
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
-from settings_fixtures import free_port
-from stack import Agent, Refused, Stack, in_own_task, serving, whole_stack
+from stack import Agent, Refused, serving
 
-from memory_core import logs, tracing
+from memory_core import tracing
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.keys import Keys, asks
 from memory_core.settings import Settings
-from memory_embedder import rocm
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.metrics import serving_metrics
 from memory_embedder.sidecar import Sidecar
 from memory_server.auditing import recorder
-from memory_server.metrics import stock
 
 ROOT = Path(__file__).parents[1]
 OPERATIONS = ROOT / "docs/operations"
@@ -46,49 +41,7 @@ CANARY = "hunter2-canary"
 NAMES_IN_EXPRESSION = re.compile(r"\b(?:memory_(?:server|embedder)_|process_)[a-z0-9_]+")
 GPU = {f"memory_embedder_gpu_{name}" for name in
        ("utilisation", "memory_used_bytes", "memory_bytes", "temperature_celsius", "power_watts")}  # fmt: skip
-Samples = dict[str, list[tuple[dict[str, str], float]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """A stack that tells metrics and traces."""
-
-    stack: Stack
-    collector: Collector
-    embedder_metrics: str
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Watched]:
-    port, folder = free_port(), tmp_path_factory.mktemp("watched")
-    with collecting() as (collector, url), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-        patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        stack = whole_stack(folder, "--metrics-port", str(port), embed_wait_seconds=15.0, observe={"traces": url})
-        patch.setattr(stock, "KEEP_SECONDS", 0.0)
-        async with in_own_task(stack) as running:
-            for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_SCHEDULE_DELAY"):
-                patch.delenv(name)  # other tests start servers meanwhile
-            yield Watched(running, collector, f"http://127.0.0.1:{port}/metrics")
-
-
-async def get(url: str, **headers: str) -> httpx2.Response:
-    async with httpx2.AsyncClient(headers=headers) as client:
-        return await client.get(url)
-
-
-async def samples(url: str) -> Samples:
-    """What a scrape gives, by name."""
-    found: Samples = {}
-    for family in parse((await get(url)).text):
-        for sample in family.samples:
-            found.setdefault(sample.name, []).append((sample.labels, sample.value))
-    return found
-
-
-def value(found: Samples, name: str, /, **labels: str) -> float:
-    """One sample; 0 if there is none yet."""
-    return sum(number for those, number in found.get(name, ()) if labels.items() <= those.items())
+watched = observe_fixtures.watched
 
 
 # Metrics of the server
@@ -247,32 +200,6 @@ async def test_a_taken_metrics_port_is_said_to_be_so(watched: Watched) -> None:
         pass
 
 
-def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of Linux's amdgpu driver, made by hand: no such GPU was at hand."""
-    for card, vendor in (("card0", "0x8086"), ("card1", "0x1002"), ("card2", "0x1002")):
-        bus = tmp_path / "bus" / f"0000:0{card[-1]}:00.0"
-        (bus / "hwmon/hwmon3").mkdir(parents=True)
-        (bus / "vendor").write_text(f"{vendor}\n")
-        (tmp_path / "drm" / card).mkdir(parents=True)
-        (tmp_path / "drm" / card / "device").symlink_to(bus)
-    (tmp_path / "drm" / "card1-DP-1").mkdir()
-    second = tmp_path / "drm/card2/device"
-    files = {"gpu_busy_percent": "37", "mem_info_vram_used": "1024", "mem_info_vram_total": "4096"}
-    files |= {"hwmon/hwmon3/temp1_input": "61000", "hwmon/hwmon3/power1_average": "250000000"}
-    for name, content in files.items():
-        (second / name).write_text(f"{content}\n")
-    reader = rocm.open_reader("rocm:1", tmp_path / "drm")
-    assert reader is not None
-    assert reader.read() == rocm.GpuReading(1024, 4096, 0.37, 61.0, 250.0)
-    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
-    shown = rocm.open_reader("cuda:0", tmp_path / "drm")
-    assert shown is not None
-    assert shown.read().power == 250.0
-    assert rocm.open_reader("rocm:1", tmp_path / "drm") is None
-    assert rocm.open_reader("cpu", tmp_path / "drm") is None
-    assert len(rocm.amd_gpus(tmp_path / "drm")) == 2
-
-
 # The files for Prometheus and Grafana
 
 
@@ -421,38 +348,6 @@ def _line(spans: list[Span], name: str) -> Generator[Span]:
 
 
 # Logs
-
-
-@pytest.fixture
-def restored() -> Generator[None]:
-    """Puts back how the tests log."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    for handler in handlers:
-        root.removeHandler(handler)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
-@pytest.mark.usefixtures("restored")
-@pytest.mark.parametrize("form", ["text", "json"])
-def test_what_an_exception_says_is_not_logged_unless_debugging(form: logs.Format) -> None:
-    said, at_length = io.StringIO(), io.StringIO()
-    for level, stream in (("INFO", said), ("DEBUG", at_length)):
-        logs.configure(level, form, stream=stream)
-        try:
-            try:
-                raise ValueError(f"inner {CANARY}")
-            except ValueError as error:
-                raise InvalidArgument(f"outer {CANARY}") from error
-        except InvalidArgument:
-            logging.getLogger("x").exception("a tool failed")
-    assert CANARY not in said.getvalue()
-    assert "InvalidArgument" in said.getvalue()
-    assert "ValueError" in said.getvalue()
-    assert "test_observe.py" in said.getvalue()
-    assert f"inner {CANARY}" in at_length.getvalue()
 
 
 async def test_a_server_logs_json_with_the_request_and_without_content(
