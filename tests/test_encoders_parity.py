@@ -217,10 +217,15 @@ class FakeNvml(SimpleNamespace):
             raise RuntimeError("Not Supported")
         return 61 + sensor
 
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle == 0:
+            raise RuntimeError("Not Supported")
+        return 312_500
+
 
 def test_the_gpu_that_computes_is_the_one_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    full = GpuReading(memory_used=2 << 30, memory_total=80 << 30, utilisation=0.37, temperature=61.0)
+    full = GpuReading(memory_used=2 << 30, memory_total=80 << 30, utilisation=0.37, temperature=61.0, power=312.5)
     assert _read("cuda:1") == full
     assert _read("cuda:0") == GpuReading(memory_used=1 << 30, memory_total=80 << 30)
     for visible in ("1", "1,0", "GPU-b"):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
 
-from memory_core import keys
+from memory_core import keys, tracing
 from memory_core.connection import Client
 from memory_core.sealing import Transports
 from memory_core.streams import Ask, BadMessage, Fields, Reply
@@ -31,12 +31,16 @@ _REPLY_PREFIX = keys.reply("")[:-1]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """An ask that can be answered, with the tokens of its texts; `stream` and `entry` are where it came from."""
+    """An ask that can be answered, with the tokens of its texts.
+
+    `stream` and `entry` are where it came from, `since` is when, for its trace.
+    """
 
     stream: str
     entry: bytes
     ask: Ask
     tokens: Tokens
+    since: int = 0
 
     @property
     def has_expired(self) -> bool:
@@ -65,6 +69,7 @@ class AskDesk:
         self._held: set[tuple[str, bytes]] = set()
         self._room = asyncio.Event()
         self._arrived = arrived
+        self.outcomes: Counter[str] = Counter({"answered": 0, "refused": 0, "expired": 0})
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -95,16 +100,20 @@ class AskDesk:
         self._room.set()
         for question in picked:
             if question.has_expired:
+                self.outcomes["expired"] += 1
                 self._drop(question.stream, question.entry)
         return [question for question in picked if not question.has_expired]
 
     def answer(self, question: Question, vectors: Matrix) -> None:
         """Send vectors, shape (texts, dimension)."""
         dimension = self._encoder.dimension
+        tracing.told("embed_ask", question.ask.trace, question.since, texts=len(question.ask.texts))
+        self.outcomes["answered"] += 1
         self._reply(question.stream, question.entry, question.ask, dimension=dimension, vectors=to_bytes(vectors))
 
     def refuse(self, question: Question, error: str) -> None:
         """Send the reason why there are no vectors."""
+        self.outcomes["refused"] += 1
         self._reply(question.stream, question.entry, question.ask, error=error)
 
     async def _take_in(self, stream: str, found: list[groups.Entry]) -> None:
@@ -119,16 +128,20 @@ class AskDesk:
             _log.warning("an ask on %s is dropped: %s", stream, type(error).__name__)
             self._drop(stream, entry)
             return
+        since = tracing.now() if ask.trace else 0
         if refusal := self._refusal(ask):
+            self.outcomes["refused"] += 1
             self._reply(stream, entry, ask, error=refusal)
             return
         try:
             tokens = await asyncio.to_thread(self._encoder.tokenise, list(ask.texts))
         except Exception as error:  # whatever the tokenizer raises
+            self.outcomes["refused"] += 1
             self._reply(stream, entry, ask, error=f"embedding_failed: {type(error).__name__}")
             return
-        question = Question(stream, entry, ask, tokens)
+        question = Question(stream, entry, ask, tokens, since)
         if question.has_expired:
+            self.outcomes["expired"] += 1
             self._drop(stream, entry)
             return
         self._waiting.append(question)

@@ -22,13 +22,17 @@ SUSPECT_DELIVERIES = 3
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Work:
-    """One job with its token ids; `deliveries` counts this one. A sensitive text's vector goes under its `lock`."""
+    """One job with its token ids; `deliveries` counts this one. A sensitive text's vector goes under its `lock`.
+
+    `since` is when it was taken, for its trace.
+    """
 
     names: Keys
     job: Job
     row: TokenIds
     deliveries: int = 1
     lock: Lock | None = None
+    since: int = 0
 
     @property
     def is_suspect(self) -> bool:

@@ -8,24 +8,28 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memory_core import logs, tracing
 from memory_core.connection import redis_url
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
 from memory_core.keyring import load_keyring
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_embedder.backends import Backend, load_encoder
+from memory_embedder.gpu_turns import count_gpus, take_turn
 from memory_embedder.wanted import Hint, Wanted
 
 if TYPE_CHECKING:
     from memory_embedder.encoder import Encoder
-    from memory_embedder.sidecar import Options
+    from memory_embedder.sidecar import Options, Sidecar
 
+_log = logging.getLogger(__name__)
 EXIT_CONFIGURATION = 78
 """EX_CONFIG of sysexits.h: starting again without changing something is of no use."""
 EXIT_FAILURE = 1
@@ -47,23 +51,32 @@ def serve(
     engine_cache: Annotated[Path | None, typer.Option(help="Folder for TensorRT's engines; not used without.")] = None,
     lease: Annotated[float, typer.Option(min=0.1, help="Seconds after which others take a job over.")] = 10.0,
     exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
+    metrics_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics; none by default.")
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, open to all who reach it.")] = "127.0.0.1",
+    gpu_turns: Annotated[
+        Path | None, typer.Option(help="Folder by which sidecars of one machine take a GPU each.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
 ) -> None:
     """Embed what the memory servers store and ask, until stopped by SIGTERM or Ctrl-C."""
     parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid()) if exit_with_parent else None
     settings = Settings.load(config, redis_url=redis, gpu={"preferred_device": device} if device else None)
-    logging.basicConfig(
-        stream=sys.stderr, level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logs.configure(settings.log_level, settings.log_format)
     url = redis_url(settings)
     if url is None:
         raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
+    if gpu_turns is not None:
+        take_turn(gpu_turns, count_gpus())
     name = model or settings.vector_store.embedding_model
     encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
     from memory_embedder.sidecar import Options
 
-    transports = Transports(load_keyring(settings).transports)
-    _run(_serve(url, encoder, Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes), parent, transports))
+    tracing.start(settings, "redis-memory-embedder", version("redis-memory-gpu"))
+    place = None if metrics_port is None else (metrics_host, metrics_port)
+    options = Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes)
+    _run(_serve(url, encoder, options, parent, Transports(load_keyring(settings).transports), place))
 
 
 def main() -> None:
@@ -82,7 +95,14 @@ def exit_code(error: MemoryServiceError) -> int:
     return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
 
 
-async def _serve(url: str, encoder: Encoder, options: Options, parent: int | None, transports: Transports) -> None:
+async def _serve(
+    url: str,
+    encoder: Encoder,
+    options: Options,
+    parent: int | None,
+    transports: Transports,
+    metrics: tuple[str, int] | None,
+) -> None:
     from memory_embedder.sidecar import Sidecar
 
     sidecar = Sidecar(url, encoder, options, transports)
@@ -91,10 +111,25 @@ async def _serve(url: str, encoder: Encoder, options: Options, parent: int | Non
         loop.add_signal_handler(number, sidecar.stop)
     watcher = asyncio.create_task(_watch_parent(parent, sidecar.stop)) if parent else None
     try:
-        await sidecar.run()
+        with _telling(sidecar, metrics):
+            await sidecar.run()
     finally:
         if watcher:
             watcher.cancel()
+        await asyncio.to_thread(tracing.stop)
+
+
+@contextlib.contextmanager
+def _telling(sidecar: Sidecar, place: tuple[str, int] | None) -> Generator[None]:
+    """Serve metrics at a place, if one is named."""
+    if place is None:
+        yield
+        return
+    from memory_embedder.metrics import serving_metrics
+
+    with serving_metrics(sidecar, *place) as port:
+        _log.info("metrics are at http://%s:%d/metrics", place[0], port)
+        yield
 
 
 async def _watch_parent(parent: int, stop: Callable[[], None]) -> None:

@@ -44,6 +44,7 @@ class Engine:
         self._jobs = jobs
         self._load = load
         self._arrived = arrived
+        self.halvings = self.failures = 0
 
     async def warm_up(self) -> None:
         """Do the first, slow inferences before anybody waits, and measure the speed.
@@ -121,6 +122,7 @@ class Engine:
         except Exception as error:  # whatever the engine raises
             if len(rows) == 1:
                 return [await self._failure(error)]
+            self.halvings += 1
             middle = len(rows) // 2
             return await self._infer_each(rows[:middle]) + await self._infer_each(rows[middle:])
         padded = len(rows) * max(tokens.lengths)
@@ -137,6 +139,7 @@ class Engine:
             await asyncio.to_thread(lambda: self._encoder.infer(self._encoder.tokenise([_CANARY])))
         except Exception as broken:
             raise _broken(broken) from broken
+        self.failures += 1
         _log.warning("a text cannot be embedded: %s", type(error).__name__)
         return Failure(type(error).__name__)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from memory_core import functions, keys
+from memory_core import functions, keys, tracing
 from memory_core.connection import Client
 from memory_core.errors import Tampered
 from memory_core.keys import Keys
@@ -28,6 +28,8 @@ from memory_embedder.outbox import Outbox
 _log = logging.getLogger(__name__)
 COMMIT_AT_ONCE = 8
 """Each vector is a graph insertion on Redis's one thread; more in one call would stall everybody else."""
+VERDICTS = ("ok", "gone", "stale", "bad_vector", "buried")
+"""What can come of a job."""
 _READ_AT_ONCE = 512
 _LOOK_AT_ONCE = 256
 _MOST_FOREIGN = 100_000
@@ -42,6 +44,7 @@ class _Taken:
     text: str
     deliveries: int
     lock: Lock | None
+    since: int
 
 
 class JobDesk:
@@ -68,6 +71,7 @@ class JobDesk:
         self.backlog = Backlog()
         self._arrived = arrived
         self.has_room = asyncio.Event()
+        self.verdicts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
 
     async def read(self, names: Keys) -> bool:
         """Take new jobs of a namespace, as many as there is room for; False when it has no more."""
@@ -143,7 +147,7 @@ class JobDesk:
             if problem:
                 self.fail(Work(names, job, _NO_TOKENS, deliveries), problem)
             else:
-                taken.append(_Taken(job, text, deliveries, lock))
+                taken.append(_Taken(job, text, deliveries, lock, tracing.now() if job.trace else 0))
         if taken:
             await self._tokenise(names, taken)
 
@@ -165,7 +169,7 @@ class JobDesk:
         works: list[Work] = []
         for one, row in zip(taken, tokens.rows, strict=True):
             self.holdings.add(names.jobs, one.job.entry.encode(), len(row), one.deliveries)
-            works.append(Work(names, one.job, row, one.deliveries, one.lock))
+            works.append(Work(names, one.job, row, one.deliveries, one.lock, one.since))
         self.backlog.add(works)
         self._arrived.set()
 
@@ -191,6 +195,7 @@ class JobDesk:
 
     async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
         pieces = [names.piece(work.job.memory_id, work.job.piece) for work, _ in pairs]
+        since = tracing.now()
         answer = await functions.call(
             self._client,
             "rm1_commit",
@@ -200,6 +205,9 @@ class JobDesk:
             items=[self._item(work, vector) for work, vector in pairs],
         )
         for (work, _), verdict in zip(pairs, answer["verdicts"], strict=True):
+            self.verdicts[verdict] += 1
+            above = tracing.told("embed_job", work.job.trace, work.since, verdict=verdict, delivery=work.deliveries)
+            tracing.told("rm1_commit", above, since, vectors=len(pairs))
             if verdict == "bad_vector":
                 await self._bury(work, "the vector was refused")
             else:
@@ -239,6 +247,7 @@ class JobDesk:
             rev=rev,
             error=reason,
         )
+        self.verdicts["buried"] += 1
 
     def _forget(self, work: Work) -> None:
         self.holdings.drop(work.names.jobs, work.job.entry.encode())

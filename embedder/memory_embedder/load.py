@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
+from memory_core.histogram import Histogram
 from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
 
 BATCH_SECONDS = 0.1
@@ -16,6 +17,7 @@ HOLD_SECONDS = 2.0
 """How much work is taken from the streams at once; the rest is left to other sidecars."""
 _LEARNING = 0.3
 _WINDOW = 10.0
+_TEXTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
 
 class Load:
@@ -25,6 +27,8 @@ class Load:
         self.tokens_per_second = tokens_per_second
         self.texts_total = 0
         self.asks_total = 0
+        self.batch_texts = Histogram(_TEXTS)
+        self.inference_seconds = Histogram()
         self._done: deque[tuple[float, int]] = deque()
         self._asked_at = -ASKED_SECONDS
 
@@ -50,11 +54,14 @@ class Load:
         weight = _LEARNING * min(1.0, tokens / self.budget)
         self.tokens_per_second += weight * (tokens / max(seconds, 1e-6) - self.tokens_per_second)
         self.texts_total += texts
-        self._done.append((time.monotonic(), texts))
+        self.batch_texts.add(texts)
+        self.inference_seconds.add(seconds)
+        now = time.monotonic()
+        self._done.append((now, texts))
+        while self._done[0][0] < now - _WINDOW:
+            self._done.popleft()
 
     def texts_per_second(self) -> float:
-        """Texts a second over the last ten seconds."""
-        now = time.monotonic()
-        while self._done and self._done[0][0] < now - _WINDOW:
-            self._done.popleft()
-        return sum(texts for _, texts in self._done) / _WINDOW
+        """Texts a second over the last ten seconds; any thread may ask."""
+        since = time.monotonic() - _WINDOW
+        return sum(texts for at, texts in tuple(self._done) if at >= since) / _WINDOW

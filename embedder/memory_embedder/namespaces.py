@@ -38,6 +38,11 @@ class Namespaces:
         """Why namespaces are left to other sidecars; empty when none is."""
         return "; ".join(self._refused.values())
 
+    @property
+    def refused(self) -> int:
+        """How many namespaces are left to other sidecars."""
+        return len(self._refused)
+
     async def check_all(self) -> None:
         """Check every known namespace.
 

@@ -1,4 +1,4 @@
-"""Reads an NVIDIA GPU's memory, load and temperature for the heartbeat; without one there is nothing to read."""
+"""Reads an NVIDIA GPU's memory, load, temperature and power; without one there is nothing to read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """Memory in bytes, `utilisation` from 0 to 1, temperature in °C; None where the driver does not say."""
+    """Memory in bytes, `utilisation` from 0 to 1, `temperature` in °C, `power` in watts.
+
+    None is what the driver does not say.
+    """
 
     memory_used: int | None = None
     memory_total: int | None = None
     utilisation: float | None = None
     temperature: float | None = None
+    power: float | None = None
 
 
 class GpuReader:
@@ -31,11 +35,13 @@ class GpuReader:
         memory = _ask(library.nvmlDeviceGetMemoryInfo, handle)
         rates = _ask(library.nvmlDeviceGetUtilizationRates, handle)
         degrees = _ask(library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU)
+        milliwatts = _ask(library.nvmlDeviceGetPowerUsage, handle)
         return GpuReading(
             memory_used=None if memory is None else int(memory.used),
             memory_total=None if memory is None else int(memory.total),
             utilisation=None if rates is None else rates.gpu / 100,
             temperature=None if degrees is None else float(degrees),
+            power=None if milliwatts is None else milliwatts / 1000,
         )
 
 

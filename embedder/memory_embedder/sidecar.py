@@ -22,7 +22,7 @@ from memory_core.ids import new_id
 from memory_core.sealing import Transports
 from memory_core.sidecars import SidecarStatus
 from memory_core.streams import entries
-from memory_embedder import groups
+from memory_embedder import groups, rocm
 from memory_embedder.asks import AskDesk
 from memory_embedder.backlog import Holdings
 from memory_embedder.bulk.service import BulkDesk
@@ -71,23 +71,23 @@ class Sidecar:
         self._client = connect(url, timeout=5.0)
         self._encoder = encoder
         self._transports = transports or Transports()
-        self._load = Load()
+        self.load = Load()
         self._stopping = asyncio.Event()
         self._readers_done = asyncio.Event()
         self._arrived = asyncio.Event()
         self._replies = Outbox("replies", self._stopping)
         self._commits = Outbox("commits", self._stopping)
         self._namespaces = Namespaces(self._client, encoder)
-        held = Holdings(self._load)
-        self._asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived, self._transports)
-        self._jobs = JobDesk(self._client, encoder, held, self._commits, self.id, self._arrived, self._transports)
+        held = Holdings(self.load)
+        self.asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived, self._transports)
+        self.jobs = JobDesk(self._client, encoder, held, self._commits, self.id, self._arrived, self._transports)
         self._bulk: BulkDesk | None = None
         if self._options.bulk_bytes:
             self._bulk = BulkDesk(
                 self._client, encoder, self._replies, self.id, self._options.bulk_bytes, self._transports
             )
-        self._engine = Engine(encoder, self._asks, self._jobs, self._load, self._arrived)
-        self._gpu = open_reader(encoder.device)
+        self.engine = Engine(encoder, self.asks, self.jobs, self.load, self._arrived)
+        self._gpu = open_reader(encoder.device) or rocm.open_reader(encoder.device)
         self._state = "starting"
         self._started_at = time.time()
         self._bells: dict[int, bytes] = {}
@@ -117,13 +117,27 @@ class Sidecar:
         """End `run` after the present micro-batch."""
         self._state = "stopping"
         self._stopping.set()
-        for event in (self._arrived, self._namespaces.changed, self._jobs.has_room):
+        for event in (self._arrived, self._namespaces.changed, self.jobs.has_room):
             event.set()
+
+    @property
+    def fallback(self) -> str:
+        """Why another device than the wanted one computes; empty if that one does."""
+        return self._encoder.fallback
+
+    @property
+    def refused(self) -> int:
+        """How many namespaces are left to sidecars of another model."""
+        return self._namespaces.refused
+
+    def read_gpu(self) -> GpuReading | None:
+        """Read the GPU that computes, if one does."""
+        return self._gpu.read() if self._gpu else None
 
     def status(self) -> SidecarStatus:
         """Describe this sidecar as its heartbeat does."""
         encoder = self._encoder
-        usage = self._gpu.read() if self._gpu else _process_usage()
+        usage = self.read_gpu() or _process_usage()
         return SidecarStatus(
             id=self.id,
             host=socket.gethostname(),
@@ -139,11 +153,12 @@ class Sidecar:
             memory_total=usage.memory_total,
             utilisation=usage.utilisation,
             temperature=usage.temperature,
-            batch_tokens=self._load.budget,
-            texts_per_second=round(self._load.texts_per_second(), 1),
-            texts_total=self._load.texts_total,
-            asks_total=self._load.asks_total,
-            queue_depth=max(self._namespaces.queue_depth, len(self._jobs.holdings)),
+            power=usage.power,
+            batch_tokens=self.load.budget,
+            texts_per_second=round(self.load.texts_per_second(), 1),
+            texts_total=self.load.texts_total,
+            asks_total=self.load.asks_total,
+            queue_depth=max(self._namespaces.queue_depth, len(self.jobs.holdings)),
             bulk=self._bulk.status() if self._bulk else None,
             started_at=self._started_at,
             transport_keys=self._transports.ids,
@@ -160,7 +175,7 @@ class Sidecar:
             raise InvalidArgument("Redis refuses the user or password", hint="correct REDIS_URL") from error
         await persist("start", self._stopping, self._namespaces.check_all)
         await persist("start", self._stopping, self._beat)
-        await self._engine.warm_up()
+        await self.engine.warm_up()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -170,7 +185,7 @@ class Sidecar:
 
             for outbox in (self._replies, *[self._commits] * _COMMITTERS):
                 begin(outbox.work())
-            engine = begin(self._engine.run(self._stopping, self._readers_done))
+            engine = begin(self.engine.run(self._stopping, self._readers_done))
             readers = [begin(self._read_asks(lane)) for lane in range(keys.LANES)]
             for lane in range(keys.LANES):
                 begin(self._read_bells(lane))
@@ -208,7 +223,7 @@ class Sidecar:
             "feeder": self._feed,
             "walk": self._every(options.walk, self._namespaces.walk),
             "recovery": self._recover,
-            "holdings": self._every(options.lease / 4, partial(self._jobs.keep, options.lease / 2)),
+            "holdings": self._every(options.lease / 4, partial(self.jobs.keep, options.lease / 2)),
             "reaper": self._every(_DEAD_AFTER, self._reap),
         }
 
@@ -230,11 +245,11 @@ class Sidecar:
             return
         more = True
         try:
-            if not self._jobs.holdings.room():
-                self._jobs.has_room.clear()
-                await self._jobs.has_room.wait()
+            if not self.jobs.holdings.room():
+                self.jobs.has_room.clear()
+                await self.jobs.has_room.wait()
             if not self._stopping.is_set():
-                more = await self._jobs.read(names)
+                more = await self.jobs.read(names)
         finally:
             if more:
                 self._namespaces.put_back(names)
@@ -242,10 +257,10 @@ class Sidecar:
     async def _recover(self) -> None:
         """Take over what dead sidecars left; come back soon while they left more."""
         lease = self._options.lease
-        await self._asks.recover(int(lease * 1000))
+        await self.asks.recover(int(lease * 1000))
         more = False
         for names in await self._namespaces.walk():
-            more |= await self._jobs.recover(names, int(lease * 1000))
+            more |= await self.jobs.recover(names, int(lease * 1000))
         await pause(self._stopping, _HURRY if more else lease / 2)
 
     async def _reap(self) -> None:
@@ -256,7 +271,7 @@ class Sidecar:
     async def _read_asks(self, lane: int) -> None:
         block = int(self._options.block * 1000)
         async with self._reader() as reader:
-            step = partial(self._asks.read, reader, keys.asks(lane), block)
+            step = partial(self.asks.read, reader, keys.asks(lane), block)
             await forever("asks", self._stopping, step)
 
     async def _run_bulk(self, bulk: BulkDesk) -> None:
@@ -300,7 +315,7 @@ class Sidecar:
         """Hand back what is held, withdraw and close; a Redis that is away is left as it is."""
         try:
             async with store_errors(), asyncio.timeout(_BLOCK_GRACE):
-                await self._jobs.hand_back()
+                await self.jobs.hand_back()
                 await sidecars.withdraw(self._client, self.id)
         except Exception as error:
             _log.warning("left without withdrawing: %s", type(error).__name__)

@@ -115,8 +115,13 @@ end
 -- Ask for the vector of a piece under the revision and content that its hash has now.
 local function enqueue(jobs, hash, id, piece, job)
   local record = redis.call('HMGET', hash, 'rev', 'hash')
-  redis.call('XADD', jobs, '*', 'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', piece,
-    'model', job.model, 'seal', job.seal or '', 'body', job.body)
+  local fields = {'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', piece,
+    'model', job.model, 'seal', job.seal or '', 'body', job.body}
+  if job.trace and job.trace ~= '' then
+    fields[#fields + 1] = 'trace'
+    fields[#fields + 1] = job.trace
+  end
+  redis.call('XADD', jobs, '*', unpack(fields))
 end
 
 -- Note that the further pieces of a memory are to be written, rewritten or removed; `most` counts all that may exist.

@@ -26,6 +26,7 @@ from memory_core.errors import (
     UnsafeStart,
 )
 from memory_core.packing import pack_by_hiredis
+from memory_core.secret_files import secret_of
 from memory_core.settings import Settings
 
 Client = Any
@@ -43,14 +44,18 @@ _REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
 
 
 def redis_url(settings: Settings) -> str | None:
-    """The URL that the settings name, or None when they name no Redis at all."""
+    """The URL that the settings name, or None when they name no Redis at all.
+
+    Raises:
+        UnsafeStart: the password is to come from a file that cannot be read.
+    """
     url = settings.redis_url or settings.redis.url
     if url is not None:
         return url.get_secret_value()
     redis = settings.redis
     if redis.host is None:
         return None
-    secret = redis.password.get_secret_value() if redis.password else ""
+    secret = secret_of(redis.password, redis.password_file, "redis.password") or ""
     login = f"{quote(redis.username or '', safe='')}:{quote(secret, safe='')}@" if secret or redis.username else ""
     host = f"[{redis.host}]" if ":" in redis.host else redis.host
     return f"redis://{login}{host}:{redis.port}/{redis.db}"

@@ -42,6 +42,8 @@ class Integrity:
         self._signer = keyring.signer.id if keyring.signer else None
         self._keys: dict[str, bytes] = {}
         self._told: set[tuple[str, str]] = set()
+        self.flaws = 0
+        """Memories that failed their check, each counted once."""
         self._warned = False
 
     @property
@@ -94,6 +96,7 @@ class Integrity:
         if len(self._told) >= _MOST_TOLD:
             self._told.clear()
         self._told.add((namespace, memory_id))
+        self.flaws += 1
         log.warning("memory %s of %s fails its integrity check: it is %s", memory_id, namespace, flaw)
 
     def _compare(self, row: Row, expected: Callable[[bytes], str]) -> Flaw | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memory_core.errors import KeyMissing, UnsafeStart
+from memory_core.secret_files import secret_of
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
@@ -99,8 +100,8 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
     Raises:
         UnsafeStart: there is a key that cannot be read, or is not 32 bytes in base64 or hex.
     """
-    transport = settings.transport_key
-    transports = [] if transport is None else _secrets(transport.get_secret_value(), "transport_key")
+    transport = secret_of(settings.transport_key, settings.transport_key_file, "transport_key")
+    transports = [] if transport is None else _secrets(transport, "transport_key")
     keyring = Keyring(_masters(settings), transports=transports)
     return keyring.with_own(own_key) if own_key else keyring
 

@@ -27,6 +27,7 @@ from memory_core.auth_settings import AuthSettings, Names
 from memory_core.bulk_settings import BulkSettings
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
+from memory_core.observe_settings import ObserveSettings
 from memory_core.quota_settings import QuotaSettings
 
 SettingPath = tuple[str, ...]
@@ -56,6 +57,7 @@ class RedisSettings(_Group):
     db: int = Field(default=0, ge=0, description="only 0 works: the Query Engine indexes no other database")
     username: str | None = Field(default=None, description="user of Redis's ACL; null is its default user")
     password: SecretStr | None = Field(default=None, description="password of that user")
+    password_file: Path | None = Field(default=None, description="file that holds that password instead")
     timeout_seconds: float = Field(default=5.0, gt=0, le=300, description="deadline of one read or write")
 
 
@@ -201,6 +203,7 @@ class Settings(BaseSettings):
     bulk: BulkSettings = BulkSettings()
     quotas: QuotaSettings = QuotaSettings()
     audit: AuditSettings = AuditSettings()
+    observe: ObserveSettings = ObserveSettings()
     redis_url: SecretStr | None = Field(
         default=None,
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),
@@ -235,6 +238,7 @@ class Settings(BaseSettings):
     transport_key: SecretStr | None = Field(
         default=None, description="all of the keys that a sidecar needs, of `redis-memory keys transport`; not a server"
     )
+    transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
     search_timeout_ms: int = Field(
         default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"
@@ -242,6 +246,7 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         default="INFO", description="least level that is logged"
     )
+    log_format: Literal["text", "json"] = Field(default="text", description="lines for people, or one object each")
 
     @classmethod
     def settings_customise_sources(
@@ -281,7 +286,7 @@ class Settings(BaseSettings):
         """Whether Redis is only named by the stock `localhost:6379` of a config file."""
         redis = self.redis
         stock = (redis.host in {"localhost", "127.0.0.1"} and redis.port == 6379 and redis.db == 0) and (
-            redis.username is None and redis.password is None
+            redis.username is None and redis.password is None and redis.password_file is None
         )
         return self.redis_url is None and redis.url is None and stock
 

@@ -54,6 +54,7 @@ class SidecarStatus(BaseModel):
     memory_total: int | None = None
     utilisation: float | None = None
     temperature: float | None = None
+    power: float | None = None
     batch_tokens: int = 0
     texts_per_second: float = 0.0
     texts_total: int = 0

@@ -1,5 +1,6 @@
 """The messages on Redis streams: embed jobs, asks, and the replies to asks.
 
+`trace` is the W3C `traceparent` of the operation that it belongs to, where that is traced.
 Bodies may be sealed: `seal` names the key they are encrypted under and is empty for clear ones.
 Their JSON Schemas are in `schemas/`.
 """
@@ -36,6 +37,7 @@ class Job:
     model: str
     seal: str
     body: bytes
+    trace: str = ""
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Job:
@@ -55,6 +57,7 @@ class Job:
                 model=fields[b"model"].decode(),
                 seal=fields[b"seal"].decode(),
                 body=fields[b"body"],
+                trace=_trace(fields),
             )
         except (KeyError, ValueError) as error:
             raise BadMessage(f"job {entry!r}: {error}") from error
@@ -73,10 +76,13 @@ class Ask:
     deadline: int
     texts: tuple[str, ...]
     seal: str = ""
+    trace: str = ""
 
     def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
         """Give the stream entry, its body under the key that `seal` names."""
+        traced = {"trace": self.trace} if self.trace else {}
         return {
+            **traced,
             "v": MESSAGE_VERSION,
             "id": self.id,
             "reply": self.reply_to,
@@ -105,6 +111,7 @@ class Ask:
                 deadline=int(fields[b"deadline"]),
                 texts=tuple(unpack(body)),
                 seal=seal,
+                trace=_trace(fields),
             )
         except (KeyError, Tampered, *DecodeError) as error:
             raise BadMessage(f"ask: {error}") from error
@@ -158,6 +165,11 @@ def entries(answer: Any) -> Iterator[tuple[bytes, bytes, Fields]]:
         for batch in batches:
             for entry, fields in batch:
                 yield stream, entry, fields
+
+
+def _trace(fields: Fields) -> str:
+    """Give the W3C `traceparent` of a message; empty if it has none, which is no reason to refuse it."""
+    return fields.get(b"trace", b"").decode("ascii", "replace")
 
 
 def _check_version(fields: Fields) -> None:

@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from memory_core import functions, index
+from memory_core import functions, index, tracing
 from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
@@ -149,6 +149,12 @@ class Backend:
             OutcomeUnknown: it was sent and not answered.
         """
         client = await self.client()
+        with tracing.span(function):
+            return await self._write_noted(client, function, keys, repeatable, request)
+
+    async def _write_noted(
+        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
+    ) -> dict[str, Any]:
         if "audit" not in request:
             return await self._write(client, function, keys, repeatable, request)
         namespace = namespace_of(keys[0])

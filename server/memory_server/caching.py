@@ -55,6 +55,8 @@ class VectorCache:
     _near: MutableMapping[tuple[str, str, str], bytes] = field(init=False)
     _key: Key | None = field(init=False, default=None)
     _hits: MutableMapping[tuple[str, str], Hits] = field(init=False)
+    total: Hits = field(init=False, default_factory=Hits)
+    """Of all agents."""
 
     def __post_init__(self) -> None:
         self._near = _make(self.settings)
@@ -68,13 +70,15 @@ class VectorCache:
         """Give what is known of some texts; with `far`, looking into Redis for what this process does not know."""
         hits, wanted = self.hits(asker), dict.fromkeys(texts)
         known = {text: vector for text in wanted if (vector := self._near.get(_near(asker, text))) is not None}
-        hits.process += len(known)
+        near = len(known)
         missing = [text for text in wanted if text not in known]
         if far and missing and self.settings.redis_ttl_seconds:
             found = await self._from_redis(asker, missing)
-            hits.redis += len(found)
             known |= found
-        hits.missed += len(wanted) - len(known)
+        for counted in (hits, self.total):
+            counted.process += near
+            counted.redis += len(known) - near
+            counted.missed += len(wanted) - len(known)
         return known
 
     async def put(self, asker: Asker, vectors: Vectors) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import sys
 from typing import Annotated, Any
 
@@ -45,10 +44,11 @@ def serve(
     config: Config = None,
 ) -> None:
     """Serve MCP."""
+    from memory_core import logs
     from memory_core.settings import Settings
 
     settings = Settings.load(config, port=port, host=host, data_dir=data_dir, namespace=namespace, agent=agent)
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logs.configure(settings.log_level, settings.log_format)
     _run(_serve(settings, stdio))
 
 

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from memory_core import keys
+from memory_core import keys, tracing
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
 from memory_core.streams import Ask, Reply
@@ -30,7 +30,8 @@ _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
 """Small enough that a sidecar can take somebody else's ask in between."""
 
-Wanted = tuple[str, asyncio.Future[Matrix]]
+Wanted = tuple[str, asyncio.Future[Matrix], str]
+"""A text, who waits for its vector, and in which trace."""
 
 
 class Embeddings:
@@ -68,11 +69,12 @@ class Embeddings:
         """
         known = {} if secret else await self.cache.get(asker, texts)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
-        if missing:
-            fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
-            known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
-            if not secret:
-                await self._remember(asker, {text: known[text] for text in missing})
+        with tracing.span("embed", texts=len(texts), asked_for=len(missing)):
+            if missing:
+                fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
+                known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
+                if not secret:
+                    await self._remember(asker, {text: known[text] for text in missing})
         return self._rows(known, texts)
 
     async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
@@ -96,7 +98,8 @@ class Embeddings:
         await self._check_alive()
         lane, loop = keys.lane_of(namespace), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
-        self._wanted[lane].extend(zip(texts, futures, strict=True))
+        trace = tracing.carrier()
+        self._wanted[lane].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
         self._pump()
         try:
             async with asyncio.timeout(wait):
@@ -111,7 +114,7 @@ class Embeddings:
         for lane, wanted in self._wanted.items():
             while wanted and len(self._asking) < _ASKS_AT_ONCE:
                 batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
-                if batch := [(text, future) for text, future in batch if not future.done()]:
+                if batch := [one for one in batch if not one[1].done()]:
                     task = asyncio.create_task(self._ask(lane, batch))
                     self._asking.add(task)
                     task.add_done_callback(self._answered)
@@ -123,25 +126,26 @@ class Embeddings:
     async def _ask(self, lane: int, batch: list[Wanted]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
-            vectors = await self._exchange(tuple(text for text, _ in batch), lane)
+            trace = next((trace for _, _, trace in batch if trace), "")
+            vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, trace)
         except MemoryServiceError as error:
-            for _, future in batch:
+            for _, future, _ in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), vector in zip(batch, vectors, strict=True):
+        for (_, future, _), vector in zip(batch, vectors, strict=True):
             if not future.done():
                 future.set_result(vector)
 
-    async def _exchange(self, texts: tuple[str, ...], lane: int) -> Matrix:
-        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane))
+    async def _exchange(self, texts: tuple[str, ...], lane: int, trace: str) -> Matrix:
+        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, trace))
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
         return normalise(
             from_bytes(reply.vectors, reply.dimension), self._backend.settings.vector_store.vector_dimension
         )
 
-    async def _reply_to(self, texts: tuple[str, ...], lane: int) -> Reply:
+    async def _reply_to(self, texts: tuple[str, ...], lane: int, trace: str) -> Reply:
         wait = self._backend.settings.embed_wait_seconds
         ask = Ask(
             id=new_id(),
@@ -150,6 +154,7 @@ class Embeddings:
             deadline=int((time.time() + wait) * 1000),
             texts=texts,
             seal=self._backend.transports.current,
+            trace=trace,
         )
         try:
             return await self.replies.exchange(keys.asks(lane), ask, wait)

@@ -7,16 +7,21 @@ that happens for each request, so that a revoked token is of no use at once.
 from __future__ import annotations
 
 import logging
+import os
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
 from mcp.server.context import ServerRequestContext
 
+from memory_core import tracing
 from memory_core.access import Access, Scope
 from memory_core.errors import MemoryServiceError, Unauthenticated
+from memory_core.logs import request_id
 from memory_core.settings import Settings
 from memory_server.auditing.calls import Call, in_hand
 from memory_server.auditing.said import said
@@ -39,6 +44,8 @@ if TYPE_CHECKING:
     from memory_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
+_request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
+"""Of the calls of this process, for its log."""
 _HINT = "ask whoever runs the memory for a new one"
 
 
@@ -72,27 +79,39 @@ class Gate:
         oauth = settings.auth.mode == "oauth"
         self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(runtime)
         self._rates = Rates(settings.limits.calls_per_second, settings.limits.burst)
-        self._recorder = runtime.recorder
+        self._recorder, self._figures = runtime.recorder, runtime.figures
 
     @contextmanager
     def noting(self, context: ServerRequestContext[Any, Any], op: str, named: list[str]) -> Generator[Call]:
         """Have an operation leave its entry in the audit when it ends, however it ends."""
-        call = Call(op, named)
-        mark = in_hand.set(call)
+        call, started = Call(op, named), time.perf_counter()
+        mark, request = in_hand.set(call), request_id.set(next(_request_ids))
         try:
-            yield call
-        except MemoryServiceError as error:
-            call.outcome = error.code
-            raise
-        except Exception:
-            call.outcome = MemoryServiceError.code
-            raise
+            with tracing.span(op, server=True) as span:
+                try:
+                    yield call
+                except MemoryServiceError as error:
+                    call.outcome = error.code
+                    raise
+                except Exception:
+                    call.outcome = MemoryServiceError.code
+                    raise
+                finally:
+                    span.set_attribute("outcome", call.outcome)
         finally:
             in_hand.reset(mark)
+            self._ended(call, time.perf_counter() - started)
+            request_id.reset(request)
             caller = whoever_called(context, self._settings)
             entry = call.entry(caller.agent, caller.origin)
             if entry is not None:
                 self._recorder.add(caller.namespace, entry)
+
+    def _ended(self, call: Call, seconds: float) -> None:
+        self._figures.called(call.op, call.outcome, seconds)
+        if self._settings.observe.log_calls:
+            said = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
+            log.info("%s: %s in %s ms", *said.values(), extra={"fields": said})
 
     async def admit(self, context: ServerRequestContext[Any, Any], scope: Scope | None, calls: int = 1) -> None:
         """Let a request in, or not.
@@ -142,6 +161,7 @@ class Gate:
 
     def note_bad_token(self) -> None:
         """Note that somebody came with a token that is not to be believed; of who it was nothing is known."""
+        self._figures.bad_tokens += 1
         entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
         self._recorder.add(self._settings.namespace, entry)
 

@@ -11,11 +11,14 @@ import importlib
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from memory_core import tracing
 from memory_core.settings import Settings
 from memory_server.auditing.recorder import Recorder
 from memory_server.gate import Gate
+from memory_server.metrics.figures import Figures
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -47,6 +50,7 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.recorder = Recorder()
+        self.figures = Figures()
         self.gate = Gate(self)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
@@ -87,14 +91,16 @@ class Runtime:
             wait.cancel()
         if leaving.is_set():
             return
+        traced = False
         try:
+            traced = await asyncio.to_thread(tracing.start, self.settings, "redis-memory", version("redis-memory-gpu"))
             for module in _HEAVY:
                 await asyncio.to_thread(importlib.import_module, module)
             from memory_server.service import Service
             from memory_server.usecases.sweeping import sweeping
 
             async with AsyncExitStack() as stack:
-                service = await stack.enter_async_context(Service(self.settings, self.recorder).running())
+                service = await stack.enter_async_context(Service(self.settings, self.recorder, self.figures).running())
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)
                 await leaving.wait()
@@ -102,3 +108,6 @@ class Runtime:
             log.exception("the service stopped")
             if not self._service.done():
                 self._service.set_exception(error)
+        finally:
+            if traced:
+                await asyncio.to_thread(tracing.stop)

@@ -14,6 +14,7 @@ from cachetools import LRUCache
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
+from memory_core.histogram import Histogram
 from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
@@ -25,6 +26,7 @@ from memory_server.caching import Asker
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
+from memory_server.metrics.figures import Figures
 from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
@@ -42,11 +44,13 @@ class Latency:
     """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
 
     def __init__(self) -> None:
+        self.histogram = Histogram()
         self._samples: deque[float] = deque(maxlen=1000)
         self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
     def add(self, asker: Asker, milliseconds: float) -> None:
         """Record one duration."""
+        self.histogram.add(milliseconds / 1000)
         own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
         for samples in (self._samples, own):
             samples.append(milliseconds)
@@ -67,8 +71,9 @@ class Latency:
 class Service:
     """Redis, embeddings and figures of one server process."""
 
-    def __init__(self, settings: Settings, recorder: Recorder | None = None) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None = None, figures: Figures | None = None) -> None:
         self.settings = settings
+        self.figures = figures or Figures()
         self.backend = Backend(settings)
         self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend)

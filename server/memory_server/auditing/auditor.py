@@ -30,6 +30,8 @@ class Auditor:
 
     def __init__(self, backend: Backend, recorder: Recorder) -> None:
         self.recorder = recorder
+        self.failures = 0
+        """Batches that could not be written, each time."""
         self._backend = backend
         self._unsealed: set[str] = set()
         self._to_seal = asyncio.Event()
@@ -78,9 +80,11 @@ class Auditor:
             try:
                 await self._write(batch)
             except MemoryServiceError as error:
+                self.failures += 1
                 log.warning("audit entries are held until Redis takes them: %s", error.message)
                 break
             except Exception:
+                self.failures += 1
                 log.exception("audit entries of %s cannot be written", batch.namespace)
                 continue
             self.recorder.done(batch)

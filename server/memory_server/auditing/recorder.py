@@ -39,6 +39,7 @@ class Recorder:
         self._lost: Counter[str] = Counter()
         self._batches: deque[Batch] = deque()
         self._held = 0
+        self.written_total = self.lost_total = 0
 
     def add(self, namespace: str, entry: Said) -> None:
         """Take an entry. Refusals of whoever calls too often, or is nobody, become one: they are too cheap to make."""
@@ -46,6 +47,7 @@ class Recorder:
             return
         if self._held >= MOST_HELD:
             self._lost[namespace] += 1
+            self.lost_total += 1
             return
         self._held += 1
         self._waiting.setdefault(namespace, []).append(entry)
@@ -69,10 +71,16 @@ class Recorder:
         self.enough.clear()
         return list(self._batches)
 
+    @property
+    def held(self) -> int:
+        """Entries that wait to be written."""
+        return self._held
+
     def done(self, batch: Batch) -> None:
         """Let go of a batch that is written."""
         self._batches.remove(batch)
         self._held -= len(batch.entries)
+        self.written_total += len(batch.entries)
 
     def _is_repeated(self, namespace: str, entry: Said) -> bool:
         key = (namespace, entry["who"], entry["op"], entry["from"])

@@ -119,6 +119,7 @@ class Sidecar(BaseModel):
     memory_total: int | None = None
     utilisation: float | None = None
     temperature: float | None = None
+    power: float | None = None
     batch_tokens: int | None = None
     texts_per_second: float | None = None
     texts_total: int | None = None
@@ -133,8 +134,8 @@ class Sidecar(BaseModel):
 
 
 _BUSY = {
-    "memory_used", "utilisation", "temperature", "batch_tokens", "texts_per_second", "texts_total", "asks_total",
-    "queue_depth", "bulk",
+    "memory_used", "utilisation", "temperature", "power", "batch_tokens", "texts_per_second", "texts_total",
+    "asks_total", "queue_depth", "bulk",
 }  # fmt: skip
 
 

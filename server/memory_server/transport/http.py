@@ -21,6 +21,7 @@ from memory_server.app import build_server
 from memory_server.runtime import Runtime
 from memory_server.transport.binding import check_bind, transport_security
 from memory_server.transport.greeting import greeting
+from memory_server.transport.metrics import metrics_route
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 2.0
@@ -62,6 +63,7 @@ async def serve_http(settings: Settings) -> None:
         application,
         log_level="warning",
         access_log=False,
+        log_config=None,
         timeout_graceful_shutdown=5,
         loop="none",
         ssl_certfile=settings.tls_cert,
@@ -102,7 +104,7 @@ class HttpServer(uvicorn.Server):
 
 
 def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
-    """Make the ASGI application: MCP at /mcp, /livez and /readyz."""
+    """Make the ASGI application: MCP at /mcp, /livez, /readyz and /metrics."""
 
     @server.custom_route("/livez", methods=["GET"])
     async def livez(_: Request) -> Response:
@@ -113,6 +115,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
         reason = await _unready_reason(runtime)
         return JSONResponse({"ready": reason is None, "reason": reason}, status_code=200 if reason is None else 503)
 
+    server.custom_route("/metrics", methods=["GET"])(metrics_route(runtime))
     settings = runtime.settings
     application = server.streamable_http_app(
         transport_security=transport_security(settings), max_request_body_size=settings.limits.body_bytes

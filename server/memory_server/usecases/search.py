@@ -101,8 +101,10 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     ranked_at = time.perf_counter()
     hits, left_out = _cut(_rank(found, wanted, request), request)
     service.touch(caller.namespace, [hit.record.id for hit in hits])
-    total_ms = (time.perf_counter() - started) * 1000
+    ended_at = time.perf_counter()
+    total_ms, rank_ms = (ended_at - started) * 1000, (ended_at - ranked_at) * 1000
     service.search_latency.add(caller, total_ms)
+    service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = service.backend.progress(caller.namespace)
@@ -112,7 +114,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
-            rerank=_round((time.perf_counter() - ranked_at) * 1000),
+            rerank=_round(rank_ms),
             total=_round(total_ms),
         ),
         partial=bool(reason),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memory_core import tracing
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
 from memory_core.keyring import HOW_TO_SET
 from memory_core.keys import vector_field
@@ -98,7 +99,8 @@ class Form:
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
         """Give the embed job of a piece, queued where there is no vector."""
-        return {"model": self._store.embedding_model, "body": embedding_text(text, record.source)}
+        body = embedding_text(text, record.source)
+        return {"model": self._store.embedding_model, "body": body, "trace": tracing.carrier()}
 
 
 class SealedForm(Form):
@@ -139,7 +141,7 @@ class SealedForm(Form):
         place = self._place(record, number)
         body = embedding_text(text, record.source)
         sealed = seal_job(self._transports, place, body, place.lock(self._key, "vector"))
-        return {"model": self._store.embedding_model, **sealed}
+        return {"model": self._store.embedding_model, "trace": tracing.carrier(), **sealed}
 
     def _place(self, record: Record, piece: int) -> Place:
         return Place.of(self._namespace, record, piece)

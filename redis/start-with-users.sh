@@ -1,0 +1,19 @@
+#!/bin/sh
+# Starts Redis under the users of users.acl, with passwords taken from files; what is given is appended to the command.
+set -eu
+config=${CONFIG:-/etc/redis-memory}
+secrets=${SECRETS:-/run/secrets}
+state=${STATE:-/run/redis-memory}
+
+hash_of() {
+    [ -s "$secrets/$1" ] || { echo "there is no password in $secrets/$1" >&2; exit 78; }
+    tr -d '\r\n' < "$secrets/$1" | sha256sum | cut -c1-64
+}
+
+umask 077
+server=$(hash_of redis_server)
+sidecar=$(hash_of redis_sidecar)
+migrate=$(hash_of redis_migrate)
+sed -e "s/REPLACE_SERVER_SHA256/$server/" -e "s/REPLACE_SIDECAR_SHA256/$sidecar/" \
+    -e "s/REPLACE_MIGRATE_SHA256/$migrate/" "$config/users.acl" > "$state/users.acl"
+exec "${REDIS_SERVER:-redis-server}" "$config/redis.conf" --aclfile "$state/users.acl" "$@"

@@ -1,0 +1,28 @@
+"""Reads a secret from its setting or from a file, as containers hand them over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from memory_core.errors import UnsafeStart
+
+
+def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | None:
+    """Give a secret; None if neither its setting nor `<name>_file` is set.
+
+    Raises:
+        UnsafeStart: both are, or the file cannot be read or is empty.
+    """
+    if value is not None and path is not None:
+        raise UnsafeStart(f"both {name} and {name}_file are set", hint="keep one")
+    if path is None:
+        return None if value is None else value.get_secret_value()
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UnsafeStart(f"cannot read {name}_file: {type(error).__name__}") from None
+    if not text:
+        raise UnsafeStart(f"{name}_file is empty", hint="write the secret into it, or leave the setting out")
+    return text
