@@ -128,6 +128,16 @@ def having(query: Query, field: str, *values: str) -> Query:
     return narrowed
 
 
+def everything() -> Query:
+    """Select every piece, whoever owns it; for the doctor alone."""
+    return Query("*")
+
+
+def all_memories() -> Query:
+    """Select every memory, whoever owns it, each long one once; for whoever runs the memory."""
+    return having(Query(), "part", HEAD)
+
+
 def unfinished() -> Query:
     """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
     query = Query()
