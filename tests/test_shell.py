@@ -119,9 +119,8 @@ async def test_dead_letters_are_listed_revived_and_ended_from_the_shell(shell: S
     assert "The chain is stuck." in (await shell.run("tasks", "list")).stdout
     assert [event["op"] for event in (await shell.json("tasks", "show", dead))["history"]][-1] == "dead"
     assert (await shell.json("tasks", "requeue", dead))["state"] == "pending"
-    assert (
-        await shell.run("tasks", "cancel", waiting, "--reason", "no paint")
-    ).stdout == f"Task {waiting} is cancelled.\n"
+    cancelled = await shell.run("tasks", "cancel", waiting, "--reason", "no paint")
+    assert cancelled.stdout == f"Task {waiting} is cancelled.\n"
     assert (await lease(bob))["task_id"] == dead
     assert (await alice.call("get_task", task_id=waiting))["task"]["error"] == "no paint"
     changes = [entry for entry in await shell.audited() if entry["op"] in {"requeue_task", "cancel_task"}]
@@ -198,9 +197,8 @@ def test_every_command_answers_in_json_and_says_what_it_does() -> None:
 
 
 def test_the_reference_is_what_the_commands_are() -> None:
-    assert (ROOT / "docs" / "cli.md").read_text() == markdown(get_command(cli.app)), (
-        "redis-memory reference > docs/cli.md"
-    )
+    written = (ROOT / "docs" / "cli.md").read_text()
+    assert written == markdown(get_command(cli.app)), "run redis-memory reference > docs/cli.md"
 
 
 def run_main(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:

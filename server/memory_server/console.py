@@ -78,6 +78,7 @@ def with_backend(settings: Settings, action: Callable[[Backend], Awaitable[T]]) 
     async def run() -> T:
         from memory_server.backend import Backend
 
+        await _check_named(settings)
         backend = Backend(settings)
         return await _connected(backend, lambda: action(backend))
 
@@ -90,6 +91,7 @@ def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) 
     async def run() -> T:
         from memory_server.service import Service
 
+        await _check_named(settings)
         service = Service(settings)
         return await _connected(service.backend, lambda: action(service))
 
@@ -97,22 +99,19 @@ def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) 
 
 
 def with_serving(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action that needs what a server has: vectors on request, and the audit written and sealed at the end.
-
-    Its refusal is raised outside the task group, which would wrap it.
-    """
+    """Run an action that needs what a server has: vectors on request, and the audit written and sealed at the end."""
 
     async def run() -> T:
         from memory_server.service import Service
 
-        refused: MemoryServiceError
-        async with Service(settings).running() as service:
-            try:
-                await service.backend.client()
+        await _check_named(settings)
+        service = Service(settings)
+
+        async def serve() -> T:
+            async with service.auditor.running(), service.embeddings.running():
                 return await action(service)
-            except MemoryServiceError as error:
-                refused = error
-        raise refused
+
+        return await _connected(service.backend, serve)
 
     return asyncio.run(run())
 
@@ -137,6 +136,24 @@ async def noted(
         entry = call.entry(caller.agent, caller.origin)
         if entry is not None:
             service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))
+
+
+async def _check_named(settings: Settings) -> None:
+    """Tell at once that a Redis that the settings name cannot be used: a server would wait for it to come up.
+
+    Raises:
+        StoreUnavailable, UnsafeStart: it cannot.
+    """
+    from memory_core.connection import check_server, connect, redis_url
+
+    url = redis_url(settings)
+    if url is None or settings.uses_config_default_redis:
+        return
+    client = connect(url)
+    try:
+        await check_server(client)
+    finally:
+        await client.aclose()
 
 
 async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:

@@ -23,6 +23,7 @@ from memory_core.streams import Ask, BadMessage, Reply, entries
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
 from memory_server.caching import Asker, VectorCache, Vectors
+from memory_server.cancelling import cancel
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
@@ -60,9 +61,7 @@ class Embeddings:
         try:
             yield self
         finally:
-            for task in (listener, *self._asking):
-                task.cancel()
-            await asyncio.gather(listener, *self._asking, return_exceptions=True)
+            await cancel((listener, *self._asking))
 
     async def embed(
         self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False
