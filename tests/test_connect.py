@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from typer.testing import CliRunner, Result
 
@@ -42,7 +42,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "codex": {"bearer_token_env_var": "MEMORY_TOKEN"},
 }
 THEIRS = {
-    "json": '{\n\t"theme": "dark",  "numbers": [1.50, 1e3],\n\t"SECTION": {\n\t\t"other": {"command": "näh"}\n\t},\n\t"z": null }',
+    "json": '{\n\t"a": "b",  "numbers": [1.50, 1e3],\n\t"SECTION": {\n\t\t"other": {"command": "näh"}\n\t},\n\t"z": 1 }',
     "toml": '# mine\nmodel = "o3"   # kept\n\n[mcp_servers.other]\ncommand = "näh"\n\n[tui]\ntheme = "dark"\n',
 }
 
@@ -144,11 +144,8 @@ def test_other_settings_of_the_entry_stay_and_what_is_ours_changes(desk: Desk, c
     assert Path(was["command"]).is_absolute()
     assert was["args"][-4:] == ["serve", "--stdio", "--agent", client]
     text = desk.file(client).read_text()
-    extra = (
-        text + "\nstartup_timeout_sec = 60\n"
-        if client == "codex"
-        else text.replace('"command"', '"timeout": 60, "command"')
-    )
+    in_toml, in_json = text + "\nstartup_timeout_sec = 60\n", text.replace('"command"', '"timeout": 60, "command"')
+    extra = in_toml if client == "codex" else in_json
     desk.file(client).write_text(extra)
     desk.run(client)
     found = desk.entry(client)
@@ -272,6 +269,7 @@ WRITERS: list[Callable[[Any], str]] = [
 ]
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     some.dictionaries(some.text(), JSON, max_size=4),
     some.dictionaries(some.text(), JSON, max_size=3) | some.none(),

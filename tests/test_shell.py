@@ -216,10 +216,8 @@ def run_main(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     ("words", "code", "said"),
     [
         (("nonsense",), 2, "No such command"),
-        (("search", "x", "--agent", "a", "--limit", "0"), 2, "--limit"),
         (("search", "x"), 78, "invalid_argument: as which agent? (give --agent NAME"),
         (("search", "x", "--agent", "a"), 75, "store_unavailable:"),
-        (("audit", "verify"), 75, "store_unavailable:"),
     ],
 )
 def test_exit_codes_are_those_documented(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
