@@ -42,7 +42,7 @@ TOKENS: dict[str, dict[str, Any]] = {
     "codex": {"bearer_token_env_var": "MEMORY_TOKEN"},
 }
 THEIRS = {
-    "json": '{\n\t"a": "b",  "numbers": [1.50, 1e3],\n\t"SECTION": {\n\t\t"other": {"command": "näh"}\n\t},\n\t"z": 1 }',
+    "json": '{\n\t"a": "b",  "n": [1.50, 1e3],\n\t"SECTION": {\n\t\t"other": {"command": "näh"}\n\t},\n\t"z": 1 }',
     "toml": '# mine\nmodel = "o3"   # kept\n\n[mcp_servers.other]\ncommand = "näh"\n\n[tui]\ntheme = "dark"\n',
 }
 
