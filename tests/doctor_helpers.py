@@ -49,7 +49,7 @@ class Deployment:
     async def rebuild(self, **hnsw: Any) -> None:
         """Make the index of the namespace anew and wait until it covers all records."""
         await self.drop()
-        store = Settings.load(**{**self.settings, "vector_store": {**MODEL, "hnsw": hnsw}}).vector_store
+        store = Settings.load(vector_store={**MODEL, "hnsw": hnsw}).vector_store
         await ensure_namespace(self.client, self.keys.namespace, store)
 
         async def whole() -> bool:

@@ -126,7 +126,7 @@ def test_a_dry_run_and_print_show_and_change_nothing(desk: Desk, client: str) ->
     before = desk.write(client)
     shown = desk.run(client, "--dry-run").stdout
     assert "+" in shown
-    assert HTTP[client].get("url", HTTP[client].get("httpUrl")) in shown
+    assert URL.format(client) in shown
     told = json.loads(desk.run(client, "--dry-run", "--json").stdout)
     assert (told["entry"], told["would_change"], told["changed"]) == (HTTP[client], True, False)
     printed = desk.run(client, "--print").stdout

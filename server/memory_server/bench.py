@@ -26,7 +26,6 @@ _TOPICS = ("the deploy on Fridays", "a leaking pipe", "train times to Graz", "th
 _STORED_AT_ONCE = 16
 _TTL_SECONDS = 600
 _VECTOR_SECONDS = 60.0
-_EMBED_SECONDS = 30.0
 
 
 class Measured(BaseModel):
@@ -64,7 +63,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
     caller = Caller(NAMESPACE, AGENT, origin=by_itself(AGENT, "bench")["from"])
     await service.backend.namespace(NAMESPACE)
     texts = [_text(number) for number in range(size.texts)]
-    await service.embeddings.embed([_text(-1)], caller, wait=_EMBED_SECONDS, secret=True)
+    await service.embeddings.embed([_text(-1)], caller, secret=True)
     try:
         embedding = await _timed(lambda: _embed(service, caller, texts, tell))
         storing = await _timed(lambda: _store(service, caller, texts, tell))
@@ -104,7 +103,7 @@ def _text(number: int) -> str:
 async def _embed(service: Service, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
     """Embed as many at a time as a batch holds; `secret` keeps the cache out of it."""
     for start in range(0, len(texts), 64):
-        await service.embeddings.embed(texts[start : start + 64], caller, wait=_EMBED_SECONDS, secret=True)
+        await service.embeddings.embed(texts[start : start + 64], caller, secret=True)
         tell("embedding", min(start + 64, len(texts)), len(texts))
 
 
