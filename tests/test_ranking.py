@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_core.records import MemoryType, Priority, Record, Visibility
+from memory_core.vectors import Matrix
 from memory_server.search import ranking
 from memory_server.search.analysis import StemCounter, query_terms, stem, stem_counts, without
 from memory_server.search.moments import Moment, moments, told_of
@@ -109,6 +110,26 @@ def test_scores_lie_between_zero_and_one(
     names, times = frozenset({"a"}), (Moment(2026),)
     for score in scores(records, query, vector=SAME if has_vector else None, names=names, moments=times):
         assert 0 <= score <= 1
+
+
+@pytest.mark.parametrize("beside", range(1, 40))
+def test_a_score_is_the_same_to_the_last_bit_whatever_else_is_compared(beside: int) -> None:
+    chance = np.random.default_rng(beside)
+    words = "boat harbour lantern storm tide of the night in autumn".split()
+    rows = [
+        record(
+            " ".join(chance.choice(words, 12)),
+            context=None,
+            vector=unit(chance.normal(size=384)).tobytes(),
+        )
+        for _ in range(beside)
+    ]
+    said: dict[str, Any] = {"query": " ".join(words), "vector": unit(chance.normal(size=384))}
+    assert scores(rows, **said) == [score for one in rows for score in scores([one], **said)]
+
+
+def unit(row: Any) -> Matrix:
+    return (row / np.linalg.norm(row)).astype("<f4")
 
 
 def test_only_places_not_read_yet_are_missing() -> None:

@@ -306,7 +306,7 @@ async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_
         assert "MEMORY_TRANSPORT_KEY" in status["reason"]
         assert (await refusal(ann, "semantic_search", query="a secret", mode="vector"))[0] == "embedding_unavailable"
         report = await examine(Settings.load(redis_url=own.redis.url_of(SERVER), master_key=MASTER))
-        assert any(finding.check == "transport key" and not finding.ok for finding in report.findings)
+        assert any(finding.id == "sidecars.key" for finding in report.faults)
         jobs = Keys(namespace).jobs
 
         async def given_back() -> bool:

@@ -229,14 +229,14 @@ async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes
 async def _make_index_without(
     monkeypatch: pytest.MonkeyPatch, client: Client, keys: Keys, settings: VectorStoreSettings, name: str
 ) -> None:
-    whole = index._memory_fields(settings)  # pyright: ignore[reportPrivateUsage]
+    whole = index.memory_fields(settings)
     fields = [field for field in whole if field.name != name]
 
     def fewer(_: VectorStoreSettings) -> list[Any]:
         return fields
 
     with monkeypatch.context() as earlier:
-        earlier.setattr(index, "_memory_fields", fewer)
+        earlier.setattr(index, "memory_fields", fewer)
         await index.ensure_namespace(client, keys.namespace, settings)
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from memory_core.errors import MemoryServiceError
 from memory_server import cli
+from memory_server.console import EXIT_CONFIG
 
 
 async def console(stack: Stack, *arguments: str, key: bool = True) -> tuple[int, str]:
@@ -17,5 +18,5 @@ async def console(stack: Stack, *arguments: str, key: bool = True) -> tuple[int,
     environment = {"REDIS_URL": stack.redis.url_of(SERVER)} | ({"MEMORY_MASTER_KEY": MASTER_KEY} if key else {})
     result = await asyncio.to_thread(CliRunner().invoke, cli.app, list(arguments), env=environment)
     if isinstance(result.exception, MemoryServiceError):
-        return cli.EXIT_CONFIG, f"{result.exception.code}: {result.exception.message}"
+        return EXIT_CONFIG, f"{result.exception.code}: {result.exception.message}"
     return result.exit_code, result.stdout

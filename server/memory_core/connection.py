@@ -141,24 +141,35 @@ async def check_server(client: Client) -> dict[str, Any]:
     async with store_errors():
         info = await client.info()
         modules = await client.execute_command("MODULE", "LIST")
-        policy = info.get("maxmemory_policy", "noeviction")
-    version = str(info["redis_version"])
+    for problem in unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0)).values():
+        raise problem
+    await _fail_on_timeout(client)
+    return info
+
+
+def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
+    """Say by name what of a Redis puts data or answers at risk: version, modules, policy, database."""
+    found: dict[str, UnsafeStart] = {}
+    version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        raise UnsafeStart(f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL")
+        found["version"] = UnsafeStart(
+            f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL"
+        )
     if not any(b"search" in _flatten(module) for module in modules):
-        raise UnsafeStart(
+        found["modules"] = UnsafeStart(
             "this Redis has no Query Engine (module `search`)",
             hint="use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one",
         )
     if policy != "noeviction":
-        raise UnsafeStart(
+        found["policy"] = UnsafeStart(
             f"maxmemory-policy is {policy}, which drops memories silently",
             hint="CONFIG SET maxmemory-policy noeviction",
         )
-    await _fail_on_timeout(client)
-    if client.connection_pool.connection_kwargs.get("db", 0) != 0:
-        raise UnsafeStart("the Query Engine indexes database 0 only", hint="leave the database out of the URL")
-    return info
+    if database != 0:
+        found["database"] = UnsafeStart(
+            "the Query Engine indexes database 0 only", hint="leave the database out of the URL"
+        )
+    return found
 
 
 async def is_usable(url: str) -> bool:

@@ -31,13 +31,13 @@ async def ensure_namespace(client: Client, namespace: str, settings: VectorStore
     await _create_group(client, names.jobs)
     known = await _known_fields(client, names.index_alias)
     if known is None:
-        prefixes, fields = [names.memory_prefix, names.chunk_prefix], _memory_fields(settings)
-        await _create_index(client, names.index, prefixes, fields, scan=not is_new, alias=names.index_alias)
+        prefixes, fields = [names.memory_prefix, names.chunk_prefix], memory_fields(settings)
+        await create_index(client, names.index, prefixes, fields, scan=not is_new, alias=names.index_alias)
     elif {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
-        await _add_fields(client, names, [field for field in _memory_fields(settings) if _alias(field) not in known])
+        await _add_fields(client, names, [field for field in memory_fields(settings) if _alias(field) not in known])
     if await _known_fields(client, names.task_index) is None:
         fields = _fields(_TASK, {"dims": settings.vector_dimension})
-        await _create_index(client, names.task_index, [names.task_vector("")], fields, scan=not is_new)
+        await create_index(client, names.task_index, [names.task_vector("")], fields, scan=not is_new)
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
@@ -125,7 +125,7 @@ async def _create_group(client: Client, stream: str) -> None:
             raise
 
 
-async def _create_index(
+async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
     """Make an index and its alias; the scan for records that are there already walks all of Redis."""
@@ -146,7 +146,7 @@ async def _create_index(
             raise
 
 
-def _memory_fields(settings: VectorStoreSettings) -> list[Any]:
+def memory_fields(settings: VectorStoreSettings) -> list[Any]:
     """Read the schema and map its aliases to hash fields."""
     fields = _fields(_MEMORY, {"dims": settings.vector_dimension} | settings.hnsw.model_dump())
     hash_fields = {"source_text": "source", "vec": keys.vector_field(settings.embedding_model)}

@@ -30,6 +30,7 @@ from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
 from memory_server.auditing.entries import sign
+from memory_server.cancelling import cancel
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -98,8 +99,7 @@ class Backend:
             try:
                 yield self
             finally:
-                for task in own:
-                    task.cancel()
+                await cancel(own)
                 await self._close()
 
     async def client(self) -> Client:

@@ -12,25 +12,36 @@ import typer
 from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
 from memory_server.cli_audit import audit
+from memory_server.cli_bench import bench
+from memory_server.cli_connect import connect
+from memory_server.cli_grants import grants
 from memory_server.cli_keys import keys
+from memory_server.cli_memories import search, show
 from memory_server.cli_moving import export, import_
-from memory_server.cli_reports import add_reports
+from memory_server.cli_reports import clusters, duplicates
+from memory_server.cli_status import status
+from memory_server.cli_tasks import tasks
 from memory_server.cli_trust import integrity, purge, quarantine
-from memory_server.console import AsJson, Config, DataDir
-
-EXIT_CONFIG = 78
-"""EX_CONFIG of sysexits: the deployment is configured wrongly."""
+from memory_server.console import TO_MEND, AsJson, Config, DataDir, exit_code, load_settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
+app.command()(status)
+app.command()(connect)
+app.command()(search)
+app.command()(show)
 app.add_typer(agents, name="agents")
+app.add_typer(tasks, name="tasks")
+app.add_typer(grants, name="grants")
 app.add_typer(keys, name="keys")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(integrity, name="integrity")
 app.command()(purge)
 app.add_typer(audit, name="audit")
-add_reports(app)
+app.command()(duplicates)
+app.command()(clusters)
 app.command()(export)
 app.command("import")(import_)
+app.command()(bench)
 
 
 @app.command()
@@ -53,30 +64,40 @@ def serve(
 
 
 @app.command()
-def stop(data_dir: DataDir = None) -> None:
+def stop(data_dir: DataDir = None, as_json: AsJson = False) -> None:
     """Stop the embedded Redis and its sidecar."""
     from memory_server.local.stop import stop as stop_local
 
-    typer.echo("stopped" if stop_local(data_dir) else "nothing was running")
+    stopped = stop_local(data_dir)
+    said = "stopped" if stopped else "nothing was running"
+    typer.echo(json.dumps({"stopped": stopped}) if as_json else said)
 
 
 @app.command()
 def doctor(
+    deep: Annotated[bool, typer.Option("--deep", help="Look at every record, and at the index itself.")] = False,
     as_json: AsJson = False,
     data_dir: DataDir = None,
     config: Config = None,
 ) -> None:
-    """Check Redis, the index and the sidecars, and say how to mend what is wrong."""
-    from memory_core.settings import Settings
+    """Check Redis, the index, the sidecars and this machine, and say how to mend what is wrong. Exits with 1 then."""
+    from memory_server import printing
     from memory_server.doctor import examine
 
-    report = _run(examine(Settings.load(config, data_dir=data_dir)))
+    settings = load_settings(config, data_dir)
+    with printing.progress(as_json) as shown:
+        task = shown.add_task("", total=None, visible=deep)
+
+        def tell(namespace: str, done: int, total: int) -> None:
+            shown.update(task, description=namespace, completed=done, total=total)
+
+        report = _run(examine(settings, deep=deep, tell=tell))
     if as_json:
-        typer.echo(json.dumps(report.model_dump(mode="json"), indent=2))
+        printing.emit(report.model_dump(mode="json"))
     else:
-        typer.echo(report.text())
+        typer.echo(printing.plain(report.text()))
     if not report.healthy:
-        raise typer.Exit(1)
+        raise typer.Exit(TO_MEND)
 
 
 @app.command()
@@ -99,13 +120,21 @@ def settings(
         typer.echo(reference.table(found))
 
 
+@app.command(hidden=True)
+def reference() -> None:
+    """Write the reference of all commands, docs/cli.md."""
+    from memory_server.cli_reference import markdown
+
+    typer.echo(markdown(typer.main.get_command(app)), nl=False)
+
+
 def main() -> None:
     """Run the command line; refusals are one line and an exit code, never a trace."""
     try:
         app()
     except MemoryServiceError as error:
         typer.echo(f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
-        sys.exit(EXIT_CONFIG)
+        sys.exit(exit_code(error))
 
 
 async def _serve(settings: Any, stdio: bool) -> None:

@@ -1,18 +1,68 @@
-"""`redis-memory agents`: who may call, kept from a shell."""
+"""`redis-memory agents`: who is there, and who may call, kept from a shell."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memory_core.errors import InvalidArgument, echo
-from memory_server.console import Config, DataDir, Namespace, load_settings, with_backend
+from memory_server.console import (
+    AsJson,
+    Config,
+    DataDir,
+    Namespace,
+    load_settings,
+    noted,
+    operator,
+    with_backend,
+    with_serving,
+)
 
-agents = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Give agents tokens, and take them.")
+if TYPE_CHECKING:
+    from memory_core.tokens import Token
+    from memory_server.results.agents import AgentListAnswer
+    from memory_server.service import Service
+
+agents = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="See who is there; give agents tokens, and take them."
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@agents.command("list")
+def listing(
+    alive: Annotated[bool, typer.Option("--alive", help="Only those that live.")] = False,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the registered agents: whether they live, what they can do and have in hand."""
+    from memory_server import printing
+    from memory_server.usecases.agents import list_agents
+
+    settings = load_settings(config, data_dir, namespace)
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> AgentListAnswer:
+        async def run() -> AgentListAnswer:
+            return await list_agents(service, caller, types=(), able_to=(), alive_only=alive)
+
+        return await noted(service, caller, "list_agents", (), run)
+
+    answer = with_serving(settings, act)
+    if as_json:
+        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    rows = (
+        (a.agent_id, a.agent_type, a.status, in_hand, a.completed, a.failed, a.last_seen, ", ".join(a.capabilities))
+        for a in answer.agents
+        for in_hand in [f"{a.open_tasks}/{a.max_tasks}"]
+    )
+    printing.table(("agent", "type", "status", "tasks", "done", "failed", "last seen", "can"), rows)
+    return None
 
 
 @agents.command()
@@ -21,12 +71,14 @@ def token(
     namespace: Namespace = None,
     scope: Annotated[str, typer.Option(help="Of read, write, tasks and admin, with commas.")] = "read,write,tasks",
     expires: Annotated[str, typer.Option(help="Lifetime: a number and s, m, h, d or w.")] = "90d",
+    as_json: AsJson = False,
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
     """Issue a token and print it; nobody can read it again."""
     from memory_core.access import check_scopes
     from memory_core.times import to_iso
+    from memory_server import printing
     from memory_server.usecases.tokens import issue_token
 
     settings = load_settings(config, data_dir, namespace)
@@ -36,36 +88,65 @@ def token(
         settings,
         lambda backend: issue_token(backend, agent=agent, namespace=settings.namespace, scopes=scopes, seconds=seconds),
     )
+    if as_json:
+        return printing.emit(_shown(issued) | {"token": text})
     until = to_iso(round(issued.expires_at))
     typer.echo(
         f"Token {issued.id} of {agent} in {issued.namespace}: {' '.join(sorted(scopes))}, until {until}.", err=True
     )
     typer.echo(text)
+    return None
 
 
 @agents.command()
-def tokens(namespace: Namespace = None, config: Config = None, data_dir: DataDir = None) -> None:
+def tokens(
+    namespace: Namespace = None, as_json: AsJson = False, config: Config = None, data_dir: DataDir = None
+) -> None:
     """List the tokens of a namespace that have not expired."""
     from memory_core.times import to_iso
+    from memory_server import printing
     from memory_server.usecases.tokens import list_tokens
 
     settings = load_settings(config, data_dir, namespace)
-    for one in with_backend(settings, lambda backend: list_tokens(backend, settings.namespace)):
+    found = with_backend(settings, lambda backend: list_tokens(backend, settings.namespace))
+    if as_json:
+        return printing.emit([_shown(one) for one in found])
+    for one in found:
         state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
         typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
+    return None
 
 
 @agents.command()
 def revoke(
     token_id: Annotated[str, typer.Argument(help="Id of the token, as `tokens` lists it.")],
+    as_json: AsJson = False,
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
     """End a token at once."""
+    from memory_server import printing
     from memory_server.usecases.tokens import revoke_token
 
     revoked = with_backend(load_settings(config, data_dir, None), lambda backend: revoke_token(backend, token_id))
-    typer.echo(f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
+    if as_json:
+        printing.emit(_shown(revoked))
+    else:
+        typer.echo(f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
+
+
+def _shown(token: Token) -> dict[str, Any]:
+    """Give what may be told of a token; never its secret."""
+    from memory_core.times import to_iso
+
+    return {
+        "id": token.id,
+        "agent": token.agent,
+        "namespace": token.namespace,
+        "scopes": sorted(token.scopes),
+        "expires_at": to_iso(round(token.expires_at)),
+        "revoked": token.revoked,
+    }
 
 
 def _seconds(text: str) -> float:

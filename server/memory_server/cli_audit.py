@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from memory_core.errors import InvalidArgument, StoreUnavailable
+from memory_core.errors import InvalidArgument
 from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings
 
 if TYPE_CHECKING:
@@ -49,13 +48,16 @@ def verify(
     """
     if expect is not None and not re.fullmatch(r"[0-9]{1,18}:[0-9a-f]{64}", expect):
         raise InvalidArgument("--expect is not a head", hint="NUMBER:CHAIN, as an earlier check printed it")
+    from memory_server.running import keyring_by_settings
+
     settings = load_settings(config, data_dir, namespace)
+    keyring = keyring_by_settings(settings)
     if file is not None:
         from memory_server.auditing.exporting import check_file
 
-        report = check_file(file, _keyring(settings), expect)
+        report = check_file(file, keyring, expect)
     else:
-        report = _on_redis(settings, lambda client, keys: _check(client, keys, _keyring(settings), expect))
+        report = _on_redis(settings, lambda client, keys: _check(client, keys, keyring, expect))
     if as_json:
         typer.echo(json.dumps({"ok": report.ok, **asdict(report)}, indent=2))
     else:
@@ -68,12 +70,16 @@ def verify(
 def export(
     to: Annotated[Path, typer.Argument(help="File to write: JSON lines; packed if its name ends in .zst.")],
     namespace: Namespace = None,
+    as_json: AsJson = False,
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
     """Write all entries and seals to a file, which `verify --file` checks without Redis."""
     number = _on_redis(load_settings(config, data_dir, namespace), lambda client, keys: _export(client, keys, to))
-    typer.echo(f"{number} lines are in {to}.", err=True)
+    if as_json:
+        typer.echo(json.dumps({"lines": number, "file": str(to)}, indent=2))
+    else:
+        typer.echo(f"{number} lines are in {to}.", err=True)
 
 
 @audit.command()
@@ -177,47 +183,12 @@ def _print_entry(entry: Entry) -> None:
     )
 
 
-def _keyring(settings: Settings) -> Keyring:
-    """Read the keys that the server has: those set, and with the embedded Redis its own."""
-    from memory_core.connection import redis_url
-    from memory_core.keyring import load_keyring
-    from memory_server.local.paths import locate
-
-    is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
-    return load_keyring(settings, locate(settings.data_dir).integrity_key if is_embedded else None)
-
-
 def _on_redis(settings: Settings, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
-    return asyncio.run(_connected(settings, action))
+    async def run() -> T:
+        from memory_core.keys import Keys
+        from memory_server.running import connected
 
+        async with connected(settings) as client:
+            return await action(client, Keys(settings.namespace))
 
-async def _connected(settings: Settings, action: Callable[[Client, Keys], Awaitable[T]]) -> T:
-    from memory_core.keys import Keys
-
-    async with _client(settings) as client:
-        return await action(client, Keys(settings.namespace))
-
-
-@asynccontextmanager
-async def _client(settings: Settings) -> AsyncGenerator[Any]:
-    """Connect to the Redis that the settings name, else to the embedded one, where it runs.
-
-    Raises:
-        StoreUnavailable: there is none.
-    """
-    from memory_core.connection import connect, is_usable, redis_url
-    from memory_server.local.client import socket_url
-    from memory_server.local.paths import locate, password_of, read_state
-
-    url = redis_url(settings)
-    if url is None or (settings.uses_config_default_redis and not await is_usable(url)):
-        paths = locate(settings.data_dir)
-        state = read_state(paths)
-        if state is None:
-            raise StoreUnavailable(f"nothing runs on {paths.data_dir}", hint="start it with redis-memory serve")
-        url = socket_url(state.socket, password_of(paths))
-    client = connect(url)
-    try:
-        yield client
-    finally:
-        await client.aclose()
+    return asyncio.run(run())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memory_core.errors import KeyMissing
-from memory_server.console import Config, DataDir, Namespace, load_settings, with_service
+from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -16,34 +17,46 @@ keys = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="M
 
 
 @keys.command()
-def new() -> None:
+def new(as_json: AsJson = False) -> None:
     """Print a new master key, for MEMORY_MASTER_KEY or a file; nobody can make it again."""
     from memory_core.keyring import new_key
 
-    typer.echo(new_key())
+    _say("key", new_key(), as_json)
 
 
 @keys.command()
-def transport(config: Config = None) -> None:
+def transport(as_json: AsJson = False, config: Config = None) -> None:
     """Print the transport key, all that a sidecar needs of the keys: for its MEMORY_TRANSPORT_KEY."""
     from memory_core.keyring import HOW_TO_SET, load_keyring, written
 
     transports = load_keyring(load_settings(config, None, None)).transports
     if not transports:
         raise KeyMissing("there is no master key to derive it from", hint=HOW_TO_SET)
-    typer.echo(written(transports[0]))
+    _say("key", written(transports[0]), as_json)
 
 
 @keys.command()
 def rotate(
     agent: Annotated[str | None, typer.Option(help="Of this agent alone; of all if left out.")] = None,
     namespace: Namespace = None,
+    as_json: AsJson = False,
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
     """Give agents new data keys and seal their memories anew. If it was stopped, run it again: it goes on."""
+    from memory_server import printing
+
     settings = load_settings(config, data_dir, namespace)
-    closed = with_service(settings, lambda service: _rotate(service, settings.namespace, agent))
+    resealed: dict[str, int] = {}
+
+    def tell(owner: str, number: int) -> None:
+        resealed[owner] = number
+        if not as_json:
+            typer.echo(f"{owner}: {number} memories are sealed anew.")
+
+    closed = with_service(settings, lambda service: _rotate(service, settings.namespace, agent, tell))
+    if as_json:
+        printing.emit({"resealed": resealed, "closed": closed})
     if closed:
         typer.echo(f"{closed} memories cannot be opened; their old keys are kept.", err=True)
         raise typer.Exit(1)
@@ -52,16 +65,17 @@ def rotate(
 @keys.command()
 def rewrap(
     namespace: Annotated[str | None, typer.Option(help="Of this namespace alone; of all if left out.")] = None,
+    as_json: AsJson = False,
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
     """Put all data keys under the first master key; the older ones open no memory any more after that."""
     settings = load_settings(config, data_dir, namespace)
     number = with_service(settings, lambda service: _rewrap(service, namespace))
-    typer.echo(f"{number} data keys were put under the master key in force.")
+    _say("rewrapped", number, as_json, "{} data keys were put under the master key in force.")
 
 
-async def _rotate(service: Service, namespace: str, agent: str | None) -> int:
+async def _rotate(service: Service, namespace: str, agent: str | None, tell: Callable[[str, int], None]) -> int:
     from memory_server.usecases.rotation import owners_with_keys
     from memory_server.usecases.rotation import rotate as rotate_one
 
@@ -70,7 +84,7 @@ async def _rotate(service: Service, namespace: str, agent: str | None) -> int:
     for owner in await owners_with_keys(service, namespace, agent):
         rotated = await rotate_one(service, namespace, owner)
         closed += rotated.closed
-        typer.echo(f"{owner}: {rotated.resealed} memories are sealed anew.")
+        tell(owner, rotated.resealed)
     return closed
 
 
@@ -84,3 +98,12 @@ async def _rewrap(service: Service, namespace: str | None) -> int:
         for owner in await owners_with_keys(service, name):
             number += await rewrap_one(service, name, owner)
     return number
+
+
+def _say(name: str, value: object, as_json: bool, words: str = "{}") -> None:
+    from memory_server import printing
+
+    if as_json:
+        printing.emit({name: value})
+    else:
+        typer.echo(words.format(value))

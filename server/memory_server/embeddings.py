@@ -21,6 +21,7 @@ from memory_core.streams import Ask, Reply
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
 from memory_server.caching import Asker, VectorCache, Vectors
+from memory_server.cancelling import cancel
 from memory_server.replies import Replies, until_a_key_fits
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,7 @@ class Embeddings:
             try:
                 yield self
             finally:
-                for task in self._asking:
-                    task.cancel()
-                await asyncio.gather(*self._asking, return_exceptions=True)
+                await cancel(tuple(self._asking))
 
     async def embed(
         self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False

@@ -19,6 +19,7 @@ from memory_core.ids import new_id
 from memory_core.sealing import Transports
 from memory_core.streams import BadMessage, Reply, entries
 from memory_server.backend import Backend
+from memory_server.cancelling import cancel
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
@@ -77,8 +78,7 @@ class Replies:
         try:
             yield self
         finally:
-            listener.cancel()
-            await asyncio.gather(listener, return_exceptions=True)
+            await cancel([listener])
 
     async def exchange(self, stream: str, question: Question, wait: float) -> Reply:
         """Send a question and wait for the reply that names its id; one in clear to a sealed question is an error.

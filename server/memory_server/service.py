@@ -23,6 +23,7 @@ from memory_server.auditing.recorder import Recorder
 from memory_server.backend import Backend
 from memory_server.bulk import Bulk
 from memory_server.caching import Asker
+from memory_server.cancelling import cancel
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
@@ -100,10 +101,7 @@ class Service:
             try:
                 yield self
             finally:
-                flusher.cancel()
-                for task in self._running:
-                    task.cancel()
-                await asyncio.gather(flusher, *self._running, return_exceptions=True)
+                await cancel([flusher, *self._running])
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory, soon and in bulk."""

@@ -15,6 +15,7 @@ from memory_server.auditing.entries import sign
 from memory_server.auditing.recorder import Batch, Recorder
 from memory_server.auditing.sealing import seal
 from memory_server.backend import Backend
+from memory_server.cancelling import cancel
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 0.5
@@ -46,9 +47,7 @@ class Auditor:
         try:
             yield self
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(tasks)
             with suppress(TimeoutError):
                 async with asyncio.timeout(PARTING_SECONDS):
                     await self.flush()

@@ -19,6 +19,7 @@ from memory_core.keys import Keys, vector_field
 from memory_core.streams import BadMessage, entries
 from memory_core.vectors import from_bytes
 from memory_server.backend import Backend
+from memory_server.cancelling import cancel
 from memory_server.events.entries import MEMORY, Entry, Position
 from memory_server.events.listeners import Follower, Waiter
 from memory_server.events.room import Room
@@ -51,10 +52,7 @@ class Hub:
             yield self
         finally:
             self.close()
-            tasks = [task for task in (reader, self._interrupting) if task]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await cancel(task for task in (reader, self._interrupting) if task)
 
     def close(self) -> None:
         """End all waits now, since the server is about to stop."""

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys
 from memory_server.backend import Backend
+from memory_server.cancelling import cancel
 from memory_server.events.entries import Position
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,7 @@ class Seen:
         try:
             yield self
         finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
+            await cancel([writer])
             await self._write()
 
     def note(self, namespace: str, agent: str, position: Position) -> None:

@@ -15,12 +15,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from memory_core.errors import MemoryServiceError
+from memory_server.cancelling import cancel
 from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children
@@ -102,7 +103,7 @@ class Supervisor:
             for job in done:
                 job.result()
         finally:
-            await _cancel(jobs)
+            await cancel(jobs)
             await self._stop()
 
     async def _until_unused(self) -> None:
@@ -274,14 +275,6 @@ def _take_keys() -> dict[str, str]:
         del os.environ[name]
     transport = os.environ.pop(TRANSPORT_VARIABLE, None)
     return {} if transport is None else {TRANSPORT_VARIABLE: transport}
-
-
-async def _cancel(jobs: Sequence[asyncio.Task[Any]]) -> None:
-    """Cancel until all have ended: a client caught while connecting may swallow one cancellation."""
-    while pending := [job for job in jobs if not job.done()]:
-        for job in pending:
-            job.cancel()
-        await asyncio.wait(pending, timeout=0.2)
 
 
 async def _run(options: Options) -> None:

@@ -74,6 +74,18 @@ class GrantInfo(BaseModel):
         return f"[{self.id}] {self.from_agent} to {self.to_agent}, {self.permission} {covers}{ends}{note}"
 
 
+class GrantState(GrantInfo):
+    """A grant or an offer, whoever its sides are, and what has become of it."""
+
+    state: Literal["active", "offered", "expired", "revoked", "accepted"]
+
+
+class GrantListAnswer(Answer):
+    """Grants and offers of a namespace, newest first."""
+
+    grants: list[GrantState]
+
+
 class SharedContextAnswer(Answer):
     """What others let the caller see, and the grants and offers that it is a side of."""
 

@@ -217,6 +217,28 @@ async def with_content(
     return found, int(answer[b"total_results"])
 
 
+async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: int) -> set[str]:
+    """Give those of some hashes, by their keys, that the index covers."""
+    query, number = build.everything(), len(names)
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number
+    )
+    _refuse_partial([answer])
+    return {result[b"id"].decode() for result in answer[b"results"]}
+
+
+async def graph_neighbours(
+    client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int
+) -> list[tuple[str, float]]:
+    """Fetch the k nearest to a vector by the index's graph, whoever owns them, as keys and cosines."""
+    query = build.with_neighbours(build.everything(), vector, k)
+    answer = await client.execute_command(
+        *_search(keys, query, timeout_ms), "RETURN", 1, "distance", "SORTBY", "distance", "ASC", "LIMIT", 0, k
+    )
+    _refuse_partial([answer])
+    return [(row[b"id"].decode(), 1.0 - float(row[b"extra_attributes"][b"distance"])) for row in answer[b"results"]]
+
+
 async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:
     """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
     query = build.near_tasks(vector, k)

@@ -59,7 +59,7 @@ class Query:
     def arguments(self) -> list[Value]:
         """Give the tail that every FT.SEARCH needs."""
         flat = [part for pair in self.params.items() for part in pair]
-        return ["PARAMS", len(flat), *flat, "DIALECT", 2]
+        return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 
 
 def readable(principal: Principal, filters: Filters, now: float) -> Query:
@@ -125,6 +125,16 @@ def having(query: Query, field: str, *values: str) -> Query:
     narrowed = Query(params=dict(query.params))
     narrowed.text = f"{query.text} {_tagged(narrowed, field, values)}"
     return narrowed
+
+
+def everything() -> Query:
+    """Select every piece, whoever owns it; for the doctor alone."""
+    return Query("*")
+
+
+def all_memories() -> Query:
+    """Select every memory, whoever owns it, each long one once; for whoever runs the memory."""
+    return having(Query(), "part", HEAD)
 
 
 def unfinished() -> Query:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,10 +167,17 @@ def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None
     present = [index for index, record in enumerate(records) if record.vector]
     if present:
         stored = from_bytes(b"".join(records[index].vector or b"" for index in present), query.shape[-1])
-        cosines = np.clip(stored @ query.reshape(-1), 0.0, 1.0)
+        cosines = np.clip(_each(stored, query.reshape(-1)), 0.0, 1.0)
         for index, cosine in zip(present, cosines, strict=True):
             scores[index] = float(cosine)
     return scores
+
+
+def _each(rows: NDArray[Any], column: NDArray[Any]) -> NDArray[Any]:
+    """Multiply each row by a column, by itself: a matrix product rounds a row by where it stands among others, and so
+    equal memories would come in an order that tells of what else was compared.
+    """
+    return (rows * column).sum(axis=1)
 
 
 def missing_places(best: Sequence[Scored], known: Sequence[Reading]) -> Places:
@@ -218,7 +226,7 @@ def _bm25(readings: Sequence[Reading], wanted: Wanted, statistics: WordStatistic
     counts = _with_neighbours(readings, wanted.weights)
     lengths = np.array([min(reading.length, _LONGEST) for reading in readings])[:, None]
     damping = BM25_K1 * (1 - BM25_B + BM25_B * lengths / AVERAGE_LENGTH)
-    return (counts * (BM25_K1 + 1) / (counts + damping)) @ np.array(list(idf.values())) / best
+    return _each(counts * (BM25_K1 + 1) / (counts + damping), np.array(list(idf.values()))) / best
 
 
 def _with_neighbours(readings: Sequence[Reading], weights: Weights) -> Column:

@@ -5,8 +5,7 @@ Sensitive ones are left out: the bulk engine holds vectors in clear alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from memory_core.errors import InvalidArgument
 from memory_core.keys import Keys
 from memory_core.records import Record
 from memory_core.scope import Principal, owner_token
+from memory_server.results.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
 from memory_server.search import loading, mirrored
 from memory_server.search.loading import Ref
 from memory_server.service import Service
@@ -25,25 +25,8 @@ MOST_PAIRS = 10_000
 _LOAD_AT_ONCE = 500
 
 
-@dataclass(frozen=True, slots=True)
-class Alike:
-    """Memories that say nearly the same, oldest first, and the greatest cosine among them."""
-
-    records: Sequence[Record]
-    cosine: float
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """Memories of one subject: how many, the mean cosine to their middle, and those nearest to it."""
-
-    size: int
-    closeness: float
-    examples: Sequence[Record]
-
-
-async def near_duplicates(service: Service, caller: Caller, *, least: float, wait: float) -> tuple[list[Alike], int]:
-    """Group the caller's own memories whose pieces have a cosine of at least `least`; count the pairs left out.
+async def near_duplicates(service: Service, caller: Caller, *, least: float, wait: float) -> DuplicatesAnswer:
+    """Group the caller's own memories whose pieces have a cosine of at least `least`.
 
     Raises:
         InvalidArgument: `least` is not from .5 to 1.
@@ -62,10 +45,10 @@ async def near_duplicates(service: Service, caller: Caller, *, least: float, wai
         for (a, b), score in zip(pairs, scores, strict=True)
         if (left := records.get(found.ids[a])) and (right := records.get(found.ids[b]))
     ]
-    return _groups(known), found.total - len(pairs)
+    return DuplicatesAnswer(groups=_groups(known), pairs_left_out=found.total - len(pairs))
 
 
-async def clusters(service: Service, caller: Caller, *, count: int, show: int, wait: float) -> list[Cluster]:
+async def clusters(service: Service, caller: Caller, *, count: int, show: int, wait: float) -> ClustersAnswer:
     """Part the caller's own memories by meaning, the largest part first.
 
     Raises:
@@ -75,10 +58,13 @@ async def clusters(service: Service, caller: Caller, *, count: int, show: int, w
     request = Clusters(selection=_own(principal), count=count, show=show)
     found = await service.bulk.clusters(caller.namespace, request, wait)
     records = await _load(service, principal, found)
-    return [
-        Cluster(size, closeness, _distinct(records[name] for place in shown if (name := found.ids[place]) in records))
-        for size, closeness, shown in zip(found.sizes, found.closeness, found.shown, strict=True)
-    ]
+    parts = zip(found.sizes, found.closeness, found.shown, strict=True)
+    return ClustersAnswer(
+        clusters=[
+            Cluster(size=size, closeness=closeness, examples=_texts(_known(records, found, shown)))
+            for size, closeness, shown in parts
+        ]
+    )
 
 
 def _own(principal: Principal) -> Selection:
@@ -117,11 +103,20 @@ def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
                 group_of[record.id] = joined
     groups = {id(group): group for group in group_of.values()}.values()
     alike = [
-        Alike(sorted(group, key=lambda record: record.created_at), round(max(best[one.id] for one in group), 4))
+        Alike(cosine=round(max(best[one.id] for one in group), 4), memories=_texts(sorted(group, key=_age)))
         for group in groups
     ]
     return sorted(alike, key=lambda one: -one.cosine)
 
 
-def _distinct(records: Iterable[Record]) -> list[Record]:
-    return list({record.id: record for record in records}.values())
+def _age(record: Record) -> float:
+    return record.created_at
+
+
+def _known(records: Mapping[str, Record], found: Found, places: Iterable[int]) -> list[Record]:
+    """Give the records at some places, each once."""
+    return [records[name] for name in dict.fromkeys(found.ids[place] for place in places) if name in records]
+
+
+def _texts(records: Iterable[Record]) -> list[Text]:
+    return [Text(memory_id=record.id, content=record.content) for record in records]

@@ -19,6 +19,7 @@ from memory_core.keys import AUDITED, SWEEPER, Keys
 from memory_core.records import Record
 from memory_server.auditing.keeping import trim
 from memory_server.auditing.sealing import is_unsealed
+from memory_server.cancelling import cancel
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.service import Service
@@ -47,8 +48,7 @@ async def sweeping(service: Service) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await cancel([task])
 
 
 async def _sweep_for_ever(service: Service) -> None:

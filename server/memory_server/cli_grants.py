@@ -1,0 +1,80 @@
+"""`redis-memory grants`: who lets whom see what, listed and ended from a shell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+
+if TYPE_CHECKING:
+    from memory_server.results.context import GrantListAnswer, GrantState, RevokeAnswer
+    from memory_server.service import Service
+
+grants = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at what is shared, and end it.")
+
+
+@grants.command("list")
+def listing(
+    agent: Annotated[str | None, typer.Option(help="Only what this agent gave or was given.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="With those that ended in the last 30 days.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Most grants.")] = 100,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List the grants in force and the offers that wait, newest first."""
+    from memory_server import printing
+    from memory_server.usecases.operating import all_grants
+
+    settings = load_settings(config, data_dir, namespace)
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> GrantListAnswer:
+        async def run() -> GrantListAnswer:
+            return await all_grants(service, caller, agent=agent, ended=every, limit=limit)
+
+        return await noted(service, caller, "list_grants", (), run)
+
+    answer = with_serving(settings, act)
+    if as_json:
+        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    rows = (
+        (g.id, g.state, g.from_agent, g.to_agent, g.permission, g.expires_at or "", _covers(g)) for g in answer.grants
+    )
+    printing.table(("grant", "state", "from", "to", "may", "until", "covers"), rows)
+    return None
+
+
+@grants.command()
+def revoke(
+    grant_id: Annotated[str, typer.Argument(help="Id of the grant or offer, as `list` gives it.")],
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End a grant or an offer at once, with all that was passed on under it."""
+    from memory_server import printing
+    from memory_server.usecases.sharing import revoke_shared
+
+    settings = load_settings(config, data_dir, namespace)
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> RevokeAnswer:
+        return await noted(
+            service, caller, "revoke_shared_context", [grant_id], lambda: revoke_shared(service, caller, grant_id)
+        )
+
+    answer = with_serving(settings, act)
+    if as_json:
+        printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    else:
+        typer.echo(answer.summary())
+
+
+def _covers(grant: GrantState) -> str:
+    what = grant.context or ", ".join([*grant.tags, *grant.memory_types])
+    return what or f"{grant.memories} memories"

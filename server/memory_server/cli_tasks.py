@@ -1,0 +1,134 @@
+"""`redis-memory tasks`: what agents have in hand, and the dead letters, seen and put right from a shell."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from memory_core.tasks import TaskState
+from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+
+if TYPE_CHECKING:
+    from memory_core.settings import Settings
+    from memory_server.results.tasks import TaskAnswer, TaskListAnswer, TaskStateAnswer
+    from memory_server.service import Service
+    from memory_server.usecases.principals import Caller
+
+tasks = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at tasks, revive and end them.")
+TaskId = Annotated[str, typer.Argument(help="Id of the task, as `list` gives it.")]
+
+
+@tasks.command("list")
+def listing(
+    state: Annotated[list[TaskState] | None, typer.Option(help="Only in this state; may be repeated.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only what this agent submitted or has had.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Most tasks.")] = 50,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """List tasks of all agents, newest first; `--state dead` lists the dead letters."""
+    from memory_server import printing
+    from memory_server.usecases.operating import all_tasks
+
+    settings = load_settings(config, data_dir, namespace)
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> TaskListAnswer:
+        async def run() -> TaskListAnswer:
+            return await all_tasks(service, caller, states=state or (), agent=agent, limit=limit)
+
+        return await noted(service, caller, "list_tasks", (), run)
+
+    answer = with_serving(settings, act)
+    if as_json:
+        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    rows = (
+        (t.task_id, t.state, t.priority, t.submitted_by, t.assigned_to, attempt, t.error, t.description)
+        for t in answer.tasks
+        for attempt in [f"{t.attempt}/{t.max_retries + 1}"]
+    )
+    printing.table(("task", "state", "priority", "by", "with", "attempt", "error", "description"), rows)
+    return None
+
+
+@tasks.command()
+def show(
+    task_id: TaskId,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Show one task with its whole history."""
+    from memory_server import printing
+    from memory_server.usecases.tasks import get_task
+
+    settings = load_settings(config, data_dir, namespace)
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> TaskAnswer:
+        return await noted(service, caller, "get_task", [task_id], lambda: get_task(service, caller, task_id))
+
+    answer = with_serving(settings, act)
+    if as_json:
+        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    printing.pairs((name, value) for name, value in answer.task.model_dump(mode="json").items() if value)
+    rows = ((e.at, e.op, e.agent or "", e.attempt or "", e.error or e.handoff or "") for e in answer.history)
+    printing.table(("at", "what", "agent", "attempt", "error or handoff"), rows)
+    return None
+
+
+@tasks.command()
+def requeue(
+    task_id: TaskId,
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a dead task a new life with all its attempts."""
+    from memory_server.usecases.tasks import requeue_task
+
+    settings = load_settings(config, data_dir, namespace)
+    _change(settings, as_json, "requeue_task", task_id, lambda service, who: requeue_task(service, who, task_id))
+
+
+@tasks.command()
+def cancel(
+    task_id: TaskId,
+    reason: Annotated[str, typer.Option(help="Why; whoever works on it is told.")] = "cancelled at the console",
+    namespace: Namespace = None,
+    as_json: AsJson = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """End an open task, whoever has it."""
+    from memory_server.usecases.tasks import cancel_task
+
+    settings = load_settings(config, data_dir, namespace)
+    _change(settings, as_json, "cancel_task", task_id, lambda service, who: cancel_task(service, who, task_id, reason))
+
+
+def _change(
+    settings: Settings,
+    as_json: bool,
+    op: str,
+    task_id: str,
+    use_case: Callable[[Service, Caller], Awaitable[TaskStateAnswer]],
+) -> None:
+    from memory_server import printing
+
+    caller = operator(settings.namespace)
+
+    async def act(service: Service) -> TaskStateAnswer:
+        return await noted(service, caller, op, [task_id], lambda: use_case(service, caller))
+
+    answer = with_serving(settings, act)
+    if as_json:
+        printing.emit(answer.model_dump(mode="json", exclude_none=True))
+    else:
+        typer.echo(f"Task {answer.task_id} is {answer.state}.")

@@ -1,0 +1,1 @@
+"""Writes the configuration by which MCP clients find this memory."""
