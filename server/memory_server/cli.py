@@ -13,6 +13,7 @@ import typer
 from memory_core.errors import MemoryServiceError
 from memory_server.cli_agents import agents
 from memory_server.cli_audit import audit
+from memory_server.cli_dashboard import dashboard
 from memory_server.cli_keys import keys
 from memory_server.cli_trust import integrity, purge, quarantine
 from memory_server.console import AsJson, Config, DataDir
@@ -26,6 +27,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(integrity, name="integrity")
 app.command()(purge)
+app.command()(dashboard)
 app.add_typer(audit, name="audit")
 
 

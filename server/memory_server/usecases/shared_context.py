@@ -246,7 +246,7 @@ def _list(
     theirs = sides["to" if mine == "from" else "from"]
     if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, theirs):
         return
-    info = _info(grant_id, row)
+    info = grant_info(grant_id, row)
     match row["state"], mine:
         case b"offered", _:
             listed.offers.append(info)
@@ -265,7 +265,8 @@ def _trim(grants: list[GrantInfo]) -> int:
     return left_out
 
 
-def _info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
+def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
+    """Show a grant or an offer as it lies in Redis."""
     values: list[Any] = unpack(row["values"])
     kind, until = row["kind"].decode(), float(row["until"])
     return GrantInfo(
