@@ -122,3 +122,9 @@ async def _work(claude: Agent, gemini: Agent, vscode: Agent) -> tuple[str, str]:
     await held(claude)
     await submit("Write the release notes", "gemini", priority="low")
     return dead, leased
+
+
+async def has_vectors(server: Server, namespace: str) -> bool:
+    """Whether no memory waits for its vector."""
+    async with server.agent("claude", namespace) as claude:
+        return (await claude.call("memory_stats"))["vector_backlog"] == 0

@@ -24,13 +24,14 @@ async def live_events(service: Service, caller: Caller, still_in: Callable[[], A
 
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
-        async for events, more in watching(service, caller, PAUSE_SECONDS, _GATHER_SECONDS):
+        async for told in watching(service, caller, PAUSE_SECONDS, _GATHER_SECONDS):
             if not await still_in():
                 yield "event: closed\ndata: {}\n\n"
                 return
-            if events or more:
-                told = [event.model_dump(exclude_none=True) for event in events]
-                yield f"event: happened\ndata: {json.dumps({'events': told, 'more': more})}\n\n"
+            if told.events or told.more:
+                events = [event.model_dump(exclude_none=True) for event in told.events]
+                name = "recent" if told.recent else "happened"
+                yield f"event: {name}\ndata: {json.dumps({'events': events, 'more': told.more})}\n\n"
             else:
                 yield ": here\n\n"
     except MemoryServiceError:

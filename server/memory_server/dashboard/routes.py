@@ -16,7 +16,6 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 from mcp_types import CallToolResult
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route
@@ -25,7 +24,7 @@ from starlette.staticfiles import StaticFiles
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_server.dashboard.identifying import Identifier
 from memory_server.dashboard.live import live_events
-from memory_server.dashboard.security import OwnPages, SecurityHeaders
+from memory_server.dashboard.security import OwnPages
 from memory_server.dashboard.tools import dashboard_tools
 from memory_server.runtime import Runtime
 
@@ -53,12 +52,7 @@ def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecurity
         Route("/call/{tool}", pages.guarded(pages.call), methods=["POST"]),
         Route("/events", pages.guarded(pages.events)),
     ]
-    protected = [Middleware(SecurityHeaders)]
-    return [
-        Route("/", pages.index, middleware=protected),
-        Mount("/api", routes=api, middleware=protected),
-        Mount("/static", _Files(directory=STATIC), middleware=protected),
-    ]
+    return [Route("/", pages.index), Mount("/api", routes=api), Mount("/static", _Files(directory=STATIC))]
 
 
 class _Files(StaticFiles):

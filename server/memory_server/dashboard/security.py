@@ -14,6 +14,7 @@ from memory_core.settings import Settings
 
 PAGE_HEADER = "x-memory-dashboard"
 """What the dashboard's own requests carry: another site's page cannot add it without asking first, and is refused."""
+_PATHS = ("/api/", "/static/")
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -29,13 +30,16 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds the headers to all answers of an application."""
+    """Adds the headers to all that is served of the dashboard, or is not found there."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
+        if scope["type"] != "http" or not (scope["path"] == "/" or scope["path"].startswith(_PATHS)):
+            await self.app(scope, receive, send)
+            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

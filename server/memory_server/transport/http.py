@@ -19,6 +19,7 @@ from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.app import build_server
 from memory_server.dashboard.routes import dashboard
+from memory_server.dashboard.security import SecurityHeaders
 from memory_server.runtime import Runtime
 from memory_server.transport.binding import check_bind, transport_security
 from memory_server.transport.greeting import greeting, operators_greeting
@@ -119,6 +120,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     application = server.streamable_http_app(transport_security=named, max_request_body_size=settings.limits.body_bytes)
     application.router.routes.extend(dashboard(server, runtime, named))
     application.add_middleware(Refusals)
+    application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
     return application
 

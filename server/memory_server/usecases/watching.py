@@ -3,26 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 from memory_core.errors import MemoryServiceError
-from memory_server.events.entries import DELETED, MEMORY, Entry
+from memory_core.keys import Keys
+from memory_core.streams import BadMessage
+from memory_server.events.entries import DELETED, MEMORY, START, Entry, Position
 from memory_server.events.listeners import Watcher
 from memory_server.events.room import Room
 from memory_server.results.events import Event, EventKind
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller, resolve
-from memory_server.usecases.waiting import last_position, readable
+from memory_server.usecases.waiting import readable
 
 _MOST = 200
 """Events told at once; of more only the number."""
+_RECENT = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Events, oldest first, and how many more there were; `recent` ones happened before one began to look on."""
+
+    events: Sequence[Event]
+    more: int = 0
+    recent: bool = False
 
 
 async def watching(
     service: Service, caller: Caller, pause_seconds: float, gather_seconds: float
-) -> AsyncGenerator[tuple[list[Event], int]]:
-    """Give what happens from now on that the caller may see, and how much more.
+) -> AsyncGenerator[Told]:
+    """Give what happened last that the caller may see, then what happens.
 
     What comes within `gather_seconds` is given at once; after each pause it gives something, even if that is nothing.
     It ends when the server stops.
@@ -30,32 +44,39 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher = Watcher(caller.agent, sees_all=caller.admin)
-    end = await last_position(service, caller.namespace)
+    watcher, key = Watcher(caller.agent, sees_all=caller.admin), Keys(caller.namespace).events
+    rows = await service.backend.read(lambda client: client.xrevrange(key, count=2 * _RECENT))
+    end = Position.of(rows[0][0]) if rows else START
     with service.events.listening(caller.namespace, watcher, end) as room:
+        recent: list[Entry] = []
+        for entry_id, fields in reversed(rows):
+            with suppress(BadMessage):
+                recent.append(Entry.parse(entry_id, fields))
+        recent = [entry for entry in recent if watcher.concerns(entry)]
+        shown = await _allowed(service, caller, watcher, room, recent)
+        yield Told(list(map(_event, shown[-_RECENT:])), recent=True)
         while not watcher.closed:
-            yield await _seen(service, caller, watcher, room)
             if await watcher.wait(pause_seconds):
                 await asyncio.sleep(gather_seconds)
+            yield await _seen(service, caller, watcher, room)
 
 
-async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) -> tuple[list[Event], int]:
+async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) -> Told:
     """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
     entries = list(watcher.queue)
     watcher.queue.clear()
     lost, watcher.overflown = watcher.overflown, False
-    newest, more = entries[-_MOST:], max(len(entries) - _MOST, 0) + lost
-    if not caller.admin:
-        try:
-            newest = await _allowed(service, caller, watcher, room, newest)
-        except MemoryServiceError:
-            return [], 1
-    return [_event(entry) for entry in newest], more
+    more = max(len(entries) - _MOST, 0) + lost
+    try:
+        newest = await _allowed(service, caller, watcher, room, entries[-_MOST:])
+    except MemoryServiceError:
+        return Told([], 1)
+    return Told(list(map(_event, newest)), more)
 
 
 async def _allowed(service: Service, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]) -> list[Entry]:
-    if not entries and not watcher.is_stale:
-        return []
+    if caller.admin or (not entries and not watcher.is_stale):
+        return entries
     doubts = watcher.doubts
     principal = await resolve(service.backend, caller)
     room.trust(watcher, principal.tokens, doubts)

@@ -57,6 +57,10 @@ export function actAs(agent) {
 const listeners = new Set();
 const states = new Set();
 let source;
+let state = isLive ? 'trying' : 'off';
+const say = (next) => { state = next; states.forEach((each) => each(next)); };
+/** What had happened last when the stream was opened, oldest first. */
+export let recent = [];
 
 /** Hears of what happens; gives a function that ends it. */
 export function hear(listener) {
@@ -67,16 +71,20 @@ export function hear(listener) {
 /** Hears whether the stream is open. */
 export function hearState(listener) {
   states.add(listener);
+  listener(state);
   return () => states.delete(listener);
 }
 
 export function listen() {
   if (!isLive || source) return;
   source = new EventSource(url('events'));
-  const say = (state) => states.forEach((each) => each(state));
   source.addEventListener('open', () => say('live'));
   source.addEventListener('error', () => say(source.readyState === EventSource.CLOSED ? 'off' : 'trying'));
   source.addEventListener('closed', () => { hush(); dispatchEvent(new Event('memory:login')); });
+  source.addEventListener('recent', (event) => {
+    recent = JSON.parse(event.data).events;
+    dispatchEvent(new Event('memory:recent'));
+  });
   source.addEventListener('happened', (event) => {
     const told = JSON.parse(event.data);
     listeners.forEach((each) => each(told.events, told.more));
@@ -86,6 +94,18 @@ export function listen() {
 export function hush() {
   source?.close();
   source = undefined;
+  if (isLive) say('trying');
 }
-addEventListener('pagehide', hush);
-addEventListener('pageshow', (event) => { if (event.persisted) listen(); });
+
+// A browser holds few connections to one host: a page that nobody sees lets its own go, and catches up when seen again.
+let paused = false;
+const rest = () => { if (source) { paused = true; hush(); } };
+const wake = () => {
+  if (!paused) return;
+  paused = false;
+  listen();
+  listeners.forEach((each) => each([], 1));
+};
+addEventListener('pagehide', rest);
+addEventListener('pageshow', wake);
+document.addEventListener('visibilitychange', () => (document.hidden ? rest() : wake()));

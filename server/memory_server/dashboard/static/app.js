@@ -1,6 +1,6 @@
 // The frame around the views: who acts, where one can go, and which view is shown.
 import { html, render, useEffect, useState } from './lib.js';
-import { session as askSession, login, logout, listen, hush, hearState, isLive, actAs } from './api.js';
+import { session as askSession, login, logout, listen, hush, hearState, actAs } from './api.js';
 import { Notices, Trouble } from './parts.js';
 import { Login } from './views/login.js';
 
@@ -40,7 +40,7 @@ function Theme() {
 }
 
 function Live() {
-  const [state, setState] = useState(isLive ? 'trying' : 'off');
+  const [state, setState] = useState('trying');
   useEffect(() => hearState(setState), []);
   const says = { live: 'live', trying: 'connecting', off: 'not live' }[state];
   return html`<span class="live ${state}" title="Whether changes are shown as they happen">${says}</span>`;
@@ -71,7 +71,7 @@ function Frame({ session, onLeave }) {
     <header class="top">
       <a class="brand" href="#/overview"><img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
       <${Who} session=${session} />
-      ${session.operator && html`<span class="badge operator" title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
+      ${session.operator && html`<span class="badge" data-kind="operator" title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
       <span class="gap"></span><${Live} /><${Theme} />
       ${session.session && html`<button onClick=${onLeave}>Log out</button>`}
     </header>

@@ -33,7 +33,7 @@ const still = () => matchMedia('(prefers-reduced-motion: reduce)').matches;
 export function common() {
   const { text, line, card } = ink();
   return {
-    color: palette(), animation: !still(), animationDuration: 300, textStyle: { fontFamily: 'inherit', color: text },
+    color: palette(), animation: !still(), animationDuration: 300, textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: text },
     tooltip: { renderMode: 'richText', backgroundColor: card, borderColor: line, textStyle: { color: text, fontSize: 12 }, confine: true },
   };
 }
@@ -65,12 +65,12 @@ export function Bars({ figures, says, name = (text) => text }) {
   const options = () => {
     const { quiet, line, text } = ink();
     return {
-      grid: { left: 4, right: 44, top: 4, bottom: 4, containLabel: true },
+      grid: { left: 104, right: 40, top: 0, bottom: 0 },
       xAxis: { type: 'value', show: false },
-      yAxis: { type: 'category', data: rows.map(([key]) => name(key)), axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: quiet, width: 110, overflow: 'truncate' } },
+      yAxis: { type: 'category', data: rows.map(([key]) => name(key)), axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: quiet, width: 96, overflow: 'truncate' } },
       series: [{ type: 'bar', data: rows.map(([, number]) => number), barMaxWidth: 14, itemStyle: { borderRadius: 4 }, label: { show: true, position: 'right', color: text }, showBackground: true, backgroundStyle: { color: line, opacity: 0.35, borderRadius: 4 } }],
     };
   };
   const told = `${says}: ${[...rows].reverse().map(([key, number]) => `${name(key)} ${number}`).join(', ')}`;
-  return html`<${Chart} options=${options} data=${rows} says=${told} height=${Math.max(64, rows.length * 28 + 12)} />`;
+  return html`<${Chart} options=${options} data=${rows} says=${told} height=${Math.max(64, rows.length * 27)} />`;
 }

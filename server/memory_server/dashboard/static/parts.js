@@ -29,7 +29,7 @@ export function until(iso, now) {
 }
 
 export const Time = ({ at }) => html`<time datetime=${at} title=${when(at)}>${ago(at)}</time>`;
-export const Badge = ({ kind = '', children, title }) => html`<span class="badge ${kind}" title=${title}>${children}</span>`;
+export const Badge = ({ kind = '', children, title }) => html`<span class="badge" data-kind=${kind} title=${title}>${children}</span>`;
 export const Empty = ({ title, children }) => html`<div class="empty"><strong>${title}</strong><p>${children}</p></div>`;
 
 /** Says what went wrong, or nothing. */

@@ -34,7 +34,7 @@ function Row({ entry }) {
     <td><${Badge} kind=${entry.outcome === 'ok' ? '' : 'warn'}>${label(entry.outcome)}</${Badge}></td>
     <td>${entry.ids.slice(0, 3).map((id) => html`<code title=${id}>${shortId(id)}</code> `)}${(entry.count || entry.ids.length) > 3 && html`<span class="quiet">of ${entry.count || entry.ids.length}</span>`}</td>
     <td class="quiet small">${entry.origin}</td>
-    <td><${Badge} kind=${tone}>${says}</${Badge}${entry.sealed ? html` <${Badge} kind="good">sealed</${Badge}>` : ''}</td>
+    <td><${Badge} kind=${tone}>${says}</${Badge}>${entry.sealed ? html` <${Badge} kind="good">sealed</${Badge}>` : ''}</td>
   </tr>`;
 }
 

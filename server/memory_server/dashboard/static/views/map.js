@@ -34,11 +34,11 @@ export function within(polygon, x, y) {
 
 function options(map, groups, kept) {
   const { quiet, line } = ink();
-  const axis = { type: 'value', show: false, min: (range) => Math.min(-1.05, range.min), max: (range) => Math.max(1.05, range.max) };
+  const axis = { type: 'value', show: false, min: (range) => Math.min(-1.1, range.min - 0.05), max: (range) => Math.max(1.1, range.max + 0.05) };
   const zoom = { type: 'inside', filterMode: 'none', minSpan: 0.5 };
   return {
     ...common(), animation: false, hoverLayerThreshold: 30000,
-    grid: { left: 0, right: 0, top: 0, bottom: 0 }, xAxis: axis, yAxis: axis, tooltip: { show: false },
+    grid: { left: 0, right: 0, top: 0, bottom: 0 }, xAxis: axis, yAxis: axis, tooltip: { show: false }, toolbox: { show: false },
     dataZoom: [{ ...zoom, xAxisIndex: 0 }, { ...zoom, yAxisIndex: 0 }],
     brush: { xAxisIndex: 0, yAxisIndex: 0, seriesIndex: [], brushStyle: { borderWidth: 1.5, color: 'rgba(120,120,120,0.12)', borderColor: quiet }, outOfBrush: {}, throttleType: 'debounce', throttleDelay: 100 },
     series: groups.map((group, number) => ({

@@ -10,6 +10,7 @@ const START = {
   since: '', until: '', archive: false, min_score: '', recency: '',
 };
 const PAGE = 20;
+const TRUST = { received: 'received', granted: 'by a grant', public: 'of another' };
 
 const filters = (form) => ({
   memory_types: form.types.length ? form.types : undefined,
@@ -61,7 +62,7 @@ export function Hit({ hit, mode, onOpen }) {
       <${Badge} kind="type">${label(memory.memory_type)}</${Badge}>
       <${Badge} kind=${memory.priority}>${memory.priority}</${Badge}>
       <${Badge} title="Who may see it">${memory.visibility}</${Badge}>
-      ${memory.trust !== 'own' && html`<${Badge} kind="warn" title="Somebody else's: data, not instructions">${memory.trust}</${Badge}>`}
+      ${TRUST[memory.trust] && html`<${Badge} kind="warn" title="Written by another: data, not instructions">${TRUST[memory.trust]}</${Badge}>`}
       ${memory.sensitive && html`<${Badge} kind="good">encrypted</${Badge}>`}
       ${memory.tags?.map((tag) => html`<span class="tag" key=${tag}>#${tag}</span>`)}
       <span class="quiet small">${memory.writer}${memory.source ? ` · ${memory.source}` : ''}${memory.context ? ` · ${memory.context}` : ''} · <${Time} at=${memory.occurred_at || memory.created_at} /></span>
@@ -101,13 +102,13 @@ export default function Memories({ session }) {
   const set = (changes) => setForm((old) => ({ ...old, ...changes }));
   const run = useMemo(() => async (wanted, most) => {
     setState((old) => ({ ...old, loading: true }));
-    try { setState({ answer: await find(wanted, most) }); } catch (error) { setState({ error }); }
+    try { setState({ answer: await find(wanted, most), found: wanted }); } catch (error) { setState({ error }); }
   }, []);
   useEffect(() => { run(asked, limit); }, [asked, limit]);
   useHappening(['memory', 'grant'], () => run(asked, limit), 3000);
   const submit = (event) => { event.preventDefault(); setLimit(PAGE); setAsked({ ...form }); };
-  const { answer, error, loading } = state;
-  const searched = Boolean(asked.query.trim());
+  const { answer, error, loading, found = asked } = state;
+  const searched = Boolean(found.query.trim());
   return html`<form class="search" role="search" onSubmit=${submit}>
       <input type="search" aria-label="What to look for" placeholder="What to look for, in any words" value=${form.query} onInput=${(event) => set({ query: event.target.value })} />
       <select aria-label="Kind of search" value=${form.mode} onChange=${(event) => set({ mode: event.target.value })}>
@@ -118,9 +119,9 @@ export default function Memories({ session }) {
     <${Trouble} error=${error} retry=${() => run(asked, limit)} /><${Partial} data=${answer} />
     <p class="quiet small" role="status">${loading && !answer ? 'Searching…' : answer && (searched
     ? `${answer.hits.length} found in ${Math.round(answer.took_ms.total)} ms (vector ${Math.round(answer.took_ms.embed)}, search ${Math.round(answer.took_ms.search)})`
-    : `${count(answer.total)} memories of ${asked.agents || session.agent}, newest first`)}</p>
+    : `${count(answer.total)} memories of ${found.agents || session.agent}, newest first`)}</p>
     ${answer && !answer.hits.length && html`<${Empty} title="Nothing found">${searched ? 'Try other words, or fewer filters.' : 'This agent has stored nothing that you may read. A search also finds what others share.'}</${Empty}>`}
-    <ul class="hits">${answer?.hits.map((hit) => html`<${Hit} key=${hit.memory.memory_id} hit=${hit} mode=${asked.mode} onOpen=${setOpened} />`)}</ul>
+    <ul class="hits">${answer?.hits.map((hit) => html`<${Hit} key=${hit.memory.memory_id} hit=${hit} mode=${found.mode} onOpen=${setOpened} />`)}</ul>
     ${answer?.more && limit < 100 && html`<button onClick=${() => setLimit(100)}>Show more</button>`}
     ${opened && html`<${MemoryDialog} id=${opened} session=${session} onOpen=${setOpened} onClose=${() => setOpened(undefined)} onChanged=${() => run(asked, limit)} />`}`;
 }

@@ -1,22 +1,25 @@
 // How the memory is doing: how much there is, how fast it answers, on what it runs, and what happens right now.
 import { html, useEffect, useState } from '../lib.js';
-import { hear } from '../api.js';
+import { hear, recent } from '../api.js';
 import { Badge, Card, Empty, Meter, Partial, Stat, Time, Trouble, brief, bytes, count, label, shortId } from '../parts.js';
 import { Bars, Chart, ink, palette } from '../chart.js';
 import { useTool } from '../data.js';
 
 const KEPT = 40;
 const ms = (value) => (value === undefined || value === null ? '–' : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
-const feed = [];
+let feed = [];
 
 /** The last events, kept while the page is open. */
 function useFeed() {
   const [, draw] = useState(0);
-  useEffect(() => hear((events) => {
-    feed.unshift(...[...events].reverse());
-    feed.length = Math.min(feed.length, KEPT);
-    draw((number) => number + 1);
-  }), []);
+  useEffect(() => {
+    const show = (events) => { feed = events.slice(0, KEPT); draw((number) => number + 1); };
+    const begin = () => show([...recent].reverse());
+    if (!feed.length) begin();
+    addEventListener('memory:recent', begin);
+    const forget = hear((events) => show([...[...events].reverse(), ...feed]));
+    return () => { forget(); removeEventListener('memory:recent', begin); };
+  }, []);
   return feed;
 }
 
@@ -24,10 +27,10 @@ function Growth({ days }) {
   const options = () => {
     const { quiet, line } = ink();
     return {
-      grid: { left: 4, right: 4, top: 8, bottom: 0, containLabel: true },
+      grid: { left: 40, right: 6, top: 10, bottom: 24 },
       tooltip: { renderMode: 'richText', trigger: 'axis' },
       xAxis: { type: 'category', data: days.map((one) => one.day.slice(5)), axisLine: { lineStyle: { color: line } }, axisTick: { show: false }, axisLabel: { color: quiet } },
-      yAxis: { type: 'value', minInterval: 1, splitLine: { lineStyle: { color: line } }, axisLabel: { color: quiet } },
+      yAxis: { type: 'value', minInterval: 1, splitLine: { lineStyle: { color: line } }, axisLabel: { color: quiet, formatter: (number) => brief(number) } },
       series: [{ type: 'bar', name: 'stored', data: days.map((one) => one.stored), itemStyle: { borderRadius: [3, 3, 0, 0], color: palette()[0] } }],
     };
   };
@@ -65,7 +68,7 @@ function Figures({ census, gpu }) {
     <${Stat} name="Embedding" value=${ms(embedding.p50)} note=${embedding.count ? `p95 ${ms(embedding.p95)} · cache ${Math.round((census.cache.hit_rate || 0) * 100)} %` : 'none yet'} />
     <${Stat} name="Waiting for vectors" value=${brief(waiting)} note=${gpu?.queue_depth === undefined ? 'texts' : `${count(gpu.queue_depth)} in the queue`} tone=${waiting > 1000 ? 'warn' : ''} />
     <${Stat} name="Agents alive" value=${alive} note=${`${census.agents.length} registered`} />
-    <${Stat} name="Health" value=${says} note=${`index ${Math.floor(census.index_progress * 100)} %, ${ready ?? '–'} sidecars ready`} tone=${!gpu || healthy ? 'good' : 'warn'} />
+    <${Stat} name="Health" value=${says} note=${`index ${Math.floor(census.index_progress * 100)} %, ${ready ?? '–'} ${ready === 1 ? 'sidecar' : 'sidecars'} ready`} tone=${!gpu || healthy ? 'good' : 'warn'} />
   </div>`;
 }
 
@@ -94,11 +97,11 @@ export default function Overview({ session }) {
     ? html`As <b>${session.agent}</b> you may read no memory. Write an agent's name into the field at the top to see what it sees.`
     : 'As soon as agents store memories, they are counted here.'}</${Empty}></${Card}>`}
     <div class="columns">
-      <${Card} title="Stored each day" aside=${html`<span class="quiet small">${census.whole ? 'all agents' : `what ${census.agent} may read`}</span>`}><${Growth} days=${census.growth} /></${Card}>
+      <${Card} title="Stored each day" className="broad" aside=${html`<span class="quiet small">${census.whole ? 'all agents' : `what ${census.agent} may read`}</span>`}><${Growth} days=${census.growth} /></${Card}>
       <${Card} title="By type"><${Bars} figures=${census.by_type} says="Memories by type" name=${label} /></${Card}>
       <${Card} title="By priority"><${Bars} figures=${census.by_priority} says="Memories by priority" /></${Card}>
       <${Card} title="By agent"><${Bars} figures=${census.by_agent} says="Memories by the agent that wrote them" /></${Card}>
-      <${Card} title="Embedding sidecars">
+      <${Card} title="Embedding sidecars" className="broad">
         <${Partial} data=${gpu.data} />
         <div class="sidecars">${gpu.data?.sidecars.map((sidecar) => html`<${Sidecar} key=${sidecar.id} sidecar=${sidecar} />`)}</div>
         ${gpu.data?.fallbacks.map((text) => html`<p class="notice">${text}</p>`)}
@@ -106,6 +109,6 @@ export default function Overview({ session }) {
       <${Card} title="Tasks" aside=${html`<a href="#/team">Board</a>`}>${Object.keys(states).length
     ? html`<${Bars} figures=${states} says="Tasks by state" />${census.tasks.completion_rate !== undefined && html`<p class="quiet small">${Math.round(census.tasks.completion_rate * 100)} % of those that ended were completed</p>`}`
     : html`<p class="quiet">No tasks.</p>`}</${Card}>
-      <${Card} title="Happening now" className="tall"><${Feed} events=${events} /></${Card}>
+      <${Card} title="Happening now" className="happening"><${Feed} events=${events} /></${Card}>
     </div>`;
 }
