@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -257,6 +259,21 @@ async def test_a_wrong_or_expired_key_is_refused_and_spends_nothing(
     assert 0 < await stack.client.ttl(operator_key(key_id)) <= 3600
     assert key.partition("_")[2] not in (await stack.client.get(operator_key(key_id)) or b"").decode()
     assert (await stranger.post("login", {"key": key})).status_code == 200
+
+
+async def test_the_console_prints_an_address_that_opens_the_operators_view(
+    stranger: Browser, stack: Stack, namespace: str
+) -> None:
+    command = ["-m", "memory_server", "dashboard", "--namespace", namespace, "--port", "8123", "--json"]
+    environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER)}
+    console = await asyncio.create_subprocess_exec(
+        sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment
+    )
+    url = json.loads((await console.communicate())[0])["url"]
+    page, _, key = url.partition("#operator=")
+    assert page == "http://127.0.0.1:8123/"
+    assert (await stranger.post("login", {"key": key})).status_code == 200
+    assert (await stranger.get("api/session")).json()["namespace"] == namespace
 
 
 async def test_who_is_no_operator_sees_no_audit_and_nothing_of_others(

@@ -18,6 +18,10 @@ from test_pages import drawn
 from memory_server.usecases.entrance import admit_once
 
 pytestmark = pytest.mark.browser
+_FIRST_POINT = """async (element) => {
+  const chart = (await import('/static/vendor/echarts.js')).getInstanceByDom(element);
+  return chart.convertToPixel({ seriesIndex: 0 }, chart.getOption().series[0].data[0].slice(0, 2));
+}"""
 UNAUTHORISED = ("401 (Unauthorized)",)
 
 
@@ -32,7 +36,7 @@ async def guarded(stack: Stack) -> AsyncGenerator[Server]:
 async def search(page: Page, query: str) -> None:
     """Look for something."""
     await page.get_by_role("searchbox").fill(query)
-    await page.get_by_role("button", name="Search").click()
+    await page.get_by_role("button", name="Search", exact=True).click()
     await expect(page.get_by_text(re.compile(r"^\d+ found"))).to_be_visible()
 
 
@@ -47,9 +51,9 @@ async def test_a_search_finds_by_meaning_and_says_what_the_score_is_made_of(
         await expect(hit.get_by_role("meter", name="Share of meaning")).to_be_visible()
         assert "cosine" in (await hit.locator(".score").get_attribute("title") or "")
         await shoot(page, "search")
-        await page.get_by_text("Filters").click()
+        await page.get_by_text("Filters", exact=True).click()
         await page.get_by_label("code").check()
-        await page.get_by_role("button", name="Search").click()
+        await page.get_by_role("button", name="Search", exact=True).click()
         await expect(page.locator(".hit").first).to_contain_text("code")
         kinds = await page.locator(".hit [data-kind=type]").all_inner_texts()
         assert set(kinds) == {"code"}
@@ -59,9 +63,10 @@ async def test_a_memory_is_changed_shared_revoked_and_deleted(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:
     async with server.agent("vscode", namespace) as vscode, opened(browser, f"{address}#/memories") as page:
-        await drawn(page, "memories")
-        await search(page, "parses its input billing")
-        await page.locator(".hit", has_text="claude").locator("button.content").first.click()
+        async with server.agent("claude", namespace) as claude:
+            await claude.store("The parser of billing is slow.")
+        await search(page, "parser of billing")
+        await page.get_by_role("button", name="The parser of billing is slow.").click()
         dialog = page.get_by_role("dialog")
         await dialog.get_by_role("button", name="Edit").click()
         await dialog.get_by_label("Content").fill("The tokenizer of billing was replaced.")
@@ -87,9 +92,9 @@ async def test_a_memory_is_changed_shared_revoked_and_deleted(
         await page.get_by_role("link", name="Memories").click()
         await search(page, "tokenizer of billing was replaced")
         await page.get_by_role("button", name="The tokenizer of billing was replaced.").click()
-        await page.get_by_role("button", name="Delete").click()
-        await page.get_by_role("button", name="Keep").click()
-        await page.get_by_role("button", name="Delete").click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await page.get_by_role("button", name="Keep", exact=True).click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
         await page.get_by_role("button", name="Delete for good").click()
         await expect(page.get_by_text("Deleted.")).to_be_visible()
         await expect(page.get_by_text("The tokenizer of billing was replaced.")).to_have_count(0)
@@ -160,6 +165,9 @@ async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
         canvas = page.locator("[data-drawn]")
         box = await canvas.bounding_box()
         assert box
+        place = await canvas.evaluate(_FIRST_POINT)
+        await page.mouse.move(box["x"] + place[0], box["y"] + place[1])
+        await expect(page.locator(".snippet")).to_be_visible()
         await page.get_by_role("button", name="Lasso").click()
         corners = [(0.02, 0.1), (0.98, 0.1), (0.98, 0.98), (0.02, 0.98), (0.02, 0.1)]
         places = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in corners]

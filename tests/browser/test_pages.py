@@ -67,6 +67,7 @@ async def test_what_agents_write_is_shown_and_never_run(
 ) -> None:
     first = await operators_page(server, namespace)
     async with opened(browser, first) as page:
+        await expect(page.get_by_text("operator", exact=True)).to_be_visible()
         asked: list[str] = []
         page.on("dialog", lambda dialog: asked.append(dialog.message))
         for view in VIEWS:
@@ -93,7 +94,7 @@ async def test_even_a_script_that_got_into_the_page_would_not_run(browser: Brows
     async with opened(browser, address, allowed=refused) as page:
         await expect(page.get_by_role("navigation")).to_be_visible()
         await page.evaluate(
-            "document.body.insertAdjacentHTML('beforeend', '<img src=x: onerror=\"window.pwned=1\">');"
+            "document.body.insertAdjacentHTML('beforeend', '<img src=data:, onerror=\"window.pwned=1\">');"
             "const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.body.append(s)"
         )
         await asyncio.sleep(0)

@@ -69,7 +69,7 @@ function Frame({ session, onLeave }) {
   const { View, name, error } = loaded;
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById('main').focus(); }}>Skip to content</a>
     <header class="top">
-      <a class="brand" href="#/overview"><img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
+      <a class="brand" href="#/overview" aria-label="Redis memory"><img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
       <${Who} session=${session} />
       ${session.operator && html`<span class="badge" data-kind="operator" title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
       <span class="gap"></span><${Live} /><${Theme} />
@@ -94,6 +94,7 @@ function takeKey() {
 function App() {
   const [session, setSession] = useState();
   const [error, setError] = useState();
+  const [spent, setSpent] = useState();
   const open = async () => {
     try {
       const found = await askSession();
@@ -106,13 +107,13 @@ function App() {
     const ask = () => { hush(); setSession((old) => ({ ...old, login: true })); };
     addEventListener('memory:login', ask);
     const key = takeKey();
-    (key ? login({ key }).catch(setError) : Promise.resolve()).then(open, open);
+    (key ? login({ key }).catch(setSpent) : Promise.resolve()).then(open, open);
     return () => removeEventListener('memory:login', ask);
   }, []);
   const leave = async () => { await logout(); hush(); location.reload(); };
   if (!session) return html`<main class="page"><${Trouble} error=${error} retry=${open} />${!error && html`<p class="quiet">Opening…</p>`}</main>`;
-  if (session.login) return html`<${Login} error=${error} onLogin=${open} />`;
-  return html`<${Frame} session=${session} onLeave=${leave} />${error && html`<div class="float"><${Trouble} error=${error} /></div>`}<${Notices} />`;
+  if (session.login) return html`<${Login} error=${spent || error} onLogin=${() => { setSpent(undefined); return open(); }} />`;
+  return html`<${Frame} session=${session} onLeave=${leave} />${(spent || error) && html`<div class="float"><${Trouble} error=${spent || error} /></div>`}<${Notices} />`;
 }
 
 const root = document.getElementById('app');

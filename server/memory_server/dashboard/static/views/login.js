@@ -23,7 +23,7 @@ export function Login({ error, onLogin }) {
       onInput=${(event) => setToken(event.target.value)} /></${Field}>
     <${Trouble} error=${state.error} />
     <button class="primary" disabled=${state.busy}>Log in</button>
-    <p class="quiet small"><code>redis-memory agents token NAME</code> issues a token;
+    <p class="quiet small"><code>redis-memory agents token NAME</code> issues a token; ${' '}
       <code>redis-memory dashboard</code> prints the operator's one-time address.</p>
   </form></main>`;
 }

@@ -33,17 +33,18 @@ export function within(polygon, x, y) {
 }
 
 function options(map, groups, kept) {
-  const { quiet, line } = ink();
+  const { quiet } = ink();
   const axis = { type: 'value', show: false, min: (range) => Math.min(-1.1, range.min - 0.05), max: (range) => Math.max(1.1, range.max + 0.05) };
-  const zoom = { type: 'inside', filterMode: 'none', minSpan: 0.5 };
+  const zoom = { type: 'inside', filterMode: 'none', minSpan: 0.5, throttle: 16 };
+  const many = map.ids.length > 5000; // below 4 pixels points are drawn as squares, many times faster
   return {
     ...common(), animation: false, hoverLayerThreshold: 30000,
     grid: { left: 0, right: 0, top: 0, bottom: 0 }, xAxis: axis, yAxis: axis, tooltip: { show: false }, toolbox: { show: false },
     dataZoom: [{ ...zoom, xAxisIndex: 0 }, { ...zoom, yAxisIndex: 0 }],
     brush: { xAxisIndex: 0, yAxisIndex: 0, seriesIndex: [], brushStyle: { borderWidth: 1.5, color: 'rgba(120,120,120,0.12)', borderColor: quiet }, outOfBrush: {}, throttleType: 'debounce', throttleDelay: 100 },
     series: groups.map((group, number) => ({
-      type: 'scatter', name: group.name, large: true, largeThreshold: 500, progressive: 0, symbolSize: map.ids.length > 5000 ? 4 : 6,
-      itemStyle: { color: palette()[number % 10], opacity: 0.75, borderColor: line },
+      type: 'scatter', name: group.name, large: true, largeThreshold: 500, progressive: 0, symbolSize: many ? 3.5 : 6,
+      itemStyle: { color: palette()[number % 10], opacity: 0.75 },
       data: group.points.filter((index) => !kept || kept.has(index)).map((index) => [map.x[index], map.y[index], index]),
       cursor: 'pointer', emphasis: { disabled: true },
     })),

@@ -74,7 +74,7 @@ function Figures({ census, gpu }) {
 
 function Feed({ events }) {
   if (!events.length) return html`<p class="quiet">What agents do appears here as it happens.</p>`;
-  return html`<ol class="feed">${events.map((event) => html`<li key=${`${event.at}${event.id}${event.op}`}>
+  return html`<ol class="feed" tabindex="0" aria-label="What happened last">${events.map((event) => html`<li key=${`${event.at}${event.id}${event.op}`}>
     <${Badge} kind=${event.kind}>${event.kind}</${Badge}>
     <span>${event.by && html`<b>${event.by}</b> `}${label(event.op)} <code title=${event.id}>${shortId(event.id)}</code></span><${Time} at=${event.at} />
   </li>`)}</ol>`;
