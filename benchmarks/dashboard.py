@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 import statistics
 import time
@@ -235,7 +236,7 @@ async def _lasso(page: Page, box: dict[str, float] | Any) -> str:
         await page.mouse.move(*place, steps=5)
     began = time.perf_counter()
     await page.mouse.up()
-    told = page.get_by_text("within the lasso")
+    told = page.get_by_text(re.compile(r"^[\d,]+ chosen$"))
     await told.wait_for()
     return f"{await told.inner_text()}, after {time.perf_counter() - began:.2f} s"
 

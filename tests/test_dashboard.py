@@ -239,6 +239,18 @@ async def test_a_one_time_url_works_once(stranger: Browser, namespace: str) -> N
     assert (again.status_code, "set-cookie" in again.headers) == (401, False)
 
 
+async def test_an_operator_of_one_namespace_is_none_of_another(
+    stranger: Browser, page: Browser, namespace: str
+) -> None:
+    for visitor in (page, stranger):
+        await operate(visitor, namespace)
+        assert (await visitor.get("api/session")).json()["operator"] is True
+        visitor.scope = f"?agent=alice&namespace={namespace}-other"
+    assert (await page.get("api/session")).json()["operator"] is False
+    assert await page.refused("dashboard_audit") == (403, "forbidden")
+    assert (await stranger.get("api/session")).json()["login"] is True
+
+
 async def test_of_many_who_show_a_key_at_once_one_gets_in(stranger: Browser, namespace: str) -> None:
     key = await admit_once(stranger.server.service.backend, namespace)
 

@@ -176,18 +176,20 @@ async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
         for place in places[1:]:
             await page.mouse.move(*place, steps=12)
         await page.mouse.up()
-        await expect(page.get_by_text(re.compile(r"^\d+ within the lasso$"))).to_be_visible()
+        await expect(page.get_by_text(re.compile(r"^\d+ chosen$"))).to_be_visible()
         picked = page.locator(".picked button")
         await expect(picked.first).to_be_visible()
         await shoot(page, "map-lasso")
         await page.get_by_role("button", name="Show all").click()
-        await expect(page.get_by_text("within the lasso")).to_have_count(0)
+        await expect(page.get_by_text(re.compile(r"^\d+ chosen$"))).to_have_count(0)
         legend = page.get_by_role("button", name=re.compile("^claude"))
         await legend.click()
         await expect(legend).to_have_attribute("aria-pressed", "false")
         await canvas.focus()
         await page.keyboard.press("+")
         await page.keyboard.press("ArrowLeft")
+        await page.get_by_role("button", name="List", exact=True).press("Enter")
+        await expect(picked.first).to_be_visible()
 
 
 async def test_the_audit_is_checked(browser: Browser, server: Server, namespace: str, team: Team) -> None:

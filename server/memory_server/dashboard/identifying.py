@@ -19,7 +19,14 @@ from memory_core.errors import Forbidden, Unauthenticated
 from memory_core.names import check_name
 from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
 from memory_server.gate import SdkVerifier
-from memory_server.identity import AGENT_HEADER, AGENT_PARAMETER, OPERATOR, caller_of_request
+from memory_server.identity import (
+    AGENT_HEADER,
+    AGENT_PARAMETER,
+    NAMESPACE_HEADER,
+    NAMESPACE_PARAMETER,
+    OPERATOR,
+    caller_of_request,
+)
 from memory_server.runtime import Runtime
 from memory_server.usecases.principals import Caller
 
@@ -54,7 +61,7 @@ class Identifier:
         Raises:
             Unauthenticated: there is no proof where one is needed, or it is no longer good.
         """
-        session = self.session_of(request)
+        session = self._fitting(request)
         request.scope[_BY_SESSION] = session
         if session and session.is_operator:
             request.scope[OPERATOR] = self._operator(request, session)
@@ -86,6 +93,14 @@ class Identifier:
     def is_held(self, request: Request) -> bool:
         """Whether a request that goes on for long did not come by a session that has ended meanwhile."""
         return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
+
+    def _fitting(self, request: Request) -> Session | None:
+        """Leave an operator's session out of pages of another namespace: there he is whoever he would be without."""
+        session = self.session_of(request)
+        declared = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
+        if session and session.is_operator and declared not in (None, "", session.namespace):
+            return None
+        return session
 
     async def log_in(self, request: Request, token: str) -> str:
         """Open a session by a bearer token and give its cookie.

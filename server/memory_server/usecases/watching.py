@@ -11,17 +11,18 @@ from typing import cast
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys
 from memory_core.streams import BadMessage
-from memory_server.events.entries import DELETED, MEMORY, START, Entry, Position
+from memory_server.events.entries import DELETED, MEMORY, Entry
 from memory_server.events.listeners import Watcher
 from memory_server.events.room import Room
 from memory_server.results.events import Event, EventKind
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller, resolve
-from memory_server.usecases.waiting import readable
+from memory_server.usecases.waiting import last_position, readable
 
 _MOST = 200
 """Events told at once; of more only the number."""
 _RECENT = 40
+_PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +45,33 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher, key = Watcher(caller.agent, sees_all=caller.admin), Keys(caller.namespace).events
-    rows = await service.backend.read(lambda client: client.xrevrange(key, count=2 * _RECENT))
-    end = Position.of(rows[0][0]) if rows else START
+    watcher = Watcher(caller.agent, sees_all=caller.admin)
+    end = await last_position(service, caller.namespace)
     with service.events.listening(caller.namespace, watcher, end) as room:
-        recent: list[Entry] = []
+        yield Told(await _recent(service, caller, watcher, room), recent=True)
+        while not watcher.closed:
+            woken = await watcher.wait(pause_seconds)
+            if woken:
+                await asyncio.sleep(gather_seconds)
+            told = await _seen(service, caller, watcher, room)
+            if told.events or told.more or not woken:
+                yield told
+
+
+async def _recent(service: Service, caller: Caller, watcher: Watcher, room: Room) -> list[Event]:
+    """Look back as far as it takes, so that how much others did shows in nothing."""
+    key, found, end = Keys(caller.namespace).events, list[Entry](), "+"
+    while True:
+        rows = await service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
+        page: list[Entry] = []
         for entry_id, fields in reversed(rows):
             with suppress(BadMessage):
-                recent.append(Entry.parse(entry_id, fields))
-        recent = [entry for entry in recent if watcher.concerns(entry)]
-        shown = await _allowed(service, caller, watcher, room, recent)
-        yield Told(list(map(_event, shown[-_RECENT:])), recent=True)
-        while not watcher.closed:
-            if await watcher.wait(pause_seconds):
-                await asyncio.sleep(gather_seconds)
-            yield await _seen(service, caller, watcher, room)
+                page.append(Entry.parse(entry_id, fields))
+        page = [entry for entry in page if watcher.concerns(entry)]
+        found = await _allowed(service, caller, watcher, room, page) + found
+        if len(found) >= _RECENT or len(rows) < _PAGE:
+            return list(map(_event, found[-_RECENT:]))
+        end = f"({rows[-1][0].decode()}"
 
 
 async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) -> Told:

@@ -134,7 +134,12 @@ function useCanvas(map, groups, kept, lasso, { onPoint, onPick, onLasso }) {
       chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: number, start, end: start + span });
     });
   };
-  return [ref, move, () => made.current?.chart.dispatchAction({ type: 'brush', areas: [] })];
+  const view = () => {
+    const { chart } = made.current;
+    const [left, top, right, bottom] = [0, 0, chart.getWidth(), chart.getHeight()];
+    return [[left, top], [right, top], [right, bottom], [left, bottom]].map((place) => chart.convertFromPixel({ xAxisIndex: 0, yAxisIndex: 0 }, place));
+  };
+  return [ref, move, view];
 }
 
 const KEYS = { ArrowLeft: [-STEP, 0, 1], ArrowRight: [STEP, 0, 1], ArrowUp: [0, STEP, 1], ArrowDown: [0, -STEP, 1], '+': [0, 0, 0.7], '=': [0, 0, 0.7], '-': [0, 0, 1.43] };
@@ -155,7 +160,7 @@ function Plane({ map, session, by }) {
     setLasso(false);
     setKept(new Set(inside));
   };
-  const [ref, move] = useCanvas(map, groups, kept, lasso, { onPoint: show, onPick: (id) => id && setOpened(id), onLasso: select });
+  const [ref, move, view] = useCanvas(map, groups, kept, lasso, { onPoint: show, onPick: (id) => id && setOpened(id), onLasso: select });
   const flip = (name) => setOff((old) => { const next = new Set(old); if (!next.delete(name)) next.add(name); return next; });
   const key = (event) => { const found = KEYS[event.key]; if (found) { event.preventDefault(); move(...found); } };
   const ids = kept ? [...kept].sort((one, other) => one - other).map((index) => map.ids[index]) : [];
@@ -165,6 +170,7 @@ function Plane({ map, session, by }) {
         <button aria-pressed=${lasso} onClick=${() => setLasso(!lasso)}>Lasso</button>
         <button onClick=${() => move(0, 0, 0.7)} aria-label="Closer">+</button><button onClick=${() => move(0, 0, 1.43)} aria-label="Farther">−</button>
         <button onClick=${() => move(0, 0, 1000)}>Whole</button>
+        <button onClick=${() => select(view())} title="Choose what is in view, as the lasso does">List</button>
         ${kept && html`<button class="primary" onClick=${() => setKept(undefined)}>Show all</button>`}
       </div>
       <div class="canvas ${lasso ? 'lasso' : ''}" ref=${ref} tabindex="0" role="application" onKeyDown=${key}
@@ -173,7 +179,7 @@ function Plane({ map, session, by }) {
     <aside>
       <${Legend} groups=${all} off=${off} onFlip=${flip} />
       <div class="reading" aria-live="polite"><${Snippet} found=${shown} onOpen=${setOpened} /></div>
-      ${kept && html`<h3>${count(kept.size)} within the lasso</h3><${Selected} ids=${ids} onOpen=${setOpened} />`}
+      ${kept && html`<h3>${count(kept.size)} chosen</h3><${Selected} ids=${ids} onOpen=${setOpened} />`}
     </aside>
     ${opened && html`<${MemoryDialog} id=${opened} session=${session} onOpen=${setOpened} onClose=${() => setOpened(undefined)} />`}
   </div>`;

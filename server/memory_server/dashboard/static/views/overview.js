@@ -7,13 +7,18 @@ import { useTool } from '../data.js';
 
 const KEPT = 40;
 const ms = (value) => (value === undefined || value === null ? '–' : `${value < 10 ? value.toFixed(1) : Math.round(value)} ms`);
+const keyOf = (event) => `${event.at} ${event.kind} ${event.op} ${event.id}`;
 let feed = [];
 
 /** The last events, kept while the page is open. */
 function useFeed() {
   const [, draw] = useState(0);
   useEffect(() => {
-    const show = (events) => { feed = events.slice(0, KEPT); draw((number) => number + 1); };
+    const show = (events) => {
+      const byKey = new Map(events.map((event) => [keyOf(event), event])); // what came twice is shown once
+      feed = [...byKey.values()].slice(0, KEPT);
+      draw((number) => number + 1);
+    };
     const begin = () => show([...recent].reverse());
     if (!feed.length) begin();
     addEventListener('memory:recent', begin);
@@ -74,7 +79,7 @@ function Figures({ census, gpu }) {
 
 function Feed({ events }) {
   if (!events.length) return html`<p class="quiet">What agents do appears here as it happens.</p>`;
-  return html`<ol class="feed" tabindex="0" aria-label="What happened last">${events.map((event) => html`<li key=${`${event.at}${event.id}${event.op}`}>
+  return html`<ol class="feed" tabindex="0" aria-label="What happened last">${events.map((event) => html`<li key=${keyOf(event)}>
     <${Badge} kind=${event.kind}>${event.kind}</${Badge}>
     <span>${event.by && html`<b>${event.by}</b> `}${label(event.op)} <code title=${event.id}>${shortId(event.id)}</code></span><${Time} at=${event.at} />
   </li>`)}</ol>`;
