@@ -18,8 +18,8 @@ XSS = (
     "\u202egnp.exe\u0000"[:-1] + "[link](javascript:pwned=1)",
 )
 _TOPICS = (
-    ("code", "The {} module parses its input with a streaming tokenizer and rejects nesting beyond 64 levels."),
-    ("code", "Function {}_retry doubles its pause after each failure, up to five minutes."),
+    ("code", "The module of {} parses its input with a streaming tokenizer and rejects nesting beyond 64 levels."),
+    ("code", "The retry of {} doubles its pause after each failure, up to five minutes."),
     ("document", "The design of {} keeps one write path and one query builder; everything else reads."),
     ("conversation", "Ann asked whether {} may be restarted on Friday; Ben said not before the audit."),
     ("task", "Migrating {} to the new cluster took four hours and one rollback."),
