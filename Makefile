@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check test-conformance test-torch gpu-check bench chaos fuzz scan clean
+.PHONY: run test example check test-browser test-conformance test-torch gpu-check bench chaos fuzz scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -36,6 +36,17 @@ $(CONFORMANCE): $(STAMP)
 
 test-conformance: $(CONFORMANCE)
 	$(BIN)/python tests/conformance/run.py
+
+# The dashboard in a real Chromium, which CHROMIUM names if it is not on the PATH; pictures of each view go to
+# tests/browser/screenshots.
+BROWSER := $(VENV)/.browser
+
+$(BROWSER): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[local,dev,browser]'
+	@touch $(BROWSER)
+
+test-browser: $(BROWSER)
+	$(BIN)/python -m pytest -m browser tests/browser
 
 # Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
 bench: $(STAMP)
@@ -80,7 +91,7 @@ SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
-check: $(STAMP)
+check: $(STAMP) $(BROWSER)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports

@@ -71,6 +71,11 @@ def token_key(token_id: str) -> str:
     return f"rm:token:{{{token_id}}}"
 
 
+def operator_key(key_id: str) -> str:
+    """String: hash and namespace of a one-time key to the operator's view; expires soon."""
+    return f"rm:operator:{{{key_id}}}"
+
+
 def vector_field(model: str) -> str:
     """Hash field that holds vectors of `model`; a field never mixes two models."""
     name = model.rsplit("/", 1)[-1].lower().removeprefix("all-")

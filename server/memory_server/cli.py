@@ -14,6 +14,7 @@ from memory_server.cli_agents import agents
 from memory_server.cli_audit import audit
 from memory_server.cli_bench import bench
 from memory_server.cli_connect import connect
+from memory_server.cli_dashboard import dashboard
 from memory_server.cli_grants import grants
 from memory_server.cli_keys import keys
 from memory_server.cli_memories import search, show
@@ -36,6 +37,7 @@ app.add_typer(keys, name="keys")
 app.add_typer(quarantine, name="quarantine")
 app.add_typer(integrity, name="integrity")
 app.command()(purge)
+app.command()(dashboard)
 app.add_typer(audit, name="audit")
 app.command()(duplicates)
 app.command()(clusters)

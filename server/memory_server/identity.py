@@ -33,6 +33,9 @@ AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM = "agent", "namespace", "token"
 ANONYMOUS = "anonymous"
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
+OPERATOR = "memory.operator"
+"""Key of an ASGI scope: what the session of an operator at the dashboard grants. No client can set one."""
+
 on_stdio: ContextVar[Access | None] = ContextVar("on_stdio", default=None)
 """What the token of a stdio server grants, as found for the request in hand."""
 
@@ -111,8 +114,9 @@ def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Ac
         if access is None and settings.token is not None:
             raise Unauthenticated("the token was not checked")
         return access
-    if settings.auth.mode == "off":
-        return None
+    operator: Access | None = request.scope.get(OPERATOR)
+    if operator is not None or settings.auth.mode == "off":
+        return operator
     user = request.scope.get("user")
     if not isinstance(user, AuthenticatedUser):
         raise Unauthenticated("there is no token")

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from memory_core.vectors import Matrix
-from memory_server.events.entries import MEMORY, Entry
+from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
 _MOST_KEPT = 5000
 
@@ -57,6 +57,8 @@ class Waiter(Listener):
         self.trusted = 0
         self.queue: deque[Entry] = deque()
         self.overflown = False
+        self.sees_all = False
+        """Whether it is told of everything in the namespace."""
 
     @property
     def is_stale(self) -> bool:
@@ -98,6 +100,20 @@ class Waiter(Listener):
         self.queue.clear()
         self.overflown = True
         self.wake()
+
+
+class Watcher(Waiter):
+    """Somebody who looks on: an agent who is told of its own doings too, or an operator who is told of all."""
+
+    def __init__(self, agent: str, *, sees_all: bool) -> None:
+        super().__init__(agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
+        self.sees_all = sees_all
+
+    def concerns(self, entry: Entry) -> bool:
+        """Whether an entry may be for it."""
+        if self.sees_all or entry.kind != MEMORY:
+            return entry.is_news and (self.sees_all or entry.is_for(self.agent))
+        return entry.is_news and self.may_read(entry)
 
 
 class Follower(Listener):

@@ -25,6 +25,7 @@ class Room:
         self._by_agent: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._by_token: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._stale: set[Waiter] = set()
+        self._watching: set[Waiter] = set()
         self._asking: list[Waiter] = []
         self._queries: Matrix | None = None
 
@@ -44,6 +45,8 @@ class Room:
                 self._followers[uri].add(listener)
             return
         self._waiters.add(listener)
+        if listener.sees_all:
+            self._watching.add(listener)
         self._by_agent[listener.agent].add(listener)
         if listener.query is not None:
             self._asking.append(listener)
@@ -58,6 +61,7 @@ class Room:
                 _drop(self._followers, uri, listener)
             return
         self._waiters.discard(listener)
+        self._watching.discard(listener)
         self._stale.discard(listener)
         _drop(self._by_agent, listener.agent, listener)
         for token in listener.tokens:
@@ -100,7 +104,7 @@ class Room:
         """Offer an entry to all whom it may concern; `near` are those whose query it meets, None for not known."""
         self.position = max(self.position, entry.position)
         self._notice(entry)
-        for waiter in self._concerned(entry, near):
+        for waiter in self._concerned(entry, near) | self._watching:
             if waiter.concerns(entry):
                 waiter.offer(entry)
         if entry.piece == 0 and entry.uri in self._followers:

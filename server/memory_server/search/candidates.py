@@ -72,6 +72,18 @@ async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: 
     return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
 
 
+async def count_by_day(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[int, int]:
+    """Count a selection by the day, in days since 1970 in UTC, on which each memory was stored."""
+    answer = await client.execute_command(
+        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
+        "APPLY", "floor(@created_at/86400)", "AS", "day", "GROUPBY", 1, "@day", "REDUCE", "COUNT", 0, "AS", "number",
+        "LIMIT", 0, 10_000, *query.arguments(),
+    )  # fmt: skip
+    _refuse_partial([answer])
+    groups = (result[b"extra_attributes"] for result in answer[b"results"])
+    return {int(float(group[b"day"])): int(group[b"number"]) for group in groups if group.get(b"day")}
+
+
 async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
     """Give, for each word that stands in a source within a selection, one such source; in one round trip."""
     pipe = client.pipeline(transaction=False)

@@ -144,6 +144,13 @@ def unfinished() -> Query:
     return query
 
 
+def living(now: float) -> Query:
+    """Select all pieces that have not expired, whoever owns them; for administrators, and only to count them."""
+    query = Query()
+    query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
+    return query
+
+
 def written_by(agent: str, since: float) -> Query:
     """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
     query = Query()
@@ -183,6 +190,13 @@ def without_vector(query: Query) -> Query:
 def sensitive(query: Query) -> Query:
     """Narrow a selection to what is encrypted."""
     return having(query, "codec", SEALED_CODEC)
+
+
+def without_sensitive(query: Query) -> Query:
+    """Narrow a selection to what is not encrypted."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} -@codec:{{{narrowed.bind(SEALED_CODEC)}}}"
+    return narrowed
 
 
 def with_vector(query: Query) -> Query:

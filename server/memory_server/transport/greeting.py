@@ -13,5 +13,15 @@ redis-memory-gpu serves MCP at {url}
   VS Code       code --add-mcp '{{"name":"redis-memory","type":"http","url":"{url}?agent=vscode"}}'
   Python        async with mcp.Client("{url}?agent=me") as client: ...
 
+  Dashboard     {url.removesuffix("mcp")}?agent=claude shows what that agent sees
+
 Ctrl-C leaves; the embedded Redis stops ten seconds after its last user.
+"""
+
+
+def operators_greeting(page: str, key: str) -> str:
+    """Name the one-time address of the operator's view; the key stands where browsers do not send it along."""
+    return f"""
+The dashboard of all agents, for you alone (once, within the hour; `redis-memory dashboard` prints another):
+  {page}#operator={key}
 """

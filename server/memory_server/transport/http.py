@@ -18,9 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from memory_core.errors import InvalidArgument, MemoryServiceError, UnsafeStart
 from memory_core.settings import Settings
 from memory_server.app import build_server
+from memory_server.dashboard.routes import dashboard
+from memory_server.dashboard.security import SecurityHeaders
 from memory_server.runtime import Runtime
 from memory_server.transport.binding import check_bind, transport_security
-from memory_server.transport.greeting import greeting
+from memory_server.transport.greeting import greeting, operators_greeting
 from memory_server.transport.metrics import metrics_route
 
 log = logging.getLogger(__name__)
@@ -104,7 +106,7 @@ class HttpServer(uvicorn.Server):
 
 
 def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
-    """Make the ASGI application: MCP at /mcp, /livez, /readyz and /metrics."""
+    """Make the ASGI application: MCP at /mcp, /livez, /readyz and /metrics, the dashboard at /."""
 
     @server.custom_route("/livez", methods=["GET"])
     async def livez(_: Request) -> Response:
@@ -117,10 +119,11 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
 
     server.custom_route("/metrics", methods=["GET"])(metrics_route(runtime))
     settings = runtime.settings
-    application = server.streamable_http_app(
-        transport_security=transport_security(settings), max_request_body_size=settings.limits.body_bytes
-    )
+    named = transport_security(settings)
+    application = server.streamable_http_app(transport_security=named, max_request_body_size=settings.limits.body_bytes)
+    application.router.routes.extend(dashboard(server, runtime, named))
     application.add_middleware(Refusals)
+    application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
     return application
 
@@ -172,6 +175,7 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
     while not server.started:
         await asyncio.sleep(0.05)
     print(greeting(url), flush=True)
+    page = url.removesuffix("mcp")
     said = None
     while reason := await _unready_reason(runtime):
         if reason != said:
@@ -179,6 +183,11 @@ async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
         said = reason
         await asyncio.sleep(0.25)
     print("Ready: memories can be stored and searched.", flush=True)
+    from memory_server.usecases.entrance import admit_once
+
+    service = await runtime.service()
+    key = await admit_once(service.backend, runtime.settings.namespace)
+    print(operators_greeting(page, key), flush=True)
 
 
 async def _stop_if_unsafe(runtime: Runtime, server: uvicorn.Server) -> None:

@@ -1,0 +1,38 @@
+"""Writes what happens as server-sent events, which a browser reads by itself and asks for again when cut off."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from memory_core.errors import MemoryServiceError
+
+if TYPE_CHECKING:
+    from memory_server.service import Service
+    from memory_server.usecases.principals import Caller
+
+PAUSE_SECONDS = 15.0
+"""A stream says at least so often that it lives; proxies cut off what is silent for long."""
+_GATHER_SECONDS = 0.25
+RETRY_MS = 3000
+
+
+async def live_events(service: Service, caller: Caller, still_in: Callable[[], Awaitable[bool]]) -> AsyncGenerator[str]:
+    """Give the stream's text, until the server stops or the caller is no longer let in."""
+    from memory_server.usecases.watching import watching
+
+    yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
+    try:
+        async for told in watching(service, caller, PAUSE_SECONDS, _GATHER_SECONDS):
+            if not await still_in():
+                yield "event: closed\ndata: {}\n\n"
+                return
+            if told.events or told.more:
+                events = [event.model_dump(exclude_none=True) for event in told.events]
+                name = "recent" if told.recent else "happened"
+                yield f"event: {name}\ndata: {json.dumps({'events': events, 'more': told.more})}\n\n"
+            else:
+                yield ": here\n\n"
+    except MemoryServiceError:
+        return

@@ -1,0 +1,196 @@
+"""The dashboard's pages and its API: sessions, calls of tools, and a stream of what happens.
+
+`POST /api/call/<tool>` runs a tool as /mcp would: same caller, gate, strict arguments, isolation and audit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.transport_security import TransportSecuritySettings
+from mcp_types import CallToolResult
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_server.dashboard.identifying import Identifier
+from memory_server.dashboard.live import live_events
+from memory_server.dashboard.security import OwnPages
+from memory_server.dashboard.tools import dashboard_tools
+from memory_server.runtime import Runtime
+
+STATIC = Path(__file__).parent / "static"
+_STATUS = {
+    "invalid_argument": 400, "unauthenticated": 401, "forbidden": 403, "not_found": 404, "conflict": 409,
+    "lease_lost": 409, "confirmation_needed": 409, "rate_limited": 429, "quota_exceeded": 429, "not_supported": 501,
+    "internal": 500,
+}  # fmt: skip
+_UNAVAILABLE = 503
+_LONGEST_LOGIN = 20_000
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecuritySettings) -> list[BaseRoute]:
+    """Make what is served beside /mcp: the page at /, its files, and its API.
+
+    `named` says which Host and Origin headers name this server.
+    """
+    pages = _Pages(server, runtime, OwnPages(named, runtime.settings))
+    api = [
+        Route("/session", pages.guarded(pages.session)),
+        Route("/login", pages.guarded(pages.log_in), methods=["POST"]),
+        Route("/logout", pages.guarded(pages.log_out), methods=["POST"]),
+        Route("/call/{tool}", pages.guarded(pages.call), methods=["POST"]),
+        Route("/events", pages.guarded(pages.events)),
+    ]
+    return [Route("/", pages.index), Mount("/api", routes=api), Mount("/static", _Files(directory=STATIC))]
+
+
+class _Files(StaticFiles):
+    """The dashboard's own files, which a browser asks about again each time: an update is seen at once."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """Answer with a file."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+class _Pages:
+    """The handlers over one server."""
+
+    def __init__(self, server: MCPServer[Any], runtime: Runtime, own_pages: OwnPages) -> None:
+        self._server = server
+        self._runtime = runtime
+        self._own = dashboard_tools(runtime)
+        self._who = Identifier(runtime, server)
+        self._own_pages = own_pages
+
+    def guarded(self, handler: Handler) -> Handler:
+        """Have a handler refuse foreign pages, and answer its refusals in one form."""
+
+        async def handle(request: Request) -> Response:
+            try:
+                await self._own_pages.check(request)
+                return await handler(request)
+            except MemoryServiceError as error:
+                return _refusal(error)
+
+        return handle
+
+    async def index(self, _: Request) -> Response:
+        """Give the page; who looks at it is found out by its first call."""
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
+
+    async def session(self, request: Request) -> Response:
+        """Say who the page acts as, and whether somebody has to log in first."""
+        settings = self._runtime.settings
+        about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
+        try:
+            caller = self._who.caller(await self._who.identify(request))
+        except MemoryServiceError as error:
+            if error.code != "unauthenticated":
+                raise
+            return JSONResponse({**about, "login": True})
+        session = self._who.session_of(request)
+        return JSONResponse(
+            {
+                **about,
+                "login": False,
+                "agent": caller.agent,
+                "namespace": caller.namespace,
+                "operator": caller.admin,
+                "session": session is not None,
+                "may_choose": settings.auth.mode == "off",
+            }
+        )
+
+    async def log_in(self, request: Request) -> Response:
+        """Open a session by a bearer token, or by the key of a one-time URL."""
+        body = await self._body(request, _LONGEST_LOGIN)
+        token, key = body.get("token"), body.get("key")
+        if isinstance(token, str):
+            cookie, op = await self._who.log_in(request, token.strip()), "dashboard_login"
+        elif isinstance(key, str):
+            cookie, op = await self._who.open_for_operator(request, key), "dashboard_operator_login"
+        else:
+            raise InvalidArgument("there is neither a token nor a key", hint="send one of them")
+        context = await self._who.identify(request)
+        with self._runtime.gate.noting(context, op, []) as call:
+            call.succeeded()
+        response = JSONResponse({"ok": True})
+        self._who.set_cookie(request, response, cookie)
+        return response
+
+    async def log_out(self, request: Request) -> Response:
+        """End the session."""
+        self._who.drop_session(request)
+        response = JSONResponse({"ok": True})
+        response.delete_cookie(self._who.cookie_name(request), path="/")
+        return response
+
+    async def call(self, request: Request) -> Response:
+        """Run a tool for who sent the request."""
+        name = request.path_params["tool"]
+        arguments = await self._body(request, self._runtime.settings.limits.body_bytes)
+        context = self._who.tool_context(await self._who.identify(request))
+        try:
+            own = self._own.get(name)
+            result = await (own.run(arguments, context) if own else self._server.call_tool(name, arguments, context))
+        except ToolError:
+            raise NotFound(f"no tool {echo(name)}", hint="tools/list at /mcp names them") from None
+        if not isinstance(result, CallToolResult):
+            raise InvalidArgument("this call asks something back", hint="send confirm: true")
+        content: dict[str, Any] = result.structured_content or {}
+        code = content.get("error", {}).get("code", "") if result.is_error else ""
+        return JSONResponse(content, status_code=_STATUS.get(code, _UNAVAILABLE) if result.is_error else 200)
+
+    async def events(self, request: Request) -> Response:
+        """Stream what happens, until the page is left or who looks on may no longer."""
+        context = await self._who.identify(request)
+        gate, caller = self._runtime.gate, self._who.caller(context)
+        with gate.noting(context, "dashboard_events", []) as call:
+            await gate.admit(context, "read")
+            call.succeeded()
+        service = await self._runtime.service()
+
+        async def still_in() -> bool:
+            return self._who.is_held(request) and await gate.still_in(context)
+
+        stream = live_events(service, caller, still_in)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def _body(self, request: Request, most: int) -> dict[str, Any]:
+        """Read a request's JSON object.
+
+        Raises:
+            InvalidArgument: it is none, or too long.
+        """
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise InvalidArgument(f"the request is longer than {most} bytes")
+        try:
+            found = json.loads(body)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise InvalidArgument("the request is no JSON object", hint="send the arguments as one")
+        return found
+
+
+def _refusal(error: MemoryServiceError) -> Response:
+    details = {"code": error.code, "message": error.message, "hint": error.hint, "retry_after": error.retry_after}
+    status = _STATUS.get(error.code, _UNAVAILABLE)
+    headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else None
+    return JSONResponse({"error": details}, status_code=status, headers=headers)

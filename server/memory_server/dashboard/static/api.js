@@ -1,0 +1,111 @@
+// Talks to the server: calls of tools, the session, and what happens meanwhile.
+const base = new URL('../', import.meta.url);
+const page = new URLSearchParams(location.search);
+export const isLive = page.get('live') !== '0';
+const scope = new URLSearchParams();
+for (const name of ['agent', 'namespace']) if (page.get(name)) scope.set(name, page.get(name));
+
+/** A refusal of the server: what was wrong, what to do. */
+export class Refused extends Error {
+  constructor(status, error) {
+    super(error?.message || `the server answered ${status}`);
+    this.status = status;
+    this.code = error?.code || 'internal';
+    this.hint = error?.hint || '';
+  }
+}
+
+const url = (path) => {
+  const found = new URL(`api/${path}`, base);
+  for (const [name, value] of scope) found.searchParams.set(name, value);
+  return found;
+};
+
+async function ask(path, options) {
+  let response;
+  try {
+    response = await fetch(url(path), { credentials: 'same-origin', ...options });
+  } catch {
+    throw new Refused(0, { code: 'unreachable', message: 'The server does not answer.', hint: 'Is it running?' });
+  }
+  const body = await response.json().catch(() => ({}));
+  if (response.ok) return body;
+  if (response.status === 401 && path !== 'login') dispatchEvent(new Event('memory:login'));
+  throw new Refused(response.status, body.error);
+}
+
+const post = (path, body) => ask(path, {
+  method: 'POST',
+  headers: { 'content-type': 'application/json', 'x-memory-dashboard': '1' },
+  body: JSON.stringify(body),
+});
+
+export const session = () => ask('session');
+export const login = (proof) => post('login', proof);
+export const logout = () => post('logout', {});
+/** Calls a tool, as an agent would over MCP. */
+export const call = (tool, args = {}) => post(`call/${tool}`, args);
+
+/** Opens the page as another agent. */
+export function actAs(agent) {
+  const next = new URL(location.href);
+  if (agent) next.searchParams.set('agent', agent);
+  else next.searchParams.delete('agent');
+  location.assign(next);
+}
+
+const listeners = new Set();
+const states = new Set();
+let source;
+let state = isLive ? 'trying' : 'off';
+const say = (next) => { state = next; states.forEach((each) => each(next)); };
+/** What had happened last when the stream was opened, oldest first. */
+export let recent = [];
+
+/** Hears of what happens; gives a function that ends it. */
+export function hear(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}
+
+/** Hears whether the stream is open. */
+export function hearState(listener) {
+  states.add(listener);
+  listener(state);
+  return () => states.delete(listener);
+}
+
+export function listen() {
+  if (!isLive || source) return;
+  source = new EventSource(url('events'));
+  source.addEventListener('open', () => say('live'));
+  source.addEventListener('error', () => say(source.readyState === EventSource.CLOSED ? 'off' : 'trying'));
+  source.addEventListener('closed', () => { hush(); dispatchEvent(new Event('memory:login')); });
+  source.addEventListener('recent', (event) => {
+    recent = JSON.parse(event.data).events;
+    dispatchEvent(new Event('memory:recent'));
+  });
+  source.addEventListener('happened', (event) => {
+    const told = JSON.parse(event.data);
+    listeners.forEach((each) => each(told.events, told.more));
+  });
+}
+
+export function hush() {
+  source?.close();
+  source = undefined;
+  if (isLive) say('trying');
+}
+
+// A browser holds few connections to one host: a page that nobody sees lets its own go, and catches up when seen again.
+let paused = false;
+const rest = () => { if (source) { paused = true; hush(); } };
+const wake = () => {
+  if (!paused) return;
+  paused = false;
+  listen();
+  listeners.forEach((each) => each([], 1));
+};
+addEventListener('pagehide', rest);
+addEventListener('pageshow', wake);
+document.addEventListener('visibilitychange', () => (document.hidden ? rest() : wake()));

@@ -1,0 +1,135 @@
+"""What the dashboard asks for beyond the tools of agents, as tools of the same make: gated, strict and audited."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.mcpserver import Context
+from pydantic import Field
+
+from memory_server.identity import caller_of
+from memory_server.results.dashboard import (
+    MOST_POINTS,
+    AuditAnswer,
+    AuditCheckAnswer,
+    BoardAnswer,
+    CensusAnswer,
+    GrantsAnswer,
+    MapAnswer,
+    SnippetsAnswer,
+)
+from memory_server.runtime import Runtime
+from memory_server.tools.arguments import Arguments, Filters, ListOf, NoArguments
+from memory_server.tools.toolkit import StrictTool, make_tool
+
+if TYPE_CHECKING:
+    from memory_server.usecases.census import Census
+    from memory_server.usecases.mapping import Maps
+    from memory_server.usecases.trails import Checks
+
+Ctx = Context[Any, Any]
+
+
+class MapArguments(Filters):
+    """dashboard_map"""
+
+    limit: int = Field(default=MOST_POINTS, ge=1, le=MOST_POINTS)
+    include_archive: bool = True
+
+
+class SnippetArguments(Arguments):
+    """dashboard_snippets"""
+
+    memory_ids: ListOf[str]
+
+
+class AuditArguments(Arguments):
+    """dashboard_audit"""
+
+    who: str | None = None
+    op: str | None = None
+    outcome: str | None = None
+    names: str | None = None
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: str | None = None
+
+
+class _Kept:
+    """What is remembered between calls. Use cases are imported when first called (see `runtime`)."""
+
+    @cached_property
+    def census(self) -> Census:
+        """Figures counted lately."""
+        from memory_server.usecases.census import Census
+
+        return Census()
+
+    @cached_property
+    def maps(self) -> Maps:
+        """Layouts made lately."""
+        from memory_server.usecases.mapping import Maps
+
+        return Maps()
+
+    @cached_property
+    def checks(self) -> Checks:
+        """Checks of audits under way."""
+        from memory_server.usecases.trails import Checks
+
+        return Checks()
+
+
+def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
+    """Make the tools over one runtime; none of them is shown to agents."""
+    kept = _Kept()
+
+    async def dashboard_census(ctx: Ctx, args: NoArguments) -> CensusAnswer:
+        """Count what the caller may read, or for an operator all of the namespace."""
+        return await kept.census.take(await runtime.service(), caller_of(ctx, runtime.settings))
+
+    async def dashboard_tasks(ctx: Ctx, args: NoArguments) -> BoardAnswer:
+        """Show tasks: the caller's own, or for an operator those of all."""
+        from memory_server.usecases import board
+
+        return await board.task_board(await runtime.service(), caller_of(ctx, runtime.settings))
+
+    async def dashboard_grants(ctx: Ctx, args: NoArguments) -> GrantsAnswer:
+        """Show grants and offers: the caller's own, or for an operator those of all."""
+        from memory_server.usecases import board
+
+        return await board.grants(await runtime.service(), caller_of(ctx, runtime.settings))
+
+    async def dashboard_map(ctx: Ctx, args: MapArguments) -> MapAnswer:
+        """Lay the caller's readable memories out on a plane."""
+        caller = caller_of(ctx, runtime.settings)
+        return await kept.maps.draw(await runtime.service(), caller, args.selection(), args.limit)
+
+    async def dashboard_snippets(ctx: Ctx, args: SnippetArguments) -> SnippetsAnswer:
+        """Show the beginnings of some memories."""
+        from memory_server.usecases import mapping
+
+        return await mapping.snippets(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_ids)
+
+    async def dashboard_audit(ctx: Ctx, args: AuditArguments) -> AuditAnswer:
+        """Read the audit; for operators."""
+        from memory_server.usecases import trails
+
+        narrowed = trails.Narrowed(args.who, args.op, args.outcome, args.names)
+        caller = caller_of(ctx, runtime.settings)
+        return await trails.read_audit(await runtime.service(), caller, narrowed, limit=args.limit, cursor=args.cursor)
+
+    async def dashboard_audit_check(ctx: Ctx, args: NoArguments) -> AuditCheckAnswer:
+        """Check the whole audit; for operators."""
+        return await kept.checks.check(await runtime.service(), caller_of(ctx, runtime.settings))
+
+    tools = [
+        make_tool(dashboard_census, NoArguments, read_only=True),
+        make_tool(dashboard_tasks, NoArguments, read_only=True),
+        make_tool(dashboard_grants, NoArguments, read_only=True),
+        make_tool(dashboard_map, MapArguments, read_only=True),
+        make_tool(dashboard_snippets, SnippetArguments, read_only=True),
+        make_tool(dashboard_audit, AuditArguments, read_only=True, scope="admin"),
+        make_tool(dashboard_audit_check, NoArguments, read_only=True, scope="admin"),
+    ]
+    return {tool.name: tool.guarded(runtime.gate) for tool in tools}

@@ -1,0 +1,44 @@
+"""What the browser's tests share: one Chromium, and a team whose work fills the dashboard."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING
+
+import pytest
+import pytest_asyncio
+from stack import Server, Stack, in_own_task
+
+if TYPE_CHECKING:
+    from fill import Team
+    from playwright.async_api import Browser
+
+if importlib.util.find_spec("playwright") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def browser() -> AsyncGenerator[Browser]:
+    """The browser of the session; each test opens pages of nobody in it."""
+    from pages import chromium
+
+    async with in_own_task(chromium()) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def team(server: Server, stack: Stack, namespace: str) -> Team:
+    """What three agents left in the test's namespace, all with their vectors."""
+    from embedder_fixtures import wait_until
+    from fill import fill, has_vectors
+
+    filled = await fill(server, namespace)
+    await wait_until(lambda: has_vectors(server, namespace))
+    return filled
+
+
+@pytest.fixture
+def address(server: Server, namespace: str) -> str:
+    """The dashboard as claude sees it."""
+    return f"{server.url}/?agent=claude&namespace={namespace}"

@@ -1,0 +1,236 @@
+"""What a person does at the dashboard, in a real browser on real data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+from auth_helpers import issued
+from fill import Team
+from pages import opened, shoot
+from playwright.async_api import Browser, Page, expect
+from redis_users import SERVER
+from stack import Server, Stack, in_own_task, serving
+from test_pages import drawn
+
+from memory_server.usecases.entrance import admit_once
+
+pytestmark = pytest.mark.browser
+_FIRST_POINT = """async (element) => {
+  const chart = (await import('/static/vendor/echarts.js')).getInstanceByDom(element);
+  return chart.convertToPixel({ seriesIndex: 0 }, chart.getOption().series[0].data[0].slice(0, 2));
+}"""
+UNAUTHORISED = ("401 (Unauthorized)",)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(stack: Stack) -> AsyncGenerator[Server]:
+    """A server that asks for tokens."""
+    url = stack.redis.url_of(SERVER)
+    async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
+        yield server
+
+
+async def search(page: Page, query: str) -> None:
+    """Look for something."""
+    await page.get_by_role("searchbox").fill(query)
+    await page.get_by_role("button", name="Search", exact=True).click()
+    await expect(page.get_by_text(re.compile(r"^\d+ found"))).to_be_visible()
+
+
+async def test_a_search_finds_by_meaning_and_says_what_the_score_is_made_of(
+    browser: Browser, address: str, team: Team
+) -> None:
+    async with opened(browser, f"{address}#/memories") as page:
+        await drawn(page, "memories")
+        await search(page, "who asked whether something could be rebooted")
+        hit = page.locator(".hit").first
+        await expect(hit).to_contain_text("may be restarted")
+        await expect(hit.get_by_role("meter", name="Share of meaning")).to_be_visible()
+        assert "cosine" in (await hit.locator(".score").get_attribute("title") or "")
+        await shoot(page, "search")
+        await page.get_by_text("Filters", exact=True).click()
+        await page.get_by_label("code").check()
+        await page.get_by_role("button", name="Search", exact=True).click()
+        await expect(page.locator(".hit").first).to_contain_text("code")
+        kinds = await page.locator(".hit [data-kind=type]").all_inner_texts()
+        assert set(kinds) == {"code"}
+
+
+async def test_a_memory_is_changed_shared_revoked_and_deleted(
+    browser: Browser, server: Server, namespace: str, address: str, team: Team
+) -> None:
+    async with server.agent("vscode", namespace) as vscode, opened(browser, f"{address}#/memories") as page:
+        async with server.agent("claude", namespace) as claude:
+            await claude.store("The parser of billing is slow.")
+        await search(page, "parser of billing")
+        await page.get_by_role("button", name="The parser of billing is slow.").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_role("button", name="Edit").click()
+        await dialog.get_by_label("Content").fill("The tokenizer of billing was replaced.")
+        await dialog.get_by_label("Tags").fill("one, two")
+        await dialog.get_by_role("button", name="Save").click()
+        await expect(dialog.locator(".whole")).to_have_text("The tokenizer of billing was replaced.")
+        await expect(dialog.get_by_text("#two")).to_be_visible()
+        await shoot(page, "memory")
+        await dialog.get_by_role("button", name="Share").click()
+        await dialog.get_by_label("With agent").fill("vscode")
+        await dialog.get_by_role("button", name="Share").click()
+        await expect(page.get_by_text("Shared with vscode.")).to_be_visible()
+        assert "was replaced" in str(await vscode.call("get_shared_context"))
+        await page.keyboard.press("Escape")
+
+        await page.get_by_role("link", name="Sharing").click()
+        grant = page.locator(".grant", has_text="vscode")
+        await grant.get_by_role("button", name="Revoke").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
+        await expect(grant).to_have_count(0)
+        assert "was replaced" not in str(await vscode.call("get_shared_context"))
+
+        await page.get_by_role("link", name="Memories").click()
+        await search(page, "tokenizer of billing was replaced")
+        await page.get_by_role("button", name="The tokenizer of billing was replaced.").click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await page.get_by_role("button", name="Keep", exact=True).click()
+        await page.get_by_role("button", name="Delete", exact=True).click()
+        await page.get_by_role("button", name="Delete for good").click()
+        await expect(page.get_by_text("Deleted.")).to_be_visible()
+        await expect(page.get_by_text("The tokenizer of billing was replaced.")).to_have_count(0)
+
+
+async def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
+    browser: Browser, server: Server, namespace: str, address: str, team: Team
+) -> None:
+    async with (
+        server.agent("claude", namespace) as claude,
+        opened(browser, f"{address}#/memories", allowed=("409 (Conflict)",)) as page,
+    ):
+        memory = await claude.store("The first version.")
+        await page.get_by_role("button", name="The first version.").click()
+        await page.get_by_role("button", name="Edit").click()
+        await claude.call("update_memory", memory_id=memory, content="The second version.")
+        await page.get_by_label("Content").fill("The third version.")
+        await page.get_by_role("button", name="Save").click()
+        await expect(page.get_by_role("dialog").get_by_role("alert")).to_be_visible()
+        assert (await claude.call("retrieve_memory", memory_id=memory))["memory"]["content"] == "The second version."
+
+
+async def test_what_happens_is_shown_as_it_happens_and_not_with_live_off(
+    browser: Browser, server: Server, namespace: str, address: str, team: Team
+) -> None:
+    async with (
+        server.agent("claude", namespace) as claude,
+        opened(browser, f"{address}#/memories") as page,
+        opened(browser, f"{address}&live=0#/memories") as still,
+    ):
+        for each in (page, still):
+            await drawn(each, "memories")
+        await expect(page.get_by_text("live", exact=True)).to_be_visible()
+        await claude.store("Stored while somebody looks on.")
+        await expect(page.get_by_text("Stored while somebody looks on.")).to_be_visible()
+        await expect(still.get_by_text("not live")).to_be_visible()
+        assert await still.get_by_text("Stored while somebody looks on.").count() == 0
+        await page.get_by_role("link", name="Overview").click()
+        memory = await claude.store("One more.")
+        await expect(page.locator(f".feed code[title='{memory}']").first).to_be_visible()
+
+
+async def test_leases_tick_and_the_operator_gives_a_dead_task_a_new_life(
+    browser: Browser, server: Server, namespace: str, team: Team
+) -> None:
+    key = await admit_once(server.service.backend, namespace)
+    async with opened(browser, f"{server.url}/#operator={key}") as page:
+        await page.get_by_role("link", name="Agents").click()
+        ticking = page.locator(".lane.leased .ticking b")
+        before = await ticking.inner_text()
+        await expect(ticking).not_to_have_text(before)
+        dead = page.locator(".lane.dead .task", has_text="Rotate the keys")
+        await expect(dead).to_contain_text("no access to the vault")
+        await dead.get_by_role("button", name="Try again").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Try again").click()
+        await expect(page.get_by_text("The task is pending again.")).to_be_visible()
+        await expect(page.locator(".lane.waiting")).to_contain_text("Rotate the keys")
+        await page.get_by_role("button", name="Rotate the keys").click()
+        history = page.get_by_role("dialog").locator(".history")
+        await expect(history).to_contain_text("requeued")
+
+
+async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
+    browser: Browser, address: str, team: Team
+) -> None:
+    async with opened(browser, f"{address}#/map") as page:
+        await drawn(page, "map")
+        canvas = page.locator("[data-drawn]")
+        box = await canvas.bounding_box()
+        assert box
+        place = await canvas.evaluate(_FIRST_POINT)
+        await page.mouse.move(box["x"] + place[0], box["y"] + place[1])
+        await expect(page.locator(".snippet")).to_be_visible()
+        await page.get_by_role("button", name="Lasso").click()
+        corners = [(0.02, 0.1), (0.98, 0.1), (0.98, 0.98), (0.02, 0.98), (0.02, 0.1)]
+        places = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in corners]
+        await page.mouse.move(*places[0])
+        await page.mouse.down()
+        for place in places[1:]:
+            await page.mouse.move(*place, steps=12)
+        await page.mouse.up()
+        await expect(page.get_by_text(re.compile(r"^\d+ chosen$"))).to_be_visible()
+        picked = page.locator(".picked button")
+        await expect(picked.first).to_be_visible()
+        await shoot(page, "map-lasso")
+        await page.get_by_role("button", name="Show all").click()
+        await expect(page.get_by_text(re.compile(r"^\d+ chosen$"))).to_have_count(0)
+        legend = page.get_by_role("button", name=re.compile("^claude"))
+        await legend.click()
+        await expect(legend).to_have_attribute("aria-pressed", "false")
+        await canvas.focus()
+        await page.keyboard.press("+")
+        await page.keyboard.press("ArrowLeft")
+        await page.get_by_role("button", name="List", exact=True).press("Enter")
+        await expect(picked.first).to_be_visible()
+
+
+async def test_the_audit_is_checked(browser: Browser, server: Server, namespace: str, team: Team) -> None:
+    key = await admit_once(server.service.backend, namespace)
+    async with opened(browser, f"{server.url}/#operator={key}") as page:
+        await page.get_by_role("link", name="Audit").click()
+        await drawn(page, "audit")
+        await page.get_by_role("button", name="Check all of it").click()
+        await expect(page.get_by_text("Whole", exact=True)).to_be_visible()
+        await page.get_by_label("Operation").fill("fail_task")
+        await page.get_by_role("button", name="Narrow down").click()
+        await expect(page.locator("tbody tr")).to_have_count(2)
+        await shoot(page, "audit-checked")
+
+
+async def test_nobody_gets_in_without_a_token_and_a_token_shows_its_agent(
+    browser: Browser, guarded: Server, namespace: str
+) -> None:
+    token = await issued(guarded, "alice", namespace)
+    async with opened(browser, guarded.url + "/", allowed=UNAUTHORISED) as page:
+        field = page.get_by_label("Token")
+        await shoot(page, "login")
+        await field.fill(token[:-1])
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_role("alert")).to_contain_text("not valid")
+        await field.fill(token)
+        await page.get_by_role("button", name="Log in").click()
+        await expect(page.get_by_text(f"{namespace} / alice")).to_be_visible()
+        assert token not in await page.content()
+        assert await page.evaluate("document.cookie + JSON.stringify({...localStorage, ...sessionStorage})") == "{}"
+        await page.get_by_role("button", name="Log out").click()
+        await expect(page.get_by_label("Token")).to_be_visible()
+
+
+async def test_a_one_time_address_opens_the_operators_view_once(
+    browser: Browser, guarded: Server, namespace: str
+) -> None:
+    address = f"{guarded.url}/#operator={await admit_once(guarded.service.backend, namespace)}"
+    async with opened(browser, address, allowed=UNAUTHORISED) as page:
+        await expect(page.get_by_text(f"{namespace} / operator")).to_be_visible()
+        assert "operator=" not in page.url
+    async with opened(browser, address, allowed=UNAUTHORISED) as page:
+        await expect(page.get_by_role("alert")).to_contain_text("used already")
+        await expect(page.get_by_label("Token")).to_be_visible()

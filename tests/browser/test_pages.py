@@ -1,0 +1,127 @@
+"""All views in a real browser: drawn without a complaint, open to everybody, and inert whatever memories say."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from fill import XSS, Team
+from pages import DESKTOP, PHONE, opened, shoot
+from playwright.async_api import Browser, Page, expect
+from stack import Server
+
+from memory_server.usecases.entrance import admit_once
+
+pytestmark = pytest.mark.browser
+VIEWS = ("overview", "memories", "map", "team", "sharing", "audit")
+LOOKS = {"light": (DESKTOP, False), "dark": (DESKTOP, True), "phone": (PHONE, False), "phone-dark": (PHONE, True)}
+
+
+async def drawn(page: Page, view: str) -> None:
+    """Wait until a view shows what was loaded."""
+    signs = {
+        "overview": ".chart canvas", "memories": ".hit", "map": "[data-drawn]", "team": ".lane .task",
+        "sharing": ".grant", "audit": "tbody tr",
+    }  # fmt: skip
+    await expect(page.locator(signs[view]).first).to_be_visible()
+    await expect(page.get_by_text("Opening…")).to_have_count(0)
+
+
+async def flaws(page: Page) -> list[Any]:
+    """Give what axe-core finds serious. It is put in by the test, since the page lets nothing in."""
+    found = await Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
+    return [
+        (one["id"], [node["html"][:120] for node in one["nodes"]])
+        for one in found.response["violations"]
+        if one["impact"] in {"serious", "critical"}
+    ]
+
+
+async def operators_page(server: Server, namespace: str) -> str:
+    """Make a one-time address."""
+    key = await admit_once(server.service.backend, namespace)
+    return f"{server.url}/?agent=claude#operator={key}"
+
+
+@pytest.mark.parametrize("look", LOOKS)
+async def test_every_view_is_drawn_without_complaint_and_open_to_everybody(
+    browser: Browser, server: Server, namespace: str, team: Team, look: str
+) -> None:
+    size, dark = LOOKS[look]
+    first = await operators_page(server, namespace)
+    async with opened(browser, first, size=size, dark=dark) as page:
+        await expect(page.get_by_text("operator", exact=True)).to_be_visible()
+        for view in VIEWS:
+            await page.goto(f"{server.url}/?agent=claude#/{view}")
+            await drawn(page, view)
+            assert await flaws(page) == [], view
+            width = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert width <= 0, f"{view} is {width} px too wide"
+            await shoot(page, f"{view}-{look}")
+
+
+async def test_what_agents_write_is_shown_and_never_run(
+    browser: Browser, server: Server, namespace: str, team: Team
+) -> None:
+    first = await operators_page(server, namespace)
+    async with opened(browser, first) as page:
+        await expect(page.get_by_text("operator", exact=True)).to_be_visible()
+        asked: list[str] = []
+        page.on("dialog", lambda dialog: asked.append(dialog.message))
+        for view in VIEWS:
+            await page.goto(f"{server.url}/?agent=claude#/{view}")
+            await drawn(page, view)
+        await page.goto(f"{server.url}/?agent=claude#/memories")
+        for text in XSS[:-1]:
+            await expect(page.get_by_text(text, exact=True).first).to_be_visible()
+        await expect(page.get_by_text("#<b>tag</b>").first).to_be_visible()
+        for text in XSS[:4]:
+            await page.get_by_text(text, exact=True).first.click()
+            dialog = page.get_by_role("dialog")
+            await expect(dialog.locator(".whole")).to_have_text(text)
+            await dialog.get_by_role("button", name="Edit").click()
+            await expect(dialog.get_by_label("Content")).to_have_value(text)
+            await page.keyboard.press("Escape")
+        assert await page.evaluate("window.pwned") is None
+        assert await page.locator("#app script, #app iframe, #app [onerror], #app [onload]").count() == 0
+        assert not asked
+
+
+async def test_even_a_script_that_got_into_the_page_would_not_run(browser: Browser, address: str) -> None:
+    refused = ("Content Security Policy", "Content-Security-Policy")
+    async with opened(browser, address, allowed=refused) as page:
+        await expect(page.get_by_role("navigation")).to_be_visible()
+        await page.evaluate(
+            "document.body.insertAdjacentHTML('beforeend', '<img src=data:, onerror=\"window.pwned=1\">');"
+            "const s = document.createElement('script'); s.textContent = 'window.pwned = 1'; document.body.append(s)"
+        )
+        await asyncio.sleep(0)
+        assert await page.evaluate("window.pwned") is None
+
+
+async def test_all_can_be_reached_by_the_keyboard(browser: Browser, address: str, team: Team) -> None:
+    async with opened(browser, f"{address}#/memories") as page:
+        await drawn(page, "memories")
+        await page.keyboard.press("Tab")
+        await expect(page.get_by_text("Skip to content")).to_be_focused()
+        await page.keyboard.press("Enter")
+        await expect(page.locator("#main")).to_be_focused()
+        first = page.locator("button.content").first
+        await first.focus()
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_role("dialog")).to_be_visible()
+        await page.keyboard.press("Escape")
+        await expect(page.get_by_role("dialog")).to_have_count(0)
+        await expect(first).to_be_focused()
+
+
+async def test_the_theme_is_chosen_and_kept(browser: Browser, address: str) -> None:
+    async with opened(browser, address) as page:
+        button = page.get_by_role("button", name="Theme: auto")
+        await button.click()
+        await page.get_by_role("button", name="Theme: light").click()
+        await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        await page.reload()
+        await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
