@@ -22,7 +22,7 @@ from rich.table import Table
 
 from memory_core.ids import new_id
 from memory_core.settings import Settings
-from memory_server.console import with_service
+from memory_server.cli.console import with_service
 from memory_server.moving.exporting import What, export
 from memory_server.moving.importing import How, import_path
 from memory_server.service import Service

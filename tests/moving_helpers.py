@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from memory_core.errors import MemoryServiceError
 from memory_server.cli import app
-from memory_server.console import EXIT_CONFIG
+from memory_server.cli.console import EXIT_CONFIG
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,9 @@ from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavai
 from memory_core.keys import Keys
 from memory_server import cli
 from memory_server.auditing.entries import Entry
-from memory_server.cli_reference import commands, markdown
-from memory_server.console import acting_as
-from memory_server.printing import plain
+from memory_server.cli.console import acting_as
+from memory_server.cli.printing import plain
+from memory_server.cli.reference import commands, markdown
 from memory_server.usecases.operating import all_grants, all_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -238,7 +238,7 @@ def test_the_shell_completes_commands_and_options() -> None:
 
 
 def test_refusals_are_told_apart_by_whether_trying_again_helps() -> None:
-    from memory_server.console import exit_code
+    from memory_server.cli.console import exit_code
 
     assert exit_code(StoreUnavailable("no")) == 75
     assert exit_code(NotFound("no")) == 78

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from memory_core.errors import MemoryServiceError
 from memory_server import cli
-from memory_server.console import EXIT_CONFIG
+from memory_server.cli.console import EXIT_CONFIG
 
 
 async def console(stack: Stack, *arguments: str, key: bool = True) -> tuple[int, str]:

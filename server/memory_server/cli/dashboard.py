@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, with_backend
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_backend
 
 if TYPE_CHECKING:
     from memory_server.backend import Backend

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from memory_core.errors import InvalidArgument
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings
 
 if TYPE_CHECKING:
     from memory_core.connection import Client

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memory_core.errors import InvalidArgument
-from memory_server.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
@@ -92,7 +92,7 @@ def _agent(agent: str | None, settings: Settings) -> str:
 
 
 def _print_hits(answer: SearchAnswer, as_json: bool) -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     if as_json:
         return printing.emit(answer.model_dump(mode="json", exclude_none=True))
@@ -111,7 +111,7 @@ def _print_hits(answer: SearchAnswer, as_json: bool) -> None:
 
 
 def _print_memory(answer: MemoryAnswer, as_json: bool) -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     if as_json:
         return printing.emit(answer.model_dump(mode="json", exclude_none=True))

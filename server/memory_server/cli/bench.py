@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.console import AsJson, Config, DataDir, load_settings, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, load_settings, with_serving
 
 if TYPE_CHECKING:
     from memory_server.bench import Measured
@@ -23,8 +23,8 @@ def bench(
     data_dir: DataDir = None,
 ) -> None:
     """Measure embedding, storing and searching here, in the namespace `bench`, and remove what was stored for it."""
-    from memory_server import printing
     from memory_server.bench import Size, measure
+    from memory_server.cli import printing
 
     settings = load_settings(config, data_dir).model_copy(update={"embed_wait_seconds": _PATIENCE_SECONDS})
     with printing.progress(as_json) as shown:
@@ -43,7 +43,7 @@ def bench(
 
 
 def _print(measured: Measured) -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     ready = measured.vectors_ready_seconds
     filled = "not within a minute" if ready is None else f"{ready} s after the last was stored"

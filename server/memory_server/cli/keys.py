@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.errors import KeyMissing
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -44,7 +44,7 @@ def rotate(
     data_dir: DataDir = None,
 ) -> None:
     """Give agents new data keys and seal their memories anew. If it was stopped, run it again: it goes on."""
-    from memory_server import printing
+    from memory_server.cli import printing
 
     settings = load_settings(config, data_dir, namespace)
     resealed: dict[str, int] = {}
@@ -101,7 +101,7 @@ async def _rewrap(service: Service, namespace: str | None) -> int:
 
 
 def _say(name: str, value: object, as_json: bool, words: str = "{}") -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     if as_json:
         printing.emit({name: value})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memory_core.errors import InvalidArgument, echo
-from memory_server.console import (
+from memory_server.cli.console import (
     AsJson,
     Config,
     DataDir,
@@ -41,7 +41,7 @@ def listing(
     data_dir: DataDir = None,
 ) -> None:
     """List the registered agents: whether they live, what they can do and have in hand."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.agents import list_agents
 
     settings = load_settings(config, data_dir, namespace)
@@ -78,7 +78,7 @@ def token(
     """Issue a token and print it; nobody can read it again."""
     from memory_core.access import check_scopes
     from memory_core.times import to_iso
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.tokens import issue_token
 
     settings = load_settings(config, data_dir, namespace)
@@ -104,7 +104,7 @@ def tokens(
 ) -> None:
     """List the tokens of a namespace that have not expired."""
     from memory_core.times import to_iso
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.tokens import list_tokens
 
     settings = load_settings(config, data_dir, namespace)
@@ -125,7 +125,7 @@ def revoke(
     data_dir: DataDir = None,
 ) -> None:
     """End a token at once."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.tokens import revoke_token
 
     revoked = with_backend(load_settings(config, data_dir, None), lambda backend: revoke_token(backend, token_id))

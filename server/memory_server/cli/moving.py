@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.records import Priority, Visibility
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
 
 if TYPE_CHECKING:
     from memory_server.moving.exporting import Exported

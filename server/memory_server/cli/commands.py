@@ -10,20 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from memory_core.errors import MemoryServiceError
-from memory_server.cli_agents import agents
-from memory_server.cli_audit import audit
-from memory_server.cli_bench import bench
-from memory_server.cli_connect import connect
-from memory_server.cli_dashboard import dashboard
-from memory_server.cli_grants import grants
-from memory_server.cli_keys import keys
-from memory_server.cli_memories import search, show
-from memory_server.cli_moving import export, import_
-from memory_server.cli_reports import clusters, duplicates
-from memory_server.cli_status import status
-from memory_server.cli_tasks import tasks
-from memory_server.cli_trust import integrity, purge, quarantine
-from memory_server.console import TO_MEND, AsJson, Config, DataDir, exit_code, load_settings
+from memory_server.cli.agents import agents
+from memory_server.cli.audit import audit
+from memory_server.cli.bench import bench
+from memory_server.cli.connect import connect
+from memory_server.cli.console import TO_MEND, AsJson, Config, DataDir, exit_code, load_settings
+from memory_server.cli.dashboard import dashboard
+from memory_server.cli.grants import grants
+from memory_server.cli.keys import keys
+from memory_server.cli.memories import search, show
+from memory_server.cli.moving import export, import_
+from memory_server.cli.reports import clusters, duplicates
+from memory_server.cli.status import status
+from memory_server.cli.tasks import tasks
+from memory_server.cli.trust import integrity, purge, quarantine
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
 app.command()(status)
@@ -83,7 +83,7 @@ def doctor(
     config: Config = None,
 ) -> None:
     """Check Redis, the index, the sidecars and this machine, and say how to mend what is wrong. Exits with 1 then."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.doctor import examine
 
     settings = load_settings(config, data_dir)
@@ -125,7 +125,7 @@ def settings(
 @app.command(hidden=True)
 def reference() -> None:
     """Write the reference of all commands, docs/cli.md."""
-    from memory_server.cli_reference import markdown
+    from memory_server.cli.reference import markdown
 
     typer.echo(markdown(typer.main.get_command(app)), nl=False)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
 
 if TYPE_CHECKING:
     from memory_server.results.context import GrantListAnswer, GrantState, RevokeAnswer
@@ -26,7 +26,7 @@ def listing(
     data_dir: DataDir = None,
 ) -> None:
     """List the grants in force and the offers that wait, newest first."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.operating import all_grants
 
     settings = load_settings(config, data_dir, namespace)
@@ -57,7 +57,7 @@ def revoke(
     data_dir: DataDir = None,
 ) -> None:
     """End a grant or an offer at once, with all that was passed on under it."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.sharing import revoke_shared
 
     settings = load_settings(config, data_dir, namespace)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from memory_server.console import TO_MEND, AsJson, Config, DataDir, load_settings
+from memory_server.cli.console import TO_MEND, AsJson, Config, DataDir, load_settings
 
 if TYPE_CHECKING:
     from memory_server.status import Status
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def status(as_json: AsJson = False, config: Config = None, data_dir: DataDir = None) -> None:
     """Say what runs: Redis, the server, sidecars, and what each namespace holds. Exits with 1 where Redis does not."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.status import look
 
     found = asyncio.run(look(load_settings(config, data_dir)))
@@ -29,7 +29,7 @@ def status(as_json: AsJson = False, config: Config = None, data_dir: DataDir = N
 
 
 def _print(found: Status) -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     redis, server = found.redis, found.server
     kind = "embedded, " if redis.embedded else ""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from memory_server.console import EXIT_CODES
+from memory_server.cli.console import EXIT_CODES
 
 _HEAD = """# Commands
 

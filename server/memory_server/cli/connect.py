@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 import typer
 
 from memory_core.errors import InvalidArgument, echo
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings
 from memory_server.connecting.clients import NEXT, Client, Place, Server, config_file, entry
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.tasks import TaskState
-from memory_server.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
@@ -31,7 +31,7 @@ def listing(
     data_dir: DataDir = None,
 ) -> None:
     """List tasks of all agents, newest first; `--state dead` lists the dead letters."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.operating import all_tasks
 
     settings = load_settings(config, data_dir, namespace)
@@ -64,7 +64,7 @@ def show(
     data_dir: DataDir = None,
 ) -> None:
     """Show one task with its whole history."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.tasks import get_task
 
     settings = load_settings(config, data_dir, namespace)
@@ -120,7 +120,7 @@ def _change(
     task_id: str,
     use_case: Callable[[Service, Caller], Awaitable[TaskStateAnswer]],
 ) -> None:
-    from memory_server import printing
+    from memory_server.cli import printing
 
     caller = operator(settings.namespace)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from memory_server.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
@@ -30,7 +30,7 @@ def duplicates(
     data_dir: DataDir = None,
 ) -> None:
     """Show which of an agent's memories say nearly the same."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases.reports import near_duplicates
 
     found = _report(
@@ -58,7 +58,7 @@ def clusters(
     data_dir: DataDir = None,
 ) -> None:
     """Part an agent's memories by meaning."""
-    from memory_server import printing
+    from memory_server.cli import printing
     from memory_server.usecases import reports
 
     found = _report(
