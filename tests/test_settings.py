@@ -292,10 +292,11 @@ async def test_a_server_that_logs_everything_logs_no_secret(guarded: Guarded, tm
 @pytest.mark.parametrize(("level", "told"), [("INFO", True), ("WARNING", False)])
 def test_the_log_level_says_what_is_logged(level: str, told: bool) -> None:
     code = (
-        "import logging\nfrom memory_server import cli\n"
+        "import logging\nfrom memory_server.cli import commands\n"
         "async def serve(*_): logging.getLogger('memory_server').info('told')\n"
-        "cli._serve = serve\ncli.app(['serve'])"
+        "commands._serve = serve\ncommands.app(['serve'])"
     )
     environment = {**os.environ, "MEMORY_LOG_LEVEL": level}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert ("INFO memory_server: told" in result.stderr) is told
