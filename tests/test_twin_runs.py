@@ -14,7 +14,7 @@ from twins import SCRIPTS_OF_A_PAIR, SETTINGS, compare, embedded
 from memory_server.caching import Vectors
 
 PAIRS = 8
-LENGTH = 9
+LENGTH = 6
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
