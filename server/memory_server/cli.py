@@ -121,11 +121,14 @@ def settings(
 
 
 @app.command(hidden=True)
-def reference() -> None:
+def reference(
+    tools: Annotated[bool, typer.Option("--tools", help="Of all tools instead, docs/tools.md.")] = False,
+) -> None:
     """Write the reference of all commands, docs/cli.md."""
-    from memory_server.cli_reference import markdown
+    from memory_server import cli_reference, tools_reference
 
-    typer.echo(markdown(typer.main.get_command(app)), nl=False)
+    root = typer.main.get_command(app)
+    typer.echo(tools_reference.markdown() if tools else cli_reference.markdown(root), nl=False)
 
 
 def main() -> None:
