@@ -136,8 +136,13 @@ def main() -> None:
     try:
         app()
     except MemoryServiceError as error:
-        typer.echo(f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
+        typer.echo(told(error), err=True)
         sys.exit(exit_code(error))
+
+
+def told(error: MemoryServiceError) -> str:
+    """Give a refusal as one line."""
+    return f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else "")
 
 
 async def _serve(settings: Any, stdio: bool) -> None:
