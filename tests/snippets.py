@@ -58,6 +58,7 @@ def blocks(path: Path) -> list[Block]:
         title = _TITLE.search(rest)
         line = text.count("\n", 0, match.start("code"))
         found.append(Block(line, language, title[1] if title else "", match["code"], match["why"] or ""))
+    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.M)), f"{path}: a block that nobody would run"
     return found
 
 
@@ -146,7 +147,7 @@ class Page:
             if target:
                 Path(target).write_text(result.stdout)
             said += "" if target else result.stdout
-            said += cli.told(refused) if isinstance(refused, MemoryServiceError) else ""
+            said += _told(refused) if isinstance(refused, MemoryServiceError) else ""
         return said
 
 
@@ -155,6 +156,11 @@ def _commands(source: str) -> Iterator[tuple[str, str]]:
     for part in re.split(r"^\$ ", source, flags=re.M)[1:]:
         command, _, output = part.partition("\n")
         yield command, output
+
+
+def _told(refused: MemoryServiceError) -> str:
+    """Give a refusal as the program writes it."""
+    return f"{refused.code}: {refused.message}" + (f" ({refused.hint})" if refused.hint else "")
 
 
 def _parts(line: str) -> Iterator[list[str]]:

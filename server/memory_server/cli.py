@@ -125,10 +125,14 @@ def reference(
     tools: Annotated[bool, typer.Option("--tools", help="Of all tools instead, docs/tools.md.")] = False,
 ) -> None:
     """Write the reference of all commands, docs/cli.md."""
-    from memory_server import cli_reference, tools_reference
+    if tools:
+        from memory_server import tools_reference
 
-    root = typer.main.get_command(app)
-    typer.echo(tools_reference.markdown() if tools else cli_reference.markdown(root), nl=False)
+        typer.echo(tools_reference.markdown(), nl=False)
+        return
+    from memory_server.cli_reference import markdown
+
+    typer.echo(markdown(typer.main.get_command(app)), nl=False)
 
 
 def main() -> None:
@@ -136,13 +140,8 @@ def main() -> None:
     try:
         app()
     except MemoryServiceError as error:
-        typer.echo(told(error), err=True)
+        typer.echo(f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
         sys.exit(exit_code(error))
-
-
-def told(error: MemoryServiceError) -> str:
-    """Give a refusal as one line."""
-    return f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else "")
 
 
 async def _serve(settings: Any, stdio: bool) -> None:
