@@ -87,7 +87,7 @@ class Page:
             AssertionError: it does not do what the page says.
         """
         if block.title:
-            Path(block.title).write_text(block.code)
+            _keep(block.title, block.code)
         if block.language == "text":
             assert self.printed is not None, f"line {block.line}: the output of nothing"
             assert settled(self.printed) == settled(block.code)
@@ -116,7 +116,7 @@ class Page:
             if "asyncio.run(" in source:  # a whole program, which brings its own loop
                 await asyncio.to_thread(exec, code, self.names)
             else:
-                result = eval(code, self.names)  # noqa: S307
+                result = eval(code, self.names)
                 if inspect.isawaitable(result):
                     await result
         return self._page(said.getvalue())
@@ -145,10 +145,15 @@ class Page:
             expects_failure = "exit code" in line
             assert (refused is None) != expects_failure, f"{line}: {result.output}{refused!r}"
             if target:
-                Path(target).write_text(result.stdout)
+                _keep(target, result.stdout)
             said += "" if target else result.stdout
             said += _told(refused) if isinstance(refused, MemoryServiceError) else ""
         return said
+
+
+def _keep(name: str, text: str) -> None:
+    """Write a file into the page's folder."""
+    Path(name).write_text(text)
 
 
 def _commands(source: str) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,20 @@ from stack import MASTER_KEY, Stack
 from memory_server import tools_reference
 
 ROOT = Path(__file__).parents[1]
-NOT_RUN: dict[str, int] = {}
+NOT_RUN = {
+    "README.md": 1,
+    "docs/architecture.md": 1,
+    "docs/authentication.md": 1,
+    "docs/concepts/sensitive.md": 1,
+    "docs/cookbook/credentials.md": 1,
+    "docs/cookbook/index.md": 1,
+    "docs/cookbook/moving-in.md": 1,
+    "docs/dashboard.md": 1,
+    "docs/inside.md": 1,
+    "docs/moving-data.md": 1,
+    "docs/operations.md": 2,
+    "docs/running.md": 3,
+}
 """How many blocks of a page are marked as not run; 0 where none is named."""
 GENERATED = {"docs/cli.md", "docs/settings.md", "docs/tools.md"}
 
