@@ -70,7 +70,7 @@ $(DOCS): $(STAMP)
 	@touch $(DOCS)
 
 docs: $(DOCS)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --config-file docs/site/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
 check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
