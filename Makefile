@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check test-browser test-conformance test-torch gpu-check bench chaos fuzz scan clean
+.PHONY: run test example check docs test-browser test-conformance test-torch gpu-check bench chaos fuzz scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -73,7 +73,17 @@ test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
 
 # Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
-gpu-check: $(STAMP)
+gpu-# The site, into .site/; every link in it must lead somewhere.
+DOCS := $(VENV)/.docs
+
+$(DOCS): $(STAMP)
+	@$(BIN)/python -m pip install --quiet --editable '.[local,dev,docs]'
+	@touch $(DOCS)
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
+
+check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
 
 # The property tests over many more random histories, then a storm of random and hostile calls of all tools:
@@ -109,4 +119,4 @@ scan: $(SCAN)
 	$(BIN)/python tests/scan/advisories.py
 
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) tests/conformance/node_modules
+	rm -rf $(VENV) $(TORCH_VENV) .site tests/conformance/node_modules

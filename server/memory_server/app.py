@@ -21,6 +21,7 @@ from memory_server.tools.memory import memory_tools
 from memory_server.tools.monitor import monitor_tools
 from memory_server.tools.search import search_tools
 from memory_server.tools.tasks import task_tools
+from memory_server.tools.toolkit import StrictTool
 
 NAME = "redis-memory-gpu"
 INSTRUCTIONS = (
@@ -30,17 +31,23 @@ INSTRUCTIONS = (
 )
 
 
+def tool_groups(runtime: Runtime) -> dict[str, list[StrictTool]]:
+    """Make all tools over a runtime, by what they are for."""
+    groups = {
+        "Memories": memory_tools(runtime),
+        "Search": search_tools(runtime),
+        "Tasks": task_tools(runtime),
+        "Agents": agent_tools(runtime),
+        "Shared context": context_tools(runtime),
+        "Monitoring": monitor_tools(runtime),
+    }
+    tools = [tool for group in groups.values() for tool in group]
+    return {**groups, "Events and batches": [*event_tools(runtime), batch_tool(runtime, tools)]}
+
+
 def build_server(runtime: Runtime) -> MCPServer[Any]:
     """Make the server over a runtime; it lists its tools before Redis or a model is up."""
-    tools = [
-        *memory_tools(runtime),
-        *search_tools(runtime),
-        *task_tools(runtime),
-        *agent_tools(runtime),
-        *context_tools(runtime),
-        *monitor_tools(runtime),
-    ]
-    everything = [*tools, *event_tools(runtime), batch_tool(runtime, tools)]
+    everything = [tool for tools in tool_groups(runtime).values() for tool in tools]
     bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(
         NAME,

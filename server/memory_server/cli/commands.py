@@ -123,8 +123,15 @@ def settings(
 
 
 @app.command(hidden=True)
-def reference() -> None:
+def reference(
+    tools: Annotated[bool, typer.Option("--tools", help="Of all tools instead, docs/tools.md.")] = False,
+) -> None:
     """Write the reference of all commands, docs/cli.md."""
+    if tools:
+        from memory_server import tools_reference
+
+        typer.echo(tools_reference.markdown(), nl=False)
+        return
     from memory_server.cli.reference import markdown
 
     typer.echo(markdown(typer.main.get_command(app)), nl=False)

@@ -40,6 +40,11 @@ class StrictTool(Tool):
     _scope: Scope | None = PrivateAttr(default="admin")
     _gate: Gate = PrivateAttr()
 
+    @property
+    def scope(self) -> Scope | None:
+        """What a caller's token must allow; None where the operations of a batch are asked one by one."""
+        return self._scope
+
     def guarded(self, gate: Gate) -> StrictTool:
         """Let calls in by a gate."""
         self._gate = gate

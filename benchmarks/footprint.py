@@ -1,0 +1,62 @@
+"""What a memory costs Redis: bytes, and processor time until it stands in the graph; what docs/scaling.md reckons with.
+
+`python -m benchmarks.footprint [NUMBER]` fills a namespace of a product of its own in steps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.service import Texts, fill
+from benchmarks.serving import Product, product
+
+_STEPS = 4
+_RESULTS = Path(__file__).parent / "results" / "footprint.json"
+
+
+async def _state(running: Product) -> dict[str, float]:
+    """Give Redis's memory, its processor time so far, and the bytes on disk."""
+    async with running.redis() as client:
+        memory, cpu = await client.info("memory"), await client.info("cpu")
+    disk = sum(path.stat().st_size for path in running.data_dir.rglob("*") if path.is_file())
+    seconds = float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
+    return {"bytes": int(memory["used_memory"]), "seconds": seconds, "disk": disk}
+
+
+async def measure(number: int) -> list[dict[str, float]]:
+    """Fill a namespace; gives what a memory of each step has cost."""
+    found: list[dict[str, float]] = []
+    texts = Texts()
+    with product() as running:
+        await fill(running, "footprint", 1000, texts)  # what is there once, however many memories there are
+        had, before = 1000, await _state(running)
+        for step in range(1, _STEPS + 1):
+            size = 1000 + number * step // _STEPS
+            await fill(running, "footprint", size, texts)
+            now = await _state(running)
+            each = {name: (now[name] - before[name]) / (size - had) for name in now}
+            found.append({"memories": size, **each})
+            had, before = size, now
+    return found
+
+
+def main() -> None:
+    """Print a table, and keep it under results/."""
+    found = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))
+    table = Table("memories", "bytes each", "Redis CPU µs each", "bytes on disk each", title="of the last step")
+    for row in found:
+        table.add_row(
+            f"{row['memories']:,}", f"{row['bytes']:,.0f}", f"{row['seconds'] * 1e6:,.0f}", f"{row['disk']:,.0f}"
+        )
+    Console().print(table)
+    _RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
