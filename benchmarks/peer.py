@@ -1,6 +1,6 @@
 """Stores and searches a second beside a whole peer, mcp-memory-service, over the same MCP transport, weights and texts.
 
-`make .venv-peer/.installed && python -m benchmarks.peer`. Both serve streamable HTTP to the same raw client, in turn.
+`make bench-peer`. Both serve streamable HTTP to the same raw client, in turn.
 Where this Python cannot load SQLite extensions, PEER_PYTHON names one that can.
 """
 
