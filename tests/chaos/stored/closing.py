@@ -1,0 +1,81 @@
+"""The last look at a run: when all is at rest, every owner reads everything back and searches for a sample of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import defaultdict
+
+from memory_core.errors import OutcomeUnknown
+from memory_core.times import parse_time
+
+from ..history import Call, Json, Recorder, Refusal
+from ..surfaces import Remote, remote
+from .evidence import operations
+from .load import NAMESPACE, trimmed
+
+_AT_ONCE = 200
+_PAGES = 10_000
+
+
+async def look_at_all(
+    address: str, recorder: Recorder, calls: list[Call], sample: int, chance: random.Random, forgotten: list[str]
+) -> None:
+    """Have each agent retrieve and list all it ever stored, and search for some of it by all that it says."""
+    stored: dict[str, dict[str, Json]] = defaultdict(dict)
+    for op in operations(calls):
+        if op.name == "store_memory":
+            stored[op.agent] |= {op.answer["memory_id"]: {}} if op.is_ok else {}
+    for agent, ids in sorted(stored.items()):
+        async with remote(address, NAMESPACE, agent) as surface:
+            found = await _retrieve(surface, agent, recorder, [*ids, *forgotten])
+            await _list(surface, agent, recorder)
+            living = [memory for memory in found if _lives_on(memory)]
+            for memory in chance.sample(living, k=min(sample // len(stored), len(living))):
+                await _search(surface, agent, recorder, memory)
+
+
+def _lives_on(memory: Json) -> bool:
+    """Whether a memory will not expire while it is looked for."""
+    expires = memory.get("expires_at")
+    return expires is None or parse_time(expires, "expires_at") > time.time() + 86_400
+
+
+async def _retrieve(surface: Remote, agent: str, recorder: Recorder, ids: list[str]) -> list[Json]:
+    found: list[Json] = []
+    for start in range(0, len(ids), _AT_ONCE):
+        operations = [{"op": "retrieve_memory", "memory_id": one} for one in ids[start : start + _AT_ONCE]]
+        answer = await _call(surface, agent, recorder, "batch_operations", {"operations": operations})
+        found += [result["result"] for result in answer["results"] if result["ok"]]
+    return found
+
+
+async def _list(surface: Remote, agent: str, recorder: Recorder) -> None:
+    cursor: str | None = None
+    for _ in range(_PAGES):
+        arguments = {"agent_id": agent, "limit": 100, "include_archive": True} | ({"cursor": cursor} if cursor else {})
+        answer = await _call(surface, agent, recorder, "get_agent_memories", arguments)
+        cursor = answer["next_cursor"]
+        if not cursor:
+            return
+
+
+async def _search(surface: Remote, agent: str, recorder: Recorder, memory: Json) -> None:
+    """Search exactly, by the whole of a memory that one vector stands for."""
+    if memory.get("pieces", 1) > 1:
+        return
+    arguments = {"query": memory["content"], "mode": "vector", "limit": 10, "rerank": True, "include_archive": True}
+    noted = {"expected": [memory["memory_id"]], "exact": True}
+    await _call(surface, agent, recorder, "semantic_search", arguments, noted)
+
+
+async def _call(
+    surface: Remote, agent: str, recorder: Recorder, op: str, arguments: Json, noted: Json | None = None
+) -> Json:
+    async def act() -> Json:
+        return trimmed(op, await surface(op, agent, **arguments))
+
+    try:
+        return await recorder.call(op, agent, arguments | (noted or {}), act)
+    except Refusal as refusal:
+        raise OutcomeUnknown(f"{op} was refused with all at rest: {refusal.code}") from refusal
