@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -11,7 +10,9 @@ from functools import cache
 from pathlib import Path
 
 SETTLING = 2.5
-"""Seconds within which a jump has been noticed: libfaketime reads its file once a second."""
+"""Seconds within which a jump has happened: libfaketime reads its file once a second."""
+NOTICED = 6.0
+"""Seconds within which servers have noticed it, which ask Redis for the time every other second."""
 
 
 @cache
@@ -60,7 +61,7 @@ class RedisClock:
     def jump(self, now: float, offset: float) -> None:
         """Note a jump that happens now or a little later."""
         since, _, last = self.spans[-1]
-        self.spans[-1] = (since, now + SETTLING, last)
+        self.spans[-1] = (since, now + NOTICED, last)
         self.spans.append((now, math.inf, offset))
 
     def earliest(self, began: float, ended: float) -> float:

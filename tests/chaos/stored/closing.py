@@ -6,11 +6,11 @@ import random
 import time
 from collections import defaultdict
 
+from chaos.history import Call, Json, Recorder, Refusal
+from chaos.surfaces import Remote, remote
 from memory_core.errors import OutcomeUnknown
 from memory_core.times import parse_time
 
-from ..history import Call, Json, Recorder, Refusal
-from ..surfaces import Remote, remote
 from .evidence import operations
 from .load import NAMESPACE, trimmed
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from chaos.history import Call, Json, Outcome
 from memory_core.times import parse_time
 
-from ..history import Call, Json, Outcome
 from .clock import RedisClock
 from .kept import Remains
 

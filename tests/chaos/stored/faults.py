@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from embedder_fixtures import wait_until
 from redis.exceptions import RedisError
 
+from chaos.history import Json
 from memory_core.keys import Keys
 
-from ..history import Json
 from . import clock, power
 from .clock import RedisClock
 from .load import NAMESPACE

@@ -12,10 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from chaos.history import Json, Recorder, Refusal
+from chaos.surfaces import Remote, remote
 from memory_core.errors import OutcomeUnknown
 
-from ..history import Json, Recorder, Refusal
-from ..surfaces import Remote, remote
 from . import texts
 
 NAMESPACE = "chaos"
@@ -234,9 +234,7 @@ class Actor:
             self._load.acknowledged += 1
             mortal, archived = "ttl_seconds" in operation, operation["priority"] == "archive"
             content, mark, group = operation["content"], operation["tags"][0], operation["context"]
-            self._book.append(
-                Mine(answer["memory_id"], mark, content, group, mortal=mortal, archived=archived)
-            )
+            self._book.append(Mine(answer["memory_id"], mark, content, group, mortal=mortal, archived=archived))
         for one in self._meant(operation):
             one.settled = True
             self._load.acknowledged += 1
@@ -280,7 +278,9 @@ def trimmed(op: str, answer: Json) -> Json:
         case "retrieve_memory" | "update_memory":
             return _trimmed_memory(answer["memory"])
         case "semantic_search":
-            hits = [{"memory_id": hit["memory"]["memory_id"], "vector": hit.get("vector_score")} for hit in answer["hits"]]
+            hits = [
+                {"memory_id": hit["memory"]["memory_id"], "vector": hit.get("vector_score")} for hit in answer["hits"]
+            ]
             return {"hits": hits, **whole}
         case "get_agent_memories":
             memories = [_trimmed_memory(memory) for memory in answer["memories"]]

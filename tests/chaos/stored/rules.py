@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 
-from ..evidence import Violation
-from ..history import Json
+from chaos.evidence import Violation
+from chaos.history import Json
+
 from . import texts
 from .evidence import Evidence, Life, Op, Sight, mark_in
 
@@ -101,7 +102,9 @@ def revisions_rise(evidence: Evidence) -> Iterator[Violation]:
             if sight.memory:
                 rev, mark = sight.memory["rev"], mark_in(sight.memory)
                 if of_revision.setdefault(rev, mark) != mark:
-                    yield Violation("two versions of one revision", life.memory_id, f"{rev}: {mark}, {of_revision[rev]}")
+                    yield Violation(
+                        "two versions of one revision", life.memory_id, f"{rev}: {mark}, {of_revision[rev]}"
+                    )
                 moments += [(sight.began, 0, rev), (sight.ended, 1, rev)]
         for op in life.updates:
             if op.is_ok and of_revision.get(op.answer["rev"]) != op.mark:

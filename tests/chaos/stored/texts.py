@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import random
 
-from ..history import Json
+from chaos.history import Json
 
 _WORDS = (
     "lantern harbour ledger copper orchard thunder velvet candle ribbon marble gravel meadow violet winter saddle "
     "compiler router parser kernel socket buffer schema index vector shard replica invoice tariff audit budget merger "
     "glacier canyon lagoon tundra monsoon comet nebula quasar eclipse pollen antler falcon otter beetle willow cedar"
 ).split()
-_ODD = ("naïve café", "東京の会議", "Straße", "🫨 done", "line\nbreak", "tab\tstop", "e\u0301 apart", "  padded  ", "'\"\\|{}")
+_ODD = (
+    "naïve café",
+    "東京の会議",
+    "Straße",
+    "🫨 done",
+    "line\nbreak",
+    "tab\tstop",
+    "e\u0301 apart",
+    "  padded  ",
+    "'\"\\|{}",
+)
 LIFETIMES = {"critical": None, "archive": None, "high": 90 * 86_400, "medium": 30 * 86_400, "low": 7 * 86_400}
 """Seconds that memories of each priority live by default."""
 
