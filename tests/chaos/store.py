@@ -197,7 +197,12 @@ class _Epoch:
         rested = time.monotonic()
         calls, _ = history.load(histories)
         _log.info("the last look, after %d calls", len(calls))
-        await closing.look_at_all(machine.address, recorder, calls, self.plan.sample, self.chance, sorted(forgotten))
+        try:
+            await closing.look_at_all(
+                machine.address, recorder, calls, self.plan.sample, self.chance, sorted(forgotten)
+            )
+        except* closing.StillRefused as refused:
+            self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
         await kept.settle(machine.client, self.keys)
         _log.info("judging")
         calls, clock = history.load(histories)

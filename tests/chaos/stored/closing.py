@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
 from collections import defaultdict
 
 from chaos.history import Call, Json, Recorder, Refusal
 from chaos.surfaces import Remote, remote
-from memory_core.errors import OutcomeUnknown
 from memory_core.times import parse_time
 
 from .evidence import operations
 from .load import NAMESPACE, trimmed
 
+_log = logging.getLogger(__name__)
+PATIENCE = 40.0
 _AT_ONCE = 200
 _PAGES = 10_000
+
+
+class StillRefused(Exception):
+    """With all at rest something is refused."""
 
 
 async def look_at_all(
@@ -72,10 +79,21 @@ async def _search(surface: Remote, agent: str, recorder: Recorder, memory: Json)
 async def _call(
     surface: Remote, agent: str, recorder: Recorder, op: str, arguments: Json, noted: Json | None = None
 ) -> Json:
+    """Call, for a while again and again if need be: a busy machine may be slow, but must not stay so.
+
+    Raises:
+        StillRefused: it is refused for too long.
+    """
+
     async def act() -> Json:
         return trimmed(op, await surface(op, agent, **arguments))
 
-    try:
-        return await recorder.call(op, agent, arguments | (noted or {}), act)
-    except Refusal as refusal:
-        raise OutcomeUnknown(f"{op} was refused with all at rest: {refusal.code}") from refusal
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return await recorder.call(op, agent, arguments | (noted or {}), act)
+        except Refusal as refusal:
+            _log.info("%s at rest: %s", op, refusal.code)
+            if time.monotonic() > deadline:
+                raise StillRefused(f"{op}: {refusal.code}") from refusal
+        await asyncio.sleep(0.2)

@@ -40,14 +40,14 @@ class Cut:
     unsynced: int
 
 
-def cut(data: Path, log: Path, chance: random.Random) -> Cut:
-    """Take from the files of a killed Redis what was not synced; in one case of two only the end of it, torn off."""
+def cut(data: Path, log: Path, chance: random.Random | None = None) -> Cut:
+    """Take from the files of a killed Redis what was not synced; by `chance` sometimes only the end of it, torn off."""
     synced = _synced(log)
     lost = unsynced = 0
     for path in filter(Path.is_file, data.rglob("*.aof")):
         size = path.stat().st_size
         safe = min(synced.get(path.stat().st_ino, 0), size)
-        left = safe if chance.random() < 0.5 else chance.randint(safe, size)
+        left = safe if chance is None or chance.random() < 0.5 else chance.randint(safe, size)
         unsynced += size - safe
         lost += size - left
         if left < size:

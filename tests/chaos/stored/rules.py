@@ -1,4 +1,4 @@
-"""Judges a run of memories: what was acknowledged is there, whole, once, as long as promised, and answers are honest."""
+"""Judges a run of memories: what was acknowledged is there, whole, once, as long as promised; answers are honest."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def nothing_goes_early(evidence: Evidence) -> Iterator[Violation]:
     for life in evidence.lives.values():
         for sight in life.sights:
             told = any(op.ended < sight.began for op in life.acknowledged)
-            if sight.memory is None and told and not life.may_be_deleted(sight.ended):
-                if not _may_be_expired(evidence, life, sight.ended):
-                    yield Violation("not found though it is there", life.memory_id, _when(sight, life))
+            gone = life.may_be_deleted(sight.ended) or _may_be_expired(evidence, life, sight.ended)
+            if sight.memory is None and told and not gone:
+                yield Violation("not found though it is there", life.memory_id, _when(sight, life))
 
 
 def nothing_comes_back(evidence: Evidence) -> Iterator[Violation]:
@@ -170,9 +170,9 @@ def lifetimes_are_kept(evidence: Evidence) -> Iterator[Violation]:
         for_ever = texts.LIFETIMES[said["priority"]] is None and "ttl_seconds" not in said
         if for_ever != (kept.expires_at == "inf") or for_ever != (kept.expires_in is None):
             yield Violation("lives too long or too short", memory_id, f"{said['priority']}: {kept.expires_at}")
-        elif kept.expires_in is not None and life and life.expires_at is not None:
-            if abs(life.expires_at - float(kept.expires_at)) > _DOUBT:
-                yield Violation("expires at another time than promised", memory_id, kept.expires_at)
+        told = life.expires_at if life and not for_ever else None
+        if told is not None and abs(told - float(kept.expires_at)) > _DOUBT:
+            yield Violation("expires at another time than promised", memory_id, kept.expires_at)
 
 
 def audited_once(evidence: Evidence) -> Iterator[Violation]:
