@@ -41,8 +41,8 @@ class Plan:
 
     seed: int
     cuts: int = 50
-    least: float = 0.3
-    most: float = 1.6
+    least: float = 0.5
+    most: float = 2.5
     minutes: float = 20.0
 
 
