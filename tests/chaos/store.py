@@ -52,9 +52,9 @@ class Plan:
     kinds: tuple[str, ...] = ()
     """Faults in this order, once; without any all kinds, again and again in random order."""
     flush: bool = True
-    sample: int = 200
+    sample: int = 120
     """Memories of an epoch that are searched for at its end."""
-    largest_batch: int = 40
+    largest_batch: int = 80
 
 
 @dataclass(slots=True)

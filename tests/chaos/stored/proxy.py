@@ -29,6 +29,8 @@ class _Link:
     near: asyncio.StreamWriter
     far: asyncio.StreamWriter
     dead: bool = False
+    last: bool = False
+    """The next reply is the last that anybody gets."""
 
     def abort(self) -> None:
         for writer in (self.near, self.far):
@@ -45,6 +47,8 @@ class Proxy:
         self.port = 0
         self.trouble = Trouble.NONE
         self.delay = 0.0
+        self.last_of = b""
+        """When a command with this in it has been answered, nobody gets through any more."""
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -108,5 +112,11 @@ class Proxy:
                     continue
                 if is_reply and self.trouble is Trouble.LOST_REPLIES:
                     return
+                if not is_reply and self.last_of and self.last_of in data:
+                    link.last = True
                 writer.write(data)
                 await writer.drain()
+                if is_reply and link.last:
+                    self.trouble = Trouble.REFUSED
+                    await asyncio.sleep(0.05)
+                    self.cut()
