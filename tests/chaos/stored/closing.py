@@ -49,11 +49,20 @@ def _lives_on(memory: Json) -> bool:
 
 
 async def _retrieve(surface: Remote, agent: str, recorder: Recorder, ids: list[str]) -> list[Json]:
+    """Retrieve all; what is refused for the moment is asked for again."""
     found: list[Json] = []
-    for start in range(0, len(ids), _AT_ONCE):
-        operations = [{"op": "retrieve_memory", "memory_id": one} for one in ids[start : start + _AT_ONCE]]
+    left, deadline = ids, time.monotonic() + PATIENCE + len(ids) / 50
+    while left:
+        if time.monotonic() > deadline:
+            raise StillRefused(f"retrieve_memory of {len(left)} memories")
+        some, left = left[:_AT_ONCE], left[_AT_ONCE:]
+        operations = [{"op": "retrieve_memory", "memory_id": one} for one in some]
         answer = await _call(surface, agent, recorder, "batch_operations", {"operations": operations})
-        found += [result["result"] for result in answer["results"] if result["ok"]]
+        for memory_id, result in zip(some, answer["results"], strict=True):
+            if result["ok"]:
+                found.append(result["result"])
+            elif result["error"]["code"] != "not_found":
+                left.append(memory_id)
     return found
 
 
