@@ -1,4 +1,4 @@
-"""What a caller is told when Redis goes away in the middle of an operation, or clocks disagree: never a soothing lie."""
+"""What a caller is told when Redis goes away in mid-operation, or clocks disagree: never a soothing lie."""
 
 from __future__ import annotations
 

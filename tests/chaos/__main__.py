@@ -7,6 +7,7 @@ import asyncio
 import logging
 import random
 import shutil
+import signal
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -49,6 +50,10 @@ def _run(name: str, options: argparse.Namespace) -> int:
 
 
 async def _go(name: str, options: argparse.Namespace, folder: Path) -> Report:
+    """Run a scenario; whoever ends this by SIGTERM finds neither processes nor mounts of it left."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await SCENARIOS[name](options, folder)
 
 

@@ -66,11 +66,11 @@ class RedisClock:
 
     def earliest(self, began: float, ended: float) -> float:
         """Give the least that the clock may have said within a time."""
-        return self.ahead + min(max(began, since) + offset for since, until, offset in self._over(began, ended))
+        return self.ahead + min(max(began, since) + offset for since, _, offset in self._over(began, ended))
 
     def latest(self, ended: float) -> float:
         """Give the most that it may have said until a time."""
-        return self.ahead + max(min(ended, until) + offset for since, until, offset in self._over(-math.inf, ended))
+        return self.ahead + max(min(ended, until) + offset for _, until, offset in self._over(-math.inf, ended))
 
     def _over(self, began: float, ended: float) -> list[tuple[float, float, float]]:
         return [span for span in self.spans if span[0] <= ended and span[1] >= began]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,7 +134,8 @@ class Actor:
             for operation in operations:
                 self._despair(operation, "outcome_unknown")
             raise
-        outcomes = answer["results"] if answer else [{"ok": False, "error": {"code": "refused"}}] * len(operations)
+        refused: Json = {"ok": False, "error": {"code": "refused"}}
+        outcomes: list[Json] = answer["results"] if answer else [refused] * len(operations)
         for operation, outcome in zip(operations, outcomes, strict=True):
             if outcome["ok"]:
                 self._learn(operation, outcome["result"])
@@ -207,7 +209,7 @@ class Actor:
             return self._new()
         return {"op": "retrieve_memory", "memory_id": self._chance.choice(self._book[-500:]).memory_id}
 
-    def _some(self, wanted: Any) -> Mine | None:
+    def _some(self, wanted: Callable[[Mine], bool]) -> Mine | None:
         """Choose one of its memories, mostly one of the newest."""
         for _ in range(8):
             recent = self._book[-60:] if self._chance.random() < 0.6 else self._book
