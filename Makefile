@@ -111,8 +111,9 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(FUZZ)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(CALLS) $(FUZZ)
 
-# A team at work while its processes and Redis are killed (tasks), or random scripts with and without others' private
-# doings (twins): make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|all] [SEED=…]
+# A team at work while its processes and Redis are killed (tasks), memories under faults of every kind (store), losses
+# of power by the dozen (power), or random scripts with and without others' private doings (twins); docs/reliability.md:
+# make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|power|all] [SEED=…]
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,9 +49,17 @@ def package_file(package: str, relative: str) -> str:
 class RedisServer:
     """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
 
-    def __init__(self, folder: Path, *, query_engine: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        query_engine: bool = True,
+        options: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._folder = folder
         self._query_engine = query_engine
+        self._options, self._environment = options, {**os.environ, **(environment or {})}
         self.path = folder / "redis.sock"
         self.url = f"unix://{self.path}"
         self.acl_file = folder / "users.acl"
@@ -74,8 +83,10 @@ class RedisServer:
                 *("--port", "0", "--unixsocket", str(self.path), "--dir", str(self._folder), "--save", ""),
                 *("--appendonly", "yes", "--appendfsync", "always"),
                 *(engine if self._query_engine else ()),
+                *self._options,
             ],
             stdout=subprocess.DEVNULL,
+            env=self._environment,
         )
         deadline = time.monotonic() + PATIENCE
         while not _listens(self.path):
@@ -84,10 +95,20 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Take it away as a power cut would."""
+        """Take it away without warning."""
+        self.signal(signal.SIGKILL)
         assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended, by itself or otherwise."""
+        return self._process is not None and self._process.poll() is None
 
 
 def _listens(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from chaos import tasks
-from chaos.__main__ import main
 
 SMALL = tasks.Plan(
     seed=4, tasks=300, workers=3, kills=4, pauses=3, redis_kills=1, server_kills=1, submitters=1, minutes=1.5
@@ -22,12 +21,3 @@ async def test_under_kills_and_pauses_every_task_ends_and_none_is_completed_twic
     for op in ("completed", "cancelled", "dead", "failed", "expired", "unblocked", "assigned", "renewed"):
         assert report.happened[op], f"nothing was {op}: the run shows nothing about it"
     assert report.refusals["complete lease_lost"]
-
-
-@pytest.mark.parametrize("scenario", ["store", "all"])
-def test_a_scenario_that_is_not_built_says_so(
-    scenario: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.argv", ["chaos", "--scenario", scenario])
-    assert main() == 2
-    assert "not built yet" in capsys.readouterr().err

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from memory_core import functions, index, tracing
+from memory_core import functions, index, redis_time, tracing
 from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
@@ -261,6 +261,7 @@ class Backend:
         client = await self.client()
         async with store_errors():
             info = await client.info("server")
+        redis_time.hear(info)
         self._suspect = False
         if str(info["run_id"]) != self.run_id:
             self.run_id = str(info["run_id"])
@@ -279,6 +280,7 @@ class Backend:
         await self._connected.wait()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
+            await self._hear_the_time()
             for name, prepared in list(self._prepared.items()):
                 if prepared.used_at < time.monotonic() - _FORGET_SECONDS:
                     del self._prepared[name]
@@ -291,6 +293,10 @@ class Backend:
                     log.warning("namespace %s: %s", name, error.message)
                 except Exception:
                     log.exception("namespace %s could not be looked at", name)
+
+    async def _hear_the_time(self) -> None:
+        with suppress(MemoryServiceError):
+            redis_time.hear(await self.read(lambda client: client.info("server")))
 
     async def _connect(self) -> None:
         try:
@@ -337,6 +343,7 @@ class Backend:
             await client.aclose()
             raise
         self.run_id = str(info["run_id"])
+        redis_time.hear(info)
         self._client = client
         log.info("connected to Redis %s", info["redis_version"])
 

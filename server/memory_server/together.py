@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
+
+from memory_core import redis_time
 
 T = TypeVar("T")
 _GATHER_SECONDS = 0.003
@@ -17,7 +18,7 @@ class Shared:
     """One group of reads without a write between them, all by one caller; `now` is the moment they all see."""
 
     def __init__(self) -> None:
-        self.now = time.time()
+        self.now = redis_time.now()
         self._made: dict[Hashable, asyncio.Future[Any]] = {}
         self._gathered: dict[Hashable, list[tuple[Any, asyncio.Future[Any]]]] = {}
         self._sending: set[asyncio.Task[None]] = set()
@@ -87,7 +88,7 @@ def shared() -> Shared | None:
 def now() -> float:
     """The time, the same for all reads that share."""
     current = _shared.get()
-    return current.now if current else time.time()
+    return current.now if current else redis_time.now()
 
 
 async def once(key: Hashable, make: Callable[[], Awaitable[T]]) -> T:

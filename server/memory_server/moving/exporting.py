@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.codec import unpack
 from memory_core.connection import Client
 from memory_core.errors import Conflict, InvalidArgument, Tampered
@@ -242,7 +242,7 @@ def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
         return "tampered"
     if one.owner not in owners:
         return "deleted agent"
-    if not one.is_live(time.time()):
+    if not one.is_live(redis_time.now()):
         return "expired"
     return "sensitive" if one.is_sensitive and not what.sensitive else None
 
@@ -353,7 +353,7 @@ async def _grants(service: Service, namespace: str) -> list[GrantLine]:
 
 
 def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]) -> GrantLine | None:
-    now = time.time() * 1_000_000
+    now = redis_time.now() * 1_000_000
     via = [
         lines.Via(parent=parent, tokens=sorted(part["tokens"]), since=_moment(part["at"]), until=_end(part["ends"]))
         for parent, part in sorted(dict(entry["via"]).items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from memory_core import grants
+from memory_core import grants, redis_time
 from memory_core.connection import Client
 from memory_core.integrity import Flaw, Integrity
 from memory_core.keys import Keys
@@ -143,7 +142,7 @@ async def _load_readable(
     if principal.grants:
         principal = grants.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grants.COMMANDS])
         rows = rows[grants.COMMANDS :]
-    now = time.time()
+    now = redis_time.now()
     return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from memory_core import redis_time
 from memory_core.agents import Agent, AgentStatus, AgentType, load_agent, load_agents
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
@@ -93,7 +93,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
         pending = await _pending(service, keys, agent)
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
-        agent=AgentView.of(agent, time.time()),
+        agent=AgentView.of(agent, redis_time.now()),
         again=answer["again"],
         pending_tasks=pending,
         heartbeat_seconds=seconds,
@@ -215,14 +215,14 @@ async def get_agent(service: Service, caller: Caller, name: str) -> AgentAnswer:
         found = await service.backend.read(lambda client: load_agent(client, keys, name))
     if found is None:
         raise NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
-    return AgentAnswer(agent=AgentView.of(found, time.time()))
+    return AgentAnswer(agent=AgentView.of(found, redis_time.now()))
 
 
 async def list_agents(
     service: Service, caller: Caller, *, types: Sequence[AgentType], able_to: Sequence[str], alive_only: bool
 ) -> AgentListAnswer:
     """List registered agents of some types that can do all of some things."""
-    keys, wanted, now = Keys(caller.namespace), set(capabilities(able_to)), time.time()
+    keys, wanted, now = Keys(caller.namespace), set(capabilities(able_to)), redis_time.now()
     agents = await service.backend.read(lambda client: load_agents(client, keys))
     chosen = [
         agent
@@ -263,7 +263,7 @@ async def _count_memories(service: Service, caller: Caller) -> int:
     if not principal.owners:
         return 0
     keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
-    readable = build.readable(principal, build.Filters(include_archive=True), time.time())
+    readable = build.readable(principal, build.Filters(include_archive=True), redis_time.now())
     own = build.owned(build.memories(readable), principal.owners)
     return await run_search(service, caller.namespace, lambda client: candidates.count(client, keys, own, timeout))
 

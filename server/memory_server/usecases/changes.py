@@ -11,13 +11,13 @@ import base64
 import binascii
 import json
 import math
-import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, echo
 from memory_core.keys import Keys, digest
@@ -200,7 +200,7 @@ async def _walk_span(
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
     while True:
-        selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, time.time()))
+        selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, redis_time.now()))
         selected = build.updated_between(selected, low, high)
         found, records = await _slice(service, view, selected, newest_first, offset)
         there = [record for record in records if low < record.updated_at <= high]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from memory_core import redis_time
 from memory_core.connection import Client
-from memory_core.errors import ConfirmationNeeded, InvalidArgument
+from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.keys import Keys
 from memory_core.scope import Principal
 from memory_server.auditing.said import Said
@@ -74,11 +74,9 @@ async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry
             f"this would delete {doomed.matched} memories for good",
             hint="call again with confirm: true, or dry_run: true to look first",
         )
-    if doomed.query is None:
-        deleted = await _delete(service, doomed, doomed.ids)
-    else:
-        deleted = await _delete_selected(service, doomed, doomed.query)
-    return ClearAnswer(matched=doomed.matched, deleted=deleted)
+    if doomed.query is not None:
+        return await _delete_selected(service, doomed, doomed.query)
+    return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
 
 
 async def _named(service: Service, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
@@ -100,7 +98,7 @@ async def _selected(
     own = replace(principal, grants=())
     filters = await to_filters(service, principal, replace(selection, agent_ids=()))
     filters = replace(filters, owners=principal.owners or (NOBODY,))
-    now = time.time()
+    now = redis_time.now()
     query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
     query = build.memories(build.created_before(query, now))
 
@@ -110,8 +108,8 @@ async def _selected(
     return Doomed(caller, principal, await run_search(service, principal.namespace, fetch), query=query)
 
 
-async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> int:
-    """Remove slice after slice until the query finds nothing more or nothing more goes."""
+async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> ClearAnswer:
+    """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
     namespace = doomed.principal.namespace
     keys = Keys(namespace)
     total = 0
@@ -122,12 +120,18 @@ async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> in
         return [ref.memory_id for ref in refs]
 
     while total < service.settings.limits.clear:
-        ids = await run_search(service, namespace, fetch)
-        deleted = await _delete(service, doomed, ids) if ids else 0
+        try:
+            ids = await run_search(service, namespace, fetch)
+            deleted = await _delete(service, doomed, ids) if ids else 0
+        except MemoryServiceError as error:
+            if not total:
+                raise
+            reason = f"it stopped midway, and some more may have gone: {error.message}"
+            return ClearAnswer(matched=doomed.matched, deleted=total, partial=True, reason=reason)
         total += deleted
         if not deleted:
             break
-    return total
+    return ClearAnswer(matched=doomed.matched, deleted=total)
 
 
 async def _delete(service: Service, doomed: Doomed, ids: Sequence[str]) -> int:

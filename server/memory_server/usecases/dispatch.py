@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
+from memory_core import redis_time
 from memory_core.agents import Agent
 from memory_core.connection import Client
 from memory_core.keys import Keys
@@ -27,7 +27,7 @@ def dispatch_soon(service: Service, namespace: str) -> None:
 
 async def dispatch(service: Service, namespace: str) -> int:
     """Assign the first queued tasks, as many as there is room for; give how many were assigned."""
-    keys, now = Keys(namespace), time.time()
+    keys, now = Keys(namespace), redis_time.now()
     kinds = await service.backend.read(lambda client: client.hgetall(keys.kinds))
     if not kinds:
         return 0

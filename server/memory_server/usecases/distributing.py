@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
 from memory_core.ids import new_id
 from memory_core.keys import Keys
@@ -71,7 +71,7 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     await service.backend.namespace(caller.namespace)
     await _check_dependencies(service, caller, new.depends_on)
     vector = await _embed(service, caller, new.description)
-    agents = able(await roster(service, caller.namespace), kind, time.time())
+    agents = able(await roster(service, caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
     similar = await _similar(service, caller, vector)
     answer = await _submit(service, caller, new, kind, vector, _candidates(choices))

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-import time
 from dataclasses import replace
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, echo
 from memory_core.keys import Keys
@@ -67,7 +67,7 @@ async def list_memories(
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
     agents = list(selection.agent_ids) or [agent_id or caller.agent]
     filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
-    selected = build.memories(build.readable(principal, filters, time.time()))
+    selected = build.memories(build.readable(principal, filters, redis_time.now()))
     position = _read_cursor(cursor)
     if not await service.backend.knows(caller.namespace):
         return MemoryListAnswer(memories=[], total=0)

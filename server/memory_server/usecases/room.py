@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.scope import Principal
@@ -24,7 +23,7 @@ async def take_room(service: Service, principal: Principal, memories: int, piece
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[int]:
-        own = build.kept_by(principal.owners, time.time())
+        own = build.kept_by(principal.owners, redis_time.now())
         queries = [build.memories(own), own]
         return await candidates.count_all(client, keys, queries, service.settings.search_timeout_ms)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
+from memory_core import redis_time
 from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
@@ -153,7 +154,7 @@ async def find_similar(
     search = Search(
         service,
         principal,
-        build.readable(principal, filters, time.time()),
+        build.readable(principal, filters, redis_time.now()),
         Wanted(vector=vector, weights=PLAIN),
         exact=exact,
         secret=record.is_sensitive,
@@ -185,7 +186,7 @@ async def nearest(
     service: Service, principal: Principal, vector: Matrix, limit: int, *, secret: bool = False
 ) -> list[Scored]:
     """Find the readable memories nearest to a vector of shape (dimension,); to a secret one, sensitive ones alone."""
-    selected = build.readable(principal, build.Filters(), time.time())
+    selected = build.readable(principal, build.Filters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
     wanted = Wanted(vector=vector, weights=PLAIN)
@@ -244,7 +245,7 @@ async def _query_vector(
 
 def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
     """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
-    now = time.time()
+    now = redis_time.now()
     scored = [
         item
         for item in ranking.score(found.readings, wanted, found.candidates.statistics)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.codec import unpack
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument
@@ -145,7 +145,7 @@ async def _now(service: Service, keys: Keys) -> float:
 
 async def _best(service: Service, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
     """Gather what matches best; give what the search lacked."""
-    selected = build.shared(view.principal, tuple(view.since), view.filters, time.time())
+    selected = build.shared(view.principal, tuple(view.since), view.filters, redis_time.now())
     hits, reason = await best_of(service, caller, view.principal, selected, query, _MOST_MEMORIES)
     for hit in hits:
         place = view.place_of(hit.record)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from typing import Any
 
-from memory_core import index, sidecars
+from memory_core import index, redis_time, sidecars
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
@@ -135,7 +134,7 @@ async def _count(
     service: Service, client: Client, prepared: Prepared, principal: Principal, base: Filters, start: float | None
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
-    now, timeout = time.time(), service.settings.search_timeout_ms
+    now, timeout = redis_time.now(), service.settings.search_timeout_ms
     pieces = build.readable(principal, base, now)
     selection = build.memories(pieces)
     queries: dict[tuple[str, str], build.Query] = {

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from itertools import count
 
+from memory_core import redis_time
 from memory_core.connection import Client, store_errors
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
@@ -106,7 +106,7 @@ async def sweep_audits(service: Service) -> None:
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
-    keys, before = Keys(namespace), time.time() - patience
+    keys, before = Keys(namespace), redis_time.now() - patience
     chores = await service.backend.read(
         lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
     )
@@ -129,7 +129,7 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         )
         return await loading.load(client, keys, refs, service.backend.integrity)
 
-    before = time.time() - patience
+    before = redis_time.now() - patience
     found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))
     forgotten = [record for record in found.records if record.updated_at < before]
     if not forgotten:

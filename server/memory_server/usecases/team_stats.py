@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
+from memory_core import redis_time
 from memory_core.agents import Agent, load_agents
 from memory_core.connection import Client
 from memory_core.keys import Keys
@@ -28,7 +28,10 @@ async def task_figures(service: Service, caller: Caller) -> TaskFigures:
 
 async def agent_figures(service: Service, caller: Caller) -> list[AgentFigures]:
     """Show each registered agent's load beside the others', or the caller's alone."""
-    agents, now = await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace))), time.time()
+    agents, now = (
+        await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
+        redis_time.now(),
+    )
     if not caller.sees_server:
         return [_figures(agent, now, None) for agent in agents if agent.name == caller.agent]
     in_hand = sum(agent.open_tasks for agent in agents if agent.is_alive(now))

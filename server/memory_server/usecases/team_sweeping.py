@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys
@@ -37,7 +37,7 @@ async def sweep_due_teams(service: Service) -> None:
 
 async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int]:
     """Count what is overdue in each namespace."""
-    pipe, now = client.pipeline(transaction=False), time.time()
+    pipe, now = client.pipeline(transaction=False), redis_time.now()
     for keys in namespaces:
         pipe.zcount(keys.agents, 0, now)
         for clock in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
@@ -56,7 +56,7 @@ async def sweep_team(service: Service, namespace: str) -> None:
 async def _sweep_agents(service: Service, namespace: str) -> None:
     """Mark agents dead whose next sign of life is overdue, and hand their tasks on."""
     keys = Keys(namespace)
-    overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, time.time()))
+    overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
     for name in overdue:
         await _declare_dead(service, keys, name.decode())
 

@@ -12,6 +12,7 @@ from memory_core.names import check_label
 from memory_core.records import SEALED_BODY, Priority, Record, Visibility
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix, from_bytes
+from memory_server.backend import after_write
 from memory_server.readers import reads
 from memory_server.results.memories import MemoryAnswer
 from memory_server.service import Service
@@ -73,7 +74,8 @@ async def update_memory(
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
-            answer = await retrieve_memory(service, caller, memory_id)
+            with after_write():
+                answer = await retrieve_memory(service, caller, memory_id)
             return answer.model_copy(update={"partial": bool(reason), "reason": reason})
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
 from memory_core.ids import new_id
@@ -140,7 +141,7 @@ async def fail_task(
 
 def _retry_on_time(service: Service, namespace: str, task_id: str, due: float) -> None:
     """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
-    wait = max(due - time.time(), 0.0) + _CLOCKS_DIFFER_SECONDS
+    wait = max(due - redis_time.now(), 0.0) + _CLOCKS_DIFFER_SECONDS
     service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 

@@ -1,0 +1,165 @@
+"""Losses of power by the dozen, at each level of durability: how many acknowledged writes are gone, and how old.
+
+Here only Redis and the use cases run, so that a cut takes a second or two: agents of this process store as fast as
+they are answered, the power goes, Redis starts from what was synced, and every acknowledged memory is looked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from embedder_fixtures import RedisServer, wait_until
+from redis.exceptions import BusyLoadingError
+from redis_users import SERVER
+
+from memory_core.connection import connect
+from memory_core.errors import MemoryServiceError
+from memory_core.keys import Keys
+from memory_core.settings import Settings
+from memory_server.service import Service
+from memory_server.usecases.principals import Caller
+from memory_server.usecases.store import NewMemory, store_memory
+
+from .stored import power
+from .stored.machine import short_folder
+
+_log = logging.getLogger(__name__)
+LEVELS = ("always", "everysec")
+_NAMESPACE = "power"
+_AGENTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How many cuts at each level, each after so many seconds of writing."""
+
+    seed: int
+    cuts: int = 50
+    least: float = 0.5
+    most: float = 2.5
+    minutes: float = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What one cut took: how many acknowledged stores of how many, and the age of the oldest when the power went."""
+
+    written: int = 0
+    lost: int = 0
+    seconds: float = 0.0
+    unsynced: int = 0
+
+
+@dataclass(slots=True)
+class Report:
+    """What was lost at each level. Only the durable one promises that nothing is."""
+
+    plan: Plan
+    losses: dict[str, list[Loss]] = field(default_factory=lambda: {level: [] for level in LEVELS})
+    skipped: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing was lost that was not to be lost."""
+        return not sum(loss.lost for loss in self.losses["always"])
+
+    def __str__(self) -> str:
+        if self.skipped:
+            return f"SKIPPED losses of power: {self.skipped}"
+        return "\n".join(self._line(level, losses) for level, losses in self.losses.items())
+
+    def _line(self, level: str, losses: list[Loss]) -> str:
+        written, lost = sum(one.written for one in losses), sum(one.lost for one in losses)
+        hit = sum(one.lost > 0 for one in losses)
+        worst = max((one.seconds for one in losses), default=0.0)
+        return (
+            f"seed {self.plan.seed}, appendfsync {level}: {len(losses)} losses of power, {written} acknowledged, "
+            f"{lost} lost in {hit} of them, the oldest {worst:.2f} s old"
+        )
+
+
+async def run(plan: Plan, folder: Path) -> Report:
+    """Cut the power again and again."""
+    report = Report(plan)
+    if power.compiler() is None:
+        report.skipped = "no C compiler (cc) is here"
+        return report
+    ends = time.monotonic() + plan.minutes * 60
+    for level in LEVELS:
+        chance = random.Random(f"{plan.seed} {level}")
+        for _ in range(plan.cuts):
+            if time.monotonic() > ends:
+                break
+            place = short_folder()
+            try:
+                report.losses[level].append(await _cut(plan, level, place, chance))
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+            _log.info("%s: %s", level, report.losses[level][-1])
+    return report
+
+
+async def _cut(plan: Plan, level: str, folder: Path, chance: random.Random) -> Loss:
+    data, log = folder / "data", folder / "synced"
+    data.mkdir()
+    environment = {"LD_PRELOAD": str(power.build(folder)), "POWER_LOG": str(log)}
+    options = ["--dir", str(data), "--appendfsync", level, "--loglevel", "warning"]
+    redis = RedisServer(folder, options=options, environment=environment)
+    await asyncio.to_thread(redis.start)
+    try:
+        acknowledged, cut_at = await _write(redis, plan, chance)
+        cut = power.cut(data, log)
+        await asyncio.to_thread(redis.start)
+        lost = await _missing(redis, list(acknowledged))
+    finally:
+        redis.kill()
+    oldest = max((cut_at - acknowledged[one] for one in lost), default=0.0)
+    return Loss(len(acknowledged), len(lost), oldest, cut.lost)
+
+
+async def _write(redis: RedisServer, plan: Plan, chance: random.Random) -> tuple[dict[str, float], float]:
+    """Store until the power goes; give what was acknowledged, each with the time, and when it went."""
+    acknowledged: dict[str, float] = {}
+    settings = Settings.load(redis_url=redis.url_of(SERVER), limits={"burst": 1_000_000_000})
+    async with Service(settings).running() as service:
+
+        async def work(number: int) -> None:
+            caller = Caller(_NAMESPACE, f"agent{number}")
+            while True:
+                answer = await store_memory(service, caller, NewMemory(f"{chance.random()} {number}", wait=False))
+                acknowledged[answer.memory_id] = time.monotonic()
+
+        await store_memory(service, Caller(_NAMESPACE, "first"), NewMemory("the first", wait=False))
+        working = [asyncio.create_task(work(number)) for number in range(_AGENTS)]
+        await asyncio.sleep(chance.uniform(plan.least, plan.most))
+        redis.kill()
+        cut_at = time.monotonic()
+        for task in working:
+            task.cancel()
+        for outcome in await asyncio.gather(*working, return_exceptions=True):
+            assert isinstance(outcome, asyncio.CancelledError | MemoryServiceError), outcome
+    return acknowledged, cut_at
+
+
+async def _missing(redis: RedisServer, ids: list[str]) -> list[str]:
+    keys = Keys(_NAMESPACE)
+    async with connect(redis.url) as client:
+
+        async def loaded() -> bool:
+            try:
+                return bool(await client.ping())
+            except BusyLoadingError:
+                return False
+
+        await wait_until(loaded)
+        pipe = client.pipeline(transaction=False)
+        for memory_id in ids:
+            pipe.exists(keys.memory(memory_id))
+        found = await pipe.execute()
+    return [memory_id for memory_id, there in zip(ids, found, strict=True) if not there]

@@ -1,0 +1,224 @@
+"""The chaos run of memories: agents store, change, delete and search while faults of every kind strike the real stack.
+
+A run is a row of epochs, each on a machine of its own, so that neither Redis nor the histories grow for ever. Faults
+strike one after the other; after each the load must get on. At the end of an epoch everything is healed, all agents
+read back all they ever stored, and the rules judge. Then an operator flushes the database, and what follows is judged
+once more: nothing of before may be seen, and everything new is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import shutil
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from memory_core.keys import Keys
+
+from . import history
+from .evidence import Violation
+from .history import Recorder
+from .stored import closing, kept, rules
+from .stored.clock import RedisClock
+from .stored.evidence import Evidence
+from .stored.faults import Faults
+from .stored.load import NAMESPACE, Actor, Load
+from .stored.machine import Machine, short_folder
+
+_log = logging.getLogger(__name__)
+AGENTS = ("alice", "bob", "carol", "dave")
+RECOVERY_SECONDS = 45.0
+"""After a fault something must be acknowledged within so long."""
+_FLUSH = "database flushed"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How large a run is. It ends with whichever comes first: minutes, or epochs of so many acknowledged writes."""
+
+    seed: int
+    minutes: float = 60.0
+    ops: int = 250_000
+    per_epoch: int = 15_000
+    agents: int = 4
+    pause: float = 2.0
+    """Seconds between faults, on the average."""
+    hard: float = 1.0
+    """How long faults last, of the usual."""
+    kinds: tuple[str, ...] = ()
+    """Faults in this order, once; without any all kinds, again and again in random order."""
+    flush: bool = True
+    sample: int = 120
+    """Memories of an epoch that are searched for at its end."""
+    largest_batch: int = 80
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run did and what the rules say of it."""
+
+    plan: Plan
+    epochs: int = 0
+    seconds: float = 0.0
+    acknowledged: Counter[str] = field(default_factory=Counter[str])
+    outcomes: Counter[str] = field(default_factory=Counter[str])
+    faults: Counter[str] = field(default_factory=Counter[str])
+    skipped: dict[str, str] = field(default_factory=dict[str, str])
+    unsynced: int = 0
+    violations: list[Violation] = field(default_factory=list[Violation])
+
+    @property
+    def is_good(self) -> bool:
+        """Whether nothing happened that must not happen."""
+        return not self.violations
+
+    def count(self, evidence: Evidence) -> None:
+        """Add what an epoch did."""
+        for op in evidence.ops:
+            self.outcomes[f"{op.name} {op.outcome}"] += 1
+            if op.is_ok and op.name in {"store_memory", "update_memory", "clear_memory"}:
+                self.acknowledged[op.name] += 1
+
+    def __str__(self) -> str:
+        written = sum(self.acknowledged.values())
+        found = Counter(violation.rule for violation in self.violations)
+        lines = [
+            f"seed {self.plan.seed}: {self.epochs} epochs, {self.seconds:.0f} s, {written} acknowledged writes "
+            f"({_counts(self.acknowledged)})",
+            f"faults: {sum(self.faults.values())} of {len(self.faults)} kinds: {_counts(self.faults)}",
+            *(f"SKIPPED {name}: {why}" for name, why in sorted(self.skipped.items())),
+            f"losses of power took {self.unsynced} bytes that were not synced",
+            f"calls: {_counts(self.outcomes)}",
+            f"violations: {len(self.violations)} ({_counts(found)})",
+            *(f"  {violation}" for violation in self.violations[:50]),
+        ]
+        return "\n".join(lines)
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+async def run(plan: Plan, folder: Path) -> Report:
+    """Run the scenario and judge it. Histories and logs of epochs that broke a rule are left in the folder."""
+    report, began = Report(plan), time.monotonic()
+    ends = began + plan.minutes * 60
+    while not report.epochs or (time.monotonic() < ends and sum(report.acknowledged.values()) < plan.ops):
+        place = short_folder()
+        known = len(report.violations)
+        try:
+            await _Epoch(plan, report, place, ends).run()
+        finally:
+            report.epochs += 1
+            if len(report.violations) > known:
+                shutil.copytree(place, folder / f"epoch{report.epochs}", ignore=shutil.ignore_patterns("*.sock"))
+            shutil.rmtree(place, ignore_errors=True)
+    report.seconds = time.monotonic() - began
+    return report
+
+
+class _Epoch:
+    """One machine and its time."""
+
+    def __init__(self, plan: Plan, report: Report, folder: Path, ends: float) -> None:
+        self.plan, self.report, self.folder, self.ends = plan, report, folder, ends
+        self.seed = plan.seed * 1000 + report.epochs
+        self.chance = random.Random(self.seed)
+        self.keys = Keys(NAMESPACE)
+        self.clock = RedisClock()
+
+    async def run(self) -> None:
+        """Work, judge, flush, and work and judge once more."""
+        async with Machine(self.folder).running() as machine:
+            faults = Faults(machine, self.chance, self.clock, self.plan.hard)
+            report = self.report
+            try:
+                before = await self._part(machine, faults, 0, self.plan.per_epoch, frozenset())
+                if self.plan.flush:
+                    await machine.client.flushdb()
+                    faults.struck[_FLUSH] += 1
+                    ids = [one for one, life in before.lives.items() if life.stores]
+                    forgotten = frozenset(self.chance.sample(ids, k=min(300, len(ids))))
+                    await self._part(machine, None, 1, self.plan.per_epoch // 20, forgotten)
+            finally:
+                report.faults += faults.struck
+                report.skipped |= faults.skipped
+                report.unsynced += faults.unsynced
+
+    async def _part(
+        self, machine: Machine, faults: Faults | None, number: int, ops: int, forgotten: frozenset[str]
+    ) -> Evidence:
+        histories = self.folder / f"histories{number}"
+        histories.mkdir()
+        recorder = Recorder(histories, "agents")
+        load = Load(ops, self.plan.largest_batch)
+        names = AGENTS[: self.plan.agents]
+        actors = [Actor(name, self.seed, recorder, load, machine.address, number) for name in names]
+        working = [asyncio.create_task(actor.work()) for actor in actors]
+        try:
+            if faults is not None:
+                await self._strike(faults, load, working)
+            await asyncio.wait(working, timeout=max(self.ends - time.monotonic(), 20.0) if not self.plan.kinds else 30)
+        finally:
+            load.stopping.set()
+            await asyncio.gather(*working, return_exceptions=True)
+        return await self._judge(machine, recorder, histories, forgotten)
+
+    async def _strike(self, faults: Faults, load: Load, working: list[asyncio.Task[None]]) -> None:
+        """Let one fault after the other strike until the load is done; each time the load must get on."""
+        able = sorted(faults.kinds())
+        left = [kind for kind in self.plan.kinds if kind in able]
+        while not load.is_done and not all(task.done() for task in working):
+            if not left:
+                if self.plan.kinds:
+                    break
+                left = self.chance.sample(able, k=len(able))
+            kind = left.pop(0)
+            _log.info("%d acknowledged; %s", load.acknowledged, kind)
+            await faults.strike(kind)
+            if not await _gets_on(load):
+                self.report.violations.append(Violation("did not recover", kind, f"within {RECOVERY_SECONDS:.0f} s"))
+            if time.monotonic() > self.ends:
+                load.stopping.set()
+            await asyncio.sleep(self.chance.uniform(0, 2 * self.plan.pause))
+        if self.plan.kinds:
+            load.stopping.set()
+
+    async def _judge(
+        self, machine: Machine, recorder: Recorder, histories: Path, forgotten: frozenset[str]
+    ) -> Evidence:
+        _log.info("waiting until all is at rest")
+        await machine.until_ready()
+        left = await kept.settle(machine.client, self.keys)
+        rested = time.monotonic()
+        calls, _ = history.load(histories)
+        _log.info("the last look, after %d calls", len(calls))
+        try:
+            await closing.look_at_all(
+                machine.address, recorder, calls, self.plan.sample, self.chance, sorted(forgotten)
+            )
+        except* closing.StillRefused as refused:
+            self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
+        await kept.settle(machine.client, self.keys)
+        _log.info("judging")
+        calls, clock = history.load(histories)
+        remains = await kept.read(machine.client, self.keys, machine.keyring, left)
+        self.clock.ahead = clock.most
+        evidence = Evidence(calls, remains, self.clock, rested, forgotten)
+        self.report.violations += rules.violations(evidence)
+        self.report.count(evidence)
+        return evidence
+
+
+async def _gets_on(load: Load) -> bool:
+    """Whether something more is acknowledged soon."""
+    before, deadline = load.acknowledged, time.monotonic() + RECOVERY_SECONDS
+    while load.acknowledged <= before and not load.is_done:
+        if time.monotonic() > deadline:
+            return False
+        await asyncio.sleep(0.05)
+    return True

@@ -1,0 +1,213 @@
+"""The stack of a run as processes of its own: Redis on a disk that can fill, its proxies, sidecar and server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import httpx2
+from embedder_fixtures import RedisServer, wait_until
+from redis_users import PASSWORDS, SERVER, SIDECAR
+
+from memory_core.connection import Client, connect
+from memory_core.keyring import Keyring, load_keyring, new_key, written
+from memory_core.settings import Settings
+
+from . import clock, power
+from .proxy import Proxy
+
+DISK_BYTES = 512 << 20
+PATIENCE = 60.0
+_ROOT = Path(__file__).parents[3]
+
+
+class Process:
+    """One program that may be killed, paused and started again."""
+
+    def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
+        self.name = name
+        self._command, self._environment, self._log = command, environment, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it."""
+        with self._log.open("ab") as said:
+            self._process = subprocess.Popen(
+                self._command, env={**os.environ, **self._environment}, stdout=said, stderr=said
+            )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it has not ended, by itself or otherwise."""
+        return self._process is not None and self._process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """Take it away without warning, be it paused or not."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+class Disk:
+    """A small file system of memory, which can be filled; a plain folder where none may be mounted."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "chaos", str(folder)]
+        try:
+            self.can_fill = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+        except OSError:
+            self.can_fill = False
+        self._ballast = folder / "ballast"
+
+    def fill(self) -> None:
+        """Leave no room."""
+        with self._ballast.open("wb") as file, suppress(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+
+    def free(self) -> None:
+        """Make room again."""
+        self._ballast.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Take it away."""
+        if self.can_fill:
+            subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
+
+
+class Machine:
+    """Everything that serves, each part of which may fail."""
+
+    def __init__(self, folder: Path, fsync: str = "always") -> None:
+        self.folder, self._fsync = folder, fsync
+        self.log = folder / "processes.log"
+        self.disk = Disk(folder / "disk")
+        self.data = self.disk.folder / "redis"
+        self.data.mkdir()
+        self.sync_log = folder / "synced"
+        self.clock_files = {name: folder / f"{name}.clock" for name in ("redis", "server")}
+        for file in self.clock_files.values():
+            clock.set_offset(file, 0)
+        self.can_lose_power = power.compiler() is not None
+        self.clocks_can_jump = clock.works()
+        self.redis = RedisServer(folder, options=self._redis_options(), environment=self._redis_environment())
+        key = new_key()
+        self.keyring: Keyring = load_keyring(Settings.load(master_key=key))
+        self.client: Client = connect(self.redis.url)
+        self.proxies = {name: Proxy(self.redis.path) for name in ("server", "sidecar")}
+        self.port = _free_port()
+        self._key = key
+
+    @property
+    def address(self) -> str:
+        """Where agents connect."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Machine]:
+        """Have all of it run and serve, until left."""
+        await asyncio.to_thread(self.redis.start)
+        try:
+            async with self.proxies["server"], self.proxies["sidecar"]:
+                self.sidecar, self.server = self._sidecar(), self._server()
+                self.sidecar.start()
+                self.server.start()
+                try:
+                    await self.until_ready()
+                    yield self
+                finally:
+                    self.sidecar.kill()
+                    self.server.kill()
+        finally:
+            await self.client.aclose()
+            self.redis.kill()
+            self.disk.close()
+
+    async def until_ready(self) -> None:
+        """Wait until a store and a search would work."""
+        await wait_until(self.is_ready, PATIENCE)
+
+    async def is_ready(self) -> bool:
+        """Whether the server calls itself ready."""
+        try:
+            async with httpx2.AsyncClient() as http:
+                return (await http.get(f"{self.address}/readyz", timeout=5)).status_code == 200
+        except httpx2.HTTPError:
+            return False
+
+    def url(self, user: str, name: str) -> str:
+        """Give the URL of Redis behind a proxy."""
+        return f"redis://{user}:{PASSWORDS[user]}@127.0.0.1:{self.proxies[name].port}/0"
+
+    def _redis_options(self) -> list[str]:
+        rewrite = ("--auto-aof-rewrite-min-size", "4mb", "--aof-load-truncated", "yes")
+        return ["--dir", str(self.data), "--appendfsync", self._fsync, "--loglevel", "warning", *rewrite]
+
+    def _redis_environment(self) -> dict[str, str]:
+        first: list[str] = []
+        environment: dict[str, str] = {}
+        if self.can_lose_power:
+            first.append(str(power.build(self.folder)))
+            environment["POWER_LOG"] = str(self.sync_log)
+        if self.clocks_can_jump:
+            first.append(str(clock.library()))
+            environment |= clock.environment(self.clock_files["redis"])
+        return environment | ({"LD_PRELOAD": " ".join(first)} if first else {})
+
+    def _sidecar(self) -> Process:
+        environment = _paths() | {
+            "REDIS_URL": self.url(SIDECAR, "sidecar"),
+            "MEMORY_TRANSPORT_KEY": written(self.keyring.transports[0]),
+        }
+        command = [sys.executable, "-m", "memory_embedder", "--lease", "1", "--threads", "1", "--backend", "onnx"]
+        return Process("sidecar", command, environment, self.log)
+
+    def _server(self) -> Process:
+        environment = _paths() | {
+            "REDIS_URL": self.url(SERVER, "server"),
+            "MEMORY_MASTER_KEY": self._key,
+            "MEMORY_LIMITS__BURST": "1000000000",
+            "MEMORY_LIMITS__CALLS_PER_SECOND": "1000000",
+            "MEMORY_AUDIT__KEEP_ENTRIES": "0",
+            "MEMORY_LOG_LEVEL": "ERROR",
+        }
+        if self.clocks_can_jump:
+            environment |= clock.environment(self.clock_files["server"]) | {"LD_PRELOAD": str(clock.library())}
+        command = [sys.executable, "-m", "memory_server", "serve", "--port", str(self.port)]
+        return Process("server", command, environment, self.log)
+
+
+def _paths() -> dict[str, str]:
+    """Have processes find the code of this very tree."""
+    return {
+        "PYTHONPATH": os.pathsep.join([str(_ROOT / "server"), str(_ROOT / "embedder")]),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+def short_folder() -> Path:
+    """Make a folder whose name leaves room for that of a socket."""
+    return Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,76 @@
+"""Simulates a loss of power: what Redis wrote and had not synced is gone.
+
+A library (power.c) that is loaded before Redis's own notes the length of each file when it is synced. At the cut
+Redis is killed, and each of its files loses what lies behind that length, all of it or from some byte on. Everything
+that was synced stays, renamed files keep their new names, and no bytes come in another order than they were written.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_SOURCE = Path(__file__).with_name("power.c")
+
+
+@cache
+def compiler() -> str | None:
+    """Find a C compiler; None where there is none, and no power can be lost."""
+    return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+def build(folder: Path) -> Path:
+    """Compile the library into a folder."""
+    library = folder / "power.so"
+    cc = compiler()
+    assert cc is not None
+    subprocess.run([cc, "-shared", "-fPIC", "-O1", "-o", library, _SOURCE, "-ldl"], check=True)
+    return library
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How many bytes a loss of power took, of how many that were written and not synced."""
+
+    lost: int
+    unsynced: int
+
+
+def cut(data: Path, log: Path, chance: random.Random | None = None) -> Cut:
+    """Take from the files of a killed Redis what was not synced; by `chance` sometimes only the end of it, torn off."""
+    synced = _synced(log)
+    lost = unsynced = 0
+    for path in filter(Path.is_file, data.rglob("*.aof")):
+        size = path.stat().st_size
+        safe = min(synced.get(path.stat().st_ino, 0), size)
+        left = safe if chance is None or chance.random() < 0.5 else chance.randint(safe, size)
+        unsynced += size - safe
+        lost += size - left
+        if left < size:
+            with path.open("r+b") as file:
+                file.truncate(left)
+    return Cut(lost, unsynced)
+
+
+def tear(data: Path, chance: random.Random) -> int:
+    """Leave the beginning of a command at the end of the file, as a write does that was cut off; give its length."""
+    newest = max(data.rglob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+    command = b"*3\r\n$3\r\nSET\r\n$10\r\nrm:torn:of\r\n$8\r\nnobody's\r\n"
+    part = command[: chance.randint(1, len(command) - 1)]
+    with newest.open("ab") as file:
+        file.write(part)
+    return len(part)
+
+
+def _synced(log: Path) -> dict[int, int]:
+    """Read the length that each file, by its inode, had when it was last synced."""
+    found: dict[int, int] = {}
+    if log.exists():
+        for line in log.read_text().splitlines():
+            inode, length = line.split()
+            found[int(inode)] = int(length)
+    return found

@@ -1,0 +1,336 @@
+"""The checker of memories itself: it accepts a good history, and catches each thing that must not happen."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from chaos.history import Call, Json, Outcome
+from chaos.stored import rules
+from chaos.stored.clock import RedisClock
+from chaos.stored.evidence import Evidence
+from chaos.stored.kept import Kept, Remains
+
+M, N = "01memory", "01another"
+V1, V2 = "markalice1v1", "markalice1v2"
+LONG_AGO = "1970-01-01T00:00:05Z"
+RESTED = 100.0
+
+
+def said(mark: str, **more: Any) -> Json:
+    return {"content": f"{mark} lantern", "tags": [mark], "metadata": {"mark": mark}, **more}
+
+
+def call(op: str, at: float, arguments: Json, answer: Json | None = None, agent: str = "alice") -> Call:
+    outcome = Outcome.OK if answer is not None else Outcome.UNKNOWN
+    ended = at + 0.5 if answer is not None else math.inf
+    return Call("agents", op, agent, arguments, outcome, answer or {}, at, ended)
+
+
+def refused(made: Call, code: str = "store_unavailable") -> Call:
+    return replace(made, outcome=Outcome.FAIL, answer={"code": code}, ended=made.began + 0.5)
+
+
+def store(at: float = 1, mark: str = V1, memory_id: str = M, expires: str | None = None, **more: Any) -> Call:
+    answer = {"memory_id": memory_id, "durability": "aof"} | ({"expires_at": expires} if expires else {})
+    return call("store_memory", at, said(mark, **{"priority": "critical", **more}), answer)
+
+
+def memory(mark: str, rev: int, memory_id: str = M, **more: Any) -> Json:
+    return said(mark, memory_id=memory_id, rev=rev, **more)
+
+
+def update(at: float, mark: str = V2, rev: int = 2) -> Call:
+    return call("update_memory", at, {"memory_id": M, **said(mark)}, memory(mark, rev))
+
+
+def delete(at: float) -> Call:
+    return call("clear_memory", at, {"memory_ids": [M]}, {"matched": 1, "deleted": 1})
+
+
+def seen(at: float, mark: str = V1, rev: int = 1, memory_id: str = M, **more: Any) -> Call:
+    return call("retrieve_memory", at, {"memory_id": memory_id}, memory(mark, rev, memory_id, **more))
+
+
+def missed(at: float) -> Call:
+    return refused(call("retrieve_memory", at, {"memory_id": M}), "not_found")
+
+
+def listed(at: float, *memories: Json, **more: Any) -> Call:
+    answer = {"memories": list(memories), "total": len(memories), "next_cursor": None} | more
+    return call("get_agent_memories", at, {"agent_id": "alice"}, answer)
+
+
+def search(at: float, expected: str = M, *found: str, noted: Json | None = None, **more: Any) -> Call:
+    hits = [{"memory_id": one, "vector": 0.999} for one in found]
+    return call("semantic_search", at, {"query": V1, "expected": [expected], **(noted or {})}, {"hits": hits, **more})
+
+
+def batch(at: float, operations: list[Json], results: list[Json] | None) -> Call:
+    return call("batch_operations", at, {"operations": operations}, None if results is None else {"results": results})
+
+
+def unknown(made: Call) -> Call:
+    return replace(made, outcome=Outcome.UNKNOWN, answer={"code": "outcome_unknown"}, ended=math.inf)
+
+
+def kept(rev: int = 1, **more: Any) -> Kept:
+    return Kept(f"rm:{{chaos}}:mem:{M}", rev=rev, model="m", expires_at="inf", **more)
+
+
+def audit(store: int = 1, update: int = 0, clear: int = 0, memory_id: str = M) -> Counter[tuple[str, str]]:
+    return Counter(
+        {("store_memory", memory_id): store, ("update_memory", memory_id): update, ("clear_memory", memory_id): clear}
+    )
+
+
+def remains(memory: Kept | None = None, changes: Counter[tuple[str, str]] | None = None, **more: Any) -> Remains:
+    return Remains({M: memory or kept()}, changes=audit() if changes is None else changes, **more)
+
+
+def last(mark: str = V1, rev: int = 1, memory_id: str = M) -> list[Call]:
+    return [seen(110, mark, rev, memory_id), listed(111, memory(mark, rev, memory_id))]
+
+
+GONE = [missed(110), listed(111)]
+CHANGED = [store(), update(2), *last(V2, 2)]
+
+
+def evidence(calls: list[Call], left: Remains, **more: Any) -> Evidence:
+    return Evidence(calls, left, RedisClock(), RESTED, **more)
+
+
+def names(found: Evidence) -> set[str]:
+    return {violation.rule for violation in rules.violations(found)}
+
+
+GOOD: dict[str, Callable[[], Evidence]] = {
+    "stored and kept": lambda: evidence([store(), *last()], remains()),
+    "changed": lambda: evidence(CHANGED, remains(kept(2), audit(update=1))),
+    "deleted": lambda: evidence([store(), delete(2), missed(3), *GONE], Remains(changes=audit(clear=1))),
+    "stored in a batch": lambda: evidence(
+        [batch(1, [{"op": "store_memory", **store().arguments}], [{"ok": True, "result": store().answer}]), *last()],
+        remains(),
+    ),
+    "a store of unknown outcome that did not work": lambda: evidence([unknown(store())], Remains()),
+    "a store of unknown outcome that worked": lambda: evidence([unknown(store()), *last()], remains()),
+    "an update of unknown outcome that worked": lambda: evidence(
+        [store(), unknown(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))
+    ),
+    "a deletion of unknown outcome that worked": lambda: evidence(
+        [store(), unknown(delete(2)), missed(3), *GONE], Remains(changes=audit(clear=1))
+    ),
+    "a lifetime that is over": lambda: evidence(
+        [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], Remains(changes=audit())
+    ),
+    "an answer that says what it lacks": lambda: evidence([store(), search(2, M, partial=True), *last()], remains()),
+    "a search under way while it was stored": lambda: evidence([store(), search(1.2, M, M), *last()], remains()),
+    "a conflict with an update of unknown outcome": lambda: evidence(
+        [store(), unknown(update(2)), refused(update(3, "markalice1v3"), "conflict"), *last(V2, 2)],
+        remains(kept(2), audit(update=1)),
+    ),
+}
+
+
+@pytest.mark.parametrize("history_of", GOOD)
+def test_a_good_history_is_accepted(history_of: str) -> None:
+    assert rules.violations(GOOD[history_of]()) == []
+
+
+BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
+    "an acknowledged store that is gone": (
+        "acknowledged and lost",
+        lambda: evidence([store(), *GONE], Remains(changes=audit())),
+    ),
+    "an acknowledged store that the list leaves out": (
+        "not in the list",
+        lambda: evidence([store(), seen(110), listed(111)], remains()),
+    ),
+    "a memory that nobody stored": (
+        "a memory of nobody",
+        lambda: evidence([], remains()),
+    ),
+    "not found for a moment": (
+        "not found though it is there",
+        lambda: evidence([store(), missed(2), *last()], remains()),
+    ),
+    "an expiry before its time": (
+        "not found though it is there",
+        lambda: evidence(
+            [store(expires=LONG_AGO, priority="low", ttl_seconds=4), missed(3), *GONE], Remains(changes=audit())
+        ),
+    ),
+    "seen after its deletion was acknowledged": (
+        "resurrected",
+        lambda: evidence([store(), delete(2), seen(3), *GONE], Remains(changes=audit(clear=1))),
+    ),
+    "in Redis after its deletion was acknowledged": (
+        "resurrected",
+        lambda: evidence([store(), delete(2), *GONE], remains(changes=audit(clear=1))),
+    ),
+    "found by a search after its deletion was acknowledged": (
+        "resurrected",
+        lambda: evidence([store(), delete(2), search(3, N, M, partial=True), *GONE], Remains(changes=audit(clear=1))),
+    ),
+    "seen after its lifetime": (
+        "outlived its lifetime",
+        lambda: evidence([store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(8)], Remains(changes=audit())),
+    ),
+    "seen after the flush": (
+        "survived the flush",
+        lambda: evidence([seen(3), *last()], remains(), forgotten=frozenset([M])),
+    ),
+    "content of nobody": (
+        "never written",
+        lambda: evidence([store(), seen(2, "markbob1v1"), *last()], remains()),
+    ),
+    "a refused store that had its effect": (
+        "never written",
+        lambda: evidence([refused(store()), *last()], remains()),
+    ),
+    "a refused update that had its effect": (
+        "never written",
+        lambda: evidence([store(), refused(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))),
+    ),
+    "new tags on an old content": (
+        "half-applied",
+        lambda: evidence(
+            [store(), unknown(update(2)), seen(3, V2, 2, content=f"{V1} lantern"), *last(V2, 2)],
+            remains(kept(2), audit(update=1)),
+        ),
+    ),
+    "another byte": (
+        "altered",
+        lambda: evidence([store(), seen(2, content=f"{V1} lantern "), *last()], remains()),
+    ),
+    "two contents of one revision": (
+        "two versions of one revision",
+        lambda: evidence([*CHANGED, seen(4, V1, 2)], remains(kept(2), audit(update=1))),
+    ),
+    "an acknowledged update that never was": (
+        "acknowledged update lost",
+        lambda: evidence(
+            [store(), replace(update(2), answer=memory(V1, 2)), *last()], remains(kept(), audit(update=1))
+        ),
+    ),
+    "an acknowledged update that was undone": (
+        "went back",
+        lambda: evidence([store(), update(2), seen(3, V1, 1), *last(V2, 2)], remains(kept(2), audit(update=1))),
+    ),
+    "one store that made two memories": (
+        "stored twice",
+        lambda: evidence(
+            [store(idempotency_key="k"), store(2, memory_id=N, idempotency_key="k"), *last(), *last(memory_id=N)],
+            Remains({M: kept(), N: kept()}, changes=audit() + audit(memory_id=N)),
+        ),
+    ),
+    "a job that nobody did": (
+        "not at rest",
+        lambda: evidence([store(), *last()], remains(unfinished=("1 jobs are left",))),
+    ),
+    "two vectors": (
+        "not one vector",
+        lambda: evidence([store(), *last()], remains(kept(vectors=2))),
+    ),
+    "no vector": (
+        "not one vector",
+        lambda: evidence([store(), *last()], remains(kept(vectors=0))),
+    ),
+    "the vector of an older content": (
+        "its vector is not of its content",
+        lambda: evidence(
+            [
+                store(),
+                *last(),
+                replace(search(112, M, M, noted={"exact": True}), answer={"hits": [{"memory_id": M, "vector": 0.6}]}),
+            ],
+            remains(),
+        ),
+    ),
+    "a piece of a deleted memory": (
+        "a piece of nothing",
+        lambda: evidence([store(), *last()], remains(pieces={f"rm:{{chaos}}:chunk:{N}:1": kept()})),
+    ),
+    "a piece that was not written": (
+        "pieces are missing",
+        lambda: evidence([store(), *last()], remains(kept(pieces=2))),
+    ),
+    "a critical memory that will expire": (
+        "lives too long or too short",
+        lambda: evidence([store(), *last()], remains(kept(expires_in=60.0))),
+    ),
+    "a memory that should expire and does not": (
+        "lives too long or too short",
+        lambda: evidence([store(priority="low"), *last()], remains()),
+    ),
+    "another lifetime than was promised": (
+        "expires at another time than promised",
+        lambda: evidence(
+            [store(priority="low", expires="2100-01-01T00:00:00Z"), *last()],
+            remains(replace(kept(), expires_at="4102444000.0", expires_in=1e9)),
+        ),
+    ),
+    "a store that is not in the audit": (
+        "audit of a store",
+        lambda: evidence([store(), *last()], remains(changes=audit(store=0))),
+    ),
+    "a store that is in the audit twice": (
+        "audit of a store",
+        lambda: evidence([store(), *last()], remains(changes=audit(store=2))),
+    ),
+    "an update that is not in the audit": (
+        "audit of update_memory",
+        lambda: evidence(CHANGED, remains(kept(2), audit(update=0))),
+    ),
+    "a deletion that is in the audit twice": (
+        "audit of clear_memory",
+        lambda: evidence([store(), delete(2), *GONE], Remains(changes=audit(clear=2))),
+    ),
+    "a chain of the audit that does not hold": (
+        "the audit is broken",
+        lambda: evidence([store(), *last()], remains(audit_problems=("forged",))),
+    ),
+    "a search that leaves out what it must find": (
+        "silently partial",
+        lambda: evidence([store(), search(2, M, N), *last()], remains()),
+    ),
+    "a partial answer with nothing wrong any more": (
+        "partial at rest",
+        lambda: evidence([store(), *last(), search(112, M, M, partial=True)], remains()),
+    ),
+    "an error that nobody foresaw": (
+        "untyped error",
+        lambda: evidence([store(), refused(search(2), "internal"), *last()], remains()),
+    ),
+    "a conflict though nobody else writes": (
+        "conflict with nobody",
+        lambda: evidence([store(), refused(update(2), "conflict"), *last()], remains()),
+    ),
+}
+
+
+@pytest.mark.parametrize("history_of", BAD)
+def test_a_bad_history_is_caught(history_of: str) -> None:
+    rule, made = BAD[history_of]
+    assert rule in names(made())
+
+
+def test_every_rule_has_a_history_that_breaks_it() -> None:
+    bad = [made() for _, made in BAD.values()]
+    assert [rule.__name__ for rule in rules.RULES if not any(list(rule(found)) for found in bad)] == []
+
+
+def test_a_jump_of_the_clock_excuses_what_it_explains_and_nothing_else() -> None:
+    clock = RedisClock()
+    clock.jump(10.0, 7200.0)
+    clock.jump(20.0, 0.0)
+    assert clock.latest(9.0) == 9.0
+    assert clock.latest(30.0) == 26.0 + 7200.0
+    assert clock.earliest(8.0, 9.0) == 8.0
+    assert clock.earliest(11.0, 12.0) == 11.0
+    assert clock.earliest(17.0, 18.0) == 7217.0
+    assert clock.earliest(40.0, 41.0) == 40.0
