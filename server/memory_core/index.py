@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,11 @@ from redis import exceptions as redis_errors
 
 from memory_core import keys
 from memory_core.connection import Client
-from memory_core.errors import ModelMismatch
+from memory_core.errors import ModelMismatch, StoreUnavailable
 from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
+_ATTEMPTS = 3
 _MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
 
 
@@ -128,19 +130,34 @@ async def _create_group(client: Client, stream: str) -> None:
 async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
-    """Make an index and its alias; the scan for records that are there already walks all of Redis."""
+    """Make an index and its alias; the scan for records that are there already walks all of Redis.
+
+    Raises:
+        StoreUnavailable: it is dropped as fast as it is made.
+    """
     from redis.commands.search.index_definition import IndexDefinition, IndexType
 
     definition = IndexDefinition(prefix=prefixes, index_type=IndexType.HASH)
     search = client.ft(index)
+    for _ in range(_ATTEMPTS):
+        await _unless_there(
+            search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
+        )
+        try:
+            if alias:
+                await _unless_there(search.aliasadd(alias))
+        except redis_errors.ResponseError as error:
+            if not is_missing_index(error):
+                raise
+        else:
+            return
+        scan = True
+    raise StoreUnavailable(f"the index {index} is dropped as fast as it is made", retry_after=1.0)
+
+
+async def _unless_there(making: Awaitable[Any]) -> None:
     try:
-        await search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
-    except redis_errors.ResponseError as error:
-        if "already exists" not in str(error):
-            raise
-    try:
-        if alias:
-            await search.aliasadd(alias)
+        await making
     except redis_errors.ResponseError as error:
         if "already exists" not in str(error):
             raise

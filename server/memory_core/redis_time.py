@@ -1,6 +1,6 @@
 """Redis's clock, by which it stamps and expires: a server whose own is wrong must hide nothing early, or show it late.
 
-Where Redis was never heard, as in a shell command, it is the process's own wall clock.
+Where Redis was never asked, as in a shell command, it is the process's own wall clock.
 """
 
 from __future__ import annotations
@@ -12,12 +12,25 @@ _ahead: float | None = None
 """How far Redis's clock was ahead of this process's monotonic one, which nobody sets."""
 
 
-def hear(info: dict[str, Any]) -> None:
-    """Learn what Redis's clock says from the answer to INFO server that has just come."""
+async def ask(client: Any) -> float:
+    """Ask a Redis for its time, in epoch seconds, and remember it.
+
+    Raises:
+        redis.exceptions.RedisError: as `memory_core.connection.store_errors` expects.
+    """
+    sent = time.monotonic()
+    seconds, microseconds = await client.time()
+    told = seconds + microseconds / 1_000_000
+    hear(told, sent, time.monotonic())
+    return told
+
+
+def hear(told: float, sent: float, received: float) -> None:
+    """Learn what Redis's clock said at some moment between two of our monotonic one. The closest pair counts longest:
+    what is known already is only moved as far as it must be."""
     global _ahead
-    told = info.get("server_time_usec")
-    if told:
-        _ahead = int(told) / 1_000_000 - time.monotonic()
+    least, most = told - received, told - sent
+    _ahead = most if _ahead is None else min(max(_ahead, least), most)
 
 
 def now() -> float:

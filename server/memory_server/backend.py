@@ -261,7 +261,7 @@ class Backend:
         client = await self.client()
         async with store_errors():
             info = await client.info("server")
-        redis_time.hear(info)
+            await redis_time.ask(client)
         self._suspect = False
         if str(info["run_id"]) != self.run_id:
             self.run_id = str(info["run_id"])
@@ -296,7 +296,7 @@ class Backend:
 
     async def _hear_the_time(self) -> None:
         with suppress(MemoryServiceError):
-            redis_time.hear(await self.read(lambda client: client.info("server")))
+            await self.read(redis_time.ask)
 
     async def _connect(self) -> None:
         try:
@@ -338,12 +338,12 @@ class Backend:
             info = await check_server(client)
             async with store_errors():
                 await functions.load_library(client)
+                await redis_time.ask(client)
             self.durability = await _durability(client, info)
         except BaseException:
             await client.aclose()
             raise
         self.run_id = str(info["run_id"])
-        redis_time.hear(info)
         self._client = client
         log.info("connected to Redis %s", info["redis_version"])
 

@@ -74,12 +74,19 @@ async def update_memory(
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
-            with after_write():
-                answer = await retrieve_memory(service, caller, memory_id)
+            answer = await _read_back(service, caller, memory_id)
             return answer.model_copy(update={"partial": bool(reason), "reason": reason})
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+
+
+async def _read_back(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
+    with after_write():
+        try:
+            return await retrieve_memory(service, caller, memory_id)
+        except NotFound:
+            raise NotFound(f"memory {memory_id} was changed, and has expired or been deleted since") from None
 
 
 def _check_may_change(principal: Principal, old: Record, changes: Changes) -> None:

@@ -188,12 +188,17 @@ def audited_once(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("audit of a store", memory_id, f"{changes['store_memory', memory_id]} entries")
         for op, done in (("update_memory", life.updates), ("clear_memory", life.deletions)):
             least = sum(one.is_ok and bool(one.answer.get("deleted", 1)) for one in done)
-            most = least + sum(one.may_have_worked and not one.is_ok for one in done)
+            most = least + sum(_may_be_noted(life, one) for one in done)
             if op == "update_memory" and kept:
                 least = most = kept.rev - 1
             if not least <= changes[op, memory_id] <= min(most, 1 if op == "clear_memory" else most):
                 what = f"{changes[op, memory_id]} entries, not {least} to {most}"
                 yield Violation(f"audit of {op}", memory_id, what)
+
+
+def _may_be_noted(life: Life, op: Op) -> bool:
+    """Whether a change without success may have an entry: also one of what expired before it was read back."""
+    return not op.is_ok and (op.may_have_worked or (op.code == "not_found" and life.expires_at is not None))
 
 
 def answers_are_whole(evidence: Evidence) -> Iterator[Violation]:
