@@ -100,7 +100,7 @@ async def test_dependencies_form_no_cycle_as_only_tasks_that_exist_can_be_named(
 async def test_a_dead_task_that_is_requeued_waits_again_for_what_it_depends_on(lead: Agent, ada: Agent) -> None:
     first = await submit(lead, "Find the map.")
     task = await lease(ada)
-    last = await submit(lead, "Sail.", depends_on=[first], deadline=time.time() + 0.1)
+    last = await submit(lead, "Sail.", depends_on=[first], deadline=time.time() + 1.0)
     await wait_until(lambda: _is(lead, last, "dead", prod=ada))
     assert (await lead.call("requeue_task", task_id=last))["state"] == "waiting"
     assert await claim(ada) == []
