@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from embedder_fixtures import wait_until
@@ -53,10 +54,16 @@ async def unfinished(client: Client, keys: Keys) -> list[str]:
     counted = await trail.counters(client, keys)
     if counted.sealed < counted.given:
         found.append(f"{counted.given - counted.sealed} audit entries are not sealed")
-    without = sum([1 for one in (await _hashes(client, keys)).values() if one.model == NO_MODEL])
-    if without:
+    hashes = await _hashes(client, keys)
+    if without := sum(one.model == NO_MODEL and _has_memory(keys, one, hashes) for one in hashes.values()):
         found.append(f"{without} pieces have no vector")
     return found
+
+
+def _has_memory(keys: Keys, one: Kept, hashes: Mapping[str, Kept]) -> bool:
+    """Whether it is a memory, or a piece of one that is still there."""
+    memory_id = one.key.removeprefix(keys.chunk_prefix).rpartition(":")[0]
+    return one.key.startswith(keys.memory_prefix) or keys.memory(memory_id) in hashes
 
 
 async def settle(client: Client, keys: Keys) -> list[str]:

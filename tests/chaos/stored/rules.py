@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 
 from chaos.evidence import Violation
 from chaos.history import Json
+from memory_core.settings import LifetimeSettings
 
 from . import texts
 from .evidence import Evidence, Life, Op, Sight, mark_in
+from .kept import Kept
 
 _EXACT = 0.97
 """Cosine from which on two vectors are of the same text; batches of another size change the last digits."""
+_GRACE = LifetimeSettings().grace
 _DOUBT = 0.05
 """Seconds by which two readings of clocks may differ."""
 _TYPED = {
@@ -149,15 +152,22 @@ def vectors_are_current(evidence: Evidence) -> Iterator[Violation]:
 
 def _pieces(evidence: Evidence) -> Iterator[Violation]:
     counted: Counter[str] = Counter()
-    for key in evidence.remains.pieces:
+    for key, one in evidence.remains.pieces.items():
         memory_id, _, piece = key.rpartition(":chunk:")[2].rpartition(":")
         counted[memory_id] += 1
         memory = evidence.remains.memories.get(memory_id)
+        if _may_be_removed(evidence, one):
+            continue
         if memory is None or not 0 < int(piece) < memory.pieces:
             yield Violation("a piece of nothing", memory_id, f"piece {piece}")
     for memory_id, memory in evidence.remains.memories.items():
-        if counted[memory_id] != memory.pieces - 1:
+        if counted[memory_id] != memory.pieces - 1 and not _may_be_removed(evidence, memory):
             yield Violation("pieces are missing", memory_id, f"{counted[memory_id]} of {memory.pieces - 1}")
+
+
+def _may_be_removed(evidence: Evidence, one: Kept) -> bool:
+    """Whether Redis may have begun to remove a memory, key by key, while its clock was ahead. Each goes in the end."""
+    return evidence.clock.latest(evidence.rested) >= float(one.expires_at or "inf") + _GRACE
 
 
 def lifetimes_are_kept(evidence: Evidence) -> Iterator[Violation]:
