@@ -168,7 +168,9 @@ async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
         place = await canvas.evaluate(_FIRST_POINT)
         await page.mouse.move(box["x"] + place[0], box["y"] + place[1])
         await expect(page.locator(".snippet")).to_be_visible()
-        await page.get_by_role("button", name="Lasso").click()
+        lasso = page.get_by_role("button", name="Lasso")
+        await lasso.click()
+        await expect(lasso).to_have_attribute("aria-pressed", "true")
         corners = [(0.02, 0.1), (0.98, 0.1), (0.98, 0.98), (0.02, 0.98), (0.02, 0.1)]
         places = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in corners]
         await page.mouse.move(*places[0])

@@ -1,5 +1,5 @@
 // The map: each memory a point, near to what it resembles. Read by pointing, narrowed down with the lasso.
-import { html, useEffect, useRef, useState } from '../lib.js';
+import { html, useEffect, useLayoutEffect, useRef, useState } from '../lib.js';
 import { call } from '../api.js';
 import { Badge, Card, Empty, Partial, Time, Trouble, brief, count, label } from '../parts.js';
 import { useTool } from '../data.js';
@@ -102,8 +102,13 @@ function useCanvas(map, groups, kept, lasso, { onPoint, onPick, onLasso }) {
   const ref = useRef();
   const made = useRef();
   const latest = useRef({});
-  latest.current = { map, groups, kept, onPoint, onPick, onLasso };
+  latest.current = { map, groups, kept, lasso, onPoint, onPick, onLasso };
   const draw = () => made.current?.chart.setOption(options(latest.current.map, latest.current.groups, latest.current.kept), { replaceMerge: ['series'] });
+  const aim = () => {
+    const brushOption = latest.current.lasso ? { brushType: 'polygon', brushMode: 'single' } : { brushType: false };
+    made.current?.chart.dispatchAction({ type: 'takeGlobalCursor', key: 'brush', brushOption });
+    if (!latest.current.lasso) made.current?.chart.dispatchAction({ type: 'brush', areas: [] });
+  };
   useEffect(() => {
     let left = false;
     chartIn(ref.current).then((found) => {
@@ -111,6 +116,7 @@ function useCanvas(map, groups, kept, lasso, { onPoint, onPick, onLasso }) {
       made.current = found;
       const { chart } = found;
       draw();
+      aim();
       ref.current.dataset.drawn = 'yes';
       chart.on('mouseover', (event) => latest.current.onPoint(latest.current.map.ids[event.data?.[2]]));
       chart.on('click', (event) => latest.current.onPick(latest.current.map.ids[event.data?.[2]]));
@@ -120,11 +126,7 @@ function useCanvas(map, groups, kept, lasso, { onPoint, onPick, onLasso }) {
     return () => { left = true; forget(); made.current?.end(); made.current = undefined; };
   }, []);
   useEffect(draw, [map, groups, kept]);
-  useEffect(() => {
-    const action = lasso ? { brushType: 'polygon', brushMode: 'single' } : { brushType: false };
-    made.current?.chart.dispatchAction({ type: 'takeGlobalCursor', key: 'brush', brushOption: action });
-    if (!lasso) made.current?.chart.dispatchAction({ type: 'brush', areas: [] });
-  }, [lasso]);
+  useLayoutEffect(aim, [lasso]);
   const move = (across, up, closer) => {
     const chart = made.current?.chart;
     chart?.getOption().dataZoom.forEach((zoom, number) => {
@@ -144,15 +146,23 @@ function useCanvas(map, groups, kept, lasso, { onPoint, onPick, onLasso }) {
 
 const KEYS = { ArrowLeft: [-STEP, 0, 1], ArrowRight: [STEP, 0, 1], ArrowUp: [0, STEP, 1], ArrowDown: [0, -STEP, 1], '+': [0, 0, 0.7], '=': [0, 0, 0.7], '-': [0, 0, 1.43] };
 
-function Plane({ map, session, by }) {
+/** What is drawn: the newest, but while somebody chooses among points, or has chosen, these stay where they are. */
+function useStill(newest, choosing) {
+  const shown = useRef(newest);
+  if (!choosing) shown.current = newest;
+  return shown.current;
+}
+
+function Plane({ newest, session, by }) {
   const [kept, setKept] = useState();
   const [off, setOff] = useState(new Set());
   const [lasso, setLasso] = useState(false);
+  const map = useStill(newest, lasso || kept);
   const [opened, setOpened] = useState();
   const [shown, show] = useSnippet();
   const [all, setAll] = useState(() => grouped(map, by));
-  useEffect(() => { setAll(grouped(map, by)); setOff(new Set()); }, [map, by]);
-  useEffect(() => setKept(undefined), [map]);
+  useEffect(() => setAll(grouped(map, by)), [map, by]);
+  useEffect(() => setOff(new Set()), [by]);
   const [groups, setGroups] = useState(all);
   useEffect(() => setGroups(all.map((group) => (off.has(group.name) ? { ...group, points: [] } : group))), [all, off]);
   const select = (polygon) => {
@@ -192,7 +202,7 @@ export default function MapView({ session }) {
     <${Card} className="fill" title=${data ? `${count(data.ids.length)} memories${data.total > data.ids.length ? ` of ${count(data.total)}, the newest` : ''}` : 'Drawing…'} aside=${html`<label class="inline">Colour by <select value=${by} onChange=${(event) => setBy(event.target.value)}><option>agent</option><option>type</option></select></label>`}>
       ${data && !data.ids.length && html`<${Empty} title="No memory to show">What this agent may read and what has its vector appears here; encrypted memories do not.</${Empty}>`}
       ${!data && loading && html`<p class="quiet">Laying the memories out…</p>`}
-      ${data?.ids.length > 0 && html`<${Plane} map=${data} session=${session} by=${by} />
+      ${data?.ids.length > 0 && html`<${Plane} newest=${data} session=${session} by=${by} />
         <p class="quiet small">Near means alike. The two axes show ${Math.round((data.explained || 0) * 100)} % of how the memories differ.</p>`}
     </${Card}>`;
 }
