@@ -106,7 +106,7 @@ async def whole(folder: Path) -> AsyncGenerator[Deployment]:
 
 
 async def _is_drained(found: Deployment) -> bool:
-    return not await found.client.xlen(found.keys.jobs) and not await found.client.zcard(found.keys.chores)
+    return not await found.client.xlen(found.keys.jobs("fake")) and not await found.client.zcard(found.keys.chores)
 
 
 def only(report: Report) -> tuple[str, str]:

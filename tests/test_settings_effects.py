@@ -21,9 +21,10 @@ from test_startup import SEED
 
 from memory_core import keys
 from memory_core.connection import Client, redis_url
-from memory_core.errors import ModelMismatch, NotSupported, StoreRefused, StoreUnavailable
+from memory_core.errors import NotSupported, StoreRefused, StoreUnavailable
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
 from memory_core.times import parse_time
 from memory_embedder.providers import CPU, candidates, choose
@@ -33,6 +34,7 @@ from memory_server.caching import VectorCache
 from memory_server.usecases.principals import Caller
 
 TEAM = Caller("team", "alice")
+MODEL = Model("model", 16)
 CUDA = "CUDAExecutionProvider"
 guarded, client = settings_fixtures.guarded, settings_fixtures.client
 
@@ -123,8 +125,8 @@ async def test_the_index_has_the_models_field_its_dimension_and_the_graph(client
     assert (field[b"dim"], field[b"M"], field[b"ef_construction"]) == (16, 8, 50)
 
     for other in ({"embedding_model": "other"}, {"vector_dimension": 32}):
-        with pytest.raises(ModelMismatch, match="is indexed for acme/all-Tiny-v1"):
-            await ensure_namespace(client, "tiny", store.model_copy(update=other))
+        models = await ensure_namespace(client, "tiny", store.model_copy(update=other))
+        assert models.current == Model("acme/all-Tiny-v1", 16), "only `reindex` changes the model of a namespace"
 
 
 @pytest.mark.parametrize("index_type", ["Flat", "IVFFlat", "HNSW", "CAGRA"])
@@ -142,13 +144,14 @@ def test_the_settings_of_the_bulk_engine_are_accepted(index_type: str) -> None:
 async def left(policy: str, **settings: Any) -> str:
     """Which of three texts a cache of two keeps, the first being used more often, the second more recently."""
     cache_settings = CacheSettings.model_validate({"entries": 2, "policy": policy, "redis_ttl_seconds": 0} | settings)
-    cache = VectorCache(Backend(Settings.load()), "model", cache_settings)
-    await cache.put(TEAM, {"a": b"a", "b": b"b"})
+    cache = VectorCache(Backend(Settings.load()), cache_settings)
+    await cache.put(TEAM, {"a": b"a", "b": b"b"}, MODEL)
     for text in "aab":
-        await cache.get(TEAM, [text])
-    await cache.put(TEAM, {"c": b"c"})
+        await cache.get(TEAM, [text], MODEL)
+    await cache.put(TEAM, {"c": b"c"}, MODEL)
     await asyncio.sleep(0.01)
-    return "".join(sorted(await cache.get(TEAM, ["a", "b", "c"])))
+    assert not await cache.get(TEAM, ["a", "b", "c"], Model("other", 16))
+    return "".join(sorted(await cache.get(TEAM, ["a", "b", "c"], MODEL)))
 
 
 async def test_the_policy_and_the_entries_say_what_the_process_keeps() -> None:
@@ -164,12 +167,12 @@ async def test_with_policy_ttl_vectors_live_as_long_as_that_says() -> None:
 
 async def test_vectors_stay_in_redis_as_long_as_set_and_not_at_all_with_0(guarded: Guarded, client: Client) -> None:
     async with Backend(Settings.load(redis_url=guarded.url)).running() as backend:
-        await VectorCache(backend, "model", CacheSettings(redis_ttl_seconds=0)).put(
-            Caller("cached", "alice"), {"a": b"a"}
+        await VectorCache(backend, CacheSettings(redis_ttl_seconds=0)).put(
+            Caller("cached", "alice"), {"a": b"a"}, MODEL
         )
         assert await client.keys("rm:{cached}:emb:*") == []
-        await VectorCache(backend, "model", CacheSettings(redis_ttl_seconds=77)).put(
-            Caller("cached", "alice"), {"a": b"a"}
+        await VectorCache(backend, CacheSettings(redis_ttl_seconds=77)).put(
+            Caller("cached", "alice"), {"a": b"a"}, MODEL
         )
         (key,) = await client.keys("rm:{cached}:emb:*")
         assert 70 < await client.ttl(key) <= 77

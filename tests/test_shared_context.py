@@ -241,7 +241,7 @@ async def _make_index_without(
 
 
 async def _is_whole(client: Client, keys: Keys) -> bool:
-    covered = await index.coverage(client, keys)
+    covered = await index.coverage(client, keys.index_alias)
     return covered is not None and covered.progress == 1.0
 
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from cachetools import TTLCache
 from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
@@ -26,11 +27,13 @@ from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused,
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
 from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
+from memory_core.models import Model, Models, read_models
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
 from memory_server.auditing.entries import sign
 from memory_server.cancelling import cancel
+from memory_server.diagnosis.definition import LookOver
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,6 +44,9 @@ RESTART_WAIT_SECONDS = 8.0
 _WATCH_SECONDS = 2.0
 _FORGET_SECONDS = 600.0
 """A namespace that nobody used for so long is no longer watched."""
+MODELS_SECONDS = 1.0
+"""How long a process may not know that another model answers now. What the old one answers is right meanwhile."""
+_MOST_MODELS = 10_000
 
 
 @contextmanager
@@ -90,6 +96,8 @@ class Backend:
         self._preparing = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._models: TTLCache[str, Models] = TTLCache(_MOST_MODELS, MODELS_SECONDS)
+        self._look_over = LookOver(settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -210,7 +218,6 @@ class Backend:
         `renew` says that the index was just found missing.
 
         Raises:
-            ModelMismatch: the namespace is indexed for another model.
             StoreUnavailable: Redis does not answer.
         """
         prepared = self._prepared.get(name)
@@ -224,12 +231,28 @@ class Backend:
             if renew or prepared is None or prepared.run_id != self.run_id:
                 client = await self.client()
                 async with store_errors():
-                    await index.ensure_namespace(client, name, self.settings.vector_store)
+                    self._models[name] = await index.ensure_namespace(client, name, self.settings.vector_store)
                 prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
                 self._prepared[name] = prepared
             if prepared.progress < 1:
                 await self._refresh(prepared)
         return prepared
+
+    async def models(self, namespace: str, *, afresh: bool = False) -> Models:
+        """Give the models of a namespace as they were a moment ago; one that is new will have the settings' own.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        known = None if afresh else self._models.get(namespace)
+        if known is None:
+            found = await self.read(lambda client: read_models(client, Keys(namespace)))
+            known = self._models[namespace] = found or Models(Model.configured(self.settings.vector_store))
+        return known
+
+    async def model(self, namespace: str) -> Model:
+        """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
+        return (await self.models(namespace)).current
 
     async def namespaces(self) -> list[str]:
         """Name all namespaces."""
@@ -268,7 +291,7 @@ class Backend:
                 await functions.load_library(client)
 
     async def _refresh(self, prepared: Prepared) -> None:
-        covered = await self.read(lambda client: index.coverage(client, prepared.keys))
+        covered = await self.read(lambda client: index.coverage(client, prepared.keys.index_alias))
         prepared.progress = covered.progress if covered else 0.0
         prepared.documents = covered.documents if covered else 0
         if covered is None:
@@ -287,6 +310,7 @@ class Backend:
                     await self._refresh(prepared)
                     if not prepared.run_id:
                         await self.namespace(name, renew=True)
+                    await self._look_over.once(await self.client(), prepared.keys)
                 except MemoryServiceError as error:
                     log.warning("namespace %s: %s", name, error.message)
                 except Exception:
