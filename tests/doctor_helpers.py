@@ -59,7 +59,7 @@ class Deployment:
 
     async def drop(self) -> None:
         """Take the index away, and leave the records."""
-        await self.client.execute_command("FT.DROPINDEX", self.keys.index)
+        await self.client.execute_command("FT.DROPINDEX", self.keys.index())
 
     async def info(self) -> dict[bytes, Any]:
         """What Redis says of the index."""

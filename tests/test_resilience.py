@@ -117,7 +117,7 @@ async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it
     frail: Stack, agent: Agent
 ) -> None:
     await agent.store("The heron stands in the reeds.")
-    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index)
+    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     answer = await agent.call("semantic_search", query="heron", mode="keyword")
     found = [hit["memory"]["content"] for hit in answer["hits"]]
     assert answer["partial"] or found == ["The heron stands in the reeds."]
@@ -126,7 +126,7 @@ async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it
 
 async def test_a_dropped_index_comes_back_even_if_nobody_searches(frail: Stack, agent: Agent) -> None:
     await agent.call("memory_stats")
-    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index)
+    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     await wait_until(lambda: _index_exists(frail))
 
 

@@ -19,15 +19,16 @@ from settings_fixtures import CANARY, Guarded, written
 from stack import Agent, Refused, Server, in_own_task, serving
 from test_startup import SEED
 
-from memory_core import keys
 from memory_core.connection import Client, redis_url
 from memory_core.errors import NotSupported, StoreRefused, StoreUnavailable
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
+from memory_core.sidecars import SidecarStatus, announce, withdraw
 from memory_core.times import parse_time
 from memory_embedder.providers import CPU, candidates, choose
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server import settings_reference
 from memory_server.backend import Backend
 from memory_server.caching import VectorCache
@@ -280,8 +281,11 @@ async def test_a_search_tells_redis_its_deadline(client: Client, robot: Agent) -
 
 
 async def test_a_call_waits_for_a_vector_as_long_as_set(client: Client, robot: Agent) -> None:
-    await client.zadd(keys.SIDECARS, {"deaf": time.time() + 60})
+    deaf = SidecarStatus(
+        id="deaf", host="x", pid=1, model=DEFAULT_MODEL, dimension=384, backend="x", device="cpu", provider="x"
+    )
+    await announce(client, deaf)
     started = time.monotonic()
     assert (await robot.call("store_memory", content="Nobody embeds me."))["vector"] == "pending"
     assert 0.3 <= time.monotonic() - started < 1.5
-    await client.delete(keys.SIDECARS)
+    await withdraw(client, "deaf")

@@ -219,7 +219,7 @@ async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes
     for number in range(3):
         await alice.store(f"note {number}", context="plan")
     keys, client, vectors = Keys(namespace), stack.client, VectorStoreSettings()
-    await client.execute_command("FT.DROPINDEX", keys.index)
+    await client.execute_command("FT.DROPINDEX", keys.index())
     await _make_index_without(monkeypatch, client, keys, vectors, "updated_at")
     await index.ensure_namespace(client, namespace, vectors)
     await wait_until(lambda: _is_whole(client, keys))

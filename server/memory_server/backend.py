@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cachetools import TTLCache
+from cachetools import LRUCache
 from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
@@ -96,7 +96,7 @@ class Backend:
         self._preparing = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
-        self._models: TTLCache[str, Models] = TTLCache(_MOST_MODELS, MODELS_SECONDS)
+        self._models: LRUCache[str, tuple[float, Models]] = LRUCache(_MOST_MODELS)
         self._look_over = LookOver(settings.vector_store)
 
     @asynccontextmanager
@@ -231,7 +231,8 @@ class Backend:
             if renew or prepared is None or prepared.run_id != self.run_id:
                 client = await self.client()
                 async with store_errors():
-                    self._models[name] = await index.ensure_namespace(client, name, self.settings.vector_store)
+                    models = await index.ensure_namespace(client, name, self.settings.vector_store)
+                self._models[name] = time.monotonic(), models
                 prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
                 self._prepared[name] = prepared
             if prepared.progress < 1:
@@ -244,11 +245,19 @@ class Backend:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        known = None if afresh else self._models.get(namespace)
-        if known is None:
+        looked_at, known = self._models.get(namespace, (0.0, None))
+        started = time.monotonic()
+        if known and not afresh and started < looked_at + MODELS_SECONDS:
+            return known
+        try:
             found = await self.read(lambda client: read_models(client, Keys(namespace)))
-            known = self._models[namespace] = found or Models(Model.configured(self.settings.vector_store))
-        return known
+        except StoreUnavailable:
+            if known is None:
+                raise
+            return known  # a write waits for Redis, and is right by an older model too
+        models = found or Models(Model.configured(self.settings.vector_store))
+        self._models[namespace] = started, models
+        return models
 
     async def model(self, namespace: str) -> Model:
         """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""

@@ -18,6 +18,7 @@ from memory_server.cli_grants import grants
 from memory_server.cli_keys import keys
 from memory_server.cli_memories import search, show
 from memory_server.cli_moving import export, import_
+from memory_server.cli_reindex import reindex
 from memory_server.cli_reports import clusters, duplicates
 from memory_server.cli_status import status
 from memory_server.cli_tasks import tasks
@@ -41,6 +42,7 @@ app.command()(duplicates)
 app.command()(clusters)
 app.command()(export)
 app.command("import")(import_)
+app.command()(reindex)
 app.command()(bench)
 
 

@@ -261,6 +261,16 @@ async def near_tasks(client: Client, keys: Keys, vector: bytes, *, model: Model,
     return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
 
 
+async def open_tasks(client: Client, keys: Keys, model: Model, *, limit: int, timeout_ms: int) -> list[str]:
+    """Give the ids of open tasks that have a vector of a model."""
+    query = build.everything()
+    answer = await client.execute_command(
+        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
+        "NOCONTENT", "LIMIT", 0, limit,
+    )  # fmt: skip
+    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
+
+
 def vector_of(record: Record) -> Matrix:
     """Give a record's vector, shape (dimension,)."""
     return np.frombuffer(record.vector or b"", dtype="<f4")

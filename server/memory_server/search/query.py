@@ -143,12 +143,12 @@ def unfinished(model: Model) -> Query:
     return without_vector(Query(), model)
 
 
-def not_embedded(model: Model) -> Query:
-    """Select, whoever owns it, every piece without a vector of a model, whether it waits for one or not; for a change
-    of model alone.
+def not_embedded(model: Model, before: float) -> Query:
+    """Select every piece without a vector of a model, whether it waits for one or not, that was last changed before a
+    time; for a change of model alone.
     """
     query = Query()
-    query.text = f"-@model:{{{query.bind(model.name)}}}"
+    query.text = f"@updated_at:[-inf ({query.bind(to_redis(before))}] -@model:{{{query.bind(model.name)}}}"
     return query
 
 
