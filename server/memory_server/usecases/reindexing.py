@@ -118,12 +118,13 @@ async def choose(service: Service, namespace: str, name: str | None) -> Model:
     current, other = models.current, models.other
     if other and (_is(other, name) if name is not None else models.phase is Phase.BUILDING):
         return other
-    if other and other.name != current.name:
+    is_own = name is None or _is(current, name)
+    if other and other.name != current.name and not (is_own and models.phase is Phase.SWITCHED):
         raise Conflict(
             f"the vectors of {other.name} are still kept",
             hint=f"redis-memory reindex --namespace {namespace} --drop-old ends that change, --back takes it back",
         )
-    if name is None or _is(current, name):
+    if name is None or is_own:
         return current
     for wanted in dict.fromkeys((name, PurePath(name).name)):
         if living := await sidecars_of(service, wanted):
@@ -165,20 +166,14 @@ async def change(
     if models.phase is Phase.DROPPING:
         await _drop(service, namespace, models, tell)
         models = await _models(service, namespace)
-    again = target.name == models.current.name
     filling = Filling(service, namespace, target, tell)
-    if not (again and models.phase is Phase.SWITCHED):
-        target = await _begin(service, namespace, target)
-        await _build(service, namespace, target, tell)
-        filling = await Filling(service, namespace, target, tell).run()
-        if filling.failed and not leave_failed:
-            raise _failure(namespace, target, filling.failed)
-        await _mark(service, namespace, filling.failed)
-        await embed_tasks(service, namespace, target, models.current)
-        await _step(service, namespace, "switch", target)
-        await asyncio.sleep(MODELS_SECONDS)  # what servers do meanwhile, they do by the model before
-        await _catch_up(service, namespace, target, models.current, tell)
-    if again and (models := await _models(service, namespace)).other and models.other.name == target.name:
+    before = models.other if models.phase is Phase.SWITCHED and target == models.current else None
+    if before is None:
+        filling = await _switch(service, namespace, target, tell, leave_failed=leave_failed)
+        before = models.current
+    await _catch_up(filling, before)
+    again = before.name == target.name
+    if again:
         await drop(service, namespace, tell, keep_seconds=keep_seconds)
     now = (await _models(service, namespace)).current
     return Reindexed(
@@ -200,10 +195,10 @@ async def back(service: Service, namespace: str, tell: Tell) -> Reindexed:
         Conflict: there is nothing to go back to. What `change` raises: what was stored since is embedded first.
     """
     models = await _models(service, namespace)
+    if models.other and models.phase is Phase.BUILDING:
+        return await drop(service, namespace, tell)
     if models.other is None or models.phase is Phase.DROPPING or models.other.name == models.current.name:
         raise Conflict(f"nothing is kept to which {namespace} could go back", hint="give --model instead")
-    if models.phase is Phase.BUILDING:
-        return await drop(service, namespace, tell)
     return await change(service, namespace, models.other, tell)
 
 
@@ -274,6 +269,20 @@ def _fits(current: Model, new: Model) -> Model:
     return new
 
 
+async def _switch(service: Service, namespace: str, target: Model, tell: Tell, *, leave_failed: bool) -> Filling:
+    """Build all that is missing, and let it answer."""
+    before, target = (await _models(service, namespace)).current, await _begin(service, namespace, target)
+    await _build(service, namespace, target, tell)
+    filling = await Filling(service, namespace, target, tell).run()
+    if filling.failed and not leave_failed:
+        raise _failure(target, filling.failed)
+    await _mark(service, namespace, filling.failed)
+    await embed_tasks(service, namespace, target, before)
+    await _step(service, namespace, "switch", target)
+    await asyncio.sleep(MODELS_SECONDS)  # what servers do meanwhile, they do by the model before
+    return filling
+
+
 async def _begin(service: Service, namespace: str, target: Model) -> Model:
     """Have everything that is stored from now on get vectors of the model too; give it with its index's version."""
     await _step(service, namespace, "begin", target)
@@ -297,11 +306,12 @@ async def _build(service: Service, namespace: str, target: Model, tell: Tell) ->
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _catch_up(service: Service, namespace: str, target: Model, before: Model, tell: Tell) -> None:
+async def _catch_up(filled: Filling, before: Model) -> None:
     """See to what came between; that all is switched by now is not to be denied where it fails."""
-    filling = Filling(service, namespace, target, tell)
+    service, namespace, target = filled.service, filled.namespace, filled.model
+    known = {*filled.unreadable, *filled.failed}
     try:
-        await filling.run()
+        await Filling(service, namespace, target, filled.tell, unreadable=known).run()
         if target.name != before.name:
             await embed_tasks(service, namespace, target, before)
             await embed_agents(service, namespace, target)
@@ -379,7 +389,7 @@ async def _write(service: Service, namespace: str, step: str, model: Model, *, g
     return answer["status"]
 
 
-def _failure(namespace: str, target: Model, failed: Sequence[Ref]) -> Conflict:
+def _failure(target: Model, failed: Sequence[Ref]) -> Conflict:
     named = ", ".join(ref.memory_id for ref in failed[:3]) + (", …" if len(failed) > 3 else "")
     return Conflict(
         f"{len(failed)} texts could not be embedded by {target.name} ({named}); nothing is switched",
