@@ -71,10 +71,12 @@ def quiet(*_: Any) -> None:
     """Hear of progress and say nothing."""
 
 
-async def change(service: Service, namespace: str, model: str | None = None, **how: Any) -> Reindexed:
+async def change(
+    service: Service, namespace: str, model: str | None = None, *, leave_failed: bool = False
+) -> Reindexed:
     """Change a model as the command does; what was before need not be kept for long."""
     target = await reindexing.choose(service, namespace, model)
-    return await reindexing.change(service, namespace, target, quiet, **{"keep_seconds": 1.1, **how})
+    return await reindexing.change(service, namespace, target, quiet, leave_failed=leave_failed, keep_seconds=1.1)
 
 
 async def start_command(stack: Stack, namespace: str, *words: str) -> asyncio.subprocess.Process:

@@ -101,7 +101,7 @@ async def test_a_change_under_load_that_is_killed_in_the_middle_fails_no_search_
         stdout, stderr = await second.communicate()
         assert second.returncode == 0, stderr.decode()
         searched = load.searches
-        await wait_until(lambda: further(load, searched + 20))
+        await wait_until(lambda: further(load, searched + 10))
 
     assert load.failures == []
     assert json.loads(stdout)["model"] == NEW.name

@@ -203,14 +203,11 @@ async def back(service: Service, namespace: str, tell: Tell) -> Reindexed:
 
 
 async def drop(service: Service, namespace: str, tell: Tell, *, keep_seconds: float = KEEP_SECONDS) -> Reindexed:
-    """Remove the index that does not answer, and the vectors of its model; of one just switched once nobody asks it.
-
-    Raises:
-        Conflict: there is none.
-    """
+    """Remove the index that does not answer, and the vectors of its model; of one just switched once nobody asks it."""
     started, models = time.perf_counter(), await _models(service, namespace)
+    current = Keys(namespace).index(models.current.version)
     if models.other is None:
-        raise Conflict(f"nothing is kept in {namespace} that could be dropped", hint="see --status")
+        return Reindexed(namespace=namespace, done="nothing was kept", model=models.current.name, index=current)
     while models.phase is not Phase.DROPPING:
         status = await _write(service, namespace, "drop", models.other, grace=keep_seconds)
         if status == "dropping":
@@ -223,7 +220,7 @@ async def drop(service: Service, namespace: str, tell: Tell, *, keep_seconds: fl
         namespace=namespace,
         done=f"{models.other.name} ({Keys(namespace).index(models.other.version)}) was dropped",
         model=models.current.name,
-        index=Keys(namespace).index(models.current.version),
+        index=current,
         seconds=round(time.perf_counter() - started, 2),
     )
 
