@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import pytest_asyncio
 from embedder_fixtures import running, wait_until
@@ -39,10 +38,11 @@ from test_shell import Shell
 from memory_core import index
 from memory_core.errors import Conflict, EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys
-from memory_core.models import Model, Phase, read_models
+from memory_core.models import Model, Models, Phase, read_models
 from memory_core.settings import Settings
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.sidecar import Options
+from memory_server import known_models
 from memory_server.diagnosis.definition import LookOver
 from memory_server.service import Service
 from memory_server.usecases import reindexing
@@ -228,7 +228,7 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
             lambda: change(service, namespace, NEW.name),
             lambda: reindexing.drop(service, namespace, quiet, keep_seconds=0),
         )
-        for step, least in zip(steps, (3, 3), strict=True):
+        for step, least in zip(steps, (3, 2), strict=True):
             stops = 0
             while True:
                 left = stops + 1
@@ -326,22 +326,20 @@ async def test_the_command_says_what_it_would_do_and_how_far_it_is(
 
 
 async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_that_is_kept(
-    stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, namespace: str
+    stack: Stack, server: Server, alice: Agent, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may not know of the switch for a moment; the vectors of two models are never compared."""
-    service = server.service
+    backend = server.service.backend
     await fill(alice, range(10))
+    monkeypatch.setattr(known_models, "MODELS_SECONDS", 60.0)
     async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
-        await change(service, namespace, "alien")
-        late = service.backend
-        behind = await late.models(namespace)
-        assert behind.other
-        late._models[namespace] = (np.inf, type(behind)(behind.other))  # pyright: ignore[reportPrivateUsage]
+        await change(server.service, namespace, "alien")
+        backend._models.put(namespace, Models(OLD))  # pyright: ignore[reportPrivateUsage]
         assert await alice.search(said(4), mode="vector", limit=1) == [said(4)]
         stored = await alice.store(said(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]
         assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the one that answers is asked for its vector"
-        late._models.clear()  # pyright: ignore[reportPrivateUsage]
+        assert (await backend.models(namespace, afresh=True)).current.name == "alien"
         await settled(alice)
         assert await alice.search(said(77), mode="vector", limit=1) == [said(77)]
 

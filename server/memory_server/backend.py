@@ -10,8 +10,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cachetools import LRUCache
-from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -22,18 +20,28 @@ from tenacity import (
 )
 
 from memory_core import functions, index, tracing
-from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
+from memory_core.connection import (
+    Client,
+    check_server,
+    connect,
+    durability,
+    is_usable,
+    on_reconnect,
+    redis_url,
+    store_errors,
+)
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
 from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
-from memory_core.models import Model, Models, read_models
+from memory_core.models import Model, Models
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
 from memory_server.auditing.entries import sign
 from memory_server.cancelling import cancel
 from memory_server.diagnosis.definition import LookOver
+from memory_server.known_models import KnownModels
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,9 +52,6 @@ RESTART_WAIT_SECONDS = 8.0
 _WATCH_SECONDS = 2.0
 _FORGET_SECONDS = 600.0
 """A namespace that nobody used for so long is no longer watched."""
-MODELS_SECONDS = 1.0
-"""How long a process may not know that another model answers now. What the old one answers is right meanwhile."""
-_MOST_MODELS = 10_000
 
 
 @contextmanager
@@ -96,7 +101,7 @@ class Backend:
         self._preparing = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
-        self._models: LRUCache[str, tuple[float, Models]] = LRUCache(_MOST_MODELS)
+        self._models = KnownModels(self.read, settings.vector_store)
         self._look_over = LookOver(settings.vector_store)
 
     @asynccontextmanager
@@ -232,7 +237,7 @@ class Backend:
                 client = await self.client()
                 async with store_errors():
                     models = await index.ensure_namespace(client, name, self.settings.vector_store)
-                self._models[name] = time.monotonic(), models
+                self._models.put(name, models)
                 prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
                 self._prepared[name] = prepared
             if prepared.progress < 1:
@@ -245,19 +250,7 @@ class Backend:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        looked_at, known = self._models.get(namespace, (0.0, None))
-        started = time.monotonic()
-        if known and not afresh and started < looked_at + MODELS_SECONDS:
-            return known
-        try:
-            found = await self.read(lambda client: read_models(client, Keys(namespace)))
-        except StoreUnavailable:
-            if known is None:
-                raise
-            return known  # a write waits for Redis, and is right by an older model too
-        models = found or Models(Model.configured(self.settings.vector_store))
-        self._models[namespace] = started, models
-        return models
+        return await self._models.get(namespace, afresh=afresh)
 
     async def model(self, namespace: str) -> Model:
         """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
@@ -365,7 +358,7 @@ class Backend:
             info = await check_server(client)
             async with store_errors():
                 await functions.load_library(client)
-            self.durability = await _durability(client, info)
+            self.durability = await durability(client, info)
         except BaseException:
             await client.aclose()
             raise
@@ -404,15 +397,3 @@ class Backend:
 def _not_loading(state: RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
     return not (isinstance(error, StoreUnavailable) and "loading" in error.message)
-
-
-async def _durability(client: Client, info: dict[str, Any]) -> str:
-    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
-    if not int(info.get("aof_enabled", 0)):
-        return "memory"
-    try:
-        async with store_errors():
-            policy = await client.config_get("appendfsync")
-    except (StoreRefused, ResponseError):
-        return "aof"
-    return f"aof-{policy.get('appendfsync', 'everysec')}"

@@ -33,8 +33,8 @@ Dirty = dict[str, set[int] | None]
 
 
 class Lost(Exception):
-    """The stream no longer holds everything since the position, or another model answered meanwhile, whose vectors alone
-    it tells of: the mirror must be filled anew.
+    """The stream no longer holds everything since the position, or another model answered meanwhile, of whose vectors
+    alone it tells: the mirror must be filled anew.
     """
 
 

@@ -21,8 +21,8 @@ from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
 from memory_core.keys import Keys
 from memory_core.models import Model, Models, Phase
 from memory_server.auditing.said import by_itself
-from memory_server.backend import MODELS_SECONDS
 from memory_server.diagnosis.definition import drift
+from memory_server.known_models import MODELS_SECONDS
 from memory_server.search import candidates
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
