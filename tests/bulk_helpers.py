@@ -85,7 +85,7 @@ class Stored:
             self._client,
             "rm1_store",
             [
-                *(names.memory(memory_id), names.agent("alice"), names.jobs, names.audit),
+                *(names.memory(memory_id), names.agent("alice"), names.job_streams, names.audit),
                 *(names.seq(self._owner), names.same(self._owner, digest), names.counters, names.idempotency("x", "y")),
                 *(names.chores, names.events),
             ],

@@ -59,7 +59,7 @@ class Deployment:
 
     async def drop(self) -> None:
         """Take the index away, and leave the records."""
-        await self.client.execute_command("FT.DROPINDEX", self.keys.index)
+        await self.client.execute_command("FT.DROPINDEX", self.keys.index())
 
     async def info(self) -> dict[bytes, Any]:
         """What Redis says of the index."""
@@ -106,7 +106,7 @@ async def whole(folder: Path) -> AsyncGenerator[Deployment]:
 
 
 async def _is_drained(found: Deployment) -> bool:
-    return not await found.client.xlen(found.keys.jobs) and not await found.client.zcard(found.keys.chores)
+    return not await found.client.xlen(found.keys.jobs("fake")) and not await found.client.zcard(found.keys.chores)
 
 
 def only(report: Report) -> tuple[str, str]:

@@ -153,7 +153,7 @@ class Team:
             self.client,
             "rm1_store",
             [
-                *(names.memory(memory_id), names.agent("alice"), names.jobs, names.audit),
+                *(names.memory(memory_id), names.agent("alice"), names.job_streams, names.audit),
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
                 *(names.chores, names.events),
             ],
@@ -185,7 +185,7 @@ class Team:
             client,
             "rm1_update",
             [
-                *(names.memory(memory_id), names.jobs, names.audit, names.counters, names.use(memory_id)),
+                *(names.memory(memory_id), names.job_streams, names.audit, names.counters, names.use(memory_id)),
                 *(*same, names.chores, names.seq(self.owner), names.events),
             ],
             id=memory_id,
@@ -195,7 +195,6 @@ class Team:
             remove=[],
             content_changed=True,
             pieces=1,
-            vector_field=self.vector_field,
             job={"model": self.settings.embedding_model, "body": new},
             audit={"who": "alice", "op": "update_memory", "ids": [memory_id]},
         )
@@ -223,6 +222,11 @@ class Team:
         """Hash field of the vectors."""
         return keys.vector_field(self.settings.embedding_model)
 
+    @property
+    def jobs(self) -> str:
+        """The stream of embed jobs."""
+        return self.names.jobs(self.settings.embedding_model)
+
     async def vector(self, memory_id: str) -> Matrix | None:
         """The stored vector, shape (dimension,)."""
         found = await self.client.hget(self.names.memory(memory_id), self.vector_field)
@@ -244,17 +248,19 @@ class Team:
         """Wait until no job is left in the stream."""
 
         async def empty() -> bool:
-            return await self.client.xlen(self.names.jobs) == 0
+            return await self.client.xlen(self.jobs) == 0
 
         await wait_until(empty)
 
 
-async def ask(client: Client, model: str, texts: list[str], *, seconds: float = 10.0, lane: int = 0) -> str:
-    """Ask for vectors and return the ask's id, which names its reply stream too."""
+async def ask(
+    client: Client, model: str, texts: list[str], *, seconds: float = 10.0, lane: int = 0, to: str | None = None
+) -> str:
+    """Ask the sidecars of a model for vectors and return the ask's id, which names its reply stream too."""
     ask_id = new_id()
     deadline = int((time.time() + seconds) * 1000)
     question = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
-    await client.xadd(keys.asks(lane), question.fields())
+    await client.xadd(keys.asks(lane, to or model), question.fields())
     return ask_id
 
 

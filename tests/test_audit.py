@@ -24,6 +24,7 @@ from stack import MASTER_KEY, Agent, Refused, Server, Stack, serving
 from memory_core.connection import Client, connect
 from memory_core.ids import new_id
 from memory_core.keys import Keys
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.auditing import sealing
 from memory_server.usecases.sweeping import sweep_audits
 
@@ -88,7 +89,7 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
 
 
 async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
-    return await client.hget(Keys(namespace).memory(memory_id), "model") != b"none"
+    return await client.hget(Keys(namespace).memory(memory_id), "model") == DEFAULT_MODEL.encode()
 
 
 async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(

@@ -18,8 +18,10 @@ from stack import MASTER_KEY, Agent, Server, Stack
 
 from memory_core.errors import BulkUnavailable
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Priority
 from memory_core.times import parse_time
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.results.reports import ClustersAnswer, DuplicatesAnswer
 from memory_server.search import mirrored
 from memory_server.search.query import Filters
@@ -32,7 +34,7 @@ FACTS = ["The harbour opens at six.", "Ships leave the harbour at noon.", "Tea g
 
 async def offered(server: Server) -> bool:
     """Whether the server knows of a bulk engine; it looks every two seconds."""
-    return await server.service.bulk.is_offered()
+    return await server.service.bulk.is_offered(Model(DEFAULT_MODEL, 384))
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
@@ -206,7 +208,7 @@ async def test_searches_of_a_batch_find_what_they_find_alone(
         total = (await bob.call("gpu_status"))["sidecars"][0]["bulk"]["requests_total"]
         return total > before if mode != "keyword" else total == before
 
-    assert await bulk.is_offered()
+    assert await bulk.is_offered(Model(DEFAULT_MODEL, 384))
     await wait_until(counted)
 
 

@@ -35,7 +35,7 @@ async def request_bulk(
     ask_id = new_id()
     deadline = int((time.time() + seconds) * 1000)
     ask = BulkAsk(ask_id, keys.reply(ask_id), "team", "fake", deadline, request, transports.current)
-    await client.xadd(keys.bulk(0), ask.fields(transports) | changes)
+    await client.xadd(keys.bulk(0, "fake"), ask.fields(transports) | changes)
     return ask_id
 
 
@@ -62,12 +62,12 @@ async def test_what_cannot_be_answered_is_refused_with_a_reason(
             reply = await await_reply(client, await request_bulk(client, request, **changes))
             assert reply.error.split(":")[0] == code
             jsonschema.validate({name: _text(value) for name, value in reply.fields().items()}, rules)
-        await client.xadd(keys.bulk(1), {"v": "1", "nonsense": "x"})
+        await client.xadd(keys.bulk(1, "fake"), {"v": "1", "nonsense": "x"})
         await request_bulk(client, nearest_to(vectors), seconds=-1)
         assert not (await await_reply(client, await request_bulk(client, nearest_to(vectors)))).error
 
         async def settled() -> bool:
-            return not any([await client.xlen(keys.bulk(lane)) for lane in range(keys.LANES)])
+            return not any([await client.xlen(keys.bulk(lane, "fake")) for lane in range(keys.LANES)])
 
         await wait_until(settled)
 
@@ -93,9 +93,9 @@ async def test_without_memory_no_engine_is_offered(server: RedisServer, client: 
 async def test_what_a_killed_sidecar_had_taken_another_answers(server: RedisServer, client: Client, team: Team) -> None:
     (vector,) = vectors = unit_vectors(1)
     memory = await Stored(client, "team", team.owner).store(vector)
-    await client.xgroup_create(keys.bulk(0), keys.GROUP, id="0", mkstream=True)
+    await client.xgroup_create(keys.bulk(0, "fake"), keys.GROUP, id="0", mkstream=True)
     ask_id = await request_bulk(client, nearest_to(vectors))
-    assert await client.xreadgroup(keys.GROUP, "killed", {keys.bulk(0): ">"})
+    assert await client.xreadgroup(keys.GROUP, "killed", {keys.bulk(0, "fake"): ">"})
     async with running(server.url, FakeEncoder()):
         reply = await await_reply(client, ask_id)
     assert list(read_body(reply.vectors, NearestFound).ids) == [memory]
@@ -121,7 +121,7 @@ async def test_sealed_requests_are_answered_sealed_and_by_who_holds_the_key_alon
         assert (clear.seal, clear.error) == ("", "")
 
         async def dropped() -> bool:
-            return not await client.xlen(keys.bulk(0))
+            return not await client.xlen(keys.bulk(0, "fake"))
 
         await wait_until(dropped)
     async with running(server.url, FakeEncoder()):

@@ -259,7 +259,7 @@ async def test_a_server_without_the_key_of_its_records_is_told(team: Deployment)
 async def test_texts_that_wait_too_long_for_vectors_are_told(empty: Deployment) -> None:
     await empty.announce()
     await ensure_namespace(empty.client, "idle", Settings.load(**empty.settings).vector_store)
-    await empty.client.xadd(Keys("idle").jobs, {"id": "some"}, id=f"{int((time.time() - 120) * 1000)}-0")
+    await empty.client.xadd(Keys("idle").jobs("fake"), {"id": "some"}, id=f"{int((time.time() - 120) * 1000)}-0")
     try:
         report = await empty.examine()
     finally:
@@ -288,7 +288,7 @@ async def older_model(team: Deployment) -> None:
 
 
 async def no_vector(team: Deployment) -> None:
-    await team.client.hset(team.keys.memory(team.memory), mapping={"model": "none", "updated_at": "1"})
+    await team.client.hset(team.keys.memory(team.memory), mapping={"model": "none:fake", "updated_at": "1"})
     await team.client.hdel(team.keys.memory(team.memory), "vec_fake")
 
 
@@ -316,7 +316,7 @@ async def unindexed(team: Deployment) -> None:
     await team.drop()
     fields = index.memory_fields(Settings.load(**team.settings).vector_store)
     prefixes = [team.keys.memory_prefix, team.keys.chunk_prefix]
-    await index.create_index(team.client, team.keys.index, prefixes, fields, scan=False, alias=team.keys.index_alias)
+    await index.create_index(team.client, team.keys.index(), prefixes, fields, scan=False, alias=team.keys.index_alias)
 
 
 async def restore(team: Deployment) -> None:

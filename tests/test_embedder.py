@@ -51,7 +51,7 @@ async def test_a_stored_memory_gets_its_vector(server: RedisServer, client: Clie
     assert vector is not None
     assert cosine(vector, encode(minilm, [TEXTS[0]])[0]) > 0.9999
     assert await client.hget(team.names.memory(memory_id), "model") == DEFAULT_MODEL.encode()
-    assert await client.xlen(team.names.jobs) == 0
+    assert await client.xlen(team.jobs) == 0
 
 
 async def test_jobs_stored_before_any_sidecar_are_found_without_a_bell(server: RedisServer, team: Team) -> None:
@@ -84,7 +84,7 @@ async def test_an_ask_is_answered_in_the_order_of_its_texts(server: RedisServer,
     async with running(server.url, encoder):
         ask_id = await ask(client, "fake", texts, lane=1)
         reply = await await_reply(client, ask_id)
-        await wait_until(lambda: _is_empty(client, keys.asks(1)))
+        await wait_until(lambda: _is_empty(client, keys.asks(1, "fake")))
     assert reply.error == ""
     assert np.allclose(from_bytes(reply.vectors, reply.dimension), encode(encoder, texts), atol=1e-6)
     assert 0 < await client.ttl(keys.reply(ask_id)) <= 60
@@ -110,7 +110,7 @@ async def test_an_ask_whose_deadline_passed_is_dropped(server: RedisServer, clie
     late = await ask(client, "fake", ["too late"], seconds=-1)
     async with running(server.url, FakeEncoder()) as sidecar:
         await await_reply(client, await ask(client, "fake", ["in time"]))
-        await wait_until(lambda: _is_empty(client, keys.asks(0)))
+        await wait_until(lambda: _is_empty(client, keys.asks(0, "fake")))
         assert sidecar.status().asks_total == 1
     assert not await client.exists(keys.reply(late))
 
@@ -129,7 +129,7 @@ async def test_an_ask_that_cannot_be_answered_is_told_why(
     server: RedisServer, client: Client, model: str, texts: list[str], error: str
 ) -> None:
     async with running(server.url, FakeEncoder(poison="poison")):
-        reply = await await_reply(client, await ask(client, model, texts))
+        reply = await await_reply(client, await ask(client, model, texts, to="fake"))
     assert (reply.error, reply.vectors) == (error, b"")
 
 
@@ -137,9 +137,9 @@ async def test_an_ask_for_a_reply_elsewhere_than_on_a_reply_stream_is_dropped(
     server: RedisServer, client: Client
 ) -> None:
     question = Ask("x", "rm:elsewhere", "fake", 9_000_000_000_000, ("a text",))
-    await client.xadd(keys.asks(0), question.fields())
+    await client.xadd(keys.asks(0, "fake"), question.fields())
     async with running(server.url, FakeEncoder()):
-        await wait_until(lambda: _is_empty(client, keys.asks(0)))
+        await wait_until(lambda: _is_empty(client, keys.asks(0, "fake")))
     assert not await client.exists("rm:elsewhere")
 
 
@@ -168,7 +168,7 @@ async def test_a_later_namespace_of_another_model_is_left_alone_and_told(
         await wait_until(lambda: _tells_of(client, sidecar.id, "namespace theirs is indexed for other"))
         await team.wait_for_vectors([await team.store("for us")])
     assert await theirs.vector(memory_id) is None
-    assert await client.xlen(theirs.names.jobs) == 1
+    assert await client.xlen(theirs.jobs) == 1
 
 
 async def _tells_of(client: Client, sidecar_id: str, text: str) -> bool:
@@ -242,7 +242,7 @@ async def test_messages_match_their_schemas(client: Client, team: Team) -> None:
     replies = [Reply("x", 16, b"\x00" * 64).fields(), Reply("x", error="model_mismatch: no").fields()]
     for reply in replies:
         await client.xadd("reply", reply)
-    for schema, stream in {"job": team.names.jobs, "ask": keys.asks(0), "reply": "reply"}.items():
+    for schema, stream in {"job": team.jobs, "ask": keys.asks(0, "fake"), "reply": "reply"}.items():
         rules = json.loads(resource(f"schemas/{schema}.json").read_text())
         for _, fields in await client.xrange(stream):
             message = {name.decode(): value.decode("latin-1") for name, value in fields.items()}

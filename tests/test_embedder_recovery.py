@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from typing import Any
 
 import embedder_fixtures
 import numpy as np
@@ -90,15 +89,18 @@ async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        ({"body": b"\xff\xfe"}, b"is not UTF-8"),
-        ({"model": "other"}, b"wants another model than fake"),
+        ({b"body": b"\xff\xfe"}, b"is not UTF-8"),
+        ({b"model": b"other"}, b"wants another model than fake"),
     ],
 )
 async def test_a_job_that_cannot_be_read_is_retried_then_buried(
-    server: RedisServer, client: Client, team: Team, job: dict[str, Any], reason: bytes
+    server: RedisServer, client: Client, team: Team, job: dict[bytes, bytes], reason: bytes
 ) -> None:
+    memory_id = await team.store("unreadable")
+    [(entry, fields)] = await client.xrange(team.jobs)
+    await client.xdel(team.jobs, entry)
+    await client.xadd(team.jobs, fields | job)
     async with running(server.url, FakeEncoder(), Options(lease=0.15, walk=0.1, block=0.1)):
-        memory_id = await team.store("unreadable", **job)
         await team.wait_until_drained()
     [(_, buried)] = await client.xrange(team.names.dead_jobs)
     assert (buried[b"id"].decode(), buried[b"error"]) == (memory_id, reason)
@@ -106,10 +108,10 @@ async def test_a_job_that_cannot_be_read_is_retried_then_buried(
 
 async def _deliver(team: Team, ids: list[str], times: int) -> None:
     """Have a consumer that is dead now receive the jobs of `ids` so often."""
-    await team.client.xreadgroup(keys.GROUP, "dead", {team.names.jobs: ">"})
-    found = [item["message_id"] for item in await team.client.xpending_range(team.names.jobs, keys.GROUP, "-", "+", 99)]
+    await team.client.xreadgroup(keys.GROUP, "dead", {team.jobs: ">"})
+    found = [item["message_id"] for item in await team.client.xpending_range(team.jobs, keys.GROUP, "-", "+", 99)]
     assert len(found) == len(ids)
-    await team.client.xclaim(team.names.jobs, keys.GROUP, "dead", 0, found, idle=60_000, retrycount=times)
+    await team.client.xclaim(team.jobs, keys.GROUP, "dead", 0, found, idle=60_000, retrycount=times)
 
 
 async def test_a_job_that_killed_five_sidecars_is_buried_untried(
@@ -188,7 +190,7 @@ async def test_a_job_held_longer_than_its_lease_is_not_taken_by_another(server: 
         await slow.until_waiting()
         async with running(server.url, other):
             warm_up = len(other.batches)
-            held = await team.client.xpending_range(team.names.jobs, keys.GROUP, "-", "+", 1)
+            held = await team.client.xpending_range(team.jobs, keys.GROUP, "-", "+", 1)
             await wait_until(lambda: _renewed_after(team, held[0]["message_id"], 3 * FAST.lease))
             assert len(other.batches) == warm_up
             slow.gate.set()
@@ -197,7 +199,7 @@ async def test_a_job_held_longer_than_its_lease_is_not_taken_by_another(server: 
 
 async def _renewed_after(team: Team, entry: bytes, seconds: float) -> bool:
     """Whether an entry delivered so long ago was touched within the lease, and by its first consumer only."""
-    [held] = await team.client.xpending_range(team.names.jobs, keys.GROUP, entry, entry, 1)
+    [held] = await team.client.xpending_range(team.jobs, keys.GROUP, entry, entry, 1)
     assert held["times_delivered"] == 1
     now, micro = await team.client.time()
     return now * 1000 + micro / 1000 - int(entry.split(b"-")[0]) > seconds * 1000
@@ -220,13 +222,13 @@ async def test_kill_9_in_the_middle_loses_nothing(server: RedisServer, client: C
     await wait_until(lambda: team.count_vectors(ids))
     first.kill()
     await first.communicate()
-    assert await _pending(client, team.names.jobs) > 0
+    assert await _pending(client, team.jobs) > 0
     second = await start_process(server.url, "--lease", "1")
     await team.wait_for_vectors(ids)
     second.terminate()
     await second.communicate()
     assert second.returncode == 0
-    assert await client.xlen(team.names.jobs) == 0
+    assert await client.xlen(team.jobs) == 0
     assert await client.xlen(team.names.dead_jobs) == 0
 
 
@@ -276,10 +278,10 @@ async def test_a_dead_consumer_is_removed_but_a_quiet_living_one_is_not(client: 
     from memory_embedder.groups import reap_consumers
 
     for consumer in ("dead", "quiet"):
-        await client.xgroup_createconsumer(team.names.jobs, keys.GROUP, consumer)
+        await client.xgroup_createconsumer(team.jobs, keys.GROUP, consumer)
     await client.set(keys.sidecar("quiet"), "{}", ex=60)
-    assert await reap_consumers(client, team.names.jobs, idle_ms=0) == 1
-    left = await client.xinfo_consumers(team.names.jobs, keys.GROUP)
+    assert await reap_consumers(client, team.jobs, idle_ms=0) == 1
+    left = await client.xinfo_consumers(team.jobs, keys.GROUP)
     assert [consumer["name"] for consumer in left] == [b"quiet"]
 
 

@@ -16,7 +16,9 @@ from stack import Agent, Refused, Stack, in_own_task, serving, whole_stack
 from test_events import emit, listeners, named, now, waiting
 from test_subscriptions import is_told, subscribe, updated
 
+from memory_core.models import Model
 from memory_core.vectors import Matrix
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.events.entries import START
 from memory_server.events.listeners import Waiter
 from memory_server.events.room import Room
@@ -129,8 +131,9 @@ async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
 
 def test_whose_query_has_left_while_its_vector_was_looked_up_is_near_to_nothing() -> None:
     vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
-    room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5)
+    model = Model(DEFAULT_MODEL, 384)
+    room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)
     room.add(waiter)
-    assert room.near(vector) == {waiter}
+    assert room.near(vector, model) == {waiter}
     room.remove(waiter)
-    assert room.near(vector) == set()
+    assert room.near(vector, model) == set()

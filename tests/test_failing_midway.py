@@ -112,4 +112,4 @@ async def test_an_index_that_is_dropped_while_it_is_made_is_made_again(stack: St
             return search
 
     await ensure_namespace(Dropping(), namespace, settings)
-    assert await coverage(stack.client, names) is not None
+    assert await coverage(stack.client, names.index_alias) is not None

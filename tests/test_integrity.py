@@ -253,7 +253,7 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
     status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-        service, caller, principal, record, changed
+        service, caller, principal, record, changed, await service.backend.model(namespace)
     )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"

@@ -253,7 +253,7 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
         "id": memory_id, "piece": 0, "rev": 1, "hash": digest, "bytes": vector.astype("<f4").tobytes(),
         "dimension": DIMENSION, "field": vector_field(model), "entry": "0-1",
     }  # fmt: skip
-    names = [keys.jobs, keys.events, keys.memory(memory_id)]
+    names = [keys.jobs(model), keys.events, keys.memory(memory_id)]
     answer = await functions.call(stack.client, "rm1_commit", names, items=[item], model=model, group=GROUP)
     return answer["verdicts"]
 
@@ -263,4 +263,4 @@ async def test_reading_in_a_namespace_that_nobody_wrote_to_makes_none(server: Se
         assert await reader.search("anything") == []
         assert (await reader.call("get_agent_memories"))["total"] == 0
     assert not await stack.client.exists(Keys("never-written").meta)
-    assert Keys("never-written").index.encode() not in await stack.client.execute_command("FT._LIST")
+    assert Keys("never-written").index().encode() not in await stack.client.execute_command("FT._LIST")

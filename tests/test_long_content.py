@@ -14,6 +14,7 @@ from stack import Agent, Refused, Server, Stack
 from memory_core import functions
 from memory_core.keys import Keys, vector_field
 from memory_core.records import compress, decompress
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.search import loading
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.splitting import PIECE_TOKENS, split
@@ -167,7 +168,7 @@ async def test_the_sweeper_asks_again_for_forgotten_vectors(
     memory_id = await alice.store("Nobody remembers my vector.")
     key = Keys(namespace).memory(memory_id)
     await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
-    await stack.client.hset(key, "model", "none")
+    await stack.client.hset(key, "model", f"none:{DEFAULT_MODEL}")
     await sweep(await server.runtime.service(), patience=0)
     await wait_until(lambda: settled(alice))
     assert await stack.client.hget(key, "model") == b"all-MiniLM-L6-v2"

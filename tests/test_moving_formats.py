@@ -19,6 +19,7 @@ from stack import MASTER_KEY, Agent, Server, in_own_task, serving
 from memory_core.connection import Client, connect
 from memory_core.ids import is_id
 from memory_core.keys import Keys
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.moving import files
 
 
@@ -344,7 +345,7 @@ async def test_an_import_that_is_killed_is_run_again_and_brings_in_the_rest(
     process = await shell.start("import", file, "--agent", "ann", "--namespace", namespace)
 
     async def has_begun() -> bool:
-        return bool(await client.xlen(keys.jobs))
+        return bool(await client.xlen(keys.jobs(DEFAULT_MODEL)))
 
     await wait_until(has_begun, 30)
     process.kill()

@@ -33,6 +33,7 @@ from memory_core.settings import Settings
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.metrics import serving_metrics
 from memory_embedder.sidecar import Sidecar
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.auditing import recorder
 
 ROOT = Path(__file__).parents[1]
@@ -297,7 +298,7 @@ async def test_the_trace_in_a_message_is_as_its_schema_says(watched: Watched, na
     try:
         async with watched.stack.server.agent("alice", namespace) as alice:
             await alice.store("Nobody embeds this yet.", wait=False)
-        [(_, job)] = await client.xrange(names.jobs)
+        [(_, job)] = await client.xrange(names.jobs(DEFAULT_MODEL))
         assert b"trace" in job
         for name, fields in (("job", job), *[("ask", entry) for entry in await _last_asks(client)]):
             schema = json.loads((ROOT / f"schemas/{name}.json").read_text())
@@ -335,7 +336,7 @@ async def _has(collector: Collector, name: str) -> bool:
 
 
 async def _last_asks(client: Any) -> list[dict[bytes, bytes]]:
-    return [fields for lane in range(2) for _, fields in await client.xrevrange(asks(lane), count=1)]
+    return [fields for lane in range(2) for _, fields in await client.xrevrange(asks(lane, DEFAULT_MODEL), count=1)]
 
 
 def _line(spans: list[Span], name: str) -> Generator[Span]:

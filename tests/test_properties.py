@@ -38,6 +38,7 @@ from modelled import Moment, Outcome, Said, Selected
 from stack import Agent, Stack, in_own_task
 
 from memory_core.keys import Keys
+from memory_embedder.weights import DEFAULT_MODEL
 
 STEPS = int(os.environ.get("FUZZ_STEPS", "2000"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
@@ -114,7 +115,7 @@ class World:
     async def _is_settled(self, namespace: str) -> bool:
         keys, client = Keys(namespace), self.stack.client
         assert await client.xlen(keys.dead_jobs) == 0
-        return await client.xlen(keys.jobs) == 0 and await client.zcard(keys.chores) == 0
+        return await client.xlen(keys.jobs(DEFAULT_MODEL)) == 0 and await client.zcard(keys.chores) == 0
 
     async def _check_keys(self, model: Model, keys: Keys) -> None:
         """Redis holds every memory that was not removed, with all of its pieces and vectors, and nothing else."""

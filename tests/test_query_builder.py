@@ -15,6 +15,7 @@ from stack import Agent, Stack
 
 from memory_core.connection import Client
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import MemoryType, Priority
 from memory_core.scope import PUBLIC, Grant, Part, Principal
@@ -127,7 +128,7 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
             owned,
             later,
             changed,
-            build.without_vector(base),
+            build.without_vector(base, Model(words[0], 16)),
         ):
             _check(query)
 

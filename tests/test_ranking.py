@@ -27,7 +27,7 @@ def record(content: str, seq: int = 1, **said: Any) -> Record:
     plain = Record(
         id=f"m{seq}", content=content, type=MemoryType.CONTEXT, priority=Priority.MEDIUM, owner="o1", writer="alice",
         visibility=Visibility.PRIVATE, scope=frozenset(), tags=(), context="talk", source=None, seq=seq,
-        occurred_at=NOW, created_at=NOW, updated_at=NOW, expires_at=NOW + 1, rev=1, model="m", metadata=None,
+        occurred_at=NOW, created_at=NOW, updated_at=NOW, expires_at=NOW + 1, rev=1, state="m", metadata=None,
         vector=SAME.tobytes(),
     )  # fmt: skip
     return replace(plain, **said)

@@ -17,6 +17,7 @@ from mcp import Client as McpClient
 from stack import Agent, Refused, Stack, in_own_task, sidecar_is_ready, whole_stack
 
 from memory_core.keys import Keys
+from memory_embedder.weights import DEFAULT_MODEL
 
 NAMESPACE = "frail"
 
@@ -77,7 +78,7 @@ async def test_a_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frai
     frail.sidecar.kill()
     frail.sidecar.start()
     await wait_until(lambda: all_vectors_ready(agent))
-    assert int(await frail.client.xlen(Keys(NAMESPACE).jobs)) == 0
+    assert int(await frail.client.xlen(Keys(NAMESPACE).jobs(DEFAULT_MODEL))) == 0
 
 
 async def test_a_redis_that_is_killed_loses_nothing_acknowledged_and_errors_are_honest(
@@ -116,7 +117,7 @@ async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it
     frail: Stack, agent: Agent
 ) -> None:
     await agent.store("The heron stands in the reeds.")
-    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index)
+    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     answer = await agent.call("semantic_search", query="heron", mode="keyword")
     found = [hit["memory"]["content"] for hit in answer["hits"]]
     assert answer["partial"] or found == ["The heron stands in the reeds."]
@@ -125,7 +126,7 @@ async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it
 
 async def test_a_dropped_index_comes_back_even_if_nobody_searches(frail: Stack, agent: Agent) -> None:
     await agent.call("memory_stats")
-    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index)
+    await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     await wait_until(lambda: _index_exists(frail))
 
 
@@ -154,13 +155,18 @@ async def test_readiness_follows_the_parts(frail: Stack, agent: Agent) -> None:
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_another_model_than_the_index_has_is_refused_with_what_to_do(frail: Stack, agent: Agent) -> None:
+async def test_where_no_sidecar_has_the_model_of_a_namespace_words_answer_and_what_to_do_is_told(
+    frail: Stack, agent: Agent
+) -> None:
     await frail.client.hset(Keys("other").meta, mapping={"model": "bge-small", "dimension": "512"})
     async with frail.server.agent("alice", "other") as other:
+        await other.store("The owl is grey.")
+        answer = await other.call("semantic_search", query="owl")
         with pytest.raises(Refused) as refused:
-            await other.store("Wrong model.")
-    assert refused.value.code == "model_mismatch"
-    assert "bge-small" in refused.value.text
+            await other.call("semantic_search", query="owl", mode="vector")
+    assert len(answer["hits"]) == 1
+    assert "no embedding sidecar for bge-small is alive" in answer["reason"]
+    assert "redis-memory-embedder --model bge-small" in refused.value.text
 
 
 async def test_a_server_killed_mid_call_leaves_whole_memories_only(frail: Stack, agent: Agent) -> None:
@@ -198,7 +204,7 @@ async def _finds(agent: Agent, query: str, content: str) -> bool:
 
 
 async def _index_exists(stack: Stack) -> bool:
-    return Keys(NAMESPACE).index.encode() in await stack.client.execute_command("FT._LIST")
+    return Keys(NAMESPACE).index().encode() in await stack.client.execute_command("FT._LIST")
 
 
 async def _start_server(redis_url: str) -> tuple[subprocess.Popen[bytes], str]:

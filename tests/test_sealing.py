@@ -14,11 +14,11 @@ from memory_core.errors import KeyMissing, Tampered
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, Secret, new_key
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import (
     SEALED,
     SEALED_BODY,
     SEALED_CODEC,
-    SEALED_VECTOR,
     MemoryType,
     Priority,
     Record,
@@ -45,7 +45,8 @@ from memory_server.vectors import OpenVectors, Which
 
 DIMENSION = 16
 CHANGES = 10_000
-VECTOR = "vec"
+MODEL = Model("model", DIMENSION)
+SEALED_VECTOR = MODEL.sealed_field
 BOUND = ("codec", "owner", "rev", "hash", "key", SEALED, SEALED_BODY, SEALED_VECTOR)
 Fields = dict[str, bytes]
 
@@ -85,7 +86,7 @@ class Deployment:
         sealed = {
             SEALED: seal_text(key, place, content, record.metadata),
             SEALED_BODY: seal_body(key, place, content),
-            SEALED_VECTOR: seal_vector(key, place, to_bytes(vector)),
+            SEALED_VECTOR: seal_vector(place.lock(key, "vector"), MODEL, to_bytes(vector)),
             "key": wrap(self.keyring.master, key, namespace, owner),
         }
         return Stored(memory_id, namespace, owner, {name: value.encode() for name, value in clear.items()} | sealed)
@@ -96,7 +97,7 @@ class Deployment:
         Raises:
             Tampered, KeyMissing: it was altered.
         """
-        reading = Reading(Keys(stored.namespace), Integrity(Keyring()), VECTOR, whole=True)
+        reading = Reading(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
         row = [stored.fields.get(name) for name in reading.head_fields]
         loaded = [found for found in reading.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
         if not loaded:
@@ -111,7 +112,7 @@ class Deployment:
                 self._unwrapped[asked] = unwrap(self.keyring.secret, asked[0], version, stored.namespace, owner)
             return self._unwrapped[asked]
 
-        return open_record(stored.namespace, loaded[0], find, DIMENSION)
+        return open_record(stored.namespace, loaded[0], find)
 
     def refuses(self, stored: Stored) -> bool:
         """Whether a memory is refused, and for the right reason."""
@@ -271,7 +272,9 @@ def test_the_same_content_has_another_hash_for_another_owner() -> None:
 
 def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:
     cache = OpenVectors(most_bytes=3 * 4 * DIMENSION)
-    names = [Which("n", owner, f"m{number}", 0, "h") for number, owner in enumerate(["ann", "bea", "ann", "ann"])]
+    names = [
+        Which("n", owner, f"m{number}", 0, "h", "model") for number, owner in enumerate(["ann", "bea", "ann", "ann"])
+    ]
     held: dict[Which, Matrix] = {}
     for name in names:
         cache.put(name, np.ones(DIMENSION, dtype=np.float32))

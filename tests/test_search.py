@@ -9,6 +9,7 @@ import pytest
 from stack import Agent, Refused, Stack
 
 from memory_core.keys import Keys, vector_field
+from memory_embedder.weights import DEFAULT_MODEL
 
 FACTS = {
     "The cat sleeps on the warm windowsill every afternoon.": {"tags": ["pets"], "source": "Ann"},
@@ -240,7 +241,7 @@ async def test_a_memory_without_vector_is_found_by_words_and_the_answer_says_par
     memory_id = await alice.store("Zanzibar trip")
     key = Keys(namespace).memory(memory_id)
     await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
-    await stack.client.hset(key, "model", "none")
+    await stack.client.hset(key, "model", f"none:{DEFAULT_MODEL}")
     answer = await alice.call("semantic_search", query="zanzibar")
     assert [hit["memory"]["content"] for hit in answer["hits"]] == ["Zanzibar trip"]
     assert answer["partial"]

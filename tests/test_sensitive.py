@@ -122,7 +122,7 @@ async def test_a_change_seals_all_of_it_for_the_new_revision(alice: Agent, stack
     assert (before[b"rev"], after[b"rev"], before[b"hash"]) == (b"1", b"2", after[b"hash"])
     assert before[b"sealed"] != after[b"sealed"]
     assert (await hits(alice))[0]["memory"]["tags"] == ["moved"]
-    for name in ("sealed", "sealed_vector"):
+    for name in ("sealed", "sealed_vec_minilm_l6_v2"):
         await stack.client.hset(key, name, before[name.encode()])
         assert (await refusal(alice, "find_similar_memories", memory_id=memory_id))[0] == "tampered"
         await stack.client.hset(key, name, after[name.encode()])
@@ -151,7 +151,7 @@ async def test_without_waiting_a_sidecar_seals_the_vector(alice: Agent, stack: S
     memory_id = await hide(alice, wait=False)
     await wait_until(lambda: is_ready(alice, memory_id))
     fields = await stack.client.hgetall(Keys(namespace).memory(memory_id))
-    assert b"sealed_vector" in fields
+    assert b"sealed_vec_minilm_l6_v2" in fields
     assert [hit["memory"]["memory_id"] for hit in await hits(alice)] == [memory_id]
 
 
@@ -239,7 +239,7 @@ async def test_a_memory_moved_to_another_owner_or_namespace_opens_for_nobody(
     keys, client = Keys(namespace), stack.client
     taken = await client.hgetall(keys.memory(victim))
     bobs = await client.hgetall(keys.memory(own))
-    for name in (b"sealed", b"sealed_vector", b"hash"):
+    for name in (b"sealed", b"sealed_vec_minilm_l6_v2", b"hash"):
         bobs[name] = taken[name]
     await client.hset(keys.memory(own), mapping=bobs)
     assert (await refusal(bob, "retrieve_memory", memory_id=own))[0] == "tampered"
@@ -317,7 +317,7 @@ async def test_without_a_master_key_nothing_sensitive_is_stored_or_read_and_list
 
 async def test_a_sealed_vector_that_is_none_counts_as_altered(alice: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await hide(alice)
-    await stack.client.hdel(Keys(namespace).memory(memory_id), "sealed_vector")
+    await stack.client.hdel(Keys(namespace).memory(memory_id), "sealed_vec_minilm_l6_v2")
     answer = await alice.call("semantic_search", query=QUESTION, mode="vector")
     assert (answer["hits"], answer["partial"]) == ([], True)
 

@@ -30,6 +30,7 @@ from memory_core.keys import GROUP, Keys
 from memory_core.sealing import key_id
 from memory_core.settings import Settings
 from memory_core.vectors import to_bytes
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.cli import app
 from memory_server.doctor import examine
 from memory_server.search import loading
@@ -282,10 +283,10 @@ async def test_a_clear_vector_is_refused_for_a_sealed_memory_and_the_reverse(
         vector[0] = 1
         item = {
             "id": memory_id, "piece": 0, "entry": "1-1", "rev": 1, "hash": before[b"hash"].decode(), "dimension": 384,
-            "field": "sealed_vector" if sealed else "vec_minilm_l6_v2", "bytes": to_bytes(vector), "sealed": sealed,
+            "bytes": to_bytes(vector), "sealed": sealed,
         }  # fmt: skip
         answer = await functions.call(
-            own.client, "rm1_commit", [keys.jobs, keys.events, keys.memory(memory_id)],
+            own.client, "rm1_commit", [keys.jobs(DEFAULT_MODEL), keys.events, keys.memory(memory_id)],
             group=GROUP, model="all-MiniLM-L6-v2", items=[item],
         )  # fmt: skip
         assert answer["verdicts"] == ["bad_vector"]
@@ -307,7 +308,7 @@ async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_
         assert (await refusal(ann, "semantic_search", query="a secret", mode="vector"))[0] == "embedding_unavailable"
         report = await examine(Settings.load(redis_url=own.redis.url_of(SERVER), master_key=MASTER))
         assert any(finding.id == "sidecars.key" for finding in report.faults)
-        jobs = Keys(namespace).jobs
+        jobs = Keys(namespace).jobs(DEFAULT_MODEL)
 
         async def given_back() -> bool:
             pending = await own.client.xpending_range(jobs, GROUP, "-", "+", 10)

@@ -19,20 +19,23 @@ from settings_fixtures import CANARY, Guarded, written
 from stack import Agent, Refused, Server, in_own_task, serving
 from test_startup import SEED
 
-from memory_core import keys
 from memory_core.connection import Client, redis_url
-from memory_core.errors import ModelMismatch, NotSupported, StoreRefused, StoreUnavailable
+from memory_core.errors import NotSupported, StoreRefused, StoreUnavailable
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
+from memory_core.sidecars import SidecarStatus, announce, withdraw
 from memory_core.times import parse_time
 from memory_embedder.providers import CPU, candidates, choose
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server import settings_reference
 from memory_server.backend import Backend
 from memory_server.caching import VectorCache
 from memory_server.usecases.principals import Caller
 
 TEAM = Caller("team", "alice")
+MODEL = Model("model", 16)
 CUDA = "CUDAExecutionProvider"
 guarded, client = settings_fixtures.guarded, settings_fixtures.client
 
@@ -123,8 +126,8 @@ async def test_the_index_has_the_models_field_its_dimension_and_the_graph(client
     assert (field[b"dim"], field[b"M"], field[b"ef_construction"]) == (16, 8, 50)
 
     for other in ({"embedding_model": "other"}, {"vector_dimension": 32}):
-        with pytest.raises(ModelMismatch, match="is indexed for acme/all-Tiny-v1"):
-            await ensure_namespace(client, "tiny", store.model_copy(update=other))
+        models = await ensure_namespace(client, "tiny", store.model_copy(update=other))
+        assert models.current == Model("acme/all-Tiny-v1", 16), "only `reindex` changes the model of a namespace"
 
 
 @pytest.mark.parametrize("index_type", ["Flat", "IVFFlat", "HNSW", "CAGRA"])
@@ -142,13 +145,14 @@ def test_the_settings_of_the_bulk_engine_are_accepted(index_type: str) -> None:
 async def left(policy: str, **settings: Any) -> str:
     """Which of three texts a cache of two keeps, the first being used more often, the second more recently."""
     cache_settings = CacheSettings.model_validate({"entries": 2, "policy": policy, "redis_ttl_seconds": 0} | settings)
-    cache = VectorCache(Backend(Settings.load()), "model", cache_settings)
-    await cache.put(TEAM, {"a": b"a", "b": b"b"})
+    cache = VectorCache(Backend(Settings.load()), cache_settings)
+    await cache.put(TEAM, {"a": b"a", "b": b"b"}, MODEL)
     for text in "aab":
-        await cache.get(TEAM, [text])
-    await cache.put(TEAM, {"c": b"c"})
+        await cache.get(TEAM, [text], MODEL)
+    await cache.put(TEAM, {"c": b"c"}, MODEL)
     await asyncio.sleep(0.01)
-    return "".join(sorted(await cache.get(TEAM, ["a", "b", "c"])))
+    assert not await cache.get(TEAM, ["a", "b", "c"], Model("other", 16))
+    return "".join(sorted(await cache.get(TEAM, ["a", "b", "c"], MODEL)))
 
 
 async def test_the_policy_and_the_entries_say_what_the_process_keeps() -> None:
@@ -164,12 +168,12 @@ async def test_with_policy_ttl_vectors_live_as_long_as_that_says() -> None:
 
 async def test_vectors_stay_in_redis_as_long_as_set_and_not_at_all_with_0(guarded: Guarded, client: Client) -> None:
     async with Backend(Settings.load(redis_url=guarded.url)).running() as backend:
-        await VectorCache(backend, "model", CacheSettings(redis_ttl_seconds=0)).put(
-            Caller("cached", "alice"), {"a": b"a"}
+        await VectorCache(backend, CacheSettings(redis_ttl_seconds=0)).put(
+            Caller("cached", "alice"), {"a": b"a"}, MODEL
         )
         assert await client.keys("rm:{cached}:emb:*") == []
-        await VectorCache(backend, "model", CacheSettings(redis_ttl_seconds=77)).put(
-            Caller("cached", "alice"), {"a": b"a"}
+        await VectorCache(backend, CacheSettings(redis_ttl_seconds=77)).put(
+            Caller("cached", "alice"), {"a": b"a"}, MODEL
         )
         (key,) = await client.keys("rm:{cached}:emb:*")
         assert 70 < await client.ttl(key) <= 77
@@ -277,8 +281,11 @@ async def test_a_search_tells_redis_its_deadline(client: Client, robot: Agent) -
 
 
 async def test_a_call_waits_for_a_vector_as_long_as_set(client: Client, robot: Agent) -> None:
-    await client.zadd(keys.SIDECARS, {"deaf": time.time() + 60})
+    deaf = SidecarStatus(
+        id="deaf", host="x", pid=1, model=DEFAULT_MODEL, dimension=384, backend="x", device="cpu", provider="x"
+    )
+    await announce(client, deaf)
     started = time.monotonic()
     assert (await robot.call("store_memory", content="Nobody embeds me."))["vector"] == "pending"
     assert 0.3 <= time.monotonic() - started < 1.5
-    await client.delete(keys.SIDECARS)
+    await withdraw(client, "deaf")

@@ -219,7 +219,7 @@ async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes
     for number in range(3):
         await alice.store(f"note {number}", context="plan")
     keys, client, vectors = Keys(namespace), stack.client, VectorStoreSettings()
-    await client.execute_command("FT.DROPINDEX", keys.index)
+    await client.execute_command("FT.DROPINDEX", keys.index())
     await _make_index_without(monkeypatch, client, keys, vectors, "updated_at")
     await index.ensure_namespace(client, namespace, vectors)
     await wait_until(lambda: _is_whole(client, keys))
@@ -241,7 +241,7 @@ async def _make_index_without(
 
 
 async def _is_whole(client: Client, keys: Keys) -> bool:
-    covered = await index.coverage(client, keys)
+    covered = await index.coverage(client, keys.index_alias)
     return covered is not None and covered.progress == 1.0
 
 

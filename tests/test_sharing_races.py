@@ -196,7 +196,9 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     with pytest.raises(NotFound):
         await load_readable(service, principal, secret)
     changed = replace(record, metadata='{"late":1}')
-    status, _ = await update._write(service, caller, principal, record, changed)  # pyright: ignore[reportPrivateUsage]
+    model = await service.backend.model(namespace)
+    write = update._write  # pyright: ignore[reportPrivateUsage]
+    status, _ = await write(service, caller, principal, record, changed, model)
     assert status == "not_owner"
 
 

@@ -88,11 +88,12 @@ class World:
 
     async def open(self, vectors: Vectors) -> None:
         """Register the cast of this script, under names that no other has."""
-        cache = self.place.server.service.embeddings.cache
+        service = self.place.server.service
+        cache, model = service.embeddings.cache, await service.backend.model(self.namespace)
         for who, able in CAST.items():
             agent = await self.place.agent(self.name_of(who), self.namespace)
             self.agents[who] = agent
-            await cache.put(Caller(self.namespace, agent.agent), vectors)
+            await cache.put(Caller(self.namespace, agent.agent), vectors, model)
             await agent.call("register_agent", capabilities=able, max_tasks=20, heartbeat_seconds=3600)
 
     def name_of(self, who: str) -> str:

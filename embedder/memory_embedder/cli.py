@@ -75,7 +75,7 @@ def serve(
 
     tracing.start(settings, "redis-memory-embedder", version("redis-memory-gpu"))
     place = None if metrics_port is None else (metrics_host, metrics_port)
-    options = Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes)
+    options = Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes, beside=model is not None)
     _run(_serve(url, encoder, options, parent, Transports(load_keyring(settings).transports), place))
 
 

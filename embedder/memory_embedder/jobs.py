@@ -1,4 +1,4 @@
-"""Takes embed jobs from the namespaces' streams, commits their vectors and sets hopeless ones aside."""
+"""Takes its model's embed jobs from the namespaces' streams, commits their vectors, sets hopeless ones aside."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from memory_core import functions, keys, tracing
 from memory_core.connection import Client
 from memory_core.errors import Tampered
 from memory_core.keys import Keys
-from memory_core.records import SEALED_VECTOR
-from memory_core.sealed_records import open_job
+from memory_core.models import Model
+from memory_core.sealed_records import open_job, seal_vector
 from memory_core.sealing import Lock, Transports
 from memory_core.streams import BadMessage, Job
 from memory_core.vectors import Matrix, to_bytes
@@ -64,7 +64,7 @@ class JobDesk:
         self._transports = transports
         self._foreign: set[tuple[str, bytes]] = set()
         self._encoder = encoder
-        self._field = keys.vector_field(encoder.name)
+        self._model = Model(encoder.name, encoder.dimension)
         self._outbox = outbox
         self._consumer = consumer
         self.holdings = holdings
@@ -73,12 +73,15 @@ class JobDesk:
         self.has_room = asyncio.Event()
         self.verdicts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
 
+    def _jobs(self, names: Keys) -> str:
+        return names.jobs(self._encoder.name)
+
     async def read(self, names: Keys) -> bool:
         """Take new jobs of a namespace, as many as there is room for; False when it has no more."""
         count = min(self.holdings.room(), _READ_AT_ONCE)
         if not count:
             return True
-        found = await groups.read(self._client, names.jobs, self._consumer, count=count)
+        found = await groups.read(self._client, self._jobs(names), self._consumer, count=count)
         await self._take_in(names, found, {})
         return len(found) == count
 
@@ -90,15 +93,14 @@ class JobDesk:
         room = min(self.holdings.room(), _LOOK_AT_ONCE)
         if not room:
             return False
-        idle = await groups.idle_entries(self._client, names.jobs, idle_ms=lease_ms, count=_LOOK_AT_ONCE)
+        jobs = self._jobs(names)
+        idle = await groups.idle_entries(self._client, jobs, idle_ms=lease_ms, count=_LOOK_AT_ONCE)
         free = [
-            item
-            for item in idle
-            if (names.jobs, item.entry) not in self.holdings and (names.jobs, item.entry) not in self._foreign
+            item for item in idle if (jobs, item.entry) not in self.holdings and (jobs, item.entry) not in self._foreign
         ]
         chosen = _choose(free, room, take_suspect=not self.backlog.has_suspects)
         deliveries = {item.entry: item.deliveries for item in chosen}
-        found = await groups.claim(self._client, names.jobs, self._consumer, list(deliveries), idle_ms=lease_ms)
+        found = await groups.claim(self._client, jobs, self._consumer, list(deliveries), idle_ms=lease_ms)
         await self._take_in(names, found, deliveries)
         return len(chosen) < len(free) or len(free) == _LOOK_AT_ONCE
 
@@ -157,8 +159,8 @@ class JobDesk:
             _log.warning("sealed jobs are left to sidecars with the transport key; this one lacks MEMORY_TRANSPORT_KEY")
         if len(self._foreign) >= _MOST_FOREIGN:
             self._foreign.clear()
-        self._foreign.add((names.jobs, entry))
-        await groups.hand_back(self._client, names.jobs, self._consumer, [entry], deliveries - 1)
+        self._foreign.add((self._jobs(names), entry))
+        await groups.hand_back(self._client, self._jobs(names), self._consumer, [entry], deliveries - 1)
 
     async def _tokenise(self, names: Keys, taken: list[_Taken]) -> None:
         try:
@@ -168,7 +170,7 @@ class JobDesk:
             return
         works: list[Work] = []
         for one, row in zip(taken, tokens.rows, strict=True):
-            self.holdings.add(names.jobs, one.job.entry.encode(), len(row), one.deliveries)
+            self.holdings.add(self._jobs(names), one.job.entry.encode(), len(row), one.deliveries)
             works.append(Work(names, one.job, row, one.deliveries, one.lock, one.since))
         self.backlog.add(works)
         self._arrived.set()
@@ -199,7 +201,7 @@ class JobDesk:
         answer = await functions.call(
             self._client,
             "rm1_commit",
-            [names.jobs, names.events, *pieces],
+            [self._jobs(names), names.events, *pieces],
             group=keys.GROUP,
             model=self._encoder.name,
             items=[self._item(work, vector) for work, vector in pairs],
@@ -221,9 +223,8 @@ class JobDesk:
             "entry": job.entry,
             "rev": job.rev,
             "hash": job.content_hash,
-            "field": self._field if work.lock is None else SEALED_VECTOR,
             "dimension": self._encoder.dimension,
-            "bytes": to_bytes(vector) if work.lock is None else work.lock.seal(to_bytes(vector)),
+            "bytes": to_bytes(vector) if work.lock is None else seal_vector(work.lock, self._model, to_bytes(vector)),
             "sealed": work.lock is not None,
         }
 
@@ -240,7 +241,7 @@ class JobDesk:
         await functions.call(
             self._client,
             "rm1_bury",
-            [names.jobs, names.dead_jobs],
+            [self._jobs(names), names.dead_jobs],
             group=keys.GROUP,
             entry=entry,
             id=memory_id,
@@ -250,7 +251,7 @@ class JobDesk:
         self.verdicts["buried"] += 1
 
     def _forget(self, work: Work) -> None:
-        self.holdings.drop(work.names.jobs, work.job.entry.encode())
+        self.holdings.drop(self._jobs(work.names), work.job.entry.encode())
         if self.holdings.has_room:
             self.has_room.set()
 

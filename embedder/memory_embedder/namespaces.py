@@ -23,7 +23,7 @@ class Namespaces:
         self._client = client
         self._encoder = encoder
         self._served: dict[str, Keys] = {}
-        self._refused: dict[str, str] = {}
+        self._refused: dict[str, ModelMismatch] = {}
         self._busy: dict[str, Keys] = {}
         self.changed = asyncio.Event()
         self.queue_depth = 0
@@ -36,23 +36,23 @@ class Namespaces:
     @property
     def refusals(self) -> str:
         """Why namespaces are left to other sidecars; empty when none is."""
-        return "; ".join(self._refused.values())
+        return "; ".join(error.message for error in self._refused.values())
 
     @property
     def refused(self) -> int:
         """How many namespaces are left to other sidecars."""
         return len(self._refused)
 
-    async def check_all(self) -> None:
+    async def check_all(self, *, beside: bool = False) -> None:
         """Check every known namespace.
 
         Raises:
-            ModelMismatch: one is indexed for another model or dimension.
+            ModelMismatch: all are indexed for other models, and nobody said that this is wanted.
         """
         for name in await self._client.smembers(keys.NAMESPACES):
-            names = Keys(name.decode())
-            await check_model(self._client, names, self._encoder.name, self._encoder.dimension)
-            self._served[names.namespace] = names
+            await self._admit(name.decode(), quietly=not beside)
+        if self._refused and not self._served and not beside:
+            raise next(iter(self._refused.values()))
 
     async def walk(self) -> list[Keys]:
         """Find namespaces that a bell did not name; return those with jobs, delivered or not."""
@@ -61,7 +61,7 @@ class Namespaces:
         served = self.served
         async with self._client.pipeline(transaction=False) as pipe:
             for names in served:
-                pipe.xlen(names.jobs)
+                pipe.xlen(names.jobs(self._encoder.name))
             lengths = await pipe.execute()
         self.queue_depth = sum(lengths)
         with_jobs = [names for names, length in zip(served, lengths, strict=True) if length]
@@ -94,16 +94,16 @@ class Namespaces:
         self._busy.setdefault(names.namespace, names)
         self.changed.set()
 
-    async def _admit(self, name: str) -> Keys | None:
+    async def _admit(self, name: str, *, quietly: bool = False) -> Keys | None:
         if name in self._served:
             return self._served[name]
         names = Keys(name)
         try:
             await check_model(self._client, names, self._encoder.name, self._encoder.dimension)
         except ModelMismatch as error:
-            if name not in self._refused:
+            if name not in self._refused and not quietly:
                 _log.warning("%s; it is left to another sidecar", error.message)
-            self._refused[name] = error.message
+            self._refused[name] = error
             return None
         self._refused.pop(name, None)
         self._served[name] = names

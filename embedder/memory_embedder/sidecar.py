@@ -49,7 +49,8 @@ _FOLLOW_SECONDS = 1.0
 class Options:
     """Times in seconds: after which others take a job over, between walks, heartbeats, and of a blocking read.
 
-    `bulk_bytes` is the memory of the bulk engine; 0 for none.
+    `bulk_bytes` is the memory of the bulk engine; 0 for none. One that is started `beside` others may be of a model
+    that no namespace has yet: it waits for a change of model.
     """
 
     lease: float = 10.0
@@ -57,6 +58,7 @@ class Options:
     heartbeat: float = sidecars.HEARTBEAT_SECONDS
     block: float = 1.0
     bulk_bytes: int = 1 << 30
+    beside: bool = False
 
 
 class Sidecar:
@@ -173,7 +175,7 @@ class Sidecar:
             await persist("start", self._stopping, partial(check_server, self._client))
         except redis_errors.AuthenticationError as error:
             raise InvalidArgument("Redis refuses the user or password", hint="correct REDIS_URL") from error
-        await persist("start", self._stopping, self._namespaces.check_all)
+        await persist("start", self._stopping, partial(self._namespaces.check_all, beside=self._options.beside))
         await persist("start", self._stopping, self._beat)
         await self.engine.warm_up()
 
@@ -264,14 +266,15 @@ class Sidecar:
         await pause(self._stopping, _HURRY if more else lease / 2)
 
     async def _reap(self) -> None:
-        lanes = [stream for lane in range(keys.LANES) for stream in (keys.asks(lane), keys.bulk(lane))]
-        for stream in lanes + [n.jobs for n in self._namespaces.served]:
+        model = self._encoder.name
+        lanes = [stream for lane in range(keys.LANES) for stream in (keys.asks(lane, model), keys.bulk(lane, model))]
+        for stream in lanes + [names.jobs(model) for names in self._namespaces.served]:
             await groups.reap_consumers(self._client, stream, idle_ms=int(_DEAD_AFTER * 1000))
 
     async def _read_asks(self, lane: int) -> None:
         block = int(self._options.block * 1000)
         async with self._reader() as reader:
-            step = partial(self.asks.read, reader, keys.asks(lane), block)
+            step = partial(self.asks.read, reader, keys.asks(lane, self._encoder.name), block)
             await forever("asks", self._stopping, step)
 
     async def _run_bulk(self, bulk: BulkDesk) -> None:
@@ -288,9 +291,9 @@ class Sidecar:
             await bulk.close()
 
     async def _read_bulk(self, bulk: BulkDesk, lane: int) -> None:
-        block = int(self._options.block * 1000)
+        block, stream = int(self._options.block * 1000), keys.bulk(lane, self._encoder.name)
         async with self._reader() as reader:
-            await forever("bulk", self._stopping, partial(bulk.read, reader, keys.bulk(lane), block))
+            await forever("bulk", self._stopping, partial(bulk.read, reader, stream, block))
 
     async def _read_bells(self, lane: int) -> None:
         async with self._reader() as reader:

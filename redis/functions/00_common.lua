@@ -2,7 +2,7 @@
 -- Library rm1: every write that touches more than one key. Each function checks all of its preconditions
 -- before its first write, because Lua is atomic but never rolled back. Arguments and answers are msgpack maps.
 
-local NO_MODEL = 'none'
+local NO_VECTOR = 'none:'
 local EVENTS_KEPT = 10000
 local EPSILON = 1e-6
 
@@ -112,16 +112,59 @@ local function other_key(hash, version)
   return version and redis.call('HGET', hash, 'current') ~= version
 end
 
--- Ask for the vector of a piece under the revision and content that its hash has now.
-local function enqueue(jobs, hash, id, piece, job)
-  local record = redis.call('HMGET', hash, 'rev', 'hash')
-  local fields = {'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', piece,
-    'model', job.model, 'seal', job.seal or '', 'body', job.body}
-  if job.trace and job.trace ~= '' then
-    fields[#fields + 1] = 'trace'
-    fields[#fields + 1] = job.trace
+-- The models that the namespace of a key keeps vectors of: the one that answers, and the other one while the model is
+-- changed or can be changed back. Those `wanted` are asked for at once. As memory_core/models.py.
+local function models_of(key)
+  local meta = string.match(key, '^rm:{[^}]*}:') .. 'meta'
+  local found = redis.call('HMGET', meta, 'model', 'field', 'dimension', 'other_model', 'other_field',
+    'other_dimension', 'phase')
+  if not found[2] then return {} end
+  local models = {{name = found[1], field = found[2], dimension = tonumber(found[3]), wanted = true}}
+  if found[4] and found[5] ~= found[2] and found[7] ~= 'dropping' then
+    models[2] = {name = found[4], field = found[5], dimension = tonumber(found[6]), wanted = found[7] == 'building'}
   end
-  redis.call('XADD', jobs, '*', unpack(fields))
+  return models
+end
+
+local function named(models, name)
+  for _, model in ipairs(models) do
+    if model.name == name then return model end
+  end
+end
+
+local function has_vector(hash, model)
+  return redis.call('HEXISTS', hash, model.field) == 1 or redis.call('HEXISTS', hash, 'sealed_' .. model.field) == 1
+end
+
+-- What the field `model` of a piece is to say, by which the piece is found: of which models it has vectors, and which
+-- it waits for. One that is about to be written may be named.
+local function state_of(hash, models, written)
+  local said = {}
+  for position, model in ipairs(models) do
+    local there = model.name == written or has_vector(hash, model)
+    said[position] = there and model.name or NO_VECTOR .. model.name
+  end
+  return table.concat(said, '\31')
+end
+
+-- Ask for vectors of a piece under the revision and content that its hash has now: those of all models that are wanted
+-- and lacking, or those of the named one.
+local function enqueue(streams, hash, id, piece, job, name)
+  local record = redis.call('HMGET', hash, 'rev', 'hash')
+  local asked = 0
+  for _, model in ipairs(models_of(hash)) do
+    if (name == model.name or not name and model.wanted) and not has_vector(hash, model) then
+      local fields = {'v', 1, 'id', id, 'rev', record[1], 'hash', record[2], 'piece', piece,
+        'model', model.name, 'seal', job.seal or '', 'body', job.body}
+      if job.trace and job.trace ~= '' then
+        fields[#fields + 1] = 'trace'
+        fields[#fields + 1] = job.trace
+      end
+      redis.call('XADD', streams .. model.field, '*', unpack(fields))
+      asked = asked + 1
+    end
+  end
+  return asked
 end
 
 -- Note that the further pieces of a memory are to be written, rewritten or removed; `most` counts all that may exist.
@@ -129,14 +172,27 @@ local function note_chore(chores, id, most, microseconds)
   if most > 1 then redis.call('ZADD', chores, stamp(microseconds), id .. ':' .. most) end
 end
 
-local function with_vector(fields, vector)
+-- Add what is known of the vectors of a content to the fields that are about to be written in its hash, which loses
+-- those of another content. A vector of a model that the namespace has given up is left out.
+local function with_vector(hash, fields, vector)
+  local models = models_of(hash)
+  local model = vector and named(models, vector.model)
+  for _, kept in ipairs(models) do
+    if kept ~= model then redis.call('HDEL', hash, kept.field, 'sealed_' .. kept.field) end
+  end
   fields[#fields + 1] = 'model'
-  fields[#fields + 1] = vector and vector.model or NO_MODEL
-  if vector then
-    fields[#fields + 1] = vector.field
+  fields[#fields + 1] = state_of(hash, models, model and model.name)
+  if model then
+    fields[#fields + 1] = vector.sealed and 'sealed_' .. model.field or model.field
     fields[#fields + 1] = vector.bytes
   end
   return fields
+end
+
+-- Whether a piece has the vector by which it is found now.
+local function is_ready(hash)
+  local model = models_of(hash)[1]
+  return model ~= nil and has_vector(hash, model)
 end
 
 local function answer(map)

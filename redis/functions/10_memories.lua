@@ -43,8 +43,8 @@ local function has_expired(expires_at)
   return expires_at ~= 'inf' and tonumber(expires_at) * 1000000 <= wall_clock()
 end
 
-local function tell_of_memory(events, op, id, by, scope, vector)
-  emit(events, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', vector and 1 or 0}})
+local function tell_of_memory(events, op, id, by, scope, ready)
+  emit(events, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', ready and 1 or 0}})
 end
 
 -- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
@@ -82,14 +82,14 @@ local function store(keys, args)
     fields[#fields + 1] = pair
   end
   with_code(counters, mem, fields, {}, request.seal)
-  redis.call('HSET', mem, unpack(with_vector(fields, request.vector)))
+  redis.call('HSET', mem, unpack(with_vector(mem, fields, request.vector)))
   local duplicate = living(same, now)
   note_same(same, request.id, expires_at)
   expire({mem}, expires, request.grace)
-  if not request.vector then enqueue(jobs, mem, request.id, 0, request.job) end
+  enqueue(jobs, mem, request.id, 0, request.job)
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'stored', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), request.vector)
+  tell_of_memory(events, 'stored', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), is_ready(mem))
   if request.idempotency then
     redis.call('HSET', idem, 'payload', request.idempotency.payload, 'memory_id', request.id,
       'created_at', created_at, 'expires_at', expires_at)
@@ -134,8 +134,7 @@ local function update(keys, args)
     expire({mem, use}, expires, request.grace)
   end
   if request.content_changed or request.key then
-    if not request.vector then redis.call('HDEL', mem, request.vector_field) end
-    with_vector(fields, request.vector)
+    with_vector(mem, fields, request.vector)
   end
   with_code(counters, mem, fields, request.remove, request.seal)
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
@@ -144,10 +143,10 @@ local function update(keys, args)
   if scope ~= found[4] then narrow_grants(request.prefix, request.id, scope) end
   if request.content_changed then note_same(old_same, request.id) end
   if request.content_changed or request.relive then note_same(new_same, request.id, expires_at) end
-  if redis.call('HGET', mem, 'model') == NO_MODEL then enqueue(jobs, mem, request.id, 0, request.job) end
+  enqueue(jobs, mem, request.id, 0, request.job)
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, redis.call('HGET', mem, 'model') ~= NO_MODEL)
+  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, is_ready(mem))
   return answer({status = 'updated', rev = request.rev + 1})
 end
 

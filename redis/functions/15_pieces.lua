@@ -11,17 +11,14 @@ local function settle_piece(hash, id, item, request, jobs, events)
     redis.call('DEL', hash)
     for _, part in ipairs(item.fields) do all[#all + 1] = part end
     for _, part in ipairs({'hash', request.hash, 'rev', 1, 'part', 'more'}) do all[#all + 1] = part end
-    with_vector(all, item.vector)
+    with_vector(hash, all, item.vector)
   elseif #request.remove > 0 then
     redis.call('HDEL', hash, unpack(request.remove))
   end
   redis.call('HSET', hash, unpack(all))
   if known then return end
-  if item.vector then
-    tell_of_vector(events, hash, id, item.piece)
-  else
-    enqueue(jobs, hash, id, item.piece, item.job)
-  end
+  if is_ready(hash) then tell_of_vector(events, hash, id, item.piece) end
+  enqueue(jobs, hash, id, item.piece, item.job)
 end
 
 -- rm1_pieces: bring a slice of pieces up to date with their memory (at most 8, so that Redis never stalls).

@@ -62,11 +62,10 @@ local function reseal(keys, args)
   if other_key(key, request.key) then return answer({status = 'key_changed'}) end
   local now = tick(counters)
   with_code(counters, mem, request.fields, {}, request.seal)
-  redis.call('HDEL', mem, 'sealed_vector')
-  redis.call('HSET', mem, unpack(with_vector(request.fields, request.vector)))
+  redis.call('HSET', mem, unpack(with_vector(mem, request.fields, request.vector)))
   note_same(old_same, request.id)
   note_same(new_same, request.id, found[3])
-  if not request.vector then enqueue(jobs, mem, request.id, 0, request.job) end
+  enqueue(jobs, mem, request.id, 0, request.job)
   note_chore(chores, request.id, request.pieces, now)
   audit(log, counters, now, request.audit)
   return answer({status = 'resealed'})

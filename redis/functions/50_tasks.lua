@@ -77,7 +77,7 @@ local function submit(keys, args)
     redis.call('ZREMRANGEBYRANK', names.submitted .. request.audit.who, 0, -SUBMISSIONS_KEPT - 1)
   end
   if request.deadline then redis.call('ZADD', names.deadlines, stamp(request.deadline * 1000000), id) end
-  if request.vector then redis.call('HSET', names.vector .. id, 'vec', request.vector) end
+  if request.vector then redis.call('HSET', names.vector .. id, request.vector_field, request.vector) end
   if request.idempotency then
     redis.call('HSET', keys[2], 'payload', request.idempotency.payload, 'task_id', id)
     redis.call('EXPIRE', keys[2], request.idempotency.ttl)
@@ -285,9 +285,10 @@ local function complete(_, args)
   if problem then return answer({status = problem == 'completed' and 'stale' or problem, state = task.state}) end
 
   local spent = math.floor((now - tonumber(task.leased_at) * 1000000) / 1000)
-  local vector = redis.call('HGET', names.vector .. id, 'vec')
+  local field = redis.call('HGET', names.namespace .. 'meta', 'field')
+  local vector = field and redis.call('HGET', names.vector .. id, field)
   if vector then
-    redis.call('LPUSH', names.did .. request.agent, vector)
+    redis.call('LPUSH', names.did .. request.agent, field .. '\0' .. vector)
     redis.call('LTRIM', names.did .. request.agent, 0, LOOK - 1)
   end
   redis.call('HINCRBY', names.performance .. request.agent, 'done:' .. task.type, 1)

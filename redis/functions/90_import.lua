@@ -51,12 +51,12 @@ do
       fields[#fields + 1] = part
     end
     with_code(shared.counters, own.mem, fields, {}, item.seal)
-    redis.call('HSET', own.mem, unpack(with_vector(fields, item.vector)))
+    redis.call('HSET', own.mem, unpack(with_vector(own.mem, fields, item.vector)))
     note_same(own.same, item.id, expires_at)
     expire({own.mem}, expires, request.grace)
-    if not item.vector then enqueue(shared.jobs, own.mem, item.id, 0, item.job) end
+    enqueue(shared.jobs, own.mem, item.id, 0, item.job)
     note_chore(shared.chores, item.id, item.pieces, now)
-    tell_of_memory(shared.events, 'stored', item.id, item.writer, redis.call('HGET', own.mem, 'scope'), item.vector)
+    tell_of_memory(shared.events, 'stored', item.id, item.writer, redis.call('HGET', own.mem, 'scope'), is_ready(own.mem))
   end
 
   -- rm1_import: memories that are not here yet, in one audit entry. Those given without times and place get Redis's.

@@ -12,6 +12,7 @@ from memory_core.tasks import Kind, split
 
 if TYPE_CHECKING:
     from memory_core.connection import Client
+    from memory_core.models import Model
     from memory_core.vectors import Matrix
 
 
@@ -104,9 +105,9 @@ async def load_agent(client: Client, keys: Keys, name: str) -> Agent | None:
 
 
 async def load_agents(
-    client: Client, keys: Keys, names: Sequence[str] | None = None, *, dimension: int | None = None
+    client: Client, keys: Keys, names: Sequence[str] | None = None, *, model: Model | None = None
 ) -> list[Agent]:
-    """Load some or all registered agents, in two round trips; with `dimension` their vectors too."""
+    """Load some or all registered agents, in two round trips; with `model` its vectors too."""
     if names is None:
         names = [name.decode() for name in await client.zrange(keys.agents, 0, -1)]
     if not names:
@@ -118,15 +119,15 @@ async def load_agents(
         pipe.xlen(keys.inbox(name))
         pipe.scard(keys.held(name))
         pipe.hgetall(keys.performance(name))
-        if dimension:
+        if model:
             pipe.lrange(keys.did(name), 0, -1)
     rows = await pipe.execute()
-    step = _COMMANDS + bool(dimension)
-    agents = (_parse(name, rows[n * step : (n + 1) * step], dimension) for n, name in enumerate(names))
+    step = _COMMANDS + bool(model)
+    agents = (_parse(name, rows[n * step : (n + 1) * step], model) for n, name in enumerate(names))
     return [agent for agent in agents if agent]
 
 
-def _parse(name: str, row: list[Any], dimension: int | None) -> Agent | None:
+def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
     values, deadline, in_hand, held, performance, *did = row
     found = dict(zip(FIELDS, values, strict=True))
     if found["registered_at"] is None:
@@ -150,7 +151,7 @@ def _parse(name: str, row: list[Any], dimension: int | None) -> Agent | None:
         leased_tasks=int(held),
         load=float(text["load"]) if "load" in text else None,
         records=_records(performance),
-        vectors=_stack(vectors, dimension),
+        vectors=_stack(vectors, model),
     )
 
 
@@ -165,8 +166,17 @@ def _records(performance: dict[bytes, bytes]) -> dict[str, TrackRecord]:
     }
 
 
-def _stack(vectors: list[bytes], dimension: int | None) -> Matrix | None:
+def profile_vector(model: Model, vector: bytes) -> bytes:
+    """Give the vector of what an agent says of itself as it is kept, after the field of its model; so are `did`'s."""
+    return f"{model.field}\0".encode() + vector
+
+
+def _stack(vectors: list[bytes], model: Model | None) -> Matrix | None:
     from memory_core.vectors import from_bytes  # numpy is heavy, and the tools' schemas need the names above alone
 
-    usable = [vector for vector in vectors if dimension and len(vector) == 4 * dimension]
-    return from_bytes(b"".join(usable), dimension or 0) if usable else None
+    if model is None:
+        return None
+    head = profile_vector(model, b"")
+    usable = [vector[len(head) :] for vector in vectors if vector.startswith(head)]
+    usable = [vector for vector in usable if len(vector) == 4 * model.dimension]
+    return from_bytes(b"".join(usable), model.dimension) if usable else None

@@ -216,3 +216,15 @@ def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
         notify()
 
     kwargs["redis_connect_func"] = opened
+
+
+async def durability(client: Client, info: dict[str, Any]) -> str:
+    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
+    if not int(info.get("aof_enabled", 0)):
+        return "memory"
+    try:
+        async with store_errors():
+            policy = await client.config_get("appendfsync")
+    except (StoreRefused, redis_errors.ResponseError):
+        return "aof"
+    return f"aof-{policy.get('appendfsync', 'everysec')}"

@@ -11,6 +11,7 @@ from redis import exceptions as redis_errors
 from memory_core import keys
 from memory_core.connection import Client
 from memory_core.errors import ModelMismatch, StoreUnavailable
+from memory_core.models import Model, Models, read_models
 from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
@@ -18,44 +19,64 @@ _ATTEMPTS = 3
 _MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
 
 
-async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> None:
-    """Register the namespace and make its indexes, alias and job group where they are missing.
+async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> Models:
+    """Register the namespace and make its indexes, alias and job group where they are missing; give its models.
 
+    A new namespace gets the model of the settings; one that is there keeps its own until it is changed by `reindex`.
     An index made before a field was added to the schema gets that field; Redis then reads all records again.
-
-    Raises:
-        ModelMismatch: the namespace's vectors are of another model or dimension.
     """
     names = keys.Keys(namespace)
-    is_new = await _claim(client, names, settings)
-    await check_model(client, names, settings.embedding_model, settings.vector_dimension)
+    models, is_new = await _claim(client, names, settings)
     await client.sadd(keys.NAMESPACES, namespace)
-    await _create_group(client, names.jobs)
-    known = await _known_fields(client, names.index_alias)
-    if known is None:
-        prefixes, fields = [names.memory_prefix, names.chunk_prefix], memory_fields(settings)
-        await create_index(client, names.index, prefixes, fields, scan=not is_new, alias=names.index_alias)
-    elif {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
-        await _add_fields(client, names, [field for field in memory_fields(settings) if _alias(field) not in known])
-    if await _known_fields(client, names.task_index) is None:
-        fields = _fields(_TASK, {"dims": settings.vector_dimension})
-        await create_index(client, names.task_index, [names.task_vector("")], fields, scan=not is_new)
+    await ensure_index(client, names, models.current, settings, scan=not is_new, behind_alias=True)
+    return models
+
+
+async def ensure_index(
+    client: Client,
+    names: keys.Keys,
+    model: Model,
+    settings: VectorStoreSettings,
+    *,
+    scan: bool = True,
+    behind_alias: bool = False,
+) -> None:
+    """Make the indexes and the job group of a model where they are missing."""
+    own, index = model.within(settings), names.index(model.version)
+    await _create_group(client, names.jobs(model.name))
+    known = await _known_fields(client, index)
+    prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
+    await create_index(client, index, prefixes, memory_fields(own), scan=scan, alias=alias)
+    if known is not None and {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
+        await _add_fields(client, index, [field for field in memory_fields(own) if _alias(field) not in known])
+    if await _known_fields(client, names.task_index(model.name)) is None:
+        fields = _fields(_TASK, {"dims": own.vector_dimension})
+        for field in fields:
+            field.name, field.as_name = model.field, "vec"
+        await create_index(client, names.task_index(model.name), [names.task_vector("")], fields, scan=scan)
+
+
+async def drop_index(client: Client, index: str) -> None:
+    """Remove an index and none of what it covers."""
+    try:
+        await client.ft(index).dropindex()
+    except redis_errors.ResponseError as error:
+        if not is_missing_index(error):
+            raise
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
-    """Compare a model with the one the namespace was indexed for.
+    """Compare a model with those that the namespace keeps vectors of.
 
     Raises:
-        ModelMismatch: they differ.
+        ModelMismatch: it is none of them.
     """
-    found_model, found_dimension = await client.hmget(names.meta, ["model", "dimension"])
-    if found_model is None or found_dimension is None:
-        return
-    if (found_model.decode(), int(found_dimension)) != (model, dimension):
+    models = await read_models(client, names)
+    if models is not None and not models.serves(model, dimension):
         raise ModelMismatch(
-            f"namespace {names.namespace} is indexed for {found_model.decode()} ({int(found_dimension)} dimensions),"
-            f" not for {model} ({dimension})",
-            hint=f"use --model {found_model.decode()}, or another namespace for the other model",
+            f"namespace {names.namespace} is indexed for {models.current}, not for {model} ({dimension})",
+            hint=f"use --model {models.current.name}, or change the namespace's: redis-memory reindex --namespace"
+            f" {names.namespace} --model {model}",
         )
 
 
@@ -67,10 +88,10 @@ class Coverage:
     progress: float
 
 
-async def coverage(client: Client, names: keys.Keys) -> Coverage | None:
-    """Say how much of a namespace its index covers; None when there is no index."""
+async def coverage(client: Client, index: str) -> Coverage | None:
+    """Say how much of a namespace an index or alias covers; None when there is none."""
     try:
-        info = await client.execute_command("FT.INFO", names.index_alias)
+        info = await client.execute_command("FT.INFO", index)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
             return None
@@ -92,11 +113,13 @@ def is_missing_index(error: redis_errors.ResponseError) -> bool:
     return "no such index" in text or "unknown index name" in text
 
 
-async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> bool:
-    """Set the model of a namespace that has none; whether it is new, and so holds no memories yet."""
+async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> tuple[Models, bool]:
+    """Set the model of a namespace that has none; give its models, and whether it is new and so holds no memories."""
     is_new = await client.hsetnx(names.meta, "model", settings.embedding_model)
+    model = (await client.hget(names.meta, "model") or b"").decode()
     await client.hsetnx(names.meta, "dimension", str(settings.vector_dimension))
-    return bool(is_new)
+    await client.hsetnx(names.meta, "field", keys.vector_field(model))
+    return await read_models(client, names) or Models(Model.configured(settings)), bool(is_new)
 
 
 async def _known_fields(client: Client, alias: str) -> set[str] | None:
@@ -110,10 +133,10 @@ async def _known_fields(client: Client, alias: str) -> set[str] | None:
     return {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
 
 
-async def _add_fields(client: Client, names: keys.Keys, fields: list[Any]) -> None:
+async def _add_fields(client: Client, index: str, fields: list[Any]) -> None:
     for field in fields:
         try:
-            await client.ft(names.index_alias).alter_schema_add(field)
+            await client.ft(index).alter_schema_add(field)
         except redis_errors.ResponseError as error:
             if "duplicate field" not in str(error).lower():
                 raise
@@ -130,7 +153,7 @@ async def _create_group(client: Client, stream: str) -> None:
 async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
-    """Make an index and its alias; the scan for records that are there already walks all of Redis.
+    """Make an index and its alias unless they are there; the scan for records there are already walks all of Redis.
 
     Raises:
         StoreUnavailable: it is dropped as fast as it is made.

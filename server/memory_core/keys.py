@@ -23,8 +23,6 @@ LANES = 2
 GROUP = "embedders"
 """The consumer group of all sidecars, on job and ask streams alike."""
 
-INDEX_VERSION = "v1"
-
 
 def digest(text: str) -> str:
     """Shorten any text to 128 bits in hex, for use inside keys and scope tokens."""
@@ -46,14 +44,14 @@ def bell(lane: int) -> str:
     return f"rm:bell:{{{lane}}}"
 
 
-def asks(lane: int) -> str:
-    """Stream of texts whose vectors somebody waits for."""
-    return f"rm:asks:{{{lane}}}"
+def asks(lane: int, model: str) -> str:
+    """Stream of texts whose vectors of one model somebody waits for."""
+    return f"rm:asks:{{{lane}}}:{vector_field(model)}"
 
 
-def bulk(lane: int) -> str:
-    """Stream of requests to the bulk engine."""
-    return f"rm:bulk:{{{lane}}}"
+def bulk(lane: int, model: str) -> str:
+    """Stream of requests to the bulk engine over the vectors of one model."""
+    return f"rm:bulk:{{{lane}}}:{vector_field(model)}"
 
 
 def reply(server_id: str) -> str:
@@ -268,7 +266,7 @@ class Keys:
         return self._key(f"perf:{name}")
 
     def did(self, name: str) -> str:
-        """List: vectors of the tasks that an agent completed last."""
+        """List: vectors of the tasks that an agent completed last, each after the name of its field."""
         return self._key(f"did:{name}")
 
     def submitted(self, name: str) -> str:
@@ -276,13 +274,12 @@ class Keys:
         return self._key(f"submitted:{name}")
 
     def task_vector(self, task_id: str) -> str:
-        """Hash, indexed: the vector of an open task's text."""
+        """Hash, indexed: the vectors of an open task's text."""
         return self._key(f"taskvec:{task_id}")
 
-    @property
-    def task_index(self) -> str:
-        """The index over the vectors of open tasks."""
-        return self._key("idx:task")
+    def task_index(self, model: str) -> str:
+        """The index over one model's vectors of open tasks."""
+        return self._key(f"idx:task:{vector_field(model)}")
 
     @property
     def quarantined(self) -> str:
@@ -290,9 +287,13 @@ class Keys:
         return self._key("quarantined")
 
     @property
-    def jobs(self) -> str:
-        """Stream: texts to embed."""
-        return self._key("jobs")
+    def job_streams(self) -> str:
+        """Beginning of the keys below, of which the Functions make that of each model."""
+        return self._key("jobs:")
+
+    def jobs(self, model: str) -> str:
+        """Stream: texts to embed by one model; sidecars of others never see them."""
+        return self.job_streams + vector_field(model)
 
     @property
     def dead_jobs(self) -> str:
@@ -335,15 +336,14 @@ class Keys:
 
     @property
     def meta(self) -> str:
-        """Hash: the model and dimension that the index was built for."""
+        """Hash: the model that answers, and the other one while the model is changed (memory_core/models.py)."""
         return self._key("meta")
 
     @property
     def index_alias(self) -> str:
-        """What every query names."""
+        """What queries name that compare no vectors; the others name the index of their model."""
         return self._key("idx:memory")
 
-    @property
-    def index(self) -> str:
-        """The index behind the alias."""
-        return self._key(f"idx:memory:{INDEX_VERSION}")
+    def index(self, version: int = 1) -> str:
+        """An index over all memories; one of its versions stands behind the alias."""
+        return self._key(f"idx:memory:v{version}")

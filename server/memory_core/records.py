@@ -13,6 +13,7 @@ from typing import Any
 import zstandard
 
 from memory_core.codec import pack, unpack
+from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.times import NEVER, to_redis
 
@@ -57,19 +58,20 @@ ZSTD_LEVEL = 6
 MAX_BODY = 64 << 20
 SEALED_CODEC = "aes-256-gcm"
 """Value of `codec` of sensitive memories: content, metadata and vector lie in the fields below, which no index sees."""
-SEALED, SEALED_BODY, SEALED_VECTOR = "sealed", "sealed_body", "sealed_vector"
-NO_MODEL = "none"
-"""Value of `model` while a memory still waits for its vector."""
+SEALED, SEALED_BODY = "sealed", "sealed_body"
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The encrypted parts of a sensitive memory, as far as they were loaded; `piece` is a further piece's own text."""
+    """The encrypted parts of a sensitive memory, as far as they were loaded: `piece` is a further piece's own text,
+    `model` that of the vector.
+    """
 
     text: bytes
     piece: bytes | None = None
     body: bytes | None = None
     vector: bytes | None = None
+    model: Model | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Record:
 
     `content` is the whole text where it was asked for, else that of piece number `part` of `pieces`. Times are
     epoch seconds; `vector` is float32 little-endian bytes, unit length; `signer` names the secret behind its code.
+    `state` says of which models it has vectors.
     """
 
     id: str
@@ -97,7 +100,7 @@ class Record:
     updated_at: float
     expires_at: float
     rev: int
-    model: str
+    state: str
     metadata: str | None
     pieces: int = 1
     content_hash: str = ""
@@ -111,11 +114,6 @@ class Record:
     def is_sensitive(self) -> bool:
         """Whether it is encrypted."""
         return self.codec == SEALED_CODEC
-
-    @property
-    def has_vector(self) -> bool:
-        """Whether a sidecar has filled the vector of the present content."""
-        return self.model != NO_MODEL
 
     def is_live(self, now: float) -> bool:
         """Whether the soft expiry still lies ahead."""
@@ -136,7 +134,7 @@ SIGNED_FIELDS = (
 """The fields of a memory's own hash that its code covers, as redis/functions/07_integrity.lua lists them."""
 CODE_FIELDS = ("mac", "mac_key")
 """The code itself, and the id of the secret that it was made under."""
-UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, SEALED_VECTOR, *CODE_FIELDS)
+UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, *CODE_FIELDS)
 """What it does not cover: what sidecars write, as the vector itself, and the body, which must have the signed hash."""
 LOADED_FIELDS = (*HEAD_FIELDS, *(name for name in SIGNED_FIELDS if name not in HEAD_FIELDS), *CODE_FIELDS)
 """What is read of a memory's own hash: a Record, and what proves it."""
@@ -187,7 +185,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         updated_at=_number(row["updated_at"]) or 0.0,
         expires_at=_number(row["expires_at"]) or NEVER,
         rev=int(row["rev"] or 0),
-        model=row["model"] or NO_MODEL,
+        state=row["model"] or "",
         metadata=row["metadata"],
         pieces=int(row["pieces"] or 1),
         content_hash=row["hash"] or "",

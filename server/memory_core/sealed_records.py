@@ -14,6 +14,7 @@ import numpy as np
 from memory_core.codec import DecodeError, pack, unpack
 from memory_core.errors import Tampered
 from memory_core.keyring import Secret, framed
+from memory_core.models import Model
 from memory_core.records import Record, compress, decompress
 from memory_core.sealing import Key, Lock, Transports, key_id
 from memory_core.streams import Job
@@ -60,24 +61,24 @@ def seal_body(key: Key, place: Place, content: str) -> bytes:
     return place.lock(key, "body").seal(compress(content))
 
 
-def seal_vector(key: Key, place: Place, vector: bytes) -> bytes:
-    """Seal a vector."""
-    return place.lock(key, "vector").seal(vector)
+def seal_vector(lock: Lock, model: Model, vector: bytes) -> bytes:
+    """Seal a vector by the lock that its place has for vectors; one of another model does not open in its stead."""
+    return lock.narrowed(model.field).seal(vector)
 
 
-def open_vector(key: Key, place: Place, sealed: bytes, dimension: int) -> bytes:
+def open_vector(key: Key, place: Place, sealed: bytes, model: Model) -> bytes:
     """Open a vector and check it, since Redis never saw it.
 
     Raises:
         Tampered: it was altered or belongs elsewhere, or is no unit vector.
     """
-    vector = place.lock(key, "vector").open(sealed)
-    if len(vector) != 4 * dimension or not abs(float(np.square(np.frombuffer(vector, "<f4")).sum()) - 1) < 1e-2:
+    vector = place.lock(key, "vector").narrowed(model.field).open(sealed)
+    if len(vector) != 4 * model.dimension or not abs(float(np.square(np.frombuffer(vector, "<f4")).sum()) - 1) < 1e-2:
         raise Tampered("a sealed vector is none")
     return vector
 
 
-def open_record(namespace: str, record: Record, find: Callable[[str], Key], dimension: int) -> Record:
+def open_record(namespace: str, record: Record, find: Callable[[str], Key]) -> Record:
     """Decrypt what of a sensitive record was loaded; `find` gives the key of an id.
 
     Raises:
@@ -97,8 +98,8 @@ def open_record(namespace: str, record: Record, find: Callable[[str], Key], dime
     except DecodeError:
         raise Tampered("a sealed value is of no known form") from None
     vector = None
-    if sealed.vector is not None:
-        vector = open_vector(find(key_id(sealed.vector)), here, sealed.vector, dimension)
+    if sealed.vector is not None and sealed.model is not None:
+        vector = open_vector(find(key_id(sealed.vector)), here, sealed.vector, sealed.model)
     return replace(record, content=content, metadata=said["metadata"], vector=vector)
 
 

@@ -54,6 +54,10 @@ class Lock:
         bound = framed(part.encode() for part in (*place, key.id))
         return cls(key.id, hmac.digest(key.value, bound, "sha256"), bound)
 
+    def narrowed(self, kind: str) -> Lock:
+        """Give the lock of one kind among the values of a place, by which those of other kinds do not open."""
+        return Lock(self.key_id, self.value, framed([self.bound, kind.encode()]))
+
     def seal(self, plain: bytes) -> bytes:
         """Encrypt the value."""
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM

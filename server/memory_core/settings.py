@@ -93,7 +93,7 @@ class VectorStoreSettings(_Group):
         default="all-MiniLM-L6-v2",
         min_length=1,
         max_length=1024,
-        description="name of the model, or path of its folder",
+        description="model of new namespaces; others keep theirs until `redis-memory reindex` changes it",
     )
     vector_dimension: int = Field(default=384, ge=8, le=8192, description="numbers in one vector of that model")
     index_type: Literal["Flat", "IVFFlat", "HNSW", "CAGRA"] = Field(

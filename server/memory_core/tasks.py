@@ -15,6 +15,7 @@ from memory_core.names import SEPARATOR
 if TYPE_CHECKING:
     from memory_core.agents import Agent
     from memory_core.connection import Client
+    from memory_core.models import Model
 
 
 class TaskState(StrEnum):
@@ -163,11 +164,11 @@ async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> lis
     return [task for task in tasks if task]
 
 
-async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[bytes | None]:
-    """Load the vectors of open tasks' texts in the order of their ids; None where there is none."""
+async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], model: Model) -> list[bytes | None]:
+    """Load a model's vectors of open tasks' texts in the order of their ids; None where there is none."""
     pipe = client.pipeline(transaction=False)
     for task_id in task_ids:
-        pipe.hget(keys.task_vector(task_id), "vec")
+        pipe.hget(keys.task_vector(task_id), model.field)
     return await pipe.execute()
 
 

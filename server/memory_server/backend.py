@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis.exceptions import ResponseError
 from tenacity import (
     AsyncRetrying,
     RetryCallState,
@@ -21,16 +20,28 @@ from tenacity import (
 )
 
 from memory_core import functions, index, redis_time, tracing
-from memory_core.connection import Client, check_server, connect, is_usable, on_reconnect, redis_url, store_errors
+from memory_core.connection import (
+    Client,
+    check_server,
+    connect,
+    durability,
+    is_usable,
+    on_reconnect,
+    redis_url,
+    store_errors,
+)
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
 from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
+from memory_core.models import Model, Models
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
 from memory_server.auditing.entries import sign
 from memory_server.cancelling import cancel
+from memory_server.diagnosis.definition import LookOver
+from memory_server.known_models import KnownModels
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,6 +101,8 @@ class Backend:
         self._preparing = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
+        self._models = KnownModels(self.read, settings.vector_store)
+        self._look_over = LookOver(settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -210,7 +223,6 @@ class Backend:
         `renew` says that the index was just found missing.
 
         Raises:
-            ModelMismatch: the namespace is indexed for another model.
             StoreUnavailable: Redis does not answer.
         """
         prepared = self._prepared.get(name)
@@ -224,12 +236,25 @@ class Backend:
             if renew or prepared is None or prepared.run_id != self.run_id:
                 client = await self.client()
                 async with store_errors():
-                    await index.ensure_namespace(client, name, self.settings.vector_store)
+                    models = await index.ensure_namespace(client, name, self.settings.vector_store)
+                self._models.put(name, models)
                 prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
                 self._prepared[name] = prepared
             if prepared.progress < 1:
                 await self._refresh(prepared)
         return prepared
+
+    async def models(self, namespace: str, *, afresh: bool = False) -> Models:
+        """Give the models of a namespace as they were a moment ago; one that is new will have the settings' own.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._models.get(namespace, afresh=afresh)
+
+    async def model(self, namespace: str) -> Model:
+        """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
+        return (await self.models(namespace)).current
 
     async def namespaces(self) -> list[str]:
         """Name all namespaces."""
@@ -269,7 +294,7 @@ class Backend:
                 await functions.load_library(client)
 
     async def _refresh(self, prepared: Prepared) -> None:
-        covered = await self.read(lambda client: index.coverage(client, prepared.keys))
+        covered = await self.read(lambda client: index.coverage(client, prepared.keys.index_alias))
         prepared.progress = covered.progress if covered else 0.0
         prepared.documents = covered.documents if covered else 0
         if covered is None:
@@ -289,6 +314,7 @@ class Backend:
                     await self._refresh(prepared)
                     if not prepared.run_id:
                         await self.namespace(name, renew=True)
+                    await self._look_over.once(await self.client(), prepared.keys)
                 except MemoryServiceError as error:
                     log.warning("namespace %s: %s", name, error.message)
                 except Exception:
@@ -339,7 +365,7 @@ class Backend:
             async with store_errors():
                 await functions.load_library(client)
                 await redis_time.ask(client)
-            self.durability = await _durability(client, info)
+            self.durability = await durability(client, info)
         except BaseException:
             await client.aclose()
             raise
@@ -378,15 +404,3 @@ class Backend:
 def _not_loading(state: RetryCallState) -> bool:
     error = state.outcome.exception() if state.outcome else None
     return not (isinstance(error, StoreUnavailable) and "loading" in error.message)
-
-
-async def _durability(client: Client, info: dict[str, Any]) -> str:
-    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
-    if not int(info.get("aof_enabled", 0)):
-        return "memory"
-    try:
-        async with store_errors():
-            policy = await client.config_get("appendfsync")
-    except (StoreRefused, ResponseError):
-        return "aof"
-    return f"aof-{policy.get('appendfsync', 'everysec')}"

@@ -79,7 +79,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
         redis=str(info["redis_version"]),
         durability=service.backend.durability,
         sidecars=[_described(one) for one in living],
-        model=service.settings.vector_store.embedding_model,
+        model=(await service.backend.model(NAMESPACE)).name,
         texts=size.texts,
         embedded_per_second=round(size.texts / embedding, 1),
         stored_per_second=round(size.texts / storing, 1),
@@ -125,7 +125,7 @@ async def _until_vectors(service: Service, since: float) -> float | None:
     """Give the seconds until sidecars had filled all vectors; None if that took too long."""
     from memory_core.keys import Keys
 
-    jobs = Keys(NAMESPACE).jobs
+    jobs = Keys(NAMESPACE).jobs((await service.backend.model(NAMESPACE)).name)
     while await service.backend.read(lambda client: client.xlen(jobs)):
         if time.perf_counter() - since > _VECTOR_SECONDS:
             return None

@@ -22,6 +22,7 @@ from memory_core.bulk import (
 )
 from memory_core.errors import BulkUnavailable
 from memory_core.ids import new_id
+from memory_core.models import Model
 from memory_core.streams import BadMessage, Reply
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.backend import Backend
@@ -39,23 +40,29 @@ class Bulk:
     def __init__(self, backend: Backend, replies: Replies) -> None:
         self._backend = backend
         self._replies = replies
-        self._seen_at, self._is_offered = -_TRUST_SECONDS, False
+        self._seen_at, self._offered = -_TRUST_SECONDS, frozenset[str]()
 
-    async def is_offered(self) -> bool:
-        """Whether a living sidecar has an engine for this model and our transport key; believed for two seconds."""
+    async def is_offered(self, model: Model) -> bool:
+        """Whether a living sidecar has an engine for a model and our transport key; believed for two seconds."""
         if time.monotonic() - self._seen_at >= _TRUST_SECONDS:
             living = await self._backend.read(sidecars.living)
-            self._is_offered = any(self._fits(one) for one in living)
+            self._offered = frozenset(one.model for one in living if self._fits(one))
             self._seen_at = time.monotonic()
-        return self._is_offered
+        return model.name in self._offered
 
     def _fits(self, status: sidecars.SidecarStatus) -> bool:
-        model = self._backend.settings.vector_store.embedding_model
-        has_key = not sidecars.lacks_key(self._backend.transports, status)
-        return status.bulk is not None and status.model == model and has_key
+        return status.bulk is not None and not sidecars.lacks_key(self._backend.transports, status)
 
     async def nearest(
-        self, namespace: str, selection: Selection, queries: Matrix, k: int, *, exact: bool, wait: float
+        self,
+        namespace: str,
+        selection: Selection,
+        queries: Matrix,
+        k: int,
+        *,
+        exact: bool,
+        wait: float,
+        model: Model | None = None,
     ) -> list[list[Piece]]:
         """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
 
@@ -72,7 +79,8 @@ class Bulk:
             index_type=vector_store.index_type,
             rebuild_threshold=vector_store.rebuild_threshold,
         )
-        found = await self._ask(namespace, request, NearestFound, wait)
+        model = model or await self._backend.model(namespace)
+        found = await self._ask(namespace, request, model, NearestFound, wait)
         ids, pieces = found.ids, found.pieces
         places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k).tolist()
         scores = np.frombuffer(found.scores, dtype="<f4").reshape(-1, found.k).tolist()
@@ -83,18 +91,19 @@ class Bulk:
 
     async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
         """Find pairs that say nearly the same; raises as `nearest` does."""
-        return await self._ask(namespace, request, DuplicatesFound, wait)
+        model = await self._backend.model(namespace)
+        return await self._ask(namespace, request, model, DuplicatesFound, wait)
 
     async def clusters(self, namespace: str, request: Clusters, wait: float) -> ClustersFound:
         """Part a selection by meaning; raises as `nearest` does."""
-        return await self._ask(namespace, request, ClustersFound, wait)
+        return await self._ask(namespace, request, await self._backend.model(namespace), ClustersFound, wait)
 
-    async def _ask(self, namespace: str, request: Request, kind: type[Answer], wait: float) -> Answer:
-        if not await self.is_offered():
+    async def _ask(self, namespace: str, request: Request, model: Model, kind: type[Answer], wait: float) -> Answer:
+        if not await self.is_offered(model):
             raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
         deadline = time.time() + wait
         try:
-            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, deadline))
+            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, model, deadline))
         except TimeoutError:
             raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
         if reply.error:
@@ -104,16 +113,16 @@ class Bulk:
         except BadMessage as error:
             raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
 
-    async def _reply_to(self, namespace: str, request: Request, deadline: float) -> Reply:
+    async def _reply_to(self, namespace: str, request: Request, model: Model, deadline: float) -> Reply:
         """Raises: TimeoutError, StoreUnavailable."""
         ask = BulkAsk(
             id=new_id(),
             reply_to=self._replies.address,
             namespace=namespace,
-            model=self._backend.settings.vector_store.embedding_model,
+            model=model.name,
             deadline=int(deadline * 1000),
             request=request,
             seal=self._backend.transports.current,
         )
         left = max(deadline - time.time(), 0.0)
-        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace)), ask, left)
+        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)

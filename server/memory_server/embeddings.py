@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
 
-from memory_core import keys, tracing
+from memory_core import keys, sidecars, tracing
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
+from memory_core.models import Model
 from memory_core.streams import Ask, Reply
 from memory_core.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_server.backend import Backend
@@ -40,10 +41,11 @@ class Embeddings:
 
     def __init__(self, backend: Backend) -> None:
         settings = backend.settings
-        self.cache = VectorCache(backend, settings.vector_store.embedding_model, settings.cache)
+        self.cache = VectorCache(backend, settings.cache)
         self._backend = backend
         self.replies = Replies(backend)
-        self._wanted: dict[int, deque[Wanted]] = {lane: deque() for lane in range(keys.LANES)}
+        self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
+        self._answered_at: dict[str, float] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -56,49 +58,54 @@ class Embeddings:
                 await cancel(tuple(self._asking))
 
     async def embed(
-        self, texts: Sequence[str], asker: Asker, *, wait: float | None = None, secret: bool = False
+        self,
+        texts: Sequence[str],
+        asker: Asker,
+        *,
+        model: Model | None = None,
+        wait: float | None = None,
+        secret: bool = False,
     ) -> Matrix:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
-        Of `secret` texts nothing is remembered.
+        They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
+        is remembered.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        known = {} if secret else await self.cache.get(asker, texts)
+        model = model or await self._backend.model(asker.namespace)
+        known = {} if secret else await self.cache.get(asker, texts, model)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         with tracing.span("embed", texts=len(texts), asked_for=len(missing)):
             if missing:
-                fresh = await self._ask_for(missing, asker.namespace, wait or self._backend.settings.embed_wait_seconds)
+                seconds = wait or self._backend.settings.embed_wait_seconds
+                fresh = await self._ask_for(missing, asker.namespace, model, seconds)
                 known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
                 if not secret:
-                    await self._remember(asker, {text: known[text] for text in missing})
-        return self._rows(known, texts)
+                    await self._remember(asker, {text: known[text] for text in missing}, model)
+        return _rows(known, texts, model)
 
-    async def known(self, texts: Sequence[str], asker: Asker) -> Matrix | None:
+    async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
         """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
-        known = await self.cache.get(asker, texts, far=False)
+        known = await self.cache.get(asker, texts, model, far=False)
         if any(text not in known for text in texts):
             return None
-        return self._rows(known, texts)
+        return _rows(known, texts, model)
 
-    def _rows(self, vectors: Vectors, texts: Sequence[str]) -> Matrix:
-        dimension = self._backend.settings.vector_store.vector_dimension
-        return from_bytes(b"".join(vectors[text] for text in texts), dimension)
-
-    async def _remember(self, asker: Asker, vectors: Vectors) -> None:
+    async def _remember(self, asker: Asker, vectors: Vectors, model: Model) -> None:
         try:
-            await self.cache.put(asker, vectors)
+            await self.cache.put(asker, vectors, model)
         except MemoryServiceError as error:
             log.warning("%d vectors were not cached: %s", len(vectors), error.message)
 
-    async def _ask_for(self, texts: Sequence[str], namespace: str, wait: float) -> Matrix:
-        await self._check_alive()
-        lane, loop = keys.lane_of(namespace), asyncio.get_running_loop()
+    async def _ask_for(self, texts: Sequence[str], namespace: str, model: Model, wait: float) -> Matrix:
+        await self._check_alive(model)
+        where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
         trace = tracing.carrier()
-        self._wanted[lane].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
+        self._wanted[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
         self._pump()
         try:
             async with asyncio.timeout(wait):
@@ -110,11 +117,11 @@ class Embeddings:
 
     def _pump(self) -> None:
         """Send what is wanted, lane by lane, as long as not too many asks are under way."""
-        for lane, wanted in self._wanted.items():
+        for (lane, model), wanted in self._wanted.items():
             while wanted and len(self._asking) < _ASKS_AT_ONCE:
                 batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
                 if batch := [one for one in batch if not one[1].done()]:
-                    task = asyncio.create_task(self._ask(lane, batch))
+                    task = asyncio.create_task(self._ask(lane, model, batch))
                     self._asking.add(task)
                     task.add_done_callback(self._answered)
 
@@ -122,11 +129,11 @@ class Embeddings:
         self._asking.discard(task)
         self._pump()
 
-    async def _ask(self, lane: int, batch: list[Wanted]) -> None:
+    async def _ask(self, lane: int, model: Model, batch: list[Wanted]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
             trace = next((trace for _, _, trace in batch if trace), "")
-            vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, trace)
+            vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, model, trace)
         except MemoryServiceError as error:
             for _, future, _ in batch:
                 if not future.done():
@@ -136,35 +143,41 @@ class Embeddings:
             if not future.done():
                 future.set_result(vector)
 
-    async def _exchange(self, texts: tuple[str, ...], lane: int, trace: str) -> Matrix:
-        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, trace))
+    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Matrix:
+        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        return normalise(
-            from_bytes(reply.vectors, reply.dimension), self._backend.settings.vector_store.vector_dimension
-        )
+        self._answered_at[model.name] = time.monotonic()
+        return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
 
-    async def _reply_to(self, texts: tuple[str, ...], lane: int, trace: str) -> Reply:
+    async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
         wait = self._backend.settings.embed_wait_seconds
         ask = Ask(
             id=new_id(),
             reply_to=self.replies.address,
-            model=self._backend.settings.vector_store.embedding_model,
+            model=model.name,
             deadline=int((time.time() + wait) * 1000),
             texts=texts,
             seal=self._backend.transports.current,
             trace=trace,
         )
         try:
-            return await self.replies.exchange(keys.asks(lane), ask, wait)
+            return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
         except TimeoutError:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
 
-    async def _check_alive(self) -> None:
-        if time.monotonic() - self.replies.last_at < _TRUST_SECONDS:
+    async def _check_alive(self, model: Model) -> None:
+        if time.monotonic() - self._answered_at.get(model.name, -_TRUST_SECONDS) < _TRUST_SECONDS:
             return
-        alive = await self._backend.read(lambda client: client.zcount(keys.SIDECARS, time.time(), "+inf"))
-        if not alive and not self._backend.starts_sidecar():
-            raise EmbeddingUnavailable(
-                "no embedding sidecar is alive", hint="start one: redis-memory-embedder", retry_after=5.0
-            )
+        living = await self._backend.read(sidecars.living)
+        if any(one.model == model.name for one in living) or self._backend.starts_sidecar():
+            return
+        others = f" for {model.name}" if living else ""
+        command = "redis-memory-embedder" + (f" --model {model.name}" if living else "")
+        raise EmbeddingUnavailable(
+            f"no embedding sidecar{others} is alive", hint=f"start one: {command}", retry_after=5.0
+        )
+
+
+def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:
+    return from_bytes(b"".join(vectors[text] for text in texts), model.dimension)

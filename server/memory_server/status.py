@@ -14,6 +14,7 @@ from memory_core import sidecars
 from memory_core.connection import Client, connect, store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import NAMESPACES, SWEEPER, Keys
+from memory_core.models import Model, count_jobs, read_models
 from memory_core.settings import Settings
 from memory_core.sidecars import SidecarStatus
 from memory_server.diagnosis.machine import base_url, livez
@@ -114,20 +115,21 @@ async def _look_at_redis(client: Client, found: Status, settings: Settings) -> N
     found.redis.uptime_seconds = int(info["uptime_in_seconds"])
     found.redis.used_memory = int(info["used_memory"])
     found.redis.clients = int(info["connected_clients"])
-    found.namespaces = [await _count(client, Keys(name), settings.search_timeout_ms) for name in names]
+    found.namespaces = [await _count(client, Keys(name), settings) for name in names]
 
 
-async def _count(client: Client, keys: Keys, timeout_ms: int) -> NamespaceState:
+async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceState:
     now = time.time()
     pipe = client.pipeline(transaction=False)
-    pipe.xlen(keys.jobs)
     pipe.xlen(keys.dead_jobs)
     pipe.zcard(keys.agents)
     pipe.zcount(keys.agents, now, "+inf")
     pipe.hget(keys.counters, "open_tasks")
     pipe.xlen(keys.dead_tasks)
     async with store_errors():
-        jobs, failed, agents, alive, tasks, dead = await pipe.execute()
+        failed, agents, alive, tasks, dead = await pipe.execute()
+        (jobs,) = await count_jobs(client, [keys])
+        models = await read_models(client, keys)
     state = NamespaceState(
         namespace=keys.namespace,
         embed_jobs=jobs,
@@ -139,8 +141,9 @@ async def _count(client: Client, keys: Keys, timeout_ms: int) -> NamespaceState:
     )
     try:
         async with store_errors():
-            queries = [build.all_memories(), build.unfinished()]
-            counts = await candidates.count_all(client, keys, queries, timeout_ms)
+            model = models.current if models else Model.configured(settings.vector_store)
+            queries = [build.all_memories(), build.unfinished(model)]
+            counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
     except ResponseError:
         return state
     state.memories, state.waiting_for_vectors = counts

@@ -67,7 +67,6 @@ class Vault:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._dimension = backend.settings.vector_store.vector_dimension
         self._owners: LRUCache[tuple[str, str], OwnerKeys] = LRUCache(_MOST_OWNERS)
         self.vectors = OpenVectors(backend.settings.cache.sealed_bytes)
 
@@ -160,7 +159,7 @@ class Vault:
             return record
         wanted = {key_id(part) for part in _parts(record) if part is not None}
         keys = {version: await self.find(namespace, record.owner, version) for version in wanted}
-        return open_record(namespace, record, keys.__getitem__, self._dimension)
+        return open_record(namespace, record, keys.__getitem__)
 
     async def _of(self, namespace: str, owner: str, *, afresh: bool = False) -> OwnerKeys | None:
         known = self._owners.get((namespace, owner))

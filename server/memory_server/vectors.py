@@ -12,13 +12,14 @@ from memory_core.vectors import Matrix
 
 
 class Which(NamedTuple):
-    """A piece of a sensitive memory, and the content that its vector is of."""
+    """A piece of a sensitive memory, the content that its vector is of, and the model."""
 
     namespace: str
     owner: str
     memory_id: str
     piece: int
     content_hash: str
+    model: str
 
 
 class OpenVectors:

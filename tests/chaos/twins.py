@@ -15,6 +15,7 @@ from stack import Stack, whole_stack
 from twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
 
 from memory_core.keys import NAMESPACES, Keys
+from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.caching import Vectors
 
 LENGTH = 12
@@ -102,7 +103,7 @@ async def _remove(stack: Stack, namespace: str) -> None:
     """Take a namespace away, so that thousands of them fit into memory."""
     keys, client = Keys(namespace), stack.client
     await client.srem(NAMESPACES, namespace)
-    for index in (keys.index, keys.task_index):
+    for index in (keys.index(), keys.task_index(DEFAULT_MODEL)):
         await client.execute_command("FT.DROPINDEX", index)
     names = [name async for name in client.scan_iter(match=f"{keys.prefix}*", count=10_000)]
     for start in range(0, len(names), 1000):

@@ -33,7 +33,9 @@ Dirty = dict[str, set[int] | None]
 
 
 class Lost(Exception):
-    """The stream no longer holds everything since the position: the mirror must be filled anew."""
+    """The stream no longer holds everything since the position, or another model answered meanwhile, of whose vectors
+    alone it tells: the mirror must be filled anew.
+    """
 
 
 class Follower:
@@ -44,9 +46,11 @@ class Follower:
         self._keys = keys
         self._field = vector_field.encode()
         self.position = _START
+        self._switches: bytes | None = None
 
     async def fill(self, mirror: Mirror, progress: Callable[[], None]) -> None:
         """Read every memory, slice by slice; `progress` is called after each and may raise to stop it."""
+        self._switches = await self._client.hget(self._keys.meta, "switches")
         self.position = await self._end()
         cursor, pattern = 0, self._keys.memory_prefix + "*"
         waiting: list[str] = []
@@ -84,7 +88,11 @@ class Follower:
             pipe.xread({stream: self.position}, count=_EVENTS_AT_ONCE)
             pipe.xread({stream: _START}, count=1)
             pipe.xread({stream: "+"})
-            news, first, last = (list(entries(answer)) for answer in await pipe.execute())
+            pipe.hget(self._keys.meta, "switches")
+            *answers, switches = await pipe.execute()
+        if switches != self._switches:
+            raise Lost
+        news, first, last = (list(entries(answer)) for answer in answers)
         # The oldest entry is looked at after the news were read, so what was trimmed before that shows.
         known = _order(self.position)
         if (first and _order(first[0][1]) > known) or (not last and known > (0, 0)):

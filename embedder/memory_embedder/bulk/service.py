@@ -122,7 +122,7 @@ class BulkDesk:
     async def recover(self, lease_ms: int) -> None:
         """Take over requests of dead sidecars; those whose deadline passed are dropped on the way."""
         for lane in range(keys.LANES):
-            stream = keys.bulk(lane)
+            stream = keys.bulk(lane, self._encoder.name)
             idle = await groups.idle_entries(self._client, stream, idle_ms=lease_ms, count=_READ_AT_ONCE)
             free = [item.entry for item in idle if (stream, item.entry) not in self._at_work]
             self._begin(stream, await groups.claim(self._client, stream, self._consumer, free, idle_ms=lease_ms))

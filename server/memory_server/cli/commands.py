@@ -20,6 +20,7 @@ from memory_server.cli.grants import grants
 from memory_server.cli.keys import keys
 from memory_server.cli.memories import search, show
 from memory_server.cli.moving import export, import_
+from memory_server.cli.reindex import reindex
 from memory_server.cli.reports import clusters, duplicates
 from memory_server.cli.status import status
 from memory_server.cli.tasks import tasks
@@ -43,6 +44,7 @@ app.command()(duplicates)
 app.command()(clusters)
 app.command()(export)
 app.command("import")(import_)
+app.command()(reindex)
 app.command()(bench)
 
 

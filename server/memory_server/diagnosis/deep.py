@@ -9,6 +9,7 @@ import numpy as np
 
 from memory_core.connection import store_errors
 from memory_core.keys import Keys
+from memory_core.models import Model, read_models
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.diagnosis.namespaces import Looking, index_info
 from memory_server.diagnosis.records import Problem, Walk
@@ -27,9 +28,9 @@ _SAID = {
     Problem.UNINDEXED: ("are in no index, and never found", "redis-memory reindex --namespace {namespace}"),
     Problem.INVALID: (
         "have a vector of a wrong length, with NaN or not of unit length; one of these can hide all others",
-        "redis-memory reindex --namespace {namespace} embeds anew; or store them anew and clear these",
+        "store them anew and clear these; redis-memory reindex to another model embeds all anew",
     ),
-    Problem.OTHER_MODEL: ("have a vector of another model", "redis-memory reindex --namespace {namespace}"),
+    Problem.OTHER_MODEL: ("have a vector of another model alone", "redis-memory reindex --namespace {namespace}"),
     Problem.MISSING: (
         "have no vector, and are found by words only",
         "have a server and a sidecar run: the server asks again for them within seconds",
@@ -47,7 +48,11 @@ async def check_deep(looking: Looking, tell: Tell) -> None:
     for namespace in looking.report.namespaces:
         faulty = {finding.id for finding in looking.report.faults if finding.where == namespace}
         if faulty.isdisjoint({"namespace.model", "index.missing", "index.building"}):
-            await _check(looking, Walk(looking.client, Keys(namespace), looking.settings), tell)
+            keys = Keys(namespace)
+            async with store_errors():
+                models = await read_models(looking.client, keys)
+            model = models.current if models else Model.configured(looking.settings.vector_store)
+            await _check(looking, Walk(looking.client, keys, looking.settings, model), tell)
 
 
 async def _check(looking: Looking, walk: Walk, tell: Tell) -> None:
@@ -98,6 +103,7 @@ async def _check_neighbours(looking: Looking, walk: Walk, queries: Matrix) -> No
                 looking.client,
                 walk.keys,
                 to_bytes(query),
+                model=walk.model,
                 k=NEAREST,
                 timeout_ms=looking.settings.search_timeout_ms,
             )

@@ -2,17 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from typing import Any
 
+from memory_core.connection import Client, store_errors
 from memory_core.index import memory_fields
 from memory_core.keys import Keys
+from memory_core.models import read_models
 from memory_core.settings import VectorStoreSettings
 
+log = logging.getLogger(__name__)
 _FLAGS = ("CASESENSITIVE", "NOSTEM", "SORTABLE")
 _OF_VECTORS = {"DIM": "dim", "DISTANCE_METRIC": "distance_metric", "M": "M", "EF_CONSTRUCTION": "ef_construction"}
 """Attributes of a vector field as they are declared, and as FT.INFO names them; the others can be set per query."""
 
 Traits = dict[str, str]
+
+
+class LookOver:
+    """Looks once at each namespace that a process uses, and logs what `reindex` would change."""
+
+    def __init__(self, settings: VectorStoreSettings) -> None:
+        self._settings = settings
+        self._seen: set[str] = set()
+
+    async def once(self, client: Client, keys: Keys) -> None:
+        """Look, unless that was done before; in a thread, since making the definition takes a while.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if keys.namespace in self._seen:
+            return
+        async with store_errors():
+            models = await read_models(client, keys)
+            if models is None:
+                return
+            info = await client.execute_command("FT.INFO", keys.index(models.current.version))
+        self._seen.add(keys.namespace)
+        wanted, command = self._settings, f"redis-memory reindex --namespace {keys.namespace}"
+        if models.current.name != wanted.embedding_model:
+            message = "namespace %s answers by %s, not by %s of the settings; to change that: %s --model %s"
+            new = wanted.embedding_model
+            log.warning(message, keys.namespace, models.current.name, new, command, new)
+        told = await asyncio.to_thread(drift, info, keys, models.current.within(wanted))
+        if told:
+            message = "the index of namespace %s is not as this release makes it: %s; to make it anew: %s"
+            log.warning(message, keys.namespace, "; ".join(told), command)
 
 
 def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> list[str]:

@@ -13,6 +13,7 @@ from memory_core.connection import Client, store_errors
 from memory_core.errors import KeyMissing, ModelMismatch
 from memory_core.keyring import Keyring
 from memory_core.keys import NAMESPACES, Keys
+from memory_core.models import Model, Models, read_models
 from memory_core.settings import Settings
 from memory_server.auditing import trail
 from memory_server.diagnosis.definition import drift
@@ -44,25 +45,33 @@ async def check_namespaces(looking: Looking) -> None:
     looking.report.namespaces = names
     for name in names:
         keys = Keys(name)
-        if await _check_model(looking, keys):
-            await _check_index(looking, keys)
-            await _check_jobs(looking, keys)
+        if models := await _check_model(looking, keys):
+            await _check_index(looking, keys, models.current)
+            await _check_jobs(looking, keys, models.current)
         await _check_keys(looking, keys)
         await _check_audit(looking, keys)
 
 
-async def _check_model(looking: Looking, keys: Keys) -> bool:
+async def _check_model(looking: Looking, keys: Keys) -> Models | None:
+    """Give the models of a namespace, unless the settings name none of them."""
     wanted, report = looking.settings.vector_store, looking.report
     try:
         async with store_errors():
             await index.check_model(looking.client, keys, wanted.embedding_model, wanted.vector_dimension)
+            models = await read_models(looking.client, keys) or Models(Model.configured(wanted))
     except ModelMismatch as error:
         report.fault("namespace.model", error.message, error.hint, where=keys.namespace)
-        return False
-    return True
+        return None
+    if models.other:
+        remedy = f"redis-memory reindex --namespace {keys.namespace} --status says how to go on, back or end it"
+        seen = (
+            f"the model is being changed ({models.phase}): {models.current.name} answers, {models.other.name} is kept"
+        )
+        report.warn("namespace.change", seen, remedy, where=keys.namespace)
+    return models
 
 
-async def _check_index(looking: Looking, keys: Keys) -> None:
+async def _check_index(looking: Looking, keys: Keys, model: Model) -> None:
     report, where = looking.report, keys.namespace
     info = await index_info(looking.client, keys)
     if info is None:
@@ -74,7 +83,7 @@ async def _check_index(looking: Looking, keys: Keys) -> None:
         report.warn("index.building", f"{progress:.0%} indexed", "wait; searches say `partial` meanwhile", where=where)
     else:
         report.well("index.there", f"{int(info[b'num_docs'])} texts indexed", where=where)
-    if told := drift(info, keys, looking.settings.vector_store):
+    if told := drift(info, keys, model.within(looking.settings.vector_store)):
         seen = "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
         remedy = f"redis-memory reindex --namespace {where}, or set vector_store.hnsw to what the index has"
         report.warn("index.definition", seen, remedy, where=where)
@@ -100,12 +109,12 @@ def _last_error(info: dict[bytes, Any]) -> str:
     return f"{ascii(told.decode(errors='replace'))[1:-1][:120]} in {key.decode(errors='replace')}"
 
 
-async def _check_jobs(looking: Looking, keys: Keys) -> None:
+async def _check_jobs(looking: Looking, keys: Keys, model: Model) -> None:
     """Look at the texts that wait for their vectors, by Redis's clock, and at those given up."""
     client, report, where = looking.client, looking.report, keys.namespace
     async with store_errors():
-        (seconds, _), number = await client.time(), int(await client.xlen(keys.jobs))
-        oldest: Sequence[Any] = await client.xrange(keys.jobs, count=1)
+        (seconds, _), number = await client.time(), int(await client.xlen(keys.jobs(model.name)))
+        oldest: Sequence[Any] = await client.xrange(keys.jobs(model.name), count=1)
         dead = int(await client.xlen(keys.dead_jobs))
     waits = int(seconds) - int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else 0.0
     if waits > STUCK_SECONDS:

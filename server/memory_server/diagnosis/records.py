@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from memory_core.connection import Client, store_errors
-from memory_core.keys import Keys, vector_field
-from memory_core.records import NO_MODEL, SEALED_CODEC
+from memory_core.keys import Keys
+from memory_core.models import NO_VECTOR, Model
+from memory_core.names import SEPARATOR
+from memory_core.records import SEALED_CODEC
 from memory_core.settings import Settings
 from memory_core.vectors import Matrix, from_bytes
 from memory_server.search import candidates
@@ -42,12 +44,12 @@ class Walk:
     client: Client
     keys: Keys
     settings: Settings
+    model: Model
 
     @property
     def fields(self) -> tuple[str, ...]:
         """What is read of each record."""
-        field = vector_field(self.settings.vector_store.embedding_model)
-        return (field, "model", "codec", "pieces", "updated_at", "expires_at")
+        return (self.model.field, "model", "codec", "pieces", "updated_at", "expires_at")
 
     async def slices(self) -> AsyncGenerator[list[str]]:
         """Give the keys of all records, memories first; some perhaps twice."""
@@ -78,7 +80,7 @@ class Walk:
 
     async def vectors(self, names: Sequence[str]) -> tuple[list[str], Matrix]:
         """Give the keys of those that have a vector, and the vectors, shape (n, dimension)."""
-        dimension = self.settings.vector_store.vector_dimension
+        dimension = self.model.dimension
         pairs = [(name, row[0]) for name, row in (await self._load(names)).items() if row[0]]
         fitting = [(name, vector) for name, vector in pairs if len(vector) == 4 * dimension]
         matrix = from_bytes(b"".join(vector for _, vector in fitting), dimension)
@@ -96,12 +98,12 @@ class Walk:
         vector, model, codec, _, updated, _ = row
         if codec == SEALED_CODEC.encode():
             return None
-        if model in {None, NO_MODEL.encode()}:
-            waited = time.time() - float(updated or 0) > WAITED_SECONDS
-            return Problem.MISSING if waited else None
-        if model.decode() != self.settings.vector_store.embedding_model:
+        if self.model.is_ready(model):
+            return None if _is_unit(vector, self.model.dimension) else Problem.INVALID
+        if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
             return Problem.OTHER_MODEL
-        return None if _is_unit(vector, self.settings.vector_store.vector_dimension) else Problem.INVALID
+        waited = time.time() - float(updated or 0) > WAITED_SECONDS
+        return Problem.MISSING if waited else None
 
     async def _problems_of_pieces(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
         """Find pieces that belong to no memory, and memories that lack pieces; not those that are being settled."""

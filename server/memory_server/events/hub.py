@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from memory_core.connection import Client, connect
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
 from memory_core.streams import BadMessage, entries
 from memory_core.vectors import from_bytes
 from memory_server.backend import Backend
@@ -151,20 +151,21 @@ class Hub:
         asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]
         if not asked or not room.has_queries:
             return told
-        keys, store = Keys(namespace), self._backend.settings.vector_store
+        keys = Keys(namespace)
 
         async def fetch(client: Client) -> list[bytes | None]:
             pipe = client.pipeline(transaction=False)
             for number in asked:
                 piece = keys.piece(batch[number].subject, batch[number].piece)
-                pipe.hget(piece, vector_field(store.embedding_model))
+                pipe.hget(piece, model.field)
             return await pipe.execute()
 
         try:
+            model = await self._backend.model(namespace)
             vectors = await self._backend.read(fetch)
         except MemoryServiceError:
             return [None for _ in batch]
         for number, vector in zip(asked, vectors, strict=True):
-            # Of a sensitive memory Redis shows none: each who asks looks for himself.
-            told[number] = room.near(from_bytes(vector, store.vector_dimension)[0]) if vector else None
+            # Of a sensitive memory Redis shows none, nor of what another model embeds by now: each looks for himself.
+            told[number] = room.near(from_bytes(vector, model.dimension)[0], model) if vector else None
         return told

@@ -9,6 +9,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
+from memory_core.models import Model
 from memory_core.vectors import Matrix
 from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
@@ -45,11 +46,19 @@ class Listener:
 class Waiter(Listener):
     """One call that waits for events of some kinds, or for memories close to a query."""
 
-    def __init__(self, agent: str, kinds: frozenset[str], query: Matrix | None = None, min_score: float = 0.0) -> None:
+    def __init__(
+        self,
+        agent: str,
+        kinds: frozenset[str],
+        query: Matrix | None = None,
+        min_score: float = 0.0,
+        model: Model | None = None,
+    ) -> None:
         super().__init__()
         self.agent = agent
         self.kinds = kinds
         self.query = query
+        self.model = model
         self.min_score = min_score
         self.tokens: frozenset[str] = frozenset()
         self.doubts = 1

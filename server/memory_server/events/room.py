@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
+from memory_core.models import Model
 from memory_core.vectors import Matrix
 from memory_server.events.entries import AGENT, MEMORY, Entry, Position
 from memory_server.events.listeners import Follower, Listener, Waiter
 
 _ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """The standing queries that one model embedded; rows of shape (waiters, dimension), None without any."""
+
+    model: Model
+    waiters: list[Waiter]
+    rows: Matrix | None
 
 
 class Room:
@@ -27,7 +38,7 @@ class Room:
         self._stale: set[Waiter] = set()
         self._watching: set[Waiter] = set()
         self._asking: list[Waiter] = []
-        self._queries: Matrix | None = None
+        self._queries: _Queries | None = None
 
     def __len__(self) -> int:
         return len(self._all)
@@ -89,16 +100,28 @@ class Room:
         for waiter in self._waiters:
             waiter.lose()
 
-    def near(self, vector: Matrix) -> set[Waiter]:
-        """Find those whose standing query lies close to a vector of shape (dimension,)."""
-        if not self._asking:
-            return set()  # all left while the vector was looked up
-        if self._queries is None:
-            self._queries = np.stack([waiter.query for waiter in self._asking if waiter.query is not None])
-        scores = self._queries @ vector
-        return {
-            waiter for waiter, score in zip(self._asking, scores, strict=True) if score >= waiter.min_score - _ROUNDING
-        }
+    def ask(self, waiter: Waiter, query: Matrix, model: Model) -> None:
+        """Take the standing query of a waiter as another model embeds it."""
+        waiter.query, waiter.model, self._queries = query, model, None
+
+    def near(self, vector: Matrix, model: Model) -> set[Waiter]:
+        """Find those whose standing query lies close to a vector of a model, shape (dimension,), and those whose query
+        is of another model: they look for themselves.
+        """
+        if self._queries is None or self._queries.model != model:
+            known = [waiter for waiter in self._asking if waiter.query is not None and waiter.model == model]
+            rows = np.stack([waiter.query for waiter in known if waiter.query is not None]) if known else None
+            self._queries = _Queries(model, known, rows)
+        queries = self._queries
+        near = set(self._asking).difference(queries.waiters)
+        if queries.rows is not None:
+            scores = queries.rows @ vector
+            near |= {
+                waiter
+                for waiter, score in zip(queries.waiters, scores, strict=True)
+                if score >= waiter.min_score - _ROUNDING
+            }
+        return near
 
     def offer(self, entry: Entry, near: set[Waiter] | None) -> None:
         """Offer an entry to all whom it may concern; `near` are those whose query it meets, None for not known."""

@@ -13,6 +13,7 @@ from memory_core import sidecars
 from memory_core.connection import Client
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import NAMESPACES, Keys
+from memory_core.models import count_jobs
 from memory_core.tasks import ENDED
 from memory_server.service import Service
 
@@ -89,17 +90,17 @@ async def _take(client: Client) -> Stock:
 
 
 async def _sums(client: Client, names: list[bytes]) -> Counter[str]:
-    """Add up the lengths of the queues of some namespaces, in one round trip."""
-    pipe, what = client.pipeline(transaction=False), ("jobs", "dead_jobs", "dead_tasks", "leased", "retrying")
+    """Add up the lengths of the queues of some namespaces, in few round trips."""
+    pipe, what = client.pipeline(transaction=False), ("dead_jobs", "dead_tasks", "leased", "retrying")
     for name in names:
         keys = Keys(name.decode())
-        pipe.xlen(keys.jobs)
         pipe.xlen(keys.dead_jobs)
         pipe.xlen(keys.dead_tasks)
         pipe.zcard(keys.leases)
         pipe.zcard(keys.delayed)
         pipe.hmget(keys.counters, ["open_tasks", *(f"tasks_{state}" for state in sorted(ENDED))])
     found, sums = await pipe.execute(), Counter[str]()
+    sums["jobs"] = sum(await count_jobs(client, [Keys(name.decode()) for name in names]))
     for start in range(0, len(found), len(what) + 1):
         *lengths, counted = found[start : start + len(what) + 1]
         sums.update(dict(zip(what, lengths, strict=True)))

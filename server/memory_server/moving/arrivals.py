@@ -13,8 +13,9 @@ from ulid import ULID
 
 from memory_core.errors import InvalidArgument
 from memory_core.keyring import framed
+from memory_core.models import Model
 from memory_core.names import check_label
-from memory_core.records import NO_MODEL, SEALED_CODEC, Priority, Record, Visibility, content_hash
+from memory_core.records import SEALED_CODEC, Priority, Record, Visibility, content_hash
 from memory_core.scope import Principal
 from memory_core.times import NEVER, to_redis
 from memory_core.vectors import Matrix, from_bytes
@@ -103,7 +104,7 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
         updated_at=now,
         expires_at=NEVER,
         rev=1,
-        model=NO_MODEL,
+        state="",
         metadata=checks.check_metadata(said.metadata, service.settings),
         codec=SEALED_CODEC if wish.sensitive else "text",
     )
@@ -113,7 +114,7 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
     return Arrival(said.where, replace(record, scope=scope_of(record)), owners, False, expires_at=ends, ttl=ttl)
 
 
-def from_line(service: Service, header: Header, where: str, line: MemoryLine) -> Arrival:
+def from_line(service: Service, header: Header, model: Model, where: str, line: MemoryLine) -> Arrival:
     """Make the memory that a line of ours stands for.
 
     Raises:
@@ -138,14 +139,13 @@ def from_line(service: Service, header: Header, where: str, line: MemoryLine) ->
         updated_at=from_text(line.updated_at),
         expires_at=from_text(line.expires_at),
         rev=line.rev,
-        model=NO_MODEL,
+        state="",
         metadata=opened.metadata,
         codec=SEALED_CODEC if line.sealed else "text",
     )
     checks.check_secrecy(record.is_sensitive, record.visibility)
-    store = service.settings.vector_store
-    usable = (header.model, header.dimension) == (store.embedding_model, store.vector_dimension)
-    vectors = _matrix(opened.vectors, store.vector_dimension) if usable and opened.vectors else None
+    usable = (header.model, header.dimension) == (model.name, model.dimension)
+    vectors = _matrix(opened.vectors, model.dimension) if usable and opened.vectors else None
     record = replace(record, scope=scope_of(record))
     ends = to_redis(record.expires_at)
     return Arrival(where, record, (line.owner,), True, expires_at=ends, vectors=vectors, cut=opened.cut)

@@ -16,7 +16,8 @@ from memory_core.codec import unpack
 from memory_core.connection import Client
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.keyring import framed
-from memory_core.keys import Keys, digest, vector_field
+from memory_core.keys import Keys, digest
+from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import Record
 from memory_core.times import NEVER
@@ -87,12 +88,12 @@ async def export(
     _check_free(file, force)
     if not await service.backend.knows(namespace):
         raise InvalidArgument(f"nothing was ever stored in namespace {namespace}", hint="check --namespace")
-    part = part_of(file, namespace)
+    part, model = part_of(file, namespace), await service.backend.model(namespace)
     exported = Exported(str(file))
     try:
         with files.Writer(part, packed=file.suffix == files.PACKED) as writer:
-            after = _resume(writer, header_of(service, what), exported)
-            await _write(service, namespace, what, writer, after, exported, tell)
+            after = _resume(writer, header_of(model, what), exported)
+            await _write(service, namespace, what, model, writer, after, exported, tell)
             writer.finish()
         os.replace(part, file)
     except OSError as error:
@@ -108,12 +109,11 @@ def _check_free(file: Path, force: bool) -> None:
         raise Conflict(f"{file} is there already", hint="choose another name, or give --force")
 
 
-def header_of(service: Service, what: What) -> Header:
+def header_of(model: Model, what: What) -> Header:
     """Make the first line."""
-    store = service.settings.vector_store
     return Header(
-        model=store.embedding_model,
-        dimension=store.vector_dimension,
+        model=model.name,
+        dimension=model.dimension,
         vectors=what.vectors,
         sensitive=what.sensitive,
     )
@@ -144,6 +144,7 @@ async def _write(
     service: Service,
     namespace: str,
     what: What,
+    model: Model,
     writer: files.Writer,
     after: tuple[int, str],
     exported: Exported,
@@ -162,8 +163,8 @@ async def _write(
                 writer.write(line.dump())
                 exported.counts[line.kind] += 1
 
-    add([header_of(service, what), *agents, *quarantine])
-    async for some, done, total in _memories(service, namespace, what, after, known, exported):
+    add([header_of(model, what), *agents, *quarantine])
+    async for some, done, total in _memories(service, namespace, what, model, after, known, exported):
         add(some)
         if tell:
             tell(done, total)
@@ -202,7 +203,13 @@ async def _agents(service: Service, namespace: str) -> list[AgentLine]:
 
 
 async def _memories(
-    service: Service, namespace: str, what: What, after: tuple[int, str], owners: set[str], exported: Exported
+    service: Service,
+    namespace: str,
+    what: What,
+    model: Model,
+    after: tuple[int, str],
+    owners: set[str],
+    exported: Exported,
 ) -> AsyncGenerator[tuple[list[MemoryLine], int, int]]:
     """Give the lines of memories by id, slice by slice, and how many are done, of how many.
 
@@ -213,24 +220,26 @@ async def _memories(
     for start in range(0, len(names), _SLICE):
         refs = [Ref(name) for name in names[start : start + _SLICE]]
         some: list[MemoryLine] = []
-        for one in await _load(service, keys, refs, vectors=what.vectors, whole=True):
+        for one in await _load(service, keys, refs, model if what.vectors else None, whole=True):
             passed = "stored meanwhile" if (section, one.id) <= after else None
             reason = _why_not(one, what, owners) or passed
             if reason or isinstance(one, Flawed):
                 exported.left_out[reason or ""] += 1
             else:
-                some += await _lines(service, keys, one, what, exported)
+                some += await _lines(service, keys, one, what, model, exported)
         yield some, len(exported.ids) + start + len(refs), len(exported.ids) + len(names)
 
 
-async def _lines(service: Service, keys: Keys, one: Record, what: What, exported: Exported) -> list[MemoryLine]:
+async def _lines(
+    service: Service, keys: Keys, one: Record, what: What, model: Model, exported: Exported
+) -> list[MemoryLine]:
     """Give the line of a memory, or none where it is sensitive and was altered or its key destroyed.
 
     Raises:
         KeyMissing: it is sensitive, and there is no master key.
     """
     try:
-        return [await _line(service, keys, one, what)]
+        return [await _line(service, keys, one, what, model)]
     except Tampered:
         exported.left_out["tampered"] += 1
         return []
@@ -248,24 +257,22 @@ def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
 
 
 async def _load(
-    service: Service, keys: Keys, refs: Sequence[Ref], *, vectors: bool, whole: bool = False
+    service: Service, keys: Keys, refs: Sequence[Ref], model: Model | None, *, whole: bool = False
 ) -> list[Record | Flawed]:
-    field = vector_field(service.settings.vector_store.embedding_model) if vectors else None
-
     async def fetch(client: Client) -> list[Record | Flawed]:
-        return await loading.load_all(client, keys, refs, service.backend.integrity, vector_field=field, whole=whole)
+        return await loading.load_all(client, keys, refs, service.backend.integrity, model=model, whole=whole)
 
     return await service.backend.read(fetch)
 
 
-async def _line(service: Service, keys: Keys, closed: Record, what: What) -> MemoryLine:
+async def _line(service: Service, keys: Keys, closed: Record, what: What, model: Model) -> MemoryLine:
     """Make the line of a memory.
 
     Raises:
         KeyMissing, Tampered: it is sensitive, and cannot be opened.
     """
     record = await service.vault.open(keys.namespace, closed)
-    vectors, cut = await _vectors(service, keys, record) if what.vectors else (None, None)
+    vectors, cut = await _vectors(service, keys, record, model) if what.vectors else (None, None)
     line = MemoryLine(
         id=record.id,
         owner=record.owner,
@@ -314,16 +321,16 @@ def _sealed(seal: FileSeal, record: Record, vectors: Sequence[bytes] | None, cut
     )
 
 
-async def _vectors(service: Service, keys: Keys, record: Record) -> tuple[list[bytes] | None, str | None]:
+async def _vectors(service: Service, keys: Keys, record: Record, model: Model) -> tuple[list[bytes] | None, str | None]:
     """Give the vectors of all pieces of a memory, and how it was cut; nothing where one of them is missing."""
-    if record.vector is None or not record.has_vector:
+    if record.vector is None:
         return None, None
     pieces: list[Record] = []
     for start in range(1, record.pieces, _SLICE):
         refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
-        found = [one for one in await _load(service, keys, refs, vectors=True) if isinstance(one, Record)]
+        found = [one for one in await _load(service, keys, refs, model) if isinstance(one, Record)]
         pieces += (await service.vault.open_all(keys.namespace, found)).records
-    vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector and piece.has_vector)]
+    vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector)]
     if len(vectors) != record.pieces:
         return None, None
     return vectors, cut_of([piece.content for piece in pieces]) if pieces else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.models import Model
 from memory_core.names import check_name
 from memory_core.scope import Principal
 from memory_server.auditing.said import Said, by_itself
@@ -72,7 +73,9 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
     """
     source, foreign = detect(path, how.format)
     await service.backend.client()
-    whence = await (_Foreign.of(service, namespace, source, foreign, how) if foreign else _own(service, source, how))
+    whence = await (
+        _Foreign.of(service, namespace, source, foreign, how) if foreign else _own(service, namespace, source, how)
+    )
     report = Imported(foreign.name if foreign else OWN, how.dry_run, notes=whence.notes())
     _look(whence.items(), report)
     if report.bad_records and not how.skip_bad:
@@ -84,7 +87,7 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
     if not how.dry_run:
         await service.backend.namespace(namespace)
         await whence.begin()
-    incoming = Incoming(service, namespace, whence.audit, whence.principal, dry=how.dry_run)
+    incoming = Incoming(service, namespace, whence.audit, whence.principal, model=whence.model, dry=how.dry_run)
     incoming.fates = report.memories
     for number, item in enumerate(whence.items(), 1):
         if isinstance(item, Arrival):
@@ -114,6 +117,7 @@ class _Own:
 
     service: Service
     source: Source
+    model: Model
     principal: Principal | None = None
 
     async def begin(self) -> None:
@@ -125,11 +129,11 @@ class _Own:
 
     def items(self) -> Iterator[Item]:
         """Read it."""
-        return _items(self.service, self.source)
+        return _items(self.service, self.source, self.model)
 
     def notes(self) -> list[str]:
         """Say what a person should know before."""
-        return _notes(self.service, self.source)
+        return _notes(self.source, self.model)
 
 
 @dataclass(slots=True)
@@ -142,6 +146,7 @@ class _Foreign:
     wish: Wish
     caller: Caller
     principal: Principal
+    model: Model
 
     @classmethod
     async def of(cls, service: Service, namespace: str, source: Source, known: Format, how: How) -> _Foreign:
@@ -156,7 +161,8 @@ class _Foreign:
         caller = Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
         if how.wish.sensitive:
             await service.vault.check()
-        return cls(service, source, known, how.wish, caller, await resolve(service.backend, caller))
+        principal, model = await resolve(service.backend, caller), await service.backend.model(namespace)
+        return cls(service, source, known, how.wish, caller, principal, model)
 
     async def begin(self) -> None:
         """Give the agent an owner id if it has none."""
@@ -182,13 +188,13 @@ class _Foreign:
         return []
 
 
-async def _own(service: Service, source: Source, how: How) -> _Own:
+async def _own(service: Service, namespace: str, source: Source, how: How) -> _Own:
     if how.agent is not None:
         raise InvalidArgument("--agent goes with foreign formats", hint="our own files say whose each memory is")
-    return _Own(service, source)
+    return _Own(service, source, await service.backend.model(namespace))
 
 
-def _items(service: Service, source: Source) -> Iterator[Item]:
+def _items(service: Service, source: Source, model: Model) -> Iterator[Item]:
     header: Header | None = None
     counts: Counter[str] = Counter()
     for number, raw in source.lines():
@@ -203,7 +209,7 @@ def _items(service: Service, source: Source) -> Iterator[Item]:
             elif isinstance(line, End):
                 yield from _ended(where, line, counts)
             elif isinstance(line, MemoryLine):
-                yield from_line(service, header, where, line)
+                yield from_line(service, header, model, where, line)
             else:
                 yield line
         except ValueError as error:
@@ -222,14 +228,13 @@ def _ended(where: str, line: End, counts: Counter[str]) -> Iterator[Bad]:
             yield Bad(where, f"{number} lines of kind {kind} should be here; there are {counts[kind]}")
 
 
-def _notes(service: Service, source: Source) -> list[str]:
+def _notes(source: Source, model: Model) -> list[str]:
     """Say what a person should know of a file of ours before it is brought in."""
-    store = service.settings.vector_store
     _, first = next(source.lines(), (0, b""))
     try:
         said = lines.parse(first)
     except ValueError:
         return []
-    if not isinstance(said, Header) or not said.vectors or said.model == store.embedding_model:
+    if not isinstance(said, Header) or not said.vectors or said.model == model.name:
         return []
-    return [f"its vectors are of {said.model}; all are made anew with {store.embedding_model}"]
+    return [f"its vectors are of {said.model}; all are made anew with {model.name}"]

@@ -10,6 +10,7 @@ from typing import Any
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, StoreUnavailable
 from memory_core.keys import Keys, digest
+from memory_core.models import Model
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 from memory_core.vectors import Matrix
@@ -42,7 +43,7 @@ class _Ready:
 class Incoming:
     """Memories on their way into one namespace; `fates` counts what became of them.
 
-    With a `principal` they count against its quota. `dry` only looks.
+    With a `principal` they count against its quota. Known vectors are of `model`. `dry` only looks.
     """
 
     def __init__(
@@ -52,10 +53,11 @@ class Incoming:
         audit: Callable[[Sequence[str]], Said],
         principal: Principal | None = None,
         *,
+        model: Model,
         dry: bool = False,
     ) -> None:
         self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
-        self._dry = dry
+        self._model, self._dry = model, dry
         self._waiting: dict[str, Arrival] = {}
         self.fates: Counter[str] = Counter()
         self.warnings: set[str] = set()
@@ -128,7 +130,7 @@ class Incoming:
         for one in written:
             if len(one.pieces) > 1:
                 chore = f"{one.arrival.record.id}:{len(one.pieces)}"
-                cut = Cut(one.arrival.record.content, one.pieces, one.vectors)
+                cut = Cut(one.arrival.record.content, one.pieces, one.vectors, self._model)
                 reason = await settle_or_tell(self._service, self._keys.namespace, chore, cut)
                 self.warnings.update([reason] if reason else [])
 
@@ -137,7 +139,7 @@ class Incoming:
         keys, records = self._keys, [one.arrival.record for one in batch]
         for _ in range(_ATTEMPTS):
             made = [await self._item(one) for one in batch]
-            names = [keys.audit, keys.counters, keys.jobs, keys.chores, keys.events, keys.tombstones]
+            names = [keys.audit, keys.counters, keys.job_streams, keys.chores, keys.events, keys.tombstones]
             answer = await self._service.backend.write(
                 "rm1_import",
                 [*names, *(key for own, _ in made for key in own)],
@@ -158,7 +160,7 @@ class Incoming:
 
     async def _item(self, one: _Ready) -> tuple[list[str], dict[str, Any]]:
         keys, arrival, record = self._keys, one.arrival, one.arrival.record
-        form = await form_of(self._service, keys.namespace, record)
+        form = await form_of(self._service, keys.namespace, record, self._model)
         record = replace(record, content_hash=form.content_hash(record.content))
         item: dict[str, Any] = {
             "id": record.id,

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
+from memory_core.models import Model
 from memory_core.records import MemoryType, Priority, Record, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_iso
@@ -49,8 +50,8 @@ class Memory(BaseModel):
     pieces: int = Field(1, description="into how many texts a long content is cut; retrieve_memory gives it whole")
 
     @classmethod
-    def of(cls, record: Record, principal: Principal) -> Memory:
-        """Show a record to a principal."""
+    def of(cls, record: Record, principal: Principal, model: Model) -> Memory:
+        """Show a record to a principal; `model` is the one by which it is found."""
         grantors = principal.grantors_of(record)
         return cls(
             memory_id=record.id,
@@ -71,7 +72,7 @@ class Memory(BaseModel):
             expires_at=to_iso(record.expires_at),
             rev=record.rev,
             seq=record.seq,
-            vector="ready" if record.has_vector else "pending",
+            vector="ready" if model.is_ready(record.state) else "pending",
             sensitive=record.is_sensitive,
             pieces=record.pieces,
         )

@@ -12,6 +12,7 @@ from redis import exceptions as redis_errors
 from memory_core.connection import Client
 from memory_core.errors import StoreUnavailable
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.vectors import Matrix
 from memory_server.search import policy
@@ -112,6 +113,7 @@ async def propose(
     keys: Keys,
     selection: Query,
     *,
+    model: Model,
     terms: Sequence[str],
     vector: bytes | None,
     depth: int,
@@ -122,6 +124,7 @@ async def propose(
 ) -> Candidates:
     """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
 
+    The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
     The nearest are found by comparing with every readable memory if `exact`, and else in the cheaper way where
     the index covers so many `documents`. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
@@ -131,16 +134,16 @@ async def propose(
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
     """
     if near is not None and not terms:
-        waiting = await count(client, keys, build.without_vector(selection), timeout_ms)
+        waiting = await count(client, keys, build.without_vector(selection, model), timeout_ms)
         sensitive = await count(client, keys, build.sensitive(selection), timeout_ms)
         return Candidates(list(near), waiting=waiting, sensitive=sensitive, full=len(near) >= depth)
     total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
 
-    def add(query: Query, *options: Any) -> None:
-        pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", *options)
+    def add(query: Query, *options: Any, index: str = "") -> None:
+        pipe.execute_command(*_search(keys, query, timeout_ms, index), "NOCONTENT", *options)
 
-    add(build.without_vector(selection), "LIMIT", 0, 0)
+    add(build.without_vector(selection, model), "LIMIT", 0, 0)
     add(build.sensitive(selection), "LIMIT", 0, 0)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
@@ -148,7 +151,7 @@ async def propose(
     if vector is not None and near is None:
         way = policy.COMPARE if exact else policy.choose(total, documents, depth)
         nearest = build.with_neighbours(selection, vector, depth, way)
-        add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
+        add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth, index=keys.index(model.version))
     waiting, sensitive, *rest = await pipe.execute()
     by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
     frequencies = [int(answer[b"total_results"]) for answer in by_word]
@@ -240,23 +243,42 @@ async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: 
 
 
 async def graph_neighbours(
-    client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int
+    client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int
 ) -> list[tuple[str, float]]:
     """Fetch the k nearest to a vector by the index's graph, whoever owns them, as keys and cosines."""
     query = build.with_neighbours(build.everything(), vector, k)
     answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "RETURN", 1, "distance", "SORTBY", "distance", "ASC", "LIMIT", 0, k
+        *_search(keys, query, timeout_ms, keys.index(model.version)),
+        "RETURN",
+        1,
+        "distance",
+        "SORTBY",
+        "distance",
+        "ASC",
+        "LIMIT",
+        0,
+        k,
     )
     _refuse_partial([answer])
     return [(row[b"id"].decode(), 1.0 - float(row[b"extra_attributes"][b"distance"])) for row in answer[b"results"]]
 
 
-async def near_tasks(client: Client, keys: Keys, vector: bytes, *, k: int, timeout_ms: int) -> list[str]:
+async def near_tasks(client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int) -> list[str]:
     """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
     query = build.near_tasks(vector, k)
     answer = await client.execute_command(
-        "FT.SEARCH", keys.task_index, query.text, "TIMEOUT", timeout_ms, *query.arguments(),
+        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
         "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
+    )  # fmt: skip
+    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
+
+
+async def open_tasks(client: Client, keys: Keys, model: Model, *, limit: int, timeout_ms: int) -> list[str]:
+    """Give the ids of open tasks that have a vector of a model."""
+    query = build.everything()
+    answer = await client.execute_command(
+        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
+        "NOCONTENT", "LIMIT", 0, limit,
     )  # fmt: skip
     return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
 
@@ -281,8 +303,8 @@ def search_error(error: redis_errors.ResponseError) -> Exception:
     return error
 
 
-def _search(keys: Keys, query: Query, timeout_ms: int) -> list[Any]:
-    return ["FT.SEARCH", keys.index_alias, query.text, "TIMEOUT", timeout_ms, *query.arguments()]
+def _search(keys: Keys, query: Query, timeout_ms: int, index: str = "") -> list[Any]:
+    return ["FT.SEARCH", index or keys.index_alias, query.text, "TIMEOUT", timeout_ms, *query.arguments()]
 
 
 def _refs(keys: Keys, answer: dict[bytes, Any]) -> list[Ref]:

@@ -13,6 +13,7 @@ from memory_core import grants, redis_time
 from memory_core.connection import Client
 from memory_core.integrity import Flaw, Integrity
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import (
     CODE_FIELDS,
@@ -20,7 +21,6 @@ from memory_core.records import (
     LOADED_FIELDS,
     SEALED,
     SEALED_BODY,
-    SEALED_VECTOR,
     Record,
     content_hash,
     decompress,
@@ -66,7 +66,7 @@ async def load(
     refs: Sequence[Ref],
     integrity: Integrity,
     *,
-    vector_field: str | None = None,
+    model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
     """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
@@ -75,7 +75,7 @@ async def load(
     memory's present content. With `whole` the full content takes the place of a long memory's first piece. Sensitive
     memories come closed; `Vault.open` opens them.
     """
-    found = await load_all(client, keys, refs, integrity, vector_field=vector_field, whole=whole)
+    found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
     return [record for record in found if isinstance(record, Record)]
 
 
@@ -85,13 +85,13 @@ async def load_all(
     refs: Sequence[Ref],
     integrity: Integrity,
     *,
-    vector_field: str | None = None,
+    model: Model | None = None,
     whole: bool = False,
 ) -> list[Record | Flawed]:
     """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
-    reading = Reading(keys, integrity, vector_field, whole)
+    reading = Reading(keys, integrity, model, whole)
     pipe = client.pipeline(transaction=False)
     reading.ask(pipe, refs)
     return reading.read(refs, await pipe.execute())
@@ -104,7 +104,7 @@ async def load_readable(
     principal: Principal,
     integrity: Integrity,
     *,
-    vector_field: str | None = None,
+    model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
     """Like `load`, leaving out what has expired and what the principal may not see.
@@ -113,7 +113,7 @@ async def load_readable(
     principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
     of one batch load each record once.
     """
-    reading, current = Reading(keys, integrity, vector_field, whole), shared()
+    reading, current = Reading(keys, integrity, model, whole), shared()
 
     async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
         some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
@@ -158,7 +158,7 @@ class Reading:
 
     keys: Keys
     integrity: Integrity
-    vector_field: str | None
+    model: Model | None
     whole: bool
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
@@ -183,11 +183,11 @@ class Reading:
     @property
     def head_fields(self) -> tuple[str, ...]:
         """The fields that are read of a memory's own hash."""
-        return _with(LOADED_FIELDS, self.vector_field) + (_BODIES if self.whole else ())
+        return _with(LOADED_FIELDS, self.model) + (_BODIES if self.whole else ())
 
     @property
     def _piece_fields(self) -> tuple[str, ...]:
-        return _with(_PIECE_FIELDS, self.vector_field)
+        return _with(_PIECE_FIELDS, self.model)
 
     def _record(self, ref: Ref, rows: Iterator[Sequence[bytes | None]]) -> Record | Flawed | None:
         values = next(rows)
@@ -197,7 +197,7 @@ class Reading:
             return None
         if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
             return _flawed(ref, row, flaw)
-        vector = row.get(self.vector_field or "")
+        vector = row[self.model.field] if self.model else None
         record = parse(ref.memory_id, values[: len(HEAD_FIELDS)], vector, row["mac_key"])
         if record is None:
             return None
@@ -205,31 +205,35 @@ class Reading:
             return self._piece(ref, record, row, piece)
         if record.sealed:
             body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
-            return replace(record, sealed=replace(record.sealed, body=body, vector=self._sealed_vector(record, row)))
+            vector = self._sealed_vector(record, row)
+            return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
         return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
 
     def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
         said = row[SEALED] if record.sealed else row["content"]
         if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
-        found = replace(record, model=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
+        found = replace(record, state=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
         if found.sealed:
+            vector = self._sealed_vector(found, row)
             return replace(
-                found, sealed=replace(found.sealed, piece=said, vector=self._sealed_vector(found, row)), vector=None
+                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
             )
         where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
         if flaw := self.integrity.flaw_of_piece(*where, said, row):
             return _flawed(ref, head, flaw)
-        return replace(found, content=said.decode(errors="replace"), vector=row.get(self.vector_field or ""))
+        return replace(
+            found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None
+        )
 
     def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
         """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
-        return (row[SEALED_VECTOR] or b"") if self.vector_field and record.has_vector else None
+        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(record.state) else None
 
 
 @lru_cache(maxsize=64)
-def _with(fields: tuple[str, ...], vector_field: str | None) -> tuple[str, ...]:
-    return (*fields, vector_field, SEALED_VECTOR) if vector_field else fields
+def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
+    return (*fields, model.field, model.sealed_field) if model else fields
 
 
 def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_core.records import HEAD, NO_MODEL, SEALED_CODEC, MemoryType, Priority, Visibility
+from memory_core.models import NO_VECTOR, Model
+from memory_core.records import HEAD, SEALED_CODEC, MemoryType, Priority, Visibility
 from memory_core.scope import Principal
 from memory_core.times import to_redis
 
@@ -137,10 +138,17 @@ def all_memories() -> Query:
     return having(Query(), "part", HEAD)
 
 
-def unfinished() -> Query:
+def unfinished(model: Model) -> Query:
     """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
+    return without_vector(Query(), model)
+
+
+def not_embedded(model: Model, before: float) -> Query:
+    """Select every piece without a vector of a model, whether it waits for one or not, that was last changed before a
+    time; for a change of model alone.
+    """
     query = Query()
-    query.text = _tagged(query, "model", (NO_MODEL,))
+    query.text = f"@updated_at:[-inf ({query.bind(to_redis(before))}] -@model:{{{query.bind(model.name)}}}"
     return query
 
 
@@ -149,6 +157,11 @@ def living(now: float) -> Query:
     query = Query()
     query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
     return query
+
+
+def concerned_with(model: Model) -> Query:
+    """Select every piece that has a vector of a model or waits for one; for a change of model alone."""
+    return having(Query(), "model", model.name, NO_VECTOR + model.name)
 
 
 def written_by(agent: str, since: float) -> Query:
@@ -182,9 +195,9 @@ def memories(query: Query) -> Query:
     return having(query, "part", HEAD)
 
 
-def without_vector(query: Query) -> Query:
-    """Narrow a selection to what still waits for its vector."""
-    return having(query, "model", NO_MODEL)
+def without_vector(query: Query, model: Model) -> Query:
+    """Narrow a selection to what still waits for its vector of a model."""
+    return having(query, "model", NO_VECTOR + model.name)
 
 
 def sensitive(query: Query) -> Query:
@@ -199,11 +212,9 @@ def without_sensitive(query: Query) -> Query:
     return narrowed
 
 
-def with_vector(query: Query) -> Query:
-    """Narrow a selection to what has its vector."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} -@model:{{{narrowed.bind(NO_MODEL)}}}"
-    return narrowed
+def with_vector(query: Query, model: Model) -> Query:
+    """Narrow a selection to what has its vector of a model."""
+    return having(query, "model", model.name)
 
 
 def owned(query: Query, owners: Sequence[str]) -> Query:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memory_core import redis_time
-from memory_core.agents import Agent, AgentStatus, AgentType, load_agent, load_agents
+from memory_core.agents import Agent, AgentStatus, AgentType, load_agent, load_agents, profile_vector
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.ids import new_id
@@ -64,7 +64,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
     text = profile.description and checks.check_text(profile.description, "description", DESCRIPTION_BYTES)
     prepared = await service.backend.namespace(caller.namespace)
     keys, candidate = prepared.keys, new_id()
-    vector = await _embed(service, caller, ". ".join(filter(None, [text, ", ".join(able)])))
+    vector = await _embed(service, caller, self_description(text, able))
     fields: dict[str, Any] = {
         "type": profile.agent_type,
         "capabilities": SEPARATOR.join(able),
@@ -234,12 +234,19 @@ async def list_agents(
     return AgentListAnswer(agents=[AgentView.of(agent, now) for agent in sorted(chosen, key=lambda found: found.name)])
 
 
+def self_description(description: str, able: Sequence[str]) -> str:
+    """Give what is embedded of what an agent says of itself."""
+    return ". ".join(filter(None, [description, ", ".join(able)]))
+
+
 async def _embed(service: Service, caller: Caller, text: str) -> bytes:
     """Give the vector of what an agent says of itself, or nothing where none can be had."""
     if not text:
         return b""
     try:
-        return to_bytes((await service.embeddings.embed([text], caller, wait=_EMBED_SECONDS))[0])
+        model = await service.backend.model(caller.namespace)
+        (vector,) = await service.embeddings.embed([text], caller, model=model, wait=_EMBED_SECONDS)
+        return profile_vector(model, to_bytes(vector))
     except MemoryServiceError:
         return b""
 

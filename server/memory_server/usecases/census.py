@@ -57,7 +57,7 @@ class Census:
             agent=caller.agent,
             whole=caller.admin,
             index_progress=service.backend.progress(caller.namespace),
-            model=service.settings.vector_store.embedding_model,
+            model=(await service.backend.model(caller.namespace)).name,
             cache=_cache(service.embeddings.cache.hits(caller)),
             search_latency_ms=service.search_latency.percentiles(measured),
             embedding_latency_ms=service.embedding_latency.percentiles(measured),
@@ -91,11 +91,11 @@ _ALL = Filters(include_archive=True)
 @reads
 async def _count(service: Service, caller: Caller, pieces: Query, now: float) -> dict[str, Any]:
     prepared, timeout = await service.backend.namespace(caller.namespace), service.settings.search_timeout_ms
-    selected = build.memories(pieces)
+    model, selected = await service.backend.model(caller.namespace), build.memories(pieces)
     queries: dict[tuple[str, str], Query] = {
         ("", "total"): selected,
         ("", "pieces"): pieces,
-        ("", "vector_backlog"): build.without_vector(pieces),
+        ("", "vector_backlog"): build.without_vector(pieces, model),
         ("", "created_last_hour"): build.created_since(selected, now - 3600),
         ("", "created_last_day"): build.created_since(selected, now - DAY),
     }

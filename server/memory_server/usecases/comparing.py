@@ -9,6 +9,7 @@ import numpy as np
 
 from memory_core.bulk import Selection
 from memory_core.errors import BulkUnavailable, MemoryServiceError
+from memory_core.models import Model
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
 from memory_server.search import mirrored
@@ -25,7 +26,7 @@ _SHARE_OF_WAIT = 0.5
 """Of a search's time; the rest is for Redis if the engine does not answer."""
 
 
-def exactly_near(service: Service, principal: Principal, filters: Filters, vector: Matrix) -> Near:
+def exactly_near(service: Service, principal: Principal, filters: Filters, vector: Matrix, model: Model) -> Near:
     """Compare a vector of shape (dimension,) with all that the principal may read.
 
     The call raises BulkUnavailable where no sidecar does that in time.
@@ -33,26 +34,28 @@ def exactly_near(service: Service, principal: Principal, filters: Filters, vecto
     selection = mirrored.readable(principal, filters)
 
     async def near(depth: int) -> list[Neighbour]:
-        (found,) = await _ask(service, principal, selection, [vector], depth, exact=True)
+        (found,) = await _ask(service, principal, selection, [vector], model, depth, exact=True)
         return found
 
     return near
 
 
-async def near_together(service: Service, principal: Principal, filters: Filters, vector: Matrix | None) -> Near | None:
+async def near_together(
+    service: Service, principal: Principal, filters: Filters, vector: Matrix | None, model: Model
+) -> Near | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
     current = shared()
-    if current is None or vector is None or not await _is_offered(service, current):
+    if current is None or vector is None or not await _is_offered(service, current, model):
         return None
     selection = mirrored.readable(principal, filters)
     clauses = selection.model_dump_json()
 
     async def near(depth: int) -> list[Neighbour] | None:
         async def send(vectors: Sequence[Matrix]) -> list[list[Neighbour]]:
-            return await _ask(service, principal, selection, vectors, depth, exact=False)
+            return await _ask(service, principal, selection, vectors, model, depth, exact=False)
 
         try:
-            return await current.gathered((clauses, depth), vector, send)
+            return await current.gathered((clauses, depth, model), vector, send)
         except BulkUnavailable as error:
             log.info("a batch searches by the index: %s", error.message)
             return None
@@ -60,19 +63,28 @@ async def near_together(service: Service, principal: Principal, filters: Filters
     return near
 
 
-async def _is_offered(service: Service, current: Shared) -> bool:
+async def _is_offered(service: Service, current: Shared, model: Model) -> bool:
     async def ask() -> bool:
         try:
-            return await service.bulk.is_offered()
+            return await service.bulk.is_offered(model)
         except MemoryServiceError:
             return False
 
-    return await current.once("bulk is offered", ask)
+    return await current.once(("bulk is offered", model), ask)
 
 
 async def _ask(
-    service: Service, principal: Principal, selection: Selection, vectors: Sequence[Matrix], depth: int, *, exact: bool
+    service: Service,
+    principal: Principal,
+    selection: Selection,
+    vectors: Sequence[Matrix],
+    model: Model,
+    depth: int,
+    *,
+    exact: bool,
 ) -> list[list[Neighbour]]:
     wait = service.settings.search_timeout_ms / 1000 * _SHARE_OF_WAIT
-    found = await service.bulk.nearest(principal.namespace, selection, np.stack(vectors), depth, exact=exact, wait=wait)
+    found = await service.bulk.nearest(
+        principal.namespace, selection, np.stack(vectors), depth, exact=exact, wait=wait, model=model
+    )
     return [[(Ref(memory_id, piece), cosine) for memory_id, piece, cosine in row] for row in found]

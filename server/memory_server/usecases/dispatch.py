@@ -8,6 +8,7 @@ from memory_core import redis_time
 from memory_core.agents import Agent
 from memory_core.connection import Client
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.tasks import Kind, Task, load_tasks, load_vectors
 from memory_core.vectors import from_bytes
 from memory_server.service import Service
@@ -37,7 +38,8 @@ async def dispatch(service: Service, namespace: str) -> int:
     if not open_kinds:
         return 0
     tasks = await service.backend.read(lambda client: _first(client, keys, list(open_kinds)))
-    demands = await service.backend.read(lambda client: _demands(client, keys, tasks))
+    model = await service.backend.model(namespace)
+    demands = await service.backend.read(lambda client: _demands(client, keys, tasks, model))
     items = [
         {"id": task.id, "candidates": _names(open_kinds[task.kind.id], demand)}
         for task, demand in zip(tasks, demands, strict=True)
@@ -75,8 +77,8 @@ async def _first(client: Client, keys: Keys, kinds: Sequence[str]) -> list[Task]
     return await load_tasks(client, keys, [name for _, name in queued[:_AT_ONCE]])
 
 
-async def _demands(client: Client, keys: Keys, tasks: Sequence[Task]) -> list[Demand]:
-    vectors = await load_vectors(client, keys, [task.id for task in tasks])
+async def _demands(client: Client, keys: Keys, tasks: Sequence[Task], model: Model) -> list[Demand]:
+    vectors = await load_vectors(client, keys, [task.id for task in tasks], model)
     rows = [from_bytes(vector, len(vector) // 4)[0] if vector else None for vector in vectors]
     return [Demand(task.kind, task.type, task.priority, row, task.avoid) for task, row in zip(tasks, rows, strict=True)]
 

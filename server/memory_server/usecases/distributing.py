@@ -13,6 +13,7 @@ from memory_core import redis_time
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
 from memory_core.ids import new_id
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.names import SEPARATOR, check_label, check_name
 from memory_core.tasks import Kind, Task, TaskPriority, TaskState, load_vectors
 from memory_core.times import parse_time, to_redis
@@ -70,11 +71,12 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
     await service.backend.namespace(caller.namespace)
     await _check_dependencies(service, caller, new.depends_on)
-    vector = await _embed(service, caller, new.description)
+    model = await service.backend.model(caller.namespace)
+    vector = await _embed(service, caller, new.description, model)
     agents = able(await roster(service, caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
-    similar = await _similar(service, caller, vector)
-    answer = await _submit(service, caller, new, kind, vector, _candidates(choices))
+    similar = await _similar(service, caller, vector, model)
+    answer = await _submit(service, caller, new, kind, vector, model, _candidates(choices))
     if answer["status"] == "replayed":
         return await _replayed(service, caller, answer["id"])
     assigned = answer.get("assigned")
@@ -112,15 +114,21 @@ async def _check_dependencies(service: Service, caller: Caller, task_ids: Sequen
             raise no_task(task_id)
 
 
-async def _embed(service: Service, caller: Caller, text: str) -> Matrix | None:
+async def _embed(service: Service, caller: Caller, text: str, model: Model) -> Matrix | None:
     try:
-        return (await service.embeddings.embed([text], caller, wait=EMBED_SECONDS))[0]
+        return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
     except MemoryServiceError:
         return None
 
 
 async def _submit(
-    service: Service, caller: Caller, new: NewTask, kind: Kind, vector: Matrix | None, names: Sequence[str]
+    service: Service,
+    caller: Caller,
+    new: NewTask,
+    kind: Kind,
+    vector: Matrix | None,
+    model: Model,
+    names: Sequence[str],
 ) -> dict[str, Any]:
     keys, task_id = Keys(caller.namespace), new_id()
     deadline = None if new.deadline is None else parse_time(new.deadline, "deadline")
@@ -135,6 +143,7 @@ async def _submit(
         only=kind.only,
         deadline=deadline,
         vector=None if vector is None else to_bytes(vector),
+        vector_field=model.field,
         candidates=list(names),
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
@@ -229,12 +238,12 @@ def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None
     return Why(reason=f"no living agent{asked} is registered; it goes out when one is")
 
 
-async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> list[SimilarTask]:
+async def _similar(service: Service, caller: Caller, vector: Matrix | None, model: Model) -> list[SimilarTask]:
     """Find open tasks that look the same; advice only, so its failure never fails a submission."""
     if vector is None:
         return []
     try:
-        scored = await _near(service, caller, vector)
+        scored = await _near(service, caller, vector, model)
     except MemoryServiceError:
         return []
     return [
@@ -250,7 +259,7 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None) -> l
     ]
 
 
-async def _near(service: Service, caller: Caller, vector: Matrix) -> list[tuple[float, Task]]:
+async def _near(service: Service, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
     """Find the open tasks nearest to a vector that the caller may see, with their cosines, in no order.
 
     What the caller may not see lies among them: it looks further until that cannot have taken the place of one.
@@ -262,9 +271,9 @@ async def _near(service: Service, caller: Caller, vector: Matrix) -> list[tuple[
         ids = await run_search(
             service,
             caller.namespace,
-            partial(candidates.near_tasks, keys=keys, vector=data, k=number, timeout_ms=timeout),
+            partial(candidates.near_tasks, keys=keys, vector=data, model=model, k=number, timeout_ms=timeout),
         )
-        rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids))
+        rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids, model=model))
         scores = {
             task_id: float(from_bytes(row, len(vector))[0] @ vector)
             for task_id, row in zip(ids, rows, strict=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_core.connection import Client
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import to_bytes
@@ -38,7 +39,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here.
+    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here. All
+    vectors are of `model`, from the question to the index, even if another one begins to answer meanwhile.
 
     `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
     """
@@ -47,6 +49,7 @@ class Search:
     principal: Principal
     selected: Query
     wanted: Wanted
+    model: Model
     exact: bool = False
     depth: int = DEPTH
     deadline_ms: int | None = None
@@ -104,6 +107,7 @@ class Search:
                 client,
                 self._keys,
                 self.selected,
+                model=self.model,
                 terms=self.wanted.terms,
                 vector=vector,
                 depth=depth,
@@ -117,9 +121,8 @@ class Search:
         return await run_search(self.service, self.principal.namespace, fetch)
 
     async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
-        field = vector_field(self.service.settings.vector_store.embedding_model)
         return await loading.load_readable(
-            client, self._keys, refs, self.principal, self.service.backend.integrity, vector_field=field
+            client, self._keys, refs, self.principal, self.service.backend.integrity, model=self.model
         )
 
     async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:
@@ -138,6 +141,7 @@ class Search:
                 self.principal.namespace,
                 selected,
                 self.wanted.vector,
+                self.model,
                 depth=depth,
                 timeout_ms=self._timeout_ms,
             )

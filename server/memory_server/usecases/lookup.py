@@ -8,9 +8,10 @@ from typing import TypeVar
 from redis import exceptions as redis_errors
 
 from memory_core.connection import Client
-from memory_core.errors import NotFound, echo
+from memory_core.errors import NotFound, StoreUnavailable, echo
 from memory_core.index import is_missing_index
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_server.search import candidates, flaws, loading
@@ -26,7 +27,7 @@ async def load_readable(
     principal: Principal,
     memory_id: str,
     *,
-    with_vector: bool = False,
+    model: Model | None = None,
     whole: bool = False,
 ) -> Record:
     """Load and open one record that the principal may read; see `loading.load`.
@@ -36,12 +37,11 @@ async def load_readable(
         KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
     """
     keys = Keys(principal.namespace)
-    field = vector_field(service.settings.vector_store.embedding_model) if with_vector else None
 
     async def fetch(client: Client) -> list[Record]:
         refs = [Ref(check_id(memory_id))]
         return await loading.load_readable(
-            client, keys, refs, principal, service.backend.integrity, vector_field=field, whole=whole
+            client, keys, refs, principal, service.backend.integrity, model=model, whole=whole
         )
 
     with flaws.noting() as noted:
@@ -65,9 +65,11 @@ async def run_search(service: Service, namespace: str, command: Callable[[Client
         try:
             return await service.backend.read(command)
         except redis_errors.ResponseError as error:
-            if attempt or not is_missing_index(error):
+            if not is_missing_index(error):
                 raise candidates.search_error(error) from error
             await service.backend.namespace(namespace, renew=True)
+            if attempt:
+                raise StoreUnavailable("another index took the place of this one", retry_after=0.1) from error
     raise AssertionError("unreachable")
 
 

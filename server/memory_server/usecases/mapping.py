@@ -15,8 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from cachetools import LRUCache
 
+from memory_core import redis_time
 from memory_core.connection import Client
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.times import to_iso
@@ -75,7 +77,7 @@ class Maps:
     """The layouts of one process."""
 
     def __init__(self) -> None:
-        self._layouts: LRUCache[tuple[str, str], _Layout] = LRUCache(_REMEMBERED)
+        self._layouts: LRUCache[tuple[str, str, str], _Layout] = LRUCache(_REMEMBERED)
         self._drawing: LRUCache[tuple[str, str], asyncio.Lock] = LRUCache(_REMEMBERED)
 
     async def draw(self, service: Service, caller: Caller, selection: Selection, limit: int) -> MapAnswer:
@@ -94,7 +96,7 @@ class Maps:
 async def _draw(
     service: Service,
     caller: Caller,
-    layouts: LRUCache[tuple[str, str], _Layout],
+    layouts: LRUCache[tuple[str, str, str], _Layout],
     selection: Selection,
     limit: int,
 ) -> MapAnswer:
@@ -102,8 +104,9 @@ async def _draw(
     filters = await to_filters(service, principal, selection)
     if not await service.backend.knows(caller.namespace):
         return _answer([], 0, None, None)
-    pieces = build.readable(principal, filters, time.time())
-    selected = build.without_sensitive(build.with_vector(build.memories(pieces)))
+    pieces = build.readable(principal, filters, redis_time.now())
+    model = await service.backend.model(caller.namespace)
+    selected = build.without_sensitive(build.with_vector(build.memories(pieces), model))
     keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
     await service.backend.namespace(caller.namespace)
 
@@ -112,14 +115,14 @@ async def _draw(
         return total, await candidates.page(client, keys, selected, offset=0, limit=limit, timeout_ms=timeout)
 
     total, (refs, warnings) = await run_search(service, caller.namespace, fetch)
-    who = (caller.namespace, caller.agent)
+    who = (caller.namespace, caller.agent, model.name)
     layout = layouts.get(who)
     new = [ref for ref in refs if layout is None or ref.memory_id not in layout.points]
     if layout is None or time.monotonic() - layout.made_at > _FRESH_SECONDS or 2 * len(new) > len(layout.points):
-        records = await _with_vectors(service, principal, refs)
+        records = await _with_vectors(service, principal, model, refs)
         layout = await asyncio.to_thread(_lay_out, records) if records else None
     elif new:
-        layout.place(await _with_vectors(service, principal, new))
+        layout.place(await _with_vectors(service, principal, model, new))
     if layout:
         layouts[who] = layout
     reason = partial_reason(service.backend.progress(caller.namespace), warnings)
@@ -155,20 +158,17 @@ async def snippets(service: Service, caller: Caller, memory_ids: Sequence[str]) 
     return SnippetsAnswer(memories=shown, partial=bool(reason), reason=reason)
 
 
-async def _with_vectors(service: Service, principal: Principal, refs: Sequence[Ref]) -> list[Record]:
+async def _with_vectors(service: Service, principal: Principal, model: Model, refs: Sequence[Ref]) -> list[Record]:
     """Load what is readable of some memories that have a vector, in slices that let others in between."""
-    store = service.settings.vector_store
-    keys, name, found = Keys(principal.namespace), vector_field(store.embedding_model), list[Record]()
+    keys, found = Keys(principal.namespace), list[Record]()
     for start in range(0, len(refs), _SLICE):
         part = refs[start : start + _SLICE]
 
         async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-            return await loading.load_readable(
-                client, keys, part, principal, service.backend.integrity, vector_field=name
-            )
+            return await loading.load_readable(client, keys, part, principal, service.backend.integrity, model=model)
 
         loaded = await service.backend.read(fetch)
-        found += [record for record in loaded if len(record.vector or b"") == 4 * store.vector_dimension]
+        found += [record for record in loaded if len(record.vector or b"") == 4 * model.dimension]
     return found
 
 

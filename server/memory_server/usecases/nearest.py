@@ -13,8 +13,9 @@ import numpy as np
 
 from memory_core.connection import Client
 from memory_core.errors import KeyMissing, Tampered
-from memory_core.keys import Keys, vector_field
-from memory_core.records import SEALED_CODEC, SEALED_VECTOR
+from memory_core.keys import Keys
+from memory_core.models import Model
+from memory_core.records import SEALED_CODEC
 from memory_core.sealed_records import Place, open_vector
 from memory_core.sealing import Key, key_id
 from memory_core.vectors import Matrix
@@ -28,7 +29,7 @@ from memory_server.vectors import Which
 
 _PAGE = 10_000
 _SLICE = 1000
-_HEAD = ("owner", "rev", "hash", "codec", SEALED_VECTOR)
+_HEAD = ("owner", "rev", "hash", "codec")
 _NOTHING = -2.0
 """Score of a piece whose vector cannot be had; below any cosine."""
 
@@ -45,21 +46,30 @@ class _Closed:
 
 
 async def nearest_here(
-    service: Service, namespace: str, selected: build.Query, vector: Matrix, *, depth: int, timeout_ms: int
+    service: Service,
+    namespace: str,
+    selected: build.Query,
+    vector: Matrix,
+    model: Model,
+    *,
+    depth: int,
+    timeout_ms: int,
 ) -> tuple[list[Ref], Opened]:
     """Rank every piece of a selection that has a vector; give the `depth` nearest and what could not be opened."""
-    pieces = await _pieces(service, namespace, build.with_vector(selected), timeout_ms)
+    pieces = await _pieces(service, namespace, build.with_vector(selected, model), model, timeout_ms)
     opened, scores = Opened(), np.full(len(pieces), _NOTHING, dtype=np.float32)
     for start in range(0, len(pieces), _SLICE):
         part = pieces[start : start + _SLICE]
-        rows = await _vectors(service, part, opened)
+        rows = await _vectors(service, part, model, opened)
         scores[start : start + len(part)] = np.where(np.isnan(rows[:, 0]), _NOTHING, rows @ vector)
         rows.fill(0)
     order = np.argsort(-scores, kind="stable")[:depth]
     return [Ref(pieces[place].memory_id, pieces[place].piece) for place in order if scores[place] > _NOTHING], opened
 
 
-async def _pieces(service: Service, namespace: str, selected: build.Query, timeout_ms: int) -> list[Which]:
+async def _pieces(
+    service: Service, namespace: str, selected: build.Query, model: Model, timeout_ms: int
+) -> list[Which]:
     """List the pieces of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
     keys = Keys(namespace)
     found: dict[Which, None] = {}
@@ -72,34 +82,35 @@ async def _pieces(service: Service, namespace: str, selected: build.Query, timeo
             )
 
         page, total = await run_search(service, namespace, fetch)
-        found |= {Which(namespace, owner, *ref, content): None for ref, owner, content in page}
+        found |= {Which(namespace, owner, *ref, content, model.name): None for ref, owner, content in page}
         offset += _PAGE
         if offset >= total > _PAGE and not again:
             offset, again = 0, True
     return list(found)
 
 
-async def _vectors(service: Service, pieces: Sequence[Which], opened: Opened) -> Matrix:
+async def _vectors(service: Service, pieces: Sequence[Which], model: Model, opened: Opened) -> Matrix:
     """Give the vectors of some pieces, shape (pieces, dimension), NaN for those that cannot be had."""
-    rows = np.full((len(pieces), service.settings.vector_store.vector_dimension), np.nan, dtype=np.float32)
+    rows = np.full((len(pieces), model.dimension), np.nan, dtype=np.float32)
     missing = [row for row, which in enumerate(pieces) if not service.vault.vectors.copy(which, rows[row])]
     if not missing:
         return rows
-    closed = await _fetch(service, [(row, pieces[row]) for row in missing], rows, opened)
-    for one in await asyncio.to_thread(_open, closed, rows, opened):
+    closed = await _fetch(service, [(row, pieces[row]) for row in missing], model, rows, opened)
+    for one in await asyncio.to_thread(_open, closed, model, rows, opened):
         service.vault.vectors.put(one.which, rows[one.row])
     return rows
 
 
-async def _fetch(service: Service, wanted: Sequence[tuple[int, Which]], rows: Matrix, opened: Opened) -> list[_Closed]:
+async def _fetch(
+    service: Service, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
+) -> list[_Closed]:
     """Read vectors as they lie in Redis: clear ones into their rows, the others to be opened."""
     keys = Keys(wanted[0][1].namespace)
-    field = vector_field(service.settings.vector_store.embedding_model)
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
         for _, which in wanted:
-            pipe.hmget(keys.piece(which.memory_id, which.piece), [*_HEAD, field])
+            pipe.hmget(keys.piece(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
         return await pipe.execute()
 
     closed: list[_Closed] = []
@@ -117,12 +128,12 @@ async def _fetch(service: Service, wanted: Sequence[tuple[int, Which]], rows: Ma
     return closed
 
 
-def _open(closed: Sequence[_Closed], rows: Matrix, opened: Opened) -> list[_Closed]:
+def _open(closed: Sequence[_Closed], model: Model, rows: Matrix, opened: Opened) -> list[_Closed]:
     """Open vectors into their rows; give those that could be."""
     done: list[_Closed] = []
     for one in closed:
         try:
-            vector = open_vector(one.key, one.place, one.sealed, rows.shape[1])
+            vector = open_vector(one.key, one.place, one.sealed, model)
             rows[one.row] = np.frombuffer(vector, "<f4")
             done.append(one)
         except Tampered as error:

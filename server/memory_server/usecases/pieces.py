@@ -14,6 +14,7 @@ from typing import Any
 from memory_core.connection import Client
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record, filter_fields
 from memory_core.vectors import Matrix
 from memory_server.search import flaws, loading
@@ -38,11 +39,12 @@ async def split_content(content: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A content cut into pieces, with their vectors where they are known: shape (pieces, dimension)."""
+    """A content cut into pieces, with their vectors where they are known: shape (pieces, dimension), of `model`."""
 
     content: str
     pieces: Sequence[str]
     vectors: Matrix | None = None
+    model: Model | None = None
 
 
 async def settle(service: Service, namespace: str, chore: str, cut: Cut | None = None) -> None:
@@ -89,7 +91,7 @@ async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | 
 async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
     """Write every further piece; False when the memory changed meanwhile."""
     shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
-    form = await form_of(service, keys.namespace, record)
+    form = await form_of(service, keys.namespace, record, cut.model or await service.backend.model(keys.namespace))
     if form.version and form.content_hash(record.content) != record.content_hash:
         service.vault.forget(keys.namespace, record.owner)
         return (
@@ -99,7 +101,12 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
         numbers = range(start, min(start + _SLICE, len(texts)))
         answer = await service.backend.write(
             "rm1_pieces",
-            [keys.memory(record.id), keys.jobs, keys.events, *(keys.chunk(record.id, number) for number in numbers)],
+            [
+                keys.memory(record.id),
+                keys.job_streams,
+                keys.events,
+                *(keys.chunk(record.id, number) for number in numbers),
+            ],
             repeatable=True,
             id=record.id,
             hash=record.content_hash,

@@ -39,7 +39,7 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
     service.touch(caller.namespace, [memory_id])
     return MemoryAnswer(
-        memory=Memory.of(record, principal),
+        memory=Memory.of(record, principal, await service.backend.model(caller.namespace)),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
@@ -78,8 +78,9 @@ async def list_memories(
 
     total, records, warnings, more = await run_search(service, caller.namespace, fetch)
     reason = partial_reason(service.backend.progress(caller.namespace), warnings)
+    model = await service.backend.model(caller.namespace)
     return MemoryListAnswer(
-        memories=[Memory.of(record, principal) for record in records],
+        memories=[Memory.of(record, principal, model) for record in records],
         next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
         total=total,
         partial=bool(reason),

@@ -13,7 +13,8 @@ import numpy as np
 
 from memory_core.connection import Client
 from memory_core.errors import Conflict, KeyMissing, StoreUnavailable, Tampered
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import Record
 from memory_core.sealed_records import unwrap, wrap
@@ -176,7 +177,8 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
     for _ in range(_ATTEMPTS):
         if record.sealed is None or key_id(record.sealed.text) == version:
             return False
-        loaded = await _load(service, namespace, [Ref(record.id)], whole=True)
+        model = await service.backend.model(namespace)
+        loaded = await _load(service, namespace, [Ref(record.id)], model, whole=True)
         if not loaded:
             return False
         record = loaded[0]
@@ -188,8 +190,9 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
 async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     """Write a memory as it is sealed now; false where it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
-    pieces, form = await split_content(record.content), await form_of(service, namespace, record)
-    vectors = await _vectors(service, namespace, record, len(pieces))
+    model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.backend.model(namespace)
+    pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
+    vectors = await _vectors(service, namespace, record, len(pieces), model)
     new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
     most = max(len(pieces), record.pieces)
     head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
@@ -198,7 +201,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         [
             keys.memory(record.id),
             keys.data_key(record.owner),
-            keys.jobs,
+            keys.job_streams,
             keys.chores,
             keys.same(record.owner, record.content_hash),
             keys.same(record.owner, new.content_hash),
@@ -225,25 +228,26 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     if head is None:
         service.ring(namespace)
     if most > 1:
-        await settle_or_tell(service, namespace, f"{record.id}:{most}", Cut(record.content, pieces, vectors))
+        await settle_or_tell(service, namespace, f"{record.id}:{most}", Cut(record.content, pieces, vectors, model))
     return True
 
 
-async def _vectors(service: Service, namespace: str, record: Record, pieces: int) -> Matrix | None:
+async def _vectors(service: Service, namespace: str, record: Record, pieces: int, model: Model) -> Matrix | None:
     """Give the vectors of all pieces of a long memory, shape (pieces, dimension), unless one is missing."""
     if pieces == 1 or record.vector is None:
         return None
     refs = [Ref(record.id, number) for number in range(1, pieces)]
-    opened = await service.vault.open_all(namespace, await _load(service, namespace, refs))
+    opened = await service.vault.open_all(namespace, await _load(service, namespace, refs, model))
     found = [record.vector, *(piece.vector for piece in opened.records if piece.vector)]
-    dimension = service.settings.vector_store.vector_dimension
-    return np.concatenate([from_bytes(vector, dimension) for vector in found]) if len(found) == pieces else None
+    return np.concatenate([from_bytes(vector, model.dimension) for vector in found]) if len(found) == pieces else None
 
 
-async def _load(service: Service, namespace: str, refs: Sequence[Ref], *, whole: bool = False) -> list[Record]:
-    keys, field = Keys(namespace), vector_field(service.settings.vector_store.embedding_model)
+async def _load(
+    service: Service, namespace: str, refs: Sequence[Ref], model: Model, *, whole: bool = False
+) -> list[Record]:
+    keys = Keys(namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loading.load(client, keys, refs, service.backend.integrity, vector_field=field, whole=whole)
+        return await loading.load(client, keys, refs, service.backend.integrity, model=model, whole=whole)
 
     return await service.backend.read(fetch)

@@ -64,8 +64,8 @@ async def roster(service: Service, namespace: str) -> list[Agent]:
     known = service.rosters.get(namespace)
     if known and known[0] > time.monotonic():
         return known[1]
-    keys, dimension = Keys(namespace), service.settings.vector_store.vector_dimension
-    agents = await service.backend.read(lambda client: load_agents(client, keys, dimension=dimension))
+    keys, model = Keys(namespace), await service.backend.model(namespace)
+    agents = await service.backend.read(lambda client: load_agents(client, keys, model=model))
     service.rosters[namespace] = (time.monotonic() + ROSTER_SECONDS, agents)
     return agents
 
@@ -112,6 +112,6 @@ def _mean_ms(agent: Agent, task_type: str) -> float | None:
 
 def _closeness(agent: Agent, vector: Matrix | None) -> float:
     """The best cosine between the task and the agent's description or something that it completed."""
-    if vector is None or agent.vectors is None:
-        return 0.0
+    if vector is None or agent.vectors is None or agent.vectors.shape[1:] != vector.shape:
+        return 0.0  # nothing is known, or the model was changed in between
     return min(max(float((agent.vectors @ vector).max()), 0.0), 1.0)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from memory_core import redis_time
 from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
+from memory_core.models import Model
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
 from memory_server.readers import reads
@@ -83,19 +84,23 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     if not await service.backend.knows(caller.namespace):
         return SearchAnswer(hits=[])
     await service.backend.namespace(caller.namespace)
+    model = await service.backend.model(caller.namespace)
     selected = build.readable(principal, filters, now())
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    (wanted, failure), embed_ms = await _timed(_understand(service, caller, principal, query, request, deadline_ms))
+    (wanted, failure), embed_ms = await _timed(
+        _understand(service, caller, principal, query, request, model, deadline_ms)
+    )
     search = Search(
         service,
         principal,
         selected,
         wanted,
+        model,
         exact=request.rerank,
         depth=_RERANK_DEPTH if request.rerank else DEPTH,
         deadline_ms=max(int(deadline_ms - embed_ms), 1),
-        near=None if request.rerank else await near_together(service, principal, filters, wanted.vector),
+        near=None if request.rerank else await near_together(service, principal, filters, wanted.vector, model),
         by_cosine=wanted.is_vector_alone and not (request.recency_weight or request.priority_weight),
     )
     found, search_ms = await _timed(search.run(request.limit))
@@ -111,7 +116,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     progress = service.backend.progress(caller.namespace)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
-        hits=[_hit(scored, principal) for scored in hits],
+        hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(
             embed=_round(embed_ms),
             search=_round(search_ms),
@@ -144,7 +149,8 @@ async def find_similar(
     started = time.perf_counter()
     await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id, with_vector=True)
+    model = await service.backend.model(caller.namespace)
+    record = await load_readable(service, principal, memory_id, model=model)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
@@ -156,11 +162,12 @@ async def find_similar(
         principal,
         build.readable(principal, filters, redis_time.now()),
         Wanted(vector=vector, weights=PLAIN),
+        model,
         exact=exact,
         secret=record.is_sensitive,
         by_cosine=True,
     )
-    near = exactly_near(service, principal, filters, vector) if exact and not search.secret else None
+    near = exactly_near(service, principal, filters, vector, model) if exact and not search.secret else None
     note: str | None = None
     try:
         found = await replace(search, near=near).run(limit + 1)
@@ -175,7 +182,7 @@ async def find_similar(
         service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
     )
     return SearchAnswer(
-        hits=[_hit(scored, principal) for scored in hits],
+        hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
         partial=bool(reason),
         reason="; ".join(filter(None, (reason, note))) or None,
@@ -183,14 +190,14 @@ async def find_similar(
 
 
 async def nearest(
-    service: Service, principal: Principal, vector: Matrix, limit: int, *, secret: bool = False
+    service: Service, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
 ) -> list[Scored]:
-    """Find the readable memories nearest to a vector of shape (dimension,); to a secret one, sensitive ones alone."""
+    """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
     selected = build.readable(principal, build.Filters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
     wanted = Wanted(vector=vector, weights=PLAIN)
-    found = await Search(service, principal, selected, wanted, depth=_FEW, secret=secret).run(limit)
+    found = await Search(service, principal, selected, wanted, model, depth=_FEW, secret=secret).run(limit)
     return _rank(found, wanted, SearchRequest(query=""))[:limit]
 
 
@@ -199,9 +206,9 @@ async def best_of(
 ) -> tuple[list[Scored], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     request = SearchRequest(query=text, limit=limit)
-    timeout = service.settings.search_timeout_ms
-    wanted, failure = await _understand(service, caller, principal, text, request, timeout)
-    found = await Search(service, principal, selected, wanted).run(limit)
+    timeout, model = service.settings.search_timeout_ms, await service.backend.model(principal.namespace)
+    wanted, failure = await _understand(service, caller, principal, text, request, model, timeout)
+    found = await Search(service, principal, selected, wanted, model).run(limit)
     hits, _ = _cut(_rank(found, wanted, request), request)
     waiting, warnings = found.candidates.waiting, found.candidates.warnings
     progress = service.backend.progress(caller.namespace)
@@ -209,24 +216,30 @@ async def best_of(
 
 
 async def _understand(
-    service: Service, caller: Caller, principal: Principal, query: str, request: SearchRequest, deadline_ms: int
+    service: Service,
+    caller: Caller,
+    principal: Principal,
+    query: str,
+    request: SearchRequest,
+    model: Model,
+    deadline_ms: int,
 ) -> tuple[Wanted, str | None]:
     """Read a query and get its vector, or why there is none. By one side alone it is taken as it stands."""
     if request.mode is not Mode.HYBRID:
         terms = [] if request.mode is Mode.VECTOR else query_terms(query)
-        vector, failure = await _query_vector(service, caller, query, request.mode, deadline_ms)
+        vector, failure = await _query_vector(service, caller, query, request.mode, model, deadline_ms)
         return Wanted(terms, vector, weights=PLAIN), failure
     started = time.perf_counter()
     read = (await understand(service, principal, [query]))[0]
     left = deadline_ms - int((time.perf_counter() - started) * 1000)
     weights = request.weights
     names, text = (read.names, read.text) if weights.source else (frozenset[str](), query)
-    vector, failure = await _query_vector(service, caller, text, request.mode, max(left, 1))
+    vector, failure = await _query_vector(service, caller, text, request.mode, model, max(left, 1))
     return Wanted(read.terms, vector, names, read.moments if weights.time else (), weights), failure
 
 
 async def _query_vector(
-    service: Service, caller: Caller, query: str, mode: Mode, deadline_ms: int
+    service: Service, caller: Caller, query: str, mode: Mode, model: Model, deadline_ms: int
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:
@@ -234,7 +247,7 @@ async def _query_vector(
     started = time.perf_counter()
     try:
         wait = min(service.settings.embed_wait_seconds, deadline_ms / 1000)
-        vectors = await service.embeddings.embed([query], caller, wait=wait)
+        vectors = await service.embeddings.embed([query], caller, model=model, wait=wait)
     except EmbeddingUnavailable as error:
         if mode is Mode.VECTOR:
             raise
@@ -286,9 +299,9 @@ def _over_budget(left_out: int) -> list[str]:
     return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
 
 
-def _hit(scored: Scored, principal: Principal) -> Hit:
+def _hit(scored: Scored, principal: Principal, model: Model) -> Hit:
     return Hit(
-        memory=Memory.of(scored.record, principal),
+        memory=Memory.of(scored.record, principal, model),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),

@@ -13,6 +13,7 @@ from memory_core.codec import unpack
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument
 from memory_core.keys import Keys, digest
+from memory_core.models import Model
 from memory_core.names import check_label
 from memory_core.records import Record
 from memory_core.scope import Principal
@@ -96,6 +97,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     prepared = await service.backend.namespace(caller.namespace)
     end = await _now(service, prepared.keys)
     principal = await resolve(service.backend, caller)
+    model = await service.backend.model(caller.namespace)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
     view = View(principal, given, build.Filters(context=context), end)
     budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
@@ -116,7 +118,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     reason = "; ".join(note for note in notes if note) or None
     service.touch(caller.namespace, [record.id for _, record in budget.kept])
     return SharedContextAnswer(
-        memories=[_shown(view, place, record) for place, record in budget.kept],
+        memories=[_shown(view, place, record, model) for place, record in budget.kept],
         next_cursor=after.write() if after else None,
         more=budget.full,
         granted_to_me=shown.to_me,
@@ -192,9 +194,9 @@ def _digest_then(view: View, told: Told) -> str:
     return replace(view, now=told.last.seen).grants_digest
 
 
-def _shown(view: View, place: Place, record: Record) -> SharedMemory:
+def _shown(view: View, place: Place, record: Record, model: Model) -> SharedMemory:
     return SharedMemory(
-        memory=Memory.of(record, view.principal),
+        memory=Memory.of(record, view.principal, model),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),
         changed_at=to_iso(place.seen) or "",
     )

@@ -49,15 +49,15 @@ async def memory_stats(
 
     figures = await run_search(service, caller.namespace, fetch)
     reason = partial_reason(service.backend.progress(caller.namespace))
-    vector_store, measured = service.settings.vector_store, None if caller.sees_server else caller
+    model, measured = await service.backend.model(caller.namespace), None if caller.sees_server else caller
     return StatsAnswer(
         namespace=caller.namespace,
         agent=caller.agent,
         index=IndexHealth(
             progress=service.backend.progress(caller.namespace),
             failures=await _failures(service, prepared.keys) if caller.sees_server else None,
-            model=vector_store.embedding_model,
-            dimension=vector_store.vector_dimension,
+            model=model.name,
+            dimension=model.dimension,
         ),
         cache=_cache_figures(service.embeddings.cache.hits(caller)),
         search_latency_ms=service.search_latency.percentiles(measured),
@@ -79,7 +79,8 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
     living = await service.backend.read(sidecars.living)
     depth = None
     if caller.sees_server:
-        depth = int(await service.backend.read(lambda client: client.xlen(Keys(caller.namespace).jobs)))
+        names, model = Keys(caller.namespace), await service.backend.model(caller.namespace)
+        depth = int(await service.backend.read(lambda client: client.xlen(names.jobs(model.name))))
     keyless = [status for status in living if lacks_key(service.backend.transports, status)]
     reason = None if living else "no embedding sidecar is alive; searches use words only"
     if living and len(keyless) == len(living):
@@ -123,9 +124,9 @@ async def is_ready(service: Service) -> str | None:
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
     await service.backend.write("rm1_touch", [], counts=[], at="0")
-    model = service.settings.vector_store.embedding_model
+    model = await service.backend.model(service.settings.namespace)
     living = await service.backend.read(sidecars.living)
-    if not any(status.state == "ready" and status.model == model for status in living):
+    if not any(status.state == "ready" and status.model == model.name for status in living):
         return "no embedding sidecar is ready"
     return None
 
@@ -135,6 +136,7 @@ async def _count(
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
     now, timeout = redis_time.now(), service.settings.search_timeout_ms
+    model = await service.backend.model(principal.namespace)
     pieces = build.readable(principal, base, now)
     selection = build.memories(pieces)
     queries: dict[tuple[str, str], build.Query] = {
@@ -144,7 +146,7 @@ async def _count(
         ("retention", "within_week"): build.expiring(selection, now + 7 * DAY),
         ("retention", "within_century"): build.expiring(selection, now + 100 * 366 * DAY),
         ("retention", "expired"): build.memories(build.expired(principal, base, now)),
-        ("", "vector_backlog"): build.without_vector(pieces),
+        ("", "vector_backlog"): build.without_vector(pieces, model),
         ("", "own"): build.owned(selection, principal.owners),
         ("", "created_last_hour"): build.created_since(selection, now - 3600),
         ("", "created_last_day"): build.created_since(selection, now - DAY),

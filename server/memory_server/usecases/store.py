@@ -15,8 +15,9 @@ import numpy as np
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest
+from memory_core.models import Model
 from memory_core.names import check_label
-from memory_core.records import NO_MODEL, SEALED_CODEC, MemoryType, Priority, Record, Visibility
+from memory_core.records import SEALED_CODEC, MemoryType, Priority, Record, Visibility
 from memory_core.scope import Principal
 from memory_core.times import NEVER, parse_time, to_iso
 from memory_core.vectors import Matrix, normalise
@@ -65,6 +66,7 @@ class _Intake:
     new: NewMemory
     pieces: Sequence[str]
     vectors: Matrix | None
+    model: Model
     full: QuotaExceeded | None
     audit: Said
 
@@ -83,29 +85,33 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     record = _check(service, new)
     if record.is_sensitive:
         await service.vault.check()
-    given = _given_vector(service, new)
+    _check_vector(new)
     pieces = await split_content(record.content)
     prepared = await service.backend.namespace(caller.namespace)
+    model = await service.backend.model(caller.namespace)
+    given = _given_vector(model, new)
     principal = await resolve_writer(service.backend, caller)
     full = await _lacks_room(service, principal, len(pieces), new)
     vectors: Matrix | None = None
     if given is not None:
         vectors = np.repeat(given, len(pieces), axis=0)
     elif full is None:
-        vectors = await embed_or_none(service, record, pieces, caller, wait=new.wait)
+        vectors = await embed_or_none(service, record, pieces, caller, model, wait=new.wait)
     looks = new.wait and caller.may_read
-    similar = await _similar(service, principal, record, vectors[0]) if looks and vectors is not None else []
+    similar = await _similar(service, principal, record, vectors[0], model) if looks and vectors is not None else []
     audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
-    intake = _Intake(new, pieces, vectors, full, audit)
+    intake = _Intake(new, pieces, vectors, model, full, audit)
     answer = await _write(service, prepared.keys, caller, principal, record, intake)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
-        cut = Cut(record.content, pieces, vectors)
+        cut = Cut(record.content, pieces, vectors, model)
         reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
     return StoreAnswer(
         memory_id=answer["id"],
-        vector=await _state(service, prepared.keys, answer["id"]) if earlier else _readiness(vectors is not None),
+        vector=await _state(service, prepared.keys, answer["id"], model)
+        if earlier
+        else _readiness(vectors is not None),
         expires_at=to_iso(float(answer["expires_at"])),
         durability=service.backend.durability,
         duplicate_of=answer.get("duplicate_of"),
@@ -142,20 +148,23 @@ def _check(service: Service, new: NewMemory) -> Record:
         updated_at=now,
         expires_at=NEVER,
         rev=1,
-        model=NO_MODEL,
+        state="",
         metadata=checks.check_metadata(new.metadata, service.settings),
         codec=SEALED_CODEC if new.sensitive else "text",
     )
 
 
-def _given_vector(service: Service, new: NewMemory) -> Matrix | None:
+def _check_vector(new: NewMemory) -> None:
+    if new.vector is not None and new.memory_type is not MemoryType.EMBEDDING:
+        raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
+
+
+def _given_vector(model: Model, new: NewMemory) -> Matrix | None:
     """Check a ready-made vector, which stands for every piece of its content; shape (1, dimension)."""
     if new.vector is None:
         return None
-    if new.memory_type is not MemoryType.EMBEDDING:
-        raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
     with np.errstate(over="ignore"):
-        return normalise(np.array([new.vector], dtype=np.float32), service.settings.vector_store.vector_dimension)
+        return normalise(np.array([new.vector], dtype=np.float32), model.dimension)
 
 
 async def _lacks_room(service: Service, principal: Principal, pieces: int, new: NewMemory) -> QuotaExceeded | None:
@@ -178,13 +187,15 @@ def _owned(record: Record, principal: Principal) -> Record:
     return replace(mine, scope=scope_of(mine))
 
 
-async def _similar(service: Service, principal: Principal, record: Record, vector: Matrix) -> list[Similar]:
+async def _similar(
+    service: Service, principal: Principal, record: Record, vector: Matrix, model: Model
+) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 
     A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
     """
     try:
-        found = await nearest(service, principal, vector, _SIMILAR, secret=record.is_sensitive)
+        found = await nearest(service, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
     return [
@@ -205,7 +216,7 @@ async def _write(
     answer: dict[str, Any] = {}
     for _ in range(_ATTEMPTS):
         mine = _owned(record, principal)
-        form = await form_of(service, keys.namespace, mine)
+        form = await form_of(service, keys.namespace, mine, intake.model)
         mine = replace(mine, content_hash=form.content_hash(mine.content))
         answer = await _store(service, keys, form, mine, intake)
         if answer["status"] == "owner_changed":
@@ -229,7 +240,7 @@ async def _store(service: Service, keys: Keys, form: Form, record: Record, intak
         [
             keys.memory(record.id),
             keys.agent(record.writer),
-            keys.jobs,
+            keys.job_streams,
             keys.audit,
             keys.seq(record.owner),
             keys.same(record.owner, record.content_hash),
@@ -291,6 +302,7 @@ def _readiness(ready: bool) -> VectorState:
     return "ready" if ready else "pending"
 
 
-async def _state(service: Service, keys: Keys, memory_id: str) -> VectorState:
-    model = await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model"))
-    return _readiness(bool(model) and model.decode() != NO_MODEL)
+async def _state(service: Service, keys: Keys, memory_id: str, model: Model) -> VectorState:
+    return _readiness(
+        model.is_ready(await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model")))
+    )

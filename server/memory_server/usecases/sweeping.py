@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import Any
 
 from memory_core import redis_time
 from memory_core.connection import Client, store_errors
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
 from memory_core.ids import new_id
 from memory_core.keys import AUDITED, SWEEPER, Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_server.auditing.keeping import trim
 from memory_server.auditing.sealing import is_unsealed
@@ -119,13 +121,13 @@ async def _settle_chores(service: Service, namespace: str, patience: float) -> N
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
     """Ask again for vectors that nobody is about to make: the memory is old enough, and no job is queued."""
-    keys = Keys(namespace)
-    if await service.backend.read(lambda client: client.xlen(keys.jobs)):
+    keys, model = Keys(namespace), await service.backend.model(namespace)
+    if await service.backend.read(lambda client: client.xlen(keys.jobs(model.name))):
         return
 
     async def fetch(client: Client) -> list[Record]:
         refs = await candidates.some(
-            client, keys, build.unfinished(), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
+            client, keys, build.unfinished(model), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
         )
         return await loading.load(client, keys, refs, service.backend.integrity)
 
@@ -134,18 +136,22 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
     forgotten = [record for record in found.records if record.updated_at < before]
     if not forgotten:
         return
+    queued = await ask_again(service, namespace, forgotten, model)
+    log.info("asked again for the vectors of %d texts in %s", queued, namespace)
+
+
+async def ask_again(service: Service, namespace: str, records: Sequence[Record], model: Model) -> int:
+    """Queue jobs for those pieces that have no vector of a model; give how many these are."""
+    keys, items = Keys(namespace), list[dict[str, Any]]()
+    for record in records:
+        form = await form_of(service, namespace, record, model)
+        items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
     answer = await service.backend.write(
         "rm1_requeue",
-        [keys.jobs, *(keys.piece(record.id, record.part) for record in forgotten)],
-        items=[
-            {"id": record.id, "piece": record.part, "job": await _job(service, namespace, record)}
-            for record in forgotten
-        ],
+        [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],
+        repeatable=True,
+        model=model.name,
+        items=items,
     )
-    log.info("asked again for the vectors of %d texts in %s", answer["queued"], namespace)
     service.ring(namespace)
-
-
-async def _job(service: Service, namespace: str, record: Record) -> dict[str, str | bytes]:
-    form = await form_of(service, namespace, record)
-    return form.job(record, record.part, record.content)
+    return answer["queued"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
 from memory_core.keys import Keys, digest
+from memory_core.models import Model
 from memory_core.names import check_label
 from memory_core.records import SEALED_BODY, Priority, Record, Visibility
 from memory_core.scope import Principal
@@ -65,12 +66,13 @@ async def update_memory(
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, caller)
-        old = await load_readable(service, principal, memory_id, with_vector=True, whole=True)
+        model = await service.backend.model(principal.namespace)
+        old = await load_readable(service, principal, memory_id, model=model, whole=True)
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, principal, old, changes)
-        status, reason = await _write(service, caller, principal, old, new)
+        status, reason = await _write(service, caller, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
@@ -125,7 +127,7 @@ def _changed(service: Service, principal: Principal, old: Record, changes: Chang
 
 
 async def _write(
-    service: Service, caller: Caller, principal: Principal, old: Record, new: Record
+    service: Service, caller: Caller, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
@@ -136,15 +138,15 @@ async def _write(
         await take_room(service, principal, 0, len(pieces) - old.pieces)
     vectors: Matrix | None = None
     if content_changed:
-        vectors = await embed_or_none(service, new, pieces, principal)
-    form = await form_of(service, principal.namespace, old)
+        vectors = await embed_or_none(service, new, pieces, principal, model)
+    form = await form_of(service, principal.namespace, old, model)
     new = replace(new, rev=old.rev + 1, content_hash=form.content_hash(new.content))
     fields, sealed = form.head(new, pieces), service.backend.integrity.seal
     answer = await service.backend.write(
         "rm1_update",
         [
             keys.memory(old.id),
-            keys.jobs,
+            keys.job_streams,
             keys.audit,
             keys.counters,
             keys.use(old.id),
@@ -171,7 +173,6 @@ async def _write(
         context=digest(new.context or "") if new.context != old.context else None,
         pieces=most,
         vector=_vector(form, old, new, vectors),
-        vector_field=form.vector_field,
         job=form.job(new, 0, pieces[0]),
         key=form.version,
         seal=sealed(principal.namespace, old.id, old.rev + 1),
@@ -182,7 +183,7 @@ async def _write(
         if content_changed and vectors is None:
             service.ring(principal.namespace)
         if most > 1:
-            cut = Cut(new.content, pieces, vectors)
+            cut = Cut(new.content, pieces, vectors, model)
             return "updated", await settle_or_tell(service, principal.namespace, f"{old.id}:{most}", cut)
     if answer["status"] == "key_missing":
         raise signed_elsewhere()

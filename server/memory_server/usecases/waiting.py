@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from memory_core.connection import Client
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument
-from memory_core.keys import Keys, vector_field
+from memory_core.keys import Keys
+from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.streams import BadMessage
@@ -65,12 +66,13 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
     deadline = time.monotonic() + _check_timeout(request.timeout_seconds)
     begin = None if request.cursor is None else read_cursor(request.cursor)
     kinds = _kinds(request)
-    vector, reason = await _query_vector(service, caller, request.query, kinds)
+    model = await service.backend.model(caller.namespace)
+    vector, reason = await _query_vector(service, caller, request.query, model, kinds)
     if begin:
         service.seen.note(caller.namespace, caller.agent, begin)
     end, quiet = await _end(service, caller.namespace)
-    waiter = Waiter(caller.agent, kinds, vector, request.min_score)
-    wait = _Wait(service, caller, waiter, begin or end)
+    waiter = Waiter(caller.agent, kinds, vector, request.min_score, model)
+    wait = _Wait(service, caller, waiter, begin or end, text=request.query or "")
     offering = service.events.listening(caller.namespace, waiter, end) if request.timeout_seconds else nullcontext()
     with offering as room:
         events = await wait.catch_up(room)
@@ -153,6 +155,7 @@ class _Wait:
     position: Position
     told: Position = START
     whole: bool = True
+    text: str = ""
 
     async def catch_up(self, room: Room | None) -> list[Event]:
         """Read the stream on from the position, until something is to be told or it ends."""
@@ -193,7 +196,7 @@ class _Wait:
             principal = await self._principal(room)
             wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
             shown = {entry.position for entry in await readable(self.service, principal, wanted)}
-            matches = await self._matches(principal, entries)
+            matches = await self._matches(principal, entries, room)
         events: list[Event] = []
         for entry in entries:
             if entry.position in shown:
@@ -204,19 +207,19 @@ class _Wait:
                 self.told = entry.position
         return events
 
-    async def _matches(self, principal: Principal, entries: Sequence[Entry]) -> dict[Position, tuple[Record, float]]:
+    async def _matches(
+        self, principal: Principal, entries: Sequence[Entry], room: Room | None
+    ) -> dict[Position, tuple[Record, float]]:
         """Find the entries whose piece is close to the standing query, each memory once by its best piece."""
-        query = self.waiter.query
-        if query is None:
+        if self.waiter.query is None:
             return {}
         asked = {
             Ref(entry.subject, entry.piece): entry
             for entry in entries
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
-        model = self.service.settings.vector_store.embedding_model
-        loaded = await _load(self.service, principal, list(asked), vector_field(model))
-        records = (await self.service.vault.open_all(principal.namespace, loaded)).records
+        records = await self._embedded(principal, list(asked), room)
+        query = self.waiter.query
         best: dict[str, tuple[float, Record]] = {}
         for record, score in zip(records, vector_scores(records, query), strict=True):
             own = not asked[Ref(record.id, record.part)].by and record.rev == 1 and record.writer == self.caller.agent
@@ -224,6 +227,22 @@ class _Wait:
             if score is not None and not own and (score > known[0] or (known[1] is None and score == known[0])):
                 best[record.id] = score, record
         return {asked[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
+
+    async def _embedded(self, principal: Principal, refs: Sequence[Ref], room: Room | None) -> list[Record]:
+        """Load pieces with vectors of the query's model. Where one lacks that, another model may answer by now, which
+        the query is then embedded by.
+        """
+        loaded = await _load(self.service, principal, refs, self.waiter.model)
+        if any(record.vector is None and not record.is_sensitive for record in loaded):
+            model = (await self.service.backend.models(principal.namespace, afresh=True)).current
+        else:
+            model = await self.service.backend.model(principal.namespace)
+        if loaded and model != self.waiter.model:
+            with suppress(EmbeddingUnavailable):
+                (query,) = await self.service.embeddings.embed([self.text], self.caller, model=model)
+                (room or Room(self.position)).ask(self.waiter, query, model)
+                loaded = await _load(self.service, principal, refs, model)
+        return (await self.service.vault.open_all(principal.namespace, loaded)).records
 
     async def _principal(self, room: Room | None) -> Principal:
         doubts = self.waiter.doubts
@@ -263,7 +282,7 @@ def _parse(page: Sequence[_Raw]) -> list[Entry]:
 
 
 async def _load(
-    service: Service, principal: Principal, refs: Sequence[Ref], field_name: str | None = None
+    service: Service, principal: Principal, refs: Sequence[Ref], model: Model | None = None
 ) -> list[Record]:
     """Load what is live and readable of some pieces."""
     if not refs:
@@ -271,9 +290,7 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loading.load_readable(
-            client, keys, refs, principal, service.backend.integrity, vector_field=field_name
-        )
+        return await loading.load_readable(client, keys, refs, principal, service.backend.integrity, model=model)
 
     return await service.backend.read(fetch)
 
@@ -309,14 +326,14 @@ def _check_timeout(seconds: float) -> float:
 
 
 async def _query_vector(
-    service: Service, caller: Caller, query: str | None, kinds: frozenset[str]
+    service: Service, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector of the standing query, or why other kinds alone are waited for."""
     if query is None:
         return None, None
     check_text(query, "query", service.settings.limits.query_bytes)
     try:
-        return (await service.embeddings.embed([query], caller))[0], None
+        return (await service.embeddings.embed([query], caller, model=model))[0], None
     except EmbeddingUnavailable as error:
         if kinds == frozenset({MATCH}):
             raise

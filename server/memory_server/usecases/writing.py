@@ -10,13 +10,12 @@ from typing import Any
 from memory_core import tracing
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
 from memory_core.keyring import HOW_TO_SET
-from memory_core.keys import vector_field
+from memory_core.models import Model
 from memory_core.records import (
     HEAD,
     SEALED,
     SEALED_BODY,
     SEALED_CODEC,
-    SEALED_VECTOR,
     Priority,
     Record,
     content_hash,
@@ -68,11 +67,9 @@ class Form:
 
     version: str | None = None
     """Of the data key that it is sealed under."""
-    vector_field: str
 
-    def __init__(self, service: Service) -> None:
-        self._store = service.settings.vector_store
-        self.vector_field = vector_field(self._store.embedding_model)
+    def __init__(self, model: Model) -> None:
+        self._model = model
 
     def content_hash(self, content: str) -> str:
         """Identify a content among its owner's."""
@@ -90,25 +87,18 @@ class Form:
         """Give the vector of a piece, shape (dimension,)."""
         if vector is None:
             return None
-        return {
-            "bytes": to_bytes(vector),
-            "dimension": self._store.vector_dimension,
-            "field": self.vector_field,
-            "model": self._store.embedding_model,
-        }
+        return {"bytes": to_bytes(vector), "dimension": self._model.dimension, "model": self._model.name}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        """Give the embed job of a piece, queued where there is no vector."""
-        body = embedding_text(text, record.source)
-        return {"model": self._store.embedding_model, "body": body, "trace": tracing.carrier()}
+        """Give the embed job of a piece, queued for each model of which a vector is wanted and lacking."""
+        return {"body": embedding_text(text, record.source), "trace": tracing.carrier()}
 
 
 class SealedForm(Form):
     """How a sensitive memory is handed to them: encrypted under its owner's key, and without words to search for."""
 
-    def __init__(self, service: Service, namespace: str, key: Key) -> None:
-        super().__init__(service)
-        self.vector_field = SEALED_VECTOR
+    def __init__(self, service: Service, namespace: str, key: Key, model: Model) -> None:
+        super().__init__(model)
         self.version = key.id
         self._namespace, self._key, self._transports = namespace, key, service.vault.transports
 
@@ -135,27 +125,28 @@ class SealedForm(Form):
         clear = super().vector(record, number, vector)
         if clear is None:
             return None
-        return clear | {"bytes": seal_vector(self._key, self._place(record, number), clear["bytes"]), "sealed": True}
+        lock = self._place(record, number).lock(self._key, "vector")
+        return clear | {"bytes": seal_vector(lock, self._model, clear["bytes"]), "sealed": True}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
         place = self._place(record, number)
         body = embedding_text(text, record.source)
         sealed = seal_job(self._transports, place, body, place.lock(self._key, "vector"))
-        return {"model": self._store.embedding_model, "trace": tracing.carrier(), **sealed}
+        return {"trace": tracing.carrier(), **sealed}
 
     def _place(self, record: Record, piece: int) -> Place:
         return Place.of(self._namespace, record, piece)
 
 
-async def form_of(service: Service, namespace: str, record: Record) -> Form:
-    """Choose the form of a memory; the first sensitive one of an owner makes its key.
+async def form_of(service: Service, namespace: str, record: Record, model: Model) -> Form:
+    """Choose the form of a memory, whose vectors are of `model`; the first sensitive one of an owner makes its key.
 
     Raises:
         KeyMissing: it is sensitive, and this server has no master key. NotFound: its owner was deleted meanwhile.
     """
     if not record.is_sensitive:
-        return Form(service)
-    return SealedForm(service, namespace, await service.vault.current(namespace, record.owner))
+        return Form(model)
+    return SealedForm(service, namespace, await service.vault.current(namespace, record.owner), model)
 
 
 def _terms(content: str, source: str | None) -> dict[str, str]:
@@ -180,7 +171,7 @@ def embedding_text(content: str, source: str | None) -> str:
 
 
 async def embed_or_none(
-    service: Service, record: Record, pieces: Sequence[str], asker: Asker, *, wait: bool = True
+    service: Service, record: Record, pieces: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
 ) -> Matrix | None:
     """Get a vector for each piece: of many, or without `wait`, only if all are cached already.
 
@@ -188,10 +179,10 @@ async def embed_or_none(
     """
     texts, secret = [embedding_text(piece, record.source) for piece in pieces], record.is_sensitive
     if not wait or len(pieces) > EMBED_AT_ONCE:
-        return None if secret else await service.embeddings.known(texts, asker)
+        return None if secret else await service.embeddings.known(texts, asker, model)
     started = time.perf_counter()
     try:
-        vectors = await service.embeddings.embed(texts, asker, secret=secret)
+        vectors = await service.embeddings.embed(texts, asker, model=model, secret=secret)
     except EmbeddingUnavailable:
         return None
     service.embedding_latency.add(asker, (time.perf_counter() - started) * 1000)

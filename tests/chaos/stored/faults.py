@@ -18,14 +18,14 @@ from memory_core.keys import Keys
 
 from . import clock, power
 from .clock import RedisClock
-from .load import NAMESPACE
+from .load import MODEL, NAMESPACE
 from .machine import Machine, Process
 from .proxy import Trouble
 
 _JUMP = 7200
 _POISON: tuple[Json, ...] = (
     {"nonsense": "x"},
-    {"v": 1, "id": "no-such-memory", "rev": 1, "hash": "0", "piece": 0, "model": "all-MiniLM-L6-v2", "body": "ghost"},
+    {"v": 1, "id": "no-such-memory", "rev": 1, "hash": "0", "piece": 0, "model": MODEL, "body": "ghost"},
     {"v": 99, "id": b"\xff\xfe", "rev": "many", "hash": "", "piece": -1, "model": "", "seal": "", "body": b"\x00\xff"},
     {"v": 1, "id": "x", "rev": 1, "hash": "0", "piece": 10**9, "model": "none such", "seal": "", "body": "a" * 300_000},
 )
@@ -171,12 +171,12 @@ class Faults:
         await self._tell("FUNCTION", "FLUSH")
 
     async def _index_dropped(self) -> None:
-        await self._tell("FT.DROPINDEX", Keys(NAMESPACE).index)
+        await self._tell("FT.DROPINDEX", Keys(NAMESPACE).index())
 
     async def _poison(self) -> None:
         with suppress(RedisError, OSError):
             for fields in self.chance.sample(_POISON, k=2):
-                await self.machine.client.xadd(Keys(NAMESPACE).jobs, fields)
+                await self.machine.client.xadd(Keys(NAMESPACE).jobs(MODEL), fields)
 
     async def _rewritten(self) -> None:
         await self._tell("BGREWRITEAOF")

@@ -11,8 +11,10 @@ from embedder_fixtures import wait_until
 from memory_core.connection import Client
 from memory_core.keyring import Keyring
 from memory_core.keys import Keys
-from memory_core.records import NO_MODEL
+from memory_core.models import NO_VECTOR
 from memory_server.auditing import trail
+
+from .load import MODEL
 
 _AT_ONCE = 500
 CONVERGE_SECONDS = 90.0
@@ -47,7 +49,7 @@ class Remains:
 async def unfinished(client: Client, keys: Keys) -> list[str]:
     """Say what is still to be done before all is at rest."""
     found: list[str] = []
-    if jobs := await client.xlen(keys.jobs):
+    if jobs := await client.xlen(keys.jobs(MODEL)):
         found.append(f"{jobs} jobs are left")
     if chores := await client.zcard(keys.chores):
         found.append(f"{chores} long memories are not settled")
@@ -55,7 +57,7 @@ async def unfinished(client: Client, keys: Keys) -> list[str]:
     if counted.sealed < counted.given:
         found.append(f"{counted.given - counted.sealed} audit entries are not sealed")
     hashes = await _hashes(client, keys)
-    if without := sum(one.model == NO_MODEL and _has_memory(keys, one, hashes) for one in hashes.values()):
+    if without := sum(one.model == NO_VECTOR + MODEL and _has_memory(keys, one, hashes) for one in hashes.values()):
         found.append(f"{without} pieces have no vector")
     return found
 

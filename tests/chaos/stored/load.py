@@ -19,6 +19,7 @@ from memory_core.errors import OutcomeUnknown
 
 from . import texts
 
+MODEL = "all-MiniLM-L6-v2"
 NAMESPACE = "chaos"
 ANSWER_SECONDS = 25.0
 """An agent that waits for longer gives up and does not know."""
