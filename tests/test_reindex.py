@@ -335,7 +335,7 @@ async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_t
     monkeypatch.setattr(known_models, "MODELS_SECONDS", 60.0)
     async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
         await change(server.service, namespace, "alien")
-        backend._models.put(namespace, Models(OLD))  # pyright: ignore[reportPrivateUsage]
+        backend.known_models.put(namespace, Models(OLD))
         assert await alice.search(said(4), mode="vector", limit=1) == [said(4)]
         stored = await alice.store(said(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]

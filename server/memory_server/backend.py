@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tenacity import (
@@ -19,7 +17,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from memory_core import functions, index, redis_time, tracing
+from memory_core import functions, redis_time, tracing
 from memory_core.connection import (
     Client,
     check_server,
@@ -33,15 +31,15 @@ from memory_core.connection import (
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.integrity import Integrity
 from memory_core.keyring import Keyring, load_keyring, written
-from memory_core.keys import AUDITED, NAMESPACES, Keys, namespace_of
+from memory_core.keys import AUDITED, NAMESPACES, namespace_of
 from memory_core.models import Model, Models
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_server.auditing.calls import in_hand
 from memory_server.auditing.entries import sign
 from memory_server.cancelling import cancel
-from memory_server.diagnosis.definition import LookOver
 from memory_server.known_models import KnownModels
+from memory_server.namespaces import Namespaces, Prepared
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,7 +48,6 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a call that may safely be repeated waits for a Redis that restarts."""
 _WATCH_SECONDS = 2.0
-_FORGET_SECONDS = 600.0
 """A namespace that nobody used for so long is no longer watched."""
 
 
@@ -69,17 +66,6 @@ def after_write() -> Generator[None]:
         ) from error
 
 
-@dataclass(slots=True)
-class Prepared:
-    """A namespace whose index exists, how much of it the index covers (0 to 1), and how many pieces that are."""
-
-    keys: Keys
-    run_id: str
-    progress: float
-    used_at: float = 0.0
-    documents: int = 0
-
-
 class Backend:
     """Connects in the background, so that a server answers its client before Redis is up."""
 
@@ -96,13 +82,11 @@ class Backend:
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
         self._connected = asyncio.Event()
-        self._suspect = True
-        self._prepared: dict[str, Prepared] = {}
-        self._preparing = asyncio.Lock()
+        self.is_suspect = True
+        self._namespaces = Namespaces(self)
         self._local: Any = None
         self._audited: set[str] = set()
-        self._models = KnownModels(self.read, settings.vector_store)
-        self._look_over = LookOver(settings.vector_store)
+        self.known_models = KnownModels(self.read, settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -218,31 +202,20 @@ class Backend:
         raise AssertionError("unreachable")
 
     async def namespace(self, name: str, *, renew: bool = False) -> Prepared:
-        """Make sure that a namespace has its index on the Redis now connected.
-
-        `renew` says that the index was just found missing.
+        """Make sure that a namespace has its index on the Redis now connected; see `Namespaces.get`.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        prepared = self._prepared.get(name)
-        if prepared:
-            prepared.used_at = time.monotonic()
-        if prepared and not self._suspect and not renew and prepared.progress >= 1:
-            return prepared
-        async with self._preparing:
-            await self._look_again()
-            prepared = self._prepared.get(name)
-            if renew or prepared is None or prepared.run_id != self.run_id:
-                client = await self.client()
-                async with store_errors():
-                    models = await index.ensure_namespace(client, name, self.settings.vector_store)
-                self._models.put(name, models)
-                prepared = Prepared(Keys(name), self.run_id, 0.0, time.monotonic())
-                self._prepared[name] = prepared
-            if prepared.progress < 1:
-                await self._refresh(prepared)
-        return prepared
+        return await self._namespaces.get(name, renew=renew)
+
+    async def covered(self, before: Prepared) -> float:
+        """Say how much of a namespace its index covered at the least, from `before` until now.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._namespaces.covered(before)
 
     async def models(self, namespace: str, *, afresh: bool = False) -> Models:
         """Give the models of a namespace as they were a moment ago; one that is new will have the settings' own.
@@ -250,7 +223,7 @@ class Backend:
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        return await self._models.get(namespace, afresh=afresh)
+        return await self.known_models.get(namespace, afresh=afresh)
 
     async def model(self, namespace: str) -> Model:
         """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
@@ -262,63 +235,37 @@ class Backend:
 
     async def knows(self, name: str) -> bool:
         """Whether anything was ever stored in a namespace; reading alone makes none."""
-        return name in self._prepared or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))
+        return name in self._namespaces or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))
 
     def starts_sidecar(self) -> bool:
         """Whether the embedded default is about to bring up a sidecar of its own."""
         state = self._local.state() if self._local else None
         return state is not None and state.sidecar_error is None and not state.sidecar_restarts
 
-    def progress(self, name: str) -> float:
-        """Share of a namespace's records that its index covers, as last seen."""
-        prepared = self._prepared.get(name)
-        return prepared.progress if prepared else 0.0
-
     def documents(self, name: str) -> int:
         """Pieces that a namespace's index covers, as last seen."""
-        prepared = self._prepared.get(name)
-        return prepared.documents if prepared else 0
+        return self._namespaces.documents(name)
 
-    async def _look_again(self) -> None:
+    async def look_again(self) -> None:
         """After a new connection, ask whether it still is the same Redis."""
-        if not self._suspect:
+        if not self.is_suspect:
             return
         client = await self.client()
         async with store_errors():
             info = await client.info("server")
             await redis_time.ask(client)
-        self._suspect = False
+        self.is_suspect = False
         if str(info["run_id"]) != self.run_id:
             self.run_id = str(info["run_id"])
             async with store_errors():
                 await functions.load_library(client)
 
-    async def _refresh(self, prepared: Prepared) -> None:
-        covered = await self.read(lambda client: index.coverage(client, prepared.keys.index_alias))
-        prepared.progress = covered.progress if covered else 0.0
-        prepared.documents = covered.documents if covered else 0
-        if covered is None:
-            prepared.run_id = ""
-
     async def _watch(self) -> None:
-        """Notice indexes that vanish or rebuild while nobody searches, and make them anew."""
         await self._connected.wait()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             await self._hear_the_time()
-            for name, prepared in list(self._prepared.items()):
-                if prepared.used_at < time.monotonic() - _FORGET_SECONDS:
-                    del self._prepared[name]
-                    continue
-                try:
-                    await self._refresh(prepared)
-                    if not prepared.run_id:
-                        await self.namespace(name, renew=True)
-                    await self._look_over.once(await self.client(), prepared.keys)
-                except MemoryServiceError as error:
-                    log.warning("namespace %s: %s", name, error.message)
-                except Exception:
-                    log.exception("namespace %s could not be looked at", name)
+            await self._namespaces.look_after()
 
     async def _hear_the_time(self) -> None:
         with suppress(MemoryServiceError):
@@ -392,7 +339,7 @@ class Backend:
         return url, connect(url)
 
     def _mark_suspect(self) -> None:
-        self._suspect = True
+        self.is_suspect = True
 
     async def _close(self) -> None:
         if self._client is not None:

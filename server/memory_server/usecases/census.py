@@ -31,7 +31,7 @@ _SHARE = 0.05
 """Of its time at most that Redis spends on counting for one who looks on."""
 _REMEMBERED = 256
 _EMPTY: dict[str, Any] = {
-    "total": 0, "pieces": 0, "vector_backlog": 0, "created_last_hour": 0, "created_last_day": 0,
+    "index_progress": 1.0, "total": 0, "pieces": 0, "vector_backlog": 0, "created_last_hour": 0, "created_last_day": 0,
     "by_type": {}, "by_priority": {}, "by_visibility": {}, "by_agent": {}, "growth": [],
 }  # fmt: skip
 
@@ -50,13 +50,12 @@ class Census:
             StoreUnavailable: Redis does not answer.
         """
         at, figures = await self._figures(service, caller)
-        reason = partial_reason(service.backend.progress(caller.namespace))
+        reason = partial_reason(figures["index_progress"])
         measured = None if caller.sees_server else caller
         return CensusAnswer(
             namespace=caller.namespace,
             agent=caller.agent,
             whole=caller.admin,
-            index_progress=service.backend.progress(caller.namespace),
             model=(await service.backend.model(caller.namespace)).name,
             cache=_cache(service.embeddings.cache.hits(caller)),
             search_latency_ms=service.search_latency.percentiles(measured),
@@ -113,7 +112,14 @@ async def _count(service: Service, caller: Caller, pieces: Query, now: float) ->
         )
 
     counts, by_agent, by_day = await run_search(service, caller.namespace, fetch)
-    figures: dict[str, Any] = {"by_type": {}, "by_priority": {}, "by_visibility": {}, "by_agent": by_agent}
+    progress = await service.backend.covered(prepared)
+    figures: dict[str, Any] = {
+        "index_progress": progress,
+        "by_type": {},
+        "by_priority": {},
+        "by_visibility": {},
+        "by_agent": by_agent,
+    }
     for (group, name), number in zip(queries, counts, strict=True):
         if not group:
             figures[name] = number

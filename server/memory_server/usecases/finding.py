@@ -14,7 +14,7 @@ from memory_core.vectors import to_bytes
 from memory_server.search import candidates, loading, ranking
 from memory_server.search.candidates import Candidates
 from memory_server.search.loading import Ref
-from memory_server.search.query import Query, sensitive
+from memory_server.search.query import Query, sensitive, without_vector
 from memory_server.search.ranking import Reading, Wanted, WordStatistics
 from memory_server.service import Service
 from memory_server.usecases.comparing import Near, Neighbour
@@ -73,6 +73,7 @@ class Search:
             StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
         """
         near, least = self.near, max(self.depth, 2 * limit)
+        waiting = await self._waiting() if near else 0
         depth = 2 * limit if near and self.by_cosine else least
         while True:
             neighbours = await near(depth) if near else None
@@ -85,11 +86,21 @@ class Search:
             if enough or not proposed.full or depth >= candidates.MAX_DEPTH:
                 break
             depth *= 4
+        proposed.waiting = max(proposed.waiting, waiting)
         if proposed.sensitive or self.secret:
             records = await self._with_sensitive(proposed, records, max(depth, least))
         found = Found(proposed, ranking.read(records, self.wanted))
         found.readings.extend(await self._around(found))
         return found
+
+    async def _waiting(self) -> int:
+        """Count what has no vector yet: before neighbours are found, since it may get one meanwhile."""
+        query, timeout = without_vector(self.selected, self.model), self._timeout_ms
+        return await run_search(
+            self.service,
+            self.principal.namespace,
+            lambda client: candidates.count(client, self._keys, query, timeout),
+        )
 
     def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
         """Whether the best so many score at least as high as anything could that is no nearer than this."""

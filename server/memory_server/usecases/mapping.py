@@ -108,7 +108,7 @@ async def _draw(
     model = await service.backend.model(caller.namespace)
     selected = build.without_sensitive(build.with_vector(build.memories(pieces), model))
     keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
-    await service.backend.namespace(caller.namespace)
+    prepared = await service.backend.namespace(caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, tuple[list[Ref], list[str]]]:
         total = await candidates.count(client, keys, selected, timeout)
@@ -125,7 +125,7 @@ async def _draw(
         layout.place(await _with_vectors(service, principal, model, new))
     if layout:
         layouts[who] = layout
-    reason = partial_reason(service.backend.progress(caller.namespace), warnings)
+    reason = partial_reason(await service.backend.covered(prepared), warnings)
     return _answer([ref.memory_id for ref in refs], total, layout, reason)
 
 

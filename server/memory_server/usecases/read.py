@@ -19,6 +19,7 @@ from memory_server.results.memories import Memory, MemoryAnswer, MemoryListAnswe
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.search.flaws import tells_of_flaws
+from memory_server.search.loading import Ref
 from memory_server.service import Service
 from memory_server.usecases.checks import check_limit
 from memory_server.usecases.lookup import load_readable, partial_reason, run_search
@@ -77,7 +78,7 @@ async def list_memories(
         return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
 
     total, records, warnings, more = await run_search(service, caller.namespace, fetch)
-    reason = partial_reason(service.backend.progress(caller.namespace), warnings)
+    reason = partial_reason(await service.backend.covered(prepared), warnings)
     model = await service.backend.model(caller.namespace)
     return MemoryListAnswer(
         memories=[Memory.of(record, principal, model) for record in records],
@@ -98,24 +99,27 @@ async def _page(
     limit: int,
     position: float | None,
 ) -> tuple[int, list[Record], list[str], bool]:
-    """Collect `limit` records, fetching on past entries that vanished since they were indexed."""
+    """Collect `limit` records, fetching on past entries that vanished, by which later ones may have moved up."""
     timeout = service.settings.search_timeout_ms
     total = await candidates.count(client, keys, selected, timeout)
     records: list[Record] = []
     warnings: list[str] = []
-    offset = 0
+    offset, seen = 0, set[Ref]()
     while True:
         query = build.created_before(selected, position)
         refs, new_warnings = await candidates.page(
             client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout
         )
         warnings += new_warnings
-        loaded = await loading.load_readable(client, keys, refs, principal, service.backend.integrity)
+        new = [ref for ref in refs if ref not in seen]
+        loaded = await loading.load_readable(client, keys, new, principal, service.backend.integrity)
         opened = await service.vault.open_all(keys.namespace, loaded)
         records, warnings = records + opened.records, warnings + opened.warnings
-        offset += len(refs)
         if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit
+        seen.update(refs)
+        vanished = len(new) - len(loaded)
+        offset += len(refs) - (vanished if new else 0)
 
 
 def _write_cursor(created_at: float) -> str:

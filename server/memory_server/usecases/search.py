@@ -83,7 +83,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     filters = await to_filters(service, principal, request.selection)
     if not await service.backend.knows(caller.namespace):
         return SearchAnswer(hits=[])
-    await service.backend.namespace(caller.namespace)
+    prepared = await service.backend.namespace(caller.namespace)
     model = await service.backend.model(caller.namespace)
     selected = build.readable(principal, filters, now())
 
@@ -113,7 +113,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
     waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
-    progress = service.backend.progress(caller.namespace)
+    progress = await service.backend.covered(prepared)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
@@ -147,7 +147,7 @@ async def find_similar(
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    await service.backend.namespace(caller.namespace)
+    prepared = await service.backend.namespace(caller.namespace)
     principal = await resolve(service.backend, caller)
     model = await service.backend.model(caller.namespace)
     record = await load_readable(service, principal, memory_id, model=model)
@@ -178,9 +178,8 @@ async def find_similar(
     hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
-    reason = partial_reason(
-        service.backend.progress(caller.namespace), found.candidates.warnings, waiting=found.candidates.waiting
-    )
+    progress = await service.backend.covered(prepared)
+    reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -207,11 +206,12 @@ async def best_of(
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     request = SearchRequest(query=text, limit=limit)
     timeout, model = service.settings.search_timeout_ms, await service.backend.model(principal.namespace)
+    prepared = await service.backend.namespace(principal.namespace)
     wanted, failure = await _understand(service, caller, principal, text, request, model, timeout)
     found = await Search(service, principal, selected, wanted, model).run(limit)
     hits, _ = _cut(_rank(found, wanted, request), request)
     waiting, warnings = found.candidates.waiting, found.candidates.warnings
-    progress = service.backend.progress(caller.namespace)
+    progress = await service.backend.covered(prepared)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
 
 

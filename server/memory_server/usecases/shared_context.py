@@ -105,7 +105,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
         after, reason = None, await _best(service, caller, view, query, budget)
     else:
         after, reason = await _next(service, view, cursor, budget, label), None
-    index_reason = partial_reason(service.backend.progress(caller.namespace))
+    index_reason = partial_reason(await service.backend.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
     shown = await _grants(service, principal, wanted.grantor)

@@ -13,8 +13,8 @@ from memory_core.scope import Principal
 from memory_core.settings import DAY
 from memory_core.sidecars import GIVE_KEY, BulkStatus, lacks_key
 from memory_core.times import parse_time
-from memory_server.backend import Prepared
 from memory_server.caching import Hits
+from memory_server.namespaces import Prepared
 from memory_server.readers import reads
 from memory_server.results.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.search import candidates
@@ -48,13 +48,14 @@ async def memory_stats(
         return await _count(service, client, prepared, principal, base, start)
 
     figures = await run_search(service, caller.namespace, fetch)
-    reason = partial_reason(service.backend.progress(caller.namespace))
+    progress = await service.backend.covered(prepared)
+    reason = partial_reason(progress)
     model, measured = await service.backend.model(caller.namespace), None if caller.sees_server else caller
     return StatsAnswer(
         namespace=caller.namespace,
         agent=caller.agent,
         index=IndexHealth(
-            progress=service.backend.progress(caller.namespace),
+            progress=progress,
             failures=await _failures(service, prepared.keys) if caller.sees_server else None,
             model=model.name,
             dimension=model.dimension,
