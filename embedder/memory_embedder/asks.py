@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, deque
 from dataclasses import dataclass
 from functools import partial
 
-from memory_core import keys, tracing
+from memory_core import keys, redis_time, tracing
 from memory_core.connection import Client
 from memory_core.sealing import Transports
 from memory_core.streams import Ask, BadMessage, Fields, Reply
@@ -45,7 +44,7 @@ class Question:
     @property
     def has_expired(self) -> bool:
         """Whether nobody waits any more."""
-        return self.ask.deadline <= time.time() * 1000
+        return self.ask.deadline <= redis_time.now() * 1000
 
 
 class AskDesk:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from memory_core import keys
+from memory_core import keys, redis_time
 from memory_core.sealing import Transports
 
 if TYPE_CHECKING:
@@ -72,8 +71,8 @@ def lacks_key(transports: Transports, status: SidecarStatus) -> bool:
 
 
 async def announce(client: Client, status: SidecarStatus) -> None:
-    """Write the record and renew its place among the living."""
-    now = time.time()
+    """Write the record and renew its place among the living, by Redis's clock, which all go by."""
+    now = await redis_time.ask(client)
     record = status.model_copy(update={"updated_at": now})
     async with client.pipeline(transaction=False) as pipe:
         pipe.set(keys.sidecar(status.id), record.model_dump_json(), ex=int(LIFETIME_SECONDS) + 1)
@@ -91,7 +90,7 @@ async def withdraw(client: Client, sidecar_id: str) -> None:
 
 async def living(client: Client) -> list[SidecarStatus]:
     """Read the records of all sidecars whose heartbeat is fresh, dropping the names of dead ones."""
-    now = time.time()
+    now = redis_time.now()
     await client.zremrangebyscore(keys.SIDECARS, "-inf", now - 60)
     names = await client.zrangebyscore(keys.SIDECARS, now, "+inf")
     if not names:

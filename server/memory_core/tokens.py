@@ -9,10 +9,10 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
 from dataclasses import dataclass
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.access import Access, Scope, known_scopes
 from memory_core.connection import Client
 from memory_core.ids import new_id
@@ -54,7 +54,7 @@ class Token:
 
 def new_token(agent: str, namespace: str, scopes: frozenset[Scope], seconds: float) -> tuple[Token, str]:
     """Make a token and its secret; nothing knows of it yet."""
-    now = time.time()
+    now = redis_time.now()
     return Token(new_id(), agent, namespace, scopes, now, now + seconds, False), secrets.token_urlsafe(32)
 
 
@@ -87,7 +87,7 @@ async def verify(client: Client, text: str) -> Access | None:
         return None
     found = await load(client, parsed[0])
     right = hmac.compare_digest(hash_of(parsed[1]), found[1] if found else _NO_HASH)
-    if found is None or not right or found[0].revoked or found[0].expires_at <= time.time():
+    if found is None or not right or found[0].revoked or found[0].expires_at <= redis_time.now():
         return None
     return found[0].access()
 

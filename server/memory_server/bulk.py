@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from memory_core import keys, sidecars
+from memory_core import keys, redis_time, sidecars
 from memory_core.bulk import (
     BulkAsk,
     Clusters,
@@ -101,7 +101,7 @@ class Bulk:
     async def _ask(self, namespace: str, request: Request, model: Model, kind: type[Answer], wait: float) -> Answer:
         if not await self.is_offered(model):
             raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
-        deadline = time.time() + wait
+        deadline = redis_time.now() + wait
         try:
             reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, model, deadline))
         except TimeoutError:
@@ -124,5 +124,5 @@ class Bulk:
             request=request,
             seal=self._backend.transports.current,
         )
-        left = max(deadline - time.time(), 0.0)
+        left = max(deadline - redis_time.now(), 0.0)
         return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)

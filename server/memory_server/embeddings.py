@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from memory_core import keys, sidecars, tracing
+from memory_core import keys, redis_time, sidecars, tracing
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.ids import new_id
 from memory_core.models import Model
@@ -156,7 +156,7 @@ class Embeddings:
             id=new_id(),
             reply_to=self.replies.address,
             model=model.name,
-            deadline=int((time.time() + wait) * 1000),
+            deadline=int((redis_time.now() + wait) * 1000),
             texts=texts,
             seal=self._backend.transports.current,
             trace=trace,

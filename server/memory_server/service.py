@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, MutableMapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from cachetools import LRUCache
 
+from memory_core import redis_time
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
@@ -159,7 +159,7 @@ class Service:
         names = [key for memory_id, _ in counts for key in (keys.memory(memory_id), keys.use(memory_id))]
         try:
             await self.backend.write(
-                "rm1_touch", names, counts=[count for _, count in counts], at=to_redis(time.time())
+                "rm1_touch", names, counts=[count for _, count in counts], at=to_redis(redis_time.now())
             )
         except MemoryServiceError as error:
             log.warning("%d access counts were lost: %s", len(counts), error.message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -10,7 +9,7 @@ import httpx2
 from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
-from memory_core import sidecars
+from memory_core import redis_time, sidecars
 from memory_core.connection import Client, connect, store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import NAMESPACES, SWEEPER, Keys
@@ -119,7 +118,7 @@ async def _look_at_redis(client: Client, found: Status, settings: Settings) -> N
 
 
 async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceState:
-    now = time.time()
+    now = redis_time.now()
     pipe = client.pipeline(transaction=False)
     pipe.xlen(keys.dead_jobs)
     pipe.zcard(keys.agents)

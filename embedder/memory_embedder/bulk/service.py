@@ -11,7 +11,7 @@ from functools import partial
 from pydantic import BaseModel
 from redis import exceptions as redis_errors
 
-from memory_core import keys
+from memory_core import keys, redis_time
 from memory_core.bulk import (
     MOST_QUERIES,
     MOST_RESULTS,
@@ -154,7 +154,7 @@ class BulkDesk:
                 reply = await self._answer(ask, ask.request)
         if ask.seal in self._transports:
             reply = replace(reply, seal=ask.seal)
-        self._settle(stream, entry, (ask.reply_to, reply) if ask.deadline > time.time() * 1000 else None)
+        self._settle(stream, entry, (ask.reply_to, reply) if ask.deadline > redis_time.now() * 1000 else None)
 
     def _refusal(self, ask: BulkAsk) -> str:
         if ask.model != self._encoder.name:
@@ -168,7 +168,7 @@ class BulkDesk:
         return ""
 
     async def _answer(self, ask: BulkAsk, request: Request) -> Reply:
-        left = ask.deadline / 1000 - time.time() - _REPLY_MARGIN
+        left = ask.deadline / 1000 - redis_time.now() - _REPLY_MARGIN
         try:
             async with asyncio.timeout(left):
                 body = await self._compute(ask.namespace, request, time.monotonic() + left)

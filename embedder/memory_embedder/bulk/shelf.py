@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from memory_core import keys
+from memory_core import keys, redis_time
 from memory_core.bulk import IndexType, Selection
 from memory_core.connection import Client
 from memory_embedder.bulk.arrays import Resident
@@ -87,7 +87,7 @@ class Shelf:
                 self._compact(kept)
                 self._make_room(namespace, kept)
                 mirror = kept.mirror
-                chosen = await asyncio.to_thread(mirror.select, selection, time.time())
+                chosen = await asyncio.to_thread(mirror.select, selection, redis_time.now())
                 return kept, Snapshot(mirror.vectors[: len(chosen)], mirror.ids, mirror.pieces, chosen, kept.resident)
 
     async def keep_up(self) -> None:
@@ -101,7 +101,7 @@ class Shelf:
                 except Lost:
                     kept.filled = False
                     continue
-                kept.mirror.expire(time.time())
+                kept.mirror.expire(redis_time.now())
                 self._compact(kept)
             try:
                 self._make_room(namespace, kept)

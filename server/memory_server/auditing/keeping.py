@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
+from memory_core import redis_time
 from memory_core.audit_settings import AuditSettings
 from memory_core.connection import Client
 from memory_core.keys import Keys
@@ -23,7 +23,7 @@ DAY = 86_400.0
 
 async def trim(backend: Backend, namespace: str, settings: AuditSettings, *, now: float | None = None) -> int:
     """Drop what is older or more than is to be kept, a slice at a time; give the last number that went, or 0."""
-    before = ((now or time.time()) - settings.keep_days * DAY) * 1000 if settings.keep_days else 0.0
+    before = ((now or redis_time.now()) - settings.keep_days * DAY) * 1000 if settings.keep_days else 0.0
     keys, went = Keys(namespace), 0
     counted = await trail.counters(await backend.client(), keys)
     most = counted.given - settings.keep_entries if settings.keep_entries else 0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 
+from memory_core import redis_time
 from memory_core.connection import store_errors
 from memory_core.errors import KeyMissing
 from memory_core.ids import new_id
@@ -67,7 +67,7 @@ async def _seal_some(backend: Backend, keys: Keys) -> bool:
         return False
     broken = await _broken_before(backend, keys, last_id, previous)
     broken = broken or first_problem(backend.keyring, keys.namespace, previous, entries)
-    new = make_seal(backend.keyring, keys.namespace, previous, entries, at=to_redis(time.time()), broken=broken)
+    new = make_seal(backend.keyring, keys.namespace, previous, entries, at=to_redis(redis_time.now()), broken=broken)
     answer = await backend.write(
         "rm1_seal",
         [keys.seals, keys.counters],
@@ -110,7 +110,7 @@ def _up_to_unknown_key(keyring: Keyring, namespace: str, entries: list[Entry]) -
     Raises:
         KeyMissing: that is all there is.
     """
-    before = (time.time() - UNKNOWN_KEY_SECONDS) * 1000
+    before = (redis_time.now() - UNKNOWN_KEY_SECONDS) * 1000
     for number, entry in enumerate(entries):
         if entry.position[0] >= before and entry.check(keyring, namespace) == "unknown key":
             if not number:

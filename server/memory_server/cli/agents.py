@@ -13,17 +13,14 @@ from memory_server.cli.console import (
     Config,
     DataDir,
     Namespace,
+    carry_out,
     load_settings,
-    noted,
     operator,
     with_backend,
-    with_serving,
 )
 
 if TYPE_CHECKING:
     from memory_core.tokens import Token
-    from memory_server.results.agents import AgentListAnswer
-    from memory_server.service import Service
 
 agents = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="See who is there; give agents tokens, and take them."
@@ -47,15 +44,14 @@ def listing(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> AgentListAnswer:
-        async def run() -> AgentListAnswer:
-            return await list_agents(service, caller, types=(), able_to=(), alive_only=alive)
-
-        return await noted(service, caller, "list_agents", (), run)
-
-    answer = with_serving(settings, act)
+    answer = carry_out(
+        settings,
+        caller,
+        "list_agents",
+        lambda service: list_agents(service, caller, types=(), able_to=(), alive_only=alive),
+    )
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     rows = (
         (a.agent_id, a.agent_type, a.status, in_hand, a.completed, a.failed, a.last_seen, ", ".join(a.capabilities))
         for a in answer.agents

@@ -122,10 +122,16 @@ def with_serving(settings: Settings, action: Callable[[Service], Awaitable[T]]) 
     return asyncio.run(run())
 
 
-async def noted(
-    service: Service, caller: Caller, op: str, ids: Sequence[str], use_case: Callable[[], Awaitable[A]]
+def carry_out(
+    settings: Settings, caller: Caller, op: str, use_case: Callable[[Service], Awaitable[A]], *, ids: Sequence[str] = ()
 ) -> A:
     """Run a use case for the console as a tool is run: it leaves its entry in the audit, however it ends."""
+    return with_serving(settings, lambda service: _noted(service, caller, op, ids, lambda: use_case(service)))
+
+
+async def _noted(
+    service: Service, caller: Caller, op: str, ids: Sequence[str], use_case: Callable[[], Awaitable[A]]
+) -> A:
     from memory_server.auditing.calls import Call, in_hand, named_ids
 
     call = Call(op, named_ids({"memory_ids": list(ids)}))

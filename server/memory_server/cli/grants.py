@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, carry_out, load_settings, operator
 
 if TYPE_CHECKING:
-    from memory_server.results.context import GrantListAnswer, GrantState, RevokeAnswer
-    from memory_server.service import Service
+    from memory_server.results.context import GrantState
 
 grants = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at what is shared, and end it.")
 
@@ -32,15 +31,14 @@ def listing(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> GrantListAnswer:
-        async def run() -> GrantListAnswer:
-            return await all_grants(service, caller, agent=agent, ended=every, limit=limit)
-
-        return await noted(service, caller, "list_grants", (), run)
-
-    answer = with_serving(settings, act)
+    answer = carry_out(
+        settings,
+        caller,
+        "list_grants",
+        lambda service: all_grants(service, caller, agent=agent, ended=every, limit=limit),
+    )
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     rows = (
         (g.id, g.state, g.from_agent, g.to_agent, g.permission, g.expires_at or "", _covers(g)) for g in answer.grants
     )
@@ -63,14 +61,15 @@ def revoke(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> RevokeAnswer:
-        return await noted(
-            service, caller, "revoke_shared_context", [grant_id], lambda: revoke_shared(service, caller, grant_id)
-        )
-
-    answer = with_serving(settings, act)
+    answer = carry_out(
+        settings,
+        caller,
+        "revoke_shared_context",
+        lambda service: revoke_shared(service, caller, grant_id),
+        ids=[grant_id],
+    )
     if as_json:
-        printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        printing.emit_answer(answer)
     else:
         typer.echo(answer.summary())
 

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memory_core.errors import InvalidArgument
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, carry_out, load_settings
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
     from memory_server.results.memories import MemoryAnswer, SearchAnswer
-    from memory_server.service import Service
 
 Agent = Annotated[str | None, typer.Option(help="Agent with whose permission to look; MEMORY_AGENT if left out.")]
 Mode = Literal["hybrid", "vector", "keyword"]
@@ -48,13 +47,12 @@ def search(
     )
     caller = acting_as(settings.namespace, _agent(agent, settings))
 
-    async def act(service: Service) -> SearchAnswer:
-        async def run() -> SearchAnswer:
-            return await use_case.semantic_search(service, caller, request)
-
-        return await noted(service, caller, "semantic_search", (), run)
-
-    _print_hits(with_serving(settings, act), as_json)
+    _print_hits(
+        carry_out(
+            settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, request)
+        ),
+        as_json,
+    )
 
 
 def show(
@@ -71,12 +69,16 @@ def show(
     settings = load_settings(config, data_dir, namespace)
     caller = acting_as(settings.namespace, _agent(agent, settings))
 
-    async def act(service: Service) -> MemoryAnswer:
-        return await noted(
-            service, caller, "retrieve_memory", [memory_id], lambda: retrieve_memory(service, caller, memory_id)
-        )
-
-    _print_memory(with_serving(settings, act), as_json)
+    _print_memory(
+        carry_out(
+            settings,
+            caller,
+            "retrieve_memory",
+            lambda service: retrieve_memory(service, caller, memory_id),
+            ids=[memory_id],
+        ),
+        as_json,
+    )
 
 
 def _agent(agent: str | None, settings: Settings) -> str:
@@ -95,7 +97,7 @@ def _print_hits(answer: SearchAnswer, as_json: bool) -> None:
     from memory_server.cli import printing
 
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     rows = (
         (f"{hit.score:.2f}", found.memory_id, found.writer, found.trust, (found.occurred_at or "")[:19], found.content)
         for hit in answer.hits
@@ -114,7 +116,7 @@ def _print_memory(answer: MemoryAnswer, as_json: bool) -> None:
     from memory_server.cli import printing
 
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     found = answer.memory.model_dump(mode="json", exclude_none=True)
     content = found.pop("content")
     found |= {"access_count": answer.access_count, "last_access": answer.last_access}

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
+    from memory_server.results.answer import Answer
+
 _WIDTH = 160
 """Columns where the output is no terminal."""
 _ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -28,6 +30,11 @@ _KEPT = frozenset("\n\t\u200c\u200d")
 def emit(value: Any) -> None:
     """Print JSON, with nothing in it that is not ASCII."""
     typer.echo(json.dumps(value, indent=2))
+
+
+def emit_answer(answer: Answer) -> None:
+    """Print an answer as JSON, without what it has none of."""
+    emit(answer.model_dump(mode="json", exclude_none=True))
 
 
 def plain(text: object) -> str:

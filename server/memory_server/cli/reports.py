@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, load_settings, noted, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, carry_out, load_settings
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
@@ -40,7 +40,7 @@ def duplicates(
         lambda service, caller: near_duplicates(service, caller, least=least, wait=_WAIT_SECONDS),
     )
     if as_json:
-        return printing.emit(found.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(found)
     rows = [(f"{group.cosine:.3f}", one.memory_id, one.content) for group in found.groups for one in group.memories]
     printing.table(("cosine", "memory", "content"), rows)
     left = found.pairs_left_out
@@ -68,7 +68,7 @@ def clusters(
         lambda service, caller: reports.clusters(service, caller, count=count, show=show, wait=_WAIT_SECONDS),
     )
     if as_json:
-        return printing.emit(found.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(found)
     rows = [
         (one.size, f"{one.closeness:.2f}", text.memory_id, text.content)
         for one in found.clusters
@@ -81,4 +81,4 @@ def clusters(
 def _report(settings: Settings, agent: str, op: str, make: Callable[[Service, Caller], Awaitable[A]]) -> A:
     """Make a report as the agent, with its permission; it is audited as a tool's call is."""
     caller = acting_as(settings.namespace, agent)
-    return with_serving(settings, lambda service: noted(service, caller, op, (), lambda: make(service, caller)))
+    return carry_out(settings, caller, op, lambda service: make(service, caller))

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.tasks import TaskState
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, noted, operator, with_serving
+from memory_server.cli.console import AsJson, Config, DataDir, Namespace, carry_out, load_settings, operator
 
 if TYPE_CHECKING:
     from memory_core.settings import Settings
-    from memory_server.results.tasks import TaskAnswer, TaskListAnswer, TaskStateAnswer
+    from memory_server.results.tasks import TaskStateAnswer
     from memory_server.service import Service
     from memory_server.usecases.principals import Caller
 
@@ -37,15 +37,14 @@ def listing(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> TaskListAnswer:
-        async def run() -> TaskListAnswer:
-            return await all_tasks(service, caller, states=state or (), agent=agent, limit=limit)
-
-        return await noted(service, caller, "list_tasks", (), run)
-
-    answer = with_serving(settings, act)
+    answer = carry_out(
+        settings,
+        caller,
+        "list_tasks",
+        lambda service: all_tasks(service, caller, states=state or (), agent=agent, limit=limit),
+    )
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     rows = (
         (t.task_id, t.state, t.priority, t.submitted_by, t.assigned_to, attempt, t.error, t.description)
         for t in answer.tasks
@@ -70,12 +69,9 @@ def show(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> TaskAnswer:
-        return await noted(service, caller, "get_task", [task_id], lambda: get_task(service, caller, task_id))
-
-    answer = with_serving(settings, act)
+    answer = carry_out(settings, caller, "get_task", lambda service: get_task(service, caller, task_id), ids=[task_id])
     if as_json:
-        return printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        return printing.emit_answer(answer)
     printing.pairs((name, value) for name, value in answer.task.model_dump(mode="json").items() if value)
     rows = ((e.at, e.op, e.agent or "", e.attempt or "", e.error or e.handoff or "") for e in answer.history)
     printing.table(("at", "what", "agent", "attempt", "error or handoff"), rows)
@@ -124,11 +120,8 @@ def _change(
 
     caller = operator(settings.namespace)
 
-    async def act(service: Service) -> TaskStateAnswer:
-        return await noted(service, caller, op, [task_id], lambda: use_case(service, caller))
-
-    answer = with_serving(settings, act)
+    answer = carry_out(settings, caller, op, lambda service: use_case(service, caller), ids=[task_id])
     if as_json:
-        printing.emit(answer.model_dump(mode="json", exclude_none=True))
+        printing.emit_answer(answer)
     else:
         typer.echo(f"Task {answer.task_id} is {answer.state}.")

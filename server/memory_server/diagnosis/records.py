@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from memory_core import redis_time
 from memory_core.connection import Client, store_errors
 from memory_core.keys import Keys
 from memory_core.models import NO_VECTOR, Model
@@ -102,7 +102,7 @@ class Walk:
             return None if _is_unit(vector, self.model.dimension) else Problem.INVALID
         if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
             return Problem.OTHER_MODEL
-        waited = time.time() - float(updated or 0) > WAITED_SECONDS
+        waited = redis_time.now() - float(updated or 0) > WAITED_SECONDS
         return Problem.MISSING if waited else None
 
     async def _problems_of_pieces(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
@@ -145,7 +145,7 @@ class Walk:
 
 def _lives(row: Sequence[Any]) -> bool:
     expires = row[-1]
-    return expires is None or float(expires) > time.time()
+    return expires is None or float(expires) > redis_time.now()
 
 
 def _is_unit(vector: bytes | None, dimension: int) -> bool:

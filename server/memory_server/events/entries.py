@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from memory_core import redis_time
 from memory_core.errors import InvalidArgument, echo
 from memory_core.names import SEPARATOR
 from memory_core.streams import BadMessage, Fields
@@ -52,7 +52,7 @@ def read_cursor(cursor: str) -> Position:
     """
     match = _CURSOR.fullmatch(cursor)
     position = Position(*map(int, match.groups())) if match else None
-    if position is None or position.milliseconds > (time.time() + _AHEAD_SECONDS) * 1000:
+    if position is None or position.milliseconds > (redis_time.now() + _AHEAD_SECONDS) * 1000:
         raise InvalidArgument(
             f"cursor {echo(cursor)} is none that wait_for_events gave",
             hint="send the cursor of its last answer, or leave it out to begin now",

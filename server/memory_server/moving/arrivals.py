@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from ulid import ULID
 
+from memory_core import redis_time
 from memory_core.errors import InvalidArgument
 from memory_core.keyring import framed
 from memory_core.models import Model
@@ -85,7 +85,7 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
         InvalidArgument: a value is not valid here.
     """
     checks.check_secrecy(wish.sensitive, wish.visibility)
-    now = time.time()
+    now = redis_time.now()
     record = Record(
         id=foreign_id(format_name, principal.agent, said.source_id),
         content=checks.check_text(said.content, "content", service.settings.limits.content_bytes),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import Forbidden
 from memory_core.keys import Keys
@@ -58,7 +58,7 @@ async def grants(service: Service, caller: Caller) -> GrantsAnswer:
         return GrantsAnswer(whole=False, grants=given, offers=shown.offers)
     keys = Keys(caller.namespace)
     rows = await service.backend.read(lambda client: _all_grants(client, keys))
-    now, listed = time.time(), GrantsAnswer(whole=True, grants=[], offers=[])
+    now, listed = redis_time.now(), GrantsAnswer(whole=True, grants=[], offers=[])
     for grant_id, row in rows:
         if row and float(row["until"]) > now:
             lists: dict[bytes, list[GrantInfo]] = {b"active": listed.grants, b"offered": listed.offers}

@@ -8,6 +8,7 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.records import MemoryType, Priority, Visibility
@@ -73,14 +74,14 @@ class Census:
         key = (caller.namespace, principal)
         async with self._counting.setdefault(caller.namespace, asyncio.Lock()):
             at, until, figures = self._known.get(key, (0.0, 0.0, _EMPTY))
-            if time.time() < until:
+            if time.monotonic() < until:
                 return at, figures
-            at, began = time.time(), time.perf_counter()
+            at, began = redis_time.now(), time.monotonic()
             if await service.backend.knows(caller.namespace):
                 selected = build.living(at) if principal is None else build.readable(principal, _ALL, at)
                 figures = await _count(service, caller, selected, at)
-            took = time.perf_counter() - began
-            self._known[key] = (at, at + max(_FRESH_SECONDS, took / _SHARE), figures)
+            now = time.monotonic()
+            self._known[key] = (at, now + max(_FRESH_SECONDS, (now - began) / _SHARE), figures)
             return at, figures
 
 

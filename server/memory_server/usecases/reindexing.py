@@ -15,7 +15,7 @@ from pathlib import PurePath
 
 from pydantic import BaseModel, Field
 
-from memory_core import index, sidecars
+from memory_core import index, redis_time, sidecars
 from memory_core.connection import Client, store_errors
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
 from memory_core.keys import Keys
@@ -142,7 +142,7 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
     target, keys = await choose(service, namespace, name), Keys(namespace)
     if target.name == models.current.name:
         return "the index would be made anew beside this one, which is dropped then"
-    query = build.not_embedded(target, time.time())
+    query = build.not_embedded(target, redis_time.now())
     (lacking,) = await run_search(service, namespace, lambda client: _count(service, client, keys, [query]))
     return f"{lacking} texts would be embedded by {target}, which would answer then"
 

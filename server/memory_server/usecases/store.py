@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from memory_core import redis_time
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.ids import new_id
 from memory_core.keys import Keys, digest
@@ -117,7 +117,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,
-        quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= time.time(),
+        quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= redis_time.now(),
         partial=bool(reason),
         reason=reason,
     )
@@ -129,7 +129,7 @@ def _check(service: Service, new: NewMemory) -> Record:
     if new.idempotency_key is not None:
         checks.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
     lifetime(service, new.priority, new.ttl_seconds)
-    now = time.time()
+    now = redis_time.now()
     return Record(
         id=new_id(),
         content=checks.check_text(new.content, "content", service.settings.limits.content_bytes),

@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import asdict, dataclass
 
+from memory_core import redis_time
 from memory_core.connection import Client, store_errors
 from memory_core.errors import InvalidArgument, echo
 from memory_core.keys import Keys
@@ -100,7 +101,7 @@ def _report(report: Report) -> AuditCheckAnswer:
     found = asdict(report)
     del found["namespace"]
     problems = [AuditProblem(**problem) for problem in found.pop("problems")]
-    return AuditCheckAnswer(ok=report.ok, problems=problems, checked_at=to_iso(time.time()) or "", **found)
+    return AuditCheckAnswer(ok=report.ok, problems=problems, checked_at=to_iso(redis_time.now()) or "", **found)
 
 
 async def _page(

@@ -5,10 +5,10 @@ A name stands in every turn of its speaker, so in a vector it drowns what the qu
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.keys import Keys
@@ -42,7 +42,7 @@ async def understand(service: Service, principal: Principal, queries: Sequence[s
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    keys, now = Keys(principal.namespace), time.time()
+    keys, now = Keys(principal.namespace), redis_time.now()
     terms = {query: query_terms(query) for query in queries}
     everything = build.readable(principal, build.Filters(include_archive=True), now)
     asked = list(dict.fromkeys(term for each in terms.values() for term in each))
