@@ -2,40 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-
+import dashboard_fixtures
 import httpx2
 import pytest
-import pytest_asyncio
 from auth_helpers import issued
 from dashboard_helpers import PAGE, Browser, log_in
-from redis_users import SERVER
-from stack import Server, Stack, in_own_task, serving
 
 from memory_server.dashboard import sessions
 from memory_server.usecases.tokens import revoke_token
 
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server that asks for tokens."""
-    url = stack.redis.url_of(SERVER)
-    async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
-        yield server
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def page(server: Server, namespace: str) -> AsyncGenerator[Browser]:
-    """A page that acts as alice, where names are believed."""
-    async with httpx2.AsyncClient() as client:
-        yield Browser(server, client, f"?agent=alice&namespace={namespace}")
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def stranger(guarded: Server) -> AsyncGenerator[Browser]:
-    """A page of nobody, where tokens are asked for."""
-    async with httpx2.AsyncClient() as client:
-        yield Browser(guarded, client)
+guarded = dashboard_fixtures.guarded
+page = dashboard_fixtures.page
+stranger = dashboard_fixtures.stranger
 
 
 # What every answer carries

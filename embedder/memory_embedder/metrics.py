@@ -12,22 +12,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from memory_core.errors import InvalidArgument
-from memory_core.histogram import Histogram
+from memory_core.metric_families import Families
 
 if TYPE_CHECKING:
     from memory_embedder.sidecar import Sidecar
 
 PREFIX = "memory_embedder_"
+_new = Families(PREFIX)
 
 
 @contextmanager
@@ -65,21 +60,21 @@ class _Figures(Collector):
         what = {"model": os.path.basename(status.model), "backend": status.backend, "device": status.device}
         info = what | {"provider": status.provider.partition(" (")[0], "version": version("redis-memory-gpu")}
         yield InfoMetricFamily(PREFIX.rstrip("_"), "What computes the vectors, and release of the sidecar.", info)
-        yield _gauge("ready", "Whether it serves.", status.state == "ready")
-        yield _gauge("fallback", "Whether another device than the wanted one computes.", bool(sidecar.fallback))
-        yield _gauge("refused_namespaces", "Namespaces left to sidecars of another model.", sidecar.refused)
-        yield _counter("texts", "Texts embedded.", status.texts_total)
-        yield _gauge("texts_per_second", "Texts a second over the last ten seconds.", status.texts_per_second)
-        yield _histogram("batch_texts", "Texts of one inference.", load.batch_texts)
-        yield _histogram("inference_seconds", "How long one inference took.", load.inference_seconds)
-        yield _gauge("batch_tokens", "Padded tokens that one inference may have at present.", status.batch_tokens)
-        yield _counter("halvings", "Batches that failed, for want of memory say, and were halved.", engine.halvings)
-        yield _counter("failed_texts", "Texts that failed by themselves.", engine.failures)
-        yield _counters("asks", "Asks by what came of them.", "outcome", asks.outcomes)
-        yield _counters("jobs", "Jobs by what came of them.", "verdict", jobs.verdicts)
-        yield _gauge("queue", "Jobs in the streams of all namespaces, as last seen.", status.queue_depth)
-        yield _gauge("held_jobs", "Jobs taken and not yet committed.", len(jobs.holdings))
-        yield _gauge("waiting_asks", "Asks taken and not yet answered.", len(asks))
+        yield _new.gauge("ready", "Whether it serves.", status.state == "ready")
+        yield _new.gauge("fallback", "Whether another device than the wanted one computes.", bool(sidecar.fallback))
+        yield _new.gauge("refused_namespaces", "Namespaces left to sidecars of another model.", sidecar.refused)
+        yield _new.counter("texts", "Texts embedded.", status.texts_total)
+        yield _new.gauge("texts_per_second", "Texts a second over the last ten seconds.", status.texts_per_second)
+        yield _new.histogram("batch_texts", "Texts of one inference.", load.batch_texts)
+        yield _new.histogram("inference_seconds", "How long one inference took.", load.inference_seconds)
+        yield _new.gauge("batch_tokens", "Padded tokens that one inference may have at present.", status.batch_tokens)
+        yield _new.counter("halvings", "Batches that failed, for want of memory say, and were halved.", engine.halvings)
+        yield _new.counter("failed_texts", "Texts that failed by themselves.", engine.failures)
+        yield _new.counters("asks", "Asks by what came of them.", "outcome", asks.outcomes)
+        yield _new.counters("jobs", "Jobs by what came of them.", "verdict", jobs.verdicts)
+        yield _new.gauge("queue", "Jobs in the streams of all namespaces, as last seen.", status.queue_depth)
+        yield _new.gauge("held_jobs", "Jobs taken and not yet committed.", len(jobs.holdings))
+        yield _new.gauge("waiting_asks", "Asks taken and not yet answered.", len(asks))
         gpu = sidecar.read_gpu()
         if gpu is not None:
             yield from _optional("gpu_utilisation", "Share of the time that the GPU computed.", gpu.utilisation)
@@ -89,27 +84,6 @@ class _Figures(Collector):
             yield from _optional("gpu_power_watts", "Power that the GPU draws.", gpu.power)
 
 
-def _gauge(name: str, said: str, value: float) -> Metric:
-    return GaugeMetricFamily(PREFIX + name, said, value=float(value))
-
-
-def _counter(name: str, said: str, value: float) -> Metric:
-    return CounterMetricFamily(PREFIX + name, said, value=value)
-
-
-def _counters(name: str, said: str, label: str, values: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, said, labels=(label,))
-    for value, number in values.items():
-        family.add_metric((value,), number)
-    return family
-
-
-def _histogram(name: str, said: str, histogram: Histogram) -> Metric:
-    family = HistogramMetricFamily(PREFIX + name, said)
-    family.add_metric((), histogram.buckets(), histogram.total)
-    return family
-
-
 def _optional(name: str, said: str, value: float | None) -> Iterator[Metric]:
     if value is not None:
-        yield _gauge(name, said, value)
+        yield _new.gauge(name, said, value)

@@ -6,26 +6,25 @@ stdio, never loads it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
     InfoMetricFamily,
     Metric,
 )
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from memory_core.histogram import Histogram
+from memory_core.metric_families import Families
 from memory_server.metrics.figures import Figures
 from memory_server.metrics.stock import Stock
 from memory_server.service import Service
 
 PREFIX = "memory_server_"
+_new = Families(PREFIX)
 _process = CollectorRegistry()
 ProcessCollector(registry=_process)
 
@@ -56,81 +55,51 @@ def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
     for labels, number in figures.calls.items():
         calls.add_metric(labels, number)
     yield calls
-    yield _histograms("call_seconds", "How long operations took.", "operation", figures.call_seconds)
-    yield _counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
-    yield _histograms("search_part_seconds", "How long the parts of searches took.", "part", figures.search_seconds)
-    yield _counters("sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", figures.sweeps)
+    yield _new.histograms("call_seconds", "How long operations took.", "operation", figures.call_seconds)
+    yield _new.counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
+    yield _new.histograms("search_part_seconds", "How long the parts of searches took.", "part", figures.search_seconds)
+    yield _new.counters(
+        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", figures.sweeps
+    )
     if service is None:
         return
-    yield _histogram("search_seconds", "How long searches took.", service.search_latency.histogram)
-    yield _histogram("embedding_seconds", "How long vectors were waited for.", service.embedding_latency.histogram)
+    yield _new.histogram("search_seconds", "How long searches took.", service.search_latency.histogram)
+    yield _new.histogram("embedding_seconds", "How long vectors were waited for.", service.embedding_latency.histogram)
     hits, recorder = service.embeddings.cache.total, service.auditor.recorder
     found = {"process": hits.process, "redis": hits.redis, "nowhere": hits.missed}
-    yield _counters("cached_vectors", "Texts by where their vector was found.", "found", found)
+    yield _new.counters("cached_vectors", "Texts by where their vector was found.", "found", found)
     entries = {"written": recorder.written_total, "lost": recorder.lost_total}
-    yield _counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
-    yield _gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
-    yield _counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
+    yield _new.counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
+    yield _new.gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
+    yield _new.counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
     flaws = service.backend.integrity.flaws
-    yield _counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
+    yield _new.counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
 
 
 def _of_stock(stock: Stock) -> Iterator[Metric]:
     """What Redis holds. All servers on one Redis tell the same."""
-    yield _gauge("redis_up", "Whether Redis answered.", stock.redis_up)
+    yield _new.gauge("redis_up", "Whether Redis answered.", stock.redis_up)
     if not stock.redis_up or stock.round_trip_seconds is None:
         return
     info = stock.redis
-    yield _gauge("redis_round_trip_seconds", "How long a PING took.", stock.round_trip_seconds)
-    yield _gauge("redis_used_bytes", "Memory that Redis uses.", info.get("used_memory", 0))
-    yield _gauge("redis_limit_bytes", "Memory that Redis may use; 0 is all.", info.get("maxmemory", 0))
-    yield _gauge("redis_clients", "Connections to Redis.", info.get("connected_clients", 0))
-    yield _gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
+    yield _new.gauge("redis_round_trip_seconds", "How long a PING took.", stock.round_trip_seconds)
+    yield _new.gauge("redis_used_bytes", "Memory that Redis uses.", info.get("used_memory", 0))
+    yield _new.gauge("redis_limit_bytes", "Memory that Redis may use; 0 is all.", info.get("maxmemory", 0))
+    yield _new.gauge("redis_clients", "Connections to Redis.", info.get("connected_clients", 0))
+    yield _new.gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
     written = info.get("aof_last_write_status", "ok") == "ok"
-    yield _gauge("redis_append_only_ok", "Whether its last write went well.", written)
-    yield _counter("redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0))
-    yield _counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
-    yield _gauge("namespaces", "Namespaces.", stock.namespaces)
-    yield _gauge("namespaces_uncounted", "Namespaces left out of the sums below, for they are many.", stock.uncounted)
-    yield _gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
-    yield _gauge("dead_jobs", "Texts that could not be embedded and were set aside; the last ten thousand of each "
-                 "namespace.", stock.dead_jobs)  # fmt: skip
-    yield _gauges("tasks", "Open tasks; `queued` are those that nobody holds.", "state", stock.tasks)
-    yield _counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
-    yield _gauge("dead_tasks", "Tasks given up and not requeued.", stock.dead_tasks)
-    yield _gauges("sidecars", "Sidecars that live.", "state", stock.sidecars)
-
-
-def _counter(name: str, said: str, value: float) -> Metric:
-    return CounterMetricFamily(PREFIX + name, said, value=value)
-
-
-def _gauge(name: str, said: str, value: float) -> Metric:
-    return GaugeMetricFamily(PREFIX + name, said, value=float(value))
-
-
-def _counters(name: str, said: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, said, labels=(label,))
-    for value, number in values.items():
-        family.add_metric((value,), number)
-    return family
-
-
-def _gauges(name: str, said: str, label: str, values: Mapping[str, int]) -> Metric:
-    family = GaugeMetricFamily(PREFIX + name, said, labels=(label,))
-    for value, number in values.items():
-        family.add_metric((value,), number)
-    return family
-
-
-def _histogram(name: str, said: str, histogram: Histogram) -> Metric:
-    family = HistogramMetricFamily(PREFIX + name, said)
-    family.add_metric((), histogram.buckets(), histogram.total)
-    return family
-
-
-def _histograms(name: str, said: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
-    family = HistogramMetricFamily(PREFIX + name, said, labels=(label,))
-    for value, histogram in histograms.items():
-        family.add_metric((value,), histogram.buckets(), histogram.total)
-    return family
+    yield _new.gauge("redis_append_only_ok", "Whether its last write went well.", written)
+    yield _new.counter("redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0))
+    yield _new.counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
+    yield _new.gauge("namespaces", "Namespaces.", stock.namespaces)
+    yield _new.gauge(
+        "namespaces_uncounted", "Namespaces left out of the sums below, for they are many.", stock.uncounted
+    )
+    yield _new.gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
+    yield _new.gauge(
+        "dead_jobs", "Texts that could not be embedded and were set aside, the last of each namespace.", stock.dead_jobs
+    )
+    yield _new.gauges("tasks", "Open tasks; `queued` are those that nobody holds.", "state", stock.tasks)
+    yield _new.counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
+    yield _new.gauge("dead_tasks", "Tasks given up and not requeued.", stock.dead_tasks)
+    yield _new.gauges("sidecars", "Sidecars that live.", "state", stock.sidecars)

@@ -191,7 +191,7 @@ class _Wait:
         """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
         if all(entry.kind != MEMORY for entry in entries):
             self.told = entries[-1].position
-            return [_event(entry) for entry in entries]
+            return [event_of(entry) for entry in entries]
         with self.service.readers.reading(self.caller.namespace, self.caller.agent):
             principal = await self._principal(room)
             wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
@@ -200,7 +200,7 @@ class _Wait:
         events: list[Event] = []
         for entry in entries:
             if entry.position in shown:
-                events.append(_event(entry))
+                events.append(event_of(entry))
             if entry.position in matches:
                 events.append(_match(entry, *matches[entry.position]))
             if entry.position in shown or entry.position in matches:
@@ -295,7 +295,8 @@ async def _load(
     return await service.backend.read(fetch)
 
 
-def _event(entry: Entry) -> Event:
+def event_of(entry: Entry) -> Event:
+    """Give what is told of an entry."""
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
@@ -309,7 +310,7 @@ def _event(entry: Entry) -> Event:
 def _match(entry: Entry, record: Record, score: float) -> Event:
     snippet = " ".join(record.content.split())[:_SNIPPET]
     told = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
-    return _event(entry).model_copy(update=told)
+    return event_of(entry).model_copy(update=told)
 
 
 def _kinds(request: WaitRequest) -> frozenset[str]:

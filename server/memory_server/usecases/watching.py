@@ -6,18 +6,17 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
 
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys
 from memory_core.streams import BadMessage
-from memory_server.events.entries import DELETED, MEMORY, Entry
+from memory_server.events.entries import MEMORY, Entry
 from memory_server.events.listeners import Watcher
 from memory_server.events.room import Room
-from memory_server.results.events import Event, EventKind
+from memory_server.results.events import Event
 from memory_server.service import Service
 from memory_server.usecases.principals import Caller, resolve
-from memory_server.usecases.waiting import last_position, readable
+from memory_server.usecases.waiting import event_of, last_position, readable
 
 _MOST = 200
 """Events told at once; of more only the number."""
@@ -70,7 +69,7 @@ async def _recent(service: Service, caller: Caller, watcher: Watcher, room: Room
         page = [entry for entry in page if watcher.concerns(entry)]
         found = await _allowed(service, caller, watcher, room, page) + found
         if len(found) >= _RECENT or len(rows) < _PAGE:
-            return list(map(_event, found[-_RECENT:]))
+            return list(map(event_of, found[-_RECENT:]))
         end = f"({rows[-1][0].decode()}"
 
 
@@ -84,7 +83,7 @@ async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) 
         newest = await _allowed(service, caller, watcher, room, entries[-_MOST:])
     except MemoryServiceError:
         return Told([], 1)
-    return Told(list(map(_event, newest)), more)
+    return Told(list(map(event_of, newest)), more)
 
 
 async def _allowed(service: Service, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]) -> list[Entry]:
@@ -96,14 +95,3 @@ async def _allowed(service: Service, caller: Caller, watcher: Watcher, room: Roo
     if all(entry.kind != MEMORY for entry in entries):
         return entries
     return await readable(service, principal, entries)
-
-
-def _event(entry: Entry) -> Event:
-    return Event(
-        kind=cast(EventKind, entry.kind),
-        op=entry.op,
-        id=entry.subject,
-        by=entry.by or None,
-        at=entry.position.at,
-        uri=None if entry.op == DELETED else entry.uri,
-    )

@@ -224,7 +224,8 @@ def answers_are_whole(evidence: Evidence) -> Iterator[Violation]:
         expected = op.said.get("expected", ())
         missing = [memory_id for memory_id in expected if memory_id not in found]
         if missing and not partial and (not more or op.answer["total"] < len(expected)):
-            yield Violation("silently partial", missing[0], f"{op.name}, {len(missing)} missing")
+            what = f"{op.name} {op.said.get('mode', '')} {op.began:.3f} to {op.ended:.3f}, {len(missing)} missing"
+            yield Violation("silently partial", missing[0], what)
         for memory_id in found:
             gone = evidence.lives[memory_id].deleted_at if memory_id in evidence.lives else None
             if gone is not None and op.began > gone:
