@@ -49,16 +49,15 @@ test-browser: $(BROWSER)
 	$(BIN)/python -m pytest -m browser tests/browser
 
 # Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
-bench: $(STAMP)
-	$(BIN)/python -m benchmarks.retrieval locomo realtalk cranfield beam100k
-	$(BIN)/python -m benchmarks.embedding
-	$(BIN)/python -m benchmarks.startup
-	$(BIN)/python -m benchmarks.long_content
-	$(BIN)/python -m benchmarks.events
-	$(BIN)/python -m benchmarks.tasks
-	$(BIN)/python -m benchmarks.bulk
-	$(BIN)/python -m benchmarks.filtered
-	$(BIN)/python -m benchmarks.service
+BENCH := $(VENV)/.bench
+
+$(BENCH): $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[local,dev,bench]'
+	@touch $(BENCH)
+
+# make bench [PARTS="service scale …"]
+bench: $(BENCH)
+	$(BIN)/python -m benchmarks $(PARTS)
 
 # Beside a whole peer, mcp-memory-service, in an environment of its own; where this Python cannot load SQLite extensions,
 # PEER_PYTHON names one of the same version that can.

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from mcp import Client as McpClient
 
+from benchmarks import results
 from benchmarks.long_content import text, until_embedded
 from benchmarks.mcp_client import call
 from benchmarks.serving import Product, product
@@ -37,7 +36,6 @@ DIMENSION, QUERIES, K, ROUNDS = 384, 1000, 10, 5
 LOOPED = 100
 MODEL = "all-MiniLM-L6-v2"
 EVERYBODY = Selection(every=[("scope", ["pub"])])
-RESULTS = Path(__file__).parent / "results" / "bulk.json"
 Rows = dict[str, Any]
 
 
@@ -234,7 +232,7 @@ async def main(count: int, rounds: int) -> None:
     """Measure everything, print it, and keep it."""
     vectors, queries = unit_vectors(count, 1), unit_vectors(QUERIES, 2)
     engine = BulkEngine(Arrays(), Faiss(gpus=False))
-    rows: Rows = {"vectors": count, "queries": QUERIES, "k": K, "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+    rows: Rows = {"vectors": count, "queries": QUERIES, "k": K}
 
     def note(name: str, row: Rows) -> None:
         rows[name] = row
@@ -252,8 +250,7 @@ async def main(count: int, rounds: int) -> None:
         rows["redis_to_engine"] = rows["redis_flat_looped"]["median"] / rows["exact"]["engine"]["median"]
         print("redis_to_engine", rows["redis_to_engine"])
         rows["batches"] = await batches(running, rounds)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n")
+    results.keep("bulk", rows)
 
 
 if __name__ == "__main__":

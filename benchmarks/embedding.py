@@ -19,9 +19,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
@@ -35,7 +34,6 @@ ROUNDS = 5
 MODEL = "all-MiniLM-L6-v2"
 FLOOR, REFERENCE = "sentence-transformers", "torch, exact"
 _BUDGET = 4096
-_RESULTS = Path(__file__).parent / "results"
 Embed = Callable[[list[str]], Matrix]
 
 
@@ -187,14 +185,8 @@ def main() -> None:
     texts = [memory["text"] for conversation in load("locomo") for memory in conversation.memories][:TEXTS]
     with tempfile.TemporaryDirectory() as folder:
         report = measure(texts, Path(folder))
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / "embedding.json").write_text(json.dumps(report, indent=1) + "\n")
-    table = Table(title=f"{report['texts']} texts on {report['cores']} cores; ratios to {report['floor']}")
-    for column in report["engines"][0]:
-        table.add_column(column)
-    for row in report["engines"]:
-        table.add_row(*(str(value) for value in row.values()))
-    Console(width=150).print(table)
+    results.keep("embedding", report)
+    results.show(f"{report['texts']} texts on {report['cores']} cores; ratios to {report['floor']}", report["engines"])
 
 
 if __name__ == "__main__":

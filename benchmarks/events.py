@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack
 
 from mcp import Client as McpClient
 
+from benchmarks import results
 from benchmarks.mcp_client import call
 from benchmarks.serving import product, service_on
 from memory_core.connection import Client
@@ -41,6 +42,7 @@ async def main() -> None:
             rows = [*await _in_process(service, redis), *await _matches(service, served.url)]
         rows += await _over_http(served.url, redis)
         await redis.aclose()
+    results.keep("events", dict(rows))
     print("\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]))
 
 

@@ -7,17 +7,14 @@ store, with the product's index and query.
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import results
 from benchmarks.metrics import percentile
 from benchmarks.serving import product
 from benchmarks.vectors import MODEL, questions_and_texts
@@ -32,7 +29,6 @@ from memory_server.search.query import Query, having, with_neighbours
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0)
 DEPTHS = (10, 100)
 QUERIES, ROUNDS, K = 100, 5, 10
-_RESULTS = Path(__file__).parent / "results" / "filtered.json"
 Row = dict[str, Any]
 
 
@@ -115,13 +111,8 @@ def main() -> None:
     """Measure, print the table and keep it as JSON."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     rows = asyncio.run(run(count))
-    _RESULTS.write_text(json.dumps({"memories": count, "rows": rows}, indent=1) + "\n")
-    table = Table(title=f"the nearest among what may be read, of {count} memories")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=160).print(table)
+    results.keep("filtered", {"memories": count, "rows": rows})
+    results.show(f"the nearest among what may be read, of {count} memories", rows)
 
 
 if __name__ == "__main__":

@@ -6,18 +6,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
-from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks import results
 from benchmarks.service import Texts, fill
 from benchmarks.serving import Product, product
 
 _STEPS = 4
-_RESULTS = Path(__file__).parent / "results" / "footprint.json"
 
 
 async def _state(running: Product) -> dict[str, float]:
@@ -49,13 +44,8 @@ async def measure(number: int) -> list[dict[str, float]]:
 def main() -> None:
     """Print a table, and keep it under results/."""
     found = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))
-    table = Table("memories", "bytes each", "Redis CPU µs each", "bytes on disk each", title="of the last step")
-    for row in found:
-        table.add_row(
-            f"{row['memories']:,}", f"{row['bytes']:,.0f}", f"{row['seconds'] * 1e6:,.0f}", f"{row['disk']:,.0f}"
-        )
-    Console().print(table)
-    _RESULTS.write_text(json.dumps(found, indent=2) + "\n")
+    results.keep("footprint", found)
+    results.show("what a memory of each step costs", found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ Where this Python cannot load SQLite extensions, PEER_PYTHON names one that can.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -20,9 +19,7 @@ from statistics import median
 from typing import Any
 from urllib.request import Request, urlopen
 
-from rich.console import Console
-from rich.table import Table
-
+from benchmarks import results
 from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient
 from benchmarks.service import Call, Texts, rate
@@ -32,7 +29,6 @@ CLIENTS = (1, 8)
 ROUNDS, SECONDS, FILLED = 5, 4.0, 500
 _VENV = Path(__file__).resolve().parents[1] / ".venv-peer"
 _PACKAGES = _VENV / "lib" / "python3.11" / "site-packages"
-_RESULTS = Path(__file__).parent / "results" / "peer.json"
 _START_SECONDS = 120.0
 Side = dict[str, Call]
 
@@ -142,13 +138,8 @@ def main() -> None:
     texts = Texts()
     with product() as running, peer() as theirs:
         rows = asyncio.run(measure({"ours": f"{running.url}?agent=bench", "peer": theirs}, texts))
-    _RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
-    table = Table(title="beside mcp-memory-service, the same raw client")
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console(width=140).print(table)
+    results.keep("peer", rows)
+    results.show("beside mcp-memory-service, the same raw client", rows)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from mcp import Client
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from benchmarks import results
 from benchmarks.evalset import Conversation, load
 from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
@@ -36,7 +34,6 @@ WITHOUT = {
 """What a hybrid search does besides mixing cosine and BM25, and the weights that leave it out."""
 ADVERSARIAL = {"locomo": "5"}
 """Category whose questions have no answer in the text; shown apart."""
-_RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(slots=True)
@@ -173,17 +170,6 @@ async def measure(running: Product, name: str, conversations: list[Conversation]
     }
 
 
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print the report as a table."""
-    rate = report["stores_per_second_until_searchable"]
-    table = Table(title=f"{report['set']}: {report['memories']} memories, {rate} stores/s until searchable by vector")
-    for column in report["modes"][0]:
-        table.add_column(column)
-    for row in report["modes"]:
-        table.add_row(*(str(value) for value in row.values()))
-    console.print(table)
-
-
 def main() -> None:
     """Measure the sets named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -191,12 +177,14 @@ def main() -> None:
     names: list[str] = parser.parse_args().sets
     console = Console(width=160)
     loaded = [(name, load(name)) for name in names]
-    _RESULTS.mkdir(exist_ok=True)
     with product() as running:
         for name, conversations in loaded:
             report = asyncio.run(measure(running, name, conversations, console))
-            (_RESULTS / f"retrieval-{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-            show(report, console)
+            rate = report["stores_per_second_until_searchable"]
+            results.keep(f"retrieval-{name}", report)
+            results.show(
+                f"{name}: {report['memories']} memories, {rate} stores/s until found by vector", report["modes"]
+            )
 
 
 if __name__ == "__main__":

@@ -8,19 +8,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks import results
 from benchmarks.evalset import load
 from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
@@ -33,7 +30,6 @@ SIZES = (1_000, 10_000)
 SECONDS = 4.0
 ROUNDS = 5
 _FILL_AT_ONCE = 200
-_RESULTS = Path(__file__).parent / "results"
 Call = Callable[[RawClient], Awaitable[object]]
 
 
@@ -183,14 +179,8 @@ def main() -> None:
     texts = Texts()
     with product() as running:
         rows = asyncio.run(measure(running, sizes, texts))
-    _RESULTS.mkdir(exist_ok=True)
-    (_RESULTS / "service.json").write_text(json.dumps(rows, indent=1) + "\n")
-    table = Table(title="through MCP over HTTP, a raw client")
-    for column in rows[-1]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(str(row.get(column, "")) for column in rows[-1]))
-    Console(width=140).print(table)
+    results.keep("service", rows)
+    results.show("through MCP over HTTP, a raw client", rows)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 from memory_core.connection import Client, connect
 from memory_core.settings import Settings
 from memory_server.local.client import socket_url
-from memory_server.local.paths import locate, password_of, read_state
+from memory_server.local.paths import State, locate, password_of, read_state
 from memory_server.service import Service
 
 _BIN = Path(sys.executable).parent
@@ -31,10 +31,13 @@ class Product:
     @property
     def redis_url(self) -> str:
         """Where its embedded Redis is."""
-        paths = locate(self.data_dir)
-        state = read_state(paths)
+        return socket_url(self.state().socket, password_of(locate(self.data_dir)))
+
+    def state(self) -> State:
+        """Which processes run now."""
+        state = read_state(locate(self.data_dir))
         assert state is not None
-        return socket_url(state.socket, password_of(paths))
+        return state
 
     def redis(self) -> Client:
         """Make a client of its embedded Redis, to look behind the curtain."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import results
+
 _BIN = Path(sys.executable).parent
 _ROUNDS = 9
 _BARE = """
@@ -81,6 +83,9 @@ def main() -> None:
         stop(folder)
     ratios = [ours / theirs for theirs, ours in pairs]
     medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    results.keep(
+        "startup", {"first": first, "later": second, "stdio_ratios": ratios, "bare": medians[0], "ours": medians[1]}
+    )
     console.print(
         f"stdio initialize: bare SDK {medians[0]:.2f} s, ours {medians[1]:.2f} s, "
         f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) over {_ROUNDS} pairs"

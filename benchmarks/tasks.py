@@ -20,6 +20,7 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import results
 from benchmarks.metrics import percentile
 from memory_core import functions
 from memory_core.connection import Client, connect
@@ -273,7 +274,7 @@ async def redis_with(clients: int) -> AsyncGenerator[tuple[Client, list[Client]]
 
 async def compare(console: Console) -> None:
     """Measure both sides in turn and show them."""
-    names = ("submit", "claim", "complete", "whole")
+    names, measured = ("submit", "claim", "complete", "whole"), dict[str, Any]()
     async with redis_with(max(CLIENTS)) as (admin, connections):
         for clients in CLIENTS:
             ours, floor = ({name: Figures() for name in names} for _ in range(2))
@@ -284,10 +285,13 @@ async def compare(console: Console) -> None:
                 team = await Functions(mine, f"bench-{clients}-{number}").open()
                 await one_round(admin, team, clients, ours)
                 await admin.flushall()
+            rates = {name: {"ours": ours[name].rates, "streams": floor[name].rates} for name in names}
+            measured[str(clients)] = rates
             console.print(_table(clients, ours, floor))
         clients = max(CLIENTS)
         team = await Functions(connections, "bench-pace").open()
         pace = await claims_at_work(team, clients)
+        results.keep("tasks", measured | {"claims_at_work_ms": pace})
         console.print(
             f"Claims of {clients} clients that work {PAUSE_SECONDS * 1000:.0f} ms on each task: "
             f"p50 {percentile(pace, 0.5):.2f} ms, p99 {percentile(pace, 0.99):.2f} ms"

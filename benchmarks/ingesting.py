@@ -1,0 +1,82 @@
+"""Whether searches wait while the sidecar embeds what others store: their time idle and during ingest, in turn.
+
+`python -m benchmarks.ingesting [MEMORIES]`. In every other round four clients store batches without pause, so that the
+sidecar always has jobs; one client searches with questions that no cache knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from statistics import median
+
+from benchmarks import results
+from benchmarks.metrics import percentile
+from benchmarks.raw_client import RawClient
+from benchmarks.service import Texts, clients, fill
+from benchmarks.serving import product
+
+ROUNDS, SECONDS, WRITERS, BATCH = 5, 12.0, 4, 50
+_BACKLOG = 400
+"""Texts that wait at most, so that the next idle round need not wait long."""
+
+
+async def search(client: RawClient, texts: Texts, seconds: float) -> list[float]:
+    """Search for so long; gives the milliseconds of each."""
+    taken, until = list[float](), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        question, began = texts.question(), time.perf_counter()
+        await client.call("semantic_search", query=question)
+        taken.append((time.perf_counter() - began) * 1000)
+    return taken
+
+
+async def store(client: RawClient, texts: Texts, done: asyncio.Event) -> int:
+    """Store until told to stop, never far ahead of the sidecar; gives how many."""
+    stored = 0
+    while not done.is_set():
+        if (await client.call("memory_stats"))["vector_backlog"] > _BACKLOG:
+            await asyncio.sleep(0.05)
+            continue
+        operations = [{"op": "store_memory", "content": texts.turn()} for _ in range(BATCH)]
+        stored += (await client.call("batch_operations", operations=operations))["succeeded"]
+    return stored
+
+
+async def drained(client: RawClient) -> None:
+    """Wait until nothing waits for its vector."""
+    while (await client.call("memory_stats"))["vector_backlog"]:
+        await asyncio.sleep(0.1)
+
+
+async def measure(size: int) -> list[dict[str, float]]:
+    """Compare the two in rounds."""
+    texts, rows = Texts(), list[dict[str, float]]()
+    with product() as running:
+        await fill(running, "ingest", size, texts)
+        async with clients(running.url, WRITERS + 1, "ingest") as (reader, *writers):
+            await search(reader, texts, 3.0)
+            for _ in range(ROUNDS):
+                idle, done = await search(reader, texts, SECONDS / 2), asyncio.Event()
+                storing = [asyncio.create_task(store(writer, texts, done)) for writer in writers]
+                busy = await search(reader, texts, SECONDS)
+                done.set()
+                stored = sum(await asyncio.gather(*storing))
+                await drained(reader)
+                row = {"stored_per_second": stored / SECONDS}
+                for name, taken in (("idle", idle), ("busy", busy)):
+                    row |= {f"{name}_p50_ms": percentile(taken, 0.5), f"{name}_p95_ms": percentile(taken, 0.95)}
+                rows.append(row | {"p95_ratio": row["busy_p95_ms"] / row["idle_p95_ms"]})
+    return rows
+
+
+def main() -> None:
+    """Measure, print the rounds and their median, and keep them as JSON."""
+    rows = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
+    results.keep("ingesting", rows)
+    results.show("searches while others store", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""How much more two sidecars embed than one, each with one core of its own.
+
+`python -m benchmarks.sidecars`. The product's own sidecar is stopped meanwhile. Each round stores the same number of
+texts while nobody embeds, then lets one sidecar work them off, or two.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+
+from benchmarks import results
+from benchmarks.ingesting import drained
+from benchmarks.raw_client import RawClient
+from benchmarks.service import Texts, clients
+from benchmarks.serving import Product, product
+from memory_core import sidecars as records
+
+ROUNDS, TEXTS, TURNS = 5, 800, 4
+_EMBEDDER = str(Path(sys.executable).parent / "redis-memory-embedder")
+
+
+@contextmanager
+def pinned(running: Product, cores: Sequence[int]) -> Generator[list[int]]:
+    """Run a sidecar on each core; gives their processes, which stand still."""
+    command = [_EMBEDDER, "--threads", "1"]
+    environment = os.environ | {"REDIS_URL": running.redis_url}
+    started = [
+        subprocess.Popen(["taskset", "--cpu-list", str(core), *command], env=environment, stderr=subprocess.DEVNULL)
+        for core in cores
+    ]
+    try:
+        yield [process.pid for process in started]
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            process.wait(30)
+
+
+async def ready(running: Product, number: int) -> None:
+    """Wait until so many sidecars say that they serve, besides the one that stands still."""
+    async with running.redis() as redis:
+        while sum(one.state == "ready" for one in await records.living(redis)) < number:
+            await asyncio.sleep(0.2)
+
+
+async def work_off(client: RawClient, running: Product, cores: Sequence[int], texts: Texts) -> float:
+    """Store, and have that many sidecars embed it; gives texts a second."""
+    with pinned(running, cores) as pids:
+        await ready(running, len(cores))
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        for start in range(0, TEXTS, 200):
+            contents = [" ".join(texts.turn() for _ in range(TURNS)) for _ in range(start, start + 200)]
+            operations = [{"op": "store_memory", "content": content} for content in contents]
+            assert (await client.call("batch_operations", operations=operations))["succeeded"] == len(operations)
+        began = time.perf_counter()
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        await drained(client)
+        return TEXTS / (time.perf_counter() - began)
+
+
+async def measure() -> list[dict[str, float]]:
+    """Compare one and two, in rounds."""
+    texts, rows = Texts(), list[dict[str, float]]()
+    with product() as running:
+        own = running.state().sidecar_pid or 0
+        os.kill(own, signal.SIGSTOP)
+        try:
+            async with clients(running.url, 1, "sidecars") as (client,):
+                await asyncio.sleep(records.LIFETIME_SECONDS)
+                for number in range(ROUNDS):
+                    one = await work_off(client, running, [number % 2], texts)
+                    two = await work_off(client, running, [0, 1], texts)
+                    rows.append({"one_per_second": one, "two_per_second": two, "ratio": two / one})
+        finally:
+            os.kill(own, signal.SIGCONT)
+    return rows
+
+
+def main() -> None:
+    """Measure, print the rounds and their median, and keep them as JSON."""
+    rows = asyncio.run(measure())
+    results.keep("sidecars", rows)
+    results.show("texts embedded a second", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}])
+
+
+if __name__ == "__main__":
+    main()
