@@ -213,14 +213,15 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
     monkeypatch.setattr(reindexing, "MODELS_SECONDS", 0.0)
     settings = Settings.load(redis_url=stack.redis.url_of(SERVER), master_key=MASTER_KEY)
     async with Service(settings).running() as service:
-        whole, left = service.backend.write, -1
+        whole, left, own = service.backend.write, -1, asyncio.current_task()
 
         async def write(function: str, *rest: Any, **more: Any) -> Any:
             nonlocal left
             answer = await whole(function, *rest, **more)
-            left -= 1
-            if left == 0:
-                raise Killed
+            if asyncio.current_task() is own:  # and not the audit's sealer, which writes beside
+                left -= 1
+                if left == 0:
+                    raise Killed
             return answer
 
         service.backend.write = write
