@@ -25,6 +25,8 @@ PARTS: dict[str, tuple[str, ...]] = {
     "filtered": (),
     "footprint": (),
     "scale": (),
+    "recovery": (),
+    "crowd": (),
 }
 """Name of each benchmark, and with what it is run."""
 

@@ -23,10 +23,11 @@ _BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A running product: where it serves MCP, and where its data lie."""
+    """A running product: where it serves MCP, where its data lie, and its server process."""
 
     url: str
     data_dir: Path
+    server: subprocess.Popen[str]
 
     @property
     def redis_url(self) -> str:
@@ -47,19 +48,23 @@ class Product:
 @contextmanager
 def product(*options: str) -> Generator[Product]:
     """Serve over HTTP with an embedded Redis and a sidecar of its own; yields once it is ready."""
-    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent does here what many would
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
-        command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", folder, *options]
-        server = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        )
+        server, url = serve(Path(folder), *options)
         try:
-            yield Product(_url(server), Path(folder))
+            yield Product(url, Path(folder), server)
         finally:
             server.terminate()
             server.wait(20)
             subprocess.run([str(_BIN / "redis-memory"), "stop", "--data-dir", folder], check=True, capture_output=True)
+
+
+def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """Start a server on a data directory; gives it and its address once it is ready."""
+    environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
+    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent does here what many would
+    command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", str(folder), *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
+    return server, _url(server)
 
 
 @asynccontextmanager

@@ -1,0 +1,89 @@
+"""Whether the product grows for ever: its resident memory under a steady load, the number of memories held steady.
+
+`python -m benchmarks.soak [MINUTES]`. Each round stores, searches, updates, lists, hands over a task and deletes what
+is old; the memory of the processes is read every few seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks import results
+from benchmarks.raw_client import RawClient
+from benchmarks.service import Texts, clients, fill
+from benchmarks.serving import product
+
+KEPT, EVERY, PAUSE = 2_000, 5.0, 0.1
+_SETTLED = 0.25
+"""Share of the time after which caches are full and memory should be flat."""
+
+
+async def rounds(client: RawClient, texts: Texts, until: float) -> int:
+    """Work at a steady pace; gives how many rounds."""
+    mine, done = deque[str](), 0
+    await client.call("register_agent", agent_type="custom")
+    while time.monotonic() < until:
+        mine.append((await client.call("store_memory", content=texts.turn(), wait=False))["memory_id"])
+        await client.call("semantic_search", query=texts.question())
+        await client.call("update_memory", memory_id=mine[-1], tags=[f"tag{done % 50}"])
+        await client.call("get_agent_memories", limit=10)
+        if done % 10 == 0:
+            await client.call("distribute_task", description=texts.question())
+            for task in (await client.call("get_pending_tasks"))["tasks"]:
+                await client.call("complete_task", task_id=task["task_id"], lease_token=task["lease_token"], result={})
+        if len(mine) > KEPT:
+            await client.call("clear_memory", memory_ids=[mine.popleft()])
+        done += 1
+        await asyncio.sleep(PAUSE)
+    return done
+
+
+async def watch(pids: dict[str, int], until: float) -> list[dict[str, float]]:
+    """Read resident memory, in MiB, until then."""
+    began, seen = time.monotonic(), list[dict[str, float]]()
+    while time.monotonic() < until:
+        seen.append({"at": time.monotonic() - began, **{name: _resident(pid) for name, pid in pids.items()}})
+        await asyncio.sleep(EVERY)
+    return seen
+
+
+def _resident(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+
+
+async def measure(minutes: float) -> dict[str, Any]:
+    """Work and watch."""
+    texts, until = Texts(), time.monotonic() + minutes * 60
+    with product() as running:
+        await fill(running, "soak", KEPT, texts)
+        state = running.state()
+        pids = {"server": running.server.pid, "sidecar": state.sidecar_pid or 0, "redis": state.redis_pid or 0}
+        async with clients(running.url, 1, "soak") as (client,):
+            done, seen = await asyncio.gather(rounds(client, texts, until), watch(pids, until))
+    return {"minutes": minutes, "rounds": done, "samples": seen}
+
+
+def main() -> None:
+    """Measure, tell what the last quarter has to the second, and keep it all as JSON."""
+    measured = asyncio.run(measure(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0))
+    results.keep("soak", measured)
+    samples = measured["samples"]
+    part = max(int(len(samples) * _SETTLED), 1)
+    rows = [
+        {"process": name, "second_quarter_mib": early, "last_quarter_mib": late, "ratio": late / early}
+        for name in ("server", "sidecar", "redis")
+        for early in [fmean(one[name] for one in samples[part : 2 * part])]
+        for late in [fmean(one[name] for one in samples[-part:])]
+    ]
+    results.show(f"resident memory over {measured['minutes']:.0f} minutes, {measured['rounds']} rounds", rows)
+
+
+if __name__ == "__main__":
+    main()
