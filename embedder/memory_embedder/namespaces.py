@@ -12,6 +12,7 @@ from memory_core.index import check_model
 from memory_core.keys import Keys
 from memory_core.names import check_name
 from memory_embedder.encoder import Encoder
+from memory_embedder.retry import is_outage
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Namespaces:
         async with self._client.pipeline(transaction=False) as pipe:
             for names in served:
                 pipe.xlen(names.jobs(self._encoder.name))
-            lengths = await pipe.execute()
+            lengths = [_length(answer) for answer in await pipe.execute(raise_on_error=False)]
         self.queue_depth = sum(lengths)
         with_jobs = [names for names, length in zip(served, lengths, strict=True) if length]
         for names in with_jobs:
@@ -108,3 +109,12 @@ class Namespaces:
         self._refused.pop(name, None)
         self._served[name] = names
         return names
+
+
+def _length(answer: int | Exception) -> int:
+    """Take a stream whose shard is away for empty: the others are not to wait for it."""
+    if isinstance(answer, Exception):
+        if not is_outage(answer):
+            raise answer
+        return 0
+    return answer

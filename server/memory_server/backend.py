@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -25,7 +26,9 @@ from memory_core.connection import (
     check_server,
     connect,
     durability,
+    is_cluster,
     is_usable,
+    on_move,
     on_reconnect,
     redis_url,
     store_errors,
@@ -98,7 +101,8 @@ class Backend:
         self._connected = asyncio.Event()
         self._suspect = True
         self._prepared: dict[str, Prepared] = {}
-        self._preparing = asyncio.Lock()
+        self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
         self._models = KnownModels(self.read, settings.vector_store)
@@ -114,6 +118,11 @@ class Backend:
             finally:
                 await cancel(own)
                 await self._close()
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether each namespace may lie on a Redis of its own, so that no command reads of two."""
+        return self._client is not None and is_cluster(self._client)
 
     async def client(self) -> Client:
         """Wait for Redis.
@@ -230,8 +239,9 @@ class Backend:
             prepared.used_at = time.monotonic()
         if prepared and not self._suspect and not renew and prepared.progress >= 1:
             return prepared
-        async with self._preparing:
+        async with self._looking:
             await self._look_again()
+        async with self._preparing[name]:
             prepared = self._prepared.get(name)
             if renew or prepared is None or prepared.run_id != self.run_id:
                 client = await self.client()
@@ -309,6 +319,7 @@ class Backend:
             for name, prepared in list(self._prepared.items()):
                 if prepared.used_at < time.monotonic() - _FORGET_SECONDS:
                     del self._prepared[name]
+                    self._preparing.pop(name, None)
                     continue
                 try:
                     await self._refresh(prepared)
@@ -360,6 +371,7 @@ class Backend:
         self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
         self.integrity = Integrity(self.keyring)
         on_reconnect(client, self._mark_suspect)
+        on_move(client, self._doubt_coverage)
         try:
             info = await check_server(client)
             async with store_errors():
@@ -393,6 +405,12 @@ class Backend:
 
     def _mark_suspect(self) -> None:
         self._suspect = True
+
+    def _doubt_coverage(self) -> None:
+        """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        self._suspect = True
+        for prepared in self._prepared.values():
+            prepared.run_id, prepared.progress = "", 0.0
 
     async def _close(self) -> None:
         if self._client is not None:
