@@ -197,9 +197,9 @@ async def cluster_stack(folder: Path, *, replicas: bool = True, **settings: obje
     sidecar = SidecarProcess(cluster.url_of(SIDECAR))
     async with AsyncExitStack() as parts:
         parts.callback(cluster.kill)
-        await cluster.start()
         sidecar.start()
         parts.callback(sidecar.stop)
+        await cluster.start()
         client = connect(cluster.url)
         parts.push_async_callback(client.aclose)
         await wait_until(lambda: sidecar_is_ready(client))

@@ -8,10 +8,13 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 from cluster import MASTERS, RedisCluster, cluster_stack
+from embedder_fixtures import wait_until
 from redis_users import denials
-from stack import Stack
+from stack import Agent, Refused, Stack
+from task_helpers import complete, joined, lease, state, submit
 
-from memory_core.connection import shards
+from memory_core.connection import connect, shards
+from memory_core.keys import Keys
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NAMESPACES = [f"team-{number}" for number in range(6)]
@@ -22,8 +25,9 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stac
     """A cluster of three masters with a replica each, a sidecar and a server."""
     async with cluster_stack(tmp_path_factory.mktemp("cluster"), embed_wait_seconds=15.0) as running:
         yield running
-        for shard in await shards(running.client):
-            assert not await denials(shard)
+        async with connect(running.redis.url) as client:
+            for shard in await shards(client):
+                assert not await denials(shard)
 
 
 @pytest.fixture
@@ -45,3 +49,99 @@ async def test_namespaces_spread_over_the_shards_and_each_is_searched_by_meaning
 
     await asyncio.gather(*map(use, NAMESPACES))
     assert len({(await cluster.master_of(namespace)).port for namespace in NAMESPACES}) == MASTERS
+
+
+async def test_tasks_and_events_of_each_namespace_reach_those_who_wait_there(stack: Stack) -> None:
+    async def work(namespace: str) -> None:
+        async with stack.server.agent("alice", namespace) as alice, joined(stack.server, namespace, "bob") as bob:
+            waits = asyncio.create_task(bob.call("wait_for_events", kinds=["task"], timeout_seconds=20))
+
+            async def is_heard() -> bool:
+                return waits.done() or stack.server.service.events.count(namespace) > 0
+
+            await wait_until(is_heard)
+            task_id = await submit(alice, f"Sail the boat of {namespace}.")
+            assert task_id in {event["id"] for event in (await waits)["events"]}
+            await complete(bob, await lease(bob))
+            assert await state(alice, task_id) == "completed"
+
+    await asyncio.gather(*map(work, NAMESPACES))
+
+
+async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_index_by_itself(
+    stack: Stack, cluster: RedisCluster
+) -> None:
+    namespace, texts = "moved", {f"boat number {number}" for number in range(20)}
+    source = await cluster.master_of(namespace)
+    target = next(node for node in cluster.nodes[:MASTERS] if node is not source)
+    halfway = asyncio.Event()
+    async with stack.server.agent("alice", namespace) as alice:
+        ids = [await alice.store(text) for text in sorted(texts)]
+        moving = asyncio.create_task(cluster.move(namespace, target, halfway=halfway))
+        assert await _code(alice, "semantic_search", query="boat") == "store_unavailable"
+        waits = asyncio.create_task(alice.store("a text stored on the way"))
+        assert await _code(alice, "retrieve_memory", memory_id="01arz3ndektsv4rrffq69g5fav") == "not_found"
+        halfway.set()
+        answers = [await _boats(alice)]
+        while not moving.done():
+            answers.append(await _boats(alice))
+        await moving
+
+        async def is_whole() -> bool:
+            answers.append(await _boats(alice))
+            return answers[-1] == texts
+
+        await wait_until(is_whole)
+        assert all(answer in (None, texts) for answer in answers)
+        for memory_id in (*ids, await waits):
+            await alice.call("retrieve_memory", memory_id=memory_id)
+        await alice.store("a boat more")
+        assert "a boat more" in await alice.search("boat", limit=50)
+    async with target.client() as client:
+        assert Keys(namespace).index().encode() in await client.execute_command("FT._LIST")
+
+
+async def _code(agent: Agent, tool: str, **arguments: object) -> str:
+    """Call until refused, and give the code: what is under way takes a moment to begin."""
+    while True:
+        try:
+            await agent.call(tool, **arguments)
+        except Refused as refused:
+            return refused.code
+
+
+async def _boats(agent: Agent) -> set[str] | None:
+    """Search; None where the answer is an error or says that it is not whole."""
+    try:
+        answer = await agent.call("semantic_search", query="boat", mode="keyword", limit=50)
+    except Refused as refused:
+        assert refused.code == "store_unavailable"
+        return None
+    return None if answer.get("partial") else {hit["memory"]["content"] for hit in answer["hits"]}
+
+
+async def test_a_killed_master_is_followed_by_its_replica_and_the_other_shards_never_notice(
+    stack: Stack, cluster: RedisCluster
+) -> None:
+    lost = await cluster.master_of(NAMESPACES[0])
+    others = [name for name in NAMESPACES if await cluster.master_of(name) is not lost]
+    agent = stack.server.agent
+    async with agent("alice", NAMESPACES[0]) as alice, agent("alice", others[0]) as elsewhere:
+        await alice.store("what was acknowledged before the kill")
+        async with lost.client() as client:
+            assert await client.execute_command("WAIT", 1, 5000) >= 1
+        lost.kill()
+
+        async def is_followed() -> bool:
+            assert await elsewhere.search("ferry") == [f"the ferry of {others[0]} leaves at nine"]
+            try:
+                answer = await alice.call("semantic_search", query="kill", limit=1)
+            except Refused as refused:
+                assert refused.code == "store_unavailable"
+                return False
+            return not answer.get("partial")
+
+        await wait_until(is_followed)
+        assert (await alice.search("kill"))[0] == "what was acknowledged before the kill"
+        await alice.store("what was written after the kill")
+        assert (await alice.search("after the kill"))[0] == "what was written after the kill"

@@ -65,6 +65,7 @@ class Cluster(Redis):
         self._suspect: Address | None = None
         self._is_stale = True
         self._learning = asyncio.Lock()
+        self._answered: dict[tuple[int, tuple[Any, ...]], Any] = {}
         self.on_move: Callable[[], None] = lambda: None
         self._on_node: Callable[[Redis], None] = lambda _: None
         super().__init__(connection_pool=self._node(place.seeds[0]).connection_pool)
@@ -136,14 +137,16 @@ class Cluster(Redis):
             await node.aclose()
 
     async def _answers_of_all(self, command: Command) -> list[Any]:
-        """Ask all shards; those that do not answer are left out, unless none does."""
-        found = await asyncio.gather(
-            *(self._within(shard, command) for shard in await self.shards()), return_exceptions=True
-        )
-        answers = [answer for answer in found if not isinstance(answer, BaseException)]
-        if not answers and isinstance(found[0], BaseException):
+        """Ask all shards; for those that do not answer now stands what they answered last, unless none answers."""
+        shards = await self.shards()
+        found = await asyncio.gather(*(self._within(shard, command) for shard in shards), return_exceptions=True)
+        if all(isinstance(answer, BaseException) for answer in found):
             raise found[0]
-        return answers
+        for shard, answer in zip(shards, found, strict=True):
+            if not isinstance(answer, BaseException):
+                self._answered[id(shard), command[0]] = answer
+        last = [self._answered.get((id(shard), command[0])) for shard in shards]
+        return [answer for answer in last if answer is not None]
 
     async def _answer_of_any(self, command: Command) -> Any:
         """Ask one shard after the other until one answers."""
