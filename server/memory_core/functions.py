@@ -26,8 +26,9 @@ async def load_library(client: Client) -> bool:
     """
     loading = (_load(shard) for shard in await shards(client))
     found = await asyncio.gather(*loading, return_exceptions=True)
-    if all(isinstance(loaded, BaseException) for loaded in found):
-        raise found[0]
+    errors = [error for error in found if isinstance(error, BaseException)]
+    if len(errors) == len(found):
+        raise errors[0]
     return True in found
 
 

@@ -24,7 +24,7 @@ def led_by_sentinels(pool: BlockingConnectionPool, place: Place) -> BlockingConn
         said = pool.connection_kwargs
         options |= {"ssl": True} | {name: value for name, value in said.items() if name.startswith("ssl_")}
 
-    class Led(base):
+    class Led(base):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass] - TCP or TLS, as the URL says
         async def _connect(self) -> None:
             self.host, self.port = await _master_of(place, options)
             await super()._connect()
