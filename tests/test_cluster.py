@@ -14,8 +14,12 @@ from redis_users import denials
 from stack import Agent, Refused, Stack
 from task_helpers import complete, joined, lease, state, submit
 
-from memory_core.connection import connect, shards
+from memory_core.connection import check_server, connect, shards
+from memory_core.errors import UnsafeStart
 from memory_core.keys import Keys
+from memory_core.settings import Settings
+from memory_server.doctor import examine
+from memory_server.status import look
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 NAMESPACES = [f"team-{number}" for number in range(6)]
@@ -67,6 +71,20 @@ async def test_tasks_and_events_of_each_namespace_reach_those_who_wait_there(sta
             assert await state(alice, task_id) == "completed"
 
     await asyncio.gather(*map(work, NAMESPACES))
+
+
+async def test_the_doctor_finds_a_cluster_well_and_sees_all_namespaces(cluster: RedisCluster) -> None:
+    report = await examine(Settings.load(redis_url=cluster.url, port=0))
+    assert report.healthy, report.text()
+    assert report.sidecars
+    status = await look(Settings.load(redis_url=cluster.url, port=0))
+    assert {state.namespace: state.memories for state in status.namespaces} == dict.fromkeys(NAMESPACES, 1)
+
+
+async def test_a_node_of_a_cluster_alone_is_refused(cluster: RedisCluster) -> None:
+    async with connect(f"redis://{cluster.nodes[0].address}") as client:
+        with pytest.raises(UnsafeStart, match="node of a cluster"):
+            await check_server(client)
 
 
 async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_index_by_itself(

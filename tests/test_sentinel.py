@@ -11,7 +11,8 @@ from embedder_fixtures import wait_until
 from redis_users import PASSWORDS, SERVER
 from stack import Agent, Refused, serving
 
-from memory_core.connection import Client
+from memory_core.connection import Client, check_server, connect
+from memory_core.errors import UnsafeStart
 
 SERVICE = "shared"
 
@@ -78,3 +79,9 @@ async def _finds(agent: Agent, contents: list[str]) -> bool:
         if refused.code != "store_unavailable":
             raise
         return False
+
+
+async def test_a_single_redis_named_as_a_cluster_is_refused(nodes: tuple[Node, Node, Node]) -> None:
+    async with connect(f"redis+cluster://{nodes[1].address}") as client:
+        with pytest.raises(UnsafeStart, match="no cluster"):
+            await check_server(client)

@@ -26,6 +26,7 @@ class Namespaces:
         self._served: dict[str, Keys] = {}
         self._refused: dict[str, ModelMismatch] = {}
         self._busy: dict[str, Keys] = {}
+        self._with_jobs: dict[str, Keys] = {}
         self.changed = asyncio.Event()
         self.queue_depth = 0
 
@@ -33,6 +34,11 @@ class Namespaces:
     def served(self) -> list[Keys]:
         """Namespaces of this sidecar's model."""
         return list(self._served.values())
+
+    @property
+    def with_jobs(self) -> list[Keys]:
+        """Namespaces that had jobs, delivered or not, when last looked at or heard of."""
+        return list(self._with_jobs.values())
 
     @property
     def refusals(self) -> str:
@@ -55,8 +61,8 @@ class Namespaces:
         if self._refused and not self._served and not beside:
             raise next(iter(self._refused.values()))
 
-    async def walk(self) -> list[Keys]:
-        """Find namespaces that a bell did not name; return those with jobs, delivered or not."""
+    async def walk(self) -> None:
+        """Find namespaces, and jobs in them, that a bell did not name."""
         for name in await self._client.smembers(keys.NAMESPACES):
             await self._admit(name.decode())
         served = self.served
@@ -65,10 +71,10 @@ class Namespaces:
                 pipe.xlen(names.jobs(self._encoder.name))
             lengths = [_length(answer) for answer in await pipe.execute(raise_on_error=False)]
         self.queue_depth = sum(lengths)
-        with_jobs = [names for names, length in zip(served, lengths, strict=True) if length]
-        for names in with_jobs:
-            self._mark(names)
-        return with_jobs
+        self._with_jobs.clear()
+        for names, length in zip(served, lengths, strict=True):
+            if length:
+                self._mark(names)
 
     async def ring(self, name: str) -> None:
         """Hear that a namespace has jobs."""
@@ -93,6 +99,7 @@ class Namespaces:
 
     def _mark(self, names: Keys) -> None:
         self._busy.setdefault(names.namespace, names)
+        self._with_jobs[names.namespace] = names
         self.changed.set()
 
     async def _admit(self, name: str, *, quietly: bool = False) -> Keys | None:
