@@ -65,6 +65,16 @@ class Node:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
+    def freeze(self) -> None:
+        """Have it answer nothing more, and nobody told."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def client(self) -> Client:
         """A client of this node alone."""
         return Redis(port=self.port, protocol=3)
@@ -132,6 +142,21 @@ class RedisCluster:
             for client in clients:
                 await client.aclose()
 
+    async def until_replicated(self) -> None:
+        """Wait until each master has a replica in step, whichever nodes these are by now."""
+        clients = [node.client() for node in self.nodes]
+
+        async def is_replicated() -> bool:
+            roles = [await client.execute_command("ROLE") for client in clients]
+            followed = [role for role in roles if role[0] == b"slave" and role[3] == b"connected"]
+            return len(followed) == len(clients) - MASTERS
+
+        try:
+            await wait_until(is_replicated)
+        finally:
+            for client in clients:
+                await client.aclose()
+
     def kill(self) -> None:
         """Take all of it away."""
         for node in self.nodes:
@@ -156,6 +181,19 @@ class RedisCluster:
                 await old.execute_command("MIGRATE", "127.0.0.1", target.port, name, 0, 5000)
             for client in (new, old):
                 await client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self._ids[target.port])
+
+    @asynccontextmanager
+    async def leaving(self, namespace: str, target: Node) -> AsyncGenerator[None]:
+        """Have the slot of a namespace about to leave for another master, with all of its keys still there."""
+        source, slot = await self.master_of(namespace), _slot_of(namespace)
+        async with source.client() as old, target.client() as new:
+            await new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source.port])
+            await old.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._ids[target.port])
+            try:
+                yield
+            finally:
+                for client in (new, old):
+                    await client.execute_command("CLUSTER", "SETSLOT", slot, "STABLE")
 
     async def _port_of(self, namespace: str) -> int:
         slot = _slot_of(namespace)

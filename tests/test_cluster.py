@@ -94,7 +94,8 @@ async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_ind
     source = await cluster.master_of(namespace)
     target = next(node for node in cluster.nodes[:MASTERS] if node is not source)
     halfway = asyncio.Event()
-    async with stack.server.agent("alice", namespace) as alice:
+    async with stack.server.agent("alice", namespace) as alice, connect(cluster.url) as late:
+        await late.ping()
         ids = [await alice.store(text) for text in sorted(texts)]
         moving = asyncio.create_task(cluster.move(namespace, target, halfway=halfway))
         await wait_until(lambda: _is_away(alice))
@@ -115,10 +116,39 @@ async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_ind
         assert all(answer in (None, texts) for answer in answers)
         for memory_id in (*ids, await waits):
             await alice.call("retrieve_memory", memory_id=memory_id)
+        async with late.pipeline(transaction=True) as pipe:
+            assert await pipe.exists(Keys(namespace).meta).time().execute(), "it still knows the slot elsewhere"
         await alice.store("a boat more")
         assert "a boat more" in await alice.search("boat", limit=50)
     async with target.client() as client:
         assert Keys(namespace).index().encode() in await client.execute_command("FT._LIST")
+
+
+async def test_nothing_is_done_by_half_while_a_slot_is_leaving(stack: Stack, cluster: RedisCluster) -> None:
+    names = Keys("leaving")
+    source = await cluster.master_of(names.namespace)
+    target = next(node for node in cluster.nodes[:MASTERS] if node is not source)
+    async with (
+        joined(stack.server, names.namespace, "alice") as alice,
+        joined(stack.server, names.namespace, "bob") as bob,
+        source.client() as client,
+    ):
+        await alice.store("a private plan", context="plans")
+        share = {"target_agent": "bob", "context": "plans"}
+
+        async def written() -> list[Any]:
+            return [
+                await client.xlen(names.audit),
+                await client.xlen(names.events),
+                await client.hgetall(names.counters),
+            ]
+
+        async with cluster.leaving(names.namespace, target):
+            before = await written()
+            assert await _answer(alice, "share_context_with_agent", **share) is None
+            assert await written() == before
+        await alice.call("share_context_with_agent", **share)
+        assert await bob.search("plan") == ["a private plan"]
 
 
 async def _answer(agent: Agent, tool: str, **arguments: object) -> dict[str, Any] | None:

@@ -112,12 +112,18 @@ class Cluster(Redis):
             groups.setdefault(await self._address_of(key), []).append(number)
         answers: list[Any] = [None] * len(commands)
 
-        async def run_group(address: Address, numbers: list[int]) -> None:
+        async def run_group(address: Address, numbers: list[int], again: bool = True) -> None:
             pipe = self._node(address).pipeline(transaction=transaction)
             for number in numbers:
                 pipe.execute_command(*commands[number][0], **commands[number][1])
             try:
                 found = await self._watched(address, pipe.execute(raise_on_error=False))
+            except redis_errors.MovedError as error:
+                # That of a transaction, of which nothing was done.
+                if not again:
+                    raise
+                await run_group(await self._follow(error, address), numbers, again=False)
+                return
             except (redis_errors.RedisError, OSError) as error:
                 found = [error] * len(numbers)
             for number, answer in zip(numbers, found, strict=True):
@@ -178,12 +184,13 @@ class Cluster(Redis):
             self._is_stale, self._suspect = True, address
             raise
 
-    async def _follow(self, error: redis_errors.MovedError, told_by: Address) -> None:
+    async def _follow(self, error: redis_errors.MovedError, told_by: Address) -> Address:
         address = (error.host or told_by[0], error.port)
         self._is_stale = True
         await self._learn(first=address)
         # A node may hear late of what another tells.
         self._settle({error.slot_id: address})
+        return address
 
     async def _ask(self, error: redis_errors.AskError, told_by: Address, command: Command) -> Any:
         """Run a command where its key goes while the slot is on its way.
