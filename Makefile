@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check docs test-browser test-conformance test-torch gpu-check bench bench-peer chaos fuzz scan clean
+.PHONY: run test test-cluster example check docs test-browser test-conformance test-torch gpu-check bench bench-peer chaos fuzz scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -22,6 +22,11 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Failovers and a moved slot, timed on a cluster of six nodes; what must hold there, `make test` tests too.
+test-cluster: $(STAMP)
+	$(BIN)/python -m pytest tests/test_cluster.py tests/test_sentinel.py tests/test_embedder_scale.py
+	$(BIN)/python tests/cluster_figures.py
 
 # Four agents at work, one of them killed; with URL=http://127.0.0.1:8765/mcp on a running server.
 example: $(STAMP)
@@ -59,6 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.bulk
 	$(BIN)/python -m benchmarks.filtered
 	$(BIN)/python -m benchmarks.service
+	$(BIN)/python -m benchmarks.scale_constants
 
 # Beside a whole peer, mcp-memory-service, in an environment of its own; where this Python cannot load SQLite extensions,
 # PEER_PYTHON names one of the same version that can.
