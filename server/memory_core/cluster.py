@@ -290,7 +290,7 @@ class _ClusterPipeline(Pipeline):
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Run what was gathered and give the answers in that order."""
-        commands: list[Command] = list(self.command_stack)
+        commands: Any = list(self.command_stack)
         await self.reset()
         if not commands:
             return []
