@@ -24,6 +24,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "bulk": (),
     "filtered": (),
     "footprint": (),
+    "scale_constants": (),
     "scale": (),
     "recovery": (),
     "crowd": (),

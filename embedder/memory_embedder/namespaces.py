@@ -12,6 +12,7 @@ from memory_core.index import check_model
 from memory_core.keys import Keys
 from memory_core.names import check_name
 from memory_embedder.encoder import Encoder
+from memory_embedder.retry import is_outage
 
 _log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class Namespaces:
         self._served: dict[str, Keys] = {}
         self._refused: dict[str, ModelMismatch] = {}
         self._busy: dict[str, Keys] = {}
+        self._with_jobs: dict[str, Keys] = {}
         self.changed = asyncio.Event()
         self.queue_depth = 0
 
@@ -32,6 +34,11 @@ class Namespaces:
     def served(self) -> list[Keys]:
         """Namespaces of this sidecar's model."""
         return list(self._served.values())
+
+    @property
+    def with_jobs(self) -> list[Keys]:
+        """Namespaces that had jobs, delivered or not, when last looked at or heard of."""
+        return list(self._with_jobs.values())
 
     @property
     def refusals(self) -> str:
@@ -54,20 +61,20 @@ class Namespaces:
         if self._refused and not self._served and not beside:
             raise next(iter(self._refused.values()))
 
-    async def walk(self) -> list[Keys]:
-        """Find namespaces that a bell did not name; return those with jobs, delivered or not."""
+    async def walk(self) -> None:
+        """Find namespaces, and jobs in them, that a bell did not name."""
         for name in await self._client.smembers(keys.NAMESPACES):
             await self._admit(name.decode())
         served = self.served
         async with self._client.pipeline(transaction=False) as pipe:
             for names in served:
                 pipe.xlen(names.jobs(self._encoder.name))
-            lengths = await pipe.execute()
+            lengths = [_length(answer) for answer in await pipe.execute(raise_on_error=False)]
         self.queue_depth = sum(lengths)
-        with_jobs = [names for names, length in zip(served, lengths, strict=True) if length]
-        for names in with_jobs:
-            self._mark(names)
-        return with_jobs
+        self._with_jobs.clear()
+        for names, length in zip(served, lengths, strict=True):
+            if length:
+                self._mark(names)
 
     async def ring(self, name: str) -> None:
         """Hear that a namespace has jobs."""
@@ -92,6 +99,7 @@ class Namespaces:
 
     def _mark(self, names: Keys) -> None:
         self._busy.setdefault(names.namespace, names)
+        self._with_jobs[names.namespace] = names
         self.changed.set()
 
     async def _admit(self, name: str, *, quietly: bool = False) -> Keys | None:
@@ -108,3 +116,12 @@ class Namespaces:
         self._refused.pop(name, None)
         self._served[name] = names
         return names
+
+
+def _length(answer: int | Exception) -> int:
+    """Take a stream whose shard is away for empty: the others are not to wait for it."""
+    if isinstance(answer, Exception):
+        if not is_outage(answer):
+            raise answer
+        return 0
+    return answer

@@ -18,12 +18,15 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _UNBLOCKED = "UNBLOCKED"
-_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "TRYAGAIN", "BUSY ", _UNBLOCKED)
+_REFUSALS = ("MISCONF", "NOREPLICAS", "OOM", "BUSY ", _UNBLOCKED)
 _OUTAGES = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
     redis_errors.OutOfMemoryError,
     redis_errors.ReadOnlyError,
+    redis_errors.ClusterDownError,
+    redis_errors.AskError,
+    redis_errors.TryAgainError,
     StoreUnavailable,
     OutcomeUnknown,
     OSError,

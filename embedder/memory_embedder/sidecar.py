@@ -41,6 +41,8 @@ _BELLS_BEFORE_START_MS = 5_000
 _BELLS_AT_ONCE = 256
 _BLOCK_GRACE = 5.0
 _HURRY = 0.05
+_RECOVER_SECONDS = 0.5
+"""Between looks for what dead sidecars left: well within the second after its lease in which it is to be taken over."""
 _DEAD_AFTER = 60.0
 _FOLLOW_SECONDS = 1.0
 
@@ -261,9 +263,9 @@ class Sidecar:
         lease = self._options.lease
         await self.asks.recover(int(lease * 1000))
         more = False
-        for names in await self._namespaces.walk():
+        for names in self._namespaces.with_jobs:
             more |= await self.jobs.recover(names, int(lease * 1000))
-        await pause(self._stopping, _HURRY if more else lease / 2)
+        await pause(self._stopping, _HURRY if more else min(lease / 2, _RECOVER_SECONDS))
 
     async def _reap(self) -> None:
         model = self._encoder.name

@@ -72,4 +72,4 @@ local function adopt(keys, args)
   return answer({adopted = adopted})
 end
 
-redis.register_function('rm1_adopt', adopt)
+serve('rm1_adopt', adopt)

@@ -200,8 +200,8 @@ local function touch(keys, args)
   return answer({status = 'ok'})
 end
 
-redis.register_function('rm1_owner', owner)
-redis.register_function('rm1_store', store)
-redis.register_function('rm1_update', update)
-redis.register_function('rm1_delete', delete)
-redis.register_function('rm1_touch', touch)
+serve('rm1_owner', owner)
+serve('rm1_store', store)
+serve('rm1_update', update)
+serve('rm1_delete', delete)
+serve('rm1_touch', touch)

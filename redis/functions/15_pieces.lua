@@ -59,5 +59,5 @@ local function settled(keys, args)
   return answer({status = 'settled'})
 end
 
-redis.register_function('rm1_pieces', pieces)
-redis.register_function('rm1_settled', settled)
+serve('rm1_pieces', pieces)
+serve('rm1_settled', settled)

@@ -56,6 +56,6 @@ local function requeue(keys, args)
   return answer({queued = queued})
 end
 
-redis.register_function('rm1_commit', commit)
-redis.register_function('rm1_bury', bury)
-redis.register_function('rm1_requeue', requeue)
+serve('rm1_commit', commit)
+serve('rm1_bury', bury)
+serve('rm1_requeue', requeue)

@@ -71,8 +71,8 @@ local function reseal(keys, args)
   return answer({status = 'resealed'})
 end
 
-redis.register_function('rm1_key_issue', issue)
-redis.register_function('rm1_key_turn', turn)
-redis.register_function('rm1_key_drop', drop)
-redis.register_function('rm1_key_rewrap', rewrap)
-redis.register_function('rm1_reseal', reseal)
+serve('rm1_key_issue', issue)
+serve('rm1_key_turn', turn)
+serve('rm1_key_drop', drop)
+serve('rm1_key_rewrap', rewrap)
+serve('rm1_reseal', reseal)

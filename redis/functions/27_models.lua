@@ -100,8 +100,8 @@ do
     return answer({status = 'ok'})
   end
 
-  redis.register_function('rm1_change_model', change_model)
-  redis.register_function('rm1_mark_vectors', mark_vectors)
-  redis.register_function('rm1_task_vectors', task_vectors)
-  redis.register_function('rm1_agent_vector', agent_vector)
+  serve('rm1_change_model', change_model)
+  serve('rm1_mark_vectors', mark_vectors)
+  serve('rm1_task_vectors', task_vectors)
+  serve('rm1_agent_vector', agent_vector)
 end

@@ -385,6 +385,6 @@ local function expire_grants(keys, args)
   return answer({ended = ended.grants})
 end
 
-redis.register_function('rm1_share', share)
-redis.register_function('rm1_revoke', revoke)
-redis.register_function('rm1_expire_grants', expire_grants)
+serve('rm1_share', share)
+serve('rm1_revoke', revoke)
+serve('rm1_expire_grants', expire_grants)

@@ -28,6 +28,6 @@ local function token_note(keys, args)
   return answer({})
 end
 
-redis.register_function('rm1_token_issue', token_issue)
-redis.register_function('rm1_token_revoke', token_revoke)
-redis.register_function('rm1_token_note', token_note)
+serve('rm1_token_issue', token_issue)
+serve('rm1_token_revoke', token_revoke)
+serve('rm1_token_note', token_note)

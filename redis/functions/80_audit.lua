@@ -37,6 +37,6 @@ local function trim(keys, args)
   return answer({status = 'trimmed'})
 end
 
-redis.register_function('rm1_audit', audit_many)
-redis.register_function('rm1_seal', seal)
-redis.register_function('rm1_audit_trim', trim)
+serve('rm1_audit', audit_many)
+serve('rm1_seal', seal)
+serve('rm1_audit_trim', trim)

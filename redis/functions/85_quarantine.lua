@@ -18,4 +18,4 @@ local function quarantine(keys, args)
   return answer({status = request.since and 'quarantined' or 'lifted'})
 end
 
-redis.register_function('rm1_quarantine', quarantine)
+serve('rm1_quarantine', quarantine)

@@ -165,7 +165,7 @@ do
     return answer({status = 'imported'})
   end
 
-  redis.register_function('rm1_import', import)
-  redis.register_function('rm1_import_agent', import_agent)
-  redis.register_function('rm1_import_grant', import_grant)
+  serve('rm1_import', import)
+  serve('rm1_import_agent', import_agent)
+  serve('rm1_import_grant', import_grant)
 end

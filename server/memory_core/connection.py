@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -26,6 +26,7 @@ from memory_core.errors import (
     UnsafeStart,
 )
 from memory_core.packing import pack_by_hiredis
+from memory_core.places import Address, Place, read_url
 from memory_core.secret_files import secret_of
 from memory_core.settings import Settings
 
@@ -39,6 +40,11 @@ MOST_CONNECTIONS = 64
 """Of one client; more commands at the same time than these wait their turn within their deadline."""
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
+_URLS = (
+    "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
+    "or redis+sentinel://host:port,…/service"
+)
+_MOVING = (redis_errors.AskError, redis_errors.TryAgainError)
 _REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
 """Refusals that redis-py tells by their class and without their code."""
 
@@ -71,22 +77,58 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         InvalidArgument: `url` is none.
     """
     try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MOST_CONNECTIONS,
-            timeout=None,
-            protocol=3,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=timeout,
-            socket_connect_timeout=CONNECT_SECONDS,
-            health_check_interval=0,
-        )
+        place = read_url(url)
     except ValueError:
         # Without its cause: urllib quotes a part of the URL, which may be the password.
-        raise InvalidArgument(
-            "REDIS_URL is not a URL of Redis", hint="redis://[user:password@]host:port/0, rediss://… or unix://…"
-        ) from None
-    return Redis.from_pool(pack_by_hiredis(pool))
+        raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
+    if place.kind == "cluster":
+        from memory_core.cluster import Cluster
+
+        return Cluster(place, lambda address: _make_pool(place, timeout, address))
+    pool = _make_pool(place, timeout)
+    if place.kind == "sentinel":
+        from memory_core.sentinel import led_by_sentinels
+
+        pool = led_by_sentinels(pool, place)
+    return Redis.from_pool(pool)
+
+
+def _make_pool(place: Place, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
+    where = {"host": address[0], "port": address[1]} if address else {}
+    options: Any = {
+        "connection_class": Connection,
+        "max_connections": MOST_CONNECTIONS,
+        "timeout": None,
+        "protocol": 3,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "health_check_interval": 0,
+    }
+    return pack_by_hiredis(BlockingConnectionPool(**(options | place.options | where)))
+
+
+async def shards(client: Client) -> list[Client]:
+    """Give the masters that a client speaks to: of a cluster one for each shard, else the client itself.
+
+    Raises:
+        redis.exceptions.RedisError: as `store_errors` expects.
+    """
+    return await client.shards() if is_cluster(client) else [client]
+
+
+async def shard_of(client: Client, keys: Sequence[str]) -> Client:
+    """Give a client of the master that has some keys of one slot, or of any if there are none.
+
+    Raises:
+        redis.exceptions.RedisError: as `store_errors` expects.
+    """
+    return await client.shard_of(keys[0] if keys else "") if is_cluster(client) else client
+
+
+def is_cluster(client: Client) -> bool:
+    """Whether a client speaks to a cluster."""
+    return hasattr(client, "shards")
 
 
 @asynccontextmanager
@@ -108,6 +150,10 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         raise _broken(error, writing) from error
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
+    except _MOVING as error:
+        raise StoreUnavailable(
+            "this namespace is on its way to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
+        ) from error
     except redis_errors.ResponseError as error:
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
             raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="mend Redis, then retry") from error
@@ -139,12 +185,14 @@ async def check_server(client: Client) -> dict[str, Any]:
         StoreUnavailable: it does not answer.
     """
     async with store_errors():
-        info = await client.info()
-        modules = await client.execute_command("MODULE", "LIST")
-    for problem in unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0)).values():
-        raise problem
-    await _fail_on_timeout(client)
-    return info
+        for shard in await shards(client):
+            info, modules = await shard.info(), await shard.execute_command("MODULE", "LIST")
+            if is_cluster(client):
+                info.pop("cluster_enabled", None)
+            for problem in unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0)).values():
+                raise problem
+            await _fail_on_timeout(shard)
+        return await client.info()
 
 
 def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
@@ -164,6 +212,10 @@ def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, Unsaf
         found["policy"] = UnsafeStart(
             f"maxmemory-policy is {policy}, which drops memories silently",
             hint="CONFIG SET maxmemory-policy noeviction",
+        )
+    if int(info.get("cluster_enabled", 0)):
+        found["cluster"] = UnsafeStart(
+            "this Redis is a node of a cluster", hint="name it by a URL redis+cluster://host:port,host:port"
         )
     if database != 0:
         found["database"] = UnsafeStart(
@@ -209,13 +261,24 @@ def _flatten(value: Any) -> list[Any]:
 
 def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
     """Call `notify` whenever the client opens a connection: Redis may have restarted in between."""
-    kwargs = client.connection_pool.connection_kwargs
 
     async def opened(connection: Any) -> None:
         await connection.on_connect()
         notify()
 
-    kwargs["redis_connect_func"] = opened
+    def watch(node: Client) -> None:
+        node.connection_pool.connection_kwargs["redis_connect_func"] = opened
+
+    if is_cluster(client):
+        client.watch_nodes(watch)
+    else:
+        watch(client)
+
+
+def on_move(client: Client, notify: Callable[[], None]) -> None:
+    """Call `notify` when other nodes of a cluster than before hold some of the keys."""
+    if is_cluster(client):
+        client.on_move = notify
 
 
 async def durability(client: Client, info: dict[str, Any]) -> str:

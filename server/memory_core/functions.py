@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from redis import exceptions as redis_errors
 
 from memory_core.codec import pack, unpack
-from memory_core.connection import Client
+from memory_core.connection import Client, shard_of, shards
 from memory_core.resources import resource
 
 LIBRARY = "rm1"
@@ -19,12 +20,24 @@ def library_code() -> str:
 
 
 async def load_library(client: Client) -> bool:
-    """Load the library unless Redis already holds this very code; return whether it was loaded."""
+    """Load the library on each shard that does not hold this very code; return whether it was loaded.
+
+    A shard of a cluster that is away is left out: it gets the library by the first call there.
+    """
+    loading = (_load(shard) for shard in await shards(client))
+    found = await asyncio.gather(*loading, return_exceptions=True)
+    errors = [error for error in found if isinstance(error, BaseException)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return True in found
+
+
+async def _load(shard: Client) -> bool:
     code = library_code()
-    present = await client.execute_command("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")
+    present = await shard.execute_command("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")
     if present and present[0].get(b"library_code", b"").decode() == code:
         return False
-    await client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
+    await shard.execute_command("FUNCTION", "LOAD", "REPLACE", code)
     return True
 
 
@@ -43,6 +56,6 @@ async def call(client: Client, function: str, keys: list[str], **request: Any) -
     except redis_errors.ResponseError as error:
         if "Function not found" not in str(error):
             raise
-        await load_library(client)
+        await _load(await shard_of(client, keys))
         answer = await client.execute_command("FCALL", function, *arguments)
     return unpack(answer)

@@ -23,7 +23,9 @@ from memory_core.connection import (
     check_server,
     connect,
     durability,
+    is_cluster,
     is_usable,
+    on_move,
     on_reconnect,
     redis_url,
     store_errors,
@@ -84,6 +86,7 @@ class Backend:
         self._connected = asyncio.Event()
         self.is_suspect = True
         self._namespaces = Namespaces(self)
+        self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
         self.known_models = KnownModels(self.read, settings.vector_store)
@@ -98,6 +101,11 @@ class Backend:
             finally:
                 await cancel(own)
                 await self._close()
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether each namespace may lie on a Redis of its own, so that no command reads of two."""
+        return self._client is not None and is_cluster(self._client)
 
     async def client(self) -> Client:
         """Wait for Redis.
@@ -248,17 +256,18 @@ class Backend:
 
     async def look_again(self) -> None:
         """After a new connection, ask whether it still is the same Redis."""
-        if not self.is_suspect:
-            return
-        client = await self.client()
-        async with store_errors():
-            info = await client.info("server")
-            await redis_time.ask(client)
-        self.is_suspect = False
-        if str(info["run_id"]) != self.run_id:
-            self.run_id = str(info["run_id"])
+        async with self._looking:
+            if not self.is_suspect:
+                return
+            client = await self.client()
             async with store_errors():
-                await functions.load_library(client)
+                info = await client.info("server")
+                await redis_time.ask(client)
+            self.is_suspect = False
+            if str(info["run_id"]) != self.run_id:
+                self.run_id = str(info["run_id"])
+                async with store_errors():
+                    await functions.load_library(client)
 
     async def _watch(self) -> None:
         await self._connected.wait()
@@ -307,6 +316,7 @@ class Backend:
         self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
         self.integrity = Integrity(self.keyring)
         on_reconnect(client, self._mark_suspect)
+        on_move(client, self._doubt_coverage)
         try:
             info = await check_server(client)
             async with store_errors():
@@ -340,6 +350,11 @@ class Backend:
 
     def _mark_suspect(self) -> None:
         self.is_suspect = True
+
+    def _doubt_coverage(self) -> None:
+        """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        self.is_suspect = True
+        self._namespaces.doubt()
 
     async def _close(self) -> None:
         if self._client is not None:

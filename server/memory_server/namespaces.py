@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -48,7 +49,7 @@ class Namespaces:
         self._known: dict[str, Prepared] = {}
         self._used: dict[str, float] = {}
         self._made = count()
-        self._preparing = asyncio.Lock()
+        self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._look_over = LookOver(backend.settings.vector_store)
 
     def __contains__(self, name: str) -> bool:
@@ -69,8 +70,8 @@ class Namespaces:
         known = self._known.get(name)
         if known and not renew and known.progress >= 1 and not self._backend.is_suspect:
             return known
-        async with self._preparing:
-            await self._backend.look_again()
+        await self._backend.look_again()
+        async with self._preparing[name]:
             known = self._known.get(name)
             if renew or known is None or known.run_id != self._backend.run_id:
                 known = await self._make(name)
@@ -85,11 +86,17 @@ class Namespaces:
         now = await self.get(before.keys.namespace)
         return min(before.progress, now.progress) if now.made == before.made else 0.0
 
+    def doubt(self) -> None:
+        """Namespaces may lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        for name, known in self._known.items():
+            self._known[name] = replace(known, run_id="", made=next(self._made), progress=0.0)
+
     async def look_after(self) -> None:
         """Make indexes anew that vanished while nobody searched, and forget namespaces that nobody uses."""
         for name, known in list(self._known.items()):
             if self._used[name] < time.monotonic() - _FORGET_SECONDS:
                 del self._known[name], self._used[name]
+                self._preparing.pop(name, None)
                 continue
             try:
                 if not (await self._look(known)).run_id:

@@ -1,34 +1,21 @@
-"""The one reader of event streams in this process: it blocks on all streams that somebody listens to.
-
-With nobody listening it sleeps. A listener in another namespace interrupts the blocked read instead of waiting for it
-to end; nothing is polled.
+"""All readers of event streams in this process: one for a single Redis, and on a cluster one for each namespace where
+somebody listens, because no read crosses slots.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 
-from redis.exceptions import RedisError
-
-from memory_core.connection import Client, connect
-from memory_core.errors import MemoryServiceError
-from memory_core.keys import Keys
-from memory_core.streams import BadMessage, entries
-from memory_core.vectors import from_bytes
 from memory_server.backend import Backend
 from memory_server.cancelling import cancel
-from memory_server.events.entries import MEMORY, Entry, Position
+from memory_server.events.entries import Position
 from memory_server.events.listeners import Follower, Waiter
+from memory_server.events.reader import Reader
 from memory_server.events.room import Room
 
-log = logging.getLogger(__name__)
-_BLOCK_MS = 5000
-_AT_ONCE = 256
-_RECONNECT_SECONDS = 0.2
-_INTERRUPT_SECONDS = 0.002
+_MOST_IDLE = 32
 
 
 class Hub:
@@ -36,136 +23,53 @@ class Hub:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._rooms: dict[str, Room] = {}
-        self._occupied = asyncio.Event()
-        self._blocked_on: frozenset[str] | None = None
-        self._client_id = 0
-        self._interrupting: asyncio.Task[None] | None = None
+        self._readers: dict[str, tuple[Reader, asyncio.Task[None]]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._missed = False
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Hub]:
-        """Read until left; the connection is made for the first listener."""
-        reader = asyncio.create_task(self._read_for_ever(), name="events")
+        """Read until left."""
         try:
             yield self
         finally:
             self.close()
-            await cancel(task for task in (reader, self._interrupting) if task)
+            await cancel([*(task for _, task in self._readers.values()), *self._ending])
 
     def close(self) -> None:
         """End all waits now, since the server is about to stop."""
         self._closed = True
-        for room in self._rooms.values():
-            room.close()
+        for reader, _ in self._readers.values():
+            reader.close()
 
     def count(self, namespace: str) -> int:
         """How many listen in a namespace."""
-        return len(self._rooms.get(namespace, ()))
+        found = self._readers.get(self._name(namespace))
+        return found[0].count(namespace) if found else 0
 
     @contextmanager
     def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Room]:
         """Offer a listener what comes after `at`, the end of the stream as it was read a moment ago."""
-        room = self._rooms.setdefault(namespace, Room(at))
-        room.add(listener)
+        name = self._name(namespace)
+        if name not in self._readers:
+            self._end_idle()
+            reader = Reader(self._backend)
+            self._readers[name] = reader, asyncio.create_task(reader.run(), name="events")
+        reader, _ = self._readers[name]
         if self._closed:
-            listener.close()
-        self._occupied.set()
-        if self._blocked_on is not None and namespace not in self._blocked_on and not self._interrupting:
-            self._interrupting = asyncio.create_task(self._interrupt())
-        try:
+            reader.close()
+        with reader.listening(namespace, listener, at) as room:
             yield room
-        finally:
-            room.remove(listener)
 
-    async def _interrupt(self) -> None:
-        """Unblock the read until it covers all rooms: it may have been about to block when told for the first time."""
-        try:
-            client = await self._backend.client()
-            while self._blocked_on is not None and not self._blocked_on >= self._rooms.keys():
-                with suppress(RedisError, OSError):
-                    await client.client_unblock(self._client_id)
-                await asyncio.sleep(_INTERRUPT_SECONDS)
-        except MemoryServiceError:
-            pass  # the reader has lost its connection too, and begins anew with all rooms
-        finally:
-            self._interrupting = None
+    def _end_idle(self) -> None:
+        """Give up connections that nobody listens on, once there are many: whoever listened may soon do so again."""
+        idle = [name for name, (reader, _) in self._readers.items() if not reader.count(name)]
+        for name in idle if len(idle) > _MOST_IDLE else ():
+            reader, task = self._readers.pop(name)
+            reader.close()
+            task.cancel()
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
 
-    async def _read_for_ever(self) -> None:
-        while not self._closed:
-            await self._occupied.wait()
-            try:
-                await self._backend.client()
-                async with connect(self._backend.url, timeout=_BLOCK_MS / 1000 + 5) as client:
-                    await self._read(client)
-            except (RedisError, OSError, MemoryServiceError) as error:
-                log.warning("event streams: %s", type(error).__name__)
-            except Exception:
-                log.exception("event streams cannot be read")
-            self._missed = True
-            await asyncio.sleep(_RECONNECT_SECONDS)
-
-    async def _read(self, client: Client) -> None:
-        self._client_id = await client.client_id()
-        for room in self._rooms.values() if self._missed else ():
-            room.lose()
-        self._missed = False
-        while not self._closed:
-            self._leave_empty_rooms()
-            if not self._rooms:
-                self._occupied.clear()
-                await self._occupied.wait()
-                continue
-            streams = {Keys(namespace).events: room.position.id for namespace, room in self._rooms.items()}
-            names = {Keys(namespace).events.encode(): namespace for namespace in self._rooms}
-            self._blocked_on = frozenset(self._rooms)
-            try:
-                answer = await client.xread(streams, block=_BLOCK_MS, count=_AT_ONCE)
-            finally:
-                self._blocked_on = None
-            await self._hand_out(answer, names)
-
-    def _leave_empty_rooms(self) -> None:
-        for namespace in [namespace for namespace, room in self._rooms.items() if not len(room)]:
-            del self._rooms[namespace]
-
-    async def _hand_out(self, answer: object, names: dict[bytes, str]) -> None:
-        batches: dict[str, list[Entry]] = {}
-        for stream, entry, fields in entries(answer):
-            try:
-                batches.setdefault(names[stream], []).append(Entry.parse(entry, fields))
-            except BadMessage as error:
-                log.warning("%s", error)
-                room = self._rooms[names[stream]]
-                room.position = max(room.position, Position.of(entry))
-        for namespace, batch in batches.items():
-            room = self._rooms[namespace]
-            near = await self._near(namespace, room, batch)
-            for entry, waiters in zip(batch, near, strict=True):
-                room.offer(entry, waiters)
-
-    async def _near(self, namespace: str, room: Room, batch: Sequence[Entry]) -> list[set[Waiter] | None]:
-        """Tell for each entry who has a query close to its piece; None where that is not known."""
-        told: list[set[Waiter] | None] = [set() for _ in batch]
-        asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]
-        if not asked or not room.has_queries:
-            return told
-        keys = Keys(namespace)
-
-        async def fetch(client: Client) -> list[bytes | None]:
-            pipe = client.pipeline(transaction=False)
-            for number in asked:
-                piece = keys.piece(batch[number].subject, batch[number].piece)
-                pipe.hget(piece, model.field)
-            return await pipe.execute()
-
-        try:
-            model = await self._backend.model(namespace)
-            vectors = await self._backend.read(fetch)
-        except MemoryServiceError:
-            return [None for _ in batch]
-        for number, vector in zip(asked, vectors, strict=True):
-            # Of a sensitive memory Redis shows none, nor of what another model embeds by now: each looks for himself.
-            told[number] = room.near(from_bytes(vector, model.dimension)[0], model) if vector else None
-        return told
+    def _name(self, namespace: str) -> str:
+        return namespace if self._backend.is_scattered else ""
