@@ -25,6 +25,7 @@ from pydantic_settings import (
 from memory_core.audit_settings import AuditSettings
 from memory_core.auth_settings import AuthSettings, Names
 from memory_core.bulk_settings import BulkSettings
+from memory_core.durability_settings import DurabilitySettings
 from memory_core.errors import InvalidArgument
 from memory_core.names import NAME_PATTERN
 from memory_core.observe_settings import ObserveSettings
@@ -202,6 +203,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     bulk: BulkSettings = BulkSettings()
     quotas: QuotaSettings = QuotaSettings()
+    durability: DurabilitySettings = DurabilitySettings()
     audit: AuditSettings = AuditSettings()
     observe: ObserveSettings = ObserveSettings()
     redis_url: SecretStr | None = Field(

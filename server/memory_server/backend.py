@@ -292,6 +292,7 @@ class Backend:
             self.run_id = str(info["run_id"])
             async with store_errors():
                 await functions.load_library(client)
+                self.durability = await durability(client, await client.info("persistence"))
 
     async def _refresh(self, prepared: Prepared) -> None:
         covered = await self.read(lambda client: index.coverage(client, prepared.keys.index_alias))
