@@ -19,6 +19,7 @@ from typing import Any
 from memory_core.connection import MEMORY, Client, connect, store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import Keys
+from memory_server.admission import outside
 from memory_server.backend import Backend
 from memory_server.cancelling import cancel
 
@@ -123,7 +124,8 @@ class Syncing:
         self._waiting.append((written, future))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._go())
-        return await future
+        with outside():
+            return await future
 
     async def _go(self) -> None:
         while self._waiting:
