@@ -27,6 +27,7 @@ class Product:
 
     url: str
     data_dir: Path
+    pid: int
 
     @property
     def redis_url(self) -> str:
@@ -52,7 +53,7 @@ def product(*options: str) -> Generator[Product]:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
         try:
-            yield Product(_url(server), Path(folder))
+            yield Product(_url(server), Path(folder), server.pid)
         finally:
             server.terminate()
             server.wait(20)

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 
 from memory_core.errors import Overloaded
 
+ON_ITS_WAY = "memory.on_its_way"
+"""Where an HTTP request's scope holds the place that it was promised at the door."""
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
@@ -24,7 +26,7 @@ class Admission:
 
     def __init__(self, at_once: int, waiting: int, patience: float) -> None:
         self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
-        self._busy = 0
+        self._busy = self._coming = 0
         self._queue: deque[asyncio.Future[None]] = deque()
         self._calm_at = time.monotonic()
         self._refused_at = -patience
@@ -47,6 +49,24 @@ class Admission:
             self._flow.done()
             held.end()
 
+    @contextmanager
+    def coming(self) -> Generator[OnItsWay]:
+        """Keep a place for a request until it asks for a slot, or has ended."""
+        self._coming += 1
+        on_its_way = OnItsWay(self)
+        try:
+            yield on_its_way
+        finally:
+            on_its_way.arrive()
+
+    def arrived(self) -> None:
+        """Count one less that is coming."""
+        self._coming -= 1
+
+    def is_full(self) -> bool:
+        """Whether a call that came now would be turned away, once those on their way have arrived."""
+        return self._busy + len(self._queue) + self._coming >= self._at_once + self._room()
+
     async def _enter(self) -> None:
         if not self._queue:
             self._calm_at = time.monotonic()
@@ -55,7 +75,7 @@ class Admission:
                 return
         self._shorten()
         if len(self._queue) >= self._room():
-            raise self._refusal()
+            raise self.refusal()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queue.append(turn)
         try:
@@ -93,14 +113,28 @@ class Admission:
         while len(self._queue) > self._room():
             turn = self._queue.pop()
             if not turn.done():
-                turn.set_exception(self._refusal())
+                turn.set_exception(self.refusal())
 
-    def _refusal(self) -> Overloaded:
+    def refusal(self) -> Overloaded:
+        """Turn a call away."""
         self._refused_at = time.monotonic()
         pause = self._flow.refused()
         return Overloaded(
             "the server has more to do than it can; nothing was done", hint=f"try again in {pause} s", retry_after=pause
         )
+
+
+class OnItsWay:
+    """The place of one request between the door and its slot."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self._arrived = admission, False
+
+    def arrive(self) -> None:
+        """Give the place up; again is no matter."""
+        if not self._arrived:
+            self._arrived = True
+            self._admission.arrived()
 
 
 class _Flow:

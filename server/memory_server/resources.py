@@ -56,7 +56,7 @@ async def _read(
 ) -> T:
     """Give an answer to whoever may read, or its refusal as the protocol has it."""
     try:
-        async with runtime.gate.working("read_resource"):
+        async with runtime.gate.working(ctx.request_context, "read_resource"):
             return await _noted(runtime, ctx, some_id, answer)
     except (NotFound, InvalidArgument) as error:
         raise ResourceNotFoundError(error.message) from error

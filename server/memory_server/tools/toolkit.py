@@ -53,7 +53,7 @@ class StrictTool(Tool):
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; errors that the caller should read come back as an error result."""
         try:
-            async with self._gate.working(self.name):
+            async with self._gate.working(context.request_context, self.name):
                 return await self._run(arguments, context)
         except Overloaded as error:
             return refusal(error)

@@ -1,22 +1,35 @@
-"""Turns HTTP requests away before they are read, when those at hand would take too much memory with one more."""
+"""Turns HTTP requests away before anything is made of them: that is many times cheaper than to refuse a parsed call.
+
+Under a load that lasts a call of a tool is answered here, as the tool itself would refuse it. Any request is answered
+503 when those at hand would take too much memory with one more.
+"""
 
 from __future__ import annotations
 
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+import json
+from typing import Any
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_core.errors import Overloaded
 from memory_core.limit_settings import LimitSettings
+from memory_server.admission import ON_ITS_WAY
+from memory_server.gate import Gate
+from memory_server.tools.toolkit import refusal
 
 _PAUSE = 1
+_MOST_READ = 65_536
+"""Bytes of a body that is read to be refused in the terms of MCP; calls with longer ones get the 503."""
+_FIRST_MODERN = b"2026"
 
 
 class Doors:
     """Counts the requests at hand and the bytes of their bodies; a body of untold length counts as the longest."""
 
-    def __init__(self, app: ASGIApp, limits: LimitSettings) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, limits: LimitSettings) -> None:
         self.app = app
-        self._limits = limits
+        self._gate, self._limits = gate, limits
         self._requests = self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -24,31 +37,87 @@ class Doors:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        size = _length(scope, self._limits.body_bytes)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        size = _length(headers, self._limits.body_bytes)
         if self._requests >= self._limits.requests or self._bytes + size > self._limits.request_bytes:
-            await _refuse(scope, receive, send)
+            await _unavailable(_PAUSE)(scope, receive, send)
             return
         self._requests, self._bytes = self._requests + 1, self._bytes + size
         try:
-            await self.app(scope, receive, send)
+            await self._let_in(scope, receive, send, headers, size)
         finally:
             self._requests, self._bytes = self._requests - 1, self._bytes - size
 
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], size: int) -> None:
+        admission = self._gate.admission
+        if scope["method"] != "POST" or scope["path"] != "/mcp":
+            await self.app(scope, receive, send)
+            return
+        if admission.is_full():
+            if size > _MOST_READ:
+                await _unavailable(_PAUSE)(scope, receive, send)
+                return
+            body = await _read(receive)
+            answer = self._refused(body, headers)
+            if answer is not None:
+                await answer(scope, receive, send)
+                return
+            receive = _again(body, receive)
+        with admission.coming() as on_its_way:
+            await self.app({**scope, ON_ITS_WAY: on_its_way}, receive, send)
 
-def _length(scope: Scope, most: int) -> int:
-    """Give the length of a body; the server in front of this one has checked that it is a number."""
-    headers: dict[bytes, bytes] = dict(scope["headers"])
+    def _refused(self, body: bytes, headers: dict[bytes, bytes]) -> Response | None:
+        """Refuse a call of a tool; None for everything else, which is let pass."""
+        try:
+            said: Any = json.loads(body)
+        except (ValueError, RecursionError):
+            return None
+        if (
+            not isinstance(said, dict)
+            or said.get("method") != "tools/call"
+            or not isinstance(said.get("id"), int | str)
+        ):
+            return None
+        result = refusal(self._gate.turn_away()).model_dump(mode="json", by_alias=True, exclude_none=True)
+        if headers.get(b"mcp-protocol-version", b"") < _FIRST_MODERN:
+            result.pop("resultType", None)
+        return JSONResponse({"jsonrpc": "2.0", "id": said["id"], "result": result})
+
+
+def _length(headers: dict[bytes, bytes], most: int) -> int:
     if b"transfer-encoding" in headers:
         return most
     told = headers.get(b"content-length", b"0")
     return min(int(told), most) if told.isdigit() else most
 
 
-async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+async def _read(receive: Receive) -> bytes:
+    parts: list[bytes] = []
+    while (message := await receive())["type"] == "http.request":
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    return b"".join(parts)
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """Give a body once more that was read already."""
+    first = True
+
+    async def given() -> Message:
+        nonlocal first
+        if first:
+            first = False
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return given
+
+
+def _unavailable(pause: int) -> Response:
     said = {
         "error": Overloaded.code,
-        "error_description": f"the server holds as many requests as it can; try again in {_PAUSE} s",
-        "retry_after": _PAUSE,
+        "error_description": f"the server holds as many requests as it can; try again in {pause} s",
+        "retry_after": pause,
     }
-    headers = {"Retry-After": str(_PAUSE), "Connection": "close"}
-    await JSONResponse(said, status_code=503, headers=headers)(scope, receive, send)
+    return JSONResponse(said, status_code=503, headers={"Retry-After": str(pause), "Connection": "close"})

@@ -126,7 +126,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
-    application.add_middleware(Doors, limits=settings.limits)
+    application.add_middleware(Doors, gate=runtime.gate, limits=settings.limits)
     return application
 
 
