@@ -84,8 +84,8 @@ class Report:
         hit = sum(one.lost > 0 for one in losses)
         worst = max((one.seconds for one in losses), default=0.0)
         return (
-            f"seed {self.plan.seed}, {level}, appendfsync {LEVELS[level]}: {len(losses)} losses of power, {written} acknowledged, "
-            f"{lost} lost in {hit} of them, the oldest {worst:.2f} s old"
+            f"seed {self.plan.seed}, {level}, appendfsync {LEVELS[level]}: {len(losses)} losses of power, "
+            f"{written} acknowledged, {lost} lost in {hit} of them, the oldest {worst:.2f} s old"
         )
 
 
@@ -128,9 +128,7 @@ async def _cut(plan: Plan, level: str, folder: Path, chance: random.Random) -> L
     return Loss(len(acknowledged), len(lost), oldest, cut.lost)
 
 
-async def _write(
-    redis: RedisServer, plan: Plan, level: str, chance: random.Random
-) -> tuple[dict[str, float], float]:
+async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Random) -> tuple[dict[str, float], float]:
     """Store until the power goes; give what was acknowledged, each with the time, and when it went."""
     acknowledged: dict[str, float] = {}
     settings = Settings.load(redis_url=redis.url_of(SERVER), limits={"burst": 1_000_000_000})

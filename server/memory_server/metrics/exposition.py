@@ -57,6 +57,7 @@ def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
         calls.add_metric(labels, number)
     yield calls
     yield _histograms("call_seconds", "How long operations took.", "operation", figures.call_seconds)
+    yield _counter("turned_away", "Calls refused at the door under overload.", figures.turned_away)
     yield _counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
     yield _histograms("search_part_seconds", "How long the parts of searches took.", "part", figures.search_seconds)
     yield _counters("sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", figures.sweeps)

@@ -6,6 +6,7 @@ Under a load that lasts a call of a tool is answered here, as the tool itself wo
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -21,6 +22,8 @@ from memory_server.tools.toolkit import refusal
 _PAUSE = 1
 _MOST_READ = 65_536
 """Bytes of a body that is read to be refused in the terms of MCP; calls with longer ones get the 503."""
+_HELD, _MOST_HELD = 0.25, 1.0
+"""The share of its pause, and the seconds at most, for which a refusal is held back."""
 _FIRST_MODERN = b"2026"
 
 
@@ -58,30 +61,33 @@ class Doors:
                 await _unavailable(_PAUSE)(scope, receive, send)
                 return
             body = await _read(receive)
-            answer = self._refused(body, headers)
-            if answer is not None:
-                await answer(scope, receive, send)
+            call_id = _id_of_call(body)
+            if call_id is not None:
+                await (await self._refused(call_id, headers))(scope, receive, send)
                 return
             receive = _again(body, receive)
         with admission.coming() as on_its_way:
             await self.app({**scope, ON_ITS_WAY: on_its_way}, receive, send)
 
-    def _refused(self, body: bytes, headers: dict[bytes, bytes]) -> Response | None:
-        """Refuse a call of a tool; None for everything else, which is let pass."""
-        try:
-            said: Any = json.loads(body)
-        except (ValueError, RecursionError):
-            return None
-        if (
-            not isinstance(said, dict)
-            or said.get("method") != "tools/call"
-            or not isinstance(said.get("id"), int | str)
-        ):
-            return None
-        result = refusal(self._gate.turn_away()).model_dump(mode="json", by_alias=True, exclude_none=True)
+    async def _refused(self, call_id: int | str, headers: dict[bytes, bytes]) -> Response:
+        """Refuse a call of a tool, not at once: who comes back at once, whatever it is told, is slowed down so."""
+        error = self._gate.turn_away()
+        await asyncio.sleep(min((error.retry_after or 0.0) * _HELD, _MOST_HELD))
+        result = refusal(error).model_dump(mode="json", by_alias=True, exclude_none=True)
         if headers.get(b"mcp-protocol-version", b"") < _FIRST_MODERN:
             result.pop("resultType", None)
-        return JSONResponse({"jsonrpc": "2.0", "id": said["id"], "result": result})
+        return JSONResponse({"jsonrpc": "2.0", "id": call_id, "result": result})
+
+
+def _id_of_call(body: bytes) -> int | str | None:
+    """Give the id of a call of a tool; None for everything else, which is let pass."""
+    try:
+        said: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict) or said.get("method") != "tools/call":
+        return None
+    return said["id"] if isinstance(said.get("id"), int | str) else None
 
 
 def _length(headers: dict[bytes, bytes], most: int) -> int:
