@@ -30,7 +30,7 @@ class LimitSettings(BaseModel):
         default=5000, ge=0, le=100_000, description="calls that may wait for that in a burst; more are overloaded"
     )
     patience_seconds: float = Field(
-        default=5.0, ge=0, le=600, description="a burst that lasts longer is an overload: few may wait then"
+        default=15.0, ge=0, le=600, description="a burst that lasts longer is an overload: few may wait then"
     )
     requests: int = Field(
         default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, calls that wait for events included"

@@ -1,6 +1,6 @@
 """Works on no more calls at a time than it does quickly: a burst may wait, and what is too much is told so at once.
 
-Under a load that lasts the queue stays shorter than what is being worked on, so that a call that is let in takes less
+Under a load that lasts the queue stays a quarter as long as what is being worked on, so that a call that is let in takes less
 than twice its usual time. A load lasts when calls have waited without a break for `patience` seconds.
 """
 
@@ -106,7 +106,7 @@ class Admission:
         """How many may wait: of a burst many, under a load that lasts few."""
         now = time.monotonic()
         lasts = now - self._calm_at > self._patience or now - self._refused_at < self._patience
-        return min(max(1, self._at_once // 2), self._most_waiting) if lasts else self._most_waiting
+        return min(max(1, self._at_once // 4), self._most_waiting) if lasts else self._most_waiting
 
     def _shorten(self) -> None:
         """Turn away those who came last, when a burst turns out to be a load that lasts."""

@@ -24,6 +24,8 @@ _MOST_READ = 65_536
 """Bytes of a body that is read to be refused in the terms of MCP; calls with longer ones get the 503."""
 _HELD, _MOST_HELD = 0.25, 1.0
 """The share of its pause, and the seconds at most, for which a refusal is held back."""
+_ALIVE = "/livez"
+"""Always answered: who asks would end a server that is only busy."""
 _FIRST_MODERN = b"2026"
 
 
@@ -37,7 +39,7 @@ class Doors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"] == _ALIVE:
             await self.app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
