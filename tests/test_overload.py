@@ -99,7 +99,7 @@ async def test_calls_that_wait_leave_their_slot_to_others(stack: Stack, namespac
         await alice.call("register_agent")
         claiming = asyncio.create_task(alice.call("get_pending_tasks", wait_seconds=20))
         await wait_until(lambda: _listen(server, namespace, 1))
-        waiting = asyncio.create_task(alice.call("wait_for_events", timeout_seconds=20, kinds=["task"]))
+        waiting = asyncio.create_task(_until_let_in(alice, "wait_for_events", timeout_seconds=20, kinds=["task"]))
         await wait_until(lambda: _listen(server, namespace, 2))
         submitted = await _until_let_in(bob, "distribute_task", description="Row the boat.", assign_to="alice")
         assert (await claiming)["tasks"][0]["task_id"] == submitted["task_id"]

@@ -1,7 +1,7 @@
 """Works on no more calls at a time than it does quickly: a burst may wait, and what is too much is told so at once.
 
-Under a load that lasts the queue stays a quarter as long as what is being worked on, so that a call that is let in takes less
-than twice its usual time. A load lasts when calls have waited without a break for `patience` seconds.
+Under a load that lasts a quarter as many may wait as are worked on, so that a call that is let in takes less than
+twice its usual time. A load lasts when calls have waited without a break for `patience` seconds.
 """
 
 from __future__ import annotations
