@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import suppress
 from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +17,11 @@ PROTOCOL = "2025-06-18"
 
 
 class Refused(Exception):
-    """The server refused a call."""
+    """The server refused a call; `error` is what it said, for programs."""
+
+    def __init__(self, text: str, error: dict[str, Any]) -> None:
+        super().__init__(text)
+        self.error = error
 
 
 class RawClient:
@@ -40,7 +45,8 @@ class RawClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
-        await self._writer.wait_closed()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         """Call a tool and give its structured answer.
@@ -50,7 +56,8 @@ class RawClient:
         """
         result = await self._post("tools/call", {"name": tool, "arguments": arguments})
         if result.get("isError"):
-            raise Refused(f"{tool}: {result['content'][0]['text'][:200]}")
+            error = result.get("structuredContent", {}).get("error", {})
+            raise Refused(f"{tool}: {result['content'][0]['text'][:200]}", error)
         return result.get("structuredContent", {})
 
     async def _post(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +70,8 @@ class RawClient:
 
     async def _exchange(self, body: bytes) -> bytes:
         """Send one request and give the JSON of its answer, which may come as an event stream."""
+        if self._reader.at_eof():  # the server closes connections that idle
+            self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{_HEADERS}{self._session}"
         self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         status, headers = await self._head()

@@ -38,6 +38,8 @@ COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 MOST_CONNECTIONS = 64
 """Of one client; more commands at the same time than these wait their turn within their deadline."""
+MEMORY = "memory"
+"""The level of durability of a Redis that keeps no append-only file."""
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _URLS = (
@@ -284,7 +286,7 @@ def on_move(client: Client, notify: Callable[[], None]) -> None:
 async def durability(client: Client, info: dict[str, Any]) -> str:
     """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
     if not int(info.get("aof_enabled", 0)):
-        return "memory"
+        return MEMORY
     try:
         async with store_errors():
             policy = await client.config_get("appendfsync")

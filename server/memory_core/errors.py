@@ -64,6 +64,12 @@ class RateLimited(MemoryServiceError):
     code = "rate_limited"
 
 
+class Overloaded(MemoryServiceError):
+    """The server has more to do than it can; nothing was done. `retry_after` says when to come back."""
+
+    code = "overloaded"
+
+
 class Conflict(MemoryServiceError):
     """The state of the record is not the one that the caller expected."""
 

@@ -116,6 +116,11 @@ class Keys:
         """The hash that holds a piece: the memory itself has the first."""
         return self.chunk(memory_id, piece) if piece else self.memory(memory_id)
 
+    @property
+    def mark(self) -> str:
+        """String: written behind what is to be synced; see `memory_server.syncing`. Expires soon."""
+        return self._key("mark")
+
     def use(self, memory_id: str) -> str:
         """Hash: access count and last access of a memory, kept off the indexed hash."""
         return self._key(f"use:{memory_id}")

@@ -25,7 +25,9 @@ from pydantic_settings import (
 from memory_core.audit_settings import AuditSettings
 from memory_core.auth_settings import AuthSettings, Names
 from memory_core.bulk_settings import BulkSettings
+from memory_core.durability_settings import DurabilitySettings
 from memory_core.errors import InvalidArgument
+from memory_core.limit_settings import LimitSettings
 from memory_core.names import NAME_PATTERN
 from memory_core.observe_settings import ObserveSettings
 from memory_core.quota_settings import QuotaSettings
@@ -141,24 +143,6 @@ class CacheSettings(_Group):
     )
 
 
-class LimitSettings(_Group):
-    """Caps that are checked before anything reaches Redis."""
-
-    content_bytes: int = Field(default=1 << 20, ge=1, le=1 << 26, description="bytes of one memory's content, as UTF-8")
-    metadata_bytes: int = Field(default=16_384, ge=2, le=1 << 20, description="bytes of one memory's metadata, as JSON")
-    query_bytes: int = Field(default=16_384, ge=1, le=1 << 20, description="bytes of one search query")
-    tags: int = Field(default=32, ge=0, le=1000, description="tags of one memory or filter")
-    results: int = Field(default=100, ge=1, le=100, description="most hits of one search, and memories of one page")
-    ids: int = Field(default=100, ge=1, le=10_000, description="memory ids in one call")
-    operations: int = Field(default=1000, ge=1, le=10_000, description="operations of one batch")
-    clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
-    body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
-    calls_per_second: float = Field(
-        default=500.0, gt=0, le=1e9, description="calls of one agent, on the average; each operation of a batch is one"
-    )
-    burst: int = Field(default=5000, ge=1, le=1_000_000_000, description="calls of one agent all at once")
-
-
 class TaskSettings(_Group):
     """How tasks are handed out, tried again and kept."""
 
@@ -202,6 +186,7 @@ class Settings(BaseSettings):
     auth: AuthSettings = AuthSettings()
     bulk: BulkSettings = BulkSettings()
     quotas: QuotaSettings = QuotaSettings()
+    durability: DurabilitySettings = DurabilitySettings()
     audit: AuditSettings = AuditSettings()
     observe: ObserveSettings = ObserveSettings()
     redis_url: SecretStr | None = Field(

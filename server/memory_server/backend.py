@@ -268,6 +268,7 @@ class Backend:
                 self.run_id = str(info["run_id"])
                 async with store_errors():
                     await functions.load_library(client)
+                    self.durability = await durability(client, await client.info("persistence"))
 
     async def _watch(self) -> None:
         await self._connected.wait()

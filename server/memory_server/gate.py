@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,9 +20,10 @@ from mcp.server.context import ServerRequestContext
 
 from memory_core import tracing
 from memory_core.access import Access, Scope
-from memory_core.errors import MemoryServiceError, Unauthenticated
+from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
 from memory_core.logs import request_id
 from memory_core.settings import Settings
+from memory_server.admission import ON_ITS_WAY, Admission
 from memory_server.auditing.calls import Call, in_hand
 from memory_server.auditing.said import said
 from memory_server.identity import (
@@ -79,7 +80,9 @@ class Gate:
         settings = self._settings = runtime.settings
         oauth = settings.auth.mode == "oauth"
         self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(runtime)
-        self._rates = Rates(settings.limits.calls_per_second, settings.limits.burst)
+        limits = settings.limits
+        self._rates = Rates(limits.calls_per_second, limits.burst)
+        self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
         self._recorder, self._figures = runtime.recorder, runtime.figures
 
     @contextmanager
@@ -113,6 +116,29 @@ class Gate:
         if self._settings.observe.log_calls:
             said = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
             log.info("%s: %s in %s ms", *said.values(), extra={"fields": said})
+
+    @asynccontextmanager
+    async def working(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[None]:
+        """Work on a call while inside. One that is turned away is counted, and leaves nothing in the audit.
+
+        Raises:
+            Overloaded: there is too much to do already.
+        """
+        on_its_way = context.request.scope.get(ON_ITS_WAY) if context.request is not None else None
+        if on_its_way is not None:
+            on_its_way.arrive()
+        async with AsyncExitStack() as held:
+            try:
+                await held.enter_async_context(self.admission.slot())
+            except Overloaded as error:
+                self._figures.called(op, error.code, 0.0)
+                raise
+            yield
+
+    def turn_away(self) -> Overloaded:
+        """Refuse a call before it is known of what; its name would be the caller's own word."""
+        self._figures.turned_away += 1
+        return self.admission.refusal()
 
     async def admit(self, context: ServerRequestContext[Any, Any], scope: Scope | None, calls: int = 1) -> None:
         """Let a request in, or not.

@@ -56,12 +56,19 @@ async def _read(
 ) -> T:
     """Give an answer to whoever may read, or its refusal as the protocol has it."""
     try:
-        with runtime.gate.noting(ctx.request_context, "read_resource", named_ids({"memory_id": some_id})) as call:
-            await runtime.gate.admit(ctx.request_context, "read")
-            found = await answer(await runtime.service(), caller_of(ctx, runtime.settings))
-            call.succeeded(found.shown())
-            return found
+        async with runtime.gate.working(ctx.request_context, "read_resource"):
+            return await _noted(runtime, ctx, some_id, answer)
     except (NotFound, InvalidArgument) as error:
         raise ResourceNotFoundError(error.message) from error
     except MemoryServiceError as error:
         raise ResourceError(f"{error.code}: {error.message}") from error
+
+
+async def _noted(
+    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, Caller], Awaitable[T]]
+) -> T:
+    with runtime.gate.noting(ctx.request_context, "read_resource", named_ids({"memory_id": some_id})) as call:
+        await runtime.gate.admit(ctx.request_context, "read")
+        found = await answer(await runtime.service(), caller_of(ctx, runtime.settings))
+        call.succeeded(found.shown())
+        return found

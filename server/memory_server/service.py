@@ -31,6 +31,7 @@ from memory_server.metrics.figures import Figures
 from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
+from memory_server.syncing import Syncing
 from memory_server.vault import Vault
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Service:
         self.embeddings = Embeddings(self.backend)
         self.bulk = Bulk(self.backend, self.embeddings.replies)
         self.vault = Vault(self.backend)
+        self.syncing = Syncing(self.backend)
         self.readers = Readers()
         self.quotas = Quotas(settings.quotas)
         self.events = Hub(self.backend)
@@ -95,7 +97,7 @@ class Service:
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
         async with AsyncExitStack() as parts:
-            for part in (self.backend, self.auditor, self.embeddings, self.vault, self.events, self.seen):
+            for part in (self.backend, self.auditor, self.embeddings, self.vault, self.syncing, self.events, self.seen):
                 await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_for_ever())
             try:

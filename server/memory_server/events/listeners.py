@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from memory_core.models import Model
 from memory_core.vectors import Matrix
+from memory_server.admission import outside
 from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
 _MOST_KEPT = 5000
@@ -35,8 +36,9 @@ class Listener:
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait to be woken; False if the time ran out."""
         try:
-            async with asyncio.timeout(seconds):
-                await self._awake.wait()
+            with outside():
+                async with asyncio.timeout(seconds):
+                    await self._awake.wait()
         except TimeoutError:
             return False
         self._awake.clear()

@@ -56,6 +56,7 @@ def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
         calls.add_metric(labels, number)
     yield calls
     yield _new.histograms("call_seconds", "How long operations took.", "operation", figures.call_seconds)
+    yield _new.counter("turned_away", "Calls refused at the door under overload.", figures.turned_away)
     yield _new.counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
     yield _new.histograms("search_part_seconds", "How long the parts of searches took.", "part", figures.search_seconds)
     yield _new.counters(

@@ -18,6 +18,8 @@ class Figures:
         """Operations by name and outcome; each operation of a batch is one."""
         self.call_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.bad_tokens = 0
+        self.turned_away = 0
+        """Calls refused at the door, of which nothing more is known."""
         self.search_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         """Parts of searches: understand (with the vector of the query), search, rank."""
         self.sweeps: Counter[str] = Counter({"done": 0, "failed": 0, "elsewhere": 0})

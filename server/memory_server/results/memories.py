@@ -99,13 +99,22 @@ class Similar(BaseModel):
     content: str = Field(description="beginning of its content")
 
 
+LEVELS = "how far the write has come: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
+UNCONFIRMED = "why it is not known to have come further, though it was waited for; the write stands"
+
+
+def _not_known(why: str) -> str:
+    return f"It is written, and not known to be on every disk that it should be on: {why}."
+
+
 class StoreAnswer(Answer):
     """A stored memory."""
 
     memory_id: str
     vector: VectorState
     expires_at: str | None = None
-    durability: str = Field(description="what the write has survived: memory, aof-everysec, aof-always")
+    durability: str = Field(description=LEVELS)
+    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
     duplicate_of: str | None = Field(None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
     replayed: bool = Field(False, description="true: this idempotency_key had stored it before")
@@ -118,6 +127,8 @@ class StoreAnswer(Answer):
     def summary(self) -> str:
         """Say what was stored, and what it repeats or resembles."""
         lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
+        if self.unconfirmed:
+            lines.append(_not_known(self.unconfirmed))
         if self.quarantined:
             lines.append("You are under quarantine: nobody else sees it until an administrator lifts that.")
         if self.duplicate_of:
@@ -140,6 +151,17 @@ class MemoryAnswer(Answer):
     def summary(self) -> str:
         """Show the memory."""
         return f"{NOTE}\n{self.memory.line()}"
+
+
+class UpdateAnswer(MemoryAnswer):
+    """A memory as it is after a change."""
+
+    durability: str = Field(description=LEVELS)
+    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
+
+    def summary(self) -> str:
+        """Show the memory, and say if its change may not be on disk."""
+        return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
 
 
 class MemoryListAnswer(Answer):

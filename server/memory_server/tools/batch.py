@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import groupby
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, InputRequiredResult, TextContent
@@ -17,6 +17,9 @@ from memory_server.results.batch import BatchAnswer, Outcome
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
 from memory_server.tools.toolkit import StrictTool, make_tool
+
+if TYPE_CHECKING:
+    from memory_server.syncing import Reached
 
 Ctx = Context[Any, Any]
 _TOGETHER = 64
@@ -41,18 +44,31 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         await _embed_together(ctx, runtime, [one for one in operations if _allowed(ctx, by_name, one[0])])
         outcomes: list[Outcome] = []
         caller, service = caller_of(ctx, runtime.settings), await runtime.service()
-        with service.readers.reading(caller.namespace, caller.agent):
+        from memory_server.syncing import deferring
+
+        with service.readers.reading(caller.namespace, caller.agent), deferring() as deferred:
             async for outcome in _run(ctx, by_name, operations):
                 outcomes.append(outcome)
                 if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
                     await ctx.report_progress(len(outcomes), len(operations))
                 if args.stop_on_error and not outcome.ok:
                     break
+        _tell_how_far(outcomes, await service.syncing.settled(deferred))
         outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
 
     return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True, scope=None)
+
+
+def _tell_how_far(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -> None:
+    """Put into each answer how far its write has come by the end of the batch."""
+    for outcome in outcomes:
+        answer = outcome.result or {}
+        memory_id = answer.get("memory_id") or answer.get("memory", {}).get("memory_id")
+        if "durability" in answer and memory_id in reached:
+            one = reached[memory_id]
+            answer |= {"durability": one.level, **({"unconfirmed": one.unconfirmed} if one.unconfirmed else {})}
 
 
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})

@@ -7,7 +7,7 @@ from typing import Any
 from mcp.server.mcpserver import Context
 
 from memory_server.identity import caller_of
-from memory_server.results.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer
+from memory_server.results.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer, UpdateAnswer
 from memory_server.runtime import Runtime
 from memory_server.tools import arguments as arguments_of
 from memory_server.tools.clear import clear_tool
@@ -48,7 +48,7 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
             cursor=args.cursor,
         )
 
-    async def update_memory(ctx: Ctx, args: arguments_of.UpdateArguments) -> MemoryAnswer:
+    async def update_memory(ctx: Ctx, args: arguments_of.UpdateArguments) -> UpdateAnswer:
         """Change one of your memories; what you leave out stays."""
         from memory_server.usecases import update
 

@@ -15,7 +15,7 @@ from pydantic import PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from memory_core.access import Scope
-from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
+from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, Overloaded, echo
 from memory_server.auditing.calls import Call, named_ids
 from memory_server.gate import Gate
 from memory_server.results.answer import Answer
@@ -52,6 +52,13 @@ class StrictTool(Tool):
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; errors that the caller should read come back as an error result."""
+        try:
+            async with self._gate.working(context.request_context, self.name):
+                return await self._run(arguments, context)
+        except Overloaded as error:
+            return refusal(error)
+
+    async def _run(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
         with self._gate.noting(context.request_context, self.name, named_ids(arguments)) as call:
             try:
                 await self._gate.admit(context.request_context, self._scope)

@@ -22,6 +22,7 @@ from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
 from memory_server.runtime import Runtime
 from memory_server.transport.binding import check_bind, transport_security
+from memory_server.transport.doors import Doors
 from memory_server.transport.greeting import greeting, operators_greeting
 from memory_server.transport.metrics import metrics_route
 
@@ -125,6 +126,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
+    application.add_middleware(Doors, gate=runtime.gate, limits=settings.limits)
     return application
 
 

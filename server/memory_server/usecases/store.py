@@ -25,6 +25,7 @@ from memory_server.auditing.said import Said
 from memory_server.readers import reads
 from memory_server.results.memories import Similar, StoreAnswer, VectorState
 from memory_server.service import Service
+from memory_server.syncing import Written
 from memory_server.usecases import checks
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
 from memory_server.usecases.principals import Caller, resolve_writer
@@ -107,13 +108,16 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     if len(pieces) > 1 and not earlier:
         cut = Cut(record.content, pieces, vectors, model)
         reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
+    written = Written(caller.namespace, answer["id"], record.rev)
+    reached = await service.syncing.reached(written, critical=new.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
         vector=await _state(service, prepared.keys, answer["id"], model)
         if earlier
         else _readiness(vectors is not None),
         expires_at=to_iso(float(answer["expires_at"])),
-        durability=service.backend.durability,
+        durability=reached.level,
+        unconfirmed=reached.unconfirmed,
         duplicate_of=answer.get("duplicate_of"),
         similar=[] if earlier else similar,
         replayed=earlier,

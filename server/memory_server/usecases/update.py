@@ -15,8 +15,9 @@ from memory_core.scope import Principal
 from memory_core.vectors import Matrix, from_bytes
 from memory_server.backend import after_write
 from memory_server.readers import reads
-from memory_server.results.memories import MemoryAnswer
+from memory_server.results.memories import MemoryAnswer, UpdateAnswer
 from memory_server.service import Service
+from memory_server.syncing import Written
 from memory_server.usecases import checks
 from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.pieces import Cut, settle_or_tell, split_content
@@ -49,7 +50,7 @@ class Changes:
 @reads
 async def update_memory(
     service: Service, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
-) -> MemoryAnswer:
+) -> UpdateAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
     A new priority starts its lifetime anew; nothing else moves the expiry. Another's memory can be changed in content
@@ -77,7 +78,17 @@ async def update_memory(
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
             answer = await _read_back(service, caller, memory_id)
-            return answer.model_copy(update={"partial": bool(reason), "reason": reason})
+            written = Written(principal.namespace, memory_id, old.rev + 1)
+            reached = await service.syncing.reached(written, critical=Priority.CRITICAL in (old.priority, new.priority))
+            return UpdateAnswer(
+                memory=answer.memory,
+                access_count=answer.access_count,
+                last_access=answer.last_access,
+                durability=reached.level,
+                unconfirmed=reached.unconfirmed,
+                partial=bool(reason),
+                reason=reason,
+            )
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)

@@ -296,7 +296,7 @@ def _trimmed_outcome(outcome: Json) -> Json:
     if not outcome["ok"]:
         return {"ok": False, "error": {"code": outcome["error"]["code"]}}
     result = outcome["result"]
-    op = "store_memory" if "durability" in result else "retrieve_memory" if "memory" in result else "clear_memory"
+    op = "retrieve_memory" if "memory" in result else "store_memory" if "durability" in result else "clear_memory"
     return {"ok": True, "result": trimmed(op, result)}
 
 

@@ -27,6 +27,7 @@ _TYPED = {
     "skipped",
     "refused",
     "rate_limited",
+    "overloaded",
 }
 
 

@@ -1,0 +1,209 @@
+"""Works on no more calls at a time than it does quickly: a burst may wait, and what is too much is told so at once.
+
+Under a load that lasts a quarter as many may wait as are worked on, so that a call that is let in takes less than
+twice its usual time. A load lasts when calls have waited without a break for `patience` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+
+from memory_core.errors import Overloaded
+
+ON_ITS_WAY = "memory.on_its_way"
+"""Where an HTTP request's scope holds the place that it was promised at the door."""
+_LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
+
+
+class Admission:
+    """The slots of one server process and those who wait for one."""
+
+    def __init__(self, at_once: int, waiting: int, patience: float) -> None:
+        self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
+        self._busy = self._coming = 0
+        self._queue: deque[asyncio.Future[None]] = deque()
+        self._calm_at = time.monotonic()
+        self._refused_at = -patience
+        self._flow = _Flow()
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncGenerator[None]:
+        """Hold a slot while inside.
+
+        Raises:
+            Overloaded: too many wait for one already.
+        """
+        await self._enter()
+        held = _Held(self)
+        token = _held.set(held)
+        try:
+            yield
+        finally:
+            _held.reset(token)
+            self._flow.done()
+            held.end()
+
+    @contextmanager
+    def coming(self) -> Generator[OnItsWay]:
+        """Keep a place for a request until it asks for a slot, or has ended."""
+        self._coming += 1
+        on_its_way = OnItsWay(self)
+        try:
+            yield on_its_way
+        finally:
+            on_its_way.arrive()
+
+    def arrived(self) -> None:
+        """Count one less that is coming."""
+        self._coming -= 1
+
+    def is_full(self) -> bool:
+        """Whether a call that came now would be turned away, once those on their way have arrived."""
+        return self._busy + len(self._queue) + self._coming >= self._at_once + self._room()
+
+    async def _enter(self) -> None:
+        if not self._queue:
+            self._calm_at = time.monotonic()
+            if self._busy < self._at_once:
+                self._busy += 1
+                return
+        self._shorten()
+        if len(self._queue) >= self._room():
+            raise self.refusal()
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave()
+            elif turn in self._queue:
+                self._queue.remove(turn)
+            raise
+
+    def enter_again(self) -> None:
+        """Take a slot back at once, though there may be none: who was let in is not turned away."""
+        self._busy += 1
+
+    def leave(self) -> None:
+        """Give a slot back, to who waits longest."""
+        self._busy -= 1
+        while self._queue and self._busy < self._at_once:
+            turn = self._queue.popleft()
+            if not turn.done():
+                self._busy += 1
+                turn.set_result(None)
+        if not self._queue:
+            self._calm_at = time.monotonic()
+
+    def _room(self) -> int:
+        """How many may wait: of a burst many, under a load that lasts few."""
+        now = time.monotonic()
+        lasts = now - self._calm_at > self._patience or now - self._refused_at < self._patience
+        return min(max(1, self._at_once // 4), self._most_waiting) if lasts else self._most_waiting
+
+    def _shorten(self) -> None:
+        """Turn away those who came last, when a burst turns out to be a load that lasts."""
+        while len(self._queue) > self._room():
+            turn = self._queue.pop()
+            if not turn.done():
+                turn.set_exception(self.refusal())
+
+    def refusal(self) -> Overloaded:
+        """Turn a call away."""
+        self._refused_at = time.monotonic()
+        pause = self._flow.refused()
+        return Overloaded(
+            "the server has more to do than it can; nothing was done", hint=f"try again in {pause} s", retry_after=pause
+        )
+
+
+class OnItsWay:
+    """The place of one request between the door and its slot."""
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self._arrived = admission, False
+
+    def arrive(self) -> None:
+        """Give the place up; again is no matter."""
+        if not self._arrived:
+            self._arrived = True
+            self._admission.arrived()
+
+
+class _Flow:
+    """Counts calls done and refused in the present second and the one before, to say when to come back."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._now, self._before = [0, 0], [0, 0]
+
+    def done(self) -> None:
+        """Count a call that was worked on."""
+        self._turn()
+        self._now[0] += 1
+
+    def refused(self) -> float:
+        """Count a refusal, and give a pause in seconds after which as many come back as can be worked on."""
+        self._turn()
+        self._now[1] += 1
+        done, refused = (now + before for now, before in zip(self._now, self._before, strict=True))
+        pause = min(max(refused / max(done, 1), _LEAST_PAUSE), _MOST_PAUSE)
+        return round(pause * random.uniform(1.0, 1.5), 3)  # noqa: S311 - so that not all come back at once
+
+    def _turn(self) -> None:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._before = self._now if second == self._second + 1 else [0, 0]
+            self._now, self._second = [0, 0], second
+
+
+class _Held:
+    """One slot that a call holds, but for the times when it, or a part of it, only waits for something to happen.
+
+    Tasks that the call started may outlive it; what they do then moves no slot.
+    """
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self._outside, self._ended = admission, 0, False
+
+    def end(self) -> None:
+        """Give the slot back for good."""
+        self._ended = True
+        if not self._outside:
+            self._admission.leave()
+
+    def step_out(self) -> None:
+        """Give the slot to others."""
+        self._outside += 1
+        if self._outside == 1 and not self._ended:
+            self._admission.leave()
+
+    def step_in(self) -> None:
+        """Take it back."""
+        self._outside -= 1
+        if not self._outside and not self._ended:
+            self._admission.enter_again()
+
+
+_held: ContextVar[_Held | None] = ContextVar("held", default=None)
+
+
+@contextmanager
+def outside() -> Generator[None]:
+    """Let others work while the present call only waits: for an event, a task, a disk."""
+    held = _held.get()
+    if held is None:
+        yield
+        return
+    held.step_out()
+    try:
+        yield
+    finally:
+        held.step_in()
