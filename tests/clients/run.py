@@ -80,7 +80,8 @@ class Ground:
         if leg.client == "inspector":
             peers = [Inspector(*self.at(name, namespace, leg.stdio), leg.era, self.home) for name in names]
             travellers = [Traveller(name, peer) for name, peer in zip(names, peers, strict=True)]
-            await (short_tour(travellers[0]) if leg.stdio else whole_tour(*travellers))
+            short = leg.stdio or leg.era == "legacy"
+            await (short_tour(travellers[0]) if short else whole_tour(*travellers))
             return sum(traveller.calls for traveller in travellers)
         program = [str(NODE) if leg.client == SDK else self.python, str(HERE / leg.client)]
         async with AsyncExitStack() as opened:

@@ -89,12 +89,13 @@ async def whole_tour(planner: Traveller, coder: Traveller) -> None:
 
 
 async def short_tour(traveller: Traveller) -> None:
-    """Go everywhere that matters where each call costs a start of the server."""
+    """Go once to each kind of thing, where each call costs a start of the client or even of the server."""
     await traveller.look()
     stored = await traveller.call("store_memory", content=FACT)
     tool, arguments = WRONG["an unknown argument"]
     await traveller.refused("invalid_argument", tool, **arguments)
-    await _read(traveller, stored["memory_id"], FACT)
+    memory = json.loads(await traveller.peer.ask("read", uri=f"memory://{stored['memory_id']}"))
+    expect(memory["content"] == FACT, "a memory is read as a resource", memory)
     await _be_prompted(traveller)
 
 
