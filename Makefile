@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz scan clean
+.PHONY: run test example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -129,6 +129,13 @@ fuzz: $(STAMP)
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
+
+# Bugs planted one after the other, then mutants of the parts that decide most, in copies of the source; each must make a
+# test fail: make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|crypto|queue|memories|grants|tasks]
+NUMBER ?= 30
+mutation: $(STAMP)
+	$(if $(ONLY),,PYTHONPATH=tests $(BIN)/python -m mutation planted)
+	PYTHONPATH=tests $(BIN)/python -m mutation sample --number $(NUMBER) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 check: $(STAMP) $(BROWSER)
 	$(BIN)/ruff check .

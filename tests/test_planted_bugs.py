@@ -61,6 +61,17 @@ def test_python_is_mutated_where_it_does_something() -> None:
         ast.parse(mutant.code)
 
 
+def test_what_excludes_is_dropped_from_queries() -> None:
+    told = [mutant.told for mutant in python.mutants('query = f"-@tag:{{{bind(4)}}} @at:[({now} inf]"\n')]
+    assert [new.partition(" -> ")[2] for new in told] == [
+        "f'{bind(4)}}} @at:[({now} inf]'",
+        "f'@tag:{{{bind(4)}}} @at:[({now} inf]'",
+        "f'-@tag:{{{bind(4)}{now} inf]'",
+        "f'-@tag:{{{bind(4)}}} @at:[{now} inf]'",
+        "f'-@tag:{{{bind(4)}}} @at:[({now}'",
+    ]
+
+
 def test_lua_is_mutated_outside_texts_and_comments() -> None:
     source = "-- 1 == 2\nif a == 'b < 1' and c then return 1 end -- not 3\nredis.call('SET', key, 'and')\n"
     assert [mutant.told.partition(" -> ")[2] for mutant in lua.mutants(source)] == [

@@ -66,40 +66,72 @@ def _short(text: str) -> str:
 
 def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
     for node in _living(tree):
-        match node:
-            case ast.Compare(ops=[op, *others], left=left, comparators=values) if type(op) in _COMPARED:
-                changed = ast.Compare(left, [_COMPARED[type(op)](), *others], values)
-                yield node, f"({ast.unparse(changed)})"
-            case ast.BoolOp(op=op, values=values):
-                yield node, f"({ast.unparse(ast.BoolOp(ast.Or() if isinstance(op, ast.And) else ast.And(), values))})"
-                for position in range(len(values)):
-                    rest = [*values[:position], *values[position + 1 :]]
-                    yield node, f"({ast.unparse(rest[0] if len(rest) == 1 else ast.BoolOp(op, rest))})"
-            case ast.UnaryOp(op=ast.Not(), operand=operand):
-                yield node, f"({ast.unparse(operand)})"
-            case ast.BinOp(op=op, left=left, right=right) if type(op) in _COUNTED:
-                yield node, f"({ast.unparse(ast.BinOp(left, _COUNTED[type(op)](), right))})"
-            case ast.IfExp(test=test, body=body, orelse=orelse):
-                yield node, f"({ast.unparse(ast.IfExp(test, orelse, body))})"
-            case ast.If(test=test) | ast.While(test=test):
-                yield test, f"not ({ast.unparse(test)})"
-            case ast.Constant(value=bool() as value):
-                yield node, str(not value)
-            case ast.Constant(value=int() as value):
-                yield node, f"({value + 1})"
-            case ast.Return(value=ast.expr()):
-                yield node, "return None"
-            case ast.Raise():
-                yield node, "pass"
-            case ast.Expr(value=ast.Call() | ast.Await()) if not ast.unparse(node).startswith(_UNSEEN):
-                yield node, "pass"
-            case _:
-                pass
+        for changed in (*_conditions(node), *_values(node), *_texts(node), *_statements(node)):
+            yield node, changed
+        if isinstance(node, ast.If | ast.While):
+            yield node.test, f"not ({ast.unparse(node.test)})"
+
+
+def _conditions(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Compare(ops=[op, *others], left=left, comparators=values) if type(op) in _COMPARED:
+            yield f"({ast.unparse(ast.Compare(left, [_COMPARED[type(op)](), *others], values))})"
+        case ast.BoolOp(op=op, values=values):
+            other = ast.Or() if isinstance(op, ast.And) else ast.And()
+            yield f"({ast.unparse(ast.BoolOp(other, values))})"
+            for position in range(len(values)):
+                rest = [*values[:position], *values[position + 1 :]]
+                yield f"({ast.unparse(rest[0] if len(rest) == 1 else ast.BoolOp(op, rest))})"
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            yield f"({ast.unparse(operand)})"
+        case ast.IfExp(test=test, body=body, orelse=orelse):
+            yield f"({ast.unparse(ast.IfExp(test, orelse, body))})"
+        case _:
+            pass
+
+
+def _values(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in _COUNTED:
+            yield f"({ast.unparse(ast.BinOp(left, _COUNTED[type(op)](), right))})"
+        case ast.Constant(value=bool() as value):
+            yield str(not value)
+        case ast.Constant(value=int() as value):
+            yield f"({value + 1})"
+        case _:
+            pass
+
+
+def _texts(node: ast.AST) -> Iterator[str]:
+    """Drop what stands between the values of a made text, and what excludes in one that is a query."""
+    if not isinstance(node, ast.JoinedStr):
+        return
+    for position, part in enumerate(node.values):
+        if isinstance(part, ast.Constant):
+            text = str(part.value)
+            news = ("", text.replace("-@", "@"), text.replace("[(", "["), text.replace(" (", " "))
+            for new in [new for new in dict.fromkeys(news) if new != text]:
+                values = [*node.values[:position], ast.Constant(new), *node.values[position + 1 :]]
+                yield ast.unparse(ast.JoinedStr(values))
+
+
+def _statements(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Return(value=ast.expr()):
+            yield "return None"
+        case ast.Raise():
+            yield "pass"
+        case ast.Expr(value=ast.Call() | ast.Await()) if not ast.unparse(node).startswith(_UNSEEN):
+            yield "pass"
+        case _:
+            pass
 
 
 def _living(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk what does something when it runs, leaving out annotations, imports, decorators and what is only logged."""
+    """Walk what does something when it runs, leaving out annotations, imports and what is only told."""
     yield node
+    if isinstance(node, ast.JoinedStr | ast.Raise):
+        return
     for name, value in ast.iter_fields(node):
         if name in {"annotation", "returns", "decorator_list", "bases", "keywords"} and not isinstance(node, ast.Call):
             continue
@@ -113,4 +145,4 @@ def _is_dead(node: ast.AST) -> bool:
         return ast.unparse(node.test) == "TYPE_CHECKING"
     if isinstance(node, ast.Expr):
         return ast.unparse(node).startswith(_UNSEEN)
-    return isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr | ast.Assert)
+    return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert)
