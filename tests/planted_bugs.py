@@ -38,7 +38,10 @@ BUGS = {
     "no re-check on the loaded record": Bug(
         _SERVER + "search/loading.py",
         [("return found.is_live(now) and principal.may_see(found)", "return True")],
-        ("tests/test_isolation.py", "tests/test_sharing.py"),
+        (
+            "tests/test_sharing_races.py::test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden",
+            "tests/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
+        ),
     ),
     "bound values are not escaped": Bug(
         _SERVER + "search/query.py",
@@ -53,24 +56,27 @@ BUGS = {
     "what is left of a deleted agent is shown": Bug(
         _CORE + "grants.py",
         [("hidden=frozenset(owner_token(owner.decode()) for owner in tombstones)", "hidden=frozenset()")],
-        ("tests/test_leaving.py",),
+        ("tests/test_leaving.py::test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper",),
     ),
     "a grant never ends": Bug(
         _CORE + "grants.py",
         [('if part["tokens"] and part["ends"] / _MICROSECONDS > now', 'if part["tokens"]')],
-        ("tests/test_sharing.py", "tests/test_sharing_races.py"),
+        ("tests/test_sharing.py::test_a_grant_ends_by_itself_by_every_way",),
     ),
     "anybody may write under anybody's grant": Bug(
         _LUA + "10_memories.lua",
         [
             ("if not contains(request.owners, found[1]) and not may_write(", "if false and not may_write("),
         ],
-        ("tests/test_sharing_races.py", "tests/test_sharing.py"),
+        (
+            "tests/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
+            "tests/test_sharing_races.py::test_no_write_lands_after_the_revoke_returned",
+        ),
     ),
     "a write acts as whom it names": Bug(
         _SERVER + "usecases/principals.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
-        ("tests/test_isolation.py", "tests/test_memories.py"),
+        ("tests/test_tokens.py::test_an_admin_may_write_for_others_and_nobody_else_may",),
     ),
     "quarantine hides nothing": Bug(
         _CORE + "scope.py",
@@ -80,29 +86,37 @@ BUGS = {
                 "return self.may_read(record.scope)",
             )
         ],
-        ("tests/test_quarantine.py",),
+        ("tests/test_quarantine.py::test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone",),
     ),
     "any secret opens a token": Bug(
-        _CORE + "tokens.py", [("found is None or not right or", "found is None or")], ("tests/test_tokens.py",)
+        _CORE + "tokens.py",
+        [("found is None or not right or", "found is None or")],
+        ("tests/test_tokens.py::test_whatever_is_wrong_with_a_token_the_answer_is_the_same",),
     ),
-    "a revoked token is good": Bug(_CORE + "tokens.py", [("or found[0].revoked or", "or")], ("tests/test_tokens.py",)),
+    "a revoked token is good": Bug(
+        _CORE + "tokens.py",
+        [("or found[0].revoked or", "or")],
+        ("tests/test_tokens.py::test_a_revoked_token_stops_at_once_in_the_middle_of_a_session",),
+    ),
     "a token's scopes are not asked": Bug(
         _CORE + "access.py",
         [("if scope is not None and scope not in self.scopes and not self.admin:", "if False:")],
-        ("tests/test_tokens.py",),
+        ("tests/test_tokens.py::test_a_scope_opens_its_own_tools_and_admin_all",),
     ),
     "nobody calls too often": Bug(
         _SERVER + "gate.py",
         [("        self._rates.take(caller.namespace, caller.agent, calls)\n", "")],
-        ("tests/test_hardening.py", "tests/test_batch.py"),
+        ("tests/test_tokens.py::test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served",),
     ),
     "nobody keeps too much": Bug(
-        _SERVER + "quotas.py", [("if limit and then > limit and then > now:", "if False:")], ("tests/test_quotas.py",)
+        _SERVER + "quotas.py",
+        [("if limit and then > limit and then > now:", "if False:")],
+        ("tests/test_quotas.py::test_a_full_agent_is_told_the_limit_and_what_to_do",),
     ),
     "unknown arguments are taken": Bug(
         _SERVER + "tools/arguments.py",
         [('extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False', "frozen=True")],
-        ("tests/test_bad_input.py", "tests/test_tool_schemas.py"),
+        ("tests/test_tool_schemas.py",),
     ),
     # what is kept, and how
     "a sealed value is bound to no place": Bug(
@@ -126,7 +140,7 @@ BUGS = {
                 "return false",
             )
         ],
-        ("tests/test_embedder.py", "tests/test_memories.py"),
+        ("tests/test_isolation.py::test_no_vector_of_an_agent_poisons_anothers_searches",),
     ),
     "seals are not linked": Bug(
         _SERVER + "auditing/seals.py",
@@ -138,12 +152,15 @@ BUGS = {
         [
             (_AUDITED + _TOLD, _TOLD),
         ],
-        ("tests/test_audit.py",),
+        ("tests/test_memories.py::test_every_change_leaves_one_audit_entry_without_gaps",),
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
         [("  expire({mem}, expires, request.grace)\n", "")],
-        ("tests/test_memories.py",),
+        (
+            "tests/test_memories.py::test_each_priority_has_its_lifetime",
+            "tests/test_memories.py::test_an_expired_memory_is_gone_at_once",
+        ),
     ),
     "expired memories are found": Bug(
         _SERVER + "search/query.py",
@@ -159,29 +176,32 @@ BUGS = {
     "an expected revision is not compared": Bug(
         _SERVER + "usecases/update.py",
         [("if expected_rev is not None and old.rev != expected_rev:", "if False:")],
-        ("tests/test_memories.py",),
+        ("tests/test_memories.py::test_a_stale_revision_is_refused_and_changes_nothing",),
     ),
     "an update of a revision long gone is written": Bug(
         _LUA + "10_memories.lua",
         [
             ("if tonumber(found[2]) ~= request.rev then", "if false then"),
         ],
-        ("tests/test_memories.py", "tests/test_sharing_races.py", "tests/test_failing_midway.py"),
+        (
+            "tests/test_memories.py::test_of_concurrent_updates_under_one_revision_one_wins",
+            "tests/test_memories.py::test_concurrent_updates_without_a_revision_all_land",
+        ),
     ),
     "a key of idempotency is not looked up": Bug(
         _LUA + "10_memories.lua",
         [("    local earlier = replay(idem, request)\n    if earlier then return answer(earlier) end\n", "")],
-        ("tests/test_memories.py",),
+        ("tests/test_memories.py::test_an_idempotency_key_stores_once",),
     ),
     "a key of idempotency stands for any payload": Bug(
         _LUA + "10_memories.lua",
         [("  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
-        ("tests/test_memories.py",),
+        ("tests/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
     ),
     "a late vector lands on another revision": Bug(
         _LUA + "20_vectors.lua",
         [("if not model or found[1] ~= tostring(item.rev) or found[2] ~= item.hash then", "if not model then")],
-        ("tests/test_embedder.py", "tests/test_embedder_recovery.py"),
+        ("tests/test_embedder_recovery.py::test_a_memory_changed_while_queued_gets_the_vector_of_its_new_text",),
     ),
     "a late vector brings a memory back": Bug(
         _LUA + "20_vectors.lua",
@@ -192,20 +212,22 @@ BUGS = {
                 "if not model or found[1] and (found[1] ~= tostring(item.rev) or found[2] ~= item.hash) then",
             ),
         ],
-        ("tests/test_embedder.py", "tests/test_embedder_recovery.py"),
+        ("tests/test_embedder_recovery.py::test_a_memory_deleted_while_queued_is_not_brought_back",),
     ),
     "a job is acknowledged before its vector is there": Bug(
         _EMBEDDER + "groups.py",
         [('{stream: ">"}, count=count, block=block_ms)', '{stream: ">"}, count=count, block=block_ms, noack=True)')],
-        ("tests/test_embedder_recovery.py",),
+        ("tests/test_embedder_recovery.py::test_kill_9_in_the_middle_loses_nothing",),
     ),
     "a job that nobody can do is tried for ever": Bug(
         _EMBEDDER + "jobs.py",
         [("            if deliveries > MOST_DELIVERIES:\n", "            if deliveries > 10**9:\n")],
-        ("tests/test_embedder_recovery.py", "tests/test_embedder.py"),
+        ("tests/test_embedder_recovery.py::test_a_job_that_killed_five_sidecars_is_buried_untried",),
     ),
     "any token holds a lease": Bug(
-        _LUA + "50_tasks.lua", [("task.lease_token ~= request.token or ", "")], ("tests/test_tasks.py",)
+        _LUA + "50_tasks.lua",
+        [("task.lease_token ~= request.token or ", "")],
+        ("tests/test_task_mutations.py::test_the_library_behaves",),
     ),
     "a lease never ends": Bug(
         _LUA + "50_tasks.lua",
@@ -221,7 +243,7 @@ BUGS = {
                 "    return None\n    reasons = list(dict.fromkeys(warnings))\n",
             )
         ],
-        ("tests/test_resilience.py", "tests/test_search.py"),
+        ("tests/test_search.py::test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial",),
     ),
     "a search that was cut short is an answer": Bug(
         _SERVER + "search/candidates.py",
@@ -231,6 +253,6 @@ BUGS = {
                 "    if warnings := []:\n",
             )
         ],
-        ("tests/test_search.py", "tests/test_resilience.py", "tests/test_search_policy.py"),
+        ("tests/test_cut_short.py",),
     ),
 }
