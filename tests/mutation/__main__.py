@@ -44,7 +44,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--number", type=int, default=30, help="mutants of each target")
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=300.0, help="after which tests count as failed")
+    parser.add_argument("--seconds", type=float, default=600.0, help="after which tests count as failed")
     options = parser.parse_args()
     changes = _planted(options.only) if options.what == "planted" else _sampled(options)
     started = time.monotonic()

@@ -18,16 +18,7 @@ _SHARING = ("tests/test_sharing_algebra.py", "tests/test_sharing.py", "tests/tes
 
 TARGETS = {
     "query": Target(
-        ("server/memory_server/search/query.py",),
-        (
-            *(
-                "tests/test_query_builder.py",
-                "tests/test_isolation.py",
-                "tests/test_memories.py",
-                "tests/test_search.py",
-            ),
-            *("tests/test_shared_context.py", "tests/test_quarantine.py", "tests/test_quotas.py"),
-        ),
+        ("server/memory_server/search/query.py",), ("tests/test_query_texts.py", "tests/test_query_builder.py")
     ),
     "permissions": Target(
         (
