@@ -339,6 +339,24 @@ async def many_tasks_of_one_delay_anothers_by_one_turn(ground: Ground) -> None:
     assert single in {lease["id"] for lease in leases[:2]}
 
 
+async def a_newcomers_tasks_begin_at_the_turn_that_was_reached(ground: Ground) -> None:
+    await ground.register("a")
+    old = [await ground.submit(by="old") for _ in range(5)]
+    for _ in range(3):
+        await ground.complete("a", await ground.lease("a"))
+    new = [await ground.submit(by="new") for _ in range(2)]
+    leases = await ground.claim("a", 9)
+    assert [lease["id"] for lease in leases] == [new[0], old[3], new[1], old[4]]
+
+
+async def a_task_that_ends_in_its_queue_leaves_it(ground: Ground) -> None:
+    task = await ground.submit()
+    assert await ground.cancel(task) == "cancelled"
+    assert await ground.client.hlen(ground.keys.kinds) == 0
+    await ground.register("a")
+    assert await ground.claim("a") == []
+
+
 async def only_the_able_get_a_task(ground: Ground) -> None:
     await ground.register("plain")
     await ground.register("skilled", able=["lua", "sql"], window=1000)

@@ -285,6 +285,14 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
+    "newcomers begin at the first turn": (
+        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
+        [("    redis.call('HSET', names.turns, task.rank, whole(turn))\n", "")],
+    ),
+    "what ends in its queue stays there": (
+        "a_task_that_ends_in_its_queue_leaves_it",
+        [("  if not task.assigned then unqueue(names, id, task.kind) end\n", "")],
+    ),
     "asked whether anything blocks, then unblocked": (
         "a_task_waits_for_all_that_it_depends_on",
         [

@@ -2,4 +2,12 @@
 
 from __future__ import annotations
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
+_TASKS = "redis/functions/50_tasks.lua"
+
+EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        _TASKS,
+        "return one.score < other.score or (one.score == other.score and one.id < other.id) -> "
+        "return one.score < other.score or (one.score == other.score and one.id <= other.id)",
+    ): "two different tasks never have the same id",
+}

@@ -64,7 +64,13 @@ TARGETS = {
     "tasks": Target(
         ("redis/functions/40_queues.lua", "redis/functions/50_tasks.lua", "redis/functions/60_agents.lua"),
         (
-            *(_BEHAVIOUR, "tests/test_tasks.py", "tests/test_task_routing.py", "tests/test_task_ends.py"),
+            *(
+                _BEHAVIOUR,
+                "tests/test_task_events.py",
+                "tests/test_tasks.py",
+                "tests/test_task_routing.py",
+                "tests/test_task_ends.py",
+            ),
             *("tests/test_agents.py", "tests/test_events.py", "tests/test_task_outcomes.py"),
         ),
     ),
