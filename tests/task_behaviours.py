@@ -7,6 +7,7 @@ import time
 from embedder_fixtures import wait_until
 from task_functions import AT_ONCE, KEEP, Ground
 
+from memory_core.codec import pack, unpack
 from memory_core.ids import new_id
 from memory_core.tasks import TaskPriority
 
@@ -355,6 +356,26 @@ async def a_task_that_ends_in_its_queue_leaves_it(ground: Ground) -> None:
     assert await ground.client.hlen(ground.keys.kinds) == 0
     await ground.register("a")
     assert await ground.claim("a") == []
+
+
+async def whoever_failed_waits_for_nobody_that_is_not_able(ground: Ground) -> None:
+    await ground.register("a", able=["lua"])
+    await ground.register("b")
+    await ground.submit(needs=["lua"])
+    await ground.fail("a", await ground.lease("a"))
+    await ground.sweep()
+    assert await ground.lease("a")
+
+
+async def a_long_history_keeps_what_came_last(ground: Ground) -> None:
+    await ground.register("a")
+    task = await ground.submit()
+    history, old = ground.keys.history(task), pack({"op": "old"})
+    await ground.client.rpush(history, *[old] * 300)
+    await ground.complete("a", await ground.lease("a"))
+    kept = await ground.client.lrange(history, 0, -1)
+    assert len(kept) == 200
+    assert [unpack(entry)["op"] for entry in kept[-3:]] == ["old", "leased", "completed"]
 
 
 async def only_the_able_get_a_task(ground: Ground) -> None:

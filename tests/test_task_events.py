@@ -1,4 +1,4 @@
-"""Whom the Functions of tasks and agents tell of what, through the tools; the events of tests/test_events.py are made."""
+"""Whom the Functions of tasks and agents tell of what. The events of tests/test_events.py are made by hand."""
 
 from __future__ import annotations
 

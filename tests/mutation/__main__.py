@@ -90,11 +90,11 @@ def _sampled(options: argparse.Namespace) -> list[Change]:
             Change(f"{name} {path}:{mutant.line}: {mutant.told}", path, mutant.code, target.tests)
             for path in target.files
             for mutant in (python if path.endswith(".py") else lua).mutants((ROOT / path).read_text())
-            if (path, mutant.told) not in EQUIVALENT
         ]
         chosen = random.Random(f"{options.seed} {name}").sample(made, min(options.number, len(made)))
-        print(f"{name}: {len(chosen)} of {len(made)} mutants")
-        changes += chosen
+        different = [change for change in chosen if (change.path, change.name.split(": ", 1)[1]) not in EQUIVALENT]
+        print(f"{name}: {len(chosen)} of {len(made)} mutants, {len(chosen) - len(different)} of them equivalent")
+        changes += different
     return changes
 
 

@@ -24,8 +24,6 @@ _COUNTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.Mult: ast.FloorDiv,
     ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
 }
 _UNSEEN = ("log.", "_log.", "tracing.", "warnings.")
 """Calls that nothing depends on."""

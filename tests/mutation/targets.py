@@ -71,7 +71,7 @@ TARGETS = {
                 "tests/test_task_routing.py",
                 "tests/test_task_ends.py",
             ),
-            *("tests/test_agents.py", "tests/test_events.py", "tests/test_task_outcomes.py"),
+            *("tests/test_agents.py", "tests/test_events.py", "tests/test_leaving.py"),
         ),
     ),
 }
