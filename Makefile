@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test test-cluster example check docs test-browser test-conformance test-torch gpu-check bench bench-peer chaos fuzz scan clean
+.PHONY: run test test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -39,7 +39,19 @@ $(CONFORMANCE): $(STAMP)
 	@touch $(CONFORMANCE)
 
 test-conformance: $(CONFORMANCE)
-	$(BIN)/python tests/conformance/run.py
+	PYTHONPATH=tests $(BIN)/python tests/conformance/run.py
+
+# MCP clients of others, over HTTP and stdio, in each era of the protocol; those from PyPI in an environment of their own:
+# make test-clients [ONLY=fastmcp]
+CLIENTS_VENV := .venv-clients
+
+$(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python -m pip install --quiet --requirement tests/clients/requirements.txt
+	@touch $@
+
+test-clients: $(CONFORMANCE) $(CLIENTS_VENV)/.installed
+	PYTHONPATH=tests $(BIN)/python tests/clients/run.py --python $(CLIENTS_VENV)/bin/python $(if $(ONLY),--only $(ONLY))
 
 # The dashboard in a real Chromium, which CHROMIUM names if it is not on the PATH; pictures of each view go to
 # tests/browser/screenshots.
@@ -121,6 +133,13 @@ SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
+# Bugs planted one after the other, then mutants of the parts that decide most, in copies of the source; each must make a
+# test fail: make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|crypto|queue|memories|grants|tasks]
+NUMBER ?= 30
+mutation: $(STAMP)
+	$(if $(ONLY),,PYTHONPATH=tests $(BIN)/python -m mutation planted)
+	PYTHONPATH=tests $(BIN)/python -m mutation sample --number $(NUMBER) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+
 check: $(STAMP) $(BROWSER)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -139,4 +158,4 @@ scan: $(SCAN)
 	$(BIN)/python tests/scan/advisories.py
 
 clean:
-	rm -rf $(VENV) $(TORCH_VENV) .site tests/conformance/node_modules
+	rm -rf $(VENV) $(TORCH_VENV) $(CLIENTS_VENV) .site tests/conformance/node_modules tests/clients/node_modules

@@ -7,6 +7,7 @@ import time
 from embedder_fixtures import wait_until
 from task_functions import AT_ONCE, KEEP, Ground
 
+from memory_core.codec import pack, unpack
 from memory_core.ids import new_id
 from memory_core.tasks import TaskPriority
 
@@ -337,6 +338,44 @@ async def many_tasks_of_one_delay_anothers_by_one_turn(ground: Ground) -> None:
     single = await ground.submit(by="few")
     leases = await ground.claim("a", 9)
     assert single in {lease["id"] for lease in leases[:2]}
+
+
+async def a_newcomers_tasks_begin_at_the_turn_that_was_reached(ground: Ground) -> None:
+    await ground.register("a")
+    old = [await ground.submit(by="old") for _ in range(5)]
+    for _ in range(3):
+        await ground.complete("a", await ground.lease("a"))
+    new = [await ground.submit(by="new") for _ in range(2)]
+    leases = await ground.claim("a", 9)
+    assert [lease["id"] for lease in leases] == [new[0], old[3], new[1], old[4]]
+
+
+async def a_task_that_ends_in_its_queue_leaves_it(ground: Ground) -> None:
+    task = await ground.submit()
+    assert await ground.cancel(task) == "cancelled"
+    assert await ground.client.hlen(ground.keys.kinds) == 0
+    await ground.register("a")
+    assert await ground.claim("a") == []
+
+
+async def whoever_failed_waits_for_nobody_that_is_not_able(ground: Ground) -> None:
+    await ground.register("a", able=["lua"])
+    await ground.register("b")
+    await ground.submit(needs=["lua"])
+    await ground.fail("a", await ground.lease("a"))
+    await ground.sweep()
+    assert await ground.lease("a")
+
+
+async def a_long_history_keeps_what_came_last(ground: Ground) -> None:
+    await ground.register("a")
+    task = await ground.submit()
+    history, old = ground.keys.history(task), pack({"op": "old"})
+    await ground.client.rpush(history, *[old] * 300)
+    await ground.complete("a", await ground.lease("a"))
+    kept = await ground.client.lrange(history, 0, -1)
+    assert len(kept) == 200
+    assert [unpack(entry)["op"] for entry in kept[-3:]] == ["old", "leased", "completed"]
 
 
 async def only_the_able_get_a_task(ground: Ground) -> None:

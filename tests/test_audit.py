@@ -88,6 +88,31 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     assert CANARY not in json.dumps(entries)
 
 
+async def test_a_change_and_its_entry_are_one_write(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+    """What the Functions did not note, the server would when the call has ended, if it still lives then."""
+    await bob.call("register_agent")
+    mine = await alice.store("The anchor holds.")
+    await alice.call("update_memory", memory_id=mine, tags=["harbour"])
+    grant = (await alice.call("share_context_with_agent", target_agent="bob", memory_ids=[mine]))["grant_id"]
+    await alice.call("revoke_shared_context", grant_id=grant)
+    await alice.call("clear_memory", memory_ids=[mine])
+    await alice.call("register_agent")
+    task = await alice.call("distribute_task", description="Weigh the anchor.", assign_to="alice")
+    (held,) = (await alice.call("get_pending_tasks", with_memories=0))["tasks"]
+    await alice.call("complete_task", task_id=task["task_id"], lease_token=held["lease_token"])
+    assert [entry["op"] for entry in await in_redis(stack.client, namespace) if "count" not in entry] == [
+        *(
+            "register_agent",
+            "store_memory",
+            "update_memory",
+            "share_context_with_agent",
+            "revoke_shared_context",
+            "clear_memory",
+        ),
+        *("register_agent", "distribute_task", "get_pending_tasks", "complete_task"),
+    ]
+
+
 async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
     return await client.hget(Keys(namespace).memory(memory_id), "model") == DEFAULT_MODEL.encode()
 

@@ -224,6 +224,14 @@ def test_a_rollback_of_everything_shows_by_a_head_kept_elsewhere_alone() -> None
     assert GOOD.check(expect=GOOD.seals[1].head).ok
 
 
+def test_a_genuine_beginning_of_another_course_of_things_does_not_fit_the_rest() -> None:
+    """Who rolls everything back lets a server seal other entries under the same numbers, and puts these before."""
+    other = sealed_trail(24, [1, 4, 2, 7], Random(8))
+    assert other.check().ok
+    spliced = GOOD.but([*other.entries[:5], *GOOD.entries[5:]], [*other.seals[:2], *GOOD.seals[2:]])
+    assert [problem.number for problem in spliced.check().problems] == [GOOD.seals[2].first]
+
+
 def test_what_the_sealer_found_is_told_for_ever_and_the_chain_goes_on() -> None:
     random = Random(4)
     entries = [written(number, random) for number in (1, 2, 4, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from audit_helpers import in_redis
 from redis_users import SERVER
 from sharing_helpers import found_ids, ids_of, refusal
 from stack import Agent, Server, Stack, in_own_task, serving
@@ -304,6 +306,18 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
+async def test_without_a_key_too_one_of_concurrent_updates_under_one_revision_wins(
+    keyless: Server, namespace: str
+) -> None:
+    async with keyless.agent("ann", namespace) as ann:
+        memory_id = await ann.store("Race.", wait=False)
+        results = await asyncio.gather(
+            *(ann.raw("update_memory", memory_id=memory_id, tags=[f"t{n}"], expected_rev=1) for n in range(8))
+        )
+        assert sum(not result.is_error for result in results) == 1
+        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 2
+
+
 async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
     keyless: Server, server: Server, stack: Stack, namespace: str
 ) -> None:
@@ -330,11 +344,13 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
 
 async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:
     async with keyless.agent("ann", namespace) as reader:
-        await reader.store(CONTENT)
+        memory_id = await reader.store(CONTENT)
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["unsigned"]) == (1, 1)
     code, output = await console(stack, "integrity", "adopt", "--namespace", namespace)
     assert (code, json.loads(output)["adopted"]) == (0, 1)
+    entries = await in_redis(stack.client, namespace)
+    assert [entry["ids"] for entry in entries if entry["op"] == "adopt"] == [memory_id]
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["healthy"]) == (0, True)
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace, key=False)

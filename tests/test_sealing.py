@@ -265,6 +265,15 @@ def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vect
         open_job(shared, "m", job)
 
 
+def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -> None:
+    lock = Lock.at(Key.new(), "memory", "vector", "n")
+    one, other = lock.narrowed("vec_a"), lock.narrowed("vec_b")
+    assert one.open(one.seal(b"a vector")) == b"a vector"
+    for wrong in (other, lock, one.narrowed("vec_a")):
+        with pytest.raises(Tampered):
+            wrong.open(one.seal(b"a vector"))
+
+
 def test_the_same_content_has_another_hash_for_another_owner() -> None:
     assert len({keyed_hash(Key.new(), "the same") for _ in range(3)}) == 3
     assert len({new_key() for _ in range(3)}) == 3

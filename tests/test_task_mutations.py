@@ -285,6 +285,27 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
+    "whoever lives is able": (
+        "whoever_failed_waits_for_nobody_that_is_not_able",
+        [
+            (
+                "agent.status ~= 'draining' and is_able(agent, kind) then return true",
+                "agent.status ~= 'draining' then return true",
+            )
+        ],
+    ),
+    "the last of a history is cut off": (
+        "a_long_history_keeps_what_came_last",
+        [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
+    ),
+    "newcomers begin at the first turn": (
+        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
+        [("    redis.call('HSET', names.turns, task.rank, whole(turn))\n", "")],
+    ),
+    "what ends in its queue stays there": (
+        "a_task_that_ends_in_its_queue_leaves_it",
+        [("  if not task.assigned then unqueue(names, id, task.kind) end\n", "")],
+    ),
     "asked whether anything blocks, then unblocked": (
         "a_task_waits_for_all_that_it_depends_on",
         [

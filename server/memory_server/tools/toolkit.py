@@ -123,9 +123,8 @@ def make_tool(
     )
     loose = Tool.from_function(method, description=(method.__doc__ or "").strip(), annotations=hints)
     answer = loose.fn_metadata
-    metadata = _Metadata(
-        arg_model=arguments, output_schema=compact(answer.output_schema or {}), output_model=answer.output_model
-    )
+    output_schema = refusable(compact(answer.output_schema or {}))
+    metadata = _Metadata(arg_model=arguments, output_schema=output_schema, output_model=answer.output_model)
     fields = {name: getattr(loose, name) for name in Tool.model_fields}
     parameters = compact(arguments.model_json_schema())
     tool = StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})
@@ -154,6 +153,31 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
         return {key: shrink(value) for key, value in node.items() if key not in dropped}
 
     return shrink(schema)
+
+
+_ERROR_SCHEMA = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string"},
+        "message": {"type": "string"},
+        "hint": {"type": "string"},
+        "retry_after": {"type": "number"},
+    },
+    "required": ["code", "message"],
+}
+
+
+def refusable(schema: dict[str, Any]) -> dict[str, Any]:
+    """Let the schema of an answer describe refusals too.
+
+    Clients on the TypeScript SDK 1.x check error results against the output schema: what it does not describe they
+    throw away, and the agent reads of a broken schema instead of what it did wrong.
+    """
+    described = {key: value for key, value in schema.items() if key != "required"}
+    described["properties"] = {**schema.get("properties", {}), "error": _ERROR_SCHEMA}
+    if required := schema.get("required"):
+        described["anyOf"] = [{"required": required}, {"required": ["error"]}]
+    return described
 
 
 def _success(call: Call, answer: Answer) -> CallToolResult:

@@ -1,0 +1,18 @@
+"""Mutants that no test can see, because the product behaves the same with them; each with the reason."""
+
+from __future__ import annotations
+
+_TASKS = "redis/functions/50_tasks.lua"
+
+EQUIVALENT: dict[tuple[str, str], str] = {
+    (
+        _TASKS,
+        "return one.score < other.score or (one.score == other.score and one.id < other.id) -> "
+        "return one.score < other.score or (one.score == other.score and one.id <= other.id)",
+    ): "two different tasks never have the same id",
+    (
+        "redis/functions/60_agents.lua",
+        "if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end -> "
+        "if #request.fields > 1 then redis.call('HSET', keys[1], unpack(request.fields)) end",
+    ): "fields come in pairs of name and value",
+}

@@ -1,0 +1,77 @@
+"""What is mutated, and the tests that should see it, those that see most and soonest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Some files, and pytest's arguments for the tests that cover them."""
+
+    files: tuple[str, ...]
+    tests: tuple[str, ...]
+
+
+_BEHAVIOUR = "tests/test_task_mutations.py::test_the_library_behaves"
+_SHARING = ("tests/test_sharing_algebra.py", "tests/test_sharing.py", "tests/test_sharing_paths.py")
+
+TARGETS = {
+    "query": Target(
+        ("server/memory_server/search/query.py",), ("tests/test_query_texts.py", "tests/test_query_builder.py")
+    ),
+    "permissions": Target(
+        (
+            *("server/memory_core/scope.py", "server/memory_core/grants.py", "server/memory_core/access.py"),
+            *("server/memory_core/tokens.py", "redis/functions/05_permission.lua"),
+        ),
+        (*_SHARING, "tests/test_tokens.py", "tests/test_isolation.py", "tests/test_quarantine.py"),
+    ),
+    "crypto": Target(
+        (
+            *("server/memory_core/sealing.py", "server/memory_core/keyring.py", "server/memory_core/integrity.py"),
+            *("server/memory_core/sealed_records.py", "server/memory_server/vault.py"),
+            "redis/functions/07_integrity.lua",
+        ),
+        (
+            *("tests/test_keyring.py", "tests/test_sealing.py", "tests/test_integrity.py", "tests/test_sensitive.py"),
+            "tests/test_sensitive_keys.py",
+        ),
+    ),
+    "queue": Target(
+        (
+            *("embedder/memory_embedder/jobs.py", "embedder/memory_embedder/backlog.py"),
+            *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
+        ),
+        (
+            "tests/test_embedder.py",
+            "tests/test_embedder_recovery.py",
+            "tests/test_sensitive.py",
+            "tests/test_reindex.py",
+        ),
+    ),
+    "memories": Target(
+        ("redis/functions/00_common.lua", "redis/functions/10_memories.lua"),
+        (
+            *("tests/test_memories.py", "tests/test_integrity.py", "tests/test_events.py", "tests/test_sharing.py"),
+            *("tests/test_embedder.py", "tests/test_audit.py", "tests/test_sensitive.py", "tests/test_long_content.py"),
+        ),
+    ),
+    "grants": Target(
+        ("redis/functions/30_grants.lua",),
+        (*_SHARING, "tests/test_sharing_races.py", "tests/test_shared_context.py", "tests/test_leaving.py"),
+    ),
+    "tasks": Target(
+        ("redis/functions/40_queues.lua", "redis/functions/50_tasks.lua", "redis/functions/60_agents.lua"),
+        (
+            *(
+                _BEHAVIOUR,
+                "tests/test_task_events.py",
+                "tests/test_tasks.py",
+                "tests/test_task_routing.py",
+                "tests/test_task_ends.py",
+            ),
+            *("tests/test_agents.py", "tests/test_events.py", "tests/test_leaving.py"),
+        ),
+    ),
+}

@@ -1,0 +1,34 @@
+"""A server lets go of data keys that were destroyed elsewhere: by looking again, and by remembering none for long."""
+
+from __future__ import annotations
+
+import pytest
+from embedder_fixtures import wait_until
+from redis_users import SERVER
+from sharing_helpers import refusal
+from stack import MASTER_KEY, Stack, serving
+
+from memory_core.keys import Keys
+from memory_server import vault
+
+
+@pytest.mark.parametrize("patience", ["_LOOK_SECONDS", "REMEMBER_SECONDS"])
+async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
+    patience: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault, patience, 0.05)
+    keys = Keys(namespace)
+    async with (
+        serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
+        server.agent("ann", namespace) as ann,
+    ):
+        memory_id = await ann.store("The vault stands open.", sensitive=True, wait=False)
+        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == "The vault stands open."
+        owner = (await stack.client.hget(keys.agent("ann"), "owner")).decode()
+        await stack.client.delete(keys.data_key(owner))
+
+        async def is_closed() -> bool:
+            return (await ann.raw("retrieve_memory", memory_id=memory_id)).is_error
+
+        await wait_until(is_closed)
+        assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
