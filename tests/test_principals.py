@@ -121,7 +121,10 @@ def test_a_record_carries_the_tokens_of_all_that_it_may_be_granted_by() -> None:
     private = record_tokens(**said)
     assert {token[0] for token in private} == set("oityc")
     assert len(private) == 6
-    assert record_tokens(**said | {"visibility": Visibility.PUBLIC}) - private == {"pub"}
-    assert record_tokens(**said | {"visibility": Visibility.SHARED}) == private
-    assert private - record_tokens(**said | {"context": None}) == {next(t for t in private if t.startswith("c:"))}
+    public: dict[str, Any] = {**said, "visibility": Visibility.PUBLIC}
+    shared: dict[str, Any] = {**said, "visibility": Visibility.SHARED}
+    apart: dict[str, Any] = {**said, "context": None}
+    assert record_tokens(**public) - private == {"pub"}
+    assert record_tokens(**shared) == private
+    assert private - record_tokens(**apart) == {next(t for t in private if t.startswith("c:"))}
     assert record_tokens(**said, sensitive=True) == {"o:o", "i:m"}

@@ -25,7 +25,10 @@ TARGETS = {
             *("server/memory_core/scope.py", "server/memory_core/grants.py", "server/memory_core/access.py"),
             *("server/memory_core/tokens.py", "redis/functions/05_permission.lua"),
         ),
-        (*_SHARING, "tests/test_tokens.py", "tests/test_isolation.py", "tests/test_quarantine.py"),
+        (
+            *("tests/test_principals.py", *_SHARING, "tests/test_tokens.py", "tests/test_isolation.py"),
+            "tests/test_quarantine.py",
+        ),
     ),
     "crypto": Target(
         (
@@ -35,7 +38,7 @@ TARGETS = {
         ),
         (
             *("tests/test_keyring.py", "tests/test_sealing.py", "tests/test_integrity.py", "tests/test_sensitive.py"),
-            "tests/test_sensitive_keys.py",
+            *("tests/test_vault.py", "tests/test_sensitive_keys.py"),
         ),
     ),
     "queue": Target(
@@ -44,10 +47,8 @@ TARGETS = {
             *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
         ),
         (
-            "tests/test_embedder.py",
-            "tests/test_embedder_recovery.py",
-            "tests/test_sensitive.py",
-            "tests/test_reindex.py",
+            *("tests/test_commit.py", "tests/test_embedder.py", "tests/test_embedder_recovery.py"),
+            *("tests/test_sensitive.py", "tests/test_sensitive_keys.py", "tests/test_reindex.py"),
         ),
     ),
     "memories": Target(
@@ -64,14 +65,8 @@ TARGETS = {
     "tasks": Target(
         ("redis/functions/40_queues.lua", "redis/functions/50_tasks.lua", "redis/functions/60_agents.lua"),
         (
-            *(
-                _BEHAVIOUR,
-                "tests/test_task_events.py",
-                "tests/test_tasks.py",
-                "tests/test_task_routing.py",
-                "tests/test_task_ends.py",
-            ),
-            *("tests/test_agents.py", "tests/test_events.py", "tests/test_leaving.py"),
+            *(_BEHAVIOUR, "tests/test_task_events.py", "tests/test_tasks.py", "tests/test_task_routing.py"),
+            *("tests/test_task_ends.py", "tests/test_agents.py", "tests/test_events.py", "tests/test_leaving.py"),
         ),
     ),
 }
