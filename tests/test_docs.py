@@ -24,13 +24,8 @@ NOT_RUN = {
     "docs/dashboard.md": 1,
     "docs/inside.md": 1,
     "docs/moving-data.md": 1,
-<<<<<<< HEAD
     "docs/operations.md": 3,
-    "docs/reliability.md": 1,
-=======
-    "docs/operations.md": 2,
     "docs/reliability.md": 2,
->>>>>>> clients
     "docs/running.md": 3,
 }
 """How many blocks of a page are marked as not run; 0 where none is named."""
