@@ -73,6 +73,16 @@ async def test_tasks_and_events_of_each_namespace_reach_those_who_wait_there(sta
     await asyncio.gather(*map(work, NAMESPACES))
 
 
+async def test_critical_memories_stored_at_once_wait_for_the_disks_of_their_own_shards(stack: Stack) -> None:
+    async def work(namespace: str) -> None:
+        async with stack.server.agent("alice", namespace) as alice:
+            stored = await alice.call("store_memory", content="The key is under the mat.", priority="critical")
+            assert stored["durability"] == "synced+1 replica", stored
+            await alice.call("clear_memory", memory_ids=[stored["memory_id"]])
+
+    await asyncio.gather(*map(work, NAMESPACES))
+
+
 async def test_the_doctor_finds_a_cluster_well_and_sees_all_namespaces(cluster: RedisCluster) -> None:
     report = await examine(Settings.load(redis_url=cluster.url, port=0))
     assert report.healthy, report.text()
