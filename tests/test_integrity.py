@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -125,6 +124,8 @@ def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None
     later = Integrity(Keyring([Secret(bytes(range(1, 33))), Secret(bytes(range(32)))]))
     assert later.flaw_of_head("team", "m1", row) is None
     assert integrity.flaw_of_head("team", "m1", row | {"mac": None, "mac_key": None}) is Flaw.UNSIGNED
+    assert integrity.flaw_of_head("team", "m1", row | {"mac_key": None}) is Flaw.UNKNOWN_KEY
+    assert integrity.flaw_of_head("team", "m1", row | {"mac": None}) is Flaw.ALTERED
     assert Integrity(Keyring()).flaw_of_head("team", "m2", row) is None
 
 
@@ -306,16 +307,20 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
-async def test_without_a_key_too_one_of_concurrent_updates_under_one_revision_wins(
+async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten(
     keyless: Server, namespace: str
 ) -> None:
+    service, caller = keyless.service, Caller(namespace, "ann")
     async with keyless.agent("ann", namespace) as ann:
-        memory_id = await ann.store("Race.", wait=False)
-        results = await asyncio.gather(
-            *(ann.raw("update_memory", memory_id=memory_id, tags=[f"t{n}"], expected_rev=1) for n in range(8))
+        memory_id = await ann.store(CONTENT, wait=False)
+        principal = await resolve(service.backend, caller)
+        record = await load_readable(service, principal, memory_id, whole=True)
+        await ann.call("update_memory", memory_id=memory_id, tags=["first"])
+        status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
+            service, caller, principal, record, replace(record, tags=("late",)), await service.backend.model(namespace)
         )
-        assert sum(not result.is_error for result in results) == 1
-        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 2
+        assert status == "stale"
+        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]
 
 
 async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
