@@ -19,7 +19,7 @@ UNIT: Matrix = np.eye(1, DIMENSION, dtype=np.float32)[0]
 
 async def commit(stack: Stack, keys: Keys, model: str = MODEL, **item: Any) -> str:
     """Commit a vector as a sidecar would; give the verdict."""
-    made = {"piece": 0, "entry": "0-1", "bytes": to_bytes(UNIT), "dimension": DIMENSION} | item
+    made: dict[str, Any] = {"piece": 0, "entry": "0-1", "bytes": to_bytes(UNIT), "dimension": DIMENSION} | item
     names = [keys.jobs(MODEL), keys.events, keys.memory(made["id"])]
     answer = await functions.call(stack.client, "rm1_commit", names, items=[made], model=model, group=GROUP)
     return answer["verdicts"][0]
@@ -32,8 +32,9 @@ async def test_a_vector_of_another_revision_content_or_model_is_stale(
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     record = keys.memory(memory_id)
     digest = (await stack.client.hget(record, "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(record)
-    assert await commit(stack, keys, **{"id": memory_id, "rev": 1, "hash": digest} | other) == "stale"
+    assert await commit(stack, keys, **said | other) == "stale"
     assert await stack.client.hgetall(record) == before
     assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "ok"
     assert await stack.client.hget(record, vector_field(MODEL)) == to_bytes(UNIT)
@@ -61,6 +62,7 @@ async def test_what_is_no_vector_of_the_model_is_refused_and_its_job_kept(
 ) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(keys.memory(memory_id))
-    assert await commit(stack, keys, **{"id": memory_id, "rev": 1, "hash": digest} | bad) == "bad_vector"
+    assert await commit(stack, keys, **said | bad) == "bad_vector"
     assert await stack.client.hgetall(keys.memory(memory_id)) == before
