@@ -25,7 +25,7 @@ from memory_core.keys import Keys
 from memory_core.records import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
 from memory_core.resources import resource
 from memory_server.search import loading
-from memory_server.usecases import update
+from memory_server.usecases import proving, update
 from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.proving import adopt, verify
@@ -345,6 +345,19 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
         await stack.client.delete(keys.chunk(stored[-1], 1))
         report = await verify(server.service, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
+
+
+async def test_what_changed_since_it_was_looked_at_is_not_adopted(
+    ann: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    """Neither what has a code by now, nor what is no longer as its code says."""
+    genuine, altered = await ann.store(CONTENT), await ann.store("Altered meanwhile.")
+    await stack.client.hset(Keys(namespace).memory(altered), "content", "Now.")
+    signer = server.service.backend.integrity.signer or ""
+    for signers, adopted in (({genuine: "", altered: ""}, 0), ({altered: signer}, 0), ({genuine: signer}, 1)):
+        number = await proving._adopt(server.service, namespace, signers)  # pyright: ignore[reportPrivateUsage]
+        assert number == adopted
+    assert (await refusal(ann, "retrieve_memory", memory_id=altered))[0] == "tampered"
 
 
 async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:
