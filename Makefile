@@ -134,7 +134,7 @@ chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
 # Bugs planted one after the other, then mutants of the parts that decide most, in copies of the source; each must make a
-# test fail: make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|crypto|queue|memories|grants|tasks]
+# test fail: make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|tokens|crypto|queue|memories|grants|tasks]
 NUMBER ?= 30
 mutation: $(STAMP)
 	$(if $(ONLY),,PYTHONPATH=tests $(BIN)/python -m mutation planted)

@@ -186,7 +186,7 @@ BUGS = {
         [
             ("if tonumber(found[2]) ~= request.rev then", "if false then"),
         ],
-        ("tests/test_integrity.py::test_without_a_key_too_one_of_concurrent_updates_under_one_revision_wins",),
+        ("tests/test_integrity.py::test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten",),
     ),
     "a key of idempotency is not looked up": Bug(
         _LUA + "10_memories.lua",

@@ -32,9 +32,9 @@ async def test_a_vector_of_another_revision_content_or_model_is_stale(
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     record = keys.memory(memory_id)
     digest = (await stack.client.hget(record, "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(record)
-    sent: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest, **other}
-    assert await commit(stack, keys, **sent) == "stale"
+    assert await commit(stack, keys, **said | other) == "stale"
     assert await stack.client.hgetall(record) == before
     assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "ok"
     assert await stack.client.hget(record, vector_field(MODEL)) == to_bytes(UNIT)
@@ -62,7 +62,7 @@ async def test_what_is_no_vector_of_the_model_is_refused_and_its_job_kept(
 ) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(keys.memory(memory_id))
-    sent: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest, **bad}
-    assert await commit(stack, keys, **sent) == "bad_vector"
+    assert await commit(stack, keys, **said | bad) == "bad_vector"
     assert await stack.client.hgetall(keys.memory(memory_id)) == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
@@ -26,7 +25,7 @@ from memory_core.keys import Keys
 from memory_core.records import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
 from memory_core.resources import resource
 from memory_server.search import loading
-from memory_server.usecases import update
+from memory_server.usecases import proving, update
 from memory_server.usecases.lookup import load_readable
 from memory_server.usecases.principals import Caller, resolve
 from memory_server.usecases.proving import adopt, verify
@@ -125,6 +124,8 @@ def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None
     later = Integrity(Keyring([Secret(bytes(range(1, 33))), Secret(bytes(range(32)))]))
     assert later.flaw_of_head("team", "m1", row) is None
     assert integrity.flaw_of_head("team", "m1", row | {"mac": None, "mac_key": None}) is Flaw.UNSIGNED
+    assert integrity.flaw_of_head("team", "m1", row | {"mac_key": None}) is Flaw.UNKNOWN_KEY
+    assert integrity.flaw_of_head("team", "m1", row | {"mac": None}) is Flaw.ALTERED
     assert Integrity(Keyring()).flaw_of_head("team", "m2", row) is None
 
 
@@ -306,16 +307,20 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
-async def test_without_a_key_too_one_of_concurrent_updates_under_one_revision_wins(
+async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten(
     keyless: Server, namespace: str
 ) -> None:
+    service, caller = keyless.service, Caller(namespace, "ann")
     async with keyless.agent("ann", namespace) as ann:
-        memory_id = await ann.store("Race.", wait=False)
-        results = await asyncio.gather(
-            *(ann.raw("update_memory", memory_id=memory_id, tags=[f"t{n}"], expected_rev=1) for n in range(8))
+        memory_id = await ann.store(CONTENT, wait=False)
+        principal = await resolve(service.backend, caller)
+        record = await load_readable(service, principal, memory_id, whole=True)
+        await ann.call("update_memory", memory_id=memory_id, tags=["first"])
+        status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
+            service, caller, principal, record, replace(record, tags=("late",)), await service.backend.model(namespace)
         )
-        assert sum(not result.is_error for result in results) == 1
-        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 2
+        assert status == "stale"
+        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]
 
 
 async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
@@ -340,6 +345,19 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
         await stack.client.delete(keys.chunk(stored[-1], 1))
         report = await verify(server.service, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
+
+
+async def test_what_changed_since_it_was_looked_at_is_not_adopted(
+    ann: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    """Neither what has a code by now, nor what is no longer as its code says."""
+    genuine, altered = await ann.store(CONTENT), await ann.store("Altered meanwhile.")
+    await stack.client.hset(Keys(namespace).memory(altered), "content", "Now.")
+    signer = server.service.backend.integrity.signer or ""
+    for signers, adopted in (({genuine: "", altered: ""}, 0), ({altered: signer}, 0), ({genuine: signer}, 1)):
+        number = await proving._adopt(server.service, namespace, signers)  # pyright: ignore[reportPrivateUsage]
+        assert number == adopted
+    assert (await refusal(ann, "retrieve_memory", memory_id=altered))[0] == "tampered"
 
 
 async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:

@@ -118,13 +118,14 @@ def test_a_record_carries_the_tokens_of_all_that_it_may_be_granted_by() -> None:
         "tags": ["a", "b"],
         "context": "c",
     }
-    private = record_tokens(**said)
+
+    def tokens(**other: Any) -> frozenset[str]:
+        return record_tokens(**{**said, **other})
+
+    private = tokens()
     assert {token[0] for token in private} == set("oityc")
     assert len(private) == 6
-    public: dict[str, Any] = {**said, "visibility": Visibility.PUBLIC}
-    shared: dict[str, Any] = {**said, "visibility": Visibility.SHARED}
-    apart: dict[str, Any] = {**said, "context": None}
-    assert record_tokens(**public) - private == {"pub"}
-    assert record_tokens(**shared) == private
-    assert private - record_tokens(**apart) == {next(t for t in private if t.startswith("c:"))}
-    assert record_tokens(**said, sensitive=True) == {"o:o", "i:m"}
+    assert tokens(visibility=Visibility.PUBLIC) - private == {"pub"}
+    assert tokens(visibility=Visibility.SHARED) == private
+    assert private - tokens(context=None) == {token for token in private if token.startswith("c:")}
+    assert tokens(sensitive=True) == {"o:o", "i:m"}

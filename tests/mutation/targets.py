@@ -14,21 +14,21 @@ class Target:
 
 
 _BEHAVIOUR = "tests/test_task_mutations.py::test_the_library_behaves"
-_SHARING = ("tests/test_sharing_algebra.py", "tests/test_sharing.py", "tests/test_sharing_paths.py")
 
 TARGETS = {
     "query": Target(
         ("server/memory_server/search/query.py",), ("tests/test_query_texts.py", "tests/test_query_builder.py")
     ),
     "permissions": Target(
+        ("server/memory_core/scope.py", "server/memory_core/grants.py", "redis/functions/05_permission.lua"),
         (
-            *("server/memory_core/scope.py", "server/memory_core/grants.py", "server/memory_core/access.py"),
-            *("server/memory_core/tokens.py", "redis/functions/05_permission.lua"),
+            *("tests/test_principals.py", "tests/test_sharing.py", "tests/test_quarantine.py"),
+            *("tests/test_sharing_paths.py", "tests/test_isolation.py", "tests/test_sharing_algebra.py"),
         ),
-        (
-            *("tests/test_principals.py", *_SHARING, "tests/test_tokens.py", "tests/test_isolation.py"),
-            "tests/test_quarantine.py",
-        ),
+    ),
+    "tokens": Target(
+        ("server/memory_core/tokens.py", "server/memory_core/access.py", "redis/functions/70_tokens.lua"),
+        ("tests/test_tokens.py", "tests/test_oauth.py"),
     ),
     "crypto": Target(
         (
@@ -60,7 +60,10 @@ TARGETS = {
     ),
     "grants": Target(
         ("redis/functions/30_grants.lua",),
-        (*_SHARING, "tests/test_sharing_races.py", "tests/test_shared_context.py", "tests/test_leaving.py"),
+        (
+            *("tests/test_sharing.py", "tests/test_sharing_paths.py", "tests/test_shared_context.py"),
+            *("tests/test_leaving.py", "tests/test_sharing_races.py", "tests/test_sharing_algebra.py"),
+        ),
     ),
     "tasks": Target(
         ("redis/functions/40_queues.lua", "redis/functions/50_tasks.lua", "redis/functions/60_agents.lua"),
