@@ -32,6 +32,8 @@ from memory_server.service import Service
 from memory_server.transport.http import HttpServer, http_application
 
 T = TypeVar("T")
+_FIRST_START = 120.0
+"""The first sidecar on a machine that was just set up reads all its libraries, and tries its engines."""
 
 
 class Refused(Exception):
@@ -223,6 +225,6 @@ async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> A
         parts.callback(sidecar.stop)
         client = connect(redis.url)
         parts.push_async_callback(client.aclose)
-        await wait_until(lambda: sidecar_is_ready(client))
+        await wait_until(lambda: sidecar_is_ready(client), _FIRST_START)
         server = await parts.enter_async_context(serving(redis.url_of(SERVER), **settings))
         yield Stack(redis, sidecar, server, client)
