@@ -44,6 +44,7 @@ async def test_what_was_synced_survives_a_loss_of_power_and_the_simulation_takes
     if report.skipped:
         pytest.skip(report.skipped)
     assert report.is_good, report
-    assert report.losses["everysec"][0].lost > 0, "a cut right after writes takes some where nothing waits for the disk"
-    assert report.losses["critical"][0].written > 0, "critical memories were acknowledged before the cut"
-    assert report.losses["critical"][0].unsynced > 0, "the cut took something, and none of them"
+    taken = [loss.lost for loss in report.losses["everysec"]]
+    assert any(taken), "of cuts right after writes some take what nothing waited for: not those right after a sync"
+    assert all(loss.written for loss in report.losses["critical"]), "critical memories were acknowledged before the cut"
+    assert any(loss.unsynced for loss in report.losses["critical"]), "a cut took something, and none of them"

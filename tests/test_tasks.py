@@ -183,7 +183,7 @@ async def test_a_lease_that_runs_out_goes_to_another_and_its_token_is_worth_noth
 
 
 async def test_a_lease_lasts_as_long_as_heartbeats_renew_it(lead: Agent, ada: Agent, ben: Agent) -> None:
-    task_id = await submit(lead, lease_seconds=0.5, assign_to="ada")
+    task_id = await submit(lead, lease_seconds=2, assign_to="ada")
     task = await lease(ada)
 
     async def outlived() -> bool:
