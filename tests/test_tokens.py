@@ -106,6 +106,14 @@ async def test_a_token_ends_by_itself_and_its_key_is_gone(guarded: Server, stack
     assert (await post(guarded, token)).status_code == 401
 
 
+async def test_a_token_leaves_the_namespaces_list_when_its_key_goes(
+    guarded: Server, stack: Stack, namespace: str
+) -> None:
+    token_id = (await issued(guarded, "alice", namespace, seconds=60)).split("_")[1]
+    listed = await stack.client.zscore(Keys(namespace).tokens, token_id)
+    assert listed == pytest.approx(await stack.client.pexpiretime(token_key(token_id)) / 1000, abs=0.01)
+
+
 async def somebody_waits(server: Server, namespace: str) -> bool:
     return server.service.events.count(namespace) > 0
 

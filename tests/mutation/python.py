@@ -115,7 +115,7 @@ def _texts(node: ast.AST) -> Iterator[str]:
 
 def _statements(node: ast.AST) -> Iterator[str]:
     match node:
-        case ast.Return(value=ast.expr()):
+        case ast.Return(value=ast.expr() as value) if ast.unparse(value) != "None":
             yield "return None"
         case ast.Raise():
             yield "pass"
