@@ -155,7 +155,7 @@ class _Flow:
         self._now[1] += 1
         done, refused = (now + before for now, before in zip(self._now, self._before, strict=True))
         pause = min(max(refused / max(done, 1), _LEAST_PAUSE), _MOST_PAUSE)
-        return round(pause * random.uniform(1.0, 1.5), 3)  # noqa: S311 - so that not all come back at once
+        return round(pause * random.uniform(1.0, 1.5), 3)  # noqa: S311  # nosec B311
 
     def _turn(self) -> None:
         second = int(time.monotonic())
