@@ -13,11 +13,14 @@ from memory_core.keys import Keys
 from memory_server import vault
 
 
-@pytest.mark.parametrize("patience", ["_LOOK_SECONDS", "REMEMBER_SECONDS"])
+@pytest.mark.parametrize(
+    ("short", "long"), [("_LOOK_SECONDS", "REMEMBER_SECONDS"), ("REMEMBER_SECONDS", "_LOOK_SECONDS")]
+)
 async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
-    patience: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+    short: str, long: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vault, patience, 0.05)
+    monkeypatch.setattr(vault, short, 0.05)
+    monkeypatch.setattr(vault, long, 3600.0)
     keys = Keys(namespace)
     async with (
         serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
