@@ -128,15 +128,15 @@ async def propose(
     The nearest are found by comparing with every readable memory if `exact`, and else in the cheaper way where
     the index covers so many `documents`. Words are
     looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known.
+    BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known,
+    and whoever found them counted before what waits for its vector.
 
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
     """
     if near is not None and not terms:
-        waiting = await count(client, keys, build.without_vector(selection, model), timeout_ms)
         sensitive = await count(client, keys, build.sensitive(selection), timeout_ms)
-        return Candidates(list(near), waiting=waiting, sensitive=sensitive, full=len(near) >= depth)
+        return Candidates(list(near), sensitive=sensitive, full=len(near) >= depth)
     total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
 
