@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from statistics import median
 
 from rich.console import Console
@@ -26,7 +25,6 @@ from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
 from memory_core.settings import Settings
-from memory_server.local.paths import locate, read_state
 
 ROUNDS, SECONDS, WARM_SECONDS, PATIENCE_SECONDS = 3, 8.0, 5.0, 2.0
 _SUBJECTS = ("harbour", "tide", "lighthouse", "ferry", "storm", "anchor", "compass", "island")
@@ -128,19 +126,10 @@ async def _call(client: RawClient) -> None:
 
 async def _watch(running: Product, seen: Seen) -> None:
     """Look at the memory of all processes every half second."""
-    state = read_state(locate(running.data_dir))
-    assert state is not None
-    processes = {"server": running.server.pid, "redis": state.redis_pid, "sidecar": state.sidecar_pid}
     while True:
-        for name, pid in processes.items():
-            seen.memory[name] = max(seen.memory.get(name, 0), _resident(Path(f"/proc/{pid}/status")))
+        for name, resident in running.resident().items():
+            seen.memory[name] = max(seen.memory.get(name, 0), int(resident))
         await asyncio.sleep(0.5)
-
-
-def _resident(status: Path) -> int:
-    """Read how many MiB of a process are in memory."""
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
-    return int(line.split()[1]) >> 10
 
 
 if __name__ == "__main__":

@@ -40,6 +40,12 @@ class Product:
         assert state is not None
         return state
 
+    def resident(self) -> dict[str, float]:
+        """How much of each process is in memory, in MiB."""
+        state = self.state()
+        pids = {"server": self.server.pid, "sidecar": state.sidecar_pid, "redis": state.redis_pid}
+        return {name: _resident(pid) for name, pid in pids.items() if pid}
+
     def redis(self) -> Client:
         """Make a client of its embedded Redis, to look behind the curtain."""
         return connect(self.redis_url)
@@ -84,3 +90,8 @@ def _url(server: subprocess.Popen[str]) -> str:
         if line.startswith("Ready"):
             return url
     raise RuntimeError("the server ended before it was ready")
+
+
+def _resident(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024

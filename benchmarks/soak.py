@@ -10,14 +10,13 @@ import asyncio
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from benchmarks import results
 from benchmarks.raw_client import RawClient
 from benchmarks.service import Texts, clients, fill
-from benchmarks.serving import product
+from benchmarks.serving import Product, product
 
 KEPT, EVERY, PAUSE = 2_000, 5.0, 0.1
 _SETTLED = 0.25
@@ -44,18 +43,13 @@ async def rounds(client: RawClient, texts: Texts, until: float) -> int:
     return done
 
 
-async def watch(pids: dict[str, int], until: float) -> list[dict[str, float]]:
+async def watch(running: Product, until: float) -> list[dict[str, float]]:
     """Read resident memory, in MiB, until then."""
     began, seen = time.monotonic(), list[dict[str, float]]()
     while time.monotonic() < until:
-        seen.append({"at": time.monotonic() - began, **{name: _resident(pid) for name, pid in pids.items()}})
+        seen.append({"at": time.monotonic() - began, **running.resident()})
         await asyncio.sleep(EVERY)
     return seen
-
-
-def _resident(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
 async def measure(minutes: float) -> dict[str, Any]:
@@ -63,10 +57,8 @@ async def measure(minutes: float) -> dict[str, Any]:
     texts, until = Texts(), time.monotonic() + minutes * 60
     with product() as running:
         await fill(running, "soak", KEPT, texts)
-        state = running.state()
-        pids = {"server": running.server.pid, "sidecar": state.sidecar_pid or 0, "redis": state.redis_pid or 0}
         async with clients(running.url, 1, "soak") as (client,):
-            done, seen = await asyncio.gather(rounds(client, texts, until), watch(pids, until))
+            done, seen = await asyncio.gather(rounds(client, texts, until), watch(running, until))
     return {"minutes": minutes, "rounds": done, "samples": seen}
 
 

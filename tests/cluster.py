@@ -31,7 +31,7 @@ class Node:
     def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True)
         self.folder = folder
-        self.port = free_port()
+        self.port = node_port()
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,7 +80,7 @@ class Node:
         return Redis(port=self.port, protocol=3)
 
 
-def free_port() -> int:
+def node_port() -> int:
     """A port that is free, also for the bus of a cluster, 10,000 further."""
     while True:
         with socket.socket() as probe, socket.socket() as bus:

@@ -9,8 +9,8 @@ import httpx2
 import pytest
 import pytest_asyncio
 from otlp import Collector, collecting
+from ports import free_port
 from prometheus_client.parser import text_string_to_metric_families as parse
-from settings_fixtures import free_port
 from stack import Stack, in_own_task, whole_stack
 
 from memory_server.metrics import stock

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from ports import free_port
+
 SERVE = (sys.executable, "-m", "memory_server", "serve")
 READY_SECONDS, STOP_SECONDS = 90.0, 20.0
 
@@ -21,7 +22,7 @@ READY_SECONDS, STOP_SECONDS = 90.0, 20.0
 @contextmanager
 def serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str]:
     """Run a server on a free port until it is ready, and stop it afterwards; gives its URL."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEMORY_", "REDIS_"))}
     process = subprocess.Popen(
@@ -58,12 +59,6 @@ def stop_redis(data: Path) -> None:
         stdout=subprocess.DEVNULL,
         timeout=3 * STOP_SECONDS,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def _wait_ready(url: str, process: subprocess.Popen[bytes]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 from embedder_fixtures import RedisServer
+from ports import free_port
 from typer.testing import CliRunner
 
 from memory_core.connection import Client, connect
@@ -47,13 +47,6 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Generator[Guarded]:
 async def client(guarded: Guarded) -> AsyncGenerator[Client]:
     async with connect(guarded.url) as connected:
         yield connected
-
-
-def free_port() -> int:
-    """Give a port that nothing listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def written(folder: Path, content: object) -> Path:

@@ -18,8 +18,8 @@ import pytest
 import typer
 import yaml
 from embedder_fixtures import package_file, wait_until
+from ports import free_port
 from redis_users import MIGRATE, SERVER, SIDECAR
-from settings_fixtures import free_port
 from typer.testing import CliRunner
 
 from memory_core.connection import Client, check_server, connect, redis_url

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from embedder_fixtures import RedisServer, wait_until
+from ports import free_port
 from redis_users import SERVER, denials
 from stack import Agent, in_own_task, serving
 
@@ -193,7 +193,7 @@ async def test_a_replica_that_hangs_delays_one_answer_and_no_more(tmp_path: Path
 
 @asynccontextmanager
 async def _master_and_replica(folder: Path) -> AsyncGenerator[tuple[RedisServer, RedisServer]]:
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     folders = [folder / "master", folder / "replica"]
     of_master = ("--replicaof", f"127.0.0.1 {ports[0]}")
     for place in folders:
@@ -216,12 +216,6 @@ async def _master_and_replica(folder: Path) -> AsyncGenerator[tuple[RedisServer,
     finally:
         for redis in (replica, master):
             redis.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def _store(service: Service, content: str) -> StoreAnswer:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
-from settings_fixtures import free_port
+from ports import free_port
 from stack import Server, Stack, in_own_task, serving
 
 from memory_core.errors import UnsafeStart

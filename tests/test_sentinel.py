@@ -6,7 +6,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from cluster import Node, free_port
+from cluster import Node, node_port
 from embedder_fixtures import wait_until
 from redis_users import PASSWORDS, SERVER
 from stack import Agent, Refused, serving
@@ -54,7 +54,7 @@ async def test_what_was_acknowledged_is_there_after_a_failover_and_work_goes_on(
     nodes: tuple[Node, Node, Node],
 ) -> None:
     master, replica, sentinel = nodes
-    url = f"redis+sentinel://{SERVER}:{PASSWORDS[SERVER]}@127.0.0.1:{free_port()},{sentinel.address}/{SERVICE}"
+    url = f"redis+sentinel://{SERVER}:{PASSWORDS[SERVER]}@127.0.0.1:{node_port()},{sentinel.address}/{SERVICE}"
     async with sentinel.client() as asked, master.client() as old:
         await wait_until(lambda: _watches(asked))
         async with serving(url, embed_wait_seconds=0.1) as server, server.agent("alice", "team") as alice:

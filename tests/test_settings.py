@@ -15,8 +15,9 @@ import httpx2
 import pytest
 import settings_fixtures
 from embedder_fixtures import wait_until
+from ports import free_port
 from pydantic import BaseModel
-from settings_fixtures import CANARY, Guarded, free_port, run, written
+from settings_fixtures import CANARY, Guarded, run, written
 from test_startup import SEED
 from typer.testing import CliRunner
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from embedder_fixtures import RedisServer
+from ports import free_port
 from redis.exceptions import RedisError
 
 from memory_core.connection import Client, connect
@@ -151,7 +151,7 @@ class Stage:
         return self._histories
 
     def _cast(self) -> list[Part]:
-        port = _free_port()
+        port = free_port()
         blank = Part("server", "server", 0, self.plan.seed, self.redis.url, str(self._histories), port=port)
         cast = [blank]
         for number in range(self.plan.workers):
@@ -248,9 +248,3 @@ async def _judge(stage: Stage, seconds: float) -> Report:
         checker.violations(evidence),
         stage.log.read_text(errors="replace"),
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

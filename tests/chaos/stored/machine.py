@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import httpx2
 from embedder_fixtures import RedisServer, wait_until
+from ports import free_port
 from redis_users import PASSWORDS, SERVER, SIDECAR
 
 from memory_core.connection import Client, connect
@@ -111,7 +111,7 @@ class Machine:
         self.keyring: Keyring = load_keyring(Settings.load(master_key=key))
         self.client: Client = connect(self.redis.url)
         self.proxies = {name: Proxy(self.redis.path) for name in ("server", "sidecar")}
-        self.port = _free_port()
+        self.port = free_port()
         self._key = key
 
     @property
@@ -205,9 +205,3 @@ def _paths() -> dict[str, str]:
 def short_folder() -> Path:
     """Make a folder whose name leaves room for that of a socket."""
     return Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
