@@ -42,7 +42,7 @@ _CRITICAL_AGENTS = 64
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many cuts at each level, each after so many seconds of writing."""
+    """How many cuts at each level, each so many seconds after the first acknowledged write."""
 
     seed: int
     cuts: int = 50
@@ -142,11 +142,15 @@ async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Rand
                 if level != "critical" or answer.durability == "synced":
                     acknowledged[answer.memory_id] = time.monotonic()
 
+        async def answered() -> bool:
+            return bool(acknowledged)
+
         await store_memory(service, Caller(_NAMESPACE, "first"), NewMemory("the first", wait=False))
         priorities = [Priority.MEDIUM] * _AGENTS
         if level == "critical":
             priorities += [Priority.CRITICAL] * _CRITICAL_AGENTS
         working = [asyncio.create_task(work(*numbered)) for numbered in enumerate(priorities)]
+        await wait_until(answered)
         await asyncio.sleep(chance.uniform(plan.least, plan.most))
         redis.kill()
         cut_at = time.monotonic()
