@@ -83,7 +83,7 @@ async def store(url: str, conversation: Conversation, progress: Progress, task: 
                 "store_memory",
                 content=memory["text"],
                 memory_type="conversation",
-                priority="critical",
+                priority="high",
                 wait=False,
                 **arguments,
             )

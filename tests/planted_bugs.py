@@ -169,8 +169,8 @@ BUGS = {
         _SERVER + "search/query.py",
         [
             (
-                'lambda query: f"@expires_at:[({query.bind(to_redis(now))} inf]")',
-                'lambda query: "*")',
+                'return f"-@expires_at:[-inf {query.bind(to_redis(now))}]"',
+                'return ""',
             )
         ],
         ("tests/test_query_builder.py", "tests/test_memories.py"),

@@ -28,7 +28,7 @@ _FIELD = r"@(?:scope|owner|type|priority|context|source|tags|model|visibility|pa
 _VALUES = rf"\{{{_REF}(?:\|{_REF})*\}}"
 _TAG = rf"(?:{_FIELD}:{_VALUES}=>\{{\$weight: 0\}}|-@(?:priority|visibility|owner):{_VALUES})"
 _BOUND = rf"\(?(?:-inf|inf|{_REF})"
-_NUMBER = rf"@(?:expires_at|created_at|updated_at|occurred_at):\[{_BOUND} {_BOUND}\]"
+_NUMBER = rf"-?@(?:expires_at|created_at|updated_at|occurred_at):\[{_BOUND} {_BOUND}\]"
 _SELECTION = rf"(?:{_TAG}|{_NUMBER})(?: (?:{_TAG}|{_NUMBER}))*"
 _WORD = rf"{_SELECTION} @content\|terms\|source_text:\({_REF}\)"
 _SOURCE = rf"{_SELECTION} @source_text:\({_REF}\)"
@@ -183,7 +183,7 @@ def test_narrowing_leaves_the_query_it_starts_from_alone(principal: Principal, f
 def test_one_without_owner_ids_reads_what_is_public_and_owns_nothing() -> None:
     query = build.readable(Principal("team", "alice"), Filters(), 1.0)
     assert query.params["p0"] == PUBLIC
-    assert query.text.startswith("@scope:{$p0}=>{$weight: 0} @expires_at:")
+    assert query.text.startswith("@scope:{$p0}=>{$weight: 0} -@expires_at:")
     assert build.NOBODY in build.owned(query, ()).params.values()
 
 

@@ -51,30 +51,30 @@ SELECTIONS = {
     "all filters": (
         build.readable(ANN, EVERY, 5.0),
         "@scope:{<pub>|<o:o1>|<o:o2>|<t:o9:x>|<i:m>} -@scope:{<o:o7>|<o:o8>} "
-        "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) @expires_at:[(<5.000000> inf] @owner:{<o1>} "
+        "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@expires_at:[-inf <5.000000>] @owner:{<o1>} "
         "@type:{<code>|<task>} @priority:{<high>} @context:{<c>} @source:{<s>} @tags:{<red>|<a\\\\b>} "
         "@occurred_at:[<2.000000> <3.000000>] -@priority:{<archive>}",
     ),
     "all tags": (
         build.readable(BOB, Filters(tags=("red", "blue"), tag_match="all"), 5.0),
-        "@scope:{<pub>} @expires_at:[(<5.000000> inf] @tags:{<red>} @tags:{<blue>} -@priority:{<archive>}",
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @tags:{<red>} @tags:{<blue>} -@priority:{<archive>}",
     ),
     "since": (
         build.readable(BOB, Filters(since=2.0, include_archive=True), 5.0),
-        "@scope:{<pub>} @expires_at:[(<5.000000> inf] @occurred_at:[<2.000000> inf]",
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @occurred_at:[<2.000000> inf]",
     ),
     "until": (
         build.readable(BOB, Filters(until=3.0, priorities=(Priority.ARCHIVE,)), 5.0),
-        "@scope:{<pub>} @expires_at:[(<5.000000> inf] @priority:{<archive>} @occurred_at:[-inf <3.000000>]",
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @priority:{<archive>} @occurred_at:[-inf <3.000000>]",
     ),
     "shared": (
         build.shared(ANN, ["t:o9:x"], Filters(context="c"), 5.0),
-        "@scope:{<t:o9:x>} @expires_at:[(<5.000000> inf] @context:{<c>} -@priority:{<archive>} "
+        "@scope:{<t:o9:x>} -@expires_at:[-inf <5.000000>] @context:{<c>} -@priority:{<archive>} "
         "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@visibility:{<public>} -@owner:{<o1>|<o2>}",
     ),
     "shared with nobody": (
         build.shared(BOB, [], Filters(), 5.0),
-        "@scope:{<->} @expires_at:[(<5.000000> inf] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
+        "@scope:{<->} -@expires_at:[-inf <5.000000>] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
     ),
     "expired": (
         build.expired(BOB, Filters(), 5.0),
@@ -87,8 +87,8 @@ SELECTIONS = {
     "living": (build.living(5.0), "@expires_at:[(<5.000000> inf]"),
     "concerned with a model": (build.concerned_with(MODEL), " @model:{<minilm>|<none:minilm>}"),
     "written by": (build.written_by("eve", 5.0), "@writer:{<eve>} @updated_at:[<5.000000> inf] @part:{<head>}"),
-    "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} @expires_at:[(<5.000000> inf]"),
-    "kept by nobody": (build.kept_by((), 5.0), "@owner:{<->} @expires_at:[(<5.000000> inf]"),
+    "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} -@expires_at:[-inf <5.000000>]"),
+    "kept by nobody": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
     "of an owner": (build.of_owner("o1"), "@owner:{<o1>}"),
     "near tasks": (build.near_tasks(b"v", 2), "(*)=>[KNN <2> @vec <b'v'>  AS distance]"),
 }

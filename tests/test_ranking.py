@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from memory_core.records import MemoryType, Priority, Record, Visibility
 from memory_core.vectors import Matrix
 from memory_server.search import ranking
-from memory_server.search.analysis import StemCounter, query_terms, stem, stem_counts, without
+from memory_server.search.analysis import count_stems, query_terms, stem, stem_counts, without
 from memory_server.search.moments import Moment, moments, told_of
 from memory_server.search.ranking import PLAIN, Wanted, WordStatistics
 
@@ -143,7 +143,7 @@ def test_only_places_not_read_yet_are_missing() -> None:
 def test_counting_some_stems_agrees_with_counting_all(text: str, others: list[str]) -> None:
     counts = stem_counts(text)
     wanted = {word: column for column, word in enumerate(dict.fromkeys([*counts, *others]))}
-    assert StemCounter(wanted).count(text) == ([counts[word] for word in wanted], counts.total())
+    assert count_stems(text, wanted) == ([counts[word] for word in wanted], counts.total())
 
 
 def test_names_are_left_out_of_a_query_unless_nothing_would_stay() -> None:

@@ -24,15 +24,15 @@ async def test_a_search_under_which_the_index_was_made_anew_does_not_claim_to_be
     alice: Agent, stack: Stack, service: Service, namespace: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await alice.store("The heron nests by the weir.")
-    propose = candidates.propose
+    by_words = candidates.by_words
 
     async def dropped_meanwhile(*args: Any, **kwargs: Any) -> Any:
-        monkeypatch.setattr(candidates, "propose", propose)
+        monkeypatch.setattr(candidates, "by_words", by_words)
         await stack.client.execute_command("FT.DROPINDEX", Keys(namespace).index())
         await service.backend.namespace(namespace, renew=True)
-        return await propose(*args, **kwargs)
+        return await by_words(*args, **kwargs)
 
-    monkeypatch.setattr(candidates, "propose", dropped_meanwhile)
+    monkeypatch.setattr(candidates, "by_words", dropped_meanwhile)
     during = await alice.call("semantic_search", query="heron", mode=mode)
     assert during["partial"]
     assert "the index is being built" in during["reason"]

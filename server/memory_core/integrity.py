@@ -136,5 +136,5 @@ class Integrity:
 
 def _message(row: Row) -> bytes:
     """Join what is signed so that no two records give the same; redis/functions/07_integrity.lua does it alike."""
-    values = [row[name] for name in SIGNED_FIELDS]
-    return b"".join(b"-" if value is None else b"%d:%b" % (len(value), value) for value in values)
+    values = map(row.__getitem__, SIGNED_FIELDS)
+    return b"".join([b"-" if value is None else b"%d:%b" % (len(value), value) for value in values])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -120,12 +120,6 @@ class Record:
         return self.expires_at > now
 
 
-HEAD_FIELDS = (
-    "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
-    "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "model", "metadata", "pieces", "hash",
-    "codec", SEALED,
-)  # fmt: skip
-"""The hash fields that make a Record, in the order that `parse` expects them."""
 SIGNED_FIELDS = (
     "content", "type", "priority", "owner", "writer", "visibility", "scope", "tags", "context", "source",
     "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "metadata", "pieces", "hash",
@@ -136,21 +130,21 @@ CODE_FIELDS = ("mac", "mac_key")
 """The code itself, and the id of the secret that it was made under."""
 UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, *CODE_FIELDS)
 """What it does not cover: what sidecars write, as the vector itself, and the body, which must have the signed hash."""
-LOADED_FIELDS = (*HEAD_FIELDS, *(name for name in SIGNED_FIELDS if name not in HEAD_FIELDS), *CODE_FIELDS)
+LOADED_FIELDS = (*SIGNED_FIELDS, "model", *CODE_FIELDS)
 """What is read of a memory's own hash: a Record, and what proves it."""
+_TEXTS = tuple(name for name in LOADED_FIELDS if name not in {"part", "terms", "mac", SEALED})
+"""Those of them that a Record says."""
 
 
-def parse(
-    memory_id: str, values: Sequence[bytes | None], vector: bytes | None = None, signer: bytes | None = None
-) -> Record | None:
-    """Build a Record from the HMGET of HEAD_FIELDS; None when the hash is gone, or of a form not known here."""
+def parse(memory_id: str, fields: Mapping[str, bytes | None], vector: bytes | None = None) -> Record | None:
+    """Build a Record from LOADED_FIELDS of a hash; None when it is gone, or of a form not known here."""
     try:
-        *clear, sealed = values
-        row = {name: value and value.decode() for name, value in zip(HEAD_FIELDS[:-1], clear, strict=True)}
-        row["signer"] = (signer or b"").decode()
-        if row["owner"] is not None and (sealed is not None or row["codec"] == SEALED_CODEC):
-            return _sealed_record(memory_id, row, sealed or b"")
-        return None if row["owner"] is None or row["content"] is None else _record(memory_id, row, vector)
+        row: dict[str, Any] = {name: (value := fields[name]) and value.decode() for name in _TEXTS}
+        if row["owner"] is None:
+            return None
+        if fields[SEALED] is not None or row["codec"] == SEALED_CODEC:
+            return _sealed_record(memory_id, row, fields[SEALED] or b"")
+        return None if row["content"] is None else _record(memory_id, row, vector)
     except ValueError as error:
         log.warning("memory %s cannot be read and is left out: %s", memory_id, type(error).__name__)
         return None
@@ -191,7 +185,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         content_hash=row["hash"] or "",
         vector=vector,
         codec=row["codec"] or "text",
-        signer=row["signer"],
+        signer=row["mac_key"] or "",
     )
 
 

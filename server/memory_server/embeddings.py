@@ -65,11 +65,13 @@ class Embeddings:
         model: Model | None = None,
         wait: float | None = None,
         secret: bool = False,
+        asked: asyncio.Event | None = None,
     ) -> Matrix:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered.
+        is remembered. `asked` is set once sidecars are at work on all that is missing, so that whoever has something
+        else for Redis to do can let them begin first.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
@@ -81,10 +83,12 @@ class Embeddings:
         with tracing.span("embed", texts=len(texts), asked_for=len(missing)):
             if missing:
                 seconds = wait or self._backend.settings.embed_wait_seconds
-                fresh = await self._ask_for(missing, asker.namespace, model, seconds)
+                fresh = await self._ask_for(missing, asker.namespace, model, seconds, asked)
                 known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
                 if not secret:
                     await self._remember(asker, {text: known[text] for text in missing}, model)
+            elif asked:
+                asked.set()
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
@@ -100,13 +104,17 @@ class Embeddings:
         except MemoryServiceError as error:
             log.warning("%d vectors were not cached: %s", len(vectors), error.message)
 
-    async def _ask_for(self, texts: Sequence[str], namespace: str, model: Model, wait: float) -> Matrix:
+    async def _ask_for(
+        self, texts: Sequence[str], namespace: str, model: Model, wait: float, asked: asyncio.Event | None
+    ) -> Matrix:
         await self._check_alive(model)
         where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
         trace = tracing.carrier()
         self._wanted[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
         self._pump()
+        if asked:
+            asked.set()
         try:
             async with asyncio.timeout(wait):
                 return np.stack(await asyncio.gather(*futures))

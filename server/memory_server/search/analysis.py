@@ -7,11 +7,11 @@ queries and rescores candidates, so the three agree.
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 import regex
 import snowballstemmer
@@ -33,8 +33,8 @@ STOP_WORDS = frozenset(
 
 # What a token has beyond _MAX_WORD characters is passed over.
 _WORD = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N}\p{M}_]{0,127}+)[\p{L}\p{N}\p{M}_]*+")
-_ASCII_WORD = re.compile(r"([A-Za-z0-9][A-Za-z0-9_]{0,127}+)[A-Za-z0-9_]*+")
-"""The same for ASCII alone; here `re` takes a third of the time of `regex`."""
+_BETWEEN_WORDS = "".join(char if char.isalnum() or char == "_" else " " for char in map(chr, range(128)))
+"""What ASCII has between words, as a table for `str.translate`, which takes a third of the time of a pattern."""
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
@@ -76,32 +76,15 @@ def source_stems(source: str) -> frozenset[str]:
     return frozenset(stem_counts(source))
 
 
-class StemCounter(dict[str, tuple[tuple[int, ...], int] | None]):
-    """Counts some stems in many texts. It remembers of each token which stems it is and how many words more than one;
-    None for a single word that nobody asked for, as most are.
-    """
-
-    def __init__(self, wanted: Mapping[str, int]) -> None:
-        super().__init__()
-        self._wanted = wanted
-
-    def __missing__(self, token: str) -> tuple[tuple[int, ...], int] | None:
-        stems = _stems(token)
-        found = None
-        if len(stems) != 1 or stems[0] in self._wanted:
-            found = tuple(self._wanted[word] for word in stems if word in self._wanted), len(stems) - 1
-        self[token] = found
-        return found
-
-    def count(self, text: str) -> tuple[list[int], int]:
-        """Count the stems in a text, each at the place that `wanted` gives it, and all of its words."""
-        tokens = _tokens(text)
-        counts, length = [0] * len(self._wanted), len(tokens)
-        for places, more in filter(None, map(self.__getitem__, tokens)):
-            length += more
-            for place in places:
-                counts[place] += 1
-        return counts, length
+def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
+    """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
+    found = list(chain.from_iterable(map(_stems, _tokens(text))))
+    counts = [0] * len(wanted)
+    if not wanted.keys().isdisjoint(found):
+        for word in found:
+            if word in wanted:
+                counts[wanted[word]] += 1
+    return counts, len(found)
 
 
 def without(text: str, unwanted: Collection[str]) -> str:
@@ -127,9 +110,16 @@ def extra_terms(*texts: str | None) -> str:
 
 
 def _tokens(text: str) -> list[str]:
-    if text.isascii():
-        return _ASCII_WORD.findall(text)
-    return _WORD.findall(unicodedata.normalize("NFKC", text))
+    chunks = text.translate(_BETWEEN_WORDS).split()
+    if text.isascii() and max(map(len, chunks), default=0) <= _MAX_WORD:
+        return chunks
+    return [token for chunk in chunks for token in _tokens_of(chunk)]
+
+
+def _tokens_of(chunk: str) -> list[str]:
+    if chunk.isascii():
+        return [chunk.lstrip("_")[:_MAX_WORD]]
+    return _WORD.findall(unicodedata.normalize("NFKC", chunk))
 
 
 @lru_cache(maxsize=65_536)
@@ -139,6 +129,7 @@ def _stems(token: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65_536)
 def _parts(token: str) -> tuple[str, ...]:
+    token = token.lstrip("_")
     if token.isascii() and token.isalnum() and (token.islower() or token.istitle() or token.isdigit()):
         return (token.lower(),)
     pieces = [piece for piece in token.split("_") if piece]

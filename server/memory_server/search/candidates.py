@@ -1,7 +1,8 @@
-"""Runs queries: candidates and word counts in one round trip."""
+"""Runs queries: those that count, those that find words, those that find neighbours."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,6 @@ from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.vectors import Matrix
-from memory_server.search import policy
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query
@@ -27,16 +27,28 @@ _WORD_BUDGET = 1600
 """Entries fetched for all words of a query together."""
 
 
-@dataclass(slots=True)
-class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist; of the
-    `sensitive` ones Redis sees no words and no vectors.
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """What a selection's words say: the pieces that hold most of them, best first, and what is needed to score them.
+
+    `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
+    pieces may hold some of the words.
     """
 
-    refs: list[Ref] = field(default_factory=list[Ref])
-    statistics: WordStatistics = field(default_factory=lambda: WordStatistics(0, {}))
+    statistics: WordStatistics
     waiting: int = 0
     sensitive: int = 0
+    refs: Sequence[Ref] = ()
+    full: bool = False
+    warnings: Sequence[str] = ()
+
+
+@dataclass(slots=True)
+class Candidates:
+    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
+
+    words: Worded
+    refs: list[Ref] = field(default_factory=list[Ref])
     full: bool = False
     warnings: list[str] = field(default_factory=list[str])
 
@@ -108,64 +120,61 @@ async def at_places(
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
 
-async def propose(
-    client: Client,
-    keys: Keys,
-    selection: Query,
-    *,
-    model: Model,
-    terms: Sequence[str],
-    vector: bytes | None,
-    depth: int,
-    exact: bool,
-    documents: int,
-    timeout_ms: int,
-    near: Sequence[Ref] | None = None,
-) -> Candidates:
-    """Fetch up to `depth` candidates from each side with the counts for scoring, in one round trip after a count.
+async def by_words(
+    client: Client, keys: Keys, selection: Query, *, model: Model, terms: Sequence[str], depth: int, timeout_ms: int
+) -> Worded:
+    """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
 
-    The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
-    The nearest are found by comparing with every readable memory if `exact`, and else in the cheaper way where
-    the index covers so many `documents`. Words are
-    looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here. With `near` the neighbours are known,
-    and whoever found them counted before what waits for its vector.
+    Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
+    BM25 orders the memories of one word only, and the words are weighed here.
 
     Raises:
         redis.exceptions.ResponseError: the index is missing, or the query timed out.
     """
-    if near is not None and not terms:
-        sensitive = await count(client, keys, build.sensitive(selection), timeout_ms)
-        return Candidates(list(near), sensitive=sensitive, full=len(near) >= depth)
-    total = await count(client, keys, selection, timeout_ms)
     pipe = client.pipeline(transaction=False)
-
-    def add(query: Query, *options: Any, index: str = "") -> None:
-        pipe.execute_command(*_search(keys, query, timeout_ms, index), "NOCONTENT", *options)
-
-    add(build.without_vector(selection, model), "LIMIT", 0, 0)
-    add(build.sensitive(selection), "LIMIT", 0, 0)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
-        add(build.with_word(selection, term), "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    if vector is not None and near is None:
-        way = policy.COMPARE if exact else policy.choose(total, documents, depth)
-        nearest = build.with_neighbours(selection, vector, depth, way)
-        add(nearest, "SORTBY", "distance", "ASC", "LIMIT", 0, depth, index=keys.index(model.version))
-    waiting, sensitive, *rest = await pipe.execute()
-    by_word, by_vector = rest[: len(terms)], rest[len(terms) :]
-    frequencies = [int(answer[b"total_results"]) for answer in by_word]
-    statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
-    worded = _weigh(keys, by_word, [statistics.idf(term) for term in terms])
-    near = near if near is not None else [ref for answer in by_vector for ref in _refs(keys, answer)]
-    return Candidates(
-        refs=list(dict.fromkeys([*worded[:depth], *near])),
-        statistics=statistics,
-        waiting=int(waiting[b"total_results"]),
-        sensitive=int(sensitive[b"total_results"]),
-        full=len(worded) > depth or len(near) >= depth or any(number > reach for number in frequencies),
-        warnings=[text for answer in (waiting, sensitive, *rest) for text in _warnings(answer)],
+        command = _search(keys, build.with_word(selection, term), timeout_ms)
+        pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
+    (total, waiting, sensitive), found = await asyncio.gather(
+        _stock(client, keys, selection, model, timeout_ms), pipe.execute()
     )
+    frequencies = [int(answer[b"total_results"]) for answer in found]
+    statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
+    refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
+    return Worded(
+        statistics,
+        waiting=waiting,
+        sensitive=sensitive,
+        refs=refs[:depth],
+        full=len(refs) > depth or any(number > reach for number in frequencies),
+        warnings=[text for answer in found for text in _warnings(answer)],
+    )
+
+
+async def _stock(client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int) -> list[int]:
+    """Count a selection, and of it what waits for its vector and what is sensitive."""
+    queries = [selection, build.without_vector(selection, model), build.sensitive(selection)]
+    key = ("stock", keys, model, selection.text, tuple(selection.params.items()))
+    return await once(key, lambda: count_all(client, keys, queries, timeout_ms))
+
+
+async def by_vector(
+    client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
+) -> tuple[list[Ref], list[str]]:
+    """Fetch the `depth` nearest of a selection in one of the ways of `policy`, and Redis's warnings.
+
+    The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
+
+    Raises:
+        redis.exceptions.ResponseError: the index is missing, or the query timed out.
+    """
+    nearest = build.with_neighbours(selection, vector, depth, way)
+    answer = await client.execute_command(
+        *_search(keys, nearest, timeout_ms, keys.index(model.version)),
+        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth,
+    )  # fmt: skip
+    return _refs(keys, answer), list(_warnings(answer))
 
 
 def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:

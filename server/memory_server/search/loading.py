@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -17,7 +17,6 @@ from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import (
     CODE_FIELDS,
-    HEAD_FIELDS,
     LOADED_FIELDS,
     SEALED,
     SEALED_BODY,
@@ -163,17 +162,19 @@ class Reading:
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
         """Add to a pipeline what `read` reads."""
+        head, piece = self.head_fields, self._piece_fields
         for ref in refs:
-            pipe.hmget(self.keys.memory(ref.memory_id), self.head_fields)
+            pipe.hmget(self.keys.memory(ref.memory_id), head)
             if ref.piece:
-                pipe.hmget(self.keys.chunk(*ref), self._piece_fields)
+                pipe.hmget(self.keys.chunk(*ref), piece)
 
     def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | Flawed]:
         """Make records of the answers to what `ask` asks."""
-        rows = iter(answers)
+        rows, head, piece = iter(answers), self.head_fields, self._piece_fields
         read: list[Record | Flawed] = []
         for ref in refs:
-            found = self._record(ref, rows)
+            row = dict(zip(head, next(rows), strict=True))
+            found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
             if isinstance(found, Flawed):
                 self.integrity.tell(self.keys.namespace, found.id, found.flaw)
             if found:
@@ -189,16 +190,13 @@ class Reading:
     def _piece_fields(self) -> tuple[str, ...]:
         return _with(_PIECE_FIELDS, self.model)
 
-    def _record(self, ref: Ref, rows: Iterator[Sequence[bytes | None]]) -> Record | Flawed | None:
-        values = next(rows)
-        row = dict(zip(self.head_fields, values, strict=True))
-        piece = dict(zip(self._piece_fields, next(rows), strict=True)) if ref.piece else None
-        if not any(values[: len(LOADED_FIELDS)]):
+    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | Flawed | None:
+        if not any(map(row.get, LOADED_FIELDS)):
             return None
         if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
             return _flawed(ref, row, flaw)
         vector = row[self.model.field] if self.model else None
-        record = parse(ref.memory_id, values[: len(HEAD_FIELDS)], vector, row["mac_key"])
+        record = parse(ref.memory_id, row, vector)
         if record is None:
             return None
         if piece is not None:

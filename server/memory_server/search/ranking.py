@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from memory_core.records import Priority, Record
 from memory_core.vectors import Matrix, from_bytes
-from memory_server.search.analysis import StemCounter, source_stems, stem
+from memory_server.search.analysis import count_stems, source_stems, stem
 from memory_server.search.moments import Moments, told_of
 
 BM25_K1 = 0.9
@@ -121,12 +121,11 @@ class Scored:
 def read(records: Sequence[Record], wanted: Wanted) -> list[Reading]:
     """Compare records with a query, each by itself. Words of a source count as text where they are no names."""
     stems = wanted.stems
-    counter = StemCounter(stems)
     in_source = {word: column for word, column in stems.items() if word not in wanted.names}
     cosines = [None] * len(records) if wanted.vector is None else vector_scores(records, wanted.vector)
     readings: list[Reading] = []
     for record, cosine in zip(records, cosines, strict=True):
-        counts, length = counter.count(record.content) if stems else ([], 0)
+        counts, length = count_stems(record.content, stems) if stems else ([], 0)
         for word in in_source.keys() & source_stems(record.source or ""):
             counts[in_source[word]] += 1
         readings.append(Reading(record, place_of(record), tuple(counts), length, cosine))

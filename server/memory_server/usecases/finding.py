@@ -11,10 +11,10 @@ from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.scope import Principal
 from memory_core.vectors import to_bytes
-from memory_server.search import candidates, loading, ranking
-from memory_server.search.candidates import Candidates
+from memory_server.search import candidates, loading, policy, ranking
+from memory_server.search.candidates import Candidates, Worded
 from memory_server.search.loading import Ref
-from memory_server.search.query import Query, sensitive, without_vector
+from memory_server.search.query import Query, sensitive
 from memory_server.search.ranking import Reading, Wanted, WordStatistics
 from memory_server.service import Service
 from memory_server.usecases.comparing import Near, Neighbour
@@ -23,7 +23,7 @@ from memory_server.usecases.nearest import nearest_here
 
 DEPTH = 40
 """Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
-_CENTRES = 12
+_CENTRES = 8
 """How many of the best have what stands around them fetched."""
 _MOST_HERE = 20_000
 """Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
@@ -42,7 +42,8 @@ class Search:
     """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here. All
     vectors are of `model`, from the question to the index, even if another one begins to answer meanwhile.
 
-    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them.
+    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them. What
+    `ask_words` told goes `ahead`.
     """
 
     service: Service
@@ -56,6 +57,7 @@ class Search:
     secret: bool = False
     near: Near | None = None
     by_cosine: bool = False
+    ahead: Worded | None = None
 
     @property
     def _keys(self) -> Keys:
@@ -66,41 +68,51 @@ class Search:
         most = self.service.settings.search_timeout_ms
         return min(self.deadline_ms or most, most)
 
+    async def ask_words(self, limit: int) -> Worded:
+        """Ask what can be told without the query's vector, which may still be on its way: it comes back as `ahead`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+        """
+        return await self._ask_words(max(self.depth, 2 * limit))
+
     async def run(self, limit: int) -> Found:
         """Fetch candidates for so many hits, deeper while records that vanished leave too few.
 
         Raises:
             StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
         """
-        near, least = self.near, max(self.depth, 2 * limit)
-        waiting = await self._waiting() if near else 0
+        near, least, words = self.near, max(self.depth, 2 * limit), self.ahead
         depth = 2 * limit if near and self.by_cosine else least
         while True:
+            words = words or await self._ask_words(depth)
             neighbours = await near(depth) if near else None
             if near and neighbours is None:
                 near, depth = None, least
-            proposed, records = await self._fetch(depth, neighbours)
+            proposed, records = await self._fetch(depth, words, neighbours)
             enough = len({record.id for record in records}) >= limit
             if enough and neighbours and self.by_cosine:
                 enough = self._outranks(records, limit, neighbours[-1][1])
             if enough or not proposed.full or depth >= candidates.MAX_DEPTH:
                 break
             depth *= 4
-        proposed.waiting = max(proposed.waiting, waiting)
-        if proposed.sensitive or self.secret:
+            words = None if self.wanted.terms else words
+        if proposed.words.sensitive or self.secret:
             records = await self._with_sensitive(proposed, records, max(depth, least))
         found = Found(proposed, ranking.read(records, self.wanted))
         found.readings.extend(await self._around(found))
         return found
 
-    async def _waiting(self) -> int:
-        """Count what has no vector yet: before neighbours are found, since it may get one meanwhile."""
-        query, timeout = without_vector(self.selected, self.model), self._timeout_ms
-        return await run_search(
-            self.service,
-            self.principal.namespace,
-            lambda client: candidates.count(client, self._keys, query, timeout),
-        )
+    async def _ask_words(self, depth: int) -> Worded:
+        """Count, and look for words: before neighbours are found, since what waits for its vector may get one."""
+        terms, timeout = self.wanted.terms, self._timeout_ms
+
+        async def ask(client: Client) -> Worded:
+            return await candidates.by_words(
+                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
+            )
+
+        return await run_search(self.service, self.principal.namespace, ask)
 
     def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
         """Whether the best so many score at least as high as anything could that is no nearer than this."""
@@ -109,27 +121,40 @@ class Search:
             scores[item.record.id] = max(item.score, scores.get(item.record.id, 0.0))
         return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
 
-    async def _fetch(self, depth: int, neighbours: Sequence[Neighbour] | None) -> tuple[Candidates, list[Record]]:
-        near = None if neighbours is None else [ref for ref, _ in neighbours]
-        vector = None if self.wanted.vector is None or self.secret else to_bytes(self.wanted.vector)
-
+    async def _fetch(
+        self, depth: int, words: Worded, neighbours: Sequence[Neighbour] | None
+    ) -> tuple[Candidates, list[Record]]:
         async def fetch(client: Client) -> tuple[Candidates, list[Record]]:
-            proposed = await candidates.propose(
-                client,
-                self._keys,
-                self.selected,
-                model=self.model,
-                terms=self.wanted.terms,
-                vector=vector,
-                depth=depth,
-                exact=self.exact,
-                documents=self.service.backend.documents(self.principal.namespace),
-                timeout_ms=self._timeout_ms,
-                near=near,
+            near, warnings = await self._nearest(client, depth, words.statistics.total, neighbours)
+            proposed = Candidates(
+                words,
+                refs=list(dict.fromkeys([*words.refs, *near])),
+                full=words.full or len(near) >= depth,
+                warnings=[*words.warnings, *warnings],
             )
             return proposed, await self._load(client, proposed.refs)
 
         return await run_search(self.service, self.principal.namespace, fetch)
+
+    async def _nearest(
+        self, client: Client, depth: int, total: int, neighbours: Sequence[Neighbour] | None
+    ) -> tuple[list[Ref], list[str]]:
+        """Have the index find what is not known already: by comparing with all if `exact`, else in the cheaper way."""
+        if neighbours is not None:
+            return [ref for ref, _ in neighbours], []
+        if self.wanted.vector is None or self.secret:
+            return [], []
+        documents = self.service.backend.documents(self.principal.namespace)
+        return await candidates.by_vector(
+            client,
+            self._keys,
+            self.selected,
+            to_bytes(self.wanted.vector),
+            model=self.model,
+            way=policy.COMPARE if self.exact else policy.choose(total, documents, depth),
+            depth=depth,
+            timeout_ms=self._timeout_ms,
+        )
 
     async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
         return await loading.load_readable(
@@ -138,14 +163,14 @@ class Search:
 
     async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:
         """Add what Redis cannot propose, and open all."""
-        selected, too_many = self.selected, proposed.statistics.total > _MOST_HERE
+        selected, too_many = self.selected, proposed.words.statistics.total > _MOST_HERE
         if self.secret and too_many:
             proposed.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
         if not self.secret or too_many:
             selected = sensitive(selected)
         refs: list[Ref] = []
         if self.wanted.vector is None:
-            proposed.warnings.append(f"{proposed.sensitive} sensitive texts can be found by their meaning alone")
+            proposed.warnings.append(f"{proposed.words.sensitive} sensitive texts can be found by their meaning alone")
         else:
             refs, closed = await nearest_here(
                 self.service,
@@ -166,7 +191,7 @@ class Search:
         """Fetch what stands around the best in their conversations and was not proposed."""
         if not self.wanted.weights.around or not self.wanted.terms:
             return []
-        scored = ranking.score(found.readings, self.wanted, found.candidates.statistics)
+        scored = ranking.score(found.readings, self.wanted, found.candidates.words.statistics)
         best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
         places = ranking.missing_places(best, found.readings)
         if not places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,13 @@ from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArg
 from memory_core.models import Model
 from memory_core.scope import Principal
 from memory_core.vectors import Matrix
+from memory_server.cancelling import both
 from memory_server.readers import reads
 from memory_server.results.memories import Hit, Memory, SearchAnswer, Took
 from memory_server.search import candidates, ranking
 from memory_server.search import query as build
 from memory_server.search.analysis import query_terms
+from memory_server.search.candidates import Worded
 from memory_server.search.flaws import tells_of_flaws
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
 from memory_server.service import Service
@@ -88,21 +91,12 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     selected = build.readable(principal, filters, now())
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    (wanted, failure), embed_ms = await _timed(
-        _understand(service, caller, principal, query, request, model, deadline_ms)
+    (search, failure), embed_ms = await _timed(
+        _understood(service, caller, principal, selected, query, request, model, deadline_ms)
     )
-    search = Search(
-        service,
-        principal,
-        selected,
-        wanted,
-        model,
-        exact=request.rerank,
-        depth=_RERANK_DEPTH if request.rerank else DEPTH,
-        deadline_ms=max(int(deadline_ms - embed_ms), 1),
-        near=None if request.rerank else await near_together(service, principal, filters, wanted.vector, model),
-        by_cosine=wanted.is_vector_alone and not (request.recency_weight or request.priority_weight),
-    )
+    wanted = search.wanted
+    if not request.rerank:
+        search = replace(search, near=await near_together(service, principal, filters, wanted.vector, model))
     found, search_ms = await _timed(search.run(request.limit))
     ranked_at = time.perf_counter()
     hits, left_out = _cut(_rank(found, wanted, request), request)
@@ -111,7 +105,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     total_ms, rank_ms = (ended_at - started) * 1000, (ended_at - ranked_at) * 1000
     service.search_latency.add(caller, total_ms)
     service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
-    waiting = found.candidates.waiting if request.mode is not Mode.KEYWORD else 0
+    waiting = found.candidates.words.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = await service.backend.covered(prepared)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
@@ -179,7 +173,7 @@ async def find_similar(
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
     progress = await service.backend.covered(prepared)
-    reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.waiting)
+    reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -207,51 +201,81 @@ async def best_of(
     request = SearchRequest(query=text, limit=limit)
     timeout, model = service.settings.search_timeout_ms, await service.backend.model(principal.namespace)
     prepared = await service.backend.namespace(principal.namespace)
-    wanted, failure = await _understand(service, caller, principal, text, request, model, timeout)
-    found = await Search(service, principal, selected, wanted, model).run(limit)
-    hits, _ = _cut(_rank(found, wanted, request), request)
-    waiting, warnings = found.candidates.waiting, found.candidates.warnings
+    search, failure = await _understood(service, caller, principal, selected, text, request, model, timeout)
+    found = await search.run(limit)
+    hits, _ = _cut(_rank(found, search.wanted, request), request)
+    waiting, warnings = found.candidates.words.waiting, found.candidates.warnings
     progress = await service.backend.covered(prepared)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
 
 
-async def _understand(
+async def _understood(
     service: Service,
     caller: Caller,
     principal: Principal,
+    selected: build.Query,
     query: str,
     request: SearchRequest,
     model: Model,
     deadline_ms: int,
-) -> tuple[Wanted, str | None]:
-    """Read a query and get its vector, or why there is none. By one side alone it is taken as it stands."""
+) -> tuple[Search, str | None]:
+    """Read a query and get its vector, or why there is none; its words are looked up while a sidecar is at work."""
+    ends = time.perf_counter() + deadline_ms / 1000
+
+    def left() -> int:
+        return max(int((ends - time.perf_counter()) * 1000), 1)
+
+    wanted, text = await _read(service, principal, query, request)
+    search = Search(
+        service,
+        principal,
+        selected,
+        wanted,
+        model,
+        exact=request.rerank,
+        depth=_RERANK_DEPTH if request.rerank else DEPTH,
+        deadline_ms=left(),
+    )
+    asked = asyncio.Event()
+
+    async def look_up() -> Worded:
+        await asked.wait()
+        return await search.ask_words(request.limit)
+
+    (vector, failure), words = await both(
+        _query_vector(service, caller, text, request.mode, model, left(), asked), look_up()
+    )
+    wanted = replace(wanted, vector=vector)
+    by_cosine = wanted.is_vector_alone and not (request.recency_weight or request.priority_weight)
+    return replace(search, wanted=wanted, ahead=words, by_cosine=by_cosine, deadline_ms=left()), failure
+
+
+async def _read(service: Service, principal: Principal, query: str, request: SearchRequest) -> tuple[Wanted, str]:
+    """Tell what a query asks for, and what of it to embed. By one side alone it is taken as it stands."""
     if request.mode is not Mode.HYBRID:
-        terms = [] if request.mode is Mode.VECTOR else query_terms(query)
-        vector, failure = await _query_vector(service, caller, query, request.mode, model, deadline_ms)
-        return Wanted(terms, vector, weights=PLAIN), failure
-    started = time.perf_counter()
-    read = (await understand(service, principal, [query]))[0]
-    left = deadline_ms - int((time.perf_counter() - started) * 1000)
-    weights = request.weights
+        return Wanted([] if request.mode is Mode.VECTOR else query_terms(query), weights=PLAIN), query
+    read, weights = (await understand(service, principal, [query]))[0], request.weights
     names, text = (read.names, read.text) if weights.source else (frozenset[str](), query)
-    vector, failure = await _query_vector(service, caller, text, request.mode, model, max(left, 1))
-    return Wanted(read.terms, vector, names, read.moments if weights.time else (), weights), failure
+    return Wanted(read.terms, None, names, read.moments if weights.time else (), weights), text
 
 
 async def _query_vector(
-    service: Service, caller: Caller, query: str, mode: Mode, model: Model, deadline_ms: int
+    service: Service, caller: Caller, query: str, mode: Mode, model: Model, deadline_ms: int, asked: asyncio.Event
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:
+        asked.set()
         return None, None
     started = time.perf_counter()
     try:
         wait = min(service.settings.embed_wait_seconds, deadline_ms / 1000)
-        vectors = await service.embeddings.embed([query], caller, model=model, wait=wait)
+        vectors = await service.embeddings.embed([query], caller, model=model, wait=wait, asked=asked)
     except EmbeddingUnavailable as error:
         if mode is Mode.VECTOR:
             raise
         return None, error.message
+    finally:
+        asked.set()
     service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
@@ -261,7 +285,7 @@ def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
     now = redis_time.now()
     scored = [
         item
-        for item in ranking.score(found.readings, wanted, found.candidates.statistics)
+        for item in ranking.score(found.readings, wanted, found.candidates.words.statistics)
         if item.score or item.vector_score or item.keyword_score
     ]
     if request.recency_weight or request.priority_weight:
