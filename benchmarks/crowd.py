@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 from statistics import median
@@ -66,12 +67,17 @@ async def measure(agents: int) -> list[dict[str, Any]]:
             alone = await search(running, texts)
             async with waiting(running, agents) as waits:
                 beside = await search(running, texts)
-                ended = sum(wait.done() for wait in waits)
-            row: dict[str, Any] = {"agents": agents, "open_waits": len(waits) - ended, "ended_early": ended}
+                ended = [_said(wait) for wait in waits if wait.done()]
+            row: dict[str, Any] = {"agents": agents, "open_waits": len(waits) - len(ended), "ended_early": len(ended)}
+            print(*(f"{number} waits ended early: {why}" for why, number in Counter(ended).items()), sep="\n")
             for name, taken in (("alone", alone), ("crowd", beside)):
                 row |= {f"{name}_p50_ms": percentile(taken, 0.5), f"{name}_p99_ms": percentile(taken, 0.99)}
             rows.append(row | {"p99_ratio": row["crowd_p99_ms"] / row["alone_p99_ms"]})
     return rows
+
+
+def _said(wait: asyncio.Task[Any]) -> str:
+    return str(wait.exception() or wait.result())[:120]
 
 
 def main() -> None:

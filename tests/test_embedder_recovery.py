@@ -45,10 +45,10 @@ class GatedEncoder(FakeEncoder):
         self.gate.set()
         self.waiting = threading.Event()
 
-    def infer(self, tokens: Tokens) -> Matrix:
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         self.waiting.set()
         assert self.gate.wait(20)
-        return super().infer(tokens)
+        return super().infer(tokens, sparing=sparing)
 
     async def until_waiting(self) -> None:
         """Wait until a batch stands at the shut gate."""
@@ -65,10 +65,10 @@ class DyingEncoder(FakeEncoder):
 
     broken = False
 
-    def infer(self, tokens: Tokens) -> Matrix:
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         if self.broken:
             raise RuntimeError("device lost")
-        return super().infer(tokens)
+        return super().infer(tokens, sparing=sparing)
 
 
 async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(

@@ -28,9 +28,9 @@ class CountingEncoder(FakeEncoder):
         super().__init__(seconds_per_token=seconds_per_token)
         self.embedded: Counter[bytes] = Counter()
 
-    def infer(self, tokens: Tokens) -> Matrix:
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         self.embedded.update(row.tobytes() for row in tokens.rows)
-        return super().infer(tokens)
+        return super().infer(tokens, sparing=sparing)
 
     def of(self, texts: list[str]) -> Counter[bytes]:
         """How often these texts were embedded: warming up counts for nothing."""

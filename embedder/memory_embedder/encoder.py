@@ -92,8 +92,8 @@ class Encoder(Protocol):
         """Tokenise behind the model's prefix for `kind`, cutting each text at `max_tokens`."""
         ...
 
-    def infer(self, tokens: Tokens) -> Matrix:
-        """Compute unit rows, shape (n, dimension), float32.
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+        """Compute unit rows, shape (n, dimension), float32; if `sparing`, an engine that can leaves a core to others.
 
         Raises:
             InvalidArgument: the model gave a NaN, an infinity or a zero vector.
@@ -149,18 +149,18 @@ class PooledEncoder(ABC):
 
     dimension: int
 
-    def infer(self, tokens: Tokens) -> Matrix:
-        """Compute unit rows, shape (n, dimension).
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+        """Compute unit rows, shape (n, dimension); see `Encoder`.
 
         Raises:
             InvalidArgument: the model gave a NaN, an infinity or a zero vector.
         """
         if not tokens.rows:
             return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens), self.dimension)
+        return unit_rows(self._pooled(tokens, sparing=sparing), self.dimension)
 
     @abstractmethod
-    def _pooled(self, tokens: Tokens) -> Matrix:
+    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         """Compute one row a text, of any length, shape (n, dimension)."""
 
 

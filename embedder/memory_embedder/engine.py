@@ -80,7 +80,7 @@ class Engine:
         works = self._jobs.backlog.pick(self._load.budget) if jobs_too else []
         if not works:
             return False
-        outcomes = await self._infer_each([work.row for work in works])
+        outcomes = await self._infer_each([work.row for work in works], sparing=self._load.is_asked)
         done = [(work, outcome) for work, outcome in zip(works, outcomes, strict=True)]
         self._jobs.commit(
             [work for work, outcome in done if not isinstance(outcome, Failure)],
@@ -113,18 +113,19 @@ class Engine:
         vectors = [outcome for outcome in outcomes if not isinstance(outcome, Failure)]
         self._asks.answer(question, np.stack(vectors))
 
-    async def _infer_each(self, rows: Sequence[TokenIds]) -> list[Matrix | Failure]:
+    async def _infer_each(self, rows: Sequence[TokenIds], *, sparing: bool = False) -> list[Matrix | Failure]:
         """Embed texts; if that fails, halve them until only those that cannot be embedded fail."""
         tokens = Tokens(tuple(rows))
         started = time.perf_counter()
         try:
-            vectors = await asyncio.to_thread(self._encoder.infer, tokens)
+            vectors = await asyncio.to_thread(self._encoder.infer, tokens, sparing=sparing)
         except Exception as error:  # whatever the engine raises
             if len(rows) == 1:
                 return [await self._failure(error)]
             self.halvings += 1
             middle = len(rows) // 2
-            return await self._infer_each(rows[:middle]) + await self._infer_each(rows[middle:])
+            halves = rows[:middle], rows[middle:]
+            return [found for half in halves for found in await self._infer_each(half, sparing=sparing)]
         padded = len(rows) * max(tokens.lengths)
         self._load.learn(len(rows), padded, time.perf_counter() - started)
         return list(vectors)

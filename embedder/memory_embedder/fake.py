@@ -42,7 +42,7 @@ class FakeEncoder:
         """One token a word, between a start and an end token; `kind` makes no difference."""
         return Tokens(tuple(self._row(text) for text in texts))
 
-    def infer(self, tokens: Tokens) -> Matrix:
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         """Vectors of shape (n, dimension).
 
         Raises:

@@ -35,9 +35,13 @@ class Load:
     @property
     def budget(self) -> int:
         """Padded tokens of a micro-batch that takes about BATCH_SECONDS, or ASKED_BATCH_SECONDS while asked."""
-        asked = time.monotonic() < self._asked_at + ASKED_SECONDS
-        seconds = ASKED_BATCH_SECONDS if asked else BATCH_SECONDS
+        seconds = ASKED_BATCH_SECONDS if self.is_asked else BATCH_SECONDS
         return int(min(max(self.tokens_per_second * seconds, SMALLEST_BUDGET), LARGEST_BUDGET))
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody asked of late, and so may ask again."""
+        return time.monotonic() < self._asked_at + ASKED_SECONDS
 
     def note_ask(self) -> None:
         """Count an ask that was answered."""

@@ -146,8 +146,8 @@ class OpenVinoEncoder(PooledEncoder):
         outputs = [port.any_name for port in compiled.outputs]
         self._output = outputs.index(choose_output(self._weights, outputs))
 
-    def _pooled(self, tokens: Tokens) -> Matrix:
-        parts = _parts(tokens.lengths, len(self._requests))
+    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+        parts = _parts(tokens.lengths, max(len(self._requests) - sparing, 1))
         with self._lock:
             started: list[tuple[Any, TokenIds]] = []
             try:

@@ -112,7 +112,7 @@ class TorchEncoder(PooledEncoder):
             times.append(time.perf_counter() - started)
         return median(times)
 
-    def _pooled(self, tokens: Tokens) -> Matrix:
+    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         torch = self._torch
         ids, mask = (torch.from_numpy(array).to(self._place) for array in tokens.padded(self._pad_id))
         with torch.inference_mode():
