@@ -131,6 +131,10 @@ async def test_a_body_without_a_length_is_capped_too(guarded: Server, namespace:
 # TLS
 
 
+CLIENTS_KEEP = 5
+"""Seconds after which httpx closes a connection that idles."""
+
+
 def certificate(folder: Path) -> tuple[Path, Path]:
     """Make a certificate of localhost that signs itself, and its key."""
     key, name = generate_private_key(SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
@@ -153,29 +157,44 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     return cert_path, key_path
 
 
-async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tmp_path: Path) -> None:
-    cert, key = certificate(tmp_path)
+@asynccontextmanager
+async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGenerator[int]:
+    """Run a server in a process of its own; gives its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_server", "serve", "--port", str(port)),
-        env={
-            **os.environ,
-            "REDIS_URL": stack.redis.url,
-            "MEMORY_TLS_CERT": str(cert),
-            "MEMORY_TLS_KEY": str(key),
-        },
+        env={**os.environ, "REDIS_URL": stack.redis.url, **settings},
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         assert process.stdout is not None
         async with asyncio.timeout(20):
-            while f"https://127.0.0.1:{port}/mcp".encode() not in await process.stdout.readline():
+            while f"{scheme}://127.0.0.1:{port}/mcp".encode() not in await process.stdout.readline():
                 assert not process.stdout.at_eof()
-        async with httpx2.AsyncClient(verify=ssl.create_default_context(cafile=str(cert))) as client:
-            assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
+        yield port
     finally:
         process.terminate()
         await process.wait()
+
+
+async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    async with (
+        _serve(stack, "https", MEMORY_TLS_CERT=str(cert), MEMORY_TLS_KEY=str(key)) as port,
+        httpx2.AsyncClient(verify=ssl.create_default_context(cafile=str(cert))) as client,
+    ):
+        assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
+
+
+async def test_an_idle_connection_is_kept_for_longer_than_clients_keep_theirs(stack: Stack) -> None:
+    async with _serve(stack) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for pause in (CLIENTS_KEEP + 1, 0):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.read(1024)
+            await asyncio.sleep(pause)
+        writer.close()
 
 
 # stdio

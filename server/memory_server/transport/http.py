@@ -28,6 +28,10 @@ from memory_server.transport.metrics import metrics_route
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 2.0
+_KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients keep theirs (httpx 5 s). If both gave it up at the same
+moment, a call would be sent on a connection that is being closed, and nobody could tell whether it was done.
+"""
 
 
 def bind(settings: Settings) -> socket.socket:
@@ -68,6 +72,7 @@ async def serve_http(settings: Settings) -> None:
         access_log=False,
         log_config=None,
         timeout_graceful_shutdown=5,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         loop="none",
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
