@@ -268,7 +268,20 @@ def test_the_budget_follows_the_speed_between_its_bounds() -> None:
 def test_a_recent_ask_makes_the_batches_smaller_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Load(40_000)
     load.note_ask()
-    assert (load.budget, load.asks_total) == (1200, 1)
+    assert (load.budget, load.asks_total, load.is_asked) == (1200, 1, True)
     later = time.monotonic() + 3
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert load.budget == 4000
+    assert (load.budget, load.is_asked) == (4000, False)
+
+
+async def test_after_an_ask_jobs_leave_a_core_to_others_and_asks_take_all(
+    server: RedisServer, client: Client, team: Team
+) -> None:
+    encoder = FakeEncoder()
+    async with running(server.url, encoder):
+        warm_up = len(encoder.spared)
+        await team.wait_for_vectors([await team.store("before anybody asked")])
+        assert encoder.spared[warm_up:] == [False]
+        await await_reply(client, await ask(client, "fake", ["a question"]))
+        await team.wait_for_vectors([await team.store("while somebody may ask again")])
+        assert encoder.spared[warm_up:] == [False, False, True]

@@ -53,6 +53,8 @@ def test_openvino_gives_rows_in_the_order_of_the_texts(openvino: Encoder) -> Non
     alone = np.concatenate([openvino.infer(openvino.tokenise([text])) for text in texts])
     assert lowest_cosine(together, alone) >= LEAST_COSINE
     assert openvino.infer(openvino.tokenise([])).shape == (0, 384)
+    sparing = openvino.infer(openvino.tokenise(texts), sparing=True)
+    assert lowest_cosine(sparing, together) >= LEAST_COSINE
 
 
 def test_exact_openvino_is_onnx_runtime_in_float32(openvino: Encoder, minilm: OnnxEncoder) -> None:

@@ -35,6 +35,7 @@ class FakeEncoder:
         self.dimension = dimension
         self.max_tokens = max_tokens
         self.batches: list[int] = []
+        self.spared: list[bool] = []
         self._seconds_per_token = seconds_per_token
         self._poison = _word_id(poison) if poison else None
 
@@ -49,6 +50,7 @@ class FakeEncoder:
             RuntimeError: a text contains the poison.
         """
         self.batches.append(len(tokens.rows))
+        self.spared.append(sparing)
         time.sleep(self._seconds_per_token * len(tokens.rows) * max(tokens.lengths, default=0))
         if self._poison is not None and any(self._poison in row for row in tokens.rows):
             raise RuntimeError("poison")
