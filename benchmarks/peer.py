@@ -37,6 +37,7 @@ def _ours(texts: Texts) -> Side:
     return {
         "store": lambda client: client.call("store_memory", content=texts.turn()),
         "search": lambda client: client.call("semantic_search", query=texts.question(), limit=10),
+        "search by vector": lambda client: client.call("semantic_search", query=texts.question(), mode="vector"),
     }
 
 
@@ -44,6 +45,7 @@ def _theirs(texts: Texts) -> Side:
     return {
         "store": lambda client: client.call("memory_store", content=texts.turn()),
         "search": lambda client: client.call("memory_search", query=texts.question(), limit=10),
+        "search by vector": lambda client: client.call("memory_search", query=texts.question(), limit=10),
     }
 
 
@@ -111,7 +113,7 @@ async def measure(urls: dict[str, str], texts: Texts) -> list[dict[str, Any]]:
         await _fill(url, calls[name]["store"])
     rows: list[dict[str, Any]] = []
     for count in CLIENTS:
-        for what in ("search", "store"):
+        for what in calls["ours"]:
             rates: dict[str, list[float]] = {name: [] for name in urls}
             taken: dict[str, list[float]] = {name: [] for name in urls}
             for _ in range(ROUNDS):
