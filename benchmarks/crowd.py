@@ -69,7 +69,8 @@ async def measure(agents: int) -> list[dict[str, Any]]:
                 beside = await search(running, texts)
                 ended = [_said(wait) for wait in waits if wait.done()]
             row: dict[str, Any] = {"agents": agents, "open_waits": len(waits) - len(ended), "ended_early": len(ended)}
-            print(*(f"{number} waits ended early: {why}" for why, number in Counter(ended).items()), sep="\n")
+            for why, number in Counter(ended).items():
+                print(f"{number} waits ended early: {why}")
             for name, taken in (("alone", alone), ("crowd", beside)):
                 row |= {f"{name}_p50_ms": percentile(taken, 0.5), f"{name}_p99_ms": percentile(taken, 0.99)}
             rows.append(row | {"p99_ratio": row["crowd_p99_ms"] / row["alone_p99_ms"]})
