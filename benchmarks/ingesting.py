@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 
 from benchmarks import results
@@ -34,6 +34,14 @@ async def search(client: RawClient, texts: Texts, seconds: float) -> list[float]
     return taken
 
 
+async def store_all(client: RawClient, contents: Iterable[str]) -> int:
+    """Store texts in one batch, none of which may fail; gives how many."""
+    operations = [{"op": "store_memory", "content": content} for content in contents]
+    answer = await client.call("batch_operations", operations=operations)
+    assert answer["succeeded"] == len(operations), answer["results"]
+    return len(operations)
+
+
 async def store(client: RawClient, texts: Texts, done: asyncio.Event) -> int:
     """Store until told to stop, never far ahead of the sidecar; gives how many."""
     stored = 0
@@ -41,8 +49,7 @@ async def store(client: RawClient, texts: Texts, done: asyncio.Event) -> int:
         if (await client.call("memory_stats"))["vector_backlog"] > _BACKLOG:
             await asyncio.sleep(0.05)
             continue
-        operations = [{"op": "store_memory", "content": texts.turn()} for _ in range(BATCH)]
-        stored += (await client.call("batch_operations", operations=operations))["succeeded"]
+        stored += await store_all(client, (texts.turn() for _ in range(BATCH)))
     return stored
 
 
@@ -54,9 +61,8 @@ async def drained(client: RawClient) -> None:
 
 async def beside_embedding(client: RawClient, texts: Texts) -> list[float]:
     """Search while a sidecar works off what was stored just before."""
-    for _ in range(0, BEFORE, 200):
-        operations = [{"op": "store_memory", "content": texts.turn()} for _ in range(200)]
-        await client.call("batch_operations", operations=operations)
+    for _ in range(0, BEFORE, BATCH):
+        await store_all(client, (texts.turn() for _ in range(BATCH)))
     taken = await search(client, texts, SECONDS)
     assert (await client.call("memory_stats"))["vector_backlog"], "the sidecar was done before: store more"
     await drained(client)

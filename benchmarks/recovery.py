@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from benchmarks import results
-from benchmarks.ingesting import drained
+from benchmarks.ingesting import drained, store_all
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.service import Texts, clients, fill
 from benchmarks.serving import Product, product, serve
@@ -73,8 +73,7 @@ async def sidecar_killed(running: Product, texts: Texts) -> float:
     with pinned(running, [0]) as (pid,):
         await ready(running, 2)
         async with clients(running.url, 1, _NAMESPACE) as (client,):
-            operations = [{"op": "store_memory", "content": texts.turn()} for _ in range(HELD)]
-            await client.call("batch_operations", operations=operations)
+            await store_all(client, (texts.turn() for _ in range(HELD)))
             os.kill(pid, signal.SIGKILL)
             began = time.perf_counter()
             await drained(client)

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks import results
-from benchmarks.ingesting import drained
+from benchmarks.ingesting import drained, store_all
 from benchmarks.raw_client import RawClient
 from benchmarks.service import Texts, clients
 from benchmarks.serving import Product, product
@@ -59,10 +59,8 @@ async def work_off(client: RawClient, running: Product, cores: Sequence[int], te
         await ready(running, len(cores))
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        for start in range(0, TEXTS, 200):
-            contents = [" ".join(texts.turn() for _ in range(TURNS)) for _ in range(start, start + 200)]
-            operations = [{"op": "store_memory", "content": content} for content in contents]
-            assert (await client.call("batch_operations", operations=operations))["succeeded"] == len(operations)
+        for _ in range(0, TEXTS, 200):
+            await store_all(client, (" ".join(texts.turn() for _ in range(TURNS)) for _ in range(200)))
         began = time.perf_counter()
         for pid in pids:
             os.kill(pid, signal.SIGCONT)

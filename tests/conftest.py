@@ -12,6 +12,7 @@ from redis_users import denials
 from stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
 from memory_core.keys import AUDITED, NAMESPACES
+from memory_server.service import Service
 
 _numbers = count()
 """That of the session's stack."""
@@ -39,6 +40,12 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stac
 def server(stack: Stack) -> Server:
     """The server of the session's stack."""
     return stack.server
+
+
+@pytest.fixture
+def service(server: Server) -> Service:
+    """What the server of the session works with."""
+    return server.service
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ BUGS = {
         _SERVER + "search/query.py",
         [
             (
-                'return f"-@expires_at:[-inf {query.bind(to_redis(now))}]"',
+                'return f"-{_expired(query, now)}"',
                 'return ""',
             )
         ],

@@ -6,17 +6,11 @@ from typing import Any
 
 import pytest
 from embedder_fixtures import wait_until
-from stack import Agent, Server, Stack
+from stack import Agent, Stack
 
 from memory_core.keys import Keys
 from memory_server.search import candidates
 from memory_server.service import Service
-
-
-@pytest.fixture
-def service(server: Server) -> Service:
-    """What the server of the session works with."""
-    return server.service
 
 
 @pytest.mark.parametrize("mode", ["keyword", "hybrid"])

@@ -6,18 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from stack import Agent, Server
+from stack import Agent
 
 from memory_core.errors import EmbeddingUnavailable
 from memory_server.cancelling import both
 from memory_server.search import candidates
 from memory_server.service import Service
-
-
-@pytest.fixture
-def service(server: Server) -> Service:
-    """What the server of the session works with."""
-    return server.service
 
 
 async def test_both_are_under_way_at_once() -> None:

@@ -70,8 +70,8 @@ class Embeddings:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered. `asked` is set once sidecars are at work on all that is missing, so that whoever has something
-        else for Redis to do can let them begin first.
+        is remembered. `asked` is set once sidecars are asked for what is missing, so that whoever has something else
+        for Redis to do can let them begin first.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
@@ -87,8 +87,6 @@ class Embeddings:
                 known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
                 if not secret:
                     await self._remember(asker, {text: known[text] for text in missing}, model)
-            elif asked:
-                asked.set()
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:

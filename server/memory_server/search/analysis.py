@@ -67,7 +67,7 @@ def query_terms(query: str) -> list[str]:
 
 def stem_counts(*texts: str | None) -> Counter[str]:
     """Count the stems in some texts."""
-    return Counter(word for text in texts if text for token in _tokens(text) for word in _stems(token))
+    return Counter(word for text in texts if text for word in _stems_of(text))
 
 
 @lru_cache(maxsize=4096)
@@ -78,7 +78,7 @@ def source_stems(source: str) -> frozenset[str]:
 
 def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
     """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
-    found = list(chain.from_iterable(map(_stems, _tokens(text))))
+    found = _stems_of(text)
     counts = [0] * len(wanted)
     if not wanted.keys().isdisjoint(found):
         for word in found:
@@ -120,6 +120,10 @@ def _tokens_of(chunk: str) -> list[str]:
     if chunk.isascii():
         return [chunk.lstrip("_")[:_MAX_WORD]]
     return _WORD.findall(unicodedata.normalize("NFKC", chunk))
+
+
+def _stems_of(text: str) -> list[str]:
+    return list(chain.from_iterable(map(_stems, _tokens(text))))
 
 
 @lru_cache(maxsize=65_536)

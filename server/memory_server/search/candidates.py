@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.records import Record
 from memory_core.vectors import Matrix
+from memory_server.cancelling import both
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
 from memory_server.search.query import Query
@@ -136,9 +136,7 @@ async def by_words(
     for term in terms:
         command = _search(keys, build.with_word(selection, term), timeout_ms)
         pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    (total, waiting, sensitive), found = await asyncio.gather(
-        _stock(client, keys, selection, model, timeout_ms), pipe.execute()
-    )
+    (total, waiting, sensitive), found = await both(_stock(client, keys, selection, model, timeout_ms), pipe.execute())
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])

@@ -68,13 +68,25 @@ class Search:
         most = self.service.settings.search_timeout_ms
         return min(self.deadline_ms or most, most)
 
-    async def ask_words(self, limit: int) -> Worded:
-        """Ask what can be told without the query's vector, which may still be on its way: it comes back as `ahead`.
+    def depth_for(self, limit: int) -> int:
+        """How many candidates are taken from each side for so many hits."""
+        return max(self.depth, 2 * limit)
+
+    async def ask_words(self, depth: int) -> Worded:
+        """Count, and look for words. It needs no vector, and comes back as `ahead` where that is still on its way; it
+        comes before neighbours are found, since what waits for its vector may get one.
 
         Raises:
             StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
         """
-        return await self._ask_words(max(self.depth, 2 * limit))
+        terms, timeout = self.wanted.terms, self._timeout_ms
+
+        async def ask(client: Client) -> Worded:
+            return await candidates.by_words(
+                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
+            )
+
+        return await run_search(self.service, self.principal.namespace, ask)
 
     async def run(self, limit: int) -> Found:
         """Fetch candidates for so many hits, deeper while records that vanished leave too few.
@@ -82,10 +94,10 @@ class Search:
         Raises:
             StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
         """
-        near, least, words = self.near, max(self.depth, 2 * limit), self.ahead
+        near, least, words = self.near, self.depth_for(limit), self.ahead
         depth = 2 * limit if near and self.by_cosine else least
         while True:
-            words = words or await self._ask_words(depth)
+            words = words or await self.ask_words(depth)
             neighbours = await near(depth) if near else None
             if near and neighbours is None:
                 near, depth = None, least
@@ -102,17 +114,6 @@ class Search:
         found = Found(proposed, ranking.read(records, self.wanted))
         found.readings.extend(await self._around(found))
         return found
-
-    async def _ask_words(self, depth: int) -> Worded:
-        """Count, and look for words: before neighbours are found, since what waits for its vector may get one."""
-        terms, timeout = self.wanted.terms, self._timeout_ms
-
-        async def ask(client: Client) -> Worded:
-            return await candidates.by_words(
-                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
-            )
-
-        return await run_search(self.service, self.principal.namespace, ask)
 
     def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
         """Whether the best so many score at least as high as anything could that is no nearer than this."""

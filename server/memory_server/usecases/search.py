@@ -238,13 +238,17 @@ async def _understood(
     )
     asked = asyncio.Event()
 
+    async def embed() -> tuple[Matrix | None, str | None]:
+        try:
+            return await _query_vector(service, caller, text, request.mode, model, left(), asked)
+        finally:
+            asked.set()
+
     async def look_up() -> Worded:
         await asked.wait()
-        return await search.ask_words(request.limit)
+        return await search.ask_words(search.depth_for(request.limit))
 
-    (vector, failure), words = await both(
-        _query_vector(service, caller, text, request.mode, model, left(), asked), look_up()
-    )
+    (vector, failure), words = await both(embed(), look_up())
     wanted = replace(wanted, vector=vector)
     by_cosine = wanted.is_vector_alone and not (request.recency_weight or request.priority_weight)
     return replace(search, wanted=wanted, ahead=words, by_cosine=by_cosine, deadline_ms=left()), failure
@@ -264,7 +268,6 @@ async def _query_vector(
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:
-        asked.set()
         return None, None
     started = time.perf_counter()
     try:
@@ -274,8 +277,6 @@ async def _query_vector(
         if mode is Mode.VECTOR:
             raise
         return None, error.message
-    finally:
-        asked.set()
     service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
