@@ -60,10 +60,19 @@ def test_padding_does_not_leak_into_the_mean() -> None:
     assert mean_pool(hidden, np.array([[1, 1, 0]])).tolist() == [[2.0, 0.0]]
 
 
-def test_a_batch_is_padded_to_its_longest_text_only() -> None:
-    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1)
-    assert ids.tolist() == [[5, 6, 7], [8, 1, 1]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+def test_a_batch_is_padded_to_the_tile_that_holds_its_longest_text() -> None:
+    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1, most=256)
+    assert ids.tolist() == [[5, 6, 7, 1, 1, 1, 1, 1], [8, 1, 1, 1, 1, 1, 1, 1]]
+    assert mask.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("longest", "most", "padded"), [(1, 256, 8), (8, 256, 8), (9, 256, 16), (76, 77, 77), (9, 9, 9), (12, 9, 12)]
+)
+def test_padding_never_goes_beyond_the_window(longest: int, most: int, padded: int) -> None:
+    ids, mask = Tokens((np.ones(longest, dtype=np.int64),)).padded(0, most)
+    assert ids.shape == mask.shape == (1, padded)
+    assert mask.sum() == longest
 
 
 def test_meaning_decides_which_vectors_are_near(minilm: OnnxEncoder) -> None:

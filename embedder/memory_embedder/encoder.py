@@ -23,6 +23,9 @@ Pooling = Literal["mean", "cls", "max"]
 SMALLEST_BUDGET = 256
 LARGEST_BUDGET = 16_384
 
+TILE = 8
+"""Padded lengths are multiples of it: engines prepare and keep kernels for each shape, and tensor cores want it so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -39,9 +42,10 @@ class Tokens:
         """The rows at `positions`, in that order."""
         return Tokens(tuple(self.rows[position] for position in positions))
 
-    def padded(self, pad_id: int = 0) -> tuple[TokenIds, TokenIds]:
-        """Ids and attention mask, both of shape (n, longest)."""
-        shape = (len(self.rows), max(self.lengths, default=0))
+    def padded(self, pad_id: int, most: int) -> tuple[TokenIds, TokenIds]:
+        """Ids and attention mask, both of shape (n, longest up to a multiple of TILE, but at most `most`)."""
+        longest = max(self.lengths, default=0)
+        shape = (len(self.rows), max(longest, min(-(-longest // TILE) * TILE, most)))
         ids = np.full(shape, pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         for position, row in enumerate(self.rows):

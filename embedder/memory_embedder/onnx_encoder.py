@@ -53,7 +53,7 @@ class OnnxEncoder(PooledEncoder):
         return self._tokeniser.tokenise(texts, kind)
 
     def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
-        ids, mask = tokens.padded(self._tokeniser.pad_id)
+        ids, mask = tokens.padded(self._tokeniser.pad_id, self.max_tokens)
         hidden = self._session.run([self._output], self._feed(ids, mask))[0]
         return hidden if hidden.ndim == 2 else pool(hidden, mask, self._pooling)
 

@@ -114,7 +114,7 @@ class TorchEncoder(PooledEncoder):
 
     def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
         torch = self._torch
-        ids, mask = (torch.from_numpy(array).to(self._place) for array in tokens.padded(self._pad_id))
+        ids, mask = (torch.from_numpy(array).to(self._place) for array in tokens.padded(self._pad_id, self.max_tokens))
         with torch.inference_mode():
             features: Any = self._transformer({"input_ids": ids, "attention_mask": mask})
             # Pooling adds up hundreds of rows, which half precision would round.
