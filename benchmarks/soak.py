@@ -18,7 +18,7 @@ from benchmarks.raw_client import RawClient
 from benchmarks.service import Texts, clients, fill
 from benchmarks.serving import Product, product
 
-KEPT, EVERY, PAUSE = 2_000, 5.0, 0.1
+KEPT, EVERY, PAUSE = 1_000, 5.0, 0.5
 _SETTLED = 0.25
 """Share of the time after which caches are full and memory should be flat."""
 

@@ -57,13 +57,22 @@ async def read(
 
 async def idle_entries(client: Client, stream: str, *, idle_ms: int, count: int) -> list[Pending]:
     """Entries that no consumer has touched for `idle_ms`, oldest first."""
+    return [pending for _, pending in await _pending(client, stream, count, idle_ms)]
+
+
+async def fresh_entries(client: Client, stream: str, *, count: int) -> list[Pending]:
+    """Of the `count` oldest those that were touched in this very millisecond, or in Redis's future."""
+    return [pending for idle, pending in await _pending(client, stream, count) if not idle]
+
+
+async def _pending(client: Client, stream: str, count: int, idle_ms: int | None = None) -> list[tuple[int, Pending]]:
     try:
         found = await client.xpending_range(stream, keys.GROUP, min="-", max="+", count=count, idle=idle_ms)
     except redis_errors.ResponseError as error:
         if is_missing(error):
             return []
         raise
-    return [Pending(item["message_id"], item["times_delivered"]) for item in found]
+    return [(item["time_since_delivered"], Pending(item["message_id"], item["times_delivered"])) for item in found]
 
 
 async def claim(client: Client, stream: str, consumer: str, found: Sequence[bytes], *, idle_ms: int) -> list[Entry]:

@@ -63,6 +63,7 @@ class JobDesk:
         self._client = client
         self._transports = transports
         self._foreign: set[tuple[str, bytes]] = set()
+        self._fresh: dict[str, set[bytes]] = {}
         self._encoder = encoder
         self._model = Model(encoder.name, encoder.dimension)
         self._outbox = outbox
@@ -95,14 +96,22 @@ class JobDesk:
             return False
         jobs = self._jobs(names)
         idle = await groups.idle_entries(self._client, jobs, idle_ms=lease_ms, count=_LOOK_AT_ONCE)
-        free = [
-            item for item in idle if (jobs, item.entry) not in self.holdings and (jobs, item.entry) not in self._foreign
-        ]
+        free = self._not_held(jobs, idle)
         chosen = _choose(free, room, take_suspect=not self.backlog.has_suspects)
-        deliveries = {item.entry: item.deliveries for item in chosen}
-        found = await groups.claim(self._client, jobs, self._consumer, list(deliveries), idle_ms=lease_ms)
-        await self._take_in(names, found, deliveries)
+        await self._claim(names, chosen, lease_ms)
         return len(chosen) < len(free) or len(free) == _LOOK_AT_ONCE
+
+    async def take_strays(self, names: Keys) -> None:
+        """Take over jobs that are fresh at two looks, a lease apart: Redis's clock was ahead when they were delivered.
+
+        It calls them fresh until it gets there again. Those that somebody holds are renewed between the looks.
+        """
+        jobs = self._jobs(names)
+        fresh = self._not_held(jobs, await groups.fresh_entries(self._client, jobs, count=_LOOK_AT_ONCE))
+        before, self._fresh[jobs] = self._fresh.get(jobs, set()), {item.entry for item in fresh}
+        strays = [item for item in fresh if item.entry in before]
+        room = min(self.holdings.room(), _LOOK_AT_ONCE)
+        await self._claim(names, _choose(strays, room, take_suspect=not self.backlog.has_suspects), 0)
 
     def commit(self, works: Sequence[Work], vectors: Sequence[Matrix]) -> None:
         """Send vectors, each of shape (dimension,), to their memories."""
@@ -130,6 +139,18 @@ class JobDesk:
         """Let other sidecars take at once whatever is still held, as if it had not been delivered here."""
         for (stream, deliveries), held in self.holdings.by_deliveries().items():
             await groups.hand_back(self._client, stream, self._consumer, held, deliveries - 1)
+
+    def _not_held(self, jobs: str, found: Sequence[groups.Pending]) -> list[groups.Pending]:
+        return [
+            item
+            for item in found
+            if (jobs, item.entry) not in self.holdings and (jobs, item.entry) not in self._foreign
+        ]
+
+    async def _claim(self, names: Keys, chosen: Sequence[groups.Pending], idle_ms: int) -> None:
+        deliveries = {item.entry: item.deliveries for item in chosen}
+        found = await groups.claim(self._client, self._jobs(names), self._consumer, list(deliveries), idle_ms=idle_ms)
+        await self._take_in(names, found, deliveries)
 
     async def _take_in(self, names: Keys, found: list[groups.Entry], earlier: dict[bytes, int]) -> None:
         taken: list[_Taken] = []

@@ -227,6 +227,7 @@ class Sidecar:
             "feeder": self._feed,
             "walk": self._every(options.walk, self._namespaces.walk),
             "recovery": self._recover,
+            "strays": self._every(options.lease, self._take_strays),
             "holdings": self._every(options.lease / 4, partial(self.jobs.keep, options.lease / 2)),
             "reaper": self._every(_DEAD_AFTER, self._reap),
         }
@@ -266,6 +267,10 @@ class Sidecar:
         for names in self._namespaces.with_jobs:
             more |= await self.jobs.recover(names, int(lease * 1000))
         await pause(self._stopping, _HURRY if more else min(lease / 2, _RECOVER_SECONDS))
+
+    async def _take_strays(self) -> None:
+        for names in self._namespaces.with_jobs:
+            await self.jobs.take_strays(names)
 
     async def _reap(self) -> None:
         model = self._encoder.name

@@ -62,7 +62,6 @@ class Replies:
         self._backend = backend
         self._server_id = new_id()
         self._waiting: dict[str, asyncio.Future[Reply]] = {}
-        self._position: bytes | str = "0"
         self._listening = asyncio.Event()
         self.last_at = 0.0
 
@@ -114,13 +113,16 @@ class Replies:
                 self._listening.clear()
 
     async def _read(self, client: Client) -> None:
-        """Deliver replies from where the last connection broke off."""
+        """Deliver replies and delete them: a position in the stream would outlive it, and lie ahead of all that comes
+        in a new one once Redis's clock was set back."""
         self._listening.set()
         while True:
-            answer = await client.xread({self.address: self._position}, block=_BLOCK_MS, count=256)
-            for _, entry, fields in entries(answer):
-                self._position = entry
+            answer = await client.xread({self.address: "0"}, block=_BLOCK_MS, count=256)
+            found = {entry: fields for _, entry, fields in entries(answer)}
+            for fields in found.values():
                 self._deliver(fields)
+            if found:
+                await client.xdel(self.address, *found)
 
     def _deliver(self, fields: dict[bytes, bytes]) -> None:
         try:

@@ -45,7 +45,7 @@ class Plan:
     ops: int = 250_000
     per_epoch: int = 15_000
     agents: int = 4
-    pause: float = 2.0
+    pause: float = 3.0
     """Seconds between faults, on the average."""
     hard: float = 1.0
     """How long faults last, of the usual."""

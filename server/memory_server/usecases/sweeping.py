@@ -77,8 +77,11 @@ async def _hold_lease(service: Service, name: str) -> bool:
     async with store_errors():
         if await client.set(SWEEPER, name, nx=True, ex=LEASE_SECONDS):
             return True
-        holder = await client.get(SWEEPER)
-        return holder == name.encode() and bool(await client.expire(SWEEPER, LEASE_SECONDS))
+        if await client.get(SWEEPER) == name.encode():
+            return bool(await client.expire(SWEEPER, LEASE_SECONDS))
+        if await client.pttl(SWEEPER) > LEASE_SECONDS * 1000:  # given while Redis's clock was ahead of where it is now
+            await client.delete(SWEEPER)
+        return False
 
 
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
@@ -108,15 +111,24 @@ async def sweep_audits(service: Service) -> None:
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
-    keys, before = Keys(namespace), redis_time.now() - patience
-    chores = await service.backend.read(
-        lambda client: client.zrangebyscore(keys.chores, "-inf", before, start=0, num=_AT_ONCE)
-    )
-    for chore in chores:
+    for chore in await _due_chores(service, Keys(namespace), patience):
         try:
             await settle(service, namespace, chore.decode())
         except (Tampered, KeyMissing) as error:
             log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
+
+
+async def _due_chores(service: Service, keys: Keys, patience: float) -> list[bytes]:
+    """Chores that are old enough, or were noted in a future that Redis's clock was set back from."""
+    now = redis_time.now()
+    due: list[bytes] = []
+    for since, until in (("-inf", now - patience), (now + patience, "+inf")):
+        due += await service.backend.read(
+            lambda client, since=since, until=until: client.zrangebyscore(
+                keys.chores, since, until, start=0, num=_AT_ONCE
+            )
+        )
+    return due
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
