@@ -43,9 +43,9 @@ class Plan:
     seed: int
     minutes: float = 60.0
     ops: int = 250_000
-    per_epoch: int = 15_000
+    per_epoch: int = 20_000
     agents: int = 4
-    pause: float = 3.0
+    pause: float = 4.0
     """Seconds between faults, on the average."""
     hard: float = 1.0
     """How long faults last, of the usual."""
