@@ -38,7 +38,7 @@ def memory_of(mark: str) -> str:
 
 def version(mark: str, chance: random.Random) -> Json:
     """Make what one version of a memory says; every part of it tells which one it is."""
-    sentences = 1 if chance.random() < 0.98 else chance.randint(60, 120)
+    sentences = 1 if chance.random() < 0.99 else chance.randint(60, 120)
     lines = [" ".join(chance.choices(_WORDS, k=8)) for _ in range(sentences)]
     odd = chance.choice(_ODD) if chance.random() < 0.2 else ""
     return {"content": f"{mark} {'. '.join(lines)}{odd}", "tags": [mark], "metadata": {"mark": mark}}
