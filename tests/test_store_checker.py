@@ -127,6 +127,10 @@ GOOD: dict[str, Callable[[], Evidence]] = {
     "a lifetime that is over": lambda: evidence(
         [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], Remains(changes=audit())
     ),
+    "a lifetime that was over between being read and being listed": lambda: evidence(
+        [store(expires="1970-01-01T00:01:50.7Z", priority="low", ttl_seconds=109), seen(110), listed(111)],
+        Remains(changes=audit()),
+    ),
     "an answer that says what it lacks": lambda: evidence([store(), search(2, M, partial=True), *last()], remains()),
     "a search under way while it was stored": lambda: evidence([store(), search(1.2, M, M), *last()], remains()),
     "a conflict with an update of unknown outcome": lambda: evidence(
@@ -149,6 +153,13 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "an acknowledged store that the list leaves out": (
         "not in the list",
         lambda: evidence([store(), seen(110), listed(111)], remains()),
+    ),
+    "one that the list leaves out though it lives on": (
+        "not in the list",
+        lambda: evidence(
+            [store(expires="1970-01-01T00:05:00Z", priority="low", ttl_seconds=299), seen(110), listed(111)],
+            remains(replace(kept(), expires_at="300.0", expires_in=100.0)),
+        ),
     ),
     "a memory that nobody stored": (
         "a memory of nobody",

@@ -211,7 +211,10 @@ class _Epoch:
         remains = await kept.read(machine.client, self.keys, machine.keyring, left)
         self.clock.ahead = clock.most
         evidence = Evidence(calls, remains, self.clock, rested, forgotten)
-        self.report.violations += rules.violations(evidence)
+        found = rules.violations(evidence)
+        for violation in found:
+            _log.warning("%s", violation)
+        self.report.violations += found
         self.report.count(evidence)
         return evidence
 

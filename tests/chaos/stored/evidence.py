@@ -136,6 +136,11 @@ class Evidence:
         return list(operations(self.calls))
 
     @cached_property
+    def ended(self) -> float:
+        """When the last call ended that was answered."""
+        return max((op.ended for op in self.ops if op.is_ok), default=0.0)
+
+    @cached_property
     def written(self) -> dict[str, list[Op]]:
         """The stores and updates that may have written each version, by its mark."""
         found: dict[str, list[Op]] = defaultdict(list)

@@ -38,7 +38,7 @@ def acknowledged_stores_are_kept(evidence: Evidence) -> Iterator[Violation]:
             last = [sight for sight in life.sights if sight.began >= evidence.rested and sight.memory]
             if not any(not sight.in_list for sight in last):
                 yield Violation("acknowledged and lost", life.memory_id, f"stored by {life.acknowledged[0].agent}")
-            elif not any(sight.in_list for sight in last):
+            elif not any(sight.in_list for sight in last) and not _may_be_expired(evidence, life, evidence.ended):
                 yield Violation("not in the list", life.memory_id, f"of {life.acknowledged[0].agent}")
     for memory_id, kept in evidence.remains.memories.items():
         if kept.expires_at == "inf" and memory_id not in evidence.lives:
@@ -248,10 +248,11 @@ def _is_doubtful(evidence: Evidence, op: Op) -> bool:
     return any(not other.is_ok and other.may_have_worked for life in lives for other in life.updates)
 
 
-def _may_be_expired(evidence: Evidence, life: Life, at: float = float("inf")) -> bool:
+def _may_be_expired(evidence: Evidence, life: Life, at: float | None = None) -> bool:
+    """Whether its lifetime may have been over by then, or when it was looked for last."""
     expires = life.expires_at
-    last = max((sight.ended for sight in life.sights), default=0.0)
-    return expires is not None and evidence.clock.latest(min(at, last)) >= expires - _DOUBT
+    until = max((sight.ended for sight in life.sights), default=0.0) if at is None else at
+    return expires is not None and evidence.clock.latest(until) >= expires - _DOUBT
 
 
 def _when(sight: Sight, life: Life) -> str:
