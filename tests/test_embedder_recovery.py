@@ -7,7 +7,6 @@ import logging
 import threading
 
 import embedder_fixtures
-import numpy as np
 import pytest
 from embedder_fixtures import (
     FAST,
@@ -24,9 +23,7 @@ from embedder_fixtures import (
 
 from memory_core import keys, sidecars
 from memory_core.connection import Client, connect
-from memory_core.keys import Keys
 from memory_core.vectors import Matrix
-from memory_embedder.backlog import Backlog, Work
 from memory_embedder.encoder import Tokens, encode
 from memory_embedder.engine import EncoderBroken
 from memory_embedder.fake import FakeEncoder
@@ -272,27 +269,3 @@ async def test_a_flushed_redis_is_served_again(server: RedisServer, client: Clie
         team = await Team(client, "fake", 16, namespace="anew").open()
         await team.wait_for_vectors([await team.store("after the flush")])
         assert (await await_reply(client, await ask(client, "fake", ["x"]))).error == ""
-
-
-async def test_a_dead_consumer_is_removed_but_a_quiet_living_one_is_not(client: Client, team: Team) -> None:
-    from memory_embedder.groups import reap_consumers
-
-    for consumer in ("dead", "quiet"):
-        await client.xgroup_createconsumer(team.jobs, keys.GROUP, consumer)
-    await client.set(keys.sidecar("quiet"), "{}", ex=60)
-    assert await reap_consumers(client, team.jobs, idle_ms=0) == 1
-    left = await client.xinfo_consumers(team.jobs, keys.GROUP)
-    assert [consumer["name"] for consumer in left] == [b"quiet"]
-
-
-def test_no_length_starves_and_a_suspect_goes_alone() -> None:
-    backlog = Backlog()
-
-    def work(length: int, deliveries: int = 1) -> Work:
-        return Work(Keys("n"), None, np.zeros(length, dtype=np.int64), deliveries)  # type: ignore[arg-type]
-
-    long, suspect = work(200), work(5, deliveries=3)
-    backlog.add([long, *(work(5) for _ in range(100)), suspect])
-    assert backlog.pick(256) == [suspect]
-    assert backlog.pick(256) == [long]
-    assert len(backlog.pick(256)) == 51

@@ -16,7 +16,7 @@ from settings_fixtures import run
 from stack import Agent, Refused, Server, Stack, in_own_task, serving
 from test_startup import stdio_agent
 
-from memory_core import tokens
+from memory_core import functions, tokens
 from memory_core.access import SCOPES, Scope
 from memory_core.keys import Keys, token_key
 from memory_server.usecases.tokens import list_tokens, revoke_token
@@ -112,6 +112,20 @@ async def test_a_token_leaves_the_namespaces_list_when_its_key_goes(
     token_id = (await issued(guarded, "alice", namespace, seconds=60)).split("_")[1]
     listed = await stack.client.zscore(Keys(namespace).tokens, token_id)
     assert listed == pytest.approx(await stack.client.pexpiretime(token_key(token_id)) / 1000, abs=0.01)
+
+
+async def test_an_issue_that_is_repeated_since_its_answer_was_lost_brings_back_no_revoked_token(
+    guarded: Server, stack: Stack, namespace: str
+) -> None:
+    text = await issued(guarded, "alice", namespace)
+    token_id, secret = tokens.parse(text) or ("", "")
+    found = await tokens.load(stack.client, token_id)
+    assert found is not None
+    fields = [part for pair in found[0].fields(secret).items() for part in pair]
+    await revoke_token(guarded.service.backend, token_id)
+    expires_at = found[0].expires_at
+    await functions.call(stack.client, "rm1_token_issue", [token_key(token_id)], fields=fields, expires_at=expires_at)
+    assert (await post(guarded, text)).status_code == 401
 
 
 async def somebody_waits(server: Server, namespace: str) -> bool:

@@ -4,7 +4,6 @@
 
 local NO_VECTOR = 'none:'
 local EVENTS_KEPT = 10000
-local EPSILON = 1e-6
 
 -- Whether the slot of a key is on its way to another node of a cluster. What is there already is missing here, and a
 -- function that found that out after its first write would leave half of what it does.
@@ -117,7 +116,7 @@ local function is_unit_vector(bytes, dimension)
     value, position = struct.unpack('<f', bytes, position)
     sum = sum + value * value
   end
-  return sum == sum and math.abs(sum - 1) < 1e-2 and sum > EPSILON
+  return sum == sum and math.abs(sum - 1) < 1e-2
 end
 
 -- A sealed vector cannot be looked at here; the server does when it opens it.

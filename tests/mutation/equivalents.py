@@ -16,9 +16,19 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if #request.fields > 1 then redis.call('HSET', keys[1], unpack(request.fields)) end",
     ): "fields come in pairs of name and value",
     (
+        "redis/functions/30_grants.lua",
+        "if not found[1] or has_expired(found[3]) then return nil, id end -> "
+        "if not found[2] or has_expired(found[3]) then return nil, id end",
+    ): "a memory that has an owner has a scope",
+    (
         "server/memory_server/vault.py",
         "time.monotonic() - known.read_at < REMEMBER_SECONDS -> (time.monotonic() - known.read_at <= REMEMBER_SECONDS)",
     ): "nobody can tell by one tick of the clock",
+    (
+        "server/memory_core/tokens.py",
+        "found is None or not right or found[0].revoked or found[0].expires_at <= redis_time.now() -> "
+        "(not right or found[0].revoked or found[0].expires_at <= redis_time.now())",
+    ): "a secret whose SHA-256 is 64 zeros would be needed: without a token nothing is right",
     (
         "redis/functions/70_tokens.lua",
         "return answer({revoked = true}) -> return answer({revoked = false})",

@@ -23,7 +23,8 @@ TARGETS = {
         ("server/memory_core/scope.py", "server/memory_core/grants.py", "redis/functions/05_permission.lua"),
         (
             *("tests/test_principals.py", "tests/test_sharing.py", "tests/test_quarantine.py"),
-            *("tests/test_sharing_paths.py", "tests/test_isolation.py", "tests/test_sharing_algebra.py"),
+            *("tests/test_sharing_races.py", "tests/test_sharing_paths.py", "tests/test_isolation.py"),
+            "tests/test_sharing_algebra.py",
         ),
     ),
     "tokens": Target(
@@ -47,8 +48,9 @@ TARGETS = {
             *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
         ),
         (
-            *("tests/test_commit.py", "tests/test_embedder.py", "tests/test_embedder_recovery.py"),
-            *("tests/test_sensitive.py", "tests/test_sensitive_keys.py", "tests/test_reindex.py"),
+            *("tests/test_backlog.py", "tests/test_job_desk.py", "tests/test_commit.py", "tests/test_embedder.py"),
+            *("tests/test_embedder_recovery.py", "tests/test_clock_set_back.py", "tests/test_sensitive.py"),
+            *("tests/test_sensitive_keys.py", "tests/test_reindex.py"),
         ),
     ),
     "memories": Target(
@@ -61,8 +63,13 @@ TARGETS = {
     "grants": Target(
         ("redis/functions/30_grants.lua",),
         (
-            *("tests/test_sharing.py", "tests/test_sharing_paths.py", "tests/test_shared_context.py"),
-            *("tests/test_leaving.py", "tests/test_sharing_races.py", "tests/test_sharing_algebra.py"),
+            *("tests/test_grant_records.py", "tests/test_sharing.py", "tests/test_sharing_paths.py"),
+            *(
+                "tests/test_shared_context.py",
+                "tests/test_leaving.py",
+                "tests/test_sharing_races.py",
+                "tests/test_sharing_algebra.py",
+            ),
         ),
     ),
     "tasks": Target(
