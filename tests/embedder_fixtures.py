@@ -147,9 +147,32 @@ class Team:
 
     async def store(self, text: str, *, ring: bool = True, **job: Any) -> str:
         """Store one text; `job` overrides what the embed job says."""
-        names, memory_id, digest = self.names, new_id(), content_hash(text)
+        memory_id = new_id()
+        whole = {"model": self.settings.embedding_model, "body": text} | job
+        assert (await self.call_store(memory_id, text, job=whole))["status"] == "stored"
+        if ring:
+            await self.client.xadd(
+                keys.bell(keys.lane_of(self.names.namespace)), {"ns": self.names.namespace}, maxlen=1000
+            )
+        return memory_id
+
+    async def call_store(self, memory_id: str, text: str, **other: Any) -> dict[str, Any]:
+        """Call the Function that stores; `other` overrides what it is asked."""
+        names, digest = self.names, content_hash(text)
         fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
-        answer = await functions.call(
+        asked = {
+            "id": memory_id,
+            "memory_prefix": names.memory_prefix,
+            "owner": self.owner,
+            "context": "",
+            "fields": [part for pair in fields.items() for part in pair],
+            "pieces": 1,
+            "ttl": 3600,
+            "grace": 60,
+            "job": {"model": self.settings.embedding_model, "body": text},
+            "audit": {"who": "alice", "op": "store_memory", "ids": [memory_id]},
+        }
+        return await functions.call(
             self.client,
             "rm1_store",
             [
@@ -157,21 +180,8 @@ class Team:
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
                 *(names.chores, names.events),
             ],
-            id=memory_id,
-            memory_prefix=names.memory_prefix,
-            owner=self.owner,
-            context="",
-            fields=[part for pair in fields.items() for part in pair],
-            pieces=1,
-            ttl=3600,
-            grace=60,
-            job={"model": self.settings.embedding_model, "body": text} | job,
-            audit={"who": "alice", "op": "store_memory", "ids": [memory_id]},
+            **asked | other,
         )
-        assert answer["status"] == "stored"
-        if ring:
-            await self.client.xadd(keys.bell(keys.lane_of(names.namespace)), {"ns": names.namespace}, maxlen=1000)
-        return memory_id
 
     async def store_many(self, texts: list[str]) -> list[str]:
         """Store texts one after another."""
@@ -202,20 +212,20 @@ class Team:
 
     async def delete(self, memory_id: str) -> None:
         """Delete a memory."""
+        assert (await self.call_delete([memory_id]))["deleted"] == [memory_id]
+
+    async def call_delete(self, ids: Sequence[str], **other: Any) -> dict[str, Any]:
+        """Call the Function that deletes; `other` overrides what it is asked."""
         names = self.names
-        answer = await functions.call(
-            self.client,
-            "rm1_delete",
-            [
-                *(names.audit, names.counters, names.chores, names.events),
-                *(names.memory(memory_id), names.use(memory_id)),
-            ],
-            ids=[memory_id],
-            owners=[self.owner],
-            same_prefix=names.same("", "")[:-1],
-            audit={"who": "alice", "op": "clear_memory"},
-        )
-        assert answer["deleted"] == [memory_id]
+        asked = {
+            "ids": ids,
+            "owners": [self.owner],
+            "same_prefix": names.same("", "")[:-1],
+            "audit": {"who": "alice", "op": "clear_memory"},
+        }
+        hashes = [key for memory_id in ids for key in (names.memory(memory_id), names.use(memory_id))]
+        held = [names.audit, names.counters, names.chores, names.events, *hashes]
+        return await functions.call(self.client, "rm1_delete", held, **asked | other)
 
     @property
     def vector_field(self) -> str:

@@ -56,7 +56,8 @@ TARGETS = {
     "memories": Target(
         ("redis/functions/00_common.lua", "redis/functions/10_memories.lua"),
         (
-            *("tests/test_memories.py", "tests/test_integrity.py", "tests/test_events.py", "tests/test_sharing.py"),
+            *("tests/test_memory_records.py", "tests/test_memories.py", "tests/test_integrity.py"),
+            *("tests/test_events.py", "tests/test_sharing.py", "tests/test_quarantine.py"),
             *("tests/test_embedder.py", "tests/test_audit.py", "tests/test_sensitive.py", "tests/test_long_content.py"),
         ),
     ),
