@@ -178,7 +178,7 @@ class Team:
             [
                 *(names.memory(memory_id), names.agent("alice"), names.job_streams, names.audit),
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
-                *(names.chores, names.events),
+                *(names.chores, names.events, names.data_key(self.owner)),
             ],
             **asked | other,
         )
@@ -189,26 +189,32 @@ class Team:
 
     async def change(self, memory_id: str, old: str, new: str) -> None:
         """Replace the content of a memory."""
-        names, client = self.names, self.client
+        assert (await self.call_update(memory_id, old, new))["status"] == "updated"
+
+    async def call_update(self, memory_id: str, old: str, new: str, **other: Any) -> dict[str, Any]:
+        """Call the Function that updates; `other` overrides what it is asked."""
+        names = self.names
         same = [names.same(self.owner, content_hash(text)) for text in (old, new)]
-        answer = await functions.call(
-            client,
+        asked = {
+            "id": memory_id,
+            "owners": [self.owner],
+            "rev": 1,
+            "fields": ["content", new, "hash", content_hash(new)],
+            "remove": [],
+            "content_changed": True,
+            "pieces": 1,
+            "job": {"model": self.settings.embedding_model, "body": new},
+            "audit": {"who": "alice", "op": "update_memory", "ids": [memory_id]},
+        }
+        return await functions.call(
+            self.client,
             "rm1_update",
             [
                 *(names.memory(memory_id), names.job_streams, names.audit, names.counters, names.use(memory_id)),
                 *(*same, names.chores, names.seq(self.owner), names.events),
             ],
-            id=memory_id,
-            owners=[self.owner],
-            rev=1,
-            fields=["content", new, "hash", content_hash(new)],
-            remove=[],
-            content_changed=True,
-            pieces=1,
-            job={"model": self.settings.embedding_model, "body": new},
-            audit={"who": "alice", "op": "update_memory", "ids": [memory_id]},
+            **asked | other,
         )
-        assert answer["status"] == "updated"
 
     async def delete(self, memory_id: str) -> None:
         """Delete a memory."""

@@ -94,6 +94,30 @@ async def test_one_with_an_owner_id_keeps_it(sharing: Sharing) -> None:
     assert await sharing.client.hgetall(sharing.names.agent("alice")) == before
 
 
+async def test_one_that_left_and_came_back_gets_another_and_keeps_what_it_had(sharing: Sharing) -> None:
+    agent, earlier, issued = sharing.names.agent("alice"), sharing.team.owner, new_id()
+    await sharing.client.hdel(agent, "owner")
+    await sharing.share("alice", "bob", ["code"], candidates=[issued, new_id()])
+    assert await sharing.client.hmget(agent, "owner", "owners") == [issued.encode(), f"{earlier}\x1f{issued}".encode()]
+    assert await sharing.client.hget(sharing.names.owner(issued), "agent") == b"alice"
+
+
+async def test_a_revoke_names_who_sees_less_also_when_it_is_repeated(sharing: Sharing) -> None:
+    above = await sharing.share("alice", "bob", ["code"], permission="write")
+    await sharing.share("bob", "carol", ["code"])
+    answers = [await sharing.revoke("alice", above["id"]) for _ in range(2)]
+    assert [answer["grants"] for answer in answers] == [1, 0]
+    assert sorted(set(answers[0]["touched"])) == ["bob", "carol"]
+    assert answers[1]["touched"] == ["bob"]
+
+
+async def test_what_is_passed_on_counts_as_named(sharing: Sharing) -> None:
+    types = [f"t{number}" for number in range(2048)]
+    assert (await sharing.share("alice", "bob", types, permission="write"))["status"] == "shared"
+    assert (await sharing.share("bob", "carol", types))["status"] == "shared"
+    assert (await sharing.share("alice", "carol", ["more"]))["status"] == "too_many_tokens"
+
+
 async def test_the_record_is_kept_for_thirty_days_from_the_end_on(sharing: Sharing) -> None:
     limited = (await sharing.share("alice", "bob", ["code"], seconds=SECONDS))["id"]
     assert await sharing.kept_seconds(limited) == pytest.approx(SECONDS + KEPT_SECONDS, abs=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,6 +85,54 @@ async def test_what_says_the_same_is_known_for_as_long_as_it_lives(team: Team) -
     await team.delete(lasting)
     await team.delete(short)
     assert not await team.client.exists(same)
+
+
+async def test_what_has_expired_is_no_duplicate_and_is_not_kept_as_one(team: Team) -> None:
+    same = team.names.same(team.owner, content_hash("a text"))
+    lasting = new_id()
+    await team.call_store(new_id(), "a text", ttl=0.001)
+    await team.call_store(lasting, "a text", ttl=5000)
+    await asyncio.sleep(0.01)
+    assert (await team.call_store(new_id(), "a text", ttl=10))["duplicate_of"] == lasting
+    assert await team.client.zcard(same) == 2
+
+
+async def test_nothing_is_sealed_under_a_key_that_is_no_longer_in_force(team: Team) -> None:
+    await team.client.hset(team.names.data_key(team.owner), "current", "2")
+    assert (await team.call_store(new_id(), "a text", key="1"))["status"] == "key_changed"
+    assert await team.client.xlen(team.names.audit) == 0
+    assert (await team.call_store(new_id(), "a text", key="2"))["status"] == "stored"
+
+
+async def test_an_update_of_another_revision_is_told_the_one_in_force(team: Team) -> None:
+    memory_id = await team.store("a text")
+    before = await team.client.hgetall(team.names.memory(memory_id))
+    answer = await team.call_update(memory_id, "a text", "another", rev=7)
+    assert (answer["status"], answer["rev"]) == ("stale", 1)
+    assert await team.client.hgetall(team.names.memory(memory_id)) == before
+    assert (await team.call_update(memory_id, "a text", "another"))["rev"] == 2
+
+
+async def test_a_job_belongs_to_the_trace_of_its_store(team: Team) -> None:
+    await team.store("a text", trace="00-1-2-01")
+    await team.store("another text")
+    traces = [fields.get(b"trace") for _, fields in await team.client.xrange(team.jobs)]
+    assert traces == [b"00-1-2-01", None]
+
+
+async def test_reads_are_counted_for_as_long_as_the_memory_lives(team: Team) -> None:
+    names, living, gone = team.names, await team.store("a text"), new_id()
+    held = [key for memory_id in (living, gone) for key in (names.memory(memory_id), names.use(memory_id))]
+    for _ in range(2):
+        await functions.call(team.client, "rm1_touch", held, counts=[2, 3], at="1000")
+    assert await team.client.hgetall(names.use(living)) == {b"count": b"4", b"last": b"1000"}
+    left = await team.client.pttl(names.memory(living))
+    assert await team.client.pttl(names.use(living)) == pytest.approx(left, abs=1000)
+    assert not await team.client.exists(names.use(gone))
+    await team.client.persist(names.memory(living))
+    await team.client.delete(names.use(living))
+    await functions.call(team.client, "rm1_touch", held, counts=[1, 1], at="1000")
+    assert await team.client.pttl(names.use(living)) == -1
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if not found[2] or has_expired(found[3]) then return nil, id end",
     ): "a memory that has an owner has a scope",
     (
+        "redis/functions/10_memories.lua",
+        "if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end -> "
+        "if not found[2] or has_expired(found[3]) then return answer({status = 'gone'}) end",
+    ): "a memory that has an owner has a revision",
+    (
         "server/memory_server/vault.py",
         "time.monotonic() - known.read_at < REMEMBER_SECONDS -> (time.monotonic() - known.read_at <= REMEMBER_SECONDS)",
     ): "nobody can tell by one tick of the clock",
