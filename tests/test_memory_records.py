@@ -90,8 +90,8 @@ async def test_what_says_the_same_is_known_for_as_long_as_it_lives(team: Team) -
 async def test_what_has_expired_is_no_duplicate_and_is_not_kept_as_one(team: Team) -> None:
     same = team.names.same(team.owner, content_hash("a text"))
     lasting = new_id()
-    await team.call_store(new_id(), "a text", ttl=0.001)
     await team.call_store(lasting, "a text", ttl=5000)
+    await team.call_store(new_id(), "a text", ttl=0.001)
     await asyncio.sleep(0.01)
     assert (await team.call_store(new_id(), "a text", ttl=10))["duplicate_of"] == lasting
     assert await team.client.zcard(same) == 2

@@ -30,6 +30,7 @@ from memory_core.sealed_records import (
     keyed_hash,
     open_job,
     open_record,
+    open_vector,
     seal_body,
     seal_job,
     seal_text,
@@ -277,6 +278,16 @@ def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -
 def test_the_same_content_has_another_hash_for_another_owner() -> None:
     assert len({keyed_hash(Key.new(), "the same") for _ in range(3)}) == 3
     assert len({new_key() for _ in range(3)}) == 3
+
+
+@pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
+def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: Matrix) -> None:
+    place, key = Place("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
+    lock = place.lock(key, "vector")
+    good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
+    assert open_vector(key, place, seal_vector(lock, MODEL, good), MODEL) == good
+    with pytest.raises(Tampered):
+        open_vector(key, place, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
 
 
 def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:
