@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from typing import Any
+
 import pytest
 from embedder_fixtures import wait_until
 from leaks import Monitor
 from redis_users import SERVER
 from sharing_helpers import refusal
-from stack import MASTER_KEY, Stack, serving
+from stack import MASTER_KEY, Agent, Stack, serving
 
+from memory_core.connection import Client
+from memory_core.errors import KeyMissing, Tampered
 from memory_core.keys import Keys
+from memory_core.sealed_records import wrap
+from memory_core.sealing import Key
 from memory_server import vault
+from memory_server.backend import Backend
+from memory_server.vault import Opened, Vault
 
 
 @pytest.mark.parametrize(
@@ -36,6 +45,50 @@ async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
 
         await wait_until(is_closed)
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
+
+
+class Counting:
+    """A backend that counts its reads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.reads = backend, 0
+        self.settings, self.keyring = backend.settings, backend.keyring
+
+    async def read(self, fetch: Callable[[Client], Awaitable[Any]]) -> Any:
+        """Read as the backend does."""
+        self.reads += 1
+        return await self._backend.read(fetch)
+
+
+async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
+    stack: Stack, alice: Agent, namespace: str
+) -> None:
+    await alice.store("The vault stands open.", sensitive=True)
+    owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
+    backend = Counting(stack.server.service.backend)
+    held = Vault(backend)  # type: ignore[arg-type]
+    current = await held.current(namespace, owner)
+    assert await held.find(namespace, owner, current.id) == current
+    assert backend.reads == 1
+    newer = Key.new()
+    wrapped = wrap(backend.keyring.master, newer, namespace, owner)
+    await stack.client.hset(Keys(namespace).data_key(owner), newer.id, wrapped)
+    assert await held.find(namespace, owner, newer.id) == newer
+    assert await held.find(namespace, owner, current.id) == current
+    assert backend.reads == 2
+    with pytest.raises(Tampered):
+        await held.find(namespace, owner, "unknown")
+
+
+def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
+    opened = Opened()
+    opened.leave_out(KeyMissing("no master key"))
+    opened.leave_out(KeyMissing("no master key"), 2)
+    opened.leave_out(Tampered("anything"))
+    assert opened.warnings == [
+        "3 sensitive texts are left out: no master key",
+        "1 sensitive texts are left out: it was altered, or its key was destroyed",
+    ]
 
 
 async def test_without_a_master_key_nothing_of_a_sensitive_memory_goes_anywhere(stack: Stack, namespace: str) -> None:
