@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from embedder_fixtures import Team
 
-from memory_core import functions
 from memory_core.bulk import Selection
-from memory_core.connection import Client
 from memory_core.ids import new_id
-from memory_core.keys import Keys, vector_field
-from memory_core.names import SEPARATOR
-from memory_core.records import content_hash
+from memory_core.keys import vector_field
 from memory_core.vectors import Matrix, to_bytes
 from memory_embedder.bulk.arrays import Arrays
 from memory_embedder.bulk.engine import BulkEngine
@@ -67,43 +64,14 @@ def seen_by(mirror: Mirror, *tokens: str, now: float | None = None) -> Any:
 
 
 class Stored:
-    """One agent's memories in Redis, stored by the Functions with vectors of the test's choice."""
+    """A team's memories in Redis, stored by the Functions with vectors of the test's choice."""
 
-    def __init__(self, client: Client, namespace: str, owner: str, model: str = "fake") -> None:
-        self._client = client
-        self.names = Keys(namespace)
-        self._owner = owner
-        self._model = model
+    def __init__(self, team: Team) -> None:
+        self._team, self.names = team, team.names
 
     async def store(self, vector: Matrix, *, scope: Sequence[str] = ("pub",), ttl: int | None = None) -> str:
         """Store one memory and give its id."""
-        names, memory_id = self.names, new_id()
-        digest = content_hash(memory_id)
-        fields = {"content": memory_id, "owner": self._owner, "hash": digest, "type": "context"}
-        fields |= {"codec": "text", "scope": SEPARATOR.join(scope)}
-        await functions.call(
-            self._client,
-            "rm1_store",
-            [
-                *(names.memory(memory_id), names.agent("alice"), names.job_streams, names.audit),
-                *(names.seq(self._owner), names.same(self._owner, digest), names.counters, names.idempotency("x", "y")),
-                *(names.chores, names.events),
-            ],
-            id=memory_id,
-            memory_prefix=names.memory_prefix,
-            owner=self._owner,
-            context="",
-            fields=[part for pair in fields.items() for part in pair],
-            pieces=1,
-            ttl=ttl,
-            grace=60,
-            vector={
-                "bytes": to_bytes(vector),
-                "dimension": len(vector),
-                "field": vector_field(self._model),
-                "model": self._model,
-            },
-            job={"model": self._model, "body": memory_id},
-            audit={"who": "alice", "op": "store", "ids": [memory_id]},
-        )
+        memory_id, model = new_id(), self._team.settings.embedding_model
+        said = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
+        await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=said)
         return memory_id

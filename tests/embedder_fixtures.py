@@ -24,6 +24,7 @@ from memory_core.connection import Client, connect
 from memory_core.ids import new_id
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
+from memory_core.names import SEPARATOR
 from memory_core.records import content_hash
 from memory_core.sealing import Transports
 from memory_core.settings import GpuSettings, VectorStoreSettings
@@ -156,10 +157,12 @@ class Team:
             )
         return memory_id
 
-    async def call_store(self, memory_id: str, text: str, **other: Any) -> dict[str, Any]:
+    async def call_store(self, memory_id: str, text: str, *, scope: Sequence[str] = (), **other: Any) -> dict[str, Any]:
         """Call the Function that stores; `other` overrides what it is asked."""
         names, digest = self.names, content_hash(text)
         fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
+        if scope:
+            fields["scope"] = SEPARATOR.join(scope)
         asked = {
             "id": memory_id,
             "memory_prefix": names.memory_prefix,

@@ -249,7 +249,7 @@ def new_shelf(client: Client, budget: int = AMPLE) -> Shelf:
 
 
 async def test_a_mirror_holds_what_was_there_and_what_came_since(client: Client, team: Team) -> None:
-    stored, vectors = Stored(client, "team", team.owner), unit_vectors(700)
+    stored, vectors = Stored(team), unit_vectors(700)
     ids = [await stored.store(vector) for vector in vectors[:600]]
     kept = new_shelf(client)
     assert await found_in(kept) == set(ids)
@@ -266,7 +266,7 @@ async def test_a_mirror_holds_what_was_there_and_what_came_since(client: Client,
 
 
 async def test_what_expires_is_left_out_at_once(client: Client, team: Team) -> None:
-    stored = Stored(client, "team", team.owner)
+    stored = Stored(team)
     short, long = [await stored.store(vector, ttl=ttl) for vector, ttl in zip(unit_vectors(2), (1, 60), strict=True)]
     kept = new_shelf(client)
     assert await found_in(kept) == {short, long}
@@ -283,7 +283,7 @@ async def test_what_expires_is_left_out_at_once(client: Client, team: Team) -> N
 async def test_a_stream_that_no_longer_tells_all_makes_the_mirror_be_filled_anew(
     client: Client, team: Team, how: str
 ) -> None:
-    stored, vectors = Stored(client, "team", team.owner), unit_vectors(6)
+    stored, vectors = Stored(team), unit_vectors(6)
     await stored.store(vectors[0])
     kept = new_shelf(client)
     await found_in(kept)
@@ -304,7 +304,7 @@ async def test_a_stream_that_no_longer_tells_all_makes_the_mirror_be_filled_anew
 
 
 async def test_long_memories_are_there_with_all_pieces_of_their_present_content(client: Client, team: Team) -> None:
-    stored, vectors = Stored(client, "team", team.owner), unit_vectors(4)
+    stored, vectors = Stored(team), unit_vectors(4)
     head = await stored.store(vectors[0])
     names = team.names
     content = await client.hget(names.memory(head), "hash")
@@ -328,7 +328,7 @@ async def test_the_coldest_mirrors_make_room(client: Client, team: Team, monkeyp
     kept = new_shelf(client, budget=size * 5 // 2)
     for number, namespace in enumerate(("one", "two", "three")):
         other = await Team(client, "fake", DIMENSION, namespace).open()
-        stored = Stored(client, namespace, other.owner)
+        stored = Stored(other)
         for vector in unit_vectors(20, seed=number):
             await stored.store(vector)
     for namespace in ("one", "two", "one", "three"):
@@ -353,7 +353,7 @@ async def test_the_coldest_mirrors_make_room(client: Client, team: Team, monkeyp
 
 
 async def test_records_that_cannot_be_read_are_left_out(client: Client, team: Team) -> None:
-    stored, vectors = Stored(client, "team", team.owner), unit_vectors(4)
+    stored, vectors = Stored(team), unit_vectors(4)
     good, *spoilt = [await stored.store(vector) for vector in vectors]
     await client.hset(Keys("team").memory(spoilt[0]), "expires_at", "soon")
     await client.hset(Keys("team").memory(spoilt[1]), "scope", b"\xff")
@@ -364,7 +364,7 @@ async def test_records_that_cannot_be_read_are_left_out(client: Client, team: Te
 async def test_an_index_is_built_once_there_are_enough_vectors_and_anew_after_enough_changes(
     client: Client, team: Team
 ) -> None:
-    stored, vectors = Stored(client, "team", team.owner), unit_vectors(300)
+    stored, vectors = Stored(team), unit_vectors(300)
     for vector in vectors[:200]:
         await stored.store(vector)
     kept = new_shelf(client)

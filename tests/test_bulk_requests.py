@@ -75,7 +75,7 @@ async def test_what_cannot_be_answered_is_refused_with_a_reason(
 async def test_a_namespace_beyond_the_budget_is_refused_and_said_so(
     server: RedisServer, client: Client, team: Team
 ) -> None:
-    stored = Stored(client, "team", team.owner)
+    stored = Stored(team)
     for vector in unit_vectors(3):
         await stored.store(vector)
     options = replace(FAST, bulk_bytes=100)
@@ -92,7 +92,7 @@ async def test_without_memory_no_engine_is_offered(server: RedisServer, client: 
 
 async def test_what_a_killed_sidecar_had_taken_another_answers(server: RedisServer, client: Client, team: Team) -> None:
     (vector,) = vectors = unit_vectors(1)
-    memory = await Stored(client, "team", team.owner).store(vector)
+    memory = await Stored(team).store(vector)
     await client.xgroup_create(keys.bulk(0, "fake"), keys.GROUP, id="0", mkstream=True)
     ask_id = await request_bulk(client, nearest_to(vectors))
     assert await client.xreadgroup(keys.GROUP, "killed", {keys.bulk(0, "fake"): ">"})
@@ -105,7 +105,7 @@ async def test_sealed_requests_are_answered_sealed_and_by_who_holds_the_key_alon
     server: RedisServer, client: Client, team: Team
 ) -> None:
     (vector,) = vectors = unit_vectors(1)
-    memory = await Stored(client, "team", team.owner).store(vector)
+    memory = await Stored(team).store(vector)
     held = Transports([Secret(bytes(range(32)))])
     ask = BulkAsk("id", keys.reply("x"), "team", "fake", 1, nearest_to(vectors), held.current)
     assert to_bytes(vector) not in _bytes(ask.fields(held)["body"])

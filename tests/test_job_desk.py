@@ -92,6 +92,11 @@ class Desk:
         """What was set aside."""
         return [fields for _, fields in await self.client.xrange(self.names.dead_jobs)]
 
+    def leave_room(self, texts: int) -> None:
+        """Hold so much of another namespace that no more than these can be taken."""
+        while self.holdings.room() > texts:
+            self.holdings.add("elsewhere", b"%d-1" % len(self.holdings), 8, 1)
+
     def works(self) -> list[Work]:
         """All that waits for inference."""
         works: list[Work] = []
@@ -143,8 +148,7 @@ async def test_more_is_read_only_as_there_is_room(desk: Desk) -> None:
     assert await desk.jobs.read(desk.names) is True
     assert not desk.works()
     desk.holdings.drop("elsewhere", b"1-0")
-    while desk.holdings.room() > 4:
-        desk.holdings.add("elsewhere", b"%d-1" % len(desk.holdings), 8, 1)
+    desk.leave_room(4)
     assert await desk.jobs.read(desk.names) is True
     assert len(desk.works()) == 4
 
@@ -283,8 +287,7 @@ async def test_what_is_taken_over_is_bounded_by_room(desk: Desk) -> None:
     desk.holdings.add("elsewhere", b"1-0", full, 1)
     assert await desk.jobs.recover(desk.names, LEASE_MS) is False
     desk.holdings.drop("elsewhere", b"1-0")
-    while desk.holdings.room() > 4:
-        desk.holdings.add("elsewhere", b"%d-1" % len(desk.holdings), 8, 1)
+    desk.leave_room(4)
     assert await desk.jobs.recover(desk.names, LEASE_MS) is True
     assert len(desk.works()) == 4
 

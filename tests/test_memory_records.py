@@ -63,7 +63,7 @@ async def test_a_store_that_is_repeated_answers_the_same_and_tells_of_its_audit_
 
 
 async def test_what_an_idempotency_key_stood_for_is_forgotten_after_its_time(team: Team) -> None:
-    asked = {"idempotency": {"payload": "p", "ttl": 60}}
+    asked: dict[str, Any] = {"idempotency": {"payload": "p", "ttl": 60}}
     memory_id = new_id()
     await team.call_store(memory_id, "a text", **asked)
     assert (await team.call_store(new_id(), "a text", **asked))["id"] == memory_id

@@ -65,12 +65,8 @@ TARGETS = {
         ("redis/functions/30_grants.lua",),
         (
             *("tests/test_grant_records.py", "tests/test_sharing.py", "tests/test_sharing_paths.py"),
-            *(
-                "tests/test_shared_context.py",
-                "tests/test_leaving.py",
-                "tests/test_sharing_races.py",
-                "tests/test_sharing_algebra.py",
-            ),
+            *("tests/test_shared_context.py", "tests/test_leaving.py", "tests/test_sharing_races.py"),
+            "tests/test_sharing_algebra.py",
         ),
     ),
     "tasks": Target(
