@@ -1,4 +1,4 @@
-# Every command a person or CI needs. `make run` and `make test` set up `.venv` by themselves.
+# All commands for people and CI. `make run` and `make test` set up `.venv` automatically.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,11 +23,11 @@ run: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-# A cluster of six nodes that loses shards and moves slots, and Sentinels that promote a replica.
+# A cluster of six nodes that loses shards and moves slots, and a Sentinel failover.
 test-cluster: $(STAMP)
 	$(BIN)/python -m pytest -m cluster
 
-# Four agents at work, one of them killed; with URL=http://127.0.0.1:8765/mcp on a running server.
+# Four agents work on tasks and one is killed. URL=http://127.0.0.1:8765/mcp uses a running server.
 example: $(STAMP)
 	$(BIN)/python examples/team.py $(if $(URL),--url $(URL))
 
@@ -41,7 +41,7 @@ $(CONFORMANCE): $(STAMP)
 test-conformance: $(CONFORMANCE)
 	PYTHONPATH=tests $(BIN)/python tests/conformance/run.py
 
-# MCP clients of others, over HTTP and stdio, in each era of the protocol; those from PyPI in an environment of their own:
+# MCP clients of other projects, over HTTP and stdio, in each protocol era; Python clients in a separate environment:
 # make test-clients [ONLY=fastmcp]
 CLIENTS_VENV := .venv-clients
 
@@ -53,7 +53,7 @@ $(CLIENTS_VENV)/.installed: tests/clients/requirements.txt
 test-clients: $(CONFORMANCE) $(CLIENTS_VENV)/.installed
 	PYTHONPATH=tests $(BIN)/python tests/clients/run.py --python $(CLIENTS_VENV)/bin/python $(if $(ONLY),--only $(ONLY))
 
-# The dashboard in a real Chromium, which CHROMIUM names if it is not on the PATH; pictures of each view go to
+# The dashboard in a real Chromium; CHROMIUM names it if it is not on the PATH. Screenshots of each view are written to
 # tests/browser/screenshots.
 BROWSER := $(VENV)/.browser
 
@@ -64,7 +64,7 @@ $(BROWSER): $(STAMP)
 test-browser: $(BROWSER)
 	$(BIN)/python -m pytest -m browser tests/browser
 
-# Quality and speed against floors and peers; needs evaluation data (see benchmarks/README.md).
+# Quality and speed against minimum values and peers; needs evaluation data (benchmarks/README.md).
 BENCH := $(VENV)/.bench
 
 $(BENCH): $(STAMP)
@@ -75,8 +75,8 @@ $(BENCH): $(STAMP)
 bench: $(BENCH)
 	$(BIN)/python -m benchmarks $(PARTS)
 
-# Beside a whole peer, mcp-memory-service, in an environment of its own; where this Python cannot load SQLite extensions,
-# PEER_PYTHON names one of the same version that can.
+# Comparison with mcp-memory-service in a separate environment. If this Python cannot load SQLite extensions, PEER_PYTHON
+# names one of the same version that can.
 PEER_VENV := .venv-peer
 
 $(PEER_VENV)/.installed:
@@ -89,7 +89,7 @@ $(PEER_VENV)/.installed:
 bench-peer: $(STAMP) $(PEER_VENV)/.installed
 	$(BIN)/python -m benchmarks.peer
 
-# The Torch backend, in an environment of its own: Torch is large.
+# The Torch backend, in a separate environment because Torch is large.
 TORCH_VENV := .venv-torch
 TORCH ?= torch==2.13.0
 
@@ -103,11 +103,11 @@ $(TORCH_VENV)/.installed: pyproject.toml
 test-torch: $(TORCH_VENV)/.installed
 	$(TORCH_VENV)/bin/python -m pytest tests/with_torch
 
-# Proves a GPU's vectors against the CPU's; says SKIPPED where there is none.
+# Compares a GPU's vectors with the CPU's; says SKIPPED without a GPU.
 gpu-check: $(STAMP)
 	$(BIN)/python -m memory_embedder.gpu_check
 
-# The site, into .site/; every link in it must lead somewhere.
+# The documentation site, into .site/; a broken link fails the build.
 DOCS := $(VENV)/.docs
 
 $(DOCS): $(STAMP)
@@ -117,7 +117,7 @@ $(DOCS): $(STAMP)
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file docs/site/mkdocs.yml
 
-# The property tests over many more random histories, then a storm of random and hostile calls of all tools:
+# Property tests over many more random histories, then random and hostile calls of all tools:
 # make fuzz [STEPS=50000] [CALLS=100000] [MINUTES=…] [SEED=…]
 STEPS ?= 50000
 CALLS ?= 100000
@@ -126,15 +126,15 @@ fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/run.py --steps $(STEPS) $(FUZZ)
 	PYTHONPATH=tests $(BIN)/python -m fuzz --calls $(CALLS) $(FUZZ)
 
-# A team at work while its processes and Redis are killed (tasks), memories under faults of every kind (store), losses
-# of power by the dozen (power), or random scripts with and without others' private doings (twins); docs/reliability.md:
+# A team at work while its processes and Redis are killed (tasks), memories under faults of every kind (store), dozens of
+# power losses (power), or random scripts with and without the private activity of others (twins); docs/reliability.md:
 # make chaos [MINUTES=60] [SCENARIO=tasks|twins|store|power|all] [SEED=…]
 SCENARIO ?= tasks
 chaos: $(STAMP)
 	PYTHONPATH=tests $(BIN)/python -m chaos --scenario $(SCENARIO) --minutes $(or $(MINUTES),60) $(if $(SEED),--seed $(SEED))
 
-# Bugs planted one after the other, then mutants of the parts that decide most, in copies of the source; each must make a
-# test fail: make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|tokens|crypto|queue|memories|grants|tasks]
+# Planted bugs, then mutants of the most critical parts, in copies of the source; each must make a test fail:
+# make mutation [SEED=…] [NUMBER=30] [ONLY=query|permissions|tokens|crypto|queue|memories|grants|tasks]
 NUMBER ?= 30
 mutation: $(STAMP)
 	$(if $(ONLY),,PYTHONPATH=tests $(BIN)/python -m mutation planted)
@@ -146,7 +146,7 @@ check: $(STAMP) $(BROWSER)
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-# Known holes in the code and in what it depends on; docs/decisions/0016-scans.md answers what is left.
+# Known vulnerabilities in code and dependencies; docs/decisions/0016-scans.md explains the exceptions.
 SCAN := $(VENV)/.scan
 
 $(SCAN): $(STAMP)

@@ -1,12 +1,12 @@
 #!/bin/sh
-# Starts Redis under the users of users.acl, with passwords taken from files; what is given is appended to the command.
+# Starts Redis with the users of users.acl and passwords from files. Arguments are appended to the Redis command line.
 set -eu
 config=${CONFIG:-/etc/redis-memory}
 secrets=${SECRETS:-/run/secrets}
 state=${STATE:-/run/redis-memory}
 
 hash_of() {
-    [ -s "$secrets/$1" ] || { echo "there is no password in $secrets/$1" >&2; exit 78; }
+    [ -s "$secrets/$1" ] || { echo "no password in $secrets/$1" >&2; exit 78; }
     tr -d '\r\n' < "$secrets/$1" | sha256sum | cut -c1-64
 }
 

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes what docker-compose.yml reads from ./secrets, once; what is there stays. The folder is for its owner alone, the
-# files are not: the containers read them as users of their own.
+# Creates the secrets that docker-compose.yml reads from ./secrets. Existing files stay. Only the owner can enter the
+# folder; the files are world-readable because the containers run as other users.
 set -eu
 folder=${1:-secrets}
 redis_memory=${REDIS_MEMORY:-docker compose run --rm --no-deps -T server}
@@ -8,7 +8,7 @@ redis_memory=${REDIS_MEMORY:-docker compose run --rm --no-deps -T server}
 mkdir -p "$folder"
 chmod 700 "$folder"
 
-keep() {  # keep NAME COMMAND…: write what a command prints into a file, unless there is one
+keep() {  # keep NAME COMMAND…: write the command's output into the file, unless the file exists
     name=$1
     shift
     [ -s "$folder/$name" ] || "$@" > "$folder/.new"
@@ -20,5 +20,5 @@ for name in redis_server redis_sidecar redis_migrate metrics_token grafana_admin
     keep "$name" openssl rand -hex 32
 done
 keep master_key openssl rand -base64 32
-# Of the master key: all that a sidecar needs of it.
+# Derived from the master key; sidecars get only this key.
 keep transport_key $redis_memory keys transport
