@@ -21,6 +21,7 @@ from memory_server.engine.counters import Figures
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
+    from memory_server.engine.backend import Backend
     from memory_server.service import Service
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class Runtime:
         self.settings = settings
         self.recorder = Recorder()
         self.figures = Figures()
-        self.gate = Gate(self)
+        self.gate = Gate(settings, self.recorder, self.figures, self._backend)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -70,6 +71,9 @@ class Runtime:
         """Wait until the service can take calls; it may still be connecting to Redis."""
         self._first_answer.set()
         return await asyncio.shield(self._service)
+
+    async def _backend(self) -> Backend:
+        return (await self.service()).backend
 
     async def until_first_answer(self) -> None:
         """Wait until the client has had its first answer, or something waits for the service."""

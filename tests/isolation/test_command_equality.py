@@ -16,7 +16,7 @@ from support.redis_users import SERVER
 from support.stack import Stack, serving
 
 from memory_core.records.ids import new_id
-from memory_server.index.query import NOBODY
+from memory_core.records.scope import NOBODY
 
 NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")

@@ -138,7 +138,7 @@ async def test_a_change_can_be_taken_back_with_what_was_stored_since_and_its_end
     assert await lacking(stack.client, namespace, OLD) == [keys.memory(late)], "nobody asks the model before any more"
 
     await reindex.back(service, namespace, quiet)
-    assert (await service.backend.models(namespace, afresh=True)).current == OLD
+    assert (await service.models.get(namespace, afresh=True)).current == OLD
     assert await lacking(stack.client, namespace, OLD) == []
     assert (await alice.search("when does the ferry leave?", mode="vector"))[0] == "The ferry leaves at noon."
     with pytest.raises(Conflict, match="are still kept"):
@@ -239,10 +239,10 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
                 except Killed:
                     stops += 1
             assert stops >= least
-        models = await service.backend.models(namespace, afresh=True)
+        models = await service.models.get(namespace, afresh=True)
     assert (models.current.name, models.other) == (NEW.name, None)
     assert await lacking(stack.client, namespace, NEW) == []
-    await server.service.backend.models(namespace, afresh=True)  # nothing was kept for the second that it may not know
+    await server.service.models.get(namespace, afresh=True)  # nothing was kept for the second that it may not know
     assert await alice.search(said(2), mode="vector", limit=1) == [said(2)]
 
 
@@ -290,7 +290,7 @@ async def test_what_cannot_be_embedded_keeps_the_change_from_switching_unless_it
     async with running(stack.redis.url_of(SIDECAR), encoder, hasty, transports()):
         with pytest.raises(Conflict, match="1 texts could not be embedded by frail"):
             await change(server.service, namespace, "frail")
-        assert (await server.service.backend.models(namespace, afresh=True)).current == OLD
+        assert (await server.service.models.get(namespace, afresh=True)).current == OLD
         done = await change(server.service, namespace, "frail", leave_failed=True)
         assert (done.model, done.failed) == ("frail", 1)
         answer = await alice.call("semantic_search", query="cup", limit=1)
@@ -308,7 +308,7 @@ async def test_without_a_sidecar_of_the_model_nothing_is_begun(
     assert "redis-memory-embedder --model bge-small" in refused.value.hint
     with pytest.raises(InvalidArgument, match="nothing was ever stored"):
         await change(server.service, "nowhere", "bge-small")
-    assert (await server.service.backend.models(namespace, afresh=True)).other is None
+    assert (await server.service.models.get(namespace, afresh=True)).other is None
 
 
 async def test_the_command_says_what_it_would_do_and_how_far_it_is(
@@ -331,17 +331,17 @@ async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_t
     stack: Stack, server: Server, alice: Agent, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A server may not know of the switch for a moment; the vectors of two models are never compared."""
-    backend = server.service.backend
+    models = server.service.models
     await fill(alice, range(10))
     monkeypatch.setattr(known_models, "MODELS_SECONDS", 60.0)
     async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
         await change(server.service, namespace, "alien")
-        backend.known_models.put(namespace, Models(OLD))
+        models.put(namespace, Models(OLD))
         assert await alice.search(said(4), mode="vector", limit=1) == [said(4)]
         stored = await alice.store(said(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]
         assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the one that answers is asked for its vector"
-        assert (await backend.models(namespace, afresh=True)).current.name == "alien"
+        assert (await models.get(namespace, afresh=True)).current.name == "alien"
         await settled(alice)
         assert await alice.search(said(77), mode="vector", limit=1) == [said(77)]
 

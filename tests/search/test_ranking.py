@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from memory_core.records.memory import MemoryType, Priority, Record, Visibility
 from memory_core.records.vectors import Matrix
+from memory_server.index.queries import WordStatistics
 from memory_server.search import ranking
 from memory_server.search.analysis import count_stems, query_terms, stem, stem_counts, without
-from memory_server.search.ranking import PLAIN, Wanted, WordStatistics
+from memory_server.search.ranking import PLAIN, Wanted
 from memory_server.search.time_hints import Moment, moments, told_of
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC).timestamp()

@@ -23,7 +23,7 @@ async def test_a_search_under_which_the_index_was_made_anew_does_not_claim_to_be
     async def dropped_meanwhile(*args: Any, **kwargs: Any) -> Any:
         monkeypatch.setattr(queries, "by_words", by_words)
         await stack.client.execute_command("FT.DROPINDEX", Keys(namespace).index())
-        await service.backend.namespace(namespace, renew=True)
+        await service.namespaces.get(namespace, renew=True)
         return await by_words(*args, **kwargs)
 
     monkeypatch.setattr(queries, "by_words", dropped_meanwhile)

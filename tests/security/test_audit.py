@@ -328,7 +328,7 @@ async def test_reading_a_namespace_that_nobody_wrote_to_makes_no_index(
 ) -> None:
     await alice.call("get_agent_memories")
     assert await noted(server, stack.client, namespace)
-    assert not await server.service.backend.knows(namespace)
+    assert not await server.service.namespaces.knows(namespace)
 
 
 async def test_a_resource_that_is_read_leaves_an_entry(

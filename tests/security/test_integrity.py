@@ -26,10 +26,10 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader
-from memory_server.index.lookup import load_readable
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
 from memory_server.operations.verify_integrity import adopt, verify
+from memory_server.security.open_records import load_readable
 
 ALL: dict[str, Any] = {
     "tags": ["gold", "ünïcode"],
@@ -257,7 +257,7 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
     status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-        service, caller, principal, record, changed, await service.backend.model(namespace)
+        service, caller, principal, record, changed, await service.models.current(namespace)
     )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
@@ -318,7 +318,7 @@ async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overw
         record = await load_readable(service, principal, memory_id, whole=True)
         await ann.call("update_memory", memory_id=memory_id, tags=["first"])
         status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-            service, caller, principal, record, replace(record, tags=("late",)), await service.backend.model(namespace)
+            service, caller, principal, record, replace(record, tags=("late",)), await service.models.current(namespace)
         )
         assert status == "stale"
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]

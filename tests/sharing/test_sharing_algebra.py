@@ -17,8 +17,8 @@ from support.stack import Stack
 from memory_core.errors import Forbidden, NotFound
 from memory_core.records.keys import Keys
 from memory_server.agents import registry
+from memory_server.contract.selection import Selection
 from memory_server.engine.principals import Caller
-from memory_server.index.filters import Selection
 from memory_server.memories import get, store, update
 from memory_server.service import Service
 from memory_server.sharing import grants

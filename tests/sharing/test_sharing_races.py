@@ -14,13 +14,13 @@ from support.stack import Agent, Server, Stack
 
 from memory_core.errors import NotFound
 from memory_core.records.keys import Keys
+from memory_server.contract.selection import Selection
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import Selection
-from memory_server.index.lookup import load_readable
 from memory_server.memories import get, update
 from memory_server.search import search
+from memory_server.security.open_records import load_readable
 from memory_server.service import Service
 from memory_server.sharing import grants, shared_context
 
@@ -198,7 +198,7 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     with pytest.raises(NotFound):
         await load_readable(service, principal, secret)
     changed = replace(record, metadata='{"late":1}')
-    model = await service.backend.model(namespace)
+    model = await service.models.current(namespace)
     write = update._write  # pyright: ignore[reportPrivateUsage]
     status, _ = await write(service, caller, principal, record, changed, model)
     assert status == "not_owner"

@@ -89,7 +89,7 @@ class World:
     async def open(self, vectors: Vectors) -> None:
         """Register the cast of this script, under names that no other has."""
         service = self.place.server.service
-        cache, model = service.embeddings.cache, await service.backend.model(self.namespace)
+        cache, model = service.embeddings.cache, await service.models.current(self.namespace)
         for who, able in CAST.items():
             agent = await self.place.agent(self.name_of(who), self.namespace)
             self.agents[who] = agent

@@ -82,7 +82,7 @@ async def test_each_foreign_format_is_known_by_its_content_and_comes_in_once(
     path = FORMATS[name](tmp_path, 60)
     seen = await brought(shell, path, namespace, "--dry-run")
     assert (seen["format"], seen["memories"], seen["bad"]) == (name, {"new": 60}, 0)
-    assert not await here.service.backend.knows(namespace)
+    assert not await here.service.namespaces.knows(namespace)
     assert (await brought(shell, path, namespace))["memories"] == {"new": 60}
     assert (await brought(shell, path, namespace))["memories"] == {"kept": 60}
     async with here.agent("ann", namespace) as ann, here.agent("bob", namespace) as bob:

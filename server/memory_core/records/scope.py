@@ -14,6 +14,8 @@ from memory_core.records.keys import digest
 from memory_core.records.memory import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
+NOBODY = "-"
+"""An owner id that is never issued. Unknown and unreadable names resolve to it."""
 
 
 def owner_token(owner: str) -> str:

@@ -216,3 +216,12 @@ def _declared(schema: str) -> dict[str, Any]:
 
 def _alias(field: Any) -> str:
     return field.as_name or field.name
+
+
+def search_error(error: redis_errors.ResponseError) -> Exception:
+    """Name a failed search: a time-out is ours to tell, anything else stays as it is."""
+    if "timeout" in str(error).lower():
+        return StoreUnavailable(
+            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
+        )
+    return error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,9 +41,11 @@ from memory_server.access.oauth import OAuthVerifier
 from memory_server.access.rate_limits import Rates
 from memory_server.engine.admission import ON_ITS_WAY, Admission
 from memory_server.engine.audited_calls import Call, in_hand
+from memory_server.engine.counters import Figures
+from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
-    from memory_server.runtime import Runtime
+    from memory_server.engine.backend import Backend
 
 log = logging.getLogger(__name__)
 _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
@@ -62,28 +64,30 @@ class Verifier(Protocol):
 class OwnTokens:
     """Checks the tokens that this deployment issued, in Redis, each time."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, backend: Callable[[], Awaitable[Backend]]) -> None:
+        self._backend = backend
 
     async def verify(self, token: str) -> Access | None:
         """Give what a token grants; None if it is not to be believed."""
-        service = await self._runtime.service()
+        backend = await self._backend()
         from memory_core.records import token as tokens
 
-        return await service.backend.read(lambda client: tokens.verify(client, token))
+        return await backend.read(lambda client: tokens.verify(client, token))
 
 
 class Gate:
-    """Admits requests to one runtime."""
+    """Admits requests to one server process."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        settings = self._settings = runtime.settings
+    def __init__(
+        self, settings: Settings, recorder: Recorder, figures: Figures, backend: Callable[[], Awaitable[Backend]]
+    ) -> None:
+        self._settings = settings
         oauth = settings.auth.mode == "oauth"
-        self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(runtime)
+        self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(backend)
         limits = settings.limits
         self._rates = Rates(limits.calls_per_second, limits.burst)
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
-        self._recorder, self._figures = runtime.recorder, runtime.figures
+        self._recorder, self._figures = recorder, figures
 
     @contextmanager
     def noting(self, context: ServerRequestContext[Any, Any], op: str, named: list[str]) -> Generator[Call]:

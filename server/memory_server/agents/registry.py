@@ -17,6 +17,7 @@ from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_bytes
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
     AgentListAnswer,
@@ -25,17 +26,15 @@ from memory_server.contract.agents import (
     RegisterAnswer,
     UnregisterAnswer,
 )
-from memory_server.engine import validation
 from memory_server.engine.backend import after_write
 from memory_server.engine.principals import Caller, resolve
 from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
-from memory_server.service import Service
 from memory_server.tasks.dispatch import dispatch, dispatch_soon
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities
+from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 2.0
 _METRICS_BYTES = 16_384
@@ -54,7 +53,7 @@ class Profile:
     description: str = ""
 
 
-async def register_agent(service: Service, caller: Caller, profile: Profile) -> RegisterAnswer:
+async def register_agent(service: TaskServices, caller: Caller, profile: Profile) -> RegisterAnswer:
     """Register the caller, or change what is registered, and hand it waiting work that it can do.
 
     Raises:
@@ -62,7 +61,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
     """
     able = capabilities(profile.capabilities)
     text = profile.description and validation.check_text(profile.description, "description", DESCRIPTION_BYTES)
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
     keys, candidate = prepared.keys, new_id()
     vector = await _embed(service, caller, self_description(text, able))
     fields: dict[str, Any] = {
@@ -103,7 +102,7 @@ async def register_agent(service: Service, caller: Caller, profile: Profile) -> 
 
 
 async def unregister_agent(
-    service: Service, caller: Caller, *, memories: Literal["keep", "transfer", "delete"], transfer_to: str | None
+    service: TaskServices, caller: Caller, *, memories: Literal["keep", "transfer", "delete"], transfer_to: str | None
 ) -> UnregisterAnswer:
     """Take the caller off the registry; its tasks go to others and its grants end.
 
@@ -115,7 +114,7 @@ async def unregister_agent(
     if transfer_to == caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(transfer_to, "transfer_to") if transfer_to else ""
-    keys = (await service.backend.namespace(caller.namespace)).keys
+    keys = (await service.namespaces.get(caller.namespace)).keys
     count = await _count_memories(service, caller)
     answer = await service.backend.write(
         "rm1_agent_unregister",
@@ -139,7 +138,7 @@ async def unregister_agent(
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
 
-async def release(service: Service, namespace: str, name: str) -> int:
+async def release(service: TaskServices, namespace: str, name: str) -> int:
     """Give all that an agent has in hand to others, slice by slice; give how many tasks that were."""
     keys, moved, more = Keys(namespace), 0, True
     while more:
@@ -157,7 +156,7 @@ async def release(service: Service, namespace: str, name: str) -> int:
 
 
 async def heartbeat(
-    service: Service,
+    service: TaskServices,
     caller: Caller,
     *,
     status: AgentStatus | None,
@@ -203,7 +202,7 @@ async def heartbeat(
     )
 
 
-async def get_agent(service: Service, caller: Caller, name: str) -> AgentAnswer:
+async def get_agent(service: TaskServices, caller: Caller, name: str) -> AgentAnswer:
     """Show one registered agent.
 
     Raises:
@@ -219,7 +218,7 @@ async def get_agent(service: Service, caller: Caller, name: str) -> AgentAnswer:
 
 
 async def list_agents(
-    service: Service, caller: Caller, *, types: Sequence[AgentType], able_to: Sequence[str], alive_only: bool
+    service: TaskServices, caller: Caller, *, types: Sequence[AgentType], able_to: Sequence[str], alive_only: bool
 ) -> AgentListAnswer:
     """List registered agents of some types that can do all of some things."""
     keys, wanted, now = Keys(caller.namespace), set(capabilities(able_to)), redis_time.now()
@@ -239,19 +238,19 @@ def self_description(description: str, able: Sequence[str]) -> str:
     return ". ".join(filter(None, [description, ", ".join(able)]))
 
 
-async def _embed(service: Service, caller: Caller, text: str) -> bytes:
+async def _embed(service: TaskServices, caller: Caller, text: str) -> bytes:
     """Give the vector of what an agent says of itself, or nothing where none can be had."""
     if not text:
         return b""
     try:
-        model = await service.backend.model(caller.namespace)
+        model = await service.models.current(caller.namespace)
         (vector,) = await service.embeddings.embed([text], caller, model=model, wait=_EMBED_SECONDS)
         return profile_vector(model, to_bytes(vector))
     except MemoryServiceError:
         return b""
 
 
-async def _pending(service: Service, keys: Keys, agent: Agent) -> int:
+async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
     """Count what waits for an agent: assigned and not leased, or queued for its like."""
 
     async def fetch(client: Client) -> int:
@@ -265,14 +264,14 @@ async def _pending(service: Service, keys: Keys, agent: Agent) -> int:
     return agent.open_tasks - agent.leased_tasks + await service.backend.read(fetch)
 
 
-async def _count_memories(service: Service, caller: Caller) -> int:
+async def _count_memories(service: TaskServices, caller: Caller) -> int:
     principal = await resolve(service.backend, caller)
     if not principal.owners:
         return 0
     keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
     readable = build.readable(principal, build.Filters(include_archive=True), redis_time.now())
     own = build.owned(build.memories(readable), principal.owners)
-    return await run_search(service, caller.namespace, lambda client: queries.count(client, keys, own, timeout))
+    return await service.namespaces.search(caller.namespace, lambda client: queries.count(client, keys, own, timeout))
 
 
 def _task_of(token: str) -> str:

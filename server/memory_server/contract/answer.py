@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel
 
@@ -29,3 +29,17 @@ class Answer(BaseModel):
     def summary(self) -> str:
         """Give the text form without the note on completeness."""
         return self.model_dump_json(exclude_defaults=True)
+
+
+def partial_reason(
+    progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
+) -> str | None:
+    """Say what an answer lacks, or None when it is whole."""
+    reasons = list(dict.fromkeys(warnings))
+    if progress < 1:
+        reasons.append(f"the index is being built ({progress:.0%}); some memories cannot be found yet")
+    if failure:
+        reasons.append(f"by words only: {failure}")
+    elif waiting:
+        reasons.append(f"{waiting} texts still wait for their vectors and were searched by words only")
+    return "; ".join(reasons) or None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
 from pydantic import BeforeValidator, ConfigDict, Field
@@ -10,9 +10,7 @@ from pydantic_core import from_json
 
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
-
-if TYPE_CHECKING:
-    from memory_server.index.filters import Selection
+from memory_server.contract.selection import Selection
 
 T = TypeVar("T")
 MATCH_MIN_SCORE = 0.45
@@ -75,8 +73,6 @@ class Filters(Arguments):
 
     def selection(self) -> Selection:
         """Give the filters as use cases take them."""
-        from memory_server.index.filters import Selection
-
         return Selection(
             agent_ids=tuple(self.agent_ids or ()),
             memory_types=tuple(self.memory_types or ()),

@@ -23,8 +23,7 @@ from memory_core.crypto.keyring import Keyring, load_keyring, written
 from memory_core.crypto.sealing import Transports
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.observe import tracing
-from memory_core.records.keys import AUDITED, NAMESPACES, namespace_of
-from memory_core.records.model import Model, Models
+from memory_core.records.keys import AUDITED, namespace_of
 from memory_core.records.signed_entry import sign
 from memory_core.settings.settings import Settings
 from memory_core.store import functions, redis_time
@@ -41,8 +40,6 @@ from memory_core.store.connection import (
     store_errors,
 )
 from memory_server.engine.audited_calls import in_hand
-from memory_server.engine.known_models import KnownModels
-from memory_server.engine.namespaces import Namespaces, Prepared
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,7 +48,6 @@ READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
 """How long a call that may safely be repeated waits for a Redis that restarts."""
 _WATCH_SECONDS = 2.0
-"""A namespace that nobody used for so long is no longer watched."""
 
 
 @contextmanager
@@ -81,16 +77,15 @@ class Backend:
         self.transports = Transports()
         self.integrity = Integrity(self.keyring)
         self.on_audited: Callable[[str], None] = lambda _: None
+        self.on_moved: Callable[[], None] = lambda: None
         self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
         self._client: Client | None = None
         self._failure: MemoryServiceError | None = None
         self._connected = asyncio.Event()
         self.is_suspect = True
-        self._namespaces = Namespaces(self)
         self._looking = asyncio.Lock()
         self._local: Any = None
         self._audited: set[str] = set()
-        self.known_models = KnownModels(self.read, settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
@@ -210,50 +205,10 @@ class Backend:
                     raise
         raise AssertionError("unreachable")
 
-    async def namespace(self, name: str, *, renew: bool = False) -> Prepared:
-        """Make sure that a namespace has its index on the Redis now connected; see `Namespaces.get`.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        return await self._namespaces.get(name, renew=renew)
-
-    async def covered(self, before: Prepared) -> float:
-        """Say how much of a namespace its index covered at the least, from `before` until now.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        return await self._namespaces.covered(before)
-
-    async def models(self, namespace: str, *, afresh: bool = False) -> Models:
-        """Give the models of a namespace as they were a moment ago; one that is new will have the settings' own.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        return await self.known_models.get(namespace, afresh=afresh)
-
-    async def model(self, namespace: str) -> Model:
-        """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
-        return (await self.models(namespace)).current
-
-    async def namespaces(self) -> list[str]:
-        """Name all namespaces."""
-        return sorted(raw.decode() for raw in await self.read(lambda client: client.smembers(NAMESPACES)))
-
-    async def knows(self, name: str) -> bool:
-        """Whether anything was ever stored in a namespace; reading alone makes none."""
-        return name in self._namespaces or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))
-
     def starts_sidecar(self) -> bool:
         """Whether the embedded default is about to bring up a sidecar of its own."""
         state = self._local.state() if self._local else None
         return state is not None and state.sidecar_error is None and not state.sidecar_restarts
-
-    def documents(self, name: str) -> int:
-        """Pieces that a namespace's index covers, as last seen."""
-        return self._namespaces.documents(name)
 
     async def look_again(self) -> None:
         """After a new connection, ask whether it still is the same Redis."""
@@ -275,12 +230,8 @@ class Backend:
         await self._connected.wait()
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
-            await self._hear_the_time()
-            await self._namespaces.look_after()
-
-    async def _hear_the_time(self) -> None:
-        with suppress(MemoryServiceError):
-            await self.read(redis_time.ask)
+            with suppress(MemoryServiceError):
+                await self.read(redis_time.ask)
 
     async def _connect(self) -> None:
         try:
@@ -356,7 +307,7 @@ class Backend:
     def _doubt_coverage(self) -> None:
         """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
         self.is_suspect = True
-        self._namespaces.doubt()
+        self.on_moved()
 
     async def _close(self) -> None:
         if self._client is not None:

@@ -27,6 +27,7 @@ from memory_core.store.bulk_messages import (
 )
 from memory_core.store.streams import BadMessage, Reply
 from memory_server.engine.backend import Backend
+from memory_server.engine.known_models import KnownModels
 from memory_server.engine.replies import Replies, until_a_key_fits
 
 Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
@@ -38,8 +39,9 @@ _TRUST_SECONDS = 2.0
 class Bulk:
     """The bulk engine as a server sees it."""
 
-    def __init__(self, backend: Backend, replies: Replies) -> None:
+    def __init__(self, backend: Backend, models: KnownModels, replies: Replies) -> None:
         self._backend = backend
+        self._models = models
         self._replies = replies
         self._seen_at, self._offered = -_TRUST_SECONDS, frozenset[str]()
 
@@ -80,7 +82,7 @@ class Bulk:
             index_type=vector_store.index_type,
             rebuild_threshold=vector_store.rebuild_threshold,
         )
-        model = model or await self._backend.model(namespace)
+        model = model or await self._models.current(namespace)
         found = await self._ask(namespace, request, model, NearestFound, wait)
         ids, pieces = found.ids, found.pieces
         places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k).tolist()
@@ -92,12 +94,12 @@ class Bulk:
 
     async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
         """Find pairs that say nearly the same; raises as `nearest` does."""
-        model = await self._backend.model(namespace)
+        model = await self._models.current(namespace)
         return await self._ask(namespace, request, model, DuplicatesFound, wait)
 
     async def clusters(self, namespace: str, request: Clusters, wait: float) -> ClustersFound:
         """Part a selection by meaning; raises as `nearest` does."""
-        return await self._ask(namespace, request, await self._backend.model(namespace), ClustersFound, wait)
+        return await self._ask(namespace, request, await self._models.current(namespace), ClustersFound, wait)
 
     async def _ask(self, namespace: str, request: Request, model: Model, kind: type[Answer], wait: float) -> Answer:
         if not await self.is_offered(model):

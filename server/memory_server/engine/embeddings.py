@@ -24,6 +24,7 @@ from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_core.store import redis_time
 from memory_core.store.streams import Ask, Reply
 from memory_server.engine.backend import Backend
+from memory_server.engine.known_models import KnownModels
 from memory_server.engine.replies import Replies, until_a_key_fits
 from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
 
@@ -41,10 +42,11 @@ Wanted = tuple[str, asyncio.Future[Matrix], str]
 class Embeddings:
     """Gives vectors from the cache, else asks sidecars and waits for them."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, models: KnownModels) -> None:
         settings = backend.settings
         self.cache = VectorCache(backend, settings.cache)
         self._backend = backend
+        self._models = models
         self.replies = Replies(backend)
         self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
         self._answered_at: dict[str, float] = {}
@@ -79,7 +81,7 @@ class Embeddings:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
             StoreUnavailable: Redis does not answer.
         """
-        model = model or await self._backend.model(asker.namespace)
+        model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)
         missing = [text for text in dict.fromkeys(texts) if text not in known]
         with tracing.span("embed", texts=len(texts), asked_for=len(missing)):

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-if TYPE_CHECKING:
-    from memory_server.engine.principals import Caller
-    from memory_server.service import Service
+from memory_server.engine.principals import Caller
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,13 +46,23 @@ class Readers:
         return True
 
 
+class TracksReads(Protocol):
+    """A service whose reads are tracked."""
+
+    @property
+    def readers(self) -> Readers: ...
+
+
+S = TypeVar("S", bound=TracksReads)
+
+
 def reads(
-    use_case: Callable[Concatenate[Service, Caller, P], Awaitable[T]],
-) -> Callable[Concatenate[Service, Caller, P], Awaitable[T]]:
+    use_case: Callable[Concatenate[S, Caller, P], Awaitable[T]],
+) -> Callable[Concatenate[S, Caller, P], Awaitable[T]]:
     """Mark a use case as one that shows memories to its caller."""
 
     @wraps(use_case)
-    async def tracked(service: Service, caller: Caller, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def tracked(service: S, caller: Caller, *args: P.args, **kwargs: P.kwargs) -> T:
         with service.readers.reading(caller.namespace, caller.agent):
             return await use_case(service, caller, *args, **kwargs)
 

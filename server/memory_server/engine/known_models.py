@@ -47,6 +47,10 @@ class KnownModels:
         self._known[namespace] = started, models
         return models
 
+    async def current(self, namespace: str) -> Model:
+        """Give the model that answers in a namespace."""
+        return (await self.get(namespace)).current
+
     def put(self, namespace: str, models: Models) -> None:
         """Take what was read elsewhere just now."""
         self._known[namespace] = time.monotonic(), models

@@ -10,21 +10,27 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-from memory_core.errors import MemoryServiceError
-from memory_core.records.keys import Keys
+from redis import exceptions as redis_errors
+
+from memory_core.cancellation import cancel
+from memory_core.errors import MemoryServiceError, StoreUnavailable
+from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.store import index
-from memory_core.store.connection import store_errors
+from memory_core.store.connection import Client, store_errors
+from memory_server.engine.backend import Backend
 from memory_server.engine.index_definition import LookOver
-
-if TYPE_CHECKING:
-    from memory_server.engine.backend import Backend
+from memory_server.engine.known_models import KnownModels
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 _FORGET_SECONDS = 600.0
+_WATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +50,34 @@ class Prepared:
 class Namespaces:
     """The namespaces that this process used lately."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, models: KnownModels) -> None:
         self._backend = backend
+        self._models = models
+        backend.on_moved = self.doubt
         self._known: dict[str, Prepared] = {}
         self._used: dict[str, float] = {}
         self._made = count()
         self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._look_over = LookOver(backend.settings.vector_store)
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._known
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Namespaces]:
+        """Watch the namespaces in use until left."""
+        watching = asyncio.create_task(self._watch())
+        try:
+            yield self
+        finally:
+            await cancel([watching])
+
+    async def names(self) -> list[str]:
+        """List all namespaces."""
+        return sorted(raw.decode() for raw in await self._backend.read(lambda client: client.smembers(NAMESPACES)))
+
+    async def knows(self, name: str) -> bool:
+        """Whether anything was ever stored in a namespace. Reading alone creates none."""
+        if name in self._known:
+            return True
+        return bool(await self._backend.read(lambda client: client.sismember(NAMESPACES, name)))
 
     def documents(self, name: str) -> int:
         """Pieces that a namespace's index covers, as last seen."""
@@ -77,6 +101,23 @@ class Namespaces:
                 known = await self._make(name)
             return known if known.progress >= 1 else await self._look(known)
 
+    async def search(self, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
+        """Run commands on a namespace's index. Where the index is missing, create it and run them once more.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+        """
+        for attempt in range(2):
+            try:
+                return await self._backend.read(command)
+            except redis_errors.ResponseError as error:
+                if not index.is_missing_index(error):
+                    raise index.search_error(error) from error
+                await self.get(namespace, renew=True)
+                if attempt:
+                    raise StoreUnavailable("another index took the place of this one", retry_after=0.1) from error
+        raise AssertionError("unreachable")
+
     async def covered(self, before: Prepared) -> float:
         """Say how much of a namespace its index covered at the least, from `before` until now.
 
@@ -90,6 +131,11 @@ class Namespaces:
         """Namespaces may lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
         for name, known in self._known.items():
             self._known[name] = replace(known, run_id="", made=next(self._made), progress=0.0)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            await self.look_after()
 
     async def look_after(self) -> None:
         """Make indexes anew that vanished while nobody searched, and forget namespaces that nobody uses."""
@@ -114,7 +160,7 @@ class Namespaces:
         client = await self._backend.client()
         async with store_errors():
             models = await index.ensure_namespace(client, name, self._backend.settings.vector_store)
-        self._backend.known_models.put(name, models)
+        self._models.put(name, models)
         self._known[name] = Prepared(Keys(name), run_id, made)
         return self._known[name]
 

@@ -13,11 +13,10 @@ from memory_core.records.audit_entry import Said, said
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR
-from memory_core.records.scope import Principal
+from memory_core.records.scope import NOBODY, Principal
 from memory_core.store.connection import Client
 from memory_server.engine.backend import Backend
 from memory_server.engine.batch_cache import once
-from memory_server.index.query import NOBODY
 
 _NAME = re.compile(NAME_PATTERN)
 

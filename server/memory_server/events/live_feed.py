@@ -15,8 +15,8 @@ from memory_server.engine.principals import Caller, resolve
 from memory_server.events.audience import Room
 from memory_server.events.entries import MEMORY, Entry
 from memory_server.events.listeners import Watcher
+from memory_server.events.services import EventServices
 from memory_server.events.waiting import event_of, last_position, readable
-from memory_server.service import Service
 
 _MOST = 200
 """Events told at once; of more only the number."""
@@ -34,7 +34,7 @@ class Told:
 
 
 async def watching(
-    service: Service, caller: Caller, pause_seconds: float, gather_seconds: float
+    service: EventServices, caller: Caller, pause_seconds: float, gather_seconds: float
 ) -> AsyncGenerator[Told]:
     """Give what happened last that the caller may see, then what happens.
 
@@ -57,7 +57,7 @@ async def watching(
                 yield told
 
 
-async def _recent(service: Service, caller: Caller, watcher: Watcher, room: Room) -> list[Event]:
+async def _recent(service: EventServices, caller: Caller, watcher: Watcher, room: Room) -> list[Event]:
     """Look back as far as it takes, so that how much others did shows in nothing."""
     key, found, end = Keys(caller.namespace).events, list[Entry](), "+"
     while True:
@@ -73,7 +73,7 @@ async def _recent(service: Service, caller: Caller, watcher: Watcher, room: Room
         end = f"({rows[-1][0].decode()}"
 
 
-async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) -> Told:
+async def _seen(service: EventServices, caller: Caller, watcher: Watcher, room: Room) -> Told:
     """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
     entries = list(watcher.queue)
     watcher.queue.clear()
@@ -86,7 +86,9 @@ async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) 
     return Told(list(map(event_of, newest)), more)
 
 
-async def _allowed(service: Service, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]) -> list[Entry]:
+async def _allowed(
+    service: EventServices, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]
+) -> list[Entry]:
     if caller.admin or (not entries and not watcher.is_stale):
         return entries
     doubts = watcher.doubts

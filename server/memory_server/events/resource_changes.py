@@ -13,14 +13,14 @@ from memory_core.errors import MemoryServiceError
 from memory_server.engine.principals import Caller, resolve
 from memory_server.events.entries import Entry
 from memory_server.events.listeners import Follower
+from memory_server.events.services import EventServices
 from memory_server.events.waiting import last_position, readable
-from memory_server.service import Service
 
 _RETRY_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def following(service: Service, caller: Caller, uris: frozenset[str]) -> AsyncGenerator[AsyncIterator[str]]:
+async def following(service: EventServices, caller: Caller, uris: frozenset[str]) -> AsyncGenerator[AsyncIterator[str]]:
     """Give the URIs of what changes from now on, until left or until the server stops.
 
     Raises:
@@ -32,7 +32,7 @@ async def following(service: Service, caller: Caller, uris: frozenset[str]) -> A
         yield _changes(service, caller, follower)
 
 
-async def _changes(service: Service, caller: Caller, follower: Follower) -> AsyncIterator[str]:
+async def _changes(service: EventServices, caller: Caller, follower: Follower) -> AsyncIterator[str]:
     while not follower.closed:
         await follower.wait()
         for entry in await _readable(service, caller, follower.take()):
@@ -40,7 +40,7 @@ async def _changes(service: Service, caller: Caller, follower: Follower) -> Asyn
                 yield entry.uri
 
 
-async def _readable(service: Service, caller: Caller, entries: list[Entry]) -> list[Entry]:
+async def _readable(service: EventServices, caller: Caller, entries: list[Entry]) -> list[Entry]:
     """Keep what the caller may read, however long Redis takes to say so."""
     while entries:
         try:

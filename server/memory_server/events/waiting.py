@@ -23,15 +23,15 @@ from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
 from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event, EventKind, EventsAnswer
+from memory_server.contract.validation import check_text
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_text
 from memory_server.events.audience import Room
 from memory_server.events.entries import AGENT, DELETED, GRANT, MEMORY, START, TASK, Entry, Position, read_cursor
 from memory_server.events.listeners import Waiter
+from memory_server.events.services import EventServices
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.search.ranking import vector_scores
-from memory_server.service import Service
 
 MATCH = "match"
 KINDS: tuple[EventKind, ...] = ("task", "memory", "grant", "agent", "match")
@@ -55,7 +55,7 @@ class WaitRequest:
     min_score: float = 0.0
 
 
-async def wait_for_events(service: Service, caller: Caller, request: WaitRequest) -> EventsAnswer:
+async def wait_for_events(service: EventServices, caller: Caller, request: WaitRequest) -> EventsAnswer:
     """Give what happened after the cursor, at once if there is something, else as soon as there is.
 
     Raises:
@@ -66,7 +66,7 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
     deadline = time.monotonic() + _check_timeout(request.timeout_seconds)
     begin = None if request.cursor is None else read_cursor(request.cursor)
     kinds = _kinds(request)
-    model = await service.backend.model(caller.namespace)
+    model = await service.models.current(caller.namespace)
     vector, reason = await _query_vector(service, caller, request.query, model, kinds)
     if begin:
         service.seen.note(caller.namespace, caller.agent, begin)
@@ -87,7 +87,7 @@ async def wait_for_events(service: Service, caller: Caller, request: WaitRequest
     return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
 
-async def unread(service: Service, caller: Caller, cursor: str | None = None) -> int:
+async def unread(service: EventServices, caller: Caller, cursor: str | None = None) -> int:
     """Count the events after a cursor that the caller may see, at most 100.
 
     Without a cursor it counts from the one the caller presented or was given last. An agent that has none is given
@@ -105,14 +105,14 @@ async def unread(service: Service, caller: Caller, cursor: str | None = None) ->
     return min(found, MOST_EVENTS)
 
 
-async def last_position(service: Service, namespace: str) -> Position:
+async def last_position(service: EventServices, namespace: str) -> Position:
     """Find the end of a namespace's stream."""
     key = Keys(namespace).events
     newest = await service.backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START
 
 
-async def _end(service: Service, namespace: str) -> tuple[Position, Position]:
+async def _end(service: EventServices, namespace: str) -> tuple[Position, Position]:
     """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
 
     The second comes from the clock: a cursor that stood at the last entry would tell whenever others did something.
@@ -131,7 +131,7 @@ async def _end(service: Service, namespace: str) -> tuple[Position, Position]:
     return end, max(end, past)
 
 
-async def readable(service: Service, principal: Principal, entries: Sequence[Entry]) -> list[Entry]:
+async def readable(service: EventServices, principal: Principal, entries: Sequence[Entry]) -> list[Entry]:
     """Keep the entries that a principal may see now: of memories, those it may still read or could till their end."""
     allowed = [
         entry
@@ -149,7 +149,7 @@ async def readable(service: Service, principal: Principal, entries: Sequence[Ent
 class _Wait:
     """One call under way: up to where everything was considered and told, and whether all of it was there."""
 
-    service: Service
+    service: EventServices
     caller: Caller
     waiter: Waiter
     position: Position
@@ -234,9 +234,9 @@ class _Wait:
         """
         loaded = await _load(self.service, principal, refs, self.waiter.model)
         if any(record.vector is None and not record.is_sensitive for record in loaded):
-            model = (await self.service.backend.models(principal.namespace, afresh=True)).current
+            model = (await self.service.models.get(principal.namespace, afresh=True)).current
         else:
-            model = await self.service.backend.model(principal.namespace)
+            model = await self.service.models.current(principal.namespace)
         if loaded and model != self.waiter.model:
             with suppress(EmbeddingUnavailable):
                 (query,) = await self.service.embeddings.embed([self.text], self.caller, model=model)
@@ -282,7 +282,7 @@ def _parse(page: Sequence[_Raw]) -> list[Entry]:
 
 
 async def _load(
-    service: Service, principal: Principal, refs: Sequence[Ref], model: Model | None = None
+    service: EventServices, principal: Principal, refs: Sequence[Ref], model: Model | None = None
 ) -> list[Record]:
     """Load what is live and readable of some pieces."""
     if not refs:
@@ -327,7 +327,7 @@ def _check_timeout(seconds: float) -> float:
 
 
 async def _query_vector(
-    service: Service, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
+    service: EventServices, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector of the standing query, or why other kinds alone are waited for."""
     if query is None:

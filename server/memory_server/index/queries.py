@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from redis import exceptions as redis_errors
 
 from memory_core.cancellation import both
 from memory_core.errors import StoreUnavailable
@@ -20,11 +20,23 @@ from memory_server.engine.batch_cache import once
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
 from memory_server.index.query import Query
-from memory_server.search.ranking import WordStatistics
 
 MAX_DEPTH = 6400
 _WORD_BUDGET = 1600
 """Entries fetched for all words of a query together."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordStatistics:
+    """How many readable memories there are, and how many hold each query word."""
+
+    total: int
+    frequencies: dict[str, int]
+
+    def idf(self, word: str) -> float:
+        """Inverse document frequency by BM25's formula, never negative."""
+        frequency = min(self.frequencies.get(word, 0), self.total)
+        return math.log(1 + (self.total - frequency + 0.5) / (frequency + 0.5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,15 +311,6 @@ def _refuse_partial(answers: Iterable[dict[bytes, Any]]) -> None:
     """What was cut short is no count and no order."""
     if warnings := [text for answer in answers for text in _warnings(answer)]:
         raise StoreUnavailable(f"the search was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
-
-
-def search_error(error: redis_errors.ResponseError) -> Exception:
-    """Name a failed search: a time-out is ours to tell, anything else stays as it is."""
-    if "timeout" in str(error).lower():
-        return StoreUnavailable(
-            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
-        )
-    return error
 
 
 def _search(keys: Keys, query: Query, timeout_ms: int, index: str = "") -> list[Any]:

@@ -20,8 +20,8 @@ from memory_core.store.connection import Client
 from memory_server.index import integrity_report, loader
 from memory_server.index.loader import Ref
 from memory_server.memories.forms import Form, flat, form_of, signed_elsewhere
+from memory_server.memories.services import MemoryServices
 from memory_server.memories.splitter import split
-from memory_server.service import Service
 
 _SLICE = 8
 """Pieces written by one Function call: each may insert a vector into the graph."""
@@ -47,7 +47,7 @@ class Cut:
     model: Model | None = None
 
 
-async def settle(service: Service, namespace: str, chore: str, cut: Cut | None = None) -> None:
+async def settle(service: MemoryServices, namespace: str, chore: str, cut: Cut | None = None) -> None:
     """Bring all further pieces of a memory up to date with it, or remove them if it is gone.
 
     `cut` spares splitting and embedding, as long as the memory still has that content.
@@ -69,7 +69,7 @@ async def settle(service: Service, namespace: str, chore: str, cut: Cut | None =
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
 
-async def settle_or_tell(service: Service, namespace: str, chore: str, cut: Cut | None = None) -> str | None:
+async def settle_or_tell(service: MemoryServices, namespace: str, chore: str, cut: Cut | None = None) -> str | None:
     """Settle after a change that is already acknowledged: a failure is for the sweeper to mend and for us to tell."""
     try:
         await settle(service, namespace, chore, cut)
@@ -78,7 +78,7 @@ async def settle_or_tell(service: Service, namespace: str, chore: str, cut: Cut 
     return None
 
 
-async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | None:
+async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Record | None:
     async def fetch(client: Client) -> list[Record | loader.Flawed]:
         return await loader.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
@@ -88,10 +88,10 @@ async def _load_whole(service: Service, keys: Keys, memory_id: str) -> Record | 
     return await service.vault.open(keys.namespace, found) if found else None
 
 
-async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool:
+async def _write(service: MemoryServices, keys: Keys, record: Record, cut: Cut) -> bool:
     """Write every further piece; False when the memory changed meanwhile."""
     shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
-    form = await form_of(service, keys.namespace, record, cut.model or await service.backend.model(keys.namespace))
+    form = await form_of(service, keys.namespace, record, cut.model or await service.models.current(keys.namespace))
     if form.version and form.content_hash(record.content) != record.content_hash:
         service.vault.forget(keys.namespace, record.owner)
         return (
@@ -129,7 +129,7 @@ async def _write(service: Service, keys: Keys, record: Record, cut: Cut) -> bool
 
 
 def _item(
-    service: Service, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
+    service: MemoryServices, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
 ) -> dict[str, Any]:
     code: dict[str, str] = {}
     if not record.is_sensitive:  # a sealed piece proves itself
@@ -144,7 +144,9 @@ def _item(
     }
 
 
-async def _finish(service: Service, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range) -> bool:
+async def _finish(
+    service: MemoryServices, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range
+) -> bool:
     """Remove pieces that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:

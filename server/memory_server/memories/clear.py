@@ -8,20 +8,20 @@ from dataclasses import dataclass, replace
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.records.audit_entry import Said
 from memory_core.records.keys import Keys
-from memory_core.records.scope import Principal
+from memory_core.records.scope import NOBODY, Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.memories import ClearAnswer
+from memory_server.contract.selection import Selection
+from memory_server.contract.validation import check_ids
 from memory_server.engine.principals import Caller, check_writes_as, resolve
-from memory_server.engine.validation import check_ids
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import Selection, to_filters
+from memory_server.index.filters import to_filters
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
-from memory_server.index.query import NOBODY, Query
+from memory_server.index.query import Query
 from memory_server.memories.chunks import settle_or_tell
-from memory_server.service import Service
+from memory_server.memories.services import MemoryServices
 
 _SLICE = 200
 """Memories removed by one Function call, so that Redis never stalls."""
@@ -39,7 +39,7 @@ class Doomed:
 
 
 async def select(
-    service: Service, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
+    service: MemoryServices, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
 ) -> Doomed:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
@@ -61,7 +61,7 @@ async def select(
     return await _selected(service, caller, principal, selection, expired_only)
 
 
-async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
+async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
 
     Raises:
@@ -79,7 +79,7 @@ async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry
     return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
 
 
-async def _named(service: Service, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(service: MemoryServices, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
@@ -92,11 +92,11 @@ async def _named(service: Service, caller: Caller, principal: Principal, ids: tu
 
 
 async def _selected(
-    service: Service, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
+    service: MemoryServices, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
 ) -> Doomed:
-    prepared = await service.backend.namespace(principal.namespace)
+    prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
-    filters = await to_filters(service, principal, replace(selection, agent_ids=()))
+    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=()))
     filters = replace(filters, owners=principal.owners or (NOBODY,))
     now = await service.backend.read(lambda client: _latest(client, prepared.keys))
     query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
@@ -105,7 +105,7 @@ async def _selected(
     async def fetch(client: Client) -> int:
         return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(caller, principal, await run_search(service, principal.namespace, fetch), query=query)
+    return Doomed(caller, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
@@ -114,7 +114,7 @@ async def _latest(client: Client, keys: Keys) -> float:
     return max(told, (int(clock or 0) + 1) / 1_000_000)
 
 
-async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> ClearAnswer:
+async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query) -> ClearAnswer:
     """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
     namespace = doomed.principal.namespace
     keys = Keys(namespace)
@@ -127,7 +127,7 @@ async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> Cl
 
     while total < service.settings.limits.clear:
         try:
-            ids = await run_search(service, namespace, fetch)
+            ids = await service.namespaces.search(namespace, fetch)
             deleted = await _delete(service, doomed, ids) if ids else 0
         except MemoryServiceError as error:
             if not total:
@@ -140,13 +140,13 @@ async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> Cl
     return ClearAnswer(matched=doomed.matched, deleted=total)
 
 
-async def _delete(service: Service, doomed: Doomed, ids: Sequence[str]) -> int:
+async def _delete(service: MemoryServices, doomed: Doomed, ids: Sequence[str]) -> int:
     principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
     return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
 
 
 async def delete(
-    service: Service,
+    service: MemoryServices,
     namespace: str,
     ids: Sequence[str],
     *,

@@ -27,8 +27,8 @@ from memory_core.records.model import Model
 from memory_core.records.scope import record_tokens
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_server.engine.vector_cache import Asker
+from memory_server.memories.services import MemoryServices
 from memory_server.search.analysis import extra_terms
-from memory_server.service import Service
 
 _MAX_TTL = 100 * 365 * 86_400
 AHEAD_SECONDS = 30.0
@@ -36,7 +36,7 @@ EMBED_AT_ONCE = 8
 """Pieces that a waiting store embeds before it writes; longer contents leave jobs."""
 
 
-def lifetime(service: Service, priority: Priority, ttl_seconds: int | None) -> int | None:
+def lifetime(service: MemoryServices, priority: Priority, ttl_seconds: int | None) -> int | None:
     """Seconds that a memory lives; None for ever.
 
     Raises:
@@ -97,7 +97,7 @@ class Form:
 class SealedForm(Form):
     """How a sensitive memory is handed to them: encrypted under its owner's key, and without words to search for."""
 
-    def __init__(self, service: Service, namespace: str, key: Key, model: Model) -> None:
+    def __init__(self, service: MemoryServices, namespace: str, key: Key, model: Model) -> None:
         super().__init__(model)
         self.version = key.id
         self._namespace, self._key, self._transports = namespace, key, service.vault.transports
@@ -138,7 +138,7 @@ class SealedForm(Form):
         return Place.of(self._namespace, record, piece)
 
 
-async def form_of(service: Service, namespace: str, record: Record, model: Model) -> Form:
+async def form_of(service: MemoryServices, namespace: str, record: Record, model: Model) -> Form:
     """Choose the form of a memory, whose vectors are of `model`; the first sensitive one of an owner makes its key.
 
     Raises:
@@ -171,7 +171,7 @@ def embedding_text(content: str, source: str | None) -> str:
 
 
 async def embed_or_none(
-    service: Service, record: Record, pieces: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
+    service: MemoryServices, record: Record, pieces: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
 ) -> Matrix | None:
     """Get a vector for each piece: of many, or without `wait`, only if all are cached already.
 
@@ -189,7 +189,7 @@ async def embed_or_none(
     return vectors
 
 
-async def embed_ahead(service: Service, texts: Sequence[str], asker: Asker) -> None:
+async def embed_ahead(service: MemoryServices, texts: Sequence[str], asker: Asker) -> None:
     """Bring vectors into the cache before many operations want them one by one; failing is no matter."""
     with contextlib.suppress(MemoryServiceError):
         await service.embeddings.embed(texts, asker, wait=AHEAD_SECONDS)

@@ -14,21 +14,23 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso, to_redis
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.contract.selection import Selection
+from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_limit
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import Selection, to_filters
+from memory_server.index.filters import to_filters
 from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import load_readable, partial_reason, run_search
-from memory_server.service import Service
+from memory_server.memories.services import MemoryServices
+from memory_server.security.open_records import load_readable
 
 
 @reads
-async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
+async def retrieve_memory(service: MemoryServices, caller: Caller, memory_id: str) -> MemoryAnswer:
     """Read one memory whole, with how often it was read before.
 
     Raises:
@@ -40,7 +42,7 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
     service.touch(caller.namespace, [memory_id])
     return MemoryAnswer(
-        memory=Memory.of(record, principal, await service.backend.model(caller.namespace)),
+        memory=Memory.of(record, principal, await service.models.current(caller.namespace)),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
@@ -49,7 +51,7 @@ async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> M
 @reads
 @tells_of_flaws
 async def list_memories(
-    service: Service,
+    service: MemoryServices,
     caller: Caller,
     *,
     agent_id: str | None,
@@ -67,19 +69,19 @@ async def list_memories(
     if agent_id and selection.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
     agents = list(selection.agent_ids) or [agent_id or caller.agent]
-    filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
+    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=agents))
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
     position = _read_cursor(cursor)
-    if not await service.backend.knows(caller.namespace):
+    if not await service.namespaces.knows(caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
         return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
 
-    total, records, warnings, more = await run_search(service, caller.namespace, fetch)
-    reason = partial_reason(await service.backend.covered(prepared), warnings)
-    model = await service.backend.model(caller.namespace)
+    total, records, warnings, more = await service.namespaces.search(caller.namespace, fetch)
+    reason = partial_reason(await service.namespaces.covered(prepared), warnings)
+    model = await service.models.current(caller.namespace)
     return MemoryListAnswer(
         memories=[Memory.of(record, principal, model) for record in records],
         next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
@@ -90,7 +92,7 @@ async def list_memories(
 
 
 async def _page(
-    service: Service,
+    service: MemoryServices,
     client: Client,
     keys: Keys,
     principal: Principal,

@@ -8,12 +8,11 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
 from memory_server.memories.quotas import Room
-from memory_server.service import Service
+from memory_server.memories.services import MemoryServices
 
 
-async def take_room(service: Service, principal: Principal, memories: int, pieces: int) -> None:
+async def take_room(service: MemoryServices, principal: Principal, memories: int, pieces: int) -> None:
     """Let an agent store so much more.
 
     Raises:
@@ -28,6 +27,6 @@ async def take_room(service: Service, principal: Principal, memories: int, piece
         return await candidates.count_all(client, keys, queries, service.settings.search_timeout_ms)
 
     async def count() -> Room:
-        return Room(*await run_search(service, principal.namespace, fetch))
+        return Room(*await service.namespaces.search(principal.namespace, fetch))
 
     await service.quotas.take((principal.namespace, principal.owners), Room(memories, pieces), count)

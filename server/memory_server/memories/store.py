@@ -22,16 +22,16 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, parse_time, to_iso
 from memory_core.records.vectors import Matrix, normalise
 from memory_core.store import redis_time
+from memory_server.contract import validation
 from memory_server.contract.memories import Similar, StoreAnswer, VectorState
-from memory_server.engine import validation
 from memory_server.engine.durability import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve_writer
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.quota_check import take_room
+from memory_server.memories.services import MemoryServices
 from memory_server.search.search import nearest
-from memory_server.service import Service
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -73,7 +73,7 @@ class _Intake:
 
 
 @reads
-async def store_memory(service: Service, caller: Caller, new: NewMemory) -> StoreAnswer:
+async def store_memory(service: MemoryServices, caller: Caller, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
 
     With `wait` the vectors of a content of few pieces are asked for first, so that they land with the record; where
@@ -88,8 +88,8 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
         await service.vault.check()
     _check_vector(new)
     pieces = await split_content(record.content)
-    prepared = await service.backend.namespace(caller.namespace)
-    model = await service.backend.model(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
+    model = await service.models.current(caller.namespace)
     given = _given_vector(model, new)
     principal = await resolve_writer(service.backend, caller)
     full = await _lacks_room(service, principal, len(pieces), new)
@@ -127,7 +127,7 @@ async def store_memory(service: Service, caller: Caller, new: NewMemory) -> Stor
     )
 
 
-def _check(service: Service, new: NewMemory) -> Record:
+def _check(service: MemoryServices, new: NewMemory) -> Record:
     """Make an unowned record of what the caller sent, or say what is wrong with it."""
     validation.check_secrecy(new.sensitive, new.visibility)
     if new.idempotency_key is not None:
@@ -171,7 +171,9 @@ def _given_vector(model: Model, new: NewMemory) -> Matrix | None:
         return normalise(np.array([new.vector], dtype=np.float32), model.dimension)
 
 
-async def _lacks_room(service: Service, principal: Principal, pieces: int, new: NewMemory) -> QuotaExceeded | None:
+async def _lacks_room(
+    service: MemoryServices, principal: Principal, pieces: int, new: NewMemory
+) -> QuotaExceeded | None:
     """Take room for a new memory. What may have been stored before under its idempotency key is still to be answered.
 
     Raises:
@@ -192,7 +194,7 @@ def _owned(record: Record, principal: Principal) -> Record:
 
 
 async def _similar(
-    service: Service, principal: Principal, record: Record, vector: Matrix, model: Model
+    service: MemoryServices, principal: Principal, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 
@@ -209,7 +211,7 @@ async def _similar(
 
 
 async def _write(
-    service: Service,
+    service: MemoryServices,
     keys: Keys,
     caller: Caller,
     principal: Principal,
@@ -237,7 +239,7 @@ async def _write(
     return answer
 
 
-async def _store(service: Service, keys: Keys, form: Form, record: Record, intake: _Intake) -> dict[str, Any]:
+async def _store(service: MemoryServices, keys: Keys, form: Form, record: Record, intake: _Intake) -> dict[str, Any]:
     new, pieces = intake.new, intake.pieces
     return await service.backend.write(
         "rm1_store",
@@ -290,7 +292,7 @@ def _raise_for(answer: dict[str, Any]) -> None:
             return
 
 
-def _idempotency(service: Service, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
+def _idempotency(service: MemoryServices, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
     if new.idempotency_key is None:
         return None
     said = {name: getattr(new, name) for name in NewMemory.__slots__ if name not in {"idempotency_key", "wait"}}
@@ -306,7 +308,7 @@ def _readiness(ready: bool) -> VectorState:
     return "ready" if ready else "pending"
 
 
-async def _state(service: Service, keys: Keys, memory_id: str, model: Model) -> VectorState:
+async def _state(service: MemoryServices, keys: Keys, memory_id: str, model: Model) -> VectorState:
     return _readiness(
         model.is_ready(await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model")))
     )

@@ -13,18 +13,18 @@ from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_server.contract import validation
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
-from memory_server.engine import validation
 from memory_server.engine.backend import after_write
 from memory_server.engine.durability import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
-from memory_server.index.lookup import load_readable
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.quota_check import take_room
-from memory_server.service import Service
+from memory_server.memories.services import MemoryServices
+from memory_server.security.open_records import load_readable
 
 _ATTEMPTS = 5
 _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY, "pieces")
@@ -49,7 +49,7 @@ class Changes:
 
 @reads
 async def update_memory(
-    service: Service, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
+    service: MemoryServices, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
 ) -> UpdateAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
@@ -67,7 +67,7 @@ async def update_memory(
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, caller)
-        model = await service.backend.model(principal.namespace)
+        model = await service.models.current(principal.namespace)
         old = await load_readable(service, principal, memory_id, model=model, whole=True)
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
@@ -94,7 +94,7 @@ async def update_memory(
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
 
-async def _read_back(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
+async def _read_back(service: MemoryServices, caller: Caller, memory_id: str) -> MemoryAnswer:
     with after_write():
         try:
             return await retrieve_memory(service, caller, memory_id)
@@ -114,7 +114,7 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
         )
 
 
-def _changed(service: Service, principal: Principal, old: Record, changes: Changes) -> Record:
+def _changed(service: MemoryServices, principal: Principal, old: Record, changes: Changes) -> Record:
     limits = service.settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if changes.content is not None:
@@ -138,7 +138,7 @@ def _changed(service: Service, principal: Principal, old: Record, changes: Chang
 
 
 async def _write(
-    service: Service, caller: Caller, principal: Principal, old: Record, new: Record, model: Model
+    service: MemoryServices, caller: Caller, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)

@@ -61,7 +61,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
         EmbeddingUnavailable: no sidecar gives vectors.
     """
     caller = Caller(NAMESPACE, AGENT, origin=by_itself(AGENT, "bench")["from"])
-    await service.backend.namespace(NAMESPACE)
+    await service.namespaces.get(NAMESPACE)
     texts = [_text(number) for number in range(size.texts)]
     await service.embeddings.embed([_text(-1)], caller, secret=True)
     try:
@@ -79,7 +79,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
         redis=str(info["redis_version"]),
         durability=service.backend.durability,
         sidecars=[_described(one) for one in living],
-        model=(await service.backend.model(NAMESPACE)).name,
+        model=(await service.models.current(NAMESPACE)).name,
         texts=size.texts,
         embedded_per_second=round(size.texts / embedding, 1),
         stored_per_second=round(size.texts / storing, 1),
@@ -125,7 +125,7 @@ async def _until_vectors(service: Service, since: float) -> float | None:
     """Give the seconds until sidecars had filled all vectors; None if that took too long."""
     from memory_core.records.keys import Keys
 
-    jobs = Keys(NAMESPACE).jobs((await service.backend.model(NAMESPACE)).name)
+    jobs = Keys(NAMESPACE).jobs((await service.models.current(NAMESPACE)).name)
     while await service.backend.read(lambda client: client.xlen(jobs)):
         if time.perf_counter() - since > _VECTOR_SECONDS:
             return None

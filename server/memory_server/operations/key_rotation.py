@@ -24,7 +24,6 @@ from memory_core.store.connection import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import flat, form_of
 from memory_server.service import Service
@@ -61,7 +60,7 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
         KeyMissing: this process lacks the master key. StoreUnavailable: the index is not whole, or memories kept
         changing; run it again.
     """
-    prepared = await service.backend.namespace(namespace)
+    prepared = await service.namespaces.get(namespace)
     if prepared.progress < 1:
         raise StoreUnavailable("the index is being built", hint="run it again in a while", retry_after=5.0)
     rotated = Rotated(owner)
@@ -165,7 +164,7 @@ async def _slice(service: Service, namespace: str, owner: str, position: float |
                 return records
             offset += len(refs)
 
-    return await run_search(service, namespace, fetch)
+    return await service.namespaces.search(namespace, fetch)
 
 
 async def _reseal(service: Service, namespace: str, record: Record, version: str) -> bool:
@@ -177,7 +176,7 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
     for _ in range(_ATTEMPTS):
         if record.sealed is None or key_id(record.sealed.text) == version:
             return False
-        model = await service.backend.model(namespace)
+        model = await service.models.current(namespace)
         loaded = await _load(service, namespace, [Ref(record.id)], model, whole=True)
         if not loaded:
             return False
@@ -190,7 +189,7 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
 async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     """Write a memory as it is sealed now; false where it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
-    model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.backend.model(namespace)
+    model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.models.current(namespace)
     pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
     vectors = await _vectors(service, namespace, record, len(pieces), model)
     new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal

@@ -13,7 +13,6 @@ from memory_core.store.connection import Client
 from memory_server.engine.backend import Backend
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
 from memory_server.memories.clear import delete
 from memory_server.service import Service
 
@@ -65,7 +64,7 @@ async def count_written(service: Service, namespace: str, agent: str, since: flo
     async def fetch(client: Client) -> int:
         return await queries.count(client, keys, written, service.settings.search_timeout_ms)
 
-    return await run_search(service, namespace, fetch)
+    return await service.namespaces.search(namespace, fetch)
 
 
 async def purge(service: Service, namespace: str, agent: str, since: float) -> int:
@@ -76,7 +75,7 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
     Raises:
         StoreUnavailable, OutcomeUnknown: Redis does not answer.
     """
-    await service.backend.namespace(namespace)
+    await service.namespaces.get(namespace)
     keys, written = Keys(namespace), build.written_by(check_name(agent, "agent"), since)
 
     async def fetch(client: Client) -> list[str]:
@@ -84,7 +83,7 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
         return [ref.memory_id for ref in refs]
 
     total = 0
-    while ids := await run_search(service, namespace, fetch):
+    while ids := await service.namespaces.search(namespace, fetch):
         removed = await delete(
             service, namespace, ids, audit=by_itself(CONSOLE, "purge", ids), writer=agent, since=since
         )

@@ -27,7 +27,6 @@ from memory_server.index import loader
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.operations.sweeper import ask_again
 from memory_server.service import Service
@@ -99,7 +98,7 @@ class Filling:
         async def fetch(client: Client) -> list[Ref]:
             return await candidates.some(client, keys, query, limit=limit, timeout_ms=timeout)
 
-        return await run_search(self.service, self.namespace, fetch)
+        return await self.service.namespaces.search(self.namespace, fetch)
 
     async def _load(self, refs: Sequence[Ref]) -> list[Record]:
         keys, opened = Keys(self.namespace), list[Record]()
@@ -149,8 +148,8 @@ class Filling:
     async def _tell(self) -> None:
         keys, timeout = Keys(self.namespace), self.service.settings.search_timeout_ms
         queries = [build.with_vector(build.Query(), self.model), build.everything()]
-        counts = await run_search(
-            self.service, self.namespace, lambda client: candidates.count_all(client, keys, queries, timeout)
+        counts = await self.service.namespaces.search(
+            self.namespace, lambda client: candidates.count_all(client, keys, queries, timeout)
         )
         self.tell("embedding", *counts)
 
@@ -172,8 +171,7 @@ def no_sidecar(model: str) -> EmbeddingUnavailable:
 async def embed_tasks(service: Service, namespace: str, model: Model, other: Model) -> None:
     """Give open tasks that have a vector of another model one of this: tasks that say the same are told by it."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
-    ids = await run_search(
-        service,
+    ids = await service.namespaces.search(
         namespace,
         lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout),
     )

@@ -27,7 +27,6 @@ from memory_server.engine.known_models import MODELS_SECONDS
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.operations.reembed import Filling, Tell, embed_agents, embed_tasks, no_sidecar, sidecars_of
 from memory_server.service import Service
@@ -85,7 +84,9 @@ async def look(service: Service, namespace: str) -> Reindexing:
     keys, living = Keys(namespace), await service.backend.read(sidecar.living)
     kept = [models.current, *([models.other] if models.other else [])]
     queries = [build.everything(), *(build.with_vector(build.Query(), model) for model in kept)]
-    pieces, *embedded = await run_search(service, namespace, lambda client: _count(service, client, keys, queries))
+    pieces, *embedded = await service.namespaces.search(
+        namespace, lambda client: _count(service, client, keys, queries)
+    )
     told = [
         Index(
             model=model.name,
@@ -144,7 +145,7 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
     if target.name == models.current.name:
         return "the index would be made anew beside this one, which is dropped then"
     query = build.not_embedded(target, redis_time.now())
-    (lacking,) = await run_search(service, namespace, lambda client: _count(service, client, keys, [query]))
+    (lacking,) = await service.namespaces.search(namespace, lambda client: _count(service, client, keys, [query]))
     return f"{lacking} texts would be embedded by {target}, which would answer then"
 
 
@@ -227,10 +228,10 @@ async def drop(service: Service, namespace: str, tell: Tell, *, keep_seconds: fl
 
 
 async def _models(service: Service, namespace: str) -> Models:
-    if not await service.backend.knows(namespace):
+    if not await service.namespaces.knows(namespace):
         raise InvalidArgument(f"nothing was ever stored in namespace {namespace}", hint="check --namespace")
-    await service.backend.namespace(namespace)
-    return await service.backend.models(namespace, afresh=True)
+    await service.namespaces.get(namespace)
+    return await service.models.get(namespace, afresh=True)
 
 
 async def _count(service: Service, client: Client, keys: Keys, queries: Sequence[build.Query]) -> list[int]:
@@ -350,7 +351,7 @@ async def _remove_vectors(service: Service, namespace: str, other: Model, tell: 
 
     total = 0
     while True:
-        refs, left = await run_search(service, namespace, fetch)
+        refs, left = await service.namespaces.search(namespace, fetch)
         total = max(total, left)
         tell("removing", total - left, total)
         if not refs:

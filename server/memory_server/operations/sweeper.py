@@ -22,7 +22,6 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client, store_errors
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
 from memory_server.memories.chunks import settle
 from memory_server.memories.forms import form_of
 from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team
@@ -86,9 +85,9 @@ async def _hold_lease(service: Service, name: str) -> bool:
 
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
     """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector, expired grants."""
-    for namespace in await service.backend.namespaces():
+    for namespace in await service.namespaces.names():
         try:
-            await service.backend.namespace(namespace)
+            await service.namespaces.get(namespace)
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
             await remove_expired(service, namespace, _AT_ONCE)
@@ -100,7 +99,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
 async def sweep_audits(service: Service) -> None:
     """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
     noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
-    for namespace in sorted({*(name.decode() for name in noted), *await service.backend.namespaces()}):
+    for namespace in sorted({*(name.decode() for name in noted), *await service.namespaces.names()}):
         try:
             if await is_unsealed(service.backend, namespace):
                 service.auditor.noticed(namespace)
@@ -133,7 +132,7 @@ async def _due_chores(service: Service, keys: Keys, patience: float) -> list[byt
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
     """Ask again for vectors that nobody is about to make: the memory is old enough, and no job is queued."""
-    keys, model = Keys(namespace), await service.backend.model(namespace)
+    keys, model = Keys(namespace), await service.models.current(namespace)
     if await service.backend.read(lambda client: client.xlen(keys.jobs(model.name))):
         return
 
@@ -144,7 +143,7 @@ async def _requeue(service: Service, namespace: str, patience: float) -> None:
         return await loader.load(client, keys, refs, service.backend.integrity)
 
     before = redis_time.now() - patience
-    found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))
+    found = await service.vault.open_all(namespace, await service.namespaces.search(namespace, fetch))
     forgotten = [record for record in found.records if record.updated_at < before]
     if not forgotten:
         return

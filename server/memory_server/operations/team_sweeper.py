@@ -12,7 +12,6 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
 from memory_server.memories.clear import delete
 from memory_server.service import Service
 from memory_server.tasks.dispatch import sweep_tasks
@@ -24,7 +23,7 @@ _CLOCKS = 5
 
 async def sweep_due_teams(service: Service) -> None:
     """Sweep the namespaces in which an agent, a lease or a pause is overdue, found in one round trip."""
-    names = await service.backend.namespaces()
+    names = await service.namespaces.names()
     clocks = await service.backend.read(lambda client: _overdue(client, [Keys(name) for name in names]))
     for name, overdue in zip(names, clocks, strict=True):
         if not overdue:
@@ -88,7 +87,7 @@ async def _purge(service: Service, namespace: str) -> None:
             refs = await queries.some(client, keys, doomed, limit=_AT_ONCE, timeout_ms=timeout)
             return [ref.memory_id for ref in refs]
 
-        while ids := await run_search(service, namespace, fetch):
+        while ids := await service.namespaces.search(namespace, fetch):
             if not await delete(service, namespace, ids, owners=[owner], audit=by_itself("server", "purge", ids)):
                 break
         else:

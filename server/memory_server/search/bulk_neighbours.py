@@ -16,7 +16,7 @@ from memory_server.engine.batch_cache import Shared, shared
 from memory_server.index.loader import Ref
 from memory_server.index.query import Filters
 from memory_server.search import bulk_selection
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 log = logging.getLogger(__name__)
 Neighbour = tuple[Ref, float]
@@ -26,7 +26,7 @@ _SHARE_OF_WAIT = 0.5
 """Of a search's time; the rest is for Redis if the engine does not answer."""
 
 
-def exactly_near(service: Service, principal: Principal, filters: Filters, vector: Matrix, model: Model) -> Near:
+def exactly_near(service: SearchServices, principal: Principal, filters: Filters, vector: Matrix, model: Model) -> Near:
     """Compare a vector of shape (dimension,) with all that the principal may read.
 
     The call raises BulkUnavailable where no sidecar does that in time.
@@ -41,7 +41,7 @@ def exactly_near(service: Service, principal: Principal, filters: Filters, vecto
 
 
 async def near_together(
-    service: Service, principal: Principal, filters: Filters, vector: Matrix | None, model: Model
+    service: SearchServices, principal: Principal, filters: Filters, vector: Matrix | None, model: Model
 ) -> Near | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
     current = shared()
@@ -63,7 +63,7 @@ async def near_together(
     return near
 
 
-async def _is_offered(service: Service, current: Shared, model: Model) -> bool:
+async def _is_offered(service: SearchServices, current: Shared, model: Model) -> bool:
     async def ask() -> bool:
         try:
             return await service.bulk.is_offered(model)
@@ -74,7 +74,7 @@ async def _is_offered(service: Service, current: Shared, model: Model) -> bool:
 
 
 async def _ask(
-    service: Service,
+    service: SearchServices,
     principal: Principal,
     selection: Selection,
     vectors: Sequence[Matrix],

@@ -13,14 +13,13 @@ from memory_core.records.vectors import to_bytes
 from memory_core.store.connection import Client
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
-from memory_server.index.queries import Candidates, Worded
+from memory_server.index.queries import Candidates, Worded, WordStatistics
 from memory_server.index.query import Query, sensitive
 from memory_server.search import knn_policy, ranking
 from memory_server.search.bulk_neighbours import Near, Neighbour
-from memory_server.search.ranking import Reading, Wanted, WordStatistics
+from memory_server.search.ranking import Reading, Wanted
 from memory_server.search.sealed_search import nearest_here
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 DEPTH = 40
 """Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
@@ -47,7 +46,7 @@ class Search:
     `ask_words` told goes `ahead`.
     """
 
-    service: Service
+    service: SearchServices
     principal: Principal
     selected: Query
     wanted: Wanted
@@ -87,7 +86,7 @@ class Search:
                 client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
             )
 
-        return await run_search(self.service, self.principal.namespace, ask)
+        return await self.service.namespaces.search(self.principal.namespace, ask)
 
     async def run(self, limit: int) -> Found:
         """Fetch candidates for so many hits, deeper while records that vanished leave too few.
@@ -136,7 +135,7 @@ class Search:
             )
             return proposed, await self._load(client, proposed.refs)
 
-        return await run_search(self.service, self.principal.namespace, fetch)
+        return await self.service.namespaces.search(self.principal.namespace, fetch)
 
     async def _nearest(
         self, client: Client, depth: int, total: int, neighbours: Sequence[Neighbour] | None
@@ -146,7 +145,7 @@ class Search:
             return [ref for ref, _ in neighbours], []
         if self.wanted.vector is None or self.secret:
             return [], []
-        documents = self.service.backend.documents(self.principal.namespace)
+        documents = self.service.namespaces.documents(self.principal.namespace)
         return await queries.by_vector(
             client,
             self._keys,
@@ -203,7 +202,7 @@ class Search:
             refs = await queries.at_places(client, self._keys, self.selected, places, self._timeout_ms)
             return await self._load(client, refs)
 
-        records = await run_search(self.service, self.principal.namespace, fetch)
+        records = await self.service.namespaces.search(self.principal.namespace, fetch)
         return ranking.read(await self._open(found.candidates, records), self.wanted)
 
     async def _open(self, proposed: Candidates, records: list[Record]) -> list[Record]:

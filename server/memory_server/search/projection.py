@@ -23,17 +23,18 @@ from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
+from memory_server.contract.selection import Selection
+from memory_server.contract.validation import check_ids
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_ids
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import Selection, to_filters
+from memory_server.index.filters import to_filters
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import partial_reason, run_search
 from memory_server.index.queries import vector_of
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 _SNIPPET = 240
 _SLICE = 250
@@ -80,7 +81,7 @@ class Maps:
         self._layouts: LRUCache[tuple[str, str, str], _Layout] = LRUCache(_REMEMBERED)
         self._drawing: LRUCache[tuple[str, str], asyncio.Lock] = LRUCache(_REMEMBERED)
 
-    async def draw(self, service: Service, caller: Caller, selection: Selection, limit: int) -> MapAnswer:
+    async def draw(self, service: SearchServices, caller: Caller, selection: Selection, limit: int) -> MapAnswer:
         """Show the newest memories that the caller may read and that have a vector; sensitive ones have none.
 
         Raises:
@@ -94,27 +95,27 @@ class Maps:
 
 @reads
 async def _draw(
-    service: Service,
+    service: SearchServices,
     caller: Caller,
     layouts: LRUCache[tuple[str, str, str], _Layout],
     selection: Selection,
     limit: int,
 ) -> MapAnswer:
     principal = await resolve(service.backend, caller)
-    filters = await to_filters(service, principal, selection)
-    if not await service.backend.knows(caller.namespace):
+    filters = await to_filters(service.backend, principal, selection)
+    if not await service.namespaces.knows(caller.namespace):
         return _answer([], 0, None, None)
     pieces = build.readable(principal, filters, redis_time.now())
-    model = await service.backend.model(caller.namespace)
+    model = await service.models.current(caller.namespace)
     selected = build.without_sensitive(build.with_vector(build.memories(pieces), model))
     keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, tuple[list[Ref], list[str]]]:
         total = await queries.count(client, keys, selected, timeout)
         return total, await queries.page(client, keys, selected, offset=0, limit=limit, timeout_ms=timeout)
 
-    total, (refs, warnings) = await run_search(service, caller.namespace, fetch)
+    total, (refs, warnings) = await service.namespaces.search(caller.namespace, fetch)
     who = (caller.namespace, caller.agent, model.name)
     layout = layouts.get(who)
     new = [ref for ref in refs if layout is None or ref.memory_id not in layout.points]
@@ -125,12 +126,12 @@ async def _draw(
         layout.place(await _with_vectors(service, principal, model, new))
     if layout:
         layouts[who] = layout
-    reason = partial_reason(await service.backend.covered(prepared), warnings)
+    reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     return _answer([ref.memory_id for ref in refs], total, layout, reason)
 
 
 @reads
-async def snippets(service: Service, caller: Caller, memory_ids: Sequence[str]) -> SnippetsAnswer:
+async def snippets(service: SearchServices, caller: Caller, memory_ids: Sequence[str]) -> SnippetsAnswer:
     """Show the beginnings of those memories that the caller may read.
 
     Raises:
@@ -158,7 +159,9 @@ async def snippets(service: Service, caller: Caller, memory_ids: Sequence[str]) 
     return SnippetsAnswer(memories=shown, partial=bool(reason), reason=reason)
 
 
-async def _with_vectors(service: Service, principal: Principal, model: Model, refs: Sequence[Ref]) -> list[Record]:
+async def _with_vectors(
+    service: SearchServices, principal: Principal, model: Model, refs: Sequence[Ref]
+) -> list[Record]:
     """Load what is readable of some memories that have a vector, in slices that let others in between."""
     keys, found = Keys(principal.namespace), list[Record]()
     for start in range(0, len(refs), _SLICE):

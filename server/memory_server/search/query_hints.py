@@ -13,14 +13,13 @@ from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.validation import check_text
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_text
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
 from memory_server.search.analysis import query_terms, stem, without, words
+from memory_server.search.services import SearchServices
 from memory_server.search.time_hints import Moments, moments
-from memory_server.service import Service
 
 _NAME_WORDS = 2
 """A source of more words is a path or a title, whose words mean something in a query too."""
@@ -36,7 +35,7 @@ class Understood:
     text: str
 
 
-async def understand(service: Service, principal: Principal, queries: Sequence[str]) -> list[Understood]:
+async def understand(service: SearchServices, principal: Principal, queries: Sequence[str]) -> list[Understood]:
     """Read some queries in one round trip. Sources count that the principal can read, whatever a search is narrowed to.
 
     Raises:
@@ -50,25 +49,25 @@ async def understand(service: Service, principal: Principal, queries: Sequence[s
     async def fetch(client: Client) -> dict[str, str]:
         return await candidates.sources(client, keys, everything, asked, service.settings.search_timeout_ms)
 
-    sources = await run_search(service, principal.namespace, fetch)
+    sources = await service.namespaces.search(principal.namespace, fetch)
     people = {stem(term) for term, source in sources.items() if len(words(source)) <= _NAME_WORDS}
     return [_understood(query, terms[query], sources.keys(), people, now) for query in queries]
 
 
-async def texts_to_embed(service: Service, caller: Caller, queries: Sequence[str]) -> list[str]:
+async def texts_to_embed(service: SearchServices, caller: Caller, queries: Sequence[str]) -> list[str]:
     """Give the texts whose vectors searches for some queries will want; none where that cannot be told."""
     fit = [query for query in queries if _is_query(service, query)]
     try:
-        if not fit or not await service.backend.knows(caller.namespace):
+        if not fit or not await service.namespaces.knows(caller.namespace):
             return []
-        await service.backend.namespace(caller.namespace)
+        await service.namespaces.get(caller.namespace)
         principal = await resolve(service.backend, caller)
         return [understood.text for understood in await understand(service, principal, fit)]
     except MemoryServiceError:
         return []
 
 
-def _is_query(service: Service, query: str) -> bool:
+def _is_query(service: SearchServices, query: str) -> bool:
     try:
         check_text(query, "query", service.settings.limits.query_bytes)
     except InvalidArgument:

@@ -20,13 +20,13 @@ from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.search import bulk_selection
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 MOST_PAIRS = 10_000
 _LOAD_AT_ONCE = 500
 
 
-async def near_duplicates(service: Service, caller: Caller, *, least: float, wait: float) -> DuplicatesAnswer:
+async def near_duplicates(service: SearchServices, caller: Caller, *, least: float, wait: float) -> DuplicatesAnswer:
     """Group the caller's own memories whose pieces have a cosine of at least `least`.
 
     Raises:
@@ -49,7 +49,7 @@ async def near_duplicates(service: Service, caller: Caller, *, least: float, wai
     return DuplicatesAnswer(groups=_groups(known), pairs_left_out=found.total - len(pairs))
 
 
-async def clusters(service: Service, caller: Caller, *, count: int, show: int, wait: float) -> ClustersAnswer:
+async def clusters(service: SearchServices, caller: Caller, *, count: int, show: int, wait: float) -> ClustersAnswer:
     """Part the caller's own memories by meaning, the largest part first.
 
     Raises:
@@ -73,7 +73,7 @@ def _own(principal: Principal) -> Selection:
     return Selection(every=[("scope", own)], mistrusted=bulk_selection.mistrusted(principal))
 
 
-async def _load(service: Service, principal: Principal, found: Found) -> dict[str, Record]:
+async def _load(service: SearchServices, principal: Principal, found: Found) -> dict[str, Record]:
     """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
     keys, integrity = Keys(principal.namespace), service.backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]

@@ -22,10 +22,9 @@ from memory_core.store.connection import Client
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.index.lookup import run_search
+from memory_server.search.services import SearchServices
 from memory_server.security.decrypted_vectors import Which
 from memory_server.security.vault import Opened
-from memory_server.service import Service
 
 _PAGE = 10_000
 _SLICE = 1000
@@ -46,7 +45,7 @@ class _Closed:
 
 
 async def nearest_here(
-    service: Service,
+    service: SearchServices,
     namespace: str,
     selected: build.Query,
     vector: Matrix,
@@ -68,7 +67,7 @@ async def nearest_here(
 
 
 async def _pieces(
-    service: Service, namespace: str, selected: build.Query, model: Model, timeout_ms: int
+    service: SearchServices, namespace: str, selected: build.Query, model: Model, timeout_ms: int
 ) -> list[Which]:
     """List the pieces of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
     keys = Keys(namespace)
@@ -79,7 +78,7 @@ async def _pieces(
         async def fetch(client: Client, offset: int = offset) -> tuple[list[tuple[Ref, str, str]], int]:
             return await queries.with_content(client, keys, selected, offset=offset, limit=_PAGE, timeout_ms=timeout_ms)
 
-        page, total = await run_search(service, namespace, fetch)
+        page, total = await service.namespaces.search(namespace, fetch)
         found |= {Which(namespace, owner, *ref, content, model.name): None for ref, owner, content in page}
         offset += _PAGE
         if offset >= total > _PAGE and not again:
@@ -87,7 +86,7 @@ async def _pieces(
     return list(found)
 
 
-async def _vectors(service: Service, pieces: Sequence[Which], model: Model, opened: Opened) -> Matrix:
+async def _vectors(service: SearchServices, pieces: Sequence[Which], model: Model, opened: Opened) -> Matrix:
     """Give the vectors of some pieces, shape (pieces, dimension), NaN for those that cannot be had."""
     rows = np.full((len(pieces), model.dimension), np.nan, dtype=np.float32)
     missing = [row for row, which in enumerate(pieces) if not service.vault.vectors.copy(which, rows[row])]
@@ -100,7 +99,7 @@ async def _vectors(service: Service, pieces: Sequence[Which], model: Model, open
 
 
 async def _fetch(
-    service: Service, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
+    service: SearchServices, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
 ) -> list[_Closed]:
     """Read vectors as they lie in Redis: clear ones into their rows, the others to be opened."""
     keys = Keys(wanted[0][1].namespace)

@@ -15,16 +15,17 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
 from memory_core.store import redis_time
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
+from memory_server.contract.selection import Selection
+from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_limit, check_text
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.filters import Selection, to_filters
+from memory_server.index.filters import to_filters
 from memory_server.index.integrity_report import tells_of_flaws
-from memory_server.index.lookup import load_readable, partial_reason
 from memory_server.index.queries import Worded
 from memory_server.search import ranking
 from memory_server.search.analysis import query_terms
@@ -32,7 +33,8 @@ from memory_server.search.bulk_neighbours import exactly_near, near_together
 from memory_server.search.candidates import DEPTH, Found, Search
 from memory_server.search.query_hints import understand
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
+from memory_server.security.open_records import load_readable
 
 T = TypeVar("T")
 _RERANK_DEPTH = 400
@@ -68,7 +70,7 @@ class SearchRequest:
 
 @reads
 @tells_of_flaws
-async def semantic_search(service: Service, caller: Caller, request: SearchRequest) -> SearchAnswer:
+async def semantic_search(service: SearchServices, caller: Caller, request: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
     Without a sidecar a hybrid search answers from words alone and says so.
@@ -84,11 +86,11 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     check_limit(request.limit, service.settings)
     query = check_text(request.query, "query", service.settings.limits.query_bytes)
     principal = await resolve(service.backend, caller)
-    filters = await to_filters(service, principal, request.selection)
-    if not await service.backend.knows(caller.namespace):
+    filters = await to_filters(service.backend, principal, request.selection)
+    if not await service.namespaces.knows(caller.namespace):
         return SearchAnswer(hits=[])
-    prepared = await service.backend.namespace(caller.namespace)
-    model = await service.backend.model(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
+    model = await service.models.current(caller.namespace)
     selected = build.readable(principal, filters, now())
 
     deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
@@ -108,7 +110,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
     service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
     waiting = found.candidates.words.waiting if request.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
-    progress = await service.backend.covered(prepared)
+    progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
@@ -126,7 +128,7 @@ async def semantic_search(service: Service, caller: Caller, request: SearchReque
 @reads
 @tells_of_flaws
 async def find_similar(
-    service: Service,
+    service: SearchServices,
     caller: Caller,
     memory_id: str,
     *,
@@ -142,15 +144,15 @@ async def find_similar(
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, caller)
-    model = await service.backend.model(caller.namespace)
+    model = await service.models.current(caller.namespace)
     record = await load_readable(service, principal, memory_id, model=model)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
-    filters = await to_filters(service, principal, selection)
+    filters = await to_filters(service.backend, principal, selection)
     vector = queries.vector_of(record)
     search = Search(
         service,
@@ -173,7 +175,7 @@ async def find_similar(
     hits, _ = _cut(others, request)
     service.touch(caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
-    progress = await service.backend.covered(prepared)
+    progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
@@ -184,7 +186,7 @@ async def find_similar(
 
 
 async def nearest(
-    service: Service, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
+    service: SearchServices, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
 ) -> list[Scored]:
     """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
     selected = build.readable(principal, build.Filters(), redis_time.now())
@@ -196,22 +198,22 @@ async def nearest(
 
 
 async def best_of(
-    service: Service, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
+    service: SearchServices, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
 ) -> tuple[list[Scored], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     request = SearchRequest(query=text, limit=limit)
-    timeout, model = service.settings.search_timeout_ms, await service.backend.model(principal.namespace)
-    prepared = await service.backend.namespace(principal.namespace)
+    timeout, model = service.settings.search_timeout_ms, await service.models.current(principal.namespace)
+    prepared = await service.namespaces.get(principal.namespace)
     search, failure = await _understood(service, caller, principal, selected, text, request, model, timeout)
     found = await search.run(limit)
     hits, _ = _cut(_rank(found, search.wanted, request), request)
     waiting, warnings = found.candidates.words.waiting, found.candidates.warnings
-    progress = await service.backend.covered(prepared)
+    progress = await service.namespaces.covered(prepared)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
 
 
 async def _understood(
-    service: Service,
+    service: SearchServices,
     caller: Caller,
     principal: Principal,
     selected: build.Query,
@@ -255,7 +257,9 @@ async def _understood(
     return replace(search, wanted=wanted, ahead=words, by_cosine=by_cosine, deadline_ms=left()), failure
 
 
-async def _read(service: Service, principal: Principal, query: str, request: SearchRequest) -> tuple[Wanted, str]:
+async def _read(
+    service: SearchServices, principal: Principal, query: str, request: SearchRequest
+) -> tuple[Wanted, str]:
     """Tell what a query asks for, and what of it to embed. By one side alone it is taken as it stands."""
     if request.mode is not Mode.HYBRID:
         return Wanted([] if request.mode is Mode.VECTOR else query_terms(query), weights=PLAIN), query
@@ -265,7 +269,13 @@ async def _read(service: Service, principal: Principal, query: str, request: Sea
 
 
 async def _query_vector(
-    service: Service, caller: Caller, query: str, mode: Mode, model: Model, deadline_ms: int, asked: asyncio.Event
+    service: SearchServices,
+    caller: Caller,
+    query: str,
+    mode: Mode,
+    model: Model,
+    deadline_ms: int,
+    asked: asyncio.Event,
 ) -> tuple[Matrix | None, str | None]:
     """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
     if mode is Mode.KEYWORD:

@@ -26,8 +26,7 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.lookup import run_search
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 _SLICE = 50
 _MARK = "c1."
@@ -180,7 +179,7 @@ class View:
 
 
 async def walk(
-    service: Service, view: View, start: Place, stop: Place, *, newest_first: bool = False
+    service: SearchServices, view: View, start: Place, stop: Place, *, newest_first: bool = False
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Give what stands after `start` and up to `stop`, in order, a slice at a time.
 
@@ -195,7 +194,7 @@ async def walk(
 
 
 async def _walk_span(
-    service: Service, view: View, span: _Span, newest_first: bool
+    service: SearchServices, view: View, span: _Span, newest_first: bool
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
@@ -220,7 +219,7 @@ async def _walk_span(
 
 
 async def _slice(
-    service: Service, view: View, selected: build.Query, newest_first: bool, offset: int
+    service: SearchServices, view: View, selected: build.Query, newest_first: bool, offset: int
 ) -> tuple[int, list[Record]]:
     """Load the next few that a query selects; give how many it named and what is still there to be read."""
     keys = Keys(view.principal.namespace)
@@ -232,7 +231,7 @@ async def _slice(
         )
         return len(refs), await loader.load_readable(client, keys, refs, view.principal, service.backend.integrity)
 
-    found, records = await run_search(service, view.principal.namespace, fetch)
+    found, records = await service.namespaces.search(view.principal.namespace, fetch)
     opened = await service.vault.open_all(keys.namespace, records)
     view.warnings.extend(opened.warnings)
     return found, opened.records

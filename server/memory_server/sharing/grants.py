@@ -16,9 +16,9 @@ from memory_core.records.memory import MemoryType
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
+from memory_server.contract.validation import check_id, check_tags, check_text
 from memory_server.engine.principals import Caller
-from memory_server.engine.validation import check_id, check_tags, check_text
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 
 Permission = Literal["read", "write"]
 MOST_IDS = 100
@@ -58,7 +58,7 @@ class _Selector:
         return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
 
 
-async def share_context(service: Service, caller: Caller, share: Share) -> ShareAnswer:
+async def share_context(service: SearchServices, caller: Caller, share: Share) -> ShareAnswer:
     """Let an agent see what a selector covers, now and later, private memories included.
 
     Sharing the same with the same agent again renews the grant.
@@ -69,7 +69,7 @@ async def share_context(service: Service, caller: Caller, share: Share) -> Share
         Conflict: the target holds as many grants, or waits for as many offers, as it may.
     """
     selector = _check(service, caller, share)
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
     keys = prepared.keys
     answer = await service.backend.write(
         "rm1_share",
@@ -101,7 +101,7 @@ async def share_context(service: Service, caller: Caller, share: Share) -> Share
     )
 
 
-async def revoke_shared(service: Service, caller: Caller, grant_id: str) -> RevokeAnswer:
+async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) -> RevokeAnswer:
     """End a grant or an offer at once, with all that was passed on under it.
 
     It returns when no read that began before it, in this process, can still answer.
@@ -133,13 +133,13 @@ async def revoke_shared(service: Service, caller: Caller, grant_id: str) -> Revo
     )
 
 
-async def remove_expired(service: Service, namespace: str, most: int) -> None:
+async def remove_expired(service: SearchServices, namespace: str, most: int) -> None:
     """Remove grants and offers that have expired; they count for nothing already."""
     keys = Keys(namespace)
     await service.backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(service: Service, caller: Caller, share: Share) -> _Selector:
+def _check(service: SearchServices, caller: Caller, share: Share) -> _Selector:
     check_name(share.target, "target_agent")
     if share.target == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
@@ -157,7 +157,7 @@ def _check(service: Service, caller: Caller, share: Share) -> _Selector:
     return _selector(service, share)
 
 
-def _selector(service: Service, share: Share) -> _Selector:
+def _selector(service: SearchServices, share: Share) -> _Selector:
     given = (share.memory_ids, share.context, share.tags, share.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
         raise InvalidArgument("say what to share by exactly one selector, not empty", hint=f"give {_SELECTORS}")

@@ -18,16 +18,16 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_iso
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
+from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
-from memory_server.engine.validation import check_text
 from memory_server.index import query as build
 from memory_server.index.integrity_report import tells_of_flaws
-from memory_server.index.lookup import partial_reason
 from memory_server.search.search import best_of
-from memory_server.service import Service
+from memory_server.search.services import SearchServices
 from memory_server.sharing.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
 
 _CHARS_PER_TOKEN = 4
@@ -77,7 +77,7 @@ class _Budget:
 
 @reads
 @tells_of_flaws
-async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
+async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
     With `since`, what changed or came to be seen after it, oldest first; else newest first, or best first with a
@@ -92,12 +92,12 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     query = wanted.query and check_text(wanted.query, "query", service.settings.limits.query_bytes)
     label = digest(json.dumps([wanted.grantor, context]))[:8]
     cursor = None if wanted.since is None else read_cursor(wanted.since, label)
-    if not await service.backend.knows(caller.namespace):
+    if not await service.namespaces.knows(caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
     end = await _now(service, prepared.keys)
     principal = await resolve(service.backend, caller)
-    model = await service.backend.model(caller.namespace)
+    model = await service.models.current(caller.namespace)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
     view = View(principal, given, build.Filters(context=context), end)
     budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
@@ -105,7 +105,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
         after, reason = None, await _best(service, caller, view, query, budget)
     else:
         after, reason = await _next(service, view, cursor, budget, label), None
-    index_reason = partial_reason(await service.backend.covered(prepared))
+    index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
     shown = await _grants(service, principal, wanted.grantor)
@@ -129,7 +129,7 @@ async def get_shared_context(service: Service, caller: Caller, wanted: Wanted) -
     )
 
 
-async def _now(service: Service, keys: Keys) -> float:
+async def _now(service: SearchServices, keys: Keys) -> float:
     """Give a moment of the namespace's clock after all that was written, and before all that will be.
 
     It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
@@ -145,7 +145,7 @@ async def _now(service: Service, keys: Keys) -> float:
     return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
-async def _best(service: Service, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
+async def _best(service: SearchServices, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
     """Gather what matches best; give what the search lacked."""
     selected = build.shared(view.principal, tuple(view.since), view.filters, redis_time.now())
     hits, reason = await best_of(service, caller, view.principal, selected, query, _MOST_MEMORIES)
@@ -156,7 +156,7 @@ async def _best(service: Service, caller: Caller, view: View, query: str, budget
     return reason
 
 
-async def _next(service: Service, view: View, cursor: Cursor | None, budget: _Budget, label: str) -> Cursor:
+async def _next(service: SearchServices, view: View, cursor: Cursor | None, budget: _Budget, label: str) -> Cursor:
     """Gather what comes next; give where that leaves the caller."""
     if cursor is None:
         first = view.end
@@ -177,7 +177,7 @@ async def _next(service: Service, view: View, cursor: Cursor | None, budget: _Bu
 
 
 async def _untold(
-    service: Service, view: View, start: Place, told: Told | None
+    service: SearchServices, view: View, start: Place, told: Told | None
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Walk on from a place, leaving out what was told already."""
     if told:
@@ -212,7 +212,7 @@ class _Listed:
     note: str | None = None
 
 
-async def _grants(service: Service, principal: Principal, other: str | None) -> _Listed:
+async def _grants(service: SearchServices, principal: Principal, other: str | None) -> _Listed:
     """Load the grants in force and the offers waiting that the principal is a side of, newest first."""
     keys = Keys(principal.namespace)
 

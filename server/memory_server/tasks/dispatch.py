@@ -11,22 +11,22 @@ from memory_core.records.task import Kind, Task, load_tasks, load_vectors
 from memory_core.records.vectors import from_bytes
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
-from memory_server.service import Service
 from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
+from memory_server.tasks.services import TaskServices
 
 _AT_ONCE = 32
 _LEAST_SECONDS = 0.01
 _SECONDS_PER_AGENT = 0.0005
 
 
-def dispatch_soon(service: Service, namespace: str) -> None:
+def dispatch_soon(service: TaskServices, namespace: str) -> None:
     """Dispatch in a moment, once for all requests until then; the more agents there are to look at, the later."""
     _, agents = service.rosters.get(namespace, (0.0, ()))
     seconds = _LEAST_SECONDS + _SECONDS_PER_AGENT * len(agents)
     service.soon(("dispatch", namespace), lambda: dispatch(service, namespace), seconds)
 
 
-async def dispatch(service: Service, namespace: str) -> int:
+async def dispatch(service: TaskServices, namespace: str) -> int:
     """Assign the first queued tasks, as many as there is room for; give how many were assigned."""
     keys, now = Keys(namespace), redis_time.now()
     kinds = await service.backend.read(lambda client: client.hgetall(keys.kinds))
@@ -38,7 +38,7 @@ async def dispatch(service: Service, namespace: str) -> int:
     if not open_kinds:
         return 0
     tasks = await service.backend.read(lambda client: _first(client, keys, list(open_kinds)))
-    model = await service.backend.model(namespace)
+    model = await service.models.current(namespace)
     demands = await service.backend.read(lambda client: _demands(client, keys, tasks, model))
     items = [
         {"id": task.id, "candidates": _names(open_kinds[task.kind.id], demand)}
@@ -53,7 +53,7 @@ async def dispatch(service: Service, namespace: str) -> int:
     return len(answer["assigned"])
 
 
-async def sweep_tasks(service: Service, namespace: str) -> None:
+async def sweep_tasks(service: TaskServices, namespace: str) -> None:
     """End what the clock has ended, tell dependents, and give queued tasks to whoever has room."""
     keys, more = Keys(namespace), True
     while more:

@@ -18,9 +18,9 @@ from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract import validation
 from memory_server.contract.memories import Hit
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
-from memory_server.engine import validation
 from memory_server.engine.backend import after_write
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller
@@ -29,9 +29,9 @@ from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.store import NewMemory, store_memory
 from memory_server.search.search import SearchRequest, semantic_search
-from memory_server.service import Service
 from memory_server.tasks.dispatch import dispatch_soon, sweep_tasks
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, load_history, no_task
+from memory_server.tasks.services import TaskServices
 
 _LOOK_AGAIN_SECONDS = 5.0
 """A waiting claim is woken by events; this is for those that are lost."""
@@ -49,13 +49,13 @@ class Claim:
     with_memories: int = 5
 
 
-async def get_pending_tasks(service: Service, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def get_pending_tasks(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
     """Lease the best tasks for the caller, or only show what it was assigned.
 
     Raises:
         NotFound: the caller is not registered.
     """
-    await service.backend.namespace(caller.namespace)
+    await service.namespaces.get(caller.namespace)
     if not wanted.claim:
         return await _show(service, caller, wanted)
     answer = await _claim(service, caller, wanted.limit)
@@ -66,7 +66,7 @@ async def get_pending_tasks(service: Service, caller: Caller, wanted: Claim) -> 
 
 
 async def complete_task(
-    service: Service,
+    service: TaskServices,
     caller: Caller,
     task_id: str,
     lease_token: str,
@@ -109,7 +109,14 @@ async def complete_task(
 
 
 async def fail_task(
-    service: Service, caller: Caller, task_id: str, lease_token: str, *, error: str, retry: bool, handoff: str | None
+    service: TaskServices,
+    caller: Caller,
+    task_id: str,
+    lease_token: str,
+    *,
+    error: str,
+    retry: bool,
+    handoff: str | None,
 ) -> TaskStateAnswer:
     """Give an attempt up: the task is tried again after a pause, or dies.
 
@@ -139,13 +146,13 @@ async def fail_task(
     return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
 
 
-def _retry_on_time(service: Service, namespace: str, task_id: str, due: float) -> None:
+def _retry_on_time(service: TaskServices, namespace: str, task_id: str, due: float) -> None:
     """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
     wait = max(due - redis_time.now(), 0.0) + _CLOCKS_DIFFER_SECONDS
     service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 
-async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]:
+async def _claim(service: TaskServices, caller: Caller, limit: int) -> dict[str, Any]:
     keys = Keys(caller.namespace)
     answer = await service.backend.write(
         "rm1_task_claim",
@@ -163,7 +170,7 @@ async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]
     return answer
 
 
-async def _wait_and_claim(service: Service, caller: Caller, wanted: Claim) -> dict[str, Any]:
+async def _wait_and_claim(service: TaskServices, caller: Caller, wanted: Claim) -> dict[str, Any]:
     """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
     until = time.monotonic() + wanted.wait_seconds
     waiter = Waiter(caller.agent, frozenset({TASK}))
@@ -183,7 +190,7 @@ def not_registered(caller: Caller) -> NotFound:
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
-async def _show(service: Service, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def _show(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
@@ -195,7 +202,7 @@ async def _show(service: Service, caller: Caller, wanted: Claim) -> PendingAnswe
 
 
 @reads
-async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
+async def _describe(service: TaskServices, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
     """Add to each lease the task, its earlier failures and the memories that bear on it."""
     keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
@@ -227,7 +234,7 @@ async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dic
 
 
 async def _help(
-    service: Service, caller: Caller, task: Task, memories: int
+    service: TaskServices, caller: Caller, task: Task, memories: int
 ) -> tuple[list[TaskEvent], list[Hit], str | None]:
     """Fetch what may help with a task; what cannot be had is said and never costs the lease."""
     history = await load_history(service, caller.namespace, task.id)
@@ -246,7 +253,7 @@ def _claimed(task: Task) -> ClaimedTask:
 
 
 async def _end_attempt(
-    service: Service,
+    service: TaskServices,
     caller: Caller,
     function: str,
     task_id: str,
@@ -285,7 +292,7 @@ def _duration(metrics: dict[str, Any] | None) -> int | None:
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
 
 
-async def _keep(service: Service, caller: Caller, task_id: str, result: Any) -> str:
+async def _keep(service: TaskServices, caller: Caller, task_id: str, result: Any) -> str:
     text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
     new = NewMemory(
         content=text,

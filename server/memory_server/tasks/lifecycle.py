@@ -13,18 +13,18 @@ from memory_core.records.names import check_label
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.store.connection import Client
+from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
-from memory_server.engine import validation
 from memory_server.engine.principals import Caller
-from memory_server.service import Service
 from memory_server.tasks.dispatch import dispatch_soon
+from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384
 _MOST_CAPABILITIES = 64
 _LOOK = 1000
 
 
-async def get_task(service: Service, caller: Caller, task_id: str) -> TaskAnswer:
+async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
     """Show one task with its history.
 
     Raises:
@@ -36,7 +36,7 @@ async def get_task(service: Service, caller: Caller, task_id: str) -> TaskAnswer
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
 
 
-async def cancel_task(service: Service, caller: Caller, task_id: str, reason: str) -> TaskStateAnswer:
+async def cancel_task(service: TaskServices, caller: Caller, task_id: str, reason: str) -> TaskStateAnswer:
     """End an open task of the caller's own; whoever works on it is told, and its token is refused from now on.
 
     Raises:
@@ -49,7 +49,7 @@ async def cancel_task(service: Service, caller: Caller, task_id: str, reason: st
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 
-async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskStateAnswer:
+async def requeue_task(service: TaskServices, caller: Caller, task_id: str) -> TaskStateAnswer:
     """Take a task of the caller's own from the dead letters and try it again, as if for the first time.
 
     Raises:
@@ -63,7 +63,7 @@ async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskSt
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 
-async def list_tasks(service: Service, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
+async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
     """List the newest tasks that the caller submitted, in some states or in any."""
     keys = Keys(caller.namespace)
 
@@ -75,7 +75,7 @@ async def list_tasks(service: Service, caller: Caller, states: Sequence[TaskStat
     return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
 
 
-async def find_task(service: Service, caller: Caller, task_id: str) -> Task:
+async def find_task(service: TaskServices, caller: Caller, task_id: str) -> Task:
     """Load a task that the caller may see.
 
     Raises:
@@ -87,7 +87,7 @@ async def find_task(service: Service, caller: Caller, task_id: str) -> Task:
     return found[0]
 
 
-async def visible_tasks(service: Service, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
+async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
     """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
     keys = Keys(caller.namespace)
 
@@ -106,7 +106,7 @@ def no_task(task_id: str) -> NotFound:
     return NotFound(f"no task {echo(task_id)} that you may see", hint="use a task_id that a tool gave you")
 
 
-async def load_history(service: Service, namespace: str, task_id: str) -> list[TaskEvent]:
+async def load_history(service: TaskServices, namespace: str, task_id: str) -> list[TaskEvent]:
     """Load what happened to a task, oldest first."""
     rows = await service.backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
     return [_event(unpack(row)) for row in rows]
@@ -128,7 +128,7 @@ def capabilities(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 async def _act(
-    service: Service, caller: Caller, function: str, task_id: str, op: str, request: dict[str, Any]
+    service: TaskServices, caller: Caller, function: str, task_id: str, op: str, request: dict[str, Any]
 ) -> dict[str, Any]:
     keys = Keys(caller.namespace)
     answer = await service.backend.write(

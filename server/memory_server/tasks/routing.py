@@ -10,7 +10,7 @@ from memory_core.records.agent import Agent, AgentStatus, load_agents
 from memory_core.records.keys import Keys
 from memory_core.records.task import Kind, TaskPriority
 from memory_core.records.vectors import Matrix
-from memory_server.service import Service
+from memory_server.tasks.services import TaskServices
 
 ROSTER_SECONDS = 0.25
 """How long the agents of a namespace are remembered for routing; the Functions check capacity again."""
@@ -59,18 +59,18 @@ class Demand:
     avoid: tuple[str, ...] = ()
 
 
-async def roster(service: Service, namespace: str) -> list[Agent]:
+async def roster(service: TaskServices, namespace: str) -> list[Agent]:
     """Give the agents of a namespace with their vectors, as they were a moment ago."""
     known = service.rosters.get(namespace)
     if known and known[0] > time.monotonic():
         return known[1]
-    keys, model = Keys(namespace), await service.backend.model(namespace)
+    keys, model = Keys(namespace), await service.models.current(namespace)
     agents = await service.backend.read(lambda client: load_agents(client, keys, model=model))
     service.rosters[namespace] = (time.monotonic() + ROSTER_SECONDS, agents)
     return agents
 
 
-def note_assigned(service: Service, namespace: str, name: str | None) -> None:
+def note_assigned(service: TaskServices, namespace: str, name: str | None) -> None:
     """Count a task just assigned among what an agent has in hand, until the roster is read again."""
     _, agents = service.rosters.get(namespace, (0.0, []))
     for position, agent in enumerate(agents):

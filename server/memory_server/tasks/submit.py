@@ -18,14 +18,13 @@ from memory_core.records.task import Kind, Task, TaskPriority, TaskState, load_v
 from memory_core.records.times import parse_time, to_redis
 from memory_core.records.vectors import Matrix, from_bytes, to_bytes
 from memory_core.store import redis_time
+from memory_server.contract import validation
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine import validation
 from memory_server.engine.principals import Caller
 from memory_server.index import queries
-from memory_server.index.lookup import run_search
-from memory_server.service import Service
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
 from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
+from memory_server.tasks.services import TaskServices
 
 EMBED_SECONDS = 0.5
 """How long a submission waits for the vector of its text; without one, meaning plays no part in routing."""
@@ -60,7 +59,7 @@ class NewTask:
     idempotency_key: str | None = None
 
 
-async def distribute_task(service: Service, caller: Caller, new: NewTask) -> DistributeAnswer:
+async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -> DistributeAnswer:
     """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
 
     Raises:
@@ -69,9 +68,9 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     """
     new = _checked(service, new)
     kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
-    await service.backend.namespace(caller.namespace)
+    await service.namespaces.get(caller.namespace)
     await _check_dependencies(service, caller, new.depends_on)
-    model = await service.backend.model(caller.namespace)
+    model = await service.models.current(caller.namespace)
     vector = await _embed(service, caller, new.description, model)
     agents = able(await roster(service, caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
@@ -90,7 +89,7 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
     )
 
 
-def _checked(service: Service, new: NewTask) -> NewTask:
+def _checked(service: TaskServices, new: NewTask) -> NewTask:
     limits = service.settings.tasks
     validation.check_text(new.description, "description", DESCRIPTION_BYTES)
     validation.check_json(new.payload, "payload", limits.payload_bytes)
@@ -107,14 +106,14 @@ def _checked(service: Service, new: NewTask) -> NewTask:
     )
 
 
-async def _check_dependencies(service: Service, caller: Caller, task_ids: Sequence[str]) -> None:
+async def _check_dependencies(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> None:
     known = {task.id for task in await visible_tasks(service, caller, task_ids)} if task_ids else set[str]()
     for task_id in task_ids:
         if task_id not in known:
             raise no_task(task_id)
 
 
-async def _embed(service: Service, caller: Caller, text: str, model: Model) -> Matrix | None:
+async def _embed(service: TaskServices, caller: Caller, text: str, model: Model) -> Matrix | None:
     try:
         return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
     except MemoryServiceError:
@@ -122,7 +121,7 @@ async def _embed(service: Service, caller: Caller, text: str, model: Model) -> M
 
 
 async def _submit(
-    service: Service,
+    service: TaskServices,
     caller: Caller,
     new: NewTask,
     kind: Kind,
@@ -161,7 +160,7 @@ async def _submit(
 
 
 def _fields(
-    service: Service, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+    service: TaskServices, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -238,7 +237,7 @@ def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None
     return Why(reason=f"no living agent{asked} is registered; it goes out when one is")
 
 
-async def _similar(service: Service, caller: Caller, vector: Matrix | None, model: Model) -> list[SimilarTask]:
+async def _similar(service: TaskServices, caller: Caller, vector: Matrix | None, model: Model) -> list[SimilarTask]:
     """Find open tasks that look the same; advice only, so its failure never fails a submission."""
     if vector is None:
         return []
@@ -259,7 +258,7 @@ async def _similar(service: Service, caller: Caller, vector: Matrix | None, mode
     ]
 
 
-async def _near(service: Service, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
+async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
     """Find the open tasks nearest to a vector that the caller may see, with their cosines, in no order.
 
     What the caller may not see lies among them: it looks further until that cannot have taken the place of one.
@@ -268,8 +267,7 @@ async def _near(service: Service, caller: Caller, vector: Matrix, model: Model) 
     timeout = service.settings.search_timeout_ms
     number = 2 * _SIMILAR
     while True:
-        ids = await run_search(
-            service,
+        ids = await service.namespaces.search(
             caller.namespace,
             partial(queries.near_tasks, keys=keys, vector=data, model=model, k=number, timeout_ms=timeout),
         )
@@ -288,7 +286,7 @@ async def _near(service: Service, caller: Caller, vector: Matrix, model: Model) 
         number *= 4
 
 
-async def _replayed(service: Service, caller: Caller, task_id: str) -> DistributeAnswer:
+async def _replayed(service: TaskServices, caller: Caller, task_id: str) -> DistributeAnswer:
     task = await find_task(service, caller, task_id)
     return DistributeAnswer(
         task_id=task.id,

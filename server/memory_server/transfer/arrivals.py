@@ -19,7 +19,7 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_redis
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.store import redis_time
-from memory_server.engine import validation
+from memory_server.contract import validation
 from memory_server.memories.forms import lifetime, scope_of
 from memory_server.service import Service
 from memory_server.transfer.exporter import cut_of, place_of

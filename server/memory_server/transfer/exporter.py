@@ -86,9 +86,9 @@ async def export(
         KeyMissing: there are sensitive memories, and no master key. InvalidArgument: the file cannot be written.
     """
     _check_free(file, force)
-    if not await service.backend.knows(namespace):
+    if not await service.namespaces.knows(namespace):
         raise InvalidArgument(f"nothing was ever stored in namespace {namespace}", hint="check --namespace")
-    part, model = part_of(file, namespace), await service.backend.model(namespace)
+    part, model = part_of(file, namespace), await service.models.current(namespace)
     exported = Exported(str(file))
     try:
         with files.Writer(part, packed=file.suffix == files.PACKED) as writer:

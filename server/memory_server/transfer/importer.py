@@ -85,7 +85,7 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
             hint="mend them, or leave them out by --skip-bad",
         )
     if not how.dry_run:
-        await service.backend.namespace(namespace)
+        await service.namespaces.get(namespace)
         await whence.begin()
     incoming = Incoming(service, namespace, whence.audit, whence.principal, model=whence.model, dry=how.dry_run)
     incoming.fates = report.memories
@@ -161,7 +161,7 @@ class _Foreign:
         caller = Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
         if how.wish.sensitive:
             await service.vault.check()
-        principal, model = await resolve(service.backend, caller), await service.backend.model(namespace)
+        principal, model = await resolve(service.backend, caller), await service.models.current(namespace)
         return cls(service, source, known, how.wish, caller, principal, model)
 
     async def begin(self) -> None:
@@ -191,7 +191,7 @@ class _Foreign:
 async def _own(service: Service, namespace: str, source: Source, how: How) -> _Own:
     if how.agent is not None:
         raise InvalidArgument("--agent goes with foreign formats", hint="our own files say whose each memory is")
-    return _Own(service, source, await service.backend.model(namespace))
+    return _Own(service, source, await service.models.current(namespace))
 
 
 def _items(service: Service, source: Source, model: Model) -> Iterator[Item]:

@@ -94,7 +94,7 @@ async def _rewrap(service: Service, namespace: str | None) -> int:
 
     await service.vault.check()
     number = 0
-    for name in [namespace] if namespace else await service.backend.namespaces():
+    for name in [namespace] if namespace else await service.namespaces.names():
         for owner in await owners_with_keys(service, name):
             number += await rewrap_one(service, name, owner)
     return number

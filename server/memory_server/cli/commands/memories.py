@@ -34,7 +34,7 @@ def search(
     data_dir: DataDir = None,
 ) -> None:
     """Search memories as an agent does, by the same search and with no more than that agent's permission."""
-    from memory_server.index.filters import Selection
+    from memory_server.contract.selection import Selection
     from memory_server.search import search as use_case
 
     settings = load_settings(config, data_dir, namespace)

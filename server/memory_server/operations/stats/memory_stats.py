@@ -14,6 +14,7 @@ from memory_core.records.times import parse_time
 from memory_core.settings.settings import DAY
 from memory_core.store import index, redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.namespaces import Prepared
@@ -21,7 +22,6 @@ from memory_server.engine.principals import Caller, owners_of, resolve
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.lookup import partial_reason, run_search
 from memory_server.index.query import Filters
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
@@ -40,7 +40,7 @@ async def memory_stats(
         InvalidArgument: `since` is not a time.
     """
     start = None if since is None else parse_time(since, "since")
-    prepared = await service.backend.namespace(caller.namespace)
+    prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, caller)
     owners = await owners_of(service.backend, principal, [agent_id]) if agent_id else ()
     base = Filters(owners=owners, include_archive=True)
@@ -48,10 +48,10 @@ async def memory_stats(
     async def fetch(client: Client) -> dict[str, Any]:
         return await _count(service, client, prepared, principal, base, start)
 
-    figures = await run_search(service, caller.namespace, fetch)
-    progress = await service.backend.covered(prepared)
+    figures = await service.namespaces.search(caller.namespace, fetch)
+    progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress)
-    model, measured = await service.backend.model(caller.namespace), None if caller.sees_server else caller
+    model, measured = await service.models.current(caller.namespace), None if caller.sees_server else caller
     return StatsAnswer(
         namespace=caller.namespace,
         agent=caller.agent,
@@ -81,7 +81,7 @@ async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
     living = await service.backend.read(sidecar.living)
     depth = None
     if caller.sees_server:
-        names, model = Keys(caller.namespace), await service.backend.model(caller.namespace)
+        names, model = Keys(caller.namespace), await service.models.current(caller.namespace)
         depth = int(await service.backend.read(lambda client: client.xlen(names.jobs(model.name))))
     keyless = [status for status in living if lacks_key(service.backend.transports, status)]
     reason = None if living else "no embedding sidecar is alive; searches use words only"
@@ -122,11 +122,11 @@ def _bulk(status: BulkStatus, *, busy: bool) -> str:
 
 async def is_ready(service: Service) -> str | None:
     """Say what stands in the way of a store and a search in the default namespace; None when nothing does."""
-    prepared = await service.backend.namespace(service.settings.namespace)
+    prepared = await service.namespaces.get(service.settings.namespace)
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
     await service.backend.write("rm1_touch", [], counts=[], at="0")
-    model = await service.backend.model(service.settings.namespace)
+    model = await service.models.current(service.settings.namespace)
     living = await service.backend.read(sidecar.living)
     if not any(status.state == "ready" and status.model == model.name for status in living):
         return "no embedding sidecar is ready"
@@ -138,7 +138,7 @@ async def _count(
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
     now, timeout = redis_time.now(), service.settings.search_timeout_ms
-    model = await service.backend.model(principal.namespace)
+    model = await service.models.current(principal.namespace)
     pieces = build.readable(principal, base, now)
     selection = build.memories(pieces)
     queries: dict[tuple[str, str], build.Query] = {

@@ -14,6 +14,7 @@ from memory_core.records.times import to_iso
 from memory_core.settings.settings import DAY
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.contract.stats import CacheFigures
 from memory_server.engine.inflight_reads import reads
@@ -21,7 +22,6 @@ from memory_server.engine.principals import Caller, resolve
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.lookup import partial_reason, run_search
 from memory_server.index.query import Filters, Query
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
@@ -57,7 +57,7 @@ class Census:
             namespace=caller.namespace,
             agent=caller.agent,
             whole=caller.admin,
-            model=(await service.backend.model(caller.namespace)).name,
+            model=(await service.models.current(caller.namespace)).name,
             cache=_cache(service.embeddings.cache.hits(caller)),
             search_latency_ms=service.search_latency.percentiles(measured),
             embedding_latency_ms=service.embedding_latency.percentiles(measured),
@@ -77,7 +77,7 @@ class Census:
             if time.monotonic() < until:
                 return at, figures
             at, began = redis_time.now(), time.monotonic()
-            if await service.backend.knows(caller.namespace):
+            if await service.namespaces.knows(caller.namespace):
                 selected = build.living(at) if principal is None else build.readable(principal, _ALL, at)
                 figures = await _count(service, caller, selected, at)
             now = time.monotonic()
@@ -90,8 +90,8 @@ _ALL = Filters(include_archive=True)
 
 @reads
 async def _count(service: Service, caller: Caller, pieces: Query, now: float) -> dict[str, Any]:
-    prepared, timeout = await service.backend.namespace(caller.namespace), service.settings.search_timeout_ms
-    model, selected = await service.backend.model(caller.namespace), build.memories(pieces)
+    prepared, timeout = await service.namespaces.get(caller.namespace), service.settings.search_timeout_ms
+    model, selected = await service.models.current(caller.namespace), build.memories(pieces)
     queries: dict[tuple[str, str], Query] = {
         ("", "total"): selected,
         ("", "pieces"): pieces,
@@ -112,8 +112,8 @@ async def _count(service: Service, caller: Caller, pieces: Query, now: float) ->
             await candidates.count_by_day(client, keys, recent, timeout),
         )
 
-    counts, by_agent, by_day = await run_search(service, caller.namespace, fetch)
-    progress = await service.backend.covered(prepared)
+    counts, by_agent, by_day = await service.namespaces.search(caller.namespace, fetch)
+    progress = await service.namespaces.covered(prepared)
     figures: dict[str, Any] = {
         "index_progress": progress,
         "by_type": {},
