@@ -31,12 +31,12 @@ _TOLD = "  tell_of_memory(events, 'stored'"
 BUGS = {
     # who may see and do what
     "the scope is not part of the query": Bug(
-        _SERVER + "search/query.py",
+        _SERVER + "index/query.py",
         [('scope = _tagged(query, "scope", principal.tokens)', 'scope = "*"')],
         ("tests/search/test_query_builder.py",),
     ),
     "no re-check on the loaded record": Bug(
-        _SERVER + "search/loading.py",
+        _SERVER + "index/loader.py",
         [("return found.is_live(now) and principal.may_see(found)", "return True")],
         (
             "tests/sharing/test_sharing_races.py::test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden",
@@ -44,24 +44,24 @@ BUGS = {
         ),
     ),
     "bound values are not escaped": Bug(
-        _SERVER + "search/query.py",
+        _SERVER + "index/query.py",
         [('value.replace("\\\\", "\\\\\\\\") if isinstance(value, str) else value', "value")],
         ("tests/search/test_query_builder.py",),
     ),
     "a word stands in the query text": Bug(
-        _SERVER + "search/query.py",
+        _SERVER + "index/query.py",
         [('@{TEXT_FIELDS}:({narrowed.bind(word)})"', '@{TEXT_FIELDS}:({word})"')],
         ("tests/search/test_query_builder.py",),
     ),
     "what is left of a deleted agent is shown": Bug(
-        _CORE + "grants.py",
+        _CORE + "records/grant.py",
         [("hidden=frozenset(owner_token(owner.decode()) for owner in tombstones)", "hidden=frozenset()")],
         (
             "tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper",
         ),
     ),
     "a grant never ends": Bug(
-        _CORE + "grants.py",
+        _CORE + "records/grant.py",
         [('if part["tokens"] and part["ends"] / _MICROSECONDS > now', 'if part["tokens"]')],
         (
             "tests/sharing/test_principals.py::test_a_grant_gives_nothing_from_its_end_on",
@@ -79,12 +79,12 @@ BUGS = {
         ),
     ),
     "a write acts as whom it names": Bug(
-        _SERVER + "usecases/principals.py",
+        _SERVER + "engine/principals.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
         ("tests/access/test_tokens.py::test_an_admin_may_write_for_others_and_nobody_else_may",),
     ),
     "quarantine hides nothing": Bug(
-        _CORE + "scope.py",
+        _CORE + "records/scope.py",
         [
             (
                 "return self.may_read(record.scope) and (since is None or record.updated_at < since)",
@@ -94,40 +94,40 @@ BUGS = {
         ("tests/security/test_quarantine.py::test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone",),
     ),
     "any secret opens a token": Bug(
-        _CORE + "tokens.py",
+        _CORE + "records/token.py",
         [("found is None or not right or", "found is None or")],
         ("tests/access/test_tokens.py::test_whatever_is_wrong_with_a_token_the_answer_is_the_same",),
     ),
     "a revoked token is good": Bug(
-        _CORE + "tokens.py",
+        _CORE + "records/token.py",
         [("or found[0].revoked or", "or")],
         ("tests/access/test_tokens.py::test_a_revoked_token_stops_at_once_in_the_middle_of_a_session",),
     ),
     "a token's scopes are not asked": Bug(
-        _CORE + "access.py",
+        _CORE + "records/access.py",
         [("if scope is not None and scope not in self.scopes and not self.admin:", "if False:")],
         ("tests/access/test_tokens.py::test_a_scope_opens_its_own_tools_and_admin_all",),
     ),
     "nobody calls too often": Bug(
-        _SERVER + "gate.py",
+        _SERVER + "access/gate.py",
         [("        self._rates.take(caller.namespace, caller.agent, calls)\n", "")],
         (
             "tests/access/test_tokens.py::test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served",
         ),
     ),
     "nobody keeps too much": Bug(
-        _SERVER + "quotas.py",
+        _SERVER + "memories/quotas.py",
         [("if limit and then > limit and then > now:", "if False:")],
         ("tests/memories/test_quotas.py::test_a_full_agent_is_told_the_limit_and_what_to_do",),
     ),
     "unknown arguments are taken": Bug(
-        _SERVER + "tools/arguments.py",
+        _SERVER + "contract/arguments.py",
         [('extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False', "frozen=True")],
         ("tests/mcp/test_tool_schemas.py",),
     ),
     # what is kept, and how
     "a sealed value is bound to no place": Bug(
-        _CORE + "sealing.py",
+        _CORE + "crypto/sealing.py",
         [
             ("encrypt(nonce, plain, head + self.bound)", "encrypt(nonce, plain, None)"),
             ("rest[_NONCE_BYTES:], head + self.bound)", "rest[_NONCE_BYTES:], None)"),
@@ -135,7 +135,7 @@ BUGS = {
         ("tests/security/test_sealing.py",),
     ),
     "codes of records are not compared": Bug(
-        _CORE + "integrity.py",
+        _CORE + "crypto/integrity.py",
         [('return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED', "return None")],
         ("tests/security/test_integrity.py",),
     ),
@@ -150,7 +150,7 @@ BUGS = {
         ("tests/isolation/test_isolation.py::test_no_vector_of_an_agent_poisons_anothers_searches",),
     ),
     "seals are not linked": Bug(
-        _SERVER + "auditing/seals.py",
+        _SERVER + "security/audit/seals.py",
         [("before = GENESIS if chain is None else bytes.fromhex(chain)", "before = GENESIS")],
         ("tests/security/test_audit_chain.py",),
     ),
@@ -170,7 +170,7 @@ BUGS = {
         ),
     ),
     "expired memories are found": Bug(
-        _SERVER + "search/query.py",
+        _SERVER + "index/query.py",
         [
             (
                 'return f"-{_expired(query, now)}"',
@@ -181,7 +181,7 @@ BUGS = {
     ),
     # what happens once
     "an expected revision is not compared": Bug(
-        _SERVER + "usecases/update.py",
+        _SERVER + "memories/update.py",
         [("if expected_rev is not None and old.rev != expected_rev:", "if False:")],
         ("tests/memories/test_memories.py::test_a_stale_revision_is_refused_and_changes_nothing",),
     ),
@@ -242,7 +242,7 @@ BUGS = {
     ),
     # what is said
     "an answer never says that it is partial": Bug(
-        _SERVER + "usecases/lookup.py",
+        _SERVER + "contract/answer.py",
         [
             (
                 "    reasons = list(dict.fromkeys(warnings))\n",
@@ -252,7 +252,7 @@ BUGS = {
         ("tests/search/test_search.py::test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial",),
     ),
     "a search that was cut short is an answer": Bug(
-        _SERVER + "search/candidates.py",
+        _SERVER + "index/queries.py",
         [
             (
                 "    if warnings := [text for answer in answers for text in _warnings(answer)]:\n",
