@@ -49,7 +49,7 @@ class Embeddings:
         self._models = models
         self.replies = Replies(backend)
         self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
-        self._answered: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
+        self._answering: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
         self._asking: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -157,7 +157,7 @@ class Embeddings:
         reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        self._answered[model.name] = True
+        self._answering[model.name] = True
         return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
 
     async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
@@ -177,7 +177,7 @@ class Embeddings:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
 
     async def _check_alive(self, model: Model) -> None:
-        if model.name in self._answered:
+        if model.name in self._answering:
             return
         living = await self._backend.read(sidecar.living)
         if any(one.model == model.name for one in living) or self._backend.starts_sidecar():
