@@ -294,7 +294,7 @@ async def test_a_server_that_logs_everything_logs_no_secret(guarded: Guarded, tm
 @pytest.mark.parametrize(("level", "told"), [("INFO", True), ("WARNING", False)])
 def test_the_log_level_says_what_is_logged(level: str, told: bool) -> None:
     code = (
-        "import logging\nfrom memory_server.cli import main\n"
+        "import logging\nfrom memory_server.cli import root\n"
         "async def serve(*_): logging.getLogger('memory_server').info('told')\n"
         "root._serve = serve\nroot.app(['serve'])"
     )
