@@ -4,70 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, MutableMapping
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from cachetools import LRUCache
-
-from memory_core import redis_time
-from memory_core.agents import Agent
-from memory_core.connection import store_errors
+from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
-from memory_core.histogram import Histogram
-from memory_core.keys import Keys, bell, lane_of
-from memory_core.settings import Settings
-from memory_core.times import to_redis
-from memory_server.auditing.auditor import Auditor
-from memory_server.auditing.recorder import Recorder
-from memory_server.backend import Backend
-from memory_server.bulk import Bulk
-from memory_server.caching import Asker
-from memory_server.cancelling import cancel
-from memory_server.embeddings import Embeddings
+from memory_core.records.agent import Agent
+from memory_core.records.keys import Keys, bell, lane_of
+from memory_core.records.times import to_redis
+from memory_core.settings.settings import Settings
+from memory_core.store import redis_time
+from memory_core.store.connection import store_errors
+from memory_server.engine.backend import Backend
+from memory_server.engine.bulk_client import Bulk
+from memory_server.engine.counters import Figures
+from memory_server.engine.durability import Syncing
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.known_models import KnownModels
+from memory_server.engine.latency import Latency
+from memory_server.engine.namespaces import Namespaces
 from memory_server.events.hub import Hub
-from memory_server.events.seen import Seen
-from memory_server.metrics.figures import Figures
-from memory_server.quotas import Quotas
-from memory_server.readers import Readers
-from memory_server.results.stats import Percentiles
-from memory_server.syncing import Syncing
-from memory_server.vault import Vault
+from memory_server.events.positions import Seen
+from memory_server.memories.quotas import Quotas
+from memory_server.security.audit.auditor import Auditor
+from memory_server.security.audit.recorder import Recorder
+from memory_server.security.vault import Vault
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0
 _SOON_SECONDS = 0.01
 _TOUCHES_PER_CALL = 100
-_REMEMBERED_AGENTS = 1000
-_SAMPLES_OF_ONE = 250
-
-
-class Latency:
-    """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
-
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-        self._samples: deque[float] = deque(maxlen=1000)
-        self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
-
-    def add(self, asker: Asker, milliseconds: float) -> None:
-        """Record one duration."""
-        self.histogram.add(milliseconds / 1000)
-        own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
-        for samples in (self._samples, own):
-            samples.append(milliseconds)
-
-    def percentiles(self, asker: Asker | None = None) -> Percentiles:
-        """Give the percentiles in milliseconds, of one agent's calls or of all; null before the first sample."""
-        samples = self._by_agent.get((asker.namespace, asker.agent), ()) if asker else self._samples
-        ordered = sorted(samples)
-        if not ordered:
-            return Percentiles()
-
-        def at(share: float) -> float:
-            return round(ordered[min(int(share * len(ordered)), len(ordered) - 1)], 2)
-
-        return Percentiles(count=len(ordered), p50=at(0.5), p95=at(0.95), p99=at(0.99))
 
 
 class Service:
@@ -77,14 +45,16 @@ class Service:
         self.settings = settings
         self.figures = figures or Figures()
         self.backend = Backend(settings)
+        self.models = KnownModels(self.backend.read, settings.vector_store)
+        self.namespaces = Namespaces(self.backend, self.models)
         self.auditor = Auditor(self.backend, recorder or Recorder())
-        self.embeddings = Embeddings(self.backend)
-        self.bulk = Bulk(self.backend, self.embeddings.replies)
+        self.embeddings = Embeddings(self.backend, self.models)
+        self.bulk = Bulk(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)
         self.syncing = Syncing(self.backend)
         self.readers = Readers()
         self.quotas = Quotas(settings.quotas)
-        self.events = Hub(self.backend)
+        self.events = Hub(self.backend, self.models)
         self.seen = Seen(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
@@ -97,7 +67,16 @@ class Service:
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
         async with AsyncExitStack() as parts:
-            for part in (self.backend, self.auditor, self.embeddings, self.vault, self.syncing, self.events, self.seen):
+            for part in (
+                self.backend,
+                self.namespaces,
+                self.auditor,
+                self.embeddings,
+                self.vault,
+                self.syncing,
+                self.events,
+                self.seen,
+            ):
                 await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_for_ever())
             try:

@@ -8,12 +8,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
-from memory_server.backend import Backend
-from memory_server.cancelling import cancel
+from memory_core.cancellation import cancel
+from memory_server.engine.backend import Backend
+from memory_server.engine.known_models import KnownModels
+from memory_server.events.audience import Room
 from memory_server.events.entries import Position
 from memory_server.events.listeners import Follower, Waiter
 from memory_server.events.reader import Reader
-from memory_server.events.room import Room
 
 _MOST_IDLE = 32
 
@@ -21,8 +22,9 @@ _MOST_IDLE = 32
 class Hub:
     """Offers every event to the listeners of its namespace, in order and once."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, models: KnownModels) -> None:
         self._backend = backend
+        self._models = models
         self._readers: dict[str, tuple[Reader, asyncio.Task[None]]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -53,7 +55,7 @@ class Hub:
         name = self._name(namespace)
         if name not in self._readers:
             self._end_idle()
-            reader = Reader(self._backend)
+            reader = Reader(self._backend, self._models)
             self._readers[name] = reader, asyncio.create_task(reader.run(), name="events")
         reader, _ = self._readers[name]
         if self._closed:

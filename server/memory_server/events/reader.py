@@ -13,16 +13,17 @@ from contextlib import contextmanager, suppress
 
 from redis.exceptions import RedisError
 
-from memory_core.connection import Client, connect
+from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import Keys
-from memory_core.streams import BadMessage, entries
-from memory_core.vectors import from_bytes
-from memory_server.backend import Backend
-from memory_server.cancelling import cancel
+from memory_core.records.keys import Keys
+from memory_core.records.vectors import from_bytes
+from memory_core.store.connection import Client, connect
+from memory_core.store.streams import BadMessage, entries
+from memory_server.engine.backend import Backend
+from memory_server.engine.known_models import KnownModels
+from memory_server.events.audience import Room
 from memory_server.events.entries import MEMORY, Entry, Position
 from memory_server.events.listeners import Follower, Waiter
-from memory_server.events.room import Room
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000
@@ -34,8 +35,9 @@ _INTERRUPT_SECONDS = 0.002
 class Reader:
     """Offers every event to the listeners of its namespace, in order and once."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, models: KnownModels) -> None:
         self._backend = backend
+        self._models = models
         self._rooms: dict[str, Room] = {}
         self._occupied = asyncio.Event()
         self._blocked_on: frozenset[str] | None = None
@@ -159,7 +161,7 @@ class Reader:
             return await pipe.execute()
 
         try:
-            model = await self._backend.model(namespace)
+            model = await self._models.current(namespace)
             vectors = await self._backend.read(fetch)
         except MemoryServiceError:
             return [None for _ in batch]

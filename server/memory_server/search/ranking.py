@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_core.records import Priority, Record
-from memory_core.vectors import Matrix, from_bytes
+from memory_core.records.memory import Priority, Record
+from memory_core.records.vectors import Matrix, from_bytes
+from memory_server.index.queries import WordStatistics
 from memory_server.search.analysis import count_stems, source_stems, stem
-from memory_server.search.moments import Moments, told_of
+from memory_server.search.time_hints import Moments, told_of
 
 BM25_K1 = 0.9
 BM25_B = 0.4
@@ -60,19 +61,6 @@ PLAIN = Weights(vector=0.0, source=0.0, time=0.0, around=(), question=0.0, brevi
 """Each memory by itself: BM25 alone, or for a query without words the cosine alone."""
 REACH = len(IN_CONTEXT.around)
 """How many places away a memory still counts for another."""
-
-
-@dataclass(frozen=True, slots=True)
-class WordStatistics:
-    """How many readable memories there are, and how many hold each query word."""
-
-    total: int
-    frequencies: dict[str, int]
-
-    def idf(self, word: str) -> float:
-        """Inverse document frequency by BM25's formula, never negative."""
-        frequency = min(self.frequencies.get(word, 0), self.total)
-        return math.log(1 + (self.total - frequency + 0.5) / (frequency + 0.5))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,16 @@
+"""What waiting for events needs of a server process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from memory_server.events.hub import Hub
+from memory_server.events.positions import Seen
+from memory_server.search.services import SearchServices
+
+
+class EventServices(SearchServices, Protocol):
+    """Searches, the event streams and each agent's position in them."""
+
+    events: Hub
+    seen: Seen

@@ -1,0 +1,20 @@
+"""What storing and changing memories needs of a server process."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from memory_server.engine.durability import Syncing
+from memory_server.memories.quotas import Quotas
+from memory_server.search.services import SearchServices
+
+
+class MemoryServices(SearchServices, Protocol):
+    """Searches, quotas, durability and the sidecars' wake-up."""
+
+    quotas: Quotas
+    syncing: Syncing
+
+    def ring(self, namespace: str) -> None:
+        """Wake the sidecars soon because a namespace has embed jobs."""
+        ...

@@ -1,0 +1,37 @@
+"""What searches need of a server process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from memory_core.settings.settings import Settings
+from memory_server.engine.backend import Backend
+from memory_server.engine.bulk_client import Bulk
+from memory_server.engine.counters import Figures
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.known_models import KnownModels
+from memory_server.engine.latency import Latency
+from memory_server.engine.namespaces import Namespaces
+from memory_server.security.vault import Vault
+
+
+class SearchServices(Protocol):
+    """Redis, models, vectors and figures, as searches use them."""
+
+    settings: Settings
+    backend: Backend
+    namespaces: Namespaces
+    models: KnownModels
+    embeddings: Embeddings
+    bulk: Bulk
+    vault: Vault
+    readers: Readers
+    figures: Figures
+    search_latency: Latency
+    embedding_latency: Latency
+
+    def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
+        """Count a read of each memory soon."""
+        ...

@@ -1,0 +1,59 @@
+"""Loads and opens single records that a principal may read."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from memory_core.errors import NotFound, echo
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.records.model import Model
+from memory_core.records.scope import Principal
+from memory_core.store.connection import Client
+from memory_server.contract.validation import check_id
+from memory_server.engine.backend import Backend
+from memory_server.index import integrity_report, loader
+from memory_server.index.loader import Ref
+from memory_server.security.vault import Vault
+
+
+class VaultServices(Protocol):
+    """What reading a record needs."""
+
+    @property
+    def backend(self) -> Backend: ...
+    @property
+    def vault(self) -> Vault: ...
+
+
+async def load_readable(
+    service: VaultServices,
+    principal: Principal,
+    memory_id: str,
+    *,
+    model: Model | None = None,
+    whole: bool = False,
+) -> Record:
+    """Load and open one record that the principal may read; see `loader.load`.
+
+    Raises:
+        NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
+        KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
+    """
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> list[Record]:
+        refs = [Ref(check_id(memory_id))]
+        return await loader.load_readable(
+            client, keys, refs, principal, service.backend.integrity, model=model, whole=whole
+        )
+
+    with integrity_report.noting() as noted:
+        records = await service.backend.read(fetch)
+    if memory_id in noted:
+        raise integrity_report.tampered(memory_id, noted[memory_id])
+    if not records:
+        raise NotFound(
+            f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"
+        )
+    return await service.vault.open(principal.namespace, records[0])

@@ -1,0 +1,20 @@
+"""What tasks and agents need of a server process."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Protocol
+
+from memory_core.records.agent import Agent
+from memory_server.events.services import EventServices
+from memory_server.memories.services import MemoryServices
+
+
+class TaskServices(MemoryServices, EventServices, Protocol):
+    """Memories, events and the agents of each namespace as last seen."""
+
+    rosters: dict[str, tuple[float, list[Agent]]]
+
+    def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = ...) -> None:
+        """Run an action in a moment, once for all requests with the same key."""
+        ...
