@@ -59,7 +59,7 @@ async def guarded(stack: Stack) -> AsyncGenerator[Server]:
     ],
 )
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "memory.example"])
-def test_listening_beyond_loopback_is_refused_while_anything_is_missing(
+def test_non_loopback_bind_is_refused_without_full_protection(
     host: str, settings: dict[str, Any], missing: str
 ) -> None:
     with pytest.raises(UnsafeStart, match=missing):
@@ -67,7 +67,7 @@ def test_listening_beyond_loopback_is_refused_while_anything_is_missing(
 
 
 @pytest.mark.parametrize("by_proxy", [True, False])
-def test_listening_beyond_loopback_is_fine_with_tokens_hosts_and_tls(by_proxy: bool, tmp_path: Path) -> None:
+def test_non_loopback_bind_is_allowed_with_tokens_hosts_and_tls(by_proxy: bool, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     safe: dict[str, Any] = {"behind_proxy": True} if by_proxy else {"tls_cert": cert, "tls_key": key}
     check_bind(Settings.load(host="0.0.0.0", auth={"mode": "tokens"}, allowed_hosts=["a.example"], **safe))
@@ -94,13 +94,13 @@ def test_listening_beyond_loopback_is_fine_with_tokens_hosts_and_tls(by_proxy: b
         ({"Origin": "null"}, 403),
     ],
 )
-async def test_only_requests_for_its_own_names_from_allowed_pages_are_served(
+async def test_only_allowed_hosts_and_origins_are_served(
     guarded: Server, namespace: str, headers: dict[str, str], status: int
 ) -> None:
     assert (await post(guarded, await issued(guarded, "alice", namespace), **headers)).status_code == status
 
 
-async def test_a_server_without_names_serves_loopback_alone(server: Server) -> None:
+async def test_server_without_allowed_hosts_serves_only_loopback(server: Server) -> None:
     assert (await post(server, None)).status_code == 200
     assert (await post(server, None, Host="memory.example")).status_code == 421
     assert (await post(server, None, Origin="https://app.example")).status_code == 403
@@ -109,7 +109,7 @@ async def test_a_server_without_names_serves_loopback_alone(server: Server) -> N
 # How much
 
 
-async def test_a_body_beyond_the_cap_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
+async def test_oversized_body_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace)
     large = tool_call("store_memory", content="x" * BODY_BYTES)
     assert (await post(guarded, token, large)).status_code == 413
@@ -117,7 +117,7 @@ async def test_a_body_beyond_the_cap_is_refused_and_the_next_call_served(guarded
     assert (await post(guarded, token)).status_code == 200
 
 
-async def test_a_body_without_a_length_is_capped_too(guarded: Server, namespace: str) -> None:
+async def test_body_without_content_length_is_also_capped(guarded: Server, namespace: str) -> None:
     async def pieces() -> AsyncGenerator[bytes]:
         for _ in range(BODY_BYTES // 100 + 2):
             yield b" " * 100
@@ -177,7 +177,7 @@ async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGe
         await process.wait()
 
 
-async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tmp_path: Path) -> None:
+async def test_server_with_certificate_and_key_serves_https(stack: Stack, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     async with (
         _serve(stack, "https", MEMORY_TLS_CERT=str(cert), MEMORY_TLS_KEY=str(key)) as port,
@@ -186,7 +186,7 @@ async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tm
         assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
 
 
-async def test_an_idle_connection_is_kept_for_longer_than_clients_keep_theirs(stack: Stack) -> None:
+async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> None:
     async with _serve(stack) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for pause in (CLIENTS_KEEP + 1, 0):
@@ -267,7 +267,7 @@ BAD_LINES: dict[str, tuple[bytes, int, Any]] = {
 }
 
 
-async def test_each_bad_line_on_stdio_is_answered_and_the_server_lives_on(pipe: Pipe) -> None:
+async def test_invalid_stdio_line_is_answered_and_the_server_survives(pipe: Pipe) -> None:
     for number, (case, (line, code, about)) in enumerate(BAD_LINES.items(), start=100):
         answer = await pipe.ask(line)
         assert (answer["id"], answer["error"]["code"]) == (about, code), case
@@ -276,13 +276,13 @@ async def test_each_bad_line_on_stdio_is_answered_and_the_server_lives_on(pipe: 
         assert (await pipe.ask(ping))["id"] == number, case
 
 
-async def test_a_line_as_long_as_is_allowed_is_served_and_empty_lines_are_no_matter(pipe: Pipe) -> None:
+async def test_line_at_the_limit_is_served_and_empty_lines_are_ignored(pipe: Pipe) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
     await pipe.say(b"\r\n  ")
     assert (await pipe.ask(ping.ljust(BODY_BYTES - 1)))["id"] == 1
 
 
-async def test_a_50_mb_line_takes_no_memory_to_speak_of(pipe: Pipe) -> None:
+async def test_50_mb_line_takes_little_memory(pipe: Pipe) -> None:
     await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by its answer everything is imported
     await pipe.ask(b"x" * (BODY_BYTES + 1))
     before = peak_of(pipe.process.pid)

@@ -105,20 +105,18 @@ async def test_agent_namespace_and_scopes_come_from_the_claims(guarded: Server, 
             await agent.call("memory_stats")
 
 
-async def test_a_token_without_namespace_is_for_the_servers_own(guarded: Server, issuer: Issuer) -> None:
+async def test_token_without_namespace_uses_the_servers_namespace(guarded: Server, issuer: Issuer) -> None:
     async with guarded.agent("alice", "oauth", token=issuer.token()) as agent:
         await agent.call("memory_stats")
 
 
-async def test_keys_of_other_kinds_scopes_as_a_list_and_several_audiences_are_fine(
-    guarded: Server, issuer: Issuer
-) -> None:
+async def test_other_key_types_scope_lists_and_audiences_are_accepted(guarded: Server, issuer: Issuer) -> None:
     by_ec = issuer.token(kid="ec", key=issuer.ec, algorithm="ES256")
     as_list = issuer.token(scope=None, scp=["read", "openid"], aud=["https://else.example", AUDIENCE])
     assert [(await post(guarded, token)).status_code for token in (by_ec, as_list)] == [200, 200]
 
 
-async def test_clients_are_told_where_tokens_come_from(guarded: Server) -> None:
+async def test_metadata_names_the_authorization_server(guarded: Server) -> None:
     refused = await post(guarded, None)
     assert "resource_metadata=" in refused.headers["www-authenticate"]
     async with httpx2.AsyncClient() as client:
@@ -126,7 +124,7 @@ async def test_clients_are_told_where_tokens_come_from(guarded: Server) -> None:
     assert (told["resource"], told["authorization_servers"]) == (AUDIENCE, [ISSUER])
 
 
-async def test_on_stdio_such_a_token_is_checked_too(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+async def test_oauth_token_is_checked_on_stdio(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(issuer.jwks())
     auth = json.dumps(settings_of(str(path)))
@@ -160,7 +158,7 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", BAD_CLAIMS)
-async def test_a_token_with_wrong_claims_is_refused(guarded: Server, issuer: Issuer, case: str) -> None:
+async def test_token_with_wrong_claims_is_refused(guarded: Server, issuer: Issuer, case: str) -> None:
     assert (await post(guarded, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
 
 
@@ -192,7 +190,7 @@ def forged(issuer: Issuer) -> dict[str, str]:
     }
 
 
-async def test_a_forged_token_is_refused_like_an_expired_one(guarded: Server, issuer: Issuer) -> None:
+async def test_forged_token_is_refused_like_an_expired_one(guarded: Server, issuer: Issuer) -> None:
     expired = await post(guarded, issuer.token(exp=1))
     for case, token in forged(issuer).items():
         answer = await post(guarded, token)
@@ -233,7 +231,7 @@ def published(issuer: Issuer) -> Generator[Published]:
     server.server_close()
 
 
-async def test_keys_are_fetched_by_the_first_token_and_kept_whatever_keys_tokens_name(
+async def test_keys_are_fetched_once_whatever_key_ids_tokens_name(
     stack: Stack, issuer: Issuer, published: Published
 ) -> None:
     async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
@@ -245,9 +243,7 @@ async def test_keys_are_fetched_by_the_first_token_and_kept_whatever_keys_tokens
         assert published.asked == 1
 
 
-async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
-    stack: Stack, issuer: Issuer, published: Published
-) -> None:
+async def test_without_issuer_keys_callers_must_retry_later(stack: Stack, issuer: Issuer, published: Published) -> None:
     published.body = ""
     async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
         answer = await post(server, issuer.token())
@@ -268,6 +264,6 @@ async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
         ({"issuer": "login"}, "must be a URL"),
     ],
 )
-def test_half_of_the_oauth_settings_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_incomplete_oauth_settings_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=said):
         Settings.load(auth=settings_of(str(tmp_path / "jwks.json")) | change)

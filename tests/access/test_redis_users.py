@@ -68,7 +68,7 @@ async def as_sidecar(guarded: RedisServer) -> AsyncGenerator[Client]:
         yield client
 
 
-async def test_all_of_the_product_works_and_nothing_is_refused(
+async def test_whole_product_runs_without_acl_denials(
     stack: Stack, server: Server, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     waited = await alice.store("The owl is grey.", wait=True, idempotency_key="owl")
@@ -106,18 +106,18 @@ async def test_all_of_the_product_works_and_nothing_is_refused(
 
 
 @pytest.mark.parametrize("user", USERS)
-async def test_what_endangers_redis_or_others_is_refused(guarded: RedisServer, user: str) -> None:
+async def test_dangerous_commands_are_refused(guarded: RedisServer, user: str) -> None:
     async with connect(guarded.url) as almighty:
         assert await allowed(almighty, "default", FOR_NOBODY) == list(FOR_NOBODY)
         assert await allowed(almighty, user, FOR_NOBODY) == []
 
 
-async def test_a_sidecar_may_touch_only_what_is_about_vectors(guarded: RedisServer) -> None:
+async def test_sidecar_user_has_only_vector_permissions(guarded: RedisServer) -> None:
     async with connect(guarded.url) as almighty:
         assert await allowed(almighty, SIDECAR, FOR_SERVER_ALONE) == []
 
 
-async def test_migrations_may_not_run_functions_that_the_server_loaded(guarded: RedisServer) -> None:
+async def test_migration_user_cannot_run_functions_loaded_by_the_server(guarded: RedisServer) -> None:
     async with connect(guarded.url) as almighty:
         assert await allowed(almighty, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
     async with connect(guarded.url_of(MIGRATE)) as client:
@@ -125,7 +125,7 @@ async def test_migrations_may_not_run_functions_that_the_server_loaded(guarded: 
         assert await load_library(client) is False
 
 
-async def test_a_function_has_the_rights_of_its_caller(guarded: RedisServer, as_sidecar: Client) -> None:
+async def test_function_runs_with_its_callers_permissions(guarded: RedisServer, as_sidecar: Client) -> None:
     code = (
         "#!lua name=sly\nredis.register_function('sly', "
         "function(keys, args) return redis.call('SET', 'rm:sweeper', 'x') end)"
@@ -137,14 +137,14 @@ async def test_a_function_has_the_rights_of_its_caller(guarded: RedisServer, as_
             await as_sidecar.execute_command("FCALL", "sly", 0)
 
 
-async def test_a_stolen_sidecar_can_read_and_spoil_memories_of_every_namespace(as_sidecar: Client) -> None:
+async def test_compromised_sidecar_can_read_and_damage_every_namespace(as_sidecar: Client) -> None:
     """What it needs to do its work cannot be told from misuse; docs/decisions/0011 says so."""
     memory = Keys("elsewhere").memory("x")
     await as_sidecar.hset(memory, "content", "spoilt")
     assert await as_sidecar.hget(memory, "content") == b"spoilt"
 
 
-async def test_the_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> None:
+async def test_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> None:
     """Why nothing else may live in this Redis; when this fails, the Query Engine has learned better: say so."""
     with pytest.raises(redis_errors.NoPermissionError):
         await as_server.hget("other:1", "text")
@@ -157,7 +157,7 @@ async def test_the_query_engine_reads_beyond_the_key_patterns(as_server: Client)
     await wait_until(found)
 
 
-async def test_the_start_up_checks_ask_for_nothing_that_is_refused(guarded: RedisServer) -> None:
+async def test_startup_checks_need_no_denied_command(guarded: RedisServer) -> None:
     async with connect(guarded.url) as almighty:
         for user in USERS:
             await almighty.acl_log_reset()
@@ -166,14 +166,14 @@ async def test_the_start_up_checks_ask_for_nothing_that_is_refused(guarded: Redi
             assert await denials(almighty) == set()
 
 
-async def test_the_file_as_it_is_shipped_lets_nobody_in(tmp_path: Path) -> None:
+async def test_shipped_acl_file_lets_no_user_in(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.acl_file.write_text(resource("redis/users.acl").read_text())
     with pytest.raises(AssertionError):
         redis.start()
 
 
-async def test_without_a_user_nothing_can_be_done(tmp_path: Path) -> None:
+async def test_default_user_can_do_nothing(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.acl_file.write_text(acl_text())
     redis.start()

@@ -51,7 +51,7 @@ async def refusal_of(agent: Agent, tool: str, /, **arguments: object) -> tuple[s
 # Who is let in
 
 
-async def test_the_holder_of_a_token_acts_as_its_agent_without_naming_it(guarded: Server, namespace: str) -> None:
+async def test_token_holder_acts_as_its_agent_without_naming_it(guarded: Server, namespace: str) -> None:
     alice = await issued(guarded, "alice", namespace)
     response = await post(guarded, alice, INITIALIZE)
     session = {"Mcp-Session-Id": response.headers["mcp-session-id"]}
@@ -61,7 +61,7 @@ async def test_the_holder_of_a_token_acts_as_its_agent_without_naming_it(guarded
         assert await agent.search("Mine", mode="keyword") == ["Mine."]
 
 
-async def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(guarded: Server, namespace: str) -> None:
+async def test_every_invalid_token_gets_the_same_answer(guarded: Server, namespace: str) -> None:
     good = await issued(guarded, "alice", namespace)
     expired = await issued(guarded, "alice", namespace, seconds=0.001)
     revoked = await issued(guarded, "alice", namespace)
@@ -73,7 +73,7 @@ async def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(guarded: Se
     assert (await post(guarded, good)).status_code == 200
 
 
-async def test_a_revoked_token_stops_at_once_in_the_middle_of_a_session(guarded: Server, namespace: str) -> None:
+async def test_revoked_token_stops_working_mid_session(guarded: Server, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace)
     session = {"Mcp-Session-Id": (await post(guarded, token)).headers["mcp-session-id"]}
     assert (await post(guarded, token, tool_call("gpu_status"), **session)).status_code == 200
@@ -81,9 +81,7 @@ async def test_a_revoked_token_stops_at_once_in_the_middle_of_a_session(guarded:
     assert (await post(guarded, token, tool_call("gpu_status"), **session)).status_code == 401
 
 
-async def test_a_call_that_waits_is_refused_when_its_token_is_revoked_meanwhile(
-    guarded: Server, namespace: str
-) -> None:
+async def test_waiting_call_is_refused_when_its_token_is_revoked(guarded: Server, namespace: str) -> None:
     token, other = await issued(guarded, "alice", namespace), await issued(guarded, "bob", namespace)
     async with (
         guarded.agent("alice", namespace, token=token) as alice,
@@ -99,7 +97,7 @@ async def test_a_call_that_waits_is_refused_when_its_token_is_revoked_meanwhile(
     assert "unauthenticated" in str(answer)
 
 
-async def test_a_token_ends_by_itself_and_its_key_is_gone(guarded: Server, stack: Stack, namespace: str) -> None:
+async def test_token_expires_and_its_key_is_deleted(guarded: Server, stack: Stack, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace, seconds=0.3)
     key = token_key(token.split("_")[1])
     assert 0 < await stack.client.pttl(key) <= 300
@@ -107,17 +105,13 @@ async def test_a_token_ends_by_itself_and_its_key_is_gone(guarded: Server, stack
     assert (await post(guarded, token)).status_code == 401
 
 
-async def test_a_token_leaves_the_namespaces_list_when_its_key_goes(
-    guarded: Server, stack: Stack, namespace: str
-) -> None:
+async def test_expired_token_leaves_the_namespaces_list(guarded: Server, stack: Stack, namespace: str) -> None:
     token_id = (await issued(guarded, "alice", namespace, seconds=60)).split("_")[1]
     listed = await stack.client.zscore(Keys(namespace).tokens, token_id)
     assert listed == pytest.approx(await stack.client.pexpiretime(token_key(token_id)) / 1000, abs=0.01)
 
 
-async def test_an_issue_that_is_repeated_since_its_answer_was_lost_brings_back_no_revoked_token(
-    guarded: Server, stack: Stack, namespace: str
-) -> None:
+async def test_retried_issue_does_not_restore_a_revoked_token(guarded: Server, stack: Stack, namespace: str) -> None:
     text = await issued(guarded, "alice", namespace)
     token_id, secret = tokens.parse(text) or ("", "")
     found = await tokens.load(stack.client, token_id)
@@ -137,7 +131,7 @@ async def is_gone(stack: Stack, key: str) -> bool:
     return not await stack.client.exists(key)
 
 
-async def test_redis_holds_no_token_and_no_secret(guarded: Server, stack: Stack, namespace: str) -> None:
+async def test_redis_stores_no_token_or_secret(guarded: Server, stack: Stack, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace)
     token_id, secret = tokens.parse(token) or ("", "")
     kept = await stack.client.hgetall(token_key(token_id))
@@ -147,7 +141,7 @@ async def test_redis_holds_no_token_and_no_secret(guarded: Server, stack: Stack,
 
 
 @pytest.mark.parametrize("probe", ["livez", "readyz"])
-async def test_probes_need_no_token(guarded: Server, probe: str) -> None:
+async def test_health_probes_need_no_token(guarded: Server, probe: str) -> None:
     async with httpx2.AsyncClient() as client:
         assert (await client.get(f"{guarded.url}/{probe}")).status_code == 200
 
@@ -156,7 +150,7 @@ async def test_probes_need_no_token(guarded: Server, probe: str) -> None:
 
 
 @pytest.mark.parametrize(("agent", "team"), [("bob", None), (None, "other"), ("bob", "other")])
-async def test_a_declared_name_other_than_the_tokens_is_refused(
+async def test_declared_name_that_differs_from_the_token_is_refused(
     guarded: Server, namespace: str, agent: str | None, team: str | None
 ) -> None:
     token = await issued(guarded, "alice", namespace)
@@ -166,7 +160,7 @@ async def test_a_declared_name_other_than_the_tokens_is_refused(
     assert "is not that of your token" in text
 
 
-async def test_the_token_of_one_namespace_sees_nothing_of_another(guarded: Server, namespace: str) -> None:
+async def test_token_of_one_namespace_sees_nothing_of_another(guarded: Server, namespace: str) -> None:
     here, there = await issued(guarded, "alice", namespace), await issued(guarded, "alice", f"{namespace}-b")
     async with guarded.agent("alice", namespace, token=here) as agent:
         memory = await agent.store("Of this team only.", visibility="public")
@@ -175,9 +169,7 @@ async def test_the_token_of_one_namespace_sees_nothing_of_another(guarded: Serve
 
 
 @pytest.mark.parametrize("other", ["bob here", "alice there"])
-async def test_a_session_is_of_no_use_to_the_holder_of_another_token(
-    guarded: Server, namespace: str, other: str
-) -> None:
+async def test_session_cannot_be_used_with_another_token(guarded: Server, namespace: str, other: str) -> None:
     alice = await issued(guarded, "alice", namespace)
     agent, where = ("bob", namespace) if other == "bob here" else ("alice", f"{namespace}-b")
     second = await issued(guarded, agent, where)
@@ -190,9 +182,7 @@ async def test_a_session_is_of_no_use_to_the_holder_of_another_token(
         assert await first.search("Whose", mode="keyword") == []
 
 
-async def test_a_session_opened_with_more_rights_gives_a_lesser_token_none_of_them(
-    guarded: Server, namespace: str
-) -> None:
+async def test_session_gives_a_weaker_token_no_extra_rights(guarded: Server, namespace: str) -> None:
     strong = await issued(guarded, "alice", namespace, ["admin"])
     weak = await issued(guarded, "alice", namespace, ["read"])
     session = {"Mcp-Session-Id": (await post(guarded, strong)).headers["mcp-session-id"]}
@@ -205,7 +195,7 @@ async def test_a_session_opened_with_more_rights_gives_a_lesser_token_none_of_th
 
 
 @pytest.mark.parametrize("held", SCOPES)
-async def test_a_scope_opens_its_own_tools_and_admin_all(guarded: Server, namespace: str, held: Scope) -> None:
+async def test_scope_allows_only_its_tools_and_admin_allows_all(guarded: Server, namespace: str, held: Scope) -> None:
     token = await issued(guarded, "alice", namespace, [held])
     async with guarded.agent("alice", namespace, token=token) as agent:
         for needed, names in CHEAP.items():
@@ -217,7 +207,7 @@ async def test_a_scope_opens_its_own_tools_and_admin_all(guarded: Server, namesp
                 assert let_in or f"scope {needed}" in text, name
 
 
-async def test_each_operation_of_a_batch_needs_its_scope(guarded: Server, namespace: str) -> None:
+async def test_each_batch_operation_needs_its_scope(guarded: Server, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace, ["read"])
     operations = [{"op": "memory_stats"}, {"op": "store_memory", "content": "No."}, {"op": "get_pending_tasks"}]
     async with guarded.agent("alice", namespace, token=token) as agent:
@@ -226,7 +216,7 @@ async def test_each_operation_of_a_batch_needs_its_scope(guarded: Server, namesp
     assert codes == [None, "forbidden", "forbidden"]
 
 
-async def test_every_tool_needs_a_scope_but_the_batch(guarded: Server, namespace: str) -> None:
+async def test_every_tool_but_the_batch_needs_a_scope(guarded: Server, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace, ["tasks"])
     async with guarded.agent("alice", namespace, token=token) as agent:
         for tool in (await agent.client.list_tools()).tools:
@@ -236,9 +226,7 @@ async def test_every_tool_needs_a_scope_but_the_batch(guarded: Server, namespace
 
 
 @pytest.mark.parametrize("reads", [True, False])
-async def test_without_the_scope_read_nothing_is_shown_beside_what_was_done(
-    guarded: Server, namespace: str, reads: bool
-) -> None:
+async def test_without_read_scope_answers_contain_no_memories(guarded: Server, namespace: str, reads: bool) -> None:
     text = "The parser is written in Rust."
     token = await issued(guarded, "alice", namespace, ["write", "tasks", *(["read"] if reads else [])])
     async with guarded.agent("alice", namespace, token=token) as agent:
@@ -250,7 +238,7 @@ async def test_without_the_scope_read_nothing_is_shown_beside_what_was_done(
         assert bool(task["memories"]) == reads
 
 
-async def test_resources_need_the_scope_read(guarded: Server, namespace: str) -> None:
+async def test_resources_need_the_read_scope(guarded: Server, namespace: str) -> None:
     writer = await issued(guarded, "alice", namespace, ["write"])
     reader = await issued(guarded, "alice", namespace, ["read"])
     async with guarded.agent("alice", namespace, token=writer) as agent:
@@ -261,7 +249,7 @@ async def test_resources_need_the_scope_read(guarded: Server, namespace: str) ->
         assert "A resource." in str(await agent.client.read_resource(uri))
 
 
-async def test_an_admin_may_write_for_others_and_nobody_else_may(guarded: Server, namespace: str) -> None:
+async def test_only_an_admin_may_write_for_others(guarded: Server, namespace: str) -> None:
     admin, plain = await issued(guarded, "root", namespace, ["admin"]), await issued(guarded, "eve", namespace, ALL)
     async with guarded.agent("root", namespace, token=admin) as agent:
         memory = await agent.store("For Alice.", agent_id="alice")
@@ -276,9 +264,7 @@ async def test_an_admin_may_write_for_others_and_nobody_else_may(guarded: Server
 # How often
 
 
-async def test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served(
-    stack: Stack, namespace: str
-) -> None:
+async def test_rate_limited_agent_gets_retry_after_and_others_are_served(stack: Stack, namespace: str) -> None:
     limits = {"calls_per_second": 0.5, "burst": 3}
     async with (
         serving(stack.redis.url, limits=limits) as server,
@@ -294,7 +280,7 @@ async def test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_other
         await calm.call("gpu_status")
 
 
-async def test_a_batch_counts_as_one_call_and_its_operations(stack: Stack, namespace: str) -> None:
+async def test_batch_counts_as_one_call_plus_its_operations(stack: Stack, namespace: str) -> None:
     limits = {"calls_per_second": 0.001, "burst": 5}
     async with serving(stack.redis.url, limits=limits) as server, server.agent("hasty", namespace) as hasty:
         await hasty.call("batch_operations", operations=[{"op": "gpu_status"}] * 3)
@@ -305,7 +291,7 @@ async def test_a_batch_counts_as_one_call_and_its_operations(stack: Stack, names
 # stdio
 
 
-async def test_on_stdio_a_token_is_checked_for_each_call(guarded: Server, stack: Stack, namespace: str) -> None:
+async def test_stdio_token_is_checked_for_each_call(guarded: Server, stack: Stack, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace, ["read"])
     async with stdio_agent("alice", MEMORY_TOKEN=token, REDIS_URL=stack.redis.url) as agent:
         await agent.call("memory_stats")
@@ -314,7 +300,7 @@ async def test_on_stdio_a_token_is_checked_for_each_call(guarded: Server, stack:
         assert (await refusal_of(agent, "memory_stats"))[0] == "unauthenticated"
 
 
-async def test_on_stdio_a_token_of_another_agent_or_namespace_is_refused(
+async def test_stdio_token_of_another_agent_or_namespace_is_refused(
     guarded: Server, stack: Stack, namespace: str
 ) -> None:
     token = await issued(guarded, "alice", namespace)
@@ -329,7 +315,7 @@ async def test_on_stdio_a_token_of_another_agent_or_namespace_is_refused(
 # The console
 
 
-async def test_the_console_issues_lists_and_revokes(guarded: Server, stack: Stack, namespace: str) -> None:
+async def test_cli_issues_lists_and_revokes_tokens(guarded: Server, stack: Stack, namespace: str) -> None:
     async def console(*command: str) -> str:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "memory_server", "agents", *command),
@@ -363,7 +349,7 @@ async def test_the_console_issues_lists_and_revokes(guarded: Server, stack: Stac
         (["alice", "--scope", ""], "no scope"),
     ],
 )
-def test_the_console_refuses_what_makes_no_token(options: list[str], said: str) -> None:
+def test_cli_refuses_invalid_token_options(options: list[str], said: str) -> None:
     code, output = run("agents", "token", *options)
     assert code
     assert said in output

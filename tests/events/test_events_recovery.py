@@ -69,7 +69,7 @@ async def break_redis(stack: Stack) -> None:
     await wait_until(answers)
 
 
-async def test_a_cursor_goes_on_after_the_server_was_restarted(frail: Stack) -> None:
+async def test_cursor_works_after_a_server_restart(frail: Stack) -> None:
     async with serving(frail.redis.url) as first, first.agent("bob", NAMESPACE) as agent:
         cursor = (await now(agent))["cursor"]
         await emit(frail, NAMESPACE, "before")
@@ -81,16 +81,14 @@ async def test_a_cursor_goes_on_after_the_server_was_restarted(frail: Stack) -> 
         assert await take(agent, answer["cursor"], 2) == ["between", "after"]
 
 
-async def test_a_call_that_waits_while_redis_is_killed_and_restarted_gets_what_comes_after(
-    frail: Stack, bob: Agent
-) -> None:
+async def test_waiting_call_survives_a_redis_restart(frail: Stack, bob: Agent) -> None:
     wait = await waiting(frail.server, NAMESPACE, bob)
     await break_redis(frail)
     await emit(frail, NAMESPACE, "after the storm")
     assert [name[2] for name in named(await wait)] == ["after the storm"]
 
 
-async def test_nothing_is_missed_or_doubled_while_redis_is_killed_again_and_again(frail: Stack, bob: Agent) -> None:
+async def test_repeated_redis_kills_lose_and_duplicate_no_event(frail: Stack, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     sent = [f"task-{number}" for number in range(60)]
 
@@ -105,7 +103,7 @@ async def test_nothing_is_missed_or_doubled_while_redis_is_killed_again_and_agai
     await sending
 
 
-async def test_a_server_that_stops_answers_the_calls_that_wait(frail: Stack) -> None:
+async def test_stopping_server_answers_waiting_calls(frail: Stack) -> None:
     async with AsyncExitStack() as parts:
         async with serving(frail.redis.url) as server:
             agent = await parts.enter_async_context(server.agent("bob", NAMESPACE))
@@ -119,7 +117,7 @@ async def test_a_server_that_stops_answers_the_calls_that_wait(frail: Stack) -> 
     assert listeners(server, NAMESPACE) == 0
 
 
-async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
+async def test_subscription_survives_a_redis_restart(frail: Stack) -> None:
     changed: list[str] = []
     async with frail.server.agent("bob", NAMESPACE, mode="legacy", message_handler=updated(changed)) as agent:
         await subscribe(agent, "agent://carol")
@@ -129,7 +127,7 @@ async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
     assert set(changed) == {"agent://carol"}
 
 
-def test_whose_query_has_left_while_its_vector_was_looked_up_is_near_to_nothing() -> None:
+def test_query_that_left_during_its_vector_lookup_matches_nothing() -> None:
     vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
     model = Model(DEFAULT_MODEL, 384)
     room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)

@@ -109,7 +109,7 @@ async def _commands(
 
 
 @pytest.mark.parametrize(("kind", "tool", "said"), CALLS, ids=[call[1] for call in CALLS])
-async def test_the_unknown_and_the_forbidden_run_the_same_commands(
+async def test_unknown_and_forbidden_ids_run_the_same_commands(
     bob: tuple[Direct, dict[str, str]], stack: Stack, kind: str, tool: str, said: dict[str, Any]
 ) -> None:
     agent, ids = bob

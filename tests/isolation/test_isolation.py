@@ -68,7 +68,7 @@ async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
 
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
 @pytest.mark.parametrize("reader", ["the owner", "a stranger", "a namesake elsewhere", "a stranger elsewhere"])
-async def test_a_memory_is_found_by_every_way_or_by_none(
+async def test_memory_is_visible_in_every_read_or_in_none(
     server: Server, namespace: str, alice: Agent, visibility: str, reader: str
 ) -> None:
     memory_id = await alice.store(SECRET, visibility=visibility, tags=["gold"], context="island")
@@ -80,14 +80,14 @@ async def test_a_memory_is_found_by_every_way_or_by_none(
     assert ways == dict.fromkeys(ways, allowed)
 
 
-async def test_only_the_owner_is_told_of_an_exact_repeat(alice: Agent, bob: Agent) -> None:
+async def test_only_the_owner_learns_of_an_exact_duplicate(alice: Agent, bob: Agent) -> None:
     first = await alice.store(SECRET, visibility="public")
     assert "duplicate_of" not in await bob.call("store_memory", content=SECRET)
     assert (await alice.call("store_memory", content=SECRET))["duplicate_of"] == first
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared"])
-async def test_forbidden_and_unknown_ids_get_the_same_bytes(alice: Agent, bob: Agent, visibility: str) -> None:
+async def test_forbidden_and_unknown_ids_get_identical_answers(alice: Agent, bob: Agent, visibility: str) -> None:
     forbidden = await alice.store(SECRET, visibility=visibility)
     await bob.store("Something of his own.")
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -117,7 +117,7 @@ async def test_forbidden_and_unknown_ids_get_the_same_bytes(alice: Agent, bob: A
     assert (await alice.call("retrieve_memory", memory_id=forbidden))["memory"]["rev"] == 1
 
 
-async def test_an_unknown_name_an_ill_formed_one_and_a_stranger_give_the_same_bytes(
+async def test_unknown_invalid_and_foreign_names_get_identical_answers(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     await alice.store(SECRET)
@@ -181,7 +181,7 @@ def _bytes_of(answers: list[Any], namespace: str) -> list[str]:
     return lines
 
 
-async def test_anothers_private_memories_change_no_byte_of_any_answer(server: Server, namespace: str) -> None:
+async def test_private_memories_of_others_change_no_byte_of_any_answer(server: Server, namespace: str) -> None:
     texts: list[list[str]] = []
     for twin in ("alone", "among"):
         where = f"{namespace}-{twin}"
@@ -199,7 +199,7 @@ async def test_anothers_private_memories_change_no_byte_of_any_answer(server: Se
     assert texts[0] == texts[1]
 
 
-async def test_labels_that_look_like_anothers_tokens_open_nothing(
+async def test_labels_resembling_scope_tokens_grant_nothing(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     hers = await alice.store(SECRET, tags=["gold"], context="island")
@@ -223,7 +223,7 @@ async def test_labels_that_look_like_anothers_tokens_open_nothing(
     assert SECRET not in await bob.search("treasure under the lighthouse")
 
 
-async def test_no_vector_of_an_agent_poisons_anothers_searches(
+async def test_invalid_vectors_do_not_affect_searches_of_others(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.store("Ships sail at dawn.")
@@ -258,7 +258,7 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
     return answer["verdicts"]
 
 
-async def test_reading_in_a_namespace_that_nobody_wrote_to_makes_none(server: Server, stack: Stack) -> None:
+async def test_reading_an_empty_namespace_creates_no_keys(server: Server, stack: Stack) -> None:
     async with server.agent("alice", "never-written") as reader:
         assert await reader.search("anything") == []
         assert (await reader.call("get_agent_memories"))["total"] == 0

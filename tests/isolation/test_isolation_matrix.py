@@ -175,7 +175,7 @@ ROWS = rows()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.call} {row.visibility}" for row in ROWS])
-async def test_a_call_shows_and_does_what_the_table_says(row: Row, matrix: Matrix) -> None:
+async def test_call_result_matches_the_table(row: Row, matrix: Matrix) -> None:
     call, made = CALLS[row.call], dict[str, str]()
     changes = call.tool not in matrix.reads
     for role in reversed(ROLES):

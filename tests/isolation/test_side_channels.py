@@ -45,7 +45,7 @@ async def _clock_has_passed(stack: Stack, milliseconds: int) -> None:
     await wait_until(passed)
 
 
-async def test_the_cursor_of_events_does_not_stand_at_what_others_did(
+async def test_event_cursor_does_not_reveal_others_activity(
     team: dict[str, Direct], stack: Stack, namespace: str
 ) -> None:
     before = (await team["alice"].call("wait_for_events", timeout_seconds=0))["cursor"]
@@ -61,7 +61,7 @@ async def test_the_cursor_of_events_does_not_stand_at_what_others_did(
         assert answer["cursor"].endswith("-0")
 
 
-async def test_what_happens_after_a_cursor_that_stands_at_the_clock_is_told_once(team: dict[str, Direct]) -> None:
+async def test_event_after_a_clock_cursor_is_delivered_once(team: dict[str, Direct]) -> None:
     cursor = (await team["alice"].call("wait_for_events", timeout_seconds=0))["cursor"]
     told: list[str] = []
     stored: list[str] = []
@@ -75,7 +75,7 @@ async def test_what_happens_after_a_cursor_that_stands_at_the_clock_is_told_once
     assert told == stored
 
 
-async def test_the_cursor_of_shared_context_does_not_stand_at_what_others_did(
+async def test_shared_context_cursor_does_not_reveal_others_activity(
     team: dict[str, Direct], stack: Stack, namespace: str
 ) -> None:
     await team["bob"].call("store_memory", content="A secret.", wait=False)
@@ -86,7 +86,7 @@ async def test_the_cursor_of_shared_context_does_not_stand_at_what_others_did(
     assert all(place * 1_000_000 > last + 1 for place in places)
 
 
-async def test_the_number_of_a_lease_does_not_count_others_leases(team: dict[str, Direct]) -> None:
+async def test_lease_number_does_not_count_others_leases(team: dict[str, Direct]) -> None:
     numbers: list[int] = []
     for _ in range(2):
         await team["alice"].call("distribute_task", description=TEXT, assign_to="alice")
@@ -96,7 +96,7 @@ async def test_the_number_of_a_lease_does_not_count_others_leases(team: dict[str
     assert all(abs(number / 1_000_000 - time.time()) < 3600 for number in numbers)
 
 
-async def test_others_tasks_crowd_out_no_similar_task_of_ones_own(team: dict[str, Direct]) -> None:
+async def test_others_tasks_do_not_displace_an_agents_similar_tasks(team: dict[str, Direct]) -> None:
     first = await team["alice"].call("distribute_task", description=TEXT, assign_to="alice")
     crowd = [{"op": "distribute_task", "description": TEXT, "assign_to": "carol"} for _ in range(CROWD)]
     assert (await team["bob"].call("batch_operations", operations=crowd))["failed"] == 0
@@ -104,7 +104,7 @@ async def test_others_tasks_crowd_out_no_similar_task_of_ones_own(team: dict[str
     assert [task["task_id"] for task in again["similar_tasks"]] == [first["task_id"]]
 
 
-async def test_figures_on_all_agents_are_for_admins(place: InProcess, team: dict[str, Direct], namespace: str) -> None:
+async def test_figures_about_all_agents_need_admin(place: InProcess, team: dict[str, Direct], namespace: str) -> None:
     await team["bob"].call("store_memory", content="A secret.")
     await team["bob"].call("semantic_search", query="secret")
     admin = await place.agent("root", namespace, ADMIN)
@@ -121,7 +121,7 @@ async def test_figures_on_all_agents_are_for_admins(place: InProcess, team: dict
     assert (await team["bob"].call("memory_stats"))["search_latency_ms"]["count"] == 1
 
 
-async def test_an_admin_clears_the_memories_of_the_agent_it_names_and_not_its_own(
+async def test_admin_clears_the_named_agents_memories_not_its_own(
     place: InProcess, team: dict[str, Direct], namespace: str
 ) -> None:
     admin = await place.agent("root", namespace, ADMIN)
@@ -145,7 +145,7 @@ async def test_an_admin_clears_the_memories_of_the_agent_it_names_and_not_its_ow
         ("store_memory", {"content": "x", "metadata": '{"a":"\\udfff"}'}),
     ],
 )
-async def test_what_redis_cannot_carry_is_refused_by_type(
+async def test_values_redis_cannot_store_are_refused_by_type(
     team: dict[str, Direct], tool: str, said: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused) as refusal:

@@ -26,9 +26,7 @@ async def place(stack: Stack) -> AsyncGenerator[tuple[InProcess, Vectors]]:
 
 
 @pytest.mark.parametrize("pair", range(PAIRS))
-async def test_an_agents_answers_are_the_same_without_others_private_doings(
-    place: tuple[InProcess, Vectors], pair: int
-) -> None:
+async def test_answers_do_not_depend_on_others_private_activity(place: tuple[InProcess, Vectors], pair: int) -> None:
     inside, vectors = place
     for number in range(SCRIPTS_OF_A_PAIR):
         difference = await compare(inside, f"twins-{pair}", pair * 1000 + number, LENGTH, vectors)

@@ -31,7 +31,7 @@ from memory_server.security.audit import chain
 CANARY = "canary-7f3a"
 
 
-async def test_every_tool_leaves_one_entry_per_call_and_no_content(
+async def test_each_tool_call_writes_one_entry_without_content(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     called: Counter[str] = Counter()
@@ -88,7 +88,9 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     assert CANARY not in json.dumps(entries)
 
 
-async def test_a_change_and_its_entry_are_one_write(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+async def test_change_and_audit_entry_are_written_atomically(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
     """What the Functions did not note, the server would when the call has ended, if it still lives then."""
     await bob.call("register_agent")
     mine = await alice.store("The anchor holds.")
@@ -117,7 +119,7 @@ async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
     return await client.hget(Keys(namespace).memory(memory_id), "model") == DEFAULT_MODEL.encode()
 
 
-async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
+async def test_refused_call_is_audited_without_its_arguments(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     unknown = new_id()
@@ -149,7 +151,7 @@ async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
     assert CANARY not in json.dumps(entries)
 
 
-async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(stack: Stack, namespace: str) -> None:
+async def test_entry_names_the_token_and_the_acting_admin(stack: Stack, namespace: str) -> None:
     settings = {"auth": {"mode": "tokens"}, "master_key": MASTER_KEY, "namespace": namespace}
     async with serving(stack.redis.url_of(SERVER), **settings) as guarded:
         boss = await issued(guarded, "boss", namespace, ["admin"])
@@ -173,9 +175,7 @@ async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(sta
         assert (await checked(guarded, stack.client, namespace)).ok
 
 
-async def test_numbers_have_no_gap_under_many_calls_at_once_and_all_is_sealed_and_whole(
-    server: Server, stack: Stack, namespace: str
-) -> None:
+async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server, stack: Stack, namespace: str) -> None:
     async with AsyncExitStack() as opened:
         agents = [await opened.enter_async_context(server.agent(f"a{n}", namespace)) for n in range(8)]
         mine = [await agent.store(f"Number {n}.", wait=False) for n, agent in enumerate(agents)]
@@ -196,7 +196,9 @@ async def test_numbers_have_no_gap_under_many_calls_at_once_and_all_is_sealed_an
     assert (report.ok, report.sealed_to, report.unsealed) == (True, len(entries), 0)
 
 
-async def test_each_change_on_redis_itself_is_found(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_every_change_made_directly_in_redis_is_detected(
+    server: Server, alice: Agent, stack: Stack, namespace: str
+) -> None:
     for number in range(6):
         await alice.store(f"Number {number}.", wait=False)
         await wait_until(lambda: is_sealed(stack.client, namespace))
@@ -236,7 +238,7 @@ async def rewrite(client: Client, key: str, rows: list[Any]) -> None:
         await client.execute_command("XADD", key, at, *parts)
 
 
-async def test_sealers_that_race_never_fork_the_chain(
+async def test_racing_sealers_never_fork_the_chain(
     server: Server, alice: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "AT_ONCE", 3)
@@ -254,7 +256,7 @@ async def test_sealers_that_race_never_fork_the_chain(
     assert (report.ok, report.unsealed, report.entries) == (True, 0, 31)
 
 
-async def test_a_sealer_that_died_with_the_lease_is_followed(
+async def test_another_sealer_takes_over_an_expired_lease(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await stack.client.set(Keys(namespace).sealer, "a dead process", px=chain.LEASE_MS)
@@ -263,7 +265,7 @@ async def test_a_sealer_that_died_with_the_lease_is_followed(
     assert (await checked(server, stack.client, namespace)).ok
 
 
-async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_another(
+async def test_sweep_seals_what_a_killed_server_left_unsealed(
     server: Server, stack: Stack, namespace: str, tmp_path: Path
 ) -> None:
     port = server.url.rpartition(":")[2]
@@ -323,7 +325,7 @@ async def has_entries(client: Client, namespace: str, number: int) -> bool:
     return await client.xlen(Keys(namespace).audit) >= number
 
 
-async def test_reading_a_namespace_that_nobody_wrote_to_makes_no_index(
+async def test_reading_an_empty_namespace_creates_no_index(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("get_agent_memories")
@@ -331,16 +333,14 @@ async def test_reading_a_namespace_that_nobody_wrote_to_makes_no_index(
     assert not await server.service.namespaces.knows(namespace)
 
 
-async def test_a_resource_that_is_read_leaves_an_entry(
-    server: Server, alice: Agent, stack: Stack, namespace: str
-) -> None:
+async def test_reading_a_resource_writes_an_entry(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
     stored = await alice.store("To be attached.", wait=False)
     await alice.client.read_resource(f"memory://{stored}")
     entries = await noted(server, stack.client, namespace)
     assert (entries[-1]["op"], entries[-1]["ids"], entries[-1]["outcome"]) == ("read_resource", stored, "ok")
 
 
-async def test_the_sidecars_user_cannot_touch_audit_or_seals(stack: Stack, namespace: str) -> None:
+async def test_sidecar_user_cannot_touch_audit_or_seals(stack: Stack, namespace: str) -> None:
     keys = Keys(namespace)
     async with connect(stack.redis.url_of(SIDECAR)) as sidecar:
         for key in (keys.audit, keys.seals, keys.counters):
@@ -350,7 +350,7 @@ async def test_the_sidecars_user_cannot_touch_audit_or_seals(stack: Stack, names
     await stack.client.execute_command("ACL", "LOG", "RESET")
 
 
-async def test_a_purge_of_a_deleted_agent_leaves_its_entries(
+async def test_purging_a_deleted_agent_keeps_its_audit_entries(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("register_agent")

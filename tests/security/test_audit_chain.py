@@ -21,19 +21,19 @@ SEALED = GOOD.counters.sealed
 OTHER_KEY = Keyring([Secret(bytes(range(100, 132)))])
 
 
-def test_an_untouched_trail_is_whole() -> None:
+def test_unchanged_trail_is_intact() -> None:
     report = GOOD.check()
     assert report.ok
     assert (report.entries, report.first, report.unsealed) == (24, 1, 24 - SEALED)
     assert report.head == f"{SEALED}:{GOOD.seals[-1].chain}"
 
 
-def test_an_empty_trail_is_whole_unless_numbers_were_given() -> None:
+def test_empty_trail_is_intact_unless_numbers_were_issued() -> None:
     assert Trail((), (), Counters(0, 0)).check().ok
     assert {problem.kind for problem in Trail((), (), Counters(3, 2)).check().problems} == {"tail cut", "seal removed"}
 
 
-def test_ten_thousand_single_changes_are_all_found() -> None:
+def test_ten_thousand_single_changes_are_all_detected() -> None:
     random, missed = Random(2), Counter[str]()
     for _ in range(CHANGES):
         name, change = random.choice(list(SINGLE.items()))
@@ -43,7 +43,7 @@ def test_ten_thousand_single_changes_are_all_found() -> None:
     assert not missed
 
 
-def test_what_a_whole_trail_would_need_is_made_of_it_by_the_changes_too() -> None:
+def test_every_kind_of_change_can_be_applied_to_an_intact_trail() -> None:
     random = Random(3)
     for name, change in SINGLE.items():
         assert any(change(GOOD, random) != GOOD for _ in range(20)), name
@@ -187,7 +187,7 @@ SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
 }
 
 
-def test_what_is_not_sealed_yet_cannot_be_forged_or_taken_from_the_middle() -> None:
+def test_forged_or_missing_unsealed_entries_are_detected() -> None:
     tail = GOOD.entries[SEALED:]
     assert len(tail) >= 3
     forged = written(SEALED + 2, Random(5), OTHER_KEY)
@@ -208,11 +208,11 @@ def changed_who(entry: Entry) -> tuple[bytes, ...]:
     return tuple(b"mallory" if part in {b"alice", b"bob"} else part for part in entry.parts)
 
 
-def test_a_trail_of_another_namespace_is_not_taken_for_this_ones() -> None:
+def test_trail_of_another_namespace_is_refused() -> None:
     assert not GOOD.check(namespace="elsewhere").ok
 
 
-def test_a_rollback_of_everything_shows_by_a_head_kept_elsewhere_alone() -> None:
+def test_full_rollback_is_detected_only_by_a_head_kept_elsewhere() -> None:
     head = GOOD.check().head
     before = sealed_trail(24, [1, 4, 2, 7], Random(1))
     older = Trail(before.entries[:7], before.seals[:3], Counters(7, 7))
@@ -224,7 +224,7 @@ def test_a_rollback_of_everything_shows_by_a_head_kept_elsewhere_alone() -> None
     assert GOOD.check(expect=GOOD.seals[1].head).ok
 
 
-def test_a_genuine_beginning_of_another_course_of_things_does_not_fit_the_rest() -> None:
+def test_genuine_start_of_a_rolled_back_trail_does_not_fit_the_rest() -> None:
     """Who rolls everything back lets a server seal other entries under the same numbers, and puts these before."""
     other = sealed_trail(24, [1, 4, 2, 7], Random(8))
     assert other.check().ok
@@ -232,7 +232,7 @@ def test_a_genuine_beginning_of_another_course_of_things_does_not_fit_the_rest()
     assert [problem.number for problem in spliced.check().problems] == [GOOD.seals[2].first]
 
 
-def test_what_the_sealer_found_is_told_for_ever_and_the_chain_goes_on() -> None:
+def test_sealers_findings_stay_reported_and_the_chain_continues() -> None:
     random = Random(4)
     entries = [written(number, random) for number in (1, 2, 4, 5)]
     first = seal_over(entries[:3], None)
@@ -243,7 +243,7 @@ def test_what_the_sealer_found_is_told_for_ever_and_the_chain_goes_on() -> None:
     assert {(problem.number, problem.kind) for problem in report.problems} == {(3, "recorded: removed"), (3, "removed")}
 
 
-def test_entries_from_before_there_was_a_key_are_told_apart_and_none_may_come_later() -> None:
+def test_unkeyed_entries_are_accepted_only_before_the_first_keyed_one() -> None:
     random, bare = Random(6), Keyring()
     entries = [written(number, random, bare) for number in (1, 2, 3)]
     entries += [written(number, random) for number in (4, 5)]
@@ -259,7 +259,7 @@ def test_entries_from_before_there_was_a_key_are_told_apart_and_none_may_come_la
     assert not trail.but([*entries[:3], *stripped, entries[4]]).check().ok
 
 
-def test_a_change_of_keys_leaves_the_trail_whole() -> None:
+def test_key_change_leaves_the_trail_intact() -> None:
     random, new = Random(7), Secret(bytes(range(200, 232)))
     both = Keyring([new, *KEYRING.masters])
     entries = [written(1, random), written(2, random), written(3, random, both)]
@@ -271,11 +271,11 @@ def test_a_change_of_keys_leaves_the_trail_whole() -> None:
 
 
 @pytest.mark.parametrize("fields", [[], [b"first", b"1"], [b"first", b"x"] * 8, [b"\xff"] * 16])
-def test_what_is_no_seal_is_not_read_as_one(fields: list[bytes]) -> None:
+def test_malformed_seal_is_not_accepted(fields: list[bytes]) -> None:
     assert read_seal(b"1-1", fields) is None
 
 
-def test_without_a_key_only_numbers_are_checked_and_that_is_said() -> None:
+def test_without_key_only_numbers_are_checked_and_reported() -> None:
     bare = sealed_trail(5, [9], Random(9), Keyring())
     assert not bare.seals
     report = bare.check(Keyring())

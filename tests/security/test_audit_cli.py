@@ -38,7 +38,7 @@ async def run(stack: Stack, *arguments: str, key: str | None = KEY) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=environment)
 
 
-async def test_verify_tells_what_is_whole_and_what_is_not(stack: Stack, sealed: str) -> None:
+async def test_verify_reports_intact_and_altered_audits(stack: Stack, sealed: str) -> None:
     told = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
     assert told.exit_code == 0, told.stderr
     report = json.loads(told.stdout)
@@ -58,7 +58,7 @@ async def test_verify_tells_what_is_whole_and_what_is_not(stack: Stack, sealed: 
     assert (told.exit_code, problem["number"], problem["kind"]) == (1, 2, "removed")
 
 
-async def test_an_export_is_checked_without_redis_and_shows_a_change(stack: Stack, sealed: str, tmp_path: Path) -> None:
+async def test_export_verifies_offline_and_reveals_a_change(stack: Stack, sealed: str, tmp_path: Path) -> None:
     plain, packed, changed = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.zst", tmp_path / "changed.jsonl"
     for to in (plain, packed):
         assert (await run(stack, "audit", "export", str(to), "--namespace", sealed)).exit_code == 0
@@ -80,9 +80,7 @@ async def test_tail_shows_the_last_entries(stack: Stack, sealed: str) -> None:
     assert [json.loads(line)["n"] for line in rows.stdout.splitlines()] == ["1", "2", "3"]
 
 
-async def test_the_doctor_says_how_far_the_audit_is_sealed_and_that_it_is_not_without_a_key(
-    stack: Stack, sealed: str
-) -> None:
+async def test_doctor_reports_sealing_progress_and_a_missing_key(stack: Stack, sealed: str) -> None:
     keyed, keyless = await run(stack, "doctor", "--json"), await run(stack, "doctor", "--json", key=None)
     details = [
         next(one for one in json.loads(told.stdout)["findings"] if (one["id"], one["where"]) == ("audit.seals", sealed))
@@ -92,7 +90,7 @@ async def test_the_doctor_says_how_far_the_audit_is_sealed_and_that_it_is_not_wi
     assert "no key is known here" in details[1]["seen"]
 
 
-async def test_the_embedded_redis_needs_no_key_to_be_given(tmp_path: Path) -> None:
+async def test_embedded_redis_needs_no_configured_key(tmp_path: Path) -> None:
     async with attached(tmp_path):
         where = ("--data-dir", str(tmp_path), "--namespace", "home")
         assert (await bare("agents", "token", "ann", *where)).exit_code == 0

@@ -15,7 +15,7 @@ from memory_server.security.audit import chain, recorder
 from memory_server.security.audit.retention import trim
 
 
-async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
+async def test_expired_entries_go_up_to_a_seal_and_the_rest_is_intact(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     for number in range(5):
@@ -36,7 +36,7 @@ async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
     assert not (await checked(server, client, namespace)).ok
 
 
-async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(stack: Stack, namespace: str) -> None:
+async def test_without_key_entries_expire_and_leave_no_gaps(stack: Stack, namespace: str) -> None:
     async with serving(stack.redis.url_of(SERVER)) as keyless:
         async with keyless.agent("alice", namespace) as alice:
             for number in range(6):
@@ -46,7 +46,7 @@ async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(stack: 
     assert (report.ok, report.keyed, report.first, report.entries) == (True, False, 3, 5)
 
 
-async def test_entries_are_held_while_redis_is_away_and_what_is_too_much_is_counted(
+async def test_entries_are_buffered_while_redis_is_down_and_drops_counted(
     server: Server, alice: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "MOST_HELD", 5)
@@ -60,7 +60,7 @@ async def test_entries_are_held_while_redis_is_away_and_what_is_too_much_is_coun
     ]
 
 
-async def test_a_batch_whose_answer_was_lost_is_written_once(server: Server, stack: Stack, namespace: str) -> None:
+async def test_batch_with_a_lost_reply_is_written_once(server: Server, stack: Stack, namespace: str) -> None:
     held = server.runtime.recorder
     held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
     batch = next(one for one in held.batches() if one.namespace == namespace)
@@ -68,7 +68,7 @@ async def test_a_batch_whose_answer_was_lost_is_written_once(server: Server, sta
     assert len(await noted(server, stack.client, namespace)) == 1
 
 
-async def test_refusals_for_calling_too_often_become_one_entry_that_counts(stack: Stack, namespace: str) -> None:
+async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Stack, namespace: str) -> None:
     limits = {"calls_per_second": 0.01, "burst": 2}
     async with serving(stack.redis.url_of(SERVER), limits=limits, master_key=MASTER_KEY) as slow:
         async with slow.agent("alice", namespace) as agent:
@@ -80,7 +80,7 @@ async def test_refusals_for_calling_too_often_become_one_entry_that_counts(stack
     assert len(limited) < 4
 
 
-async def test_a_server_that_stops_writes_what_it_still_holds(stack: Stack, namespace: str) -> None:
+async def test_stopping_server_writes_its_buffered_entries(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
         server.agent("alice", namespace) as agent,

@@ -22,9 +22,7 @@ from memory_server.operations.quarantine import quarantine
 from memory_server.search.search import Mode
 
 
-async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_quarantine(
-    server: Server, namespace: str
-) -> None:
+async def test_private_or_quarantined_vector_flood_changes_no_answer(server: Server, namespace: str) -> None:
     service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
     queries = await query_vectors(service, alice)
     await fill(service, alice, honest(queries, 400), Visibility.PRIVATE)
@@ -41,9 +39,7 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
         assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
 
 
-async def test_a_private_flood_of_words_changes_no_answer_where_words_stand_in_more_than_are_looked_at(
-    server: Server, namespace: str
-) -> None:
+async def test_flood_of_common_words_changes_no_answer_of_another_agent(server: Server, namespace: str) -> None:
     service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
     vector = (await query_vectors(service, alice))[0]
     await fill(service, alice, wordy(vector, 700), Visibility.PRIVATE)

@@ -31,7 +31,7 @@ async def _sees(reader: Agent, memory_id: str) -> dict[str, bool]:
     return ways
 
 
-async def test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone(
+async def test_quarantined_agents_memories_are_visible_only_to_itself(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     backend = server.service.backend
@@ -53,7 +53,7 @@ async def test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone(
     assert "More of the treasure." in await alice.search("more of the treasure")
 
 
-async def test_what_was_written_before_the_time_stays_in_sight_and_what_changed_since_does_not(
+async def test_quarantine_since_a_time_hides_only_later_writes(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     long = "".join(f"Sentence {number} tells of the quiet harbour. " for number in range(60))
@@ -80,7 +80,7 @@ async def _retrieves(agent: Agent, memory_id: str) -> bool:
     return not (await agent.raw("retrieve_memory", memory_id=memory_id)).is_error
 
 
-async def test_quarantine_holds_in_shared_contexts_events_and_tasks(
+async def test_quarantine_applies_to_shared_context_events_and_tasks(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for agent, name in ((alice, "alice"), (bob, "bob")):
@@ -104,7 +104,7 @@ async def test_quarantine_holds_in_shared_contexts_events_and_tasks(
     assert events["events"] == []
 
 
-async def test_what_an_agent_changed_under_a_grant_to_write_counts_as_its_own_writing(
+async def test_change_under_a_write_grant_counts_as_the_writers(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for agent, name in ((alice, "alice"), (bob, "bob")):
@@ -121,7 +121,7 @@ async def test_what_an_agent_changed_under_a_grant_to_write_counts_as_its_own_wr
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "own"
 
 
-async def test_a_purge_removes_what_was_written_since_and_nothing_else(
+async def test_purge_removes_only_what_was_written_since(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     hers = await alice.store("Hers.", wait=False)
@@ -142,7 +142,7 @@ async def test_a_purge_removes_what_was_written_since_and_nothing_else(
     assert await purge(server.service, namespace, "bob", moment) == 0
 
 
-async def test_a_purge_that_was_stopped_goes_on_where_it_is_called_again(
+async def test_interrupted_purge_resumes_when_called_again(
     server: Server, namespace: str, bob: Agent, monkeypatch: object
 ) -> None:
     await bob.call(
@@ -157,7 +157,7 @@ async def test_a_purge_that_was_stopped_goes_on_where_it_is_called_again(
     assert (await bob.call("get_agent_memories"))["total"] == 0
 
 
-async def test_the_console_quarantines_lists_lifts_and_purges(
+async def test_cli_quarantines_lists_lifts_and_purges(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     memory_id = await bob.store(SECRET, visibility="public")

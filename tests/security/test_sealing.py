@@ -144,7 +144,7 @@ def changed(chance: random.Random, value: bytes, other: bytes) -> bytes | None:
     return chance.choice(ways)()
 
 
-def test_ten_thousand_random_changes_to_a_sealed_memory_all_show(
+def test_ten_thousand_changes_to_a_sealed_memory_are_detected(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(20)
@@ -173,7 +173,7 @@ def test_ten_thousand_random_changes_to_a_sealed_memory_all_show(
 
 
 @pytest.mark.parametrize("part", [SEALED, SEALED_BODY, SEALED_VECTOR])
-def test_a_part_opens_in_no_other_memory_owner_revision_or_namespace(deployment: Deployment, part: str) -> None:
+def test_sealed_part_is_bound_to_memory_owner_revision_and_namespace(deployment: Deployment, part: str) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     elsewhere = [
         deployment.store("m2", "The code is 4711."),
@@ -187,24 +187,24 @@ def test_a_part_opens_in_no_other_memory_owner_revision_or_namespace(deployment:
         assert deployment.refuses(replace(other, fields=other.fields | {part: stored.fields[part]}))
 
 
-def test_a_part_does_not_stand_for_another_part(deployment: Deployment) -> None:
+def test_sealed_part_cannot_replace_another_part(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     for one, other in ((SEALED, SEALED_BODY), (SEALED_VECTOR, SEALED), (SEALED_BODY, SEALED_VECTOR)):
         assert deployment.refuses(replace(stored, fields=stored.fields | {one: stored.fields[other]}))
 
 
-def test_whoever_may_read_follows_from_what_is_bound_and_not_from_the_stored_scope(deployment: Deployment) -> None:
+def test_scope_is_derived_from_sealed_data_not_the_stored_field(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     widened = replace(stored, fields=stored.fields | {"scope": b"pub\x1fo:eve", "visibility": b"public"})
     assert deployment.open(widened).scope == {"i:m1", "o:ann"}
 
 
-def test_a_memory_turned_into_a_clear_one_is_refused(deployment: Deployment) -> None:
+def test_sealed_memory_marked_as_clear_is_refused(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     assert deployment.refuses(replace(stored, fields=stored.fields | {"codec": b"text", "content": b"forged"}))
 
 
-def test_a_wrapped_key_opens_for_its_owner_and_under_its_master_key_alone(deployment: Deployment) -> None:
+def test_wrapped_key_opens_only_for_its_owner_and_master_key(deployment: Deployment) -> None:
     keyring, key = deployment.keyring, deployment.keys["ann"]
     wrapped = wrap(keyring.master, key, "n", "ann")
     assert unwrap(keyring.secret, wrapped, key.id, "n", "ann") == key
@@ -215,7 +215,7 @@ def test_a_wrapped_key_opens_for_its_owner_and_under_its_master_key_alone(deploy
         unwrap(Keyring([Secret(random.Random(2).randbytes(32))]).secret, wrapped, key.id, "n", "ann")
 
 
-def test_no_key_and_no_content_is_shown_by_what_holds_them(deployment: Deployment) -> None:
+def test_repr_of_key_holders_shows_no_key_or_content(deployment: Deployment) -> None:
     key = deployment.keys["ann"]
     shown = repr([key, Lock.at(key, "x"), deployment.keyring.master])
     assert not any(part in shown for part in (repr(key.value)[2:-1], key.value.hex()))
@@ -226,7 +226,7 @@ def transports() -> Transports:
     return Transports([Secret(random.Random(3).randbytes(32))])
 
 
-def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_written() -> None:
+def test_sealed_ask_and_reply_open_only_unchanged_and_with_the_key() -> None:
     shared = transports()
     ask = Ask("a1", "rm:reply:{s}", "m", 5, ("a secret text",), shared.current)
     fields = {name.encode(): str(value).encode() if not isinstance(value, bytes) else value
@@ -248,7 +248,7 @@ def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_writ
         Reply.parse(fields)
 
 
-def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vector_alone() -> None:
+def test_job_seal_and_vector_lock_are_bound_to_one_chunk() -> None:
     shared, key = transports(), Key.new()
     place = Place("n", "ann", "m1", 0, 3, "0" * 32)
     body = seal_job(shared, place, "a secret text", place.lock(key, "vector"))
@@ -266,7 +266,7 @@ def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vect
         open_job(shared, "m", job)
 
 
-def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -> None:
+def test_lock_of_one_kind_opens_no_value_of_another_kind() -> None:
     lock = Lock.at(Key.new(), "memory", "vector", "n")
     one, other = lock.narrowed("vec_a"), lock.narrowed("vec_b")
     assert one.open(one.seal(b"a vector")) == b"a vector"
@@ -275,13 +275,13 @@ def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -
             wrong.open(one.seal(b"a vector"))
 
 
-def test_the_same_content_has_another_hash_for_another_owner() -> None:
+def test_same_content_hashes_differently_for_each_owner() -> None:
     assert len({keyed_hash(Key.new(), "the same") for _ in range(3)}) == 3
     assert len({new_key() for _ in range(3)}) == 3
 
 
 @pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
-def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: Matrix) -> None:
+def test_sealed_bytes_that_are_no_unit_vector_are_refused(bad: Matrix) -> None:
     place, key = Place("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
     lock = place.lock(key, "vector")
     good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
@@ -290,7 +290,7 @@ def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: M
         open_vector(key, place, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
 
 
-def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:
+def test_vectors_evicted_from_the_open_cache_are_overwritten() -> None:
     cache = OpenVectors(most_bytes=3 * 4 * DIMENSION)
     names = [
         Which("n", owner, f"m{number}", 0, "h", "model") for number, owner in enumerate(["ann", "bea", "ann", "ann"])

@@ -57,7 +57,7 @@ async def ann(own: Stack, namespace: str) -> AsyncGenerator[Agent]:
         yield agent
 
 
-async def test_nothing_of_a_sensitive_memory_is_in_clear_anywhere(
+async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
     own: Stack, ann: Agent, namespace: str, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -186,9 +186,7 @@ async def contents_of(agent: Agent, ids: list[str]) -> list[str]:
     return [result["result"]["memory"]["content"] for result in answer["results"]]
 
 
-async def test_a_rotation_that_is_killed_loses_nothing_and_goes_on_when_run_again(
-    own: Stack, ann: Agent, namespace: str
-) -> None:
+async def test_killed_rotation_loses_nothing_and_resumes(own: Stack, ann: Agent, namespace: str) -> None:
     ids = [*await hide_many(ann, MANY), await ann.store(prose(60), sensitive=True)]
     before, url = await contents_of(ann, ids), own.redis.url_of(SERVER)
     assert len(await versions(own, namespace, ids)) == 1
@@ -223,9 +221,7 @@ async def test_a_rotation_that_is_killed_loses_nothing_and_goes_on_when_run_agai
     assert repeated["duplicate_of"] == ids[0]
 
 
-async def test_a_server_that_still_knows_the_old_key_seals_under_the_new_one(
-    own: Stack, ann: Agent, namespace: str
-) -> None:
+async def test_server_with_the_old_key_cached_seals_under_the_new_one(own: Stack, ann: Agent, namespace: str) -> None:
     ids = [await ann.store("Before the rotation.", sensitive=True)]
     await run("rotate", "--namespace", namespace, redis_url=own.redis.url_of(SERVER))
     ids.append(await ann.store("After it.", sensitive=True))
@@ -234,7 +230,7 @@ async def test_a_server_that_still_knows_the_old_key_seals_under_the_new_one(
     assert await contents_of(ann, ids) == ["Before the rotation.", "After it."]
 
 
-async def test_data_keys_change_to_another_master_key(own: Stack, ann: Agent, namespace: str) -> None:
+async def test_data_keys_are_rewrapped_under_a_new_master_key(own: Stack, ann: Agent, namespace: str) -> None:
     memory_id, newer, url = await ann.store("A secret.", sensitive=True), new_key(), own.redis.url_of(SERVER)
     said = await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")
     assert said.startswith("1 data keys")
@@ -247,7 +243,7 @@ async def test_data_keys_change_to_another_master_key(own: Stack, ann: Agent, na
         assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
 
 
-async def test_an_agent_that_is_deleted_takes_its_key_with_it(own: Stack, ann: Agent, namespace: str) -> None:
+async def test_deleting_an_agent_destroys_its_key(own: Stack, ann: Agent, namespace: str) -> None:
     keys = Keys(namespace)
     await register(ann, "ann")
     memory_id = await ann.store("A secret.", sensitive=True)
@@ -272,7 +268,7 @@ async def test_an_agent_that_is_deleted_takes_its_key_with_it(own: Stack, ann: A
     assert await ann.store("Begun anew.", sensitive=True)
 
 
-async def test_a_clear_vector_is_refused_for_a_sealed_memory_and_the_reverse(
+async def test_clear_vector_of_a_sealed_memory_is_refused_and_vice_versa(
     own: Stack, ann: Agent, namespace: str
 ) -> None:
     keys, names = Keys(namespace), ("sealed", "clear")
@@ -293,9 +289,7 @@ async def test_a_clear_vector_is_refused_for_a_sealed_memory_and_the_reverse(
         assert await own.client.hgetall(keys.memory(memory_id)) == before
 
 
-async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_so(
-    own: Stack, ann: Agent, namespace: str
-) -> None:
+async def test_sidecar_without_key_leaves_sealed_texts_and_reports_it(own: Stack, ann: Agent, namespace: str) -> None:
     own.sidecar.stop()
     keyless = SidecarProcess(own.redis.url_of(SIDECAR))
     keyless.start()
@@ -329,7 +323,7 @@ async def test_a_sidecar_without_the_key_leaves_sealed_texts_to_others_and_says_
     assert b"transport key" in keyless.said
 
 
-async def test_the_embedded_default_gives_its_sidecar_the_transport_key_alone(tmp_path: Path) -> None:
+async def test_embedded_sidecar_receives_only_the_transport_key(tmp_path: Path) -> None:
     try:
         async with stdio_agent("ann", "--data-dir", str(tmp_path), MEMORY_MASTER_KEY=MASTER) as agent:
             stored = await agent.call("store_memory", content="A secret.", sensitive=True, wait=False)
@@ -352,7 +346,7 @@ async def test_the_embedded_default_gives_its_sidecar_the_transport_key_alone(tm
         await stop_everything(tmp_path)
 
 
-def test_keys_are_made_and_derived_from_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_creates_and_derives_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     shell = CliRunner()
     made = shell.invoke(app, ["keys", "new"]).stdout.strip()
     monkeypatch.setenv("MEMORY_MASTER_KEY", made)

@@ -25,7 +25,7 @@ from memory_server.security.vault import Opened, Vault
 @pytest.mark.parametrize(
     ("short", "long"), [("_LOOK_SECONDS", "REMEMBER_SECONDS"), ("REMEMBER_SECONDS", "_LOOK_SECONDS")]
 )
-async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
+async def test_data_key_destroyed_elsewhere_soon_opens_nothing(
     short: str, long: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vault, short, 0.05)
@@ -60,9 +60,7 @@ class Counting:
         return await self._backend.read(fetch)
 
 
-async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
-    stack: Stack, alice: Agent, namespace: str
-) -> None:
+async def test_data_keys_are_cached_and_new_ones_are_looked_up(stack: Stack, alice: Agent, namespace: str) -> None:
     await alice.store("The vault stands open.", sensitive=True)
     owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
     backend = Counting(stack.server.service.backend)
@@ -80,7 +78,7 @@ async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
         await held.find(namespace, owner, "unknown")
 
 
-def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
+def test_unopened_memories_are_counted_by_reason() -> None:
     opened = Opened()
     opened.leave_out(KeyMissing("no master key"))
     opened.leave_out(KeyMissing("no master key"), 2)
@@ -91,7 +89,7 @@ def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
     ]
 
 
-async def test_without_a_master_key_nothing_of_a_sensitive_memory_goes_anywhere(stack: Stack, namespace: str) -> None:
+async def test_without_master_key_no_sensitive_content_reaches_redis(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url_of(SERVER)) as server,
         server.agent("ann", namespace) as ann,

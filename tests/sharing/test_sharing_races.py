@@ -119,7 +119,7 @@ async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]
         await asyncio.gather(*readers)
 
 
-async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
+async def test_no_answer_after_revoke_returned_shows_the_memory(
     server: Server, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     await register(bob, "bob")
@@ -147,7 +147,7 @@ async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
     history.check_answers()
 
 
-async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden(alice: Agent, bob: Agent) -> None:
+async def test_mcp_call_after_revoke_or_expiry_does_not_show_the_memory(alice: Agent, bob: Agent) -> None:
     await register(bob, "bob")
     revoked = await alice.store(f"The {WORDS}.", context="island")
     expiring = await alice.store("A map of the coast.", context="map")
@@ -178,7 +178,7 @@ async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden
     on_expiry.check_calls()
 
 
-async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it(
+async def test_principal_resolved_before_revoke_cannot_read_or_write_after(
     server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     """As in another server process, for whose reads and writes a revoke here does not wait."""
@@ -204,7 +204,7 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     assert status == "not_owner"
 
 
-async def test_no_write_lands_after_the_revoke_returned(alice: Agent, bob: Agent) -> None:
+async def test_no_write_succeeds_after_revoke_returned(alice: Agent, bob: Agent) -> None:
     await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     for number in range(10):

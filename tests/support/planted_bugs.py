@@ -39,8 +39,8 @@ BUGS = {
         _SERVER + "index/loader.py",
         [("return found.is_live(now) and principal.may_see(found)", "return True")],
         (
-            "tests/sharing/test_sharing_races.py::test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden",
-            "tests/sharing/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
+            "tests/sharing/test_sharing_races.py::test_mcp_call_after_revoke_or_expiry_does_not_show_the_memory",
+            "tests/sharing/test_sharing_races.py::test_principal_resolved_before_revoke_cannot_read_or_write_after",
         ),
     ),
     "bound values are not escaped": Bug(
@@ -56,16 +56,14 @@ BUGS = {
     "what is left of a deleted agent is shown": Bug(
         _CORE + "records/grant.py",
         [("hidden=frozenset(owner_token(owner.decode()) for owner in tombstones)", "hidden=frozenset()")],
-        (
-            "tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper",
-        ),
+        ("tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_and_purged_by_sweep",),
     ),
     "a grant never ends": Bug(
         _CORE + "records/grant.py",
         [('if part["tokens"] and part["ends"] / _MICROSECONDS > now', 'if part["tokens"]')],
         (
-            "tests/sharing/test_principals.py::test_a_grant_gives_nothing_from_its_end_on",
-            "tests/sharing/test_principals.py::test_what_is_passed_on_ends_by_itself",
+            "tests/sharing/test_principals.py::test_ended_grant_gives_no_tokens",
+            "tests/sharing/test_principals.py::test_reshared_part_has_its_own_end",
         ),
     ),
     "anybody may write under anybody's grant": Bug(
@@ -74,14 +72,14 @@ BUGS = {
             ("if not contains(request.owners, found[1]) and not may_write(", "if false and not may_write("),
         ],
         (
-            "tests/sharing/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
-            "tests/sharing/test_sharing_races.py::test_no_write_lands_after_the_revoke_returned",
+            "tests/sharing/test_sharing_races.py::test_principal_resolved_before_revoke_cannot_read_or_write_after",
+            "tests/sharing/test_sharing_races.py::test_no_write_succeeds_after_revoke_returned",
         ),
     ),
     "a write acts as whom it names": Bug(
         _SERVER + "engine/principals.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
-        ("tests/access/test_tokens.py::test_an_admin_may_write_for_others_and_nobody_else_may",),
+        ("tests/access/test_tokens.py::test_only_an_admin_may_write_for_others",),
     ),
     "quarantine hides nothing": Bug(
         _CORE + "records/scope.py",
@@ -91,29 +89,27 @@ BUGS = {
                 "return self.may_read(record.scope)",
             )
         ],
-        ("tests/security/test_quarantine.py::test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone",),
+        ("tests/security/test_quarantine.py::test_quarantined_agents_memories_are_visible_only_to_itself",),
     ),
     "any secret opens a token": Bug(
         _CORE + "records/token.py",
         [("found is None or not right or", "found is None or")],
-        ("tests/access/test_tokens.py::test_whatever_is_wrong_with_a_token_the_answer_is_the_same",),
+        ("tests/access/test_tokens.py::test_every_invalid_token_gets_the_same_answer",),
     ),
     "a revoked token is good": Bug(
         _CORE + "records/token.py",
         [("or found[0].revoked or", "or")],
-        ("tests/access/test_tokens.py::test_a_revoked_token_stops_at_once_in_the_middle_of_a_session",),
+        ("tests/access/test_tokens.py::test_revoked_token_stops_working_mid_session",),
     ),
     "a token's scopes are not asked": Bug(
         _CORE + "records/access.py",
         [("if scope is not None and scope not in self.scopes and not self.admin:", "if False:")],
-        ("tests/access/test_tokens.py::test_a_scope_opens_its_own_tools_and_admin_all",),
+        ("tests/access/test_tokens.py::test_scope_allows_only_its_tools_and_admin_allows_all",),
     ),
     "nobody calls too often": Bug(
         _SERVER + "access/gate.py",
         [("        self._rates.take(caller.namespace, caller.agent, calls)\n", "")],
-        (
-            "tests/access/test_tokens.py::test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served",
-        ),
+        ("tests/access/test_tokens.py::test_rate_limited_agent_gets_retry_after_and_others_are_served",),
     ),
     "nobody keeps too much": Bug(
         _SERVER + "memories/quotas.py",
@@ -147,7 +143,7 @@ BUGS = {
                 "return false",
             )
         ],
-        ("tests/isolation/test_isolation.py::test_no_vector_of_an_agent_poisons_anothers_searches",),
+        ("tests/isolation/test_isolation.py::test_invalid_vectors_do_not_affect_searches_of_others",),
     ),
     "seals are not linked": Bug(
         _SERVER + "security/audit/seals.py",
@@ -159,7 +155,7 @@ BUGS = {
         [
             (_AUDITED + _TOLD, _TOLD),
         ],
-        ("tests/security/test_audit.py::test_a_change_and_its_entry_are_one_write",),
+        ("tests/security/test_audit.py::test_change_and_audit_entry_are_written_atomically",),
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
@@ -190,9 +186,7 @@ BUGS = {
         [
             ("if tonumber(found[2]) ~= request.rev then", "if false then"),
         ],
-        (
-            "tests/security/test_integrity.py::test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten",
-        ),
+        ("tests/security/test_integrity.py::test_without_key_a_concurrent_change_is_not_overwritten",),
     ),
     "a key of idempotency is not looked up": Bug(
         _LUA + "10_memories.lua",

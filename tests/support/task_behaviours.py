@@ -13,7 +13,7 @@ from support.task_functions import AT_ONCE, KEEP, Ground
 EMPTY = {"leases": 0, "unclaimed": 0, "held": 0, "inbox": 0}
 
 
-async def a_wrong_token_is_refused(ground: Ground) -> None:
+async def wrong_token_is_refused(ground: Ground) -> None:
     await ground.register("a")
     await ground.submit()
     token = await ground.lease("a")
@@ -24,7 +24,7 @@ async def a_wrong_token_is_refused(ground: Ground) -> None:
     assert await ground.complete("a", token) == "completed"
 
 
-async def a_token_dies_with_its_attempt(ground: Ground) -> None:
+async def token_ends_with_its_attempt(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit()
     token = await ground.lease("a")
@@ -36,7 +36,7 @@ async def a_token_dies_with_its_attempt(ground: Ground) -> None:
     assert (await ground.beat("a", token))["lost"] == [token]
 
 
-async def a_token_dies_with_its_time(ground: Ground) -> None:
+async def token_ends_with_its_lease(ground: Ground) -> None:
     await ground.register("a")
     await ground.submit(lease=AT_ONCE)
     token = await ground.lease("a")
@@ -44,7 +44,7 @@ async def a_token_dies_with_its_time(ground: Ground) -> None:
     assert (await ground.beat("a", token))["lost"] == [token]
 
 
-async def a_token_is_worth_nothing_in_other_hands(ground: Ground) -> None:
+async def token_is_refused_from_another_agent(ground: Ground) -> None:
     await ground.register("a", "b")
     await ground.submit()
     await ground.fail("b", await ground.lease("b"))
@@ -54,7 +54,7 @@ async def a_token_is_worth_nothing_in_other_hands(ground: Ground) -> None:
     assert await ground.complete("a", token) == "completed"
 
 
-async def whoever_never_had_a_task_learns_nothing_of_it(ground: Ground) -> None:
+async def agent_that_never_held_a_task_learns_nothing_of_it(ground: Ground) -> None:
     await ground.register("a", "b")
     await ground.submit()
     token = await ground.lease("a")
@@ -62,7 +62,7 @@ async def whoever_never_had_a_task_learns_nothing_of_it(ground: Ground) -> None:
     assert await ground.complete("b", f"{new_id()}.1.x") == "unknown"
 
 
-async def an_ended_task_leaves_nothing_behind(ground: Ground) -> None:
+async def ended_task_leaves_no_keys_behind(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit(to=["a"], deadline=time.time() + 100)
     assert await ground.complete("a", await ground.lease("a")) == "completed"
@@ -74,7 +74,7 @@ async def an_ended_task_leaves_nothing_behind(ground: Ground) -> None:
     assert await ground.claim("a") == []
 
 
-async def attempts_are_counted_and_end_in_the_dead_letters(ground: Ground) -> None:
+async def exhausted_attempts_end_in_the_dead_letters(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit(retries=2)
     for attempt in (1, 2, 3):
@@ -87,7 +87,7 @@ async def attempts_are_counted_and_end_in_the_dead_letters(ground: Ground) -> No
     assert await ground.claim("a") == []
 
 
-async def a_failed_task_goes_to_another(ground: Ground) -> None:
+async def failed_task_goes_to_another_agent(ground: Ground) -> None:
     await ground.register("a", "b")
     await ground.submit()
     await ground.fail("a", await ground.lease("a"))
@@ -96,7 +96,7 @@ async def a_failed_task_goes_to_another(ground: Ground) -> None:
     assert await ground.lease("b")
 
 
-async def a_failed_task_comes_back_if_there_is_nobody_else(ground: Ground) -> None:
+async def failed_task_returns_to_the_only_agent(ground: Ground) -> None:
     await ground.register("a")
     await ground.submit()
     await ground.fail("a", await ground.lease("a"))
@@ -104,7 +104,7 @@ async def a_failed_task_comes_back_if_there_is_nobody_else(ground: Ground) -> No
     assert await ground.lease("a")
 
 
-async def each_lease_has_a_token_of_its_own(ground: Ground) -> None:
+async def each_lease_has_its_own_token(ground: Ground) -> None:
     await ground.register("a")
     await ground.submit(lease=AT_ONCE)
     first = await ground.lease("a")
@@ -113,7 +113,7 @@ async def each_lease_has_a_token_of_its_own(ground: Ground) -> None:
     assert await ground.complete("a", first) == "stale"
 
 
-async def the_numbers_of_tokens_rise(ground: Ground) -> None:
+async def fencing_numbers_increase(ground: Ground) -> None:
     await ground.register("a", "b")
     for _ in range(4):
         await ground.submit()
@@ -122,7 +122,7 @@ async def the_numbers_of_tokens_rise(ground: Ground) -> None:
     assert fences == sorted(set(fences))
 
 
-async def a_lease_that_ran_out_goes_to_another(ground: Ground) -> None:
+async def expired_lease_goes_to_another_agent(ground: Ground) -> None:
     await ground.register("a", "b")
     task = await ground.submit(lease=AT_ONCE)
     await ground.lease("a")
@@ -132,7 +132,7 @@ async def a_lease_that_ran_out_goes_to_another(ground: Ground) -> None:
     assert await ground.lease("b")
 
 
-async def a_lease_is_nobody_elses(ground: Ground) -> None:
+async def leased_task_is_not_given_to_another(ground: Ground) -> None:
     await ground.register("a", "b")
     await ground.submit(to=["a"])
     await ground.lease("a")
@@ -142,7 +142,7 @@ async def a_lease_is_nobody_elses(ground: Ground) -> None:
     assert await ground.claim("a") == []
 
 
-async def a_heartbeat_renews_a_lease(ground: Ground) -> None:
+async def heartbeat_renews_a_lease(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit(lease=50)
     token = await ground.lease("a")
@@ -154,7 +154,7 @@ async def a_heartbeat_renews_a_lease(ground: Ground) -> None:
     assert await ground.client.zscore(ground.keys.leases, task) == float(after or 0)
 
 
-async def an_assigned_task_is_nobody_elses(ground: Ground) -> None:
+async def assigned_task_is_not_given_to_another(ground: Ground) -> None:
     await ground.register("a", "b")
     task = await ground.submit(to=["a"])
     assert await ground.field(task, "assigned") == "a"
@@ -162,7 +162,7 @@ async def an_assigned_task_is_nobody_elses(ground: Ground) -> None:
     assert len(await ground.claim("a", 5)) == 1
 
 
-async def an_assignment_that_is_not_claimed_is_taken_back(ground: Ground) -> None:
+async def unclaimed_assignment_is_taken_back(ground: Ground) -> None:
     await ground.register("a", "b")
     task = await ground.submit(to=["a"], claim=AT_ONCE)
     await ground.sweep()
@@ -171,7 +171,7 @@ async def an_assignment_that_is_not_claimed_is_taken_back(ground: Ground) -> Non
     assert await ground.lease("b")
 
 
-async def an_agent_has_no_more_than_it_can_do(ground: Ground) -> None:
+async def agent_gets_no_more_than_its_capacity(ground: Ground) -> None:
     await ground.register("a", most=2)
     for _ in range(4):
         await ground.submit(to=["a"])
@@ -180,7 +180,7 @@ async def an_agent_has_no_more_than_it_can_do(ground: Ground) -> None:
     assert await ground.claim("a", 9) == []
 
 
-async def a_task_waits_for_all_that_it_depends_on(ground: Ground) -> None:
+async def task_waits_for_all_its_dependencies(ground: Ground) -> None:
     await ground.register("a")
     first, second = await ground.submit(), await ground.submit()
     last = await ground.submit(after=[first, second])
@@ -193,7 +193,7 @@ async def a_task_waits_for_all_that_it_depends_on(ground: Ground) -> None:
     assert await ground.lease("a")
 
 
-async def a_task_ends_with_what_it_depends_on(ground: Ground) -> None:
+async def task_is_cancelled_when_a_dependency_dies(ground: Ground) -> None:
     await ground.register("a")
     first = await ground.submit()
     second = await ground.submit(after=[first])
@@ -203,7 +203,7 @@ async def a_task_ends_with_what_it_depends_on(ground: Ground) -> None:
     assert [await ground.state(task) for task in (first, second, third)] == ["dead", "cancelled", "cancelled"]
 
 
-async def a_task_for_one_agent_goes_to_others_when_that_one_dies(ground: Ground) -> None:
+async def pinned_task_goes_to_others_when_its_agent_dies(ground: Ground) -> None:
     await ground.register("a", "b")
     await ground.submit(only="a", to=["a"])
     assert await ground.claim("b") == []
@@ -212,7 +212,7 @@ async def a_task_for_one_agent_goes_to_others_when_that_one_dies(ground: Ground)
     assert await ground.lease("b")
 
 
-async def a_living_agent_keeps_its_lease(ground: Ground) -> None:
+async def live_agent_keeps_its_lease(ground: Ground) -> None:
     await ground.register("a")
     await ground.submit()
     token = await ground.lease("a")
@@ -220,7 +220,7 @@ async def a_living_agent_keeps_its_lease(ground: Ground) -> None:
     assert await ground.complete("a", token) == "completed"
 
 
-async def a_requeued_task_has_all_its_attempts_and_no_past(ground: Ground) -> None:
+async def requeued_task_has_all_its_attempts_again(ground: Ground) -> None:
     await ground.register("a", "b")
     task = await ground.submit(retries=0)
     await ground.fail("a", await ground.lease("a"))
@@ -234,7 +234,7 @@ async def a_requeued_task_has_all_its_attempts_and_no_past(ground: Ground) -> No
     assert await ground.complete("a", lease["lease_token"]) == "completed"
 
 
-async def a_requeued_task_waits_again_for_what_it_depends_on(ground: Ground) -> None:
+async def requeued_task_waits_for_its_dependencies_again(ground: Ground) -> None:
     await ground.register("a")
     first = await ground.submit()
     task = await ground.submit(after=[first], deadline=time.time() + 0.02)
@@ -244,7 +244,7 @@ async def a_requeued_task_waits_again_for_what_it_depends_on(ground: Ground) -> 
     assert await ground.state(task) == "pending"
 
 
-async def the_namespace_has_a_quota(ground: Ground) -> None:
+async def namespace_task_quota_is_enforced(ground: Ground) -> None:
     await ground.register("a")
     for _ in range(3):
         await ground.submit(quota=1)
@@ -252,7 +252,7 @@ async def the_namespace_has_a_quota(ground: Ground) -> None:
         assert await ground.complete("a", await ground.lease("a")) == "completed"
 
 
-async def a_repeated_call_has_one_effect_and_one_answer(ground: Ground) -> None:
+async def repeated_call_has_one_effect_and_one_answer(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit(task_id="01m81x7vqc1t6cf4nvwt7v6ayj")
     assert (await ground.try_to_submit(task_id=task))["status"] == "submitted"
@@ -271,14 +271,14 @@ async def a_repeated_call_has_one_effect_and_one_answer(ground: Ground) -> None:
     assert await ground.client.hget(ground.keys.counters, "tasks_completed") == b"1"
 
 
-async def an_idempotency_key_stands_for_one_task(ground: Ground) -> None:
+async def idempotency_key_creates_one_task(ground: Ground) -> None:
     first = await ground.submit(key=("k", "payload"))
     assert await ground.try_to_submit(key=("k", "payload")) == {"status": "replayed", "id": first}
     assert (await ground.try_to_submit(key=("k", "other")))["status"] == "idempotency_conflict"
     assert await ground.submit(by="another", key=("k", "payload")) != first
 
 
-async def only_its_submitter_cancels_a_task_and_nobody_completes_it_then(ground: Ground) -> None:
+async def only_the_submitter_cancels_and_then_completion_fails(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit()
     token = await ground.lease("a")
@@ -290,7 +290,7 @@ async def only_its_submitter_cancels_a_task_and_nobody_completes_it_then(ground:
     assert await ground.in_hand("a") == EMPTY
 
 
-async def a_deadline_ends_a_task(ground: Ground) -> None:
+async def deadline_ends_a_task(ground: Ground) -> None:
     await ground.register("a")
     assert (await ground.try_to_submit(deadline=time.time() - 1))["status"] == "past_deadline"
     task = await ground.submit(deadline=time.time() + 0.05)
@@ -307,7 +307,7 @@ async def _until_dead(ground: Ground, task: str) -> None:
     await wait_until(dead, 1.0)
 
 
-async def pauses_between_attempts_double(ground: Ground) -> None:
+async def retry_delays_double(ground: Ground) -> None:
     await ground.register("a")
     task, pauses = await ground.submit(), list[float]()
     for _ in range(3):
@@ -320,7 +320,7 @@ async def pauses_between_attempts_double(ground: Ground) -> None:
     assert [round(pause / 100) for pause in pauses] == [1, 2, 4]
 
 
-async def the_more_urgent_goes_first(ground: Ground) -> None:
+async def more_urgent_task_goes_first(ground: Ground) -> None:
     await ground.register("a")
     order = [TaskPriority.LOW, TaskPriority.CRITICAL, TaskPriority.MEDIUM, TaskPriority.HIGH]
     for priority in order:
@@ -330,7 +330,7 @@ async def the_more_urgent_goes_first(ground: Ground) -> None:
     assert taken == ["critical", "high", "medium", "low"]
 
 
-async def many_tasks_of_one_delay_anothers_by_one_turn(ground: Ground) -> None:
+async def submitters_take_turns(ground: Ground) -> None:
     await ground.register("a")
     for _ in range(8):
         await ground.submit(by="many")
@@ -339,7 +339,7 @@ async def many_tasks_of_one_delay_anothers_by_one_turn(ground: Ground) -> None:
     assert single in {lease["id"] for lease in leases[:2]}
 
 
-async def a_newcomers_tasks_begin_at_the_turn_that_was_reached(ground: Ground) -> None:
+async def new_submitter_starts_at_the_current_turn(ground: Ground) -> None:
     await ground.register("a")
     old = [await ground.submit(by="old") for _ in range(5)]
     for _ in range(3):
@@ -349,7 +349,7 @@ async def a_newcomers_tasks_begin_at_the_turn_that_was_reached(ground: Ground) -
     assert [lease["id"] for lease in leases] == [new[0], old[3], new[1], old[4]]
 
 
-async def a_task_that_ends_in_its_queue_leaves_it(ground: Ground) -> None:
+async def cancelled_task_leaves_its_queue(ground: Ground) -> None:
     task = await ground.submit()
     assert await ground.cancel(task) == "cancelled"
     assert await ground.client.hlen(ground.keys.kinds) == 0
@@ -357,7 +357,7 @@ async def a_task_that_ends_in_its_queue_leaves_it(ground: Ground) -> None:
     assert await ground.claim("a") == []
 
 
-async def whoever_failed_waits_for_nobody_that_is_not_able(ground: Ground) -> None:
+async def failed_task_does_not_wait_for_incapable_agents(ground: Ground) -> None:
     await ground.register("a", able=["lua"])
     await ground.register("b")
     await ground.submit(needs=["lua"])
@@ -366,7 +366,7 @@ async def whoever_failed_waits_for_nobody_that_is_not_able(ground: Ground) -> No
     assert await ground.lease("a")
 
 
-async def a_long_history_keeps_what_came_last(ground: Ground) -> None:
+async def long_history_keeps_the_newest_entries(ground: Ground) -> None:
     await ground.register("a")
     task = await ground.submit()
     history, old = ground.keys.history(task), pack({"op": "old"})
@@ -377,7 +377,7 @@ async def a_long_history_keeps_what_came_last(ground: Ground) -> None:
     assert [unpack(entry)["op"] for entry in kept[-3:]] == ["old", "leased", "completed"]
 
 
-async def only_the_able_get_a_task(ground: Ground) -> None:
+async def only_capable_agents_get_a_task(ground: Ground) -> None:
     await ground.register("plain")
     await ground.register("skilled", able=["lua", "sql"], window=1000)
     for demand in ({"needs": ["lua"]}, {"needs": ["lua", "sql"]}, {"window": 1000}, {"only": "skilled"}):
