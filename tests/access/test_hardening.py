@@ -1,4 +1,4 @@
-"""What reaches the server before any tool does: where it listens, for whom, and how much, how well-formed it is."""
+"""Limits that apply before any tool runs: bind address, hosts and origins, body size, TLS and stdio lines."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ NAMED = {"allowed_hosts": ["memory.example", "exact.example:8443"], "allowed_ori
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server with tokens, names of its own and a small cap."""
+    """A server with tokens, allowed hosts and a small body limit."""
     options = NAMED | {"auth": {"mode": "tokens"}, "limits": {"body_bytes": BODY_BYTES}}
     async with in_own_task(serving(stack.redis.url, **options)) as server:
         yield server
 
 
-# Where it listens
+# Bind address
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_non_loopback_bind_is_allowed_with_tokens_hosts_and_tls(by_proxy: bool, 
     check_bind(Settings.load(host="0.0.0.0", auth={"mode": "tokens"}, allowed_hosts=["a.example"], **safe))
 
 
-# For whom
+# Hosts and origins
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ async def test_server_without_allowed_hosts_serves_only_loopback(server: Server)
     assert (await post(server, None, Origin="https://app.example")).status_code == 403
 
 
-# How much
+# Body size
 
 
 async def test_oversized_body_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
@@ -136,7 +136,7 @@ CLIENTS_KEEP = 5
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate of localhost that signs itself, and its key."""
+    """Create a self-signed certificate for localhost and its key."""
     key, name = generate_private_key(SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
     made = (
@@ -159,7 +159,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 @asynccontextmanager
 async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGenerator[int]:
-    """Run a server in a process of its own; gives its port."""
+    """Run a server in its own process; yields its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_server", "serve", "--port", str(port)),
@@ -202,7 +202,7 @@ async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> Non
 
 @dataclass
 class Pipe:
-    """A stdio server, spoken to in bytes."""
+    """A stdio server, addressed in raw bytes."""
 
     process: asyncio.subprocess.Process
 
@@ -213,13 +213,13 @@ class Pipe:
         await self.process.stdin.drain()
 
     async def hear(self) -> dict[str, Any]:
-        """Give the next message."""
+        """Return the next message."""
         assert self.process.stdout is not None
         async with asyncio.timeout(20):
             return json.loads(await self.process.stdout.readline())
 
     async def ask(self, line: bytes) -> dict[str, Any]:
-        """Send a line and give the answer."""
+        """Send a line and return the answer."""
         await self.say(line)
         return await self.hear()
 
@@ -283,7 +283,7 @@ async def test_line_at_the_limit_is_served_and_empty_lines_are_ignored(pipe: Pip
 
 
 async def test_50_mb_line_takes_little_memory(pipe: Pipe) -> None:
-    await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by its answer everything is imported
+    await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by this answer all imports are done
     await pipe.ask(b"x" * (BODY_BYTES + 1))
     before = peak_of(pipe.process.pid)
     await pipe.ask(b"x" * 50_000_000)
@@ -291,6 +291,6 @@ async def test_50_mb_line_takes_little_memory(pipe: Pipe) -> None:
 
 
 def peak_of(pid: int) -> int:
-    """Give the most memory that a process has had, in kB."""
+    """Return the peak memory of a process in kB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

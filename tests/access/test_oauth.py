@@ -1,4 +1,4 @@
-"""Access tokens of an OAuth server: believed when they are signed by its key, for this server, now; else never."""
+"""OAuth access tokens are accepted only if signed by the issuer's key, for this server and not expired."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ ISSUER, AUDIENCE = "https://login.example", "https://memory.example/mcp"
 
 @dataclass
 class Issuer:
-    """An OAuth server, as far as its keys go."""
+    """The keys of an OAuth server."""
 
     rsa: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
     ec: Any = field(default_factory=lambda: new_ec_key(SECP256R1()))
     stranger: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
 
     def jwks(self) -> str:
-        """Give the public keys."""
+        """Return the public keys."""
         rsa = json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key())) | {"kid": "rsa", "use": "sig", "alg": "RS256"}
         ec = json.loads(ECAlgorithm.to_jwk(self.ec.public_key())) | {"kid": "ec", "use": "sig", "alg": "ES256"}
         return json.dumps({"keys": [rsa, ec]})
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """Give good claims, changed; None takes one out."""
+        """Return valid claims with changes; None removes a claim."""
         now = int(time.time())
         good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "nbf": now - 1, "scope": "read write"}
         return {name: value for name, value in (good | changes).items() if value is not None}
@@ -60,7 +60,7 @@ class Issuer:
         return jwt.encode(self.claims(**changes), key or self.rsa, algorithm=algorithm, headers=headers)
 
     def signed_by_hand(self, header: dict[str, Any], key: bytes) -> str:
-        """Make a token that PyJWT would refuse to make."""
+        """Create a token that PyJWT refuses to create."""
         head, body = (_base64(json.dumps(part).encode()) for part in (header, self.claims()))
         signature = hmac.digest(key, f"{head}.{body}".encode(), hashlib.sha256) if key else b""
         return f"{head}.{body}.{_base64(signature)}"
@@ -81,7 +81,7 @@ def settings_of(jwks: str) -> dict[str, Any]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Server]:
-    """A server that takes the issuer's tokens."""
+    """A server that accepts the issuer's tokens."""
     path = tmp_path_factory.mktemp("oauth") / "jwks.json"
     path.write_text(issuer.jwks())
     auth = settings_of(str(path))
@@ -89,7 +89,7 @@ async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPat
         yield server
 
 
-# Tokens that are believed
+# Accepted tokens
 
 
 async def test_agent_namespace_and_scopes_come_from_the_claims(guarded: Server, issuer: Issuer, namespace: str) -> None:
@@ -120,8 +120,8 @@ async def test_metadata_names_the_authorization_server(guarded: Server) -> None:
     refused = await post(guarded, None)
     assert "resource_metadata=" in refused.headers["www-authenticate"]
     async with httpx2.AsyncClient() as client:
-        told = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
-    assert (told["resource"], told["authorization_servers"]) == (AUDIENCE, [ISSUER])
+        metadata = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
+    assert (metadata["resource"], metadata["authorization_servers"]) == (AUDIENCE, [ISSUER])
 
 
 async def test_oauth_token_is_checked_on_stdio(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ async def test_oauth_token_is_checked_on_stdio(stack: Stack, issuer: Issuer, tmp
         assert (answer.structured_content or {}).get("error", {}).get("code") == code
 
 
-# Tokens that are not
+# Refused tokens
 
 
 BAD_CLAIMS: dict[str, dict[str, Any]] = {
@@ -202,7 +202,7 @@ async def test_forged_token_is_refused_like_an_expired_one(guarded: Server, issu
 
 @dataclass
 class Published:
-    """The issuer's keys on the web."""
+    """The issuer's keys, served over HTTP."""
 
     url: str
     body: str
@@ -219,7 +219,7 @@ def published(issuer: Issuer) -> Generator[Published]:
             self.wfile.write(found.body.encode())
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Published(f"http://127.0.0.1:{server.server_port}/jwks", issuer.jwks())
@@ -255,7 +255,7 @@ async def test_without_issuer_keys_callers_must_retry_later(stack: Stack, issuer
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"issuer": None}, "needs issuer"),
         ({"audience": None}, "needs audience"),
@@ -264,6 +264,6 @@ async def test_without_issuer_keys_callers_must_retry_later(stack: Stack, issuer
         ({"issuer": "login"}, "must be a URL"),
     ],
 )
-def test_incomplete_oauth_settings_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=said):
+def test_incomplete_oauth_settings_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=message):
         Settings.load(auth=settings_of(str(tmp_path / "jwks.json")) | change)

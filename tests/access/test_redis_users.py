@@ -1,6 +1,6 @@
-"""The users of redis/users.acl may do what the product needs, and nothing beyond it.
+"""The users of redis/users.acl have exactly the permissions that the product needs.
 
-The stack that all tests share runs under them, and its fixture looks for refusals at the end.
+The shared stack of all tests runs under these users; its fixture checks for denials at the end.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FOR_SERVER_ALONE = (
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
-    """A Redis with one namespace and somebody else's hash, on which refusals may be provoked."""
+    """A Redis with one namespace and a foreign hash, where tests may provoke denials."""
     redis = RedisServer(tmp_path_factory.mktemp("guarded"))
     redis.start()
     try:
@@ -56,14 +56,14 @@ async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Re
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def as_server(guarded: RedisServer) -> AsyncGenerator[Client]:
-    """Redis as the server sees it."""
+    """Redis under the server's user."""
     async with connect(guarded.url_of(SERVER)) as client:
         yield client
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def as_sidecar(guarded: RedisServer) -> AsyncGenerator[Client]:
-    """Redis as a sidecar sees it."""
+    """Redis under the sidecar's user."""
     async with connect(guarded.url_of(SIDECAR)) as client:
         yield client
 
@@ -138,14 +138,14 @@ async def test_function_runs_with_its_callers_permissions(guarded: RedisServer, 
 
 
 async def test_compromised_sidecar_can_read_and_damage_every_namespace(as_sidecar: Client) -> None:
-    """What it needs to do its work cannot be told from misuse; docs/decisions/0011 says so."""
+    """ACLs cannot separate a sidecar's normal work from misuse; see docs/decisions/0011."""
     memory = Keys("elsewhere").memory("x")
     await as_sidecar.hset(memory, "content", "spoilt")
     assert await as_sidecar.hget(memory, "content") == b"spoilt"
 
 
 async def test_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> None:
-    """Why nothing else may live in this Redis; when this fails, the Query Engine has learned better: say so."""
+    """This is why the Redis must hold no other data. If it fails, the Query Engine now checks keys: update the docs."""
     with pytest.raises(redis_errors.NoPermissionError):
         await as_server.hget("other:1", "text")
     create = "FT.CREATE rm:spy ON HASH PREFIX 1 other: SCHEMA text TEXT"
@@ -178,9 +178,9 @@ async def test_default_user_can_do_nothing(tmp_path: Path) -> None:
     redis.acl_file.write_text(acl_text())
     redis.start()
     try:
-        async with connect(redis.url) as nobody:
+        async with connect(redis.url) as client:
             with pytest.raises(StoreUnavailable, match="user or password"):
-                await check_server(nobody)
+                await check_server(client)
         async with connect(redis.url_of(SERVER).replace("password-of", "guess-at")) as stranger:
             with pytest.raises(StoreUnavailable, match="user or password"):
                 await check_server(stranger)
@@ -197,6 +197,6 @@ def test_every_command_is_named() -> None:
 
 
 async def allowed(almighty: Client, user: str, commands: Sequence[str]) -> list[str]:
-    """Give those of some commands that a user would not be refused."""
+    """Return the commands that a user may run."""
     verdicts = [await almighty.execute_command("ACL", "DRYRUN", user, *command.split()) for command in commands]
     return [command for command, verdict in zip(commands, verdicts, strict=True) if verdict == b"OK"]

@@ -1,4 +1,4 @@
-"""Bearer tokens of this deployment: who holds one is its agent, in its namespace, with its scopes, and nobody else."""
+"""Bearer tokens: the holder acts as the token's agent, in its namespace and with its scopes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ CHEAP = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server that asks for tokens."""
+    """A server that requires tokens."""
     async with in_own_task(serving(stack.redis.url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
         yield server
 
 
 def altered(token: str, position: int) -> str:
-    """Change one character of a token for another that is allowed there."""
+    """Replace one character of a token by another valid one."""
     return token[:position] + ("1" if token[position] != "1" else "2") + token[position + 1 :]
 
 
@@ -48,7 +48,7 @@ async def refusal_of(agent: Agent, tool: str, /, **arguments: object) -> tuple[s
     return refused.value.code, refused.value.text
 
 
-# Who is let in
+# Authentication
 
 
 async def test_token_holder_acts_as_its_agent_without_naming_it(guarded: Server, namespace: str) -> None:
@@ -146,7 +146,7 @@ async def test_health_probes_need_no_token(guarded: Server, probe: str) -> None:
         assert (await client.get(f"{guarded.url}/{probe}")).status_code == 200
 
 
-# Names beside the token
+# Declared names
 
 
 @pytest.mark.parametrize(("agent", "team"), [("bob", None), (None, "other"), ("bob", "other")])
@@ -200,7 +200,7 @@ async def test_scope_allows_only_its_tools_and_admin_allows_all(guarded: Server,
     async with guarded.agent("alice", namespace, token=token) as agent:
         for needed, names in CHEAP.items():
             for name in names:
-                # The argument is unknown, so that whoever is let in is told of it, and nothing is done.
+                # The unknown argument gives an allowed caller an error, so that the call has no effect.
                 code, text = await refusal_of(agent, name, nonsense=1)
                 let_in = held in (needed, "admin")
                 assert code == ("invalid_argument" if let_in else "forbidden"), name
@@ -261,7 +261,7 @@ async def test_only_an_admin_may_write_for_others(guarded: Server, namespace: st
         assert (await agent.call("retrieve_memory", memory_id=memory))["memory"]["content"] == "For Alice."
 
 
-# How often
+# Rate limits
 
 
 async def test_rate_limited_agent_gets_retry_after_and_others_are_served(stack: Stack, namespace: str) -> None:
@@ -312,7 +312,7 @@ async def test_stdio_token_of_another_agent_or_namespace_is_refused(
     assert await asyncio.gather(code_of("bob"), code_of("alice", "--namespace", "other")) == ["forbidden"] * 2
 
 
-# The console
+# Command line
 
 
 async def test_cli_issues_lists_and_revokes_tokens(guarded: Server, stack: Stack, namespace: str) -> None:
@@ -322,9 +322,9 @@ async def test_cli_issues_lists_and_revokes_tokens(guarded: Server, stack: Stack
             env={**os.environ, "REDIS_URL": stack.redis.url},
             stdout=asyncio.subprocess.PIPE,
         )
-        said, _ = await process.communicate()
+        output, _ = await process.communicate()
         assert process.returncode == 0
-        return said.decode().strip()
+        return output.decode().strip()
 
     token = await console("token", "alice", "--namespace", namespace, "--scope", "read", "--expires", "1h")
     assert (await post(guarded, token)).status_code == 200
@@ -342,14 +342,14 @@ async def test_cli_issues_lists_and_revokes_tokens(guarded: Server, stack: Stack
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["alice", "--expires", "soon"], "is not a lifetime"),
         (["alice", "--scope", "read,root"], "is not a scope"),
         (["alice", "--scope", ""], "no scope"),
     ],
 )
-def test_cli_refuses_invalid_token_options(options: list[str], said: str) -> None:
+def test_cli_refuses_invalid_token_options(options: list[str], message: str) -> None:
     code, output = run("agents", "token", *options)
     assert code
-    assert said in output
+    assert message in output

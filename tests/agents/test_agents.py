@@ -1,4 +1,4 @@
-"""Agents say who they are and that they live; one that falls silent loses its work to others, with a handoff."""
+"""Registration, heartbeats and routing; a silent agent's work moves to others with a handoff."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from memory_core.records.keys import Keys
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def boss(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Somebody who has work done and does none."""
+    """An agent that submits tasks and takes none."""
     async with in_own_task(server.agent("boss", namespace)) as agent:
         yield agent
 
@@ -92,11 +92,11 @@ BAD_PROFILES: dict[str, dict[str, Any]] = {
     "empty capability": {"capabilities": ["  "]},
     "capability that is too long": {"capabilities": ["x" * 257]},
     "too many capabilities": {"capabilities": [f"c{number}" for number in range(65)]},
-    "capabilities that are no texts": {"capabilities": [1, {}]},
+    "capabilities that are not texts": {"capabilities": [1, {}]},
     "heartbeats too often": {"heartbeat_seconds": 0.1},
-    "heartbeats too seldom": {"heartbeat_seconds": 3601},
-    "heartbeat that is no number": {"heartbeat_seconds": "NaN"},
-    "no task at a time": {"max_tasks": 0},
+    "heartbeats too rare": {"heartbeat_seconds": 3601},
+    "heartbeat that is not a number": {"heartbeat_seconds": "NaN"},
+    "zero tasks at a time": {"max_tasks": 0},
     "too many tasks at a time": {"max_tasks": 1001},
     "half a task": {"max_tasks": 1.5},
     "negative window": {"context_window": -1},
@@ -114,21 +114,21 @@ async def test_invalid_profile_is_refused_and_not_registered(alice: Agent) -> No
     assert (await alice.call("list_agents", alive_only=False))["agents"] == []
 
 
-BAD_SIGNS: dict[str, dict[str, Any]] = {
-    "says that it is dead": {"status": "dead"},
+BAD_HEARTBEATS: dict[str, dict[str, Any]] = {
+    "reports itself dead": {"status": "dead"},
     "unknown status": {"status": "bored"},
     "load above 1": {"load": 1.5},
     "load below 0": {"load": -0.1},
     "too many tokens": {"lease_tokens": [f"t{number}" for number in range(1001)]},
-    "metrics that are no object": {"metrics": [1]},
+    "metrics that are not an object": {"metrics": [1]},
     "metrics too large": {"metrics": {"log": "x" * 20_000}},
 }
 
 
 async def test_invalid_heartbeat_is_refused(alice: Agent) -> None:
     await register(alice)
-    for why, said in BAD_SIGNS.items():
-        code, _ = await refusal(alice, "update_agent_heartbeat", **said)
+    for why, arguments in BAD_HEARTBEATS.items():
+        code, _ = await refusal(alice, "update_agent_heartbeat", **arguments)
         assert code == "invalid_argument", why
     assert (await shown(alice, "alice"))["status"] == "active"
 
@@ -260,20 +260,20 @@ async def test_draining_agent_finishes_its_tasks_and_gets_no_more(boss: Agent, a
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def abe(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Whoever is chosen when all else is equal: by the name."""
+    """The agent chosen when all else is equal, by name."""
     async with in_own_task(server.agent("abe", namespace)) as agent:
         yield agent
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def zoe(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Whoever is chosen only for a reason."""
+    """The agent chosen only when it ranks higher."""
     async with in_own_task(server.agent("zoe", namespace)) as agent:
         yield agent
 
 
 async def _chosen(server: Server, boss: Agent, description: str = "Sweep the floor.", **how: Any) -> str:
-    """Give who gets a task; the task is cancelled, so that it weighs on nobody."""
+    """Return the agent that gets a task; the task is then cancelled, so that it adds no load."""
     service = await server.runtime.service()
     service.rosters.clear()
     answer = await submit(boss, description, **how)

@@ -1,4 +1,4 @@
-"""Who leaves hands its tasks over and loses its grants; its memories stay its own, go to another, or are gone."""
+"""unregister_agent hands over tasks, ends grants, and keeps, transfers or deletes memories."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from memory_core.store.connection import Client
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both are there."""
+    """Both agents are registered."""
     await register(alice)
     await register(bob)
 
 
 async def leave(agent: Agent, **how: Any) -> dict[str, Any]:
-    """Unregister and give the answer."""
+    """Unregister and return the answer."""
     return await agent.call("unregister_agent", **how)
 
 
 async def owner_of(client: Client, namespace: str, memory_id: str) -> str:
-    """Give the owner id of a memory."""
+    """Return the owner id of a memory."""
     return (await client.hget(Keys(namespace).memory(memory_id), "owner")).decode()
 
 
 async def unfiltered_ways(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading that names no agent whether it shows a memory."""
+    """Return, for each way of reading without an agent filter, whether it shows a memory."""
     seen = {"retrieve": await readable(reader, [memory_id]) == [memory_id]}
     for mode in ("hybrid", "vector", "keyword"):
         found = found_ids(await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode))
@@ -156,12 +156,12 @@ async def test_purge_deletes_all_of_many_memories(alice: Agent, server: Server, 
 
 
 BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
-    "to nobody": ({"memories": "transfer"}, "invalid_argument"),
-    "to oneself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
+    "without a receiver": ({"memories": "transfer"}, "invalid_argument"),
+    "to itself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
     "to an unknown agent": ({"memories": "transfer", "transfer_to": "carol"}, "not_found"),
-    "to what is no name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
-    "kept, yet to somebody": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
-    "deleted, yet to somebody": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
+    "to an invalid name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
+    "kept with a receiver": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
+    "deleted with a receiver": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
     "in an unknown way": ({"memories": "burn"}, "invalid_argument"),
 }
 

@@ -1,4 +1,4 @@
-"""Programs that read the event stream by themselves can trust its schema."""
+"""Every event in the stream matches the published schema."""
 
 from __future__ import annotations
 

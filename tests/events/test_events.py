@@ -1,4 +1,4 @@
-"""Agents that wait are woken by what concerns them, miss nothing, and learn of nothing that they may not see."""
+"""wait_for_events wakes agents for their events, without gaps and without events that they may not see."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from memory_server.engine.principals import Caller
 from memory_server.events.waiting import WaitRequest, unread, wait_for_events
 
 
-async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
-    """Take all that lies after a cursor, page by page."""
+async def all_events(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
+    """Read all events after a cursor, page by page."""
     found: list[tuple[str, str, str]] = []
     while True:
         answer = await now(agent, cursor=cursor, **arguments)
@@ -78,7 +78,7 @@ async def test_agent_is_not_notified_of_its_own_actions(
     memory_id = await alice.store("Somebody lit the boathouse lantern.", visibility="public")
     first = await wait
     assert {event["id"] for event in first["events"]} == {memory_id}
-    assert {name[2] for name in (await everything(bob, begin))[0]} == {memory_id}
+    assert {name[2] for name in (await all_events(bob, begin))[0]} == {memory_id}
 
 
 async def test_wait_without_cursor_starts_now(stack: Stack, namespace: str, bob: Agent) -> None:
@@ -118,7 +118,7 @@ async def test_grant_and_revoke_change_a_wait_in_progress(
     await alice.call("clear_memory", memory_ids=[secret])
     await emit(stack, namespace, "end")
     assert named(await wait) == [("task", "assigned", "end")]
-    caught_up, _ = await everything(bob, begin, kinds=["memory", "grant"])
+    caught_up, _ = await all_events(bob, begin, kinds=["memory", "grant"])
     assert [(kind, op) for kind, op, _ in caught_up] == [("grant", "granted"), ("grant", "revoked")]
 
 
@@ -132,13 +132,13 @@ async def test_memory_events_follow_visibility(
     await alice.call("update_memory", memory_id=memory_id, tags=["gold"])
     await alice.call("clear_memory", memory_ids=[memory_id])
     await emit(stack, namespace, "end")
-    told = named(await wait)
-    caught_up, _ = await everything(bob, cursor, query="a treasure chest")
+    received = named(await wait)
+    caught_up, _ = await all_events(bob, cursor, query="a treasure chest")
     if visibility == "public":
-        assert memory_id in {name[2] for name in told}
+        assert memory_id in {name[2] for name in received}
         assert ("memory", "deleted", memory_id) in caught_up
     else:
-        assert told == caught_up == [("task", "assigned", "end")]
+        assert received == caught_up == [("task", "assigned", "end")]
 
 
 async def test_memory_made_private_is_not_reported(namespace: str, alice: Agent, bob: Agent) -> None:
@@ -224,7 +224,7 @@ async def test_timed_out_wait_returns_no_events_and_a_cursor(stack: Stack, names
     [
         *({"cursor": cursor} for cursor in ("", "x", "1", "1-", "-1-0", "1-0-0", "+", "$", "(1-0", "9" * 15 + "-0")),
         {"cursor": "9" * 40 + "-0"},
-        {"kinds": ["everything"]},
+        {"kinds": ["all_events"]},
         {"kinds": ["match"]},
         {"query": " "},
         {"query": "q", "min_score": 1.1},
@@ -248,7 +248,7 @@ async def test_burst_arrives_complete_and_in_order(server: Server, stack: Stack,
         )
     await pipe.execute()
     first = await wait
-    rest, _ = await everything(bob, first["cursor"])
+    rest, _ = await all_events(bob, first["cursor"])
     assert [name[2] for name in [*named(first), *rest]] == sent
 
 
@@ -340,7 +340,7 @@ async def test_private_memories_of_others_do_not_count_as_unread(
     assert await unread(server.service, caller) == 100
     seen = await server.service.seen.get(namespace, "bob")
     assert seen
-    _, cursor = await everything(bob, seen)
+    _, cursor = await all_events(bob, seen)
     assert await unread(server.service, caller) == 0
 
     async def is_remembered() -> bool:

@@ -1,4 +1,4 @@
-"""A wait outlives what breaks around it: a cursor goes on where it was, whatever was restarted in between."""
+"""Waits and cursors survive restarts of the server and of Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from support.embedder_fixtures import wait_until
 from support.event_helpers import emit, listeners, named, now, waiting
 from support.stack import Agent, Refused, Stack, in_own_task, serving, whole_stack
-from support.subscription_helpers import is_told, subscribe, updated
+from support.subscription_helpers import has_updates, subscribe, updated
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
@@ -28,7 +28,7 @@ NAMESPACE = "frail-events"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def frail(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """A stack of this module's own, to be broken."""
+    """A separate stack that these tests break."""
     async with whole_stack(tmp_path_factory.mktemp("frail"), embed_wait_seconds=15.0) as stack:
         yield stack
 
@@ -41,7 +41,7 @@ async def bob(frail: Stack) -> AsyncGenerator[Agent]:
 
 
 async def take(agent: Agent, cursor: str, wanted: int) -> list[str]:
-    """Wait until so many events came, calling again whatever the server answers."""
+    """Wait until so many events arrived; call again after every answer or error."""
     got: list[str] = []
     deadline = time.monotonic() + 30
     while len(got) < wanted and time.monotonic() < deadline:
@@ -57,7 +57,7 @@ async def take(agent: Agent, cursor: str, wanted: int) -> list[str]:
 
 
 async def break_redis(stack: Stack) -> None:
-    """Take Redis away as a power cut would, bring it back, and have the tests' own client notice."""
+    """Kill Redis as a power cut would, restart it, and reconnect the tests' client."""
     stack.redis.kill()
     stack.redis.start()
 
@@ -107,7 +107,7 @@ async def test_stopping_server_answers_waiting_calls(frail: Stack) -> None:
     async with AsyncExitStack() as parts:
         async with serving(frail.redis.url) as server:
             agent = await parts.enter_async_context(server.agent("bob", NAMESPACE))
-            await agent.client.list_tools()  # or the client would ask for the schema of the answer, of nobody
+            await agent.client.list_tools()  # otherwise the client asks the stopped server for the answer's schema
             wait = await waiting(server, NAMESPACE, agent, timeout_seconds=300)
         answer = await wait
     assert answer["events"] == []
@@ -123,7 +123,7 @@ async def test_subscription_survives_a_redis_restart(frail: Stack) -> None:
         await subscribe(agent, "agent://carol")
         await break_redis(frail)
         await emit(frail, NAMESPACE, "carol", kind="agent", op="registered", to=())
-        await wait_until(lambda: is_told(changed))
+        await wait_until(lambda: has_updates(changed))
     assert set(changed) == {"agent://carol"}
 
 

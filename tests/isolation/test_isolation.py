@@ -1,4 +1,4 @@
-"""Who may read a memory finds it by every way of reading; to all others it does not exist, and moves no score."""
+"""Readers find a memory in every way of reading; for all others it does not exist and changes no score."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def _resource(agent: Agent, memory_id: str) -> str:
 
 
 async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a memory of alice's."""
+    """Return, for each way of reading, whether it shows a memory of alice's."""
     listed = await reader.call("get_agent_memories", agent_id="alice")
     filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")
     stats = await reader.call("memory_stats", agent_id="alice")
@@ -137,7 +137,7 @@ SPEAKERS = ("Mel", "Ana", None)
 
 
 async def _script(alice: Agent) -> list[Any]:
-    """Do everything that alice can do, and give all answers."""
+    """Call everything that alice can call and return all answers."""
     answers: list[Any] = []
     stored: list[str] = []
     for number in range(40):
@@ -171,7 +171,7 @@ async def _script(alice: Agent) -> list[Any]:
 
 
 def _bytes_of(answers: list[Any], namespace: str) -> list[str]:
-    """Write answers without what time and chance give: ids by order of appearance, no moments, no durations."""
+    """Serialize answers without times and durations, and with ids numbered by first appearance."""
     order: dict[str, str] = {}
     lines: list[str] = []
     for answer in answers:
@@ -246,7 +246,7 @@ async def test_invalid_vectors_do_not_affect_searches_of_others(
 
 
 async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> list[str]:
-    """Commit a vector as a sidecar would."""
+    """Commit a vector as a sidecar does."""
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
     model = "all-MiniLM-L6-v2"
     item = {

@@ -1,4 +1,4 @@
-"""The audit on the real stack: each operation leaves its entry, and the entries are sealed."""
+"""Audit on the real stack: each operation writes an entry, and entries are sealed."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ async def test_each_tool_call_writes_one_entry_without_content(
         called[tool] += 1
         return await alice.call(tool, **arguments)
 
-    said = {"content": f"{CANARY} sleeps.", "context": CANARY, "tags": [CANARY], "metadata": {"of": CANARY}}
-    mine = (await call("store_memory", wait=False, **said))["memory_id"]
+    arguments = {"content": f"{CANARY} sleeps.", "context": CANARY, "tags": [CANARY], "metadata": {"of": CANARY}}
+    mine = (await call("store_memory", wait=False, **arguments))["memory_id"]
     await call("update_memory", memory_id=mine, content=f"{CANARY} wakes.")
     await call("retrieve_memory", memory_id=mine)
     await call("get_agent_memories", tags=[CANARY])
@@ -91,7 +91,7 @@ async def test_each_tool_call_writes_one_entry_without_content(
 async def test_change_and_audit_entry_are_written_atomically(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
-    """What the Functions did not note, the server would when the call has ended, if it still lives then."""
+    """The Function writes the entry, so that a server that dies before the call ends loses none."""
     await bob.call("register_agent")
     mine = await alice.store("The anchor holds.")
     await alice.call("update_memory", memory_id=mine, tags=["harbour"])
@@ -214,7 +214,7 @@ async def test_every_change_made_directly_in_redis_is_detected(
 
 
 def spoilt(rows: list[Any], random: Random) -> list[Any]:
-    """Change, remove, copy or exchange something."""
+    """Change, remove, copy or swap entries."""
     rows = [[at, list(parts)] for at, parts in rows]
     one, two = random.sample(range(len(rows)), 2)
     match random.randrange(4):
@@ -232,7 +232,7 @@ def spoilt(rows: list[Any], random: Random) -> list[Any]:
 
 
 async def rewrite(client: Client, key: str, rows: list[Any]) -> None:
-    """Put a stream in the place of one, as only somebody can who may do everything."""
+    """Replace a stream, which needs full rights in Redis."""
     await client.delete(key)
     for at, parts in rows:
         await client.execute_command("XADD", key, at, *parts)
@@ -296,12 +296,12 @@ async def test_sweep_seals_what_a_killed_server_left_unsealed(
 
 
 def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server of which only what it says is heard."""
+    """Start a server and capture its output."""
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
 def announced(process: subprocess.Popen[bytes]) -> str:
-    """Give the address that a server prints at its start."""
+    """Return the address that a server prints at start-up."""
     assert process.stdout is not None
     for line in process.stdout:
         found = [word for word in line.decode().split() if word.startswith("http://") and word.endswith("/mcp")]

@@ -1,4 +1,4 @@
-"""The audit's chain: whatever single thing is changed in what was sealed, the check finds it."""
+"""Audit chain: verification detects any single change to sealed entries."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_kind_of_change_can_be_applied_to_an_intact_trail() -> None:
 
 
 def flipped(value: bytes, random: Random) -> bytes:
-    """Change one byte, add one or take one."""
+    """Change, add or remove one byte."""
     at, byte = random.randrange(len(value) + 1), bytes([random.randrange(32, 127)])
     kept = value[at + 1 :] if random.random() < 0.5 else value[at:]
     return value[:at] + random.choice([byte, b""]) + kept
@@ -92,7 +92,7 @@ def entry_removed(trail: Trail, random: Random) -> Trail:
 
 
 def entries_swapped(trail: Trail, random: Random) -> Trail:
-    """Two entries change places, with their ids or without."""
+    """Swap two entries, with or without their ids."""
     one, two = sorted(random.sample(range(SEALED), 2))
     entries = list(trail.entries)
     if random.random() < 0.5:
@@ -104,7 +104,7 @@ def entries_swapped(trail: Trail, random: Random) -> Trail:
 
 
 def entry_inserted(trail: Trail, random: Random) -> Trail:
-    """A copy, or one that was forged under another key, among what was sealed."""
+    """Insert a copy, or an entry forged under another key, among the sealed ones."""
     at = random.randrange(SEALED)
     forged = written(at + 1, random, OTHER_KEY) if random.random() < 0.5 else random.choice(trail.entries)
     milliseconds, _, number = trail.entries[at].id.partition(b"-")
@@ -113,7 +113,7 @@ def entry_inserted(trail: Trail, random: Random) -> Trail:
 
 
 def cut_short(trail: Trail, random: Random) -> Trail:
-    """All entries from one on are gone, with the seals over them."""
+    """Remove all entries from one on, with their seals."""
     kept = random.randrange(SEALED)
     entries = trail.entries[:kept]
     last = entries[-1].position if entries else (0, 0)
@@ -121,7 +121,7 @@ def cut_short(trail: Trail, random: Random) -> Trail:
 
 
 def begun_late(trail: Trail, random: Random) -> Trail:
-    """The first seals' entries are gone, as if they had gone by age."""
+    """Remove the entries of the first seals, as retention would."""
     at = random.randrange(len(trail.seals) - 1)
     base = trail.seals[at]
     return trail.but([entry for entry in trail.entries if entry.position > base.position], trail.seals[at:])
@@ -155,7 +155,7 @@ def seals_swapped(trail: Trail, random: Random) -> Trail:
 
 
 def seal_inserted(trail: Trail, random: Random) -> Trail:
-    """A copy of a seal, or one by another key, somewhere."""
+    """Insert a copy of a seal, or a seal under another key."""
     at = random.randrange(len(trail.seals))
     forged = seal_over(trail.entries[:3], None, OTHER_KEY)
     return trail.but(seals=[*trail.seals[:at], random.choice([*trail.seals, forged]), *trail.seals[at:]])
@@ -204,7 +204,7 @@ def test_forged_or_missing_unsealed_entries_are_detected() -> None:
 
 
 def changed_who(entry: Entry) -> tuple[bytes, ...]:
-    """Its fields with another agent's name."""
+    """Return its fields with another agent's name."""
     return tuple(b"mallory" if part in {b"alice", b"bob"} else part for part in entry.parts)
 
 
@@ -225,7 +225,7 @@ def test_full_rollback_is_detected_only_by_a_head_kept_elsewhere() -> None:
 
 
 def test_genuine_start_of_a_rolled_back_trail_does_not_fit_the_rest() -> None:
-    """Who rolls everything back lets a server seal other entries under the same numbers, and puts these before."""
+    """After a rollback, a server seals other entries under the same numbers; an attacker splices those in front."""
     other = sealed_trail(24, [1, 4, 2, 7], Random(8))
     assert other.check().ok
     spliced = GOOD.but([*other.entries[:5], *GOOD.entries[5:]], [*other.seals[:2], *GOOD.seals[2:]])

@@ -1,4 +1,4 @@
-"""`redis-memory audit` and the doctor, run as a person at a shell runs them."""
+"""`redis-memory audit` and the doctor's audit checks, run as from a shell."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ async def sealed(stack: Stack, namespace: str) -> str:
 
 
 async def run(stack: Stack, *arguments: str, key: str | None = KEY) -> Result:
-    """Run the command line, in a thread since it brings an event loop of its own."""
+    """Run the command line in a thread, because it starts its own event loop."""
     environment = {"REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": key}
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=environment)
 
 
 async def test_verify_reports_intact_and_altered_audits(stack: Stack, sealed: str) -> None:
-    told = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
-    assert told.exit_code == 0, told.stderr
-    report = json.loads(told.stdout)
+    result = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
     assert (report["ok"], report["entries"], report["sealed_to"]) == (True, 3, 3)
     expected = await run(stack, "audit", "verify", "--namespace", sealed, "--expect", report["head"])
     keyless = await run(stack, "audit", "verify", "--namespace", sealed, key=None)
@@ -53,9 +53,9 @@ async def test_verify_reports_intact_and_altered_audits(stack: Stack, sealed: st
     assert stale.exit_code == 1
     second = (await stack.client.xrange(Keys(sealed).audit))[1][0]
     await stack.client.xdel(Keys(sealed).audit, second)
-    told = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
-    problem = json.loads(told.stdout)["problems"][0]
-    assert (told.exit_code, problem["number"], problem["kind"]) == (1, 2, "removed")
+    result = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
+    problem = json.loads(result.stdout)["problems"][0]
+    assert (result.exit_code, problem["number"], problem["kind"]) == (1, 2, "removed")
 
 
 async def test_export_verifies_offline_and_reveals_a_change(stack: Stack, sealed: str, tmp_path: Path) -> None:
@@ -83,8 +83,10 @@ async def test_tail_shows_the_last_entries(stack: Stack, sealed: str) -> None:
 async def test_doctor_reports_sealing_progress_and_a_missing_key(stack: Stack, sealed: str) -> None:
     keyed, keyless = await run(stack, "doctor", "--json"), await run(stack, "doctor", "--json", key=None)
     details = [
-        next(one for one in json.loads(told.stdout)["findings"] if (one["id"], one["where"]) == ("audit.seals", sealed))
-        for told in (keyed, keyless)
+        next(
+            one for one in json.loads(result.stdout)["findings"] if (one["id"], one["where"]) == ("audit.seals", sealed)
+        )
+        for result in (keyed, keyless)
     ]
     assert details[0]["seen"] == "3 entries, sealed up to 3"
     assert "no key is known here" in details[1]["seen"]
@@ -94,11 +96,11 @@ async def test_embedded_redis_needs_no_configured_key(tmp_path: Path) -> None:
     async with attached(tmp_path):
         where = ("--data-dir", str(tmp_path), "--namespace", "home")
         assert (await bare("agents", "token", "ann", *where)).exit_code == 0
-        told = await bare("audit", "verify", "--json", *where)
-    report = json.loads(told.stdout)
-    assert (told.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
+        result = await bare("audit", "verify", "--json", *where)
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
 
 
 async def bare(*arguments: str) -> Result:
-    """Run the command line with nothing in the environment."""
+    """Run the command line with an empty environment."""
     return await asyncio.to_thread(CliRunner().invoke, app, arguments)

@@ -1,4 +1,4 @@
-"""How long the audit keeps entries, and that none is lost on its way to Redis."""
+"""Audit retention, and the buffer that loses no entry on its way to Redis."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A record that was changed past the server is seen: nobody is shown it, and everybody is told that it is missing."""
+"""A record changed directly in Redis is detected, hidden from all callers and reported as missing."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from support.audit_helpers import in_redis
+from support.console import console
 from support.redis_users import SERVER
 from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
-from support.trust_helpers import console
 
 from memory_core.crypto.integrity import Flaw, Integrity
 from memory_core.crypto.keyring import Keyring, Secret
@@ -45,7 +45,7 @@ Row = dict[str, bytes | None]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def keyless(stack: Stack) -> AsyncGenerator[Server]:
-    """A server without any key, on the Redis of the others."""
+    """A server without a key on the shared Redis."""
     async with in_own_task(serving(stack.redis.url_of(SERVER))) as running:
         yield running
 
@@ -58,7 +58,7 @@ async def ann(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 
 def _signed(integrity: Integrity, namespace: str, memory_id: str, row: Row) -> Row:
-    """Sign a row as the Functions do: with the pads alone."""
+    """Sign a row as the Functions do: from the HMAC pads."""
     seal = integrity.seal(namespace, memory_id, int(row["rev"] or 0))
     assert seal is not None
     values = [row.get(name) for name in SIGNED_FIELDS]
@@ -92,7 +92,7 @@ def _changes(chance: random.Random) -> list[Callable[[Row], None]]:
         row[one], row[other] = row[other], row[one]
 
     def shift(row: Row) -> None:
-        """Move the end of one field to the beginning of the next that is there."""
+        """Move the end of one field to the start of the next existing one."""
         there = [field for field in SIGNED_FIELDS if row[field]]
         place = chance.randrange(len(there) - 1)
         value, following = row[there[place]] or b"", row[there[place + 1]] or b""
@@ -149,7 +149,7 @@ async def test_every_record_field_is_signed_or_a_known_exception(ann: Agent, sta
 
 
 async def _missing_everywhere(agent: Agent, memory_id: str) -> None:
-    """The memory is refused by name, left out of what lists, and said to be missing."""
+    """The memory is refused by id, omitted from lists and reported as missing."""
     assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     assert (await refusal(agent, "update_memory", memory_id=memory_id, tags=["mine"]))[0] == "tampered"
     assert (await refusal(agent, "find_similar_memories", memory_id=memory_id))[0] == "tampered"
@@ -347,7 +347,7 @@ async def test_adopt_signs_unsigned_records_but_not_wrongly_signed_ones(
 async def test_record_changed_since_inspection_is_not_adopted(
     ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
-    """Neither what has a code by now, nor what is no longer as its code says."""
+    """Skips records signed in the meantime and records that no longer match their code."""
     genuine, altered = await ann.store(CONTENT), await ann.store("Altered meanwhile.")
     await stack.client.hset(Keys(namespace).memory(altered), "content", "Now.")
     signer = server.service.backend.integrity.signer or ""

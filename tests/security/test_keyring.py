@@ -1,4 +1,4 @@
-"""The secrets of a process: where they are read from, what is refused, and what is derived from them."""
+"""Keyring: key sources, refused keys and derived keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hostile vectors and floods of text by one agent change nothing of what another finds among its own memories."""
+"""Hostile vectors and floods of text by one agent do not change what another finds among its own memories."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""An agent under quarantine is seen by nobody but itself, at once; what it wrote can be shown again, or purged."""
+"""Quarantine hides an agent's memories from all others at once; they can be restored or purged."""
 
 from __future__ import annotations
 
 import time
 
+from support.console import console
 from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, refusal, register, share
 from support.stack import Agent, Server, Stack
-from support.trust_helpers import console
 
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
@@ -15,7 +15,7 @@ from memory_server.operations.quarantine import lift, purge, quarantine
 
 
 async def _sees(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a public memory of bob's, of which there is no other."""
+    """Return, for each way of reading, whether it shows bob's only public memory."""
     ways: dict[str, bool] = {"retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error}
     listed = await reader.call("get_agent_memories", agent_id="bob")
     ways |= {"list": memory_id in ids_of(listed["memories"]), "total": listed["total"] == 1}
@@ -170,10 +170,10 @@ async def test_cli_quarantines_lists_lifts_and_purges(
     assert await console(stack, "quarantine", "list", *where) == (0, "bob  all\n")
     assert (await console(stack, "quarantine", "remove", "bob", *where))[0] == 0
     assert await _retrieves(alice, memory_id)
-    code, said = await console(stack, "quarantine", "remove", "bob", *where)
-    assert (code, said.startswith("not_found")) == (78, True)
-    code, said = await console(stack, "purge", "bob", *where)
-    assert (code, "1 memories" in said) == (78, True)
+    code, output = await console(stack, "quarantine", "remove", "bob", *where)
+    assert (code, output.startswith("not_found")) == (78, True)
+    code, output = await console(stack, "purge", "bob", *where)
+    assert (code, "1 memories" in output) == (78, True)
     assert (await console(stack, "purge", "bob", "--since", "2 days ago", "--confirm", *where))[0] == 0
     assert not await _retrieves(bob, memory_id)
     entries = await stack.client.xrange(Keys(namespace).audit)

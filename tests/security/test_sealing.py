@@ -1,4 +1,4 @@
-"""What is sealed opens at its own place alone: every change and every move of it shows."""
+"""Sealed values open only in their own record: every change and every move is detected."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Fields = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Stored:
-    """A sensitive memory as it lies in Redis, with its owner's wrapped key as the field `key`."""
+    """A sensitive memory as Redis holds it, with its owner's wrapped key as the field `key`."""
 
     memory_id: str
     namespace: str
@@ -63,7 +63,7 @@ class Stored:
 
 
 class Deployment:
-    """A master key, and the data keys of two owners."""
+    """A master key and the data keys of two owners."""
 
     def __init__(self) -> None:
         self.keyring = Keyring([Secret(random.Random(1).randbytes(32))])
@@ -71,7 +71,7 @@ class Deployment:
         self._unwrapped: dict[tuple[bytes, ...], Key] = {}
 
     def store(self, memory_id: str, content: str, *, owner: str = "ann", rev: int = 1, namespace: str = "n") -> Stored:
-        """Seal a memory of a long content, of which this is the first piece too."""
+        """Seal a memory with long content whose first chunk is this one."""
         key = self.keys[owner]
         record = Record(
             memory_id, content, MemoryType.CONTEXT, Priority.LOW, owner, owner, Visibility.PRIVATE, frozenset(), ("t",),
@@ -96,7 +96,7 @@ class Deployment:
         """Read a memory as the server does.
 
         Raises:
-            Tampered, KeyMissing: it was altered.
+            Tampered, KeyMissing: the memory was altered.
         """
         reading = Reading(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
         row = [stored.fields.get(name) for name in reading.head_fields]
@@ -116,7 +116,7 @@ class Deployment:
         return open_record(stored.namespace, loaded[0], find)
 
     def refuses(self, stored: Stored) -> bool:
-        """Whether a memory is refused, and for the right reason."""
+        """Whether a memory is refused for the right reason."""
         try:
             self.open(stored)
         except (Tampered, KeyMissing):
@@ -126,12 +126,12 @@ class Deployment:
 
 @pytest.fixture
 def deployment() -> Deployment:
-    """Keys."""
+    """Keys of one deployment."""
     return Deployment()
 
 
 def changed(chance: random.Random, value: bytes, other: bytes) -> bytes | None:
-    """Change a value: a bit, a byte more or less, the same field of another memory, or nothing left of it."""
+    """Flip a bit, add or drop a byte, take the field of another memory, or empty the value."""
     at = chance.randrange(len(value))
     ways: list[Callable[[], bytes | None]] = [
         lambda: value[:at] + bytes([value[at] ^ 1 << chance.randrange(8)]) + value[at + 1 :],

@@ -1,4 +1,4 @@
-"""Sensitive memories: found by meaning by those who may read them, refused where they were altered."""
+"""Sensitive memories: their readers find them by meaning; altered ones are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 
 async def hide(agent: Agent, content: str = SECRET, **arguments: Any) -> str:
-    """Store a sensitive memory and give its id."""
+    """Store a sensitive memory and return its id."""
     return await agent.store(content, sensitive=True, **arguments)
 
 

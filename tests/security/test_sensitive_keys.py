@@ -1,4 +1,4 @@
-"""The keys of sensitive memories: nothing in clear anywhere; keys that are changed, destroyed or not there."""
+"""Keys of sensitive memories: no clear text anywhere; rotated, destroyed and missing keys."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
-from support.leaks import Monitor, everything
 from support.local_helpers import stop_everything
 from support.long_content import prose
+from support.redis_monitor import Monitor, all_values
 from support.redis_users import SERVER, SIDECAR
 from support.sharing_helpers import refusal, register
 from support.stack import Agent, SidecarProcess, Stack, in_own_task, serving, sidecar_is_ready, whole_stack
@@ -44,7 +44,7 @@ MANY = 200
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """A stack whose Redis is watched, and whose sidecar comes and goes."""
+    """A stack of this module: its Redis is monitored, and its sidecar stops and starts."""
     folder = tmp_path_factory.mktemp("own")
     async with in_own_task(whole_stack(folder, embed_wait_seconds=15.0, master_key=MASTER)) as stack:
         yield stack
@@ -61,7 +61,7 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
     own: Stack, ann: Agent, namespace: str, caplog: pytest.LogCaptureFixture, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    told: list[str] = []
+    refusals: list[str] = []
     contents = {name: f"The {name} canary sings 4f9a{number}e in the cellar." for number, name in enumerate(
         ("waited", "queued", "changed", "long", "batched"))}  # fmt: skip
     hide: dict[str, Any] = {"sensitive": True, "metadata": {"bird": "metacanary7c2"}, "idempotency_key": "k1"}
@@ -83,13 +83,13 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
             assert (await ann.call("semantic_search", query=query))["hits"]
         assert (await ann.call("find_similar_memories", memory_id=ids[0]))["hits"]
         await ann.call("wait_for_events", cursor="0-0", timeout_seconds=0)
-        for tool, said in (
+        for tool, arguments in (
             ("store_memory", hide | {"content": contents["batched"]}),
             ("update_memory", {"memory_id": ids[0], "content": contents["changed"], "expected_rev": 99}),
         ):
-            told.append((await refusal(ann, tool, **said))[1])
+            refusals.append((await refusal(ann, tool, **arguments))[1])
         await own.client.hset(Keys(namespace).memory(long), "owner", "nobody")
-        told.append((await refusal(ann, "retrieve_memory", memory_id=long))[1])
+        refusals.append((await refusal(ann, "retrieve_memory", memory_id=long))[1])
         vectors = await own.server.service.embeddings.embed(
             list(contents.values())[:3], Caller("ann", namespace), secret=True
         )
@@ -99,13 +99,13 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
     aof = b"".join(path.read_bytes() for path in folder.rglob("*.aof"))
     slow = str(await own.client.slowlog_get(128)).encode()
     places = {
-        "Redis": await everything(own.client),
-        "the wire": bytes(monitor.heard),
+        "Redis": await all_values(own.client),
+        "the wire": bytes(monitor.received),
         "the append-only file": aof,
         "the slow log": slow,
         "the server's log": _log_of_the_server(caplog),
-        "the sidecar's log": own.sidecar.said,
-        "errors": "\n".join(told).encode(),
+        "the sidecar's log": own.sidecar.log,
+        "errors": "\n".join(refusals).encode(),
     }
     own.sidecar.start()
     await wait_until(lambda: sidecar_is_ready(own.client), 90)
@@ -118,14 +118,14 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
 
 
 def _log_of_the_server(caplog: pytest.LogCaptureFixture) -> bytes:
-    """Leave out what the agents log, which run in this process too."""
+    """Return the server's log without the agents' lines, which come from the same process."""
     lines = [record.getMessage() for record in caplog.records if not record.name.startswith("mcp.client")]
     assert lines
     return "\n".join(lines).encode()
 
 
 async def command(*arguments: str, redis_url: str, master: str) -> asyncio.subprocess.Process:
-    """Start `redis-memory keys` as an operator would."""
+    """Start `redis-memory keys` in its own process."""
     environment = {**os.environ, "REDIS_URL": redis_url, "MEMORY_MASTER_KEY": master}
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_server", "keys", *arguments),
@@ -136,11 +136,11 @@ async def command(*arguments: str, redis_url: str, master: str) -> asyncio.subpr
 
 
 async def run(*arguments: str, redis_url: str, master: str = MASTER) -> str:
-    """Run it to its end and give what it says."""
+    """Run `redis-memory keys` to its end and return its output."""
     process = await command(*arguments, redis_url=redis_url, master=master)
-    said, complaint = await process.communicate()
-    assert process.returncode == 0, complaint.decode()
-    return said.decode()
+    output, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return output.decode()
 
 
 async def hide_many(agent: Agent, number: int) -> list[str]:
@@ -165,12 +165,12 @@ async def hide_many(agent: Agent, number: int) -> list[str]:
 
 
 async def owner_of(stack: Stack, namespace: str, agent: str = "ann") -> str:
-    """Give the owner id of an agent."""
+    """Return the owner id of an agent."""
     return (await stack.client.hget(Keys(namespace).agent(agent), "owner")).decode()
 
 
 async def versions(stack: Stack, namespace: str, ids: list[str]) -> dict[str, int]:
-    """Count memories by the version of the key that they are sealed under."""
+    """Count memories by the version of their sealing key."""
     counts: dict[str, int] = {}
     for memory_id in ids:
         name = key_id(await stack.client.hget(Keys(namespace).memory(memory_id), "sealed"))
@@ -179,7 +179,7 @@ async def versions(stack: Stack, namespace: str, ids: list[str]) -> dict[str, in
 
 
 async def contents_of(agent: Agent, ids: list[str]) -> list[str]:
-    """Read memories whole."""
+    """Read the full contents of memories."""
     operations = [{"op": "retrieve_memory", "memory_id": memory_id} for memory_id in ids]
     answer = await agent.call("batch_operations", operations=operations)
     assert answer["failed"] == 0
@@ -204,9 +204,9 @@ async def test_killed_rotation_loses_nothing_and_resumes(own: Stack, ann: Agent,
     assert await own.client.hlen(key) == 3
     assert await contents_of(ann, ids) == before
     late = await ann.store("Stored in between.", sensitive=True)
-    said = await run("rotate", "--agent", "ann", "--namespace", namespace, redis_url=url)
+    output = await run("rotate", "--agent", "ann", "--namespace", namespace, redis_url=url)
     current = (await own.client.hget(key, "current")).decode()
-    assert f"{half[next(name for name in half if name != current)]} memories" in said
+    assert f"{half[next(name for name in half if name != current)]} memories" in output
     assert await versions(own, namespace, [*ids, late]) == {current: len(ids) + 1}
     assert await own.client.hlen(key) == 2
     assert await contents_of(ann, ids) == before
@@ -232,8 +232,8 @@ async def test_server_with_the_old_key_cached_seals_under_the_new_one(own: Stack
 
 async def test_data_keys_are_rewrapped_under_a_new_master_key(own: Stack, ann: Agent, namespace: str) -> None:
     memory_id, newer, url = await ann.store("A secret.", sensitive=True), new_key(), own.redis.url_of(SERVER)
-    said = await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")
-    assert said.startswith("1 data keys")
+    output = await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")
+    assert output.startswith("1 data keys")
     assert (await run("rewrap", "--namespace", namespace, redis_url=url, master=f"{newer},{MASTER}")).startswith("0 ")
     async with serving(url, master_key=f"{newer},{MASTER}") as server:
         assert (await adopt(server.service, namespace)).adopted == 1
@@ -320,7 +320,7 @@ async def test_sidecar_without_key_leaves_sealed_texts_and_reports_it(own: Stack
 
     await wait_until(is_ready, 90)
     assert await own.client.xlen(Keys(namespace).dead_jobs) == 0
-    assert b"transport key" in keyless.said
+    assert b"transport key" in keyless.log
 
 
 async def test_embedded_sidecar_receives_only_the_transport_key(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whoever recalls a memory is told whose it is, and reads it as data that cannot pass for anything else."""
+"""Recalled memories name their owner and are framed as data that cannot break out of its frame."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from memory_server.contract.framing import framed, quoted
 
 
 async def _trust(agent: Agent, memory_id: str) -> tuple[str, Any]:
-    """Give what every way of reading says of a memory, if they all say the same."""
+    """Return the trust that every way of reading reports, which must be the same."""
     one = (await agent.call("retrieve_memory", memory_id=memory_id))["memory"]
     found = (await agent.call("semantic_search", query=SECRET))["hits"][0]["memory"]
     listed = (await agent.call("get_agent_memories", agent_id="alice"))["memories"][0]
-    told = {(memory["trust"], tuple(memory.get("granted_by", ()))) for memory in (one, found, listed)}
-    assert len(told) == 1
-    return told.pop()
+    reported = {(memory["trust"], tuple(memory.get("granted_by", ()))) for memory in (one, found, listed)}
+    assert len(reported) == 1
+    return reported.pop()
 
 
 async def test_memory_is_labelled_own_granted_or_public(alice: Agent, bob: Agent) -> None:

@@ -1,4 +1,4 @@
-"""A server lets go of data keys that were destroyed elsewhere, and without a key says nothing of what is sensitive."""
+"""Vault: data keys destroyed elsewhere expire from the cache; without a key nothing sensitive is sent to Redis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.embedder_fixtures import wait_until
-from support.leaks import Monitor
+from support.redis_monitor import Monitor
 from support.redis_users import SERVER
 from support.sharing_helpers import refusal
 from support.stack import MASTER_KEY, Agent, Stack, serving
@@ -55,7 +55,7 @@ class Counting:
         self.settings, self.keyring = backend.settings, backend.keyring
 
     async def read(self, fetch: Callable[[Client], Awaitable[Any]]) -> Any:
-        """Read as the backend does."""
+        """Count the read and pass it on."""
         self.reads += 1
         return await self._backend.read(fetch)
 
@@ -98,4 +98,4 @@ async def test_without_master_key_no_sensitive_content_reaches_redis(stack: Stac
         refused = await refusal(ann, "store_memory", content="The canary of the cellar sings.", sensitive=True)
         assert refused[0] == "key_missing"
         await monitor.until(namespace.encode() + b" is silent", stack.client)
-        assert b"canary" not in monitor.heard
+        assert b"canary" not in monitor.received

@@ -1,4 +1,4 @@
-"""What the Functions of sharing write: owner ids, what is kept for how long, and each bound at its very edge."""
+"""Records written by the sharing Functions: owner ids, retention, and exact limits."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SECONDS = 3600.0
 
 
 class Sharing:
-    """Shares of memory types in a namespace of alice, who has stored, and of registered others."""
+    """Shares of memory types in a namespace with alice, who has memories, and other registered agents."""
 
     def __init__(self, team: Team) -> None:
         self.team, self.client, self.names = team, team.client, team.names
 
     async def register(self, *names: str) -> None:
-        """Have agents be known."""
+        """Register agents."""
         for name in names:
             await self.client.hset(self.names.agent(name), "registered_at", 1)
 
     async def share(self, by: str, to: str, values: list[str], **other: Any) -> dict[str, Any]:
-        """Share the memories of some types; `other` overrides what is asked for."""
+        """Share memories of some types; `other` overrides fields of the request."""
         asked = {
             "prefix": self.names.prefix,
             "id": new_id(),
@@ -60,17 +60,17 @@ class Sharing:
         )
 
     async def kept_seconds(self, grant: str) -> float:
-        """How long the record of a grant is kept from now on; -.001 for ever."""
+        """Remaining time to live of a grant's record; -.001 means no expiry."""
         return await self.client.pttl(self.names.grant(grant)) / 1000
 
     async def state(self, grant: str) -> bytes:
-        """What became of it."""
+        """State of a grant."""
         return await self.client.hget(self.names.grant(grant), "state")
 
 
 @pytest.fixture
 async def sharing(team: Team) -> Sharing:
-    """alice, bob and carol, of whom only alice has an owner id."""
+    """alice, bob and carol; only alice has an owner id."""
     made = Sharing(team)
     await made.register("alice", "bob", "carol")
     return made

@@ -1,4 +1,4 @@
-"""Who a principal is follows from what lies in Redis at one moment, by Redis's clock."""
+"""Principals: ownership, grants and quarantine as read from one Redis snapshot, by Redis time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = 1_000.5
 
 
 def entry(**changed: Any) -> dict[str, Any]:
-    """A grant of bob's to the present owner id of ann, in force."""
+    """An active grant from bob to ann's current owner id."""
     own = {
         "owner": "o2",
         "by": "bob",
@@ -33,7 +33,7 @@ def entry(**changed: Any) -> dict[str, Any]:
 
 
 def principal(*entries: dict[str, Any] | bytes, owner: bytes | None = b"o2", **more: Any) -> Principal:
-    """What Redis's answers make of them."""
+    """Build a principal from Redis replies."""
     granted = {f"g{n}".encode(): one if isinstance(one, bytes) else pack(one) for n, one in enumerate(entries)}
     rows = [
         [owner, None if owner is None else f"o1{SEPARATOR}o2".encode()],
@@ -78,8 +78,8 @@ def test_stale_empty_or_unreadable_grant_is_ignored(
 
 
 def test_agent_without_owner_id_owns_nothing_and_has_no_grants() -> None:
-    nobody = principal(entry(), owner=None)
-    assert (nobody.owner, nobody.owners, nobody.grants, nobody.tokens) == (None, (), (), ("pub",))
+    unowned = principal(entry(), owner=None)
+    assert (unowned.owner, unowned.owners, unowned.grants, unowned.tokens) == (None, (), (), ("pub",))
 
 
 def test_deleted_owner_ids_are_always_hidden() -> None:
@@ -110,7 +110,7 @@ def test_agent_owns_memories_of_all_its_owner_ids() -> None:
 
 
 def test_record_carries_every_token_it_can_be_granted_by() -> None:
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "memory_id": "m",
         "owner": "o",
         "memory_type": MemoryType.CODE,
@@ -120,7 +120,7 @@ def test_record_carries_every_token_it_can_be_granted_by() -> None:
     }
 
     def tokens(**other: Any) -> frozenset[str]:
-        return record_tokens(**{**said, **other})
+        return record_tokens(**{**fields, **other})
 
     private = tokens()
     assert {token[0] for token in private} == set("oityc")

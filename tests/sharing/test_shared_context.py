@@ -1,4 +1,4 @@
-"""What others share is told by a cursor: what changed and what came to be seen, nothing twice and nothing missed."""
+"""get_shared_context returns changed and newly visible memories by cursor, without gaps or repeats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memory_core.store.connection import Client
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both can be shared with."""
+    """Both agents are registered, so that they can receive grants."""
     await register(alice, "alice")
     await register(bob, "bob")
 
@@ -33,18 +33,18 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
         yield agent
 
 
-async def _shared(agent: Agent, **said: Any) -> tuple[list[str], str]:
-    """Give the contents shown and the cursor."""
-    answer = await agent.call("get_shared_context", **said)
+async def _shared(agent: Agent, **arguments: Any) -> tuple[list[str], str]:
+    """Return the contents shown and the cursor."""
+    answer = await agent.call("get_shared_context", **arguments)
     assert answer["partial"] is False, answer
     return [shared["memory"]["content"] for shared in answer["memories"]], answer.get("next_cursor", "")
 
 
-async def _follow(agent: Agent, cursor: str, **said: Any) -> list[str]:
-    """Follow a cursor until it has no more; give all contents in order."""
+async def _follow(agent: Agent, cursor: str, **arguments: Any) -> list[str]:
+    """Follow a cursor to its end; return all contents in order."""
     contents: list[str] = []
     while True:
-        answer = await agent.call("get_shared_context", since=cursor, **said)
+        answer = await agent.call("get_shared_context", since=cursor, **arguments)
         contents += [shared["memory"]["content"] for shared in answer["memories"]]
         cursor = answer["next_cursor"]
         if not answer["more"]:
@@ -134,10 +134,10 @@ async def test_grant_revoked_between_pages_hides_no_other_memory(alice: Agent, b
     for number in range(6, 9):
         await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
     answer = await bob.call("get_shared_context", max_tokens=8)
-    told = {shared["memory"]["content"] for shared in answer["memories"]}
+    contents = {shared["memory"]["content"] for shared in answer["memories"]}
     await alice.call("revoke_shared_context", grant_id=first)
-    told |= set(await _follow(bob, answer["next_cursor"], max_tokens=8))
-    assert told == {f"note {number}" for number in range(9)}
+    contents |= set(await _follow(bob, answer["next_cursor"], max_tokens=8))
+    assert contents == {f"note {number}" for number in range(9)}
 
 
 async def test_content_over_the_budget_is_truncated_and_marked(alice: Agent, bob: Agent) -> None:
@@ -163,8 +163,8 @@ async def test_shared_context_filters_by_grantor_and_context(alice: Agent, bob: 
     await carol.store("and more", context="diary")
     assert await _follow(bob, cursor, agent_id="carol", context="diary") == ["and more"]
     assert (await refusal(bob, "get_shared_context", since=cursor))[0] == "invalid_argument"
-    for nobody in ("bob", "dave", "never-heard-of", "Not A Name", "} | @owner:{alice}"):
-        answer = await bob.call("get_shared_context", agent_id=nobody)
+    for name in ("bob", "dave", "never-heard-of", "Not A Name", "} | @owner:{alice}"):
+        answer = await bob.call("get_shared_context", agent_id=name)
         assert answer["memories"] == answer["granted_to_me"] == answer["offers"] == []
 
 

@@ -1,4 +1,4 @@
-"""A grant shows what it covers by every way of reading, and nothing else; when it ends, it shows nothing at once."""
+"""A grant shows exactly what it covers in every way of reading, and nothing once it ends."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both can be shared with."""
+    """Both agents are registered, so that they can receive grants."""
     await register(alice, "alice")
     await register(bob, "bob")
 

@@ -1,4 +1,4 @@
-"""Random sharing, sharing on, revoking and relabelling by several agents leave all of them with what the model says."""
+"""Random shares, reshares, revokes and relabels by several agents give the access that the model predicts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _namespaces = count()
 
 @dataclass(frozen=True)
 class Sharing:
-    """Share with another agent; memories are named by their numbers."""
+    """Share with another agent; memories are given by number."""
 
     by: int
     to: int
@@ -41,7 +41,7 @@ class Sharing:
 
 @dataclass(frozen=True)
 class Revoking:
-    """Revoke one of the grants given so far."""
+    """Revoke one of the grants made so far."""
 
     which: int
 
@@ -79,7 +79,7 @@ histories = st.tuples(
 
 @dataclass
 class World:
-    """The real thing beside its model."""
+    """The real stack next to its model."""
 
     service: Service
     namespace: str
@@ -88,7 +88,7 @@ class World:
     given: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
     def caller(self, name: str) -> Caller:
-        """Act as an agent."""
+        """Return the caller for an agent."""
         return Caller(self.namespace, name)
 
     async def prepare(self) -> None:
@@ -101,7 +101,7 @@ class World:
                 self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
 
     async def share(self, step: Sharing) -> None:
-        """Share, or be refused as the model says."""
+        """Share, or be refused, as the model predicts."""
         by, to = AGENTS[step.by], AGENTS[(step.by + step.to) % 3]
         ids = list(self.model.items)
         named = tuple(dict.fromkeys(ids[n] if step.kind == "ids" else LABELS[n % 2] for n in step.values))
@@ -129,7 +129,7 @@ class World:
         self.tally["shared on" if plan.via else "renewed" if renewed else "shared"] += 1
 
     async def revoke(self, step: Revoking) -> None:
-        """Revoke a grant; one that has ended stays so."""
+        """Revoke a grant; an ended one stays ended."""
         if self.given:
             by, key = self.given[step.which % len(self.given)]
             before = len(self.model.grants)
@@ -150,7 +150,7 @@ class World:
         self.tally["narrowed" if len(self.model.grants) < before else "relabelled"] += 1
 
     async def check(self) -> None:
-        """Everyone lists what the model says they may read."""
+        """Every agent lists exactly the memories that the model lets it read."""
         for name in AGENTS:
             selection = Selection(agent_ids=AGENTS)
             listed = await get.list_memories(
@@ -160,7 +160,7 @@ class World:
             assert listed.total == len(listed.memories)
 
     async def check_writes(self) -> None:
-        """Everyone may change the content of what the model says."""
+        """Every agent can change exactly the contents that the model lets it change."""
         for name in AGENTS:
             writable: set[str] = set()
             for memory_id in self.model.items:

@@ -1,4 +1,4 @@
-"""No one can share what they may not share, nor come by anything of others' by themselves: every path is tried."""
+"""Tries every path by which an agent could share without permission or give itself access."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def dave(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent, carol: Agent, dave: Agent) -> None:
-    """All can be shared with."""
+    """All agents are registered, so that they can receive grants."""
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol), ("dave", dave)):
         await register(agent, name)
 
@@ -51,11 +51,11 @@ async def secret(alice: Agent) -> str:
 
 
 async def _same_answer(agent: Agent, tool: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two calls get the same bytes, but for what they name."""
+    """Whether two calls get the same bytes apart from their arguments."""
     answers: list[str] = []
-    for said in (one, other):
-        text = (await agent.raw(tool, **said)).model_dump_json()
-        for value in said.values():
+    for call in (one, other):
+        text = (await agent.raw(tool, **call)).model_dump_json()
+        for value in call.values():
             text = text.replace(value[0] if isinstance(value, list) else value, "X")
         answers.append(text)
     return answers[0] == answers[1]

@@ -1,4 +1,4 @@
-"""Grants come and go while others read: nothing is shown that was answered after the revoke, or asked after the end."""
+"""Concurrent grants, revokes and reads: no answer after a revoke, and no call after an expiry, shows the memory."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ Way = Callable[[Service, Caller, str], Awaitable[bool]]
 
 @dataclass(frozen=True)
 class Period:
-    """From one recorded moment to another."""
+    """The time between two recorded moments."""
 
     start: float
     end: float
 
     def overlaps(self, other: Period) -> bool:
-        """Whether they have a moment in common."""
+        """Whether two periods overlap."""
         return self.start <= other.end and other.start <= self.end
 
 
 @dataclass
 class History:
-    """When a grant may have been in force, and what each read showed between its call and its answer."""
+    """Periods in which a grant may have been active, and what each read showed between call and answer."""
 
     granted: list[Period] = field(default_factory=list[Period])
     shown: list[Period] = field(default_factory=list[Period])
     hidden: list[Period] = field(default_factory=list[Period])
 
     def check_answers(self) -> None:
-        """Every answer that shows the memory came while a grant was in force or being revoked."""
+        """Every answer that shows the memory arrived while a grant was active or being revoked."""
         for period in self.shown:
             answered = Period(period.end, period.end)
             assert any(answered.overlaps(granted) for granted in self.granted), "answered after the revoke returned"
@@ -58,7 +58,7 @@ class History:
         assert self.hidden
 
     def check_calls(self) -> None:
-        """Every read that shows the memory was under way while a grant was in force."""
+        """Every read that shows the memory overlaps an active grant."""
         for period in self.shown:
             assert any(period.overlaps(granted) for granted in self.granted), "shown without a grant"
         assert self.shown
@@ -94,12 +94,12 @@ async def _resembling(service: Service, caller: Caller, memory_id: str) -> bool:
     return True
 
 
-async def _told(service: Service, caller: Caller, memory_id: str) -> bool:
+async def _in_shared_context(service: Service, caller: Caller, memory_id: str) -> bool:
     answer = await shared_context.get_shared_context(service, caller, shared_context.Wanted())
     return memory_id in {shared.memory.memory_id for shared in answer.memories}
 
 
-WAYS: list[Way] = [_retrieved, _listed, _searched, _resembling, _told]
+WAYS: list[Way] = [_retrieved, _listed, _searched, _resembling, _in_shared_context]
 
 
 async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
@@ -181,7 +181,7 @@ async def test_mcp_call_after_revoke_or_expiry_does_not_show_the_memory(alice: A
 async def test_principal_resolved_before_revoke_cannot_read_or_write_after(
     server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
 ) -> None:
-    """As in another server process, for whose reads and writes a revoke here does not wait."""
+    """As in another server process: a revoke here does not wait for its reads and writes."""
     await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     grant = await share(alice, "bob", context="island", permission="write")

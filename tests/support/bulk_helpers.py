@@ -1,4 +1,4 @@
-"""What the tests of the bulk engine share: vectors, selections, and memories stored with vectors made up."""
+"""Vectors, mirrors and stored memories for the tests of the bulk engine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENGINE = BulkEngine(Arrays(), Faiss(gpus=False))
 
 
 def unit_vectors(count: int, dimension: int = DIMENSION, seed: int = 0, subjects: int = 40) -> Matrix:
-    """Vectors about some subjects, as texts are."""
+    """Unit vectors clustered around some subjects, like those of texts."""
     chance = np.random.default_rng(seed)
     middles = chance.standard_normal((subjects, dimension), dtype=np.float32)
     rows = middles[chance.integers(0, subjects, count)]
@@ -41,7 +41,7 @@ def loaded(
     occurred_at: float = float("nan"),
     updated_at: float = float("nan"),
 ) -> Loaded:
-    """A memory of some pieces as it would be read."""
+    """A memory as it is read from Redis."""
     carried = [("scope", token) for token in scope]
     carried += [(name, value) for name, values in (labels or {}).items() for value in values]
     pieces = [(number, to_bytes(vector)) for number, vector in enumerate(vectors)]
@@ -59,19 +59,19 @@ def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None)
 
 
 def seen_by(mirror: Mirror, *tokens: str, now: float | None = None) -> Any:
-    """The rows that some tokens let see."""
+    """The rows that some scope tokens let a caller see."""
     return mirror.select(Selection(every=[("scope", tokens)]), time.time() if now is None else now)
 
 
 class Stored:
-    """A team's memories in Redis, stored by the Functions with vectors of the test's choice."""
+    """A team's memories in Redis, stored by the Functions with vectors that the test chooses."""
 
     def __init__(self, team: Team) -> None:
         self._team, self.names = team, team.names
 
     async def store(self, vector: Matrix, *, scope: Sequence[str] = ("pub",), ttl: int | None = None) -> str:
-        """Store one memory and give its id."""
+        """Store one memory and return its id."""
         memory_id, model = new_id(), self._team.settings.embedding_model
-        said = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
-        await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=said)
+        fields = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
+        await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=fields)
         return memory_id

@@ -1,4 +1,4 @@
-"""Deployments for the doctor to look at: one that is whole, with an encoder without a model, and one that is bare."""
+"""Deployments for the doctor: a healthy one with a fake encoder, and an empty one."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ class Deployment:
     long: str = ""
 
     async def examine(self, *, deep: bool = False, **other: Any) -> Report:
-        """Have the doctor look; what is not a setting goes to it."""
+        """Run the doctor; `deep` is passed to it, the rest are settings."""
         clock: dict[str, Any] = {"clock": other.pop("clock")} if "clock" in other else {}
         return await examine(Settings.load(**{**self.settings, **other}), deep=deep, **clock)
 
     async def rebuild(self, **hnsw: Any) -> None:
-        """Make the index of the namespace anew and wait until it covers all records."""
+        """Rebuild the index of the namespace and wait until it covers all records."""
         await self.drop()
         store = Settings.load(vector_store={**MODEL, "hnsw": hnsw}).vector_store
         await ensure_namespace(self.client, self.keys.namespace, store)
@@ -57,15 +57,15 @@ class Deployment:
         await wait_until(whole)
 
     async def drop(self) -> None:
-        """Take the index away, and leave the records."""
+        """Drop the index and keep the records."""
         await self.client.execute_command("FT.DROPINDEX", self.keys.index())
 
     async def info(self) -> dict[bytes, Any]:
-        """What Redis says of the index."""
+        """FT.INFO of the index."""
         return await self.client.execute_command("FT.INFO", self.keys.index_alias)
 
     async def announce(self, **status: Any) -> None:
-        """Have a sidecar say that it lives."""
+        """Announce a live sidecar."""
         known: dict[str, Any] = {
             "id": "one", "host": "here", "pid": 1, "state": "ready", "model": "fake", "dimension": 16,
             "backend": "fake", "device": "cpu", "provider": "fake",
@@ -73,13 +73,13 @@ class Deployment:
         await sidecar.announce(self.client, SidecarStatus(**{**known, **status}))
 
     async def withdraw(self) -> None:
-        """Have it stop in order."""
+        """Withdraw the sidecar as an orderly stop does."""
         await sidecar.withdraw(self.client, "one")
 
 
 @asynccontextmanager
 async def bare(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
-    """A Redis in which there is nothing."""
+    """An empty Redis."""
     redis = RedisServer(folder)
     redis.start()
     try:
@@ -91,7 +91,7 @@ async def bare(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
 
 @asynccontextmanager
 async def whole(folder: Path) -> AsyncGenerator[Deployment]:
-    """A Redis with memories, one of them long, and a sidecar that lives; the server that stored them has stopped."""
+    """A Redis with memories, one of them long, and a live sidecar; the server that stored them has stopped."""
     async with AsyncExitStack() as parts:
         found = await parts.enter_async_context(bare(folder))
         await parts.enter_async_context(running(found.redis.url, FakeEncoder(), transports=TRANSPORTS))
@@ -109,6 +109,6 @@ async def _is_drained(found: Deployment) -> bool:
 
 
 def only(report: Report) -> tuple[str, str]:
-    """Give id and remedy of the one fault that a report names."""
+    """Return id and remedy of the only fault in a report."""
     assert len(report.faults) == 1, report.text()
     return report.faults[0].id, report.faults[0].remedy

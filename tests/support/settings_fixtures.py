@@ -1,4 +1,4 @@
-"""What the tests of the settings share: a Redis behind a password, config files, the console in this process."""
+"""For tests of the settings: a Redis behind a password, config files, and the command line in this process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CANARY = "canary-hunter2"
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A Redis behind a password, which is the canary."""
+    """A Redis whose password is the canary."""
 
     socket: str
     port: int
@@ -57,6 +57,6 @@ def written(folder: Path, content: object) -> Path:
 
 
 def run(*command: str) -> tuple[int, str]:
-    """Run a command of the console in this process; its exit code and all it said."""
+    """Run a command in this process; return its exit code and output."""
     result = CliRunner().invoke(cli.app, command)
     return result.exit_code, result.output + repr(result.exception)

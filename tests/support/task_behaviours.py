@@ -1,4 +1,4 @@
-"""What tasks must do, one behaviour each, told in calls of the Functions alone: what every mutation must break."""
+"""Required behaviour of tasks, through calls of the Functions only. Every mutation must break one of these."""
 
 from __future__ import annotations
 
