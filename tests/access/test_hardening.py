@@ -35,7 +35,7 @@ NAMED = {"allowed_hosts": ["memory.example", "exact.example:8443"], "allowed_ori
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack) -> AsyncGenerator[Server]:
+async def token_server(stack: Stack) -> AsyncGenerator[Server]:
     """A server with tokens, allowed hosts and a small body limit."""
     options = NAMED | {"auth": {"mode": "tokens"}, "limits": {"body_bytes": BODY_BYTES}}
     async with in_own_task(serving(stack.redis.url, **options)) as server:
@@ -95,9 +95,9 @@ def test_non_loopback_bind_is_allowed_with_tokens_hosts_and_tls(by_proxy: bool, 
     ],
 )
 async def test_only_allowed_hosts_and_origins_are_served(
-    guarded: Server, namespace: str, headers: dict[str, str], status: int
+    token_server: Server, namespace: str, headers: dict[str, str], status: int
 ) -> None:
-    assert (await post(guarded, await issued(guarded, "alice", namespace), **headers)).status_code == status
+    assert (await post(token_server, await issued(token_server, "alice", namespace), **headers)).status_code == status
 
 
 async def test_server_without_allowed_hosts_serves_only_loopback(server: Server) -> None:
@@ -109,30 +109,30 @@ async def test_server_without_allowed_hosts_serves_only_loopback(server: Server)
 # Body size
 
 
-async def test_oversized_body_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
-    token = await issued(guarded, "alice", namespace)
+async def test_oversized_body_is_refused_and_the_next_call_served(token_server: Server, namespace: str) -> None:
+    token = await issued(token_server, "alice", namespace)
     large = tool_call("store_memory", content="x" * BODY_BYTES)
-    assert (await post(guarded, token, large)).status_code == 413
-    assert (await post(guarded, None, large)).status_code == 401
-    assert (await post(guarded, token)).status_code == 200
+    assert (await post(token_server, token, large)).status_code == 413
+    assert (await post(token_server, None, large)).status_code == 401
+    assert (await post(token_server, token)).status_code == 200
 
 
-async def test_body_without_content_length_is_also_capped(guarded: Server, namespace: str) -> None:
+async def test_body_without_content_length_is_also_capped(token_server: Server, namespace: str) -> None:
     async def pieces() -> AsyncGenerator[bytes]:
         for _ in range(BODY_BYTES // 100 + 2):
             yield b" " * 100
 
-    token = await issued(guarded, "alice", namespace)
+    token = await issued(token_server, "alice", namespace)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
     async with httpx2.AsyncClient(headers=headers) as client:
-        assert (await client.post(f"{guarded.url}/mcp", content=pieces())).status_code == 413
+        assert (await client.post(f"{token_server.url}/mcp", content=pieces())).status_code == 413
 
 
 # TLS
 
 
-CLIENTS_KEEP = 5
-"""Seconds after which httpx closes a connection that idles."""
+CLIENT_KEEP_ALIVE = 5
+"""Seconds after which httpx closes an idle connection."""
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
@@ -189,7 +189,7 @@ async def test_server_with_certificate_and_key_serves_https(stack: Stack, tmp_pa
 async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> None:
     async with _serve(stack) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for pause in (CLIENTS_KEEP + 1, 0):
+        for pause in (CLIENT_KEEP_ALIVE + 1, 0):
             writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await reader.read(1024)
@@ -206,13 +206,13 @@ class Pipe:
 
     process: asyncio.subprocess.Process
 
-    async def say(self, line: bytes) -> None:
+    async def send(self, line: bytes) -> None:
         """Send a line."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + b"\n")
         await self.process.stdin.drain()
 
-    async def hear(self) -> dict[str, Any]:
+    async def receive(self) -> dict[str, Any]:
         """Return the next message."""
         assert self.process.stdout is not None
         async with asyncio.timeout(20):
@@ -220,8 +220,8 @@ class Pipe:
 
     async def ask(self, line: bytes) -> dict[str, Any]:
         """Send a line and return the answer."""
-        await self.say(line)
-        return await self.hear()
+        await self.send(line)
+        return await self.receive()
 
 
 @asynccontextmanager
@@ -236,7 +236,7 @@ async def stdio_server(redis_url: str) -> AsyncGenerator[Pipe]:
     try:
         pipe = Pipe(process)
         assert "result" in await pipe.ask(json.dumps(INITIALIZE).encode())
-        await pipe.say(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        await pipe.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         yield pipe
     finally:
         assert process.stdin is not None
@@ -251,13 +251,13 @@ async def pipe(stack: Stack) -> AsyncGenerator[Pipe]:
 
 
 BAD_LINES: dict[str, tuple[bytes, int, Any]] = {
-    "no JSON": (b"hello", -32700, None),
-    "half of JSON": (b'{"jsonrpc":"2.0","id":7,', -32700, None),
-    "no UTF-8": (b'{"jsonrpc":"2.0","id":7,"method":"\xff\xfe"}', -32700, None),
+    "not JSON": (b"hello", -32700, None),
+    "truncated JSON": (b'{"jsonrpc":"2.0","id":7,', -32700, None),
+    "not UTF-8": (b'{"jsonrpc":"2.0","id":7,"method":"\xff\xfe"}', -32700, None),
     "lone surrogate": (b'{"jsonrpc":"2.0","id":7,"method":"\\ud800"}', -32700, None),
     "too deep": (b"[" * 2000, -32700, None),
     "NUL": (b"\x00", -32700, None),
-    "no message": (b'{"id":7,"jsonrpc":"1.0","method":"ping"}', -32600, 7),
+    "not a message": (b'{"id":7,"jsonrpc":"1.0","method":"ping"}', -32600, 7),
     "a message without a method": (b'{"jsonrpc":"2.0","id":"seven"}', -32600, "seven"),
     "a number": (b"17", -32600, None),
     "a list": (b'[{"jsonrpc":"2.0","id":7,"method":"ping"}]', -32600, None),
@@ -278,7 +278,7 @@ async def test_invalid_stdio_line_is_answered_and_the_server_survives(pipe: Pipe
 
 async def test_line_at_the_limit_is_served_and_empty_lines_are_ignored(pipe: Pipe) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
-    await pipe.say(b"\r\n  ")
+    await pipe.send(b"\r\n  ")
     assert (await pipe.ask(ping.ljust(BODY_BYTES - 1)))["id"] == 1
 
 

@@ -80,7 +80,9 @@ def settings_of(jwks: str) -> dict[str, Any]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Server]:
+async def oauth_server(
+    stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Server]:
     """A server that accepts the issuer's tokens."""
     path = tmp_path_factory.mktemp("oauth") / "jwks.json"
     path.write_text(issuer.jwks())
@@ -92,35 +94,37 @@ async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPat
 # Accepted tokens
 
 
-async def test_agent_namespace_and_scopes_come_from_the_claims(guarded: Server, issuer: Issuer, namespace: str) -> None:
+async def test_agent_namespace_and_scopes_come_from_the_claims(
+    oauth_server: Server, issuer: Issuer, namespace: str
+) -> None:
     token = issuer.token(namespace=namespace)
-    async with guarded.agent("alice", namespace, token=token) as agent:
+    async with oauth_server.agent("alice", namespace, token=token) as agent:
         assert (await agent.call("retrieve_memory", memory_id=await agent.store("Mine.")))["memory"][
             "writer"
         ] == "alice"
         with pytest.raises(Refused, match="scope tasks"):
             await agent.call("get_pending_tasks")
-    async with guarded.agent("bob", namespace, token=token) as agent:
+    async with oauth_server.agent("bob", namespace, token=token) as agent:
         with pytest.raises(Refused, match="not that of your token"):
             await agent.call("memory_stats")
 
 
-async def test_token_without_namespace_uses_the_servers_namespace(guarded: Server, issuer: Issuer) -> None:
-    async with guarded.agent("alice", "oauth", token=issuer.token()) as agent:
+async def test_token_without_namespace_uses_the_servers_namespace(oauth_server: Server, issuer: Issuer) -> None:
+    async with oauth_server.agent("alice", "oauth", token=issuer.token()) as agent:
         await agent.call("memory_stats")
 
 
-async def test_other_key_types_scope_lists_and_audiences_are_accepted(guarded: Server, issuer: Issuer) -> None:
+async def test_other_key_types_scope_lists_and_audiences_are_accepted(oauth_server: Server, issuer: Issuer) -> None:
     by_ec = issuer.token(kid="ec", key=issuer.ec, algorithm="ES256")
     as_list = issuer.token(scope=None, scp=["read", "openid"], aud=["https://else.example", AUDIENCE])
-    assert [(await post(guarded, token)).status_code for token in (by_ec, as_list)] == [200, 200]
+    assert [(await post(oauth_server, token)).status_code for token in (by_ec, as_list)] == [200, 200]
 
 
-async def test_metadata_names_the_authorization_server(guarded: Server) -> None:
-    refused = await post(guarded, None)
+async def test_metadata_names_the_authorization_server(oauth_server: Server) -> None:
+    refused = await post(oauth_server, None)
     assert "resource_metadata=" in refused.headers["www-authenticate"]
     async with httpx2.AsyncClient() as client:
-        metadata = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
+        metadata = (await client.get(f"{oauth_server.url}/.well-known/oauth-protected-resource/mcp")).json()
     assert (metadata["resource"], metadata["authorization_servers"]) == (AUDIENCE, [ISSUER])
 
 
@@ -148,18 +152,18 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
     "no issuer": {"iss": None},
     "no scope": {"scope": None},
     "only unknown scopes": {"scope": "openid profile"},
-    "scope of a strange kind": {"scope": {"read": True}},
+    "scope of the wrong type": {"scope": {"read": True}},
     "no agent": {"sub": None},
-    "agent that is no name": {"sub": "Alice Smith"},
+    "invalid agent name": {"sub": "Alice Smith"},
     "agent with a colon": {"sub": "a}:b"},
-    "namespace that is no name": {"namespace": "*"},
-    "namespace that is no text": {"namespace": 7},
+    "invalid namespace name": {"namespace": "*"},
+    "namespace that is not text": {"namespace": 7},
 }
 
 
 @pytest.mark.parametrize("case", BAD_CLAIMS)
-async def test_token_with_wrong_claims_is_refused(guarded: Server, issuer: Issuer, case: str) -> None:
-    assert (await post(guarded, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
+async def test_token_with_wrong_claims_is_refused(oauth_server: Server, issuer: Issuer, case: str) -> None:
+    assert (await post(oauth_server, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
 
 
 def forged(issuer: Issuer) -> dict[str, str]:
@@ -190,10 +194,10 @@ def forged(issuer: Issuer) -> dict[str, str]:
     }
 
 
-async def test_forged_token_is_refused_like_an_expired_one(guarded: Server, issuer: Issuer) -> None:
-    expired = await post(guarded, issuer.token(exp=1))
+async def test_forged_token_is_refused_like_an_expired_one(oauth_server: Server, issuer: Issuer) -> None:
+    expired = await post(oauth_server, issuer.token(exp=1))
     for case, token in forged(issuer).items():
-        answer = await post(guarded, token)
+        answer = await post(oauth_server, token)
         assert (answer.status_code, answer.text) == (401, expired.text), case
 
 

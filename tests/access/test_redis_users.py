@@ -24,14 +24,14 @@ from memory_core.store.functions import load_library
 from memory_server.operations.sweeper import sweep
 
 USERS = (SERVER, SIDECAR, MIGRATE)
-FOR_NOBODY = (
+FORBIDDEN_TO_ALL = (
     "FLUSHALL|FLUSHDB|KEYS rm:*|SHUTDOWN NOSAVE|REPLICAOF NO ONE|MONITOR|RANDOMKEY|WAIT 0 1|SYNC|SWAPDB 0 1|"
     "CONFIG SET dir /tmp|CONFIG GET requirepass|CONFIG REWRITE|DEBUG SLEEP 0|MODULE LOAD /tmp/x.so|"
     "EVAL return 0|EVALSHA 0 0|SCRIPT LOAD return|FUNCTION FLUSH|FUNCTION DELETE rm1|FUNCTION KILL|"
     "ACL WHOAMI|ACL LIST|ACL SETUSER x on|CLIENT KILL ID 1|CLIENT LIST|CLIENT PAUSE 1|FT.CONFIG SET TIMEOUT 1|"
     "PUBLISH rm:x 1|SUBSCRIBE rm:x|GET other:1|SET other:1 x|HGETALL other:1|DEL other:1|MIGRATE h 1 k 0 1|DUMP rm:x"
 ).split("|")
-FOR_SERVER_ALONE = (
+SERVER_ONLY = (
     "FT.SEARCH rm:{team}:idx:memory *|FT.CREATE x SCHEMA y TEXT|FT.DROPINDEX x|FUNCTION LOAD x|FUNCTION LIST|"
     "SADD rm:namespaces x|XADD rm:bell:{0} * a b|HSET rm:{team}:meta model x|HSET rm:{team}:grant:x a b|"
     "HSET rm:{team}:task:x a b|HSET rm:{team}:agent:alice id x|HSET rm:{team}:owner:x agent mallory|"
@@ -41,30 +41,30 @@ FOR_SERVER_ALONE = (
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
+async def acl_redis(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
     """A Redis with one namespace and a foreign hash, where tests may provoke denials."""
     redis = RedisServer(tmp_path_factory.mktemp("guarded"))
     redis.start()
     try:
-        async with connect(redis.url) as almighty:
-            await Team(almighty, "fake", 16).open()
-            await almighty.hset("other:1", "text", "payroll")
+        async with connect(redis.url) as admin:
+            await Team(admin, "fake", 16).open()
+            await admin.hset("other:1", "text", "payroll")
         yield redis
     finally:
         redis.kill()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def as_server(guarded: RedisServer) -> AsyncGenerator[Client]:
+async def as_server(acl_redis: RedisServer) -> AsyncGenerator[Client]:
     """Redis under the server's user."""
-    async with connect(guarded.url_of(SERVER)) as client:
+    async with connect(acl_redis.url_of(SERVER)) as client:
         yield client
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def as_sidecar(guarded: RedisServer) -> AsyncGenerator[Client]:
+async def as_sidecar(acl_redis: RedisServer) -> AsyncGenerator[Client]:
     """Redis under the sidecar's user."""
-    async with connect(guarded.url_of(SIDECAR)) as client:
+    async with connect(acl_redis.url_of(SIDECAR)) as client:
         yield client
 
 
@@ -106,33 +106,33 @@ async def test_whole_product_runs_without_acl_denials(
 
 
 @pytest.mark.parametrize("user", USERS)
-async def test_dangerous_commands_are_refused(guarded: RedisServer, user: str) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, "default", FOR_NOBODY) == list(FOR_NOBODY)
-        assert await allowed(almighty, user, FOR_NOBODY) == []
+async def test_dangerous_commands_are_refused(acl_redis: RedisServer, user: str) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, "default", FORBIDDEN_TO_ALL) == list(FORBIDDEN_TO_ALL)
+        assert await allowed(admin, user, FORBIDDEN_TO_ALL) == []
 
 
-async def test_sidecar_user_has_only_vector_permissions(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, SIDECAR, FOR_SERVER_ALONE) == []
+async def test_sidecar_user_has_only_vector_permissions(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, SIDECAR, SERVER_ONLY) == []
 
 
-async def test_migration_user_cannot_run_functions_loaded_by_the_server(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
-    async with connect(guarded.url_of(MIGRATE)) as client:
+async def test_migration_user_cannot_run_functions_loaded_by_the_server(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
+    async with connect(acl_redis.url_of(MIGRATE)) as client:
         await check_server(client)
         assert await load_library(client) is False
 
 
-async def test_function_runs_with_its_callers_permissions(guarded: RedisServer, as_sidecar: Client) -> None:
+async def test_function_runs_with_its_callers_permissions(acl_redis: RedisServer, as_sidecar: Client) -> None:
     code = (
         "#!lua name=sly\nredis.register_function('sly', "
         "function(keys, args) return redis.call('SET', 'rm:sweeper', 'x') end)"
     )
-    async with connect(guarded.url) as almighty:
-        await almighty.function_load(code, replace=True)
-        assert await almighty.execute_command("FCALL", "sly", 0) == b"OK"
+    async with connect(acl_redis.url) as admin:
+        await admin.function_load(code, replace=True)
+        assert await admin.execute_command("FCALL", "sly", 0) == b"OK"
         with pytest.raises(redis_errors.ResponseError, match="ACL failure in script"):
             await as_sidecar.execute_command("FCALL", "sly", 0)
 
@@ -157,13 +157,13 @@ async def test_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> 
     await wait_until(found)
 
 
-async def test_startup_checks_need_no_denied_command(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
+async def test_startup_checks_need_no_denied_command(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
         for user in USERS:
-            await almighty.acl_log_reset()
-            async with connect(guarded.url_of(user)) as client:
+            await admin.acl_log_reset()
+            async with connect(acl_redis.url_of(user)) as client:
                 await check_server(client)
-            assert await denials(almighty) == set()
+            assert await denials(admin) == set()
 
 
 async def test_shipped_acl_file_lets_no_user_in(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_every_command_is_named() -> None:
     assert words.count("-@all") == words.count("resetchannels") == words.count("user")
 
 
-async def allowed(almighty: Client, user: str, commands: Sequence[str]) -> list[str]:
+async def allowed(admin: Client, user: str, commands: Sequence[str]) -> list[str]:
     """Return the commands that a user may run."""
-    verdicts = [await almighty.execute_command("ACL", "DRYRUN", user, *command.split()) for command in commands]
+    verdicts = [await admin.execute_command("ACL", "DRYRUN", user, *command.split()) for command in commands]
     return [command for command, verdict in zip(commands, verdicts, strict=True) if verdict == b"OK"]

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
 from support.long_content import FACT, pieces_in_redis, prose
-from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, readable, refusal, share, ways
+from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, readable, refusal, share, visibility_by_read
 from support.stack import Agent, Server, Stack
 from support.team_helpers import claim, claim_when_there, register, submit, sweep
 
@@ -33,7 +33,7 @@ async def owner_of(client: Client, namespace: str, memory_id: str) -> str:
     return (await client.hget(Keys(namespace).memory(memory_id), "owner")).decode()
 
 
-async def unfiltered_ways(reader: Agent, memory_id: str) -> dict[str, bool]:
+async def visibility_by_unfiltered_read(reader: Agent, memory_id: str) -> dict[str, bool]:
     """Return, for each way of reading without an agent filter, whether it shows a memory."""
     seen = {"retrieve": await readable(reader, [memory_id]) == [memory_id]}
     for mode in ("hybrid", "vector", "keyword"):
@@ -92,13 +92,13 @@ async def test_transfer_changes_one_mapping_for_any_number_of_memories(
     assert await stack.client.hget(keys.owner(owner), "agent") == b"bob"
     assert await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"]) == revision
     assert (await bob.call("get_agent_memories"))["total"] == 52
-    seen = await unfiltered_ways(bob, secret)
+    seen = await visibility_by_unfiltered_read(bob, secret)
     assert seen == dict.fromkeys(seen, True)
     assert FACT in (await bob.search("which number opens the safe in the cellar?", mode="keyword"))[0]
     changed = await bob.call("update_memory", memory_id=secret, content="The treasure was found.", tags=["found"])
     assert changed["memory"]["tags"] == ["found"]
     assert (await bob.call("clear_memory", memory_ids=[long]))["deleted"] == 1
-    seen = await unfiltered_ways(alice, secret)
+    seen = await visibility_by_unfiltered_read(alice, secret)
     assert seen == dict.fromkeys(seen, False)
     await register(alice)
     assert (await refusal(alice, "update_memory", memory_id=secret, content="Mine!"))[0] == "not_found"
@@ -119,14 +119,14 @@ async def test_deleted_memories_are_hidden_at_once_and_purged_by_sweep(
     alice: Agent, bob: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory = await alice.store(SECRET, visibility="public", **LABELS)
-    seen = await ways(bob, memory)
+    seen = await visibility_by_read(bob, memory)
     assert seen == dict.fromkeys(seen, True)
     long = await alice.store(prose(60) + FACT, visibility="public")
     owner = await owner_of(stack.client, namespace, memory)
     answer = await leave(alice, memories="delete")
     assert answer["memories_affected"] == 2
     for reader in (bob, alice):
-        seen = await ways(reader, memory) | await unfiltered_ways(reader, memory)
+        seen = await visibility_by_read(reader, memory) | await visibility_by_unfiltered_read(reader, memory)
         assert seen == dict.fromkeys(seen, False)
         assert await readable(reader, [long]) == []
         assert await reader.search("safe cellar 4711", mode="keyword") == []
@@ -162,7 +162,7 @@ BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
     "to an invalid name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
     "kept with a receiver": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
     "deleted with a receiver": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
-    "in an unknown way": ({"memories": "burn"}, "invalid_argument"),
+    "with an unknown mode": ({"memories": "burn"}, "invalid_argument"),
 }
 
 

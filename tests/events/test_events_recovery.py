@@ -27,16 +27,16 @@ NAMESPACE = "frail-events"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def frail(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
+async def own_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
     """A separate stack that these tests break."""
     async with whole_stack(tmp_path_factory.mktemp("frail"), embed_wait_seconds=15.0) as stack:
         yield stack
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def bob(frail: Stack) -> AsyncGenerator[Agent]:
+async def bob(own_stack: Stack) -> AsyncGenerator[Agent]:
     """An agent of the frail stack."""
-    async with in_own_task(frail.server.agent("bob", NAMESPACE)) as connected:
+    async with in_own_task(own_stack.server.agent("bob", NAMESPACE)) as connected:
         yield connected
 
 
@@ -69,43 +69,43 @@ async def break_redis(stack: Stack) -> None:
     await wait_until(answers)
 
 
-async def test_cursor_works_after_a_server_restart(frail: Stack) -> None:
-    async with serving(frail.redis.url) as first, first.agent("bob", NAMESPACE) as agent:
+async def test_cursor_works_after_a_server_restart(own_stack: Stack) -> None:
+    async with serving(own_stack.redis.url) as first, first.agent("bob", NAMESPACE) as agent:
         cursor = (await now(agent))["cursor"]
-        await emit(frail, NAMESPACE, "before")
+        await emit(own_stack, NAMESPACE, "before")
         answer = await now(agent, cursor=cursor)
         assert [name[2] for name in named(answer)] == ["before"]
-    await emit(frail, NAMESPACE, "between")
-    async with serving(frail.redis.url) as second, second.agent("bob", NAMESPACE) as agent:
-        await emit(frail, NAMESPACE, "after")
+    await emit(own_stack, NAMESPACE, "between")
+    async with serving(own_stack.redis.url) as second, second.agent("bob", NAMESPACE) as agent:
+        await emit(own_stack, NAMESPACE, "after")
         assert await take(agent, answer["cursor"], 2) == ["between", "after"]
 
 
-async def test_waiting_call_survives_a_redis_restart(frail: Stack, bob: Agent) -> None:
-    wait = await waiting(frail.server, NAMESPACE, bob)
-    await break_redis(frail)
-    await emit(frail, NAMESPACE, "after the storm")
+async def test_waiting_call_survives_a_redis_restart(own_stack: Stack, bob: Agent) -> None:
+    wait = await waiting(own_stack.server, NAMESPACE, bob)
+    await break_redis(own_stack)
+    await emit(own_stack, NAMESPACE, "after the storm")
     assert [name[2] for name in named(await wait)] == ["after the storm"]
 
 
-async def test_repeated_redis_kills_lose_and_duplicate_no_event(frail: Stack, bob: Agent) -> None:
+async def test_repeated_redis_kills_lose_and_duplicate_no_event(own_stack: Stack, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     sent = [f"task-{number}" for number in range(60)]
 
     async def send() -> None:
         for number, subject in enumerate(sent):
             if number % 20 == 10:
-                await break_redis(frail)
-            await emit(frail, NAMESPACE, subject)
+                await break_redis(own_stack)
+            await emit(own_stack, NAMESPACE, subject)
 
     sending = asyncio.create_task(send())
     assert await take(bob, cursor, len(sent)) == sent
     await sending
 
 
-async def test_stopping_server_answers_waiting_calls(frail: Stack) -> None:
+async def test_stopping_server_answers_waiting_calls(own_stack: Stack) -> None:
     async with AsyncExitStack() as parts:
-        async with serving(frail.redis.url) as server:
+        async with serving(own_stack.redis.url) as server:
             agent = await parts.enter_async_context(server.agent("bob", NAMESPACE))
             await agent.client.list_tools()  # otherwise the client asks the stopped server for the answer's schema
             wait = await waiting(server, NAMESPACE, agent, timeout_seconds=300)
@@ -117,12 +117,12 @@ async def test_stopping_server_answers_waiting_calls(frail: Stack) -> None:
     assert listeners(server, NAMESPACE) == 0
 
 
-async def test_subscription_survives_a_redis_restart(frail: Stack) -> None:
+async def test_subscription_survives_a_redis_restart(own_stack: Stack) -> None:
     changed: list[str] = []
-    async with frail.server.agent("bob", NAMESPACE, mode="legacy", message_handler=updated(changed)) as agent:
+    async with own_stack.server.agent("bob", NAMESPACE, mode="legacy", message_handler=updated(changed)) as agent:
         await subscribe(agent, "agent://carol")
-        await break_redis(frail)
-        await emit(frail, NAMESPACE, "carol", kind="agent", op="registered", to=())
+        await break_redis(own_stack)
+        await emit(own_stack, NAMESPACE, "carol", kind="agent", op="registered", to=())
         await wait_until(lambda: has_updates(changed))
     assert set(changed) == {"agent://carol"}
 

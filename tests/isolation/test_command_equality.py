@@ -22,10 +22,10 @@ NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _marks = count()
-_BEHIND = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
-"""Commands of what a server does in a moment, whatever was called: handing out tasks, noting cursors, listening."""
+_BACKGROUND_MARKS = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
+"""Text in background commands that do not depend on the call: task dispatch, cursor writes, event reads."""
 _ATTEMPTS = 5
-"""A sweep may fall between two calls; it does not do so five times."""
+"""A sweep may run between two calls, but not five times in a row."""
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("memory", "retrieve_memory", {"memory_id": "ID"}),
@@ -87,7 +87,7 @@ async def _watched(stack: Stack) -> AsyncGenerator[list[str]]:
                 text = str(command["command"])
                 if end in text:
                     return
-                if f"{{{NAMESPACE}}}" in text and not any(part in text for part in _BEHIND):
+                if f"{{{NAMESPACE}}}" in text and not any(part in text for part in _BACKGROUND_MARKS):
                     seen.append(text)
 
 

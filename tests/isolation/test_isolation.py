@@ -38,13 +38,13 @@ async def _resource(agent: Agent, memory_id: str) -> str:
         return f"refused: {error.error.model_dump_json()}"
 
 
-async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
+async def _visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
     """Return, for each way of reading, whether it shows a memory of alice's."""
     listed = await reader.call("get_agent_memories", agent_id="alice")
     filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")
     stats = await reader.call("memory_stats", agent_id="alice")
     all_stats = await reader.call("memory_stats")
-    ways = {
+    visible = {
         "retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error,
         "resource": "lighthouse" in await _resource(reader, memory_id),
         "list": memory_id in _ids(listed["memories"]),
@@ -57,13 +57,13 @@ async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
     }
     for mode in ("hybrid", "vector", "keyword"):
         answer = await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode)
-        ways[f"{mode} search"] = _found(answer) == [memory_id]
+        visible[f"{mode} search"] = _found(answer) == [memory_id]
     probe = await reader.call("store_memory", content=f"I know: {SECRET}")
-    ways["similar advice"] = memory_id in _ids(probe["similar"])
+    visible["similar advice"] = memory_id in _ids(probe["similar"])
     for exact in (True, False):
         answer = await reader.call("find_similar_memories", memory_id=probe["memory_id"], exact=exact)
-        ways[f"find similar, exact {exact}"] = memory_id in _found(answer)
-    return ways
+        visible[f"find similar, exact {exact}"] = memory_id in _found(answer)
+    return visible
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
@@ -76,8 +76,8 @@ async def test_memory_is_visible_in_every_read_or_in_none(
     where = f"{namespace}-elsewhere" if reader.endswith("elsewhere") else namespace
     allowed = reader == "the owner" or (reader == "a stranger" and visibility == "public")
     async with server.agent(name, where) as agent:
-        ways = await _ways_of_finding(agent, memory_id)
-    assert ways == dict.fromkeys(ways, allowed)
+        visible = await _visibility_by_read(agent, memory_id)
+    assert visible == dict.fromkeys(visible, allowed)
 
 
 async def test_only_the_owner_learns_of_an_exact_duplicate(alice: Agent, bob: Agent) -> None:

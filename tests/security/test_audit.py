@@ -144,8 +144,8 @@ async def test_refused_call_is_audited_without_its_arguments(
     assert [(entry["op"], entry["outcome"]) for entry in entries[: len(refused)]] == [
         (tool, code) for tool, _, code in refused
     ]
-    among = Counter((entry["op"], entry["outcome"]) for entry in entries[len(refused) :])
-    assert among == Counter((tool, code) for tool, _, code in refused) + Counter([("batch_operations", "ok")])
+    outcomes = Counter((entry["op"], entry["outcome"]) for entry in entries[len(refused) :])
+    assert outcomes == Counter((tool, code) for tool, _, code in refused) + Counter([("batch_operations", "ok")])
     assert entries[0]["ids"] == unknown
     assert entries[1]["ids"] == ""
     assert CANARY not in json.dumps(entries)
@@ -180,14 +180,14 @@ async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server
         agents = [await opened.enter_async_context(server.agent(f"a{n}", namespace)) for n in range(8)]
         mine = [await agent.store(f"Number {n}.", wait=False) for n, agent in enumerate(agents)]
 
-        async def some(number: int) -> None:
+        async def mixed_calls(number: int) -> None:
             agent, memory_id = agents[number % 8], mine[number % 8]
             await agent.store(f"More {number}.", wait=False)
             await agent.call("retrieve_memory", memory_id=memory_id)
             await agent.raw("retrieve_memory", memory_id=new_id())
             await agent.call("semantic_search", query="number", mode="keyword")
 
-        await asyncio.gather(*(some(number) for number in range(64)))
+        await asyncio.gather(*(mixed_calls(number) for number in range(64)))
     entries = await noted(server, stack.client, namespace)
     assert len(entries) == 8 + 4 * 64
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
@@ -207,13 +207,13 @@ async def test_every_change_made_directly_in_redis_is_detected(
     assert (await checked(server, client, namespace)).ok
     for _ in range(40):
         key = random.choice(list(was))
-        await rewrite(client, key, spoilt(was[key], random))
+        await rewrite(client, key, corrupted(was[key], random))
         assert not (await checked(server, client, namespace)).ok
         await rewrite(client, key, was[key])
     assert (await checked(server, client, namespace)).ok
 
 
-def spoilt(rows: list[Any], random: Random) -> list[Any]:
+def corrupted(rows: list[Any], random: Random) -> list[Any]:
     """Change, remove, copy or swap entries."""
     rows = [[at, list(parts)] for at, parts in rows]
     one, two = random.sample(range(len(rows)), 2)
@@ -276,9 +276,9 @@ async def test_sweep_seals_what_a_killed_server_left_unsealed(
         "MEMORY_DATA_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "memory_server", "serve", "--port", "0"]
-    process = started(command, environment)
+    process = start_server(command, environment)
     try:
-        url = await asyncio.to_thread(announced, process)
+        url = await asyncio.to_thread(announced_url, process)
         assert f":{port}/" not in url
         doomed = Server(url.removesuffix("/mcp"), server.runtime, server.service)
         calling = asyncio.create_task(call_on(doomed, namespace))
@@ -295,12 +295,12 @@ async def test_sweep_seals_what_a_killed_server_left_unsealed(
     assert (await checked(server, stack.client, namespace)).ok
 
 
-def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def start_server(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a server and capture its output."""
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def announced(process: subprocess.Popen[bytes]) -> str:
+def announced_url(process: subprocess.Popen[bytes]) -> str:
     """Return the address that a server prints at start-up."""
     assert process.stdout is not None
     for line in process.stdout:

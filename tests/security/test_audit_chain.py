@@ -36,7 +36,7 @@ def test_empty_trail_is_intact_unless_numbers_were_issued() -> None:
 def test_ten_thousand_single_changes_are_all_detected() -> None:
     random, missed = Random(2), Counter[str]()
     for _ in range(CHANGES):
-        name, change = random.choice(list(SINGLE.items()))
+        name, change = random.choice(list(SINGLE_CHANGES.items()))
         changed = change(GOOD, random)
         if (changed.entries, changed.seals) != (GOOD.entries, GOOD.seals) and changed.check().ok:
             missed[name] += 1
@@ -45,11 +45,11 @@ def test_ten_thousand_single_changes_are_all_detected() -> None:
 
 def test_every_kind_of_change_can_be_applied_to_an_intact_trail() -> None:
     random = Random(3)
-    for name, change in SINGLE.items():
+    for name, change in SINGLE_CHANGES.items():
         assert any(change(GOOD, random) != GOOD for _ in range(20)), name
 
 
-def flipped(value: bytes, random: Random) -> bytes:
+def with_byte_changed(value: bytes, random: Random) -> bytes:
     """Change, add or remove one byte."""
     at, byte = random.randrange(len(value) + 1), bytes([random.randrange(32, 127)])
     kept = value[at + 1 :] if random.random() < 0.5 else value[at:]
@@ -60,7 +60,7 @@ def field_changed(trail: Trail, random: Random) -> Trail:
     at = random.randrange(SEALED)
     parts = list(trail.entries[at].parts)
     place = random.randrange(len(parts))
-    parts[place] = flipped(parts[place], random)
+    parts[place] = with_byte_changed(parts[place], random)
     return with_entry(trail, at, tuple(parts))
 
 
@@ -112,7 +112,7 @@ def entry_inserted(trail: Trail, random: Random) -> Trail:
     return trail.but([*trail.entries[:at], new, *trail.entries[at:]])
 
 
-def cut_short(trail: Trail, random: Random) -> Trail:
+def tail_removed(trail: Trail, random: Random) -> Trail:
     """Remove all entries from one on, with their seals."""
     kept = random.randrange(SEALED)
     entries = trail.entries[:kept]
@@ -120,7 +120,7 @@ def cut_short(trail: Trail, random: Random) -> Trail:
     return trail.but(entries, [seal for seal in trail.seals if seal.position <= last])
 
 
-def begun_late(trail: Trail, random: Random) -> Trail:
+def start_removed(trail: Trail, random: Random) -> Trail:
     """Remove the entries of the first seals, as retention would."""
     at = random.randrange(len(trail.seals) - 1)
     base = trail.seals[at]
@@ -131,7 +131,7 @@ def seal_changed(trail: Trail, random: Random) -> Trail:
     at = random.randrange(len(trail.seals))
     parts = [part.encode() for part in trail.seals[at].fields()]
     place = 2 * random.randrange(len(parts) // 2) + 1
-    parts[place] = flipped(parts[place], random)
+    parts[place] = with_byte_changed(parts[place], random)
     read = read_seal(trail.seals[at].id, parts)
     return trail.but(seals=[*trail.seals[:at], *([read] if read else []), *trail.seals[at + 1 :]])
 
@@ -166,7 +166,7 @@ def with_entry(trail: Trail, at: int, parts: tuple[bytes, ...]) -> Trail:
     return trail.but([*trail.entries[:at], changed, *trail.entries[at + 1 :]])
 
 
-SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
+SINGLE_CHANGES: dict[str, Callable[[Trail, Random], Trail]] = {
     change.__name__: change
     for change in (
         field_changed,
@@ -176,8 +176,8 @@ SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
         entry_removed,
         entries_swapped,
         entry_inserted,
-        cut_short,
-        begun_late,
+        tail_removed,
+        start_removed,
         seal_changed,
         seal_moved,
         seal_removed,
@@ -193,7 +193,7 @@ def test_forged_or_missing_unsealed_entries_are_detected() -> None:
     forged = written(SEALED + 2, Random(5), OTHER_KEY)
     kinds: dict[str, Trail] = {
         "unknown key": GOOD.but([*GOOD.entries[: SEALED + 1], replace(forged, id=tail[1].id), *tail[2:]]),
-        "forged": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, changed_who(tail[-1]))]),
+        "forged": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, with_other_agent(tail[-1]))]),
         "unsigned": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, tail[-1].parts[:-2])]),
         "removed": GOOD.but([*GOOD.entries[:SEALED], *tail[1:]]),
         "tail cut": GOOD.but(GOOD.entries[:-1]),
@@ -203,7 +203,7 @@ def test_forged_or_missing_unsealed_entries_are_detected() -> None:
         assert kind in {problem.kind for problem in changed.check().problems}
 
 
-def changed_who(entry: Entry) -> tuple[bytes, ...]:
+def with_other_agent(entry: Entry) -> tuple[bytes, ...]:
     """Return its fields with another agent's name."""
     return tuple(b"mallory" if part in {b"alice", b"bob"} else part for part in entry.parts)
 

@@ -95,12 +95,12 @@ async def test_doctor_reports_sealing_progress_and_a_missing_key(stack: Stack, s
 async def test_embedded_redis_needs_no_configured_key(tmp_path: Path) -> None:
     async with attached(tmp_path):
         where = ("--data-dir", str(tmp_path), "--namespace", "home")
-        assert (await bare("agents", "token", "ann", *where)).exit_code == 0
-        result = await bare("audit", "verify", "--json", *where)
+        assert (await run_without_environment("agents", "token", "ann", *where)).exit_code == 0
+        result = await run_without_environment("audit", "verify", "--json", *where)
     report = json.loads(result.stdout)
     assert (result.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
 
 
-async def bare(*arguments: str) -> Result:
+async def run_without_environment(*arguments: str) -> Result:
     """Run the command line with an empty environment."""
     return await asyncio.to_thread(CliRunner().invoke, app, arguments)

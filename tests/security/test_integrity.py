@@ -264,7 +264,7 @@ async def test_record_altered_between_read_and_write_is_not_signed(
 LONG = "".join(f"Sentence number {number} tells of the harbour and its boats. " for number in range(120))
 
 
-@pytest.mark.parametrize("what", ["a piece's text", "a piece's code", "the body"])
+@pytest.mark.parametrize("what", ["a chunk's text", "a chunk's code", "the body"])
 async def test_change_in_a_long_memorys_body_or_chunks_is_detected(
     ann: Agent, server: Server, stack: Stack, namespace: str, what: str
 ) -> None:
@@ -274,9 +274,9 @@ async def test_change_in_a_long_memorys_body_or_chunks_is_detected(
     assert last >= 2
     assert (await verify(server.service, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
-    if what == "a piece's text":
+    if what == "a chunk's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
-    elif what == "a piece's code":
+    elif what == "a chunk's code":
         await stack.client.hdel(keys.chunk(memory_id, last), "mac")
     else:
         other = await ann.store(LONG + "The tiger lives in the attic.")

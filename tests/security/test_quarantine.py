@@ -14,21 +14,21 @@ from memory_server.operations import quarantine as use_case
 from memory_server.operations.quarantine import lift, purge, quarantine
 
 
-async def _sees(reader: Agent, memory_id: str) -> dict[str, bool]:
+async def _visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
     """Return, for each way of reading, whether it shows bob's only public memory."""
-    ways: dict[str, bool] = {"retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error}
+    visible: dict[str, bool] = {"retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error}
     listed = await reader.call("get_agent_memories", agent_id="bob")
-    ways |= {"list": memory_id in ids_of(listed["memories"]), "total": listed["total"] == 1}
+    visible |= {"list": memory_id in ids_of(listed["memories"]), "total": listed["total"] == 1}
     for mode in ("hybrid", "vector", "keyword"):
         answer = await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode)
-        ways[mode] = memory_id in found_ids(answer)
+        visible[mode] = memory_id in found_ids(answer)
     stats = await reader.call("memory_stats", agent_id="bob")
-    ways["statistics"] = stats["total"] == 1 and stats["by_agent"] == {"bob": 1} and stats["pieces"] >= 1
-    ways["similar to it"] = not (await reader.raw("find_similar_memories", memory_id=memory_id)).is_error
+    visible["statistics"] = stats["total"] == 1 and stats["by_agent"] == {"bob": 1} and stats["pieces"] >= 1
+    visible["similar to it"] = not (await reader.raw("find_similar_memories", memory_id=memory_id)).is_error
     probe = await reader.call("store_memory", content=f"I know: {SECRET}")
-    ways["advice"] = memory_id in ids_of(probe["similar"])
+    visible["advice"] = memory_id in ids_of(probe["similar"])
     await reader.call("clear_memory", memory_ids=[probe["memory_id"]])
-    return ways
+    return visible
 
 
 async def test_quarantined_agents_memories_are_visible_only_to_itself(
@@ -36,13 +36,13 @@ async def test_quarantined_agents_memories_are_visible_only_to_itself(
 ) -> None:
     backend = server.service.backend
     memory_id = await bob.store(SECRET, visibility="public", **LABELS)
-    before = await _sees(alice, memory_id)
+    before = await _visibility_by_read(alice, memory_id)
     assert before == dict.fromkeys(before, True)
     await quarantine(backend, namespace, "bob", 0.0)
-    hidden = await _sees(alice, memory_id)
+    hidden = await _visibility_by_read(alice, memory_id)
     assert hidden == dict.fromkeys(hidden, False)
     assert (await refusal(alice, "retrieve_memory", memory_id=memory_id))[0] == "not_found"
-    own = await _sees(bob, memory_id)
+    own = await _visibility_by_read(bob, memory_id)
     assert own == dict.fromkeys(own, True)
     later = await bob.call("store_memory", content="More of the treasure.", visibility="public")
     assert later["quarantined"]

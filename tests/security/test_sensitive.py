@@ -30,7 +30,7 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
         yield agent
 
 
-async def hide(agent: Agent, content: str = SECRET, **arguments: Any) -> str:
+async def store_sensitive(agent: Agent, content: str = SECRET, **arguments: Any) -> str:
     """Store a sensitive memory and return its id."""
     return await agent.store(content, sensitive=True, **arguments)
 
@@ -46,7 +46,7 @@ async def hits(agent: Agent, query: str = QUESTION, **arguments: Any) -> list[di
 
 
 async def test_sensitive_memory_reads_like_any_other(alice: Agent) -> None:
-    memory_id = await hide(alice, metadata={"floor": 2}, tags=["house"], context="home", source="butler")
+    memory_id = await store_sensitive(alice, metadata={"floor": 2}, tags=["house"], context="home", source="butler")
     memory = (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]
     assert (memory["content"], memory["metadata"], memory["sensitive"]) == (SECRET, {"floor": 2}, True)
     assert (memory["tags"], memory["context"], memory["source"], memory["rev"]) == (["house"], "home", "butler", 1)
@@ -57,7 +57,7 @@ async def test_sensitive_memory_reads_like_any_other(alice: Agent) -> None:
 
 async def test_sensitive_memory_is_ranked_with_the_owners_others(alice: Agent) -> None:
     await alice.store("The painting in the hall shows a harbour at dawn.")
-    await hide(alice)
+    await store_sensitive(alice)
     await alice.store("Cabbages are planted in May.")
     found = await hits(alice)
     assert found[0]["memory"]["content"] == SECRET
@@ -70,14 +70,14 @@ async def test_sensitive_memory_is_ranked_with_the_owners_others(alice: Agent) -
 
 
 async def test_filters_apply_to_sensitive_memories(alice: Agent) -> None:
-    await hide(alice, tags=["house"], priority="high")
+    await store_sensitive(alice, tags=["house"], priority="high")
     assert len(await hits(alice, tags=["house"], priorities=["high"])) == 1
     assert await hits(alice, tags=["garden"]) == []
     assert await hits(alice, priorities=["low"]) == []
 
 
 async def test_keyword_search_reports_that_it_skips_sensitive_memories(alice: Agent) -> None:
-    await hide(alice)
+    await store_sensitive(alice)
     answer = await alice.call("semantic_search", query="vault", mode="keyword")
     assert answer["hits"] == []
     assert answer["partial"]
@@ -87,7 +87,7 @@ async def test_keyword_search_reports_that_it_skips_sensitive_memories(alice: Ag
 async def test_only_owner_and_id_grantee_find_a_sensitive_memory(alice: Agent, bob: Agent, carol: Agent) -> None:
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol)):
         await register(agent, name)
-    memory_id = await hide(alice, tags=["house"], context="home", memory_type="document")
+    memory_id = await store_sensitive(alice, tags=["house"], context="home", memory_type="document")
     for selector in ({"tags": ["house"]}, {"context": "home"}, {"memory_types": ["document"]}):
         await share(alice, "carol", permission="write", **selector)
     await share(alice, "bob", memory_ids=[memory_id])
@@ -104,7 +104,7 @@ async def test_writer_can_change_a_sensitive_memory_and_it_stays_sealed(
 ) -> None:
     for name, agent in (("alice", alice), ("bob", bob)):
         await register(agent, name)
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     await share(alice, "bob", permission="write", memory_ids=[memory_id])
     await bob.call("update_memory", memory_id=memory_id, content="The vault opens with 7070 now.")
     assert (await hits(alice, "the vault's number"))[0]["memory"]["content"] == "The vault opens with 7070 now."
@@ -114,7 +114,7 @@ async def test_writer_can_change_a_sensitive_memory_and_it_stays_sealed(
 
 
 async def test_update_seals_every_part_for_the_new_revision(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     key = Keys(namespace).memory(memory_id)
     before = await stack.client.hgetall(key)
     await alice.call("update_memory", memory_id=memory_id, tags=["moved"])
@@ -132,7 +132,7 @@ async def test_update_seals_every_part_for_the_new_revision(alice: Agent, stack:
 async def test_sensitive_memory_cannot_be_stored_or_made_public(alice: Agent) -> None:
     code, text = await refusal(alice, "store_memory", content=SECRET, sensitive=True, visibility="public")
     assert (code, "public" in text) == ("invalid_argument", True)
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     assert (await refusal(alice, "update_memory", memory_id=memory_id, visibility="public"))[0] == "invalid_argument"
 
 
@@ -148,7 +148,7 @@ async def test_duplicates_and_retries_work_for_sensitive_memories(alice: Agent) 
 
 
 async def test_sidecar_seals_the_vector_of_an_unawaited_store(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice, wait=False)
+    memory_id = await store_sensitive(alice, wait=False)
     await wait_until(lambda: is_ready(alice, memory_id))
     fields = await stack.client.hgetall(Keys(namespace).memory(memory_id))
     assert b"sealed_vec_minilm_l6_v2" in fields
@@ -157,7 +157,7 @@ async def test_sidecar_seals_the_vector_of_an_unawaited_store(alice: Agent, stac
 
 async def test_long_sensitive_memory_is_found_by_any_chunk_and_read_whole(alice: Agent) -> None:
     content = prose(300) + FACT
-    memory_id = await hide(alice, content, metadata={"pages": 30})
+    memory_id = await store_sensitive(alice, content, metadata={"pages": 30})
 
     async def settled() -> bool:
         return (await alice.call("memory_stats"))["vector_backlog"] == 0
@@ -175,7 +175,10 @@ async def test_long_sensitive_memory_is_found_by_any_chunk_and_read_whole(alice:
 
 async def test_similar_memories_include_sensitive_ones(alice: Agent) -> None:
     clear = await alice.store("The safe on the wall is opened with a number.")
-    hidden, other = await hide(alice), await hide(alice, "The vault in the wall has the number 9134.")
+    hidden, other = (
+        await store_sensitive(alice),
+        await store_sensitive(alice, "The vault in the wall has the number 9134."),
+    )
     for memory_id in (clear, hidden, other):
         found = (await alice.call("find_similar_memories", memory_id=memory_id))["hits"]
         assert {hit["memory"]["memory_id"] for hit in found} == {clear, hidden, other} - {memory_id}
@@ -186,7 +189,7 @@ async def test_standing_query_matches_a_sensitive_memory_for_its_readers(
 ) -> None:
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol)):
         await register(agent, name)
-    memory_id = await hide(bob, "Nothing yet.")
+    memory_id = await store_sensitive(bob, "Nothing yet.")
     await share(bob, "alice", memory_ids=[memory_id])
     wanted: dict[str, Any] = {"kinds": ["match"], "query": "the vault behind the painting"}
     cursors = [(await agent.call("wait_for_events", timeout_seconds=0))["cursor"] for agent in (alice, carol)]
@@ -216,7 +219,7 @@ async def test_stats_batches_and_clear_include_sensitive_memories(alice: Agent) 
 async def test_altered_sensitive_memory_is_omitted_reported_and_refused(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    sound, altered = await hide(alice), await hide(alice, "The cellar vault opens with 5050.")
+    sound, altered = await store_sensitive(alice), await store_sensitive(alice, "The cellar vault opens with 5050.")
     key = Keys(namespace).memory(altered)
     sealed = bytearray(await stack.client.hget(key, "sealed"))
     sealed[-1] ^= 1
@@ -237,7 +240,7 @@ async def test_altered_sensitive_memory_is_omitted_reported_and_refused(
 async def test_sensitive_record_moved_to_another_owner_does_not_open(
     alice: Agent, bob: Agent, stack: Stack, server: Server, namespace: str
 ) -> None:
-    victim, own = await hide(alice), await hide(bob, "Bob's own secret.")
+    victim, own = await store_sensitive(alice), await store_sensitive(bob, "Bob's own secret.")
     keys, client = Keys(namespace), stack.client
     taken = await client.hgetall(keys.memory(victim))
     bobs = await client.hgetall(keys.memory(own))
@@ -262,7 +265,7 @@ async def test_sensitive_record_moved_to_another_owner_does_not_open(
 async def test_widening_the_scope_in_redis_shows_nothing_to_others(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
     await stack.client.hset(
         Keys(namespace).memory(memory_id), mapping={"scope": f"o:{owner}\x1fpub", "visibility": "public"}
@@ -284,7 +287,7 @@ async def test_all_vectors_are_compared_when_they_exceed_the_cache(stack: Stack,
     ):
         texts = [f"Box number {number} is opened with {number * 7}." for number in range(12)]
         for text in texts:
-            await hide(alice, text)
+            await store_sensitive(alice, text)
         answer: dict[str, Any] = {}
         for _ in range(2):
             answer = await alice.call("semantic_search", query="boxes", mode="vector", limit=12)
@@ -301,7 +304,7 @@ async def test_all_vectors_are_compared_when_they_exceed_the_cache(stack: Stack,
 async def test_without_master_key_sensitive_memories_are_refused_and_reported(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    memory_id, clear = await hide(alice), await alice.store("A clear one.")
+    memory_id, clear = await store_sensitive(alice), await alice.store("A clear one.")
     async with serving(stack.redis.url_of(SERVER)) as keyless, keyless.agent("alice", namespace) as agent:
         code, text = await refusal(agent, "store_memory", content="x9133x", sensitive=True)
         assert code == "key_missing"
@@ -318,7 +321,7 @@ async def test_without_master_key_sensitive_memories_are_refused_and_reported(
 
 
 async def test_sealed_bytes_that_are_no_vector_count_as_altered(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     await stack.client.hdel(Keys(namespace).memory(memory_id), "sealed_vec_minilm_l6_v2")
     answer = await alice.call("semantic_search", query=QUESTION, mode="vector")
     assert (answer["hits"], answer["partial"]) == ([], True)

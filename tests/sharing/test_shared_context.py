@@ -220,7 +220,7 @@ async def test_older_index_gets_the_change_order_field(
     await client.execute_command("FT.DROPINDEX", keys.index())
     await _make_index_without(monkeypatch, client, keys, vectors, "updated_at")
     await index.ensure_namespace(client, namespace, vectors)
-    await wait_until(lambda: _is_whole(client, keys))
+    await wait_until(lambda: _covers_all_records(client, keys))
     assert (await _shared(bob))[0] == ["note 2", "note 1", "note 0"]
 
 
@@ -230,15 +230,15 @@ async def _make_index_without(
     whole = index.memory_fields(settings)
     fields = [field for field in whole if field.name != name]
 
-    def fewer(_: VectorStoreSettings) -> list[Any]:
+    def without_field(_: VectorStoreSettings) -> list[Any]:
         return fields
 
     with monkeypatch.context() as earlier:
-        earlier.setattr(index, "memory_fields", fewer)
+        earlier.setattr(index, "memory_fields", without_field)
         await index.ensure_namespace(client, keys.namespace, settings)
 
 
-async def _is_whole(client: Client, keys: Keys) -> bool:
+async def _covers_all_records(client: Client, keys: Keys) -> bool:
     covered = await index.coverage(client, keys.index_alias)
     return covered is not None and covered.progress == 1.0
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
-from support.sharing_helpers import LABELS, SECRET, readable, refusal, register, share, ways
+from support.sharing_helpers import LABELS, SECRET, readable, refusal, register, share, visibility_by_read
 from support.stack import Agent, Server, Stack, in_own_task
 
 from memory_core.records.codec import unpack
@@ -46,10 +46,10 @@ async def test_granted_memory_is_visible_in_every_read_until_revoked(alice: Agen
     secret = await alice.store(SECRET, **LABELS)
     what = {"memory_ids": [secret]} if selector == "ids" else SELECTORS[selector]
     grant = await share(alice, "bob", **what)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, True)
     await alice.call("revoke_shared_context", grant_id=grant)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, False)
 
 
@@ -86,7 +86,7 @@ async def test_expired_grant_shows_nothing_in_any_read(alice: Agent, bob: Agent,
         return not await readable(bob, [secret])
 
     await wait_until(is_over)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, False)
     keys = Keys(namespace)
 

@@ -29,7 +29,7 @@ _namespaces = count()
 
 
 @dataclass(frozen=True)
-class Sharing:
+class Share:
     """Share with another agent; memories are given by number."""
 
     by: int
@@ -40,14 +40,14 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class Revoking:
+class Revoke:
     """Revoke one of the grants made so far."""
 
     which: int
 
 
 @dataclass(frozen=True)
-class Relabelling:
+class Relabel:
     """Give a memory another tag or context."""
 
     which: int
@@ -55,20 +55,20 @@ class Relabelling:
     label: int
 
 
-Step = Sharing | Revoking | Relabelling
+Step = Share | Revoke | Relabel
 
 
-def _shares(*kinds: str, write: st.SearchStrategy[bool], most: int = 2) -> st.SearchStrategy[Sharing]:
+def _shares(*kinds: str, write: st.SearchStrategy[bool], most: int = 2) -> st.SearchStrategy[Share]:
     numbers = st.lists(st.integers(0, 5), min_size=1, max_size=most, unique=True).map(tuple)
-    return st.builds(Sharing, st.integers(0, 2), st.integers(1, 2), st.sampled_from(kinds), numbers, write)
+    return st.builds(Share, st.integers(0, 2), st.integers(1, 2), st.sampled_from(kinds), numbers, write)
 
 
 def _several(*steps: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]:
     return st.lists(st.one_of(*steps), min_size=5, max_size=9)
 
 
-relabellings = st.builds(Relabelling, st.integers(0, 5), st.sampled_from(["tags", "context"]), st.integers(0, 1))
-revokings = st.builds(Revoking, st.integers(0, 30))
+relabellings = st.builds(Relabel, st.integers(0, 5), st.sampled_from(["tags", "context"]), st.integers(0, 1))
+revokings = st.builds(Revoke, st.integers(0, 30))
 histories = st.tuples(
     _several(_shares("tags", "context", write=st.just(True))),
     _several(_shares("ids", write=st.booleans(), most=1)),
@@ -100,7 +100,7 @@ class World:
                 stored = await store.store_memory(self.service, self.caller(name), new)
                 self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
 
-    async def share(self, step: Sharing) -> None:
+    async def share(self, step: Share) -> None:
         """Share, or be refused, as the model predicts."""
         by, to = AGENTS[step.by], AGENTS[(step.by + step.to) % 3]
         ids = list(self.model.items)
@@ -128,7 +128,7 @@ class World:
         self.given.append((by, answer.grant_id))
         self.tally["shared on" if plan.via else "renewed" if renewed else "shared"] += 1
 
-    async def revoke(self, step: Revoking) -> None:
+    async def revoke(self, step: Revoke) -> None:
         """Revoke a grant; an ended one stays ended."""
         if self.given:
             by, key = self.given[step.which % len(self.given)]
@@ -139,7 +139,7 @@ class World:
             assert answer.grants_ended == before - len(self.model.grants)
             self.tally["ended with others" if answer.grants_ended > 1 else "revoked"] += 1
 
-    async def relabel(self, step: Relabelling) -> None:
+    async def relabel(self, step: Relabel) -> None:
         """Change a label as the owner."""
         item, label = list(self.model.items.values())[step.which], LABELS[step.label]
         changes = update.Changes(tags=[label]) if step.kind == "tags" else update.Changes(context=label)
@@ -178,11 +178,11 @@ async def _run(stack: Stack, history: list[Step], tally: Counter[str]) -> None:
     await world.prepare()
     for step in history:
         match step:
-            case Sharing():
+            case Share():
                 await world.share(step)
-            case Revoking():
+            case Revoke():
                 await world.revoke(step)
-            case Relabelling():
+            case Relabel():
                 await world.relabel(step)
         await world.check()
     await world.check_writes()

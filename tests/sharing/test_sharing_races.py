@@ -26,7 +26,7 @@ from memory_server.sharing import grants, shared_context
 
 WORDS = "treasure lighthouse"
 ROUNDS_SECONDS = 3.0
-Way = Callable[[Service, Caller, str], Awaitable[bool]]
+Read = Callable[[Service, Caller, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ async def _in_shared_context(service: Service, caller: Caller, memory_id: str) -
     return memory_id in {shared.memory.memory_id for shared in answer.memories}
 
 
-WAYS: list[Way] = [_retrieved, _listed, _searched, _resembling, _in_shared_context]
+READS: list[Read] = [_retrieved, _listed, _searched, _resembling, _in_shared_context]
 
 
-async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
+async def _read_repeatedly(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
     while not over.is_set():
         start = time.perf_counter()
         seen = await look()
@@ -111,7 +111,7 @@ async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awa
 
 async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]]], writing: Awaitable[None]) -> None:
     over = asyncio.Event()
-    readers = [asyncio.create_task(_read_on(history, over, look)) for look in looks]
+    readers = [asyncio.create_task(_read_repeatedly(history, over, look)) for look in looks]
     try:
         await writing
     finally:
@@ -133,16 +133,16 @@ async def test_no_answer_after_revoke_returned_shows_the_memory(
             start = time.perf_counter()
             shared = await grants.share_context(service, her, grants.Share("bob", context="island"))
             seen = len(history.shown)
-            while len(history.shown) < seen + len(WAYS) and time.perf_counter() < end:
+            while len(history.shown) < seen + len(READS) and time.perf_counter() < end:
                 await asyncio.sleep(0)
             answer = await grants.revoke_shared(service, her, shared.grant_id)
             assert not answer.partial
             history.granted.append(Period(start, time.perf_counter()))
             hidden = len(history.hidden)
-            while len(history.hidden) < hidden + len(WAYS) and time.perf_counter() < end:
+            while len(history.hidden) < hidden + len(READS) and time.perf_counter() < end:
                 await asyncio.sleep(0)
 
-    looks = [partial(way, service, him, secret) for way in WAYS]
+    looks = [partial(way, service, him, secret) for way in READS]
     await _read_until(history, looks, grant_and_revoke())
     history.check_answers()
 

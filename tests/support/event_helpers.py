@@ -24,10 +24,10 @@ async def waiting(server: Server, namespace: str, agent: Agent, **arguments: Any
     arguments.setdefault("timeout_seconds", PATIENT)
     task = asyncio.create_task(agent.call("wait_for_events", **arguments))
 
-    async def is_heard() -> bool:
+    async def is_waiting() -> bool:
         return task.done() or listeners(server, namespace) > before
 
-    await wait_until(is_heard)
+    await wait_until(is_waiting)
     return task
 
 

@@ -24,7 +24,7 @@ class Item:
 
 
 @dataclass
-class Given:
+class ModelGrant:
     """A grant: tokens of the grantor's own memories, and reshared ids by parent grant."""
 
     to: str
@@ -45,7 +45,7 @@ class GrantModel:
     """All memories and active grants."""
 
     items: dict[str, Item] = field(default_factory=dict[str, Item])
-    grants: dict[str, Given] = field(default_factory=dict[str, Given])
+    grants: dict[str, ModelGrant] = field(default_factory=dict[str, ModelGrant])
 
     def readable(self, agent: str) -> set[str]:
         """Return the ids of the memories that an agent may read."""
@@ -58,9 +58,9 @@ class GrantModel:
         shown = set[Token]().union(*writing)
         return {item.id for item in self.items.values() if item.owner == agent or item.tokens & shown}
 
-    def plan(self, by: str, to: str, kind: str, values: tuple[str, ...], write: bool) -> Given | None:
+    def plan(self, by: str, to: str, kind: str, values: tuple[str, ...], write: bool) -> ModelGrant | None:
         """Return the grant that a share would create; None if it names a memory that may not be shared."""
-        plan = Given(to, by, write, (kind, tuple(sorted(values))))
+        plan = ModelGrant(to, by, write, (kind, tuple(sorted(values))))
         roots = {key: grant for key, grant in self.grants.items() if grant.to == by and grant.write and grant.own}
         if kind == "ids":
             return plan if all(self._plan_id(plan, roots, value) for value in values) else None
@@ -70,7 +70,7 @@ class GrantModel:
                 plan.via[key] = passed
         return plan
 
-    def _plan_id(self, plan: Given, roots: dict[str, Given], memory_id: str) -> bool:
+    def _plan_id(self, plan: ModelGrant, roots: dict[str, ModelGrant], memory_id: str) -> bool:
         item, token = self.items.get(memory_id), ("ids", "", memory_id)
         if item is None:
             return False
@@ -82,10 +82,10 @@ class GrantModel:
             plan.via.setdefault(key, set()).add(token)
         return bool(covering)
 
-    def same(self, plan: Given) -> str | None:
+    def same(self, plan: ModelGrant) -> str | None:
         """Return the active grant that a share would renew."""
 
-        def what(grant: Given) -> object:
+        def what(grant: ModelGrant) -> object:
             return grant.by, grant.to, grant.write, grant.selector
 
         return next((key for key, grant in self.grants.items() if what(grant) == what(plan)), None)

@@ -34,7 +34,7 @@ class Model:
     memories: dict[str, Memory] = field(default_factory=dict[str, Memory])
     tally: Counter[str] = field(default_factory=Counter[str])
     _orders: Counter[tuple[str, str | None]] = field(default_factory=Counter[tuple[str, str | None]])
-    _doubtful: set[tuple[str, str | None]] = field(default_factory=set[tuple[str, str | None]])
+    _unknown_seq: set[tuple[str, str | None]] = field(default_factory=set[tuple[str, str | None]])
     _keys: dict[tuple[str, str], tuple[Arguments, str, str | None]] = field(
         default_factory=dict[tuple[str, str], tuple[Arguments, str, str | None]]
     )
@@ -63,7 +63,7 @@ class Model:
         payload = DEFAULTS | payload
         key = (agent, arguments.get("idempotency_key", ""))
         earlier = self._keys.get(key) if key[1] else None
-        if earlier and self._stands(earlier[1], outcome):
+        if earlier and self._is_kept(earlier[1], outcome):
             if earlier[0] != payload:
                 assert outcome == "conflict"
                 return
@@ -77,7 +77,7 @@ class Model:
         if key[1]:
             self._keys[key] = (payload, answer["memory_id"], answer.get("expires_at"))
 
-    def _stands(self, memory_id: str, outcome: Outcome) -> bool:
+    def _is_kept(self, memory_id: str, outcome: Outcome) -> bool:
         """Whether the memory stored under an idempotency key still exists; if undecided, the outcome decides."""
         removed = self.memories[memory_id].removed
         return not removed if removed is not None else outcome == "conflict" or _answer(outcome)["replayed"]
@@ -137,7 +137,7 @@ class Model:
             return
         memory = self._reach(agent, arguments["memory_id"], outcome, moment)
         if memory is None:
-            self._doubt(agent, arguments, moment)
+            self._mark_seq_unknown(agent, arguments, moment)
             return
         refusal = _refused_update(agent, memory, arguments)
         if refusal:
@@ -148,15 +148,15 @@ class Model:
         self._change(memory, changes, answer, moment)
         self.check_shown(memory, answer["memory"], whole=True)
 
-    def _doubt(self, agent: str, arguments: Arguments, moment: Moment) -> None:
+    def _mark_seq_unknown(self, agent: str, arguments: Arguments, moment: Moment) -> None:
         """A memory that expired during its move to a context may or may not have taken a sequence number there."""
         memory = self.memories.get(arguments["memory_id"])
         if memory and memory.lives(moment) is None and "context" in arguments:
-            self._doubtful.add((agent, arguments["context"] or None))
+            self._unknown_seq.add((agent, arguments["context"] or None))
 
     def _next(self, agent: str, context: str | None) -> int | None:
         self._orders[agent, context] += 1
-        return None if (agent, context) in self._doubtful else self._orders[agent, context]
+        return None if (agent, context) in self._unknown_seq else self._orders[agent, context]
 
     def _change(self, memory: Memory, changes: Arguments, answer: dict[str, Any], moment: Moment) -> None:
         memory.rev += 1
@@ -194,13 +194,13 @@ class Model:
             assert outcome == "invalid_argument"
             return
         selected, mode = self.readable(agent, arguments, moment), arguments.get("mode", "hybrid")
-        worded = {memory.id for memory in selected.memories if memory.holds_a_word_of(arguments["query"])}
+        matching = {memory.id for memory in selected.memories if memory.holds_a_word_of(arguments["query"])}
         match mode:
             case "keyword":
-                selected = selected.narrowed(worded)
+                selected = selected.narrowed(matching)
                 assert not _answer(outcome)["partial"]
             case "hybrid":
-                selected = replace(selected, sure=selected.sure & worded)
+                selected = replace(selected, sure=selected.sure & matching)
             case _:
                 selected = replace(selected, sure=set())
         self._check_hits(selected, _answer(outcome), arguments.get("limit", 10))
@@ -232,22 +232,22 @@ class Model:
         if refusal := _refused_clear(agent, arguments):
             assert outcome == refusal
             return
-        doomed = self._doomed(agent, arguments, moment)
-        deeds = arguments.get("confirm", False) or arguments.get("dry_run", False)
+        selected = self._clearable(agent, arguments, moment)
+        acts = arguments.get("confirm", False) or arguments.get("dry_run", False)
         if outcome == "confirmation_needed":
-            assert not deeds
-            assert len(doomed.memories) > 1
+            assert not acts
+            assert len(selected.memories) > 1
             return
         answer = _answer(outcome)
-        assert doomed.allows(answer["matched"]), f"{answer['matched']} of {len(doomed.memories)}"
-        assert deeds or answer["matched"] <= 1
+        assert selected.allows(answer["matched"]), f"{answer['matched']} of {len(selected.memories)}"
+        assert acts or answer["matched"] <= 1
         assert answer["deleted"] == (0 if arguments.get("dry_run") else answer["matched"])
         if not arguments.get("dry_run"):
-            for memory in doomed.memories:
-                memory.removed = True if memory.id in doomed.sure or "memory_ids" in arguments else None
+            for memory in selected.memories:
+                memory.removed = True if memory.id in selected.sure or "memory_ids" in arguments else None
             self.tally["deleted"] += answer["deleted"]
 
-    def _doomed(self, agent: str, arguments: Arguments, moment: Moment) -> Selected:
+    def _clearable(self, agent: str, arguments: Arguments, moment: Moment) -> Selected:
         own = [memory for memory in self.memories.values() if memory.owner == agent and memory.removed is not True]
         if "memory_ids" in arguments:
             named = [memory for memory in own if memory.id in arguments["memory_ids"]]

@@ -55,7 +55,7 @@ async def _resource_shows(agent: Agent, memory_id: str) -> bool:
         return False
 
 
-async def ways(reader: Agent, memory_id: str) -> dict[str, bool]:
+async def visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
     """Return, for each way of reading, whether it shows a memory of alice's and no other of hers."""
     listed = await reader.call("get_agent_memories", agent_id="alice")
     filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")

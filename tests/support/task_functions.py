@@ -19,7 +19,7 @@ AT_ONCE = 1e-6
 KEEP = 1000
 
 
-class Ground:
+class TaskNamespace:
     """One namespace of tasks, used through the Functions."""
 
     def __init__(self, client: Client, namespace: str) -> None:
@@ -30,13 +30,13 @@ class Ground:
         names = keys or [self.keys.leases]
         return await functions.call(self.client, function, names, prefix=self.keys.prefix, keep=KEEP, **request)
 
-    async def register(self, *agents: str, most: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
+    async def register(self, *agents: str, capacity: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
         """Register live agents."""
         fields = {
             "type": "custom",
             "capabilities": SEPARATOR.join(able),
             "context_window": window,
-            "max_tasks": most,
+            "max_tasks": capacity,
             "heartbeat_seconds": 60,
         }
         for name in agents:
@@ -105,9 +105,9 @@ class Ground:
             audit=_audit(by),
         )
 
-    async def claim(self, agent: str, most: int = 1, call: str = "") -> list[Answer]:
+    async def claim(self, agent: str, count: int = 1, call: str = "") -> list[Answer]:
         """Lease tasks."""
-        secrets = [new_id() for _ in range(most)]
+        secrets = [new_id() for _ in range(count)]
         return (await self.call("rm1_task_claim", agent=agent, call=call or new_id(), secrets=secrets))["tasks"]
 
     async def lease(self, agent: str) -> str:
@@ -136,13 +136,13 @@ class Ground:
             function, id=task_id, agent=agent, token=token, call=call, audit=_audit(agent), **request
         )
 
-    async def beat(self, agent: str, *tokens: str) -> Answer:
+    async def heartbeat(self, agent: str, *tokens: str) -> Answer:
         """Send a heartbeat and renew leases."""
         return await self.call(
             "rm1_agent_heartbeat", [self.keys.agent(agent)], agent=agent, fields=[], tokens=list(tokens)
         )
 
-    async def lost(self, agent: str) -> Answer:
+    async def declare_dead(self, agent: str) -> Answer:
         """Declare an agent dead if it is."""
         return await self.call("rm1_agent_lost", [self.keys.agent(agent)], agent=agent, reason="silent")
 
@@ -175,7 +175,7 @@ class Ground:
         """Read the state of a task."""
         return await self.field(task_id, "state")
 
-    async def in_hand(self, agent: str) -> dict[str, int]:
+    async def held_counts(self, agent: str) -> dict[str, int]:
         """Count an agent's leases, unclaimed and held tasks, and inbox entries."""
         keys, client = self.keys, self.client
         return {

@@ -10,12 +10,12 @@ import pytest
 from redis.exceptions import ResponseError
 from support import task_behaviours
 from support.embedder_fixtures import RedisServer
-from support.task_functions import Ground
+from support.task_functions import TaskNamespace
 
 from memory_core.store.connection import Client, connect
 from memory_core.store.functions import library_code
 
-Behaviour = Callable[[Ground], Awaitable[None]]
+Behaviour = Callable[[TaskNamespace], Awaitable[None]]
 BEHAVIOURS: dict[str, Behaviour] = {
     name: behaviour
     for name, behaviour in inspect.getmembers(task_behaviours, inspect.iscoroutinefunction)
@@ -336,9 +336,9 @@ async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
         yield connected
 
 
-async def _ground(client: Client, code: str) -> Ground:
+async def _tasks(client: Client, code: str) -> TaskNamespace:
     await client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
-    return Ground(client, f"mutant-{next(_numbers)}")
+    return TaskNamespace(client, f"mutant-{next(_numbers)}")
 
 
 def _mutated(replacements: list[tuple[str, str]]) -> str:
@@ -351,15 +351,15 @@ def _mutated(replacements: list[tuple[str, str]]) -> str:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 async def test_the_library_behaves(client: Client, behaviour: str) -> None:
-    await BEHAVIOURS[behaviour](await _ground(client, library_code()))
+    await BEHAVIOURS[behaviour](await _tasks(client, library_code()))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
-    ground = await _ground(client, _mutated(replacements))
+    tasks = await _tasks(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
-        await BEHAVIOURS[behaviour](ground)
+        await BEHAVIOURS[behaviour](tasks)
 
 
 def test_every_behaviour_catches_a_mutation() -> None:
