@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import embedder_fixtures
-from support.bulk_helpers import DIMENSION, ENGINE, EVERYBODY, Stored, loaded, mirror_of, seen_by, unit_vectors
+from support.bulk_helpers import DIMENSION, ENGINE, PUBLIC, Stored, loaded, mirror_of, seen_by, unit_vectors
 from support.embedder_fixtures import Team, wait_until
 
 from memory_core.records.keys import Keys
@@ -74,7 +74,7 @@ def test_an_index_finds_nearly_what_comparing_finds_though_it_is_old(kind: Index
     mirror.put(loaded(f"m{number}", vectors[number], scope=scopes[number]) for number in range(5000, 6000))
     mirror.put(loaded(f"m{number}") for number in range(300))
     chosen = seen_by(mirror, "pub")
-    request = Nearest(selection=EVERYBODY, queries=to_bytes(queries), k=10, exact=False)
+    request = Nearest(selection=PUBLIC, queries=to_bytes(queries), k=10, exact=False)
     found = ENGINE.nearest(snapshot(mirror, chosen), request, queries, index, float("inf"))
     assert not found.exact
     places = np.frombuffer(found.places, dtype="<i4").reshape(-1, 10).tolist()
@@ -90,7 +90,7 @@ def test_where_few_rows_are_permitted_no_index_is_asked() -> None:
     vectors = unit_vectors(2000)
     mirror = mirror_of(vectors, scopes=[("o:few",) if number < 20 else ("pub",) for number in range(2000)])
     index = build(Faiss(gpus=False), "HNSW", mirror.vectors, 0)
-    request = Nearest(selection=EVERYBODY, queries=to_bytes(vectors[:1]), k=20, exact=False)
+    request = Nearest(selection=PUBLIC, queries=to_bytes(vectors[:1]), k=20, exact=False)
     found = ENGINE.nearest(snapshot(mirror, seen_by(mirror, "o:few")), request, vectors[:1], index, float("inf"))
     assert found.exact
     assert set(found.ids) == {f"m{number}" for number in range(20)}
@@ -110,7 +110,7 @@ def test_near_duplicates_are_all_pairs_of_different_memories_that_are_alike() ->
     cosines = np.triu(vectors @ vectors.T, 1)
     alike = [(int(i), int(j)) for i, j in np.argwhere(cosines >= 0.9) if i // 2 != j // 2]
     assert 50 < len(alike) < 3000
-    request = Duplicates(selection=EVERYBODY, least=0.9, most=100_000)
+    request = Duplicates(selection=PUBLIC, least=0.9, most=100_000)
     found = ENGINE.duplicates(snapshot(mirror, seen_by(mirror, "pub")), request, float("inf"))
     pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
     row = [2 * int(name[1:]) + piece for name, piece in zip(found.ids, found.pieces, strict=True)]
@@ -127,7 +127,7 @@ def test_clusters_are_the_subjects() -> None:
     middles = np.eye(DIMENSION, dtype=np.float32)[:4]
     vectors = np.concatenate([np.repeat(middle[None], 5 + number, axis=0) for number, middle in enumerate(middles)])
     mirror = mirror_of(vectors)
-    request = Clusters(selection=EVERYBODY, count=4, show=2)
+    request = Clusters(selection=PUBLIC, count=4, show=2)
     found = ENGINE.clusters(snapshot(mirror, seen_by(mirror, "pub")), request, float("inf"))
     assert list(found.sizes) == [8, 7, 6, 5]
     assert list(found.closeness) == [1.0] * 4
@@ -183,7 +183,7 @@ def test_what_mistrusted_writers_wrote_since_is_no_row_and_the_rest_of_theirs_st
         for number, (name, updated) in enumerate(stored)
     )
     for mistrusted, left in (([], [0, 1, 2, 3]), ([("bob", 5.0)], [0, 2]), ([("bob", 0.0), ("ann", 9.5)], [2])):
-        selection = EVERYBODY.model_copy(update={"mistrusted": mistrusted})
+        selection = PUBLIC.model_copy(update={"mistrusted": mistrusted})
         assert np.flatnonzero(mirror.select(selection, 0.0)).tolist() == left
 
 
@@ -240,7 +240,7 @@ def test_a_piece_may_come_by_itself() -> None:
 
 async def found_in(kept: Shelf, namespace: str = "team") -> set[str]:
     """The ids that the shelf would let everybody see."""
-    _, seen = await kept.snapshot(namespace, EVERYBODY)
+    _, seen = await kept.snapshot(namespace, PUBLIC)
     return {seen.ids[row] for row in np.flatnonzero(seen.chosen)}
 
 
@@ -314,7 +314,7 @@ async def test_long_memories_are_there_with_all_pieces_of_their_present_content(
     kept = new_shelf(client)
 
     async def pieces() -> list[int]:
-        _, seen = await kept.snapshot("team", EVERYBODY)
+        _, seen = await kept.snapshot("team", PUBLIC)
         return sorted(seen.pieces[np.flatnonzero(seen.chosen)].tolist())
 
     assert await pieces() == [0, 1]
@@ -368,7 +368,7 @@ async def test_an_index_is_built_once_there_are_enough_vectors_and_anew_after_en
     for vector in vectors[:200]:
         await stored.store(vector)
     kept = new_shelf(client)
-    entry, _ = await kept.snapshot("team", EVERYBODY)
+    entry, _ = await kept.snapshot("team", PUBLIC)
     assert kept.index_for(entry, "IVFFlat", 201) is None
     assert entry.building is None
     assert kept.index_for(entry, "IVFFlat", 50) is None
@@ -380,11 +380,11 @@ async def test_an_index_is_built_once_there_are_enough_vectors_and_anew_after_en
     first = entry.index
     for vector in vectors[200:249]:
         await stored.store(vector)
-    await kept.snapshot("team", EVERYBODY)
+    await kept.snapshot("team", PUBLIC)
     assert kept.index_for(entry, "IVFFlat", 50) is first
     assert entry.building is None
     await stored.store(vectors[249])
-    await kept.snapshot("team", EVERYBODY)
+    await kept.snapshot("team", PUBLIC)
     kept.index_for(entry, "IVFFlat", 50)
 
     async def rebuilt() -> bool:

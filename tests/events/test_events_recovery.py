@@ -35,7 +35,7 @@ async def own_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def bob(own_stack: Stack) -> AsyncGenerator[Agent]:
-    """An agent of the frail stack."""
+    """An agent of that stack."""
     async with in_own_task(own_stack.server.agent("bob", NAMESPACE)) as connected:
         yield connected
 

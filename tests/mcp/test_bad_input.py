@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 from mcp_types import ElicitResult
-from support.audit_helpers import changes_noted
+from support.audit_helpers import count_changes
 from support.bad_inputs import CASES, INJECTIONS, LEGAL, OTHERS, OWN, OWN_CONTENT, PROTOCOL, PUBLIC, Case
 from support.stack import Agent, Server, Stack, in_own_task, text_of
 
@@ -42,7 +42,7 @@ class Ground:
             key.decode(): await client.hmget(key, ["rev", "expires_at", "hash", "scope"])
             async for key in client.scan_iter(match=keys.memory_prefix + "*", count=1000)
         }
-        return found, await changes_noted(client, NAMESPACE)
+        return found, await count_changes(client, NAMESPACE)
 
     async def restore(self, before: dict[str, Any]) -> None:
         """Remove what a case stored and mend what it changed."""

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.audit_helpers import checked, in_redis, is_sealed, noted
+from support.audit_helpers import flushed_entries, is_sealed, read_entries, verify_audit
 from support.auth_helpers import issued, post
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER, SIDECAR
@@ -76,7 +76,7 @@ async def test_each_tool_call_writes_one_entry_without_content(
     await call("unregister_agent", memories="keep")
     tools = {tool.name for tool in (await alice.client.list_tools()).tools}
     assert tools == set(called)
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert Counter(entry["op"] for entry in entries) == called
     assert {entry["outcome"] for entry in entries} == {"ok"}
     assert {entry["who"] for entry in entries} == {"alice", "ben"}
@@ -102,7 +102,7 @@ async def test_change_and_audit_entry_are_written_atomically(
     task = await alice.call("distribute_task", description="Weigh the anchor.", assign_to="alice")
     (held,) = (await alice.call("get_pending_tasks", with_memories=0))["tasks"]
     await alice.call("complete_task", task_id=task["task_id"], lease_token=held["lease_token"])
-    assert [entry["op"] for entry in await in_redis(stack.client, namespace) if "count" not in entry] == [
+    assert [entry["op"] for entry in await read_entries(stack.client, namespace) if "count" not in entry] == [
         *(
             "register_agent",
             "store_memory",
@@ -140,7 +140,7 @@ async def test_refused_call_is_audited_without_its_arguments(
         assert refusal.value.code == code, tool
     inner = [{"op": tool, **arguments} for tool, arguments, _ in refused]
     await alice.call("batch_operations", operations=inner)
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert [(entry["op"], entry["outcome"]) for entry in entries[: len(refused)]] == [
         (tool, code) for tool, _, code in refused
     ]
@@ -162,7 +162,7 @@ async def test_entry_names_the_token_and_the_acting_admin(stack: Stack, namespac
             with pytest.raises(Refused):
                 await agent.store("Not hers to do.")
         assert (await post(guarded, boss[:-1])).status_code == 401
-        entries = await noted(guarded, stack.client, namespace)
+        entries = await flushed_entries(guarded, stack.client, namespace)
         for_alice = next(entry for entry in entries if entry["ids"] == stored)
         assert (for_alice["who"], for_alice["as"]) == ("boss", "alice")
         assert for_alice["from"] == f"http 127.0.0.1 token {boss.split('_')[1]}"
@@ -172,7 +172,7 @@ async def test_entry_names_the_token_and_the_acting_admin(stack: Stack, namespac
         assert any(entry["op"] == "authenticate" and entry["outcome"] == "unauthenticated" for entry in entries)
         assert not any(part.split("_", 2)[2] in json.dumps(entries) for part in (boss, reader))
         await wait_until(lambda: is_sealed(stack.client, namespace))
-        assert (await checked(guarded, stack.client, namespace)).ok
+        assert (await verify_audit(guarded, stack.client, namespace)).ok
 
 
 async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server, stack: Stack, namespace: str) -> None:
@@ -188,11 +188,11 @@ async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server
             await agent.call("semantic_search", query="number", mode="keyword")
 
         await asyncio.gather(*(mixed_calls(number) for number in range(64)))
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert len(entries) == 8 + 4 * 64
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    report = await checked(server, stack.client, namespace)
+    report = await verify_audit(server, stack.client, namespace)
     assert (report.ok, report.sealed_to, report.unsealed) == (True, len(entries), 0)
 
 
@@ -204,13 +204,13 @@ async def test_every_change_made_directly_in_redis_is_detected(
         await wait_until(lambda: is_sealed(stack.client, namespace))
     keys, client, random = Keys(namespace), stack.client, Random(4)
     was = {key: await client.execute_command(b"XRANGE", key, "-", "+") for key in (keys.audit, keys.seals)}
-    assert (await checked(server, client, namespace)).ok
+    assert (await verify_audit(server, client, namespace)).ok
     for _ in range(40):
         key = random.choice(list(was))
         await rewrite(client, key, corrupted(was[key], random))
-        assert not (await checked(server, client, namespace)).ok
+        assert not (await verify_audit(server, client, namespace)).ok
         await rewrite(client, key, was[key])
-    assert (await checked(server, client, namespace)).ok
+    assert (await verify_audit(server, client, namespace)).ok
 
 
 def corrupted(rows: list[Any], random: Random) -> list[Any]:
@@ -252,7 +252,7 @@ async def test_racing_sealers_never_fork_the_chain(
 
     await asyncio.gather(*(alice.store(f"Number {n}.", wait=False) for n in range(30)), *(race() for _ in range(4)))
     await wait_until(lambda: is_sealed(client, namespace))
-    report = await checked(server, client, namespace)
+    report = await verify_audit(server, client, namespace)
     assert (report.ok, report.unsealed, report.entries) == (True, 0, 31)
 
 
@@ -262,7 +262,7 @@ async def test_another_sealer_takes_over_an_expired_lease(
     await stack.client.set(Keys(namespace).sealer, "a dead process", px=chain.LEASE_MS)
     await alice.store("Sealed none the less.", wait=False)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(server, stack.client, namespace)).ok
+    assert (await verify_audit(server, stack.client, namespace)).ok
 
 
 async def test_sweep_seals_what_a_killed_server_left_unsealed(
@@ -288,11 +288,11 @@ async def test_sweep_seals_what_a_killed_server_left_unsealed(
     finally:
         process.kill()
         process.communicate()
-    entries = await in_redis(stack.client, namespace)
+    entries = await read_entries(stack.client, namespace)
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
     await sweep_audits(server.service)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(server, stack.client, namespace)).ok
+    assert (await verify_audit(server, stack.client, namespace)).ok
 
 
 def start_server(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -329,14 +329,14 @@ async def test_reading_an_empty_namespace_creates_no_index(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("get_agent_memories")
-    assert await noted(server, stack.client, namespace)
+    assert await flushed_entries(server, stack.client, namespace)
     assert not await server.service.namespaces.knows(namespace)
 
 
 async def test_reading_a_resource_writes_an_entry(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
     stored = await alice.store("To be attached.", wait=False)
     await alice.client.read_resource(f"memory://{stored}")
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert (entries[-1]["op"], entries[-1]["ids"], entries[-1]["outcome"]) == ("read_resource", stored, "ok")
 
 
@@ -355,6 +355,6 @@ async def test_purging_a_deleted_agent_keeps_its_audit_entries(
 ) -> None:
     await alice.call("register_agent")
     await alice.store("Gone with me.", wait=False)
-    before = len(await noted(server, stack.client, namespace))
+    before = len(await flushed_entries(server, stack.client, namespace))
     await alice.call("unregister_agent", memories="delete")
-    assert len(await in_redis(stack.client, namespace)) == before + 1
+    assert len(await read_entries(stack.client, namespace)) == before + 1

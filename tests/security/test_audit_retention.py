@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from support.audit_helpers import checked, in_redis, is_sealed, noted
+from support.audit_helpers import flushed_entries, is_sealed, read_entries, verify_audit
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Agent, Server, Stack, serving
@@ -27,13 +27,13 @@ async def test_expired_entries_go_up_to_a_seal_and_the_rest_is_intact(
     went = await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5))
     assert 0 < went <= 5
     assert await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5)) <= 6
-    entries = await in_redis(client, namespace)
+    entries = await read_entries(client, namespace)
     assert int(entries[0]["n"]) > went
     await chain.seal(backend, namespace)
-    report = await checked(server, client, namespace)
+    report = await verify_audit(server, client, namespace)
     assert (report.ok, report.first, report.unsealed) == (True, int(entries[0]["n"]), 0)
     await client.xtrim(keys.audit, maxlen=len(entries) - 2, approximate=False)
-    assert not (await checked(server, client, namespace)).ok
+    assert not (await verify_audit(server, client, namespace)).ok
 
 
 async def test_without_key_entries_expire_and_leave_no_gaps(stack: Stack, namespace: str) -> None:
@@ -42,7 +42,7 @@ async def test_without_key_entries_expire_and_leave_no_gaps(stack: Stack, namesp
             for number in range(6):
                 await alice.store(f"Number {number}.", wait=False)
         assert await trim(keyless.service.backend, namespace, AuditSettings(keep_entries=4)) == 2
-        report = await checked(keyless, stack.client, namespace)
+        report = await verify_audit(keyless, stack.client, namespace)
     assert (report.ok, report.keyed, report.first, report.entries) == (True, False, 3, 5)
 
 
@@ -54,7 +54,7 @@ async def test_entries_are_buffered_while_redis_is_down_and_drops_counted(
     assert await server.service.auditor.flush()
     for _ in range(9):
         held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert [(entry["op"], entry.get("count")) for entry in entries] == [("gpu_status", None)] * 5 + [
         ("audit_lost", "4")
     ]
@@ -65,7 +65,7 @@ async def test_batch_with_a_lost_reply_is_written_once(server: Server, stack: St
     held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
     batch = next(one for one in held.batches() if one.namespace == namespace)
     await server.service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
-    assert len(await noted(server, stack.client, namespace)) == 1
+    assert len(await flushed_entries(server, stack.client, namespace)) == 1
 
 
 async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Stack, namespace: str) -> None:
@@ -74,7 +74,7 @@ async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Sta
         async with slow.agent("alice", namespace) as agent:
             outcomes = [(await agent.raw("gpu_status")).is_error for _ in range(6)]
         assert outcomes.count(True) == 4
-        entries = await noted(slow, stack.client, namespace)
+        entries = await flushed_entries(slow, stack.client, namespace)
     limited = [entry for entry in entries if entry["outcome"] == "rate_limited"]
     assert sum(int(entry.get("times", 1)) for entry in limited) == 4
     assert len(limited) < 4
@@ -86,5 +86,5 @@ async def test_stopping_server_writes_its_buffered_entries(stack: Stack, namespa
         server.agent("alice", namespace) as agent,
     ):
         await agent.call("gpu_status")
-    assert [entry["op"] for entry in await in_redis(stack.client, namespace)] == ["gpu_status"]
+    assert [entry["op"] for entry in await read_entries(stack.client, namespace)] == ["gpu_status"]
     assert await is_sealed(stack.client, namespace)

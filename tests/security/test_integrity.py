@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.audit_helpers import in_redis
+from support.audit_helpers import read_entries
 from support.console import console
 from support.redis_users import SERVER
 from support.sharing_helpers import found_ids, ids_of, refusal
@@ -364,7 +364,7 @@ async def test_cli_verifies_and_adopts(keyless: Server, stack: Stack, namespace:
     assert (code, json.loads(output)["unsigned"]) == (1, 1)
     code, output = await console(stack, "integrity", "adopt", "--namespace", namespace)
     assert (code, json.loads(output)["adopted"]) == (0, 1)
-    entries = await in_redis(stack.client, namespace)
+    entries = await read_entries(stack.client, namespace)
     assert [entry["ids"] for entry in entries if entry["op"] == "adopt"] == [memory_id]
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["healthy"]) == (0, True)

@@ -71,24 +71,24 @@ def seal_over(entries: Sequence[Entry], previous: Seal | None, keyring: Keyring 
     return make_seal(keyring, NAMESPACE, previous, entries, at="1700000000.000000", broken=broken)
 
 
-async def in_redis(client: Client, namespace: str) -> list[dict[str, str]]:
+async def read_entries(client: Client, namespace: str) -> list[dict[str, str]]:
     """Return the fields of all entries of a namespace."""
     return [entry.fields async for page in reader.walk(client, Keys(namespace)) for entry in page]
 
 
-async def changes_noted(client: Client, namespace: str) -> int:
+async def count_changes(client: Client, namespace: str) -> int:
     """Count the entries written together with a change, heartbeats excluded."""
-    entries = await in_redis(client, namespace)
+    entries = await read_entries(client, namespace)
     return sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in entries)
 
 
-async def noted(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:
+async def flushed_entries(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:
     """Flush the server's buffered entries, then return the fields of all entries."""
     assert await server.service.auditor.flush()
-    return await in_redis(client, namespace)
+    return await read_entries(client, namespace)
 
 
-async def checked(server: Server, client: Client, namespace: str) -> Report:
+async def verify_audit(server: Server, client: Client, namespace: str) -> Report:
     """Verify a namespace's audit in Redis with the server's keys."""
     return await reader.check(client, Keys(namespace), server.service.backend.keyring)
 

@@ -58,7 +58,7 @@ async def operate(page: Browser, namespace: str) -> str:
     return key
 
 
-async def told_of(page: Browser, until: str) -> list[dict[str, Any]]:
+async def events_until(page: Browser, until: str) -> list[dict[str, Any]]:
     """Read the stream until an event about `until` arrives; return all events."""
     seen: list[dict[str, Any]] = []
     async with page.client.stream("GET", f"{page.server.url}/api/events{page.scope}", timeout=20) as response:

@@ -26,7 +26,7 @@ _CORE, _SERVER, _EMBEDDER, _LUA = (
     "redis/functions/",
 )
 _AUDITED = "  audit(log, counters, now, request.audit)\n"
-_TOLD = "  tell_of_memory(events, 'stored'"
+_EVENT = "  tell_of_memory(events, 'stored'"
 
 BUGS = {
     # permissions
@@ -153,7 +153,7 @@ BUGS = {
     "a store leaves no audit entry": Bug(
         _LUA + "10_memories.lua",
         [
-            (_AUDITED + _TOLD, _TOLD),
+            (_AUDITED + _EVENT, _EVENT),
         ],
         ("tests/security/test_audit.py::test_change_and_audit_entry_are_written_atomically",),
     ),

@@ -107,10 +107,10 @@ def _tree(start: int, turns: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _node(node: str, parent: str, role: str, said: str, at: float) -> dict[str, Any]:
+def _node(node: str, parent: str, role: str, text: str, at: float) -> dict[str, Any]:
     message = {
         "id": node, "author": {"role": role, "name": None, "metadata": {}}, "create_time": at, "update_time": None,
-        "content": {"content_type": "text", "parts": [said]}, "status": "finished_successfully", "weight": 1.0,
+        "content": {"content_type": "text", "parts": [text]}, "status": "finished_successfully", "weight": 1.0,
         "metadata": {"model_slug": "gpt-4o"} if role == "assistant" else {}, "recipient": "all",
     }  # fmt: skip
     return {"id": node, "message": message, "parent": parent, "children": []}

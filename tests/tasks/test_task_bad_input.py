@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.audit_helpers import changes_noted
+from support.audit_helpers import count_changes
 from support.stack import Agent, Server, Stack, in_own_task
 from support.task_helpers import UNKNOWN, Answer, claim, code, complete, events, fail, joined, lease, show, submit
 
@@ -40,7 +40,7 @@ class Ground:
             for name in sorted([name async for name in client.scan_iter(match=keys.task("*"), count=1000)])
         ]
         queues = [await client.zrange(key, 0, -1, withscores=True) for key in (keys.leases, keys.unclaimed)]
-        return [found, queues, await changes_noted(client, NAMESPACE)]
+        return [found, queues, await count_changes(client, NAMESPACE)]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
