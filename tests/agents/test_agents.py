@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from support.sharing_helpers import refusal
 from support.stack import Agent, Server, Stack, in_own_task
+from support.task_helpers import state
 from support.team_helpers import (
     HEARTBEAT,
     claim,
@@ -17,7 +18,6 @@ from support.team_helpers import (
     fall_silent,
     register,
     shown,
-    state_of,
     submit,
     sweep,
 )
@@ -214,7 +214,7 @@ async def test_tasks_of_a_silent_agent_move_to_others_within_one_sweep(
     assert (untouched["attempt"], untouched["earlier_failures"]) == (1, [])
     code, _ = await refusal(alice, "complete_task", task_id=task["task_id"], lease_token=task["lease_token"])
     assert code == "lease_lost"
-    assert await state_of(boss, task["task_id"]) == "leased"
+    assert await state(boss, task["task_id"]) == "leased"
 
 
 @pytest.mark.parametrize("sign", ["update_agent_heartbeat", "get_pending_tasks", "register_agent"])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest_asyncio
 
 from support.embedder_fixtures import wait_until
-from support.stack import Agent, Refused, Server, Stack, in_own_task, serving
+from support.sharing_helpers import refusal
+from support.stack import Agent, Server, Stack, in_own_task, serving
 
 Answer = dict[str, Any]
 WAIT = 10.0
@@ -76,11 +77,7 @@ async def events(agent: Agent, task_id: str) -> list[str]:
 
 async def code(agent: Agent, tool: str, /, **arguments: Any) -> str:
     """Make a call that must be refused and return the code."""
-    try:
-        answer = await agent.call(tool, **arguments)
-    except Refused as refused:
-        return refused.code
-    raise AssertionError(f"{tool} was not refused: {answer}")
+    return (await refusal(agent, tool, **arguments))[0]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

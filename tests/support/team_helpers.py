@@ -40,11 +40,6 @@ async def shown(agent: Agent, name: str) -> dict[str, Any]:
     return next(found for found in listed if found["agent_id"] == name)
 
 
-async def state_of(agent: Agent, task_id: str) -> str:
-    """Return the state of a task."""
-    return (await agent.call("get_task", task_id=task_id))["task"]["state"]
-
-
 async def sweep(server: Server, namespace: str) -> None:
     """Run the team sweep of a namespace now."""
     await sweep_team(await server.runtime.service(), namespace)
