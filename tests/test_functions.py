@@ -63,6 +63,6 @@ def test_functions_take_every_key_from_keys_py() -> None:
     keys = dict(re.findall(r"(\w+) = '([^']+)'", listed[1]))
     assert keys["task"] == Keys("team").task("1").removeprefix("rm:{team}:").removesuffix("1")
     assert keys["leases"] == Keys("team").leases.removeprefix("rm:{team}:")
-    assert set(_found(r"\bnames\.(\w+)")) | set(_found(r"\brm\.KEYS\.(\w+)")) == set(keys)
+    assert set(_found(r"\bnames\.(\w+)")) == set(keys)
     prefixes = "|".join(re.escape(key) for key in keys.values() if key.endswith(":"))
     assert _found(rf"'(?:{prefixes})'") == []

@@ -1,6 +1,6 @@
 -- Library rm1: every write that touches more than one key.
 --
--- memory_core/functions.py joins these files into one library. Each file is a block of its own: its locals stay in it.
+-- memory_core/functions.py joins these files into one library. Each file is a block: its locals stay in it.
 -- `rm` is the table that all files share: `function rm.name` in one file is `rm.name(…)` in every other.
 --
 -- A Function checks all of its preconditions before its first write: Lua is atomic, but never rolls back.
@@ -26,10 +26,9 @@ local function names_of(key)
 end
 
 -- Whether the slot of a key is migrating to another cluster node. Keys that moved already look missing here, and a
--- Function that noticed after its first write would leave half of its writes.
-local function is_migrating(key)
-  local tag = string.match(key, '{[^}]*}')
-  local probe = tag and redis.pcall('EXISTS', 'rm:' .. tag .. ':' .. rm.KEYS.memory)
+-- Function that noticed after its first write would leave half of its writes. Probes a key that never exists.
+local function is_migrating(key, names)
+  local probe = redis.pcall('EXISTS', names and names.memory or key .. ':')
   return type(probe) == 'table' and string.find(probe.err, 'non local key', 1, true) ~= nil
 end
 
@@ -45,11 +44,12 @@ end
 -- Register a Function. `body(request, keys, names)` returns the answer as a table, or packed already.
 function rm.serve(name, body)
   redis.register_function(name, function(keys, args)
-    if keys[1] and is_migrating(keys[1]) then
+    local names = names_of(keys[1])
+    if keys[1] and is_migrating(keys[1], names) then
       return redis.error_reply('TRYAGAIN the namespace is moving to another node')
     end
     audited = nil
-    local answer = body(cmsgpack.unpack(args[1]), keys, names_of(keys[1]))
+    local answer = body(cmsgpack.unpack(args[1]), keys, names)
     return type(answer) == 'string' and answer or rm.pack(answer)
   end)
 end
