@@ -26,7 +26,7 @@ _CORE, _SERVER, _EMBEDDER, _LUA = (
     "redis/functions/",
 )
 _AUDITED = "  rm.audit(names, now, request.audit)\n"
-_TOLD = "  rm.emit_memory(names, 'stored'"
+_TOLD = "  rm.emit_written(names, 'stored'"
 
 BUGS = {
     # who may see and do what
@@ -159,7 +159,7 @@ BUGS = {
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
-        [("  rm.expire({mem}, expires, request.grace)\n", "")],
+        [("  rm.expire({mem}, expires, grace)\n", "")],
         (
             "tests/test_memories.py::test_each_priority_has_its_lifetime",
             "tests/test_memories.py::test_an_expired_memory_is_gone_at_once",

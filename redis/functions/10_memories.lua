@@ -30,6 +30,14 @@ function rm.has_expired(expires_at)
   return expires_at ~= 'inf' and tonumber(expires_at) * 1000000 <= rm.now()
 end
 
+-- When a new memory expires: as stored, and in microseconds (nil for never).
+function rm.expiry(item, now)
+  if item.expires_at == 'inf' then return 'inf' end
+  if item.expires_at then return item.expires_at, tonumber(item.expires_at) * 1000000 end
+  if not item.ttl then return 'inf' end
+  return rm.seconds(now + item.ttl * 1000000), now + item.ttl * 1000000
+end
+
 -- Set when Redis removes a memory's keys: a grace period after it expires.
 function rm.expire(keys, microseconds, grace)
   for _, key in ipairs(keys) do
@@ -46,8 +54,13 @@ function rm.add_chore(names, id, most, microseconds)
   if most > 1 then redis.call('ZADD', names.chores, rm.seconds(microseconds), id .. ':' .. most) end
 end
 
-function rm.emit_memory(names, op, id, by, scope, embedded)
+local function emit_memory(names, op, id, by, scope, embedded)
   rm.emit(names, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', embedded and 1 or 0}})
+end
+
+-- Write an event about a memory that was stored or updated.
+function rm.emit_written(names, op, id, by, mem)
+  emit_memory(names, op, id, by, redis.call('HGET', mem, 'scope'), rm.is_embedded(names, mem))
 end
 
 -- Why a memory cannot be written; nil if it can be.
@@ -57,6 +70,21 @@ function rm.write_problem(names, mem, data_key, item)
   if rm.is_altered(mem, item.was) then return 'altered' end
   if rm.key_changed(data_key, item.key) then return 'key_changed' end
   if rm.is_invalid(item.vector) then return 'bad_vector' end
+end
+
+-- Write a new memory with its embed job. Returns when it was created and when it expires.
+function rm.insert_memory(names, mem, same, item, order, rev, grace, now)
+  local created_at = item.created_at or rm.seconds(now)
+  local expires_at, expires = rm.expiry(item, now)
+  local fields = rm.append(item.fields, 'created_at', created_at, 'updated_at', item.updated_at or created_at,
+    'expires_at', expires_at, 'seq', order, 'rev', rev)
+  rm.add_mac(names, mem, fields, {}, item.seal)
+  redis.call('HSET', mem, unpack(rm.add_vector(names, mem, fields, item.vector)))
+  rm.track_content(same, item.id, expires_at)
+  rm.expire({mem}, expires, grace)
+  rm.enqueue(names, mem, item.id, 0, item.job)
+  rm.add_chore(names, item.id, item.pieces, now)
+  return created_at, expires_at
 end
 
 -- rm1_store: one memory with its sequence number, embed job, audit entry and idempotency key.
@@ -78,22 +106,11 @@ rm.serve('rm1_store', function(request, keys, names)
   local problem = rm.write_problem(names, mem, data_key, request)
   if problem then return {status = problem} end
 
-  local now = rm.tick(names)
-  local expires = request.ttl and now + request.ttl * 1000000
-  local created_at, expires_at = rm.seconds(now), expires and rm.seconds(expires) or 'inf'
-  local order = redis.call('HINCRBY', seq, request.context, 1)
-  local fields = rm.append(request.fields, 'created_at', created_at, 'updated_at', created_at,
-    'expires_at', expires_at, 'seq', order, 'rev', 1)
-  rm.add_mac(names, mem, fields, {}, request.seal)
-  redis.call('HSET', mem, unpack(rm.add_vector(names, mem, fields, request.vector)))
+  local now, order = rm.tick(names), redis.call('HINCRBY', seq, request.context, 1)
   local duplicate = find_duplicate(same, now)
-  rm.track_content(same, request.id, expires_at)
-  rm.expire({mem}, expires, request.grace)
-  rm.enqueue(names, mem, request.id, 0, request.job)
-  rm.add_chore(names, request.id, request.pieces, now)
+  local created_at, expires_at = rm.insert_memory(names, mem, same, request, order, 1, request.grace, now)
   rm.audit(names, now, request.audit)
-  rm.emit_memory(names, 'stored', request.id, request.audit.who, redis.call('HGET', mem, 'scope'),
-    rm.is_embedded(names, mem))
+  rm.emit_written(names, 'stored', request.id, request.audit.who, mem)
   if idempotency then
     rm.remember(idem, idempotency, 'memory_id', request.id, 'created_at', created_at, 'expires_at', expires_at)
   end
@@ -129,8 +146,8 @@ rm.serve('rm1_update', function(request, keys, names)
   local fields = rm.append(request.fields, 'updated_at', rm.seconds(now), 'rev', request.rev + 1)
   if request.context then rm.append(fields, 'seq', redis.call('HINCRBY', seq, request.context, 1)) end
   if request.relive then
-    local expires = request.ttl and now + request.ttl * 1000000
-    expires_at = expires and rm.seconds(expires) or 'inf'
+    local expires
+    expires_at, expires = rm.expiry(request, now)
     rm.append(fields, 'expires_at', expires_at)
     rm.expire({mem, use}, expires, request.grace)
   end
@@ -145,7 +162,7 @@ rm.serve('rm1_update', function(request, keys, names)
   rm.enqueue(names, mem, request.id, 0, request.job)
   rm.add_chore(names, request.id, request.pieces, now)
   rm.audit(names, now, request.audit)
-  rm.emit_memory(names, 'updated', request.id, request.audit.who, scope, rm.is_embedded(names, mem))
+  rm.emit_written(names, 'updated', request.id, request.audit.who, mem)
   return {status = 'updated', rev = request.rev + 1}
 end)
 
@@ -168,7 +185,7 @@ rm.serve('rm1_delete', function(request, keys, names)
       redis.call('DEL', mem, use)
       rm.track_content(names.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
-      rm.emit_memory(names, 'deleted', id, request.audit.who, found[4])
+      emit_memory(names, 'deleted', id, request.audit.who, found[4])
       if found[3] then
         rm.add_chore(names, id, tonumber(found[3]), now)
         long[#long + 1] = id .. ':' .. found[3]

@@ -303,6 +303,13 @@ local function parents_among(held)
   return parents
 end
 
+-- Tokens for what a share selects: own ones, and those to pass on. If it selects an unknown id, nil and the id.
+local function select_tokens(names, request, owners, held)
+  local parents = parents_among(held)
+  if request.kind == 'i' then return share_ids(names, owners, parents, request.values) end
+  return share_labels(request.kind, owners, parents, request.values)
+end
+
 -- rm1_share: let an agent read what a selector covers, now and later; sharing the same again renews the grant.
 -- KEYS: audit, counters, agent (grantor), agent (grantee)
 -- Answer: {status = shared | unknown_agent | not_found | too_many_grants | too_many_tokens | too_many_offers,
@@ -314,13 +321,8 @@ rm.serve('rm1_share', function(request, keys, names)
   local owner, owners, new_owner = owner_of(grantor, request.candidates[1])
   local to_owner, _, new_to_owner = owner_of(grantee, request.candidates[2])
   local held = rm.load_entries(names.granted .. from, owner, now)
-  local own, via
-  if request.kind == 'i' then
-    own, via = share_ids(names, owners, parents_among(held), request.values)
-    if not own then return {status = 'not_found', missing = via} end
-  else
-    own, via = share_labels(request.kind, owners, parents_among(held), request.values)
-  end
+  local own, via = select_tokens(names, request, owners, held)
+  if not own then return {status = 'not_found', missing = via} end
   local granted, over = rm.load_entries(names.granted .. to, to_owner, now)
   local known, earlier = find_entry(granted, from, request.selector, request.permission)
   local id, ends = known or request.id, request.seconds and now + request.seconds * 1000000 or math.huge

@@ -33,28 +33,10 @@ local function sequence_number(own, item)
   return rm.integer(item.seq)
 end
 
--- When a memory expires, as stored and in microseconds (nil for never).
-local function expiry(item, now)
-  if item.expires_at == 'inf' then return 'inf' end
-  if item.expires_at then return item.expires_at, tonumber(item.expires_at) * 1000000 end
-  if not item.ttl then return 'inf' end
-  return rm.seconds(now + item.ttl * 1000000), now + item.ttl * 1000000
-end
-
 local function write_memory(names, own, item, grace)
-  local now = rm.tick(names)
-  local created_at = item.created_at or rm.seconds(now)
-  local expires_at, expires = expiry(item, now)
-  local fields = rm.append(item.fields, 'created_at', created_at, 'updated_at', item.updated_at or created_at,
-    'expires_at', expires_at, 'seq', sequence_number(own, item), 'rev', rm.integer(item.rev))
-  rm.add_mac(names, own.mem, fields, {}, item.seal)
-  redis.call('HSET', own.mem, unpack(rm.add_vector(names, own.mem, fields, item.vector)))
-  rm.track_content(own.same, item.id, expires_at)
-  rm.expire({own.mem}, expires, grace)
-  rm.enqueue(names, own.mem, item.id, 0, item.job)
-  rm.add_chore(names, item.id, item.pieces, now)
-  rm.emit_memory(names, 'stored', item.id, item.writer, redis.call('HGET', own.mem, 'scope'),
-    rm.is_embedded(names, own.mem))
+  local order, rev = sequence_number(own, item), rm.integer(item.rev)
+  rm.insert_memory(names, own.mem, own.same, item, order, rev, grace, rm.tick(names))
+  rm.emit_written(names, 'stored', item.id, item.writer, own.mem)
 end
 
 -- rm1_import: write memories that are not here yet, with one audit entry. Missing times and sequence numbers are set.
