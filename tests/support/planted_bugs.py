@@ -25,8 +25,8 @@ _CORE, _SERVER, _EMBEDDER, _LUA = (
     "embedder/memory_embedder/",
     "redis/functions/",
 )
-_AUDITED = "  audit(log, counters, now, request.audit)\n"
-_TOLD = "  tell_of_memory(events, 'stored'"
+_AUDITED = "  rm.audit(names, now, request.audit)\n"
+_TOLD = "  rm.emit_written(names, 'stored'"
 
 BUGS = {
     # who may see and do what
@@ -71,7 +71,7 @@ BUGS = {
     "anybody may write under anybody's grant": Bug(
         _LUA + "10_memories.lua",
         [
-            ("if not contains(request.owners, found[1]) and not may_write(", "if false and not may_write("),
+            ("if not rm.contains(request.owners, found[1]) and not rm.may_write(", "if false and not rm.may_write("),
         ],
         (
             "tests/sharing/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
@@ -140,7 +140,7 @@ BUGS = {
         ("tests/security/test_integrity.py",),
     ),
     "a vector of NaN is kept": Bug(
-        _LUA + "00_common.lua",
+        _LUA + "20_vectors.lua",
         [
             (
                 "return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)",
@@ -163,7 +163,7 @@ BUGS = {
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
-        [("  expire({mem}, expires, request.grace)\n", "")],
+        [("  rm.expire({mem}, expires, grace)\n", "")],
         (
             "tests/memories/test_memories.py::test_each_priority_has_its_lifetime",
             "tests/memories/test_memories.py::test_an_expired_memory_is_gone_at_once",
@@ -196,12 +196,17 @@ BUGS = {
     ),
     "a key of idempotency is not looked up": Bug(
         _LUA + "10_memories.lua",
-        [("    local earlier = replay(idem, request)\n    if earlier then return answer(earlier) end\n", "")],
+        [
+            (
+                "  local earlier = idempotency and rm.replay(idem, 'memory_id'",
+                "  local earlier = false and rm.replay(idem, 'memory_id'",
+            )
+        ],
         ("tests/memories/test_memories.py::test_an_idempotency_key_stores_once",),
     ),
     "a key of idempotency stands for any payload": Bug(
-        _LUA + "10_memories.lua",
-        [("  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
+        _LUA + "00_common.lua",
+        [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
         ("tests/memories/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
     ),
     "a late vector lands on another revision": Bug(
