@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
+.PHONY: run test test-long test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -22,6 +22,10 @@ run: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Random histories, twins and chaos, at length.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # A cluster of six nodes that loses shards and moves slots, and Sentinels that promote a replica.
 test-cluster: $(STAMP)
