@@ -20,6 +20,9 @@ $(STAMP): pyproject.toml
 run: $(STAMP)
 	$(BIN)/redis-memory serve --port $(PORT) --namespace $(NAMESPACE) $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
+# Tests start many Python processes: compiled files make each start faster.
+test test-long: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
