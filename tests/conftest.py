@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, contextmanager
+from fcntl import LOCK_EX, flock
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,10 +62,20 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stac
     """The stack of the session. Afterwards no key may be left that should have gone by itself, and
     Redis may have refused nothing to the users of redis/users.acl."""
     folder, options = tmp_path_factory.mktemp("stack"), {"embed_wait_seconds": 15.0, "master_key": MASTER_KEY}
-    async with whole_stack(folder, **options) as running:
+    async with AsyncExitStack() as opened:
+        with _one_worker_at_a_time(tmp_path_factory):
+            running = await opened.enter_async_context(whole_stack(folder, **options))
         yield running
         await _check_left_keys(running)
         assert not await denials(running.client)
+
+
+@contextmanager
+def _one_worker_at_a_time(folders: pytest.TempPathFactory) -> Generator[None]:
+    """On a new machine the first sidecar tries the engines; the others find what it measured."""
+    with (folders.getbasetemp().parent / "stack.lock").open("w") as lock:
+        flock(lock, LOCK_EX)
+        yield
 
 
 @pytest.fixture
