@@ -48,10 +48,10 @@ def _make_connections_cheap() -> None:
     os.environ["SSL_CERT_DIR"] = str(Path(__file__).parent)
     check, checked = Draft202012Validator.check_schema, set[str]()
 
-    def check_once(schema: Any) -> None:
+    def check_once(schema: Any, *others: Any, **named: Any) -> None:
         text = json.dumps(schema, sort_keys=True)
         if text not in checked:
-            check(schema)
+            check(schema, *others, **named)
             checked.add(text)
 
     Draft202012Validator.check_schema = check_once
