@@ -49,7 +49,7 @@ def _round(steps: int, seed: int) -> int:
         "no:cacheprovider",
         "-m",
         "long",
-        "tests/test_properties.py",
+        "tests/memories/test_properties.py",
     ]
     environment = {**os.environ, "FUZZ_STEPS": str(steps), "FUZZ_SEED": str(seed)}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
