@@ -1,193 +1,204 @@
--- Storing, changing and removing memories.
+-- Storing, updating and deleting memories.
 
--- rm1_owner: map an agent's name to an owner id, issuing the candidate if the name has none.
+-- rm1_owner: the owner id of an agent's name; issues the candidate if the name has none.
 -- KEYS: agent, owner:<candidate>. Answer: {owner}
-local function owner(keys, args)
-  local request = cmsgpack.unpack(args[1])
-  local present = redis.call('HGET', keys[1], 'owner')
-  if present then return answer({owner = present}) end
-  local kept = redis.call('HGET', keys[1], 'owners')
-  redis.call('HSET', keys[1], 'owner', request.candidate,
-    'owners', kept and kept .. '\31' .. request.candidate or request.candidate)
-  redis.call('HSET', keys[2], 'agent', request.agent)
-  return answer({owner = request.candidate})
-end
+rm.serve('rm1_owner', function(request, keys, names)
+  local owner = redis.call('HGET', keys[1], 'owner')
+  if not owner then rm.issue_owner(names, request.agent, request.candidate) end
+  return {owner = owner or request.candidate}
+end)
 
--- What an idempotency key stood for; one whose memory was deleted since stands for nothing.
-local function replay(key, request)
-  local seen = redis.call('HMGET', key, 'payload', 'memory_id', 'created_at', 'expires_at')
-  if not seen[1] or redis.call('EXISTS', request.memory_prefix .. seen[2]) == 0 then return nil end
-  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end
-  return {status = 'replayed', id = seen[2], created_at = seen[3], expires_at = seen[4]}
-end
-
--- Note that a memory says what this key stands for, until it expires; without `expires_at`, that it no longer does.
--- The key is a sorted set of ids by expiry and goes with the last of them.
-local function note_same(same, id, expires_at)
+-- Record that a memory has the content that a `same` key stands for, until it expires; without `expires_at`, that it no
+-- longer has. The key is a sorted set of ids by expiry and expires with the last of them.
+function rm.track_content(same, id, expires_at)
   if expires_at then redis.call('ZADD', same, expires_at, id) else redis.call('ZREM', same, id) end
   local last = redis.call('ZRANGE', same, -1, -1, 'WITHSCORES')[2]
   if last == 'inf' then
     redis.call('PERSIST', same)
   elseif last then
-    redis.call('PEXPIREAT', same, string.format('%.0f', math.ceil(tonumber(last) * 1000)))
+    redis.call('PEXPIREAT', same, rm.integer(math.ceil(tonumber(last) * 1000)))
   end
 end
 
--- A memory that says the same and has not expired.
-local function living(same, now)
-  redis.call('ZREMRANGEBYSCORE', same, '-inf', stamp(now))
+-- A memory with the same content that has not expired.
+local function find_duplicate(same, now)
+  redis.call('ZREMRANGEBYSCORE', same, '-inf', rm.seconds(now))
   return redis.call('ZRANGE', same, -1, -1)[1]
 end
 
-local function has_expired(expires_at)
-  return expires_at ~= 'inf' and tonumber(expires_at) * 1000000 <= wall_clock()
+function rm.has_expired(expires_at)
+  return expires_at ~= 'inf' and tonumber(expires_at) * 1000000 <= rm.now()
 end
 
-local function tell_of_memory(events, op, id, by, scope, ready)
-  emit(events, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', ready and 1 or 0}})
+-- When a new memory expires: as stored, and in microseconds (nil for never).
+function rm.expiry(item, now)
+  if item.expires_at == 'inf' then return 'inf' end
+  if item.expires_at then return item.expires_at, tonumber(item.expires_at) * 1000000 end
+  if not item.ttl then return 'inf' end
+  return rm.seconds(now + item.ttl * 1000000), now + item.ttl * 1000000
 end
 
--- rm1_store: one memory with its order, its embed job, its audit entry and its idempotency key.
--- Calling it again with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
--- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events, key
--- Answer: {status = stored | replayed | owner_changed | key_changed | idempotency_conflict | key_missing | full, ...}
-local function store(keys, args)
-  local mem, agent, jobs, log, seq, same, counters, idem, chores, events, key = unpack(keys)
-  local request = cmsgpack.unpack(args[1])
-  if redis.call('HGET', agent, 'owner') ~= request.owner then
-    return answer({status = 'owner_changed'})
+-- Set when Redis removes a memory's keys: a grace period after it expires.
+function rm.expire(keys, microseconds, grace)
+  for _, key in ipairs(keys) do
+    if microseconds then
+      redis.call('PEXPIREAT', key, rm.integer(microseconds / 1000 + grace * 1000))
+    else
+      redis.call('PERSIST', key)
+    end
   end
+end
+
+-- Record that the further chunks of a memory must follow it; `most` is the highest number of chunks that may exist.
+function rm.add_chore(names, id, most, microseconds)
+  if most > 1 then redis.call('ZADD', names.chores, rm.seconds(microseconds), id .. ':' .. most) end
+end
+
+local function emit_memory(names, op, id, by, scope, embedded)
+  rm.emit(names, 'memory', op, id, by, {scope = scope, extra = {'piece', 0, 'vector', embedded and 1 or 0}})
+end
+
+-- Write an event about a memory that was stored or updated.
+function rm.emit_written(names, op, id, by, mem)
+  emit_memory(names, op, id, by, redis.call('HGET', mem, 'scope'), rm.is_embedded(names, mem))
+end
+
+-- Why a memory cannot be written; nil if it can be.
+function rm.write_problem(names, mem, data_key, item)
+  if rm.needs_seal(names, item.seal) then return 'key_missing' end
+  if item.full then return 'full' end
+  if rm.is_altered(mem, item.was) then return 'altered' end
+  if rm.key_changed(data_key, item.key) then return 'key_changed' end
+  if rm.is_invalid(item.vector) then return 'bad_vector' end
+end
+
+-- Write a new memory with its embed job. Returns when it was created and when it expires.
+function rm.insert_memory(names, mem, same, item, order, rev, grace, now)
+  local created_at = item.created_at or rm.seconds(now)
+  local expires_at, expires = rm.expiry(item, now)
+  local fields = rm.append(item.fields, 'created_at', created_at, 'updated_at', item.updated_at or created_at,
+    'expires_at', expires_at, 'seq', order, 'rev', rev)
+  rm.add_mac(names, mem, fields, {}, item.seal)
+  redis.call('HSET', mem, unpack(rm.add_vector(names, mem, fields, item.vector)))
+  rm.track_content(same, item.id, expires_at)
+  rm.expire({mem}, expires, grace)
+  rm.enqueue(names, mem, item.id, 0, item.job)
+  rm.add_chore(names, item.id, item.pieces, now)
+  return created_at, expires_at
+end
+
+-- rm1_store: one memory with its sequence number, embed job, audit entry and idempotency key.
+-- A repeated call with the same id changes nothing while the memory lives, so a lost answer may be retried at once.
+-- KEYS: mem, agent, jobs, audit, seq, same, counters, idem, chores, events, key
+-- Answer: {status = stored | replayed | owner_changed | key_changed | idempotency_conflict | key_missing | full |
+--          bad_vector, id, created_at, expires_at, seq, duplicate_of}
+rm.serve('rm1_store', function(request, keys, names)
+  local mem, agent, _, _, seq, same, _, idem, _, _, data_key = unpack(keys)
+  if redis.call('HGET', agent, 'owner') ~= request.owner then return {status = 'owner_changed'} end
   if redis.call('EXISTS', mem) == 1 then
     local known = redis.call('HMGET', mem, 'created_at', 'expires_at', 'seq')
-    noted_before(request.audit)
-    return answer({status = 'stored', id = request.id, created_at = known[1], expires_at = known[2],
-      seq = tonumber(known[3])})
+    rm.already_audited(request.audit)
+    return {status = 'stored', id = request.id, created_at = known[1], expires_at = known[2], seq = tonumber(known[3])}
   end
-  if request.idempotency then
-    local earlier = replay(idem, request)
-    if earlier then return answer(earlier) end
-  end
-  if needs_seal(counters, request.seal) then return answer({status = 'key_missing'}) end
-  if request.full then return answer({status = 'full'}) end
-  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
-  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
+  local idempotency = request.idempotency
+  local earlier = idempotency and rm.replay(idem, 'memory_id', names.memory, idempotency)
+  if earlier then return earlier end
+  local problem = rm.write_problem(names, mem, data_key, request)
+  if problem then return {status = problem} end
 
-  local now = tick(counters)
-  local expires = request.ttl and now + request.ttl * 1000000
-  local created_at, expires_at = stamp(now), expires and stamp(expires) or 'inf'
-  local order = redis.call('HINCRBY', seq, request.context, 1)
-  local fields = request.fields
-  for _, pair in ipairs({'created_at', created_at, 'updated_at', created_at, 'expires_at', expires_at,
-    'seq', order, 'rev', 1}) do
-    fields[#fields + 1] = pair
+  local now, order = rm.tick(names), redis.call('HINCRBY', seq, request.context, 1)
+  local duplicate = find_duplicate(same, now)
+  local created_at, expires_at = rm.insert_memory(names, mem, same, request, order, 1, request.grace, now)
+  rm.audit(names, now, request.audit)
+  rm.emit_written(names, 'stored', request.id, request.audit.who, mem)
+  if idempotency then
+    rm.remember(idem, idempotency, 'memory_id', request.id, 'created_at', created_at, 'expires_at', expires_at)
   end
-  with_code(counters, mem, fields, {}, request.seal)
-  redis.call('HSET', mem, unpack(with_vector(mem, fields, request.vector)))
-  local duplicate = living(same, now)
-  note_same(same, request.id, expires_at)
-  expire({mem}, expires, request.grace)
-  enqueue(jobs, mem, request.id, 0, request.job)
-  note_chore(chores, request.id, request.pieces, now)
-  audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'stored', request.id, request.audit.who, redis.call('HGET', mem, 'scope'), is_ready(mem))
-  if request.idempotency then
-    redis.call('HSET', idem, 'payload', request.idempotency.payload, 'memory_id', request.id,
-      'created_at', created_at, 'expires_at', expires_at)
-    redis.call('EXPIRE', idem, request.idempotency.ttl)
+  return {status = 'stored', id = request.id, created_at = created_at, expires_at = expires_at, seq = order,
+    duplicate_of = duplicate}
+end)
+
+-- The answer to an update that is refused; nil if it can be written.
+local function update_problem(names, keys, request, found)
+  local mem, granted, agent, data_key = keys[1], keys[11], keys[12], keys[13]
+  if not found[1] or rm.has_expired(found[3]) then return {status = 'gone'} end
+  if not rm.contains(request.owners, found[1]) and not rm.may_write(granted, agent, request.grants, found[4]) then
+    return {status = 'not_owner'}
   end
-  return answer({status = 'stored', id = request.id, created_at = created_at, expires_at = expires_at,
-    seq = order, duplicate_of = duplicate})
+  if tonumber(found[2]) ~= request.rev then return {status = 'stale', rev = tonumber(found[2])} end
+  local problem = rm.write_problem(names, mem, data_key, request)
+  return problem and {status = problem}
 end
 
--- rm1_update: change fields of a memory under the revision that the caller read. What is another's is changed under
--- one of the `grants` that let the caller write to it.
--- All of a sensitive memory is sealed anew, its vector too, since it is bound to the revision.
--- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent, key
+-- rm1_update: change fields of a memory under the revision that the caller read. One of the `grants` must let the
+-- caller write to another owner's memory. A sensitive memory is sealed again as a whole, its vector too, because the
+-- seal is bound to the revision.
+-- KEYS: mem, jobs, audit, counters, use, same (old content), same (new content), chores, seq, events, granted, agent,
+--       key
 -- Answer: {status = updated | gone | not_owner | stale | key_missing | altered | key_changed | bad_vector, rev}
-local function update(keys, args)
-  local mem, jobs, log, counters, use, old_same, new_same, chores, seq, events, granted, agent, key = unpack(keys)
-  local request = cmsgpack.unpack(args[1])
+rm.serve('rm1_update', function(request, keys, names)
+  local mem, _, _, _, use, old_same, new_same, _, seq = unpack(keys)
   local found = redis.call('HMGET', mem, 'owner', 'rev', 'expires_at', 'scope')
-  if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end
-  if not contains(request.owners, found[1]) and not may_write(granted, agent, request.grants, found[4]) then
-    return answer({status = 'not_owner'})
-  end
-  if tonumber(found[2]) ~= request.rev then return answer({status = 'stale', rev = tonumber(found[2])}) end
-  if needs_seal(counters, request.seal) then return answer({status = 'key_missing'}) end
-  if is_altered(mem, request.was) then return answer({status = 'altered'}) end
-  if other_key(key, request.key) then return answer({status = 'key_changed'}) end
-  if is_bad(request.vector) then return answer({status = 'bad_vector'}) end
+  local problem = update_problem(names, keys, request, found)
+  if problem then return problem end
 
-  local now = tick(counters)
-  local fields = request.fields
-  for _, pair in ipairs({'updated_at', stamp(now), 'rev', request.rev + 1}) do fields[#fields + 1] = pair end
-  if request.context then
-    fields[#fields + 1] = 'seq'
-    fields[#fields + 1] = redis.call('HINCRBY', seq, request.context, 1)
-  end
-  local expires_at = found[3]
+  local now, expires_at = rm.tick(names), found[3]
+  local fields = rm.append(request.fields, 'updated_at', rm.seconds(now), 'rev', request.rev + 1)
+  if request.context then rm.append(fields, 'seq', redis.call('HINCRBY', seq, request.context, 1)) end
   if request.relive then
-    local expires = request.ttl and now + request.ttl * 1000000
-    expires_at = expires and stamp(expires) or 'inf'
-    fields[#fields + 1] = 'expires_at'
-    fields[#fields + 1] = expires_at
-    expire({mem, use}, expires, request.grace)
+    local expires
+    expires_at, expires = rm.expiry(request, now)
+    rm.append(fields, 'expires_at', expires_at)
+    rm.expire({mem, use}, expires, request.grace)
   end
-  if request.content_changed or request.key then
-    with_vector(mem, fields, request.vector)
-  end
-  with_code(counters, mem, fields, request.remove, request.seal)
+  if request.content_changed or request.key then rm.add_vector(names, mem, fields, request.vector) end
+  rm.add_mac(names, mem, fields, request.remove, request.seal)
   if #request.remove > 0 then redis.call('HDEL', mem, unpack(request.remove)) end
   redis.call('HSET', mem, unpack(fields))
   local scope = redis.call('HGET', mem, 'scope')
-  if scope ~= found[4] then narrow_grants(request.prefix, request.id, scope) end
-  if request.content_changed then note_same(old_same, request.id) end
-  if request.content_changed or request.relive then note_same(new_same, request.id, expires_at) end
-  enqueue(jobs, mem, request.id, 0, request.job)
-  note_chore(chores, request.id, request.pieces, now)
-  audit(log, counters, now, request.audit)
-  tell_of_memory(events, 'updated', request.id, request.audit.who, scope, is_ready(mem))
-  return answer({status = 'updated', rev = request.rev + 1})
-end
+  if scope ~= found[4] then rm.narrow_grants(names, request.id, scope) end
+  if request.content_changed then rm.track_content(old_same, request.id) end
+  if request.content_changed or request.relive then rm.track_content(new_same, request.id, expires_at) end
+  rm.enqueue(names, mem, request.id, 0, request.job)
+  rm.add_chore(names, request.id, request.pieces, now)
+  rm.audit(names, now, request.audit)
+  rm.emit_written(names, 'updated', request.id, request.audit.who, mem)
+  return {status = 'updated', rev = request.rev + 1}
+end)
 
--- Whether a memory is of one of some owners or, to purge, was written by an agent since a time.
-local function is_doomed(request, found)
+-- Whether a memory belongs to one of the owners or, for a purge, was written by the agent since the given time.
+local function may_delete(request, found)
   if not found[1] then return false end
-  if not request.writer then return contains(request.owners, found[1]) end
+  if not request.writer then return rm.contains(request.owners, found[1]) end
   return found[5] == request.writer and tonumber(found[6]) >= request.since
 end
 
--- rm1_delete: remove those of the named memories that belong to the caller, or that a writer wrote, in one audit entry.
--- KEYS: audit, counters, chores, events, then a mem and a use key for each id. Answer: {deleted = [id, ...], long = [id:pieces]}
-local function delete(keys, args)
-  local request = cmsgpack.unpack(args[1])
-  local deleted, long = {}, {}
-  local now = tick(keys[2])
+-- rm1_delete: delete those of the named memories that belong to the caller, or that `writer` wrote; one audit entry.
+-- KEYS: audit, counters, chores, events, then a mem and a use key for each id.
+-- Answer: {deleted = [id, ...], long = [id:chunks]}
+rm.serve('rm1_delete', function(request, keys, names)
+  local now, deleted, long = rm.tick(names), {}, {}
   for position, id in ipairs(request.ids) do
     local mem, use = keys[3 + position * 2], keys[4 + position * 2]
     local found = redis.call('HMGET', mem, 'owner', 'hash', 'pieces', 'scope', 'writer', 'updated_at')
-    if is_doomed(request, found) then
+    if may_delete(request, found) then
       redis.call('DEL', mem, use)
-      note_same(request.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
+      rm.track_content(names.same_prefix .. found[1] .. ':' .. (found[2] or ''), id)
       deleted[#deleted + 1] = id
-      tell_of_memory(keys[4], 'deleted', id, request.audit.who, found[4])
+      emit_memory(names, 'deleted', id, request.audit.who, found[4])
       if found[3] then
-        note_chore(keys[3], id, tonumber(found[3]), now)
+        rm.add_chore(names, id, tonumber(found[3]), now)
         long[#long + 1] = id .. ':' .. found[3]
       end
     end
   end
-  if #deleted > 0 then
-    request.audit.done = deleted
-    audit(keys[1], keys[2], now, request.audit)
-  end
-  return answer({deleted = deleted, long = long})
-end
+  if #deleted > 0 then rm.audit(names, now, request.audit, deleted) end
+  return {deleted = deleted, long = long}
+end)
 
--- rm1_touch: count reads outside the indexed hashes, for memories that still exist.
+-- rm1_touch: count reads of memories that still exist, outside the indexed hashes.
 -- KEYS: a mem and a use key for each count. Answer: {status}
-local function touch(keys, args)
-  local request = cmsgpack.unpack(args[1])
+rm.serve('rm1_touch', function(request, keys)
   for position, count in ipairs(request.counts) do
     local mem, use = keys[position * 2 - 1], keys[position * 2]
     local left = redis.call('PTTL', mem)
@@ -197,11 +208,5 @@ local function touch(keys, args)
       if left > 0 then redis.call('PEXPIRE', use, left) end
     end
   end
-  return answer({status = 'ok'})
-end
-
-serve('rm1_owner', owner)
-serve('rm1_store', store)
-serve('rm1_update', update)
-serve('rm1_delete', delete)
-serve('rm1_touch', touch)
+  return {status = 'ok'}
+end)

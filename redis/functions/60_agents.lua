@@ -1,134 +1,117 @@
--- The registry of agents: who is there, alive and able. KEYS[1] is the agent's hash.
+-- The registry of agents. KEYS[1] is the agent's hash.
 
 local PROFILE = {'registered_at', 'type', 'capabilities', 'context_window', 'max_tasks', 'heartbeat_seconds',
   'description', 'profile', 'status', 'load', 'metrics', 'last_seen', 'last_claim', 'last_answer'}
 
--- rm1_agent_register: register a name, or change what is registered. A name that has no owner id gets the candidate;
--- owner ids whose memories were kept stay the name's own.
+-- rm1_agent_register: register a name, or change its registration. A name without owner id gets the candidate; owner
+-- ids whose memories were kept stay the name's own.
 -- KEYS: agent. Answer: {status = registered, again, owner}
-local function register(keys, args)
-  local request = read_request(args)
-  local names, name, now = request.names, request.agent, wall_clock()
-  local known = read(keys[1], 'owner', 'owners', 'registered_at')
-  if not known.owner then
-    known.owner = request.candidate
-    redis.call('HSET', keys[1], 'owner', known.owner,
-      'owners', known.owners and known.owners .. '\31' .. known.owner or known.owner)
-    redis.call('HSET', names.owner .. known.owner, 'agent', name)
-  end
-  redis.call('HSET', keys[1], 'registered_at', known.registered_at or stamp(now), 'status', 'active',
+rm.serve('rm1_agent_register', function(request, keys, names)
+  local name, now = request.agent, rm.now()
+  local known = rm.read(keys[1], 'owner', 'registered_at')
+  if not known.owner then rm.issue_owner(names, name, request.candidate) end
+  redis.call('HSET', keys[1], 'registered_at', known.registered_at or rm.seconds(now), 'status', 'active',
     unpack(request.fields))
-  touch_agent(names, registered(names, name), now)
-  audit(names.audit, names.counters, now, request.audit)
-  emit(names.events, 'agent', 'registered', name, name, {})
-  return answer({status = 'registered', again = known.registered_at ~= nil, owner = known.owner})
-end
+  rm.touch_agent(names, rm.load_agent(names, name), now)
+  rm.audit(names, now, request.audit)
+  rm.emit(names, 'agent', 'registered', name, name, {})
+  return {status = 'registered', again = known.registered_at ~= nil, owner = known.owner or request.candidate}
+end)
 
 -- Renew the lease that a token holds.
 local function renew(names, token, agent, now)
   local id = string.match(token, '^([^.]*)')
-  local task = load_task(names, id)
-  if refused(task, {agent = agent, token = token}, now) then return nil end
-  local ends = stamp(now + tonumber(task.lease_seconds) * 1000000)
+  local task = rm.load_task(names, id)
+  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end
+  local ends = rm.seconds(now + tonumber(task.lease_seconds) * 1000000)
   redis.call('HSET', names.task .. id, 'lease_until', ends)
   redis.call('ZADD', names.leases, ends, id)
   return ends
 end
 
--- rm1_agent_heartbeat: a sign of life, which renews the leases whose tokens it presents.
--- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], hands, held}
-local function heartbeat(keys, args)
-  local request = read_request(args)
-  local names, name, now = request.names, request.agent, wall_clock()
-  local agent = registered(names, name)
-  if not agent then return answer({status = 'unknown'}) end
-  touch_agent(names, agent, now)
+-- rm1_agent_heartbeat: record a sign of life and renew the leases of the given tokens.
+-- KEYS: agent. Answer: {status = alive | unknown, renewed = [{token, until}], lost = [token], most, hands, held}
+rm.serve('rm1_agent_heartbeat', function(request, keys, names)
+  local name, now = request.agent, rm.now()
+  local agent = rm.load_agent(names, name)
+  if not agent then return {status = 'unknown'} end
+  rm.touch_agent(names, agent, now)
   if #request.fields > 0 then redis.call('HSET', keys[1], unpack(request.fields)) end
   local renewed, lost = {}, {}
   for _, token in ipairs(request.tokens) do
     local ends = renew(names, token, name, now)
     if ends then renewed[#renewed + 1] = {token, ends} else lost[#lost + 1] = token end
   end
-  if request.audit then audit(names.audit, names.counters, now, request.audit) end
-  return answer({status = 'alive', renewed = renewed, lost = lost, most = agent.most,
-    hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)})
-end
+  if request.audit then rm.audit(names, now, request.audit) end
+  return {status = 'alive', renewed = renewed, lost = lost, most = agent.most,
+    hands = redis.call('XLEN', names.inbox .. name), held = redis.call('SCARD', names.held .. name)}
+end)
 
--- rm1_agent_lost: mark an agent dead whose deadline has passed, and give its tasks to others, a slice at a time.
+-- rm1_agent_lost: mark an agent dead whose deadline has passed, and release a slice of its tasks.
 -- KEYS: agent. Answer: {status = dead | alive, taken, more}
-local function lost(keys, args)
-  local request = read_request(args)
-  local names, name, now = request.names, request.agent, wall_clock()
+rm.serve('rm1_agent_lost', function(request, keys, names)
+  local name, now = request.agent, rm.now()
   local deadline = tonumber(redis.call('ZSCORE', names.agents, name) or '0')
-  if deadline > 0 and deadline * 1000000 > now then return answer({status = 'alive', more = false}) end
+  if deadline > 0 and deadline * 1000000 > now then return {status = 'alive', more = false} end
   if deadline > 0 then
     redis.call('HSET', keys[1], 'status', 'dead')
-    redis.call('ZADD', names.agents, '-' .. stamp(now), name)
-    if request.audit then audit(names.audit, names.counters, now, request.audit) end
-    emit(names.events, 'agent', 'dead', name, '', {})
+    redis.call('ZADD', names.agents, '-' .. rm.seconds(now), name)
+    if request.audit then rm.audit(names, now, request.audit) end
+    rm.emit(names, 'agent', 'dead', name, '', {})
   end
-  local said = read(keys[1], 'metrics')
-  request.handoff = said.metrics and ('it last said of itself: ' .. said.metrics) or nil
-  local taken, more = take_all_from(names, name, now, request)
-  return answer({status = 'dead', taken = taken, more = more})
-end
+  local metrics = redis.call('HGET', keys[1], 'metrics')
+  request.handoff = metrics and ('last reported metrics: ' .. metrics) or nil
+  local taken, more = rm.release_tasks(names, name, now, request)
+  return {status = 'dead', taken = taken, more = more}
+end)
 
--- Give all owner ids of an agent to another one, or to nobody: then what they keep encrypted cannot be read any more.
-local function move_owners(names, key, owners, mode, target)
-  if mode == 'keep' then return redis.call('HDEL', key, 'owner') end
-  redis.call('HDEL', key, 'owner', 'owners')
+-- Delete an agent's owner ids, and the data keys with them: sensitive memories cannot be read any more.
+local function delete_owners(names, owners)
   for _, owner in ipairs(owners) do
-    if mode == 'delete' then
-      redis.call('DEL', names.key .. owner)
-      redis.call('SREM', names.keyed, owner)
-      redis.call('SADD', names.tombstones, owner)
-    else
-      local held = redis.call('HGET', names.agent .. target, 'owners')
-      redis.call('HSET', names.agent .. target, 'owners', held and held .. '\31' .. owner or owner)
-      redis.call('HSET', names.owner .. owner, 'agent', target)
-    end
+    redis.call('DEL', names.data_key .. owner)
+    redis.call('SREM', names.keyed, owner)
+    redis.call('SADD', names.tombstones, owner)
   end
 end
 
--- rm1_agent_unregister: take a name off the registry; what it had in hand goes to others by rm1_agent_release.
+-- Keep an agent's memories for its name, delete them, or transfer them to another agent.
+local function leave_memories(names, key, owners, mode, target)
+  redis.call('HDEL', key, 'owner')
+  if mode == 'keep' then return end
+  redis.call('HDEL', key, 'owners')
+  if mode == 'delete' then return delete_owners(names, owners) end
+  for _, owner in ipairs(owners) do rm.add_owner(names, target, owner) end
+end
+
+-- rm1_agent_unregister: remove a name from the registry. rm1_agent_release then releases its tasks.
 -- KEYS: agent. Answer: {status = unregistered | unknown | unknown_target, owners, grants}
-local function unregister(keys, args)
-  local request = read_request(args)
-  local names, name, now = request.names, request.agent, wall_clock()
-  if not registered(names, name) then return answer({status = 'unknown'}) end
-  if request.memories == 'transfer' and not registered(names, request.target) then
-    return answer({status = 'unknown_target'})
+rm.serve('rm1_agent_unregister', function(request, keys, names)
+  local name, now = request.agent, rm.now()
+  if not rm.load_agent(names, name) then return {status = 'unknown'} end
+  if request.memories == 'transfer' and not rm.load_agent(names, request.target) then
+    return {status = 'unknown_target'}
   end
-  local grants = drop_grants(names.namespace, name)
-  local owners = split(redis.call('HGET', keys[1], 'owners') or '')
-  move_owners(names, keys[1], owners, request.memories, request.target)
+  local grants = rm.end_all_grants(names, name)
+  local owners = rm.split(redis.call('HGET', keys[1], 'owners') or '')
+  leave_memories(names, keys[1], owners, request.memories, request.target)
   redis.call('HDEL', keys[1], unpack(PROFILE))
   redis.call('ZREM', names.agents, name)
   redis.call('DEL', names.performance .. name, names.did .. name)
   for rank = 0, 3 do redis.call('HDEL', names.turns, rank .. ':' .. name) end
-  audit(names.audit, names.counters, now, request.audit)
-  emit(names.events, 'agent', 'unregistered', name, name, {})
-  return answer({status = 'unregistered', owners = owners, grants = grants})
-end
+  rm.audit(names, now, request.audit)
+  rm.emit(names, 'agent', 'unregistered', name, name, {})
+  return {status = 'unregistered', owners = owners, grants = grants}
+end)
 
--- rm1_agent_release: give a slice of what an agent has in hand to others. KEYS: agent. Answer: {taken, more}
-local function release(_, args)
-  local request = read_request(args)
-  local taken, more = take_all_from(request.names, request.agent, wall_clock(), request)
-  return answer({taken = taken, more = more})
-end
+-- rm1_agent_release: release a slice of an agent's tasks. KEYS: agent. Answer: {taken, more}
+rm.serve('rm1_agent_release', function(request, _, names)
+  local taken, more = rm.release_tasks(names, request.agent, rm.now(), request)
+  return {taken = taken, more = more}
+end)
 
--- rm1_agent_purged: forget an owner id none of whose memories are left. KEYS: tombstones, owner. Answer: {status}
-local function purged(keys, args)
-  local request = cmsgpack.unpack(args[1])
+-- rm1_agent_purged: forget an owner id that has no memories left. KEYS: tombstones, owner. Answer: {status}
+rm.serve('rm1_agent_purged', function(request, keys)
   redis.call('SREM', keys[1], request.owner)
   redis.call('DEL', keys[2])
-  return answer({status = 'ok'})
-end
-
-serve('rm1_agent_register', register)
-serve('rm1_agent_heartbeat', heartbeat)
-serve('rm1_agent_lost', lost)
-serve('rm1_agent_unregister', unregister)
-serve('rm1_agent_release', release)
-serve('rm1_agent_purged', purged)
+  return {status = 'ok'}
+end)

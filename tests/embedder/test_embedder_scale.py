@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import AsyncExitStack
+from threading import Barrier
 
 from support import embedder_fixtures
-from support.embedder_fixtures import TEXTS, RedisServer, Team, running, wait_until
+from support.embedder_fixtures import PATIENCE, TEXTS, RedisServer, Team, running, wait_until
 
 from memory_core.records import keys
 from memory_core.records.vectors import Matrix
@@ -16,16 +17,14 @@ from memory_embedder.sidecar import Options
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE = 3.0
-_SLOW = 0.0004
-"""Seconds a token: no one sidecar can hold all the work."""
 SHARING = Options(lease=LEASE, walk=0.2, block=0.1)
 
 
 class CountingEncoder(FakeEncoder):
     """Knows how often each text was embedded."""
 
-    def __init__(self, seconds_per_token: float = 0.0) -> None:
-        super().__init__(seconds_per_token=seconds_per_token)
+    def __init__(self) -> None:
+        super().__init__()
         self.embedded: Counter[bytes] = Counter()
 
     def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
@@ -38,8 +37,24 @@ class CountingEncoder(FakeEncoder):
         return Counter({row: number for row, number in self.embedded.items() if row in rows})
 
 
+class SharingEncoder(CountingEncoder):
+    """Waits with its first texts until all sidecars have some: otherwise a fast one could take all the work."""
+
+    def __init__(self, all_have_work: Barrier) -> None:
+        super().__init__()
+        self._all_have_work, self._has_work = all_have_work, False
+
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+        vectors = super().infer(tokens, sparing=sparing)
+        if not self._has_work and self.of(TEXTS):
+            self._has_work = True
+            self._all_have_work.wait(PATIENCE)
+        return vectors
+
+
 async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, team: Team) -> None:
-    encoders = [CountingEncoder(_SLOW) for _ in range(3)]
+    all_have_work = Barrier(3)
+    encoders = [SharingEncoder(all_have_work) for _ in range(3)]
     async with AsyncExitStack() as sidecars:
         for encoder in encoders:
             await sidecars.enter_async_context(running(server.url, encoder, SHARING))
@@ -48,7 +63,7 @@ async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, 
         await team.wait_until_drained()
     shares = [encoder.of(TEXTS) for encoder in encoders]
     assert set(sum(shares, Counter()).values()) == {1}
-    assert all(shares), "one of them had nothing to do"
+    assert all(shares)
 
 
 async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_its_lease(

@@ -24,6 +24,7 @@ SMALL = store.Plan(
 ALWAYS_POSSIBLE = 15
 
 
+@pytest.mark.long
 async def test_under_faults_of_every_kind_nothing_acknowledged_is_lost_and_no_answer_lies(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -37,6 +38,7 @@ async def test_under_faults_of_every_kind_nothing_acknowledged_is_lost_and_no_an
         print(f"SKIPPED {skipped}: {why}")
 
 
+@pytest.mark.long
 async def test_what_was_synced_survives_a_loss_of_power_and_the_simulation_takes_what_was_not(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

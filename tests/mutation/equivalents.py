@@ -17,13 +17,13 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "fields come in pairs of name and value",
     (
         "redis/functions/30_grants.lua",
-        "if not found[1] or has_expired(found[3]) then return nil, id end -> "
-        "if not found[2] or has_expired(found[3]) then return nil, id end",
+        "if not found[1] or rm.has_expired(found[3]) then return nil, id end -> "
+        "if not found[2] or rm.has_expired(found[3]) then return nil, id end",
     ): "a memory that has an owner has a scope",
     (
         "redis/functions/10_memories.lua",
-        "if not found[1] or has_expired(found[3]) then return answer({status = 'gone'}) end -> "
-        "if not found[2] or has_expired(found[3]) then return answer({status = 'gone'}) end",
+        "if not found[1] or rm.has_expired(found[3]) then return {status = 'gone'} end -> "
+        "if not found[2] or rm.has_expired(found[3]) then return {status = 'gone'} end",
     ): "a memory that has an owner has a revision",
     (
         "server/memory_server/security/vault.py",
@@ -36,6 +36,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "a secret whose SHA-256 is 64 zeros would be needed: without a token nothing is right",
     (
         "redis/functions/70_tokens.lua",
-        "return answer({revoked = true}) -> return answer({revoked = false})",
+        "return {revoked = true} -> return {revoked = false}",
     ): "nobody reads this answer",
 }

@@ -26,7 +26,7 @@ _SWAPPED = {
 _NUMBER = re.compile(r"(?<![\w.'#%])\d+(?![\w.'])")
 _CONDITION = re.compile(r"\bif (.+) then\b")
 _DONE = re.compile(
-    r"^(\s*)((?:redis\.call|audit|emit|note|tell_of_memory|tell|expire|enqueue|note_same|note_chore)\(.*\))$"
+    r"^(\s*)((?:redis\.call|rm\.(?:audit|emit\w*|add_\w+|record|expire|enqueue|track_content|count_open|remember))\(.*\))$"
 )
 _RETURNED = re.compile(r"\bif .+ then (return .+) end[\s\0]*$")
 _TEXT = re.compile(r"'[^'\n]*'|--.*")

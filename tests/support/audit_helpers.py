@@ -76,10 +76,22 @@ async def read_entries(client: Client, namespace: str) -> list[dict[str, str]]:
     return [entry.fields async for page in reader.walk(client, Keys(namespace)) for entry in page]
 
 
-async def count_changes(client: Client, namespace: str) -> int:
-    """Count the entries written together with a change, heartbeats excluded."""
-    entries = await read_entries(client, namespace)
-    return sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in entries)
+@dataclass(slots=True)
+class ChangeCount:
+    """Counts the entries written together with a change, except heartbeats. Reads each entry once."""
+
+    client: Client
+    keys: Keys
+    _last: bytes = b""
+    _count: int = 0
+
+    async def read(self) -> int:
+        """Add the entries written since the last call and return the sum."""
+        while page := await reader.entries_after(self.client, self.keys, self._last, reader.AT_ONCE):
+            self._last = page[-1].id
+            fields = [entry.fields for entry in page]
+            self._count += sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in fields)
+        return self._count
 
 
 async def flushed_entries(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:

@@ -119,14 +119,15 @@ def _listens(path: Path) -> bool:
 
 
 async def wait_until(condition: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> None:
-    """Poll until `condition` returns a true value.
+    """Poll until `condition` returns a true value, less often the longer it takes.
 
     The clock is read here because on Python 3.11 redis-py can swallow the cancellation of `asyncio.timeout`.
     """
-    deadline = time.monotonic() + seconds
+    start = time.monotonic()
     while not await condition():
-        assert time.monotonic() < deadline, f"the condition was not met within {seconds} s"
-        await asyncio.sleep(0.01)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"the condition was not met within {seconds} s"
+        await asyncio.sleep(min(max(waited / 10, 0.01), 0.1))
 
 
 class Team:

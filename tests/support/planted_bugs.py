@@ -25,8 +25,8 @@ _CORE, _SERVER, _EMBEDDER, _LUA = (
     "embedder/memory_embedder/",
     "redis/functions/",
 )
-_AUDITED = "  audit(log, counters, now, request.audit)\n"
-_EVENT = "  tell_of_memory(events, 'stored'"
+_AUDITED = "  rm.audit(names, now, request.audit)\n"
+_EVENT = "  rm.emit_written(names, 'stored'"
 
 BUGS = {
     # permissions
@@ -69,7 +69,7 @@ BUGS = {
     "any agent may write under any grant": Bug(
         _LUA + "10_memories.lua",
         [
-            ("if not contains(request.owners, found[1]) and not may_write(", "if false and not may_write("),
+            ("if not rm.contains(request.owners, found[1]) and not rm.may_write(", "if false and not rm.may_write("),
         ],
         (
             "tests/sharing/test_sharing_races.py::test_principal_resolved_before_revoke_cannot_read_or_write_after",
@@ -136,7 +136,7 @@ BUGS = {
         ("tests/security/test_integrity.py",),
     ),
     "a NaN vector is stored": Bug(
-        _LUA + "00_common.lua",
+        _LUA + "20_vectors.lua",
         [
             (
                 "return vector and not vector.sealed and not is_unit_vector(vector.bytes, vector.dimension)",
@@ -159,7 +159,7 @@ BUGS = {
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
-        [("  expire({mem}, expires, request.grace)\n", "")],
+        [("  rm.expire({mem}, expires, grace)\n", "")],
         (
             "tests/memories/test_memories.py::test_each_priority_has_its_lifetime",
             "tests/memories/test_memories.py::test_an_expired_memory_is_gone_at_once",
@@ -190,12 +190,17 @@ BUGS = {
     ),
     "an idempotency key is not looked up": Bug(
         _LUA + "10_memories.lua",
-        [("    local earlier = replay(idem, request)\n    if earlier then return answer(earlier) end\n", "")],
+        [
+            (
+                "  local earlier = idempotency and rm.replay(idem, 'memory_id'",
+                "  local earlier = false and rm.replay(idem, 'memory_id'",
+            )
+        ],
         ("tests/memories/test_memories.py::test_an_idempotency_key_stores_once",),
     ),
     "an idempotency key accepts any payload": Bug(
-        _LUA + "10_memories.lua",
-        [("  if seen[1] ~= request.idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
+        _LUA + "00_common.lua",
+        [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
         ("tests/memories/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
     ),
     "a late vector is written to another revision": Bug(

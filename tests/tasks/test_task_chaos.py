@@ -10,6 +10,7 @@ SMALL = tasks.Plan(
 )
 
 
+@pytest.mark.long
 async def test_under_kills_and_pauses_every_task_ends_and_none_is_completed_twice(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -23,21 +23,18 @@ BEHAVIOURS: dict[str, Behaviour] = {
 }
 _numbers = count()
 
-_FINISHED = "-- End a task: nothing of it is left but its record and history, for a while.\n"
 _RENEWS = """local _ = (function()
-      redis.call('HSET', names.task .. id, 'lease_until', stamp(now + 60000000))
-      redis.call('ZADD', names.leases, stamp(now + 60000000), id)
+      redis.call('HSET', names.task .. id, 'lease_until', rm.seconds(now + 60000000))
+      redis.call('ZADD', names.leases, rm.seconds(now + 60000000), id)
     end)(names, id, task, now, {op = 'expired'"""
-_SETTLES = "      redis.call('SREM', names.blockers .. id, ended)\n"
-_LAST_OF_SETTLING = "        make_pending(names, id, task, now)\n      end\n    end\n    budget"
+_SETTLES = "  redis.call('SREM', names.blockers .. id, ended)\n"
+_LAST_OF_SETTLING = (
+    "    rm.add_history(names, id, now, {op = 'unblocked'})\n    rm.make_pending(names, id, task, now)\n  end\n"
+)
 _OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'kind_spec', task.open_kind_spec)
     task.kind, task.kind_spec = task.open_kind, task.open_kind_spec
 """
-_TAKES_BACK = """    take_back(names, id, task)
-    task.assigned = nil
-    note(names, id, now, {op = 'taken back', agent = name, error = request.reason})
-    make_pending(names, id, task, now)
-"""
+_REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # what is checked
@@ -53,22 +50,22 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "no check who ever had it": (
         "agent_that_never_held_a_task_learns_nothing_of_it",
-        [("  if not contains(split(task.holders), request.agent) then return 'unknown' end\n", "")],
+        [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
     "no avoiding": (
         "failed_task_goes_to_another_agent",
-        [("return contains(avoid, name) and has_another(names, kind, avoid, now)", "return false")],
+        [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
     "avoiding for ever": (
         "failed_task_returns_to_the_only_agent",
-        [("contains(avoid, name) and has_another(names, kind, avoid, now)", "contains(avoid, name)")],
+        [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
     "no check that an agent fell silent": (
         "live_agent_keeps_its_lease",
         [
             (
-                "if deadline > 0 and deadline * 1000000 > now then return answer({status = 'alive'",
-                "if false then return answer({status = 'alive'",
+                "if deadline > 0 and deadline * 1000000 > now then return {status = 'alive'",
+                "if false then return {status = 'alive'",
             )
         ],
     ),
@@ -76,9 +73,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "only_the_submitter_cancels_and_then_completion_fails",
         [
             (
-                "(task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end\n"
-                "  if contains(",
-                "false then return answer({status = 'unknown'}) end\n  if contains(",
+                "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if rm.contains(",
+                "  if not task.state then return {status = 'unknown'} end\n  if rm.contains(",
             )
         ],
     ),
@@ -86,9 +82,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "requeued_task_has_all_its_attempts_again",
         [
             (
-                "(task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end\n"
-                "  if task.state ~= 'dead'",
-                "false then return answer({status = 'unknown'}) end\n  if task.state ~= 'dead'",
+                "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
+                "  if not task.state then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
             )
         ],
     ),
@@ -115,27 +110,22 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "no check of the payload under a key": (
         "idempotency_key_creates_one_task",
-        [
-            (
-                "then return {status = 'idempotency_conflict'} end\n  return {status = 'replayed', id = seen[2]}",
-                "then return {status = 'replayed', id = seen[2]} end\n  return {status = 'replayed', id = seen[2]}",
-            )
-        ],
+        [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
     "no check of past deadlines": (
         "deadline_ends_a_task",
-        [("  if is_past(request.deadline, now) then return answer({status = 'past_deadline'}) end\n", "")],
+        [("  if is_past(request.deadline, now) then return {status = 'past_deadline'} end\n", "")],
     ),
     "a stale token renews": (
         "token_ends_with_its_lease",
-        [("  if refused(task, {agent = agent, token = token}, now) then return nil end\n", "")],
+        [("  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end\n", "")],
     ),
     "repeated submissions not recognised": (
         "repeated_call_has_one_effect_and_one_answer",
         [
             (
-                "  if known.state then return answer({status = 'submitted'",
-                "  if false then return answer({status = 'submitted'",
+                "  if known.state then return {status = 'submitted'",
+                "  if false then return {status = 'submitted'",
             )
         ],
     ),
@@ -163,13 +153,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # what is written
     "completion keeps the lease": (
         "ended_task_leaves_no_keys_behind",
-        [
-            (
-                _FINISHED
-                + "local function finish(names, id, task, state, now, keep, fields)\n  take_back(names, id, task)\n",
-                _FINISHED + "local function finish(names, id, task, state, now, keep, fields)\n",
-            )
-        ],
+        [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
     "the lease stays among the leases": (
         "ended_task_leaves_no_keys_behind",
@@ -191,14 +175,14 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "exhausted_attempts_end_in_the_dead_letters",
         [
             (
-                "redis.call('XADD', names.dead, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
+                "redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
                 "'0-1'",
             )
         ],
     ),
     "who failed is forgotten": (
         "failed_task_goes_to_another_agent",
-        [("  redis.call('HSET', names.task .. id, 'avoid', table.concat(avoid, '\\31'))\n", "")],
+        [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
         "each_lease_has_its_own_token",
@@ -211,11 +195,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "the number of tokens stands still": (
         "fencing_numbers_increase",
-        [("local fence = whole(tick(names.counters))", "local fence = '1'")],
+        [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
     "a lease that ran out is renewed": (
         "expired_lease_goes_to_another_agent",
-        [("attempt_failed(names, id, task, now, {op = 'expired'", _RENEWS)],
+        [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
     "leases never run out": (
         "expired_lease_goes_to_another_agent",
@@ -235,11 +219,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "what is assigned stays queued": (
         "assigned_task_is_not_given_to_another",
-        [("  unqueue(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
+        [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
     "assignments last for ever": (
         "unclaimed_assignment_is_taken_back",
-        [("      redis.call('ZADD', names.unclaimed, stamp(now + tonumber(task.claim_seconds) * 1000000), id)\n", "")],
+        [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
     "a requeued task has its old attempts": (
         "requeued_task_has_all_its_attempts_again",
@@ -260,7 +244,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "ended tasks stay counted as open": (
         "namespace_task_quota_is_enforced",
-        [("  redis.call('HINCRBY', names.counters, 'open_tasks', -1)\n", "")],
+        [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
     "deadlines are not noted": (
         "deadline_ends_a_task",
@@ -272,16 +256,17 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
-    "no priorities": ("more_urgent_task_goes_first", [("whole(tonumber(task.rank) * BAND + ", "whole(")]),
+    "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
     "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
     # in which order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
         [
             (
-                "  queue(names, id, task)\n  local name = place(names, id, task, request.candidates, now)\n",
-                "  task.score = '0'\n  local name = place(names, id, task, request.candidates, now)\n"
-                "  queue(names, id, task)\n",
+                "  rm.queue_task(names, id, task)\n"
+                "  local name = rm.assign_to_first(names, id, task, request.candidates, now)\n",
+                "  task.score = '0'\n  local name = rm.assign_to_first(names, id, task, request.candidates, now)\n"
+                "  rm.queue_task(names, id, task)\n",
             )
         ],
     ),
@@ -289,7 +274,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "failed_task_does_not_wait_for_incapable_agents",
         [
             (
-                "agent.status ~= 'draining' and is_able(agent, kind) then return true",
+                "agent.status ~= 'draining' and rm.is_able(agent, kind) then return true",
                 "agent.status ~= 'draining' then return true",
             )
         ],
@@ -300,22 +285,22 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     "newcomers begin at the first turn": (
         "new_submitter_starts_at_the_current_turn",
-        [("    redis.call('HSET', names.turns, task.rank, whole(turn))\n", "")],
+        [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
     "what ends in its queue stays there": (
         "cancelled_task_leaves_its_queue",
-        [("  if not task.assigned then unqueue(names, id, task.kind) end\n", "")],
+        [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
     "asked whether anything blocks, then unblocked": (
         "task_waits_for_all_its_dependencies",
         [
             (_SETTLES, ""),
-            (_LAST_OF_SETTLING, _LAST_OF_SETTLING.replace("    end\n    budget", _SETTLES + "    end\n    budget")),
+            (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
     "queued again, then opened to all": (
         "pinned_task_goes_to_others_when_its_agent_dies",
-        [(_OPENS, ""), (_TAKES_BACK, _TAKES_BACK + _OPENS)],
+        [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
 }
 

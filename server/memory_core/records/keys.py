@@ -91,7 +91,7 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        """Beginning of all keys of the namespace, of which the Functions of grants, tasks and agents make theirs."""
+        """Beginning of all keys of the namespace."""
         return self._key("")
 
     @property
@@ -215,6 +215,14 @@ class Keys:
         """Hash: one task."""
         return self._key(f"task:{task_id}")
 
+    def blockers(self, task_id: str) -> str:
+        """Set: the tasks that a task still waits for."""
+        return self._key(f"blockers:{task_id}")
+
+    def dependents(self, task_id: str) -> str:
+        """Set: the tasks that wait for a task."""
+        return self._key(f"dependents:{task_id}")
+
     def history(self, task_id: str) -> str:
         """List: what happened to a task, each entry a msgpack map."""
         return self._key(f"history:{task_id}")
@@ -235,6 +243,11 @@ class Keys:
     def kinds(self) -> str:
         """Hash: the kinds of requirement that have a backlog, each a msgpack map."""
         return self._key("kinds")
+
+    @property
+    def turns(self) -> str:
+        """Hash: priority, or priority and submitter → the turn reached (start-time fair queueing)."""
+        return self._key("turns")
 
     @property
     def leases(self) -> str:

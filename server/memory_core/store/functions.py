@@ -3,20 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from redis import exceptions as redis_errors
 
 from memory_core.package_data import resource
 from memory_core.records.codec import pack, unpack
+from memory_core.records.keys import Keys
 from memory_core.store.connection import Client, shard_of, shards
 
 LIBRARY = "rm1"
+_KEYS = (
+    "agent agents audit backlog blockers children chores counters data_key "
+    "dead_tasks deadlines delayed dependents did events grant granted granting "
+    "grants_due held history inbox job_streams keyed kinds leases memory "
+    "meta offers owner performance reshared same_prefix submitted task task_vector "
+    "tombstones turns unclaimed unsettled "
+).split()
+"""The keys that the Functions name themselves, by their names in keys.py."""
 
 
 def library_code() -> str:
-    """Join redis/functions/*.lua in the order of their names into one library."""
-    return "\n".join(path.read_text() for path in sorted(resource("redis/functions").glob("*.lua")))
+    """Join redis/functions/*.lua, in the order of their names, into one library.
+
+    Each file becomes a block, so that its locals stay its own. All share the table `rm`.
+    """
+    blocks = [f"do\n{path.read_text()}end\n" for path in sorted(resource("redis/functions").glob("*.lua"))]
+    return "\n".join([f"#!lua name={LIBRARY}\nlocal rm = {{KEYS = {{{_key_names()}}}}}\n", *blocks])
+
+
+def _key_names() -> str:
+    """Write fields of a Lua table: each key without its namespace; of a key of records, the beginning."""
+    keys = Keys("")
+    found: dict[str, str | Callable[[str], str]] = {name: getattr(keys, name) for name in _KEYS}
+    texts = {name: key if isinstance(key, str) else key("") for name, key in found.items()}
+    return ", ".join(f"{name} = '{text.removeprefix(keys.prefix)}'" for name, text in texts.items())
 
 
 async def load_library(client: Client) -> bool:

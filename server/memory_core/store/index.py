@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from redis import exceptions as redis_errors
@@ -209,6 +211,11 @@ def _fields(schema: str, vector: dict[str, Any]) -> list[Any]:
 
 
 def _declared(schema: str) -> dict[str, Any]:
+    return deepcopy(_parsed(schema))
+
+
+@cache
+def _parsed(schema: str) -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load(resource(schema).read_text())
