@@ -28,7 +28,7 @@ from memory_core.ids import new_id
 from memory_core.index import ensure_namespace
 from memory_core.keys import Keys
 from memory_core.settings import VectorStoreSettings
-from memory_core.tasks import Kind
+from memory_core.task_kinds import TaskKind
 from memory_server.local.attach import attach
 from memory_server.local.stop import stop
 
@@ -95,7 +95,7 @@ class Functions:
 
     def __init__(self, clients: Sequence[Client], namespace: str) -> None:
         self._clients, self._keys = clients, Keys(namespace)
-        self._kind = Kind(("python",))
+        self._kind = TaskKind(("python",))
 
     async def open(self) -> Functions:
         """Make the namespace and register an agent for each client."""

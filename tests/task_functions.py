@@ -10,7 +10,8 @@ from memory_core.connection import Client
 from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
-from memory_core.tasks import Kind, TaskPriority
+from memory_core.task_kinds import TaskKind
+from memory_core.tasks import TaskPriority
 from memory_core.times import to_redis
 
 Answer = dict[str, Any]
@@ -74,7 +75,7 @@ class Ground:
         task_id: str = "",
     ) -> Answer:
         """Submit a task and give the whole answer."""
-        kind, free, task_id = Kind(tuple(needs), window, only), Kind(tuple(needs), window), task_id or new_id()
+        kind, free, task_id = TaskKind(tuple(needs), window, only), TaskKind(tuple(needs), window), task_id or new_id()
         fields: dict[str, Any] = {
             "description": "work",
             "type": "general",

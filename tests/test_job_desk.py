@@ -13,7 +13,8 @@ from embedder_fixtures import Team
 
 from memory_core import keys
 from memory_core.keyring import Secret
-from memory_core.sealed_records import Place, seal_job
+from memory_core.sealed_jobs import seal_job
+from memory_core.sealed_records import Place
 from memory_core.sealing import Key, Transports
 from memory_core.streams import CLEAR
 from memory_core.vectors import Matrix

@@ -18,7 +18,7 @@ from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.names import SEPARATOR
 from memory_core.records import MemoryType, Priority
-from memory_core.scope import PUBLIC, Grant, Part, Principal
+from memory_core.scope import NOBODY, PUBLIC, Grant, Part, Principal
 from memory_server.search import candidates, policy
 from memory_server.search import query as build
 from memory_server.search.query import Filters, Query
@@ -184,7 +184,7 @@ def test_one_without_owner_ids_reads_what_is_public_and_owns_nothing() -> None:
     query = build.readable(Principal("team", "alice"), Filters(), 1.0)
     assert query.params["p0"] == PUBLIC
     assert query.text.startswith("@scope:{$p0}=>{$weight: 0} -@expires_at:")
-    assert build.NOBODY in build.owned(query, ()).params.values()
+    assert NOBODY in build.owned(query, ()).params.values()
 
 
 def test_the_archive_is_left_out_unless_asked_for() -> None:

@@ -16,7 +16,7 @@ from redis_users import SERVER
 from stack import Stack, serving
 
 from memory_core.ids import new_id
-from memory_server.search.query import NOBODY
+from memory_core.scope import NOBODY
 
 NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")

@@ -25,14 +25,13 @@ from memory_core.records import (
     Visibility,
     filter_fields,
 )
+from memory_core.sealed_jobs import open_job, seal_job
 from memory_core.sealed_records import (
     Place,
     keyed_hash,
-    open_job,
     open_record,
     open_vector,
     seal_body,
-    seal_job,
     seal_text,
     seal_vector,
     unwrap,

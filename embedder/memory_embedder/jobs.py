@@ -16,7 +16,8 @@ from memory_core.connection import Client
 from memory_core.errors import Tampered
 from memory_core.keys import Keys
 from memory_core.models import Model
-from memory_core.sealed_records import open_job, seal_vector
+from memory_core.sealed_jobs import open_job
+from memory_core.sealed_records import seal_vector
 from memory_core.sealing import Lock, Transports
 from memory_core.streams import BadMessage, Job
 from memory_core.vectors import Matrix, to_bytes

@@ -8,11 +8,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from memory_core.keys import Keys
-from memory_core.tasks import Kind, split
+from memory_core.models import Model
+from memory_core.names import split_labels
+from memory_core.redis_client import Client
+from memory_core.task_kinds import TaskKind
 
 if TYPE_CHECKING:
-    from memory_core.connection import Client
-    from memory_core.models import Model
     from memory_core.vectors import Matrix
 
 
@@ -77,7 +78,7 @@ class Agent:
         """Whether its next sign of life is not overdue."""
         return self.status is not AgentStatus.DEAD and self.deadline > now
 
-    def is_able(self, kind: Kind) -> bool:
+    def is_able(self, kind: TaskKind) -> bool:
         """Whether it can do what a kind of task demands."""
         return (
             kind.only in {"", self.name}
@@ -138,7 +139,7 @@ def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
     return Agent(
         name=name,
         type=AgentType(text["type"]),
-        capabilities=split(text.get("capabilities")),
+        capabilities=split_labels(text.get("capabilities")),
         context_window=int(text["context_window"]),
         max_tasks=int(text["max_tasks"]),
         heartbeat_seconds=float(text["heartbeat_seconds"]),

@@ -27,11 +27,9 @@ from memory_core.errors import (
 )
 from memory_core.packing import pack_by_hiredis
 from memory_core.places import Address, Place, read_url
+from memory_core.redis_client import Client
 from memory_core.secret_files import secret_of
 from memory_core.settings import Settings
-
-Client = Any
-"""A redis.asyncio.Redis. redis-py types each answer as a union over protocols and decodings that we never use."""
 
 OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0

@@ -8,7 +8,8 @@ from typing import Any
 from redis import exceptions as redis_errors
 
 from memory_core.codec import pack, unpack
-from memory_core.connection import Client, shard_of, shards
+from memory_core.connection import shard_of, shards
+from memory_core.redis_client import Client
 from memory_core.resources import resource
 
 LIBRARY = "rm1"

@@ -9,7 +9,7 @@ from typing import Any
 
 from memory_core.codec import DecodeError, unpack
 from memory_core.keys import Keys
-from memory_core.names import SEPARATOR
+from memory_core.names import split_labels
 from memory_core.scope import Grant, Part, Principal, owner_token
 
 COMMANDS = 5
@@ -35,7 +35,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
         namespace=namespace,
         agent=agent,
         owner=owner,
-        owners=tuple(owners_row.decode().split(SEPARATOR)) if owners_row else (),
+        owners=split_labels(owners_row and owners_row.decode()),
         grants=tuple(sorted((grant for grant in grants if grant), key=lambda grant: grant.id)),
         hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
         quarantined=tuple(sorted((name.decode(), float(since)) for name, since in quarantined.items())),

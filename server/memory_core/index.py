@@ -9,9 +9,9 @@ from typing import Any
 from redis import exceptions as redis_errors
 
 from memory_core import keys
-from memory_core.connection import Client
 from memory_core.errors import ModelMismatch, StoreUnavailable
 from memory_core.models import Model, Models, read_models
+from memory_core.redis_client import Client
 from memory_core.resources import resource
 from memory_core.settings import VectorStoreSettings
 
@@ -42,7 +42,7 @@ async def ensure_index(
     behind_alias: bool = False,
 ) -> None:
     """Make the indexes and the job group of a model where they are missing."""
-    own, index = model.within(settings), names.index(model.version)
+    own, index = settings.with_model(model), names.index(model.version)
     await _create_group(client, names.jobs(model.name))
     known = await _known_fields(client, index)
     prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
@@ -119,7 +119,7 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
     model = (await client.hget(names.meta, "model") or b"").decode()
     await client.hsetnx(names.meta, "dimension", str(settings.vector_dimension))
     await client.hsetnx(names.meta, "field", keys.vector_field(model))
-    return await read_models(client, names) or Models(Model.configured(settings)), bool(is_new)
+    return await read_models(client, names) or Models(settings.model), bool(is_new)
 
 
 async def _known_fields(client: Client, alias: str) -> set[str] | None:

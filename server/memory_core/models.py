@@ -9,14 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from memory_core.keys import Keys, vector_field
 from memory_core.names import SEPARATOR
-
-if TYPE_CHECKING:
-    from memory_core.connection import Client
-    from memory_core.settings import VectorStoreSettings
+from memory_core.redis_client import Client
 
 NO_VECTOR = "none:"
 """Before the name of a model in the field `model`: the piece still waits for its vector."""
@@ -38,11 +34,6 @@ class Model:
     dimension: int
     version: int = 1
 
-    @classmethod
-    def configured(cls, settings: VectorStoreSettings) -> Model:
-        """Give what a new namespace gets."""
-        return cls(settings.embedding_model, settings.vector_dimension)
-
     @property
     def field(self) -> str:
         """Hash field of its vectors."""
@@ -52,10 +43,6 @@ class Model:
     def sealed_field(self) -> str:
         """Hash field of those of sensitive memories, which no index sees."""
         return f"sealed_{self.field}"
-
-    def within(self, settings: VectorStoreSettings) -> VectorStoreSettings:
-        """Give settings that name this model."""
-        return settings.model_copy(update={"embedding_model": self.name, "vector_dimension": self.dimension})
 
     def is_ready(self, state: str | bytes | None) -> bool:
         """Whether a piece has its vector, by its field `model`."""

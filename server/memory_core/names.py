@@ -38,6 +38,11 @@ def to_name(value: str, default: str = "anonymous") -> str:
     return candidate if _NAME.fullmatch(candidate) else default
 
 
+def split_labels(text: str | None) -> tuple[str, ...]:
+    """Read the names or labels that Redis keeps in one field."""
+    return tuple(text.split(SEPARATOR)) if text else ()
+
+
 def check_label(value: str, what: str = "label") -> str:
     """Return `value` as a Label (tag, context, source): NFC, trimmed, 1 to 256 bytes.
 

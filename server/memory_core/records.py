@@ -14,7 +14,7 @@ import zstandard
 
 from memory_core.codec import pack, unpack
 from memory_core.models import Model
-from memory_core.names import SEPARATOR
+from memory_core.names import SEPARATOR, split_labels
 from memory_core.times import NEVER, to_redis
 
 log = logging.getLogger(__name__)
@@ -169,8 +169,8 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         owner=row["owner"],
         writer=row["writer"] or "",
         visibility=Visibility(row["visibility"] or "private"),
-        scope=frozenset(_split(row["scope"])),
-        tags=_split(row["tags"]),
+        scope=frozenset(split_labels(row["scope"])),
+        tags=split_labels(row["tags"]),
         context=row["context"],
         source=row["source"],
         seq=int(row["seq"] or 0),
@@ -243,10 +243,6 @@ def decompress(body: bytes) -> str:
 def content_hash(content: str) -> str:
     """Identify a content: 128 bits of SHA-256 in hex."""
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _split(text: str | None) -> tuple[str, ...]:
-    return tuple(text.split(SEPARATOR)) if text else ()
 
 
 def _number(text: str | None) -> float | None:

@@ -14,6 +14,8 @@ from memory_core.keys import digest
 from memory_core.records import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
+NOBODY = "-"
+"""An owner id or token that no record carries: a filter on it matches nothing."""
 
 
 def owner_token(owner: str) -> str:

@@ -16,8 +16,7 @@ from memory_core.errors import Tampered
 from memory_core.keyring import Secret, framed
 from memory_core.models import Model
 from memory_core.records import Record, compress, decompress
-from memory_core.sealing import Key, Lock, Transports, key_id
-from memory_core.streams import Job
+from memory_core.sealing import Key, Lock, key_id
 
 _PIECE_REV = 1
 """Revision of all further pieces: their own hash says which content they are of."""
@@ -120,28 +119,3 @@ def unwrap(find: Callable[[str], Secret], wrapped: bytes, version: str, namespac
 
 def _wrapping(master: Secret, version: str, namespace: str, owner: str) -> Lock:
     return Lock.at(Key.of(master, "wrap"), "data key", namespace, owner, version)
-
-
-def seal_job(transports: Transports, place: Place, text: str, lock: Lock) -> dict[str, str | bytes]:
-    """Make the sealed body of an embed job: the text, and the lock that seals its vector alone."""
-    body = pack({"text": text, "key": lock.key_id, "lock": lock.value.hex(), "bound": lock.bound.hex()})
-    seal = transports.current
-    return {"seal": seal, "body": transports.seal(seal, body, *_journey(place))}
-
-
-def open_job(transports: Transports, namespace: str, job: Job) -> tuple[str, Lock]:
-    """Give the text of a sealed embed job, and the lock for its vector.
-
-    Raises:
-        Tampered: it was altered, or is another job's.
-    """
-    place = Place(namespace, "", job.memory_id, job.piece, job.rev, job.content_hash)
-    try:
-        said = unpack(transports.open(job.seal, job.body, *_journey(place)))
-        return said["text"], Lock(said["key"], bytes.fromhex(said["lock"]), bytes.fromhex(said["bound"]))
-    except (KeyError, *DecodeError):
-        raise Tampered("a sealed job is of no known form") from None
-
-
-def _journey(place: Place) -> tuple[str, ...]:
-    return "job", place.namespace, place.memory_id, str(place.piece), str(place.rev), place.content_hash

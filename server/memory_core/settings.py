@@ -28,6 +28,7 @@ from memory_core.bulk_settings import BulkSettings
 from memory_core.durability_settings import DurabilitySettings
 from memory_core.errors import InvalidArgument
 from memory_core.limit_settings import LimitSettings
+from memory_core.models import Model
 from memory_core.names import NAME_PATTERN
 from memory_core.observe_settings import ObserveSettings
 from memory_core.quota_settings import QuotaSettings
@@ -109,6 +110,15 @@ class VectorStoreSettings(_Group):
         description="vectors from which a FAISS index is built, and changes after which it is built anew",
     )
     hnsw: HnswSettings = HnswSettings()
+
+    @property
+    def model(self) -> Model:
+        """The model of new namespaces."""
+        return Model(self.embedding_model, self.vector_dimension)
+
+    def with_model(self, model: Model) -> VectorStoreSettings:
+        """Copy these settings for another model."""
+        return self.model_copy(update={"embedding_model": model.name, "vector_dimension": model.dimension})
 
 
 class LifetimeSettings(_Group):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pydantic import BaseModel
 
 from memory_core import keys, redis_time
+from memory_core.redis_client import Client
 from memory_core.sealing import Transports
-
-if TYPE_CHECKING:
-    from memory_core.connection import Client
 
 HEARTBEAT_SECONDS = 2.0
 LIFETIME_SECONDS = 8.0

@@ -6,16 +6,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memory_core.codec import pack, unpack
-from memory_core.keys import Keys, digest
-from memory_core.names import SEPARATOR
-
-if TYPE_CHECKING:
-    from memory_core.agents import Agent
-    from memory_core.connection import Client
-    from memory_core.models import Model
+from memory_core.keys import Keys
+from memory_core.models import Model
+from memory_core.names import split_labels
+from memory_core.redis_client import Client
+from memory_core.task_kinds import TaskKind
 
 
 class TaskState(StrEnum):
@@ -48,31 +45,6 @@ class TaskPriority(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """What a task demands of whoever does it; tasks of one kind wait in one queue. `only` names a single agent."""
-
-    capabilities: tuple[str, ...] = ()
-    window: int = 0
-    only: str = ""
-
-    @property
-    def spec(self) -> bytes:
-        """Give it as the Functions read it."""
-        return pack({"capabilities": list(self.capabilities), "window": self.window, "only": self.only})
-
-    @property
-    def id(self) -> str:
-        """Identify it within keys."""
-        return digest(SEPARATOR.join([*sorted(self.capabilities), str(self.window), self.only]))
-
-    @classmethod
-    def parse(cls, spec: bytes) -> Kind:
-        """Read `spec`."""
-        found = unpack(spec)
-        return cls(tuple(found["capabilities"]), int(found["window"]), found["only"])
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One task. Times are epoch seconds; `payload`, `result` and `metrics` are JSON values."""
 
@@ -81,7 +53,7 @@ class Task:
     description: str
     type: str
     priority: TaskPriority
-    kind: Kind
+    kind: TaskKind
     submitter: str
     assigned: str | None
     holders: tuple[str, ...]
@@ -109,9 +81,9 @@ class Task:
         """Whether an agent submitted it, has it or had it, and so may see all of it."""
         return agent in {self.submitter, self.assigned, self.kind.only, *self.holders}
 
-    def may_see(self, agent: str, profile: Agent | None) -> bool:
-        """Whether an agent may know of it: as a party, or because it might have been given to it."""
-        return self.is_party(agent) or (not self.kind.only and profile is not None and profile.is_able(self.kind))
+    def may_see(self, agent: str, is_able: bool) -> bool:
+        """Whether an agent may know of it: as a party, or because it is able to do a task that is open to all."""
+        return self.is_party(agent) or (is_able and not self.kind.only)
 
 
 FIELDS = (
@@ -135,16 +107,16 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
         description=text["description"],
         type=text["type"],
         priority=TaskPriority(text["priority"]),
-        kind=Kind.parse(row["kind_spec"] or b""),
+        kind=TaskKind.parse(row["kind_spec"] or b""),
         submitter=text["submitter"],
         assigned=text.get("assigned"),
-        holders=split(text.get("holders")),
-        avoid=split(text.get("avoid")),
+        holders=split_labels(text.get("holders")),
+        avoid=split_labels(text.get("avoid")),
         attempt=int(text["attempt"]),
         max_retries=int(text["max_retries"]),
         lease_seconds=float(text["lease_seconds"]),
         created_at=float(text["created_at"]),
-        depends_on=split(text.get("depends_on")),
+        depends_on=split_labels(text.get("depends_on")),
         error=text.get("error"),
         **{name: float(text[name]) for name in times if name in text},
         **{name: json.loads(text[name]) for name in documents if name in text},
@@ -170,8 +142,3 @@ async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], mode
     for task_id in task_ids:
         pipe.hget(keys.task_vector(task_id), model.field)
     return await pipe.execute()
-
-
-def split(text: str | None) -> tuple[str, ...]:
-    """Read names that Redis keeps in one field."""
-    return tuple(text.split(SEPARATOR)) if text else ()

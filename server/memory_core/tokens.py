@@ -14,9 +14,9 @@ from typing import Any
 
 from memory_core import redis_time
 from memory_core.access import Access, Scope, known_scopes
-from memory_core.connection import Client
 from memory_core.ids import new_id
 from memory_core.keys import token_key
+from memory_core.redis_client import Client
 from memory_core.times import to_redis
 
 _TOKEN = re.compile(r"rm_([0-9a-hjkmnp-tv-z]{26})_([A-Za-z0-9_-]{43})", re.ASCII)

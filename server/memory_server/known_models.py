@@ -10,7 +10,7 @@ from cachetools import LRUCache
 from memory_core.connection import Client
 from memory_core.errors import StoreUnavailable
 from memory_core.keys import Keys
-from memory_core.models import Model, Models, read_models
+from memory_core.models import Models, read_models
 from memory_core.settings import VectorStoreSettings
 
 MODELS_SECONDS = 1.0
@@ -43,7 +43,7 @@ class KnownModels:
             if known is None:
                 raise
             return known  # a write waits for Redis, and is right by an older model too
-        models = found or Models(Model.configured(self._settings))
+        models = found or Models(self._settings.model)
         self._known[namespace] = started, models
         return models
 

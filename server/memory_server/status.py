@@ -13,7 +13,7 @@ from memory_core import redis_time, sidecars
 from memory_core.connection import Client, connect, store_errors
 from memory_core.errors import MemoryServiceError
 from memory_core.keys import NAMESPACES, SWEEPER, Keys
-from memory_core.models import Model, count_jobs, read_models
+from memory_core.models import count_jobs, read_models
 from memory_core.settings import Settings
 from memory_core.sidecars import SidecarStatus
 from memory_server.diagnosis.machine import base_url, livez
@@ -140,7 +140,7 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
     )
     try:
         async with store_errors():
-            model = models.current if models else Model.configured(settings.vector_store)
+            model = models.current if models else settings.vector_store.model
             queries = [build.all_memories(), build.unfinished(model)]
             counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
     except ResponseError:

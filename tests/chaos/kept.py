@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from memory_core.codec import unpack
 from memory_core.connection import Client
 from memory_core.keys import Keys
-from memory_core.tasks import split
+from memory_core.names import split_labels
 
 _AT_ONCE = 1000
 
@@ -71,7 +71,7 @@ async def _read(client: Client, keys: Keys, ids: list[str]) -> dict[str, Kept]:
             task_id,
             fields[0].decode(),
             tuple(_entry(row) for row in history),
-            split(fields[1].decode() if fields[1] else None),
+            split_labels(fields[1].decode() if fields[1] else None),
             int(fields[2]),
             int(fields[3]) if fields[3] else None,
         )

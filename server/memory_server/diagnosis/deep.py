@@ -9,7 +9,7 @@ import numpy as np
 
 from memory_core.connection import store_errors
 from memory_core.keys import Keys
-from memory_core.models import Model, read_models
+from memory_core.models import read_models
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.diagnosis.namespaces import Looking, index_info
 from memory_server.diagnosis.records import Problem, Walk
@@ -51,7 +51,7 @@ async def check_deep(looking: Looking, tell: Tell) -> None:
             keys = Keys(namespace)
             async with store_errors():
                 models = await read_models(looking.client, keys)
-            model = models.current if models else Model.configured(looking.settings.vector_store)
+            model = models.current if models else looking.settings.vector_store.model
             await _check(looking, Walk(looking.client, keys, looking.settings, model), tell)
 
 

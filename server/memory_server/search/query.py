@@ -11,12 +11,10 @@ from typing import Literal
 
 from memory_core.models import NO_VECTOR, Model
 from memory_core.records import HEAD, SEALED_CODEC, MemoryType, Priority, Visibility
-from memory_core.scope import Principal
+from memory_core.scope import NOBODY, Principal
 from memory_core.times import to_redis
 
 TEXT_FIELDS = "content|terms|source_text"
-NOBODY = "-"
-"""An owner id that is never issued: what unknown and unreadable names resolve to."""
 
 Value = str | int | float | bytes
 

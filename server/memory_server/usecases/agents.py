@@ -14,7 +14,7 @@ from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, ec
 from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import NAME_PATTERN, SEPARATOR, check_name
-from memory_core.tasks import Kind
+from memory_core.task_kinds import TaskKind
 from memory_core.times import to_iso
 from memory_core.vectors import to_bytes
 from memory_server.backend import after_write
@@ -256,7 +256,7 @@ async def _pending(service: Service, keys: Keys, agent: Agent) -> int:
 
     async def fetch(client: Client) -> int:
         kinds = await client.hgetall(keys.kinds)
-        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(Kind.parse(spec))]
+        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(TaskKind.parse(spec))]
         pipe = client.pipeline(transaction=False)
         for kind in fit:
             pipe.zcard(keys.backlog(kind))

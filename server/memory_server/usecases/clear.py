@@ -9,13 +9,13 @@ from memory_core import redis_time
 from memory_core.connection import Client
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.keys import Keys
-from memory_core.scope import Principal
+from memory_core.scope import NOBODY, Principal
 from memory_server.auditing.said import Said
 from memory_server.results.memories import ClearAnswer
 from memory_server.search import candidates, loading
 from memory_server.search import query as build
 from memory_server.search.loading import Ref
-from memory_server.search.query import NOBODY, Query
+from memory_server.search.query import Query
 from memory_server.service import Service
 from memory_server.usecases.checks import check_ids
 from memory_server.usecases.lookup import run_search

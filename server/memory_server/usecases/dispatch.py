@@ -9,7 +9,8 @@ from memory_core.agents import Agent
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.models import Model
-from memory_core.tasks import Kind, Task, load_tasks, load_vectors
+from memory_core.task_kinds import TaskKind
+from memory_core.tasks import Task, load_tasks, load_vectors
 from memory_core.vectors import from_bytes
 from memory_server.service import Service
 from memory_server.usecases.routing import Demand, able, note_assigned, rank, roster
@@ -34,7 +35,9 @@ async def dispatch(service: Service, namespace: str) -> int:
         return 0
     service.rosters.pop(namespace, None)
     agents = [agent for agent in await roster(service, namespace) if agent.room]
-    open_kinds = {name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, Kind.parse(spec), now))}
+    open_kinds = {
+        name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, TaskKind.parse(spec), now))
+    }
     if not open_kinds:
         return 0
     tasks = await service.backend.read(lambda client: _first(client, keys, list(open_kinds)))

@@ -15,7 +15,8 @@ from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.names import SEPARATOR, check_label, check_name
-from memory_core.tasks import Kind, Task, TaskPriority, TaskState, load_vectors
+from memory_core.task_kinds import TaskKind
+from memory_core.tasks import Task, TaskPriority, TaskState, load_vectors
 from memory_core.times import parse_time, to_redis
 from memory_core.vectors import Matrix, from_bytes, to_bytes
 from memory_server.results.tasks import DistributeAnswer, SimilarTask, Suited, Why
@@ -68,7 +69,7 @@ async def distribute_task(service: Service, caller: Caller, new: NewTask) -> Dis
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
     new = _checked(service, new)
-    kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
+    kind = TaskKind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
     await service.backend.namespace(caller.namespace)
     await _check_dependencies(service, caller, new.depends_on)
     model = await service.backend.model(caller.namespace)
@@ -125,7 +126,7 @@ async def _submit(
     service: Service,
     caller: Caller,
     new: NewTask,
-    kind: Kind,
+    kind: TaskKind,
     vector: Matrix | None,
     model: Model,
     names: Sequence[str],
@@ -161,7 +162,7 @@ async def _submit(
 
 
 def _fields(
-    service: Service, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+    service: Service, caller: Caller, new: NewTask, kind: TaskKind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -222,7 +223,7 @@ def _candidates(choices: Sequence[Choice]) -> list[str]:
     return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
 
 
-def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None) -> Why:
+def _why(state: str, kind: TaskKind, choices: Sequence[Choice], assigned: str | None) -> Why:
     considered = [Suited(**asdict(choice)) for choice in choices[:_SHOWN]]
     if state == TaskState.WAITING:
         return Why(reason="it waits for the tasks that it depends on", considered=considered)

@@ -13,10 +13,9 @@ from memory_core.errors import Forbidden, echo
 from memory_core.ids import new_id
 from memory_core.keys import Keys
 from memory_core.names import NAME_PATTERN, SEPARATOR
-from memory_core.scope import Principal
+from memory_core.scope import NOBODY, Principal
 from memory_server.auditing.said import Said, said
 from memory_server.backend import Backend
-from memory_server.search.query import NOBODY
 from memory_server.together import once
 
 _NAME = re.compile(NAME_PATTERN)

@@ -238,7 +238,7 @@ async def _count(service: Service, client: Client, keys: Keys, queries: Sequence
 
 async def _drift(service: Service, keys: Keys, model: Model) -> list[str]:
     info = await service.backend.read(lambda client: client.execute_command("FT.INFO", keys.index(model.version)))
-    return drift(info, keys, model.within(service.settings.vector_store))
+    return drift(info, keys, service.settings.vector_store.with_model(model))
 
 
 def _next(models: Models, differs: Sequence[str]) -> str:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from memory_core.agents import Agent, AgentStatus, load_agents
 from memory_core.keys import Keys
-from memory_core.tasks import Kind, TaskPriority
+from memory_core.task_kinds import TaskKind
+from memory_core.tasks import TaskPriority
 from memory_core.vectors import Matrix
 from memory_server.service import Service
 
@@ -52,7 +53,7 @@ class Choice:
 class Demand:
     """What is known of a task when it is routed; `vector` has shape (dimension,) or is not known."""
 
-    kind: Kind
+    kind: TaskKind
     type: str
     priority: TaskPriority
     vector: Matrix | None = None
@@ -78,7 +79,7 @@ def note_assigned(service: Service, namespace: str, name: str | None) -> None:
             agents[position] = replace(agent, open_tasks=agent.open_tasks + 1)
 
 
-def able(agents: Iterable[Agent], kind: Kind, now: float) -> list[Agent]:
+def able(agents: Iterable[Agent], kind: TaskKind, now: float) -> list[Agent]:
     """Keep those that live, take work and can do a kind of task."""
     return [
         agent

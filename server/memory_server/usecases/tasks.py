@@ -96,7 +96,11 @@ async def visible_tasks(service: Service, caller: Caller, task_ids: Sequence[str
         if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
-        return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
+
+        def may_see(task: Task) -> bool:
+            return caller.admin or task.may_see(caller.agent, profile is not None and profile.is_able(task.kind))
+
+        return list(filter(may_see, tasks))
 
     return await service.backend.read(fetch)
 

@@ -23,7 +23,8 @@ from memory_core.records import (
     head_fields,
 )
 from memory_core.scope import record_tokens
-from memory_core.sealed_records import Place, keyed_hash, seal_body, seal_job, seal_text, seal_vector
+from memory_core.sealed_jobs import seal_job
+from memory_core.sealed_records import Place, keyed_hash, seal_body, seal_text, seal_vector
 from memory_core.sealing import Key
 from memory_core.vectors import Matrix, to_bytes
 from memory_server.caching import Asker
