@@ -17,6 +17,7 @@ from redis.asyncio import BlockingConnectionPool, Connection, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from memory_core.cluster import Cluster
 from memory_core.errors import (
     InvalidArgument,
     MemoryServiceError,
@@ -26,9 +27,10 @@ from memory_core.errors import (
     UnsafeStart,
 )
 from memory_core.packing import pack_by_hiredis
-from memory_core.places import Address, Place, read_url
+from memory_core.places import Address, RedisUrl, read_url
 from memory_core.redis_client import Client
 from memory_core.secret_files import secret_of
+from memory_core.sentinel import follow_master
 from memory_core.settings import Settings
 
 OLDEST_REDIS = (8, 2)
@@ -77,23 +79,19 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         InvalidArgument: `url` is none.
     """
     try:
-        place = read_url(url)
+        parsed = read_url(url)
     except ValueError:
         # Without its cause: urllib quotes a part of the URL, which may be the password.
         raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
-    if place.kind == "cluster":
-        from memory_core.cluster import Cluster
-
-        return Cluster(place, lambda address: _make_pool(place, timeout, address))
-    pool = _make_pool(place, timeout)
-    if place.kind == "sentinel":
-        from memory_core.sentinel import led_by_sentinels
-
-        pool = led_by_sentinels(pool, place)
+    if parsed.kind == "cluster":
+        return Cluster(parsed, lambda address: _make_pool(parsed, timeout, address))
+    pool = _make_pool(parsed, timeout)
+    if parsed.kind == "sentinel":
+        pool = follow_master(pool, parsed)
     return Redis.from_pool(pool)
 
 
-def _make_pool(place: Place, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
+def _make_pool(url: RedisUrl, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
     where = {"host": address[0], "port": address[1]} if address else {}
     options: Any = {
         "connection_class": Connection,
@@ -105,7 +103,7 @@ def _make_pool(place: Place, timeout: float | None, address: Address | None = No
         "socket_connect_timeout": CONNECT_SECONDS,
         "health_check_interval": 0,
     }
-    return pack_by_hiredis(BlockingConnectionPool(**(options | place.options | where)))
+    return pack_by_hiredis(BlockingConnectionPool(**(options | url.options | where)))
 
 
 async def shards(client: Client) -> list[Client]:

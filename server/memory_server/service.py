@@ -14,7 +14,6 @@ from memory_core import redis_time
 from memory_core.agents import Agent
 from memory_core.connection import store_errors
 from memory_core.errors import MemoryServiceError
-from memory_core.histogram import Histogram
 from memory_core.keys import Keys, bell, lane_of
 from memory_core.settings import Settings
 from memory_core.times import to_redis
@@ -27,7 +26,7 @@ from memory_server.cancelling import cancel
 from memory_server.embeddings import Embeddings
 from memory_server.events.hub import Hub
 from memory_server.events.seen import Seen
-from memory_server.metrics.figures import Figures
+from memory_server.metrics.figures import FAMILIES, Figures
 from memory_server.quotas import Quotas
 from memory_server.readers import Readers
 from memory_server.results.stats import Percentiles
@@ -45,14 +44,14 @@ _SAMPLES_OF_ONE = 250
 class Latency:
     """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
+    def __init__(self, name: str, text: str) -> None:
+        self.histogram = FAMILIES.histogram(name, text)
         self._samples: deque[float] = deque(maxlen=1000)
         self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
     def add(self, asker: Asker, milliseconds: float) -> None:
         """Record one duration."""
-        self.histogram.add(milliseconds / 1000)
+        self.histogram.observe(milliseconds / 1000)
         own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
         for samples in (self._samples, own):
             samples.append(milliseconds)
@@ -86,8 +85,8 @@ class Service:
         self.quotas = Quotas(settings.quotas)
         self.events = Hub(self.backend)
         self.seen = Seen(self.backend)
-        self.search_latency = Latency()
-        self.embedding_latency = Latency()
+        self.search_latency = Latency("search_seconds", "How long searches took.")
+        self.embedding_latency = Latency("embedding_seconds", "How long vectors were waited for.")
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
         self._due: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
