@@ -106,7 +106,7 @@ class AskDesk:
     def answer(self, question: Question, vectors: Matrix) -> None:
         """Send vectors, shape (texts, dimension)."""
         dimension = self._encoder.dimension
-        tracing.told("embed_ask", question.ask.trace, question.since, texts=len(question.ask.texts))
+        tracing.record_span("embed_ask", question.ask.trace, question.since, texts=len(question.ask.texts))
         self.outcomes["answered"] += 1
         self._reply(question.stream, question.entry, question.ask, dimension=dimension, vectors=to_bytes(vectors))
 

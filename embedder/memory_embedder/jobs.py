@@ -230,8 +230,10 @@ class JobDesk:
         )
         for (work, _), verdict in zip(pairs, answer["verdicts"], strict=True):
             self.verdicts[verdict] += 1
-            above = tracing.told("embed_job", work.job.trace, work.since, verdict=verdict, delivery=work.deliveries)
-            tracing.told("rm1_commit", above, since, vectors=len(pairs))
+            above = tracing.record_span(
+                "embed_job", work.job.trace, work.since, verdict=verdict, delivery=work.deliveries
+            )
+            tracing.record_span("rm1_commit", above, since, vectors=len(pairs))
             if verdict == "bad_vector":
                 await self._bury(work, "the vector was refused")
             else:
