@@ -1,4 +1,4 @@
-"""Settings of the bulk engine, which keeps whole namespaces' vectors in a sidecar's memory."""
+"""Settings of the bulk engine, which keeps all vectors of a namespace in a sidecar's memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class BulkSettings(BaseModel):
-    """The bulk engine of a sidecar: exact searches, many searches at once, and reports over all of an agent's."""
+    """The bulk engine of a sidecar: exact searches, many searches at once, and reports on an agent's memories."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -14,5 +14,5 @@ class BulkSettings(BaseModel):
         default=1 << 30,
         ge=0,
         le=1 << 44,
-        description="memory for mirrors of namespaces, 2 kB a vector; the least used leave first; 0 switches it off",
+        description="memory for mirrors of namespaces, 2 kB a vector; the least used is evicted; 0 turns it off",
     )

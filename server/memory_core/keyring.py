@@ -9,19 +9,20 @@ import base64
 import binascii
 import logging
 import re
+import secrets
 import shlex
 import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from memory_core.errors import KeyMissing, UnsafeStart
 from memory_core.secret_files import secret_of
-
-if TYPE_CHECKING:
-    from memory_core.settings import Settings
+from memory_core.settings import Settings
 
 log = logging.getLogger(__name__)
 KEY_BYTES = 32
@@ -42,9 +43,6 @@ class Secret:
 
     def derive(self, purpose: str) -> bytes:
         """Give the 32-byte key of one purpose; from it neither the secret nor another purpose's key follows."""
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"redis-memory/{purpose}".encode()).derive(self.value)
 
 
@@ -108,8 +106,6 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
 
 def new_key() -> str:
     """Make a random key as it is written down."""
-    import secrets
-
     return written(Secret(secrets.token_bytes(KEY_BYTES)))
 
 
@@ -137,10 +133,10 @@ def _masters(settings: Settings) -> list[Secret]:
 
 
 def _secrets(text: str, source: str) -> list[Secret]:
-    secrets = [_secret(part, source) for part in re.split(r"[\s,]+", text.strip()) if part]
-    if not secrets:
+    found = [_secret(part, source) for part in re.split(r"[\s,]+", text.strip()) if part]
+    if not found:
         raise UnsafeStart(f"{source} holds no key", hint=HOW_TO_SET)
-    return secrets
+    return found
 
 
 def _secret(text: str, source: str) -> Secret:

@@ -1,38 +1,41 @@
-"""Redis's clock, by which it stamps and expires: a server whose own is wrong must hide nothing early, or show it late.
+"""Redis's clock, which decides when records expire, so that a server with a wrong clock answers correctly.
 
-Where Redis was never asked, as in a shell command, it is the process's own wall clock.
+Until Redis is asked, as in a shell command, it is the wall clock of the process.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Any
+
+from memory_core.redis_client import Client
 
 _ahead: float | None = None
-"""How far Redis's clock was ahead of this process's monotonic one, which nobody sets."""
+"""Redis's clock minus the monotonic clock of this process."""
 
 
-async def ask(client: Any) -> float:
-    """Ask a Redis for its time, in epoch seconds, and remember it.
+async def ask(client: Client) -> float:
+    """Ask Redis for its time in epoch seconds, and remember the offset.
 
     Raises:
         redis.exceptions.RedisError: as `memory_core.connection.store_errors` expects.
     """
     sent = time.monotonic()
     seconds, microseconds = await client.time()
-    told = seconds + microseconds / 1_000_000
-    hear(told, sent, time.monotonic())
-    return told
+    answered = seconds + microseconds / 1_000_000
+    hear(answered, sent, time.monotonic())
+    return answered
 
 
-def hear(told: float, sent: float, received: float) -> None:
-    """Learn what Redis's clock said at some moment between two of our monotonic one. The closest pair counts longest:
-    what is known already is only moved as far as it must be."""
+def hear(answered: float, sent: float, received: float) -> None:
+    """Learn from Redis's time at some moment between two monotonic times of ours.
+
+    The offset changes no more than it must, so the answer with the shortest round trip counts most.
+    """
     global _ahead
-    least, most = told - received, told - sent
+    least, most = answered - received, answered - sent
     _ahead = most if _ahead is None else min(max(_ahead, least), most)
 
 
 def now() -> float:
-    """Epoch seconds by Redis's clock, as last heard."""
+    """Current epoch seconds by Redis's clock."""
     return time.time() if _ahead is None else time.monotonic() + _ahead

@@ -12,6 +12,9 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from memory_core.errors import Tampered
 from memory_core.keyring import KEY_BYTES, Secret, framed
 
@@ -60,8 +63,6 @@ class Lock:
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt the value."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         head, nonce = _VERSION + bytes.fromhex(self.key_id), secrets.token_bytes(_NONCE_BYTES)
         return head + nonce + AESGCM(self.value).encrypt(nonce, plain, head + self.bound)
 
@@ -71,9 +72,6 @@ class Lock:
         Raises:
             Tampered: it was altered, or sealed for another place or under another key.
         """
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         if key_id(sealed) != self.key_id:
             raise Tampered(_ALTERED)
         head, rest = sealed[:_HEAD_BYTES], sealed[_HEAD_BYTES:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -340,8 +341,6 @@ def _problem(kind: str, loc: Sequence[int | str], message: str) -> tuple[str, st
 
 def _near(name: str, known: Sequence[str], alike: float) -> str:
     """Give the settings with the most similar names, preferring those of the same group."""
-    from difflib import get_close_matches
-
     group, _, _ = name.rpartition(".")
     same_group = [other for other in known if other.rpartition(".")[0] == group]
     last = {other: other.rpartition(".")[2] for other in known}
@@ -370,8 +369,6 @@ def _meant_by(name: str) -> str:
     if field is not None:
         is_group = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         return variable([top.lower()]) if nested and not is_group else ""
-    from difflib import get_close_matches
-
     bare = {other.removeprefix(ENV_PREFIX): other for other in known}
     return " or ".join(bare[other] for other in get_close_matches(name.removeprefix(ENV_PREFIX), bare, 3, _MISSPELT))
 
