@@ -27,7 +27,7 @@ from memory_core.records import (
 )
 from memory_core.sealed_jobs import open_job, seal_job
 from memory_core.sealed_records import (
-    Place,
+    Binding,
     keyed_hash,
     open_record,
     open_vector,
@@ -77,7 +77,7 @@ class Deployment:
             None, None, 1, None, 1.0, 1.0, 2.0, rev, "model", '{"a":1}', 2, keyed_hash(key, content),
             codec=SEALED_CODEC,
         )  # fmt: skip
-        place = Place.of(namespace, record, 0)
+        place = Binding.of(namespace, record, 0)
         vector = np.ones(DIMENSION, dtype=np.float32) / np.sqrt(DIMENSION)
         clear = filter_fields(record) | {
             "codec": SEALED_CODEC, "hash": record.content_hash, "rev": str(rev), "model": "model", "pieces": "2",
@@ -249,7 +249,7 @@ def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_writ
 
 def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vector_alone() -> None:
     shared, key = transports(), Key.new()
-    place = Place("n", "ann", "m1", 0, 3, "0" * 32)
+    place = Binding("n", "ann", "m1", 0, 3, "0" * 32)
     body = seal_job(shared, place, "a secret text", place.lock(key, "vector"))
     assert isinstance(body["body"], bytes)
     job = Job("1-0", "m1", 3, "0" * 32, 0, "m", str(body["seal"]), body["body"])
@@ -281,7 +281,7 @@ def test_the_same_content_has_another_hash_for_another_owner() -> None:
 
 @pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
 def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: Matrix) -> None:
-    place, key = Place("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
+    place, key = Binding("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
     lock = place.lock(key, "vector")
     good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
     assert open_vector(key, place, seal_vector(lock, MODEL, good), MODEL) == good

@@ -218,7 +218,7 @@ class JobDesk:
             return "", None, "was altered, or is another job's"
 
     async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
-        pieces = [names.piece(work.job.memory_id, work.job.piece) for work, _ in pairs]
+        pieces = [names.hash_of_chunk(work.job.memory_id, work.job.chunk) for work, _ in pairs]
         since = tracing.now()
         answer = await functions.call(
             self._client,
@@ -243,7 +243,7 @@ class JobDesk:
         job = work.job
         return {
             "id": job.memory_id,
-            "piece": job.piece,
+            "piece": job.chunk,
             "entry": job.entry,
             "rev": job.rev,
             "hash": job.content_hash,

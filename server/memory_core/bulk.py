@@ -140,7 +140,7 @@ class BulkAsk:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> BulkAsk:
-        """Read an entry.
+        """Parse an entry.
 
         Raises:
             BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.

@@ -1,4 +1,4 @@
-"""A task as it lies in Redis: its states, what it demands of an agent, and who may see it."""
+"""Task records: states, requirements and visibility."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from memory_core.task_kinds import TaskKind
 
 
 class TaskState(StrEnum):
-    """`waiting` for dependencies → `pending` → `leased` → one of the others; `retrying` leads back to `pending`."""
+    """`waiting` for dependencies → `pending` → `leased` → a final state; `retrying` leads back to `pending`."""
 
     WAITING = "waiting"
     PENDING = "pending"
@@ -31,7 +31,7 @@ ENDED = frozenset({TaskState.COMPLETED, TaskState.DEAD, TaskState.CANCELLED})
 
 
 class TaskPriority(StrEnum):
-    """What goes out first."""
+    """The order in which pending tasks are assigned."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -40,7 +40,7 @@ class TaskPriority(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 goes first."""
+        """0 is assigned first."""
         return list(TaskPriority).index(self)
 
 
@@ -74,15 +74,15 @@ class Task:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will happen to it any more."""
+        """Whether it is in a final state."""
         return self.state in ENDED
 
     def is_party(self, agent: str) -> bool:
-        """Whether an agent submitted it, has it or had it, and so may see all of it."""
+        """Whether an agent submitted, holds or held it, and so may see all of it."""
         return agent in {self.submitter, self.assigned, self.kind.only, *self.holders}
 
     def may_see(self, agent: str, is_able: bool) -> bool:
-        """Whether an agent may know of it: as a party, or because it is able to do a task that is open to all."""
+        """Whether an agent may see it: as a party, or because it is able to do a task that is open to all."""
         return self.is_party(agent) or (is_able and not self.kind.only)
 
 
@@ -94,7 +94,7 @@ FIELDS = (
 
 
 def parse(task_id: str, values: list[bytes | None]) -> Task | None:
-    """Build a Task from the HMGET of FIELDS; None when there is none."""
+    """Build a Task from the HMGET of FIELDS; None if it is gone."""
     row = dict(zip(FIELDS, values, strict=True))
     if row["state"] is None:
         return None
@@ -124,7 +124,7 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
 
 
 async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[Task]:
-    """Load tasks in the order of their ids, leaving out what is gone."""
+    """Load tasks in the order of the ids, without those that are gone."""
     ids = list(task_ids)
     if not ids:
         return []
@@ -137,7 +137,7 @@ async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> lis
 
 
 async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], model: Model) -> list[bytes | None]:
-    """Load a model's vectors of open tasks' texts in the order of their ids; None where there is none."""
+    """Load a model's vectors of open tasks in the order of the ids; None for a missing vector."""
     pipe = client.pipeline(transaction=False)
     for task_id in task_ids:
         pipe.hget(keys.task_vector(task_id), model.field)

@@ -233,4 +233,4 @@ class Vault:
 
 def _parts(record: Record) -> tuple[bytes | None, ...]:
     sealed = record.sealed
-    return (sealed.text, sealed.piece, sealed.body, sealed.vector) if sealed else ()
+    return (sealed.text, sealed.chunk, sealed.body, sealed.vector) if sealed else ()

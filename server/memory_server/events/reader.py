@@ -154,7 +154,7 @@ class Reader:
         async def fetch(client: Client) -> list[bytes | None]:
             pipe = client.pipeline(transaction=False)
             for number in asked:
-                piece = keys.piece(batch[number].subject, batch[number].piece)
+                piece = keys.hash_of_chunk(batch[number].subject, batch[number].piece)
                 pipe.hget(piece, model.field)
             return await pipe.execute()
 

@@ -326,12 +326,12 @@ async def _vectors(service: Service, keys: Keys, record: Record, model: Model) -
     if record.vector is None:
         return None, None
     pieces: list[Record] = []
-    for start in range(1, record.pieces, _SLICE):
-        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
+    for start in range(1, record.chunks, _SLICE):
+        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
         found = [one for one in await _load(service, keys, refs, model) if isinstance(one, Record)]
         pieces += (await service.vault.open_all(keys.namespace, found)).records
     vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector)]
-    if len(vectors) != record.pieces:
+    if len(vectors) != record.chunks:
         return None, None
     return vectors, cut_of([piece.content for piece in pieces]) if pieces else None
 

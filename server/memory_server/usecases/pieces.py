@@ -134,7 +134,7 @@ def _item(
     code: dict[str, str] = {}
     if not record.is_sensitive:  # a sealed piece proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
-        code = service.backend.integrity.sign_piece(*where, text.encode())
+        code = service.backend.integrity.sign_chunk(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),

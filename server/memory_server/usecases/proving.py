@@ -116,8 +116,8 @@ async def _load(service: Service, keys: Keys, refs: Sequence[Ref], *, whole: boo
 async def _verify_pieces(service: Service, namespace: str, records: Sequence[Record], report: Report) -> None:
     keys = Keys(namespace)
     for record in records:
-        for start in range(1, record.pieces, _SLICE):
-            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
+        for start in range(1, record.chunks, _SLICE):
+            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
             found = await _load(service, keys, refs, whole=False)
             report.pieces += len(refs)
             for flaw in (one.flaw for one in found if isinstance(one, Flawed)):

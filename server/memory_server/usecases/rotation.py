@@ -194,7 +194,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
     vectors = await _vectors(service, namespace, record, len(pieces), model)
     new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
-    most = max(len(pieces), record.pieces)
+    most = max(len(pieces), record.chunks)
     head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
     answer = await service.backend.write(
         "rm1_reseal",

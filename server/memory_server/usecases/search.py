@@ -330,7 +330,7 @@ def _hit(scored: Scored, principal: Principal, model: Model) -> Hit:
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
-        part=scored.record.part if scored.record.pieces > 1 else None,
+        part=scored.record.part if scored.record.chunks > 1 else None,
     )
 
 

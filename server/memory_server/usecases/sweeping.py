@@ -160,7 +160,7 @@ async def ask_again(service: Service, namespace: str, records: Sequence[Record],
         items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
     answer = await service.backend.write(
         "rm1_requeue",
-        [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],
+        [keys.job_streams, *(keys.hash_of_chunk(record.id, record.part) for record in records)],
         repeatable=True,
         model=model.name,
         items=items,
