@@ -215,7 +215,7 @@ class Reading:
         if found.sealed:
             vector = self._sealed_vector(found, row)
             return replace(
-                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
+                found, sealed=replace(found.sealed, chunk=said, vector=vector, model=self.model), vector=None
             )
         where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
         if flaw := self.integrity.flaw_of_chunk(*where, said, row):
