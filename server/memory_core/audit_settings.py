@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings_group import SettingsGroup
 
 
-class AuditSettings(BaseModel):
+class AuditSettings(SettingsGroup):
     """Retention of the audit. Older entries are deleted up to a seal; the chain continues from that seal."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     keep_days: int = Field(default=365, ge=0, le=36_500, description="days that an entry is kept; 0 is forever")
     keep_entries: int = Field(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
+
+from memory_core.settings_group import SettingsGroup
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -19,10 +21,8 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """A list; an environment variable may write it as `a,b`."""
 
 
-class AuthSettings(BaseModel):
+class AuthSettings(SettingsGroup):
     """How callers are authenticated. `off` trusts the name that a client gives, and works on loopback only."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     mode: Literal["off", "tokens", "oauth"] = Field(
         default="off", description="off, tokens of `redis-memory agents token`, or tokens of an OAuth server"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from memory_core.codec import DecodeError, unpack
 from memory_core.names import check_name
 from memory_core.sealing import Transports
-from memory_core.streams import CLEAR, MESSAGE_VERSION, BadMessage, Fields
+from memory_core.streams import CLEAR, MESSAGE_VERSION, BadMessage, Fields, check_version
 
 Clause = tuple[str, Sequence[str]]
 """A field and values: a record must have one of them. `id` and `scope` are fields too."""
@@ -146,8 +146,7 @@ class BulkAsk:
             BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.
         """
         try:
-            if fields[b"v"] != b"%d" % MESSAGE_VERSION:
-                raise BadMessage(f"version {fields[b'v']!r}")
+            check_version(fields)
             ask_id, reply_to, namespace, seal = (fields[name].decode() for name in (b"id", b"reply", b"ns", b"seal"))
             check_name(namespace, "namespace")
             request, body = None, fields[b"body"]
@@ -163,8 +162,6 @@ class BulkAsk:
                 request=request,
                 seal=seal,
             )
-        except BadMessage:
-            raise
         except Exception as error:
             raise BadMessage(f"bulk ask: {type(error).__name__}") from error
 

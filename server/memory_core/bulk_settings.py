@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings_group import SettingsGroup
 
 
-class BulkSettings(BaseModel):
+class BulkSettings(SettingsGroup):
     """The bulk engine of a sidecar: exact searches, many searches at once, and reports on an agent's memories."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     memory_bytes: int = Field(
         default=1 << 30,

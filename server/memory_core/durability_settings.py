@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings_group import SettingsGroup
 
 
-class DurabilitySettings(BaseModel):
+class DurabilitySettings(SettingsGroup):
     """What a write waits for. Critical memories always wait for the disk."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     level: Literal["default", "synced"] = Field(
         default="default", description="default: only critical memories wait for the disk; synced: all do"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import Field, SecretStr
+
+from memory_core.settings_group import SettingsGroup
 
 
-class ObserveSettings(BaseModel):
+class ObserveSettings(SettingsGroup):
     """Metrics, traces and logs. `/metrics` is open while authentication is off; otherwise it needs its own token."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     metrics_token: SecretStr | None = Field(
         default=None,

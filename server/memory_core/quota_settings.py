@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings_group import SettingsGroup
 
 
-class QuotaSettings(BaseModel):
+class QuotaSettings(SettingsGroup):
     """What one agent may store in a namespace; 0 is no limit."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     memories: int = Field(default=1_000_000, ge=0, description="unexpired memories of one agent; 0 is any number")
     pieces: int = Field(

@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -33,6 +33,7 @@ from memory_core.models import Model
 from memory_core.names import NAME_PATTERN
 from memory_core.observe_settings import ObserveSettings
 from memory_core.quota_settings import QuotaSettings
+from memory_core.settings_group import SettingsGroup
 
 SettingPath = tuple[str, ...]
 
@@ -44,11 +45,7 @@ _MISSPELT = 0.85
 """Similarity to a setting from which an unknown variable counts as misspelt."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class RedisSettings(_Group):
+class RedisSettings(SettingsGroup):
     """Where Redis is. With neither `url` nor `host`, the embedded default is used."""
 
     url: SecretStr | None = Field(default=None, description="URL of Redis; overrides the other settings of this group")
@@ -65,7 +62,7 @@ class RedisSettings(_Group):
     timeout_seconds: float = Field(default=5.0, gt=0, le=300, description="deadline of one read or write")
 
 
-class GpuSettings(_Group):
+class GpuSettings(SettingsGroup):
     """Where a sidecar computes embeddings. The starting server passes device and acceleration to the embedded one."""
 
     enable_acceleration: bool = Field(default=True, description="whether accelerators are used at all")
@@ -80,7 +77,7 @@ class GpuSettings(_Group):
     )
 
 
-class HnswSettings(_Group):
+class HnswSettings(SettingsGroup):
     """The graph of the Redis index; used when an index is made."""
 
     m: int = Field(default=16, ge=4, le=512, description="edges of each node: recall and memory use grow with it")
@@ -88,7 +85,7 @@ class HnswSettings(_Group):
     ef_runtime: int = Field(default=100, ge=10, le=4096, description="candidates examined by a search")
 
 
-class VectorStoreSettings(_Group):
+class VectorStoreSettings(SettingsGroup):
     """The embedding model and the indexes over its vectors.
 
     `index_type` and `rebuild_threshold` are for the FAISS bulk engine; the Redis index is always HNSW.
@@ -123,7 +120,7 @@ class VectorStoreSettings(_Group):
         return self.model_copy(update={"embedding_model": model.name, "vector_dimension": model.dimension})
 
 
-class LifetimeSettings(_Group):
+class LifetimeSettings(SettingsGroup):
     """Seconds that a memory of each priority lives, unless `ttl_seconds` is given; null is forever."""
 
     critical: int | None = Field(default=None, ge=1, le=CENTURY, description="seconds that critical memories live")
@@ -136,7 +133,7 @@ class LifetimeSettings(_Group):
     )
 
 
-class CacheSettings(_Group):
+class CacheSettings(SettingsGroup):
     """Vectors of texts seen before, kept in the process and in Redis."""
 
     entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 1.5 kB each")
@@ -153,7 +150,7 @@ class CacheSettings(_Group):
     )
 
 
-class TaskSettings(_Group):
+class TaskSettings(SettingsGroup):
     """How tasks are assigned, retried and kept."""
 
     claim_seconds: float = Field(

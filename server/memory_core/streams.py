@@ -46,7 +46,7 @@ class Job:
             BadMessage: a field is missing, or the version is unknown.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             return cls(
                 entry=entry.decode(),
                 memory_id=fields[b"id"].decode(),
@@ -99,7 +99,7 @@ class Ask:
             BadMessage: a field is missing, the version is unknown, or the body was altered.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             ask_id, reply_to, seal = (fields[name].decode() for name in (b"id", b"reply", b"seal"))
             can_open = not seal or seal in transports
             body = transports.open(seal, fields[b"body"], "ask", ask_id, reply_to) if can_open else pack([])
@@ -145,7 +145,7 @@ class Reply:
             BadMessage: a field is missing, the version is unknown, or the body was altered or cannot be opened.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             ask_id, seal, dimension = fields[b"id"].decode(), fields[b"seal"].decode(), int(fields[b"dimension"])
             return cls(
                 ask_id=ask_id,
@@ -171,6 +171,7 @@ def _trace(fields: Fields) -> str:
     return fields.get(b"trace", b"").decode("ascii", "replace")
 
 
-def _check_version(fields: Fields) -> None:
+def check_version(fields: Fields) -> None:
+    """Raise ValueError unless a message has the current version."""
     if fields[b"v"] != b"%d" % MESSAGE_VERSION:
         raise ValueError(f"version {fields[b'v']!r} is not {MESSAGE_VERSION}")
