@@ -34,7 +34,11 @@ TARGETS = {
     "crypto": Target(
         (
             *("server/memory_core/sealing.py", "server/memory_core/keyring.py", "server/memory_core/integrity.py"),
-            *("server/memory_core/sealed_records.py", "server/memory_server/vault.py"),
+            *(
+                "server/memory_core/sealed_records.py",
+                "server/memory_core/sealed_jobs.py",
+                "server/memory_server/vault.py",
+            ),
             "redis/functions/07_integrity.lua",
         ),
         (
