@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks import results
 from benchmarks.evalset import load
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.backends import Backend, load_encoder
 from memory_embedder.encoder import Encoder, encode
 from memory_embedder.wanted import Wanted

@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.evalset import load
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.backends import Engine, open_engine
 from memory_embedder.encoder import encode
 from memory_embedder.wanted import Wanted, available_cores

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 from memory_embedder.encoder import Kind, Tokens, unit_rows
 
 

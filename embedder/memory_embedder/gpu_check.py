@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from memory_core.errors import MemoryServiceError
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.backends import Engine, open_engine, usable
 from memory_embedder.bulk.gpu_check import check_bulk
 from memory_embedder.encoder import Encoder, encode

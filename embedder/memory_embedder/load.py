@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from memory_core.metric_families import Families
+from memory_core.observe.metric_families import Families
 from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
 
 BATCH_SECONDS = 0.1

@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime
 
 from memory_core.errors import InvalidArgument
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.encoder import Kind, PooledEncoder, Pooling, TokenIds, Tokens, pool
 from memory_embedder.providers import CPU, Choice, candidates, fall_back, without_accelerator
 from memory_embedder.tokeniser import TextTokeniser

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import InvalidArgument
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.encoder import Kind, PooledEncoder, TokenIds, Tokens, pool, unit_rows
 from memory_embedder.openvino_graph import has_int8_weights, unpack_weights
 from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine

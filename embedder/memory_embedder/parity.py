@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 
 LEAST_COSINE = 0.999
 """Of a floating-point engine to fp32 of the same weights; half precision included."""

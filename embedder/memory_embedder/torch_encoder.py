@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.encoder import Kind, PooledEncoder, Tokens
 from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
 from memory_embedder.providers import fall_back

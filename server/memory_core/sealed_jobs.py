@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from memory_core.codec import DecodeError, pack, unpack
+from memory_core.crypto.sealed_memory import Binding
+from memory_core.crypto.sealing import Lock, Transports
 from memory_core.errors import Tampered
-from memory_core.sealed_records import Binding
-from memory_core.sealing import Lock, Transports
-from memory_core.streams import Job
+from memory_core.records.codec import DecodeError, pack, unpack
+from memory_core.store.streams import Job
 
 
 def seal_job(transports: Transports, binding: Binding, text: str, lock: Lock) -> dict[str, str | bytes]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from memory_core.codec import pack, unpack
-from memory_core.keys import digest
-from memory_core.names import SEPARATOR
+from memory_core.records.codec import pack, unpack
+from memory_core.records.keys import digest
+from memory_core.records.names import SEPARATOR
 
 
 @dataclass(frozen=True, slots=True)

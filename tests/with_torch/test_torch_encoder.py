@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.backends import open_engine
 from memory_embedder.encoder import encode
 from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine

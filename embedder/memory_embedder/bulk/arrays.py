@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 
 Array = Any
 """An array of the chosen module: numpy.ndarray or cupy.ndarray, which share their methods."""

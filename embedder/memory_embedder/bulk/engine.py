@@ -8,15 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.bulk import (
-    Clusters,
-    ClustersFound,
-    Duplicates,
-    DuplicatesFound,
-    Nearest,
-    NearestFound,
-)
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.store.bulk_messages import Clusters, ClustersFound, Duplicates, DuplicatesFound, Nearest, NearestFound
 from memory_embedder.bulk.arrays import Array, Arrays, Resident
 from memory_embedder.bulk.index import Approximate, Faiss
 from memory_embedder.bulk.mirror import Mask

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.bulk import IndexType
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.store.bulk_messages import IndexType
 from memory_embedder.bulk.arrays import Arrays, Resident
 from memory_embedder.bulk.index import LEAST_RECALL, Faiss, build
 from memory_embedder.bulk.numerics import group, nearest, pairs

@@ -1,0 +1,110 @@
+"""The embedding models of a namespace, from its `meta` record.
+
+Each model has its own vector field and its own index, so a search never compares vectors of two models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from memory_core.records.keys import Keys, vector_field
+from memory_core.records.names import split_labels
+from memory_core.redis_client import Client
+
+NO_VECTOR = "none:"
+"""Prefix in the field `model`: the chunk waits for its vector of the model that follows."""
+
+
+class Phase(StrEnum):
+    """Progress of a change of model: the other model will be current, was current, or is being removed."""
+
+    BUILDING = "building"
+    SWITCHED = "switched"
+    DROPPING = "dropping"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of a namespace, and the version of the index over its vectors."""
+
+    name: str
+    dimension: int
+    version: int = 1
+
+    @property
+    def field(self) -> str:
+        """The hash field of its vectors."""
+        return vector_field(self.name)
+
+    @property
+    def sealed_field(self) -> str:
+        """The hash field of the vectors of sensitive memories, which is not indexed."""
+        return f"sealed_{self.field}"
+
+    def is_ready(self, state: str | bytes | None) -> bool:
+        """Whether a chunk has its vector, by the value of its field `model`."""
+        text = state.decode(errors="replace") if isinstance(state, bytes) else state
+        return self.name in split_labels(text)
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.dimension} dimensions)"
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The current model, and the other one while a change is in progress or can be reverted."""
+
+    current: Model
+    other: Model | None = None
+    phase: Phase | None = None
+    switched_at: float = 0.0
+
+    def serves(self, name: str, dimension: int) -> bool:
+        """Whether the namespace keeps vectors of a model."""
+        kept = [self.current, *([self.other] if self.other else [])]
+        return (name, dimension) in {(one.name, one.dimension) for one in kept}
+
+
+FIELDS = (
+    "model", "dimension", "version", "other_model", "other_dimension", "other_version", "phase", "switched_at",
+)  # fmt: skip
+
+
+async def read_models(client: Client, names: Keys) -> Models | None:
+    """Read the models of a namespace; None if it has none yet."""
+    return parse(await client.hmget(names.meta, FIELDS))
+
+
+async def count_jobs(client: Client, namespaces: Sequence[Keys]) -> list[int]:
+    """Count the texts that wait in each namespace to be embedded, for all its models."""
+    pipe = client.pipeline(transaction=False)
+    for names in namespaces:
+        pipe.hmget(names.meta, "model", "other_model")
+    rows = await pipe.execute() if namespaces else []
+    owners = list[int]()
+    for number, (names, row) in enumerate(zip(namespaces, rows, strict=True)):
+        for model in {value.decode() for value in row if value}:
+            pipe.xlen(names.jobs(model))
+            owners.append(number)
+    counts = [0] * len(rows)
+    for number, length in zip(owners, await pipe.execute() if owners else [], strict=True):
+        counts[number] += length
+    return counts
+
+
+def parse(values: Sequence[bytes | None]) -> Models | None:
+    """Parse the HMGET of FIELDS."""
+    row = {name: value.decode() for name, value in zip(FIELDS, values, strict=True) if value is not None}
+    if "model" not in row or "dimension" not in row:
+        return None
+    other = None
+    if "other_model" in row:
+        other = Model(row["other_model"], int(row["other_dimension"]), int(row["other_version"]))
+    return Models(
+        Model(row["model"], int(row["dimension"]), int(row.get("version", 1))),
+        other,
+        Phase(row["phase"]) if other else None,
+        float(row.get("switched_at", 0)),
+    )

@@ -1,0 +1,61 @@
+"""Calls of the Redis Functions in library `rm1`, which is loaded if it is missing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from redis import exceptions as redis_errors
+
+from memory_core.package_data import resource
+from memory_core.records.codec import pack, unpack
+from memory_core.redis_client import Client
+from memory_core.store.connection import shard_of, shards
+
+LIBRARY = "rm1"
+
+
+def library_code() -> str:
+    """Join redis/functions/*.lua in name order into one library."""
+    return "\n".join(path.read_text() for path in sorted(resource("redis/functions").glob("*.lua")))
+
+
+async def load_library(client: Client) -> bool:
+    """Load the library on each shard that lacks this version; return whether it was loaded.
+
+    A shard that is down is skipped. It gets the library with its first call.
+    """
+    loading = (_load(shard) for shard in await shards(client))
+    found = await asyncio.gather(*loading, return_exceptions=True)
+    errors = [error for error in found if isinstance(error, BaseException)]
+    if len(errors) == len(found):
+        raise errors[0]
+    return True in found
+
+
+async def _load(shard: Client) -> bool:
+    code = library_code()
+    present = await shard.execute_command("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY, "WITHCODE")
+    if present and present[0].get(b"library_code", b"").decode() == code:
+        return False
+    await shard.execute_command("FUNCTION", "LOAD", "REPLACE", code)
+    return True
+
+
+async def call(client: Client, function: str, keys: list[str], **request: Any) -> dict[str, Any]:
+    """Call a function with a msgpack map and return its unpacked answer.
+
+    A missing function (Redis was flushed or replaced) did not run, so it is safe to load it and call again.
+
+    Raises:
+        redis.exceptions.RedisError: as `memory_core.store.connection.store_errors` expects.
+    """
+    arguments = (len(keys), *keys, pack(request))
+    try:
+        answer = await client.execute_command("FCALL", function, *arguments)
+    except redis_errors.ResponseError as error:
+        if "Function not found" not in str(error):
+            raise
+        await _load(await shard_of(client, keys))
+        answer = await client.execute_command("FCALL", function, *arguments)
+    return unpack(answer)

@@ -1,0 +1,76 @@
+"""Several sidecars share the streams: each job is done once, also what a dead one left, and that soon."""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import AsyncExitStack
+
+from support import embedder_fixtures
+from support.embedder_fixtures import TEXTS, RedisServer, Team, running, wait_until
+
+from memory_core.records import keys
+from memory_core.records.vectors import Matrix
+from memory_embedder.encoder import Tokens
+from memory_embedder.fake import FakeEncoder
+from memory_embedder.sidecar import Options
+
+server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
+LEASE = 3.0
+_SLOW = 0.0004
+"""Seconds a token: no one sidecar can hold all the work."""
+SHARING = Options(lease=LEASE, walk=0.2, block=0.1)
+
+
+class CountingEncoder(FakeEncoder):
+    """Knows how often each text was embedded."""
+
+    def __init__(self, seconds_per_token: float = 0.0) -> None:
+        super().__init__(seconds_per_token=seconds_per_token)
+        self.embedded: Counter[bytes] = Counter()
+
+    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+        self.embedded.update(row.tobytes() for row in tokens.rows)
+        return super().infer(tokens, sparing=sparing)
+
+    def of(self, texts: list[str]) -> Counter[bytes]:
+        """How often these texts were embedded: warming up counts for nothing."""
+        rows = {row.tobytes() for row in self.tokenise(texts).rows}
+        return Counter({row: number for row, number in self.embedded.items() if row in rows})
+
+
+async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, team: Team) -> None:
+    encoders = [CountingEncoder(_SLOW) for _ in range(3)]
+    async with AsyncExitStack() as sidecars:
+        for encoder in encoders:
+            await sidecars.enter_async_context(running(server.url, encoder, SHARING))
+        ids = await team.store_many(TEXTS)
+        await team.wait_for_vectors(ids)
+        await team.wait_until_drained()
+    shares = [encoder.of(TEXTS) for encoder in encoders]
+    assert set(sum(shares, Counter()).values()) == {1}
+    assert all(shares), "one of them had nothing to do"
+
+
+async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_its_lease(
+    server: RedisServer, team: Team
+) -> None:
+    ids = await team.store_many(TEXTS[:50])
+    encoders = [CountingEncoder() for _ in range(2)]
+    async with AsyncExitStack() as sidecars:
+        await team.client.xreadgroup(keys.GROUP, "killed", {team.jobs: ">"})
+        for encoder in encoders:
+            await sidecars.enter_async_context(running(server.url, encoder, SHARING))
+        await team.client.xclaim(
+            team.jobs, keys.GROUP, "killed", 0, await _pending(team), idle=0, justid=True
+        )  # its last sign of life
+
+        async def is_done() -> bool:
+            return await team.count_vectors(ids) == len(ids)
+
+        await wait_until(is_done, LEASE + 1)
+        await team.wait_until_drained()
+    assert set(sum((encoder.of(TEXTS) for encoder in encoders), Counter()).values()) == {1}
+
+
+async def _pending(team: Team) -> list[bytes]:
+    return [item["message_id"] for item in await team.client.xpending_range(team.jobs, keys.GROUP, "-", "+", 99)]
