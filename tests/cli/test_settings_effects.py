@@ -22,11 +22,12 @@ from support.stdio import SEED
 from memory_core.errors import NotSupported, StoreRefused, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
-from memory_core.records.sidecar import SidecarStatus, announce, withdraw
 from memory_core.records.times import parse_time
+from memory_core.redis_client import Client
 from memory_core.settings.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
-from memory_core.store.connection import Client, redis_url
+from memory_core.store.connection import redis_url
 from memory_core.store.index import ensure_namespace
+from memory_core.store.sidecar import SidecarStatus, announce, withdraw
 from memory_embedder.providers import CPU, candidates, choose
 from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference

@@ -133,7 +133,7 @@ def test_a_redis_that_is_too_old_is_told() -> None:
 
 @pytest.mark.parametrize(
     ("url", "remedy"),
-    [("unix:///nowhere/redis.sock", "doctor"), ("unix://rm-server:wrong@{}", "mend REDIS_URL")],
+    [("unix:///nowhere/redis.sock", "doctor"), ("unix://rm-server:wrong@{}", "fix REDIS_URL")],
 )
 async def test_a_redis_that_does_not_answer_is_told_from_one_that_refuses(
     team: Deployment, url: str, remedy: str

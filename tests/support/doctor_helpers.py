@@ -11,12 +11,13 @@ from typing import Any
 
 from memory_core.crypto.keyring import load_keyring, new_key
 from memory_core.crypto.sealing import Transports
-from memory_core.records import sidecar
 from memory_core.records.keys import Keys
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store import sidecar
+from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
+from memory_core.store.sidecar import SidecarStatus
 from memory_embedder.fake import FakeEncoder
 from memory_server.operations.doctor import examine
 from memory_server.operations.health.report import Report

@@ -11,7 +11,8 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_server import cli
 from support.embedder_fixtures import RedisServer
 from support.ports import free_port

@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from memory_core.crypto.signed_entry import Entry
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
 from memory_server import cli
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Stack

@@ -8,8 +8,9 @@ from typing import Any
 
 from memory_core.records.keys import Keys
 from memory_core.records.model import read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_core.store.index import memory_fields
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class LookOver:
             message = "namespace %s answers by %s, not by %s of the settings; to change that: %s --model %s"
             new = wanted.embedding_model
             log.warning(message, keys.namespace, models.current.name, new, command, new)
-        told = await asyncio.to_thread(drift, info, keys, models.current.within(wanted))
+        told = await asyncio.to_thread(drift, info, keys, wanted.with_model(models.current))
         if told:
             message = "the index of namespace %s is not as this release makes it: %s; to make it anew: %s"
             log.warning(message, keys.namespace, "; ".join(told), command)

@@ -21,8 +21,9 @@ from redis import exceptions as redis_errors
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import NAMESPACES, Keys
+from memory_core.redis_client import Client
 from memory_core.store import index
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
 from memory_server.engine.index_definition import LookOver
 from memory_server.engine.known_models import KnownModels

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.errors import StoreUnavailable
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect, is_usable, redis_url
+from memory_core.store.connection import connect, is_usable, redis_url
 from memory_server.local import client as local_client
 from memory_server.local import locks
 from memory_server.local.paths import LocalPaths, State, locate, password_of, read_state

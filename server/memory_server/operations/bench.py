@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from memory_core.records import sidecar
 from memory_core.records.audit_entry import by_itself
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.store import sidecar
+from memory_core.store.sidecar import SidecarStatus
 from memory_server.engine.principals import Caller
 from memory_server.memories.store import NewMemory, store_memory
 from memory_server.operations.quarantine import purge

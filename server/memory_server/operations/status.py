@@ -10,13 +10,14 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from memory_core.errors import MemoryServiceError
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.keys import NAMESPACES, SWEEPER, Keys
-from memory_core.records.model import Model, count_jobs, read_models
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.records.model import count_jobs, read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, connect, store_errors
+from memory_core.store import sidecar
+from memory_core.store.connection import connect, store_errors
+from memory_core.store.sidecar import SidecarStatus
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.local.running import Running, find_running
@@ -141,7 +142,7 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
     )
     try:
         async with store_errors():
-            model = models.current if models else Model.configured(settings.vector_store)
+            model = models.current if models else settings.vector_store.model
             queries = [build.all_memories(), build.unfinished(model)]
             counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
     except ResponseError:

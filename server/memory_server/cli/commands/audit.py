@@ -17,10 +17,10 @@ from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_s
 
 if TYPE_CHECKING:
     from memory_core.crypto.keyring import Keyring
+    from memory_core.crypto.signed_entry import Entry
     from memory_core.records.keys import Keys
-    from memory_core.records.signed_entry import Entry
+    from memory_core.redis_client import Client
     from memory_core.settings.settings import Settings
-    from memory_core.store.connection import Client
     from memory_server.security.audit.verifier import Report
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ def _writing(to: Path) -> IO[str]:
 
 
 async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[Entry], None]) -> None:
-    from memory_core.records.signed_entry import Entry
+    from memory_core.crypto.signed_entry import Entry
     from memory_core.store.connection import store_errors
     from memory_server.security.audit import reader
 

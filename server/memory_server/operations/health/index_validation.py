@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from memory_core.records.keys import Keys
-from memory_core.records.model import Model, read_models
+from memory_core.records.model import read_models
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.connection import store_errors
 from memory_server.index import queries as candidates
@@ -51,7 +51,7 @@ async def check_deep(looking: Looking, tell: Tell) -> None:
             keys = Keys(namespace)
             async with store_errors():
                 models = await read_models(looking.client, keys)
-            model = models.current if models else Model.configured(looking.settings.vector_store)
+            model = models.current if models else looking.settings.vector_store.model
             await _check(looking, Walk(looking.client, keys, looking.settings, model), tell)
 
 

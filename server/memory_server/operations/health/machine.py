@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx2
 
 from memory_core.errors import NotSupported
-from memory_core.records.sidecar import SidecarStatus
 from memory_core.settings.settings import Settings
+from memory_core.store.sidecar import SidecarStatus
 from memory_server.local import DEFAULT_MODEL
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State

@@ -12,9 +12,10 @@ from memory_core.crypto.keyring import Keyring
 from memory_core.errors import KeyMissing, ModelMismatch
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import Model, Models, read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import index
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.engine.index_definition import drift
 from memory_server.operations.health.report import Report
 from memory_server.security.audit import reader
@@ -58,7 +59,7 @@ async def _check_model(looking: Looking, keys: Keys) -> Models | None:
     try:
         async with store_errors():
             await index.check_model(looking.client, keys, wanted.embedding_model, wanted.vector_dimension)
-            models = await read_models(looking.client, keys) or Models(Model.configured(wanted))
+            models = await read_models(looking.client, keys) or Models(wanted.model)
     except ModelMismatch as error:
         report.fault("namespace.model", error.message, error.hint, where=keys.namespace)
         return None
@@ -83,7 +84,7 @@ async def _check_index(looking: Looking, keys: Keys, model: Model) -> None:
         report.warn("index.building", f"{progress:.0%} indexed", "wait; searches say `partial` meanwhile", where=where)
     else:
         report.well("index.there", f"{int(info[b'num_docs'])} texts indexed", where=where)
-    if told := drift(info, keys, model.within(looking.settings.vector_store)):
+    if told := drift(info, keys, looking.settings.vector_store.with_model(model)):
         seen = "; ".join(told[:_SHOWN]) + (f"; and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
         remedy = f"redis-memory reindex --namespace {where}, or set vector_store.hnsw to what the index has"
         report.warn("index.definition", seen, remedy, where=where)

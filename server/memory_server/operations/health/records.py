@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import NO_VECTOR, Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.index import queries
 from memory_server.index.loader import Ref
 

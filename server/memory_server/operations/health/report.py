@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.store.sidecar import SidecarStatus
 
 
 class Severity(StrEnum):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.sealing import Transports
-from memory_core.records import sidecar
-from memory_core.records.sidecar import GIVE_KEY, SidecarStatus, lacks_key
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, store_errors
+from memory_core.store import sidecar
+from memory_core.store.connection import store_errors
+from memory_core.store.sidecar import GIVE_KEY, SidecarStatus, lacks_key
 from memory_server.operations.health.report import Report
 
 

@@ -10,8 +10,9 @@ from redis.exceptions import ResponseError
 
 from memory_core.errors import StoreRefused
 from memory_core.package_data import resource
+from memory_core.redis_client import Client
 from memory_core.store import functions
-from memory_core.store.connection import Client, store_errors, unsafe
+from memory_core.store.connection import store_errors, unsafe
 from memory_server.operations.health.report import Report
 
 CLOCKS_DIFFER_SECONDS = 1.0
