@@ -25,8 +25,8 @@ from benchmarks.serving import Product, product
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import IndexType, Nearest, NearestFound, Selection
-from memory_core.store.connection import Client
 from memory_embedder.bulk.arrays import Arrays
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
 from memory_embedder.bulk.index import Faiss

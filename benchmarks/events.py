@@ -20,7 +20,7 @@ from benchmarks import results
 from benchmarks.mcp_client import call
 from benchmarks.serving import product, service_on
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.events import EventsAnswer
 from memory_server.engine.principals import Caller
 from memory_server.events.waiting import WaitRequest, wait_for_events

@@ -16,9 +16,9 @@ from typing import Any
 
 from mcp import Client as McpClient
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import Histogram
 
 from memory_core.observe import tracing
-from memory_core.observe.histogram import Histogram
 from memory_core.records.ids import new_id
 from memory_core.settings.settings import Settings
 from memory_server.engine.counters import Figures
@@ -47,12 +47,12 @@ async def _cost(call: Call) -> float:
 @contextmanager
 def _uncounted() -> Generator[None]:
     """Count nothing."""
-    kept = Figures.called, Figures.searched, Histogram.add
-    Figures.called = Figures.searched = Histogram.add = _nothing  # pyright: ignore[reportAttributeAccessIssue]
+    kept = Figures.called, Figures.searched, Histogram.observe
+    Figures.called = Figures.searched = Histogram.observe = _nothing  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        Figures.called, Figures.searched, Histogram.add = kept
+        Figures.called, Figures.searched, Histogram.observe = kept
 
 
 def _nothing(*_: Any, **__: Any) -> None:

@@ -15,8 +15,8 @@ from benchmarks import results
 from benchmarks.service import Texts, clients, fill
 from benchmarks.serving import Product, product
 from memory_core.records.keys import Keys
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store.connection import Client
 from memory_core.store.index import coverage, ensure_namespace
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.sidecar import Options, Sidecar

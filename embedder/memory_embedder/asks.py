@@ -10,10 +10,9 @@ from functools import partial
 
 from memory_core.crypto.sealing import Transports
 from memory_core.observe import tracing
-from memory_core.records import keys
+from memory_core.records import keys, redis_time
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.streams import Ask, BadMessage, Fields, Reply
 from memory_embedder import groups
 from memory_embedder.encoder import Encoder, Tokens
@@ -108,7 +107,7 @@ class AskDesk:
     def answer(self, question: Question, vectors: Matrix) -> None:
         """Send vectors, shape (texts, dimension)."""
         dimension = self._encoder.dimension
-        tracing.told("embed_ask", question.ask.trace, question.since, texts=len(question.ask.texts))
+        tracing.record_span("embed_ask", question.ask.trace, question.since, texts=len(question.ask.texts))
         self.outcomes["answered"] += 1
         self._reply(question.stream, question.entry, question.ask, dimension=dimension, vectors=to_bytes(vectors))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from redis import exceptions as redis_errors
 
 from memory_core.records import keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.streams import Fields, entries
 
 Entry = tuple[bytes, Fields]

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from memory_core.crypto.sealed_memory import open_job, seal_vector
+from memory_core.crypto.sealed_memory import seal_vector
 from memory_core.crypto.sealing import Lock, Transports
 from memory_core.errors import Tampered
 from memory_core.observe import tracing
@@ -19,8 +19,9 @@ from memory_core.records import keys
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.store import functions
-from memory_core.store.connection import Client
+from memory_core.store.sealed_jobs import open_job
 from memory_core.store.streams import BadMessage, Job
 from memory_embedder import groups
 from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Backlog, Holdings, Work
@@ -219,7 +220,7 @@ class JobDesk:
             return "", None, "was altered, or is another job's"
 
     async def _commit(self, names: Keys, pairs: list[tuple[Work, Matrix]]) -> None:
-        pieces = [names.piece(work.job.memory_id, work.job.piece) for work, _ in pairs]
+        pieces = [names.hash_of_chunk(work.job.memory_id, work.job.chunk) for work, _ in pairs]
         since = tracing.now()
         answer = await functions.call(
             self._client,
@@ -231,8 +232,10 @@ class JobDesk:
         )
         for (work, _), verdict in zip(pairs, answer["verdicts"], strict=True):
             self.verdicts[verdict] += 1
-            above = tracing.told("embed_job", work.job.trace, work.since, verdict=verdict, delivery=work.deliveries)
-            tracing.told("rm1_commit", above, since, vectors=len(pairs))
+            above = tracing.record_span(
+                "embed_job", work.job.trace, work.since, verdict=verdict, delivery=work.deliveries
+            )
+            tracing.record_span("rm1_commit", above, since, vectors=len(pairs))
             if verdict == "bad_vector":
                 await self._bury(work, "the vector was refused")
             else:
@@ -242,7 +245,7 @@ class JobDesk:
         job = work.job
         return {
             "id": job.memory_id,
-            "piece": job.piece,
+            "piece": job.chunk,
             "entry": job.entry,
             "rev": job.rev,
             "hash": job.content_hash,

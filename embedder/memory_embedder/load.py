@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from memory_core.observe.histogram import Histogram
+from memory_core.observe.metric_families import Families
 from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
 
 BATCH_SECONDS = 0.1
@@ -15,6 +15,7 @@ ASKED_BATCH_SECONDS = 0.03
 ASKED_SECONDS = 2.0
 HOLD_SECONDS = 2.0
 """How much work is taken from the streams at once; the rest is left to other sidecars."""
+_FAMILIES = Families("memory_embedder_")
 _LEARNING = 0.3
 _WINDOW = 10.0
 _TEXTS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
@@ -27,8 +28,8 @@ class Load:
         self.tokens_per_second = tokens_per_second
         self.texts_total = 0
         self.asks_total = 0
-        self.batch_texts = Histogram(_TEXTS)
-        self.inference_seconds = Histogram()
+        self.batch_texts = _FAMILIES.histogram("batch_texts", "Texts of one inference.", bounds=_TEXTS)
+        self.inference_seconds = _FAMILIES.histogram("inference_seconds", "How long one inference took.")
         self._done: deque[tuple[float, int]] = deque()
         self._asked_at = -ASKED_SECONDS
 
@@ -58,8 +59,8 @@ class Load:
         weight = _LEARNING * min(1.0, tokens / self.budget)
         self.tokens_per_second += weight * (tokens / max(seconds, 1e-6) - self.tokens_per_second)
         self.texts_total += texts
-        self.batch_texts.add(texts)
-        self.inference_seconds.add(seconds)
+        self.batch_texts.observe(texts)
+        self.inference_seconds.observe(seconds)
         now = time.monotonic()
         self._done.append((now, texts))
         while self._done[0][0] < now - _WINDOW:

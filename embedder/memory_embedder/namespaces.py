@@ -9,7 +9,7 @@ from memory_core.errors import InvalidArgument, ModelMismatch, echo
 from memory_core.records import keys
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.index import check_model
 from memory_embedder.encoder import Encoder
 from memory_embedder.retry import is_outage

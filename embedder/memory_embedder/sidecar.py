@@ -17,10 +17,12 @@ from redis import exceptions as redis_errors
 
 from memory_core.crypto.sealing import Transports
 from memory_core.errors import InvalidArgument
-from memory_core.records import keys, sidecar
+from memory_core.records import keys
 from memory_core.records.ids import new_id
-from memory_core.records.sidecar import SidecarStatus
-from memory_core.store.connection import Client, check_server, connect, store_errors
+from memory_core.redis_client import Client
+from memory_core.store import sidecar
+from memory_core.store.connection import check_server, connect, store_errors
+from memory_core.store.sidecar import SidecarStatus
 from memory_core.store.streams import entries
 from memory_embedder import groups, rocm
 from memory_embedder.asks import AskDesk

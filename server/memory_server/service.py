@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
 from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
 from memory_server.engine.bulk_client import Bulk
@@ -56,8 +56,8 @@ class Service:
         self.quotas = Quotas(settings.quotas)
         self.events = Hub(self.backend, self.models)
         self.seen = Seen(self.backend)
-        self.search_latency = Latency()
-        self.embedding_latency = Latency()
+        self.search_latency = Latency("search_seconds", "How long searches took.")
+        self.embedding_latency = Latency("embedding_seconds", "How long vectors were waited for.")
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
         self._due: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()

@@ -11,7 +11,7 @@ from support import embedder_fixtures
 
 from memory_core.records import keys
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_embedder import backlog, groups
 from memory_embedder.backlog import MOST_TEXTS, Backlog, Holdings, Work
 from memory_embedder.load import Load

@@ -13,8 +13,8 @@ from support.embedder_fixtures import Team, wait_until
 
 from memory_core.records.keys import Keys
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, IndexType, Nearest, Selection
-from memory_core.store.connection import Client
 from memory_embedder.bulk import numerics, shelf
 from memory_embedder.bulk.arrays import Arrays, Resident
 from memory_embedder.bulk.engine import Snapshot

@@ -28,9 +28,9 @@ from support.embedder_fixtures import (
 from memory_core.errors import ModelMismatch
 from memory_core.package_data import resource
 from memory_core.records import keys
-from memory_core.records import sidecar as sidecars
 from memory_core.records.vectors import from_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_core.store import sidecar as sidecars
 from memory_core.store.streams import Ask, Reply
 from memory_embedder.encoder import encode
 from memory_embedder.fake import FakeEncoder

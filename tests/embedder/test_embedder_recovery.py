@@ -22,9 +22,10 @@ from support.embedder_fixtures import (
 )
 
 from memory_core.records import keys
-from memory_core.records import sidecar as sidecars
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store import sidecar as sidecars
+from memory_core.store.connection import connect
 from memory_embedder.encoder import Tokens, encode
 from memory_embedder.engine import EncoderBroken
 from memory_embedder.fake import FakeEncoder

@@ -12,10 +12,11 @@ from support import embedder_fixtures
 from support.embedder_fixtures import Team
 
 from memory_core.crypto.keyring import Secret
-from memory_core.crypto.sealed_memory import Place, seal_job
+from memory_core.crypto.sealed_memory import Binding
 from memory_core.crypto.sealing import Key, Transports
 from memory_core.records import keys
 from memory_core.records.vectors import Matrix
+from memory_core.store.sealed_jobs import seal_job
 from memory_core.store.streams import CLEAR
 from memory_embedder import groups
 from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
@@ -345,12 +346,12 @@ class Sealed:
     def __init__(self, namespace: str) -> None:
         secret = Secret(bytes(range(32)))
         self.transports = Transports([secret])
-        self.place = Place(namespace, "o", "m", 0, 1, "h")
-        self._lock = self.place.lock(Key.of(secret, "data"), "vector")
+        self.binding = Binding(namespace, "o", "m", 0, 1, "h")
+        self._lock = self.binding.lock(Key.of(secret, "data"), "vector")
 
     def job(self, **other: Any) -> dict[str, Any]:
         """Fields of a job with a sealed text."""
-        return job(**seal_job(self.transports, self.place, "a secret", self._lock)) | other
+        return job(**seal_job(self.transports, self.binding, "a secret", self._lock)) | other
 
 
 async def test_a_sealed_job_is_left_to_sidecars_with_its_key(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:

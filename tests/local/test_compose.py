@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from memory_core.crypto.keyring import load_keyring
 from memory_core.errors import InvalidArgument, NotSupported, UnsafeStart
+from memory_core.redis_client import Client
 from memory_core.settings.settings import ENV_PREFIX, Settings, leaves, variable
-from memory_core.store.connection import Client, check_server, connect, redis_url
+from memory_core.store.connection import check_server, connect, redis_url
 from memory_embedder import cli as embedder_cli
 from memory_embedder.gpu_turns import take_turn
 from memory_server import cli as server_cli

@@ -17,8 +17,9 @@ from support.stack import Agent, in_own_task, serving
 
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 from memory_server.contract.memories import StoreAnswer
 from memory_server.engine.durability import Written, deferring
 from memory_server.engine.principals import Caller

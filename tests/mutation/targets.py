@@ -51,7 +51,11 @@ TARGETS = {
                 "server/memory_core/crypto/keyring.py",
                 "server/memory_core/crypto/integrity.py",
             ),
-            *("server/memory_core/crypto/sealed_memory.py", "server/memory_server/security/vault.py"),
+            *(
+                "server/memory_core/crypto/sealed_memory.py",
+                "server/memory_core/store/sealed_jobs.py",
+                "server/memory_server/security/vault.py",
+            ),
             "redis/functions/07_integrity.lua",
         ),
         (

@@ -12,7 +12,8 @@ from support.embedder_fixtures import RedisServer, Team, running, wait_until
 from support.stack import Server, serving
 
 from memory_core.records import keys
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.weights import DEFAULT_MODEL
 

@@ -314,7 +314,7 @@ async def test_nothing_is_traced_nor_imported_unless_a_collector_is_named() -> N
     code = f"{imports}\nprint([name for name in sys.modules if name.startswith({names})])"
     done = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert (await done.communicate())[0].strip() == b"[]"
-    assert not tracing.wanted(Settings.load())
+    assert not tracing.is_configured(Settings.load())
 
 
 def test_traces_without_their_packages_are_refused_where_our_setting_names_a_collector(

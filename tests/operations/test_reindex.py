@@ -43,7 +43,7 @@ from memory_core.store import index
 from memory_embedder.fake import FakeEncoder
 from memory_embedder.sidecar import Options
 from memory_server.engine import known_models
-from memory_server.engine.index_definition import LookOver
+from memory_server.engine.index_definition import DriftWarnings
 from memory_server.operations import reindex
 from memory_server.service import Service
 
@@ -189,8 +189,8 @@ async def test_an_index_that_differs_is_made_anew_for_the_same_vectors(
     other = settings.model_copy(update={"hnsw": settings.hnsw.model_copy(update={"m": 24})})
     await index.drop_index(stack.client, keys.index(1))
     await index.ensure_index(stack.client, keys, OLD, other, behind_alias=True)
-    await LookOver(settings).once(stack.client, keys)
-    assert f"vec has m 24 instead of 16; to make it anew: redis-memory reindex --namespace {namespace}" in caplog.text
+    await DriftWarnings(settings).once(stack.client, keys)
+    assert f"vec has m 24 instead of 16; to rebuild it: redis-memory reindex --namespace {namespace}" in caplog.text
 
     done = await change(service, namespace)
     assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was made anew")
@@ -324,7 +324,7 @@ async def test_the_command_says_what_it_would_do_and_how_far_it_is(
     assert await lacking(stack.client, namespace, NEW) != []
     assert isinstance(await shell.refused("reindex", "--back", "--drop-old"), InvalidArgument)
     assert isinstance(await shell.refused("reindex", "--back"), Conflict)
-    assert "answers" in (await shell.run("reindex", "--status")).stdout
+    assert "current" in (await shell.run("reindex", "--status")).stdout
 
 
 async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_that_is_kept(

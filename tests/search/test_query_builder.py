@@ -17,8 +17,8 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
-from memory_core.records.scope import PUBLIC, Grant, Part, Principal
-from memory_core.store.connection import Client
+from memory_core.records.scope import NOBODY, PUBLIC, Grant, Part, Principal
+from memory_core.redis_client import Client
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.query import Filters, Query
@@ -185,7 +185,7 @@ def test_one_without_owner_ids_reads_what_is_public_and_owns_nothing() -> None:
     query = build.readable(Principal("team", "alice"), Filters(), 1.0)
     assert query.params["p0"] == PUBLIC
     assert query.text.startswith("@scope:{$p0}=>{$weight: 0} -@expires_at:")
-    assert build.NOBODY in build.owned(query, ()).params.values()
+    assert NOBODY in build.owned(query, ()).params.values()
 
 
 def test_the_archive_is_left_out_unless_asked_for() -> None:

@@ -48,7 +48,7 @@ def test_the_words_of_a_turn_count_for_those_beside_it_and_less_for_those_furthe
     assert own > beside > further > beyond == 0
 
 
-@pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"pieces": 2}])
+@pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"chunks": 2}])
 def test_nothing_counts_across_conversations_owners_and_pieces(elsewhere: dict[str, Any]) -> None:
     own, apart = scores([record("The boat left the harbour.", 1), record("A fine day.", 2, **elsewhere)])
     assert own > apart == 0

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from memory_core.crypto.keyring import Keyring, Secret
+from memory_core.crypto.signed_entry import Entry, sign
 from memory_core.records.audit_entry import said
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry, sign
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.security.audit import reader
 from memory_server.security.audit.chain import first_problem
 from memory_server.security.audit.seals import Seal, make_seal

@@ -25,9 +25,10 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import content_hash
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.redis_client import Client
 from memory_core.settings.settings import GpuSettings, VectorStoreSettings
 from memory_core.store import functions
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
 from memory_core.store.streams import CLEAR, Ask, Reply, entries
 from memory_embedder.encoder import Encoder

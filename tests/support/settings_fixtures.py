@@ -11,7 +11,8 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_server import cli
 from support.embedder_fixtures import RedisServer
 from support.ports import free_port
@@ -57,6 +58,6 @@ def written(folder: Path, content: object) -> Path:
 
 
 def run(*command: str) -> tuple[int, str]:
-    """Run a command in this process; return its exit code and output."""
+    """Run a command in this process; return its exit code and its output."""
     result = CliRunner().invoke(cli.app, command)
     return result.exit_code, result.output + repr(result.exception)

@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
+from memory_core.crypto.signed_entry import Entry
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
 from memory_server import cli
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Stack
@@ -29,19 +29,19 @@ class Shell:
         return await asyncio.to_thread(CliRunner().invoke, cli.app, [*words, *where], env={**known, **environment})
 
     async def json(self, *words: str, scoped: bool = True) -> Any:
-        """Run a command that must succeed and return its JSON."""
+        """Run a command that must succeed, and return its JSON answer."""
         result = await self.run(*words, "--json", scoped=scoped)
         assert result.exit_code == 0, result.output
         return json.loads(result.stdout)
 
     async def refused(self, *words: str) -> BaseException:
-        """Run a command that must be refused and return the error."""
+        """Run a command that must be refused, and return the refusal."""
         result = await self.run(*words)
         assert result.exception is not None, result.stdout
         return result.exception
 
     async def audited(self) -> list[dict[str, str]]:
-        """Return the audit entries of the command line."""
+        """Return the audit entries of the console."""
         rows = await self.stack.client.xrange(Keys(self.namespace).audit)
         entries = [Entry(at, tuple(part for pair in row.items() for part in pair)).fields for at, row in rows]
         return [entry for entry in entries if entry["who"] == "console"]

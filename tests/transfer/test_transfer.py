@@ -203,7 +203,7 @@ async def test_sensitive_memories_open_under_the_same_master_key_alone(
     refused = await Shell(url, key=new_key()).run("import", file, "--namespace", here)
     assert refused.code == 78
     assert "2 of 13 records cannot be read" in refused.output
-    assert "key that this server does not know" in refused.output
+    assert "key that this server does not have" in refused.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
     without = tmp_path / "clear.jsonl"

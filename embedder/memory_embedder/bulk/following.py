@@ -12,7 +12,7 @@ from typing import Any
 
 from memory_core.records.keys import Keys
 from memory_core.records.names import SEPARATOR
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.streams import Fields, entries
 from memory_embedder.bulk.mirror import Loaded, Mirror
 

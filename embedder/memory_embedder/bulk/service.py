@@ -13,10 +13,9 @@ from redis import exceptions as redis_errors
 
 from memory_core.crypto.sealing import Transports
 from memory_core.errors import InvalidArgument
-from memory_core.records import keys
-from memory_core.records.sidecar import BulkStatus
+from memory_core.records import keys, redis_time
 from memory_core.records.vectors import from_bytes, normalise
-from memory_core.store import redis_time
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import (
     MOST_QUERIES,
     MOST_RESULTS,
@@ -27,7 +26,7 @@ from memory_core.store.bulk_messages import (
     Request,
     pack_body,
 )
-from memory_core.store.connection import Client
+from memory_core.store.sidecar import BulkStatus
 from memory_core.store.streams import BadMessage, Fields, Reply
 from memory_embedder import groups
 from memory_embedder.asks import REPLIES_KEPT, REPLY_SECONDS

@@ -8,10 +8,9 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from memory_core.records import keys
-from memory_core.store import redis_time
+from memory_core.records import keys, redis_time
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import IndexType, Selection
-from memory_core.store.connection import Client
 from memory_embedder.bulk.arrays import Resident
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
 from memory_embedder.bulk.following import Follower, Lost

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, AgentType, load_agent, load_agents, profile_vector
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
-from memory_core.records.task import Kind
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_bytes
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -255,7 +255,7 @@ async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
 
     async def fetch(client: Client) -> int:
         kinds = await client.hgetall(keys.kinds)
-        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(Kind.parse(spec))]
+        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(TaskKind.parse(spec))]
         pipe = client.pipeline(transaction=False)
         for kind in fit:
             pipe.zcard(keys.backlog(kind))

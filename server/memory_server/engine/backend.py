@@ -21,14 +21,15 @@ from memory_core.cancellation import cancel
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, load_keyring, written
 from memory_core.crypto.sealing import Transports
+from memory_core.crypto.signed_entry import sign
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.observe import tracing
+from memory_core.records import redis_time
 from memory_core.records.keys import AUDITED, namespace_of
-from memory_core.records.signed_entry import sign
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import functions, redis_time
+from memory_core.store import functions
 from memory_core.store.connection import (
-    Client,
     check_server,
     connect,
     durability,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from memory_core.store import redis_time
+from memory_core.records import redis_time
 
 T = TypeVar("T")
 _GATHER_SECONDS = 0.003

@@ -8,11 +8,11 @@ import numpy as np
 from cachetools import TTLCache
 
 from memory_core.errors import BulkUnavailable
-from memory_core.records import keys, sidecar
+from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_core.store import redis_time
+from memory_core.store import sidecar
 from memory_core.store.bulk_messages import (
     BulkAsk,
     Clusters,

@@ -19,7 +19,8 @@ from typing import Any
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_core.store.connection import MEMORY, Client, connect, shard_of, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import MEMORY, connect, shard_of, store_errors
 from memory_server.engine.admission import outside
 from memory_server.engine.backend import Backend
 

@@ -17,11 +17,11 @@ from cachetools import TTLCache
 from memory_core.cancellation import cancel
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.observe import tracing
-from memory_core.records import keys, sidecar
+from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
-from memory_core.store import redis_time
+from memory_core.store import sidecar
 from memory_core.store.streams import Ask, Reply
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels

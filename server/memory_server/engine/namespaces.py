@@ -21,10 +21,11 @@ from redis import exceptions as redis_errors
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import NAMESPACES, Keys
+from memory_core.redis_client import Client
 from memory_core.store import index
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.index_definition import LookOver
+from memory_server.engine.index_definition import DriftWarnings
 from memory_server.engine.known_models import KnownModels
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Namespaces:
         self._used: dict[str, float] = {}
         self._made = count()
         self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._look_over = LookOver(backend.settings.vector_store)
+        self._drift_warnings = DriftWarnings(backend.settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Namespaces]:
@@ -147,7 +148,7 @@ class Namespaces:
             try:
                 if not (await self._look(known)).run_id:
                     await self.get(name, renew=True)
-                await self._look_over.once(await self._backend.client(), known.keys)
+                await self._drift_warnings.once(await self._backend.client(), known.keys)
             except MemoryServiceError as error:
                 log.warning("namespace %s: %s", name, error.message)
             except Exception:

@@ -14,7 +14,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR
 from memory_core.records.scope import NOBODY, Principal
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.engine.batch_cache import once
 

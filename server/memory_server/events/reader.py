@@ -17,7 +17,8 @@ from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.records.vectors import from_bytes
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
@@ -156,7 +157,7 @@ class Reader:
         async def fetch(client: Client) -> list[bytes | None]:
             pipe = client.pipeline(transaction=False)
             for number in asked:
-                piece = keys.piece(batch[number].subject, batch[number].piece)
+                piece = keys.hash_of_chunk(batch[number].subject, batch[number].piece)
                 pipe.hget(piece, model.field)
             return await pipe.execute()
 

@@ -20,7 +20,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import zstandard
 
 from memory_core.crypto.integrity import Flaw, Integrity
-from memory_core.records import grant
+from memory_core.records import grant, redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import (
     CODE_FIELDS,
@@ -25,8 +25,7 @@ from memory_core.records.memory import (
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import shared
 from memory_server.index import integrity_report
 
@@ -177,7 +176,7 @@ class Reading:
             row = dict(zip(head, next(rows), strict=True))
             found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
             if isinstance(found, Flawed):
-                self.integrity.tell(self.keys.namespace, found.id, found.flaw)
+                self.integrity.report(self.keys.namespace, found.id, found.flaw)
             if found:
                 read.append(found)
         return read
@@ -203,10 +202,10 @@ class Reading:
         if piece is not None:
             return self._piece(ref, record, row, piece)
         if record.sealed:
-            body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
+            body = (row[SEALED_BODY] or b"") if self.whole and record.chunks > 1 else None
             vector = self._sealed_vector(record, row)
             return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
-        return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
+        return _with_body(ref, record, row) if self.whole and record.chunks > 1 else record
 
     def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
         said = row[SEALED] if record.sealed else row["content"]
@@ -216,10 +215,10 @@ class Reading:
         if found.sealed:
             vector = self._sealed_vector(found, row)
             return replace(
-                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
+                found, sealed=replace(found.sealed, chunk=said, vector=vector, model=self.model), vector=None
             )
         where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
-        if flaw := self.integrity.flaw_of_piece(*where, said, row):
+        if flaw := self.integrity.flaw_of_chunk(*where, said, row):
             return _flawed(ref, head, flaw)
         return replace(
             found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None

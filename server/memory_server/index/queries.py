@@ -15,7 +15,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import once
 from memory_server.index import query as build
 from memory_server.index.loader import Ref

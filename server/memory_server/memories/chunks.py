@@ -16,7 +16,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import integrity_report, loader
 from memory_server.index.loader import Ref
 from memory_server.memories.forms import Form, flat, form_of, signed_elsewhere
@@ -134,7 +134,7 @@ def _item(
     code: dict[str, str] = {}
     if not record.is_sensitive:  # a sealed piece proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
-        code = service.backend.integrity.sign_piece(*where, text.encode())
+        code = service.backend.integrity.sign_chunk(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import Said
 from memory_core.records.keys import Keys
 from memory_core.records.scope import NOBODY, Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_ids

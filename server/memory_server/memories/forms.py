@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memory_core.crypto.keyring import HOW_TO_SET
-from memory_core.crypto.sealed_memory import Place, keyed_hash, seal_body, seal_job, seal_text, seal_vector
+from memory_core.crypto.sealed_memory import Binding, keyed_hash, seal_body, seal_text, seal_vector
 from memory_core.crypto.sealing import Key
 from memory_core.errors import EmbeddingUnavailable, InvalidArgument, KeyMissing, MemoryServiceError, echo
 from memory_core.observe import tracing
@@ -26,6 +26,7 @@ from memory_core.records.memory import (
 from memory_core.records.model import Model
 from memory_core.records.scope import record_tokens
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store.sealed_jobs import seal_job
 from memory_server.engine.vector_cache import Asker
 from memory_server.memories.services import MemoryServices
 from memory_server.search.analysis import extra_terms
@@ -106,36 +107,36 @@ class SealedForm(Form):
         return keyed_hash(self._key, content)
 
     def head(self, record: Record, pieces: Sequence[str]) -> dict[str, str | bytes]:
-        place = self._place(record, 0)
+        binding = self._binding(record, 0)
         fields: dict[str, str | bytes] = {
             **filter_fields(record),
             "part": HEAD,
             "codec": SEALED_CODEC,
             "hash": record.content_hash,
-            SEALED: seal_text(self._key, place, pieces[0], record.metadata),
+            SEALED: seal_text(self._key, binding, pieces[0], record.metadata),
         }
         if len(pieces) > 1:
-            fields |= {SEALED_BODY: seal_body(self._key, place, record.content), "pieces": str(len(pieces))}
+            fields |= {SEALED_BODY: seal_body(self._key, binding, record.content), "pieces": str(len(pieces))}
         return fields
 
     def piece(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, self._place(record, number), text)}
+        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, self._binding(record, number), text)}
 
     def vector(self, record: Record, number: int, vector: Matrix | None) -> dict[str, Any] | None:
         clear = super().vector(record, number, vector)
         if clear is None:
             return None
-        lock = self._place(record, number).lock(self._key, "vector")
+        lock = self._binding(record, number).lock(self._key, "vector")
         return clear | {"bytes": seal_vector(lock, self._model, clear["bytes"]), "sealed": True}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        place = self._place(record, number)
+        binding = self._binding(record, number)
         body = embedding_text(text, record.source)
-        sealed = seal_job(self._transports, place, body, place.lock(self._key, "vector"))
+        sealed = seal_job(self._transports, binding, body, binding.lock(self._key, "vector"))
         return {"trace": tracing.carrier(), **sealed}
 
-    def _place(self, record: Record, piece: int) -> Place:
-        return Place.of(self._namespace, record, piece)
+    def _binding(self, record: Record, piece: int) -> Binding:
+        return Binding.of(self._namespace, record, piece)
 
 
 async def form_of(service: MemoryServices, namespace: str, record: Record, model: Model) -> Form:

@@ -8,12 +8,12 @@ import math
 from dataclasses import replace
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso, to_redis
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
 from memory_server.contract.selection import Selection

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.memories.quotas import Room

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import Said
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
@@ -21,7 +22,6 @@ from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, parse_time, to_iso
 from memory_core.records.vectors import Matrix, normalise
-from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.memories import Similar, StoreAnswer, VectorState
 from memory_server.engine.durability import Written

@@ -144,9 +144,9 @@ async def _write(
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     pieces = await split_content(new.content)
-    most = max(len(pieces), old.pieces)
-    if len(pieces) > old.pieces and principal.owns(old.owner):
-        await take_room(service, principal, 0, len(pieces) - old.pieces)
+    most = max(len(pieces), old.chunks)
+    if len(pieces) > old.chunks and principal.owns(old.owner):
+        await take_room(service, principal, 0, len(pieces) - old.chunks)
     vectors: Matrix | None = None
     if content_changed:
         vectors = await embed_or_none(service, new, pieces, principal, model)

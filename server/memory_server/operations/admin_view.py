@@ -8,7 +8,7 @@ from typing import Any
 from memory_core.errors import Forbidden
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskState, load_tasks
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.sharing import GrantListAnswer, GrantState
 from memory_server.contract.tasks import TaskListAnswer, TaskView
 from memory_server.engine.principals import Caller

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass
 
 from cachetools import TTLCache
 
+from memory_core.crypto.signed_entry import Entry
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.engine.principals import Caller
 from memory_server.operations.board import check_operator

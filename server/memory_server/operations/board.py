@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from memory_core.errors import Forbidden
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
 from memory_server.contract.sharing import GrantInfo
 from memory_server.contract.tasks import TaskView

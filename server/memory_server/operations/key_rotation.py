@@ -20,7 +20,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
@@ -193,7 +193,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
     vectors = await _vectors(service, namespace, record, len(pieces), model)
     new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
-    most = max(len(pieces), record.pieces)
+    most = max(len(pieces), record.chunks)
     head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
     answer = await service.backend.write(
         "rm1_reseal",

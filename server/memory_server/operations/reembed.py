@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memory_core.errors import EmbeddingUnavailable, Tampered
-from memory_core.records import sidecar
 from memory_core.records.agent import load_agents, profile_vector
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
@@ -20,7 +19,8 @@ from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task import load_tasks, load_vectors
 from memory_core.records.vectors import to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_core.store import sidecar
 from memory_server.agents.registry import self_description
 from memory_server.engine.principals import Caller
 from memory_server.index import loader

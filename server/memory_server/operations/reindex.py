@@ -16,12 +16,13 @@ from pathlib import PurePath
 from pydantic import BaseModel, Field
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, Phase
-from memory_core.store import index, redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store import index, sidecar
+from memory_core.store.connection import store_errors
 from memory_server.engine.index_definition import drift
 from memory_server.engine.known_models import MODELS_SECONDS
 from memory_server.index import queries as candidates
@@ -240,7 +241,7 @@ async def _count(service: Service, client: Client, keys: Keys, queries: Sequence
 
 async def _drift(service: Service, keys: Keys, model: Model) -> list[str]:
     info = await service.backend.read(lambda client: client.execute_command("FT.INFO", keys.index(model.version)))
-    return drift(info, keys, model.within(service.settings.vector_store))
+    return drift(info, keys, service.settings.vector_store.with_model(model))
 
 
 def _next(models: Models, differs: Sequence[str]) -> str:
@@ -322,7 +323,7 @@ async def _mark(service: Service, namespace: str, refs: Sequence[Ref], remove: s
     """Have pieces say anew of which models they have vectors and which they wait for."""
     keys = Keys(namespace)
     for start in range(0, len(refs), _SLICE):
-        names = [keys.piece(ref.memory_id, ref.piece) for ref in refs[start : start + _SLICE]]
+        names = [keys.hash_of_chunk(ref.memory_id, ref.piece) for ref in refs[start : start + _SLICE]]
         await service.backend.write("rm1_mark_vectors", names, repeatable=True, remove=remove)
 
 

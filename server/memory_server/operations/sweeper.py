@@ -14,12 +14,13 @@ from typing import Any
 
 from memory_core.cancellation import cancel
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, SWEEPER, Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.memories.chunks import settle
@@ -159,7 +160,7 @@ async def ask_again(service: Service, namespace: str, records: Sequence[Record],
         items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
     answer = await service.backend.write(
         "rm1_requeue",
-        [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],
+        [keys.job_streams, *(keys.hash_of_chunk(record.id, record.part) for record in records)],
         repeatable=True,
         model=model.name,
         items=items,

@@ -12,7 +12,7 @@ from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import loader
 from memory_server.index.loader import Flawed, Ref
 from memory_server.memories.chunks import settle
@@ -116,8 +116,8 @@ async def _load(service: Service, keys: Keys, refs: Sequence[Ref], *, whole: boo
 async def _verify_pieces(service: Service, namespace: str, records: Sequence[Record], report: Report) -> None:
     keys = Keys(namespace)
     for record in records:
-        for start in range(1, record.pieces, _SLICE):
-            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
+        for start in range(1, record.chunks, _SLICE):
+            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
             found = await _load(service, keys, refs, whole=False)
             report.pieces += len(refs)
             for flaw in (one.flaw for one in found if isinstance(one, Flawed)):

@@ -10,7 +10,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
 from memory_server.index.queries import Candidates, Worded, WordStatistics

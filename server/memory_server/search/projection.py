@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from cachetools import LRUCache
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
 from memory_server.contract.selection import Selection

@@ -9,10 +9,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.validation import check_text
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import queries as candidates

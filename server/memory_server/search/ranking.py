@@ -122,7 +122,7 @@ def read(records: Sequence[Record], wanted: Wanted) -> list[Reading]:
 
 def place_of(record: Record) -> Place | None:
     """Where a record stands; None outside conversations, and for pieces: those have text enough of their own."""
-    return (record.owner, record.context, record.seq) if record.context and record.pieces == 1 else None
+    return (record.owner, record.context, record.seq) if record.context and record.chunks == 1 else None
 
 
 def score(readings: Sequence[Reading], wanted: Wanted, statistics: WordStatistics) -> list[Scored]:
@@ -131,7 +131,7 @@ def score(readings: Sequence[Reading], wanted: Wanted, statistics: WordStatistic
         return []
     words = _bm25(readings, wanted, statistics) if wanted.terms else np.zeros(len(readings))
     match, most = _fused(readings, words, wanted), 1.0
-    match = np.maximum(match - [_discount(reading.record.pieces) for reading in readings], 0.0)
+    match = np.maximum(match - [_discount(reading.record.chunks) for reading in readings], 0.0)
     for weight, share in _besides(readings, wanted):
         match, most = match + weight * np.array(share), most + weight
     return [

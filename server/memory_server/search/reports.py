@@ -13,8 +13,8 @@ from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.scope import Principal, owner_token
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, Found, Selection
-from memory_core.store.connection import Client
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_core.crypto.sealed_memory import Place, open_vector
+from memory_core.crypto.sealed_memory import Binding, open_vector
 from memory_core.crypto.sealing import Key, key_id
 from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
@@ -39,7 +39,7 @@ class _Closed:
 
     row: int
     which: Which
-    place: Place
+    binding: Binding
     key: Key
     sealed: bytes
 
@@ -107,7 +107,7 @@ async def _fetch(
     async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
         for _, which in wanted:
-            pipe.hmget(keys.piece(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
+            pipe.hmget(keys.hash_of_chunk(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
         return await pipe.execute()
 
     closed: list[_Closed] = []
@@ -118,8 +118,8 @@ async def _fetch(
         elif (owner or b"", content or b"") == (which.owner.encode(), which.content_hash.encode()):
             try:
                 key = await service.vault.find(which.namespace, which.owner, key_id(sealed or b""))
-                place = Place(which.namespace, which.owner, *which[2:4], int(rev or 0), which.content_hash)
-                closed.append(_Closed(row, which, place, key, sealed or b""))
+                binding = Binding(which.namespace, which.owner, *which[2:4], int(rev or 0), which.content_hash)
+                closed.append(_Closed(row, which, binding, key, sealed or b""))
             except (KeyMissing, Tampered) as error:
                 opened.leave_out(error)
     return closed
@@ -130,7 +130,7 @@ def _open(closed: Sequence[_Closed], model: Model, rows: Matrix, opened: Opened)
     done: list[_Closed] = []
     for one in closed:
         try:
-            vector = open_vector(one.key, one.place, one.sealed, model)
+            vector = open_vector(one.key, one.binding, one.sealed, model)
             rows[one.row] = np.frombuffer(vector, "<f4")
             done.append(one)
         except Tampered as error:

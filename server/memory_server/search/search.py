@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from memory_core.cancellation import both
 from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
-from memory_core.store import redis_time
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
 from memory_server.contract.selection import Selection
@@ -341,7 +341,7 @@ def _hit(scored: Scored, principal: Principal, model: Model) -> Hit:
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
-        part=scored.record.part if scored.record.pieces > 1 else None,
+        part=scored.record.part if scored.record.chunks > 1 else None,
     )
 
 

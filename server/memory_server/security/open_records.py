@@ -9,7 +9,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.validation import check_id
 from memory_server.engine.backend import Backend
 from memory_server.index import integrity_report, loader

@@ -18,12 +18,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record, Visibility
 from memory_core.records.scope import Grant, Part, Principal
 from memory_core.records.times import parse_time
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.search.services import SearchServices

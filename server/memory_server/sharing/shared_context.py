@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -16,8 +17,7 @@ from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory

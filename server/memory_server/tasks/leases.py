@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.memories import Hit
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView

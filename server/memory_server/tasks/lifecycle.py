@@ -12,7 +12,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.principals import Caller
@@ -96,7 +96,11 @@ async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequenc
         if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
-        return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
+
+        def may_see(task: Task) -> bool:
+            return caller.admin or task.may_see(caller.agent, profile is not None and profile.is_able(task.kind))
+
+        return list(filter(may_see, tasks))
 
     return await service.backend.read(fetch)
 

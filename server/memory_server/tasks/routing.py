@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from memory_core.records.agent import Agent, AgentStatus, load_agents
 from memory_core.records.keys import Keys
-from memory_core.records.task import Kind, TaskPriority
+from memory_core.records.task import TaskPriority
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import Matrix
 from memory_server.tasks.services import TaskServices
 
@@ -52,7 +53,7 @@ class Choice:
 class Demand:
     """What is known of a task when it is routed; `vector` has shape (dimension,) or is not known."""
 
-    kind: Kind
+    kind: TaskKind
     type: str
     priority: TaskPriority
     vector: Matrix | None = None
@@ -78,7 +79,7 @@ def note_assigned(service: TaskServices, namespace: str, name: str | None) -> No
             agents[position] = replace(agent, open_tasks=agent.open_tasks + 1)
 
 
-def able(agents: Iterable[Agent], kind: Kind, now: float) -> list[Agent]:
+def able(agents: Iterable[Agent], kind: TaskKind, now: float) -> list[Agent]:
     """Keep those that live, take work and can do a kind of task."""
     return [
         agent

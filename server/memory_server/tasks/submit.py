@@ -10,14 +10,15 @@ from functools import partial
 from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR, check_label, check_name
-from memory_core.records.task import Kind, Task, TaskPriority, TaskState, load_vectors
+from memory_core.records.task import Task, TaskPriority, TaskState, load_vectors
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import parse_time, to_redis
 from memory_core.records.vectors import Matrix, from_bytes, to_bytes
-from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
 from memory_server.engine.principals import Caller
@@ -67,7 +68,7 @@ async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
     new = _checked(service, new)
-    kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
+    kind = TaskKind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
     await service.namespaces.get(caller.namespace)
     await _check_dependencies(service, caller, new.depends_on)
     model = await service.models.current(caller.namespace)
@@ -124,7 +125,7 @@ async def _submit(
     service: TaskServices,
     caller: Caller,
     new: NewTask,
-    kind: Kind,
+    kind: TaskKind,
     vector: Matrix | None,
     model: Model,
     names: Sequence[str],
@@ -160,7 +161,7 @@ async def _submit(
 
 
 def _fields(
-    service: TaskServices, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+    service: TaskServices, caller: Caller, new: NewTask, kind: TaskKind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -221,7 +222,7 @@ def _candidates(choices: Sequence[Choice]) -> list[str]:
     return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
 
 
-def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None) -> Why:
+def _why(state: str, kind: TaskKind, choices: Sequence[Choice], assigned: str | None) -> Why:
     considered = [Suited(**asdict(choice)) for choice in choices[:_SHOWN]]
     if state == TaskState.WAITING:
         return Why(reason="it waits for the tasks that it depends on", considered=considered)

@@ -12,13 +12,13 @@ from ulid import ULID
 
 from memory_core.crypto.keyring import framed
 from memory_core.errors import InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.memory import SEALED_CODEC, Priority, Record, Visibility, content_hash
 from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_redis
 from memory_core.records.vectors import Matrix, from_bytes
-from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.memories.forms import lifetime, scope_of
 from memory_server.service import Service

@@ -13,6 +13,7 @@ from typing import Any
 
 from memory_core.crypto.keyring import framed
 from memory_core.errors import Conflict, InvalidArgument, Tampered
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
@@ -20,8 +21,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import NEVER
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import loader
 from memory_server.index.loader import Flawed, Ref
 from memory_server.operations.quarantine import CONSOLE, quarantined
@@ -326,12 +326,12 @@ async def _vectors(service: Service, keys: Keys, record: Record, model: Model) -
     if record.vector is None:
         return None, None
     pieces: list[Record] = []
-    for start in range(1, record.pieces, _SLICE):
-        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
+    for start in range(1, record.chunks, _SLICE):
+        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
         found = [one for one in await _load(service, keys, refs, model) if isinstance(one, Record)]
         pieces += (await service.vault.open_all(keys.namespace, found)).records
     vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector)]
-    if len(vectors) != record.pieces:
+    if len(vectors) != record.chunks:
         return None, None
     return vectors, cut_of([piece.content for piece in pieces]) if pieces else None
 

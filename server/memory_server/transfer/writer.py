@@ -14,7 +14,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_redis
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import flat, form_of, signed_elsewhere
 from memory_server.memories.quota_check import take_room

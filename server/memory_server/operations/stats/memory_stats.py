@@ -5,15 +5,15 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.scope import Principal
-from memory_core.records.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_core.records.times import parse_time
+from memory_core.redis_client import Client
 from memory_core.settings.settings import DAY
-from memory_core.store import index, redis_time
-from memory_core.store.connection import Client
+from memory_core.store import index, sidecar
+from memory_core.store.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.engine.inflight_reads import reads

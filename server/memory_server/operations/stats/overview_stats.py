@@ -8,12 +8,12 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.times import to_iso
+from memory_core.redis_client import Client
 from memory_core.settings.settings import DAY
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.contract.stats import CacheFigures

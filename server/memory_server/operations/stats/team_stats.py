@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent, load_agents
 from memory_core.records.keys import Keys
 from memory_core.records.task import ENDED, TaskState
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.stats import AgentFigures, TaskFigures
 from memory_server.engine.principals import Caller
 from memory_server.service import Service

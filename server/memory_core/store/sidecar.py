@@ -1,25 +1,20 @@
-"""The heartbeat record by which a sidecar says that it lives, what it runs on and how busy it is."""
+"""Heartbeat records of sidecars: status, hardware and load."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
 from memory_core.crypto.sealing import Transports
-from memory_core.records import keys
-from memory_core.store import redis_time
-
-if TYPE_CHECKING:
-    from memory_core.store.connection import Client
+from memory_core.records import keys, redis_time
+from memory_core.redis_client import Client
 
 HEARTBEAT_SECONDS = 2.0
 LIFETIME_SECONDS = 8.0
-GIVE_KEY = "set MEMORY_TRANSPORT_KEY of the sidecar to what `redis-memory keys transport` prints"
+GIVE_KEY = "set MEMORY_TRANSPORT_KEY of the sidecar to the output of `redis-memory keys transport`"
 
 
 class BulkStatus(BaseModel):
-    """A sidecar's bulk engine: what it computes with, and what it holds of how many bytes it may."""
+    """Status of a sidecar's bulk engine; memory in bytes."""
 
     arrays: str
     faiss: str = ""
@@ -35,9 +30,9 @@ class BulkStatus(BaseModel):
 
 
 class SidecarStatus(BaseModel):
-    """One sidecar as it last described itself; memory in bytes, `texts_per_second` over the last seconds.
+    """The last reported status of a sidecar; memory in bytes, `texts_per_second` over the last seconds.
 
-    `transport_keys` are the ids of the keys by which it opens sealed texts.
+    `transport_keys` are the ids of the keys that it can open sealed texts with.
     """
 
     id: str
@@ -67,12 +62,12 @@ class SidecarStatus(BaseModel):
 
 
 def lacks_key(transports: Transports, status: SidecarStatus) -> bool:
-    """Whether a sidecar cannot open what a server seals."""
+    """Whether a sidecar lacks the key of a server's sealed texts."""
     return bool(transports.current) and transports.current not in status.transport_keys
 
 
 async def announce(client: Client, status: SidecarStatus) -> None:
-    """Write the record and renew its place among the living, by Redis's clock, which all go by."""
+    """Write the record and extend its deadline by Redis's clock."""
     now = await redis_time.ask(client)
     record = status.model_copy(update={"updated_at": now})
     async with client.pipeline(transaction=False) as pipe:
@@ -82,7 +77,7 @@ async def announce(client: Client, status: SidecarStatus) -> None:
 
 
 async def withdraw(client: Client, sidecar_id: str) -> None:
-    """Remove a sidecar that stops in order."""
+    """Remove a sidecar that stops regularly."""
     async with client.pipeline(transaction=False) as pipe:
         pipe.zrem(keys.SIDECARS, sidecar_id)
         pipe.delete(keys.sidecar(sidecar_id))
@@ -90,7 +85,7 @@ async def withdraw(client: Client, sidecar_id: str) -> None:
 
 
 async def living(client: Client) -> list[SidecarStatus]:
-    """Read the records of all sidecars whose heartbeat is fresh, dropping the names of dead ones."""
+    """Read the records of all live sidecars, and remove the names of dead ones."""
     now = redis_time.now()
     await client.zremrangebyscore(keys.SIDECARS, "-inf", now - 60)
     names = await client.zrangebyscore(keys.SIDECARS, now, "+inf")
