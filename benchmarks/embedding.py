@@ -24,7 +24,7 @@ from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.backends import Engine, open_engine
+from memory_embedder.catalogue import Engine, open_engine
 from memory_embedder.encoder import encode
 from memory_embedder.wanted import Wanted, available_cores
 from memory_embedder.weights import find_folder, find_weights

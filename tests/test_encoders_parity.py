@@ -13,8 +13,9 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder import backends, gpu_check, nvml, trials
-from memory_embedder.backends import load_encoder, open_engine, usable
+from memory_embedder import backends, catalogue, gpu_check, nvml, trials
+from memory_embedder.backends import load_encoder
+from memory_embedder.catalogue import Engine, open_engine, usable
 from memory_embedder.encoder import Encoder, encode
 from memory_embedder.nvml import GpuReading, gpu_names, open_reader
 from memory_embedder.onnx_encoder import OnnxEncoder
@@ -75,9 +76,9 @@ def test_openvino_without_the_wanted_device_says_so(openvino: Encoder) -> None:
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "torch"])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(
-    engine: backends.Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backends, "find_spec", _no_package)
+    monkeypatch.setattr(catalogue, "find_spec", _no_package)
     with pytest.raises(NotSupported, match=r"the package \w+ is missing") as caught:
         open_engine(engine, WANTED)
     assert "redis-memory-gpu[" in caught.value.hint
@@ -108,7 +109,7 @@ def test_figures_are_measured_once_and_again_when_something_changed(
 ) -> None:
     tried: list[str] = []
 
-    def figure(engine: backends.Engine, _wanted: Wanted) -> Figure:
+    def figure(engine: Engine, _wanted: Wanted) -> Figure:
         tried.append(engine)
         return Figure(engine=engine, device="cpu", texts_per_second=len(tried))
 
@@ -161,13 +162,13 @@ def test_auto_opens_the_best_that_opens_and_says_why(monkeypatch: pytest.MonkeyP
         Figure(engine="onnx", device="cpu", texts_per_second=90),
     ]
     monkeypatch.setattr(backends, "usable", lambda _wanted: ["onnx", "torch"])  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(trials, "measured", lambda _engines, _wanted: figures)  # pyright: ignore[reportUnknownLambdaType]
-    found = backends.find_spec
+    monkeypatch.setattr(backends, "measured", lambda _engines, _wanted: figures)  # pyright: ignore[reportUnknownLambdaType]
+    found = catalogue.find_spec
 
     def without_torch(name: str) -> Any:
         return None if name == "torch" else found(name)
 
-    monkeypatch.setattr(backends, "find_spec", without_torch)
+    monkeypatch.setattr(catalogue, "find_spec", without_torch)
     encoder = load_encoder("auto", WANTED)
     assert encoder.backend == "onnx"
     assert "torch 9000 texts/s on cuda:0, onnx 90 texts/s on cpu" in encoder.provider

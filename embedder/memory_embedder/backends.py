@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import logging
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotSupported
+from memory_core.errors import MemoryServiceError, NotSupported
+from memory_embedder.catalogue import open_engine, usable
 from memory_embedder.encoder import Encoder
+from memory_embedder.trials import measured, ranked, summary
 from memory_embedder.wanted import Wanted
-from memory_embedder.weights import find_folder, find_weights
-
-if TYPE_CHECKING:
-    from memory_embedder.onnx_encoder import OnnxEncoder
-    from memory_embedder.openvino_encoder import OpenVinoEncoder
-    from memory_embedder.torch_encoder import TorchEncoder
 
 _log = logging.getLogger(__name__)
-Engine = Literal["onnx", "openvino", "torch"]
 Backend = Literal["auto", "onnx", "openvino", "torch"]
-_PACKAGES: dict[Engine, tuple[str, ...]] = {
-    "onnx": ("onnxruntime", "tokenizers"),
-    "openvino": ("openvino", "tokenizers"),
-    "torch": ("torch", "sentence_transformers"),
-}
-_EXTRAS: dict[Engine, str] = {
-    "onnx": "pip install 'redis-memory-gpu[local]', or [gpu] on a GPU node",
-    "openvino": "pip install 'redis-memory-gpu[local]'",
-    "torch": "pip install 'redis-memory-gpu[torch]'",
-}
 
 
 def load_encoder(backend: Backend, wanted: Wanted) -> Encoder:
@@ -41,62 +25,14 @@ def load_encoder(backend: Backend, wanted: Wanted) -> Encoder:
     return _best(wanted) if backend == "auto" else open_engine(backend, wanted)
 
 
-def open_engine(engine: Engine, wanted: Wanted) -> OnnxEncoder | OpenVinoEncoder | TorchEncoder:
-    """Open one engine.
-
-    Raises: as `load_encoder`.
-    """
-    missing = next((package for package in _PACKAGES[engine] if find_spec(package) is None), None)
-    if missing:
-        raise NotSupported(f"the package {missing} is missing", hint=_EXTRAS[engine])
-    try:
-        if engine == "torch":
-            from memory_embedder.torch_encoder import TorchEncoder
-
-            return TorchEncoder(find_folder(wanted.model), wanted.gpu, threads=wanted.threads, exact=wanted.exact)
-        weights = find_weights(wanted.model)
-        if engine == "openvino":
-            from memory_embedder.openvino_encoder import OpenVinoEncoder
-
-            return OpenVinoEncoder(weights, wanted.gpu, threads=wanted.threads, hint=wanted.hint, exact=wanted.exact)
-        from memory_embedder.onnx_encoder import OnnxEncoder
-
-        return OnnxEncoder(weights, wanted.gpu, threads=wanted.threads, engine_cache=wanted.engine_cache)
-    except ImportError as error:
-        raise NotSupported(f"{engine} cannot be loaded: {error}", hint=_EXTRAS[engine]) from error
-
-
-def usable(wanted: Wanted) -> list[Engine]:
-    """Engines whose packages are installed and that find weights for the model.
-
-    Raises:
-        WeightsAltered: see `weights.find_weights`.
-    """
-    return [engine for engine in _PACKAGES if all(map(find_spec, _PACKAGES[engine])) and _has_weights(engine, wanted)]
-
-
-def _has_weights(engine: Engine, wanted: Wanted) -> bool:
-    try:
-        if engine == "torch":
-            find_folder(wanted.model)
-        else:
-            find_weights(wanted.model)
-    except InvalidArgument:
-        return False
-    return True
-
-
 def _best(wanted: Wanted) -> Encoder:
     """The first that opens, in the order of a measurement; with one usable engine there is nothing to measure."""
     engines = usable(wanted)
     if len(engines) < 2:
         return open_engine(engines[0] if engines else "onnx", wanted)
-    from memory_embedder.trials import Figure, measured, ranked, summary
-
     figures = measured(engines, wanted)
-    order: list[Figure] = ranked(figures)
     problem: MemoryServiceError | None = None
-    for figure in order:
+    for figure in ranked(figures):
         try:
             encoder = open_engine(figure.engine, wanted)
         except MemoryServiceError as error:

@@ -25,7 +25,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.settings import GpuSettings
-from memory_embedder.backends import Engine, open_engine
+from memory_embedder.catalogue import Engine, open_engine
 from memory_embedder.nvml import gpu_names
 from memory_embedder.parity import SENTENCES
 from memory_embedder.wanted import Hint, Wanted, available_cores

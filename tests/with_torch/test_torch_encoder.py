@@ -16,7 +16,7 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder.backends import open_engine
+from memory_embedder.catalogue import open_engine
 from memory_embedder.encoder import encode
 from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.torch_encoder import TorchEncoder, choose_device
