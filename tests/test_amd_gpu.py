@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from memory_embedder import rocm
+from memory_embedder.devices import rocm
 
 
 def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from memory_core.errors import InvalidArgument, NotSupported, UnsafeStart
 from memory_core.keyring import load_keyring
 from memory_core.settings import ENV_PREFIX, Settings, leaves, variable
 from memory_embedder import cli as embedder_cli
-from memory_embedder.gpu_turns import take_turn
+from memory_embedder.devices.gpu_turns import take_turn
 from memory_server import cli as server_cli
 from memory_server.transport.binding import check_bind
 
@@ -39,7 +39,7 @@ OUR_IMAGES = {"server": server_cli.app, "embedder": embedder_cli.app}
 TAKE_TURN = """
 import sys
 from pathlib import Path
-from memory_embedder.gpu_turns import take_turn
+from memory_embedder.devices.gpu_turns import take_turn
 print(take_turn(Path(sys.argv[1]), 2), flush=True)
 sys.stdin.read()
 """

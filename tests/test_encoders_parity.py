@@ -13,11 +13,12 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder import backends, catalogue, gpu_check, nvml, trials
+from memory_embedder import backends, catalogue, gpu_check, trials
 from memory_embedder.backends import load_encoder
 from memory_embedder.catalogue import Engine, open_engine, usable
+from memory_embedder.devices import nvml
+from memory_embedder.devices.nvml import GpuReading, gpu_names, open_reader
 from memory_embedder.encoder import Encoder, encode
-from memory_embedder.nvml import GpuReading, gpu_names, open_reader
 from memory_embedder.onnx_encoder import OnnxEncoder
 from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.trials import Ask, Figure, measure, measured, ranked, summary, try_engine

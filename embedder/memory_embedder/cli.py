@@ -22,7 +22,7 @@ from memory_core.keyring import load_keyring
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_embedder.backends import Backend, load_encoder
-from memory_embedder.gpu_turns import count_gpus, take_turn
+from memory_embedder.devices.gpu_turns import count_gpus, take_turn
 from memory_embedder.wanted import Hint, Wanted
 
 if TYPE_CHECKING:

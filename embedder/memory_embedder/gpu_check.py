@@ -11,8 +11,8 @@ from memory_core.errors import MemoryServiceError
 from memory_core.settings import GpuSettings
 from memory_embedder.bulk.gpu_check import check_bulk
 from memory_embedder.catalogue import Engine, open_engine, usable
+from memory_embedder.devices.nvml import gpu_names, open_reader
 from memory_embedder.encoder import Encoder, encode
-from memory_embedder.nvml import gpu_names, open_reader
 from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
 from memory_embedder.wanted import Wanted
 from memory_embedder.weights import DEFAULT_MODEL

@@ -22,16 +22,17 @@ from memory_core.ids import new_id
 from memory_core.sealing import Transports
 from memory_core.sidecars import SidecarStatus
 from memory_core.streams import entries
-from memory_embedder import groups, rocm
+from memory_embedder import groups
 from memory_embedder.asks import AskDesk
 from memory_embedder.backlog import Holdings
 from memory_embedder.bulk.service import BulkDesk
+from memory_embedder.devices import rocm
+from memory_embedder.devices.nvml import GpuReading, open_reader
 from memory_embedder.encoder import Encoder
 from memory_embedder.engine import Engine
 from memory_embedder.jobs import JobDesk
 from memory_embedder.load import Load
 from memory_embedder.namespaces import Namespaces
-from memory_embedder.nvml import GpuReading, open_reader
 from memory_embedder.outbox import Outbox
 from memory_embedder.retry import forever, is_outage, pause, persist
 

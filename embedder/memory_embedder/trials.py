@@ -26,7 +26,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.settings import GpuSettings
 from memory_embedder.catalogue import Engine, open_engine
-from memory_embedder.nvml import gpu_names
+from memory_embedder.devices.nvml import gpu_names
 from memory_embedder.parity import SENTENCES
 from memory_embedder.wanted import Hint, Wanted, available_cores
 from memory_embedder.weights import find_folder, find_weights

@@ -12,8 +12,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_embedder.nvml import gpu_names
-from memory_embedder.rocm import amd_gpus
+from memory_embedder.devices.nvml import gpu_names
+from memory_embedder.devices.rocm import amd_gpus
 
 _CUDA, _HIP = "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 _ORDER = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}

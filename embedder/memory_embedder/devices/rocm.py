@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from memory_embedder.nvml import GpuReading
+from memory_embedder.devices.nvml import GpuReading
 
 _AMD = "0x1002"
 DRM = Path("/sys/class/drm")
