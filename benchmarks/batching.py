@@ -12,9 +12,9 @@ from statistics import median
 from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.settings import GpuSettings
-from memory_embedder.backends import Backend, load_encoder
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.wanted import Wanted
+from memory_embedder.engines.backends import Backend, load_encoder
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import Wanted
 
 ENGINES: dict[Backend, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "sentence_transformers"}
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

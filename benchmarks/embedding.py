@@ -24,10 +24,10 @@ from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.catalogue import Engine, open_engine
-from memory_embedder.encoder import encode
-from memory_embedder.wanted import Wanted, available_cores
-from memory_embedder.weights import find_folder, find_weights
+from memory_embedder.engines.catalogue import Engine, open_engine
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.encoder_options import Wanted, available_cores
+from memory_embedder.engines.weights import find_folder, find_weights
 
 TEXTS = 256
 ROUNDS = 5

@@ -18,7 +18,7 @@ from memory_core.connection import Client
 from memory_core.index import coverage, ensure_namespace
 from memory_core.keys import Keys
 from memory_core.settings import VectorStoreSettings
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.sidecar import Options, Sidecar
 
 _NAMESPACE, _QUEUE = "scale", "queue"

@@ -6,9 +6,9 @@ import numpy as np
 
 from benchmarks.evalset import load
 from memory_core.vectors import Matrix
-from memory_embedder.backends import load_encoder
-from memory_embedder.encoder import encode
-from memory_embedder.wanted import Wanted
+from memory_embedder.engines.backends import load_encoder
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.encoder_options import Wanted
 
 MODEL = "all-MiniLM-L6-v2"
 _SETS = ("locomo", "realtalk", "cranfield")

@@ -20,7 +20,7 @@ from memory_core.keys import Keys
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_core.sidecars import SidecarStatus
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 from memory_server.diagnosis.report import Report
 from memory_server.doctor import examine
 

@@ -30,10 +30,10 @@ from memory_core.sealing import Transports
 from memory_core.settings import GpuSettings, VectorStoreSettings
 from memory_core.streams import CLEAR, Ask, Reply, entries
 from memory_core.vectors import Matrix, from_bytes
-from memory_embedder.encoder import Encoder
-from memory_embedder.onnx_encoder import OnnxEncoder
+from memory_embedder.engines.encoder import Encoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
 from memory_embedder.sidecar import Options, Sidecar
-from memory_embedder.weights import DEFAULT_MODEL, find_weights
 
 TEXTS = [f"Memory number {number} tells of boats, harbours and the {number % 7}th sea." for number in range(400)]
 FAST = Options(lease=0.4, walk=0.2, heartbeat=0.1, block=0.1)

@@ -23,7 +23,7 @@ from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
-from memory_embedder.weights import DEFAULT_MODEL, find_weights
+from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
 from memory_server.service import Service
 from memory_server.usecases import reindexing
 from memory_server.usecases.reindexing import Reindexed

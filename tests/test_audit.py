@@ -24,7 +24,7 @@ from stack import MASTER_KEY, Agent, Refused, Server, Stack, serving
 from memory_core.connection import Client, connect
 from memory_core.ids import new_id
 from memory_core.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.auditing import sealing
 from memory_server.usecases.sweeping import sweep_audits
 

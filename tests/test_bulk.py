@@ -21,7 +21,7 @@ from memory_core.keys import Keys
 from memory_core.models import Model
 from memory_core.records import Priority
 from memory_core.times import parse_time
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.results.reports import ClustersAnswer, DuplicatesAnswer
 from memory_server.search import mirrored
 from memory_server.search.query import Filters

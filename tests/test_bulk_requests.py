@@ -23,7 +23,7 @@ from memory_core.resources import resource
 from memory_core.sealing import Transports
 from memory_core.streams import CLEAR, BadMessage, entries
 from memory_core.vectors import to_bytes
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 

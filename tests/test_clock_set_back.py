@@ -13,8 +13,8 @@ from stack import Server, serving
 
 from memory_core import keys
 from memory_core.connection import Client, connect
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 pytestmark = pytest.mark.skipif(not clock.works(), reason="libfaketime is not installed: apt install libfaketime")
 AHEAD = 7200

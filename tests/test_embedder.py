@@ -31,12 +31,12 @@ from memory_core.errors import ModelMismatch
 from memory_core.resources import resource
 from memory_core.streams import Ask, Reply
 from memory_core.vectors import from_bytes
-from memory_embedder.encoder import encode
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.load import Load
-from memory_embedder.onnx_encoder import OnnxEncoder
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 minilm = embedder_fixtures.minilm

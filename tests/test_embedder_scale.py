@@ -10,8 +10,8 @@ from embedder_fixtures import TEXTS, RedisServer, Team, running, wait_until
 
 from memory_core import keys
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Tokens
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.encoder import Tokens
+from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.sidecar import Options
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team

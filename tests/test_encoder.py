@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder import weights as weights_module
-from memory_embedder.encoder import Tokens, encode, mean_pool, plan_batches, pool
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.providers import CPU, TENSORRT, candidates, choose
-from memory_embedder.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
-from memory_embedder.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
+from memory_embedder.engines import weights as weights_module
+from memory_embedder.engines.encoder import Tokens, encode, mean_pool, plan_batches, pool
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.providers import CPU, TENSORRT, candidates, choose
+from memory_embedder.engines.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
+from memory_embedder.engines.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
 
 CAT = "The cat sleeps on the warm roof of the house."
 

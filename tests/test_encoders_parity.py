@@ -13,17 +13,18 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder import backends, catalogue, gpu_check, trials
-from memory_embedder.backends import load_encoder
-from memory_embedder.catalogue import Engine, open_engine, usable
+from memory_embedder import gpu_check
 from memory_embedder.devices import nvml
 from memory_embedder.devices.nvml import GpuReading, gpu_names, open_reader
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
-from memory_embedder.trials import Ask, Figure, measure, measured, ranked, summary, try_engine
-from memory_embedder.wanted import Hint, Wanted
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines import backends, catalogue, trials
+from memory_embedder.engines.backends import load_encoder
+from memory_embedder.engines.catalogue import Engine, open_engine, usable
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import Hint, Wanted
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.trials import Ask, Figure, measure, measured, ranked, summary, try_engine
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 minilm = embedder_fixtures.minilm
 CPU_ONLY = GpuSettings(preferred_device="cpu")
@@ -302,7 +303,7 @@ def test_gpu_check_compares_with_the_cpu(
 
 def test_the_heartbeat_of_a_gpu_sidecar_carries_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     from memory_embedder import sidecar
-    from memory_embedder.fake import FakeEncoder
+    from memory_embedder.engines.fake import FakeEncoder
 
     monkeypatch.setattr(sidecar, "open_reader", lambda _device: nvml.open_reader("cuda:1", FakeNvml()))  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -18,7 +18,7 @@ from test_subscriptions import is_told, subscribe, updated
 
 from memory_core.models import Model
 from memory_core.vectors import Matrix
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.events.entries import START
 from memory_server.events.listeners import Waiter
 from memory_server.events.room import Room

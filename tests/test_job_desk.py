@@ -19,8 +19,8 @@ from memory_core.streams import CLEAR
 from memory_core.vectors import Matrix
 from memory_embedder import groups
 from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
-from memory_embedder.encoder import Kind, Tokens
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.encoder import Kind, Tokens
+from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.jobs import COMMIT_AT_ONCE, JobDesk
 from memory_embedder.load import Load
 from memory_embedder.outbox import Action, Outbox

@@ -14,7 +14,7 @@ from stack import Agent, Refused, Server, Stack
 from memory_core import functions
 from memory_core.keys import Keys, vector_field
 from memory_core.records import compress, decompress
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.search import loading
 from memory_server.usecases.pieces import settle
 from memory_server.usecases.splitting import PIECE_TOKENS, split

@@ -19,7 +19,7 @@ from stack import MASTER_KEY, Agent, Server, in_own_task, serving
 from memory_core.connection import Client, connect
 from memory_core.ids import is_id
 from memory_core.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.moving import files
 
 

@@ -30,10 +30,10 @@ from memory_core import tracing
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.keys import Keys, asks
 from memory_core.settings import Settings
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.metrics import serving_metrics
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.auditing import recorder
 
 ROOT = Path(__file__).parents[1]

@@ -38,7 +38,7 @@ from modelled import Moment, Outcome, Said, Selected
 from stack import Agent, Stack, in_own_task
 
 from memory_core.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 STEPS = int(os.environ.get("FUZZ_STEPS", "2000"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))

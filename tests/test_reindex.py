@@ -40,7 +40,7 @@ from memory_core.errors import Conflict, EmbeddingUnavailable, InvalidArgument
 from memory_core.keys import Keys
 from memory_core.models import Model, Models, Phase, read_models
 from memory_core.settings import Settings
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.sidecar import Options
 from memory_server import known_models
 from memory_server.diagnosis.definition import LookOver

@@ -17,7 +17,7 @@ from mcp import Client as McpClient
 from stack import Agent, Refused, Stack, in_own_task, sidecar_is_ready, whole_stack
 
 from memory_core.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 NAMESPACE = "frail"
 

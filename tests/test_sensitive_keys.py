@@ -30,7 +30,7 @@ from memory_core.keys import GROUP, Keys
 from memory_core.sealing import key_id
 from memory_core.settings import Settings
 from memory_core.vectors import to_bytes
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import app
 from memory_server.doctor import examine
 from memory_server.search import loading

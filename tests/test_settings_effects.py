@@ -27,8 +27,8 @@ from memory_core.models import Model
 from memory_core.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
 from memory_core.sidecars import SidecarStatus, announce, withdraw
 from memory_core.times import parse_time
-from memory_embedder.providers import CPU, candidates, choose
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.providers import CPU, candidates, choose
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server import settings_reference
 from memory_server.backend import Backend
 from memory_server.caching import VectorCache

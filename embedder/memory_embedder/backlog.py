@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from memory_core.keys import Keys
 from memory_core.sealing import Lock
 from memory_core.streams import Job
-from memory_embedder.encoder import TokenIds, plan_batches
+from memory_embedder.engines.encoder import TokenIds, plan_batches
 from memory_embedder.load import Load
 
 MOST_TEXTS = 4096

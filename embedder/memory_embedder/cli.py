@@ -21,12 +21,12 @@ from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatc
 from memory_core.keyring import load_keyring
 from memory_core.sealing import Transports
 from memory_core.settings import Settings
-from memory_embedder.backends import Backend, load_encoder
 from memory_embedder.devices.gpu_turns import count_gpus, take_turn
-from memory_embedder.wanted import Hint, Wanted
+from memory_embedder.engines.backends import Backend, load_encoder
+from memory_embedder.engines.encoder_options import Hint, Wanted
 
 if TYPE_CHECKING:
-    from memory_embedder.encoder import Encoder
+    from memory_embedder.engines.encoder import Encoder
     from memory_embedder.sidecar import Options, Sidecar
 
 _log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import numpy as np
 from memory_core.errors import MemoryServiceError
 from memory_core.vectors import Matrix
 from memory_embedder.asks import AskDesk, Question
-from memory_embedder.encoder import Encoder, TokenIds, Tokens, plan_batches
+from memory_embedder.engines.encoder import Encoder, TokenIds, Tokens, plan_batches
 from memory_embedder.jobs import JobDesk
 from memory_embedder.load import Load
 

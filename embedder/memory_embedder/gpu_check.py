@@ -10,12 +10,12 @@ from dataclasses import replace
 from memory_core.errors import MemoryServiceError
 from memory_core.settings import GpuSettings
 from memory_embedder.bulk.gpu_check import check_bulk
-from memory_embedder.catalogue import Engine, open_engine, usable
 from memory_embedder.devices.nvml import gpu_names, open_reader
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
-from memory_embedder.wanted import Wanted
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.catalogue import Engine, open_engine, usable
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import Wanted
+from memory_embedder.engines.parity import LEAST_COSINE, SENTENCES, lowest_cosine
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 _TEXTS = [f"{sentence} ({number})" for number in range(400) for sentence in SENTENCES]
 _BUDGET = 16_384

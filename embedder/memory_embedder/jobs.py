@@ -22,7 +22,7 @@ from memory_core.streams import BadMessage, Job
 from memory_core.vectors import Matrix, to_bytes
 from memory_embedder import groups
 from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Backlog, Holdings, Work
-from memory_embedder.encoder import Encoder, TokenIds
+from memory_embedder.engines.encoder import Encoder, TokenIds
 from memory_embedder.outbox import Outbox
 
 _log = logging.getLogger(__name__)

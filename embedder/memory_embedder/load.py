@@ -6,7 +6,7 @@ import time
 from collections import deque
 
 from memory_core.histogram import Histogram
-from memory_embedder.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
+from memory_embedder.engines.encoder import LARGEST_BUDGET, SMALLEST_BUDGET
 
 BATCH_SECONDS = 0.1
 """How long one micro-batch should take: an ask waits for at most one."""

@@ -11,7 +11,7 @@ from memory_core.errors import InvalidArgument, ModelMismatch, echo
 from memory_core.index import check_model
 from memory_core.keys import Keys
 from memory_core.names import check_name
-from memory_embedder.encoder import Encoder
+from memory_embedder.engines.encoder import Encoder
 from memory_embedder.retry import is_outage
 
 _log = logging.getLogger(__name__)

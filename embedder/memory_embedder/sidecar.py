@@ -28,8 +28,8 @@ from memory_embedder.backlog import Holdings
 from memory_embedder.bulk.service import BulkDesk
 from memory_embedder.devices import rocm
 from memory_embedder.devices.nvml import GpuReading, open_reader
-from memory_embedder.encoder import Encoder
 from memory_embedder.engine import Engine
+from memory_embedder.engines.encoder import Encoder
 from memory_embedder.jobs import JobDesk
 from memory_embedder.load import Load
 from memory_embedder.namespaces import Namespaces

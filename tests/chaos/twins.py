@@ -15,7 +15,7 @@ from stack import Stack, whole_stack
 from twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
 
 from memory_core.keys import NAMESPACES, Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.caching import Vectors
 
 LENGTH = 12

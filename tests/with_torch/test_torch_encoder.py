@@ -16,12 +16,12 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
-from memory_embedder.catalogue import open_engine
-from memory_embedder.encoder import encode
-from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
-from memory_embedder.torch_encoder import TorchEncoder, choose_device
-from memory_embedder.wanted import Wanted, has_bf16
-from memory_embedder.weights import DEFAULT_MODEL, ModelFolder, find_folder
+from memory_embedder.engines.catalogue import open_engine
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.encoder_options import Wanted, has_bf16
+from memory_embedder.engines.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.torch import TorchEncoder, choose_device
+from memory_embedder.engines.weights import DEFAULT_MODEL, ModelFolder, find_folder
 
 CPU_ONLY = GpuSettings(preferred_device="cpu")
 WANTED = Wanted(DEFAULT_MODEL, CPU_ONLY, exact=True)
@@ -83,7 +83,7 @@ def test_half_precision_is_near_float32(exact: TorchEncoder) -> None:
 
 
 def test_a_half_precision_that_strays_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memory_embedder import torch_encoder
+    from memory_embedder.engines import torch as torch_encoder
 
     monkeypatch.setattr(torch_encoder, "has_bf16", lambda: True)  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(torch_encoder, "LEAST_COSINE", 1.1)

@@ -35,7 +35,7 @@ from memory_embedder.bulk.engine import BulkEngine
 from memory_embedder.bulk.index import Faiss
 from memory_embedder.bulk.numerics import DeadlinePassed
 from memory_embedder.bulk.shelf import Shelf, TooLarge
-from memory_embedder.encoder import Encoder
+from memory_embedder.engines.encoder import Encoder
 from memory_embedder.outbox import Outbox
 
 _log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import onnxruntime
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, PooledEncoder, Pooling, TokenIds, Tokens, pool
-from memory_embedder.providers import CPU, Choice, candidates, fall_back, without_accelerator
-from memory_embedder.tokeniser import TextTokeniser
-from memory_embedder.wanted import available_cores
-from memory_embedder.weights import Weights, choose_output
+from memory_embedder.engines.encoder import Kind, PooledEncoder, Pooling, TokenIds, Tokens, pool
+from memory_embedder.engines.encoder_options import available_cores
+from memory_embedder.engines.providers import CPU, Choice, candidates, fall_back, without_accelerator
+from memory_embedder.engines.tokeniser import TextTokeniser
+from memory_embedder.engines.weights import Weights, choose_output
 
 _LOG_ERRORS = 3
 

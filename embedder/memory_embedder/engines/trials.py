@@ -25,11 +25,11 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.settings import GpuSettings
-from memory_embedder.catalogue import Engine, open_engine
 from memory_embedder.devices.nvml import gpu_names
-from memory_embedder.parity import SENTENCES
-from memory_embedder.wanted import Hint, Wanted, available_cores
-from memory_embedder.weights import find_folder, find_weights
+from memory_embedder.engines.catalogue import Engine, open_engine
+from memory_embedder.engines.encoder_options import Hint, Wanted, available_cores
+from memory_embedder.engines.parity import SENTENCES
+from memory_embedder.engines.weights import find_folder, find_weights
 
 _log = logging.getLogger(__name__)
 TRIAL_SECONDS = 1.0
@@ -103,7 +103,7 @@ def try_engine(engine: Engine, wanted: Wanted) -> Figure:
         hint=wanted.hint,
         engine_cache=wanted.engine_cache,
     )
-    command = [sys.executable, "-P", "-m", "memory_embedder.trials"]
+    command = [sys.executable, "-P", "-m", "memory_embedder.engines.trials"]
     try:
         done = subprocess.run(  # noqa: S603 our own interpreter and module
             command, input=ask.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False

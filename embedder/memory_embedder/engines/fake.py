@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, Tokens, unit_rows
+from memory_embedder.engines.encoder import Kind, Tokens, unit_rows
 
 
 class FakeEncoder:

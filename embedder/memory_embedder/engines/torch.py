@@ -14,13 +14,13 @@ import numpy as np
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, PooledEncoder, Tokens
-from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
-from memory_embedder.providers import fall_back
-from memory_embedder.sentence_model import DEFAULT_MAX_TOKENS, prompts_of
-from memory_embedder.tokeniser import prepare
-from memory_embedder.wanted import available_cores, has_bf16
-from memory_embedder.weights import ModelFolder
+from memory_embedder.engines.encoder import Kind, PooledEncoder, Tokens
+from memory_embedder.engines.encoder_options import available_cores, has_bf16
+from memory_embedder.engines.parity import LEAST_COSINE, SENTENCES, lowest_cosine
+from memory_embedder.engines.providers import fall_back
+from memory_embedder.engines.sentence_model import DEFAULT_MAX_TOKENS, prompts_of
+from memory_embedder.engines.tokeniser import prepare
+from memory_embedder.engines.weights import ModelFolder
 
 _log = logging.getLogger(__name__)
 _TRIALS = 3

@@ -15,13 +15,13 @@ import numpy as np
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.encoder import Kind, PooledEncoder, TokenIds, Tokens, pool, unit_rows
-from memory_embedder.openvino_graph import has_int8_weights, unpack_weights
-from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
-from memory_embedder.providers import fall_back
-from memory_embedder.tokeniser import TextTokeniser
-from memory_embedder.wanted import Hint, available_cores, has_bf16
-from memory_embedder.weights import Weights, choose_output
+from memory_embedder.engines.encoder import Kind, PooledEncoder, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.engines.encoder_options import Hint, available_cores, has_bf16
+from memory_embedder.engines.openvino_graph import has_int8_weights, unpack_weights
+from memory_embedder.engines.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.providers import fall_back
+from memory_embedder.engines.tokeniser import TextTokeniser
+from memory_embedder.engines.weights import Weights, choose_output
 
 _log = logging.getLogger(__name__)
 _KEPT_KERNELS = {"CPU_RUNTIME_CACHE_CAPACITY": 200}

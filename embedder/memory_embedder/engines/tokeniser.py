@@ -6,9 +6,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from memory_core.errors import InvalidArgument
-from memory_embedder.encoder import Kind, Tokens
-from memory_embedder.sentence_model import Prompts
-from memory_embedder.weights import Weights
+from memory_embedder.engines.encoder import Kind, Tokens
+from memory_embedder.engines.sentence_model import Prompts
+from memory_embedder.engines.weights import Weights
 
 _CHARACTERS_PER_TOKEN = 128
 """WordPiece makes words of more than 100 characters one unknown token, so no more can matter."""

@@ -6,13 +6,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_embedder.wanted import Wanted
-from memory_embedder.weights import find_folder, find_weights
+from memory_embedder.engines.encoder_options import Wanted
+from memory_embedder.engines.weights import find_folder, find_weights
 
 if TYPE_CHECKING:
-    from memory_embedder.onnx_encoder import OnnxEncoder
-    from memory_embedder.openvino_encoder import OpenVinoEncoder
-    from memory_embedder.torch_encoder import TorchEncoder
+    from memory_embedder.engines.onnx import OnnxEncoder
+    from memory_embedder.engines.openvino import OpenVinoEncoder
+    from memory_embedder.engines.torch import TorchEncoder
 
 Engine = Literal["onnx", "openvino", "torch"]
 _PACKAGES: dict[Engine, tuple[str, ...]] = {
@@ -37,15 +37,15 @@ def open_engine(engine: Engine, wanted: Wanted) -> OnnxEncoder | OpenVinoEncoder
         raise NotSupported(f"the package {missing} is missing", hint=_EXTRAS[engine])
     try:
         if engine == "torch":
-            from memory_embedder.torch_encoder import TorchEncoder
+            from memory_embedder.engines.torch import TorchEncoder
 
             return TorchEncoder(find_folder(wanted.model), wanted.gpu, threads=wanted.threads, exact=wanted.exact)
         weights = find_weights(wanted.model)
         if engine == "openvino":
-            from memory_embedder.openvino_encoder import OpenVinoEncoder
+            from memory_embedder.engines.openvino import OpenVinoEncoder
 
             return OpenVinoEncoder(weights, wanted.gpu, threads=wanted.threads, hint=wanted.hint, exact=wanted.exact)
-        from memory_embedder.onnx_encoder import OnnxEncoder
+        from memory_embedder.engines.onnx import OnnxEncoder
 
         return OnnxEncoder(weights, wanted.gpu, threads=wanted.threads, engine_cache=wanted.engine_cache)
     except ImportError as error:

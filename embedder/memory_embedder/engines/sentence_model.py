@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from memory_core.errors import InvalidArgument
-from memory_embedder.encoder import Pooling
+from memory_embedder.engines.encoder import Pooling
 
 DEFAULT_MAX_TOKENS = 256
 """The window all-MiniLM-L6-v2 was trained with; its tokenizer.json alone would say otherwise."""

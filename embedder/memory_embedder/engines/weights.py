@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotSupported, echo
-from memory_embedder.encoder import Pooling
-from memory_embedder.sentence_model import DEFAULT_MAX_TOKENS, NO_PROMPTS, Prompts, read_sentence_model
+from memory_embedder.engines.encoder import Pooling
+from memory_embedder.engines.sentence_model import DEFAULT_MAX_TOKENS, NO_PROMPTS, Prompts, read_sentence_model
 
 DEFAULT_MODEL = "all-MiniLM-L6-v2"
 

@@ -6,10 +6,10 @@ import logging
 from typing import Literal
 
 from memory_core.errors import MemoryServiceError, NotSupported
-from memory_embedder.catalogue import open_engine, usable
-from memory_embedder.encoder import Encoder
-from memory_embedder.trials import measured, ranked, summary
-from memory_embedder.wanted import Wanted
+from memory_embedder.engines.catalogue import open_engine, usable
+from memory_embedder.engines.encoder import Encoder
+from memory_embedder.engines.encoder_options import Wanted
+from memory_embedder.engines.trials import measured, ranked, summary
 
 _log = logging.getLogger(__name__)
 Backend = Literal["auto", "onnx", "openvino", "torch"]
