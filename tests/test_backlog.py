@@ -12,9 +12,9 @@ from redis import exceptions as redis_errors
 from memory_core import keys
 from memory_core.connection import Client
 from memory_core.keys import Keys
-from memory_embedder import backlog, groups
-from memory_embedder.backlog import MOST_TEXTS, Backlog, Holdings, Work
-from memory_embedder.load import Load
+from memory_embedder.streams import backlog, groups
+from memory_embedder.streams.backlog import MOST_TEXTS, Backlog, Holdings, Work
+from memory_embedder.streams.throughput import Load
 
 server, client = embedder_fixtures.server, embedder_fixtures.client
 STREAM, ME = "stream", "me"

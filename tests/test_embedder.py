@@ -35,8 +35,8 @@ from memory_embedder.engines.encoder import encode
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.onnx import OnnxEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL
-from memory_embedder.load import Load
 from memory_embedder.sidecar import Sidecar
+from memory_embedder.streams.throughput import Load
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 minilm = embedder_fixtures.minilm

@@ -24,11 +24,11 @@ from embedder_fixtures import (
 from memory_core import keys, sidecars
 from memory_core.connection import Client, connect
 from memory_core.vectors import Matrix
-from memory_embedder.engine import EncoderBroken
 from memory_embedder.engines.encoder import Tokens, encode
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.streams.inference import EncoderBroken
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 

@@ -17,13 +17,13 @@ from memory_core.sealed_records import Place, seal_job
 from memory_core.sealing import Key, Transports
 from memory_core.streams import CLEAR
 from memory_core.vectors import Matrix
-from memory_embedder import groups
-from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
 from memory_embedder.engines.encoder import Kind, Tokens
 from memory_embedder.engines.fake import FakeEncoder
-from memory_embedder.jobs import COMMIT_AT_ONCE, JobDesk
-from memory_embedder.load import Load
-from memory_embedder.outbox import Action, Outbox
+from memory_embedder.streams import groups
+from memory_embedder.streams.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
+from memory_embedder.streams.jobs import COMMIT_AT_ONCE, JobDesk
+from memory_embedder.streams.outbox import Action, Outbox
+from memory_embedder.streams.throughput import Load
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE_MS = 60_000

@@ -22,19 +22,19 @@ from memory_core.ids import new_id
 from memory_core.sealing import Transports
 from memory_core.sidecars import SidecarStatus
 from memory_core.streams import entries
-from memory_embedder import groups
-from memory_embedder.asks import AskDesk
-from memory_embedder.backlog import Holdings
 from memory_embedder.bulk.service import BulkDesk
 from memory_embedder.devices import rocm
 from memory_embedder.devices.nvml import GpuReading, open_reader
-from memory_embedder.engine import Engine
 from memory_embedder.engines.encoder import Encoder
-from memory_embedder.jobs import JobDesk
-from memory_embedder.load import Load
-from memory_embedder.namespaces import Namespaces
-from memory_embedder.outbox import Outbox
-from memory_embedder.retry import forever, is_outage, pause, persist
+from memory_embedder.streams import groups
+from memory_embedder.streams.asks import AskDesk
+from memory_embedder.streams.backlog import Holdings
+from memory_embedder.streams.inference import Engine
+from memory_embedder.streams.jobs import JobDesk
+from memory_embedder.streams.namespaces import Namespaces
+from memory_embedder.streams.outbox import Outbox
+from memory_embedder.streams.retry import forever, is_outage, pause, persist
+from memory_embedder.streams.throughput import Load
 
 _log = logging.getLogger(__name__)
 _COMMITTERS = 2

@@ -44,8 +44,8 @@ TARGETS = {
     ),
     "queue": Target(
         (
-            *("embedder/memory_embedder/jobs.py", "embedder/memory_embedder/backlog.py"),
-            *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
+            *("embedder/memory_embedder/streams/jobs.py", "embedder/memory_embedder/streams/backlog.py"),
+            *("embedder/memory_embedder/streams/groups.py", "redis/functions/20_vectors.lua"),
         ),
         (
             *("tests/test_backlog.py", "tests/test_job_desk.py", "tests/test_commit.py", "tests/test_embedder.py"),

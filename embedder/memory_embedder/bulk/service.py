@@ -28,15 +28,15 @@ from memory_core.sealing import Transports
 from memory_core.sidecars import BulkStatus
 from memory_core.streams import BadMessage, Fields, Reply
 from memory_core.vectors import from_bytes, normalise
-from memory_embedder import groups
-from memory_embedder.asks import REPLIES_KEPT, REPLY_SECONDS
 from memory_embedder.bulk.arrays import Arrays
 from memory_embedder.bulk.engine import BulkEngine
 from memory_embedder.bulk.index import Faiss
 from memory_embedder.bulk.numerics import DeadlinePassed
 from memory_embedder.bulk.shelf import Shelf, TooLarge
 from memory_embedder.engines.encoder import Encoder
-from memory_embedder.outbox import Outbox
+from memory_embedder.streams import groups
+from memory_embedder.streams.asks import REPLIES_KEPT, REPLY_SECONDS
+from memory_embedder.streams.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 _READ_AT_ONCE = 8

@@ -12,7 +12,7 @@ from memory_core.index import check_model
 from memory_core.keys import Keys
 from memory_core.names import check_name
 from memory_embedder.engines.encoder import Encoder
-from memory_embedder.retry import is_outage
+from memory_embedder.streams.retry import is_outage
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from memory_core.connection import Client
 from memory_core.sealing import Transports
 from memory_core.streams import Ask, BadMessage, Fields, Reply
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder import groups
 from memory_embedder.engines.encoder import Encoder, Tokens
-from memory_embedder.outbox import Outbox
+from memory_embedder.streams import groups
+from memory_embedder.streams.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 MOST_TEXTS = 64

@@ -20,10 +20,10 @@ from memory_core.sealed_records import open_job, seal_vector
 from memory_core.sealing import Lock, Transports
 from memory_core.streams import BadMessage, Job
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder import groups
-from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Backlog, Holdings, Work
 from memory_embedder.engines.encoder import Encoder, TokenIds
-from memory_embedder.outbox import Outbox
+from memory_embedder.streams import groups
+from memory_embedder.streams.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Backlog, Holdings, Work
+from memory_embedder.streams.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 COMMIT_AT_ONCE = 8

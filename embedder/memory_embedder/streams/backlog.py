@@ -10,7 +10,7 @@ from memory_core.keys import Keys
 from memory_core.sealing import Lock
 from memory_core.streams import Job
 from memory_embedder.engines.encoder import TokenIds, plan_batches
-from memory_embedder.load import Load
+from memory_embedder.streams.throughput import Load
 
 MOST_TEXTS = 4096
 _LOW_WATER = 0.75

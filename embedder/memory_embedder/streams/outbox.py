@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 
 from redis import exceptions as redis_errors
 
-from memory_embedder.retry import is_outage, persist
+from memory_embedder.streams.retry import is_outage, persist
 
 _log = logging.getLogger(__name__)
 Action = Callable[[], Awaitable[None]]

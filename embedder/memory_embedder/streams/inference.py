@@ -12,10 +12,10 @@ import numpy as np
 
 from memory_core.errors import MemoryServiceError
 from memory_core.vectors import Matrix
-from memory_embedder.asks import AskDesk, Question
 from memory_embedder.engines.encoder import Encoder, TokenIds, Tokens, plan_batches
-from memory_embedder.jobs import JobDesk
-from memory_embedder.load import Load
+from memory_embedder.streams.asks import AskDesk, Question
+from memory_embedder.streams.jobs import JobDesk
+from memory_embedder.streams.throughput import Load
 
 _log = logging.getLogger(__name__)
 _CANARY = "A short text that every model can embed."
