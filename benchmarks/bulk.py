@@ -27,10 +27,10 @@ from memory_core.connection import Client
 from memory_core.ids import new_id
 from memory_core.keys import Keys, vector_field
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import Arrays
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.index import Faiss
-from memory_embedder.bulk.shelf import Kept, Shelf
+from memory_embedder.bulk.faiss_index import Faiss
+from memory_embedder.bulk.mirror_cache import Kept, Shelf
 
 DIMENSION, QUERIES, K, ROUNDS = 384, 1000, 10, 5
 LOOPED = 100
@@ -144,7 +144,7 @@ def comparing(engine: BulkEngine, kept: Kept, seen: Snapshot, queries: Matrix) -
 
 def indexes(engine: BulkEngine, seen: Snapshot, queries: Matrix) -> Rows:
     """Each kind of index: time to build, time of a thousand queries, recall@10 against comparing with all."""
-    from memory_embedder.bulk.index import build
+    from memory_embedder.bulk.faiss_index import build
 
     request = Nearest(selection=EVERYBODY, queries=to_bytes(queries), k=K, exact=False)
     exact = engine.nearest(seen, request, queries, None, float("inf"))

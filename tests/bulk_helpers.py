@@ -13,9 +13,9 @@ from memory_core.bulk import Selection
 from memory_core.ids import new_id
 from memory_core.keys import vector_field
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import Arrays
 from memory_embedder.bulk.engine import BulkEngine
-from memory_embedder.bulk.index import Faiss
+from memory_embedder.bulk.faiss_index import Faiss
 from memory_embedder.bulk.mirror import Loaded, Mirror
 
 DIMENSION = 16

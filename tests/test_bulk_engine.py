@@ -15,12 +15,13 @@ from memory_core.bulk import Clusters, Duplicates, IndexType, Nearest, Selection
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk import numerics, shelf
-from memory_embedder.bulk.arrays import Arrays, Resident
+from memory_embedder.bulk import mirror_cache as shelf
+from memory_embedder.bulk import numerics
+from memory_embedder.bulk.array_module import Arrays, Resident
 from memory_embedder.bulk.engine import Snapshot
-from memory_embedder.bulk.index import Faiss, build
+from memory_embedder.bulk.faiss_index import Faiss, build
 from memory_embedder.bulk.mirror import Mirror
-from memory_embedder.bulk.shelf import Shelf, TooLarge
+from memory_embedder.bulk.mirror_cache import Shelf, TooLarge
 
 ARRAYS = Arrays()
 AMPLE = 1 << 30

@@ -22,7 +22,7 @@ from memory_core.ids import new_id
 from memory_core.sealing import Transports
 from memory_core.sidecars import SidecarStatus
 from memory_core.streams import entries
-from memory_embedder.bulk.service import BulkDesk
+from memory_embedder.bulk.requests import BulkDesk
 from memory_embedder.devices import rocm
 from memory_embedder.devices.nvml import GpuReading, open_reader
 from memory_embedder.engines.encoder import Encoder

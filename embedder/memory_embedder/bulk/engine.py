@@ -17,8 +17,8 @@ from memory_core.bulk import (
     NearestFound,
 )
 from memory_core.vectors import Matrix
-from memory_embedder.bulk.arrays import Array, Arrays, Resident
-from memory_embedder.bulk.index import Approximate, Faiss
+from memory_embedder.bulk.array_module import Array, Arrays, Resident
+from memory_embedder.bulk.faiss_index import Approximate, Faiss
 from memory_embedder.bulk.mirror import Mask
 from memory_embedder.bulk.numerics import Neighbours, group, nearest, pairs
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from memory_core.bulk import IndexType
 from memory_core.vectors import Matrix
-from memory_embedder.bulk.arrays import Arrays, Resident
-from memory_embedder.bulk.index import LEAST_RECALL, Faiss, build
+from memory_embedder.bulk.array_module import Arrays, Resident
+from memory_embedder.bulk.faiss_index import LEAST_RECALL, Faiss, build
 from memory_embedder.bulk.numerics import group, nearest, pairs
 
 _ROWS, _DIMENSION, _QUERIES, _K, _RUNS = 100_000, 384, 1000, 10, 5

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from memory_embedder.bulk.arrays import Array, Arrays
+from memory_embedder.bulk.array_module import Array, Arrays
 
 _FIRST_BLOCK, _MOST_ROWS = 256, 8192
 _MOST_SCORES = 8 << 20

@@ -28,11 +28,11 @@ from memory_core.sealing import Transports
 from memory_core.sidecars import BulkStatus
 from memory_core.streams import BadMessage, Fields, Reply
 from memory_core.vectors import from_bytes, normalise
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import Arrays
 from memory_embedder.bulk.engine import BulkEngine
-from memory_embedder.bulk.index import Faiss
+from memory_embedder.bulk.faiss_index import Faiss
+from memory_embedder.bulk.mirror_cache import Shelf, TooLarge
 from memory_embedder.bulk.numerics import DeadlinePassed
-from memory_embedder.bulk.shelf import Shelf, TooLarge
 from memory_embedder.engines.encoder import Encoder
 from memory_embedder.streams import groups
 from memory_embedder.streams.asks import REPLIES_KEPT, REPLY_SECONDS

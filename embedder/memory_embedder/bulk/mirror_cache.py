@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from memory_core import keys, redis_time
 from memory_core.bulk import IndexType, Selection
 from memory_core.connection import Client
-from memory_embedder.bulk.arrays import Resident
+from memory_embedder.bulk.array_module import Resident
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.following import Follower, Lost
-from memory_embedder.bulk.index import Approximate, build
+from memory_embedder.bulk.event_follower import Follower, Lost
+from memory_embedder.bulk.faiss_index import Approximate, build
 from memory_embedder.bulk.mirror import Mirror
 
 _log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import numpy as np
 
 from memory_core.bulk import IndexType
 from memory_core.vectors import Matrix
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import Arrays
 from memory_embedder.bulk.mirror import Mask
 from memory_embedder.bulk.numerics import Neighbours, nearest
 
