@@ -27,10 +27,10 @@ from memory_core.connection import Client
 from memory_core.ids import new_id
 from memory_core.keys import Keys, vector_field
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk.array_module import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.faiss_index import Faiss
-from memory_embedder.bulk.mirror_cache import Kept, Shelf
+from memory_embedder.bulk.faiss_index import FaissLibrary
+from memory_embedder.bulk.mirror_cache import CachedMirror, MirrorCache
 
 DIMENSION, QUERIES, K, ROUNDS = 384, 1000, 10, 5
 LOOPED = 100
@@ -78,13 +78,13 @@ async def store_raw(redis: Client, namespace: str, vectors: Matrix) -> None:
         await pipe.execute()
 
 
-async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[Kept, Snapshot, Rows]:
+async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMirror, Snapshot, Rows]:
     """Mirror a namespace, several times over."""
     seconds: list[float] = []
     cpu: list[float] = []
-    kept, seen = await Shelf(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot("bench", EVERYBODY)
+    kept, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot("bench", EVERYBODY)
     for _ in range(ROUNDS):
-        shelf = Shelf(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
+        shelf = MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
         started, used = time.perf_counter(), time.process_time()
         kept, seen = await shelf.snapshot("bench", EVERYBODY)
         seconds.append(time.perf_counter() - started)
@@ -101,7 +101,7 @@ async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[Kept, Sna
     )
 
 
-def selecting(kept: Kept) -> Rows:
+def selecting(kept: CachedMirror) -> Rows:
     """How long a permission takes: a thousand tokens of single memories, contexts and owners over all rows."""
     tokens = [f"i:{memory_id}" for memory_id in kept.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
     wide = Selection(every=[("scope", [*tokens, "pub"])])
@@ -109,13 +109,13 @@ def selecting(kept: Kept) -> Rows:
     return {"tokens": len(tokens) + 1, "seconds": spread(seconds)}
 
 
-def comparing(engine: BulkEngine, kept: Kept, seen: Snapshot, queries: Matrix) -> Rows:
+def comparing(engine: BulkEngine, kept: CachedMirror, seen: Snapshot, queries: Matrix) -> Rows:
     """The exact ten nearest of a thousand queries beside FAISS's flat index, and of a tenth of
     them with half of the rows permitted."""
     library: Any = faiss
     faiss_index = library.IndexFlatIP(DIMENSION)
     faiss_index.add(kept.mirror.vectors)
-    everything = Snapshot(seen.vectors, seen.ids, seen.pieces, np.ones(len(seen.chosen), np.bool_), seen.resident)
+    everything = Snapshot(seen.vectors, seen.ids, seen.pieces, np.ones(len(seen.chosen), np.bool_), seen.device_rows)
     few = queries[:LOOPED]
     bitmap = library.IDSelectorBitmap(np.packbits(seen.chosen, bitorder="little"))
 
@@ -231,7 +231,7 @@ def _searches(queries: Sequence[str], mode: str) -> list[dict[str, Any]]:
 async def main(count: int, rounds: int) -> None:
     """Measure everything, print it, and keep it."""
     vectors, queries = unit_vectors(count, 1), unit_vectors(QUERIES, 2)
-    engine = BulkEngine(Arrays(), Faiss(gpus=False))
+    engine = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
     rows: Rows = {"vectors": count, "queries": QUERIES, "k": K}
 
     def note(name: str, row: Rows) -> None:

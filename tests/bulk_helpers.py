@@ -13,14 +13,14 @@ from memory_core.bulk import Selection
 from memory_core.ids import new_id
 from memory_core.keys import vector_field
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk.array_module import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine
-from memory_embedder.bulk.faiss_index import Faiss
-from memory_embedder.bulk.mirror import Loaded, Mirror
+from memory_embedder.bulk.faiss_index import FaissLibrary
+from memory_embedder.bulk.mirror import LoadedMemory, Mirror
 
 DIMENSION = 16
 EVERYBODY = Selection(every=[("scope", ["pub"])])
-ENGINE = BulkEngine(Arrays(), Faiss(gpus=False))
+ENGINE = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
 
 
 def unit_vectors(count: int, dimension: int = DIMENSION, seed: int = 0, subjects: int = 40) -> Matrix:
@@ -40,12 +40,12 @@ def loaded(
     expires_at: float = float("inf"),
     occurred_at: float = float("nan"),
     updated_at: float = float("nan"),
-) -> Loaded:
+) -> LoadedMemory:
     """A memory of some pieces as it would be read."""
     carried = [("scope", token) for token in scope]
     carried += [(name, value) for name, values in (labels or {}).items() for value in values]
     pieces = [(number, to_bytes(vector)) for number, vector in enumerate(vectors)]
-    return Loaded(memory_id, carried, expires_at, occurred_at, pieces, updated_at=updated_at)
+    return LoadedMemory(memory_id, carried, expires_at, occurred_at, pieces, updated_at=updated_at)
 
 
 def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None) -> Mirror:

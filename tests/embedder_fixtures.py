@@ -33,10 +33,10 @@ from memory_core.vectors import Matrix, from_bytes
 from memory_embedder.engines.encoder import Encoder
 from memory_embedder.engines.onnx import OnnxEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
-from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.sidecar import Sidecar, SidecarOptions
 
 TEXTS = [f"Memory number {number} tells of boats, harbours and the {number % 7}th sea." for number in range(400)]
-FAST = Options(lease=0.4, walk=0.2, heartbeat=0.1, block=0.1)
+FAST = SidecarOptions(lease=0.4, scan=0.2, heartbeat=0.1, block=0.1)
 PATIENCE = 20.0
 
 
@@ -293,7 +293,7 @@ async def await_reply(client: Client, ask_id: str, transports: Transports = CLEA
 
 @asynccontextmanager
 async def running(
-    url: str, encoder: Encoder, options: Options = FAST, transports: Transports | None = None
+    url: str, encoder: Encoder, options: SidecarOptions = FAST, transports: Transports | None = None
 ) -> AsyncGenerator[Sidecar]:
     """A sidecar on this event loop, ready to serve."""
     sidecar = Sidecar(url, encoder, options, transports)

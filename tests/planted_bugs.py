@@ -215,13 +215,13 @@ BUGS = {
         ("tests/test_commit.py",),
     ),
     "a job is acknowledged before its vector is there": Bug(
-        _EMBEDDER + "groups.py",
+        _EMBEDDER + "streams/groups.py",
         [('{stream: ">"}, count=count, block=block_ms)', '{stream: ">"}, count=count, block=block_ms, noack=True)')],
         ("tests/test_embedder_recovery.py::test_kill_9_in_the_middle_loses_nothing",),
     ),
     "a job that nobody can do is tried for ever": Bug(
-        _EMBEDDER + "jobs.py",
-        [("            if deliveries > MOST_DELIVERIES:\n", "            if deliveries > 10**9:\n")],
+        _EMBEDDER + "streams/jobs.py",
+        [("            if deliveries > MAX_DELIVERIES:\n", "            if deliveries > 10**9:\n")],
         ("tests/test_embedder_recovery.py::test_a_job_that_killed_five_sidecars_is_buried_untried",),
     ),
     "any token holds a lease": Bug(

@@ -23,13 +23,13 @@ def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeyp
     files |= {"hwmon/hwmon3/temp1_input": "61000", "hwmon/hwmon3/power1_average": "250000000"}
     for name, content in files.items():
         (second / name).write_text(f"{content}\n")
-    reader = rocm.open_reader("rocm:1", tmp_path / "drm")
+    reader = rocm.open_amd_reader("rocm:1", tmp_path / "drm")
     assert reader is not None
     assert reader.read() == rocm.GpuReading(1024, 4096, 0.37, 61.0, 250.0)
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
-    shown = rocm.open_reader("cuda:0", tmp_path / "drm")
+    shown = rocm.open_amd_reader("cuda:0", tmp_path / "drm")
     assert shown is not None
     assert shown.read().power == 250.0
-    assert rocm.open_reader("rocm:1", tmp_path / "drm") is None
-    assert rocm.open_reader("cpu", tmp_path / "drm") is None
+    assert rocm.open_amd_reader("rocm:1", tmp_path / "drm") is None
+    assert rocm.open_amd_reader("cpu", tmp_path / "drm") is None
     assert len(rocm.amd_gpus(tmp_path / "drm")) == 2

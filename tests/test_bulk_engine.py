@@ -15,15 +15,15 @@ from memory_core.bulk import Clusters, Duplicates, IndexType, Nearest, Selection
 from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.vectors import Matrix, to_bytes
-from memory_embedder.bulk import mirror_cache as shelf
+from memory_embedder.bulk import mirror_cache as mirror_cache
 from memory_embedder.bulk import numerics
-from memory_embedder.bulk.array_module import Arrays, Resident
+from memory_embedder.bulk.array_module import ArrayModule, DeviceRows
 from memory_embedder.bulk.engine import Snapshot
-from memory_embedder.bulk.faiss_index import Faiss, build
+from memory_embedder.bulk.faiss_index import FaissLibrary, build
 from memory_embedder.bulk.mirror import Mirror
-from memory_embedder.bulk.mirror_cache import Shelf, TooLarge
+from memory_embedder.bulk.mirror_cache import MirrorCache, MirrorTooLarge
 
-ARRAYS = Arrays()
+ARRAYS = ArrayModule()
 AMPLE = 1 << 30
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 
@@ -38,7 +38,7 @@ def brute_force(queries: Matrix, vectors: Matrix, k: int, chosen: Any) -> list[l
 
 def snapshot(mirror: Mirror, chosen: Any) -> Snapshot:
     """What the engine gets to see."""
-    return Snapshot(mirror.vectors, mirror.ids, mirror.pieces, chosen, Resident(ARRAYS))
+    return Snapshot(mirror.vectors, mirror.ids, mirror.pieces, chosen, DeviceRows(ARRAYS))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 0.8, 1.0])
@@ -66,7 +66,7 @@ def test_a_deadline_ends_a_comparison() -> None:
 
 @pytest.mark.parametrize("kind", ["IVFFlat", "HNSW"])
 def test_an_index_finds_nearly_what_comparing_finds_though_it_is_old(kind: IndexType) -> None:
-    faiss = Faiss(gpus=False)
+    faiss = FaissLibrary(gpus=False)
     assert faiss.usable(kind) == kind
     vectors, queries = unit_vectors(6000), unit_vectors(100, seed=1)
     scopes = [("pub",) if number % 2 else ("o:other",) for number in range(6000)]
@@ -90,7 +90,7 @@ def test_an_index_finds_nearly_what_comparing_finds_though_it_is_old(kind: Index
 def test_where_few_rows_are_permitted_no_index_is_asked() -> None:
     vectors = unit_vectors(2000)
     mirror = mirror_of(vectors, scopes=[("o:few",) if number < 20 else ("pub",) for number in range(2000)])
-    index = build(Faiss(gpus=False), "HNSW", mirror.vectors, 0)
+    index = build(FaissLibrary(gpus=False), "HNSW", mirror.vectors, 0)
     request = Nearest(selection=EVERYBODY, queries=to_bytes(vectors[:1]), k=20, exact=False)
     found = ENGINE.nearest(snapshot(mirror, seen_by(mirror, "o:few")), request, vectors[:1], index, float("inf"))
     assert found.exact
@@ -98,7 +98,7 @@ def test_where_few_rows_are_permitted_no_index_is_asked() -> None:
 
 
 def test_cagra_without_a_gpu_is_hnsw_and_nothing_without_faiss_is_more_than_flat() -> None:
-    faiss = Faiss(gpus=False)
+    faiss = FaissLibrary(gpus=False)
     assert [faiss.usable(kind) for kind in ("Flat", "IVFFlat", "HNSW", "CAGRA")] == ["Flat", "IVFFlat", "HNSW", "HNSW"]
     faiss.module = None
     assert faiss.usable("IVFFlat") == "Flat"
@@ -239,14 +239,14 @@ def test_a_piece_may_come_by_itself() -> None:
 # following Redis
 
 
-async def found_in(kept: Shelf, namespace: str = "team") -> set[str]:
+async def found_in(kept: MirrorCache, namespace: str = "team") -> set[str]:
     """The ids that the shelf would let everybody see."""
     _, seen = await kept.snapshot(namespace, EVERYBODY)
     return {seen.ids[row] for row in np.flatnonzero(seen.chosen)}
 
 
-def new_shelf(client: Client, budget: int = AMPLE) -> Shelf:
-    return Shelf(client, ENGINE, "vec_fake", DIMENSION, budget)
+def new_shelf(client: Client, budget: int = AMPLE) -> MirrorCache:
+    return MirrorCache(client, ENGINE, "vec_fake", DIMENSION, budget)
 
 
 async def test_a_mirror_holds_what_was_there_and_what_came_since(client: Client, team: Team) -> None:
@@ -277,7 +277,7 @@ async def test_what_expires_is_left_out_at_once(client: Client, team: Team) -> N
 
     await wait_until(has_expired)
     await kept.keep_up()
-    assert kept.kept[0].mirror.living == 1
+    assert kept.mirrors[0].mirror.living == 1
 
 
 @pytest.mark.parametrize("how", ["trimmed", "begun anew", "deleted"])
@@ -335,22 +335,22 @@ async def test_the_coldest_mirrors_make_room(client: Client, team: Team, monkeyp
     for namespace in ("one", "two", "one", "three"):
         assert len(await found_in(kept, namespace)) == 20
         assert kept.nbytes <= kept.budget
-    assert len(kept.kept) == 2
+    assert len(kept.mirrors) == 2
     filled: list[str] = []
-    fill = shelf.Follower.fill
+    fill = mirror_cache.Follower.fill
 
     async def noted(self: Any, *args: Any) -> None:
         filled.append(self._keys.namespace)
         await fill(self, *args)
 
-    monkeypatch.setattr(shelf.Follower, "fill", noted)
+    monkeypatch.setattr(mirror_cache.Follower, "fill", noted)
     await found_in(kept, "one")
     await found_in(kept, "two")
     assert filled == ["two"]
     small = new_shelf(client, budget=1000)
-    with pytest.raises(TooLarge, match=r"bulk\.memory_bytes"):
+    with pytest.raises(MirrorTooLarge, match=r"bulk\.memory_bytes"):
         await found_in(small, "one")
-    assert not small.kept
+    assert not small.mirrors
 
 
 async def test_records_that_cannot_be_read_are_left_out(client: Client, team: Team) -> None:

@@ -36,7 +36,7 @@ from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.onnx import OnnxEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.streams.throughput import Load
+from memory_embedder.streams.throughput import Throughput
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 minilm = embedder_fixtures.minilm
@@ -253,7 +253,7 @@ async def test_messages_match_their_schemas(client: Client, team: Team) -> None:
 
 
 def test_the_budget_follows_the_speed_between_its_bounds() -> None:
-    load = Load(10_000)
+    load = Throughput(10_000)
     assert load.budget == 1000
     for _ in range(50):
         load.learn(100, load.budget, load.budget / 40_000)
@@ -266,7 +266,7 @@ def test_the_budget_follows_the_speed_between_its_bounds() -> None:
 
 
 def test_a_recent_ask_makes_the_batches_smaller_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Load(40_000)
+    load = Throughput(40_000)
     load.note_ask()
     assert (load.budget, load.asks_total, load.is_asked) == (1200, 1, True)
     later = time.monotonic() + 3
@@ -279,9 +279,9 @@ async def test_after_an_ask_jobs_leave_a_core_to_others_and_asks_take_all(
 ) -> None:
     encoder = FakeEncoder()
     async with running(server.url, encoder):
-        warm_up = len(encoder.spared)
+        warm_up = len(encoder.spare_core)
         await team.wait_for_vectors([await team.store("before anybody asked")])
-        assert encoder.spared[warm_up:] == [False]
+        assert encoder.spare_core[warm_up:] == [False]
         await await_reply(client, await ask(client, "fake", ["a question"]))
         await team.wait_for_vectors([await team.store("while somebody may ask again")])
-        assert encoder.spared[warm_up:] == [False, False, True]
+        assert encoder.spare_core[warm_up:] == [False, False, True]

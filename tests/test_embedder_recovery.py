@@ -27,7 +27,7 @@ from memory_core.vectors import Matrix
 from memory_embedder.engines.encoder import Tokens, encode
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.weights import DEFAULT_MODEL
-from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.sidecar import Sidecar, SidecarOptions
 from memory_embedder.streams.inference import EncoderBroken
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
@@ -42,10 +42,10 @@ class GatedEncoder(FakeEncoder):
         self.gate.set()
         self.waiting = threading.Event()
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         self.waiting.set()
         assert self.gate.wait(20)
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
     async def until_waiting(self) -> None:
         """Wait until a batch stands at the shut gate."""
@@ -62,10 +62,10 @@ class DyingEncoder(FakeEncoder):
 
     broken = False
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         if self.broken:
             raise RuntimeError("device lost")
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
 
 async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
@@ -73,7 +73,7 @@ async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
 ) -> None:
     texts = [*TEXTS[:10], "a very secret poison text", *TEXTS[10:20]]
     with caplog.at_level(logging.DEBUG):
-        async with running(server.url, FakeEncoder(poison="poison"), Options(lease=0.15, walk=0.1, block=0.1)):
+        async with running(server.url, FakeEncoder(poison="poison"), SidecarOptions(lease=0.15, scan=0.1, block=0.1)):
             ids = await team.store_many(texts)
             await team.wait_for_vectors(ids[:10] + ids[11:])
             await team.wait_until_drained()
@@ -87,7 +87,7 @@ async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
     ("job", "reason"),
     [
         ({b"body": b"\xff\xfe"}, b"is not UTF-8"),
-        ({b"model": b"other"}, b"wants another model than fake"),
+        ({b"model": b"other"}, b"needs another model than fake"),
     ],
 )
 async def test_a_job_that_cannot_be_read_is_retried_then_buried(
@@ -97,7 +97,7 @@ async def test_a_job_that_cannot_be_read_is_retried_then_buried(
     [(entry, fields)] = await client.xrange(team.jobs)
     await client.xdel(team.jobs, entry)
     await client.xadd(team.jobs, fields | job)
-    async with running(server.url, FakeEncoder(), Options(lease=0.15, walk=0.1, block=0.1)):
+    async with running(server.url, FakeEncoder(), SidecarOptions(lease=0.15, scan=0.1, block=0.1)):
         await team.wait_until_drained()
     [(_, buried)] = await client.xrange(team.names.dead_jobs)
     assert (buried[b"id"].decode(), buried[b"error"]) == (memory_id, reason)
@@ -204,11 +204,11 @@ async def _renewed_after(team: Team, entry: bytes, seconds: float) -> bool:
 
 async def test_a_stop_in_order_hands_jobs_to_others_at_once(server: RedisServer, team: Team) -> None:
     encoder = FakeEncoder(seconds_per_token=0.0002)
-    async with running(server.url, encoder, Options(lease=60, block=0.1)):
+    async with running(server.url, encoder, SidecarOptions(lease=60, block=0.1)):
         ids = await team.store_many(TEXTS[:300])
         await wait_until(lambda: team.count_vectors(ids))
     assert await team.count_vectors(ids) < 300
-    async with running(server.url, FakeEncoder(), Options(lease=60, block=0.1)):
+    async with running(server.url, FakeEncoder(), SidecarOptions(lease=60, block=0.1)):
         await team.wait_for_vectors(ids)
 
 

@@ -12,13 +12,13 @@ from memory_core import keys
 from memory_core.vectors import Matrix
 from memory_embedder.engines.encoder import Tokens
 from memory_embedder.engines.fake import FakeEncoder
-from memory_embedder.sidecar import Options
+from memory_embedder.sidecar import SidecarOptions
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE = 3.0
 _SLOW = 0.0004
 """Seconds a token: no one sidecar can hold all the work."""
-SHARING = Options(lease=LEASE, walk=0.2, block=0.1)
+SHARING = SidecarOptions(lease=LEASE, scan=0.2, block=0.1)
 
 
 class CountingEncoder(FakeEncoder):
@@ -28,9 +28,9 @@ class CountingEncoder(FakeEncoder):
         super().__init__(seconds_per_token=seconds_per_token)
         self.embedded: Counter[bytes] = Counter()
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         self.embedded.update(row.tobytes() for row in tokens.rows)
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
     def of(self, texts: list[str]) -> Counter[bytes]:
         """How often these texts were embedded: warming up counts for nothing."""

@@ -17,13 +17,13 @@ from memory_core.sealed_records import Place, seal_job
 from memory_core.sealing import Key, Transports
 from memory_core.streams import CLEAR
 from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import Kind, Tokens
+from memory_embedder.engines.encoder import TextKind, Tokens
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.streams import groups
-from memory_embedder.streams.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
-from memory_embedder.streams.jobs import COMMIT_AT_ONCE, JobDesk
+from memory_embedder.streams.backlog import MAX_DELIVERIES, SUSPECT_DELIVERIES, HeldJobs, TokenisedJob
+from memory_embedder.streams.jobs import COMMIT_AT_ONCE, JobConsumer
 from memory_embedder.streams.outbox import Action, Outbox
-from memory_embedder.streams.throughput import Load
+from memory_embedder.streams.throughput import Throughput
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE_MS = 60_000
@@ -52,7 +52,7 @@ class Outgoing(Outbox):
 class PickyEncoder(FakeEncoder):
     """Its tokenizer fails on a word."""
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         if any(BAD_WORD in text for text in texts):
             raise ValueError("cannot be split")
         return super().tokenise(texts, kind)
@@ -64,8 +64,8 @@ class Desk:
     def __init__(self, team: Team, transports: Transports = CLEAR) -> None:
         self.team, self.client, self.names = team, team.client, team.names
         self.encoder = PickyEncoder()
-        self.holdings, self.out, self.arrived = Holdings(Load()), Outgoing(), asyncio.Event()
-        self.jobs = JobDesk(self.client, self.encoder, self.holdings, self.out, ME, self.arrived, transports)
+        self.held_jobs, self.out, self.work_arrived = HeldJobs(Throughput()), Outgoing(), asyncio.Event()
+        self.jobs = JobConsumer(self.client, self.encoder, self.held_jobs, self.out, ME, self.work_arrived, transports)
 
     async def queued(self, fields: Mapping[str, Any]) -> bytes:
         """Add any job to the stream."""
@@ -94,17 +94,17 @@ class Desk:
 
     def leave_room(self, texts: int) -> None:
         """Hold so much of another namespace that no more than these can be taken."""
-        while self.holdings.room() > texts:
-            self.holdings.add("elsewhere", b"%d-1" % len(self.holdings), 8, 1)
+        while self.held_jobs.room() > texts:
+            self.held_jobs.add("elsewhere", b"%d-1" % len(self.held_jobs), 8, 1)
 
-    def works(self) -> list[Work]:
+    def works(self) -> list[TokenisedJob]:
         """All that waits for inference."""
-        works: list[Work] = []
+        works: list[TokenisedJob] = []
         while picked := self.jobs.backlog.pick(1 << 20):
             works += picked
         return works
 
-    def vectors(self, works: list[Work]) -> list[Matrix]:
+    def vectors(self, works: list[TokenisedJob]) -> list[Matrix]:
         """Their vectors."""
         return list(self.encoder.infer(Tokens(tuple(work.row for work in works))))
 
@@ -124,8 +124,8 @@ def job(**other: Any) -> dict[str, Any]:
 async def test_jobs_are_read_held_and_committed(desk: Desk) -> None:
     ids = await desk.team.store_many(["one text", "another longer text"])
     assert await desk.jobs.read(desk.names) is False
-    assert desk.arrived.is_set()
-    assert (len(desk.holdings), desk.holdings.tokens) == (2, 4 + 5)
+    assert desk.work_arrived.is_set()
+    assert (len(desk.held_jobs), desk.held_jobs.tokens) == (2, 4 + 5)
     works = desk.works()
     assert [(work.job.memory_id, work.deliveries, len(work.row)) for work in works] == [(ids[0], 1, 4), (ids[1], 1, 5)]
     vectors = desk.vectors(works)
@@ -135,7 +135,7 @@ async def test_jobs_are_read_held_and_committed(desk: Desk) -> None:
         found = await desk.team.vector(memory_id)
         assert found is not None
         assert np.array_equal(found, vector)
-    assert (len(desk.holdings), desk.holdings.tokens) == (0, 0)
+    assert (len(desk.held_jobs), desk.held_jobs.tokens) == (0, 0)
     assert desk.jobs.has_room.is_set()
     assert await desk.client.xlen(desk.team.jobs) == 0
     assert desk.jobs.verdicts == {"ok": 2, "gone": 0, "stale": 0, "bad_vector": 0, "buried": 0}
@@ -143,11 +143,11 @@ async def test_jobs_are_read_held_and_committed(desk: Desk) -> None:
 
 async def test_more_is_read_only_as_there_is_room(desk: Desk) -> None:
     await desk.team.store_many([f"text {number}" for number in range(6)])
-    hold = Load().hold
-    desk.holdings.add("elsewhere", b"1-0", hold, 1)
+    hold = Throughput().hold
+    desk.held_jobs.add("elsewhere", b"1-0", hold, 1)
     assert await desk.jobs.read(desk.names) is True
     assert not desk.works()
-    desk.holdings.drop("elsewhere", b"1-0")
+    desk.held_jobs.drop("elsewhere", b"1-0")
     desk.leave_room(4)
     assert await desk.jobs.read(desk.names) is True
     assert len(desk.works()) == 4
@@ -176,7 +176,7 @@ async def test_what_is_no_vector_is_not_written_and_its_job_buried(desk: Desk) -
     assert await desk.team.vector(good) is not None
     assert await desk.team.vector(bad) is None
     assert await desk.buried() == [{b"id": bad.encode(), b"rev": b"1", b"error": b"the vector was refused"}]
-    assert (await desk.client.xlen(desk.team.jobs), len(desk.holdings)) == (0, 0)
+    assert (await desk.client.xlen(desk.team.jobs), len(desk.held_jobs)) == (0, 0)
     assert (desk.jobs.verdicts["bad_vector"], desk.jobs.verdicts["buried"]) == (1, 1)
 
 
@@ -192,7 +192,7 @@ async def test_a_job_of_no_known_version_is_buried_at_once_and_its_neighbours_ar
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"model": "another"}, b"wants another model than fake"),
+        ({"model": "another"}, b"needs another model than fake"),
         ({"body": b"\xff"}, b"is not UTF-8"),
         ({"body": BAD_WORD}, b"ValueError"),
     ],
@@ -201,21 +201,21 @@ async def test_a_job_that_cannot_be_embedded_is_left_for_later_and_buried_at_las
     desk: Desk, wrong: dict[str, Any], reason: bytes
 ) -> None:
     entry = await desk.queued(job(**wrong))
-    await desk.delivered_before(MOST_DELIVERIES - 2)
-    await desk.jobs.recover(desk.names, LEASE_MS)
+    await desk.delivered_before(MAX_DELIVERIES - 2)
+    await desk.jobs.reclaim(desk.names, LEASE_MS)
     assert (await desk.out.send(), await desk.buried()) == (0, [])
-    assert (await desk.pending())[entry][::2] == (ME, MOST_DELIVERIES - 1)
-    await desk.delivered_before(MOST_DELIVERIES - 1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
+    assert (await desk.pending())[entry][::2] == (ME, MAX_DELIVERIES - 1)
+    await desk.delivered_before(MAX_DELIVERIES - 1)
+    await desk.jobs.reclaim(desk.names, LEASE_MS)
     assert await desk.out.send() == 1
     assert await desk.buried() == [{b"id": b"m", b"rev": b"1", b"error": reason}]
-    assert (await desk.pending(), desk.works(), len(desk.holdings)) == ({}, [], 0)
+    assert (await desk.pending(), desk.works(), len(desk.held_jobs)) == ({}, [], 0)
 
 
 async def test_a_job_delivered_too_often_is_buried_untried(desk: Desk) -> None:
     await desk.queued(job())
-    await desk.delivered_before(MOST_DELIVERIES)
-    await desk.jobs.recover(desk.names, LEASE_MS)
+    await desk.delivered_before(MAX_DELIVERIES)
+    await desk.jobs.reclaim(desk.names, LEASE_MS)
     assert await desk.out.send() == 1
     assert (await desk.buried())[0][b"error"] == b"delivered 5 times without a result"
     assert desk.works() == []
@@ -223,15 +223,15 @@ async def test_a_job_delivered_too_often_is_buried_untried(desk: Desk) -> None:
 
 async def test_a_job_that_fails_is_buried_at_its_last_delivery_and_not_before(desk: Desk) -> None:
     entry = await desk.queued(job())
-    for deliveries in (MOST_DELIVERIES - 1, MOST_DELIVERIES):
+    for deliveries in (MAX_DELIVERIES - 1, MAX_DELIVERIES):
         await desk.delivered_before(deliveries - 1)
-        await desk.jobs.recover(desk.names, LEASE_MS)
+        await desk.jobs.reclaim(desk.names, LEASE_MS)
         assert (entry in await desk.pending(), await desk.buried()) == (True, [])
         (work,) = desk.works()
-        assert (work.deliveries, len(desk.holdings)) == (deliveries, 1)
+        assert (work.deliveries, len(desk.held_jobs)) == (deliveries, 1)
         desk.jobs.fail(work, "its engine failed")
         await desk.out.send()
-        assert len(desk.holdings) == 0
+        assert len(desk.held_jobs) == 0
     assert [said[b"error"] for said in await desk.buried()] == [b"its engine failed"]
     assert not await desk.pending()
 
@@ -241,7 +241,7 @@ async def test_a_text_that_cannot_be_split_takes_no_other_along(desk: Desk, othe
     await desk.team.store_many([f"an {BAD_WORD} text", *others])
     await desk.jobs.read(desk.names)
     assert [work.job.body.decode() for work in desk.works()] == others
-    assert (len(desk.holdings), desk.holdings.tokens) == (len(others), 4 * len(others))
+    assert (len(desk.held_jobs), desk.held_jobs.tokens) == (len(others), 4 * len(others))
 
 
 async def test_only_jobs_untouched_for_a_lease_are_taken_over(desk: Desk) -> None:
@@ -250,7 +250,7 @@ async def test_only_jobs_untouched_for_a_lease_are_taken_over(desk: Desk) -> Non
     dead = await desk.queued(job(body="of the dead"))
     await desk.client.xreadgroup(keys.GROUP, OTHER, {desk.team.jobs: ">"})
     await desk.touch(OTHER, [dead], idle=2 * LEASE_MS)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is False
     assert [(work.job.body, work.deliveries) for work in desk.works()] == [(b"of the dead", 2)]
     assert [who for who, _, _ in (await desk.pending()).values()] == [OTHER, ME]
 
@@ -260,7 +260,7 @@ async def test_what_is_held_here_is_not_taken_over_again(desk: Desk) -> None:
     await desk.jobs.read(desk.names)
     assert len(desk.works()) == 2
     await desk.touch(ME, list(await desk.pending()), idle=2 * LEASE_MS)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is False
     assert desk.works() == []
 
 
@@ -268,14 +268,14 @@ async def test_suspects_are_taken_over_one_by_one_beside_others(desk: Desk) -> N
     entries = [await desk.queued(job(body=f"text {number}")) for number in range(4)]
     await desk.delivered_before(SUSPECT_DELIVERIES - 2)
     await desk.touch(OTHER, entries[1:3], idle=2 * LEASE_MS, retrycount=SUSPECT_DELIVERIES - 1)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is True
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is True
     assert desk.jobs.backlog.has_suspects
     taken = desk.works()
     assert [(work.job.entry.encode(), work.is_suspect) for work in taken] == [
         (entries[1], True), (entries[0], False), (entries[3], False)
     ]  # fmt: skip
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is False
     assert [work.job.entry.encode() for work in desk.works()] == [entries[2]]
 
 
@@ -283,12 +283,12 @@ async def test_what_is_taken_over_is_bounded_by_room(desk: Desk) -> None:
     for number in range(6):
         await desk.queued(job(body=f"text {number}"))
     await desk.delivered_before(1)
-    full = Load().hold
-    desk.holdings.add("elsewhere", b"1-0", full, 1)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    desk.holdings.drop("elsewhere", b"1-0")
+    full = Throughput().hold
+    desk.held_jobs.add("elsewhere", b"1-0", full, 1)
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is False
+    desk.held_jobs.drop("elsewhere", b"1-0")
     desk.leave_room(4)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is True
     assert len(desk.works()) == 4
 
 
@@ -297,19 +297,19 @@ async def test_what_redis_calls_fresh_at_two_looks_is_taken_over(desk: Desk, mon
     await desk.delivered_before(1)
     fresh = [stray]
 
-    async def fresh_entries(_client: object, stream: str, *, count: int) -> list[groups.Pending]:
+    async def zero_idle_entries(_client: object, stream: str, *, count: int) -> list[groups.PendingEntry]:
         assert (stream, count > len(fresh)) == (desk.team.jobs, True)
-        return [groups.Pending(entry, 1) for entry in fresh]
+        return [groups.PendingEntry(entry, 1) for entry in fresh]
 
-    monkeypatch.setattr(groups, "fresh_entries", fresh_entries)
-    await desk.jobs.take_strays(desk.names)
+    monkeypatch.setattr(groups, "zero_idle_entries", zero_idle_entries)
+    await desk.jobs.reclaim_skewed(desk.names)
     assert (await desk.pending())[stray][0] == OTHER
-    await desk.jobs.take_strays(desk.names)
+    await desk.jobs.reclaim_skewed(desk.names)
     assert [(work.job.entry.encode(), work.deliveries) for work in desk.works()] == [(stray, 2)]
     fresh.append(aged)
-    await desk.jobs.take_strays(desk.names)
+    await desk.jobs.reclaim_skewed(desk.names)
     assert (await desk.pending())[aged][0] == OTHER
-    await desk.jobs.take_strays(desk.names)
+    await desk.jobs.reclaim_skewed(desk.names)
     assert [work.job.entry.encode() for work in desk.works()] == [aged]
 
 
@@ -318,22 +318,22 @@ async def test_what_is_held_for_long_is_renewed_once(desk: Desk) -> None:
     await desk.jobs.read(desk.names)
     (entry,) = await desk.pending()
     await desk.touch(ME, [entry], idle=LEASE_MS)
-    await desk.jobs.keep(3600)
+    await desk.jobs.renew(3600)
     assert (await desk.pending())[entry][1] >= LEASE_MS
-    await desk.jobs.keep(0)
+    await desk.jobs.renew(0)
     who, idle, deliveries = (await desk.pending())[entry]
     assert (who, deliveries) == (ME, 1)
     assert idle < LEASE_MS
-    assert not desk.holdings.older_than(60)
+    assert not desk.held_jobs.older_than(60)
 
 
 async def test_what_is_handed_back_was_never_delivered_here(desk: Desk) -> None:
     old = await desk.queued(job())
     await desk.delivered_before(1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
+    await desk.jobs.reclaim(desk.names, LEASE_MS)
     new = await desk.queued(job())
     await desk.jobs.read(desk.names)
-    await desk.jobs.hand_back()
+    await desk.jobs.release()
     pending = await desk.pending()
     assert {entry: deliveries for entry, (_, _, deliveries) in pending.items()} == {old: 1, new: 0}
     assert all(idle > LEASE_MS for _, idle, _ in pending.values())
@@ -360,11 +360,11 @@ async def test_a_sealed_job_is_left_to_sidecars_with_its_key(desk: Desk, caplog:
     assert [work.job.entry.encode() for work in desk.works()] == [clear]
     _, idle, deliveries = (await desk.pending())[first]
     assert (idle > LEASE_MS, deliveries) == (True, 0)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
+    assert await desk.jobs.reclaim(desk.names, LEASE_MS) is False
     second = await desk.queued(sealed.job())
     await desk.jobs.read(desk.names)
     assert (await desk.pending())[second][2] == 0
-    assert (await desk.out.send(), await desk.buried(), len(desk.holdings)) == (0, [], 1)
+    assert (await desk.out.send(), await desk.buried(), len(desk.held_jobs)) == (0, [], 1)
     assert caplog.text.count("MEMORY_TRANSPORT_KEY") == 1
 
 
@@ -374,10 +374,10 @@ async def test_a_sealed_job_is_opened_by_its_key_alone(team: Team) -> None:
     await desk.queued(sealed.job())
     moved = await desk.queued(sealed.job(rev=2))
     await desk.delivered_before(1)
-    await desk.touch(OTHER, [moved], idle=2 * LEASE_MS, retrycount=MOST_DELIVERIES - 1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
+    await desk.touch(OTHER, [moved], idle=2 * LEASE_MS, retrycount=MAX_DELIVERIES - 1)
+    await desk.jobs.reclaim(desk.names, LEASE_MS)
     assert await desk.out.send() == 1
-    assert [said[b"error"] for said in await desk.buried()] == [b"was altered, or is another job's"]
+    assert [said[b"error"] for said in await desk.buried()] == [b"was altered, or belongs to another job"]
     (work,) = desk.works()
     assert work.lock is not None
     assert len(work.row) == 4

@@ -41,14 +41,14 @@ from memory_core.keys import Keys
 from memory_core.models import Model, Models, Phase, read_models
 from memory_core.settings import Settings
 from memory_embedder.engines.fake import FakeEncoder
-from memory_embedder.sidecar import Options
+from memory_embedder.sidecar import SidecarOptions
 from memory_server import known_models
 from memory_server.diagnosis.definition import LookOver
 from memory_server.service import Service
 from memory_server.usecases import reindexing
 
 LONG = "The keeper of the lighthouse wrote down every ship. " * 60
-BESIDE = Options(lease=0.3, walk=0.2, heartbeat=0.1, block=0.1, beside=True)
+BESIDE = SidecarOptions(lease=0.3, scan=0.2, heartbeat=0.1, block=0.1, standby=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

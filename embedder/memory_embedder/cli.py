@@ -23,11 +23,11 @@ from memory_core.sealing import Transports
 from memory_core.settings import Settings
 from memory_embedder.devices.gpu_turns import count_gpus, take_turn
 from memory_embedder.engines.backends import Backend, load_encoder
-from memory_embedder.engines.encoder_options import Hint, Wanted
+from memory_embedder.engines.encoder_options import EncoderOptions, Hint
 
 if TYPE_CHECKING:
     from memory_embedder.engines.encoder import Encoder
-    from memory_embedder.sidecar import Options, Sidecar
+    from memory_embedder.sidecar import Sidecar, SidecarOptions
 
 _log = logging.getLogger(__name__)
 EXIT_CONFIGURATION = 78
@@ -70,12 +70,12 @@ def serve(
     if gpu_turns is not None:
         take_turn(gpu_turns, count_gpus())
     name = model or settings.vector_store.embedding_model
-    encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
-    from memory_embedder.sidecar import Options
+    encoder = load_encoder(backend, EncoderOptions(name, settings.gpu, threads, hint, engine_cache))
+    from memory_embedder.sidecar import SidecarOptions
 
     tracing.start(settings, "redis-memory-embedder", version("redis-memory-gpu"))
     place = None if metrics_port is None else (metrics_host, metrics_port)
-    options = Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes, beside=model is not None)
+    options = SidecarOptions(lease=lease, bulk_bytes=settings.bulk.memory_bytes, standby=model is not None)
     _run(_serve(url, encoder, options, parent, Transports(load_keyring(settings).transports), place))
 
 
@@ -98,7 +98,7 @@ def exit_code(error: MemoryServiceError) -> int:
 async def _serve(
     url: str,
     encoder: Encoder,
-    options: Options,
+    options: SidecarOptions,
     parent: int | None,
     transports: Transports,
     metrics: tuple[str, int] | None,

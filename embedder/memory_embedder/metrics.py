@@ -56,7 +56,7 @@ class _Figures(Collector):
     def collect(self) -> Iterator[Metric]:
         """Read everything."""
         sidecar, status = self._sidecar, self._sidecar.status()
-        load, engine, asks, jobs = sidecar.load, sidecar.engine, sidecar.asks, sidecar.jobs
+        throughput, inference, asks, jobs = sidecar.throughput, sidecar.inference, sidecar.asks, sidecar.jobs
         what = {"model": os.path.basename(status.model), "backend": status.backend, "device": status.device}
         info = what | {"provider": status.provider.partition(" (")[0], "version": version("redis-memory-gpu")}
         yield InfoMetricFamily(PREFIX.rstrip("_"), "What computes the vectors, and release of the sidecar.", info)
@@ -65,15 +65,17 @@ class _Figures(Collector):
         yield _new.gauge("refused_namespaces", "Namespaces left to sidecars of another model.", sidecar.refused)
         yield _new.counter("texts", "Texts embedded.", status.texts_total)
         yield _new.gauge("texts_per_second", "Texts a second over the last ten seconds.", status.texts_per_second)
-        yield _new.histogram("batch_texts", "Texts of one inference.", load.batch_texts)
-        yield _new.histogram("inference_seconds", "How long one inference took.", load.inference_seconds)
+        yield _new.histogram("batch_texts", "Texts of one inference.", throughput.batch_texts)
+        yield _new.histogram("inference_seconds", "How long one inference took.", throughput.inference_seconds)
         yield _new.gauge("batch_tokens", "Padded tokens that one inference may have at present.", status.batch_tokens)
-        yield _new.counter("halvings", "Batches that failed, for want of memory say, and were halved.", engine.halvings)
-        yield _new.counter("failed_texts", "Texts that failed by themselves.", engine.failures)
+        yield _new.counter(
+            "halvings", "Batches that failed, for want of memory say, and were halved.", inference.halvings
+        )
+        yield _new.counter("failed_texts", "Texts that failed by themselves.", inference.failures)
         yield _new.counters("asks", "Asks by what came of them.", "outcome", asks.outcomes)
         yield _new.counters("jobs", "Jobs by what came of them.", "verdict", jobs.verdicts)
         yield _new.gauge("queue", "Jobs in the streams of all namespaces, as last seen.", status.queue_depth)
-        yield _new.gauge("held_jobs", "Jobs taken and not yet committed.", len(jobs.holdings))
+        yield _new.gauge("held_jobs", "Jobs taken and not yet committed.", len(jobs.held_jobs))
         yield _new.gauge("waiting_asks", "Asks taken and not yet answered.", len(asks))
         gpu = sidecar.read_gpu()
         if gpu is not None:

@@ -16,15 +16,16 @@ import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
+from memory_embedder.devices.cpu import has_bf16
 from memory_embedder.engines.catalogue import open_engine
 from memory_embedder.engines.encoder import encode
-from memory_embedder.engines.encoder_options import Wanted, has_bf16
-from memory_embedder.engines.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.encoder_options import EncoderOptions
+from memory_embedder.engines.parity import MIN_COSINE, MIN_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.engines.torch import TorchEncoder, choose_device
 from memory_embedder.engines.weights import DEFAULT_MODEL, ModelFolder, find_folder
 
 CPU_ONLY = GpuSettings(preferred_device="cpu")
-WANTED = Wanted(DEFAULT_MODEL, CPU_ONLY, exact=True)
+WANTED = EncoderOptions(DEFAULT_MODEL, CPU_ONLY, exact=True)
 WORDS = ["yes", "that"]
 """Texts of one word are the known exception: 7% of 300 common words lie below .998 with the packaged file."""
 ONE_WORD_COSINE = 0.995
@@ -64,29 +65,29 @@ def test_torch_says_what_it_is(exact: TorchEncoder) -> None:
 @pytest.mark.parametrize("engine", ["onnx", "openvino"])
 def test_the_packaged_int8_weights_are_near_the_float32_ones(engine: Any, exact: TorchEncoder) -> None:
     pytest.importorskip({"onnx": "onnxruntime", "openvino": "openvino"}[engine], reason=f"{engine} is not installed")
-    other = open_engine(engine, Wanted(DEFAULT_MODEL, CPU_ONLY))
+    other = open_engine(engine, EncoderOptions(DEFAULT_MODEL, CPU_ONLY))
     texts = [text for text in SENTENCES if text not in WORDS]
-    assert lowest_cosine(encode(other, texts), encode(exact, texts)) >= LEAST_COSINE_INT8
+    assert lowest_cosine(encode(other, texts), encode(exact, texts)) >= MIN_COSINE_INT8
 
 
 def test_one_word_alone_shows_the_rounding_of_the_packaged_embedding_table(exact: TorchEncoder) -> None:
     pytest.importorskip("onnxruntime", reason="onnx is not installed")
-    packaged = open_engine("onnx", Wanted(DEFAULT_MODEL, CPU_ONLY))
+    packaged = open_engine("onnx", EncoderOptions(DEFAULT_MODEL, CPU_ONLY))
     lowest = lowest_cosine(encode(packaged, WORDS), encode(exact, WORDS))
-    assert ONE_WORD_COSINE <= lowest < LEAST_COSINE_INT8
+    assert ONE_WORD_COSINE <= lowest < MIN_COSINE_INT8
 
 
 def test_half_precision_is_near_float32(exact: TorchEncoder) -> None:
     chosen = TorchEncoder(the_model(), CPU_ONLY)
     assert has_bf16() or chosen.provider.endswith("float32")
-    assert lowest_cosine(encode(chosen, SENTENCES), encode(exact, SENTENCES)) >= LEAST_COSINE
+    assert lowest_cosine(encode(chosen, SENTENCES), encode(exact, SENTENCES)) >= MIN_COSINE
 
 
 def test_a_half_precision_that_strays_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memory_embedder.engines import torch as torch_encoder
+    from memory_embedder.engines import torch as torch_engine
 
-    monkeypatch.setattr(torch_encoder, "has_bf16", lambda: True)  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(torch_encoder, "LEAST_COSINE", 1.1)
+    monkeypatch.setattr(torch_engine, "has_bf16", lambda: True)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(torch_engine, "MIN_COSINE", 1.1)
     encoder = TorchEncoder(the_model(), CPU_ONLY)
     assert encoder.provider.endswith("float32")
     exact = TorchEncoder(the_model(), CPU_ONLY, exact=True)

@@ -1,6 +1,6 @@
-"""Fills a mirror from Redis and keeps it as the namespace is, by the namespace's own event stream.
+"""Fills a mirror from Redis and keeps it current with the namespace's event stream.
 
-Events only say what to read again: what is mirrored is always the state that a record has now.
+An event only says which memory to read again. The mirror always holds the current state of a record.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from memory_core.connection import Client
 from memory_core.keys import Keys
 from memory_core.names import SEPARATOR
 from memory_core.streams import Fields, entries
-from memory_embedder.bulk.mirror import Loaded, Mirror
+from memory_embedder.bulk.mirror import LoadedMemory, Mirror
 
 _log = logging.getLogger(__name__)
 _SLICE = 256
@@ -25,21 +25,19 @@ _MANY_LABELS = ("scope", "tags")
 _HEAD = (*_LABELS, *_MANY_LABELS, "expires_at", "occurred_at", "updated_at", "pieces", "hash")
 _NAMES: tuple[str, ...] = (*_HEAD, "vector")
 _FIELDS = [name.encode() for name in _HEAD]
-"""As bytes: redis-py would encode them again for every record."""
+"""As bytes, because redis-py would encode text again for each record."""
 
 _Head = dict[str, Any]
-Dirty = dict[str, set[int] | None]
-"""Memories to read again: some pieces, or None for all of them."""
+StaleMemories = dict[str, set[int] | None]
+"""Memories to read again: the numbers of the stale chunks, or None for all chunks."""
 
 
-class Lost(Exception):
-    """The stream no longer holds everything since the position, or another model answered meanwhile, of whose vectors
-    alone it tells: the mirror must be filled anew.
-    """
+class EventsLost(Exception):
+    """The mirror must be filled again: events since the position were trimmed, or the namespace changed its model."""
 
 
 class Follower:
-    """Reads one namespace; `position` is the event up to which its mirror has followed."""
+    """Reads one namespace. `position` is the last event that its mirror includes."""
 
     def __init__(self, client: Client, keys: Keys, vector_field: str) -> None:
         self._client = client
@@ -49,7 +47,7 @@ class Follower:
         self._switches: bytes | None = None
 
     async def fill(self, mirror: Mirror, progress: Callable[[], None]) -> None:
-        """Read every memory, slice by slice; `progress` is called after each and may raise to stop it."""
+        """Read every memory in slices. `progress` is called after each slice and may raise to stop."""
         self._switches = await self._client.hget(self._keys.meta, "switches")
         self.position = await self._end()
         cursor, pattern = 0, self._keys.memory_prefix + "*"
@@ -66,23 +64,23 @@ class Follower:
                 return
 
     async def follow(self, mirror: Mirror) -> None:
-        """Bring a mirror up to the end of the stream.
+        """Update a mirror to the end of the stream.
 
         Raises:
-            Lost: entries were trimmed before they were read, or the stream began anew.
+            EventsLost: entries were trimmed before they were read, or the stream was recreated.
         """
         more = True
         while more:
-            found = await self._news()
-            dirty = _dirty(fields for _, fields in found)
-            ids = list(dirty)
+            found = await self._new_events()
+            stale = _stale_memories(fields for _, fields in found)
+            ids = list(stale)
             for start in range(0, len(ids), _SLICE):
-                mirror.put(await self._load({name: dirty[name] for name in ids[start : start + _SLICE]}))
+                mirror.put(await self._load({name: stale[name] for name in ids[start : start + _SLICE]}))
             if found:
                 self.position = found[-1][0]
             more = len(found) == _EVENTS_AT_ONCE
 
-    async def _news(self) -> list[tuple[bytes, Fields]]:
+    async def _new_events(self) -> list[tuple[bytes, Fields]]:
         stream = self._keys.events
         async with self._client.pipeline(transaction=False) as pipe:
             pipe.xread({stream: self.position}, count=_EVENTS_AT_ONCE)
@@ -91,38 +89,40 @@ class Follower:
             pipe.hget(self._keys.meta, "switches")
             *answers, switches = await pipe.execute()
         if switches != self._switches:
-            raise Lost
+            raise EventsLost
         news, first, last = (list(entries(answer)) for answer in answers)
-        # The oldest entry is looked at after the news were read, so what was trimmed before that shows.
+        # The oldest entry is read after the new ones, so that an earlier trim is noticed.
         known = _order(self.position)
         if (first and _order(first[0][1]) > known) or (not last and known > (0, 0)):
-            raise Lost
+            raise EventsLost
         if last and _order(last[0][1]) < known:
-            raise Lost
+            raise EventsLost
         return [(entry, fields) for _, entry, fields in news]
 
     async def _end(self) -> bytes:
         last = list(entries(await self._client.xread({self._keys.events: "+"})))
         return last[0][1] if last else _START
 
-    async def _load(self, dirty: Dirty) -> list[Loaded]:
-        """Read memories as they are now, with their further pieces where these are of the same content."""
+    async def _load(self, stale: StaleMemories) -> list[LoadedMemory]:
+        """Read the current memories, with those further chunks that belong to the same content."""
         async with self._client.pipeline(transaction=False) as pipe:
-            for memory_id in dirty:
+            for memory_id in stale:
                 pipe.hmget(self._keys.memory(memory_id), [*_FIELDS, self._field])
             rows = await pipe.execute()
         heads: dict[str, _Head] = {
-            memory_id: dict(zip(_NAMES, row, strict=True)) for memory_id, row in zip(dirty, rows, strict=True)
+            memory_id: dict(zip(_NAMES, row, strict=True)) for memory_id, row in zip(stale, rows, strict=True)
         }
-        further = await self._load_further(heads, dirty)
+        further = await self._load_further(heads, stale)
         return [
             _loaded(memory_id, heads[memory_id], pieces, further.get(memory_id, []))
-            for memory_id, pieces in dirty.items()
+            for memory_id, pieces in stale.items()
         ]
 
-    async def _load_further(self, heads: dict[str, _Head], dirty: Dirty) -> dict[str, list[tuple[int, bytes]]]:
+    async def _load_further(self, heads: dict[str, _Head], stale: StaleMemories) -> dict[str, list[tuple[int, bytes]]]:
         wanted = [
-            (memory_id, piece) for memory_id, pieces in dirty.items() for piece in _further(heads[memory_id], pieces)
+            (memory_id, piece)
+            for memory_id, pieces in stale.items()
+            for piece in _further_pieces(heads[memory_id], pieces)
         ]
         found: dict[str, list[tuple[int, bytes]]] = {}
         for start in range(0, len(wanted), _SLICE):
@@ -137,40 +137,40 @@ class Follower:
         return found
 
 
-def _dirty(found: Iterable[Fields]) -> Dirty:
-    dirty: Dirty = {}
+def _stale_memories(found: Iterable[Fields]) -> StaleMemories:
+    stale: StaleMemories = {}
     for fields in found:
         if fields.get(b"kind") != b"memory":
             continue
         memory_id = fields[b"id"].decode()
-        if fields.get(b"op") == b"embedded" and dirty.get(memory_id, set()) is not None:
-            pieces = dirty.setdefault(memory_id, set())
+        if fields.get(b"op") == b"embedded" and stale.get(memory_id, set()) is not None:
+            pieces = stale.setdefault(memory_id, set())
             assert pieces is not None
             pieces.add(int(fields.get(b"piece", b"0")))
         else:
-            dirty[memory_id] = None
-    return dirty
+            stale[memory_id] = None
+    return stale
 
 
-def _further(head: _Head, pieces: set[int] | None) -> Sequence[int]:
+def _further_pieces(head: _Head, pieces: set[int] | None) -> Sequence[int]:
     count = head["pieces"] or b"1"
     everything = range(1, int(count) if count.isdigit() else 1)
     return everything if pieces is None else [piece for piece in sorted(pieces) if piece in everything]
 
 
-def _loaded(memory_id: str, head: _Head, pieces: set[int] | None, further: list[tuple[int, bytes]]) -> Loaded:
-    """Make what a mirror takes in; a record that is gone, or of a form not known here, is no row."""
+def _loaded(memory_id: str, head: _Head, pieces: set[int] | None, further: list[tuple[int, bytes]]) -> LoadedMemory:
+    """Build the row of a memory. A record that is deleted, or of an unknown form, has no vectors."""
     try:
-        return Loaded(memory_id) if head["owner"] is None else _parse(memory_id, head, pieces, further)
+        return LoadedMemory(memory_id) if head["owner"] is None else _parse(memory_id, head, pieces, further)
     except ValueError as error:
-        _log.warning("memory %s cannot be read and is not mirrored: %s", memory_id, type(error).__name__)
-        return Loaded(memory_id)
+        _log.warning("memory %s is not mirrored: %s", memory_id, type(error).__name__)
+        return LoadedMemory(memory_id)
 
 
-def _parse(memory_id: str, head: _Head, pieces: set[int] | None, further: list[tuple[int, bytes]]) -> Loaded:
+def _parse(memory_id: str, head: _Head, pieces: set[int] | None, further: list[tuple[int, bytes]]) -> LoadedMemory:
     vector = head["vector"]
     own = [(0, vector)] if vector is not None and (pieces is None or 0 in pieces) else []
-    return Loaded(
+    return LoadedMemory(
         memory_id,
         labels=list(_labels(head)),
         expires_at=_number(head["expires_at"], float("inf")),

@@ -1,7 +1,7 @@
-"""FAISS indexes over a mirror, for many searches that need not be exact.
+"""FAISS indexes over a mirror, for many approximate searches.
 
-An index covers the rows that were there when it was built; rows that came later are compared one by one, and dead
-or forbidden ones are hidden by a bitmap, so that it is never wrong, only older.
+An index covers the rows that existed when it was built. Newer rows are compared one by one, and a bitmap hides dead
+and forbidden rows. So an index is never wrong, only old.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 
 from memory_core.bulk import IndexType
 from memory_core.vectors import Matrix
-from memory_embedder.bulk.array_module import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.mirror import Mask
 from memory_embedder.bulk.numerics import Neighbours, nearest
 
 HNSW_EDGES, HNSW_BREADTH = 32, 128
-LEAST_RECALL = 0.98
+MIN_RECALL = 0.98
 _SAMPLE, _SAMPLE_K = 128, 10
-_TRAINED_ON = 64
-"""Vectors for each list of an IVF index; FAISS warns below 39."""
-_MOST_FROM_GPU = 2048
+_TRAINING_VECTORS = 64
+"""Training vectors per list of an IVF index. FAISS warns below 39."""
+_MAX_FROM_GPU = 2048
 
 
-class Faiss:
-    """The library, where it is installed; `name` is empty where it is not."""
+class FaissLibrary:
+    """The FAISS library. `name` is empty if it is not installed."""
 
     def __init__(self, *, gpus: bool = True) -> None:
         try:
@@ -39,16 +39,16 @@ class Faiss:
         self.name = str(self.module.__version__)
         self.gpus = int(self.module.get_num_gpus()) if gpus else 0
 
-    def usable(self, wanted: IndexType) -> IndexType:
-        """The index that stands in for the wanted one here."""
+    def usable(self, requested: IndexType) -> IndexType:
+        """The kind of index to use here instead of the requested one."""
         if self.module is None:
             return "Flat"
-        return "HNSW" if wanted == "CAGRA" and not self.gpus else wanted
+        return "HNSW" if requested == "CAGRA" and not self.gpus else requested
 
 
 @dataclass(frozen=True, slots=True)
-class Approximate:
-    """An index over the first `covered` rows. `effort` is how many lists or candidates a search looks at."""
+class FaissIndex:
+    """An index over the first `covered` rows. `effort` is the number of lists or candidates that a search visits."""
 
     kind: IndexType
     index: Any
@@ -58,17 +58,17 @@ class Approximate:
     on_gpu: bool
     nbytes: int
 
-    def search(self, faiss: Faiss, queries: Matrix, k: int, chosen: Mask) -> Neighbours:
-        """Find about the k nearest of the chosen rows it covers."""
+    def search(self, faiss: FaissLibrary, queries: Matrix, k: int, chosen: Mask) -> Neighbours:
+        """Find approximately the k nearest of the chosen rows that the index covers."""
         chosen = chosen[: self.covered]
         if self.on_gpu:
             return self._search_gpu(queries, k, chosen)
         return _search_cpu(faiss.module, self.index, self.kind, queries, k, chosen, self.effort)
 
     def _search_gpu(self, queries: Matrix, k: int, chosen: Mask) -> Neighbours:
-        """GPU indexes know no bitmap: more are fetched, and those not chosen dropped."""
+        """GPU indexes do not support a bitmap, so this fetches more rows and drops those that are not chosen."""
         share = max(float(chosen.mean()), 1e-3)
-        wanted = min(max(math.ceil(2 * k / share), k), self.covered, _MOST_FROM_GPU)
+        wanted = min(max(math.ceil(2 * k / share), k), self.covered, _MAX_FROM_GPU)
         scores, rows = self.index.search(queries, wanted)
         if self.kind == "CAGRA":
             scores = 1 - scores / 2
@@ -80,8 +80,8 @@ class Approximate:
         return Neighbours(rows, scores)
 
 
-def build(faiss: Faiss, kind: IndexType, vectors: Matrix, changes: int) -> Approximate:
-    """Index rows, and find the least effort whose recall on a sample of them is enough."""
+def build(faiss: FaissLibrary, kind: IndexType, vectors: Matrix, changes: int) -> FaissIndex:
+    """Index rows, and find the lowest effort whose recall on a sample is high enough."""
     index = _make(faiss.module, kind, vectors)
     effort = _calibrate(faiss.module, index, kind, vectors)
     on_gpu = kind == "CAGRA" or (faiss.gpus > 0 and kind == "IVFFlat")
@@ -91,7 +91,7 @@ def build(faiss: Faiss, kind: IndexType, vectors: Matrix, changes: int) -> Appro
         options.shard = True
         index = faiss.module.index_cpu_to_all_gpus(index, options)
     edges = 8 * HNSW_EDGES if kind == "HNSW" else 8
-    return Approximate(kind, index, len(vectors), changes, effort, on_gpu, vectors.nbytes + edges * len(vectors))
+    return FaissIndex(kind, index, len(vectors), changes, effort, on_gpu, vectors.nbytes + edges * len(vectors))
 
 
 def _make(library: Any, kind: IndexType, vectors: Matrix) -> Any:
@@ -107,17 +107,17 @@ def _make(library: Any, kind: IndexType, vectors: Matrix) -> Any:
         return index
     lists = max(1, round(math.sqrt(len(vectors))))
     index = library.IndexIVFFlat(library.IndexFlatIP(dimension), dimension, lists, library.METRIC_INNER_PRODUCT)
-    sample = vectors[:: max(1, len(vectors) // (_TRAINED_ON * lists))]
+    sample = vectors[:: max(1, len(vectors) // (_TRAINING_VECTORS * lists))]
     index.train(sample)
     index.add(vectors)
     return index
 
 
 def _calibrate(library: Any, index: Any, kind: IndexType, vectors: Matrix) -> int:
-    """Double the effort until the index finds what comparing with all rows finds.
+    """Double the effort until the index finds what an exact search finds.
 
-    The sample lies between rows and half of the rows are hidden: a row itself is found with hardly any effort, but
-    questions are no rows, and nobody may see all. Real questions may lie further off, hence twice that effort.
+    The sample queries are sums of rows and half of the rows are hidden, because real queries are not rows and callers
+    do not see all rows. Real queries may be further away from the rows, so the result is doubled once more.
     """
     if kind == "CAGRA":
         return 0
@@ -126,11 +126,11 @@ def _calibrate(library: Any, index: Any, kind: IndexType, vectors: Matrix) -> in
     spread = vectors[:: max(1, len(vectors) // _SAMPLE)][:_SAMPLE]
     sample = spread + np.roll(spread, 1, axis=0) + np.roll(spread, 2, axis=0)
     sample /= np.maximum(np.linalg.norm(sample, axis=1, keepdims=True), 1e-6)
-    exact = nearest(Arrays(), sample, vectors, k, half).scores[:, -1]
+    exact = nearest(ArrayModule(), sample, vectors, k, half).scores[:, -1]
     effort, most = (4, int(index.nlist)) if kind == "IVFFlat" else (32, max(len(vectors), 32))
     while effort < most:
         found = _search_cpu(library, index, kind, sample, k, half, effort)
-        if (found.scores >= exact[:, None] - 1e-5).mean() >= LEAST_RECALL:
+        if (found.scores >= exact[:, None] - 1e-5).mean() >= MIN_RECALL:
             return min(2 * effort, most)
         effort *= 2
     return most

@@ -1,4 +1,4 @@
-"""Keeps mirrors within a budget of memory: filled when first asked for, followed while warm, the coldest dropped."""
+"""Keeps mirrors within a memory budget. Fills a mirror on its first use and evicts the least recently used."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ from dataclasses import dataclass, field
 from memory_core import keys, redis_time
 from memory_core.bulk import IndexType, Selection
 from memory_core.connection import Client
-from memory_embedder.bulk.array_module import Resident
+from memory_embedder.bulk.array_module import DeviceRows
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.event_follower import Follower, Lost
-from memory_embedder.bulk.faiss_index import Approximate, build
+from memory_embedder.bulk.event_follower import EventsLost, Follower
+from memory_embedder.bulk.faiss_index import FaissIndex, build
 from memory_embedder.bulk.mirror import Mirror
 
 _log = logging.getLogger(__name__)
-_LEAST_REBUILD = 0.05
-"""Share of the rows whose change makes a new index worth while, where `rebuild_threshold` is less."""
+_MIN_REBUILD_SHARE = 0.05
+"""Share of changed rows that makes a rebuild worthwhile, if `rebuild_threshold` is lower."""
 
 
-class TooLarge(Exception):
-    """A namespace that does not fit into the budget by itself."""
+class MirrorTooLarge(Exception):
+    """A namespace alone exceeds the memory budget."""
 
 
 @dataclass(slots=True)
-class Kept:
-    """One namespace: its mirror, what follows it, and the index over it. `lock` is held while rows come and go."""
+class CachedMirror:
+    """The mirror of one namespace, its follower and its index. `lock` is held while rows change."""
 
     follower: Follower
     mirror: Mirror
-    resident: Resident
+    device_rows: DeviceRows
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    index: Approximate | None = None
+    index: FaissIndex | None = None
     building: asyncio.Task[None] | None = None
     filling: asyncio.Task[None] | None = None
     filled: bool = False
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of it, on the host and on the GPU."""
-        return self.mirror.nbytes + self.resident.nbytes + (self.index.nbytes if self.index else 0)
+        """Size in bytes, on the host and on the GPU."""
+        return self.mirror.nbytes + self.device_rows.nbytes + (self.index.nbytes if self.index else 0)
 
 
-class Shelf:
-    """The mirrors of one sidecar, least recently used first."""
+class MirrorCache:
+    """The mirrors of a sidecar, least recently used first."""
 
     def __init__(self, client: Client, engine: BulkEngine, field_name: str, dimension: int, budget: int) -> None:
         self._client = client
@@ -54,154 +54,161 @@ class Shelf:
         self._field = field_name
         self._dimension = dimension
         self.budget = budget
-        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._cached: OrderedDict[str, CachedMirror] = OrderedDict()
 
     @property
-    def kept(self) -> list[Kept]:
-        """What is there, being filled or filled."""
-        return list(self._kept.values())
+    def mirrors(self) -> list[CachedMirror]:
+        """All mirrors, also those that are being filled."""
+        return list(self._cached.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all mirrors."""
-        return sum(one.nbytes for one in self._kept.values())
+        """Size of all mirrors in bytes."""
+        return sum(one.nbytes for one in self._cached.values())
 
-    async def snapshot(self, namespace: str, selection: Selection) -> tuple[Kept, Snapshot]:
-        """Give a namespace's rows as they are now, filling its mirror if it has none.
+    async def snapshot(self, namespace: str, selection: Selection) -> tuple[CachedMirror, Snapshot]:
+        """The current rows of a namespace. Fills its mirror if there is none.
 
-        Filling goes on when the caller is cancelled: the next one will find it further.
+        Filling continues when the caller is cancelled, so that a later request can use the mirror.
 
         Raises:
-            TooLarge: the namespace does not fit into the budget.
+            MirrorTooLarge: the namespace does not fit into the budget.
         """
-        kept = self._take(namespace)
+        cached = self._get_or_create(namespace)
         while True:
-            if not kept.filled:
-                await self._filled(namespace, kept)
-            async with kept.lock:
+            if not cached.filled:
+                await self._wait_until_filled(namespace, cached)
+            async with cached.lock:
                 try:
-                    await kept.follower.follow(kept.mirror)
-                except Lost:
-                    kept.filled = False
+                    await cached.follower.follow(cached.mirror)
+                except EventsLost:
+                    cached.filled = False
                     continue
-                self._compact(kept)
-                self._make_room(namespace, kept)
-                mirror = kept.mirror
+                self._compact(cached)
+                self._make_room(namespace, cached)
+                mirror = cached.mirror
                 chosen = await asyncio.to_thread(mirror.select, selection, redis_time.now())
-                return kept, Snapshot(mirror.vectors[: len(chosen)], mirror.ids, mirror.pieces, chosen, kept.resident)
+                return cached, Snapshot(
+                    mirror.vectors[: len(chosen)], mirror.ids, mirror.pieces, chosen, cached.device_rows
+                )
 
     async def keep_up(self) -> None:
-        """Follow all that is warm, so that no stream is trimmed before it was read."""
-        for namespace, kept in list(self._kept.items()):
-            if not kept.filled or kept.lock.locked():
+        """Update all filled mirrors, so that no event is trimmed before it is read."""
+        for namespace, cached in list(self._cached.items()):
+            if not cached.filled or cached.lock.locked():
                 continue
-            async with kept.lock:
+            async with cached.lock:
                 try:
-                    await kept.follower.follow(kept.mirror)
-                except Lost:
-                    kept.filled = False
+                    await cached.follower.follow(cached.mirror)
+                except EventsLost:
+                    cached.filled = False
                     continue
-                kept.mirror.expire(redis_time.now())
-                self._compact(kept)
+                cached.mirror.expire(redis_time.now())
+                self._compact(cached)
             try:
-                self._make_room(namespace, kept)
-            except TooLarge:
-                self._drop(namespace)
+                self._make_room(namespace, cached)
+            except MirrorTooLarge:
+                self._evict(namespace)
 
-    def index_for(self, kept: Kept, wanted: IndexType, threshold: int) -> Approximate | None:
-        """Give the index of a kind if there is one; have one built if that is due."""
-        kind = self._engine.faiss.usable(wanted)
-        mirror, index = kept.mirror, kept.index
+    def index_for(self, cached: CachedMirror, requested: IndexType, threshold: int) -> FaissIndex | None:
+        """The index of a kind, if there is one. Starts building one if that is due."""
+        kind = self._engine.faiss.usable(requested)
+        mirror, index = cached.mirror, cached.index
         if kind == "Flat" or mirror.living < threshold:
             return None
-        due = max(threshold, int(_LEAST_REBUILD * mirror.count))
-        if (index is None or index.kind != kind or mirror.changes - index.changes >= due) and kept.building is None:
-            kept.building = asyncio.create_task(self._build(kept, kind))
+        due = max(threshold, int(_MIN_REBUILD_SHARE * mirror.count))
+        if (index is None or index.kind != kind or mirror.changes - index.changes >= due) and cached.building is None:
+            cached.building = asyncio.create_task(self._build(cached, kind))
         return index if index and index.kind == kind else None
 
     async def close(self) -> None:
         """Stop filling and building."""
-        tasks = [task for one in self.kept for task in (one.filling, one.building) if task]
+        tasks = [task for one in self.mirrors for task in (one.filling, one.building) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._kept.clear()
+        self._cached.clear()
 
-    def _take(self, namespace: str) -> Kept:
-        kept = self._kept.get(namespace)
-        if kept is None:
+    def _get_or_create(self, namespace: str) -> CachedMirror:
+        cached = self._cached.get(namespace)
+        if cached is None:
             follower = Follower(self._client, keys.Keys(namespace), self._field)
-            kept = self._kept[namespace] = Kept(follower, Mirror(self._dimension), Resident(self._engine.arrays))
-        self._kept.move_to_end(namespace)
-        return kept
+            cached = self._cached[namespace] = CachedMirror(
+                follower, Mirror(self._dimension), DeviceRows(self._engine.arrays)
+            )
+        self._cached.move_to_end(namespace)
+        return cached
 
-    async def _filled(self, namespace: str, kept: Kept) -> None:
-        if kept.filling is None or kept.filling.done():
-            kept.filling = asyncio.create_task(self._fill(namespace, kept))
-            kept.filling.add_done_callback(_hear)
+    async def _wait_until_filled(self, namespace: str, cached: CachedMirror) -> None:
+        if cached.filling is None or cached.filling.done():
+            cached.filling = asyncio.create_task(self._fill(namespace, cached))
+            cached.filling.add_done_callback(_consume_error)
         try:
-            await asyncio.shield(kept.filling)
-        except TooLarge:
-            self._drop(namespace)
+            await asyncio.shield(cached.filling)
+        except MirrorTooLarge:
+            self._evict(namespace)
             raise
 
-    async def _fill(self, namespace: str, kept: Kept) -> None:
+    async def _fill(self, namespace: str, cached: CachedMirror) -> None:
         started = time.perf_counter()
-        async with kept.lock:
-            kept.mirror, kept.index, kept.resident = (
+        async with cached.lock:
+            cached.mirror, cached.index, cached.device_rows = (
                 Mirror(self._dimension),
                 None,
-                Resident(self._engine.arrays),
+                DeviceRows(self._engine.arrays),
             )
             try:
-                await kept.follower.fill(kept.mirror, lambda: self._make_room(namespace, kept))
+                await cached.follower.fill(cached.mirror, lambda: self._make_room(namespace, cached))
             except BaseException:
-                kept.mirror = Mirror(self._dimension)
+                cached.mirror = Mirror(self._dimension)
                 raise
-            kept.filled = True
+            cached.filled = True
         seconds = time.perf_counter() - started
-        _log.info("mirrored %d vectors of %s in %.2f s", kept.mirror.living, namespace, seconds)
+        _log.info("mirrored %d vectors of %s in %.2f s", cached.mirror.living, namespace, seconds)
 
-    async def _build(self, kept: Kept, kind: IndexType) -> None:
-        mirror = kept.mirror
+    async def _build(self, cached: CachedMirror, kind: IndexType) -> None:
+        mirror = cached.mirror
         try:
             index = await asyncio.to_thread(build, self._engine.faiss, kind, mirror.vectors, mirror.changes)
-            if kept.mirror is mirror:
-                kept.index = index
-        except Exception as error:
-            # Searches stay exact; the next one tries again.
-            _log.warning("no %s index could be built: %s", kind, error)
+            if cached.mirror is mirror:
+                cached.index = index
+        except Exception as error:  # searches stay exact, and the next one tries again
+            _log.warning("cannot build a %s index: %s", kind, error)
         finally:
-            kept.building = None
+            cached.building = None
 
-    def _compact(self, kept: Kept) -> None:
-        if kept.mirror.needs_compaction and kept.building is None:
-            kept.mirror, kept.index, kept.resident = kept.mirror.compacted(), None, Resident(self._engine.arrays)
+    def _compact(self, cached: CachedMirror) -> None:
+        if cached.mirror.needs_compaction and cached.building is None:
+            cached.mirror, cached.index, cached.device_rows = (
+                cached.mirror.compacted(),
+                None,
+                DeviceRows(self._engine.arrays),
+            )
 
-    def _make_room(self, namespace: str, kept: Kept) -> None:
-        """Drop the least recently used until the budget holds; those in use stay.
+    def _make_room(self, namespace: str, cached: CachedMirror) -> None:
+        """Evict least recently used mirrors until the budget is met. Mirrors in use stay.
 
         Raises:
-            TooLarge: they alone exceed the budget.
+            MirrorTooLarge: the mirrors in use exceed the budget.
         """
-        for other in list(self._kept):
+        for other in list(self._cached):
             if self.nbytes <= self.budget:
                 return
-            if other != namespace and not self._kept[other].lock.locked():
-                _log.info("the mirror of %s makes room", other)
-                self._drop(other)
+            if other != namespace and not self._cached[other].lock.locked():
+                _log.info("evicting the mirror of %s", other)
+                self._evict(other)
         if self.nbytes > self.budget:
-            raise TooLarge(f"its {kept.mirror.living} vectors and more do not fit into bulk.memory_bytes")
+            raise MirrorTooLarge(f"more than {cached.mirror.living} vectors do not fit into bulk.memory_bytes")
 
-    def _drop(self, namespace: str) -> None:
-        kept = self._kept.pop(namespace, None)
-        if kept:
-            for task in (kept.filling, kept.building):
+    def _evict(self, namespace: str) -> None:
+        cached = self._cached.pop(namespace, None)
+        if cached:
+            for task in (cached.filling, cached.building):
                 if task:
                     task.cancel()
 
 
-def _hear(task: asyncio.Task[None]) -> None:
-    """Whoever still waits is told of the failure; if nobody does it is no matter."""
+def _consume_error(task: asyncio.Task[None]) -> None:
+    """Requests that wait get the error. Without one, asyncio must not report it as never retrieved."""
     if not task.cancelled():
         task.exception()

@@ -1,4 +1,4 @@
-"""Answers requests to the bulk engine: from their stream, beside the asks and jobs, never before an embedding."""
+"""Consumes the bulk streams and answers their requests in threads, so that asks and jobs do not wait."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ from memory_core.sealing import Transports
 from memory_core.sidecars import BulkStatus
 from memory_core.streams import BadMessage, Fields, Reply
 from memory_core.vectors import from_bytes, normalise
-from memory_embedder.bulk.array_module import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine
-from memory_embedder.bulk.faiss_index import Faiss
-from memory_embedder.bulk.mirror_cache import Shelf, TooLarge
+from memory_embedder.bulk.faiss_index import FaissLibrary
+from memory_embedder.bulk.mirror_cache import MirrorCache, MirrorTooLarge
 from memory_embedder.bulk.numerics import DeadlinePassed
 from memory_embedder.engines.encoder import Encoder
 from memory_embedder.streams import groups
-from memory_embedder.streams.asks import REPLIES_KEPT, REPLY_SECONDS
 from memory_embedder.streams.outbox import Outbox
+from memory_embedder.streams.replies import check_reply_stream, send_reply
 
 _log = logging.getLogger(__name__)
 _READ_AT_ONCE = 8
-_AT_ONCE = 4
-_REPLY_MARGIN = 0.05
-_REPLY_PREFIX = keys.reply("")[:-1]
+_RUN_AT_ONCE = 4
+_REPLY_SECONDS = 0.05
+"""Time left for sending the reply before the deadline."""
 
 
-class BulkDesk:
-    """Requests between their stream and their answer. `memory_bytes` is the budget of all mirrors."""
+class BulkConsumer:
+    """Reads bulk requests, computes their answers and sends the replies. `memory_bytes` limits all mirrors."""
 
     def __init__(
         self,
@@ -63,98 +63,99 @@ class BulkDesk:
         self._outbox = outbox
         self._consumer = consumer
         self._budget = memory_bytes
-        self._shelf: Shelf | None = None
+        self._mirrors: MirrorCache | None = None
         self._engine: BulkEngine | None = None
-        self._opening = asyncio.Lock()
-        self._room = asyncio.Semaphore(_AT_ONCE)
-        self._at_work: dict[tuple[str, bytes], asyncio.Task[None]] = {}
+        self._open_lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(_RUN_AT_ONCE)
+        self._tasks: dict[tuple[str, bytes], asyncio.Task[None]] = {}
         self._requests = 0
 
-    async def _open(self) -> tuple[BulkEngine, Shelf]:
-        """Load the libraries for the first request, in a thread: a sidecar that only embeds needs none of them."""
-        async with self._opening:
-            if self._engine is None or self._shelf is None:
-                self._engine = await asyncio.to_thread(lambda: BulkEngine(Arrays(self._encoder.device), Faiss()))
+    async def _open(self) -> tuple[BulkEngine, MirrorCache]:
+        """Load CuPy and FAISS at the first request, in a thread. A sidecar that only embeds does not need them."""
+        async with self._open_lock:
+            if self._engine is None or self._mirrors is None:
+                self._engine = await asyncio.to_thread(
+                    lambda: BulkEngine(ArrayModule(self._encoder.device), FaissLibrary())
+                )
                 field = keys.vector_field(self._encoder.name)
-                self._shelf = Shelf(self._client, self._engine, field, self._encoder.dimension, self._budget)
-        return self._engine, self._shelf
+                self._mirrors = MirrorCache(self._client, self._engine, field, self._encoder.dimension, self._budget)
+        return self._engine, self._mirrors
 
     async def close(self) -> None:
-        """Answer no more."""
-        for task in list(self._at_work.values()):
+        """Cancel running requests and drop all mirrors."""
+        for task in list(self._tasks.values()):
             task.cancel()
-        await asyncio.gather(*self._at_work.values(), return_exceptions=True)
-        if self._shelf:
-            await self._shelf.close()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._mirrors:
+            await self._mirrors.close()
 
     def status(self) -> BulkStatus:
-        """What the heartbeat says; what it computes with is known once it was asked something."""
-        shelf, engine = self._shelf, self._engine
-        if shelf is None or engine is None:
+        """The bulk engine's part of the heartbeat. Its libraries are known after the first request."""
+        mirrors, engine = self._mirrors, self._engine
+        if mirrors is None or engine is None:
             return BulkStatus(arrays="idle", memory_total=self._budget)
         indexes: dict[str, int] = {}
-        for kept in shelf.kept:
-            if kept.index:
-                indexes[kept.index.kind] = indexes.get(kept.index.kind, 0) + 1
+        for cached in mirrors.mirrors:
+            if cached.index:
+                indexes[cached.index.kind] = indexes.get(cached.index.kind, 0) + 1
         return BulkStatus(
             arrays=engine.arrays.name,
             faiss=engine.faiss.name,
             faiss_gpus=engine.faiss.gpus,
             fallback=engine.arrays.fallback,
-            namespaces=sum(kept.filled for kept in shelf.kept),
-            vectors=sum(kept.mirror.living for kept in shelf.kept),
-            memory_used=shelf.nbytes,
-            memory_total=shelf.budget,
+            namespaces=sum(cached.filled for cached in mirrors.mirrors),
+            vectors=sum(cached.mirror.living for cached in mirrors.mirrors),
+            memory_used=mirrors.nbytes,
+            memory_total=mirrors.budget,
             indexes=indexes,
-            filling=sum(not kept.filled for kept in shelf.kept),
+            filling=sum(not cached.filled for cached in mirrors.mirrors),
             requests_total=self._requests,
         )
 
     async def read(self, reader: Client, stream: str, block_ms: int) -> None:
-        """Wait up to `block_ms` for requests on one lane and begin them."""
-        async with self._room:
-            pass  # what cannot be begun soon is left for another sidecar
+        """Wait up to `block_ms` for requests on one stream and start them."""
+        async with self._slots:
+            pass  # a request that cannot start soon is left to another sidecar
         found = await groups.read(
             reader, stream, self._consumer, count=_READ_AT_ONCE, block_ms=block_ms, make_stream=True
         )
-        self._begin(stream, found)
+        self._start(stream, found)
 
-    async def recover(self, lease_ms: int) -> None:
-        """Take over requests of dead sidecars; those whose deadline passed are dropped on the way."""
+    async def reclaim(self, lease_ms: int) -> None:
+        """Claim the requests of dead sidecars. Requests whose deadline has passed are dropped."""
         for lane in range(keys.LANES):
             stream = keys.bulk(lane, self._encoder.name)
             idle = await groups.idle_entries(self._client, stream, idle_ms=lease_ms, count=_READ_AT_ONCE)
-            free = [item.entry for item in idle if (stream, item.entry) not in self._at_work]
-            self._begin(stream, await groups.claim(self._client, stream, self._consumer, free, idle_ms=lease_ms))
+            free = [item.entry for item in idle if (stream, item.entry) not in self._tasks]
+            self._start(stream, await groups.claim(self._client, stream, self._consumer, free, idle_ms=lease_ms))
 
     async def keep_up(self) -> None:
-        """Follow what happens in the namespaces that are mirrored."""
-        if self._shelf:
-            await self._shelf.keep_up()
+        """Update all filled mirrors."""
+        if self._mirrors:
+            await self._mirrors.keep_up()
 
-    def _begin(self, stream: str, found: list[groups.Entry]) -> None:
+    def _start(self, stream: str, found: list[groups.Entry]) -> None:
         for entry, fields in found:
-            task = asyncio.create_task(self._serve(stream, entry, fields))
-            self._at_work[stream, entry] = task
-            task.add_done_callback(lambda _, key=(stream, entry): self._at_work.pop(key, None))
+            task = asyncio.create_task(self._handle(stream, entry, fields))
+            self._tasks[stream, entry] = task
+            task.add_done_callback(lambda _, key=(stream, entry): self._tasks.pop(key, None))
 
-    async def _serve(self, stream: str, entry: bytes, fields: Fields) -> None:
+    async def _handle(self, stream: str, entry: bytes, fields: Fields) -> None:
         try:
             ask = BulkAsk.parse(fields, self._transports)
-            if not ask.reply_to.startswith(_REPLY_PREFIX):
-                raise BadMessage("the reply goes to no reply stream")
+            check_reply_stream(ask.reply_to)
         except BadMessage as error:
-            _log.warning("a request on %s is dropped: %s", stream, error)
-            self._settle(stream, entry, None)
+            _log.warning("dropped a request on %s: %s", stream, error)
+            self._finish(stream, entry, None)
             return
         self._requests += 1
         reply = Reply(ask.id, error=self._refusal(ask))
         if ask.request and not reply.error:
-            async with self._room:
+            async with self._slots:
                 reply = await self._answer(ask, ask.request)
         if ask.seal in self._transports:
             reply = replace(reply, seal=ask.seal)
-        self._settle(stream, entry, (ask.reply_to, reply) if ask.deadline > redis_time.now() * 1000 else None)
+        self._finish(stream, entry, (ask.reply_to, reply) if ask.deadline > redis_time.now() * 1000 else None)
 
     def _refusal(self, ask: BulkAsk) -> str:
         if ask.model != self._encoder.name:
@@ -168,50 +169,47 @@ class BulkDesk:
         return ""
 
     async def _answer(self, ask: BulkAsk, request: Request) -> Reply:
-        left = ask.deadline / 1000 - redis_time.now() - _REPLY_MARGIN
+        left = ask.deadline / 1000 - redis_time.now() - _REPLY_SECONDS
         try:
             async with asyncio.timeout(left):
                 body = await self._compute(ask.namespace, request, time.monotonic() + left)
         except (TimeoutError, DeadlinePassed):
-            return Reply(ask.id, error="deadline: there was not time enough; the mirror may still be filling")
-        except TooLarge as error:
+            return Reply(ask.id, error="deadline: the time was too short; the mirror may still be filling")
+        except MirrorTooLarge as error:
             return Reply(ask.id, error=f"too_large: {error}")
         except InvalidArgument as error:
             return Reply(ask.id, error=f"invalid_argument: {error.message}")
         except (redis_errors.RedisError, OSError, MemoryError) as error:
             _log.warning("a bulk request failed: %s", type(error).__name__)
             return Reply(ask.id, error=f"bulk_failed: {type(error).__name__}")
-        except Exception as error:
+        except Exception as error:  # one request must not stop the sidecar
             _log.exception("a bulk request failed")
             return Reply(ask.id, error=f"bulk_failed: {type(error).__name__}")
         return Reply(ask.id, vectors=pack_body(body))
 
     async def _compute(self, namespace: str, request: Request, deadline: float) -> BaseModel:
-        """Raises: TimeoutError, DeadlinePassed, TooLarge, InvalidArgument; RedisError when Redis is away."""
-        engine, shelf = await self._open()
-        kept, seen = await shelf.snapshot(namespace, request.selection)
+        """Raises: TimeoutError, DeadlinePassed, MirrorTooLarge, InvalidArgument; RedisError if Redis is unreachable."""
+        engine, mirrors = await self._open()
+        cached, seen = await mirrors.snapshot(namespace, request.selection)
         match request:
             case Nearest():
                 dimension = self._encoder.dimension
                 if len(request.queries) % (4 * dimension):
-                    raise InvalidArgument(f"queries are no rows of {dimension} numbers")
+                    raise InvalidArgument(f"queries are not rows of {dimension} numbers")
                 queries = normalise(from_bytes(request.queries, dimension), dimension)
                 index = None
                 if not request.exact:
-                    index = shelf.index_for(kept, request.index_type, request.rebuild_threshold)
+                    index = mirrors.index_for(cached, request.index_type, request.rebuild_threshold)
                 return await asyncio.to_thread(engine.nearest, seen, request, queries, index, deadline)
             case Duplicates():
                 return await asyncio.to_thread(engine.duplicates, seen, request, deadline)
             case Clusters():
                 return await asyncio.to_thread(engine.clusters, seen, request, deadline)
 
-    def _settle(self, stream: str, entry: bytes, reply: tuple[str, Reply] | None) -> None:
+    def _finish(self, stream: str, entry: bytes, reply: tuple[str, Reply] | None) -> None:
         self._outbox.put(partial(self._send, stream, entry, reply))
 
     async def _send(self, stream: str, entry: bytes, reply: tuple[str, Reply] | None) -> None:
         if reply:
-            async with self._client.pipeline(transaction=False) as pipe:
-                pipe.xadd(reply[0], reply[1].fields(self._transports), maxlen=REPLIES_KEPT, approximate=True)
-                pipe.expire(reply[0], REPLY_SECONDS)
-                await pipe.execute()
-        await self._client.xackdel(stream, keys.GROUP, entry, ref_policy="ACKED")
+            await send_reply(self._client, *reply, self._transports)
+        await groups.acknowledge(self._client, stream, entry)

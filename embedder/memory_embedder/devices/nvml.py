@@ -1,4 +1,4 @@
-"""Reads an NVIDIA GPU's memory, load, temperature and power; without one there is nothing to read."""
+"""Reads memory, utilisation, temperature and power of an NVIDIA GPU through NVML."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 class GpuReading:
     """Memory in bytes, `utilisation` from 0 to 1, `temperature` in °C, `power` in watts.
 
-    None is what the driver does not say.
+    None if the driver does not report a value.
     """
 
     memory_used: int | None = None
@@ -22,20 +22,20 @@ class GpuReading:
     power: float | None = None
 
 
-class GpuReader:
-    """One GPU as the driver sees it."""
+class NvidiaReader:
+    """Reads one GPU."""
 
     def __init__(self, library: Any, handle: Any) -> None:
         self._library = library
         self._handle = handle
 
     def read(self) -> GpuReading:
-        """Read what the driver says now; never raises, because a heartbeat must go out all the same."""
+        """Read the current values. Never raises, because the heartbeat must go out."""
         library, handle = self._library, self._handle
-        memory = _ask(library.nvmlDeviceGetMemoryInfo, handle)
-        rates = _ask(library.nvmlDeviceGetUtilizationRates, handle)
-        degrees = _ask(library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU)
-        milliwatts = _ask(library.nvmlDeviceGetPowerUsage, handle)
+        memory = _query(library.nvmlDeviceGetMemoryInfo, handle)
+        rates = _query(library.nvmlDeviceGetUtilizationRates, handle)
+        degrees = _query(library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU)
+        milliwatts = _query(library.nvmlDeviceGetPowerUsage, handle)
         return GpuReading(
             memory_used=None if memory is None else int(memory.used),
             memory_total=None if memory is None else int(memory.total),
@@ -45,42 +45,42 @@ class GpuReader:
         )
 
 
-def open_reader(device: str, library: Any = None) -> GpuReader | None:
-    """A reader for a device such as `cuda:1`; None for other devices, without nvidia-ml-py or without a driver."""
+def open_nvidia_reader(device: str, library: Any = None) -> NvidiaReader | None:
+    """A reader for a device such as `cuda:1`. None for other devices, without nvidia-ml-py or without a driver."""
     if not device.startswith("cuda"):
         return None
     try:
         library = library or importlib.import_module("pynvml")
         library.nvmlInit()
-        return GpuReader(library, _handle(library, int(device.partition(":")[2] or 0)))
-    except Exception:  # ImportError, or whatever the driver's absence raises
+        return NvidiaReader(library, _handle(library, int(device.partition(":")[2] or 0)))
+    except Exception:  # nvidia-ml-py or the driver is missing
         return None
 
 
-def gpu_names(library: Any = None) -> list[str]:
-    """Names of the NVIDIA GPUs of this machine; none without nvidia-ml-py or without a driver."""
+def nvidia_gpus(library: Any = None) -> list[str]:
+    """Names of the NVIDIA GPUs of this machine. Empty without nvidia-ml-py or without a driver."""
     try:
         library = library or importlib.import_module("pynvml")
         library.nvmlInit()
         handles = [library.nvmlDeviceGetHandleByIndex(number) for number in range(library.nvmlDeviceGetCount())]
         return [str(library.nvmlDeviceGetName(handle)) for handle in handles]
-    except Exception:  # as above
+    except Exception:  # nvidia-ml-py or the driver is missing
         return []
 
 
 def _handle(library: Any, number: int) -> Any:
-    """The driver counts all GPUs, the engine only those that CUDA_VISIBLE_DEVICES shows it."""
+    """The driver counts all GPUs; the engine counts only those in CUDA_VISIBLE_DEVICES."""
     visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
     if not visible:
         return library.nvmlDeviceGetHandleByIndex(number)
-    shown = visible[number]
-    if shown.isdigit():
-        return library.nvmlDeviceGetHandleByIndex(int(shown))
-    return library.nvmlDeviceGetHandleByUUID(shown)
+    chosen = visible[number]
+    if chosen.isdigit():
+        return library.nvmlDeviceGetHandleByIndex(int(chosen))
+    return library.nvmlDeviceGetHandleByUUID(chosen)
 
 
-def _ask(question: Any, *arguments: Any) -> Any:
+def _query(function: Any, *arguments: Any) -> Any:
     try:
-        return question(*arguments)
-    except Exception:  # some GPUs and MIG slices do not answer every question
+        return function(*arguments)
+    except Exception:  # some GPUs and MIG slices do not support every query
         return None

@@ -1,6 +1,6 @@
-"""Reads an AMD GPU's memory, load, temperature and power where the kernel's amdgpu driver tells them.
+"""Reads memory, utilisation, temperature and power of an AMD GPU from the amdgpu driver's files.
 
-These are the files that ROCm's own tool (rocm-smi) reads, so no library is needed.
+rocm-smi reads the same files, so no library is needed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _AMD = "0x1002"
 DRM = Path("/sys/class/drm")
 
 
-class RocmReader:
-    """One GPU as its driver sees it."""
+class AmdReader:
+    """Reads one GPU."""
 
     def __init__(self, device: Path) -> None:
         self._device = device
 
     def read(self) -> GpuReading:
-        """Read what the driver says now; never raises."""
+        """Read the current values. Never raises."""
         busy = _number(self._device / "gpu_busy_percent")
         degrees, watts = self._sensor("temp1_input"), self._sensor("power1_average", "power1_input")
         return GpuReading(
@@ -38,22 +38,22 @@ class RocmReader:
 
 
 def amd_gpus(drm: Path = DRM) -> list[Path]:
-    """The folders of the AMD GPUs of this machine, in the order of their bus addresses, as ROCm counts them."""
+    """Device folders of the AMD GPUs of this machine, in the order in which ROCm counts them (by bus address)."""
     cards = [path / "device" for path in drm.glob("card*") if path.name.removeprefix("card").isdigit()]
     found = {card.resolve() for card in cards if _text(card / "vendor") == _AMD}
     return sorted(found, key=lambda path: path.name)
 
 
-def open_reader(device: str, drm: Path = DRM) -> RocmReader | None:
-    """A reader for a device such as `rocm:1`, or `cuda:1` as Torch calls it; None where there is no such AMD GPU."""
+def open_amd_reader(device: str, drm: Path = DRM) -> AmdReader | None:
+    """A reader for a device such as `rocm:1` (`cuda:1` in Torch). None if there is no such AMD GPU."""
     kind, _, number = device.partition(":")
     if kind not in {"rocm", "cuda"}:
         return None
     visible = os.environ.get("HIP_VISIBLE_DEVICES") or os.environ.get("ROCR_VISIBLE_DEVICES") or ""
-    shown = [int(part) for part in visible.split(",") if part.strip().isdigit()]
+    numbers = [int(part) for part in visible.split(",") if part.strip().isdigit()]
     try:
-        position = shown[int(number or 0)] if shown else int(number or 0)
-        return RocmReader(amd_gpus(drm)[position])
+        position = numbers[int(number or 0)] if numbers else int(number or 0)
+        return AmdReader(amd_gpus(drm)[position])
     except IndexError:
         return None
 

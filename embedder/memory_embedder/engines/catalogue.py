@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_embedder.engines.encoder_options import Wanted
+from memory_embedder.engines.encoder_options import EncoderOptions
 from memory_embedder.engines.weights import find_folder, find_weights
 
 if TYPE_CHECKING:
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from memory_embedder.engines.openvino import OpenVinoEncoder
     from memory_embedder.engines.torch import TorchEncoder
 
-Engine = Literal["onnx", "openvino", "torch"]
-_PACKAGES: dict[Engine, tuple[str, ...]] = {
+EngineName = Literal["onnx", "openvino", "torch"]
+_PACKAGES: dict[EngineName, tuple[str, ...]] = {
     "onnx": ("onnxruntime", "tokenizers"),
     "openvino": ("openvino", "tokenizers"),
     "torch": ("torch", "sentence_transformers"),
 }
-_EXTRAS: dict[Engine, str] = {
+_EXTRAS: dict[EngineName, str] = {
     "onnx": "pip install 'redis-memory-gpu[local]', or [gpu] on a GPU node",
     "openvino": "pip install 'redis-memory-gpu[local]'",
     "torch": "pip install 'redis-memory-gpu[torch]'",
 }
 
 
-def open_engine(engine: Engine, wanted: Wanted) -> OnnxEncoder | OpenVinoEncoder | TorchEncoder:
+def open_engine(engine: EngineName, wanted: EncoderOptions) -> OnnxEncoder | OpenVinoEncoder | TorchEncoder:
     """Open one engine.
 
     Raises: as `load_encoder`.
@@ -52,7 +52,7 @@ def open_engine(engine: Engine, wanted: Wanted) -> OnnxEncoder | OpenVinoEncoder
         raise NotSupported(f"{engine} cannot be loaded: {error}", hint=_EXTRAS[engine]) from error
 
 
-def usable(wanted: Wanted) -> list[Engine]:
+def usable_engines(wanted: EncoderOptions) -> list[EngineName]:
     """Engines whose packages are installed and that find weights for the model.
 
     Raises:
@@ -61,7 +61,7 @@ def usable(wanted: Wanted) -> list[Engine]:
     return [engine for engine in _PACKAGES if all(map(find_spec, _PACKAGES[engine])) and _has_weights(engine, wanted)]
 
 
-def _has_weights(engine: Engine, wanted: Wanted) -> bool:
+def _has_weights(engine: EngineName, wanted: EncoderOptions) -> bool:
     try:
         if engine == "torch":
             find_folder(wanted.model)

@@ -15,13 +15,13 @@ from memory_core.vectors import Matrix, normalise
 TokenIds = NDArray[np.int64]
 """Token ids: one text as shape (length,), or a padded batch as shape (n, longest)."""
 
-Kind = Literal["query", "passage"]
+TextKind = Literal["query", "passage"]
 """What a text is: some models want a different prefix before each."""
 Pooling = Literal["mean", "cls", "max"]
 """How token vectors become one."""
 
-SMALLEST_BUDGET = 256
-LARGEST_BUDGET = 16_384
+MIN_BUDGET = 256
+MAX_BUDGET = 16_384
 
 TILE = 8
 """Padded lengths are multiples of it: engines prepare and keep kernels for each shape, and tensor cores want it so."""
@@ -92,11 +92,11 @@ class Encoder(Protocol):
         """Why another device than the wanted one is used; empty if it is the wanted one."""
         ...
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         """Tokenise behind the model's prefix for `kind`, cutting each text at `max_tokens`."""
         ...
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         """Compute unit rows, shape (n, dimension), float32; if `sparing`, an engine that can leaves a core to others.
 
         Raises:
@@ -153,7 +153,7 @@ class PooledEncoder(ABC):
 
     dimension: int
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         """Compute unit rows, shape (n, dimension); see `Encoder`.
 
         Raises:
@@ -161,14 +161,14 @@ class PooledEncoder(ABC):
         """
         if not tokens.rows:
             return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens, sparing=sparing), self.dimension)
+        return unit_rows(self._pooled(tokens, spare_core=spare_core), self.dimension)
 
     @abstractmethod
-    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         """Compute one row a text, of any length, shape (n, dimension)."""
 
 
-def encode(encoder: Encoder, texts: list[str], budget: int = 1024, kind: Kind = "passage") -> Matrix:
+def encode(encoder: Encoder, texts: list[str], budget: int = 1024, kind: TextKind = "passage") -> Matrix:
     """Embed texts in length-sorted batches; rows, shape (n, dimension), come in the order of `texts`."""
     vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
     tokens = encoder.tokenise(texts, kind)

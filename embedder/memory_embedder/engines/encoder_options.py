@@ -1,8 +1,7 @@
-"""What a sidecar is asked to embed with; one object, so that every engine is opened in the same way."""
+"""The options of an encoder, in one object for all engines."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,12 +12,12 @@ Hint = Literal["throughput", "latency"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class EncoderOptions:
     """Flags and settings of the encoder.
 
-    `threads` bounds the cores of one inference (all that this process may run on by default), `hint` says how
-    OpenVINO divides them, and `engine_cache` is where TensorRT may keep its engines. `exact` forbids half precision
-    and int8 arithmetic: for references.
+    `threads` limits the cores of one inference (default: all that this process may use). `hint` says how OpenVINO
+    divides them. `engine_cache` is the folder for TensorRT engines. `exact` forbids half precision and int8
+    arithmetic, for reference vectors.
     """
 
     model: str
@@ -27,15 +26,3 @@ class Wanted:
     hint: Hint = "throughput"
     engine_cache: Path | None = None
     exact: bool = False
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def has_bf16() -> bool:
-    """Whether the CPU multiplies bf16 natively; engines that emulate it would only be slower."""
-    cpuinfo = Path("/proc/cpuinfo")
-    words = cpuinfo.read_text(errors="replace").split() if cpuinfo.is_file() else []
-    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(words)

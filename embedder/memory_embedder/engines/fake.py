@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import Kind, Tokens, unit_rows
+from memory_embedder.engines.encoder import TextKind, Tokens, unit_rows
 
 
 class FakeEncoder:
@@ -35,22 +35,22 @@ class FakeEncoder:
         self.dimension = dimension
         self.max_tokens = max_tokens
         self.batches: list[int] = []
-        self.spared: list[bool] = []
+        self.spare_core: list[bool] = []
         self._seconds_per_token = seconds_per_token
         self._poison = _word_id(poison) if poison else None
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         """One token a word, between a start and an end token; `kind` makes no difference."""
         return Tokens(tuple(self._row(text) for text in texts))
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         """Vectors of shape (n, dimension).
 
         Raises:
             RuntimeError: a text contains the poison.
         """
         self.batches.append(len(tokens.rows))
-        self.spared.append(sparing)
+        self.spare_core.append(spare_core)
         time.sleep(self._seconds_per_token * len(tokens.rows) * max(tokens.lengths, default=0))
         if self._poison is not None and any(self._poison in row for row in tokens.rows):
             raise RuntimeError("poison")

@@ -11,9 +11,9 @@ import onnxruntime
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import Kind, PooledEncoder, Pooling, TokenIds, Tokens, pool
-from memory_embedder.engines.encoder_options import available_cores
-from memory_embedder.engines.providers import CPU, Choice, candidates, fall_back, without_accelerator
+from memory_embedder.devices.cpu import available_cores
+from memory_embedder.engines.encoder import PooledEncoder, Pooling, TextKind, TokenIds, Tokens, pool
+from memory_embedder.engines.providers import CPU, ProviderChoice, candidates, fall_back, without_accelerator
 from memory_embedder.engines.tokeniser import TextTokeniser
 from memory_embedder.engines.weights import Weights, choose_output
 
@@ -48,11 +48,11 @@ class OnnxEncoder(PooledEncoder):
         self._output = choose_output(weights, outputs)
         self.dimension = int(self._pooled(self.tokenise(["dimension"])).shape[-1])
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
         return self._tokeniser.tokenise(texts, kind)
 
-    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         ids, mask = tokens.padded(self._tokeniser.pad_id, self.max_tokens)
         hidden = self._session.run([self._output], self._feed(ids, mask))[0]
         return hidden if hidden.ndim == 2 else pool(hidden, mask, self._pooling)
@@ -64,7 +64,9 @@ class OnnxEncoder(PooledEncoder):
         return feed
 
 
-def _open_session(weights: Weights, gpu: GpuSettings, threads: int, engine_cache: Path | None) -> tuple[Any, Choice]:
+def _open_session(
+    weights: Weights, gpu: GpuSettings, threads: int, engine_cache: Path | None
+) -> tuple[Any, ProviderChoice]:
     onnxruntime.set_default_logger_severity(_LOG_ERRORS)
     failures: list[str] = []
     if engine_cache:
@@ -77,13 +79,13 @@ def _open_session(weights: Weights, gpu: GpuSettings, threads: int, engine_cache
             continue
         # ONNX Runtime itself goes on without a word on the CPU where the driver or its libraries are missing.
         if session.get_providers()[0] == choice.provider:
-            return session, Choice(choice.provider, choice.device, choice.options, "; ".join(failures))
+            return session, ProviderChoice(choice.provider, choice.device, choice.options, "; ".join(failures))
         failures.append(f"{choice.provider} could not start; see the log of ONNX Runtime")
     choice = fall_back(gpu, "; ".join(failures)) if failures else without_accelerator(gpu)
     return _session(weights, choice, threads), choice
 
 
-def _session(weights: Weights, choice: Choice, threads: int) -> Any:
+def _session(weights: Weights, choice: ProviderChoice, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _LOG_ERRORS

@@ -15,10 +15,11 @@ import numpy as np
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import Kind, PooledEncoder, TokenIds, Tokens, pool, unit_rows
-from memory_embedder.engines.encoder_options import Hint, available_cores, has_bf16
+from memory_embedder.devices.cpu import available_cores, has_bf16
+from memory_embedder.engines.encoder import PooledEncoder, TextKind, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.engines.encoder_options import Hint
 from memory_embedder.engines.openvino_graph import has_int8_weights, unpack_weights
-from memory_embedder.engines.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.parity import MIN_COSINE, MIN_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.engines.providers import fall_back
 from memory_embedder.engines.tokeniser import TextTokeniser
 from memory_embedder.engines.weights import Weights, choose_output
@@ -29,7 +30,7 @@ _KEPT_KERNELS = {"CPU_RUNTIME_CACHE_CAPACITY": 200}
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CompilePlan:
     """A way to compute: device, precision, whether int8 weights are unpacked first, and how near to f32 it must be."""
 
     device: str
@@ -79,14 +80,14 @@ class OpenVinoEncoder(PooledEncoder):
         plan = self._settle(() if exact else self._plans())
         self.provider = f"{plan.label}, {hint}"
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
         return self._tokeniser.tokenise(texts, kind)
 
-    def _settle(self, plans: Sequence[Plan]) -> Plan:
+    def _settle(self, plans: Sequence[CompilePlan]) -> CompilePlan:
         """Compile plan after plan until one is near enough to f32, which is the last one and needs no proof."""
         tokens = self.tokenise(SENTENCES)
-        exact = Plan("CPU", "f32", True, 1.0)
+        exact = CompilePlan("CPU", "f32", True, 1.0)
         self._compile(exact)
         reference = self._pooled(tokens)
         self.dimension = int(reference.shape[-1])
@@ -111,17 +112,17 @@ class OpenVinoEncoder(PooledEncoder):
             self._compile(exact)
         return exact
 
-    def _plans(self) -> list[Plan]:
+    def _plans(self) -> list[CompilePlan]:
         if self.device == "xpu":
-            return [Plan("GPU", "f16", True, LEAST_COSINE), *self._cpu_plans()]
+            return [CompilePlan("GPU", "f16", True, MIN_COSINE), *self._cpu_plans()]
         return self._cpu_plans()
 
-    def _cpu_plans(self) -> list[Plan]:
-        plans: list[Plan] = []
+    def _cpu_plans(self) -> list[CompilePlan]:
+        plans: list[CompilePlan] = []
         if has_bf16() and "BF16" in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            plans.append(Plan("CPU", "bf16", True, LEAST_COSINE))
+            plans.append(CompilePlan("CPU", "bf16", True, MIN_COSINE))
         if has_int8_weights(self._read()):
-            plans.append(Plan("CPU", "f32", False, LEAST_COSINE_INT8))
+            plans.append(CompilePlan("CPU", "f32", False, MIN_COSINE_INT8))
         return plans
 
     def _read(self) -> Any:
@@ -133,7 +134,7 @@ class OpenVinoEncoder(PooledEncoder):
                 hint="reinstall or fetch the model again",
             ) from error
 
-    def _compile(self, plan: Plan) -> None:
+    def _compile(self, plan: CompilePlan) -> None:
         model = self._read()
         if plan.unpacked:
             unpack_weights(model)
@@ -148,8 +149,8 @@ class OpenVinoEncoder(PooledEncoder):
         outputs = [port.any_name for port in compiled.outputs]
         self._output = outputs.index(choose_output(self._weights, outputs))
 
-    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
-        parts = _parts(tokens.lengths, max(len(self._requests) - sparing, 1))
+    def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
+        parts = _parts(tokens.lengths, max(len(self._requests) - spare_core, 1))
         with self._lock:
             started: list[tuple[Any, TokenIds]] = []
             try:

@@ -6,9 +6,9 @@ import numpy as np
 
 from memory_core.vectors import Matrix
 
-LEAST_COSINE = 0.999
+MIN_COSINE = 0.999
 """Of a floating-point engine to fp32 of the same weights; half precision included."""
-LEAST_COSINE_INT8 = 0.998
+MIN_COSINE_INT8 = 0.998
 """Of int8 arithmetic or int8 weights to fp32."""
 
 SENTENCES = [

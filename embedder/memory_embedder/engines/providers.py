@@ -20,7 +20,7 @@ _PROVIDERS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ProviderChoice:
     """A provider with its options, the device it stands for, and why it is not the wanted one."""
 
     provider: str
@@ -29,7 +29,9 @@ class Choice:
     fallback: str = ""
 
 
-def candidates(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> list[Choice]:
+def candidates(
+    settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None
+) -> list[ProviderChoice]:
     """The accelerators to try, best first, among the providers that this ONNX Runtime was built with.
 
     TensorRT builds an engine for every new range of shapes, which takes minutes: it is tried only with an
@@ -48,7 +50,7 @@ def candidates(settings: GpuSettings, available: Sequence[str], engine_cache: Pa
     ]
 
 
-def choose(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> Choice:
+def choose(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> ProviderChoice:
     """The first of `candidates`, else the CPU.
 
     Raises:
@@ -58,7 +60,7 @@ def choose(settings: GpuSettings, available: Sequence[str], engine_cache: Path |
     return found[0] if found else without_accelerator(settings)
 
 
-def without_accelerator(settings: GpuSettings) -> Choice:
+def without_accelerator(settings: GpuSettings) -> ProviderChoice:
     """The CPU, with a reason if an accelerator was asked for that this ONNX Runtime was not built with.
 
     Raises:
@@ -66,11 +68,11 @@ def without_accelerator(settings: GpuSettings) -> Choice:
     """
     wanted = settings.preferred_device
     if wanted in {"auto", "cpu"} or not settings.enable_acceleration:
-        return Choice(CPU, "cpu")
+        return ProviderChoice(CPU, "cpu")
     return fall_back(settings, f"this ONNX Runtime has no {_PROVIDERS[wanted.partition(':')[0]][-1]} for {wanted}")
 
 
-def fall_back(settings: GpuSettings, reason: str) -> Choice:
+def fall_back(settings: GpuSettings, reason: str) -> ProviderChoice:
     """Choose the CPU, for a reason that the heartbeat will show.
 
     Raises:
@@ -82,10 +84,10 @@ def fall_back(settings: GpuSettings, reason: str) -> Choice:
             hint="install the extra `gpu` (onnxruntime-gpu) and its driver, use --device cpu,"
             " or set gpu.fallback_to_cpu",
         )
-    return Choice(CPU, "cpu", fallback=reason)
+    return ProviderChoice(CPU, "cpu", fallback=reason)
 
 
-def _choice(provider: str, kind: str, number: int, engine_cache: Path | None) -> Choice:
+def _choice(provider: str, kind: str, number: int, engine_cache: Path | None) -> ProviderChoice:
     if provider == TENSORRT:
         options = {
             "device_id": str(number),
@@ -95,7 +97,7 @@ def _choice(provider: str, kind: str, number: int, engine_cache: Path | None) ->
             "trt_timing_cache_enable": "1",
             "trt_timing_cache_path": str(engine_cache),
         }
-        return Choice(provider, f"{kind}:{number}", options)
+        return ProviderChoice(provider, f"{kind}:{number}", options)
     if kind in {"cuda", "rocm"}:
-        return Choice(provider, f"{kind}:{number}", {"device_id": str(number)})
-    return Choice(provider, kind, {"device_type": "GPU"} if kind == "xpu" else {})
+        return ProviderChoice(provider, f"{kind}:{number}", {"device_id": str(number)})
+    return ProviderChoice(provider, kind, {"device_type": "GPU"} if kind == "xpu" else {})

@@ -6,7 +6,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from memory_core.errors import InvalidArgument
-from memory_embedder.engines.encoder import Kind, Tokens
+from memory_embedder.engines.encoder import TextKind, Tokens
 from memory_embedder.engines.sentence_model import Prompts
 from memory_embedder.engines.weights import Weights
 
@@ -34,13 +34,13 @@ class TextTokeniser:
         ids = (self._tokenizer.token_to_id(token) for token in ("[PAD]", "<pad>"))
         self.pad_id = next((token_id for token_id in ids if token_id is not None), 0)
 
-    def tokenise(self, texts: list[str], kind: Kind) -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind) -> Tokens:
         """Tokenise behind the prefix for `kind`, cutting each text at the window."""
         encodings = self._tokenizer.encode_batch_fast(prepare(texts, self._prompts, kind, self._max_tokens))
         return Tokens(tuple(np.array(encoding.ids, dtype=np.int64) for encoding in encodings))
 
 
-def prepare(texts: list[str], prompts: Prompts, kind: Kind, max_tokens: int) -> list[str]:
+def prepare(texts: list[str], prompts: Prompts, kind: TextKind, max_tokens: int) -> list[str]:
     """Prefix texts and cut what cannot matter; lone surrogates, which no tokenizer takes, count as `?`."""
     prefix = prompts.query if kind == "query" else prompts.passage
     longest = max_tokens * _CHARACTERS_PER_TOKEN

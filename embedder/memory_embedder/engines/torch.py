@@ -14,9 +14,9 @@ import numpy as np
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import Kind, PooledEncoder, Tokens
-from memory_embedder.engines.encoder_options import available_cores, has_bf16
-from memory_embedder.engines.parity import LEAST_COSINE, SENTENCES, lowest_cosine
+from memory_embedder.devices.cpu import available_cores, has_bf16
+from memory_embedder.engines.encoder import PooledEncoder, TextKind, Tokens
+from memory_embedder.engines.parity import MIN_COSINE, SENTENCES, lowest_cosine
 from memory_embedder.engines.providers import fall_back
 from memory_embedder.engines.sentence_model import DEFAULT_MAX_TOKENS, prompts_of
 from memory_embedder.engines.tokeniser import prepare
@@ -60,7 +60,7 @@ class TorchEncoder(PooledEncoder):
             self._settle(tokens)
         self.provider = f"torch {self._torch.__version__} {self._precision}"
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
         if not texts:
             return Tokens(())
@@ -79,7 +79,7 @@ class TorchEncoder(PooledEncoder):
             except (InvalidArgument, RuntimeError) as error:
                 _log.warning("%s is not used: %s", precision, type(error).__name__)
                 continue
-            if cosine < LEAST_COSINE:
+            if cosine < MIN_COSINE:
                 _log.warning("%s is not used: its cosine to float32 is %.4f", precision, cosine)
             elif self.device != "cpu" or self._seconds(tokens) < seconds:
                 return
@@ -112,7 +112,7 @@ class TorchEncoder(PooledEncoder):
             times.append(time.perf_counter() - started)
         return median(times)
 
-    def _pooled(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         torch = self._torch
         ids, mask = (torch.from_numpy(array).to(self._place) for array in tokens.padded(self._pad_id, self.max_tokens))
         with torch.inference_mode():

@@ -25,9 +25,10 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.settings import GpuSettings
-from memory_embedder.devices.nvml import gpu_names
-from memory_embedder.engines.catalogue import Engine, open_engine
-from memory_embedder.engines.encoder_options import Hint, Wanted, available_cores
+from memory_embedder.devices.cpu import available_cores
+from memory_embedder.devices.nvml import nvidia_gpus
+from memory_embedder.engines.catalogue import EngineName, open_engine
+from memory_embedder.engines.encoder_options import EncoderOptions, Hint
 from memory_embedder.engines.parity import SENTENCES
 from memory_embedder.engines.weights import find_folder, find_weights
 
@@ -43,22 +44,22 @@ _DISTRIBUTIONS = (
 )
 
 
-class Figure(BaseModel):
+class TrialResult(BaseModel):
     """What a trial found: `texts_per_second` on `device`, or why the engine cannot be used."""
 
-    engine: Engine
+    engine: EngineName
     device: str = ""
     texts_per_second: float = 0.0
     problem: str = ""
 
 
-_FIGURES = TypeAdapter(list[Figure])
+_FIGURES = TypeAdapter(list[TrialResult])
 
 
-class Ask(BaseModel):
+class TrialRequest(BaseModel):
     """What a trial's process is told, as JSON on its standard input."""
 
-    engine: Engine
+    engine: EngineName
     model: str
     gpu: GpuSettings
     threads: int | None
@@ -66,7 +67,9 @@ class Ask(BaseModel):
     engine_cache: Path | None
 
 
-def measured(engines: Sequence[Engine], wanted: Wanted, cache: Path | None = None) -> list[Figure]:
+def trial_results(
+    engines: Sequence[EngineName], wanted: EncoderOptions, cache: Path | None = None
+) -> list[TrialResult]:
     """The figures of an earlier trial of the same engines on the same machine, else those of a new one."""
     path = cache or platformdirs.user_cache_path("redis-memory-gpu") / "backends.json"
     key = _key(engines, wanted)
@@ -74,28 +77,28 @@ def measured(engines: Sequence[Engine], wanted: Wanted, cache: Path | None = Non
     try:
         return _FIGURES.validate_python(known[key])
     except (KeyError, ValidationError):
-        figures = [try_engine(engine, wanted) for engine in engines]
+        figures = [run_trial(engine, wanted) for engine in engines]
     if any(not figure.problem for figure in figures):
         _write(path, known | {key: [figure.model_dump() for figure in figures]})
     return figures
 
 
-def ranked(figures: Sequence[Figure]) -> list[Figure]:
+def rank(figures: Sequence[TrialResult]) -> list[TrialResult]:
     """Engines that work: those on an accelerator first, then by speed."""
     working = [figure for figure in figures if not figure.problem]
     return sorted(working, key=lambda figure: (figure.device == "cpu", -figure.texts_per_second))
 
 
-def summary(figures: Sequence[Figure]) -> str:
+def trial_summary(figures: Sequence[TrialResult]) -> str:
     """One line for the log and the heartbeat, best first."""
-    told = [f"{figure.engine} {figure.texts_per_second:.0f} texts/s on {figure.device}" for figure in ranked(figures)]
+    told = [f"{figure.engine} {figure.texts_per_second:.0f} texts/s on {figure.device}" for figure in rank(figures)]
     failed = [f"{figure.engine} failed: {figure.problem[:80]}" for figure in figures if figure.problem]
     return ", ".join(told + failed)
 
 
-def try_engine(engine: Engine, wanted: Wanted) -> Figure:
+def run_trial(engine: EngineName, wanted: EncoderOptions) -> TrialResult:
     """Measure one engine in a process of its own."""
-    ask = Ask(
+    ask = TrialRequest(
         engine=engine,
         model=wanted.model,
         gpu=wanted.gpu,
@@ -108,16 +111,16 @@ def try_engine(engine: Engine, wanted: Wanted) -> Figure:
         done = subprocess.run(  # noqa: S603 our own interpreter and module
             command, input=ask.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
         )
-        return Figure.model_validate_json(done.stdout.strip().rsplit("\n", 1)[-1])
+        return TrialResult.model_validate_json(done.stdout.strip().rsplit("\n", 1)[-1])
     except subprocess.TimeoutExpired:
-        return Figure(engine=engine, problem=f"not ready after {LOAD_SECONDS:.0f} s")
+        return TrialResult(engine=engine, problem=f"not ready after {LOAD_SECONDS:.0f} s")
     except ValidationError:
-        return Figure(engine=engine, problem="its process ended without a figure")
+        return TrialResult(engine=engine, problem="its process ended without a figure")
 
 
-def measure(ask: Ask) -> Figure:
+def measure(ask: TrialRequest) -> TrialResult:
     """Open an engine here and measure it for TRIAL_SECONDS."""
-    wanted = Wanted(ask.model, ask.gpu, ask.threads, ask.hint, ask.engine_cache)
+    wanted = EncoderOptions(ask.model, ask.gpu, ask.threads, ask.hint, ask.engine_cache)
     try:
         encoder = open_engine(ask.engine, wanted)
         encoder.infer(encoder.tokenise(_BATCH))
@@ -127,15 +130,15 @@ def measure(ask: Ask) -> Figure:
             texts += len(_BATCH)
         speed = texts / (time.perf_counter() - started)
     except MemoryServiceError as error:
-        return Figure(engine=ask.engine, problem=error.message)
+        return TrialResult(engine=ask.engine, problem=error.message)
     except Exception as error:  # whatever an engine raises on this machine
-        return Figure(engine=ask.engine, problem=f"{type(error).__name__}: {error}")
-    return Figure(engine=ask.engine, device=encoder.device, texts_per_second=round(speed, 1))
+        return TrialResult(engine=ask.engine, problem=f"{type(error).__name__}: {error}")
+    return TrialResult(engine=ask.engine, device=encoder.device, texts_per_second=round(speed, 1))
 
 
-def _key(engines: Sequence[Engine], wanted: Wanted) -> str:
+def _key(engines: Sequence[EngineName], wanted: EncoderOptions) -> str:
     """A digest of everything that the figures depend on: machine, versions, weights and flags."""
-    facts = [platform.machine(), _processor(), available_cores(), gpu_names(), platform.python_version()]
+    facts = [platform.machine(), _processor(), available_cores(), nvidia_gpus(), platform.python_version()]
     flags = [wanted.gpu.model_dump(mode="json"), wanted.threads, wanted.hint, str(wanted.engine_cache)]
     visible = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")]
     versions = {name: _version(name) for name in _DISTRIBUTIONS}
@@ -143,7 +146,7 @@ def _key(engines: Sequence[Engine], wanted: Wanted) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def _weights(engine: Engine, wanted: Wanted) -> list[str]:
+def _weights(engine: EngineName, wanted: EncoderOptions) -> list[str]:
     try:
         path = find_folder(wanted.model).folder if engine == "torch" else find_weights(wanted.model).model
     except InvalidArgument:
@@ -187,5 +190,5 @@ def _write(path: Path, figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    figure = measure(Ask.model_validate_json(sys.stdin.read()))
+    figure = measure(TrialRequest.model_validate_json(sys.stdin.read()))
     print(figure.model_dump_json())

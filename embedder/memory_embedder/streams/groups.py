@@ -1,4 +1,4 @@
-"""Reads, claims and keeps entries of consumer groups, so that no other module knows how Redis does it."""
+"""Reads, claims and renews entries of a consumer group. The only module that knows the Redis commands for it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from memory_core.streams import Fields, entries
 
 Entry = tuple[bytes, Fields]
 _CHUNK = 512
-_HANDED_BACK_MS = 3_600_000
-"""Idle time given to entries that a stopping sidecar hands back: more than any lease."""
+_RELEASED_MS = 3_600_000
+"""Idle time set on entries that a stopping sidecar releases: more than any lease."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """A delivered entry that nobody acknowledged, and how often it was delivered."""
+class PendingEntry:
+    """An entry that was delivered but not acknowledged, and how often it was delivered."""
 
     entry: bytes
     deliveries: int
 
 
 async def make_group(client: Client, stream: str, *, make_stream: bool) -> bool:
-    """Make the sidecars' group, from the stream's beginning; False where there is no stream to have one."""
+    """Create the sidecars' group at the start of the stream. False if the stream is missing and stays so."""
     try:
         await client.xgroup_create(stream, keys.GROUP, id="0", mkstream=make_stream)
     except redis_errors.ResponseError as error:
@@ -41,7 +41,7 @@ async def make_group(client: Client, stream: str, *, make_stream: bool) -> bool:
 async def read(
     client: Client, stream: str, consumer: str, *, count: int, block_ms: int | None = None, make_stream: bool = False
 ) -> list[Entry]:
-    """Take up to `count` new entries; a group that is missing (after FLUSHALL, say) is made."""
+    """Take up to `count` new entries. Creates the group if it is missing, for example after FLUSHALL."""
 
     async def attempt() -> list[Entry]:
         answer = await client.xreadgroup(keys.GROUP, consumer, {stream: ">"}, count=count, block=block_ms)
@@ -55,48 +55,58 @@ async def read(
     return await attempt() if await make_group(client, stream, make_stream=make_stream) else []
 
 
-async def idle_entries(client: Client, stream: str, *, idle_ms: int, count: int) -> list[Pending]:
+async def idle_entries(client: Client, stream: str, *, idle_ms: int, count: int) -> list[PendingEntry]:
     """Entries that no consumer has touched for `idle_ms`, oldest first."""
     return [pending for _, pending in await _pending(client, stream, count, idle_ms)]
 
 
-async def fresh_entries(client: Client, stream: str, *, count: int) -> list[Pending]:
-    """Of the `count` oldest those that were touched in this very millisecond, or in Redis's future."""
+async def zero_idle_entries(client: Client, stream: str, *, count: int) -> list[PendingEntry]:
+    """Among the `count` oldest entries, those whose idle time is 0.
+
+    They were touched in this millisecond, or at a time that is still ahead of Redis's clock.
+    """
     return [pending for idle, pending in await _pending(client, stream, count) if not idle]
 
 
-async def _pending(client: Client, stream: str, count: int, idle_ms: int | None = None) -> list[tuple[int, Pending]]:
+async def _pending(
+    client: Client, stream: str, count: int, idle_ms: int | None = None
+) -> list[tuple[int, PendingEntry]]:
     try:
         found = await client.xpending_range(stream, keys.GROUP, min="-", max="+", count=count, idle=idle_ms)
     except redis_errors.ResponseError as error:
         if is_missing(error):
             return []
         raise
-    return [(item["time_since_delivered"], Pending(item["message_id"], item["times_delivered"])) for item in found]
+    return [(item["time_since_delivered"], PendingEntry(item["message_id"], item["times_delivered"])) for item in found]
 
 
 async def claim(client: Client, stream: str, consumer: str, found: Sequence[bytes], *, idle_ms: int) -> list[Entry]:
-    """Take over those entries that are still idle; each goes to exactly one of several claimers."""
+    """Claim the entries that are still idle. If several consumers try, one of them gets each entry."""
     if not found:
         return []
     claimed = await client.xclaim(stream, keys.GROUP, consumer, idle_ms, list(found))
     return [(entry, fields) for entry, fields in claimed if entry is not None and fields is not None]
 
 
-async def keep(client: Client, stream: str, consumer: str, held: Iterable[bytes]) -> None:
-    """Renew the hold on entries, so that nobody takes them over."""
+async def renew(client: Client, stream: str, consumer: str, held: Iterable[bytes]) -> None:
+    """Reset the idle time of entries, so that no other sidecar claims them."""
     await _touch(client, stream, consumer, held, idle_ms=0)
 
 
-async def hand_back(client: Client, stream: str, consumer: str, held: Iterable[bytes], deliveries: int) -> None:
-    """Let others take entries over at once instead of after a lease, and set how often they were delivered."""
-    await _touch(client, stream, consumer, held, idle_ms=_HANDED_BACK_MS, deliveries=deliveries)
+async def release(client: Client, stream: str, consumer: str, held: Iterable[bytes], deliveries: int) -> None:
+    """Let other sidecars claim entries now instead of after a lease, and set their delivery count."""
+    await _touch(client, stream, consumer, held, idle_ms=_RELEASED_MS, deliveries=deliveries)
 
 
-async def reap_consumers(client: Client, stream: str, *, idle_ms: int) -> int:
-    """Remove consumers that hold nothing, are long silent and have no heartbeat; return how many.
+async def acknowledge(client: Client, stream: str, entry: bytes) -> None:
+    """Acknowledge an entry and delete it from the stream."""
+    await client.xackdel(stream, keys.GROUP, entry, ref_policy="ACKED")
 
-    The heartbeat is asked too because a living sidecar may not read a quiet stream for long.
+
+async def remove_dead_consumers(client: Client, stream: str, *, idle_ms: int) -> int:
+    """Remove consumers that hold no entry, have been idle for `idle_ms` and have no heartbeat. Returns how many.
+
+    The heartbeat counts too because a live sidecar may not read from a quiet stream for long.
     """
     try:
         consumers = await client.xinfo_consumers(stream, keys.GROUP)
@@ -104,14 +114,14 @@ async def reap_consumers(client: Client, stream: str, *, idle_ms: int) -> int:
         if is_missing(error):
             return 0
         raise
-    reaped = 0
+    removed = 0
     for consumer in consumers:
         name = consumer["name"].decode()
         if consumer["pending"] or consumer["idle"] < idle_ms or await client.exists(keys.sidecar(name)):
             continue
         await client.xgroup_delconsumer(stream, keys.GROUP, name)
-        reaped += 1
-    return reaped
+        removed += 1
+    return removed
 
 
 def is_missing(error: redis_errors.ResponseError) -> bool:

@@ -1,4 +1,4 @@
-"""Knows which namespaces this sidecar may serve, because vectors of two models must never mix in one."""
+"""The namespaces that this sidecar serves. Vectors of two models must not mix in one namespace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Namespaces:
-    """Namespaces found by walks and bells, those with jobs, and those refused for their model."""
+    """Tracks the known namespaces, those that have jobs, and those refused because of their model."""
 
     def __init__(self, client: Client, encoder: Encoder) -> None:
         self._client = client
@@ -26,23 +26,23 @@ class Namespaces:
         self._served: dict[str, Keys] = {}
         self._refused: dict[str, ModelMismatch] = {}
         self._busy: dict[str, Keys] = {}
-        self._with_jobs: dict[str, Keys] = {}
+        self._pending: dict[str, Keys] = {}
         self.changed = asyncio.Event()
         self.queue_depth = 0
 
     @property
     def served(self) -> list[Keys]:
-        """Namespaces of this sidecar's model."""
+        """Namespaces that use this sidecar's model."""
         return list(self._served.values())
 
     @property
-    def with_jobs(self) -> list[Keys]:
-        """Namespaces that had jobs, delivered or not, when last looked at or heard of."""
-        return list(self._with_jobs.values())
+    def pending(self) -> list[Keys]:
+        """Namespaces that had jobs, delivered or not, at the last scan or wake-up."""
+        return list(self._pending.values())
 
     @property
     def refusals(self) -> str:
-        """Why namespaces are left to other sidecars; empty when none is."""
+        """Why namespaces are left to other sidecars. Empty if none is."""
         return "; ".join(error.message for error in self._refused.values())
 
     @property
@@ -50,19 +50,19 @@ class Namespaces:
         """How many namespaces are left to other sidecars."""
         return len(self._refused)
 
-    async def check_all(self, *, beside: bool = False) -> None:
+    async def check_all(self, *, standby: bool = False) -> None:
         """Check every known namespace.
 
         Raises:
-            ModelMismatch: all are indexed for other models, and nobody said that this is wanted.
+            ModelMismatch: all are indexed for other models and `standby` is off.
         """
         for name in await self._client.smembers(keys.NAMESPACES):
-            await self._admit(name.decode(), quietly=not beside)
-        if self._refused and not self._served and not beside:
+            await self._admit(name.decode(), quietly=not standby)
+        if self._refused and not self._served and not standby:
             raise next(iter(self._refused.values()))
 
-    async def walk(self) -> None:
-        """Find namespaces, and jobs in them, that a bell did not name."""
+    async def scan(self) -> None:
+        """Find namespaces and jobs that no wake-up named."""
         for name in await self._client.smembers(keys.NAMESPACES):
             await self._admit(name.decode())
         served = self.served
@@ -71,35 +71,35 @@ class Namespaces:
                 pipe.xlen(names.jobs(self._encoder.name))
             lengths = [_length(answer) for answer in await pipe.execute(raise_on_error=False)]
         self.queue_depth = sum(lengths)
-        self._with_jobs.clear()
+        self._pending.clear()
         for names, length in zip(served, lengths, strict=True):
             if length:
                 self._mark(names)
 
-    async def ring(self, name: str) -> None:
-        """Hear that a namespace has jobs."""
+    async def wake(self, name: str) -> None:
+        """Note that a namespace has jobs."""
         try:
             check_name(name, "namespace")
         except InvalidArgument:
-            _log.warning("a bell named %s, which is no namespace", echo(name))
+            _log.warning("a wake-up named %s, which is not a namespace", echo(name))
             return
         if names := await self._admit(name):
             self._mark(names)
 
     def take(self) -> Keys | None:
-        """The next namespace to drain, in turn; None when all are quiet."""
+        """The next namespace to read, in turn. None if no namespace has jobs."""
         if not self._busy:
             self.changed.clear()
             return None
         return self._busy.pop(next(iter(self._busy)))
 
     def put_back(self, names: Keys) -> None:
-        """Note that a namespace has more jobs than were read."""
+        """Note that a namespace has more jobs."""
         self._mark(names)
 
     def _mark(self, names: Keys) -> None:
         self._busy.setdefault(names.namespace, names)
-        self._with_jobs[names.namespace] = names
+        self._pending[names.namespace] = names
         self.changed.set()
 
     async def _admit(self, name: str, *, quietly: bool = False) -> Keys | None:
@@ -110,7 +110,7 @@ class Namespaces:
             await check_model(self._client, names, self._encoder.name, self._encoder.dimension)
         except ModelMismatch as error:
             if name not in self._refused and not quietly:
-                _log.warning("%s; it is left to another sidecar", error.message)
+                _log.warning("%s; leaving it to another sidecar", error.message)
             self._refused[name] = error
             return None
         self._refused.pop(name, None)
@@ -119,7 +119,7 @@ class Namespaces:
 
 
 def _length(answer: int | Exception) -> int:
-    """Take a stream whose shard is away for empty: the others are not to wait for it."""
+    """A stream whose shard is unreachable counts as empty, so that the other namespaces do not wait for it."""
     if isinstance(answer, Exception):
         if not is_outage(answer):
             raise answer

@@ -1,4 +1,4 @@
-"""The one way in which a sidecar outlives an outage of Redis: back off, try again, stop when told to."""
+"""Retries calls to Redis through an outage, with backoff, until the sidecar stops."""
 
 from __future__ import annotations
 
@@ -51,34 +51,34 @@ def is_outage(error: BaseException) -> bool:
     return isinstance(error, _OUTAGES)
 
 
-async def persist(what: str, stopping: asyncio.Event, action: Callable[[], Awaitable[Result]]) -> Result:
-    """Do `action` until it succeeds, pausing .1 s to 5 s after each outage.
+async def retry(name: str, stopping: asyncio.Event, action: Callable[[], Awaitable[Result]]) -> Result:
+    """Call `action` until it succeeds, with a pause of 0.1 s to 5 s after each outage.
 
-    `action` must be safe to repeat. Once `stopping` is set an outage is raised instead of waited for.
+    `action` must be safe to repeat. Once `stopping` is set, an outage is raised.
     """
     retrying = AsyncRetrying(
         retry=retry_if_exception(is_outage),
         wait=wait_exponential(multiplier=_FIRST_PAUSE, max=_LONGEST_PAUSE) + wait_random(0, _FIRST_PAUSE),
         stop=_StopWhenSet(stopping),
         sleep=partial(pause, stopping),
-        before_sleep=partial(_tell, what),
+        before_sleep=partial(_log_outage, name),
         reraise=True,
     )
     return await retrying(action)
 
 
-async def forever(what: str, stopping: asyncio.Event, step: Callable[[], Awaitable[Any]]) -> None:
-    """Repeat `step` until `stopping` is set, outliving outages."""
+async def forever(name: str, stopping: asyncio.Event, step: Callable[[], Awaitable[Any]]) -> None:
+    """Repeat `step` through outages until `stopping` is set."""
     while not stopping.is_set():
         try:
-            await persist(what, stopping, step)
+            await retry(name, stopping, step)
         except Exception as error:
             if not (stopping.is_set() and is_outage(error)):
                 raise
 
 
 async def pause(stopping: asyncio.Event, seconds: float) -> None:
-    """Sleep, but no longer than until `stopping` is set."""
+    """Sleep until the time is up or `stopping` is set."""
     try:
         async with asyncio.timeout(seconds):
             await stopping.wait()
@@ -86,6 +86,6 @@ async def pause(stopping: asyncio.Event, seconds: float) -> None:
         pass
 
 
-def _tell(what: str, state: RetryCallState) -> None:
+def _log_outage(name: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    _log.warning("%s: Redis is away (%s), attempt %d", what, type(error).__name__, state.attempt_number)
+    _log.warning("%s: Redis is away (%s), attempt %d", name, type(error).__name__, state.attempt_number)
