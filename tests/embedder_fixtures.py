@@ -32,6 +32,7 @@ from memory_core.streams import CLEAR, Ask, Reply, entries
 from memory_core.vectors import Matrix, from_bytes
 from memory_embedder.engines.encoder import Encoder
 from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.providers import ProviderChoice, candidates, without_accelerator
 from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
 from memory_embedder.sidecar import Sidecar, SidecarOptions
 
@@ -326,6 +327,11 @@ async def fresh_client(server: RedisServer) -> AsyncGenerator[Client]:
     async with connect(server.url) as client:
         await client.flushall()
         yield client
+
+
+def choose_provider(gpu: GpuSettings, available: Sequence[str]) -> ProviderChoice:
+    """The first provider that an OnnxEncoder tries."""
+    return next(iter(candidates(gpu, available)), None) or without_accelerator(gpu)
 
 
 def cosine(left: Matrix, right: Matrix) -> float:

@@ -197,7 +197,7 @@ async def test_the_heartbeat_shows_a_sidecar_until_it_withdraws(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "no-such-model"], "there are no weights for the model 'no-such-model'"),
+        (["--model", "no-such-model"], "found no weights for the model 'no-such-model'"),
         (["--device", "abacus"], "settings are not valid: gpu.preferred_device"),
     ],
 )

@@ -19,13 +19,13 @@ from memory_embedder.engines import weights as weights_module
 from memory_embedder.engines.encoder import Tokens, encode, mean_pool, plan_batches, pool
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.engines.onnx import OnnxEncoder
-from memory_embedder.engines.providers import CPU, TENSORRT, candidates, choose
+from memory_embedder.engines.providers import CPU, TENSORRT, candidates
 from memory_embedder.engines.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
 from memory_embedder.engines.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
 
 CAT = "The cat sleeps on the warm roof of the house."
 
-minilm = embedder_fixtures.minilm
+minilm, choose_provider = embedder_fixtures.minilm, embedder_fixtures.choose_provider
 
 
 def vector(encoder: OnnxEncoder, text: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
@@ -61,7 +61,7 @@ def test_padding_does_not_leak_into_the_mean() -> None:
 
 
 def test_a_batch_is_padded_to_the_tile_that_holds_its_longest_text() -> None:
-    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1, most=256)
+    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1, limit=256)
     assert ids.tolist() == [[5, 6, 7, 1, 1, 1, 1, 1], [8, 1, 1, 1, 1, 1, 1, 1]]
     assert mask.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
 
@@ -159,7 +159,9 @@ def test_a_folder_of_ones_own_is_used_under_its_name(tmp_path: Path) -> None:
 
 def test_altered_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "PACKAGED_MODEL_SHA256", "0" * 64)
-    with pytest.raises(WeightsAltered, match=r"model\.onnx was altered: SHA-256 0{64} is expected, 8199be6f") as caught:
+    with pytest.raises(
+        WeightsAltered, match=r"model\.onnx was altered: expected SHA-256 0{64}, found 8199be6f"
+    ) as caught:
         find_weights(DEFAULT_MODEL)
     assert "reinstall" in caught.value.hint
 
@@ -183,7 +185,7 @@ def test_an_unknown_model_is_refused_with_the_ways_to_get_one() -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="holds no model"):
+    with pytest.raises(InvalidArgument, match="has no model"):
         find_weights(str(tmp_path))
 
 
@@ -209,24 +211,24 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_the_device_is_chosen_from_what_there_is(device: str, available: list[str], provider: str, chosen: str) -> None:
-    choice = choose(GpuSettings(preferred_device=device), available)
+    choice = choose_provider(GpuSettings(preferred_device=device), available)
     assert (choice.provider, choice.device, choice.fallback) == (provider, chosen, "")
 
 
 def test_a_missing_device_falls_to_the_cpu_and_says_so() -> None:
-    choice = choose(GpuSettings(preferred_device="cuda:0"), [CPU])
+    choice = choose_provider(GpuSettings(preferred_device="cuda:0"), [CPU])
     assert choice.device == "cpu"
     assert "CUDAExecutionProvider" in choice.fallback
 
 
 def test_a_missing_device_is_refused_where_falling_back_is_forbidden() -> None:
     with pytest.raises(NotSupported, match="cuda:0"):
-        choose(GpuSettings(preferred_device="cuda:0", fallback_to_cpu=False), [CPU])
+        choose_provider(GpuSettings(preferred_device="cuda:0", fallback_to_cpu=False), [CPU])
 
 
 def test_acceleration_that_is_off_stays_off() -> None:
     settings = GpuSettings(enable_acceleration=False)
-    assert choose(settings, ["CUDAExecutionProvider", CPU]).device == "cpu"
+    assert choose_provider(settings, ["CUDAExecutionProvider", CPU]).device == "cpu"
 
 
 def test_tensorrt_comes_first_only_where_its_engines_are_kept(tmp_path: Path) -> None:

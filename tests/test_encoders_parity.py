@@ -154,7 +154,7 @@ def test_a_trial_measures_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert "not ready" in run_trial("onnx", WANTED).problem
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(trials, "LOAD_SECONDS", 10)
-    assert run_trial("onnx", WANTED).problem == "its process ended without a figure"
+    assert run_trial("onnx", WANTED).problem == "its process ended without a result"
 
 
 def test_a_trial_reports_whatever_an_engine_raises(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,8 +162,8 @@ def test_a_trial_reports_whatever_an_engine_raises(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("illegal instruction")
 
     monkeypatch.setattr(trials, "open_engine", explode)
-    ask = TrialRequest(engine="onnx", model="x", gpu=CPU_ONLY, threads=1, hint="latency", engine_cache=None)
-    assert measure(ask).problem == "RuntimeError: illegal instruction"
+    request = TrialRequest(engine="onnx", options=EncoderOptions("x"))
+    assert measure(request).problem == "RuntimeError: illegal instruction"
 
 
 def test_auto_opens_the_best_that_opens_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +276,7 @@ def test_gpu_check_fails_where_a_gpu_lies_idle(
 ) -> None:
     monkeypatch.setattr(gpu_check, "nvidia_gpus", lambda: ["H200"])  # pyright: ignore[reportUnknownLambdaType]
     assert gpu_check.main(["--device", "cpu"]) == 1
-    assert "FAILED: H200 is there" in capsys.readouterr().out
+    assert "FAILED: H200 found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("noise", "code", "verdict"), [(0.0, 0, "PASSED"), (0.1, 1, "FAILED")])

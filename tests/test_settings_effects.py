@@ -14,6 +14,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 import settings_fixtures
+from embedder_fixtures import choose_provider
 from mcp import Client as McpClient
 from settings_fixtures import CANARY, Guarded, written
 from stack import Agent, Refused, Server, in_own_task, serving
@@ -27,7 +28,7 @@ from memory_core.models import Model
 from memory_core.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
 from memory_core.sidecars import SidecarStatus, announce, withdraw
 from memory_core.times import parse_time
-from memory_embedder.engines.providers import CPU, candidates, choose
+from memory_embedder.engines.providers import CPU, candidates
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server import settings_reference
 from memory_server.backend import Backend
@@ -97,7 +98,9 @@ def test_the_preferred_device_is_tried(tmp_path: Path) -> None:
     available = [CUDA, CPU]
 
     def provider(**gpu: Any) -> str:
-        return choose(Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available).provider
+        return choose_provider(
+            Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available
+        ).provider
 
     assert provider() == CUDA
     assert provider(preferred_device="cpu") == CPU
@@ -107,9 +110,9 @@ def test_the_preferred_device_is_tried(tmp_path: Path) -> None:
 
 
 def test_falling_back_to_the_cpu_can_be_forbidden() -> None:
-    assert choose(GpuSettings(preferred_device="cuda"), [CPU]).fallback
+    assert choose_provider(GpuSettings(preferred_device="cuda"), [CPU]).fallback
     with pytest.raises(NotSupported, match="CUDA"):
-        choose(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
+        choose_provider(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
 
 
 # vector_store

@@ -120,7 +120,7 @@ def test_a_folder_brings_its_own_pooling_window_and_prefixes(tmp_path: Path, exa
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     the_model()
-    with pytest.raises(InvalidArgument, match="holds no Torch model"):
+    with pytest.raises(InvalidArgument, match="has no Torch model"):
         find_folder(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"nothing")

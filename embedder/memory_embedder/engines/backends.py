@@ -1,4 +1,4 @@
-"""Opens the engine that the flags name, or finds out which of the installed ones is the fastest here."""
+"""Opens the requested engine, or the fastest of the installed ones."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ _log = logging.getLogger(__name__)
 Backend = Literal["auto", "onnx", "openvino", "torch"]
 
 
-def load_encoder(backend: Backend, wanted: EncoderOptions) -> Encoder:
-    """Open one engine, or the best of those that are installed and have weights.
+def load_encoder(backend: Backend, options: EncoderOptions) -> Encoder:
+    """Open one engine. With "auto", open the best engine that is installed and has weights.
 
     Raises:
         NotSupported: packages or the device are missing.
         InvalidArgument, WeightsAltered: see `weights.find_weights`.
     """
-    return _best(wanted) if backend == "auto" else open_engine(backend, wanted)
+    return _best(options) if backend == "auto" else open_engine(backend, options)
 
 
-def _best(wanted: EncoderOptions) -> Encoder:
-    """The first that opens, in the order of a measurement; with one usable engine there is nothing to measure."""
-    engines = usable_engines(wanted)
+def _best(options: EncoderOptions) -> Encoder:
+    """Open the best engine by trial; the next one if it fails. With one usable engine there is no trial."""
+    engines = usable_engines(options)
     if len(engines) < 2:
-        return open_engine(engines[0] if engines else "onnx", wanted)
-    figures = trial_results(engines, wanted)
+        return open_engine(engines[0] if engines else "onnx", options)
+    results = trial_results(engines, options)
     problem: MemoryServiceError | None = None
-    for figure in rank(figures):
+    for result in rank(results):
         try:
-            encoder = open_engine(figure.engine, wanted)
+            encoder = open_engine(result.engine, options)
         except MemoryServiceError as error:
-            _log.warning("the backend %s cannot be opened: %s", figure.engine, error.message)
+            _log.warning("cannot open the backend %s: %s", result.engine, error.message)
             problem = problem or error
             continue
-        said = trial_summary(figures)
-        _log.info("the backend %s is chosen: %s", figure.engine, said)
-        encoder.provider = f"{encoder.provider} (chosen by a trial: {said})"
+        summary = trial_summary(results)
+        _log.info("chose the backend %s: %s", result.engine, summary)
+        encoder.provider = f"{encoder.provider} (chosen by a trial: {summary})"
         return encoder
-    raise problem or NotSupported(f"no backend works: {trial_summary(figures)}", hint="name one with --backend")
+    raise problem or NotSupported(f"no backend works: {trial_summary(results)}", hint="name one with --backend")

@@ -1,4 +1,7 @@
-"""The inference engines by name: which of them are installed, and how to open one."""
+"""The inference engines by name: which are installed, and how to open one.
+
+Each engine is imported only when it is opened, because Torch and OpenVINO take seconds and hundreds of megabytes.
+"""
 
 from __future__ import annotations
 
@@ -27,46 +30,49 @@ _EXTRAS: dict[EngineName, str] = {
 }
 
 
-def open_engine(engine: EngineName, wanted: EncoderOptions) -> OnnxEncoder | OpenVinoEncoder | TorchEncoder:
+def open_engine(engine: EngineName, options: EncoderOptions) -> OnnxEncoder | OpenVinoEncoder | TorchEncoder:
     """Open one engine.
 
-    Raises: as `load_encoder`.
+    Raises:
+        NotSupported: packages or the device are missing.
+        InvalidArgument, WeightsAltered: see `weights.find_weights`.
     """
-    missing = next((package for package in _PACKAGES[engine] if find_spec(package) is None), None)
-    if missing:
+    if missing := next((package for package in _PACKAGES[engine] if find_spec(package) is None), None):
         raise NotSupported(f"the package {missing} is missing", hint=_EXTRAS[engine])
     try:
         if engine == "torch":
             from memory_embedder.engines.torch import TorchEncoder
 
-            return TorchEncoder(find_folder(wanted.model), wanted.gpu, threads=wanted.threads, exact=wanted.exact)
-        weights = find_weights(wanted.model)
+            return TorchEncoder(find_folder(options.model), options.gpu, threads=options.threads, exact=options.exact)
+        weights = find_weights(options.model)
         if engine == "openvino":
             from memory_embedder.engines.openvino import OpenVinoEncoder
 
-            return OpenVinoEncoder(weights, wanted.gpu, threads=wanted.threads, hint=wanted.hint, exact=wanted.exact)
+            return OpenVinoEncoder(
+                weights, options.gpu, threads=options.threads, hint=options.hint, exact=options.exact
+            )
         from memory_embedder.engines.onnx import OnnxEncoder
 
-        return OnnxEncoder(weights, wanted.gpu, threads=wanted.threads, engine_cache=wanted.engine_cache)
+        return OnnxEncoder(weights, options.gpu, threads=options.threads, engine_cache=options.engine_cache)
     except ImportError as error:
-        raise NotSupported(f"{engine} cannot be loaded: {error}", hint=_EXTRAS[engine]) from error
+        raise NotSupported(f"cannot load {engine}: {error}", hint=_EXTRAS[engine]) from error
 
 
-def usable_engines(wanted: EncoderOptions) -> list[EngineName]:
-    """Engines whose packages are installed and that find weights for the model.
+def usable_engines(options: EncoderOptions) -> list[EngineName]:
+    """The engines whose packages are installed and that have weights for the model.
 
     Raises:
         WeightsAltered: see `weights.find_weights`.
     """
-    return [engine for engine in _PACKAGES if all(map(find_spec, _PACKAGES[engine])) and _has_weights(engine, wanted)]
+    return [engine for engine in _PACKAGES if all(map(find_spec, _PACKAGES[engine])) and _has_weights(engine, options)]
 
 
-def _has_weights(engine: EngineName, wanted: EncoderOptions) -> bool:
+def _has_weights(engine: EngineName, options: EncoderOptions) -> bool:
     try:
         if engine == "torch":
-            find_folder(wanted.model)
+            find_folder(options.model)
         else:
-            find_weights(wanted.model)
+            find_weights(options.model)
     except InvalidArgument:
         return False
     return True

@@ -1,4 +1,4 @@
-"""What every inference engine must offer, and the arithmetic around it that no engine should repeat."""
+"""The interface of all inference engines, and the arithmetic that they share."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ TokenIds = NDArray[np.int64]
 """Token ids: one text as shape (length,), or a padded batch as shape (n, longest)."""
 
 TextKind = Literal["query", "passage"]
-"""What a text is: some models want a different prefix before each."""
+"""Whether a text is a query or a passage: some models need a different prefix for each."""
 Pooling = Literal["mean", "cls", "max"]
-"""How token vectors become one."""
+"""How the vectors of the tokens become one vector."""
 
 MIN_BUDGET = 256
 MAX_BUDGET = 16_384
 
 TILE = 8
-"""Padded lengths are multiples of it: engines prepare and keep kernels for each shape, and tensor cores want it so."""
+"""Padded lengths are multiples of this: engines compile kernels per shape, and tensor cores need multiples."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Tokenised texts: one row of ids a text, each at least one token long, not padded."""
+    """Tokenised texts: one row of ids per text, at least one token long, not padded."""
 
     rows: tuple[TokenIds, ...]
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
         return [len(row) for row in self.rows]
 
     def pick(self, positions: Sequence[int]) -> Tokens:
         """The rows at `positions`, in that order."""
         return Tokens(tuple(self.rows[position] for position in positions))
 
-    def padded(self, pad_id: int, most: int) -> tuple[TokenIds, TokenIds]:
-        """Ids and attention mask, both of shape (n, longest up to a multiple of TILE, but at most `most`)."""
+    def padded(self, pad_id: int, limit: int) -> tuple[TokenIds, TokenIds]:
+        """Ids and attention mask, both of shape (n, longest rounded up to a multiple of TILE, at most `limit`)."""
         longest = max(self.lengths, default=0)
-        shape = (len(self.rows), max(longest, min(-(-longest // TILE) * TILE, most)))
+        shape = (len(self.rows), max(longest, min(-(-longest // TILE) * TILE, limit)))
         ids = np.full(shape, pad_id, dtype=np.int64)
         mask = np.zeros(shape, dtype=np.int64)
         for position, row in enumerate(self.rows):
@@ -55,7 +55,7 @@ class Tokens:
 
 
 class Encoder(Protocol):
-    """Turns texts into unit vectors. Both methods block, are thread-safe and are called in worker threads."""
+    """Turns texts into unit vectors. Both methods block and are thread-safe; they run in worker threads."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class Encoder(Protocol):
 
     @property
     def max_tokens(self) -> int:
-        """Tokens of a text that count; the rest is cut off."""
+        """Number of tokens that are used of a text. The rest is cut off."""
         ...
 
     @property
@@ -79,37 +79,37 @@ class Encoder(Protocol):
 
     @property
     def device(self) -> str:
-        """Where it computes, such as `cpu` or `cuda:0`."""
+        """The device it uses, such as `cpu` or `cuda:0`."""
         ...
 
     @property
     def provider(self) -> str:
-        """The engine's own name for what computes."""
+        """The engine's own name for the device and precision it uses."""
         ...
 
     @property
     def fallback(self) -> str:
-        """Why another device than the wanted one is used; empty if it is the wanted one."""
+        """Why it does not use the requested device. Empty if it does."""
         ...
 
     def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
-        """Tokenise behind the model's prefix for `kind`, cutting each text at `max_tokens`."""
+        """Add the model's prefix for `kind`, tokenise, and cut each text at `max_tokens`."""
         ...
 
     def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
-        """Compute unit rows, shape (n, dimension), float32; if `sparing`, an engine that can leaves a core to others.
+        """Compute unit rows, shape (n, dimension), float32. With `spare_core`, some engines leave one core free.
 
         Raises:
-            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
+            InvalidArgument: the model returned a NaN, an infinity or a zero vector.
         """
         ...
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group texts of like length so that little is padding.
+    """Group texts of similar length, to keep padding small.
 
-    Returns positions into `lengths`, each exactly once, shortest texts first. A batch's padded size (texts ×
-    longest) stays within `budget` tokens unless it is one text that is longer by itself.
+    Returns positions into `lengths`, each exactly once, shortest texts first. The padded size of a batch (texts ×
+    longest) is at most `budget` tokens, unless it is one longer text.
     """
     batches: list[list[int]] = []
     batch: list[int] = []
@@ -124,14 +124,14 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def mean_pool(hidden: NDArray[np.float32], mask: TokenIds) -> Matrix:
-    """Average token vectors, shape (n, tokens, dimension), over the tokens that `mask` says are real."""
+    """Average token vectors, shape (n, tokens, dimension), over the tokens in `mask`."""
     weights = mask.astype(np.float32)
     sums = np.matmul(weights[:, None, :], hidden)[:, 0, :]
     return sums / np.maximum(weights.sum(axis=1, keepdims=True), 1.0)
 
 
 def pool(hidden: NDArray[np.float32], mask: TokenIds, pooling: Pooling) -> Matrix:
-    """Make one vector of each text's token vectors; `hidden` is (n, tokens, dimension)."""
+    """Reduce the token vectors of each text to one vector. `hidden` has shape (n, tokens, dimension)."""
     if pooling == "cls":
         return hidden[:, 0]
     if pooling == "max":
@@ -139,17 +139,8 @@ def pool(hidden: NDArray[np.float32], mask: TokenIds, pooling: Pooling) -> Matri
     return mean_pool(hidden, mask)
 
 
-def unit_rows(vectors: Matrix, dimension: int) -> Matrix:
-    """Validate and normalise what a model gave, shape (n, dimension).
-
-    Raises:
-        InvalidArgument: see `memory_core.vectors.normalise`.
-    """
-    return normalise(vectors, dimension)
-
-
 class PooledEncoder(ABC):
-    """What the engines share: rows pooled by the engine become unit rows here."""
+    """Base of the engines: turns their pooled rows into unit rows."""
 
     dimension: int
 
@@ -157,19 +148,19 @@ class PooledEncoder(ABC):
         """Compute unit rows, shape (n, dimension); see `Encoder`.
 
         Raises:
-            InvalidArgument: the model gave a NaN, an infinity or a zero vector.
+            InvalidArgument: the model returned a NaN, an infinity or a zero vector.
         """
         if not tokens.rows:
             return np.empty((0, self.dimension), dtype=np.float32)
-        return unit_rows(self._pooled(tokens, spare_core=spare_core), self.dimension)
+        return normalise(self._pooled(tokens, spare_core=spare_core), self.dimension)
 
     @abstractmethod
     def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
-        """Compute one row a text, of any length, shape (n, dimension)."""
+        """Compute one row per text, not normalised, shape (n, dimension)."""
 
 
 def encode(encoder: Encoder, texts: list[str], budget: int = 1024, kind: TextKind = "passage") -> Matrix:
-    """Embed texts in length-sorted batches; rows, shape (n, dimension), come in the order of `texts`."""
+    """Embed texts in batches of similar length. Rows, shape (n, dimension), are in the order of `texts`."""
     vectors = np.empty((len(texts), encoder.dimension), dtype=np.float32)
     tokens = encoder.tokenise(texts, kind)
     for positions in plan_batches(tokens.lengths, budget):

@@ -1,4 +1,4 @@
-"""An encoder without a model, so that tests of the pipeline need neither weights nor time."""
+"""An encoder without a model, for fast tests of the pipeline."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 
-from memory_core.vectors import Matrix
-from memory_embedder.engines.encoder import TextKind, Tokens, unit_rows
+from memory_core.vectors import Matrix, normalise
+from memory_embedder.engines.encoder import TextKind, Tokens
 
 
 class FakeEncoder:
-    """Gives each text a vector seeded by a hash of its tokens: equal texts, equal vectors.
+    """Gives each text a vector seeded by a hash of its tokens, so equal texts have equal vectors.
 
-    `seconds_per_token` makes it as slow as wanted; a text that contains `poison` makes `infer` raise.
+    `seconds_per_token` slows it down. `infer` raises for a text that contains the word `poison`.
     """
 
     backend = "fake"
@@ -40,7 +40,7 @@ class FakeEncoder:
         self._poison = _word_id(poison) if poison else None
 
     def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
-        """One token a word, between a start and an end token; `kind` makes no difference."""
+        """One token per word, between a start and an end token. Ignores `kind`."""
         return Tokens(tuple(self._row(text) for text in texts))
 
     def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
@@ -55,7 +55,7 @@ class FakeEncoder:
         if self._poison is not None and any(self._poison in row for row in tokens.rows):
             raise RuntimeError("poison")
         rows = [_vector(row.tobytes(), self.dimension) for row in tokens.rows]
-        return unit_rows(np.array(rows, dtype=np.float32).reshape(-1, self.dimension), self.dimension)
+        return normalise(np.array(rows, dtype=np.float32).reshape(-1, self.dimension), self.dimension)
 
     def _row(self, text: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         words = [_word_id(word) for word in text.split()][: self.max_tokens - 2]

@@ -1,27 +1,26 @@
-"""Embeds with ONNX Runtime: the engine that runs everywhere, from a laptop's CPU to a GPU node."""
+"""Embeds with ONNX Runtime, which runs on laptops and on GPU nodes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
 from memory_core.vectors import Matrix
 from memory_embedder.devices.cpu import available_cores
-from memory_embedder.engines.encoder import PooledEncoder, Pooling, TextKind, TokenIds, Tokens, pool
+from memory_embedder.engines.encoder import Tokens
+from memory_embedder.engines.onnx_file import OnnxFileEncoder
 from memory_embedder.engines.providers import CPU, ProviderChoice, candidates, fall_back, without_accelerator
-from memory_embedder.engines.tokeniser import TextTokeniser
 from memory_embedder.engines.weights import Weights, choose_output
 
 _LOG_ERRORS = 3
 
 
-class OnnxEncoder(PooledEncoder):
-    """One ONNX model and its tokenizer; see `Encoder`."""
+class OnnxEncoder(OnnxFileEncoder):
+    """An ONNX model in ONNX Runtime. See `Encoder`."""
 
     backend = "onnx"
 
@@ -30,17 +29,14 @@ class OnnxEncoder(PooledEncoder):
     ) -> None:
         """Load the model.
 
-        `threads` bounds the cores of one inference; by default those this process may run on. `engine_cache` is
-        a folder for the engines of TensorRT, which is not used without.
+        `threads` limits the cores of one inference; default: all that this process may use. `engine_cache` is a
+        folder for TensorRT engines; without it TensorRT is not used.
 
         Raises:
             InvalidArgument: the files are not a usable model.
-            NotSupported: the wanted device is not available, or the model ends in what only Torch computes.
+            NotSupported: the requested device is not available, or the model has a part that only Torch computes.
         """
-        self.name = weights.name
-        self.max_tokens = weights.max_tokens
-        self._pooling: Pooling = weights.pooling
-        self._tokeniser = TextTokeniser(weights)
+        super().__init__(weights)
         self._session, choice = _open_session(weights, gpu, threads or available_cores(), engine_cache)
         self.provider, self.device, self.fallback = choice.provider, choice.device, choice.fallback
         self._inputs = {node.name for node in self._session.get_inputs()}
@@ -48,20 +44,9 @@ class OnnxEncoder(PooledEncoder):
         self._output = choose_output(weights, outputs)
         self.dimension = int(self._pooled(self.tokenise(["dimension"])).shape[-1])
 
-    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
-        """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
-        return self._tokeniser.tokenise(texts, kind)
-
     def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
-        ids, mask = tokens.padded(self._tokeniser.pad_id, self.max_tokens)
-        hidden = self._session.run([self._output], self._feed(ids, mask))[0]
-        return hidden if hidden.ndim == 2 else pool(hidden, mask, self._pooling)
-
-    def _feed(self, ids: TokenIds, mask: TokenIds) -> dict[str, TokenIds]:
-        feed = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(ids)
-        return feed
+        feed, mask = self._feed(tokens)
+        return self._pool(self._session.run([self._output], feed)[0], mask)
 
 
 def _open_session(
@@ -77,7 +62,7 @@ def _open_session(
         except InvalidArgument as error:
             failures.append(f"{choice.provider} failed: {error.message[-120:]}")
             continue
-        # ONNX Runtime itself goes on without a word on the CPU where the driver or its libraries are missing.
+        # ONNX Runtime silently uses the CPU if the driver or its libraries are missing.
         if session.get_providers()[0] == choice.provider:
             return session, ProviderChoice(choice.provider, choice.device, choice.options, "; ".join(failures))
         failures.append(f"{choice.provider} could not start; see the log of ONNX Runtime")
@@ -89,14 +74,14 @@ def _session(weights: Weights, choice: ProviderChoice, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _LOG_ERRORS
-    # Idle workers would spin on the cores that the tokenizer and Redis need between two batches.
+    # Idle workers would spin on cores that the tokenizer and Redis need between two batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[Any] = [(choice.provider, choice.options)]
     if choice.provider != CPU:
         providers.append(CPU)
     try:
         return onnxruntime.InferenceSession(str(weights.model), options, providers=providers)
-    except Exception as error:  # onnxruntime's exceptions share no public base
+    except Exception as error:  # onnxruntime's exceptions have no public base
         raise InvalidArgument(
             f"ONNX Runtime cannot load {weights.model}: {str(error)[:200]}", hint="reinstall or fetch the model again"
         ) from error

@@ -1,4 +1,4 @@
-"""Embeds with OpenVINO: on CPUs the fastest engine that reads the same ONNX file."""
+"""Embeds with OpenVINO, the fastest engine for an ONNX file on CPUs."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ import numpy as np
 
 from memory_core.errors import InvalidArgument
 from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.vectors import Matrix, normalise
 from memory_embedder.devices.cpu import available_cores, has_bf16
-from memory_embedder.engines.encoder import PooledEncoder, TextKind, TokenIds, Tokens, pool, unit_rows
+from memory_embedder.engines.encoder import TokenIds, Tokens
 from memory_embedder.engines.encoder_options import Hint
+from memory_embedder.engines.onnx_file import OnnxFileEncoder
 from memory_embedder.engines.openvino_graph import has_int8_weights, unpack_weights
 from memory_embedder.engines.parity import MIN_COSINE, MIN_COSINE_INT8, SENTENCES, lowest_cosine
 from memory_embedder.engines.providers import fall_back
-from memory_embedder.engines.tokeniser import TextTokeniser
 from memory_embedder.engines.weights import Weights, choose_output
 
 _log = logging.getLogger(__name__)
 _KEPT_KERNELS = {"CPU_RUNTIME_CACHE_CAPACITY": 200}
-"""Of the usual 5,000, each made for one shape of a layer's input, a sidecar would grow by a gigabyte."""
+"""Limits the cache of compiled kernels (default 5,000, one per input shape), which would grow by a gigabyte."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompilePlan:
-    """A way to compute: device, precision, whether int8 weights are unpacked first, and how near to f32 it must be."""
+    """Device and precision, whether int8 weights are unpacked first, and the lowest accepted cosine to f32."""
 
     device: str
     precision: str
     unpacked: bool
-    least_cosine: float
+    min_cosine: float
 
     @property
     def label(self) -> str:
-        """As `provider` shows it."""
+        """The text that `provider` shows."""
         return f"OpenVINO {self.device} {self.precision if self.unpacked else 'int8'}"
 
 
-class OpenVinoEncoder(PooledEncoder):
-    """One ONNX model, compiled by OpenVINO, and its tokenizer; see `Encoder`."""
+class OpenVinoEncoder(OnnxFileEncoder):
+    """An ONNX model compiled by OpenVINO. See `Encoder`."""
 
     backend = "openvino"
 
@@ -58,56 +58,47 @@ class OpenVinoEncoder(PooledEncoder):
         hint: Hint = "throughput",
         exact: bool = False,
     ) -> None:
-        """Load the model in the fastest precision whose vectors are near enough to f32 on fixed sentences.
+        """Load the model in the fastest precision that is accurate enough on fixed sentences.
 
-        `threads` bounds the cores of one inference. With `hint` "throughput" every core works on its own part of
-        a batch, which wastes least; with "latency" all work on the same one. `exact` forbids all but f32.
+        `threads` limits the cores of one inference. With `hint` "throughput" each core computes its own part of a
+        batch, which is most efficient; with "latency" all cores work on the same part. `exact` allows only f32.
 
         Raises:
             InvalidArgument: the files are not a usable model.
-            NotSupported: the wanted device is not available, or the model ends in what only Torch computes.
+            NotSupported: the requested device is not available, or the model has a part that only Torch computes.
         """
-        self.name = weights.name
-        self.max_tokens = weights.max_tokens
-        self._weights = weights
+        super().__init__(weights)
         self._gpu = gpu
-        self._tokeniser = TextTokeniser(weights)
         self._config = {"PERFORMANCE_HINT": hint.upper()}
         self._cores = threads or available_cores()
         self._core: Any = importlib.import_module("openvino").Core()
         self._lock = Lock()
         self.device, self.fallback = _device(gpu, self._core.available_devices)
-        plan = self._settle(() if exact else self._plans())
+        plan = self._choose_plan(() if exact else self._plans())
         self.provider = f"{plan.label}, {hint}"
 
-    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
-        """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
-        return self._tokeniser.tokenise(texts, kind)
-
-    def _settle(self, plans: Sequence[CompilePlan]) -> CompilePlan:
-        """Compile plan after plan until one is near enough to f32, which is the last one and needs no proof."""
+    def _choose_plan(self, plans: Sequence[CompilePlan]) -> CompilePlan:
+        """Compile the first plan whose vectors are close enough to f32. Without one, use f32."""
         tokens = self.tokenise(SENTENCES)
         exact = CompilePlan("CPU", "f32", True, 1.0)
         self._compile(exact)
         reference = self._pooled(tokens)
         self.dimension = int(reference.shape[-1])
-        reference = unit_rows(reference, self.dimension)
+        reference = normalise(reference, self.dimension)
         for plan in plans:
             try:
                 self._compile(plan)
-                cosine = lowest_cosine(unit_rows(self._pooled(tokens), self.dimension), reference)
-            except (InvalidArgument, RuntimeError) as error:  # OpenVINO raises RuntimeError alone
+                cosine = lowest_cosine(normalise(self._pooled(tokens), self.dimension), reference)
+            except (InvalidArgument, RuntimeError) as error:  # OpenVINO raises only RuntimeError
                 problem = type(error).__name__
             else:
-                if cosine >= plan.least_cosine:
+                if cosine >= plan.min_cosine:
                     return plan
                 problem = f"its cosine to f32 is {cosine:.4f}"
-            _log.warning("%s is not used: %s", plan.label, problem)
+            _log.warning("not using %s: %s", plan.label, problem)
             if plan.device == "GPU":
-                self.device, self.fallback = (
-                    "cpu",
-                    fall_back(self._gpu, f"{plan.label} is not used: {problem}").fallback,
-                )
+                self.device = "cpu"
+                self.fallback = fall_back(self._gpu, f"{plan.label} is not used: {problem}").fallback
         if plans:
             self._compile(exact)
         return exact
@@ -140,7 +131,7 @@ class OpenVinoEncoder(PooledEncoder):
             unpack_weights(model)
         config: dict[str, Any] = {**self._config, "INFERENCE_PRECISION_HINT": plan.precision}
         if plan.device == "CPU":
-            # Pinned threads would wait for cores on which Redis or the tokenizer works.
+            # Pinned threads would wait for cores that Redis or the tokenizer uses.
             config |= {"INFERENCE_NUM_THREADS": self._cores, "ENABLE_CPU_PINNING": False, **_KEPT_KERNELS}
         compiled = self._core.compile_model(model, plan.device, config)
         count = int(compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
@@ -155,8 +146,8 @@ class OpenVinoEncoder(PooledEncoder):
             started: list[tuple[Any, TokenIds]] = []
             try:
                 for request, positions in zip(self._requests, parts, strict=False):
-                    ids, mask = tokens.pick(positions).padded(self._tokeniser.pad_id, self.max_tokens)
-                    request.start_async(self._feed(ids, mask))
+                    feed, mask = self._feed(tokens.pick(positions))
+                    request.start_async(feed)
                     started.append((request, mask))
                 rows = np.concatenate([self._result(request, mask) for request, mask in started])
             finally:
@@ -169,18 +160,11 @@ class OpenVinoEncoder(PooledEncoder):
 
     def _result(self, request: Any, mask: TokenIds) -> Matrix:
         request.wait()
-        hidden = request.get_output_tensor(self._output).data
-        return hidden if hidden.ndim == 2 else pool(hidden, mask, self._weights.pooling)
-
-    def _feed(self, ids: TokenIds, mask: TokenIds) -> dict[str, TokenIds]:
-        feed = {"input_ids": ids, "attention_mask": mask}
-        if "token_type_ids" in self._inputs:
-            feed["token_type_ids"] = np.zeros_like(ids)
-        return feed
+        return self._pool(request.get_output_tensor(self._output).data, mask)
 
 
 def _parts(lengths: list[int], count: int) -> list[list[int]]:
-    """Positions in at most `count` parts of about as many tokens each, sorted by length so that little is padding."""
+    """Divide texts, sorted by length to keep padding small, into at most `count` parts with about equal tokens."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     share = sum(lengths) / count
     parts: list[list[int]] = [[] for _ in range(count)]
@@ -192,15 +176,15 @@ def _parts(lengths: list[int], count: int) -> list[list[int]]:
 
 
 def _device(gpu: GpuSettings, devices: Sequence[str]) -> tuple[str, str]:
-    """The device's name, and why it is not the wanted one.
+    """The device to use, and why it is not the requested one (empty if it is).
 
     Raises:
-        NotSupported: the wanted device is not available and `fallback_to_cpu` is off.
+        NotSupported: the requested device is not available and `fallback_to_cpu` is off.
     """
-    wanted = gpu.preferred_device
-    if wanted == "cpu" or not gpu.enable_acceleration:
+    requested = gpu.preferred_device
+    if requested == "cpu" or not gpu.enable_acceleration:
         return "cpu", ""
     has_gpu = any(device.partition(".")[0] == "GPU" for device in devices)
-    if has_gpu and wanted in {"auto", "xpu"}:
+    if has_gpu and requested in {"auto", "xpu"}:
         return "xpu", ""
-    return "cpu", "" if wanted == "auto" else fall_back(gpu, f"OpenVINO has no device for {wanted}").fallback
+    return "cpu", "" if requested == "auto" else fall_back(gpu, f"OpenVINO has no device for {requested}").fallback

@@ -1,7 +1,7 @@
-"""Unpacks int8 weights in an OpenVINO graph, because bf16 kernels want plain ones.
+"""Unpacks int8 weights in an OpenVINO graph, because bf16 kernels need unpacked weights.
 
-A weight that is stored as int8 and multiplied by its scales at run time makes OpenVINO quantise the activations
-too (less exact) or unpack the weight at every call (slower).
+With weights that are stored as int8 and scaled at run time, OpenVINO also quantises the activations (less accurate)
+or unpacks the weights at every call (slower).
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _ARITHMETIC: dict[str, Callable[[_Values, _Values], _Values]] = {"Multiply": np.
 
 
 def has_int8_weights(model: Any) -> bool:
-    """Whether a matrix of the graph is stored in 8 bits."""
+    """Whether the graph stores a matrix in 8 bits."""
     return any(_packed_value(node) is not None for node in model.get_ordered_ops())
 
 
 def unpack_weights(model: Any) -> None:
-    """Replace in place every packed matrix that is multiplied with by its values in float32."""
+    """Replace every packed matrix of a multiplication by its float32 values, in place."""
     opset: Any = importlib.import_module("openvino.opset13")
     for node in model.get_ordered_ops():
         values = _packed_value(node)
@@ -32,9 +32,9 @@ def unpack_weights(model: Any) -> None:
 
 
 def _packed_value(node: Any) -> _Values | None:
-    """The matrix that a scaling node gives, if it is constant and stored in 8 bits.
+    """The output of a scaling node, if it is a constant matrix stored in 8 bits.
 
-    An embedding table is left packed: only the few rows that are looked up get unpacked anyway.
+    An embedding table stays packed: only the few rows that are looked up are unpacked anyway.
     """
     users = {use.get_node().get_type_name() for use in node.output(0).get_target_inputs()} if _scales(node) else set()
     if not users or "Gather" in users or len(node.get_output_partial_shape(0)) != 2:

@@ -1,4 +1,4 @@
-"""Says how far an engine may stray from the exact one, and the sentences on which that is looked at."""
+"""How closely an engine must match float32, and the sentences that check it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 from memory_core.vectors import Matrix
 
 MIN_COSINE = 0.999
-"""Of a floating-point engine to fp32 of the same weights; half precision included."""
+"""Lowest cosine of a floating-point engine, also in half precision, to fp32 with the same weights."""
 MIN_COSINE_INT8 = 0.998
-"""Of int8 arithmetic or int8 weights to fp32."""
+"""Lowest cosine of int8 arithmetic or int8 weights to fp32."""
 
 SENTENCES = [
     "The cat sleeps on the warm roof of the house.",
@@ -26,9 +26,9 @@ SENTENCES = [
     "会議は来週の月曜日に延期されました。",
     "What did the customer say about the delivery delays, and who promised to call back?",
 ]
-"""Of many kinds and lengths: a precision that fails on one kind of text only must not pass."""
+"""Of many kinds and lengths, so that a precision that fails on one kind of text does not pass."""
 
 
 def lowest_cosine(left: Matrix, right: Matrix) -> float:
-    """The smallest cosine between rows of the same number; both hold unit rows, shape (n, dimension)."""
+    """The lowest cosine between rows at the same position. Both arguments are unit rows, shape (n, dimension)."""
     return float(np.einsum("ij,ij->i", left, right).min())

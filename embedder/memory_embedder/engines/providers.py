@@ -1,4 +1,4 @@
-"""Chooses where ONNX Runtime computes, and says so when it is not what was wanted."""
+"""Chooses the execution provider of ONNX Runtime, and why it is not the requested device."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROVIDERS = {
 
 @dataclass(frozen=True, slots=True)
 class ProviderChoice:
-    """A provider with its options, the device it stands for, and why it is not the wanted one."""
+    """A provider, its options and device, and why it is not the requested device (empty if it is)."""
 
     provider: str
     device: str
@@ -32,15 +32,15 @@ class ProviderChoice:
 def candidates(
     settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None
 ) -> list[ProviderChoice]:
-    """The accelerators to try, best first, among the providers that this ONNX Runtime was built with.
+    """The accelerators to try, best first, among the providers of this ONNX Runtime.
 
-    TensorRT builds an engine for every new range of shapes, which takes minutes: it is tried only with an
-    `engine_cache` folder, where the engines outlast the process.
+    TensorRT builds an engine for each new range of shapes, which takes minutes. So it is tried only with an
+    `engine_cache` folder, where the engines survive the process.
     """
-    wanted = settings.preferred_device
-    if wanted == "cpu" or not settings.enable_acceleration:
+    requested = settings.preferred_device
+    if requested == "cpu" or not settings.enable_acceleration:
         return []
-    kind, _, number = wanted.partition(":")
+    kind, _, number = requested.partition(":")
     kinds = tuple(_PROVIDERS) if kind == "auto" else (kind,)
     return [
         _choice(provider, kind, int(number or 0), engine_cache)
@@ -50,30 +50,22 @@ def candidates(
     ]
 
 
-def choose(settings: GpuSettings, available: Sequence[str], engine_cache: Path | None = None) -> ProviderChoice:
-    """The first of `candidates`, else the CPU.
-
-    Raises:
-        NotSupported: the wanted device is not available and `fallback_to_cpu` is off.
-    """
-    found = candidates(settings, available, engine_cache)
-    return found[0] if found else without_accelerator(settings)
-
-
 def without_accelerator(settings: GpuSettings) -> ProviderChoice:
-    """The CPU, with a reason if an accelerator was asked for that this ONNX Runtime was not built with.
+    """The CPU, with the reason if an accelerator was requested that this ONNX Runtime does not support.
 
     Raises:
-        NotSupported: one was asked for and `fallback_to_cpu` is off.
+        NotSupported: an accelerator was requested and `fallback_to_cpu` is off.
     """
-    wanted = settings.preferred_device
-    if wanted in {"auto", "cpu"} or not settings.enable_acceleration:
+    requested = settings.preferred_device
+    if requested in {"auto", "cpu"} or not settings.enable_acceleration:
         return ProviderChoice(CPU, "cpu")
-    return fall_back(settings, f"this ONNX Runtime has no {_PROVIDERS[wanted.partition(':')[0]][-1]} for {wanted}")
+    return fall_back(
+        settings, f"this ONNX Runtime has no {_PROVIDERS[requested.partition(':')[0]][-1]} for {requested}"
+    )
 
 
 def fall_back(settings: GpuSettings, reason: str) -> ProviderChoice:
-    """Choose the CPU, for a reason that the heartbeat will show.
+    """The CPU, with a reason that the heartbeat shows.
 
     Raises:
         NotSupported: `fallback_to_cpu` is off.

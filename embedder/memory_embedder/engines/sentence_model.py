@@ -1,6 +1,6 @@
-"""Reads how a sentence-transformers model wants to be used: pooling, window and prefixes.
+"""Reads the configuration of a sentence-transformers model: pooling, maximum length and prefixes.
 
-Every engine but Torch has to know this from the folder, because an ONNX file ends at the token vectors.
+All engines except Torch need this, because an ONNX file ends at the token vectors.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from memory_core.errors import InvalidArgument
 from memory_embedder.engines.encoder import Pooling
 
 DEFAULT_MAX_TOKENS = 256
-"""The window all-MiniLM-L6-v2 was trained with; its tokenizer.json alone would say otherwise."""
-_LONGEST_WINDOW = 8192
+"""The length that all-MiniLM-L6-v2 was trained with. Its tokenizer.json says something else."""
+_MAX_WINDOW = 8192
 _SEARCH_PASSAGES = "Represent this sentence for searching relevant passages: "
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is put before a query and before a passage."""
+    """The prefixes of queries and passages."""
 
     query: str = ""
     passage: str = ""
@@ -33,7 +33,7 @@ NO_PROMPTS = Prompts()
 
 @dataclass(frozen=True, slots=True)
 class SentenceModel:
-    """What a folder says of its model; `unsupported` names what only the Torch backend can compute."""
+    """The configuration of a model. `unsupported` names a part that only the Torch backend can compute."""
 
     max_tokens: int = DEFAULT_MAX_TOKENS
     pooling: Pooling = "mean"
@@ -47,24 +47,24 @@ _FAMILIES: tuple[tuple[str, Prompts], ...] = (
     (r"bge-(small|base|large)-en(-v1\.5)?|mxbai-embed-large-v1", Prompts(_SEARCH_PASSAGES, "")),
     (r"snowflake-arctic-embed-(xs|s|m|l)(-v1\.5)?", Prompts(_SEARCH_PASSAGES, "")),
 )
-"""Families whose folders do not name the prefixes that their model cards ask for."""
+"""Model families whose folders lack the prefixes that their model cards require."""
 
 
 def read_sentence_model(folder: Path, name: str) -> SentenceModel:
-    """Read the configuration files of a folder; one without any is taken for a mean-pooled model.
+    """Read the configuration files of a folder. Without any, the model is assumed to be mean-pooled.
 
     Raises:
-        InvalidArgument: a file is not readable JSON.
+        InvalidArgument: a file is not valid JSON.
     """
-    pooling_folder, further = _modules(folder)
+    pooling_folder, extra_module = _modules(folder)
     mode = _pooling_mode(read_json(folder / pooling_folder / "config.json"))
-    unsupported = further or ("" if mode in {"mean", "cls", "max"} else f"{mode} pooling")
+    unsupported = extra_module or ("" if mode in {"mean", "cls", "max"} else f"{mode} pooling")
     pooling = cast("Pooling", mode) if mode in {"cls", "max"} else "mean"
     return SentenceModel(_window(folder), pooling, prompts_of(folder, name), unsupported)
 
 
 def prompts_of(folder: Path, name: str) -> Prompts:
-    """The prefixes in config_sentence_transformers.json, else those of the model's family, else none."""
+    """The prefixes from config_sentence_transformers.json, else of the model's family, else none."""
     found: Any = read_json(folder / "config_sentence_transformers.json").get("prompts")
     configured: dict[str, Any] = found if isinstance(found, dict) else {}
     query = str(configured.get("query") or "")
@@ -76,10 +76,10 @@ def prompts_of(folder: Path, name: str) -> Prompts:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; a missing file is an empty one.
+    """Read a JSON object. Empty if the file is missing.
 
     Raises:
-        InvalidArgument: it is not readable JSON.
+        InvalidArgument: the file is not valid JSON.
     """
     try:
         value: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -89,8 +89,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _modules(folder: Path) -> tuple[str, str]:
-    """The folder of the pooling, and the first module that is none of transformer, pooling and normalisation."""
-    pooling, further = "1_Pooling", ""
+    """The pooling folder, and the first module that is not a transformer, pooling or normalisation."""
+    pooling, extra = "1_Pooling", ""
     path = folder / "modules.json"
     try:
         modules: Any = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
@@ -99,14 +99,14 @@ def _modules(folder: Path) -> tuple[str, str]:
             if kind == "Pooling":
                 pooling = str(module["path"])
             elif kind not in {"Transformer", "Normalize"}:
-                further = further or f"a {kind} module"
+                extra = extra or f"a {kind} module"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidArgument(f"cannot read {path}: {error}", hint="fetch the model again") from error
-    return pooling, further
+    return pooling, extra
 
 
 def _pooling_mode(config: dict[str, Any]) -> str:
-    """The mode, as old files spell it (one flag a mode) or new ones (its name)."""
+    """The pooling mode: a name in new files, one flag per mode in old files."""
     if named := config.get("pooling_mode"):
         return str(named)
     flags = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
@@ -115,7 +115,7 @@ def _pooling_mode(config: dict[str, Any]) -> str:
 
 
 def _window(folder: Path) -> int:
-    """Tokens of a text that count: as the folder says, else as many as the model has positions."""
+    """The maximum length in tokens: as configured, else the number of positions of the model."""
     stated = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     if isinstance(stated, int) and stated > 0:
         return stated
@@ -123,5 +123,5 @@ def _window(folder: Path) -> int:
         read_json(folder / "tokenizer_config.json").get("model_max_length"),
         read_json(folder / "config.json").get("max_position_embeddings"),
     ]
-    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit <= _LONGEST_WINDOW]
+    known = [int(limit) for limit in limits if isinstance(limit, int | float) and 0 < limit <= _MAX_WINDOW]
     return min(known, default=DEFAULT_MAX_TOKENS)

@@ -1,4 +1,4 @@
-"""Embeds with Torch through sentence-transformers: any of its models, on any device that Torch knows."""
+"""Embeds with Torch through sentence-transformers: any of its models, on any device of Torch."""
 
 from __future__ import annotations
 
@@ -27,28 +27,27 @@ _TRIALS = 3
 
 
 class TorchEncoder(PooledEncoder):
-    """One sentence-transformers model with all its modules: pooling, dense layers, normalisation; see `Encoder`."""
+    """A sentence-transformers model with all its modules: pooling, dense layers, normalisation. See `Encoder`."""
 
     backend = "torch"
 
     def __init__(
         self, model: ModelFolder, gpu: GpuSettings, *, threads: int | None = None, exact: bool = False
     ) -> None:
-        """Load the model in half precision where that pays and its vectors are near enough to f32.
+        """Load the model in half precision if that is faster and accurate enough, else in float32.
 
-        `threads` bounds the cores of one inference on the CPU; Torch has one such bound per process. `exact`
-        forbids half precision.
+        `threads` limits the cores of one inference on the CPU, for the whole process. `exact` forbids half precision.
 
         Raises:
             InvalidArgument: the folder is not a usable model.
-            NotSupported: the wanted device is not available.
+            NotSupported: the requested device is not available.
         """
         self._torch: Any = importlib.import_module("torch")
         self.name = model.name
         if threads or self._torch.get_num_threads() > available_cores():
             self._torch.set_num_threads(threads or available_cores())
         self.device, self.fallback = choose_device(gpu, self._torch)
-        self._place = self.device.replace("rocm", "cuda")  # Torch calls ROCm's devices so
+        self._torch_device = self.device.replace("rocm", "cuda")  # Torch names ROCm devices "cuda"
         self._folder = model
         self._open()
         self._lock = Lock()
@@ -57,11 +56,11 @@ class TorchEncoder(PooledEncoder):
         tokens = self.tokenise(SENTENCES)
         self.dimension = int(self._pooled(tokens).shape[-1])
         if not exact:
-            self._settle(tokens)
+            self._choose_precision(tokens)
         self.provider = f"torch {self._torch.__version__} {self._precision}"
 
     def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
-        """Tokenise, cutting each text at `max_tokens`; lone surrogates count as `?`."""
+        """Tokenise, and cut each text at `max_tokens`. Lone surrogates count as `?`."""
         if not texts:
             return Tokens(())
         clean = prepare(texts, self._prompts, kind, self.max_tokens)
@@ -69,26 +68,26 @@ class TorchEncoder(PooledEncoder):
             rows = self._tokenizer(clean, truncation=True, max_length=self.max_tokens, padding=False)["input_ids"]
         return Tokens(tuple(np.array(row, dtype=np.int64) for row in rows))
 
-    def _settle(self, tokens: Tokens) -> None:
-        """Keep the first half precision that is near enough to f32 and, on the CPU, faster."""
+    def _choose_precision(self, tokens: Tokens) -> None:
+        """Keep the first half precision that is close enough to float32 and, on the CPU, faster."""
         exact, seconds = self.infer(tokens), self._seconds(tokens)
         for precision in self._half_precisions():
             self._cast(precision)
             try:
                 cosine = lowest_cosine(self.infer(tokens), exact)
             except (InvalidArgument, RuntimeError) as error:
-                _log.warning("%s is not used: %s", precision, type(error).__name__)
+                _log.warning("not using %s: %s", precision, type(error).__name__)
                 continue
             if cosine < MIN_COSINE:
-                _log.warning("%s is not used: its cosine to float32 is %.4f", precision, cosine)
+                _log.warning("not using %s: its cosine to float32 is %.4f", precision, cosine)
             elif self.device != "cpu" or self._seconds(tokens) < seconds:
                 return
         if self._precision != "float32":
             self._open()
 
     def _open(self) -> None:
-        """Load in float32; again after a cast, because casting back would keep what was rounded off."""
-        self._model = _load(self._folder, self._place)
+        """Load in float32. Also needed after a cast to half precision: casting back does not undo the rounding."""
+        self._model = _load(self._folder, self._torch_device)
         self._transformer, *self._rest = list(self._model)
         self._tokenizer: Any = self._model.tokenizer
         self._precision = "float32"
@@ -114,10 +113,12 @@ class TorchEncoder(PooledEncoder):
 
     def _pooled(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         torch = self._torch
-        ids, mask = (torch.from_numpy(array).to(self._place) for array in tokens.padded(self._pad_id, self.max_tokens))
+        ids, mask = (
+            torch.from_numpy(array).to(self._torch_device) for array in tokens.padded(self._pad_id, self.max_tokens)
+        )
         with torch.inference_mode():
             features: Any = self._transformer({"input_ids": ids, "attention_mask": mask})
-            # Pooling adds up hundreds of rows, which half precision would round.
+            # Pooling sums hundreds of rows, which half precision would round.
             features = {name: _widen(value) for name, value in features.items()}
             for module in self._rest:
                 features = module(features)
@@ -129,16 +130,16 @@ class TorchEncoder(PooledEncoder):
 
 
 def choose_device(gpu: GpuSettings, torch: Any) -> tuple[str, str]:
-    """The device by our name, and why it is not the wanted one.
+    """The device to use, and why it is not the requested one (empty if it is).
 
     Raises:
-        NotSupported: the wanted device is not available and `fallback_to_cpu` is off.
+        NotSupported: the requested device is not available and `fallback_to_cpu` is off.
     """
-    wanted = gpu.preferred_device
-    if wanted == "cpu" or not gpu.enable_acceleration:
+    requested = gpu.preferred_device
+    if requested == "cpu" or not gpu.enable_acceleration:
         return "cpu", ""
     found = _devices(torch)
-    kind, _, number = wanted.partition(":")
+    kind, _, number = requested.partition(":")
     if kind == "auto":
         return next(iter(found), "cpu"), ""
     device = f"{kind}:{int(number or 0)}" if kind in {"cuda", "rocm"} else kind
@@ -160,7 +161,7 @@ def _devices(torch: Any) -> list[str]:
     return found
 
 
-def _load(model: ModelFolder, place: str) -> Any:
+def _load(model: ModelFolder, device: str) -> Any:
     try:
         library: Any = importlib.import_module("sentence_transformers")
         importlib.import_module("transformers.utils.logging").disable_progress_bar()
@@ -169,8 +170,8 @@ def _load(model: ModelFolder, place: str) -> Any:
             f"the package {error.name} is missing", hint="pip install 'redis-memory-gpu[torch]'"
         ) from error
     try:
-        loaded: Any = library.SentenceTransformer(str(model.folder), device=place, local_files_only=True)
-    except Exception as error:  # whatever transformers or a damaged file raises
+        loaded: Any = library.SentenceTransformer(str(model.folder), device=device, local_files_only=True)
+    except Exception as error:  # transformers and damaged files raise various errors
         raise InvalidArgument(
             f"sentence-transformers cannot load {model.folder}: {str(error)[:200]}", hint="fetch the model again"
         ) from error

@@ -1,7 +1,7 @@
-"""Measures the installed engines against each other, so that `--backend auto` chooses by figures.
+"""Measures the installed engines, so that `--backend auto` can choose the fastest.
 
-Each engine is tried in a process of its own: one that hangs or crashes harms nobody, and none leaves its libraries
-in the sidecar's memory. What was found is kept in a small file of the user's cache folder.
+Each trial runs in its own process, so that a crash or a hang does no harm and the libraries do not stay in memory.
+The results are kept in a file in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ import platformdirs
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
-from memory_core.settings import GpuSettings
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.devices.nvml import nvidia_gpus
 from memory_embedder.engines.catalogue import EngineName, open_engine
-from memory_embedder.engines.encoder_options import EncoderOptions, Hint
+from memory_embedder.engines.encoder_options import EncoderOptions
 from memory_embedder.engines.parity import SENTENCES
 from memory_embedder.engines.weights import find_folder, find_weights
 
 _log = logging.getLogger(__name__)
 TRIAL_SECONDS = 1.0
-"""How long an engine is measured, once it is loaded and warm."""
+"""Duration of the measurement, after loading and warm-up."""
 LOAD_SECONDS = 60.0
-"""How long a trial may take in all; importing Torch from a cold disk takes tens of seconds."""
+"""Time limit of a trial. Importing Torch from a cold disk takes tens of seconds."""
 _BATCH = SENTENCES * 3
 _DISTRIBUTIONS = (
     *("redis-memory-gpu", "numpy", "tokenizers", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino"),
@@ -45,7 +44,7 @@ _DISTRIBUTIONS = (
 
 
 class TrialResult(BaseModel):
-    """What a trial found: `texts_per_second` on `device`, or why the engine cannot be used."""
+    """`texts_per_second` on `device`, or the problem why the engine cannot be used."""
 
     engine: EngineName
     device: str = ""
@@ -53,76 +52,64 @@ class TrialResult(BaseModel):
     problem: str = ""
 
 
-_FIGURES = TypeAdapter(list[TrialResult])
+_RESULTS = TypeAdapter(list[TrialResult])
 
 
 class TrialRequest(BaseModel):
-    """What a trial's process is told, as JSON on its standard input."""
+    """Input of a trial's process: JSON on stdin."""
 
     engine: EngineName
-    model: str
-    gpu: GpuSettings
-    threads: int | None
-    hint: Hint
-    engine_cache: Path | None
+    options: EncoderOptions
 
 
 def trial_results(
-    engines: Sequence[EngineName], wanted: EncoderOptions, cache: Path | None = None
+    engines: Sequence[EngineName], options: EncoderOptions, cache: Path | None = None
 ) -> list[TrialResult]:
-    """The figures of an earlier trial of the same engines on the same machine, else those of a new one."""
+    """The stored results for these engines on this machine, else those of new trials."""
     path = cache or platformdirs.user_cache_path("redis-memory-gpu") / "backends.json"
-    key = _key(engines, wanted)
+    key = _key(engines, options)
     known = _read(path)
     try:
-        return _FIGURES.validate_python(known[key])
+        return _RESULTS.validate_python(known[key])
     except (KeyError, ValidationError):
-        figures = [run_trial(engine, wanted) for engine in engines]
-    if any(not figure.problem for figure in figures):
-        _write(path, known | {key: [figure.model_dump() for figure in figures]})
-    return figures
+        results = [run_trial(engine, options) for engine in engines]
+    if any(not result.problem for result in results):
+        _write(path, known | {key: [result.model_dump() for result in results]})
+    return results
 
 
-def rank(figures: Sequence[TrialResult]) -> list[TrialResult]:
-    """Engines that work: those on an accelerator first, then by speed."""
-    working = [figure for figure in figures if not figure.problem]
-    return sorted(working, key=lambda figure: (figure.device == "cpu", -figure.texts_per_second))
+def rank(results: Sequence[TrialResult]) -> list[TrialResult]:
+    """The working engines: first those on an accelerator, then by speed."""
+    working = [result for result in results if not result.problem]
+    return sorted(working, key=lambda result: (result.device == "cpu", -result.texts_per_second))
 
 
-def trial_summary(figures: Sequence[TrialResult]) -> str:
-    """One line for the log and the heartbeat, best first."""
-    told = [f"{figure.engine} {figure.texts_per_second:.0f} texts/s on {figure.device}" for figure in rank(figures)]
-    failed = [f"{figure.engine} failed: {figure.problem[:80]}" for figure in figures if figure.problem]
-    return ", ".join(told + failed)
+def trial_summary(results: Sequence[TrialResult]) -> str:
+    """One line for the log and the heartbeat, best engine first."""
+    measured = [f"{result.engine} {result.texts_per_second:.0f} texts/s on {result.device}" for result in rank(results)]
+    failed = [f"{result.engine} failed: {result.problem[:80]}" for result in results if result.problem]
+    return ", ".join(measured + failed)
 
 
-def run_trial(engine: EngineName, wanted: EncoderOptions) -> TrialResult:
-    """Measure one engine in a process of its own."""
-    ask = TrialRequest(
-        engine=engine,
-        model=wanted.model,
-        gpu=wanted.gpu,
-        threads=wanted.threads,
-        hint=wanted.hint,
-        engine_cache=wanted.engine_cache,
-    )
+def run_trial(engine: EngineName, options: EncoderOptions) -> TrialResult:
+    """Measure one engine in a separate process."""
+    request = TrialRequest(engine=engine, options=options)
     command = [sys.executable, "-P", "-m", "memory_embedder.engines.trials"]
     try:
         done = subprocess.run(  # noqa: S603 our own interpreter and module
-            command, input=ask.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
+            command, input=request.model_dump_json(), capture_output=True, text=True, timeout=LOAD_SECONDS, check=False
         )
         return TrialResult.model_validate_json(done.stdout.strip().rsplit("\n", 1)[-1])
     except subprocess.TimeoutExpired:
         return TrialResult(engine=engine, problem=f"not ready after {LOAD_SECONDS:.0f} s")
     except ValidationError:
-        return TrialResult(engine=engine, problem="its process ended without a figure")
+        return TrialResult(engine=engine, problem="its process ended without a result")
 
 
-def measure(ask: TrialRequest) -> TrialResult:
-    """Open an engine here and measure it for TRIAL_SECONDS."""
-    wanted = EncoderOptions(ask.model, ask.gpu, ask.threads, ask.hint, ask.engine_cache)
+def measure(request: TrialRequest) -> TrialResult:
+    """Open an engine in this process and measure it for TRIAL_SECONDS."""
     try:
-        encoder = open_engine(ask.engine, wanted)
+        encoder = open_engine(request.engine, request.options)
         encoder.infer(encoder.tokenise(_BATCH))
         texts, started = 0, time.perf_counter()
         while time.perf_counter() < started + TRIAL_SECONDS:
@@ -130,25 +117,25 @@ def measure(ask: TrialRequest) -> TrialResult:
             texts += len(_BATCH)
         speed = texts / (time.perf_counter() - started)
     except MemoryServiceError as error:
-        return TrialResult(engine=ask.engine, problem=error.message)
-    except Exception as error:  # whatever an engine raises on this machine
-        return TrialResult(engine=ask.engine, problem=f"{type(error).__name__}: {error}")
-    return TrialResult(engine=ask.engine, device=encoder.device, texts_per_second=round(speed, 1))
+        return TrialResult(engine=request.engine, problem=error.message)
+    except Exception as error:  # engines have no common error type
+        return TrialResult(engine=request.engine, problem=f"{type(error).__name__}: {error}")
+    return TrialResult(engine=request.engine, device=encoder.device, texts_per_second=round(speed, 1))
 
 
-def _key(engines: Sequence[EngineName], wanted: EncoderOptions) -> str:
-    """A digest of everything that the figures depend on: machine, versions, weights and flags."""
+def _key(engines: Sequence[EngineName], options: EncoderOptions) -> str:
+    """A digest of all that the results depend on: machine, versions, weights and flags."""
     facts = [platform.machine(), _processor(), available_cores(), nvidia_gpus(), platform.python_version()]
-    flags = [wanted.gpu.model_dump(mode="json"), wanted.threads, wanted.hint, str(wanted.engine_cache)]
+    flags = [options.gpu.model_dump(mode="json"), options.threads, options.hint, str(options.engine_cache)]
     visible = [os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")]
     versions = {name: _version(name) for name in _DISTRIBUTIONS}
-    parts = [list(engines), facts, flags, visible, versions, [_weights(engine, wanted) for engine in engines]]
+    parts = [list(engines), facts, flags, visible, versions, [_weights(engine, options) for engine in engines]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
-def _weights(engine: EngineName, wanted: EncoderOptions) -> list[str]:
+def _weights(engine: EngineName, options: EncoderOptions) -> list[str]:
     try:
-        path = find_folder(wanted.model).folder if engine == "torch" else find_weights(wanted.model).model
+        path = find_folder(options.model).folder if engine == "torch" else find_weights(options.model).model
     except InvalidArgument:
         return []
     state = path.stat()
@@ -178,17 +165,17 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _write(path: Path, figures: dict[str, Any]) -> None:
-    """Replace the file in one step: several sidecars may start at once."""
+def _write(path: Path, results: dict[str, Any]) -> None:
+    """Replace the file atomically, because several sidecars may start at once."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(figures, file, indent=1)
+            json.dump(results, file, indent=1)
         Path(file.name).replace(path)
     except OSError as error:
-        _log.info("the figures of the backends are not kept: %s", error)
+        _log.info("cannot store the results of the trials: %s", error)
 
 
 if __name__ == "__main__":
-    figure = measure(TrialRequest.model_validate_json(sys.stdin.read()))
-    print(figure.model_dump_json())
+    result = measure(TrialRequest.model_validate_json(sys.stdin.read()))
+    print(result.model_dump_json())

