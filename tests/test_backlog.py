@@ -1,4 +1,4 @@
-"""What a sidecar holds and how it deals it out, and how it talks to its consumer group."""
+"""The backlog, the held jobs, and the commands on consumer groups."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ STREAM, ME = "stream", "me"
 
 
 class Clock:
-    """Stands until it is set."""
+    """A clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
 
     def monotonic(self) -> float:
-        """The time that was set, in seconds."""
+        """The current time in seconds."""
         return self.now
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of holdings."""
-    made = Clock()
-    monkeypatch.setattr(backlog, "time", made)
-    return made
+    """The clock of the held jobs."""
+    clock = Clock()
+    monkeypatch.setattr(backlog, "time", clock)
+    return clock
 
 
 @pytest.fixture
 def held_jobs() -> HeldJobs:
-    """Of a sidecar that may hold 1,000 tokens."""
-    load = Throughput(tokens_per_second=500)
-    assert load.hold == 1000
-    return HeldJobs(load)
+    """The held jobs of a sidecar with a limit of 1,000 tokens."""
+    throughput = Throughput(tokens_per_second=500)
+    assert throughput.hold == 1000
+    return HeldJobs(throughput)
 
 
-def work(length: int, deliveries: int = 1) -> TokenisedJob:
+def job(length: int, deliveries: int = 1) -> TokenisedJob:
     return TokenisedJob(Keys("n"), None, np.zeros(length, dtype=np.int64), deliveries)  # type: ignore[arg-type]
 
 
-def test_no_length_starves_and_a_suspect_goes_alone() -> None:
+def test_long_job_does_not_starve_and_suspect_is_picked_alone() -> None:
     waiting = Backlog()
-    long, suspect = work(200), work(5, deliveries=3)
-    waiting.add([long, *(work(5) for _ in range(100)), suspect])
+    long, suspect = job(200), job(5, deliveries=3)
+    waiting.add([long, *(job(5) for _ in range(100)), suspect])
     assert (len(waiting), waiting.has_suspects) == (102, True)
     assert waiting.pick(256) == [suspect]
     assert (len(waiting), waiting.has_suspects) == (101, False)
@@ -63,22 +63,22 @@ def test_no_length_starves_and_a_suspect_goes_alone() -> None:
     assert len(waiting) == 49
 
 
-def test_each_work_is_picked_once_and_those_of_a_batch_in_their_order() -> None:
+def test_each_job_is_picked_once_in_order_within_its_batch() -> None:
     waiting = Backlog()
-    works = [work(length) for length in (5, 9, 5, 9, 5, 90)]
-    waiting.add(works)
+    jobs = [job(length) for length in (5, 9, 5, 9, 5, 90)]
+    waiting.add(jobs)
     picked = []
     while some := waiting.pick(256):
-        assert some == sorted(some, key=works.index)
+        assert some == sorted(some, key=jobs.index)
         picked += some
-    assert sorted(map(works.index, picked)) == list(range(6))
+    assert sorted(map(jobs.index, picked)) == list(range(6))
 
 
-def test_the_third_delivery_makes_a_suspect() -> None:
-    assert [work(5, deliveries).is_suspect for deliveries in (1, 2, 3, 4)] == [False, False, True, True]
+def test_job_is_suspect_from_its_third_delivery() -> None:
+    assert [job(5, deliveries).is_suspect for deliveries in (1, 2, 3, 4)] == [False, False, True, True]
 
 
-def test_tokens_held_are_the_sum_of_what_was_added_and_not_dropped(held_jobs: HeldJobs) -> None:
+def test_held_tokens_are_the_sum_of_added_minus_dropped(held_jobs: HeldJobs) -> None:
     held_jobs.add("a", b"1-0", 30, 1)
     held_jobs.add("b", b"1-0", 12, 1)
     assert (len(held_jobs), held_jobs.tokens) == (2, 42)
@@ -89,7 +89,7 @@ def test_tokens_held_are_the_sum_of_what_was_added_and_not_dropped(held_jobs: He
     assert ("a", b"1-0") not in held_jobs
 
 
-def test_reading_goes_on_below_three_quarters_of_what_may_be_held(held_jobs: HeldJobs) -> None:
+def test_there_is_room_below_three_quarters_of_the_limit(held_jobs: HeldJobs) -> None:
     held_jobs.add("a", b"1-0", 750, 1)
     assert held_jobs.has_room
     held_jobs.add("a", b"2-0", 1, 1)
@@ -98,7 +98,7 @@ def test_reading_goes_on_below_three_quarters_of_what_may_be_held(held_jobs: Hel
     assert held_jobs.has_room
 
 
-def test_texts_are_bounded_however_short(held_jobs: HeldJobs) -> None:
+def test_number_of_held_texts_is_limited(held_jobs: HeldJobs) -> None:
     for number in range(MAX_TEXTS * 3 // 4):
         held_jobs.add("a", b"%d-0" % number, 0, 1)
     assert held_jobs.has_room
@@ -110,7 +110,7 @@ def test_texts_are_bounded_however_short(held_jobs: HeldJobs) -> None:
     assert held_jobs.room() == 0
 
 
-def test_room_is_counted_in_texts_of_the_mean_length(held_jobs: HeldJobs) -> None:
+def test_room_is_counted_in_texts_of_average_length(held_jobs: HeldJobs) -> None:
     assert held_jobs.room() == 1000 // 32
     for number in range(2000):
         held_jobs.add("a", b"%d-0" % number, 100, 1)
@@ -122,7 +122,7 @@ def test_room_is_counted_in_texts_of_the_mean_length(held_jobs: HeldJobs) -> Non
     assert held_jobs.room() == 0
 
 
-def test_holds_are_renewed_as_they_age(held_jobs: HeldJobs, clock: Clock) -> None:
+def test_old_entries_are_listed_until_renewed(held_jobs: HeldJobs, clock: Clock) -> None:
     held_jobs.add("a", b"1-0", 1, 1)
     clock.now += 4
     held_jobs.add("b", b"2-0", 1, 3)
@@ -136,7 +136,7 @@ def test_holds_are_renewed_as_they_age(held_jobs: HeldJobs, clock: Clock) -> Non
     assert len(held_jobs) == 2
 
 
-async def test_the_group_is_made_once_and_begins_with_what_is_there(client: Client) -> None:
+async def test_group_is_created_once_at_the_start_of_the_stream(client: Client) -> None:
     assert await groups.make_group(client, STREAM, make_stream=False) is False
     assert not await client.exists(STREAM)
     assert await groups.make_group(client, STREAM, make_stream=True) is True
@@ -146,7 +146,7 @@ async def test_the_group_is_made_once_and_begins_with_what_is_there(client: Clie
     assert [fields for _, fields in await groups.read(client, STREAM, ME, count=10)] == [{b"number": b"1"}]
 
 
-async def test_of_a_stream_that_is_not_there_nothing_is_read(client: Client) -> None:
+async def test_missing_stream_reads_as_empty(client: Client) -> None:
     assert await groups.read(client, STREAM, ME, count=10) == []
     assert await groups.idle_entries(client, STREAM, idle_ms=0, count=10) == []
     assert await groups.zero_idle_entries(client, STREAM, count=10) == []
@@ -171,13 +171,13 @@ FAILING: dict[str, Callable[[Client], Awaitable[object]]] = {
 
 
 @pytest.mark.parametrize("call", FAILING.values(), ids=FAILING)
-async def test_what_else_redis_refuses_is_raised(client: Client, call: Callable[[Client], Awaitable[object]]) -> None:
+async def test_other_redis_errors_are_raised(client: Client, call: Callable[[Client], Awaitable[object]]) -> None:
     await client.set(STREAM, "no stream")
     with pytest.raises(redis_errors.ResponseError, match="WRONGTYPE"):
         await call(client)
 
 
-async def test_entries_are_seen_as_idle_from_a_time_on_and_claimed_by_one(client: Client) -> None:
+async def test_idle_entries_are_claimed_by_one_consumer(client: Client) -> None:
     await groups.make_group(client, STREAM, make_stream=True)
     ids = [await client.xadd(STREAM, {"number": number}) for number in range(3)]
     assert len(await groups.read(client, STREAM, "dead", count=2)) == 2
@@ -194,7 +194,7 @@ async def test_entries_are_seen_as_idle_from_a_time_on_and_claimed_by_one(client
     assert await groups.claim(client, STREAM, "late", ids[:2], idle_ms=60_000) == []
 
 
-async def test_more_entries_than_one_command_takes_are_all_kept(client: Client) -> None:
+async def test_all_entries_are_renewed_in_several_commands(client: Client) -> None:
     await groups.make_group(client, STREAM, make_stream=True)
     ids = [await client.xadd(STREAM, {"number": number}) for number in range(1100)]
     await groups.read(client, STREAM, ME, count=2000)
@@ -206,7 +206,7 @@ async def test_more_entries_than_one_command_takes_are_all_kept(client: Client) 
     assert {item["times_delivered"] for item in pending} == {0}
 
 
-async def test_a_consumer_goes_once_it_holds_nothing_and_is_silent(client: Client) -> None:
+async def test_idle_consumer_without_entries_or_heartbeat_is_removed(client: Client) -> None:
     await groups.make_group(client, STREAM, make_stream=True)
     await client.xadd(STREAM, {"number": 1})
     await groups.read(client, STREAM, "holds", count=1)

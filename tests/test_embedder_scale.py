@@ -1,4 +1,4 @@
-"""Several sidecars share the streams: each job is done once, also what a dead one left, and that soon."""
+"""Several sidecars share the streams. Each job is embedded once, also the jobs of a killed sidecar."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from memory_embedder.sidecar import SidecarOptions
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE = 3.0
 _SLOW = 0.0004
-"""Seconds a token: no one sidecar can hold all the work."""
+"""Seconds per token, so slow that one sidecar cannot hold all jobs."""
 SHARING = SidecarOptions(lease=LEASE, scan=0.2, block=0.1)
 
 
 class CountingEncoder(FakeEncoder):
-    """Knows how often each text was embedded."""
+    """Counts how often each text was embedded."""
 
     def __init__(self, seconds_per_token: float = 0.0) -> None:
         super().__init__(seconds_per_token=seconds_per_token)
@@ -33,12 +33,12 @@ class CountingEncoder(FakeEncoder):
         return super().infer(tokens, spare_core=spare_core)
 
     def of(self, texts: list[str]) -> Counter[bytes]:
-        """How often these texts were embedded: warming up counts for nothing."""
+        """How often these texts were embedded, without the warm-up."""
         rows = {row.tobytes() for row in self.tokenise(texts).rows}
         return Counter({row: number for row, number in self.embedded.items() if row in rows})
 
 
-async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, team: Team) -> None:
+async def test_three_sidecars_embed_each_job_once(server: RedisServer, team: Team) -> None:
     encoders = [CountingEncoder(_SLOW) for _ in range(3)]
     async with AsyncExitStack() as sidecars:
         for encoder in encoders:
@@ -48,12 +48,10 @@ async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, 
         await team.wait_until_drained()
     shares = [encoder.of(TEXTS) for encoder in encoders]
     assert set(sum(shares, Counter()).values()) == {1}
-    assert all(shares), "one of them had nothing to do"
+    assert all(shares), "a sidecar had no jobs"
 
 
-async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_its_lease(
-    server: RedisServer, team: Team
-) -> None:
+async def test_jobs_of_a_killed_sidecar_are_embedded_within_lease_plus_second(server: RedisServer, team: Team) -> None:
     ids = await team.store_many(TEXTS[:50])
     encoders = [CountingEncoder() for _ in range(2)]
     async with AsyncExitStack() as sidecars:
@@ -62,7 +60,7 @@ async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_it
             await sidecars.enter_async_context(running(server.url, encoder, SHARING))
         await team.client.xclaim(
             team.jobs, keys.GROUP, "killed", 0, await _pending(team), idle=0, justid=True
-        )  # its last sign of life
+        )  # the last activity of the killed sidecar
 
         async def is_done() -> bool:
             return await team.count_vectors(ids) == len(ids)
