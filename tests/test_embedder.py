@@ -208,7 +208,7 @@ async def test_invalid_flag_prints_one_line_and_exits_with_code_78(flags: list[s
 async def test_sigterm_stops_a_sidecar_that_waits_for_redis(tmp_path: Path) -> None:
     process = await start_process(f"unix://{tmp_path}/none.sock", "--backend", "onnx")
     assert process.stderr
-    assert b"Redis is away" in await asyncio.wait_for(process.stderr.readline(), 20)
+    assert b"Redis is unreachable" in await asyncio.wait_for(process.stderr.readline(), 20)
     process.terminate()
     await process.communicate()
     assert process.returncode == 0

@@ -47,7 +47,7 @@ class Follower:
         self._switches: bytes | None = None
 
     async def fill(self, mirror: Mirror, progress: Callable[[], None]) -> None:
-        """Read every memory in slices. `progress` is called after each slice and may raise to stop."""
+        """Read all memories in slices. `progress` is called after each slice and may raise to stop."""
         self._switches = await self._client.hget(self._keys.meta, "switches")
         self.position = await self._end()
         cursor, pattern = 0, self._keys.memory_prefix + "*"

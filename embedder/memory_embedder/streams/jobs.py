@@ -74,7 +74,7 @@ class JobConsumer:
         self.has_room = asyncio.Event()
         self.verdicts: Counter[str] = Counter(dict.fromkeys(VERDICTS, 0))
 
-    def _jobs(self, names: Keys) -> str:
+    def _stream(self, names: Keys) -> str:
         return names.jobs(self._encoder.name)
 
     async def read(self, names: Keys) -> bool:
@@ -82,7 +82,7 @@ class JobConsumer:
         count = min(self.held_jobs.room(), _READ_AT_ONCE)
         if not count:
             return True
-        found = await groups.read(self._client, self._jobs(names), self._consumer, count=count)
+        found = await groups.read(self._client, self._stream(names), self._consumer, count=count)
         await self._accept(names, found, {})
         return len(found) == count
 
@@ -94,9 +94,9 @@ class JobConsumer:
         room = min(self.held_jobs.room(), _SCAN_AT_ONCE)
         if not room:
             return False
-        jobs = self._jobs(names)
-        idle = await groups.idle_entries(self._client, jobs, idle_ms=lease_ms, count=_SCAN_AT_ONCE)
-        free = self._not_held(jobs, idle)
+        stream = self._stream(names)
+        idle = await groups.idle_entries(self._client, stream, idle_ms=lease_ms, count=_SCAN_AT_ONCE)
+        free = self._not_held(stream, idle)
         chosen = _choose(free, room, take_suspect=not self.backlog.has_suspects)
         await self._claim(names, chosen, lease_ms)
         return len(chosen) < len(free) or len(free) == _SCAN_AT_ONCE
@@ -107,9 +107,9 @@ class JobConsumer:
         They were delivered while Redis's clock was ahead, and their idle time is 0 until it catches up. Jobs that a
         sidecar still holds are renewed between the scans.
         """
-        jobs = self._jobs(names)
-        found = self._not_held(jobs, await groups.zero_idle_entries(self._client, jobs, count=_SCAN_AT_ONCE))
-        before, self._zero_idle[jobs] = self._zero_idle.get(jobs, set()), {item.entry for item in found}
+        stream = self._stream(names)
+        found = self._not_held(stream, await groups.zero_idle_entries(self._client, stream, count=_SCAN_AT_ONCE))
+        before, self._zero_idle[stream] = self._zero_idle.get(stream, set()), {item.entry for item in found}
         skewed = [item for item in found if item.entry in before]
         room = min(self.held_jobs.room(), _SCAN_AT_ONCE)
         await self._claim(names, _choose(skewed, room, take_suspect=not self.backlog.has_suspects), 0)
@@ -141,16 +141,16 @@ class JobConsumer:
         for (stream, deliveries), held in self.held_jobs.by_deliveries().items():
             await groups.release(self._client, stream, self._consumer, held, deliveries - 1)
 
-    def _not_held(self, jobs: str, found: Sequence[groups.PendingEntry]) -> list[groups.PendingEntry]:
+    def _not_held(self, stream: str, found: Sequence[groups.PendingEntry]) -> list[groups.PendingEntry]:
         return [
             item
             for item in found
-            if (jobs, item.entry) not in self.held_jobs and (jobs, item.entry) not in self._unreadable
+            if (stream, item.entry) not in self.held_jobs and (stream, item.entry) not in self._unreadable
         ]
 
     async def _claim(self, names: Keys, chosen: Sequence[groups.PendingEntry], idle_ms: int) -> None:
         deliveries = {item.entry: item.deliveries for item in chosen}
-        found = await groups.claim(self._client, self._jobs(names), self._consumer, list(deliveries), idle_ms=idle_ms)
+        found = await groups.claim(self._client, self._stream(names), self._consumer, list(deliveries), idle_ms=idle_ms)
         await self._accept(names, found, deliveries)
 
     async def _accept(self, names: Keys, found: list[groups.Entry], earlier: dict[bytes, int]) -> None:
@@ -178,11 +178,11 @@ class JobConsumer:
     async def _release_unreadable(self, names: Keys, entry: bytes, deliveries: int) -> None:
         """Release a job that is sealed under a key this sidecar does not hold, as if it had not been delivered here."""
         if not self._unreadable:
-            _log.warning("leaving sealed jobs to sidecars that have MEMORY_TRANSPORT_KEY; this sidecar has none")
+            _log.warning("leaving sealed jobs to sidecars with the transport key; this one lacks MEMORY_TRANSPORT_KEY")
         if len(self._unreadable) >= _MAX_UNREADABLE:
             self._unreadable.clear()
-        self._unreadable.add((self._jobs(names), entry))
-        await groups.release(self._client, self._jobs(names), self._consumer, [entry], deliveries - 1)
+        self._unreadable.add((self._stream(names), entry))
+        await groups.release(self._client, self._stream(names), self._consumer, [entry], deliveries - 1)
 
     async def _tokenise(self, names: Keys, jobs: list[_ReadJob]) -> None:
         try:
@@ -192,7 +192,7 @@ class JobConsumer:
             return
         tokenised: list[TokenisedJob] = []
         for one, row in zip(jobs, tokens.rows, strict=True):
-            self.held_jobs.add(self._jobs(names), one.job.entry.encode(), len(row), one.deliveries)
+            self.held_jobs.add(self._stream(names), one.job.entry.encode(), len(row), one.deliveries)
             tokenised.append(TokenisedJob(names, one.job, row, one.deliveries, one.lock, one.since))
         self.backlog.add(tokenised)
         self._work_arrived.set()
@@ -224,7 +224,7 @@ class JobConsumer:
         answer = await functions.call(
             self._client,
             "rm1_commit",
-            [self._jobs(names), names.events, *pieces],
+            [self._stream(names), names.events, *pieces],
             group=keys.GROUP,
             model=self._encoder.name,
             items=[self._item(done, vector) for done, vector in pairs],
@@ -263,7 +263,7 @@ class JobConsumer:
         await functions.call(
             self._client,
             "rm1_bury",
-            [self._jobs(names), names.dead_jobs],
+            [self._stream(names), names.dead_jobs],
             group=keys.GROUP,
             entry=entry,
             id=memory_id,
@@ -273,13 +273,13 @@ class JobConsumer:
         self.verdicts["buried"] += 1
 
     def _drop(self, job: TokenisedJob) -> None:
-        self.held_jobs.drop(self._jobs(job.names), job.job.entry.encode())
+        self.held_jobs.drop(self._stream(job.names), job.job.entry.encode())
         if self.held_jobs.has_room:
             self.has_room.set()
 
 
 def _choose(free: list[groups.PendingEntry], room: int, *, take_suspect: bool) -> list[groups.PendingEntry]:
-    """As many jobs as there is room for, and at most one suspect beyond that."""
+    """Choose jobs that are not suspect as room allows, and at most one suspect."""
     suspects = [item for item in free if SUSPECT_DELIVERIES - 1 <= item.deliveries < MAX_DELIVERIES]
     others = [item for item in free if item not in suspects]
     return others[:room] + (suspects[:1] if take_suspect else [])

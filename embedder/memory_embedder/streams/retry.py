@@ -43,7 +43,7 @@ class _StopWhenSet(stop_base):
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether Redis is away, loading, full or read-only, so that the same call may work later."""
+    """Whether Redis is unreachable, loading, full or read-only, so that the same call may succeed later."""
     if isinstance(error, redis_errors.AuthenticationError):
         return False
     if isinstance(error, redis_errors.ResponseError) and str(error).startswith(_REFUSALS):
@@ -88,4 +88,4 @@ async def pause(stopping: asyncio.Event, seconds: float) -> None:
 
 def _log_outage(name: str, state: RetryCallState) -> None:
     error = state.outcome.exception() if state.outcome else None
-    _log.warning("%s: Redis is away (%s), attempt %d", name, type(error).__name__, state.attempt_number)
+    _log.warning("%s: Redis is unreachable (%s), attempt %d", name, type(error).__name__, state.attempt_number)
