@@ -82,39 +82,41 @@ async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMir
     """Mirror a namespace, several times over."""
     seconds: list[float] = []
     cpu: list[float] = []
-    kept, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot("bench", EVERYBODY)
+    cached, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot(
+        "bench", EVERYBODY
+    )
     for _ in range(ROUNDS):
-        shelf = MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
+        cache = MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
         started, used = time.perf_counter(), time.process_time()
-        kept, seen = await shelf.snapshot("bench", EVERYBODY)
+        cached, seen = await cache.snapshot("bench", EVERYBODY)
         seconds.append(time.perf_counter() - started)
         cpu.append(time.process_time() - used)
-    assert kept.mirror.living == count
+    assert cached.mirror.living == count
     return (
-        kept,
+        cached,
         seen,
         {
             "vectors_per_second": spread([count / one for one in seconds]),
             "vectors_per_cpu_second": spread([count / one for one in cpu]),
-            "bytes_per_vector": kept.mirror.nbytes / count,
+            "bytes_per_vector": cached.mirror.nbytes / count,
         },
     )
 
 
-def selecting(kept: CachedMirror) -> Rows:
+def selecting(cached: CachedMirror) -> Rows:
     """How long a permission takes: a thousand tokens of single memories, contexts and owners over all rows."""
-    tokens = [f"i:{memory_id}" for memory_id in kept.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
+    tokens = [f"i:{memory_id}" for memory_id in cached.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
     wide = Selection(every=[("scope", [*tokens, "pub"])])
-    (seconds,) = timed(lambda: kept.mirror.select(wide, time.time()))
+    (seconds,) = timed(lambda: cached.mirror.select(wide, time.time()))
     return {"tokens": len(tokens) + 1, "seconds": spread(seconds)}
 
 
-def comparing(engine: BulkEngine, kept: CachedMirror, seen: Snapshot, queries: Matrix) -> Rows:
+def comparing(engine: BulkEngine, cached: CachedMirror, seen: Snapshot, queries: Matrix) -> Rows:
     """The exact ten nearest of a thousand queries beside FAISS's flat index, and of a tenth of
     them with half of the rows permitted."""
     library: Any = faiss
     faiss_index = library.IndexFlatIP(DIMENSION)
-    faiss_index.add(kept.mirror.vectors)
+    faiss_index.add(cached.mirror.vectors)
     everything = Snapshot(seen.vectors, seen.ids, seen.pieces, np.ones(len(seen.chosen), np.bool_), seen.device_rows)
     few = queries[:LOOPED]
     bitmap = library.IDSelectorBitmap(np.packbits(seen.chosen, bitorder="little"))
@@ -241,10 +243,10 @@ async def main(count: int, rounds: int) -> None:
     with product() as running:
         async with running.redis() as redis:
             await store_raw(redis, "bench", vectors)
-            kept, seen, filled = await fill(redis, engine, count)
+            cached, seen, filled = await fill(redis, engine, count)
             note("mirror", filled)
-            note("selection", selecting(kept))
-            note("exact", comparing(engine, kept, seen, queries))
+            note("selection", selecting(cached))
+            note("exact", comparing(engine, cached, seen, queries))
             note("indexes", indexes(engine, seen, queries))
             note("redis_flat_looped", await looped(redis, queries))
         rows["redis_to_engine"] = rows["redis_flat_looped"]["median"] / rows["exact"]["engine"]["median"]

@@ -54,7 +54,7 @@ def serve(
     metrics_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port of /metrics; default: no metrics.")
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, which needs no password.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, which has no authentication.")] = "127.0.0.1",
     gpu_turns: Annotated[
         Path | None, typer.Option(help="Folder of lock files that give each sidecar of a machine its own GPU.")
     ] = None,
