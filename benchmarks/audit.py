@@ -15,19 +15,19 @@ from typing import Any
 
 from mcp import Client as McpClient
 
-from memory_core.connection import connect
-from memory_core.ids import new_id
-from memory_core.keyring import new_key
-from memory_core.keys import Keys
-from memory_core.settings import Settings
-from memory_server.app import build_server
-from memory_server.auditing import trail
-from memory_server.auditing.auditor import Auditor
-from memory_server.auditing.recorder import Recorder
-from memory_server.auditing.said import Said, said
-from memory_server.auditing.sealing import seal
-from memory_server.backend import Backend
+from memory_core.crypto.keyring import new_key
+from memory_core.records.audit_entry import Said, said
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import connect
+from memory_server.engine.backend import Backend
+from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
+from memory_server.security.audit import reader
+from memory_server.security.audit.auditor import Auditor
+from memory_server.security.audit.chain import seal
+from memory_server.security.audit.recorder import Recorder
 
 CALLS, AT_ONCE, ROUNDS = 200, 16, 5
 ENTRIES = 20_000
@@ -113,7 +113,7 @@ async def _sealing(url: str) -> None:
             assert await seal(backend, namespace)
             _tell("sealed", begun, spent)
             begun, spent = time.perf_counter(), time.process_time()
-            report = await trail.check(client, keys, backend.keyring)
+            report = await reader.check(client, keys, backend.keyring)
             assert report.ok
             assert report.sealed_to == ENTRIES
             _tell("verified", begun, spent)

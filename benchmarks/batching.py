@@ -11,7 +11,7 @@ from statistics import median
 
 from benchmarks import results
 from benchmarks.evalset import load
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.engines.backends import Backend, load_encoder
 from memory_embedder.engines.encoder import Encoder, encode
 from memory_embedder.engines.encoder_options import EncoderOptions

@@ -22,11 +22,11 @@ from benchmarks import results
 from benchmarks.long_content import text, until_embedded
 from benchmarks.mcp_client import call
 from benchmarks.serving import Product, product
-from memory_core.bulk import IndexType, Nearest, NearestFound, Selection
-from memory_core.connection import Client
-from memory_core.ids import new_id
-from memory_core.keys import Keys, vector_field
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys, vector_field
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store.bulk_messages import IndexType, Nearest, NearestFound, Selection
+from memory_core.store.connection import Client
 from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
 from memory_embedder.bulk.faiss_index import FaissLibrary

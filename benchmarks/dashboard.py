@@ -23,18 +23,18 @@ import numpy as np
 from playwright.async_api import Browser, Page, async_playwright
 
 from benchmarks.serving import product, service_on
-from memory_core.connection import Client
-from memory_core.ids import new_id
-from memory_core.integrity import _message  # pyright: ignore[reportPrivateUsage] - what the Functions sign
-from memory_core.keyring import new_key
-from memory_core.keys import Keys, vector_field
-from memory_core.names import SEPARATOR
-from memory_core.records import SIGNED_FIELDS
-from memory_core.scope import id_token
-from memory_core.times import to_redis
-from memory_core.vectors import normalise, to_bytes
+from memory_core.crypto.integrity import _message  # pyright: ignore[reportPrivateUsage] - what the Functions sign
+from memory_core.crypto.keyring import new_key
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys, vector_field
+from memory_core.records.memory import SIGNED_FIELDS
+from memory_core.records.names import SEPARATOR
+from memory_core.records.scope import id_token
+from memory_core.records.times import to_redis
+from memory_core.records.vectors import normalise, to_bytes
+from memory_core.store.connection import Client
+from memory_server.access.operator_login import admit_once
 from memory_server.service import Service
-from memory_server.usecases.entrance import admit_once
 
 MEMORIES = int(os.environ.get("BENCH_MEMORIES", "100000"))
 POINTS = int(os.environ.get("BENCH_POINTS", "20000"))

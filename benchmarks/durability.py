@@ -17,14 +17,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.metrics import percentile
-from memory_core.connection import connect
 from memory_core.errors import MemoryServiceError
-from memory_core.records import Priority
-from memory_core.settings import Settings
+from memory_core.records.memory import Priority
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import connect
+from memory_server.engine.principals import Caller
 from memory_server.local.binaries import find_redis
+from memory_server.memories.store import NewMemory, store_memory
 from memory_server.service import Service
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.store import NewMemory, store_memory
 
 CLIENTS = (1, 8)
 SECONDS = 10.0

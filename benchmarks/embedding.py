@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.evalset import load
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.engines.catalogue import EngineName, open_engine
 from memory_embedder.engines.encoder import encode

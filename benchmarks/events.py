@@ -19,12 +19,12 @@ from mcp import Client as McpClient
 from benchmarks import results
 from benchmarks.mcp_client import call
 from benchmarks.serving import product, service_on
-from memory_core.connection import Client
-from memory_core.keys import Keys
-from memory_server.results.events import EventsAnswer
+from memory_core.records.keys import Keys
+from memory_core.store.connection import Client
+from memory_server.contract.events import EventsAnswer
+from memory_server.engine.principals import Caller
+from memory_server.events.waiting import WaitRequest, wait_for_events
 from memory_server.service import Service
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.waiting import WaitRequest, wait_for_events
 
 WAITERS = int(os.environ.get("BENCH_WAITERS", "1000"))
 HTTP_CLIENTS = 50

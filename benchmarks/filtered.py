@@ -18,13 +18,13 @@ from benchmarks import results
 from benchmarks.metrics import percentile
 from benchmarks.serving import product
 from benchmarks.vectors import MODEL, questions_and_texts
-from memory_core import index
-from memory_core.connection import Client
-from memory_core.keys import Keys, vector_field
-from memory_core.settings import VectorStoreSettings
-from memory_core.vectors import Matrix, to_bytes
-from memory_server.search import policy
-from memory_server.search.query import Query, having, with_neighbours
+from memory_core.records.keys import Keys, vector_field
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.settings.settings import VectorStoreSettings
+from memory_core.store import index
+from memory_core.store.connection import Client
+from memory_server.index.query import Query, having, with_neighbours
+from memory_server.search import knn_policy
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0)
 DEPTHS = (10, 100)
@@ -70,7 +70,7 @@ async def measure(client: Client, keys: Keys, asked: Matrix, vectors: Matrix, co
     for share, numbers in readable.items():
         exact = [set(numbers[np.argsort(-(vectors[numbers] @ vector))[:K]].tolist()) for vector in asked]
         for depth in DEPTHS:
-            ours = policy.choose(len(numbers), count, depth)
+            ours = knn_policy.choose(len(numbers), count, depth)
             rows.append(await _compare(client, keys, share, asked, depth, ours, exact))
     return rows
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.poisoning import QUERIES
-from memory_core.integrity import Integrity
-from memory_core.keyring import Keyring, Secret
-from memory_core.settings import Settings
+from memory_core.crypto.integrity import Integrity
+from memory_core.crypto.keyring import Keyring, Secret
+from memory_core.settings.settings import Settings
+from memory_server.engine.principals import Caller
 from memory_server.local.stop import stop
+from memory_server.memories.store import NewMemory, store_memory
+from memory_server.search.search import Mode, SearchRequest, semantic_search
 from memory_server.service import Service
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.search import Mode, SearchRequest, semantic_search
-from memory_server.usecases.store import NewMemory, store_memory
 
 ROUNDS, STORES = 15, 100
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks.mcp_client import call
 from benchmarks.metrics import percentile
 from benchmarks.serving import Product, product
-from memory_core.records import compress
+from memory_core.records.memory import compress
 
 MIB = 1 << 20
 _SEARCHES = 200

@@ -16,16 +16,16 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from moving_fixtures import FORMATS
 from rich.console import Console
 from rich.table import Table
+from support.transfer_fixtures import FORMATS
 
-from memory_core.ids import new_id
-from memory_core.settings import Settings
+from memory_core.records.ids import new_id
+from memory_core.settings.settings import Settings
 from memory_server.cli.console import with_service
-from memory_server.moving.exporting import What, export
-from memory_server.moving.importing import How, import_path
 from memory_server.service import Service
+from memory_server.transfer.exporter import What, export
+from memory_server.transfer.importer import How, import_path
 
 T = TypeVar("T")
 _DIMENSION = 384

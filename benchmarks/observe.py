@@ -17,14 +17,14 @@ from typing import Any
 from mcp import Client as McpClient
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-from memory_core import tracing
-from memory_core.histogram import Histogram
-from memory_core.ids import new_id
-from memory_core.settings import Settings
-from memory_server.app import build_server
-from memory_server.metrics.exposition import exposition
-from memory_server.metrics.figures import Figures
-from memory_server.metrics.stock import Stocktaking
+from memory_core.observe import tracing
+from memory_core.observe.histogram import Histogram
+from memory_core.records.ids import new_id
+from memory_core.settings.settings import Settings
+from memory_server.engine.counters import Figures
+from memory_server.mcp.server import build_server
+from memory_server.operations.stats.prometheus import exposition
+from memory_server.operations.stats.stock import Stocktaking
 from memory_server.runtime import Runtime
 
 CALLS, AT_ONCE, ROUNDS, SCRAPES, MEMORIES = 100, 8, 11, 200, 50

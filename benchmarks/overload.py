@@ -24,7 +24,7 @@ from rich.table import Table
 from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
-from memory_core.settings import Settings
+from memory_core.settings.settings import Settings
 
 ROUNDS, SECONDS, WARM_SECONDS, PATIENCE_SECONDS = 3, 8.0, 5.0, 2.0
 _SUBJECTS = ("harbour", "tide", "lighthouse", "ferry", "storm", "anchor", "compass", "island")

@@ -18,14 +18,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.metrics import percentile
-from memory_core.records import MemoryType, Visibility
-from memory_core.settings import Settings
-from memory_core.vectors import Matrix
+from memory_core.records.memory import MemoryType, Visibility
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import Settings
+from memory_server.engine.principals import Caller
 from memory_server.local.stop import stop
+from memory_server.memories.store import NewMemory, store_memory
+from memory_server.search.search import Mode, SearchRequest, semantic_search
 from memory_server.service import Service
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.search import Mode, SearchRequest, semantic_search
-from memory_server.usecases.store import NewMemory, store_memory
 
 QUERIES = (
     "when do the fishing boats leave the harbour",

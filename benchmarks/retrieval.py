@@ -18,9 +18,9 @@ from benchmarks.evalset import Conversation, load
 from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import Product, product, service_on
+from memory_server.engine.principals import Caller
 from memory_server.search.ranking import IN_CONTEXT, Weights
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.search import SearchRequest, semantic_search
+from memory_server.search.search import SearchRequest, semantic_search
 
 MODES = ("vector", "keyword", "hybrid")
 WITHOUT = {

@@ -22,9 +22,9 @@ from benchmarks.raw_client import RawClient, Refused
 from benchmarks.service import Texts, clients
 from benchmarks.serving import Product, product
 from benchmarks.vectors import questions_and_texts
-from memory_core.connection import Client
-from memory_core.keys import Keys
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.records.keys import Keys
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store.connection import Client
 
 SIZES = (10_000, 100_000)
 REACHES = (10, 50, 100, 200, 300)

@@ -14,10 +14,10 @@ from typing import Any
 from benchmarks import results
 from benchmarks.service import Texts, clients, fill
 from benchmarks.serving import Product, product
-from memory_core.connection import Client
-from memory_core.index import coverage, ensure_namespace
-from memory_core.keys import Keys
-from memory_core.settings import VectorStoreSettings
+from memory_core.records.keys import Keys
+from memory_core.settings.settings import VectorStoreSettings
+from memory_core.store.connection import Client
+from memory_core.store.index import coverage, ensure_namespace
 from memory_embedder.engines.fake import FakeEncoder
 from memory_embedder.sidecar import Sidecar, SidecarOptions
 

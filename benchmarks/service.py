@@ -22,8 +22,8 @@ from benchmarks.evalset import load
 from benchmarks.metrics import percentile
 from benchmarks.raw_client import RawClient, Refused
 from benchmarks.serving import Product, product
-from memory_core.keys import Keys
-from memory_core.vectors import to_bytes
+from memory_core.records.keys import Keys
+from memory_core.records.vectors import to_bytes
 
 CLIENTS = (1, 8, 64)
 SIZES = (1_000, 10_000)

@@ -22,13 +22,13 @@ from rich.table import Table
 
 from benchmarks import results
 from benchmarks.metrics import percentile
-from memory_core import functions
-from memory_core.connection import Client, connect
-from memory_core.ids import new_id
-from memory_core.index import ensure_namespace
-from memory_core.keys import Keys
-from memory_core.settings import VectorStoreSettings
-from memory_core.tasks import Kind
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.records.task import Kind
+from memory_core.settings.settings import VectorStoreSettings
+from memory_core.store import functions
+from memory_core.store.connection import Client, connect
+from memory_core.store.index import ensure_namespace
 from memory_server.local.attach import attach
 from memory_server.local.stop import stop
 

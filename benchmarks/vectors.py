@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.evalset import load
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 from memory_embedder.engines.backends import load_encoder
 from memory_embedder.engines.encoder import encode
 from memory_embedder.engines.encoder_options import EncoderOptions

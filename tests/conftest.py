@@ -8,10 +8,10 @@ from itertools import count
 
 import pytest
 import pytest_asyncio
-from redis_users import denials
-from stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
+from support.redis_users import denials
+from support.stack import MASTER_KEY, Agent, Server, Stack, in_own_task, whole_stack
 
-from memory_core.keys import AUDITED, NAMESPACES
+from memory_core.records.keys import AUDITED, NAMESPACES
 from memory_server.service import Service
 
 _numbers = count()

@@ -15,12 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
-from memory_core import logs, tracing
-from memory_core.connection import redis_url
+from memory_core.crypto.keyring import load_keyring
+from memory_core.crypto.sealing import Transports
 from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatch, NotSupported, UnsafeStart
-from memory_core.keyring import load_keyring
-from memory_core.sealing import Transports
-from memory_core.settings import Settings
+from memory_core.observe import logs, tracing
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import redis_url
 from memory_embedder.devices.gpu_turns import count_gpus, take_turn
 from memory_embedder.engines.backends import Backend, load_encoder
 from memory_embedder.engines.encoder import Encoder

@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from memory_core.errors import MemoryServiceError
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.bulk.gpu_check import check_bulk
 from memory_embedder.devices.nvml import nvidia_gpus, open_nvidia_reader
 from memory_embedder.engines.catalogue import EngineName, open_engine, usable_engines

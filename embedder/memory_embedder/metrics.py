@@ -16,7 +16,7 @@ from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from memory_core.errors import InvalidArgument
-from memory_core.metric_families import Families
+from memory_core.observe.metric_families import Families
 
 if TYPE_CHECKING:
     from memory_embedder.sidecar import Sidecar

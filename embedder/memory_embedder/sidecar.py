@@ -15,13 +15,13 @@ from typing import Any
 
 from redis import exceptions as redis_errors
 
-from memory_core import keys, sidecars
-from memory_core.connection import Client, check_server, connect, store_errors
+from memory_core.crypto.sealing import Transports
 from memory_core.errors import InvalidArgument
-from memory_core.ids import new_id
-from memory_core.sealing import Transports
-from memory_core.sidecars import SidecarStatus
-from memory_core.streams import entries
+from memory_core.records import keys, sidecar
+from memory_core.records.ids import new_id
+from memory_core.records.sidecar import SidecarStatus
+from memory_core.store.connection import Client, check_server, connect, store_errors
+from memory_core.store.streams import entries
 from memory_embedder.bulk.requests import BulkConsumer
 from memory_embedder.devices.nvml import GpuReading, open_nvidia_reader
 from memory_embedder.devices.rocm import open_amd_reader
@@ -59,7 +59,7 @@ class SidecarOptions:
 
     lease: float = 10.0
     scan: float = 3.0
-    heartbeat: float = sidecars.HEARTBEAT_SECONDS
+    heartbeat: float = sidecar.HEARTBEAT_SECONDS
     block: float = 1.0
     bulk_bytes: int = 1 << 30
     standby: bool = False
@@ -246,7 +246,7 @@ class Sidecar:
         return stepped
 
     async def _beat(self) -> None:
-        await sidecars.announce(self._client, self.status())
+        await sidecar.announce(self._client, self.status())
 
     async def _feed(self) -> None:
         """Read jobs of the next namespace, as many as there is room for."""
@@ -326,7 +326,7 @@ class Sidecar:
         try:
             async with store_errors(), asyncio.timeout(_BLOCK_GRACE_SECONDS):
                 await self.jobs.release()
-                await sidecars.withdraw(self._client, self.id)
+                await sidecar.withdraw(self._client, self.id)
         except Exception as error:  # nothing may prevent the shutdown
             _log.warning("stopped without withdrawing: %s", type(error).__name__)
         finally:

@@ -14,11 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from memory_core import tracing
-from memory_core.settings import Settings
-from memory_server.auditing.recorder import Recorder
-from memory_server.gate import Gate
-from memory_server.metrics.figures import Figures
+from memory_core.observe import tracing
+from memory_core.settings.settings import Settings
+from memory_server.access.gate import Gate
+from memory_server.engine.counters import Figures
+from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
     from memory_server.service import Service
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _HEAVY = (
     "memory_server.service",
-    "memory_core.tokens",
+    "memory_core.records.token",
     "memory_server.local.attach",
-    "memory_server.usecases.store",
-    "memory_server.usecases.read",
-    "memory_server.usecases.update",
-    "memory_server.usecases.clear",
-    "memory_server.usecases.search",
-    "memory_server.usecases.stats",
-    "memory_server.usecases.agents",
-    "memory_server.usecases.distributing",
-    "memory_server.usecases.sharing",
-    "memory_server.usecases.shared_context",
-    "memory_server.usecases.waiting",
-    "memory_server.usecases.following",
-    "memory_server.usecases.sweeping",
+    "memory_server.memories.store",
+    "memory_server.memories.get",
+    "memory_server.memories.update",
+    "memory_server.memories.clear",
+    "memory_server.search.search",
+    "memory_server.operations.stats.memory_stats",
+    "memory_server.agents.registry",
+    "memory_server.tasks.submit",
+    "memory_server.sharing.grants",
+    "memory_server.sharing.shared_context",
+    "memory_server.events.waiting",
+    "memory_server.events.resource_changes",
+    "memory_server.operations.sweeper",
 )
 
 
@@ -96,8 +96,8 @@ class Runtime:
             traced = await asyncio.to_thread(tracing.start, self.settings, "redis-memory", version("redis-memory-gpu"))
             for module in _HEAVY:
                 await asyncio.to_thread(importlib.import_module, module)
+            from memory_server.operations.sweeper import sweeping
             from memory_server.service import Service
-            from memory_server.usecases.sweeping import sweeping
 
             async with AsyncExitStack() as stack:
                 service = await stack.enter_async_context(Service(self.settings, self.recorder, self.figures).running())

@@ -10,29 +10,29 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from cachetools import LRUCache
 
-from memory_core import redis_time
-from memory_core.agents import Agent
-from memory_core.connection import store_errors
+from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
-from memory_core.histogram import Histogram
-from memory_core.keys import Keys, bell, lane_of
-from memory_core.settings import Settings
-from memory_core.times import to_redis
-from memory_server.auditing.auditor import Auditor
-from memory_server.auditing.recorder import Recorder
-from memory_server.backend import Backend
-from memory_server.bulk import Bulk
-from memory_server.caching import Asker
-from memory_server.cancelling import cancel
-from memory_server.embeddings import Embeddings
+from memory_core.observe.histogram import Histogram
+from memory_core.records.agent import Agent
+from memory_core.records.keys import Keys, bell, lane_of
+from memory_core.records.times import to_redis
+from memory_core.settings.settings import Settings
+from memory_core.store import redis_time
+from memory_core.store.connection import store_errors
+from memory_server.contract.stats import Percentiles
+from memory_server.engine.backend import Backend
+from memory_server.engine.bulk_client import Bulk
+from memory_server.engine.counters import Figures
+from memory_server.engine.durability import Syncing
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.vector_cache import Asker
 from memory_server.events.hub import Hub
-from memory_server.events.seen import Seen
-from memory_server.metrics.figures import Figures
-from memory_server.quotas import Quotas
-from memory_server.readers import Readers
-from memory_server.results.stats import Percentiles
-from memory_server.syncing import Syncing
-from memory_server.vault import Vault
+from memory_server.events.positions import Seen
+from memory_server.memories.quotas import Quotas
+from memory_server.security.audit.auditor import Auditor
+from memory_server.security.audit.recorder import Recorder
+from memory_server.security.vault import Vault
 
 log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 1.0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
-from stack import Server, Stack, in_own_task
+from support.stack import Server, Stack, in_own_task
 
 if TYPE_CHECKING:
     from fill import Team
@@ -30,8 +30,8 @@ async def browser() -> AsyncGenerator[Browser]:
 @pytest_asyncio.fixture(loop_scope="session")
 async def team(server: Server, stack: Stack, namespace: str) -> Team:
     """What three agents left in the test's namespace, all with their vectors."""
-    from embedder_fixtures import wait_until
     from fill import fill, has_vectors
+    from support.embedder_fixtures import wait_until
 
     filled = await fill(server, namespace)
     await wait_until(lambda: has_vectors(server, namespace))

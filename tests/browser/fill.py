@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from stack import Agent, Server
+from support.stack import Agent, Server
 
 XSS = (
     "<script>window.pwned = 1</script>",

@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
-from auth_helpers import issued
+from drawn import drawn
 from fill import Team
 from pages import opened, shoot
 from playwright.async_api import Browser, Page, expect
-from redis_users import SERVER
-from stack import Server, Stack, in_own_task, serving
-from test_pages import drawn
+from support.auth_helpers import issued
+from support.redis_users import SERVER
+from support.stack import Server, Stack, in_own_task, serving
 
-from memory_server.usecases.entrance import admit_once
+from memory_server.access.operator_login import admit_once
 
 pytestmark = pytest.mark.browser
 _FIRST_POINT = """async (element) => {

@@ -7,26 +7,17 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
+from browser.drawn import drawn
 from fill import XSS, Team
 from pages import DESKTOP, PHONE, opened, shoot
 from playwright.async_api import Browser, Page, expect
-from stack import Server
+from support.stack import Server
 
-from memory_server.usecases.entrance import admit_once
+from memory_server.access.operator_login import admit_once
 
 pytestmark = pytest.mark.browser
 VIEWS = ("overview", "memories", "map", "team", "sharing", "audit")
 LOOKS = {"light": (DESKTOP, False), "dark": (DESKTOP, True), "phone": (PHONE, False), "phone-dark": (PHONE, True)}
-
-
-async def drawn(page: Page, view: str) -> None:
-    """Wait until a view shows what was loaded."""
-    signs = {
-        "overview": ".chart canvas", "memories": ".hit", "map": "[data-drawn]", "team": ".lane .task",
-        "sharing": ".grant", "audit": "tbody tr",
-    }  # fmt: skip
-    await expect(page.locator(signs[view]).first).to_be_visible()
-    await expect(page.get_by_text("Opening…")).to_have_count(0)
 
 
 async def flaws(page: Page) -> list[Any]:

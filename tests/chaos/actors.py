@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory_core.times import parse_time
+from memory_core.records.times import parse_time
 
 from .history import Json, Recorder, Refusal
 from .surfaces import Surface, direct, remote, serve

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from memory_core.times import parse_time
+from memory_core.records.times import parse_time
 
 from .history import Call, Clock
 from .kept import Kept, Leftovers

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from memory_core.codec import unpack
-from memory_core.connection import Client
-from memory_core.keys import Keys
-from memory_core.tasks import split
+from memory_core.records.codec import unpack
+from memory_core.records.keys import Keys
+from memory_core.records.task import split
+from memory_core.store.connection import Client
 
 _AT_ONCE = 1000
 

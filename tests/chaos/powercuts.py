@@ -14,18 +14,18 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from embedder_fixtures import RedisServer, wait_until
 from redis.exceptions import BusyLoadingError
-from redis_users import SERVER
+from support.embedder_fixtures import RedisServer, wait_until
+from support.redis_users import SERVER
 
-from memory_core.connection import connect
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import Keys
-from memory_core.records import Priority
-from memory_core.settings import Settings
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Priority
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import connect
+from memory_server.engine.principals import Caller
+from memory_server.memories.store import NewMemory, store_memory
 from memory_server.service import Service
-from memory_server.usecases.principals import Caller
-from memory_server.usecases.store import NewMemory, store_memory
 
 from .stored import power
 from .stored.machine import short_folder

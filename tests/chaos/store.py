@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from memory_core.keys import Keys
+from memory_core.records.keys import Keys
 
 from . import history
 from .evidence import Violation

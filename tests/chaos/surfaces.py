@@ -14,14 +14,16 @@ from mcp_types import CallToolResult
 
 from memory_core import errors
 from memory_core.errors import MemoryServiceError, OutcomeUnknown
-from memory_core.settings import Settings
-from memory_core.tasks import TaskPriority, TaskState
-from memory_server.app import build_server
+from memory_core.records.task import TaskPriority, TaskState
+from memory_core.settings.settings import Settings
+from memory_server.agents import registry
+from memory_server.engine.principals import Caller
+from memory_server.http.app import http_application
+from memory_server.mcp.server import build_server
+from memory_server.operations import sweeper
 from memory_server.runtime import Runtime
 from memory_server.service import Service
-from memory_server.transport.http import http_application
-from memory_server.usecases import agents, distributing, sweeping, tasks, work
-from memory_server.usecases.principals import Caller
+from memory_server.tasks import leases, lifecycle, submit
 
 from .history import Json
 
@@ -54,38 +56,38 @@ class Direct:
         return answer.model_dump(mode="json")
 
     async def _register_agent(self, caller: Caller, **said: Any) -> Any:
-        return await agents.register_agent(self._service, caller, agents.Profile(**said))
+        return await registry.register_agent(self._service, caller, registry.Profile(**said))
 
     async def _update_agent_heartbeat(self, caller: Caller, lease_tokens: list[str]) -> Any:
-        return await agents.heartbeat(
+        return await registry.heartbeat(
             self._service, caller, status=None, load=None, lease_tokens=lease_tokens, metrics=None
         )
 
     async def _get_pending_tasks(self, caller: Caller, **wanted: Any) -> Any:
-        return await work.get_pending_tasks(self._service, caller, work.Claim(**wanted))
+        return await leases.get_pending_tasks(self._service, caller, leases.Claim(**wanted))
 
     async def _complete_task(self, caller: Caller, task_id: str, lease_token: str) -> Any:
-        return await work.complete_task(
+        return await leases.complete_task(
             self._service, caller, task_id, lease_token, result={"by": caller.agent}, metrics=None, store_result=False
         )
 
     async def _fail_task(self, caller: Caller, task_id: str, lease_token: str, error: str, retry: bool) -> Any:
-        return await work.fail_task(
+        return await leases.fail_task(
             self._service, caller, task_id, lease_token, error=error, retry=retry, handoff="I began it"
         )
 
     async def _distribute_task(self, caller: Caller, priority: str, **new: Any) -> Any:
-        wanted = distributing.NewTask(priority=TaskPriority(priority), **new)
-        return await distributing.distribute_task(self._service, caller, wanted)
+        wanted = submit.NewTask(priority=TaskPriority(priority), **new)
+        return await submit.distribute_task(self._service, caller, wanted)
 
     async def _cancel_task(self, caller: Caller, task_id: str) -> Any:
-        return await tasks.cancel_task(self._service, caller, task_id, "not needed any more")
+        return await lifecycle.cancel_task(self._service, caller, task_id, "not needed any more")
 
     async def _requeue_task(self, caller: Caller, task_id: str) -> Any:
-        return await tasks.requeue_task(self._service, caller, task_id)
+        return await lifecycle.requeue_task(self._service, caller, task_id)
 
     async def _list_tasks(self, caller: Caller, states: list[str], limit: int) -> Any:
-        return await tasks.list_tasks(self._service, caller, [TaskState(state) for state in states], limit)
+        return await lifecycle.list_tasks(self._service, caller, [TaskState(state) for state in states], limit)
 
 
 @asynccontextmanager
@@ -94,7 +96,7 @@ async def direct(url: str, namespace: str) -> AsyncGenerator[Direct]:
     settings = Settings.load(redis_url=url, tasks=TASK_SETTINGS, limits={"burst": 1_000_000_000})
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(Service(settings).running())
-        await stack.enter_async_context(sweeping.sweeping(service))
+        await stack.enter_async_context(sweeper.sweeping(service))
         yield Direct(service, namespace)
 
 

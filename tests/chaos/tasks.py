@@ -15,12 +15,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from embedder_fixtures import RedisServer
-from ports import free_port
 from redis.exceptions import RedisError
+from support.embedder_fixtures import RedisServer
+from support.ports import free_port
 
-from memory_core.connection import Client, connect
-from memory_core.keys import Keys
+from memory_core.records.keys import Keys
+from memory_core.store.connection import Client, connect
 
 from . import checker, history, kept
 from .actors import LEASES, Part

@@ -91,7 +91,7 @@ def _kill(child: int) -> None:
 
 
 def _fork(part: Part) -> int:
-    from memory_server.usecases import sweeping
+    from memory_server.operations import sweeper
 
     from . import actors
 
@@ -99,7 +99,7 @@ def _fork(part: Part) -> int:
     if child:
         return child
     os.close(0)
-    sweeping.ROUND_SECONDS, sweeping.LEASE_SECONDS = 0.5, 2
+    sweeper.ROUND_SECONDS, sweeper.LEASE_SECONDS = 0.5, 2
     logging.disable(logging.WARNING)
     try:
         asyncio.run(actors.play(part))

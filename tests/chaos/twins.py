@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from in_process import InProcess
-from stack import Stack, whole_stack
-from twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
+from support.in_process import InProcess
+from support.stack import Stack, whole_stack
+from support.twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
 
-from memory_core.keys import NAMESPACES, Keys
+from memory_core.records.keys import NAMESPACES, Keys
 from memory_embedder.engines.weights import DEFAULT_MODEL
-from memory_server.caching import Vectors
+from memory_server.engine.vector_cache import Vectors
 
 LENGTH = 12
 """Calls of alice in one script."""

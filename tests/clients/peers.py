@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from node import NODE
+from support.node import NODE
 
 HERE = Path(__file__).parent
 INSPECTOR = HERE / "node_modules/@modelcontextprotocol/inspector/clients/cli/build/index.js"

@@ -18,9 +18,9 @@ from importlib.metadata import distributions
 from itertools import count
 from pathlib import Path
 
-from node import NODE, install
 from peers import HERE, Inspector, connected
-from product import SERVE, serving, shown_on_failure, stop_redis
+from support.node import NODE, install
+from support.product import SERVE, serving, shown_on_failure, stop_redis
 from tour import Broken, Traveller, expect, short_tour, whole_tour
 
 LEG_SECONDS, AT_ONCE = 120.0, 3

@@ -8,7 +8,7 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 from peers import Peer, PeerFailed
-from tool_schemas import problems_of
+from support.tool_schemas import problems_of
 
 FACT = "The night train to Trieste leaves from platform nine."
 LATER = "The night train to Trieste leaves from platform four."

@@ -22,8 +22,8 @@ from mcp_types import (
     TextContent,
 )
 
-from memory_server.tools.arguments import NoArguments
-from memory_server.tools.toolkit import make_tool
+from memory_server.contract.arguments import NoArguments
+from memory_server.mcp.tools.toolkit import make_tool
 
 
 def form(message: str, field: str, kind: str = "string") -> InputRequest:

@@ -20,9 +20,9 @@ from mcp_types import (
 from pydantic import BaseModel, Field
 
 from memory_core.errors import InvalidArgument
-from memory_server.results.answer import Answer
-from memory_server.tools.arguments import Arguments, NoArguments
-from memory_server.tools.toolkit import make_tool
+from memory_server.contract.answer import Answer
+from memory_server.contract.arguments import Arguments, NoArguments
+from memory_server.mcp.tools.toolkit import make_tool
 
 Ctx = Context[Any, Any]
 STEP_SECONDS = 0.05

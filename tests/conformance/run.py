@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from node import NODE, install
-from product import SERVE, serving, shown_on_failure, stop_redis
+from support.node import NODE, install
+from support.product import SERVE, serving, shown_on_failure, stop_redis
 
 HERE = Path(__file__).parent
 SUITE = HERE / "node_modules/@modelcontextprotocol/conformance/dist/index.js"

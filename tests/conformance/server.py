@@ -28,11 +28,11 @@ from mcp_types import (
     TextResourceContents,
 )
 
-from memory_core.settings import Settings
-from memory_server import app
+from memory_core.settings.settings import Settings
+from memory_server.http import app as http
+from memory_server.mcp import server as app
+from memory_server.mcp.tools.monitor import monitor_tools
 from memory_server.runtime import Runtime
-from memory_server.tools.monitor import monitor_tools
-from memory_server.transport import http
 
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8DwHwAFBQIAX8jx0gAAAABJRU5ErkJggg=="
 

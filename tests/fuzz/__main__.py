@@ -8,7 +8,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from stack import whole_stack
+from support.stack import whole_stack
 
 from .storm import SETTINGS, Report, Storm
 

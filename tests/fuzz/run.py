@@ -39,7 +39,16 @@ def main() -> int:
 
 
 def _round(steps: int, seed: int) -> int:
-    command = [sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "tests/test_properties.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "no:cacheprovider",
+        "tests/memories/test_properties.py",
+    ]
     environment = {**os.environ, "FUZZ_STEPS": str(steps), "FUZZ_SEED": str(seed)}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 

@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx2
-from auth_helpers import ACCEPT, INITIALIZE, issued
-from in_process import Direct, InProcess
 from jsonschema import Draft202012Validator
 from mcp_types import Tool
-from stack import Server
+from support.auth_helpers import ACCEPT, INITIALIZE, issued
+from support.in_process import Direct, InProcess
+from support.stack import Server
 
 from memory_core import errors
-from memory_core.connection import Client
-from memory_core.keys import Keys
+from memory_core.records.keys import Keys
+from memory_core.store.connection import Client
 
 from .calls import Calls, Said
 from .corpus import CANARY, FORBIDDEN, RAW_BODIES

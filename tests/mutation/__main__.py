@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from planted_bugs import BUGS
+from support.planted_bugs import BUGS
 
 from mutation import lua, python
 from mutation.equivalents import EQUIVALENT

@@ -26,11 +26,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "if not found[2] or has_expired(found[3]) then return answer({status = 'gone'}) end",
     ): "a memory that has an owner has a revision",
     (
-        "server/memory_server/vault.py",
+        "server/memory_server/security/vault.py",
         "time.monotonic() - known.read_at < REMEMBER_SECONDS -> (time.monotonic() - known.read_at <= REMEMBER_SECONDS)",
     ): "nobody can tell by one tick of the clock",
     (
-        "server/memory_core/tokens.py",
+        "server/memory_core/records/token.py",
         "found is None or not right or found[0].revoked or found[0].expires_at <= redis_time.now() -> "
         "(not right or found[0].revoked or found[0].expires_at <= redis_time.now())",
     ): "a secret whose SHA-256 is 64 zeros would be needed: without a token nothing is right",

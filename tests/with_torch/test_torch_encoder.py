@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.devices.cpu import has_bf16
 from memory_embedder.engines.catalogue import open_engine
 from memory_embedder.engines.encoder import encode

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 
 Array = Any
 """numpy.ndarray or cupy.ndarray, which have the same methods."""

@@ -8,15 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.bulk import (
-    Clusters,
-    ClustersFound,
-    Duplicates,
-    DuplicatesFound,
-    Nearest,
-    NearestFound,
-)
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.store.bulk_messages import Clusters, ClustersFound, Duplicates, DuplicatesFound, Nearest, NearestFound
 from memory_embedder.bulk.array_module import Array, ArrayModule, DeviceRows
 from memory_embedder.bulk.faiss_index import FaissIndex, FaissLibrary
 from memory_embedder.bulk.mirror import Mask

@@ -10,10 +10,10 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from memory_core.connection import Client
-from memory_core.keys import Keys
-from memory_core.names import SEPARATOR
-from memory_core.streams import Fields, entries
+from memory_core.records.keys import Keys
+from memory_core.records.names import SEPARATOR
+from memory_core.store.connection import Client
+from memory_core.store.streams import Fields, entries
 from memory_embedder.bulk.mirror import LoadedMemory, Mirror
 
 _log = logging.getLogger(__name__)

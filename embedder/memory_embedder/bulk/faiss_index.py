@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.bulk import IndexType
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.store.bulk_messages import IndexType
 from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.mirror import Mask
 from memory_embedder.bulk.numerics import Neighbours, nearest

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_core.bulk import Clause, Selection
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.store.bulk_messages import Clause, Selection
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]

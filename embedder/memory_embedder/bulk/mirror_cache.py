@@ -8,9 +8,10 @@ import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
-from memory_core import keys, redis_time
-from memory_core.bulk import IndexType, Selection
-from memory_core.connection import Client
+from memory_core.records import keys
+from memory_core.store import redis_time
+from memory_core.store.bulk_messages import IndexType, Selection
+from memory_core.store.connection import Client
 from memory_embedder.bulk.array_module import DeviceRows
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
 from memory_embedder.bulk.event_follower import EventsLost, Follower

@@ -11,8 +11,13 @@ from functools import partial
 from pydantic import BaseModel
 from redis import exceptions as redis_errors
 
-from memory_core import keys, redis_time
-from memory_core.bulk import (
+from memory_core.crypto.sealing import Transports
+from memory_core.errors import InvalidArgument
+from memory_core.records import keys
+from memory_core.records.sidecar import BulkStatus
+from memory_core.records.vectors import from_bytes, normalise
+from memory_core.store import redis_time
+from memory_core.store.bulk_messages import (
     MOST_QUERIES,
     MOST_RESULTS,
     BulkAsk,
@@ -22,12 +27,8 @@ from memory_core.bulk import (
     Request,
     pack_body,
 )
-from memory_core.connection import Client
-from memory_core.errors import InvalidArgument
-from memory_core.sealing import Transports
-from memory_core.sidecars import BulkStatus
-from memory_core.streams import BadMessage, Fields, Reply
-from memory_core.vectors import from_bytes, normalise
+from memory_core.store.connection import Client
+from memory_core.store.streams import BadMessage, Fields, Reply
 from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine
 from memory_embedder.bulk.faiss_index import FaissLibrary

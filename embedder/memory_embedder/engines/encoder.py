@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_core.vectors import Matrix, normalise
+from memory_core.records.vectors import Matrix, normalise
 
 TokenIds = NDArray[np.int64]
 """Token ids: one text as shape (length,), or a padded batch as shape (n, longest)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 
 Hint = Literal["throughput", "latency"]
 

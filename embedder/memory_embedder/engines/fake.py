@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from memory_core.vectors import Matrix, normalise
+from memory_core.records.vectors import Matrix, normalise
 from memory_embedder.engines.encoder import TextKind, Tokens
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import onnxruntime
 
 from memory_core.errors import InvalidArgument
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.devices.cpu import available_cores
 from memory_embedder.engines.encoder import Tokens
 from memory_embedder.engines.onnx_file import OnnxFileEncoder

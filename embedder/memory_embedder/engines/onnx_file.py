@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 from memory_embedder.engines.encoder import PooledEncoder, TextKind, TokenIds, Tokens, pool
 from memory_embedder.engines.tokeniser import TextTokeniser
 from memory_embedder.engines.weights import Weights

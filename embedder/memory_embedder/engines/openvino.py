@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import InvalidArgument
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix, normalise
+from memory_core.records.vectors import Matrix, normalise
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.devices.cpu import available_cores, has_bf16
 from memory_embedder.engines.encoder import TokenIds, Tokens
 from memory_embedder.engines.encoder_options import Hint

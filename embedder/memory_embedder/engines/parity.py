@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 
 MIN_COSINE = 0.999
 """Lowest cosine of a floating-point engine, also in half precision, to fp32 with the same weights."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import NotSupported
-from memory_core.settings import GpuSettings
+from memory_core.settings.settings import GpuSettings
 
 CPU = "CPUExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import InvalidArgument, NotSupported
-from memory_core.settings import GpuSettings
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
+from memory_core.settings.settings import GpuSettings
 from memory_embedder.devices.cpu import available_cores, has_bf16
 from memory_embedder.engines.encoder import PooledEncoder, TextKind, Tokens
 from memory_embedder.engines.parity import MIN_COSINE, SENTENCES, lowest_cosine

@@ -8,11 +8,13 @@ from collections import Counter, deque
 from dataclasses import dataclass, replace
 from functools import partial
 
-from memory_core import keys, redis_time, tracing
-from memory_core.connection import Client
-from memory_core.sealing import Transports
-from memory_core.streams import Ask, BadMessage, Fields, Reply
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.crypto.sealing import Transports
+from memory_core.observe import tracing
+from memory_core.records import keys
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_core.store.streams import Ask, BadMessage, Fields, Reply
 from memory_embedder.engines.encoder import Encoder, Tokens
 from memory_embedder.streams import groups
 from memory_embedder.streams.outbox import Outbox

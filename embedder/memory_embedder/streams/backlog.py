@@ -6,9 +6,9 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
-from memory_core.keys import Keys
-from memory_core.sealing import Lock
-from memory_core.streams import Job
+from memory_core.crypto.sealing import Lock
+from memory_core.records.keys import Keys
+from memory_core.store.streams import Job
 from memory_embedder.engines.encoder import TokenIds, plan_batches
 from memory_embedder.streams.throughput import Throughput
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from redis import exceptions as redis_errors
 
-from memory_core import keys
-from memory_core.connection import Client
-from memory_core.streams import Fields, entries
+from memory_core.records import keys
+from memory_core.store.connection import Client
+from memory_core.store.streams import Fields, entries
 
 Entry = tuple[bytes, Fields]
 _CHUNK = 512

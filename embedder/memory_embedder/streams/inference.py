@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from memory_core.errors import MemoryServiceError
-from memory_core.vectors import Matrix
+from memory_core.records.vectors import Matrix
 from memory_embedder.engines.encoder import Encoder, TokenIds, Tokens, plan_batches
 from memory_embedder.streams.asks import AskConsumer, TokenisedAsk
 from memory_embedder.streams.jobs import JobConsumer

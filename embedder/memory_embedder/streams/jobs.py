@@ -11,15 +11,17 @@ from functools import partial
 
 import numpy as np
 
-from memory_core import functions, keys, tracing
-from memory_core.connection import Client
+from memory_core.crypto.sealed_memory import open_job, seal_vector
+from memory_core.crypto.sealing import Lock, Transports
 from memory_core.errors import Tampered
-from memory_core.keys import Keys
-from memory_core.models import Model
-from memory_core.sealed_records import open_job, seal_vector
-from memory_core.sealing import Lock, Transports
-from memory_core.streams import BadMessage, Job
-from memory_core.vectors import Matrix, to_bytes
+from memory_core.observe import tracing
+from memory_core.records import keys
+from memory_core.records.keys import Keys
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store import functions
+from memory_core.store.connection import Client
+from memory_core.store.streams import BadMessage, Job
 from memory_embedder.engines.encoder import Encoder, TokenIds
 from memory_embedder.streams import groups
 from memory_embedder.streams.backlog import MAX_DELIVERIES, SUSPECT_DELIVERIES, Backlog, HeldJobs, TokenisedJob

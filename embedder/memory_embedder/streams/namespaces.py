@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from memory_core import keys
-from memory_core.connection import Client
 from memory_core.errors import InvalidArgument, ModelMismatch, echo
-from memory_core.index import check_model
-from memory_core.keys import Keys
-from memory_core.names import check_name
+from memory_core.records import keys
+from memory_core.records.keys import Keys
+from memory_core.records.names import check_name
+from memory_core.store.connection import Client
+from memory_core.store.index import check_model
 from memory_embedder.engines.encoder import Encoder
 from memory_embedder.streams.retry import is_outage
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from memory_core import keys
-from memory_core.connection import Client
-from memory_core.sealing import Transports
-from memory_core.streams import BadMessage, Reply
+from memory_core.crypto.sealing import Transports
+from memory_core.records import keys
+from memory_core.store.connection import Client
+from memory_core.store.streams import BadMessage, Reply
 
 _REPLIES_KEPT = 1000
 _REPLY_SECONDS = 60

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 
-from memory_core.histogram import Histogram
+from memory_core.observe.histogram import Histogram
 from memory_embedder.engines.encoder import MAX_BUDGET, MIN_BUDGET
 
 BATCH_SECONDS = 0.1

@@ -13,11 +13,11 @@ import typer
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, OutcomeUnknown, StoreUnavailable
 
 if TYPE_CHECKING:
-    from memory_core.settings import Settings
-    from memory_server.backend import Backend
-    from memory_server.results.answer import Answer
+    from memory_core.settings.settings import Settings
+    from memory_server.contract.answer import Answer
+    from memory_server.engine.backend import Backend
+    from memory_server.engine.principals import Caller
     from memory_server.service import Service
-    from memory_server.usecases.principals import Caller
 
     A = TypeVar("A", bound=Answer)
 
@@ -46,15 +46,15 @@ def exit_code(error: MemoryServiceError) -> int:
 
 def load_settings(config: Path | None, data_dir: Path | None, namespace: str | None = None) -> Settings:
     """Read the settings; options that are given win."""
-    from memory_core.settings import Settings
+    from memory_core.settings.settings import Settings
 
     return Settings.load(config, data_dir=data_dir, namespace=namespace)
 
 
 def operator(namespace: str) -> Caller:
     """Give whoever sits at the console: it holds the password of Redis, and so acts for all agents."""
-    from memory_server.usecases.principals import Caller
-    from memory_server.usecases.quarantine import CONSOLE
+    from memory_server.engine.principals import Caller
+    from memory_server.operations.quarantine import CONSOLE
 
     return Caller(namespace, CONSOLE, admin=True, origin=_origin(CONSOLE))
 
@@ -65,9 +65,9 @@ def acting_as(namespace: str, agent: str) -> Caller:
     Raises:
         InvalidArgument: the name is none.
     """
-    from memory_core.names import check_name
-    from memory_server.usecases.principals import Caller
-    from memory_server.usecases.quarantine import CONSOLE
+    from memory_core.records.names import check_name
+    from memory_server.engine.principals import Caller
+    from memory_server.operations.quarantine import CONSOLE
 
     return Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=_origin(CONSOLE))
 
@@ -76,7 +76,7 @@ def with_backend(settings: Settings, action: Callable[[Backend], Awaitable[T]]) 
     """Run an action on Redis."""
 
     async def run() -> T:
-        from memory_server.backend import Backend
+        from memory_server.engine.backend import Backend
 
         await _check_named(settings)
         backend = Backend(settings)
@@ -132,7 +132,7 @@ def carry_out(
 async def _noted(
     service: Service, caller: Caller, op: str, ids: Sequence[str], use_case: Callable[[], Awaitable[A]]
 ) -> A:
-    from memory_server.auditing.calls import Call, in_hand, named_ids
+    from memory_server.engine.audited_calls import Call, in_hand, named_ids
 
     call = Call(op, named_ids({"memory_ids": list(ids)}))
     mark = in_hand.set(call)
@@ -156,7 +156,7 @@ async def _check_named(settings: Settings) -> None:
     Raises:
         StoreUnavailable, UnsafeStart: it cannot.
     """
-    from memory_core.connection import check_server, connect, redis_url
+    from memory_core.store.connection import check_server, connect, redis_url
 
     url = redis_url(settings)
     if url is None or settings.uses_config_default_redis:

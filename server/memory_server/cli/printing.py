@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from memory_server.results.answer import Answer
+    from memory_server.contract.answer import Answer
 
 _WIDTH = 160
 """Columns where the output is no terminal."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from memory_core.errors import MemoryServiceError
 
 if TYPE_CHECKING:
+    from memory_server.engine.principals import Caller
     from memory_server.service import Service
-    from memory_server.usecases.principals import Caller
 
 PAUSE_SECONDS = 15.0
 """A stream says at least so often that it lives; proxies cut off what is silent for long."""
@@ -20,7 +20,7 @@ RETRY_MS = 3000
 
 async def live_events(service: Service, caller: Caller, still_in: Callable[[], Awaitable[bool]]) -> AsyncGenerator[str]:
     """Give the stream's text, until the server stops or the caller is no longer let in."""
-    from memory_server.usecases.watching import watching
+    from memory_server.events.live_feed import watching
 
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:

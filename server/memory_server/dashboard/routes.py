@@ -22,7 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
-from memory_server.dashboard.identifying import Identifier
+from memory_server.dashboard.identity import Identifier
 from memory_server.dashboard.live import live_events
 from memory_server.dashboard.security import OwnPages
 from memory_server.dashboard.tools import dashboard_tools

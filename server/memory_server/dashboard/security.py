@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_core.errors import Forbidden
-from memory_core.settings import Settings
+from memory_core.settings.settings import Settings
 
 PAGE_HEADER = "x-memory-dashboard"
 """What the dashboard's own requests carry: another site's page cannot add it without asking first, and is refused."""

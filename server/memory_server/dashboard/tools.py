@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from mcp.server.mcpserver import Context
 from pydantic import Field
 
-from memory_server.identity import caller_of
-from memory_server.results.dashboard import (
+from memory_server.access.identity import caller_of
+from memory_server.contract.arguments import Arguments, Filters, ListOf, NoArguments
+from memory_server.contract.dashboard import (
     MOST_POINTS,
     AuditAnswer,
     AuditCheckAnswer,
@@ -19,14 +20,13 @@ from memory_server.results.dashboard import (
     MapAnswer,
     SnippetsAnswer,
 )
+from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-from memory_server.tools.arguments import Arguments, Filters, ListOf, NoArguments
-from memory_server.tools.toolkit import StrictTool, make_tool
 
 if TYPE_CHECKING:
-    from memory_server.usecases.census import Census
-    from memory_server.usecases.mapping import Maps
-    from memory_server.usecases.trails import Checks
+    from memory_server.operations.audit_reader import Checks
+    from memory_server.operations.stats.overview_stats import Census
+    from memory_server.search.projection import Maps
 
 Ctx = Context[Any, Any]
 
@@ -61,21 +61,21 @@ class _Kept:
     @cached_property
     def census(self) -> Census:
         """Figures counted lately."""
-        from memory_server.usecases.census import Census
+        from memory_server.operations.stats.overview_stats import Census
 
         return Census()
 
     @cached_property
     def maps(self) -> Maps:
         """Layouts made lately."""
-        from memory_server.usecases.mapping import Maps
+        from memory_server.search.projection import Maps
 
         return Maps()
 
     @cached_property
     def checks(self) -> Checks:
         """Checks of audits under way."""
-        from memory_server.usecases.trails import Checks
+        from memory_server.operations.audit_reader import Checks
 
         return Checks()
 
@@ -90,13 +90,13 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
 
     async def dashboard_tasks(ctx: Ctx, args: NoArguments) -> BoardAnswer:
         """Show tasks: the caller's own, or for an operator those of all."""
-        from memory_server.usecases import board
+        from memory_server.operations import board
 
         return await board.task_board(await runtime.service(), caller_of(ctx, runtime.settings))
 
     async def dashboard_grants(ctx: Ctx, args: NoArguments) -> GrantsAnswer:
         """Show grants and offers: the caller's own, or for an operator those of all."""
-        from memory_server.usecases import board
+        from memory_server.operations import board
 
         return await board.grants(await runtime.service(), caller_of(ctx, runtime.settings))
 
@@ -107,17 +107,19 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
 
     async def dashboard_snippets(ctx: Ctx, args: SnippetArguments) -> SnippetsAnswer:
         """Show the beginnings of some memories."""
-        from memory_server.usecases import mapping
+        from memory_server.search import projection
 
-        return await mapping.snippets(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_ids)
+        return await projection.snippets(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_ids)
 
     async def dashboard_audit(ctx: Ctx, args: AuditArguments) -> AuditAnswer:
         """Read the audit; for operators."""
-        from memory_server.usecases import trails
+        from memory_server.operations import audit_reader
 
-        narrowed = trails.Narrowed(args.who, args.op, args.outcome, args.names)
+        narrowed = audit_reader.Narrowed(args.who, args.op, args.outcome, args.names)
         caller = caller_of(ctx, runtime.settings)
-        return await trails.read_audit(await runtime.service(), caller, narrowed, limit=args.limit, cursor=args.cursor)
+        return await audit_reader.read_audit(
+            await runtime.service(), caller, narrowed, limit=args.limit, cursor=args.cursor
+        )
 
     async def dashboard_audit_check(ctx: Ctx, args: NoArguments) -> AuditCheckAnswer:
         """Check the whole audit; for operators."""

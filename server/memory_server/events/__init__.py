@@ -1,1 +1,1 @@
-"""What happened, told to whoever waits for it: one reader of the event streams for all waiters of this process."""
+"""Event streams and the callers that wait for them."""

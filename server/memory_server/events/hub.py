@@ -8,12 +8,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 
-from memory_server.backend import Backend
-from memory_server.cancelling import cancel
+from memory_core.cancellation import cancel
+from memory_server.engine.backend import Backend
+from memory_server.events.audience import Room
 from memory_server.events.entries import Position
 from memory_server.events.listeners import Follower, Waiter
 from memory_server.events.reader import Reader
-from memory_server.events.room import Room
 
 _MOST_IDLE = 32
 

@@ -9,9 +9,9 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 
-from memory_core.models import Model
-from memory_core.vectors import Matrix
-from memory_server.admission import outside
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix
+from memory_server.engine.admission import outside
 from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
 _MOST_KEPT = 5000

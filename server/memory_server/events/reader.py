@@ -13,16 +13,16 @@ from contextlib import contextmanager, suppress
 
 from redis.exceptions import RedisError
 
-from memory_core.connection import Client, connect
+from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
-from memory_core.keys import Keys
-from memory_core.streams import BadMessage, entries
-from memory_core.vectors import from_bytes
-from memory_server.backend import Backend
-from memory_server.cancelling import cancel
+from memory_core.records.keys import Keys
+from memory_core.records.vectors import from_bytes
+from memory_core.store.connection import Client, connect
+from memory_core.store.streams import BadMessage, entries
+from memory_server.engine.backend import Backend
+from memory_server.events.audience import Room
 from memory_server.events.entries import MEMORY, Entry, Position
 from memory_server.events.listeners import Follower, Waiter
-from memory_server.events.room import Room
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from memory_core.resources import resource
+from memory_core.package_data import resource
 from memory_server.local.binaries import RedisBinaries
 from memory_server.local.paths import Address, LocalPaths, write_private
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from memory_core.crypto.keyring import new_key
 from memory_core.errors import UnsafeStart, echo
-from memory_core.keyring import new_key
 
 SOCKET_LIMIT = 103  # bytes of sun_path: 107 on Linux, 103 on macOS
 LOG_LIMIT = 5 << 20

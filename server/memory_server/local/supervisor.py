@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
-from memory_server.cancelling import cancel
 from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
 from memory_server.local.children import Backoff, Children

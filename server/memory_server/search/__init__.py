@@ -1,1 +1,1 @@
-"""Finding memories: words, queries, candidates from Redis, and scores of our own."""
+"""Finding memories by meaning and by words."""

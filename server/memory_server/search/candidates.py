@@ -1,323 +1,215 @@
-"""Runs queries: those that count, those that find words, those that find neighbours."""
+"""Fetches what may match: candidates from Redis, sensitive memories that it cannot compare, what is around the best."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-from redis import exceptions as redis_errors
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.records.model import Model
+from memory_core.records.scope import Principal
+from memory_core.records.vectors import to_bytes
+from memory_core.store.connection import Client
+from memory_server.index import loader, queries
+from memory_server.index.loader import Ref
+from memory_server.index.lookup import run_search
+from memory_server.index.queries import Candidates, Worded
+from memory_server.index.query import Query, sensitive
+from memory_server.search import knn_policy, ranking
+from memory_server.search.bulk_neighbours import Near, Neighbour
+from memory_server.search.ranking import Reading, Wanted, WordStatistics
+from memory_server.search.sealed_search import nearest_here
+from memory_server.service import Service
 
-from memory_core.connection import Client
-from memory_core.errors import StoreUnavailable
-from memory_core.keys import Keys
-from memory_core.models import Model
-from memory_core.records import Record
-from memory_core.vectors import Matrix
-from memory_server.cancelling import both
-from memory_server.search import query as build
-from memory_server.search.loading import Ref
-from memory_server.search.query import Query
-from memory_server.search.ranking import WordStatistics
-from memory_server.together import once
-
-MAX_DEPTH = 6400
-_WORD_BUDGET = 1600
-"""Entries fetched for all words of a query together."""
+DEPTH = 40
+"""Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
+_CENTRES = 8
+"""How many of the best have what stands around them fetched."""
+_MOST_HERE = 20_000
+"""Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
-class Worded:
-    """What a selection's words say: the pieces that hold most of them, best first, and what is needed to score them.
+class Found:
+    """Candidates, and what scoring needs of those that could be opened."""
 
-    `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
-    pieces may hold some of the words.
+    candidates: Candidates
+    readings: list[Reading]
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here. All
+    vectors are of `model`, from the question to the index, even if another one begins to answer meanwhile.
+
+    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them. What
+    `ask_words` told goes `ahead`.
     """
 
-    statistics: WordStatistics
-    waiting: int = 0
-    sensitive: int = 0
-    refs: Sequence[Ref] = ()
-    full: bool = False
-    warnings: Sequence[str] = ()
+    service: Service
+    principal: Principal
+    selected: Query
+    wanted: Wanted
+    model: Model
+    exact: bool = False
+    depth: int = DEPTH
+    deadline_ms: int | None = None
+    secret: bool = False
+    near: Near | None = None
+    by_cosine: bool = False
+    ahead: Worded | None = None
 
+    @property
+    def _keys(self) -> Keys:
+        return Keys(self.principal.namespace)
 
-@dataclass(slots=True)
-class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
+    @property
+    def _timeout_ms(self) -> int:
+        most = self.service.settings.search_timeout_ms
+        return min(self.deadline_ms or most, most)
 
-    words: Worded
-    refs: list[Ref] = field(default_factory=list[Ref])
-    full: bool = False
-    warnings: list[str] = field(default_factory=list[str])
+    def depth_for(self, limit: int) -> int:
+        """How many candidates are taken from each side for so many hits."""
+        return max(self.depth, 2 * limit)
 
+    async def ask_words(self, depth: int) -> Worded:
+        """Count, and look for words. It needs no vector, and comes back as `ahead` where that is still on its way; it
+        comes before neighbours are found, since what waits for its vector may get one.
 
-async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
-    """Count the memories that a query selects."""
+        Raises:
+            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+        """
+        terms, timeout = self.wanted.terms, self._timeout_ms
 
-    async def fetch() -> int:
-        return (await count_all(client, keys, [query], timeout_ms))[0]
+        async def ask(client: Client) -> Worded:
+            return await queries.by_words(
+                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
+            )
 
-    return await once(("count", keys, query.text, tuple(query.params.items())), fetch)
+        return await run_search(self.service, self.principal.namespace, ask)
 
+    async def run(self, limit: int) -> Found:
+        """Fetch candidates for so many hits, deeper while records that vanished leave too few.
 
-async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
-    """Count what each of several queries selects, in one round trip."""
-    pipe = client.pipeline(transaction=False)
-    for query in queries:
-        pipe.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, 0)
-    answers = await pipe.execute()
-    _refuse_partial(answers)
-    return [int(answer[b"total_results"]) for answer in answers]
+        Raises:
+            StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
+        """
+        near, least, words = self.near, self.depth_for(limit), self.ahead
+        depth = 2 * limit if near and self.by_cosine else least
+        while True:
+            words = words or await self.ask_words(depth)
+            neighbours = await near(depth) if near else None
+            if near and neighbours is None:
+                near, depth = None, least
+            proposed, records = await self._fetch(depth, words, neighbours)
+            enough = len({record.id for record in records}) >= limit
+            if enough and neighbours and self.by_cosine:
+                enough = self._outranks(records, limit, neighbours[-1][1])
+            if enough or not proposed.full or depth >= queries.MAX_DEPTH:
+                break
+            depth *= 4
+            words = None if self.wanted.terms else words
+        if proposed.words.sensitive or self.secret:
+            records = await self._with_sensitive(proposed, records, max(depth, least))
+        found = Found(proposed, ranking.read(records, self.wanted))
+        found.readings.extend(await self._around(found))
+        return found
 
+    def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
+        """Whether the best so many score at least as high as anything could that is no nearer than this."""
+        scores: dict[str, float] = {}
+        for item in ranking.score(ranking.read(records, self.wanted), self.wanted, WordStatistics(0, {})):
+            scores[item.record.id] = max(item.score, scores.get(item.record.id, 0.0))
+        return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
 
-async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[str, int]:
-    """Count a selection by the agent that wrote each memory, most first, up to 100 agents."""
-    answer = await client.execute_command(
-        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
-        "GROUPBY", 1, "@writer", "REDUCE", "COUNT", 0, "AS", "number", "SORTBY", 2, "@number", "DESC", "MAX", 100,
-        *query.arguments(),
-    )  # fmt: skip
-    _refuse_partial([answer])
-    groups = (result[b"extra_attributes"] for result in answer[b"results"])
-    counts = {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
-    return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
+    async def _fetch(
+        self, depth: int, words: Worded, neighbours: Sequence[Neighbour] | None
+    ) -> tuple[Candidates, list[Record]]:
+        async def fetch(client: Client) -> tuple[Candidates, list[Record]]:
+            near, warnings = await self._nearest(client, depth, words.statistics.total, neighbours)
+            proposed = Candidates(
+                words,
+                refs=list(dict.fromkeys([*words.refs, *near])),
+                full=words.full or len(near) >= depth,
+                warnings=[*words.warnings, *warnings],
+            )
+            return proposed, await self._load(client, proposed.refs)
 
+        return await run_search(self.service, self.principal.namespace, fetch)
 
-async def count_by_day(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[int, int]:
-    """Count a selection by the day, in days since 1970 in UTC, on which each memory was stored."""
-    answer = await client.execute_command(
-        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
-        "APPLY", "floor(@created_at/86400)", "AS", "day", "GROUPBY", 1, "@day", "REDUCE", "COUNT", 0, "AS", "number",
-        "LIMIT", 0, 10_000, *query.arguments(),
-    )  # fmt: skip
-    _refuse_partial([answer])
-    groups = (result[b"extra_attributes"] for result in answer[b"results"])
-    return {int(float(group[b"day"])): int(group[b"number"]) for group in groups if group.get(b"day")}
-
-
-async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
-    """Give, for each word that stands in a source within a selection, one such source; in one round trip."""
-    pipe = client.pipeline(transaction=False)
-    for term in terms:
-        narrowed = build.with_source(query, term)
-        pipe.execute_command(
-            "FT.AGGREGATE", keys.index_alias, narrowed.text, "TIMEOUT", timeout_ms,
-            "LOAD", 1, "@source", "LIMIT", 0, 1, *narrowed.arguments(),
-        )  # fmt: skip
-    answers = await pipe.execute() if terms else []
-    found = {term: answer[b"results"] for term, answer in zip(terms, answers, strict=True)}
-    named = {term: rows[0][b"extra_attributes"].get(b"source") for term, rows in found.items() if rows}
-    return {term: source.decode() for term, source in named.items() if source}
-
-
-async def at_places(
-    client: Client, keys: Keys, selection: Query, places: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
-) -> list[Ref]:
-    """Find the memories of a selection that stand at some places of conversations."""
-    query, most = build.at_places(selection, places), sum(map(len, places.values()))
-    return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
-
-
-async def by_words(
-    client: Client, keys: Keys, selection: Query, *, model: Model, terms: Sequence[str], depth: int, timeout_ms: int
-) -> Worded:
-    """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
-
-    Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here.
-
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
-    """
-    pipe = client.pipeline(transaction=False)
-    reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
-    for term in terms:
-        command = _search(keys, build.with_word(selection, term), timeout_ms)
-        pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    (total, waiting, sensitive), found = await both(_stock(client, keys, selection, model, timeout_ms), pipe.execute())
-    frequencies = [int(answer[b"total_results"]) for answer in found]
-    statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
-    refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
-    return Worded(
-        statistics,
-        waiting=waiting,
-        sensitive=sensitive,
-        refs=refs[:depth],
-        full=len(refs) > depth or any(number > reach for number in frequencies),
-        warnings=[text for answer in found for text in _warnings(answer)],
-    )
-
-
-async def _stock(client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int) -> list[int]:
-    """Count a selection, and of it what waits for its vector and what is sensitive."""
-    queries = [selection, build.without_vector(selection, model), build.sensitive(selection)]
-    key = ("stock", keys, model, selection.text, tuple(selection.params.items()))
-    return await once(key, lambda: count_all(client, keys, queries, timeout_ms))
-
-
-async def by_vector(
-    client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
-) -> tuple[list[Ref], list[str]]:
-    """Fetch the `depth` nearest of a selection in one of the ways of `policy`, and Redis's warnings.
-
-    The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
-
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
-    """
-    nearest = build.with_neighbours(selection, vector, depth, way)
-    answer = await client.execute_command(
-        *_search(keys, nearest, timeout_ms, keys.index(model.version)),
-        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth,
-    )  # fmt: skip
-    return _refs(keys, answer), list(_warnings(answer))
-
-
-def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:
-    """Merge the pieces that hold several words, those that gather most weight first."""
-    gathered: dict[bytes, float] = {}
-    for answer, weight in zip(answers, weights, strict=True):
-        results = answer[b"results"]
-        best = max((result[b"score"] for result in results), default=0.0) or 1.0
-        for result in results:
-            name = result[b"id"]
-            gathered[name] = gathered.get(name, 0.0) + weight * (1 + result[b"score"] / best)
-    ordered = sorted(gathered, key=gathered.__getitem__, reverse=True)
-    return [Ref.of_key(keys, name.decode()) for name in ordered]
-
-
-async def page(
-    client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
-) -> tuple[list[Ref], list[str]]:
-    """Fetch the newest memories that a query selects, newest first, and Redis's warnings."""
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit
-    )
-    return _refs(keys, answer), list(_warnings(answer))
-
-
-async def by_change(
-    client: Client, keys: Keys, query: Query, *, newest_first: bool, offset: int, limit: int, timeout_ms: int
-) -> list[Ref]:
-    """Fetch the memories that a query selects in the order in which they were last changed.
-
-    Raises:
-        StoreUnavailable: the answer was cut short.
-    """
-    order = "DESC" if newest_first else "ASC"
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "updated_at", order, "LIMIT", offset, limit
-    )
-    _refuse_partial([answer])
-    return _refs(keys, answer)
-
-
-async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
-    """Fetch some pieces that a query selects, in no order."""
-    return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
-
-
-async def with_content(
-    client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
-) -> tuple[list[tuple[Ref, str, str]], int]:
-    """Fetch pieces that a query selects, in no order, each with its owner and the hash of its content; count all.
-
-    Raises:
-        StoreUnavailable: the answer was cut short.
-    """
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit
-    )
-    _refuse_partial([answer])
-    found = [
-        (Ref.of_key(keys, result[b"id"].decode()), *(fields[name].decode() for name in (b"owner", b"hash")))
-        for result in answer[b"results"]
-        if len(fields := result.get(b"extra_attributes") or {}) == 2
-    ]
-    return found, int(answer[b"total_results"])
-
-
-async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: int) -> set[str]:
-    """Give those of some hashes, by their keys, that the index covers."""
-    query, number = build.everything(), len(names)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number
-    )
-    _refuse_partial([answer])
-    return {result[b"id"].decode() for result in answer[b"results"]}
-
-
-async def graph_neighbours(
-    client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int
-) -> list[tuple[str, float]]:
-    """Fetch the k nearest to a vector by the index's graph, whoever owns them, as keys and cosines."""
-    query = build.with_neighbours(build.everything(), vector, k)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms, keys.index(model.version)),
-        "RETURN",
-        1,
-        "distance",
-        "SORTBY",
-        "distance",
-        "ASC",
-        "LIMIT",
-        0,
-        k,
-    )
-    _refuse_partial([answer])
-    return [(row[b"id"].decode(), 1.0 - float(row[b"extra_attributes"][b"distance"])) for row in answer[b"results"]]
-
-
-async def near_tasks(client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int) -> list[str]:
-    """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
-    query = build.near_tasks(vector, k)
-    answer = await client.execute_command(
-        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
-        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
-    )  # fmt: skip
-    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
-
-
-async def open_tasks(client: Client, keys: Keys, model: Model, *, limit: int, timeout_ms: int) -> list[str]:
-    """Give the ids of open tasks that have a vector of a model."""
-    query = build.everything()
-    answer = await client.execute_command(
-        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
-        "NOCONTENT", "LIMIT", 0, limit,
-    )  # fmt: skip
-    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
-
-
-def vector_of(record: Record) -> Matrix:
-    """Give a record's vector, shape (dimension,)."""
-    return np.frombuffer(record.vector or b"", dtype="<f4")
-
-
-def _refuse_partial(answers: Iterable[dict[bytes, Any]]) -> None:
-    """What was cut short is no count and no order."""
-    if warnings := [text for answer in answers for text in _warnings(answer)]:
-        raise StoreUnavailable(f"the search was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
-
-
-def search_error(error: redis_errors.ResponseError) -> Exception:
-    """Name a failed search: a time-out is ours to tell, anything else stays as it is."""
-    if "timeout" in str(error).lower():
-        return StoreUnavailable(
-            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
+    async def _nearest(
+        self, client: Client, depth: int, total: int, neighbours: Sequence[Neighbour] | None
+    ) -> tuple[list[Ref], list[str]]:
+        """Have the index find what is not known already: by comparing with all if `exact`, else in the cheaper way."""
+        if neighbours is not None:
+            return [ref for ref, _ in neighbours], []
+        if self.wanted.vector is None or self.secret:
+            return [], []
+        documents = self.service.backend.documents(self.principal.namespace)
+        return await queries.by_vector(
+            client,
+            self._keys,
+            self.selected,
+            to_bytes(self.wanted.vector),
+            model=self.model,
+            way=knn_policy.COMPARE if self.exact else knn_policy.choose(total, documents, depth),
+            depth=depth,
+            timeout_ms=self._timeout_ms,
         )
-    return error
 
+    async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
+        return await loader.load_readable(
+            client, self._keys, refs, self.principal, self.service.backend.integrity, model=self.model
+        )
 
-def _search(keys: Keys, query: Query, timeout_ms: int, index: str = "") -> list[Any]:
-    return ["FT.SEARCH", index or keys.index_alias, query.text, "TIMEOUT", timeout_ms, *query.arguments()]
+    async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:
+        """Add what Redis cannot propose, and open all."""
+        selected, too_many = self.selected, proposed.words.statistics.total > _MOST_HERE
+        if self.secret and too_many:
+            proposed.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
+        if not self.secret or too_many:
+            selected = sensitive(selected)
+        refs: list[Ref] = []
+        if self.wanted.vector is None:
+            proposed.warnings.append(f"{proposed.words.sensitive} sensitive texts can be found by their meaning alone")
+        else:
+            refs, closed = await nearest_here(
+                self.service,
+                self.principal.namespace,
+                selected,
+                self.wanted.vector,
+                self.model,
+                depth=depth,
+                timeout_ms=self._timeout_ms,
+            )
+            proposed.warnings.extend(closed.warnings)
+        there = {(record.id, record.part) for record in records}
+        missing = [ref for ref in refs if ref not in there]
+        more = await self.service.backend.read(lambda client: self._load(client, missing))
+        return await self._open(proposed, [*records, *more])
 
+    async def _around(self, found: Found) -> list[Reading]:
+        """Fetch what stands around the best in their conversations and was not proposed."""
+        if not self.wanted.weights.around or not self.wanted.terms:
+            return []
+        scored = ranking.score(found.readings, self.wanted, found.candidates.words.statistics)
+        best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
+        places = ranking.missing_places(best, found.readings)
+        if not places:
+            return []
 
-def _refs(keys: Keys, answer: dict[bytes, Any]) -> list[Ref]:
-    return [Ref.of_key(keys, result[b"id"].decode()) for result in answer[b"results"]]
+        async def fetch(client: Client) -> list[Record]:
+            refs = await queries.at_places(client, self._keys, self.selected, places, self._timeout_ms)
+            return await self._load(client, refs)
 
+        records = await run_search(self.service, self.principal.namespace, fetch)
+        return ranking.read(await self._open(found.candidates, records), self.wanted)
 
-def _warnings(answer: dict[bytes, Any]) -> Iterable[str]:
-    for warning in answer.get(b"warning") or ():
-        yield warning.decode() if isinstance(warning, bytes) else str(warning)
+    async def _open(self, proposed: Candidates, records: list[Record]) -> list[Record]:
+        """Open what is sensitive, and note what could not be."""
+        if not any(record.is_sensitive for record in records):
+            return records
+        opened = await self.service.vault.open_all(self.principal.namespace, records)
+        proposed.warnings.extend(warning for warning in opened.warnings if warning not in proposed.warnings)
+        return opened.records

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memory_core.records import Priority, Record
-from memory_core.vectors import Matrix, from_bytes
+from memory_core.records.memory import Priority, Record
+from memory_core.records.vectors import Matrix, from_bytes
 from memory_server.search.analysis import count_stems, source_stems, stem
-from memory_server.search.moments import Moments, told_of
+from memory_server.search.time_hints import Moments, told_of
 
 BM25_K1 = 0.9
 BM25_B = 0.4

@@ -10,7 +10,7 @@ from collections import defaultdict
 
 from chaos.history import Call, Json, Recorder, Refusal
 from chaos.surfaces import Remote, remote
-from memory_core.times import parse_time
+from memory_core.records.times import parse_time
 
 from .evidence import operations
 from .load import NAMESPACE, trimmed

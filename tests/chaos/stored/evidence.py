@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from chaos.history import Call, Json, Outcome
-from memory_core.times import parse_time
+from memory_core.records.times import parse_time
 
 from .clock import RedisClock
 from .kept import Remains

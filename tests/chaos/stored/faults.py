@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from embedder_fixtures import wait_until
 from redis.exceptions import RedisError
+from support.embedder_fixtures import wait_until
 
 from chaos.history import Json
-from memory_core.keys import Keys
+from memory_core.records.keys import Keys
 
 from . import clock, power
 from .clock import RedisClock

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from embedder_fixtures import wait_until
+from support.embedder_fixtures import wait_until
 
-from memory_core.connection import Client
-from memory_core.keyring import Keyring
-from memory_core.keys import Keys
-from memory_core.models import NO_VECTOR
-from memory_server.auditing import trail
+from memory_core.crypto.keyring import Keyring
+from memory_core.records.keys import Keys
+from memory_core.records.model import NO_VECTOR
+from memory_core.store.connection import Client
+from memory_server.security.audit import reader
 
 from .load import MODEL
 
@@ -53,7 +53,7 @@ async def unfinished(client: Client, keys: Keys) -> list[str]:
         found.append(f"{jobs} jobs are left")
     if chores := await client.zcard(keys.chores):
         found.append(f"{chores} long memories are not settled")
-    counted = await trail.counters(client, keys)
+    counted = await reader.counters(client, keys)
     if counted.sealed < counted.given:
         found.append(f"{counted.given - counted.sealed} audit entries are not sealed")
     hashes = await _hashes(client, keys)
@@ -89,11 +89,11 @@ async def read(client: Client, keys: Keys, keyring: Keyring, left: list[str]) ->
     memories = {key.removeprefix(keys.memory_prefix): one for key, one in found.items() if ":mem:" in key}
     pieces = {key: one for key, one in found.items() if ":mem:" not in key}
     changes: Counter[tuple[str, str]] = Counter()
-    async for page in trail.walk(client, keys):
+    async for page in reader.walk(client, keys):
         for entry in (entry.fields for entry in page):
             if "count" not in entry:
                 changes.update((entry["op"], memory_id) for memory_id in entry["ids"].split())
-    report = await trail.check(client, keys, keyring)
+    report = await reader.check(client, keys, keyring)
     problems = tuple(str(problem) for problem in report.problems)
     return Remains(memories, pieces, changes, problems, tuple(left))
 

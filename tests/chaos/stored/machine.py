@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx2
-from embedder_fixtures import RedisServer, wait_until
-from ports import free_port
-from redis_users import PASSWORDS, SERVER, SIDECAR
+from support.embedder_fixtures import RedisServer, wait_until
+from support.ports import free_port
+from support.redis_users import PASSWORDS, SERVER, SIDECAR
 
-from memory_core.connection import Client, connect
-from memory_core.keyring import Keyring, load_keyring, new_key, written
-from memory_core.settings import Settings
+from memory_core.crypto.keyring import Keyring, load_keyring, new_key, written
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import Client, connect
 
 from . import clock, power
 from .proxy import Proxy

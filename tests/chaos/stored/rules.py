@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from chaos.evidence import Violation
 from chaos.history import Json
-from memory_core.settings import LifetimeSettings
+from memory_core.settings.settings import LifetimeSettings
 
 from . import texts
 from .evidence import Evidence, Life, Op, Sight, mark_in

@@ -1,0 +1,85 @@
+"""Sets up the log of a process: lines for people or JSON for machines, with the request and without any content.
+
+What an exception says may quote what it failed on, so only its type and where it was raised are logged; its message
+only at level DEBUG.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import traceback
+from collections.abc import Iterator
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Literal, TextIO
+
+from memory_core.observe import tracing
+
+Format = Literal["text", "json"]
+request_id: ContextVar[str] = ContextVar("request_id", default="")
+"""Of the call that the running code serves."""
+_FRAMES = 12
+_CAUSES = 5
+
+
+def configure(level: str, form: Format, *, stream: TextIO | None = None) -> None:
+    """Log to `stream`, or to stderr, from `level` on; what was set up before goes."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter((_Json if form == "json" else _Text)(level == "DEBUG"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class _Text(logging.Formatter):
+    def __init__(self, messages: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._messages = messages
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make one line, and those of an exception."""
+        record.exc_text = None
+        request = request_id.get()
+        return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
+
+    def formatException(self, ei: _ExcInfo) -> str:
+        """Tell an exception and its causes."""
+        return "\n".join(f"  {line}" for line in _told(ei[1], self._messages))
+
+
+class _Json(logging.Formatter):
+    def __init__(self, messages: bool) -> None:
+        super().__init__()
+        self._messages = messages
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Make one JSON object."""
+        said: dict[str, object] = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request": request_id.get() or None,
+            "trace": tracing.current_id() or None,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            said |= {"error": type(error).__name__, "raised": list(_told(error, self._messages))}
+        return json.dumps({name: value for name, value in said.items() if value is not None}, default=str)
+
+
+_ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+def _told(error: BaseException | None, messages: bool) -> Iterator[str]:
+    """Say of an exception and what caused it the types and the lines, the innermost line of each last."""
+    for _ in range(_CAUSES):
+        if error is None:
+            return
+        name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
+        yield f"{name}: {error}" if messages else name
+        for frame in traceback.extract_tb(error.__traceback__)[-_FRAMES:]:
+            yield f"  {frame.filename}:{frame.lineno} in {frame.name}"
+        error = error.__cause__ or error.__context__

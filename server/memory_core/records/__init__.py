@@ -1,0 +1,1 @@
+"""What Redis keeps: records, their keys, names and values."""

@@ -1,0 +1,184 @@
+"""A registered agent as it lies in Redis: what it can do, whether it lives, how much it has in hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from memory_core.records.keys import Keys
+from memory_core.records.task import Kind, split
+
+if TYPE_CHECKING:
+    from memory_core.records.model import Model
+    from memory_core.records.vectors import Matrix
+    from memory_core.store.connection import Client
+
+
+class AgentType(StrEnum):
+    """Whose make an agent is."""
+
+    CLAUDE = "claude"
+    GEMINI = "gemini"
+    VSCODE = "vscode"
+    RUST_LLM = "rust_llm"
+    LOCAL_LLM = "local_llm"
+    CUSTOM = "custom"
+
+
+class AgentStatus(StrEnum):
+    """What an agent says of itself; `dead` is said by the sweeper. A draining one finishes and takes no more."""
+
+    ACTIVE = "active"
+    BUSY = "busy"
+    IDLE = "idle"
+    DRAINING = "draining"
+    DEAD = "dead"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackRecord:
+    """How an agent has done at one type of task."""
+
+    done: int = 0
+    failed: int = 0
+    milliseconds: int = 0
+
+    @property
+    def mean_ms(self) -> float | None:
+        """Mean duration of a completed task."""
+        return self.milliseconds / self.done if self.done else None
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One registered agent. Times are epoch seconds; `open_tasks` counts assigned and leased ones."""
+
+    name: str
+    type: AgentType
+    capabilities: tuple[str, ...]
+    context_window: int
+    max_tasks: int
+    heartbeat_seconds: float
+    description: str
+    status: AgentStatus
+    registered_at: float
+    last_seen: float
+    deadline: float
+    open_tasks: int = 0
+    leased_tasks: int = 0
+    load: float | None = None
+    records: dict[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])
+    vectors: Matrix | None = None
+    """Unit vectors of its description and of what it completed last, shape (n, dimension)."""
+
+    def is_alive(self, now: float) -> bool:
+        """Whether its next sign of life is not overdue."""
+        return self.status is not AgentStatus.DEAD and self.deadline > now
+
+    def is_able(self, kind: Kind) -> bool:
+        """Whether it can do what a kind of task demands."""
+        return (
+            kind.only in {"", self.name}
+            and self.context_window >= kind.window
+            and set(kind.capabilities) <= set(self.capabilities)
+        )
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it can be given."""
+        return max(self.max_tasks - self.open_tasks, 0)
+
+
+FIELDS = (
+    "registered_at", "type", "capabilities", "context_window", "max_tasks", "heartbeat_seconds", "description",
+    "status", "last_seen", "load", "profile",
+)  # fmt: skip
+_COMMANDS = 5
+
+
+async def load_agent(client: Client, keys: Keys, name: str) -> Agent | None:
+    """Load one registered agent; None for any other name."""
+    found = await load_agents(client, keys, [name])
+    return found[0] if found else None
+
+
+async def load_agents(
+    client: Client, keys: Keys, names: Sequence[str] | None = None, *, model: Model | None = None
+) -> list[Agent]:
+    """Load some or all registered agents, in two round trips; with `model` its vectors too."""
+    if names is None:
+        names = [name.decode() for name in await client.zrange(keys.agents, 0, -1)]
+    if not names:
+        return []
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.hmget(keys.agent(name), FIELDS)
+        pipe.zscore(keys.agents, name)
+        pipe.xlen(keys.inbox(name))
+        pipe.scard(keys.held(name))
+        pipe.hgetall(keys.performance(name))
+        if model:
+            pipe.lrange(keys.did(name), 0, -1)
+    rows = await pipe.execute()
+    step = _COMMANDS + bool(model)
+    agents = (_parse(name, rows[n * step : (n + 1) * step], model) for n, name in enumerate(names))
+    return [agent for agent in agents if agent]
+
+
+def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
+    values, deadline, in_hand, held, performance, *did = row
+    found = dict(zip(FIELDS, values, strict=True))
+    if found["registered_at"] is None:
+        return None
+    profile = found.pop("profile")
+    text = {key: value.decode() for key, value in found.items() if value is not None}
+    vectors = [part for part in [profile, *(did[0] if did else [])] if part]
+    return Agent(
+        name=name,
+        type=AgentType(text["type"]),
+        capabilities=split(text.get("capabilities")),
+        context_window=int(text["context_window"]),
+        max_tasks=int(text["max_tasks"]),
+        heartbeat_seconds=float(text["heartbeat_seconds"]),
+        description=text.get("description", ""),
+        status=AgentStatus(text["status"]),
+        registered_at=float(text["registered_at"]),
+        last_seen=float(text["last_seen"]),
+        deadline=float(deadline or 0),
+        open_tasks=int(in_hand),
+        leased_tasks=int(held),
+        load=float(text["load"]) if "load" in text else None,
+        records=_records(performance),
+        vectors=_stack(vectors, model),
+    )
+
+
+def _records(performance: dict[bytes, bytes]) -> dict[str, TrackRecord]:
+    counts: dict[str, dict[str, int]] = {}
+    for key, value in performance.items():
+        what, _, task_type = key.decode().partition(":")
+        counts.setdefault(task_type, {})[what] = int(value)
+    return {
+        task_type: TrackRecord(found.get("done", 0), found.get("failed", 0), found.get("ms", 0))
+        for task_type, found in counts.items()
+    }
+
+
+def profile_vector(model: Model, vector: bytes) -> bytes:
+    """Give the vector of what an agent says of itself as it is kept, after the field of its model; so are `did`'s."""
+    return f"{model.field}\0".encode() + vector
+
+
+def _stack(vectors: list[bytes], model: Model | None) -> Matrix | None:
+    from memory_core.records.vectors import (
+        from_bytes,  # numpy is heavy, and the tools' schemas need the names above alone
+    )
+
+    if model is None:
+        return None
+    head = profile_vector(model, b"")
+    usable = [vector[len(head) :] for vector in vectors if vector.startswith(head)]
+    usable = [vector for vector in usable if len(vector) == 4 * model.dimension]
+    return from_bytes(b"".join(usable), model.dimension) if usable else None

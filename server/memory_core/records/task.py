@@ -1,0 +1,177 @@
+"""A task as it lies in Redis: its states, what it demands of an agent, and who may see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from memory_core.records.codec import pack, unpack
+from memory_core.records.keys import Keys, digest
+from memory_core.records.names import SEPARATOR
+
+if TYPE_CHECKING:
+    from memory_core.records.agent import Agent
+    from memory_core.records.model import Model
+    from memory_core.store.connection import Client
+
+
+class TaskState(StrEnum):
+    """`waiting` for dependencies → `pending` → `leased` → one of the others; `retrying` leads back to `pending`."""
+
+    WAITING = "waiting"
+    PENDING = "pending"
+    LEASED = "leased"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+ENDED = frozenset({TaskState.COMPLETED, TaskState.DEAD, TaskState.CANCELLED})
+
+
+class TaskPriority(StrEnum):
+    """What goes out first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    MEDIUM = "medium"
+    LOW = "low"
+
+    @property
+    def rank(self) -> int:
+        """0 goes first."""
+        return list(TaskPriority).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a task demands of whoever does it; tasks of one kind wait in one queue. `only` names a single agent."""
+
+    capabilities: tuple[str, ...] = ()
+    window: int = 0
+    only: str = ""
+
+    @property
+    def spec(self) -> bytes:
+        """Give it as the Functions read it."""
+        return pack({"capabilities": list(self.capabilities), "window": self.window, "only": self.only})
+
+    @property
+    def id(self) -> str:
+        """Identify it within keys."""
+        return digest(SEPARATOR.join([*sorted(self.capabilities), str(self.window), self.only]))
+
+    @classmethod
+    def parse(cls, spec: bytes) -> Kind:
+        """Read `spec`."""
+        found = unpack(spec)
+        return cls(tuple(found["capabilities"]), int(found["window"]), found["only"])
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task. Times are epoch seconds; `payload`, `result` and `metrics` are JSON values."""
+
+    id: str
+    state: TaskState
+    description: str
+    type: str
+    priority: TaskPriority
+    kind: Kind
+    submitter: str
+    assigned: str | None
+    holders: tuple[str, ...]
+    avoid: tuple[str, ...]
+    attempt: int
+    max_retries: int
+    lease_seconds: float
+    created_at: float
+    depends_on: tuple[str, ...] = ()
+    lease_until: float | None = None
+    next_at: float | None = None
+    deadline: float | None = None
+    finished_at: float | None = None
+    payload: Any = None
+    result: Any = None
+    metrics: Any = None
+    error: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing will happen to it any more."""
+        return self.state in ENDED
+
+    def is_party(self, agent: str) -> bool:
+        """Whether an agent submitted it, has it or had it, and so may see all of it."""
+        return agent in {self.submitter, self.assigned, self.kind.only, *self.holders}
+
+    def may_see(self, agent: str, profile: Agent | None) -> bool:
+        """Whether an agent may know of it: as a party, or because it might have been given to it."""
+        return self.is_party(agent) or (not self.kind.only and profile is not None and profile.is_able(self.kind))
+
+
+FIELDS = (
+    "state", "description", "type", "priority", "kind_spec", "submitter", "assigned", "holders", "avoid", "attempt",
+    "max_retries", "lease_seconds", "created_at", "depends_on", "lease_until", "next_at", "deadline", "finished_at",
+    "payload", "result", "metrics", "error",
+)  # fmt: skip
+
+
+def parse(task_id: str, values: list[bytes | None]) -> Task | None:
+    """Build a Task from the HMGET of FIELDS; None when there is none."""
+    row = dict(zip(FIELDS, values, strict=True))
+    if row["state"] is None:
+        return None
+    text = {name: value.decode() for name, value in row.items() if value is not None and name != "kind_spec"}
+    times = ("lease_until", "next_at", "deadline", "finished_at")
+    documents = ("payload", "result", "metrics")
+    return Task(
+        id=task_id,
+        state=TaskState(text["state"]),
+        description=text["description"],
+        type=text["type"],
+        priority=TaskPriority(text["priority"]),
+        kind=Kind.parse(row["kind_spec"] or b""),
+        submitter=text["submitter"],
+        assigned=text.get("assigned"),
+        holders=split(text.get("holders")),
+        avoid=split(text.get("avoid")),
+        attempt=int(text["attempt"]),
+        max_retries=int(text["max_retries"]),
+        lease_seconds=float(text["lease_seconds"]),
+        created_at=float(text["created_at"]),
+        depends_on=split(text.get("depends_on")),
+        error=text.get("error"),
+        **{name: float(text[name]) for name in times if name in text},
+        **{name: json.loads(text[name]) for name in documents if name in text},
+    )
+
+
+async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[Task]:
+    """Load tasks in the order of their ids, leaving out what is gone."""
+    ids = list(task_ids)
+    if not ids:
+        return []
+    pipe = client.pipeline(transaction=False)
+    for task_id in ids:
+        pipe.hmget(keys.task(task_id), FIELDS)
+    rows = await pipe.execute()
+    tasks = (parse(task_id, row) for task_id, row in zip(ids, rows, strict=True))
+    return [task for task in tasks if task]
+
+
+async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], model: Model) -> list[bytes | None]:
+    """Load a model's vectors of open tasks' texts in the order of their ids; None where there is none."""
+    pipe = client.pipeline(transaction=False)
+    for task_id in task_ids:
+        pipe.hget(keys.task_vector(task_id), model.field)
+    return await pipe.execute()
+
+
+def split(text: str | None) -> tuple[str, ...]:
+    """Read names that Redis keeps in one field."""
+    return tuple(text.split(SEPARATOR)) if text else ()

@@ -1,0 +1,1 @@
+"""The settings object and its sections."""

@@ -1,0 +1,1 @@
+"""Access to Redis: connections, Functions, the index, streams and the clock."""

@@ -1,0 +1,295 @@
+"""The one place that knows how to reach Redis: clients, deadlines, start-up checks, error translation.
+
+redis-py's own retries stay off everywhere: retrying a write whose answer was lost can apply it twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import quote
+
+from redis import exceptions as redis_errors
+from redis.asyncio import BlockingConnectionPool, Connection, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from memory_core.crypto.secret_files import secret_of
+from memory_core.errors import (
+    InvalidArgument,
+    MemoryServiceError,
+    OutcomeUnknown,
+    StoreRefused,
+    StoreUnavailable,
+    UnsafeStart,
+)
+from memory_core.settings.settings import Settings
+from memory_core.store.packing import pack_by_hiredis
+from memory_core.store.urls import Address, Place, read_url
+
+Client = Any
+"""A redis.asyncio.Redis. redis-py types each answer as a union over protocols and decodings that we never use."""
+
+OLDEST_REDIS = (8, 2)
+COMMAND_SECONDS = 5.0
+CONNECT_SECONDS = 5.0
+MOST_CONNECTIONS = 64
+"""Of one client; more commands at the same time than these wait their turn within their deadline."""
+MEMORY = "memory"
+"""The level of durability of a Redis that keeps no append-only file."""
+_RETRY_AFTER = 1.0
+_REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
+_URLS = (
+    "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
+    "or redis+sentinel://host:port,…/service"
+)
+_MOVING = (redis_errors.AskError, redis_errors.TryAgainError)
+_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
+"""Refusals that redis-py tells by their class and without their code."""
+
+
+def redis_url(settings: Settings) -> str | None:
+    """The URL that the settings name, or None when they name no Redis at all.
+
+    Raises:
+        UnsafeStart: the password is to come from a file that cannot be read.
+    """
+    url = settings.redis_url or settings.redis.url
+    if url is not None:
+        return url.get_secret_value()
+    redis = settings.redis
+    if redis.host is None:
+        return None
+    secret = secret_of(redis.password, redis.password_file, "redis.password") or ""
+    login = f"{quote(redis.username or '', safe='')}:{quote(secret, safe='')}@" if secret or redis.username else ""
+    host = f"[{redis.host}]" if ":" in redis.host else redis.host
+    return f"redis://{login}{host}:{redis.port}/{redis.db}"
+
+
+def connect(url: str, *, timeout: float | None = None) -> Client:
+    """Make a client; connections are made when first needed. Bytes in, bytes out, RESP3.
+
+    A `timeout` in seconds is redis-py's own, for blocking readers: on Python 3.11 it loses cancellations.
+    Commands have their deadline from `store_errors` instead.
+
+    Raises:
+        InvalidArgument: `url` is none.
+    """
+    try:
+        place = read_url(url)
+    except ValueError:
+        # Without its cause: urllib quotes a part of the URL, which may be the password.
+        raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
+    if place.kind == "cluster":
+        from memory_core.store.cluster import Cluster
+
+        return Cluster(place, lambda address: _make_pool(place, timeout, address))
+    pool = _make_pool(place, timeout)
+    if place.kind == "sentinel":
+        from memory_core.store.sentinel import led_by_sentinels
+
+        pool = led_by_sentinels(pool, place)
+    return Redis.from_pool(pool)
+
+
+def _make_pool(place: Place, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
+    where = {"host": address[0], "port": address[1]} if address else {}
+    options: Any = {
+        "connection_class": Connection,
+        "max_connections": MOST_CONNECTIONS,
+        "timeout": None,
+        "protocol": 3,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": timeout,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "health_check_interval": 0,
+    }
+    return pack_by_hiredis(BlockingConnectionPool(**(options | place.options | where)))
+
+
+async def shards(client: Client) -> list[Client]:
+    """Give the masters that a client speaks to: of a cluster one for each shard, else the client itself.
+
+    Raises:
+        redis.exceptions.RedisError: as `store_errors` expects.
+    """
+    return await client.shards() if is_cluster(client) else [client]
+
+
+async def shard_of(client: Client, keys: Sequence[str]) -> Client:
+    """Give a client of the master that has some keys of one slot, or of any if there are none.
+
+    Raises:
+        redis.exceptions.RedisError: as `store_errors` expects.
+    """
+    return await client.shard_of(keys[0] if keys else "") if is_cluster(client) else client
+
+
+def is_cluster(client: Client) -> bool:
+    """Whether a client speaks to a cluster."""
+    return hasattr(client, "shards")
+
+
+@asynccontextmanager
+async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECONDS) -> AsyncGenerator[None]:
+    """Bound some commands by a deadline in seconds and turn Redis's failures into ours.
+
+    Raises:
+        StoreUnavailable: Redis is down, loading, full or read-only; nothing was changed.
+        OutcomeUnknown: the connection broke, or the deadline passed, after a write was sent.
+    """
+    try:
+        async with asyncio.timeout(deadline):
+            yield
+    except redis_errors.BusyLoadingError as error:
+        raise StoreUnavailable(
+            "Redis is loading its data", hint="try again shortly", retry_after=_RETRY_AFTER
+        ) from error
+    except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
+        raise _broken(error, writing) from error
+    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
+        raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
+    except _MOVING as error:
+        raise StoreUnavailable(
+            "this namespace is on its way to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
+        ) from error
+    except redis_errors.ResponseError as error:
+        if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
+            raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="mend Redis, then retry") from error
+        raise
+
+
+def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUnknown:
+    if isinstance(error.__cause__ or error, redis_errors.AuthenticationError):
+        return StoreRefused("Redis refuses this user or password", hint="mend REDIS_URL")
+    never_sent = "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
+    if writing and not never_sent:
+        return OutcomeUnknown(
+            "the connection to Redis broke before it answered",
+            hint="read the memory back, or repeat the call with the same idempotency_key",
+            retry_after=_RETRY_AFTER,
+        )
+    return StoreUnavailable(
+        "Redis does not answer",
+        hint="try again shortly; `redis-memory doctor` tells more",
+        retry_after=_RETRY_AFTER,
+    )
+
+
+async def check_server(client: Client) -> dict[str, Any]:
+    """Refuse a Redis on which data or answers would be at risk, and return its INFO.
+
+    Raises:
+        UnsafeStart: older than 8.2, no Query Engine, another database than 0, or keys may be evicted.
+        StoreUnavailable: it does not answer.
+    """
+    async with store_errors():
+        for shard in await shards(client):
+            info, modules = await shard.info(), await shard.execute_command("MODULE", "LIST")
+            if is_cluster(client):
+                info.pop("cluster_enabled", None)
+            for problem in unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0)).values():
+                raise problem
+            await _fail_on_timeout(shard)
+        return await client.info()
+
+
+def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
+    """Say by name what of a Redis puts data or answers at risk: version, modules, policy, database."""
+    found: dict[str, UnsafeStart] = {}
+    version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        found["version"] = UnsafeStart(
+            f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL"
+        )
+    if not any(b"search" in _flatten(module) for module in modules):
+        found["modules"] = UnsafeStart(
+            "this Redis has no Query Engine (module `search`)",
+            hint="use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one",
+        )
+    if policy != "noeviction":
+        found["policy"] = UnsafeStart(
+            f"maxmemory-policy is {policy}, which drops memories silently",
+            hint="CONFIG SET maxmemory-policy noeviction",
+        )
+    if int(info.get("cluster_enabled", 0)):
+        found["cluster"] = UnsafeStart(
+            "this Redis is a node of a cluster", hint="name it by a URL redis+cluster://host:port,host:port"
+        )
+    if database != 0:
+        found["database"] = UnsafeStart(
+            "the Query Engine indexes database 0 only", hint="leave the database out of the URL"
+        )
+    return found
+
+
+async def is_usable(url: str) -> bool:
+    """Whether a Redis that passes `check_server` answers at a URL."""
+    client = connect(url)
+    try:
+        await check_server(client)
+    except MemoryServiceError:
+        return False
+    else:
+        return True
+    finally:
+        await client.aclose()
+
+
+async def _fail_on_timeout(client: Client) -> None:
+    """Have searches fail rather than answer in part; where that may not be set, their warnings still tell."""
+    with contextlib.suppress(redis_errors.ResponseError, StoreRefused):
+        async with store_errors():
+            configured = await client.execute_command("FT.CONFIG", "GET", "ON_TIMEOUT")
+        if b"fail" in [value.lower() for value in _flatten(configured) if isinstance(value, bytes)]:
+            return
+    for command in (("FT.CONFIG", "SET", "ON_TIMEOUT", "FAIL"), ("CONFIG", "SET", "search-on-timeout", "fail")):
+        with contextlib.suppress(redis_errors.ResponseError, StoreRefused):
+            async with store_errors():
+                await client.execute_command(*command)
+            return
+
+
+def _flatten(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [item for pair in value.items() for part in pair for item in _flatten(part)]
+    if isinstance(value, list | tuple):
+        return [item for part in value for item in _flatten(part)]
+    return [value]
+
+
+def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
+    """Call `notify` whenever the client opens a connection: Redis may have restarted in between."""
+
+    async def opened(connection: Any) -> None:
+        await connection.on_connect()
+        notify()
+
+    def watch(node: Client) -> None:
+        node.connection_pool.connection_kwargs["redis_connect_func"] = opened
+
+    if is_cluster(client):
+        client.watch_nodes(watch)
+    else:
+        watch(client)
+
+
+def on_move(client: Client, notify: Callable[[], None]) -> None:
+    """Call `notify` when other nodes of a cluster than before hold some of the keys."""
+    if is_cluster(client):
+        client.on_move = notify
+
+
+async def durability(client: Client, info: dict[str, Any]) -> str:
+    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
+    if not int(info.get("aof_enabled", 0)):
+        return MEMORY
+    try:
+        async with store_errors():
+            policy = await client.config_get("appendfsync")
+    except (StoreRefused, redis_errors.ResponseError):
+        return "aof"
+    return f"aof-{policy.get('appendfsync', 'everysec')}"

@@ -1,0 +1,155 @@
+"""Who is calling: read from the connection, never from a tool's arguments.
+
+With authentication on the caller is who its token says, and a name that it declares besides must be the same. With
+it off the declared name is believed: the flag or environment on stdio, a header or URL parameter over HTTP, else the
+client's own name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.context import ServerRequestContext
+from mcp.server.mcpserver import Context
+
+from memory_core.errors import Forbidden, InvalidArgument, MemoryServiceError, Unauthenticated, echo
+from memory_core.records.access import Access, known_scopes
+from memory_core.records.names import check_name, to_name
+from memory_core.settings.settings import Settings
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from memory_server.engine.principals import Caller
+
+AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
+NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
+AGENT_CLAIM, NAMESPACE_CLAIM, TOKEN_CLAIM = "agent", "namespace", "token"
+ANONYMOUS = "anonymous"
+_ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
+
+OPERATOR = "memory.operator"
+"""Key of an ASGI scope: what the session of an operator at the dashboard grants. No client can set one."""
+
+on_stdio: ContextVar[Access | None] = ContextVar("on_stdio", default=None)
+"""What the token of a stdio server grants, as found for the request in hand."""
+
+
+def caller_of(context: Context[Any, Any], settings: Settings) -> Caller:
+    """Name the caller of a tool or resource; see `caller_of_request`."""
+    return caller_of_request(context.request_context, settings)
+
+
+def caller_of_request(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
+    """Name the caller of a request.
+
+    Raises:
+        InvalidArgument: a declared name is not a Name, or header and URL disagree.
+        Forbidden: a declared name is not the token's.
+        Unauthenticated: there is no token, where one is needed.
+    """
+    from memory_server.engine.principals import Caller
+
+    agent, namespace = _declared_names(context, settings)
+    access, origin = access_of(context, settings), _origin(context)
+    if access is None:
+        name = agent or settings.agent or _client_name(context)
+        return Caller(namespace or settings.namespace, name, origin=origin)
+    check_names(access, agent, namespace)
+    may_read = "read" in access.scopes or access.admin
+    origin += f" token {access.token}" if access.token else ""
+    return Caller(
+        access.namespace,
+        access.agent,
+        admin=access.admin,
+        may_read=may_read,
+        sees_server=access.admin,
+        origin=origin,
+    )
+
+
+def whoever_called(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
+    """Name the caller for the audit, also of a request that is refused for what it says of itself."""
+    from memory_server.engine.principals import Caller
+
+    with suppress(MemoryServiceError):
+        return caller_of_request(context, settings)
+    with suppress(MemoryServiceError):
+        access = access_of(context, settings)
+        if access is not None:
+            return Caller(access.namespace, access.agent, origin=f"{_origin(context)} token {access.token}")
+    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context))
+
+
+def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
+    """Let pass names that are the token's, or none.
+
+    Raises:
+        Forbidden: one is not.
+    """
+    for declared, own, what in ((agent, access.agent, "agent"), (namespace, access.namespace, "namespace")):
+        if declared is not None and declared != own:
+            raise Forbidden(f"{what} {echo(declared)} is not that of your token", hint=f"leave the {what} out")
+
+
+def declared_on_stdio(settings: Settings) -> tuple[str | None, str | None]:
+    """Give the agent and the namespace that whoever started a stdio server named."""
+    return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
+
+
+def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Access | None:
+    """Give what the request's token grants; None where none is needed.
+
+    Raises:
+        Unauthenticated: there is none, where one is needed.
+    """
+    request: Request | None = context.request
+    if request is None:
+        access = on_stdio.get()
+        if access is None and settings.token is not None:
+            raise Unauthenticated("the token was not checked")
+        return access
+    operator: Access | None = request.scope.get(OPERATOR)
+    if operator is not None or settings.auth.mode == "off":
+        return operator
+    user = request.scope.get("user")
+    if not isinstance(user, AuthenticatedUser):
+        raise Unauthenticated("there is no token")
+    claims = user.access_token.claims or {}
+    scopes, token = known_scopes(user.scopes), claims.get(TOKEN_CLAIM, "")
+    return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
+
+
+def _origin(context: ServerRequestContext[Any, Any]) -> str:
+    """Say from where a request came: the client's address, or which stdio server took it."""
+    if context.request is None:
+        return f"stdio {os.getpid()}"
+    client = context.request.client
+    return f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
+
+
+def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:
+    """Give the agent and the namespace that the client, or whoever started it, names."""
+    request: Request | None = context.request
+    if request is None:
+        return declared_on_stdio(settings)
+    agent = _declared(request, AGENT_HEADER, AGENT_PARAMETER, "agent")
+    return agent, _declared(request, NAMESPACE_HEADER, NAMESPACE_PARAMETER, "namespace")
+
+
+def _declared(request: Request, header: str, parameter: str, what: str) -> str | None:
+    by_header, by_url = request.headers.get(header), request.query_params.get(parameter)
+    if by_header and by_url and by_header != by_url:
+        raise InvalidArgument(f"the header {header} and the URL's {parameter} differ", hint="send one of them")
+    declared = by_header or by_url
+    return check_name(declared, what) if declared else None
+
+
+def _client_name(context: ServerRequestContext[Any, Any]) -> str:
+    params = context.session.client_params
+    return to_name(params.client_info.name, ANONYMOUS) if params else ANONYMOUS

@@ -1,0 +1,52 @@
+"""One-time keys of the operator's view: who can reach Redis or starts the server makes one, whoever shows it first
+gets in. Redis keeps the hash of one for an hour at most.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+import secrets
+
+from memory_core.records.ids import new_id
+from memory_core.records.keys import operator_key
+from memory_core.records.names import check_name
+from memory_core.records.token import hash_of
+from memory_core.store.connection import store_errors
+from memory_server.engine.backend import Backend
+
+SECONDS = 3600
+_KEY = re.compile(r"([0-9a-hjkmnp-tv-z]{26})_([A-Za-z0-9_-]{43})", re.ASCII)
+_NO_HASH = "0" * 64
+
+
+async def admit_once(backend: Backend, namespace: str, seconds: int = SECONDS) -> str:
+    """Make a key that lets one operator into a namespace once, for a while.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    key_id, secret = new_id(), secrets.token_urlsafe(32)
+    kept = f"{hash_of(secret)} {check_name(namespace, 'namespace')}"
+    await backend.read(lambda client: client.set(operator_key(key_id), kept, ex=seconds))
+    return f"{key_id}_{secret}"
+
+
+async def redeem(backend: Backend, key: str) -> str | None:
+    """Give the namespace that a key opens, and spend it; None if it is unknown, wrong, expired or spent.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    parsed = _KEY.fullmatch(key)
+    if parsed is None:
+        return None
+    name = operator_key(parsed[1])
+    raw = await backend.read(lambda client: client.get(name))
+    kept, _, namespace = raw.decode().partition(" ") if raw else (_NO_HASH, "", "")
+    if not hmac.compare_digest(hash_of(parsed[2]), kept):
+        return None
+    client = await backend.client()
+    async with store_errors(writing=True):
+        spent = await client.delete(name)  # of all who show it at once, one alone deletes it
+    return namespace if spent else None

@@ -1,0 +1,75 @@
+"""Issue, list and revoke bearer tokens; for whoever runs the server, not for agents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memory_core.errors import InvalidArgument, NotFound, echo
+from memory_core.records import token as tokens
+from memory_core.records.access import Scope
+from memory_core.records.audit_entry import by_itself
+from memory_core.records.ids import is_id
+from memory_core.records.keys import Keys, token_key
+from memory_core.records.names import check_name
+from memory_core.records.token import Token
+from memory_core.store.connection import Client
+from memory_server.engine.backend import Backend
+
+LONGEST_SECONDS = 10 * 365 * 86_400.0
+
+
+async def issue_token(
+    backend: Backend, *, agent: str, namespace: str, scopes: frozenset[Scope], seconds: float
+) -> tuple[Token, str]:
+    """Issue a token and give its text, which nobody can read again.
+
+    Raises:
+        InvalidArgument: a name is none, or the lifetime is not within ten years.
+    """
+    check_name(agent, "agent")
+    check_name(namespace, "namespace")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise InvalidArgument("a token lives more than 0 seconds and at most ten years", hint="such as 90d")
+    token, secret = tokens.new_token(agent, namespace, scopes, seconds)
+    await _note(backend, token, "token_issue", expires_at=token.expires_at)
+    fields = [part for pair in token.fields(secret).items() for part in pair]
+    await backend.write("rm1_token_issue", [token_key(token.id)], fields=fields, expires_at=token.expires_at)
+    return token, tokens.text_of(token, secret)
+
+
+async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
+    """Give the tokens of a namespace that have not expired, oldest first."""
+    keys = Keys(check_name(namespace, "namespace"))
+
+    async def fetch(client: Client) -> list[Token]:
+        ids: list[bytes] = await client.zrange(keys.tokens, 0, -1)
+        found = [await tokens.load(client, token_id.decode()) for token_id in ids]
+        return sorted((pair[0] for pair in found if pair), key=lambda token: token.id)
+
+    return await backend.read(fetch)
+
+
+async def revoke_token(backend: Backend, token_id: str) -> Token:
+    """End a token at once.
+
+    Raises:
+        NotFound: there is no such token, or it has expired.
+    """
+    found = await backend.read(lambda client: tokens.load(client, token_id)) if is_id(token_id) else None
+    if found is None:
+        raise NotFound(f"no token {echo(token_id)}", hint="`redis-memory agents tokens` lists them")
+    token, _ = found
+    await backend.write("rm1_token_revoke", [token_key(token.id)], repeatable=True, namespace=token.namespace)
+    await _note(backend, token, "token_revoke")
+    return token
+
+
+async def _note(backend: Backend, token: Token, op: str, **request: Any) -> None:
+    keys = Keys(token.namespace)
+    await backend.write(
+        "rm1_token_note",
+        [keys.audit, keys.counters, keys.tokens],
+        id=token.id,
+        audit=by_itself("console", op, [token.id, token.agent]),
+        **request,
+    )

@@ -1,1 +1,0 @@
-"""Writes the configuration by which MCP clients find this memory."""

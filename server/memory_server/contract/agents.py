@@ -1,0 +1,120 @@
+"""What the tools of agents answer."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from memory_core.records.agent import Agent, AgentStatus, AgentType
+from memory_core.records.times import to_iso
+from memory_server.contract.answer import Answer
+
+
+class AgentView(BaseModel):
+    """One registered agent."""
+
+    agent_id: str
+    agent_type: AgentType
+    capabilities: list[str] = []
+    context_window: int
+    max_tasks: int
+    description: str = ""
+    status: AgentStatus
+    alive: bool
+    open_tasks: int = Field(default=0, description="assigned to it or leased by it")
+    leased_tasks: int = 0
+    load: float | None = Field(default=None, description="as it says itself, 0 to 1")
+    completed: int = 0
+    failed: int = 0
+    last_seen: str | None = None
+
+    @classmethod
+    def of(cls, agent: Agent, now: float) -> AgentView:
+        """Show an agent."""
+        alive = agent.is_alive(now)
+        return cls(
+            agent_id=agent.name,
+            agent_type=agent.type,
+            capabilities=list(agent.capabilities),
+            context_window=agent.context_window,
+            max_tasks=agent.max_tasks,
+            description=agent.description,
+            status=agent.status if alive else AgentStatus.DEAD,
+            alive=alive,
+            open_tasks=agent.open_tasks,
+            leased_tasks=agent.leased_tasks,
+            load=agent.load,
+            completed=sum(record.done for record in agent.records.values()),
+            failed=sum(record.failed for record in agent.records.values()),
+            last_seen=to_iso(agent.last_seen),
+        )
+
+    def line(self) -> str:
+        """Give the agent as one line."""
+        skills = f", can {', '.join(self.capabilities)}" if self.capabilities else ""
+        return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
+
+
+class RegisterAnswer(Answer):
+    """A registered agent, and how it stays alive."""
+
+    agent: AgentView
+    again: bool = Field(default=False, description="true: it was registered already and has been changed")
+    pending_tasks: int = Field(default=0, description="tasks that wait for it now")
+    heartbeat_seconds: float
+    keep_alive: str
+
+    def summary(self) -> str:
+        """Say what to do next."""
+        return f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"
+
+
+class UnregisterAnswer(Answer):
+    """What became of what an agent leaves."""
+
+    tasks_reassigned: int
+    memories_affected: int
+    grants_revoked: int
+
+    def summary(self) -> str:
+        """Say it."""
+        return (
+            f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
+            f"{self.grants_revoked} grants revoked."
+        )
+
+
+class HeartbeatAnswer(Answer):
+    """What a sign of life renewed, and what waits."""
+
+    leases_renewed: dict[str, str] = Field(description="task id: until when")
+    leases_lost: list[str] = Field(description="ids of tasks that are yours no more; stop working on them")
+    pending_tasks: int
+    unread_events: int = 0
+
+    def summary(self) -> str:
+        """Say it, the lost leases first."""
+        lost = f"LOST: {', '.join(self.leases_lost)}. " if self.leases_lost else ""
+        return (
+            f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
+            f"{self.unread_events} unread events."
+        )
+
+
+class AgentAnswer(Answer):
+    """One registered agent."""
+
+    agent: AgentView
+
+    def summary(self) -> str:
+        """Show it."""
+        return self.agent.line()
+
+
+class AgentListAnswer(Answer):
+    """Registered agents by name."""
+
+    agents: list[AgentView]
+
+    def summary(self) -> str:
+        """List them."""
+        return "\n".join([f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)])

@@ -1,0 +1,199 @@
+"""The arguments of every tool, as models: what they are called, what they may be, what agents read about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic_core import from_json
+
+from memory_core.records.memory import MemoryType, Priority, Visibility
+from memory_server.contract.events import EventKind
+
+if TYPE_CHECKING:
+    from memory_server.index.filters import Selection
+
+T = TypeVar("T")
+MATCH_MIN_SCORE = 0.45
+"""Cosine at which a memory wakes a standing query; benchmarks/README.md has what it finds and what it lets through."""
+
+
+def _as_list(value: Any) -> Any:
+    """Accept what clients send for a list: a list, its JSON, or comma-separated text."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return as_json(value)
+    return [part.strip() for part in value.split(",") if part.strip()]
+
+
+def as_json(value: Any) -> Any:
+    """Accept an object or its JSON; what cannot be read, lone surrogates too, stays for validation to refuse."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return from_json(value)
+    except (ValueError, TypeError):
+        return value
+
+
+ListOf = Annotated[list[T], BeforeValidator(_as_list)]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(as_json)]
+Time = str | float
+AgentId = Annotated[str | None, Field(description="default: you")]
+MinScore = Annotated[float, Field(ge=0, le=1)]
+
+
+class Arguments(ArgModelBase):
+    """Base of all: unknown arguments are refused, and a tool's method gets the whole model as `args`."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
+
+    def model_dump_one_level(self) -> dict[str, Any]:
+        """Give the keyword arguments of the tool's method."""
+        return {"args": self}
+
+
+class NoArguments(Arguments):
+    """gpu_status"""
+
+
+class Filters(Arguments):
+    """What searches and lists can be narrowed by."""
+
+    agent_ids: ListOf[str] | None = Field(default=None, description="only memories of these agents")
+    memory_types: ListOf[MemoryType] | None = None
+    priorities: ListOf[Priority] | None = None
+    tags: ListOf[str] | None = None
+    tag_match: Literal["any", "all"] = "any"
+    context: str | None = Field(default=None, description="only this session, thread or project")
+    source: str | None = Field(default=None, description="only what this speaker, file or URL said")
+    since: Time | None = Field(default=None, description="happened at or after: ISO 8601, epoch or '2 days ago'")
+    until: Time | None = Field(default=None, description="happened at or before")
+    include_archive: bool = False
+
+    def selection(self) -> Selection:
+        """Give the filters as use cases take them."""
+        from memory_server.index.filters import Selection
+
+        return Selection(
+            agent_ids=tuple(self.agent_ids or ()),
+            memory_types=tuple(self.memory_types or ()),
+            priorities=tuple(self.priorities or ()),
+            tags=tuple(self.tags or ()),
+            tag_match=self.tag_match,
+            context=self.context,
+            source=self.source,
+            since=self.since,
+            until=self.until,
+            include_archive=self.include_archive,
+        )
+
+
+class StoreArguments(Arguments):
+    """store_memory"""
+
+    content: str = Field(description="what to remember")
+    memory_type: MemoryType = MemoryType.CONTEXT
+    priority: Priority = Field(
+        default=Priority.MEDIUM,
+        description="lifetime: critical for ever, high 90 days, medium 30, low 7, archive for ever but hidden",
+    )
+    visibility: Visibility = Field(
+        default=Visibility.PRIVATE, description="private: yours; shared: meant for grants; public: everyone here"
+    )
+    tags: ListOf[str] | None = None
+    context: str | None = Field(default=None, description="session, thread or project it belongs to")
+    source: str | None = Field(default=None, description="who or what said it: a speaker, a file, a URL")
+    occurred_at: Time | None = Field(default=None, description="default now")
+    metadata: JsonObject | None = None
+    sensitive: bool = Field(default=False, description="encrypt it")
+    ttl_seconds: int | None = Field(default=None, description="lifetime instead of the priority's")
+    idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same memory")
+    wait: bool = Field(default=True, description="wait up to 2 s for the vector")
+    agent_id: AgentId = None
+    vector: ListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
+
+
+class RetrieveArguments(Arguments):
+    """retrieve_memory"""
+
+    memory_id: str
+
+
+class ListArguments(Filters):
+    """get_agent_memories"""
+
+    agent_id: AgentId = None
+    limit: int = Field(default=20, ge=1, le=100)
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
+
+
+class UpdateArguments(Arguments):
+    """update_memory"""
+
+    memory_id: str
+    content: str | None = None
+    priority: Priority | None = Field(default=None, description="a new one starts its lifetime anew")
+    visibility: Visibility | None = None
+    tags: ListOf[str] | None = Field(default=None, description="replaces all; [] removes all")
+    context: str | None = Field(default=None, description="'' removes it")
+    metadata: JsonObject | None = Field(default=None, description="replaces all; {} removes it")
+    expected_rev: int | None = Field(default=None, description="refuse if it was changed since this revision")
+
+
+class ClearArguments(Filters):
+    """clear_memory"""
+
+    memory_ids: ListOf[str] | None = Field(default=None, description="these, or use the filters")
+    expired_only: bool = Field(default=False, description="those past their lifetime")
+    dry_run: bool = Field(default=False, description="only count")
+    confirm: bool = Field(default=False, description="needed for more than one where no person can be asked")
+
+
+class SearchArguments(Filters):
+    """semantic_search"""
+
+    query: str = Field(description="what to look for, in any words")
+    mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
+    limit: int = Field(default=10, ge=1, le=100)
+    min_score: MinScore = 0.0
+    recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of the score given to newness")
+    priority_weight: float = Field(default=0.0, ge=0, le=1, description="share given to the priority")
+    rerank: bool = Field(default=False, description="take more candidates and compare exactly; slower")
+    max_tokens: int | None = Field(default=None, ge=1, description="budget for the contents returned")
+    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
+
+
+class SimilarArguments(Filters):
+    """find_similar_memories"""
+
+    memory_id: str
+    limit: int = Field(default=10, ge=1, le=100)
+    min_score: MinScore = 0.0
+    exact: bool = Field(default=False, description="compare with every memory")
+
+
+class StatsArguments(Arguments):
+    """memory_stats"""
+
+    agent_id: str | None = Field(default=None, description="only what this agent wrote")
+    since: Time | None = Field(default=None, description="also count what was stored since")
+
+
+class BatchArguments(Arguments):
+    """batch_operations"""
+
+    operations: ListOf[dict[str, Any]] = Field(description="each {op, ...arguments}")
+    stop_on_error: bool = False
+
+
+class WaitArguments(Arguments):
+    """wait_for_events"""
+
+    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
+    query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
+    timeout_seconds: float = Field(default=30, ge=0, le=300)
+    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="how close is close")

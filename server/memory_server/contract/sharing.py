@@ -1,0 +1,113 @@
+"""What the tools of context sharing answer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from memory_server.contract.answer import Answer
+from memory_server.contract.framing import NOTE, quoted
+from memory_server.contract.memories import Memory
+
+
+class ShareAnswer(Answer):
+    """A grant, and the offer of the other direction."""
+
+    grant_id: str
+    target_agent: str
+    permission: Literal["read", "write"]
+    expires_at: str | None = None
+    offer_id: str | None = Field(default=None, description="in force once the other shares the same with you")
+    accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
+
+    def summary(self) -> str:
+        """Say what is in force now."""
+        lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
+        if self.offer_id:
+            lines.append(f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you.")
+        if self.accepted_offer:
+            lines.append(f"This accepts offer {self.accepted_offer}.")
+        return "\n".join(lines)
+
+
+class RevokeAnswer(Answer):
+    """What a revoke has ended."""
+
+    grant_id: str
+    grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
+
+    def summary(self) -> str:
+        """Say so."""
+        return f"Revoked {self.grant_id}; {self.grants_ended} grants ended."
+
+
+class SharedMemory(BaseModel):
+    """A memory that grants show."""
+
+    memory: Memory
+    granted_by: list[str] = Field(description="agents whose grants show it")
+    changed_at: str = Field(description="since when you see it as it is: its last change, or the grant")
+
+
+class GrantInfo(BaseModel):
+    """A grant in force or an offer waiting, and what it covers."""
+
+    id: str
+    from_agent: str
+    to_agent: str
+    permission: Literal["read", "write"]
+    context: str | None = None
+    tags: list[str] = []
+    memory_types: list[str] = []
+    memories: int | None = Field(default=None, description="number of single memories")
+    granted_at: str
+    expires_at: str | None = None
+    note: str | None = None
+
+    def line(self) -> str:
+        """Give it as a line."""
+        labels = [self.context] if self.context else self.tags
+        covers = ", ".join([*map(quoted, labels), *self.memory_types]) or f"{self.memories} memories"
+        ends = f", until {self.expires_at}" if self.expires_at else ""
+        note = f": {quoted(self.note)}" if self.note else ""
+        return f"[{self.id}] {self.from_agent} to {self.to_agent}, {self.permission} {covers}{ends}{note}"
+
+
+class GrantState(GrantInfo):
+    """A grant or an offer, whoever its sides are, and what has become of it."""
+
+    state: Literal["active", "offered", "expired", "revoked", "accepted"]
+
+
+class GrantListAnswer(Answer):
+    """Grants and offers of a namespace, newest first."""
+
+    grants: list[GrantState]
+
+
+class SharedContextAnswer(Answer):
+    """What others let the caller see, and the grants and offers that it is a side of."""
+
+    memories: list[SharedMemory] = Field(default_factory=list[SharedMemory])
+    next_cursor: str | None = Field(default=None, description="give it as since, for what this answer did not tell")
+    more: bool = Field(default=False, description="the budget left something out")
+    granted_to_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
+    granted_by_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
+    offers: list[GrantInfo] = Field(
+        default_factory=list[GrantInfo], description="one to you is accepted by sharing the same selector back"
+    )
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [shared.memory.memory_id for shared in self.memories]
+
+    def summary(self) -> str:
+        """List the memories, then the grants and offers."""
+        lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
+        lines += [shared.memory.line() for shared in self.memories]
+        for name, grants in (("To you", self.granted_to_me), ("By you", self.granted_by_me), ("Offers", self.offers)):
+            lines += [f"{name}:", *(grant.line() for grant in grants)] if grants else []
+        if self.next_cursor:
+            lines.append(f"{'More' if self.more else 'Changes from now on'}: since={self.next_cursor}")
+        return "\n".join(lines)

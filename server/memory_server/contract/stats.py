@@ -1,0 +1,158 @@
+"""What the tools that show how things are doing answer."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from memory_core.records.sidecar import BulkStatus, SidecarStatus
+from memory_server.contract.answer import Answer
+
+
+class Percentiles(BaseModel):
+    """Latency in milliseconds over the last calls of this server process: yours, or all for who sees all figures."""
+
+    count: int = 0
+    p50: float | None = None
+    p95: float | None = None
+    p99: float | None = None
+
+
+class CacheFigures(BaseModel):
+    """How often a vector that you asked for was at hand, since this server process started."""
+
+    process_hits: int
+    redis_hits: int
+    misses: int
+    hit_rate: float | None = Field(None, description="share of all that was asked for")
+
+
+class Retention(BaseModel):
+    """When the counted memories leave."""
+
+    never: int
+    within_day: int
+    within_week: int
+    expired: int = Field(description="past their lifetime, hidden, and removed from Redis within the grace")
+
+
+class IndexHealth(BaseModel):
+    """State of the namespace's search index."""
+
+    progress: float = Field(description="share of the records that it covers")
+    failures: int | None = Field(None, description="records that the index refused; for who sees all figures")
+    model: str
+    dimension: int
+
+
+class TaskFigures(BaseModel):
+    """Tasks that the caller submitted, the newest thousand; an admin sees those of the namespace."""
+
+    by_state: dict[str, int] = {}
+    completion_rate: float | None = Field(default=None, description="completed tasks to all that ended")
+
+
+class AgentFigures(BaseModel):
+    """How one registered agent is doing."""
+
+    agent: str
+    alive: bool
+    open_tasks: int
+    max_tasks: int
+    share: float | None = Field(
+        None, description="of all open tasks that living agents have in hand; equal shares are balance"
+    )
+    completed: int
+    failed: int
+    mean_ms: float | None = Field(None, description="of its completed tasks")
+
+
+class StatsAnswer(Answer):
+    """Figures on the memories that the caller may read."""
+
+    namespace: str
+    agent: str
+    total: int
+    own: int
+    by_type: dict[str, int]
+    by_priority: dict[str, int]
+    by_visibility: dict[str, int]
+    by_agent: dict[str, int]
+    created_last_hour: int
+    created_last_day: int
+    created_since: int | None = None
+    bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
+    pieces: int = Field(0, description="texts that are searched, one or more a memory")
+    vector_backlog: int
+    retention: Retention
+    index: IndexHealth
+    cache: CacheFigures
+    search_latency_ms: Percentiles
+    embedding_latency_ms: Percentiles
+    tasks: TaskFigures = TaskFigures()
+    agents: list[AgentFigures] = Field(default_factory=list[AgentFigures])
+
+    def summary(self) -> str:
+        """Give the main figures."""
+        return (
+            f"{self.total} memories readable by {self.agent} in {self.namespace} ({self.own} own), "
+            f"{self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
+            f"search p50 {self.search_latency_ms.p50} ms. By type: {self.by_type}"
+        )
+
+
+class Sidecar(BaseModel):
+    """One sidecar; memory in bytes. How busy it is is told to who sees all figures."""
+
+    id: str
+    host: str
+    pid: int
+    state: str
+    model: str
+    dimension: int
+    backend: str
+    device: str
+    provider: str
+    fallback: str
+    started_at: float
+    updated_at: float
+    memory_used: int | None = None
+    memory_total: int | None = None
+    utilisation: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+    batch_tokens: int | None = None
+    texts_per_second: float | None = None
+    texts_total: int | None = None
+    asks_total: int | None = None
+    queue_depth: int | None = None
+    bulk: BulkStatus | None = None
+
+    @classmethod
+    def of(cls, status: SidecarStatus, *, busy: bool) -> Sidecar:
+        """Show what a sidecar says of itself, with how busy it is or without."""
+        return cls.model_validate(status.model_dump(exclude=None if busy else _BUSY))
+
+
+_BUSY = {
+    "memory_used", "utilisation", "temperature", "power", "batch_tokens", "texts_per_second", "texts_total",
+    "asks_total", "queue_depth", "bulk",
+}  # fmt: skip
+
+
+class GpuAnswer(Answer):
+    """Each embedding sidecar and what accelerates it."""
+
+    sidecars: list[Sidecar]
+    queue_depth: int | None = Field(None, description="embed jobs waiting in this namespace")
+    libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
+    bulk: str = Field(description="who compares many vectors at once, and what of")
+    fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
+
+    def summary(self) -> str:
+        """Give one line for each sidecar."""
+        lines = [
+            f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}"
+            + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")
+            for s in self.sidecars
+        ]
+        return "\n".join([*lines, f"Bulk engine: {self.bulk}", *self.fallbacks] if lines else ["No sidecar."])

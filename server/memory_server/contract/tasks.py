@@ -1,0 +1,235 @@
+"""What the tools of tasks answer."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from memory_core.records.task import Task, TaskPriority, TaskState
+from memory_core.records.times import to_iso
+from memory_server.contract.answer import Answer
+from memory_server.contract.framing import NOTE
+from memory_server.contract.memories import Hit
+
+
+class TaskEvent(BaseModel):
+    """One thing that happened to a task."""
+
+    at: str
+    op: str
+    agent: str | None = None
+    attempt: int | None = None
+    fence: int | None = Field(default=None, description="number of the lease's fencing token")
+    error: str | None = None
+    handoff: str | None = None
+
+
+class TaskView(BaseModel):
+    """One task. Times are ISO 8601 in UTC."""
+
+    task_id: str
+    state: TaskState
+    description: str
+    task_type: str
+    priority: TaskPriority
+    submitted_by: str
+    assigned_to: str | None = None
+    assign_to: str | None = None
+    held_by: list[str] = Field(default_factory=list, description="agents that have had its lease, in order")
+    required_capabilities: list[str] = []
+    min_context_window: int = 0
+    depends_on: list[str] = []
+    payload: Any = None
+    attempt: int = 0
+    max_retries: int
+    lease_until: str | None = None
+    next_attempt_at: str | None = None
+    deadline: str | None = None
+    created_at: str
+    finished_at: str | None = None
+    result: Any = None
+    metrics: Any = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, task: Task, *, whole: bool = True) -> TaskView:
+        """Show a task: to whoever is no party to it without payload, result and metrics."""
+        return cls(
+            task_id=task.id,
+            state=task.state,
+            description=task.description,
+            task_type=task.type,
+            priority=task.priority,
+            submitted_by=task.submitter,
+            assigned_to=task.assigned,
+            assign_to=task.kind.only or None,
+            held_by=list(task.holders),
+            required_capabilities=list(task.kind.capabilities),
+            min_context_window=task.kind.window,
+            depends_on=list(task.depends_on),
+            payload=task.payload if whole else None,
+            attempt=task.attempt,
+            max_retries=task.max_retries,
+            lease_until=to_iso(task.lease_until),
+            next_attempt_at=to_iso(task.next_at),
+            deadline=to_iso(task.deadline),
+            created_at=to_iso(task.created_at) or "",
+            finished_at=to_iso(task.finished_at),
+            result=task.result if whole else None,
+            metrics=task.metrics if whole else None,
+            error=task.error,
+        )
+
+    def line(self) -> str:
+        """Give the task as one line."""
+        who = f", with {self.assigned_to}" if self.assigned_to else ""
+        about = f"{self.task_type}, {self.priority}, by {self.submitted_by}{who}"
+        return f"[{self.task_id}] {self.state} ({about}) {self.description}"
+
+
+class Suited(BaseModel):
+    """How well an agent suits the task; every figure lies between 0 and 1."""
+
+    agent: str
+    score: float
+    free: float = Field(description="share of its capacity that is free")
+    success: float = Field(description="how often it completed this type of task; 0.5 where it never tried")
+    speed: float = Field(description="1 is the fastest agent at this type; 0.5 where it never completed one")
+    closeness: float = Field(description="of the task's text to its description and what it completed last")
+
+
+class SimilarTask(BaseModel):
+    """An open task that looks the same."""
+
+    task_id: str
+    score: float
+    state: TaskState
+    submitted_by: str
+    description: str
+
+
+class Why(BaseModel):
+    """Why a task went where it went."""
+
+    reason: str
+    considered: list[Suited] = []
+
+
+class DistributeAnswer(Answer):
+    """A submitted task."""
+
+    task_id: str
+    state: TaskState
+    assigned_to: str | None = None
+    why: Why
+    similar_tasks: list[SimilarTask] = Field(default_factory=list[SimilarTask])
+    replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task_id, *(task.task_id for task in self.similar_tasks)]
+
+    def summary(self) -> str:
+        """Say where it went and why."""
+        lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
+        lines += [
+            f"{s.agent}: {s.score:.2f} (free {s.free}, success {s.success}, speed {s.speed}, closeness {s.closeness})"
+            for s in self.why.considered
+        ]
+        lines += [f"Similar and {s.state}: [{s.task_id}] {s.score:.2f} {s.description}" for s in self.similar_tasks]
+        return "\n".join(lines)
+
+
+class ClaimedTask(TaskView):
+    """A task to work on: what is known of it, from earlier attempts and from memory."""
+
+    lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
+    earlier_failures: list[TaskEvent] = []
+    handoff: str | None = Field(default=None, description="what the agent before left for you")
+    memories: list[Hit] = []
+
+
+class PendingAnswer(Answer):
+    """Tasks of an agent: leased to it now, or only shown."""
+
+    tasks: list[ClaimedTask]
+    open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
+    max_tasks: int = 0
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [*(task.task_id for task in self.tasks), *self.shown_besides()]
+
+    def shown_besides(self) -> list[str]:
+        """Give the ids of the memories that come with the tasks."""
+        return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
+
+    def summary(self) -> str:
+        """Show each task with what helps to do it."""
+        if not self.tasks:
+            return f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."
+        return "\n\n".join(map(_brief, self.tasks))
+
+
+def _brief(task: ClaimedTask) -> str:
+    lines = [task.line()]
+    if task.payload is not None:
+        lines.append(f"Payload: {json.dumps(task.payload, ensure_ascii=False)}")
+    if task.lease_token:
+        lines.append(f"Attempt {task.attempt}, yours until {task.lease_until}: lease_token={task.lease_token}")
+    lines += [f"Earlier: {event.agent}: {event.error}" for event in task.earlier_failures]
+    if task.handoff:
+        lines.append(f"Handoff: {task.handoff}")
+    lines += [NOTE] if task.memories else []
+    lines += [f"Memory {hit.score:.2f} {hit.memory.line()}" for hit in task.memories]
+    return "\n".join(lines)
+
+
+class TaskStateAnswer(Answer):
+    """What became of a task."""
+
+    task_id: str
+    state: str
+    next_attempt_at: str | None = None
+    memory_id: str | None = Field(default=None, description="where the result was stored")
+
+    def summary(self) -> str:
+        """Say it."""
+        when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""
+        stored = f"; its result is memory {self.memory_id}" if self.memory_id else ""
+        return f"Task {self.task_id} is {self.state}{when}{stored}."
+
+
+class TaskAnswer(Answer):
+    """One task with all that happened to it."""
+
+    task: TaskView
+    history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [self.task.task_id]
+
+    def summary(self) -> str:
+        """Show the task, then its history line by line."""
+        lines = [self.task.line()]
+        if self.task.result is not None:
+            lines.append(f"Result: {json.dumps(self.task.result, ensure_ascii=False)}")
+        lines += [f"{event.at} {event.op} {event.agent or ''} {event.error or ''}".rstrip() for event in self.history]
+        return "\n".join(lines)
+
+
+class TaskListAnswer(Answer):
+    """Tasks that the caller submitted, holds or held, newest first."""
+
+    tasks: list[TaskView]
+
+    def shown(self) -> list[str]:
+        """Give the ids of what it shows."""
+        return [task.task_id for task in self.tasks]
+
+    def summary(self) -> str:
+        """List them."""
+        return "\n".join([f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)])

@@ -1,0 +1,1 @@
+"""What all domains build on: Redis, embeddings, caches, durability and admission."""

@@ -1,0 +1,370 @@
+"""Redis, ready to use: found or started in the background, checked, and prepared for each namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, TypeVar
+
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from memory_core.cancellation import cancel
+from memory_core.crypto.integrity import Integrity
+from memory_core.crypto.keyring import Keyring, load_keyring, written
+from memory_core.crypto.sealing import Transports
+from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
+from memory_core.observe import tracing
+from memory_core.records.keys import AUDITED, NAMESPACES, namespace_of
+from memory_core.records.model import Model, Models
+from memory_core.records.signed_entry import sign
+from memory_core.settings.settings import Settings
+from memory_core.store import functions, redis_time
+from memory_core.store.connection import (
+    Client,
+    check_server,
+    connect,
+    durability,
+    is_cluster,
+    is_usable,
+    on_move,
+    on_reconnect,
+    redis_url,
+    store_errors,
+)
+from memory_server.engine.audited_calls import in_hand
+from memory_server.engine.known_models import KnownModels
+from memory_server.engine.namespaces import Namespaces, Prepared
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+READY_WAIT_SECONDS = 30.0
+RESTART_WAIT_SECONDS = 8.0
+"""How long a call that may safely be repeated waits for a Redis that restarts."""
+_WATCH_SECONDS = 2.0
+"""A namespace that nobody used for so long is no longer watched."""
+
+
+@contextmanager
+def after_write() -> Generator[None]:
+    """Have reads that follow a write never claim that nothing was changed.
+
+    Raises:
+        OutcomeUnknown: instead of StoreUnavailable.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        raise OutcomeUnknown(
+            "it was done, but Redis does not answer what came of it", hint=error.hint, retry_after=error.retry_after
+        ) from error
+
+
+class Backend:
+    """Connects in the background, so that a server answers its client before Redis is up."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.url = ""
+        self.run_id = ""
+        self.durability = "none"
+        self.keyring = Keyring()
+        self.transports = Transports()
+        self.integrity = Integrity(self.keyring)
+        self.on_audited: Callable[[str], None] = lambda _: None
+        self.fatal: asyncio.Future[UnsafeStart] = asyncio.get_running_loop().create_future()
+        self._client: Client | None = None
+        self._failure: MemoryServiceError | None = None
+        self._connected = asyncio.Event()
+        self.is_suspect = True
+        self._namespaces = Namespaces(self)
+        self._looking = asyncio.Lock()
+        self._local: Any = None
+        self._audited: set[str] = set()
+        self.known_models = KnownModels(self.read, settings.vector_store)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Backend]:
+        """Connect, watch and finally disconnect."""
+        async with asyncio.TaskGroup() as tasks:
+            own = [tasks.create_task(self._connect()), tasks.create_task(self._watch())]
+            try:
+                yield self
+            finally:
+                await cancel(own)
+                await self._close()
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether each namespace may lie on a Redis of its own, so that no command reads of two."""
+        return self._client is not None and is_cluster(self._client)
+
+    async def client(self) -> Client:
+        """Wait for Redis.
+
+        Raises:
+            UnsafeStart: it must not be used as it is configured.
+            StoreUnavailable: it did not come up in time.
+        """
+        if not self._connected.is_set():
+            try:
+                async with asyncio.timeout(READY_WAIT_SECONDS):
+                    await self._connected.wait()
+            except TimeoutError:
+                raise self._failure or StoreUnavailable("Redis is not up yet", retry_after=2.0) from None
+        if self._client is None:
+            raise self._failure or StoreUnavailable("Redis is not connected")
+        return self._client
+
+    async def read(self, command: Callable[[Client], Awaitable[T]]) -> T:
+        """Run a command that changes nothing, once more if a stale connection broke.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or is loading.
+        """
+        client = await self.client()
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(StoreUnavailable) & retry_if_not_exception_type(StoreRefused) & _not_loading,
+            stop=stop_after_delay(1.0),
+            wait=wait_random_exponential(multiplier=0.02, max=0.3),
+            reraise=True,
+        ):
+            with attempt:
+                async with store_errors(deadline=self.settings.redis.timeout_seconds):
+                    return await command(client)
+        raise AssertionError("unreachable")
+
+    async def write(
+        self, function: str, keys: list[str], *, repeatable: bool = False, **request: Any
+    ) -> dict[str, Any]:
+        """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
+
+        What it notes in the audit (`audit`) is signed here, and belongs to the operation in hand.
+
+        Raises:
+            StoreUnavailable: nothing was changed.
+            OutcomeUnknown: it was sent and not answered.
+        """
+        client = await self.client()
+        with tracing.span(function):
+            return await self._write_noted(client, function, keys, repeatable, request)
+
+    async def _write_noted(
+        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        if "audit" not in request:
+            return await self._write(client, function, keys, repeatable, request)
+        namespace = namespace_of(keys[0])
+        await self.remember_audited(namespace)
+        entry = sign(self.keyring, namespace, request["audit"])
+        answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
+        if answer.get("audited") == entry.get("nonce", ""):
+            self.on_audited(namespace)
+            call = in_hand.get()
+            if call is not None:
+                call.written = True
+        return answer
+
+    async def remember_audited(self, namespace: str) -> None:
+        """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        if namespace not in self._audited:
+            client = await self.client()
+            async with store_errors():
+                await client.sadd(AUDITED, namespace)
+            self._audited.add(namespace)
+
+    async def _write(
+        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
+    ) -> dict[str, Any]:
+        outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
+        unknown: OutcomeUnknown | None = None
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(outcomes) & retry_if_not_exception_type(StoreRefused),
+            stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
+            wait=wait_random_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        ):
+            with attempt:
+                try:
+                    async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
+                        return await functions.call(client, function, keys, **request)
+                except OutcomeUnknown as error:
+                    unknown = error
+                    raise
+                except StoreUnavailable:
+                    if unknown:
+                        raise unknown from None
+                    raise
+        raise AssertionError("unreachable")
+
+    async def namespace(self, name: str, *, renew: bool = False) -> Prepared:
+        """Make sure that a namespace has its index on the Redis now connected; see `Namespaces.get`.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._namespaces.get(name, renew=renew)
+
+    async def covered(self, before: Prepared) -> float:
+        """Say how much of a namespace its index covered at the least, from `before` until now.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self._namespaces.covered(before)
+
+    async def models(self, namespace: str, *, afresh: bool = False) -> Models:
+        """Give the models of a namespace as they were a moment ago; one that is new will have the settings' own.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        return await self.known_models.get(namespace, afresh=afresh)
+
+    async def model(self, namespace: str) -> Model:
+        """Give the model that answers in a namespace. Who embeds by it asks its own index, and no other."""
+        return (await self.models(namespace)).current
+
+    async def namespaces(self) -> list[str]:
+        """Name all namespaces."""
+        return sorted(raw.decode() for raw in await self.read(lambda client: client.smembers(NAMESPACES)))
+
+    async def knows(self, name: str) -> bool:
+        """Whether anything was ever stored in a namespace; reading alone makes none."""
+        return name in self._namespaces or bool(await self.read(lambda client: client.sismember(NAMESPACES, name)))
+
+    def starts_sidecar(self) -> bool:
+        """Whether the embedded default is about to bring up a sidecar of its own."""
+        state = self._local.state() if self._local else None
+        return state is not None and state.sidecar_error is None and not state.sidecar_restarts
+
+    def documents(self, name: str) -> int:
+        """Pieces that a namespace's index covers, as last seen."""
+        return self._namespaces.documents(name)
+
+    async def look_again(self) -> None:
+        """After a new connection, ask whether it still is the same Redis."""
+        async with self._looking:
+            if not self.is_suspect:
+                return
+            client = await self.client()
+            async with store_errors():
+                info = await client.info("server")
+                await redis_time.ask(client)
+            self.is_suspect = False
+            if str(info["run_id"]) != self.run_id:
+                self.run_id = str(info["run_id"])
+                async with store_errors():
+                    await functions.load_library(client)
+                    self.durability = await durability(client, await client.info("persistence"))
+
+    async def _watch(self) -> None:
+        await self._connected.wait()
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            await self._hear_the_time()
+            await self._namespaces.look_after()
+
+    async def _hear_the_time(self) -> None:
+        with suppress(MemoryServiceError):
+            await self.read(redis_time.ask)
+
+    async def _connect(self) -> None:
+        try:
+            async for attempt in AsyncRetrying(
+                retry=retry_if_exception_type(StoreUnavailable),
+                wait=wait_random_exponential(multiplier=0.1, max=2.0),
+                before_sleep=self._remember,
+            ):
+                with attempt:
+                    await self._connect_once()
+        except UnsafeStart as error:
+            self._failure = error
+            self.fatal.set_result(error)
+        except MemoryServiceError as error:
+            self._failure = error
+        except Exception as error:
+            log.exception("connecting to Redis failed")
+            self._failure = StoreUnavailable(f"Redis cannot be used: {type(error).__name__}", hint="see the log")
+        self._connected.set()
+        if self._local is not None:
+            await self._local.watch()
+
+    def _remember(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, MemoryServiceError):
+            self._failure = error
+            log.warning("%s", error.message)
+        if isinstance(error, StoreRefused):
+            self._connected.set()
+
+    async def _connect_once(self) -> None:
+        keyring = await asyncio.to_thread(load_keyring, self.settings)
+        self.transports = Transports(keyring.transports)
+        self.url, client = await self._find(keyring)
+        self.keyring = keyring.with_own(self._local.paths.integrity_key) if self._local else keyring
+        self.integrity = Integrity(self.keyring)
+        on_reconnect(client, self._mark_suspect)
+        on_move(client, self._doubt_coverage)
+        try:
+            info = await check_server(client)
+            async with store_errors():
+                await functions.load_library(client)
+                await redis_time.ask(client)
+            self.durability = await durability(client, info)
+        except BaseException:
+            await client.aclose()
+            raise
+        self.run_id = str(info["run_id"])
+        self._client = client
+        log.info("connected to Redis %s", info["redis_version"])
+
+    async def _find(self, keyring: Keyring) -> tuple[str, Client]:
+        url = redis_url(self.settings)
+        if url is not None and self.settings.uses_config_default_redis and not await is_usable(url):
+            log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
+            url = None
+        if url is None:
+            from memory_server.local.attach import attach
+
+            if self._local is None:
+                gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
+                device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
+                transport_key = written(keyring.transports[0]) if keyring.transports else None
+                self._local = await attach(
+                    self.settings.data_dir, model=model, device=device, transport_key=transport_key
+                )
+            url = str(self._local.url)
+        return url, connect(url)
+
+    def _mark_suspect(self) -> None:
+        self.is_suspect = True
+
+    def _doubt_coverage(self) -> None:
+        """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        self.is_suspect = True
+        self._namespaces.doubt()
+
+    async def _close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+        if self._local is not None:
+            self._local.close()
+
+
+def _not_loading(state: RetryCallState) -> bool:
+    error = state.outcome.exception() if state.outcome else None
+    return not (isinstance(error, StoreUnavailable) and "loading" in error.message)

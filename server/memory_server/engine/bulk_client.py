@@ -1,0 +1,129 @@
+"""Asks the sidecars' bulk engine, and says plainly when there is none to ask."""
+
+from __future__ import annotations
+
+import time
+from typing import TypeVar
+
+import numpy as np
+
+from memory_core.errors import BulkUnavailable
+from memory_core.records import keys, sidecar
+from memory_core.records.ids import new_id
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store import redis_time
+from memory_core.store.bulk_messages import (
+    BulkAsk,
+    Clusters,
+    ClustersFound,
+    Duplicates,
+    DuplicatesFound,
+    Nearest,
+    NearestFound,
+    Request,
+    Selection,
+    read_body,
+)
+from memory_core.store.streams import BadMessage, Reply
+from memory_server.engine.backend import Backend
+from memory_server.engine.replies import Replies, until_a_key_fits
+
+Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
+Piece = tuple[str, int, float]
+"""A memory's id, the number of its piece, and the cosine."""
+_TRUST_SECONDS = 2.0
+
+
+class Bulk:
+    """The bulk engine as a server sees it."""
+
+    def __init__(self, backend: Backend, replies: Replies) -> None:
+        self._backend = backend
+        self._replies = replies
+        self._seen_at, self._offered = -_TRUST_SECONDS, frozenset[str]()
+
+    async def is_offered(self, model: Model) -> bool:
+        """Whether a living sidecar has an engine for a model and our transport key; believed for two seconds."""
+        if time.monotonic() - self._seen_at >= _TRUST_SECONDS:
+            living = await self._backend.read(sidecar.living)
+            self._offered = frozenset(one.model for one in living if self._fits(one))
+            self._seen_at = time.monotonic()
+        return model.name in self._offered
+
+    def _fits(self, status: sidecar.SidecarStatus) -> bool:
+        return status.bulk is not None and not sidecar.lacks_key(self._backend.transports, status)
+
+    async def nearest(
+        self,
+        namespace: str,
+        selection: Selection,
+        queries: Matrix,
+        k: int,
+        *,
+        exact: bool,
+        wait: float,
+        model: Model | None = None,
+    ) -> list[list[Piece]]:
+        """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
+
+        Raises:
+            BulkUnavailable: no sidecar offers it, or none answered in time.
+            StoreUnavailable: Redis does not answer.
+        """
+        vector_store = self._backend.settings.vector_store
+        request = Nearest(
+            selection=selection,
+            queries=to_bytes(queries),
+            k=k,
+            exact=exact,
+            index_type=vector_store.index_type,
+            rebuild_threshold=vector_store.rebuild_threshold,
+        )
+        model = model or await self._backend.model(namespace)
+        found = await self._ask(namespace, request, model, NearestFound, wait)
+        ids, pieces = found.ids, found.pieces
+        places = np.frombuffer(found.places, dtype="<i4").reshape(-1, found.k).tolist()
+        scores = np.frombuffer(found.scores, dtype="<f4").reshape(-1, found.k).tolist()
+        return [
+            [(ids[place], pieces[place], score) for place, score in zip(*row, strict=True) if place >= 0]
+            for row in zip(places, scores, strict=True)
+        ]
+
+    async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
+        """Find pairs that say nearly the same; raises as `nearest` does."""
+        model = await self._backend.model(namespace)
+        return await self._ask(namespace, request, model, DuplicatesFound, wait)
+
+    async def clusters(self, namespace: str, request: Clusters, wait: float) -> ClustersFound:
+        """Part a selection by meaning; raises as `nearest` does."""
+        return await self._ask(namespace, request, await self._backend.model(namespace), ClustersFound, wait)
+
+    async def _ask(self, namespace: str, request: Request, model: Model, kind: type[Answer], wait: float) -> Answer:
+        if not await self.is_offered(model):
+            raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
+        deadline = redis_time.now() + wait
+        try:
+            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, model, deadline))
+        except TimeoutError:
+            raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
+        if reply.error:
+            raise BulkUnavailable(f"the bulk engine refused: {reply.error}", hint="see gpu_status", retry_after=5.0)
+        try:
+            return read_body(reply.vectors, kind)
+        except BadMessage as error:
+            raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
+
+    async def _reply_to(self, namespace: str, request: Request, model: Model, deadline: float) -> Reply:
+        """Raises: TimeoutError, StoreUnavailable."""
+        ask = BulkAsk(
+            id=new_id(),
+            reply_to=self._replies.address,
+            namespace=namespace,
+            model=model.name,
+            deadline=int(deadline * 1000),
+            request=request,
+            seal=self._backend.transports.current,
+        )
+        left = max(deadline - redis_time.now(), 0.0)
+        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)

@@ -1,0 +1,221 @@
+"""Waits until what was written is on disks, so that an answer can say so: one WAITAOF for all who wait at a time.
+
+WAITAOF speaks of the last write of its own connection, and writes go over many. So a connection of ours looks that
+the writes are there, writes a mark after them and waits for that: Redis's file has one order. Having looked, it needs
+to know nothing of restarts and failovers in between: a write that they lost is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from memory_core.cancellation import cancel
+from memory_core.errors import MemoryServiceError
+from memory_core.records.keys import Keys
+from memory_core.store.connection import MEMORY, Client, connect, shard_of, store_errors
+from memory_server.engine.admission import outside
+from memory_server.engine.backend import Backend
+
+log = logging.getLogger(__name__)
+_GATHER_SECONDS = 0.05
+"""Who comes within so long of a wait that began shares the next; so not many are under way at once."""
+_AT_ONCE = 32
+_MARK_MS = 60_000
+_LOOK_SECONDS = 2.0
+_FORGIVE_SECONDS = 60.0
+"""Replicas that did not sync in time are not waited for again for so long."""
+_SLOW_REPLICAS = "replicas are too slow, or keep no append-only file"
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A revision of a memory that Redis acknowledged."""
+
+    namespace: str
+    memory_id: str
+    rev: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How far a write has come; `unconfirmed` says why it is not known to be synced, where it was to be."""
+
+    level: str
+    unconfirmed: str | None = None
+
+
+class Deferred:
+    """The writes of a batch, which are waited for together at its end."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, Written] = {}
+        self.wanted = False
+
+    def add(self, written: Written, wanted: bool) -> None:
+        """Note a write, the last of its memory so far."""
+        self.written[written.memory_id] = written
+        self.wanted = self.wanted or wanted
+
+
+Waiter = tuple[Written, asyncio.Future[Reached]]
+_deferred: ContextVar[Deferred | None] = ContextVar("deferred", default=None)
+
+
+@contextmanager
+def deferring() -> Generator[Deferred]:
+    """Have the writes made within wait for nothing: whoever opened this does."""
+    deferred = Deferred()
+    token = _deferred.set(deferred)
+    try:
+        yield deferred
+    finally:
+        _deferred.reset(token)
+
+
+class Syncing:
+    """The waits of this process."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._settings = backend.settings.durability
+        self._client: Client | None = None
+        self._waiting: list[Waiter] = []
+        self._pump: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._replicas: dict[Client, tuple[float, int]] = {}
+        self._forgiven_until = 0.0
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Syncing]:
+        """Allow waits until left."""
+        try:
+            yield self
+        finally:
+            await cancel([*self._under_way, *([self._pump] if self._pump else [])])
+            if self._client is not None:
+                await self._client.aclose()
+
+    async def reached(self, written: Written, *, critical: bool) -> Reached:
+        """Say how far a write has come, after a wait for the disk if it is to have one. It stands whatever comes."""
+        wanted = bool(self._settings.wait_seconds) and (critical or self._settings.level == "synced")
+        deferred = _deferred.get()
+        if deferred is not None:
+            deferred.add(written, wanted)
+        if deferred is not None or not wanted:
+            return Reached(self._backend.durability)
+        return await self._wait(written)
+
+    async def settled(self, deferred: Deferred) -> dict[str, Reached]:
+        """Say how far each memory of a batch has come; all are waited for if one of them is to be."""
+        if not deferred.wanted:
+            return {}
+        writes = list(deferred.written.values())
+        reached = await asyncio.gather(*map(self._wait, writes))
+        return {written.memory_id: one for written, one in zip(writes, reached, strict=True)}
+
+    async def _wait(self, written: Written) -> Reached:
+        future: asyncio.Future[Reached] = asyncio.get_running_loop().create_future()
+        self._waiting.append((written, future))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._go())
+        with outside():
+            return await future
+
+    async def _go(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            task = asyncio.create_task(self._sync(group))
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+            await asyncio.wait({task}, timeout=_GATHER_SECONDS)
+            while len(self._under_way) >= _AT_ONCE:
+                await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _sync(self, group: Sequence[Waiter]) -> None:
+        """Answer those who wait, for those of each shard together."""
+        shards: dict[Client, list[Waiter]] = {}
+        for waiter in group:
+            try:
+                async with store_errors():
+                    shard = await shard_of(self._connected(), [Keys(waiter[0].namespace).mark])
+            except MemoryServiceError as error:
+                _tell([waiter], [self._unconfirmed(error.message)])
+            else:
+                shards.setdefault(shard, []).append(waiter)
+        await asyncio.gather(*(self._sync_on(shard, part) for shard, part in shards.items()))
+
+    async def _sync_on(self, shard: Client, group: Sequence[Waiter]) -> None:
+        try:
+            answers = await self._mark(shard, [written for written, _ in group])
+        except MemoryServiceError as error:
+            answers = [self._unconfirmed(error.message)] * len(group)
+        except Exception:
+            log.exception("a wait for the disk failed")
+            answers = [self._unconfirmed("an unexpected error; the server's log has it")] * len(group)
+        _tell(group, answers)
+
+    async def _mark(self, shard: Client, writes: Sequence[Written]) -> list[Reached]:
+        """Look for writes, make a mark behind them and wait until that is on the disks."""
+        wait, replicas = self._settings.wait_seconds, await self._replicas_to_wait_for(shard)
+        pipe = shard.pipeline(transaction=False)
+        for one in writes:
+            pipe.hget(Keys(one.namespace).memory(one.memory_id), "rev")
+        pipe.set(Keys(writes[0].namespace).mark, b"", px=_MARK_MS)
+        pipe.execute_command("WAITAOF", 1, replicas, max(1, round(wait * 1000)))
+        async with store_errors(deadline=wait + self._backend.settings.redis.timeout_seconds):
+            answers: list[Any] = await pipe.execute(raise_on_error=False)
+            if "appendonly is disabled" in str(answers[-1]):
+                return [Reached(MEMORY)] * len(writes)
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+        *revs, _, (local, remote) = answers
+        reached = self._reached(local, remote, replicas)
+        gone = self._unconfirmed("it is not there any more: deleted since, or lost by Redis")
+        return [reached if int(rev or 0) >= one.rev else gone for one, rev in zip(writes, revs, strict=True)]
+
+    def _reached(self, local: int, remote: int, wanted: int) -> Reached:
+        """Name the level of what has synced."""
+        within = f"within {self._settings.wait_seconds:g} s"
+        if not local:
+            return self._unconfirmed(f"Redis did not sync it {within}; it will")
+        if remote < wanted:
+            self._forgiven_until = time.monotonic() + _FORGIVE_SECONDS
+            log.warning("%d replicas did not sync %s; is their append-only file on?", wanted - remote, within)
+        replicas = f"+{remote} replica{'s' if remote > 1 else ''}" if remote else ""
+        return Reached(f"synced{replicas}", _SLOW_REPLICAS if self._forgives() else None)
+
+    def _unconfirmed(self, why: str) -> Reached:
+        return Reached(self._backend.durability, why)
+
+    def _forgives(self) -> bool:
+        return time.monotonic() < self._forgiven_until
+
+    async def _replicas_to_wait_for(self, shard: Client) -> int:
+        if not self._settings.replicas or self._forgives():
+            return 0
+        looked_at, number = self._replicas.get(shard, (-_LOOK_SECONDS, 0))
+        if time.monotonic() - looked_at >= _LOOK_SECONDS:
+            async with store_errors():
+                info = await shard.info("replication")
+            number = sum(isinstance(one, dict) and one.get("state") == "online" for one in info.values())
+            self._replicas[shard] = time.monotonic(), number
+        return min(number, self._settings.replicas)
+
+    def _connected(self) -> Client:
+        if self._client is None:
+            self._client = connect(self._backend.url)
+        return self._client
+
+
+def _tell(group: Sequence[Waiter], answers: Sequence[Reached]) -> None:
+    for (_, future), answer in zip(group, answers, strict=True):
+        if not future.done():
+            future.set_result(answer)

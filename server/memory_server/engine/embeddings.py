@@ -1,0 +1,191 @@
+"""Vectors on request: asks go to the sidecars by stream, answers come back through `replies`.
+
+Texts that are wanted at the same time travel in one ask: while some are on their way, others gather.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict, deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+
+from memory_core.cancellation import cancel
+from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
+from memory_core.observe import tracing
+from memory_core.records import keys, sidecar
+from memory_core.records.ids import new_id
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
+from memory_core.store import redis_time
+from memory_core.store.streams import Ask, Reply
+from memory_server.engine.backend import Backend
+from memory_server.engine.replies import Replies, until_a_key_fits
+from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
+
+log = logging.getLogger(__name__)
+_TRUST_SECONDS = 2.0
+"""A sidecar that answered this recently is taken to be alive."""
+_ASKS_AT_ONCE = 4
+_TEXTS_PER_ASK = 32
+"""Small enough that a sidecar can take somebody else's ask in between."""
+
+Wanted = tuple[str, asyncio.Future[Matrix], str]
+"""A text, who waits for its vector, and in which trace."""
+
+
+class Embeddings:
+    """Gives vectors from the cache, else asks sidecars and waits for them."""
+
+    def __init__(self, backend: Backend) -> None:
+        settings = backend.settings
+        self.cache = VectorCache(backend, settings.cache)
+        self._backend = backend
+        self.replies = Replies(backend)
+        self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
+        self._answered_at: dict[str, float] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Embeddings]:
+        """Listen for replies until left."""
+        async with self.replies.running():
+            try:
+                yield self
+            finally:
+                await cancel(tuple(self._asking))
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        asker: Asker,
+        *,
+        model: Model | None = None,
+        wait: float | None = None,
+        secret: bool = False,
+        asked: asyncio.Event | None = None,
+    ) -> Matrix:
+        """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+
+        They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
+        is remembered. `asked` is set once sidecars are asked for what is missing, so that whoever has something else
+        for Redis to do can let them begin first.
+
+        Raises:
+            EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
+            StoreUnavailable: Redis does not answer.
+        """
+        model = model or await self._backend.model(asker.namespace)
+        known = {} if secret else await self.cache.get(asker, texts, model)
+        missing = [text for text in dict.fromkeys(texts) if text not in known]
+        with tracing.span("embed", texts=len(texts), asked_for=len(missing)):
+            if missing:
+                seconds = wait or self._backend.settings.embed_wait_seconds
+                fresh = await self._ask_for(missing, asker.namespace, model, seconds, asked)
+                known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
+                if not secret:
+                    await self._remember(asker, {text: known[text] for text in missing}, model)
+        return _rows(known, texts, model)
+
+    async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
+        """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
+        known = await self.cache.get(asker, texts, model, far=False)
+        if any(text not in known for text in texts):
+            return None
+        return _rows(known, texts, model)
+
+    async def _remember(self, asker: Asker, vectors: Vectors, model: Model) -> None:
+        try:
+            await self.cache.put(asker, vectors, model)
+        except MemoryServiceError as error:
+            log.warning("%d vectors were not cached: %s", len(vectors), error.message)
+
+    async def _ask_for(
+        self, texts: Sequence[str], namespace: str, model: Model, wait: float, asked: asyncio.Event | None
+    ) -> Matrix:
+        await self._check_alive(model)
+        where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in texts]
+        trace = tracing.carrier()
+        self._wanted[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
+        self._pump()
+        if asked:
+            asked.set()
+        try:
+            async with asyncio.timeout(wait):
+                return np.stack(await asyncio.gather(*futures))
+        except TimeoutError:
+            raise EmbeddingUnavailable(
+                f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
+            ) from None
+
+    def _pump(self) -> None:
+        """Send what is wanted, lane by lane, as long as not too many asks are under way."""
+        for (lane, model), wanted in self._wanted.items():
+            while wanted and len(self._asking) < _ASKS_AT_ONCE:
+                batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
+                if batch := [one for one in batch if not one[1].done()]:
+                    task = asyncio.create_task(self._ask(lane, model, batch))
+                    self._asking.add(task)
+                    task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        self._pump()
+
+    async def _ask(self, lane: int, model: Model, batch: list[Wanted]) -> None:
+        """Ask for a batch and hand each its vector, or all the same error."""
+        try:
+            trace = next((trace for _, _, trace in batch if trace), "")
+            vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, model, trace)
+        except MemoryServiceError as error:
+            for _, future, _ in batch:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future, _), vector in zip(batch, vectors, strict=True):
+            if not future.done():
+                future.set_result(vector)
+
+    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Matrix:
+        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
+        if reply.error:
+            raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
+        self._answered_at[model.name] = time.monotonic()
+        return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
+
+    async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
+        wait = self._backend.settings.embed_wait_seconds
+        ask = Ask(
+            id=new_id(),
+            reply_to=self.replies.address,
+            model=model.name,
+            deadline=int((redis_time.now() + wait) * 1000),
+            texts=texts,
+            seal=self._backend.transports.current,
+            trace=trace,
+        )
+        try:
+            return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
+        except TimeoutError:
+            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+
+    async def _check_alive(self, model: Model) -> None:
+        if time.monotonic() - self._answered_at.get(model.name, -_TRUST_SECONDS) < _TRUST_SECONDS:
+            return
+        living = await self._backend.read(sidecar.living)
+        if any(one.model == model.name for one in living) or self._backend.starts_sidecar():
+            return
+        others = f" for {model.name}" if living else ""
+        command = "redis-memory-embedder" + (f" --model {model.name}" if living else "")
+        raise EmbeddingUnavailable(
+            f"no embedding sidecar{others} is alive", hint=f"start one: {command}", retry_after=5.0
+        )
+
+
+def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:
+    return from_bytes(b"".join(vectors[text] for text in texts), model.dimension)

@@ -1,0 +1,97 @@
+"""Looking on: what happens in a namespace, told to a dashboard as it happens, an agent's own doings included."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from memory_core.errors import MemoryServiceError
+from memory_core.records.keys import Keys
+from memory_core.store.streams import BadMessage
+from memory_server.contract.events import Event
+from memory_server.engine.principals import Caller, resolve
+from memory_server.events.audience import Room
+from memory_server.events.entries import MEMORY, Entry
+from memory_server.events.listeners import Watcher
+from memory_server.events.waiting import event_of, last_position, readable
+from memory_server.service import Service
+
+_MOST = 200
+"""Events told at once; of more only the number."""
+_RECENT = 40
+_PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Events, oldest first, and how many more there were; `recent` ones happened before one began to look on."""
+
+    events: Sequence[Event]
+    more: int = 0
+    recent: bool = False
+
+
+async def watching(
+    service: Service, caller: Caller, pause_seconds: float, gather_seconds: float
+) -> AsyncGenerator[Told]:
+    """Give what happened last that the caller may see, then what happens.
+
+    What comes within `gather_seconds` is given at once; after each pause it gives something, even if that is nothing.
+    It ends when the server stops.
+
+    Raises:
+        StoreUnavailable: Redis does not answer at the beginning.
+    """
+    watcher = Watcher(caller.agent, sees_all=caller.admin)
+    end = await last_position(service, caller.namespace)
+    with service.events.listening(caller.namespace, watcher, end) as room:
+        yield Told(await _recent(service, caller, watcher, room), recent=True)
+        while not watcher.closed:
+            woken = await watcher.wait(pause_seconds)
+            if woken:
+                await asyncio.sleep(gather_seconds)
+            told = await _seen(service, caller, watcher, room)
+            if told.events or told.more or not woken:
+                yield told
+
+
+async def _recent(service: Service, caller: Caller, watcher: Watcher, room: Room) -> list[Event]:
+    """Look back as far as it takes, so that how much others did shows in nothing."""
+    key, found, end = Keys(caller.namespace).events, list[Entry](), "+"
+    while True:
+        rows = await service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
+        page: list[Entry] = []
+        for entry_id, fields in reversed(rows):
+            with suppress(BadMessage):
+                page.append(Entry.parse(entry_id, fields))
+        page = [entry for entry in page if watcher.concerns(entry)]
+        found = await _allowed(service, caller, watcher, room, page) + found
+        if len(found) >= _RECENT or len(rows) < _PAGE:
+            return list(map(event_of, found[-_RECENT:]))
+        end = f"({rows[-1][0].decode()}"
+
+
+async def _seen(service: Service, caller: Caller, watcher: Watcher, room: Room) -> Told:
+    """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
+    entries = list(watcher.queue)
+    watcher.queue.clear()
+    lost, watcher.overflown = watcher.overflown, False
+    more = max(len(entries) - _MOST, 0) + lost
+    try:
+        newest = await _allowed(service, caller, watcher, room, entries[-_MOST:])
+    except MemoryServiceError:
+        return Told([], 1)
+    return Told(list(map(event_of, newest)), more)
+
+
+async def _allowed(service: Service, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]) -> list[Entry]:
+    if caller.admin or (not entries and not watcher.is_stale):
+        return entries
+    doubts = watcher.doubts
+    principal = await resolve(service.backend, caller)
+    room.trust(watcher, principal.tokens, doubts)
+    if all(entry.kind != MEMORY for entry in entries):
+        return entries
+    return await readable(service, principal, entries)

@@ -1,0 +1,73 @@
+"""Remembers how far each agent was told, many at a time, so that waking costs no round trip for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from memory_core.cancellation import cancel
+from memory_core.errors import MemoryServiceError
+from memory_core.records.keys import Keys
+from memory_server.engine.backend import Backend
+from memory_server.events.entries import Position
+
+log = logging.getLogger(__name__)
+LIFETIME_SECONDS = 30 * 86_400
+_GATHER_SECONDS = 0.01
+_AT_ONCE = 500
+
+
+class Seen:
+    """The last cursor that each agent presented or was given."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._pending: dict[tuple[str, str], Position] = {}
+        self._any = asyncio.Event()
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Seen]:
+        """Write what is noted, until left."""
+        writer = asyncio.create_task(self._write_for_ever(), name="seen")
+        try:
+            yield self
+        finally:
+            await cancel([writer])
+            await self._write()
+
+    def note(self, namespace: str, agent: str, position: Position) -> None:
+        """Remember a cursor, in a moment."""
+        self._pending[namespace, agent] = position
+        self._any.set()
+
+    async def get(self, namespace: str, agent: str) -> str | None:
+        """Give an agent's last cursor; None if it never had one, or not for a month."""
+        if pending := self._pending.get((namespace, agent)):
+            return pending.id
+        found = await self._backend.read(lambda client: client.get(Keys(namespace).seen(agent)))
+        return str(found, "ascii") if found else None
+
+    async def _write_for_ever(self) -> None:
+        while True:
+            await self._any.wait()
+            await asyncio.sleep(_GATHER_SECONDS)
+            await self._write()
+
+    async def _write(self) -> None:
+        """Losing some only counts events as unread again."""
+        self._any.clear()
+        noted = list(self._pending.items())
+        for start in range(0, len(noted), _AT_ONCE):
+            part = noted[start : start + _AT_ONCE]
+            try:
+                pipe = (await self._backend.client()).pipeline(transaction=False)
+                for (namespace, agent), position in part:
+                    pipe.set(Keys(namespace).seen(agent), position.id, ex=LIFETIME_SECONDS)
+                await self._backend.read(lambda _, pipe=pipe: pipe.execute())
+            except MemoryServiceError as error:
+                log.warning("%d cursors were not remembered: %s", len(part), error.message)
+        for key, position in noted:
+            if self._pending.get(key) == position:
+                del self._pending[key]

@@ -1,0 +1,50 @@
+"""Following resources: a change is told only to whom may read the resource when it happens.
+
+Whoever follows what is unknown or forbidden is told nothing, ever, and cannot tell the two apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from memory_core.errors import MemoryServiceError
+from memory_server.engine.principals import Caller, resolve
+from memory_server.events.entries import Entry
+from memory_server.events.listeners import Follower
+from memory_server.events.waiting import last_position, readable
+from memory_server.service import Service
+
+_RETRY_SECONDS = 0.5
+
+
+@asynccontextmanager
+async def following(service: Service, caller: Caller, uris: frozenset[str]) -> AsyncGenerator[AsyncIterator[str]]:
+    """Give the URIs of what changes from now on, until left or until the server stops.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    end = await last_position(service, caller.namespace)
+    follower = Follower(uris)
+    with service.events.listening(caller.namespace, follower, end):
+        yield _changes(service, caller, follower)
+
+
+async def _changes(service: Service, caller: Caller, follower: Follower) -> AsyncIterator[str]:
+    while not follower.closed:
+        await follower.wait()
+        for entry in await _readable(service, caller, follower.take()):
+            if entry.uri:
+                yield entry.uri
+
+
+async def _readable(service: Service, caller: Caller, entries: list[Entry]) -> list[Entry]:
+    """Keep what the caller may read, however long Redis takes to say so."""
+    while entries:
+        try:
+            return await readable(service, await resolve(service.backend, caller), entries)
+        except MemoryServiceError:
+            await asyncio.sleep(_RETRY_SECONDS)
+    return []

@@ -1,0 +1,1 @@
+"""The HTTP server: MCP, REST, probes and metrics."""

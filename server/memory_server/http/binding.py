@@ -1,0 +1,71 @@
+"""Where the server may listen, and which Host and Origin headers it takes for its own."""
+
+from __future__ import annotations
+
+import ipaddress
+import ssl
+
+from mcp.server.transport_security import TransportSecuritySettings
+
+from memory_core.errors import UnsafeStart
+from memory_core.settings.settings import Settings
+
+_HOSTS = ("127.0.0.1:*", "localhost:*", "[::1]:*")
+_ORIGINS = ("http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*")
+
+
+def check_bind(settings: Settings) -> None:
+    """Refuse to listen where strangers could reach a server that does not know them, or could listen in.
+
+    Raises:
+        UnsafeStart: beyond loopback something is missing, or one half of the TLS settings is.
+    """
+    _check_tls(settings)
+    if _is_loopback(settings.host):
+        return
+    if settings.auth.mode == "off":
+        raise UnsafeStart(
+            f"binding to {settings.host} needs authentication, which is off",
+            hint="bind to 127.0.0.1, or set auth.mode to tokens or oauth",
+        )
+    if not settings.allowed_hosts:
+        raise UnsafeStart(
+            f"binding to {settings.host} needs allowed_hosts", hint="name the hosts by which clients reach the server"
+        )
+    if settings.tls_cert is None and not settings.behind_proxy:
+        raise UnsafeStart(
+            f"binding to {settings.host} without TLS would show tokens to who listens in",
+            hint="set tls_cert and tls_key, or behind_proxy: true where a proxy does TLS",
+        )
+
+
+def _check_tls(settings: Settings) -> None:
+    if settings.tls_cert is None and settings.tls_key is None:
+        return
+    if settings.tls_cert is None or settings.tls_key is None:
+        raise UnsafeStart("tls_cert and tls_key go together", hint="set both, or neither")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, "")
+    except OSError:  # of which ssl.SSLError is one
+        hint = "both are paths of PEM files, the key without a password"
+        raise UnsafeStart("tls_cert and tls_key cannot be used", hint=hint) from None
+
+
+def transport_security(settings: Settings) -> TransportSecuritySettings:
+    """Give what the SDK checks of each request's Host and Origin."""
+    hosts = [form for host in settings.allowed_hosts for form in _with_any_port(host)]
+    return TransportSecuritySettings(
+        allowed_hosts=[*_HOSTS, *hosts], allowed_origins=[*_ORIGINS, *settings.allowed_origins]
+    )
+
+
+def _with_any_port(host: str) -> tuple[str, ...]:
+    has_port = ":" in host.rpartition("]")[2]
+    return (host,) if has_port else (host, f"{host}:*")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

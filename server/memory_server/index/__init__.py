@@ -1,0 +1,1 @@
+"""Queries on the search index and loading of the records they name."""

@@ -1,0 +1,251 @@
+"""Loads records as they stand now, and proves them: what an index said a moment ago is only a hint."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import zstandard
+
+from memory_core.crypto.integrity import Flaw, Integrity
+from memory_core.records import grant
+from memory_core.records.keys import Keys
+from memory_core.records.memory import (
+    CODE_FIELDS,
+    LOADED_FIELDS,
+    SEALED,
+    SEALED_BODY,
+    Record,
+    content_hash,
+    decompress,
+    parse,
+)
+from memory_core.records.model import Model
+from memory_core.records.names import SEPARATOR
+from memory_core.records.scope import Principal
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_server.engine.batch_cache import shared
+from memory_server.index import integrity_report
+
+_PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
+_BODIES = ("body", SEALED_BODY)
+_Row = Mapping[str, bytes | None]
+
+
+class Flawed(NamedTuple):
+    """A record that is there and not to be believed, with what it says of its scope and owner."""
+
+    id: str
+    part: int
+    flaw: Flaw
+    scope: frozenset[str]
+    owner: str
+
+
+class Ref(NamedTuple):
+    """A piece of a memory; piece 0 is the memory's own hash."""
+
+    memory_id: str
+    piece: int = 0
+
+    @classmethod
+    def of_key(cls, keys: Keys, key: str) -> Ref:
+        """Read a key that a search gave."""
+        if key.startswith(keys.memory_prefix):
+            return cls(key[len(keys.memory_prefix) :])
+        memory_id, _, piece = key[len(keys.chunk_prefix) :].rpartition(":")
+        return cls(memory_id, int(piece))
+
+
+async def load(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    model: Model | None = None,
+    whole: bool = False,
+) -> list[Record]:
+    """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
+
+    A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
+    memory's present content. With `whole` the full content takes the place of a long memory's first piece. Sensitive
+    memories come closed; `Vault.open` opens them.
+    """
+    found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
+    return [record for record in found if isinstance(record, Record)]
+
+
+async def load_all(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    integrity: Integrity,
+    *,
+    model: Model | None = None,
+    whole: bool = False,
+) -> list[Record | Flawed]:
+    """Like `load`, with what stands for records that fail their integrity check."""
+    if not refs:
+        return []
+    reading = Reading(keys, integrity, model, whole)
+    pipe = client.pipeline(transaction=False)
+    reading.ask(pipe, refs)
+    return reading.read(refs, await pipe.execute())
+
+
+async def load_readable(
+    client: Client,
+    keys: Keys,
+    refs: Sequence[Ref],
+    principal: Principal,
+    integrity: Integrity,
+    *,
+    model: Model | None = None,
+    whole: bool = False,
+) -> list[Record]:
+    """Like `load`, leaving out what has expired and what the principal may not see.
+
+    What grants let it read is read again in the same moment as the records: a grant that has ended since the
+    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
+    of one batch load each record once.
+    """
+    reading, current = Reading(keys, integrity, model, whole), shared()
+
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
+        some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
+        return {(reading, one.id, one.part): one for one in some}
+
+    if current is None:
+        found = await _load_readable(client, reading, refs, principal)
+    else:
+        found = await current.each([(reading, *ref) for ref in refs], load_some)
+    for one in found:
+        if isinstance(one, Flawed):
+            integrity_report.note(one.id, one.flaw)
+    return [one for one in found if isinstance(one, Record)]
+
+
+async def _load_readable(
+    client: Client, reading: Reading, refs: Sequence[Ref], principal: Principal
+) -> list[Record | Flawed]:
+    if not refs:
+        return []
+    pipe = client.pipeline(transaction=bool(principal.grants))
+    if principal.grants:
+        grant.ask(pipe, reading.keys, principal.agent)
+    reading.ask(pipe, refs)
+    rows = await pipe.execute()
+    if principal.grants:
+        principal = grant.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grant.COMMANDS])
+        rows = rows[grant.COMMANDS :]
+    now = redis_time.now()
+    return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
+
+
+def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
+    if isinstance(found, Record):
+        return found.is_live(now) and principal.may_see(found)
+    return principal.may_read(found.scope) or principal.owns(found.owner)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What is read of each record, and how it is made and proved."""
+
+    keys: Keys
+    integrity: Integrity
+    model: Model | None
+    whole: bool
+
+    def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
+        """Add to a pipeline what `read` reads."""
+        head, piece = self.head_fields, self._piece_fields
+        for ref in refs:
+            pipe.hmget(self.keys.memory(ref.memory_id), head)
+            if ref.piece:
+                pipe.hmget(self.keys.chunk(*ref), piece)
+
+    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | Flawed]:
+        """Make records of the answers to what `ask` asks."""
+        rows, head, piece = iter(answers), self.head_fields, self._piece_fields
+        read: list[Record | Flawed] = []
+        for ref in refs:
+            row = dict(zip(head, next(rows), strict=True))
+            found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
+            if isinstance(found, Flawed):
+                self.integrity.tell(self.keys.namespace, found.id, found.flaw)
+            if found:
+                read.append(found)
+        return read
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """The fields that are read of a memory's own hash."""
+        return _with(LOADED_FIELDS, self.model) + (_BODIES if self.whole else ())
+
+    @property
+    def _piece_fields(self) -> tuple[str, ...]:
+        return _with(_PIECE_FIELDS, self.model)
+
+    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | Flawed | None:
+        if not any(map(row.get, LOADED_FIELDS)):
+            return None
+        if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
+            return _flawed(ref, row, flaw)
+        vector = row[self.model.field] if self.model else None
+        record = parse(ref.memory_id, row, vector)
+        if record is None:
+            return None
+        if piece is not None:
+            return self._piece(ref, record, row, piece)
+        if record.sealed:
+            body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
+            vector = self._sealed_vector(record, row)
+            return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
+        return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
+
+    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
+        said = row[SEALED] if record.sealed else row["content"]
+        if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
+            return None
+        found = replace(record, state=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
+        if found.sealed:
+            vector = self._sealed_vector(found, row)
+            return replace(
+                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
+            )
+        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
+        if flaw := self.integrity.flaw_of_piece(*where, said, row):
+            return _flawed(ref, head, flaw)
+        return replace(
+            found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None
+        )
+
+    def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
+        """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
+        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(record.state) else None
+
+
+@lru_cache(maxsize=64)
+def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
+    return (*fields, model.field, model.sealed_field) if model else fields
+
+
+def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:
+    scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
+    return Flawed(ref.memory_id, ref.piece, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
+
+
+def _with_body(ref: Ref, record: Record, row: _Row) -> Record | Flawed:
+    """Put the whole content into a record: only what has the hash that its code covers."""
+    try:
+        content = decompress(row["body"] or b"")
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError):
+        return _flawed(ref, row, Flaw.ALTERED)
+    if content_hash(content) != record.content_hash:
+        return _flawed(ref, row, Flaw.ALTERED)
+    return replace(record, content=content)

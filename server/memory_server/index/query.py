@@ -1,0 +1,318 @@
+"""The one query builder: every FT.SEARCH text is made here, and no user text ever stands in it.
+
+Values travel as PARAMS; the permission clause comes from the principal alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memory_core.records.memory import HEAD, SEALED_CODEC, MemoryType, Priority, Visibility
+from memory_core.records.model import NO_VECTOR, Model
+from memory_core.records.scope import Principal
+from memory_core.records.times import to_redis
+
+TEXT_FIELDS = "content|terms|source_text"
+NOBODY = "-"
+"""An owner id that is never issued: what unknown and unreadable names resolve to."""
+
+Value = str | int | float | bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
+
+    `owners` are the owner ids of the `agent_ids` that the caller named; times are epoch seconds.
+    """
+
+    owners: tuple[str, ...] = ()
+    types: tuple[MemoryType, ...] = ()
+    priorities: tuple[Priority, ...] = ()
+    tags: tuple[str, ...] = ()
+    tag_match: Literal["any", "all"] = "any"
+    context: str | None = None
+    source: str | None = None
+    since: float | None = None
+    until: float | None = None
+    include_archive: bool = False
+
+
+@dataclass(slots=True)
+class Query:
+    """A query text with its PARAMS."""
+
+    text: str = ""
+    params: dict[str, Value] = field(default_factory=dict[str, Value])
+
+    def bind(self, value: Value) -> str:
+        """Add a parameter and return its reference."""
+        name = f"p{len(self.params)}"
+        self.params[name] = value.replace("\\", "\\\\") if isinstance(value, str) else value
+        return f"${name}"
+
+    def bind_any(self, values: Iterable[Value]) -> str:
+        """Bind alternatives, as they stand in a TAG list or a text clause."""
+        return "|".join(self.bind(value) for value in values)
+
+    def arguments(self) -> list[Value]:
+        """Give the tail that every FT.SEARCH needs."""
+        flat = [part for pair in self.params.items() for part in pair]
+        return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
+
+
+def readable(principal: Principal, filters: Filters, now: float) -> Query:
+    """Select what the principal may read, that has not expired, within `filters`."""
+    return _permitted(principal, filters, lambda query: _unexpired(query, now))
+
+
+def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: float) -> Query:
+    """Select what some tokens of grants show to the principal that is neither its own nor public."""
+    query = Query()
+    query.text = " ".join(
+        [
+            _tagged(query, "scope", tokens or (NOBODY,)),
+            _unexpired(query, now),
+            *_filter_clauses(query, filters),
+            *_without_mistrusted(query, principal),
+            f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
+            f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
+        ]
+    )
+    return query
+
+
+def expired(principal: Principal, filters: Filters, now: float) -> Query:
+    """Select what the principal could read until it expired, within `filters`."""
+    return _permitted(principal, filters, lambda query: _expired(query, now))
+
+
+def with_word(query: Query, word: str) -> Query:
+    """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @{TEXT_FIELDS}:({narrowed.bind(word)})"
+    return narrowed
+
+
+def with_source(query: Query, word: str) -> Query:
+    """Narrow a selection to what has a word in its source."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @source_text:({narrowed.bind(word)})"
+    return narrowed
+
+
+def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+    """Narrow a selection to sequence numbers within contexts, given by owner and context."""
+    narrowed = memories(query)
+    clauses: list[str] = []
+    for (owner, context), numbers in places.items():
+        runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
+        clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
+    narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
+    return narrowed
+
+
+def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
+    """Take the k nearest to a vector within a selection, found in the way that `search/policy.py` names."""
+    nearest = Query(params=dict(query.params))
+    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
+    return nearest
+
+
+def having(query: Query, field: str, *values: str) -> Query:
+    """Narrow a selection to what has one of the values in a TAG field."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} {_tagged(narrowed, field, values)}"
+    return narrowed
+
+
+def everything() -> Query:
+    """Select every piece, whoever owns it; for the doctor alone."""
+    return Query("*")
+
+
+def all_memories() -> Query:
+    """Select every memory, whoever owns it, each long one once; for whoever runs the memory."""
+    return having(Query(), "part", HEAD)
+
+
+def unfinished(model: Model) -> Query:
+    """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
+    return without_vector(Query(), model)
+
+
+def not_embedded(model: Model, before: float) -> Query:
+    """Select every piece without a vector of a model, whether it waits for one or not, that was last changed before a
+    time; for a change of model alone.
+    """
+    query = Query()
+    query.text = f"@updated_at:[-inf ({query.bind(to_redis(before))}] -@model:{{{query.bind(model.name)}}}"
+    return query
+
+
+def living(now: float) -> Query:
+    """Select all pieces that have not expired, whoever owns them; for administrators, and only to count them."""
+    query = Query()
+    query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
+    return query
+
+
+def concerned_with(model: Model) -> Query:
+    """Select every piece that has a vector of a model or waits for one; for a change of model alone."""
+    return having(Query(), "model", model.name, NO_VECTOR + model.name)
+
+
+def written_by(agent: str, since: float) -> Query:
+    """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
+    query = Query()
+    query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
+    return memories(query)
+
+
+def kept_by(owners: Sequence[str], now: float) -> Query:
+    """Select all pieces of some owner ids that have not expired, to count them."""
+    query = Query()
+    query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} {_unexpired(query, now)}"
+    return query
+
+
+def of_owner(owner: str) -> Query:
+    """Select all of an owner id, whoever asks; for the sweeper alone."""
+    query = Query()
+    query.text = _tagged(query, "owner", (owner,))
+    return query
+
+
+def near_tasks(vector: bytes, k: int) -> Query:
+    """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
+    return with_neighbours(Query("*"), vector, k)
+
+
+def memories(query: Query) -> Query:
+    """Narrow a selection of pieces to memories: each long one counts once."""
+    return having(query, "part", HEAD)
+
+
+def without_vector(query: Query, model: Model) -> Query:
+    """Narrow a selection to what still waits for its vector of a model."""
+    return having(query, "model", NO_VECTOR + model.name)
+
+
+def sensitive(query: Query) -> Query:
+    """Narrow a selection to what is encrypted."""
+    return having(query, "codec", SEALED_CODEC)
+
+
+def without_sensitive(query: Query) -> Query:
+    """Narrow a selection to what is not encrypted."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} -@codec:{{{narrowed.bind(SEALED_CODEC)}}}"
+    return narrowed
+
+
+def with_vector(query: Query, model: Model) -> Query:
+    """Narrow a selection to what has its vector of a model."""
+    return having(query, "model", model.name)
+
+
+def owned(query: Query, owners: Sequence[str]) -> Query:
+    """Narrow a selection to some owner ids."""
+    return having(query, "owner", *(owners or (NOBODY,)))
+
+
+def created_since(query: Query, created_at: float) -> Query:
+    """Narrow a selection to what was stored at or after a time."""
+    newer = Query(params=dict(query.params))
+    newer.text = f"{query.text} @created_at:[{newer.bind(to_redis(created_at))} inf]"
+    return newer
+
+
+def expiring(query: Query, before: float) -> Query:
+    """Narrow a selection to what expires before a time."""
+    narrowed = Query(params=dict(query.params))
+    narrowed.text = f"{query.text} @expires_at:[-inf {narrowed.bind(to_redis(before))}]"
+    return narrowed
+
+
+def created_before(query: Query, created_at: float | None) -> Query:
+    """Narrow a selection to what is older than a cursor's position."""
+    if created_at is None:
+        return query
+    older = Query(params=dict(query.params))
+    older.text = f"{query.text} @created_at:[-inf ({older.bind(to_redis(created_at))}]"
+    return older
+
+
+def updated_between(query: Query, after: float, until: float) -> Query:
+    """Narrow a selection to what was last changed after one time and no later than another."""
+    narrowed = Query(params=dict(query.params))
+    low, high = narrowed.bind(to_redis(after)), narrowed.bind(to_redis(until))
+    narrowed.text = f"{query.text} @updated_at:[({low} {high}]"
+    return narrowed
+
+
+def _unexpired(query: Query, now: float) -> str:
+    """Leave out what has expired: that is little at any moment, so the engine does this in half of the time that it
+    takes to gather all that has not.
+    """
+    return f"-{_expired(query, now)}"
+
+
+def _expired(query: Query, now: float) -> str:
+    return f"@expires_at:[-inf {query.bind(to_redis(now))}]"
+
+
+def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
+    query = Query()
+    hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
+    scope = _tagged(query, "scope", principal.tokens)
+    hidden += _without_mistrusted(query, principal)
+    query.text = " ".join([scope, *hidden, expiry(query), *_filter_clauses(query, filters)])
+    return query
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _without_mistrusted(query: Query, principal: Principal) -> list[str]:
+    """Leave out what agents under quarantine wrote since then."""
+    return [
+        f"-(@writer:{{{query.bind(name)}}} -@updated_at:[-inf ({query.bind(to_redis(since))}])"
+        for name, since in principal.mistrusted.items()
+    ]
+
+
+def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
+    """Match any of the values; without weight, since rare tags would outscore words."""
+    return f"@{field}:{{{query.bind_any(values)}}}=>{{$weight: 0}}"
+
+
+def _filter_clauses(query: Query, filters: Filters) -> list[str]:
+    chosen: tuple[tuple[str, Sequence[str]], ...] = (
+        ("owner", filters.owners),
+        ("type", filters.types),
+        ("priority", filters.priorities),
+        ("context", (filters.context,) if filters.context else ()),
+        ("source", (filters.source,) if filters.source else ()),
+    )
+    clauses = [_tagged(query, name, values) for name, values in chosen if values]
+    if filters.tag_match == "all":
+        clauses += [_tagged(query, "tags", (tag,)) for tag in filters.tags]
+    elif filters.tags:
+        clauses.append(_tagged(query, "tags", filters.tags))
+    if filters.since is not None or filters.until is not None:
+        low = query.bind(to_redis(filters.since)) if filters.since is not None else "-inf"
+        high = query.bind(to_redis(filters.until)) if filters.until is not None else "inf"
+        clauses.append(f"@occurred_at:[{low} {high}]")
+    if not filters.include_archive and Priority.ARCHIVE not in filters.priorities:
+        clauses.append(f"-@priority:{{{query.bind(Priority.ARCHIVE)}}}")
+    return clauses

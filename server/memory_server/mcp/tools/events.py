@@ -1,0 +1,61 @@
+"""The tool that waits for what happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mcp.server.mcpserver import Context
+
+from memory_server.access.identity import caller_of
+from memory_server.contract import arguments as arguments_of
+from memory_server.contract.events import EventsAnswer
+from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.runtime import Runtime
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+Ctx = Context[Any, Any]
+T = TypeVar("T")
+
+
+def event_tools(runtime: Runtime) -> list[StrictTool]:
+    """Make the tools over one runtime."""
+
+    async def wait_for_events(ctx: Ctx, args: arguments_of.WaitArguments) -> EventsAnswer:
+        """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
+
+        Call it again with the cursor it gave, and you miss nothing.
+        """
+        from memory_server.events import waiting
+
+        request = waiting.WaitRequest(**args.model_dump(exclude={"kinds"}), kinds=tuple(args.kinds or ()))
+        caller = caller_of(ctx, runtime.settings)
+        wait = waiting.wait_for_events(await runtime.service(), caller, request)
+        answer = await _while_connected(ctx.request_context.request, wait)
+        await runtime.gate.check_still_in(ctx.request_context)
+        return answer
+
+    return [make_tool(wait_for_events, arguments_of.WaitArguments, read_only=True)]
+
+
+async def _while_connected(request: Request | None, work: Awaitable[T]) -> T:
+    """Await work, ending it when the client goes away: of the older protocols' requests the SDK lets it run on."""
+    if request is None:
+        return await work
+    task, gone = asyncio.ensure_future(work), asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+        return await task
+    finally:
+        gone.cancel()
+        task.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

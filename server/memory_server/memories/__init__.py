@@ -1,0 +1,1 @@
+"""Storing, reading, changing and deleting memories."""

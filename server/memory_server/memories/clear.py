@@ -1,0 +1,174 @@
+"""Removing memories: by id, by filter, or those that have expired."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
+from memory_core.records.audit_entry import Said
+from memory_core.records.keys import Keys
+from memory_core.records.scope import Principal
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_server.contract.memories import ClearAnswer
+from memory_server.engine.principals import Caller, check_writes_as, resolve
+from memory_server.engine.validation import check_ids
+from memory_server.index import loader, queries
+from memory_server.index import query as build
+from memory_server.index.filters import Selection, to_filters
+from memory_server.index.loader import Ref
+from memory_server.index.lookup import run_search
+from memory_server.index.query import NOBODY, Query
+from memory_server.memories.chunks import settle_or_tell
+from memory_server.service import Service
+
+_SLICE = 200
+"""Memories removed by one Function call, so that Redis never stalls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed:
+    """What a clear would remove: named ids, or whatever a query selects."""
+
+    caller: Caller
+    principal: Principal
+    matched: int
+    ids: tuple[str, ...] = ()
+    query: Query | None = None
+
+
+async def select(
+    service: Service, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
+) -> Doomed:
+    """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
+
+    Raises:
+        InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
+        Forbidden: the filters name another agent.
+    """
+    if not memory_ids and selection.is_empty and not expired_only:
+        raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
+    if memory_ids and (expired_only or not selection.is_empty):
+        raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
+    named = list(dict.fromkeys(selection.agent_ids))
+    acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
+    if len(acting) > 1:
+        raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
+    principal = await resolve(service.backend, acting[0])
+    if memory_ids:
+        return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
+    return await _selected(service, caller, principal, selection, expired_only)
+
+
+async def clear_memory(service: Service, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
+    """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
+
+    Raises:
+        ConfirmationNeeded: more than one memory, and nobody confirmed.
+    """
+    if dry_run:
+        return ClearAnswer(matched=doomed.matched, deleted=0, dry_run=True)
+    if doomed.matched > 1 and not confirmed:
+        raise ConfirmationNeeded(
+            f"this would delete {doomed.matched} memories for good",
+            hint="call again with confirm: true, or dry_run: true to look first",
+        )
+    if doomed.query is not None:
+        return await _delete_selected(service, doomed, doomed.query)
+    return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
+
+
+async def _named(service: Service, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+    keys = Keys(principal.namespace)
+
+    async def fetch(client: Client) -> tuple[str, ...]:
+        refs = [Ref(memory_id) for memory_id in ids]
+        found = await loader.load_all(client, keys, refs, service.backend.integrity)
+        return tuple(record.id for record in found if principal.owns(record.owner))
+
+    owned = await service.backend.read(fetch)
+    return Doomed(caller, principal, len(owned), ids=owned)
+
+
+async def _selected(
+    service: Service, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
+) -> Doomed:
+    prepared = await service.backend.namespace(principal.namespace)
+    own = replace(principal, grants=())
+    filters = await to_filters(service, principal, replace(selection, agent_ids=()))
+    filters = replace(filters, owners=principal.owners or (NOBODY,))
+    now = await service.backend.read(lambda client: _latest(client, prepared.keys))
+    query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
+    query = build.memories(build.created_before(query, now))
+
+    async def fetch(client: Client) -> int:
+        return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
+
+    return Doomed(caller, principal, await run_search(service, principal.namespace, fetch), query=query)
+
+
+async def _latest(client: Client, keys: Keys) -> float:
+    """Give a time after all that was stored by now: a namespace's own clock goes on where Redis's is set back."""
+    told, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
+    return max(told, (int(clock or 0) + 1) / 1_000_000)
+
+
+async def _delete_selected(service: Service, doomed: Doomed, query: Query) -> ClearAnswer:
+    """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
+    namespace = doomed.principal.namespace
+    keys = Keys(namespace)
+    total = 0
+
+    async def fetch(client: Client) -> list[str]:
+        timeout = service.settings.search_timeout_ms
+        refs, _ = await queries.page(client, keys, query, offset=0, limit=_SLICE, timeout_ms=timeout)
+        return [ref.memory_id for ref in refs]
+
+    while total < service.settings.limits.clear:
+        try:
+            ids = await run_search(service, namespace, fetch)
+            deleted = await _delete(service, doomed, ids) if ids else 0
+        except MemoryServiceError as error:
+            if not total:
+                raise
+            reason = f"it stopped midway, and some more may have gone: {error.message}"
+            return ClearAnswer(matched=doomed.matched, deleted=total, partial=True, reason=reason)
+        total += deleted
+        if not deleted:
+            break
+    return ClearAnswer(matched=doomed.matched, deleted=total)
+
+
+async def _delete(service: Service, doomed: Doomed, ids: Sequence[str]) -> int:
+    principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
+    return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
+
+
+async def delete(
+    service: Service,
+    namespace: str,
+    ids: Sequence[str],
+    *,
+    audit: Said,
+    owners: Sequence[str] = (),
+    writer: str | None = None,
+    since: float = 0.0,
+) -> int:
+    """Remove those of some memories that belong to some owner ids or, to purge, that `writer` wrote; give how many."""
+    keys = Keys(namespace)
+    names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
+    answer = await service.backend.write(
+        "rm1_delete",
+        [keys.audit, keys.counters, keys.chores, keys.events, *names],
+        ids=list(ids),
+        owners=list(owners),
+        writer=writer,
+        since=since,
+        same_prefix=keys.same_prefix,
+        audit=audit,
+    )
+    service.quotas.forget(namespace)
+    for chore in answer["long"]:
+        await settle_or_tell(service, namespace, chore)
+    return len(answer["deleted"])

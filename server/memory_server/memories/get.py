@@ -1,0 +1,136 @@
+"""Reading memories back: one by id, or page by page."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+from dataclasses import replace
+
+from memory_core.errors import InvalidArgument, echo
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.records.scope import Principal
+from memory_core.records.times import to_iso, to_redis
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
+from memory_server.engine.inflight_reads import reads
+from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.validation import check_limit
+from memory_server.index import loader, queries
+from memory_server.index import query as build
+from memory_server.index.filters import Selection, to_filters
+from memory_server.index.integrity_report import tells_of_flaws
+from memory_server.index.loader import Ref
+from memory_server.index.lookup import load_readable, partial_reason, run_search
+from memory_server.service import Service
+
+
+@reads
+async def retrieve_memory(service: Service, caller: Caller, memory_id: str) -> MemoryAnswer:
+    """Read one memory whole, with how often it was read before.
+
+    Raises:
+        NotFound: see `load_readable`.
+    """
+    principal = await resolve(service.backend, caller)
+    record = await load_readable(service, principal, memory_id, whole=True)
+    keys = Keys(caller.namespace)
+    count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
+    service.touch(caller.namespace, [memory_id])
+    return MemoryAnswer(
+        memory=Memory.of(record, principal, await service.backend.model(caller.namespace)),
+        access_count=int(count or 0),
+        last_access=to_iso(float(last)) if last else None,
+    )
+
+
+@reads
+@tells_of_flaws
+async def list_memories(
+    service: Service,
+    caller: Caller,
+    *,
+    agent_id: str | None,
+    selection: Selection,
+    limit: int,
+    cursor: str | None,
+) -> MemoryListAnswer:
+    """List an agent's memories that the caller may read, newest first; the caller's own by default.
+
+    Raises:
+        InvalidArgument: a filter or the cursor is not valid.
+    """
+    principal = await resolve(service.backend, caller)
+    check_limit(limit, service.settings)
+    if agent_id and selection.agent_ids:
+        raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
+    agents = list(selection.agent_ids) or [agent_id or caller.agent]
+    filters = await to_filters(service, principal, replace(selection, agent_ids=agents))
+    selected = build.memories(build.readable(principal, filters, redis_time.now()))
+    position = _read_cursor(cursor)
+    if not await service.backend.knows(caller.namespace):
+        return MemoryListAnswer(memories=[], total=0)
+    prepared = await service.backend.namespace(caller.namespace)
+
+    async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
+        return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
+
+    total, records, warnings, more = await run_search(service, caller.namespace, fetch)
+    reason = partial_reason(await service.backend.covered(prepared), warnings)
+    model = await service.backend.model(caller.namespace)
+    return MemoryListAnswer(
+        memories=[Memory.of(record, principal, model) for record in records],
+        next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
+        total=total,
+        partial=bool(reason),
+        reason=reason,
+    )
+
+
+async def _page(
+    service: Service,
+    client: Client,
+    keys: Keys,
+    principal: Principal,
+    selected: build.Query,
+    *,
+    limit: int,
+    position: float | None,
+) -> tuple[int, list[Record], list[str], bool]:
+    """Collect `limit` records, fetching on past entries that vanished, by which later ones may have moved up."""
+    timeout = service.settings.search_timeout_ms
+    total = await queries.count(client, keys, selected, timeout)
+    records: list[Record] = []
+    warnings: list[str] = []
+    offset, seen = 0, set[Ref]()
+    while True:
+        query = build.created_before(selected, position)
+        refs, new_warnings = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
+        warnings += new_warnings
+        new = [ref for ref in refs if ref not in seen]
+        loaded = await loader.load_readable(client, keys, new, principal, service.backend.integrity)
+        opened = await service.vault.open_all(keys.namespace, loaded)
+        records, warnings = records + opened.records, warnings + opened.warnings
+        if len(records) > limit or len(refs) <= limit:
+            return total, records[:limit], warnings, len(records) > limit
+        seen.update(refs)
+        vanished = len(new) - len(loaded)
+        offset += len(refs) - (vanished if new else 0)
+
+
+def _write_cursor(created_at: float) -> str:
+    return base64.urlsafe_b64encode(to_redis(created_at).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str | None) -> float | None:
+    if cursor is None:
+        return None
+    try:
+        position = float(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii"))
+        if not math.isfinite(position):
+            raise ValueError
+        return position
+    except (ValueError, binascii.Error):
+        raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given") from None

@@ -1,0 +1,1 @@
+"""What operators run: statistics, health checks, key rotation, reindexing and sweeps."""

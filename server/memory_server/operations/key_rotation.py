@@ -1,0 +1,253 @@
+"""Replaces keys: an owner's data key, under which its memories are then sealed anew, or the master key around it.
+
+All of it can be killed at any moment and run again. A data key's new version is put in force first, from when on
+nothing is sealed under the old one; that is forgotten only once nothing needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from memory_core.crypto.sealed_memory import unwrap, wrap
+from memory_core.crypto.sealing import Key, key_id
+from memory_core.errors import Conflict, KeyMissing, StoreUnavailable, Tampered
+from memory_core.records.audit_entry import by_itself
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.records.model import Model
+from memory_core.records.names import SEPARATOR
+from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.store.connection import Client
+from memory_server.index import loader, queries
+from memory_server.index import query as build
+from memory_server.index.loader import Ref
+from memory_server.index.lookup import run_search
+from memory_server.memories.chunks import Cut, settle_or_tell, split_content
+from memory_server.memories.forms import flat, form_of
+from memory_server.service import Service
+
+WHO = "operator"
+_SLICE = 50
+_ATTEMPTS = 5
+_CURRENT = b"current"
+
+
+@dataclass(slots=True)
+class Rotated:
+    """What came of a rotation; with `closed` memories that nobody can open the old key is kept."""
+
+    owner: str
+    resealed: int = 0
+    closed: int = 0
+
+
+async def owners_with_keys(service: Service, namespace: str, agent: str | None = None) -> list[str]:
+    """Name the owner ids that have a data key, all or those of one agent."""
+    keys = Keys(namespace)
+    keyed = {raw.decode() for raw in await service.backend.read(lambda client: client.smembers(keys.keyed))}
+    if agent is None:
+        return sorted(keyed)
+    owners = await service.backend.read(lambda client: client.hget(keys.agent(agent), "owners"))
+    return sorted(keyed & set((owners or b"").decode().split(SEPARATOR)))
+
+
+async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
+    """Give an owner a new data key and seal its memories anew; one that was begun earlier is only finished.
+
+    Raises:
+        KeyMissing: this process lacks the master key. StoreUnavailable: the index is not whole, or memories kept
+        changing; run it again.
+    """
+    prepared = await service.backend.namespace(namespace)
+    if prepared.progress < 1:
+        raise StoreUnavailable("the index is being built", hint="run it again in a while", retry_after=5.0)
+    rotated = Rotated(owner)
+    known = await service.vault.all_versions(namespace, owner)
+    if known is None:
+        return rotated
+    if len(known.versions) == 1:
+        await _turn(service, namespace, owner, known.current)
+        known = await service.vault.all_versions(namespace, owner)
+    if known is None:
+        return rotated
+    while done := await _reseal_all(service, namespace, owner, known.current, rotated):
+        rotated.resealed += done
+    if not rotated.closed:
+        for version in known.versions.keys() - {known.current}:
+            await _drop(service, namespace, owner, version)
+        service.vault.forget(namespace, owner)
+    return rotated
+
+
+async def rewrap(service: Service, namespace: str, owner: str) -> int:
+    """Put an owner's data keys under the master key in force; give how many were under another one.
+
+    Raises:
+        KeyMissing: this process lacks the master key that they are under. Tampered: one was altered.
+    """
+    keyring, keys = service.backend.keyring, Keys(namespace)
+    wrapped = await service.backend.read(lambda client: client.hgetall(keys.data_key(owner)))
+    done = 0
+    for name, before in wrapped.items():
+        if name == _CURRENT or key_id(before) == keyring.master.id:
+            continue
+        version = name.decode()
+        key = unwrap(keyring.secret, before, version, namespace, owner)
+        answer = await service.backend.write(
+            "rm1_key_rewrap",
+            [keys.data_key(owner), keys.audit, keys.counters],
+            version=version,
+            before=before,
+            wrapped=wrap(keyring.master, key, namespace, owner),
+            audit=by_itself(WHO, "rewrap data key", [owner]),
+        )
+        done += answer["status"] == "rewrapped"
+    return done
+
+
+async def _turn(service: Service, namespace: str, owner: str, before: str) -> None:
+    """Put a new version in force.
+
+    Raises:
+        Conflict: another rotation did so meanwhile.
+    """
+    keys, key = Keys(namespace), Key.new()
+    answer = await service.backend.write(
+        "rm1_key_turn",
+        [keys.data_key(owner), keys.audit, keys.counters],
+        before=before,
+        version=key.id,
+        wrapped=wrap(service.backend.keyring.master, key, namespace, owner),
+        audit=by_itself(WHO, "rotate data key", [owner]),
+    )
+    if answer["status"] != "turned":
+        raise Conflict("another rotation is under way", hint="run it again when that is done")
+
+
+async def _drop(service: Service, namespace: str, owner: str, version: str) -> None:
+    keys = Keys(namespace)
+    await service.backend.write(
+        "rm1_key_drop",
+        [keys.data_key(owner), keys.audit, keys.counters],
+        repeatable=True,
+        version=version,
+        audit=by_itself(WHO, "drop data key", [owner]),
+    )
+
+
+async def _reseal_all(service: Service, namespace: str, owner: str, version: str, rotated: Rotated) -> int:
+    """Go once over an owner's sensitive memories, newest first; give how many were under another version."""
+    position, done, rotated.closed = None, 0, 0
+    while found := await _slice(service, namespace, owner, position):
+        for record in found:
+            try:
+                done += await _reseal(service, namespace, record, version)
+            except (KeyMissing, Tampered):
+                rotated.closed += 1
+        position = min(record.created_at for record in found)
+    return done
+
+
+async def _slice(service: Service, namespace: str, owner: str, position: float | None) -> list[Record]:
+    """Load the next few memories of an owner that were stored before `position`."""
+    keys, timeout = Keys(namespace), service.settings.search_timeout_ms
+    selected = build.created_before(build.memories(build.sensitive(build.of_owner(owner))), position)
+
+    async def fetch(client: Client) -> list[Record]:
+        offset = 0
+        while True:
+            refs, _ = await queries.page(client, keys, selected, offset=offset, limit=_SLICE, timeout_ms=timeout)
+            records = await loader.load(client, keys, refs, service.backend.integrity)
+            if records or len(refs) < _SLICE:
+                return records
+            offset += len(refs)
+
+    return await run_search(service, namespace, fetch)
+
+
+async def _reseal(service: Service, namespace: str, record: Record, version: str) -> bool:
+    """Seal one memory anew; false where it was under the version already, or is gone.
+
+    Raises:
+        StoreUnavailable: it kept changing.
+    """
+    for _ in range(_ATTEMPTS):
+        if record.sealed is None or key_id(record.sealed.text) == version:
+            return False
+        model = await service.backend.model(namespace)
+        loaded = await _load(service, namespace, [Ref(record.id)], model, whole=True)
+        if not loaded:
+            return False
+        record = loaded[0]
+        if record.sealed and key_id(record.sealed.text) != version and await _replace(service, namespace, record):
+            return True
+    raise StoreUnavailable("a memory keeps being changed by others", hint="run it again", retry_after=1.0)
+
+
+async def _replace(service: Service, namespace: str, closed: Record) -> bool:
+    """Write a memory as it is sealed now; false where it changed meanwhile."""
+    keys, record = Keys(namespace), await service.vault.open(namespace, closed)
+    model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.backend.model(namespace)
+    pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
+    vectors = await _vectors(service, namespace, record, len(pieces), model)
+    new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
+    most = max(len(pieces), record.pieces)
+    head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
+    answer = await service.backend.write(
+        "rm1_reseal",
+        [
+            keys.memory(record.id),
+            keys.data_key(record.owner),
+            keys.job_streams,
+            keys.chores,
+            keys.same(record.owner, record.content_hash),
+            keys.same(record.owner, new.content_hash),
+            keys.audit,
+            keys.counters,
+        ],
+        repeatable=True,
+        id=record.id,
+        rev=record.rev,
+        before=closed.sealed.text if closed.sealed else b"",
+        key=form.version,
+        fields=flat(form.head(new, pieces)),
+        vector=form.vector(new, 0, head),
+        job=form.job(new, 0, pieces[0]),
+        pieces=most,
+        seal=seal(namespace, record.id, record.rev),
+        was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
+        audit=by_itself(WHO, "reseal", [record.id]),
+    )
+    if answer["status"] == "key_changed":
+        service.vault.forget(namespace, record.owner)
+    if answer["status"] != "resealed":
+        return False
+    if head is None:
+        service.ring(namespace)
+    if most > 1:
+        await settle_or_tell(service, namespace, f"{record.id}:{most}", Cut(record.content, pieces, vectors, model))
+    return True
+
+
+async def _vectors(service: Service, namespace: str, record: Record, pieces: int, model: Model) -> Matrix | None:
+    """Give the vectors of all pieces of a long memory, shape (pieces, dimension), unless one is missing."""
+    if pieces == 1 or record.vector is None:
+        return None
+    refs = [Ref(record.id, number) for number in range(1, pieces)]
+    opened = await service.vault.open_all(namespace, await _load(service, namespace, refs, model))
+    found = [record.vector, *(piece.vector for piece in opened.records if piece.vector)]
+    return np.concatenate([from_bytes(vector, model.dimension) for vector in found]) if len(found) == pieces else None
+
+
+async def _load(
+    service: Service, namespace: str, refs: Sequence[Ref], model: Model, *, whole: bool = False
+) -> list[Record]:
+    keys = Keys(namespace)
+
+    async def fetch(client: Client) -> list[Record]:
+        return await loader.load(client, keys, refs, service.backend.integrity, model=model, whole=whole)
+
+    return await service.backend.read(fetch)

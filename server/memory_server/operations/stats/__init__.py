@@ -1,0 +1,1 @@
+"""Statistics for agents, the dashboard and Prometheus."""

@@ -1,0 +1,68 @@
+"""Figures on a team: what became of tasks, and how evenly they lie on the agents."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from memory_core.records.agent import Agent, load_agents
+from memory_core.records.keys import Keys
+from memory_core.records.task import ENDED, TaskState
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_server.contract.stats import AgentFigures, TaskFigures
+from memory_server.engine.principals import Caller
+from memory_server.service import Service
+
+_LOOK = 1000
+
+
+async def task_figures(service: Service, caller: Caller) -> TaskFigures:
+    """Count tasks by state: those that the caller submitted, or all of the namespace for an admin."""
+    keys = Keys(caller.namespace)
+    count = _count_all if caller.admin else _count_own
+    states = await service.backend.read(lambda client: count(client, keys, caller.agent))
+    ended = sum(states[state] for state in ENDED)
+    rate = round(states[TaskState.COMPLETED] / ended, 4) if ended else None
+    return TaskFigures(by_state={state: number for state, number in states.items() if number}, completion_rate=rate)
+
+
+async def agent_figures(service: Service, caller: Caller) -> list[AgentFigures]:
+    """Show each registered agent's load beside the others', or the caller's alone."""
+    agents, now = (
+        await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
+        redis_time.now(),
+    )
+    if not caller.sees_server:
+        return [_figures(agent, now, None) for agent in agents if agent.name == caller.agent]
+    in_hand = sum(agent.open_tasks for agent in agents if agent.is_alive(now))
+    return [_figures(agent, now, in_hand) for agent in sorted(agents, key=lambda found: found.name)]
+
+
+def _figures(agent: Agent, now: float, in_hand: int | None) -> AgentFigures:
+    done = sum(record.done for record in agent.records.values())
+    spent = sum(record.milliseconds for record in agent.records.values())
+    return AgentFigures(
+        agent=agent.name,
+        alive=agent.is_alive(now),
+        open_tasks=agent.open_tasks,
+        max_tasks=agent.max_tasks,
+        share=None if in_hand is None else round(agent.open_tasks / max(in_hand, 1), 4),
+        completed=done,
+        failed=sum(record.failed for record in agent.records.values()),
+        mean_ms=round(spent / done, 1) if done else None,
+    )
+
+
+async def _count_own(client: Client, keys: Keys, agent: str) -> Counter[str]:
+    names = await client.zrange(keys.submitted(agent), 0, _LOOK - 1, desc=True)
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.hget(keys.task(name.decode()), "state")
+    return Counter(state.decode() for state in (await pipe.execute() if names else ()) if state)
+
+
+async def _count_all(client: Client, keys: Keys, agent: str) -> Counter[str]:
+    """Count by the namespace's counters; what is open is told by its queues no further."""
+    found = await client.hmget(keys.counters, ["open_tasks", *(f"tasks_{state}" for state in ENDED)])
+    names = ["open", *ENDED]
+    return Counter({name: int(number or 0) for name, number in zip(names, found, strict=True)})

@@ -1,0 +1,158 @@
+"""Tells what runs, and how much of what there is: a look that starts nothing and takes no second."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from pydantic import BaseModel
+from redis.exceptions import ResponseError
+
+from memory_core.errors import MemoryServiceError
+from memory_core.records import sidecar
+from memory_core.records.keys import NAMESPACES, SWEEPER, Keys
+from memory_core.records.model import Model, count_jobs, read_models
+from memory_core.records.sidecar import SidecarStatus
+from memory_core.settings.settings import Settings
+from memory_core.store import redis_time
+from memory_core.store.connection import Client, connect, store_errors
+from memory_server.index import queries as candidates
+from memory_server.index import query as build
+from memory_server.local.running import Running, find_running
+from memory_server.operations.health.machine import base_url, livez
+
+
+class RedisState(BaseModel):
+    """Redis; `why` says why it does not answer."""
+
+    address: str = ""
+    answers: bool = False
+    why: str | None = None
+    embedded: bool = False
+    version: str | None = None
+    uptime_seconds: int | None = None
+    used_memory: int | None = None
+    clients: int | None = None
+
+
+class ServerState(BaseModel):
+    """The HTTP server at the address of the settings; `servers` says whether any server process works on Redis."""
+
+    url: str
+    answers: bool = False
+    ready: bool = False
+    why: str | None = None
+    servers: bool = False
+
+
+class NamespaceState(BaseModel):
+    """What there is in a namespace; null where it cannot be counted because its index is missing."""
+
+    namespace: str
+    memories: int | None = None
+    waiting_for_vectors: int | None = None
+    embed_jobs: int = 0
+    failed_jobs: int = 0
+    agents: int = 0
+    agents_alive: int = 0
+    open_tasks: int = 0
+    dead_tasks: int = 0
+
+
+class Status(BaseModel):
+    """What runs."""
+
+    redis: RedisState = RedisState()
+    server: ServerState
+    sidecars: list[SidecarStatus] = []
+    namespaces: list[NamespaceState] = []
+
+
+async def look(settings: Settings) -> Status:
+    """Look at what the settings name; what does not answer is told, never an error."""
+    found = Status(server=await _look_at_server(settings))
+    try:
+        running = await find_running(settings)
+    except MemoryServiceError as error:
+        found.redis.why = error.message
+        return found
+    found.redis = RedisState(address=_address(running), embedded=running.paths is not None)
+    client = connect(running.url)
+    try:
+        await _look_at_redis(client, found, settings)
+    except MemoryServiceError as error:
+        found.redis.why = error.message
+    finally:
+        await client.aclose()
+    return found
+
+
+async def _look_at_server(settings: Settings) -> ServerState:
+    url = base_url(settings)
+    state = ServerState(url=f"{url}/mcp")
+    if settings.port == 0 or not await livez(settings):
+        return state
+    state.answers = True
+    try:
+        async with httpx2.AsyncClient(verify=False, timeout=5, trust_env=False) as http:  # nosec B501
+            said: dict[str, Any] = (await http.get(f"{url}/readyz")).json()
+    except (httpx2.HTTPError, ValueError) as error:
+        state.why = type(error).__name__
+        return state
+    state.ready, state.why = bool(said.get("ready")), said.get("reason")
+    return state
+
+
+async def _look_at_redis(client: Client, found: Status, settings: Settings) -> None:
+    async with store_errors():
+        info = await client.info()
+        names = sorted(name.decode() for name in await client.smembers(NAMESPACES))
+        found.server.servers = bool(await client.exists(SWEEPER))
+        found.sidecars = await sidecar.living(client)
+    found.redis.answers = True
+    found.redis.version = str(info["redis_version"])
+    found.redis.uptime_seconds = int(info["uptime_in_seconds"])
+    found.redis.used_memory = int(info["used_memory"])
+    found.redis.clients = int(info["connected_clients"])
+    found.namespaces = [await _count(client, Keys(name), settings) for name in names]
+
+
+async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceState:
+    now = redis_time.now()
+    pipe = client.pipeline(transaction=False)
+    pipe.xlen(keys.dead_jobs)
+    pipe.zcard(keys.agents)
+    pipe.zcount(keys.agents, now, "+inf")
+    pipe.hget(keys.counters, "open_tasks")
+    pipe.xlen(keys.dead_tasks)
+    async with store_errors():
+        failed, agents, alive, tasks, dead = await pipe.execute()
+        (jobs,) = await count_jobs(client, [keys])
+        models = await read_models(client, keys)
+    state = NamespaceState(
+        namespace=keys.namespace,
+        embed_jobs=jobs,
+        failed_jobs=failed,
+        agents=agents,
+        agents_alive=alive,
+        open_tasks=int(tasks or 0),
+        dead_tasks=dead,
+    )
+    try:
+        async with store_errors():
+            model = models.current if models else Model.configured(settings.vector_store)
+            queries = [build.all_memories(), build.unfinished(model)]
+            counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
+    except ResponseError:
+        return state
+    state.memories, state.waiting_for_vectors = counts
+    return state
+
+
+def _address(running: Running) -> str:
+    """Say where Redis is, without who logs in there."""
+    if running.state:
+        return f"{running.state.socket}, 127.0.0.1:{running.state.port}"
+    parts = urlsplit(running.url)
+    return parts.path if parts.scheme == "unix" else f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,169 @@
+"""Puts right what a dying process left undone. Notifications are hints; this walk is the truth.
+
+One server process sweeps at a time, whoever holds the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+from typing import Any
+
+from memory_core.cancellation import cancel
+from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
+from memory_core.records.ids import new_id
+from memory_core.records.keys import AUDITED, SWEEPER, Keys
+from memory_core.records.memory import Record
+from memory_core.records.model import Model
+from memory_core.store import redis_time
+from memory_core.store.connection import Client, store_errors
+from memory_server.index import loader, queries
+from memory_server.index import query as build
+from memory_server.index.lookup import run_search
+from memory_server.memories.chunks import settle
+from memory_server.memories.forms import form_of
+from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team
+from memory_server.security.audit.chain import is_unsealed
+from memory_server.security.audit.retention import trim
+from memory_server.service import Service
+from memory_server.sharing.grants import remove_expired
+
+log = logging.getLogger(__name__)
+ROUND_SECONDS = 1.0
+"""How often the clocks of tasks and agents are looked at; every ROUNDS_A_SWEEP-th time all else is too."""
+ROUNDS_A_SWEEP = 5
+LEASE_SECONDS = 6
+TRIM_SECONDS = 3600.0
+"""How often old entries of the audit are let go."""
+PATIENCE_SECONDS = 10.0
+"""What is younger than this is still in somebody's hands."""
+_AT_ONCE = 100
+
+
+@asynccontextmanager
+async def sweeping(service: Service) -> AsyncGenerator[None]:
+    """Sweep in the background until left."""
+    task = asyncio.create_task(_sweep_for_ever(service), name="sweeper")
+    try:
+        yield
+    finally:
+        await cancel([task])
+
+
+async def _sweep_for_ever(service: Service) -> None:
+    name = new_id()
+    for number in count():
+        await asyncio.sleep(ROUND_SECONDS)
+        try:
+            held = await _hold_lease(service, name)
+            if held:
+                await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
+                if not number % ROUNDS_A_SWEEP:
+                    await sweep_audits(service)
+            service.figures.sweeps["done" if held else "elsewhere"] += 1
+        except MemoryServiceError as error:
+            service.figures.sweeps["failed"] += 1
+            log.warning("sweep: %s", error.message)
+        except Exception:
+            service.figures.sweeps["failed"] += 1
+            log.exception("a sweep failed; the next comes in %s s", ROUND_SECONDS)
+
+
+async def _hold_lease(service: Service, name: str) -> bool:
+    client = await service.backend.client()
+    async with store_errors():
+        if await client.set(SWEEPER, name, nx=True, ex=LEASE_SECONDS):
+            return True
+        if await client.get(SWEEPER) == name.encode():
+            return bool(await client.expire(SWEEPER, LEASE_SECONDS))
+        if await client.pttl(SWEEPER) > LEASE_SECONDS * 1000:  # given while Redis's clock was ahead of where it is now
+            await client.delete(SWEEPER)
+        return False
+
+
+async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
+    """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector, expired grants."""
+    for namespace in await service.backend.namespaces():
+        try:
+            await service.backend.namespace(namespace)
+            await _settle_chores(service, namespace, patience)
+            await _requeue(service, namespace, patience)
+            await remove_expired(service, namespace, _AT_ONCE)
+            await sweep_team(service, namespace)
+        except MemoryServiceError as error:
+            log.warning("sweep of %s: %s", namespace, error.message)
+
+
+async def sweep_audits(service: Service) -> None:
+    """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
+    noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
+    for namespace in sorted({*(name.decode() for name in noted), *await service.backend.namespaces()}):
+        try:
+            if await is_unsealed(service.backend, namespace):
+                service.auditor.noticed(namespace)
+            if service.auditor.is_due_for_trim(namespace, TRIM_SECONDS):
+                await trim(service.backend, namespace, service.settings.audit)
+        except MemoryServiceError as error:
+            log.warning("audit of %s: %s", namespace, error.message)
+
+
+async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
+    for chore in await _due_chores(service, Keys(namespace), patience):
+        try:
+            await settle(service, namespace, chore.decode())
+        except (Tampered, KeyMissing) as error:
+            log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
+
+
+async def _due_chores(service: Service, keys: Keys, patience: float) -> list[bytes]:
+    """Chores that are old enough, or were noted in a future that Redis's clock was set back from."""
+    now = redis_time.now()
+    due: list[bytes] = []
+    for since, until in (("-inf", now - patience), (now + patience, "+inf")):
+        due += await service.backend.read(
+            lambda client, since=since, until=until: client.zrangebyscore(
+                keys.chores, since, until, start=0, num=_AT_ONCE
+            )
+        )
+    return due
+
+
+async def _requeue(service: Service, namespace: str, patience: float) -> None:
+    """Ask again for vectors that nobody is about to make: the memory is old enough, and no job is queued."""
+    keys, model = Keys(namespace), await service.backend.model(namespace)
+    if await service.backend.read(lambda client: client.xlen(keys.jobs(model.name))):
+        return
+
+    async def fetch(client: Client) -> list[Record]:
+        refs = await queries.some(
+            client, keys, build.unfinished(model), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
+        )
+        return await loader.load(client, keys, refs, service.backend.integrity)
+
+    before = redis_time.now() - patience
+    found = await service.vault.open_all(namespace, await run_search(service, namespace, fetch))
+    forgotten = [record for record in found.records if record.updated_at < before]
+    if not forgotten:
+        return
+    queued = await ask_again(service, namespace, forgotten, model)
+    log.info("asked again for the vectors of %d texts in %s", queued, namespace)
+
+
+async def ask_again(service: Service, namespace: str, records: Sequence[Record], model: Model) -> int:
+    """Queue jobs for those pieces that have no vector of a model; give how many these are."""
+    keys, items = Keys(namespace), list[dict[str, Any]]()
+    for record in records:
+        form = await form_of(service, namespace, record, model)
+        items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
+    answer = await service.backend.write(
+        "rm1_requeue",
+        [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],
+        repeatable=True,
+        model=model.name,
+        items=items,
+    )
+    service.ring(namespace)
+    return answer["queued"]

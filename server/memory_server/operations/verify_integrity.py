@@ -1,0 +1,169 @@
+"""Walks all records of a namespace to check their integrity codes, and signs those from before there was a key."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memory_core.crypto.integrity import Flaw
+from memory_core.crypto.keyring import HOW_TO_SET
+from memory_core.errors import KeyMissing
+from memory_core.records.audit_entry import by_itself
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.store.connection import Client
+from memory_server.index import loader
+from memory_server.index.loader import Flawed, Ref
+from memory_server.memories.chunks import settle
+from memory_server.operations.quarantine import CONSOLE
+from memory_server.service import Service
+
+_SLICE = 100
+_ADOPTED_AT_ONCE = 8
+_MOST_NAMED = 1000
+
+
+@dataclass(slots=True)
+class Report:
+    """What a walk found. `bad` names up to a thousand records that fail; `unsigned` ones were written without a key."""
+
+    namespace: str
+    memories: int = 0
+    pieces: int = 0
+    unsigned: int = 0
+    failed: int = 0
+    adopted: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every record is as a server of ours wrote it."""
+        return not (self.unsigned or self.failed)
+
+    def note(self, memory_id: str, what: str, piece: int = 0) -> None:
+        """Add what is wrong with a record."""
+        if what == Flaw.UNSIGNED:
+            self.unsigned += 1
+            return
+        self.failed += 1
+        if len(self.bad) < _MOST_NAMED:
+            self.bad.append({"memory_id": memory_id, "piece": piece, "problem": what})
+
+
+async def verify(service: Service, namespace: str) -> Report:
+    """Check every memory of a namespace with all its pieces.
+
+    Raises:
+        KeyMissing: this process has no key to check with.
+    """
+    await _check_signs(service)
+    report = Report(namespace)
+    async for found in _walk(service, namespace):
+        for one in found:
+            if isinstance(one, Flawed):
+                report.note(one.id, one.flaw)
+        records = [one for one in found if isinstance(one, Record)]
+        report.memories += len(found)
+        await _verify_pieces(service, namespace, records, report)
+    return report
+
+
+async def adopt(service: Service, namespace: str) -> Report:
+    """Sign what has no code, or an older key's, and report on all; what has a wrong code stays as it is.
+
+    Raises:
+        KeyMissing: this process has no key to sign with.
+    """
+    await _check_signs(service)
+    adopted = 0
+    async for found in _walk(service, namespace):
+        signers = {one.id: "" for one in found if isinstance(one, Flawed) and one.flaw is Flaw.UNSIGNED}
+        signers |= {one.id: one.signer for one in found if isinstance(one, Record)}
+        waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
+        for start in range(0, len(waiting), _ADOPTED_AT_ONCE):
+            adopted += await _adopt(service, namespace, dict(waiting[start : start + _ADOPTED_AT_ONCE]))
+    return replace(await verify(service, namespace), adopted=adopted)
+
+
+async def _check_signs(service: Service) -> None:
+    await service.backend.client()  # keys are known from then on
+    if not service.backend.integrity.signs:
+        raise KeyMissing("this process has no key to check records with", hint=HOW_TO_SET)
+
+
+async def _walk(service: Service, namespace: str) -> AsyncGenerator[list[Record | Flawed]]:
+    """Give all memories of a namespace, slice by slice; some perhaps twice."""
+    keys, cursor = Keys(namespace), 0
+    while True:
+        cursor, names = await service.backend.read(
+            lambda client, cursor=cursor: client.scan(cursor, match=f"{keys.memory_prefix}*", count=1000)
+        )
+        refs = [Ref.of_key(keys, name.decode()) for name in names]
+        for start in range(0, len(refs), _SLICE):
+            yield await _load(service, keys, refs[start : start + _SLICE])
+        if not cursor:
+            return
+
+
+async def _load(service: Service, keys: Keys, refs: Sequence[Ref], *, whole: bool = True) -> list[Record | Flawed]:
+    async def fetch(client: Client) -> list[Record | Flawed]:
+        return await loader.load_all(client, keys, refs, service.backend.integrity, whole=whole)
+
+    return await service.backend.read(fetch)
+
+
+async def _verify_pieces(service: Service, namespace: str, records: Sequence[Record], report: Report) -> None:
+    keys = Keys(namespace)
+    for record in records:
+        for start in range(1, record.pieces, _SLICE):
+            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
+            found = await _load(service, keys, refs, whole=False)
+            report.pieces += len(refs)
+            for flaw in (one.flaw for one in found if isinstance(one, Flawed)):
+                report.note(record.id, flaw, start)
+            if len(found) < len(refs) and not await _is_settling(service, keys, record):
+                report.note(record.id, "pieces are missing", start)
+
+
+async def _is_settling(service: Service, keys: Keys, record: Record) -> bool:
+    """Whether the pieces are about to be written, or the memory has changed since."""
+    chores = await service.backend.read(lambda client: client.zrange(keys.chores, 0, -1))
+    if any(chore.decode().startswith(f"{record.id}:") for chore in chores):
+        return True
+    rev = await service.backend.read(lambda client: client.hget(keys.memory(record.id), "rev"))
+    return rev != str(record.rev).encode()
+
+
+async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -> int:
+    """Sign some memories; `signers` names the secret that each is signed under so far, or none."""
+    keys, ids = Keys(namespace), list(signers)
+
+    async def fetch(client: Client) -> list[list[bytes | None]]:
+        pipe = client.pipeline(transaction=False)
+        for memory_id in ids:
+            pipe.hmget(keys.memory(memory_id), ["rev", "pieces"])
+        return await pipe.execute()
+
+    rows = await service.backend.read(fetch)
+    revisions = {memory_id: int(row[0]) for memory_id, row in zip(ids, rows, strict=True) if row[0]}
+    seal = service.backend.integrity.seal
+    answer = await service.backend.write(
+        "rm1_adopt",
+        [keys.audit, keys.counters, keys.chores, *(keys.memory(memory_id) for memory_id in revisions)],
+        items=[
+            {
+                "id": one,
+                "rev": rev,
+                "seal": seal(namespace, one, rev),
+                "was": seal(namespace, one, rev, signers[one]) if signers[one] else None,
+            }
+            for one, rev in revisions.items()
+        ],
+        audit=by_itself(CONSOLE, "adopt"),
+    )
+    long = {memory_id: int(row[1]) for memory_id, row in zip(ids, rows, strict=True) if row[1]}
+    for memory_id in answer["adopted"]:
+        if memory_id in long:
+            await settle(service, namespace, f"{memory_id}:{long[memory_id]}")
+    return len(answer["adopted"])

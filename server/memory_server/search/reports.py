@@ -1,0 +1,123 @@
+"""Reports over an agent's own memories: what says nearly the same, and what there is by meaning.
+
+Sensitive ones are left out: the bulk engine holds vectors in clear alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from memory_core.errors import InvalidArgument
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Record
+from memory_core.records.scope import Principal, owner_token
+from memory_core.store.bulk_messages import Clusters, Duplicates, Found, Selection
+from memory_core.store.connection import Client
+from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
+from memory_server.engine.principals import Caller, resolve
+from memory_server.index import loader
+from memory_server.index.loader import Ref
+from memory_server.search import bulk_selection
+from memory_server.service import Service
+
+MOST_PAIRS = 10_000
+_LOAD_AT_ONCE = 500
+
+
+async def near_duplicates(service: Service, caller: Caller, *, least: float, wait: float) -> DuplicatesAnswer:
+    """Group the caller's own memories whose pieces have a cosine of at least `least`.
+
+    Raises:
+        InvalidArgument: `least` is not from .5 to 1.
+        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
+    """
+    if not 0.5 <= least <= 1:
+        raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
+    principal = await resolve(service.backend, caller)
+    request = Duplicates(selection=_own(principal), least=least, most=MOST_PAIRS)
+    found = await service.bulk.duplicates(caller.namespace, request, wait)
+    records = await _load(service, principal, found)
+    pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
+    scores = np.frombuffer(found.scores, dtype="<f4").tolist()
+    known = [
+        (left, right, score)
+        for (a, b), score in zip(pairs, scores, strict=True)
+        if (left := records.get(found.ids[a])) and (right := records.get(found.ids[b]))
+    ]
+    return DuplicatesAnswer(groups=_groups(known), pairs_left_out=found.total - len(pairs))
+
+
+async def clusters(service: Service, caller: Caller, *, count: int, show: int, wait: float) -> ClustersAnswer:
+    """Part the caller's own memories by meaning, the largest part first.
+
+    Raises:
+        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
+    """
+    principal = await resolve(service.backend, caller)
+    request = Clusters(selection=_own(principal), count=count, show=show)
+    found = await service.bulk.clusters(caller.namespace, request, wait)
+    records = await _load(service, principal, found)
+    parts = zip(found.sizes, found.closeness, found.shown, strict=True)
+    return ClustersAnswer(
+        clusters=[
+            Cluster(size=size, closeness=closeness, examples=_texts(_known(records, found, shown)))
+            for size, closeness, shown in parts
+        ]
+    )
+
+
+def _own(principal: Principal) -> Selection:
+    own = [owner_token(owner) for owner in principal.owners]
+    return Selection(every=[("scope", own)], mistrusted=bulk_selection.mistrusted(principal))
+
+
+async def _load(service: Service, principal: Principal, found: Found) -> dict[str, Record]:
+    """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
+    keys, integrity = Keys(principal.namespace), service.backend.integrity
+    refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
+    records: dict[str, Record] = {}
+    for start in range(0, len(refs), _LOAD_AT_ONCE):
+        part = refs[start : start + _LOAD_AT_ONCE]
+
+        async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
+            return await loader.load_readable(client, keys, part, principal, integrity)
+
+        loaded = await service.backend.read(fetch)
+        records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
+    return records
+
+
+def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
+    """Join pairs that share a memory; the most alike group first."""
+    group_of: dict[str, list[Record]] = {}
+    best: dict[str, float] = {}
+    for left, right, score in pairs:
+        joined = group_of.setdefault(left.id, [left])
+        other = group_of.setdefault(right.id, [right])
+        best.setdefault(left.id, score)
+        best.setdefault(right.id, score)
+        if joined is not other:
+            joined += other
+            for record in other:
+                group_of[record.id] = joined
+    groups = {id(group): group for group in group_of.values()}.values()
+    alike = [
+        Alike(cosine=round(max(best[one.id] for one in group), 4), memories=_texts(sorted(group, key=_age)))
+        for group in groups
+    ]
+    return sorted(alike, key=lambda one: -one.cosine)
+
+
+def _age(record: Record) -> float:
+    return record.created_at
+
+
+def _known(records: Mapping[str, Record], found: Found, places: Iterable[int]) -> list[Record]:
+    """Give the records at some places, each once."""
+    return [records[name] for name in dict.fromkeys(found.ids[place] for place in places) if name in records]
+
+
+def _texts(records: Iterable[Record]) -> list[Text]:
+    return [Text(memory_id=record.id, content=record.content) for record in records]

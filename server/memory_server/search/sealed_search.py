@@ -1,0 +1,139 @@
+"""Finds by meaning what Redis cannot compare, since it sees no vector of a sensitive memory.
+
+All that a selection holds is compared here, a slice at a time, with vectors that stay decrypted for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_core.crypto.sealed_memory import Place, open_vector
+from memory_core.crypto.sealing import Key, key_id
+from memory_core.errors import KeyMissing, Tampered
+from memory_core.records.keys import Keys
+from memory_core.records.memory import SEALED_CODEC
+from memory_core.records.model import Model
+from memory_core.records.vectors import Matrix
+from memory_core.store.connection import Client
+from memory_server.index import queries
+from memory_server.index import query as build
+from memory_server.index.loader import Ref
+from memory_server.index.lookup import run_search
+from memory_server.security.decrypted_vectors import Which
+from memory_server.security.vault import Opened
+from memory_server.service import Service
+
+_PAGE = 10_000
+_SLICE = 1000
+_HEAD = ("owner", "rev", "hash", "codec")
+_NOTHING = -2.0
+"""Score of a piece whose vector cannot be had; below any cosine."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Closed:
+    """A vector to open: its row, what it is, and how it lies in Redis."""
+
+    row: int
+    which: Which
+    place: Place
+    key: Key
+    sealed: bytes
+
+
+async def nearest_here(
+    service: Service,
+    namespace: str,
+    selected: build.Query,
+    vector: Matrix,
+    model: Model,
+    *,
+    depth: int,
+    timeout_ms: int,
+) -> tuple[list[Ref], Opened]:
+    """Rank every piece of a selection that has a vector; give the `depth` nearest and what could not be opened."""
+    pieces = await _pieces(service, namespace, build.with_vector(selected, model), model, timeout_ms)
+    opened, scores = Opened(), np.full(len(pieces), _NOTHING, dtype=np.float32)
+    for start in range(0, len(pieces), _SLICE):
+        part = pieces[start : start + _SLICE]
+        rows = await _vectors(service, part, model, opened)
+        scores[start : start + len(part)] = np.where(np.isnan(rows[:, 0]), _NOTHING, rows @ vector)
+        rows.fill(0)
+    order = np.argsort(-scores, kind="stable")[:depth]
+    return [Ref(pieces[place].memory_id, pieces[place].piece) for place in order if scores[place] > _NOTHING], opened
+
+
+async def _pieces(
+    service: Service, namespace: str, selected: build.Query, model: Model, timeout_ms: int
+) -> list[Which]:
+    """List the pieces of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
+    keys = Keys(namespace)
+    found: dict[Which, None] = {}
+    offset, total, again = 0, 1, False
+    while offset < total:
+
+        async def fetch(client: Client, offset: int = offset) -> tuple[list[tuple[Ref, str, str]], int]:
+            return await queries.with_content(client, keys, selected, offset=offset, limit=_PAGE, timeout_ms=timeout_ms)
+
+        page, total = await run_search(service, namespace, fetch)
+        found |= {Which(namespace, owner, *ref, content, model.name): None for ref, owner, content in page}
+        offset += _PAGE
+        if offset >= total > _PAGE and not again:
+            offset, again = 0, True
+    return list(found)
+
+
+async def _vectors(service: Service, pieces: Sequence[Which], model: Model, opened: Opened) -> Matrix:
+    """Give the vectors of some pieces, shape (pieces, dimension), NaN for those that cannot be had."""
+    rows = np.full((len(pieces), model.dimension), np.nan, dtype=np.float32)
+    missing = [row for row, which in enumerate(pieces) if not service.vault.vectors.copy(which, rows[row])]
+    if not missing:
+        return rows
+    closed = await _fetch(service, [(row, pieces[row]) for row in missing], model, rows, opened)
+    for one in await asyncio.to_thread(_open, closed, model, rows, opened):
+        service.vault.vectors.put(one.which, rows[one.row])
+    return rows
+
+
+async def _fetch(
+    service: Service, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
+) -> list[_Closed]:
+    """Read vectors as they lie in Redis: clear ones into their rows, the others to be opened."""
+    keys = Keys(wanted[0][1].namespace)
+
+    async def fetch(client: Client) -> list[list[bytes | None]]:
+        pipe = client.pipeline(transaction=False)
+        for _, which in wanted:
+            pipe.hmget(keys.piece(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
+        return await pipe.execute()
+
+    closed: list[_Closed] = []
+    for (row, which), values in zip(wanted, await service.backend.read(fetch), strict=True):
+        owner, rev, content, codec, sealed, clear = values
+        if codec != SEALED_CODEC.encode() and clear is not None and len(clear) == rows[row].nbytes:
+            rows[row] = np.frombuffer(clear, "<f4")
+        elif (owner or b"", content or b"") == (which.owner.encode(), which.content_hash.encode()):
+            try:
+                key = await service.vault.find(which.namespace, which.owner, key_id(sealed or b""))
+                place = Place(which.namespace, which.owner, *which[2:4], int(rev or 0), which.content_hash)
+                closed.append(_Closed(row, which, place, key, sealed or b""))
+            except (KeyMissing, Tampered) as error:
+                opened.leave_out(error)
+    return closed
+
+
+def _open(closed: Sequence[_Closed], model: Model, rows: Matrix, opened: Opened) -> list[_Closed]:
+    """Open vectors into their rows; give those that could be."""
+    done: list[_Closed] = []
+    for one in closed:
+        try:
+            vector = open_vector(one.key, one.place, one.sealed, model)
+            rows[one.row] = np.frombuffer(vector, "<f4")
+            done.append(one)
+        except Tampered as error:
+            opened.leave_out(error)
+    return done

@@ -1,0 +1,1 @@
+"""The vault of sensitive memories and the audit."""

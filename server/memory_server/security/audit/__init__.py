@@ -1,0 +1,1 @@
+"""The audit: signed entries without gaps, sealed into a chain."""

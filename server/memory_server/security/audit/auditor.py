@@ -1,0 +1,138 @@
+"""Writes what a process has noted, and seals soon after each write."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+
+from memory_core.cancellation import cancel
+from memory_core.errors import MemoryServiceError
+from memory_core.records.keys import Keys
+from memory_core.records.signed_entry import sign
+from memory_server.engine.backend import Backend
+from memory_server.security.audit.chain import seal
+from memory_server.security.audit.recorder import Batch, Recorder
+
+log = logging.getLogger(__name__)
+FLUSH_SECONDS = 0.5
+SEAL_SECONDS = 0.4
+PAUSE_SECONDS = 1.0
+"""After a failure."""
+PARTING_SECONDS = 3.0
+"""What a server that stops spends on the entries that it still has."""
+
+
+class Auditor:
+    """The audit's background work in one process."""
+
+    def __init__(self, backend: Backend, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.failures = 0
+        """Batches that could not be written, each time."""
+        self._backend = backend
+        self._unsealed: set[str] = set()
+        self._to_seal = asyncio.Event()
+        self._flushing = asyncio.Lock()
+        self._trimmed: dict[str, float] = {}
+        backend.on_audited = self.noticed
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Auditor]:
+        """Write and seal until left, and what is then still held."""
+        tasks = [asyncio.create_task(work()) for work in (self._flush_for_ever, self._seal_for_ever)]
+        try:
+            yield self
+        finally:
+            await cancel(tasks)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PARTING_SECONDS):
+                    await self.flush()
+                    while not await self.seal():
+                        await asyncio.sleep(0.1)
+
+    def noticed(self, namespace: str) -> None:
+        """Have a namespace sealed soon, since something was written there."""
+        if self._backend.keyring.signer is not None:
+            self._unsealed.add(namespace)
+            self._to_seal.set()
+
+    def is_due_for_trim(self, namespace: str, seconds: float) -> bool:
+        """Whether it was so long ago, or never, that this was asked of a namespace."""
+        now = time.monotonic()
+        if now - self._trimmed.get(namespace, -math.inf) < seconds:
+            return False
+        self._trimmed[namespace] = now
+        return True
+
+    async def flush(self) -> bool:
+        """Write what is held; whether all of it was. What was not is held on to."""
+        async with self._flushing:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
+        held = self.recorder.batches()
+        for batch in list(held):
+            try:
+                await self._write(batch)
+            except MemoryServiceError as error:
+                self.failures += 1
+                log.warning("audit entries are held until Redis takes them: %s", error.message)
+                break
+            except Exception:
+                self.failures += 1
+                log.exception("audit entries of %s cannot be written", batch.namespace)
+                continue
+            self.recorder.done(batch)
+            held.remove(batch)
+        if held:
+            self.recorder.some.set()
+        return not held
+
+    async def seal(self) -> bool:
+        """Seal where something was written; whether nothing is left to be sealed."""
+        self._to_seal.clear()
+        for namespace in list(self._unsealed):
+            self._unsealed.discard(namespace)
+            done = False
+            try:
+                done = await seal(self._backend, namespace)
+            except MemoryServiceError as error:
+                log.info("the audit of %s is not sealed yet: %s", namespace, error.message)
+            except Exception:
+                log.exception("the audit of %s cannot be sealed", namespace)
+            finally:
+                if not done:
+                    self.noticed(namespace)
+        return not self._unsealed
+
+    async def _write(self, batch: Batch) -> None:
+        keys = Keys(batch.namespace)
+        await self._backend.client()
+        await self._backend.remember_audited(batch.namespace)
+        await self._backend.write(
+            "rm1_audit",
+            [keys.audit, keys.counters, keys.audit_batch(batch.id)],
+            repeatable=True,
+            entries=[sign(self._backend.keyring, batch.namespace, entry) for entry in batch.entries],
+        )
+        self.noticed(batch.namespace)
+
+    async def _flush_for_ever(self) -> None:
+        while True:
+            await self.recorder.some.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(FLUSH_SECONDS):
+                    await self.recorder.enough.wait()
+            if not await self.flush():
+                await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _seal_for_ever(self) -> None:
+        while True:
+            await self._to_seal.wait()
+            await asyncio.sleep(SEAL_SECONDS)
+            if not await self.seal():
+                await asyncio.sleep(SEAL_SECONDS)

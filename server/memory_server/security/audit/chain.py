@@ -1,0 +1,119 @@
+"""Seals what was written since the last seal. One process does so at a time; should two, only one seal stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from memory_core.crypto.keyring import Keyring
+from memory_core.errors import KeyMissing
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.records.signed_entry import Entry
+from memory_core.records.times import to_redis
+from memory_core.store import redis_time
+from memory_core.store.connection import store_errors
+from memory_server.engine.backend import Backend
+from memory_server.security.audit import reader
+from memory_server.security.audit.seals import Seal, make_seal, next_number, unsigned_to
+
+log = logging.getLogger(__name__)
+LEASE_MS = 1000
+AT_ONCE = 500
+UNKNOWN_KEY_SECONDS = 600.0
+"""How long an entry under an unknown key is left to a server that knows it, as while keys are being rotated."""
+
+
+async def seal(backend: Backend, namespace: str) -> bool:
+    """Seal all that there is; whether that is done, and not another process about to do it."""
+    if backend.keyring.signer is None:
+        return True
+    keys, name = Keys(namespace), new_id()
+    client = await backend.client()
+    async with store_errors():
+        if not await client.set(keys.sealer, name, nx=True, px=LEASE_MS):
+            return False
+    try:
+        while await _seal_some(backend, keys):
+            async with store_errors():
+                await client.set(keys.sealer, name, px=LEASE_MS)
+        return True
+    except KeyMissing as error:
+        log.warning("the audit of %s is left to another server to seal: %s", namespace, error.message)
+        return True
+    finally:
+        async with store_errors():
+            if await client.get(keys.sealer) == name.encode():
+                await client.delete(keys.sealer)
+
+
+async def is_unsealed(backend: Backend, namespace: str) -> bool:
+    """Whether there is something to be sealed."""
+    counted = await backend.read(lambda client: reader.counters(client, Keys(namespace)))
+    return counted.given > counted.sealed
+
+
+async def _seal_some(backend: Backend, keys: Keys) -> bool:
+    """Seal one slice; whether there was one.
+
+    Raises:
+        KeyMissing: another server's key is needed.
+    """
+    client = await backend.client()
+    last_id, previous = await reader.last_seal(client, keys)
+    found = await reader.entries_after(client, keys, last_id, AT_ONCE)
+    entries = _up_to_unknown_key(backend.keyring, keys.namespace, found)
+    if not entries:
+        return False
+    broken = await _broken_before(backend, keys, last_id, previous)
+    broken = broken or first_problem(backend.keyring, keys.namespace, previous, entries)
+    new = make_seal(backend.keyring, keys.namespace, previous, entries, at=to_redis(redis_time.now()), broken=broken)
+    answer = await backend.write(
+        "rm1_seal",
+        [keys.seals, keys.counters],
+        repeatable=True,
+        previous=last_id.decode(),
+        id=new.id.decode(),
+        fields=new.fields(),
+        last=new.last,
+    )
+    if broken and answer["status"] == "sealed":
+        log.error("the audit of %s was tampered with: %s; see `redis-memory audit verify`", keys.namespace, broken)
+    return True
+
+
+async def _broken_before(backend: Backend, keys: Keys, last_id: bytes, previous: Seal | None) -> str:
+    """Say what is wrong with the seal that is to be continued."""
+    if previous is not None:
+        genuine = previous.is_genuine(backend.keyring, keys.namespace)
+        return "" if genuine else f"{previous.first}:seal altered"
+    sealed = (await reader.counters(await backend.client(), keys)).sealed
+    return f"{sealed}:seal {'altered' if last_id else 'removed'}" if last_id or sealed else ""
+
+
+def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[Entry]) -> str:
+    """Say what is wrong first with entries that are to be sealed, `<number>:<kind>`; nothing if all is well."""
+    expected, unsigned = next_number(previous, entries), unsigned_to(previous, entries)
+    for entry in entries:
+        if entry.number != expected:
+            return f"{expected}:{'removed' if entry.number > expected else 'reordered'}"
+        found = entry.check(keyring, namespace)
+        if found != "ok" and not (found == "unsigned" and entry.number <= unsigned):
+            return f"{expected}:{found}"
+        expected += 1
+    return ""
+
+
+def _up_to_unknown_key(keyring: Keyring, namespace: str, entries: list[Entry]) -> list[Entry]:
+    """Leave what another server signed under a key that only it knows as yet; after a while it is sealed as it is.
+
+    Raises:
+        KeyMissing: that is all there is.
+    """
+    before = (redis_time.now() - UNKNOWN_KEY_SECONDS) * 1000
+    for number, entry in enumerate(entries):
+        if entry.position[0] >= before and entry.check(keyring, namespace) == "unknown key":
+            if not number:
+                raise KeyMissing("an entry names a key that this server does not know")
+            return entries[:number]
+    return entries

@@ -1,0 +1,112 @@
+"""The audit as a file of JSON lines, which can be checked where there is no Redis: a head, then seals, then entries."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+from memory_core.crypto.keyring import Keyring
+from memory_core.errors import InvalidArgument
+from memory_core.records.keys import Keys
+from memory_core.records.signed_entry import Entry
+from memory_core.store.connection import Client
+from memory_server.security.audit import reader as trail
+from memory_server.security.audit.seals import Seal, read_seal
+from memory_server.security.audit.verifier import Check, Counters, Report
+
+FORM = 1
+_STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+_BYTES = "surrogateescape"
+
+
+async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
+    """Give the whole audit of a namespace, line by line."""
+    counted = await trail.counters(client, keys)
+    yield _line({"audit": FORM, "namespace": keys.namespace, **asdict(counted)})
+    for seal in await trail.all_seals(client, keys):
+        yield _line({"seal": None} if seal is None else {"seal": seal.id.decode(), "fields": seal.fields()})
+    async for page in trail.walk(client, keys):
+        for entry in page:
+            yield _line({"entry": entry.id.decode(), "fields": [part.decode(errors=_BYTES) for part in entry.parts]})
+
+
+def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Report:
+    """Check a file that was exported.
+
+    Raises:
+        InvalidArgument: it cannot be read, or is none.
+    """
+    with opened(path) as file:
+        rows = _rows(file)
+        head = next(rows, {})
+        if head.get("audit") != FORM or not isinstance(head.get("namespace"), str):
+            raise InvalidArgument(f"{path} is no export of an audit", hint="make one with `redis-memory audit export`")
+        seals, first = _seals(rows)
+        given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
+        check = Check(head["namespace"], seals, Counters(given, sealed), keyring)
+        for row in chain(first, rows):
+            check.feed(_entry(row))
+        return check.finish(expect)
+
+
+@contextmanager
+def opened(path: Path) -> Generator[IO[str]]:
+    """Open a file for reading, unpacking one whose name ends in .zst.
+
+    Raises:
+        InvalidArgument: it cannot be read.
+    """
+    import zstandard
+
+    try:
+        with path.open("rb") as raw:
+            reader: Any = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
+            yield io.TextIOWrapper(reader, encoding="ascii")
+    except (OSError, ValueError, zstandard.ZstdError) as error:
+        raise InvalidArgument(f"cannot read {path}: {type(error).__name__}", hint="export it again") from None
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, separators=(",", ":"))
+
+
+def _rows(file: Iterable[str]) -> Generator[dict[str, Any]]:
+    for number, text in enumerate(file, 1):
+        row = json.loads(text)
+        if not isinstance(row, dict):
+            raise InvalidArgument(f"line {number} is no JSON object")
+        yield row
+
+
+def _seals(rows: Iterable[dict[str, Any]]) -> tuple[list[Seal | None], list[dict[str, Any]]]:
+    """Read the seals; give the row after the last, which had to be read too."""
+    seals: list[Seal | None] = []
+    for row in rows:
+        if "seal" not in row:
+            return seals, [row]
+        seals.append(read_seal(_id(row["seal"]), _parts(row)) if row["seal"] else None)
+    return seals, []
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    return Entry(_id(row.get("entry")), tuple(_parts(row)))
+
+
+def _id(given: Any) -> bytes:
+    if not isinstance(given, str) or not _STREAM_ID.fullmatch(given):
+        raise InvalidArgument("a line has no id of a stream's entry", hint="export it again")
+    return given.encode()
+
+
+def _parts(row: dict[str, Any]) -> Sequence[bytes]:
+    fields = row.get("fields")
+    if not isinstance(fields, list) or not all(isinstance(part, str) for part in fields):
+        raise InvalidArgument("a line has no list of fields", hint="export it again")
+    return [str(part).encode(errors=_BYTES) for part in fields]

@@ -1,0 +1,75 @@
+"""Reads the audit out of Redis as it stands there, to the last byte."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from memory_core.crypto.keyring import Keyring
+from memory_core.records.keys import Keys
+from memory_core.records.signed_entry import Entry
+from memory_core.store.connection import Client, store_errors
+from memory_server.security.audit.seals import Seal, read_seal
+from memory_server.security.audit.verifier import Check, Counters, Report
+
+AT_ONCE = 1000
+_RANGE, _REVERSED = b"XRANGE", b"XREVRANGE"
+# As bytes: under their names in text redis-py makes a dict of each entry, which would hide a field that stands twice.
+
+
+async def counters(client: Client, keys: Keys) -> Counters:
+    """Give what Redis counts."""
+    async with store_errors():
+        given, sealed = await client.hmget(keys.counters, ["audit", "sealed"])
+    return Counters(*(int(number) if number and number.isdigit() else 0 for number in (given, sealed)))
+
+
+async def last_seal(client: Client, keys: Keys) -> tuple[bytes, Seal | None]:
+    """Give the id of the last seal, empty where there is none, and the seal, None where it cannot be read."""
+    async with store_errors():
+        rows = await client.execute_command(_REVERSED, keys.seals, "+", "-", "COUNT", 1)
+    return (rows[0][0], read_seal(*rows[0])) if rows else (b"", None)
+
+
+async def entries_after(client: Client, keys: Keys, stream_id: bytes, most: int) -> list[Entry]:
+    """Give the entries that follow an id; all, if it is empty."""
+    return [Entry(at, tuple(parts)) for at, parts in await _page(client, keys.audit, stream_id, most)]
+
+
+async def seals_after(client: Client, keys: Keys, stream_id: bytes, most: int) -> list[tuple[bytes, Seal | None]]:
+    """Give the seals that follow an id, with their ids."""
+    return [(at, read_seal(at, parts)) for at, parts in await _page(client, keys.seals, stream_id, most)]
+
+
+async def walk(client: Client, keys: Keys) -> AsyncGenerator[list[Entry]]:
+    """Give all entries, a page at a time."""
+    at = b""
+    while page := await entries_after(client, keys, at, AT_ONCE):
+        yield page
+        at = page[-1].id
+
+
+async def all_seals(client: Client, keys: Keys) -> list[Seal | None]:
+    """Give all seals; None for what cannot be read."""
+    found: list[Seal | None] = []
+    at = b""
+    while page := await seals_after(client, keys, at, AT_ONCE):
+        found += [seal for _, seal in page]
+        at = page[-1][0]
+    return found
+
+
+async def check(client: Client, keys: Keys, keyring: Keyring, expect: str | None = None) -> Report:
+    """Check the whole audit of a namespace. What is written meanwhile counts as not yet sealed."""
+    counted = await counters(client, keys)
+    under_way = Check(keys.namespace, await all_seals(client, keys), counted, keyring)
+    async for page in walk(client, keys):
+        for entry in page:
+            under_way.feed(entry)
+    return under_way.finish(expect)
+
+
+async def _page(client: Client, key: str, stream_id: bytes, most: int) -> list[Any]:
+    start = b"(" + stream_id if stream_id else b"-"
+    async with store_errors():
+        return await client.execute_command(_RANGE, key, start, "+", "COUNT", most)

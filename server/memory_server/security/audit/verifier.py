@@ -1,0 +1,239 @@
+"""Checks a trail of entries and seals, from Redis or a file, one after the other, without asking anybody anything."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from memory_core.crypto.keyring import Keyring
+from memory_core.errors import KeyMissing
+from memory_core.records.signed_entry import TRIM, Entry
+from memory_server.security.audit.seals import Seal, start
+
+MOST_PROBLEMS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is wrong, and from which number on."""
+
+    number: int
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The last number that was given, and the last that was sealed, as Redis itself counts them."""
+
+    given: int
+    sealed: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What a check found."""
+
+    namespace: str
+    keyed: bool
+    entries: int = 0
+    first: int = 0
+    sealed_to: int = 0
+    unsealed: int = 0
+    unsigned: int = 0
+    head: str = ""
+    number_of_problems: int = 0
+    problems: list[Problem] = field(default_factory=list[Problem])
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.number_of_problems
+
+    def add(self, number: int, kind: str, detail: str) -> None:
+        """Add a problem; beyond the first hundred they are counted."""
+        self.number_of_problems += 1
+        if len(self.problems) < MOST_PROBLEMS:
+            self.problems.append(Problem(number, kind, detail))
+
+
+def verify(
+    namespace: str,
+    entries: Iterable[Entry],
+    seals: Sequence[Seal | None],
+    counters: Counters,
+    keyring: Keyring,
+    expect: str | None = None,
+) -> Report:
+    """Check a whole trail. Of the seals, one that could not be read is None. `expect` is a head kept elsewhere."""
+    check = Check(namespace, seals, counters, keyring)
+    for entry in entries:
+        check.feed(entry)
+    return check.finish(expect)
+
+
+class Check:
+    """A check under way: seals are known beforehand, entries are fed in order."""
+
+    def __init__(self, namespace: str, seals: Sequence[Seal | None], counters: Counters, keyring: Keyring) -> None:
+        self.report = Report(namespace, keyed=keyring.signer is not None)
+        self._namespace = namespace
+        self._keyring = keyring
+        self._counters = counters
+        self._seals = [seal for seal in seals if seal is not None]
+        self._next = 0
+        self._chain: hmac.HMAC | None = None
+        self._expected = 1
+        self._last = (-1, -1)
+        self._seen: set[int] = set()
+        self._signed = False
+        self._trimmed = 0
+        self._problems_before = 0
+        for _ in range(len(seals) - len(self._seals)):
+            self.report.add(0, "seal altered", "a seal cannot be read")
+        self._check_seals()
+
+    def feed(self, entry: Entry) -> None:
+        """Take the next entry."""
+        if not self.report.entries:
+            self._begin(entry)
+        self.report.entries += 1
+        while self._seal and entry.position > self._seal.position:
+            self._close()
+        self._check_place(entry)
+        self._check_signature(entry)
+        if self._chain is not None:
+            self._chain.update(entry.framed)
+        if self._seal is None:
+            self.report.unsealed += 1
+        elif entry.id == self._seal.id:
+            self._close()
+
+    def finish(self, expect: str | None = None) -> Report:
+        """Give the report on all that was fed."""
+        while self._seal:
+            self._close()
+        report, given, sealed = self.report, self._counters.given, self._counters.sealed
+        last = self._seals[-1] if self._seals else None
+        report.sealed_to, report.head = (last.last, last.head) if last else (0, "")
+        report.unsigned = max(report.unsigned, last.unsigned if last else 0)
+        if report.first and report.first != self._trimmed + 1:
+            report.add(report.first, "removed", f"entries begin at {report.first}; they should at {self._trimmed + 1}")
+        if self._expected <= given:
+            report.add(self._expected, "tail cut", f"{given} numbers were given")
+        if report.sealed_to < sealed:
+            report.add(report.sealed_to + 1, "seal removed", f"there were seals up to {sealed}")
+        if expect is not None:
+            self._compare(expect)
+        report.problems.sort(key=lambda problem: problem.number)
+        return report
+
+    @property
+    def _seal(self) -> Seal | None:
+        """The seal over the entries that come now; None in the unsealed tail."""
+        return self._seals[self._next] if self._next < len(self._seals) else None
+
+    def _check_seals(self) -> None:
+        """Look at the seals by themselves: who made them, whether they follow each other, and what they tell."""
+        before: Seal | None = None
+        for seal in self._seals:
+            try:
+                genuine = seal.is_genuine(self._keyring, self._namespace)
+            except KeyMissing:
+                self.report.add(seal.first, "seal unknown key", f"the seal names the key {seal.key[:16]!a}")
+            else:
+                if not genuine:
+                    self.report.add(seal.first, "seal altered", f"the seal over {seal.first} to {seal.last}")
+            if before and (seal.first != before.last + 1 or seal.position <= before.position):
+                self.report.add(before.last + 1, "seal removed", f"the next seal begins at {seal.first}")
+            if seal.broken:
+                number, _, kind = seal.broken.partition(":")
+                where = int(number) if number.isdigit() else seal.first
+                self.report.add(where, f"recorded: {kind[:40]}", f"the sealer found it at {seal.at[:40]}")
+            before = seal
+
+    def _begin(self, entry: Entry) -> None:
+        """See where the entries begin: at the first one, or after what was trimmed up to a seal."""
+        self.report.first = self._expected = max(entry.number, 1)
+        base = self._seal
+        if base and entry.position > base.position:
+            self._next = 1
+            if base.last + 1 != entry.number:
+                self.report.add(base.last + 1, "removed", f"after the seal over {base.last} comes {entry.number}")
+        elif base and base.first != entry.number:
+            self.report.add(1, "removed", f"the first entry is {entry.number}, the first seal begins at {base.first}")
+        self._continue(base.chain if self._next and base else None)
+
+    def _check_place(self, entry: Entry) -> None:
+        number, expected = entry.number, self._expected
+        if entry.position <= self._last:
+            self.report.add(number, "reordered", "its place in the stream is before that of the entry before it")
+        if number > expected:
+            self.report.add(expected, "removed", f"{number - expected} numbers are missing")
+        elif number < expected:
+            self.report.add(max(number, 0), "reordered", f"found where {expected} should be")
+        self._last = max(self._last, entry.position)
+        self._expected = (number if number > 0 else expected) + 1
+
+    def _check_signature(self, entry: Entry) -> None:
+        if not self.report.keyed:
+            self._note_trim(entry)
+            return
+        found = entry.check(self._keyring, self._namespace)
+        if found == "ok":
+            self._signed = True
+            self._check_new(entry)
+            self._note_trim(entry)
+        elif found == "unsigned" and self._may_be_unsigned(entry):
+            self.report.unsigned = max(entry.number, 0)
+            self._note_trim(entry)
+        else:
+            self.report.add(max(entry.number, 0), found, f"op {entry.fields.get('op', '')[:40]!a}")
+
+    def _may_be_unsigned(self, entry: Entry) -> bool:
+        """Whether it is from before there was a key: before all that is signed, as the seal over it says too."""
+        return not self._signed and (self._seal is None or entry.number <= self._seal.unsigned)
+
+    def _check_new(self, entry: Entry) -> None:
+        """See that no entry is a copy of an earlier one, whose signature would be good."""
+        mark = int(entry.fields["mac"][:15], 16)
+        if mark in self._seen:
+            self.report.add(entry.number, "repeated", "a copy of an earlier entry")
+        self._seen.add(mark)
+
+    def _note_trim(self, entry: Entry) -> None:
+        """Remember up to which number entries were dropped on purpose."""
+        fields = entry.fields
+        if fields.get("op") == TRIM and fields.get("ids", "").isdigit():
+            self._trimmed = max(self._trimmed, int(fields["ids"]))
+
+    def _close(self) -> None:
+        """Compare the chain with the seal over the entries that were fed, and go on from what the seal says."""
+        seal = self._seal
+        assert seal is not None
+        covers = f"{seal.first} to {seal.last}"
+        if self._expected != seal.last + 1 and not seal.broken:
+            self.report.add(min(self._expected, seal.last), "removed", f"the seal covers {covers}")
+        right = self._chain is None or hmac.compare_digest(self._chain.hexdigest(), seal.chain)
+        if not right and self.report.number_of_problems == self._problems_before:
+            self.report.add(seal.first, "changed", f"entries {covers} are not what was sealed")
+        self._next += 1
+        self._continue(seal.chain)
+
+    def _continue(self, chain: str | None) -> None:
+        """Begin the chain of the next seal; one under an unknown key was told of already."""
+        self._chain, self._problems_before = None, self.report.number_of_problems
+        if self._seal:
+            try:
+                self._chain = start(self._keyring.secret(self._seal.key), chain)
+            except KeyMissing:
+                return
+
+    def _compare(self, expect: str) -> None:
+        number = int(expect.partition(":")[0])
+        found = next((seal for seal in self._seals if seal.last == number), None)
+        if found is None:
+            self.report.add(number, "head", "no seal ends there: it was removed, or went by age")
+        elif found.head != expect:
+            self.report.add(number, "head", "the seal that ends there has another chain")

@@ -1,0 +1,1 @@
+"""Grants and the context that agents share."""

@@ -1,0 +1,1 @@
+"""Submitting, routing, claiming and ending tasks."""

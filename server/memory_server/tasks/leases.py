@@ -1,0 +1,297 @@
+"""Tasks from the side of whoever does them: claiming with what helps, completing, failing with a handoff."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.records.memory import MemoryType, Visibility
+from memory_core.records.task import Task, load_tasks
+from memory_core.records.times import to_iso
+from memory_core.store import redis_time
+from memory_core.store.connection import Client
+from memory_server.contract.memories import Hit
+from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
+from memory_server.engine import validation
+from memory_server.engine.backend import after_write
+from memory_server.engine.inflight_reads import reads
+from memory_server.engine.principals import Caller
+from memory_server.events.entries import TASK
+from memory_server.events.listeners import Waiter
+from memory_server.events.waiting import last_position
+from memory_server.memories.store import NewMemory, store_memory
+from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.service import Service
+from memory_server.tasks.dispatch import dispatch_soon, sweep_tasks
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, load_history, no_task
+
+_LOOK_AGAIN_SECONDS = 5.0
+"""A waiting claim is woken by events; this is for those that are lost."""
+_CLOCKS_DIFFER_SECONDS = 0.05
+_FAILURES = ("failed", "expired", "lost")
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How many tasks an agent wants, and how."""
+
+    claim: bool = True
+    limit: int = 1
+    wait_seconds: float = 0.0
+    with_memories: int = 5
+
+
+async def get_pending_tasks(service: Service, caller: Caller, wanted: Claim) -> PendingAnswer:
+    """Lease the best tasks for the caller, or only show what it was assigned.
+
+    Raises:
+        NotFound: the caller is not registered.
+    """
+    await service.backend.namespace(caller.namespace)
+    if not wanted.claim:
+        return await _show(service, caller, wanted)
+    answer = await _claim(service, caller, wanted.limit)
+    if wanted.wait_seconds and not answer["tasks"]:
+        answer = await _wait_and_claim(service, caller, wanted)
+    with after_write():
+        return await _describe(service, caller, wanted, answer)
+
+
+async def complete_task(
+    service: Service,
+    caller: Caller,
+    task_id: str,
+    lease_token: str,
+    *,
+    result: Any,
+    metrics: dict[str, Any] | None,
+    store_result: bool,
+) -> TaskStateAnswer:
+    """End a task with its result, which may also be kept as a memory.
+
+    Raises:
+        NotFound: the caller never had a task of that id. LeaseLost: the token is not in force.
+        InvalidArgument: the result is too large or no JSON.
+    """
+    most, call = service.settings.tasks.payload_bytes, new_id()
+    fields = {
+        "last_call": call,
+        "result": validation.check_json(result, "result", most),
+        "metrics": validation.check_json(metrics, "metrics", most),
+    }
+    answer = await _end_attempt(
+        service,
+        caller,
+        "rm1_task_complete",
+        task_id,
+        lease_token,
+        call,
+        "complete_task",
+        fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
+        duration_ms=_duration(metrics),
+    )
+    ended = TaskStateAnswer(task_id=task_id, state=answer["status"])
+    if not store_result or result is None:
+        return ended
+    try:
+        return ended.model_copy(update={"memory_id": await _keep(service, caller, task_id, result)})
+    except MemoryServiceError as error:
+        reason = f"the task is completed, but its result was not stored as a memory: {error.message}"
+        return ended.model_copy(update={"partial": True, "reason": reason})
+
+
+async def fail_task(
+    service: Service, caller: Caller, task_id: str, lease_token: str, *, error: str, retry: bool, handoff: str | None
+) -> TaskStateAnswer:
+    """Give an attempt up: the task is tried again after a pause, or dies.
+
+    Raises:
+        NotFound: the caller never had a task of that id. LeaseLost: the token is not in force.
+    """
+    settings = service.settings.tasks
+    answer = await _end_attempt(
+        service,
+        caller,
+        "rm1_task_fail",
+        task_id,
+        lease_token,
+        new_id(),
+        "fail_task",
+        error=validation.check_text(error, "error", DESCRIPTION_BYTES),
+        handoff=validation.check_text(handoff, "handoff", DESCRIPTION_BYTES) if handoff else None,
+        retry=retry,
+        backoff=settings.backoff_seconds,
+        backoff_most=settings.backoff_most_seconds,
+        jitter=random.random(),  # noqa: S311 # nosec B311
+    )
+    if "next_at" not in answer:
+        return TaskStateAnswer(task_id=task_id, state=answer["status"])
+    due = float(answer["next_at"])
+    _retry_on_time(service, caller.namespace, task_id, due)
+    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
+
+
+def _retry_on_time(service: Service, namespace: str, task_id: str, due: float) -> None:
+    """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
+    wait = max(due - redis_time.now(), 0.0) + _CLOCKS_DIFFER_SECONDS
+    service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
+
+
+async def _claim(service: Service, caller: Caller, limit: int) -> dict[str, Any]:
+    keys = Keys(caller.namespace)
+    answer = await service.backend.write(
+        "rm1_task_claim",
+        [keys.leases],
+        repeatable=True,
+        prefix=keys.prefix,
+        agent=caller.agent,
+        call=new_id(),
+        secrets=[secrets.token_hex(8) for _ in range(limit)],
+        audit=caller.audit("get_pending_tasks"),
+        keep=service.settings.tasks.keep_seconds,
+    )
+    if answer["status"] == "unknown":
+        raise not_registered(caller)
+    return answer
+
+
+async def _wait_and_claim(service: Service, caller: Caller, wanted: Claim) -> dict[str, Any]:
+    """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
+    until = time.monotonic() + wanted.wait_seconds
+    waiter = Waiter(caller.agent, frozenset({TASK}))
+    at = await last_position(service, caller.namespace)
+    with service.events.listening(caller.namespace, waiter, at):
+        while True:
+            answer = await _claim(service, caller, wanted.limit)
+            left = until - time.monotonic()
+            if answer["tasks"] or left <= 0 or waiter.closed:
+                return answer
+            await waiter.wait(min(left, _LOOK_AGAIN_SECONDS))
+            waiter.queue.clear()
+
+
+def not_registered(caller: Caller) -> NotFound:
+    """Make the refusal of what only registered agents can do."""
+    return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
+
+
+async def _show(service: Service, caller: Caller, wanted: Claim) -> PendingAnswer:
+    keys = Keys(caller.namespace)
+
+    async def fetch(client: Client) -> list[Task]:
+        entries = await client.xrange(keys.inbox(caller.agent), count=wanted.limit)
+        return await load_tasks(client, keys, [fields[b"task"].decode() for _, fields in entries])
+
+    tasks = await service.backend.read(fetch)
+    return PendingAnswer(tasks=[_claimed(task) for task in tasks])
+
+
+@reads
+async def _describe(service: Service, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
+    """Add to each lease the task, its earlier failures and the memories that bear on it."""
+    keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
+    tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
+    number = wanted.with_memories if caller.may_read else 0
+    helped = await asyncio.gather(*(_help(service, caller, task, number) for task in tasks))
+    shown: list[ClaimedTask] = []
+    reasons: list[str] = []
+    for task, (history, memories, reason) in zip(tasks, helped, strict=True):
+        failures = [event for event in history if event.op in _FAILURES]
+        handoffs = [event.handoff for event in failures if event.handoff]
+        lease = leases[task.id]
+        extra = {
+            "lease_token": lease["lease_token"],
+            "lease_until": to_iso(float(lease["lease_until"])),
+            "attempt": int(lease["attempt"]),
+            "earlier_failures": failures,
+            "handoff": handoffs[-1] if handoffs else None,
+            "memories": memories,
+        }
+        shown.append(_claimed(task).model_copy(update=extra))
+        reasons += [reason] if reason else []
+    return PendingAnswer(
+        tasks=shown,
+        open_tasks=answer["held"],
+        max_tasks=answer["most"],
+        partial=bool(reasons),
+        reason="; ".join(dict.fromkeys(reasons)) or None,
+    )
+
+
+async def _help(
+    service: Service, caller: Caller, task: Task, memories: int
+) -> tuple[list[TaskEvent], list[Hit], str | None]:
+    """Fetch what may help with a task; what cannot be had is said and never costs the lease."""
+    history = await load_history(service, caller.namespace, task.id)
+    if not memories:
+        return history, [], None
+    try:
+        request = SearchRequest(query=task.description, limit=memories)
+        found = await semantic_search(service, caller, request)
+    except MemoryServiceError as error:
+        return history, [], f"memories could not be searched: {error.message}"
+    return history, found.hits, found.reason
+
+
+def _claimed(task: Task) -> ClaimedTask:
+    return ClaimedTask.model_validate(TaskView.of(task).model_dump())
+
+
+async def _end_attempt(
+    service: Service,
+    caller: Caller,
+    function: str,
+    task_id: str,
+    lease_token: str,
+    call: str,
+    op: str,
+    **request: Any,
+) -> dict[str, Any]:
+    keys = Keys(caller.namespace)
+    answer = await service.backend.write(
+        function,
+        [keys.leases],
+        repeatable=True,
+        prefix=keys.prefix,
+        id=validation.check_id(task_id, "task_id"),
+        agent=caller.agent,
+        token=lease_token,
+        call=call,
+        keep=service.settings.tasks.keep_seconds,
+        audit=caller.audit(op, [task_id]),
+        **request,
+    )
+    if answer["status"] == "unknown":
+        raise no_task(task_id)
+    if answer["status"] == "stale":
+        raise LeaseLost(
+            f"this lease_token is not in force: the task is {answer['state']}",
+            hint="stop working on it; claim again with get_pending_tasks",
+        )
+    dispatch_soon(service, caller.namespace)
+    return answer
+
+
+def _duration(metrics: dict[str, Any] | None) -> int | None:
+    value = (metrics or {}).get("duration_ms")
+    return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
+
+
+async def _keep(service: Service, caller: Caller, task_id: str, result: Any) -> str:
+    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+    new = NewMemory(
+        content=text,
+        memory_type=MemoryType.TASK,
+        visibility=Visibility.SHARED,
+        context=f"task:{task_id}",
+        idempotency_key=f"result of {task_id}",
+    )
+    return (await store_memory(service, caller, new)).memory_id

@@ -1,0 +1,148 @@
+"""Tasks from the side of whoever has something done: looking, cancelling, giving a new life."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
+from memory_core.records.agent import load_agent
+from memory_core.records.codec import unpack
+from memory_core.records.keys import Keys
+from memory_core.records.names import check_label
+from memory_core.records.task import Task, TaskState, load_tasks
+from memory_core.records.times import to_iso
+from memory_core.store.connection import Client
+from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
+from memory_server.engine import validation
+from memory_server.engine.principals import Caller
+from memory_server.service import Service
+from memory_server.tasks.dispatch import dispatch_soon
+
+DESCRIPTION_BYTES = 16_384
+_MOST_CAPABILITIES = 64
+_LOOK = 1000
+
+
+async def get_task(service: Service, caller: Caller, task_id: str) -> TaskAnswer:
+    """Show one task with its history.
+
+    Raises:
+        NotFound: there is none, or none that the caller may see.
+    """
+    task = await find_task(service, caller, task_id)
+    whole = task.is_party(caller.agent) or caller.admin
+    history = await load_history(service, caller.namespace, task.id) if whole else []
+    return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
+
+
+async def cancel_task(service: Service, caller: Caller, task_id: str, reason: str) -> TaskStateAnswer:
+    """End an open task of the caller's own; whoever works on it is told, and its token is refused from now on.
+
+    Raises:
+        NotFound: the caller submitted none of that id. Conflict: it has ended.
+    """
+    request = {"reason": validation.check_text(reason, "reason", DESCRIPTION_BYTES)}
+    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel_task", request)
+    if answer["status"] == "ended":
+        raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
+    return TaskStateAnswer(task_id=task_id, state=answer["state"])
+
+
+async def requeue_task(service: Service, caller: Caller, task_id: str) -> TaskStateAnswer:
+    """Take a task of the caller's own from the dead letters and try it again, as if for the first time.
+
+    Raises:
+        NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
+    """
+    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue_task", {})
+    if answer["status"] == "not_dead":
+        raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
+    if answer["status"] == "ended_dependency":
+        raise Conflict(f"it depends on task {answer['id']}, which is {answer['state']}", hint="requeue that one first")
+    return TaskStateAnswer(task_id=task_id, state=answer["state"])
+
+
+async def list_tasks(service: Service, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
+    """List the newest tasks that the caller submitted, in some states or in any."""
+    keys = Keys(caller.namespace)
+
+    async def fetch(client: Client) -> list[Task]:
+        names = await client.zrange(keys.submitted(caller.agent), 0, _LOOK - 1, desc=True)
+        return await load_tasks(client, keys, [name.decode() for name in names])
+
+    tasks = [task for task in await service.backend.read(fetch) if not states or task.state in states]
+    return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
+
+
+async def find_task(service: Service, caller: Caller, task_id: str) -> Task:
+    """Load a task that the caller may see.
+
+    Raises:
+        NotFound: otherwise.
+    """
+    found = await visible_tasks(service, caller, [validation.check_id(task_id, "task_id")])
+    if not found:
+        raise no_task(task_id)
+    return found[0]
+
+
+async def visible_tasks(service: Service, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
+    """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
+    keys = Keys(caller.namespace)
+
+    async def fetch(client: Client) -> list[Task]:
+        tasks = await load_tasks(client, keys, task_ids)
+        if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
+            return tasks
+        profile = await load_agent(client, keys, caller.agent)
+        return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
+
+    return await service.backend.read(fetch)
+
+
+def no_task(task_id: str) -> NotFound:
+    """Make the refusal that unknown and invisible tasks share."""
+    return NotFound(f"no task {echo(task_id)} that you may see", hint="use a task_id that a tool gave you")
+
+
+async def load_history(service: Service, namespace: str, task_id: str) -> list[TaskEvent]:
+    """Load what happened to a task, oldest first."""
+    rows = await service.backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
+    return [_event(unpack(row)) for row in rows]
+
+
+def _event(entry: dict[str, Any]) -> TaskEvent:
+    return TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))})
+
+
+def capabilities(labels: Sequence[str]) -> tuple[str, ...]:
+    """Accept distinct labels in one order; case makes no difference.
+
+    Raises:
+        InvalidArgument: too many, or one that is not a label.
+    """
+    if len(labels) > _MOST_CAPABILITIES:
+        raise InvalidArgument(f"{len(labels)} capabilities; at most {_MOST_CAPABILITIES} are allowed")
+    return tuple(sorted({check_label(label, "capability").casefold() for label in labels}))
+
+
+async def _act(
+    service: Service, caller: Caller, function: str, task_id: str, op: str, request: dict[str, Any]
+) -> dict[str, Any]:
+    keys = Keys(caller.namespace)
+    answer = await service.backend.write(
+        function,
+        [keys.leases],
+        prefix=keys.prefix,
+        id=validation.check_id(task_id, "task_id"),
+        agent=caller.agent,
+        admin=caller.admin,
+        keep=service.settings.tasks.keep_seconds,
+        audit=caller.audit(op, [task_id]),
+        **request,
+    )
+    if answer["status"] == "unknown":
+        raise no_task(task_id)
+    dispatch_soon(service, caller.namespace)
+    return answer

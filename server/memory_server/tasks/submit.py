@@ -1,0 +1,299 @@
+"""Submitting a task: checked, compared with work under way, and routed to whoever suits it best."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.records.model import Model
+from memory_core.records.names import SEPARATOR, check_label, check_name
+from memory_core.records.task import Kind, Task, TaskPriority, TaskState, load_vectors
+from memory_core.records.times import parse_time, to_redis
+from memory_core.records.vectors import Matrix, from_bytes, to_bytes
+from memory_core.store import redis_time
+from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
+from memory_server.engine import validation
+from memory_server.engine.principals import Caller
+from memory_server.index import queries
+from memory_server.index.lookup import run_search
+from memory_server.service import Service
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
+from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
+
+EMBED_SECONDS = 0.5
+"""How long a submission waits for the vector of its text; without one, meaning plays no part in routing."""
+IDEMPOTENCY_SECONDS = 86_400
+_MAX_KEY = 256
+_MOST_DEPENDENCIES = 256
+_MOST_CANDIDATES = 8
+"""Redis looks at one after the other while all else waits."""
+_SIMILAR = 3
+_MOST_NEAR = 1536
+"""Open tasks looked at for similar ones; others' that lie nearer than one's own may fill it."""
+_ROUNDING = 1e-5
+_SHOWN = 3
+_SNIPPET = 160
+
+
+@dataclass(frozen=True, slots=True)
+class NewTask:
+    """What a caller wants done."""
+
+    description: str
+    task_type: str = "general"
+    payload: dict[str, Any] | None = None
+    required_capabilities: Sequence[str] = ()
+    priority: TaskPriority = TaskPriority.MEDIUM
+    assign_to: str | None = None
+    min_context_window: int = 0
+    depends_on: Sequence[str] = ()
+    max_retries: int = 3
+    lease_seconds: float = 300
+    deadline: str | float | None = None
+    idempotency_key: str | None = None
+
+
+async def distribute_task(service: Service, caller: Caller, new: NewTask) -> DistributeAnswer:
+    """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
+
+    Raises:
+        InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
+        QuotaExceeded, StoreUnavailable, OutcomeUnknown.
+    """
+    new = _checked(service, new)
+    kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
+    await service.backend.namespace(caller.namespace)
+    await _check_dependencies(service, caller, new.depends_on)
+    model = await service.backend.model(caller.namespace)
+    vector = await _embed(service, caller, new.description, model)
+    agents = able(await roster(service, caller.namespace), kind, redis_time.now())
+    choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
+    similar = await _similar(service, caller, vector, model)
+    answer = await _submit(service, caller, new, kind, vector, model, _candidates(choices))
+    if answer["status"] == "replayed":
+        return await _replayed(service, caller, answer["id"])
+    assigned = answer.get("assigned")
+    note_assigned(service, caller.namespace, assigned)
+    return DistributeAnswer(
+        task_id=answer["id"],
+        state=answer["state"],
+        assigned_to=assigned,
+        why=_why(answer["state"], kind, choices, assigned),
+        similar_tasks=similar,
+    )
+
+
+def _checked(service: Service, new: NewTask) -> NewTask:
+    limits = service.settings.tasks
+    validation.check_text(new.description, "description", DESCRIPTION_BYTES)
+    validation.check_json(new.payload, "payload", limits.payload_bytes)
+    if new.idempotency_key is not None:
+        validation.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
+    if len(new.depends_on) > _MOST_DEPENDENCIES:
+        raise InvalidArgument(f"{len(new.depends_on)} dependencies; at most {_MOST_DEPENDENCIES} are allowed")
+    return replace(
+        new,
+        task_type=check_label(new.task_type, "task_type"),
+        assign_to=check_name(new.assign_to, "assign_to") if new.assign_to else None,
+        required_capabilities=capabilities(new.required_capabilities),
+        depends_on=tuple(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in new.depends_on)),
+    )
+
+
+async def _check_dependencies(service: Service, caller: Caller, task_ids: Sequence[str]) -> None:
+    known = {task.id for task in await visible_tasks(service, caller, task_ids)} if task_ids else set[str]()
+    for task_id in task_ids:
+        if task_id not in known:
+            raise no_task(task_id)
+
+
+async def _embed(service: Service, caller: Caller, text: str, model: Model) -> Matrix | None:
+    try:
+        return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
+    except MemoryServiceError:
+        return None
+
+
+async def _submit(
+    service: Service,
+    caller: Caller,
+    new: NewTask,
+    kind: Kind,
+    vector: Matrix | None,
+    model: Model,
+    names: Sequence[str],
+) -> dict[str, Any]:
+    keys, task_id = Keys(caller.namespace), new_id()
+    deadline = None if new.deadline is None else parse_time(new.deadline, "deadline")
+    answer = await service.backend.write(
+        "rm1_task_submit",
+        [keys.leases, keys.idempotency(f"task:{caller.agent}", new.idempotency_key or "")],
+        repeatable=True,
+        prefix=keys.prefix,
+        id=task_id,
+        fields=_fields(service, caller, new, kind, deadline),
+        depends_on=list(new.depends_on),
+        only=kind.only,
+        deadline=deadline,
+        vector=None if vector is None else to_bytes(vector),
+        vector_field=model.field,
+        candidates=list(names),
+        quota=service.settings.tasks.open_tasks,
+        own_quota=service.settings.quotas.open_tasks,
+        idempotency=_idempotency(new),
+        audit=caller.audit("distribute_task", [task_id]),
+    )
+    if answer["status"] == "own_quota":
+        raise QuotaExceeded(
+            f"you have {service.settings.quotas.open_tasks} open tasks, which is all that one agent may",
+            hint="wait until some have ended, or cancel_task",
+            retry_after=5.0,
+        )
+    _raise_for(answer, new)
+    return answer
+
+
+def _fields(
+    service: Service, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+) -> list[str | bytes | int | float]:
+    unpinned = replace(kind, only="")
+    fields: dict[str, str | bytes | int | float | None] = {
+        "description": new.description,
+        "type": new.task_type,
+        "priority": new.priority,
+        "rank": new.priority.rank,
+        "kind": kind.id,
+        "kind_spec": kind.spec,
+        "open_kind": unpinned.id,
+        "open_kind_spec": unpinned.spec,
+        "submitter": caller.agent,
+        "max_retries": new.max_retries,
+        "lease_seconds": new.lease_seconds,
+        "claim_seconds": service.settings.tasks.claim_seconds,
+        "depends_on": SEPARATOR.join(new.depends_on) or None,
+        "deadline": None if deadline is None else to_redis(deadline),
+        "payload": validation.check_json(new.payload, "payload", service.settings.tasks.payload_bytes),
+    }
+    return [part for name, value in fields.items() if value is not None for part in (name, value)]
+
+
+def _idempotency(new: NewTask) -> dict[str, Any] | None:
+    if new.idempotency_key is None:
+        return None
+    said = {name: value for name, value in asdict(new).items() if name != "idempotency_key"}
+    text = json.dumps(said, sort_keys=True, default=list)
+    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
+
+
+def _raise_for(answer: dict[str, Any], new: NewTask) -> None:
+    match answer["status"]:
+        case "idempotency_conflict":
+            raise Conflict(
+                "this idempotency_key was used for another task within the last day",
+                hint="use a new key for a new task",
+            )
+        case "quota":
+            raise QuotaExceeded(
+                "this namespace has as many open tasks as it may", hint="wait until some have ended", retry_after=5.0
+            )
+        case "unknown_agent":
+            raise NotFound(f"no agent {echo(new.assign_to)} is registered here", hint="see list_agents")
+        case "unknown_dependency":
+            raise no_task(answer["id"])
+        case "ended_dependency":
+            raise Conflict(
+                f"task {answer['id']} is {answer['state']}; nothing can depend on it", hint="requeue it first"
+            )
+        case "past_deadline":
+            raise InvalidArgument("the deadline lies in the past", hint="send a later one, or none")
+        case _:
+            return
+
+
+def _candidates(choices: Sequence[Choice]) -> list[str]:
+    """Give the best first, but those that had no room a moment ago last."""
+    return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
+
+
+def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None) -> Why:
+    considered = [Suited(**asdict(choice)) for choice in choices[:_SHOWN]]
+    if state == TaskState.WAITING:
+        return Why(reason="it waits for the tasks that it depends on", considered=considered)
+    if assigned:
+        other = f" of {len(choices)} able agents" if len(choices) > 1 else ", the only able agent"
+        return Why(reason=f"assigned to {assigned}, the best with room{other}", considered=considered)
+    if choices:
+        reason = f"all {len(choices)} able agents are busy; the first with room gets it"
+        return Why(reason=reason, considered=considered)
+    window = f"a context window of {kind.window}" if kind.window else ""
+    demands = ", ".join(filter(None, [kind.only, *kind.capabilities, window]))
+    asked = f" with {demands}" if demands else ""
+    return Why(reason=f"no living agent{asked} is registered; it goes out when one is")
+
+
+async def _similar(service: Service, caller: Caller, vector: Matrix | None, model: Model) -> list[SimilarTask]:
+    """Find open tasks that look the same; advice only, so its failure never fails a submission."""
+    if vector is None:
+        return []
+    try:
+        scored = await _near(service, caller, vector, model)
+    except MemoryServiceError:
+        return []
+    return [
+        SimilarTask(
+            task_id=task.id,
+            score=round(score, 4),
+            state=task.state,
+            submitted_by=task.submitter,
+            description=task.description[:_SNIPPET],
+        )
+        for score, task in sorted(scored, key=lambda pair: (-pair[0], -pair[1].created_at))[:_SIMILAR]
+        if score >= service.settings.tasks.similar_from and not task.has_ended
+    ]
+
+
+async def _near(service: Service, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
+    """Find the open tasks nearest to a vector that the caller may see, with their cosines, in no order.
+
+    What the caller may not see lies among them: it looks further until that cannot have taken the place of one.
+    """
+    keys, data = Keys(caller.namespace), to_bytes(vector)
+    timeout = service.settings.search_timeout_ms
+    number = 2 * _SIMILAR
+    while True:
+        ids = await run_search(
+            service,
+            caller.namespace,
+            partial(queries.near_tasks, keys=keys, vector=data, model=model, k=number, timeout_ms=timeout),
+        )
+        rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids, model=model))
+        scores = {
+            task_id: float(from_bytes(row, len(vector))[0] @ vector)
+            for task_id, row in zip(ids, rows, strict=True)
+            if row
+        }
+        tasks = await visible_tasks(service, caller, list(scores))
+        found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
+        furthest = min(scores.values(), default=0.0)
+        whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
+        if whole or furthest < service.settings.tasks.similar_from or number >= _MOST_NEAR:
+            return found
+        number *= 4
+
+
+async def _replayed(service: Service, caller: Caller, task_id: str) -> DistributeAnswer:
+    task = await find_task(service, caller, task_id)
+    return DistributeAnswer(
+        task_id=task.id,
+        state=task.state,
+        assigned_to=task.assigned,
+        why=Why(reason="this idempotency_key had submitted it before"),
+        replayed=True,
+    )

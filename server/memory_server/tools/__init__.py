@@ -1,1 +1,0 @@
-"""The MCP tools: arguments in, a use case, an answer out."""

@@ -1,0 +1,1 @@
+"""Exports and imports of namespaces and of other products' files."""

@@ -1,0 +1,215 @@
+"""What readers of foreign files give, and how it is found out whose format a file has."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import BaseModel, ConfigDict
+
+from memory_core.errors import InvalidArgument, MemoryServiceError
+from memory_core.records.memory import MemoryType
+from memory_core.records.names import LABEL_MAX_BYTES
+from memory_core.records.times import parse_time
+from memory_server.transfer import files
+
+_SNIFFED = 20
+CONVERSATIONS = "conversations*.json"
+
+
+class Foreign(BaseModel):
+    """A memory from elsewhere. `source_id` tells it from all others of its format, in every export alike."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    where: str
+    source_id: str
+    content: str
+    memory_type: MemoryType = MemoryType.CONTEXT
+    tags: tuple[str, ...] = ()
+    context: str | None = None
+    source: str | None = None
+    occurred_at: float | None = None
+    expires_at: float | None = None
+    metadata: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Something that cannot be read, where it stands, and why."""
+
+    where: str
+    reason: str
+
+
+Found = Foreign | Bad
+
+
+class Source:
+    """A file or folder that is read as often as needed; what it is parsed to is kept."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise InvalidArgument(f"there is no {path}", hint="check the path")
+        self.path = path
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Give the lines of a file with their numbers."""
+        return files.read_lines(self.path)
+
+    @cached_property
+    def documents(self) -> list[Any]:
+        """The JSON documents in it: of a file, or of the conversations in an archive or a folder.
+
+        Raises:
+            InvalidArgument: it holds none.
+        """
+        return [self._parsed(name, data) for name, data in self._texts()]
+
+    @cached_property
+    def head(self) -> list[dict[str, Any]]:
+        """The JSON objects among its first lines."""
+        if self.path.is_dir() or zipfile.is_zipfile(self.path):
+            return []
+        found: list[dict[str, Any]] = []
+        for number, line in self.lines():
+            if number > _SNIFFED:
+                break
+            try:
+                said = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if isinstance(said, dict):
+                found.append(cast(dict[str, Any], said))
+        return found
+
+    def _texts(self) -> list[tuple[str, bytes]]:
+        try:
+            if self.path.is_dir():
+                return [(str(file), file.read_bytes()) for file in sorted(self.path.glob(CONVERSATIONS))]
+            if zipfile.is_zipfile(self.path):
+                return _of_archive(self.path)
+            with files.opened(self.path) as file:
+                return [(str(self.path), file.read())]
+        except (OSError, zipfile.BadZipFile, ValueError) as error:
+            raise files.unreadable(self.path, error) from None
+
+    @staticmethod
+    def _parsed(name: str, data: bytes) -> Any:
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise InvalidArgument(f"{name} is not JSON{line}", hint="is it whole?") from None
+
+
+def _of_archive(path: Path) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
+        return [(name, archive.read(name)) for name in names]
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A foreign format: how it is known, and how it is read."""
+
+    name: str
+    matches: Callable[[Source], bool]
+    read: Callable[[Source], Iterator[Found]]
+
+
+def records(documents: Sequence[Any], key: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the members of the lists that documents are, or have under a key, with where each stands."""
+    for number, document in enumerate(documents):
+        prefix = f"document {number + 1}: " if len(documents) > 1 else ""
+        holder: Any = document.get(key) if key and isinstance(document, dict) else document
+        if not isinstance(holder, list):
+            yield f"{prefix}{key or 'it'}", None
+            continue
+        for position, member in enumerate(cast(list[Any], holder)):
+            yield f"{prefix}{key}[{position}]", member
+
+
+def first(documents: Sequence[Any], key: str = "") -> Mapping[str, Any]:
+    """Give the first object of the lists that documents are, or have under a key; an empty one if there is none."""
+    for _, member in records(documents, key):
+        if isinstance(member, dict):
+            return cast(dict[str, Any], member)
+    return {}
+
+
+def gather(where: str, member: Any, make: Callable[[dict[str, Any]], Foreign | None]) -> Iterator[Found]:
+    """Make a memory of an object; what fails is told, and what `make` gives None for is none."""
+    try:
+        if not isinstance(member, dict):
+            raise ValueError("it is no object")
+        made = make(cast(dict[str, Any], member))
+    except KeyError as error:
+        yield Bad(where, f"{error.args[0]} is missing")
+    except MemoryServiceError as error:
+        yield Bad(where, error.message)
+    except (ValueError, TypeError, AttributeError) as error:
+        yield Bad(where, _short(error))
+    else:
+        if made is not None:
+            yield made
+
+
+def _short(error: Exception) -> str:
+    from pydantic import ValidationError
+
+    from memory_server.transfer.lines import reasons
+
+    if isinstance(error, ValidationError):
+        return reasons(error)
+    return str(error) if type(error) is ValueError else "a value is of the wrong type"
+
+
+def text(value: Any, name: str) -> str:
+    """Accept a text that is not blank.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{name} is no text")
+    return value
+
+
+def label(value: Any) -> str | None:
+    """Make a label of whatever stands for one elsewhere: on one line, trimmed, cut to its length."""
+    if value is None or isinstance(value, dict | list):
+        return None
+    plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in str(value))
+    short = unicodedata.normalize("NFC", " ".join(plain.split())).encode(errors="ignore")[:LABEL_MAX_BYTES]
+    return short.decode(errors="ignore").strip() or None
+
+
+def labels(values: Any) -> tuple[str, ...]:
+    """Make tags of a list, or of a text with commas."""
+    parts: list[Any] = values.split(",") if isinstance(values, str) else list(values or ())
+    return tuple(dict.fromkeys(made for made in map(label, parts) if made))
+
+
+def moment(value: Any, name: str) -> float | None:
+    """Read a time: epoch seconds or ISO 8601, as all these formats have them.
+
+    Raises:
+        InvalidArgument: it is none.
+    """
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{name} is no time")
+    return parse_time(value, name)
+
+
+def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out what has no value."""
+    return {name: value for name, value in values.items() if value not in (None, "", [], {})}

@@ -1,0 +1,220 @@
+"""The lines of our own export files, as docs/moving-data.md and schemas/export.json describe them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from memory_core.records.ids import ID_PATTERN
+from memory_core.records.memory import MemoryType, Priority, Visibility
+from memory_core.records.names import NAME_PATTERN, check_label
+from memory_core.records.times import NEVER
+
+FORMAT = "redis-memory"
+VERSION = 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_BASE64 = r"^[A-Za-z0-9+/]+={0,2}$"
+
+
+def to_text(seconds: float) -> str | None:
+    """Write a time with the microseconds that Redis keeps; None for never."""
+    if seconds == NEVER:
+        return None
+    return (_EPOCH + timedelta(microseconds=round(seconds * 1_000_000))).strftime("%Y-%m-%dT%H:%M:%S.%fZ").zfill(27)
+
+
+def from_text(text: str | None) -> float:
+    """Read a time that `to_text` wrote, to the same number."""
+    if text is None:
+        return NEVER
+    return (datetime.fromisoformat(text) - _EPOCH).total_seconds()
+
+
+def _is_time(text: str) -> str:
+    try:
+        if to_text(from_text(text)) == text:
+            return text
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise ValueError("a time has the form 2026-05-04T10:00:00.000000Z")
+
+
+def _is_label(text: str) -> str:
+    return check_label(text)
+
+
+Id = Annotated[str, Field(pattern=ID_PATTERN)]
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
+Label = Annotated[str, AfterValidator(_is_label)]
+Time = Annotated[str, AfterValidator(_is_time)]
+Base64 = Annotated[str, Field(pattern=_BASE64)]
+Token = Annotated[str, Field(pattern=r"^[citoy]:[\x21-\x7e]{1,100}$")]
+
+
+class Line(BaseModel):
+    """One line. What has no value is left out."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def dump(self) -> bytes:
+        """Write it: the same line for the same values, in whatever process."""
+        said = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+class Header(Line):
+    """The first line."""
+
+    kind: Literal["redis-memory"] = FORMAT
+    version: Literal[1] = VERSION
+    model: str = Field(min_length=1, description="embedding model of the vectors")
+    dimension: int = Field(ge=1)
+    vectors: bool = Field(description="whether vectors are in the file")
+    sensitive: bool = Field(description="whether sensitive memories are in the file")
+
+
+class AgentLine(Line):
+    """A name, and the owner ids whose memories are its own; `owner` is the one that new memories get."""
+
+    kind: Literal["agent"] = "agent"
+    name: Name
+    owner: Id | None = None
+    owners: list[Id] = Field(min_length=1)
+
+
+class QuarantineLine(Line):
+    """An agent of whom nobody else is shown what it wrote since a time; without one, ever."""
+
+    kind: Literal["quarantine"] = "quarantine"
+    name: Name
+    since: Time
+
+
+class SealedPart(Line):
+    """What of a sensitive memory is encrypted for the file, and the id of the master key that opens it."""
+
+    key: str = Field(pattern="^[0-9a-f]{16}$")
+    text: Base64
+    vectors: list[Base64] | None = None
+
+
+class MemoryLine(Line):
+    """One memory. `content` and `metadata` of a sensitive one are in `sealed`."""
+
+    kind: Literal["memory"] = "memory"
+    id: Id
+    owner: Id
+    writer: Name
+    type: MemoryType
+    priority: Priority
+    visibility: Visibility
+    content: str | None = None
+    metadata: dict[str, Any] | None = None
+    tags: list[Label] | None = None
+    context: Label | None = None
+    source: Label | None = None
+    seq: int = Field(ge=1, lt=1 << 53)
+    rev: int = Field(ge=1, lt=1 << 53)
+    occurred_at: Time | None = None
+    created_at: Time
+    updated_at: Time
+    expires_at: Time | None = None
+    cut: str | None = Field(default=None, description="stands for how a long content was cut for its vectors")
+    vectors: list[Base64] | None = None
+    sealed: SealedPart | None = None
+
+
+class Via(Line):
+    """What a grant passes on under another one."""
+
+    parent: Id
+    tokens: list[Token] = Field(min_length=1)
+    since: Time
+    until: Time | None = None
+
+
+class GrantLine(Line):
+    """A grant in force. `until` is absent for ever."""
+
+    kind: Literal["grant"] = "grant"
+    id: Id
+    grantor: Name
+    grantor_owner: Id
+    grantee: Name
+    grantee_owner: Id
+    permission: Literal["read", "write"]
+    selects: Literal["i", "c", "t", "y"]
+    values: list[str]
+    selector: str = Field(pattern="^[0-9a-f]{32}$")
+    note: str | None = None
+    at: Time
+    since: Time
+    until: Time | None = None
+    tokens: list[Token] = []
+    via: list[Via] | None = None
+
+
+class End(Line):
+    """The last line: how much came before it. A file without it is not whole."""
+
+    kind: Literal["end"] = "end"
+    agents: int
+    quarantine: int
+    memories: int
+    grants: int
+
+
+AnyLine = Header | AgentLine | QuarantineLine | MemoryLine | GrantLine | End
+_LINES: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminator="kind")])
+ORDER = (FORMAT, "agent", "quarantine", "memory", "grant", "end")
+
+
+def parse(raw: bytes) -> AnyLine:
+    """Read a line.
+
+    Raises:
+        ValueError: it is none; the message says where, and never what stands there.
+    """
+    try:
+        said = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+    try:
+        return _LINES.validate_python(said)
+    except ValidationError as error:
+        raise ValueError(reasons(error)) from None
+
+
+def reasons(error: ValidationError) -> str:
+    """Say what is wrong with a record, without quoting from it."""
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    told = (f"{'.'.join(str(part) for part in one['loc'][-3:]) or 'it'}: {one['msg']}" for one in found[:3])
+    return "; ".join(told)
+
+
+def position(line: AnyLine) -> tuple[int, str]:
+    """Where a line stands in the order of a file."""
+    match line:
+        case MemoryLine():
+            key = line.id
+        case GrantLine():
+            key = f"{int(bool(line.via))}{line.id}"
+        case AgentLine() | QuarantineLine():
+            key = line.name
+        case _:
+            key = ""
+    return ORDER.index(line.kind), key
+
+
+def schema() -> dict[str, Any]:
+    """Give the JSON Schema of a line, which schemas/export.json holds."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://redis-memory-gpu.invalid/schemas/export.json",
+        "title": "Export line",
+        "description": "A line of an export file; docs/moving-data.md says in which order they come.",
+        **_LINES.json_schema(),
+    }

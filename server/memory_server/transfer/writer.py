@@ -1,0 +1,192 @@
+"""Brings memories into a namespace, many in one Function call, each of them once however often it comes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from memory_core.errors import InvalidArgument, StoreUnavailable
+from memory_core.records.audit_entry import Said
+from memory_core.records.keys import Keys, digest
+from memory_core.records.model import Model
+from memory_core.records.scope import Principal
+from memory_core.records.times import to_redis
+from memory_core.records.vectors import Matrix
+from memory_core.store.connection import Client
+from memory_server.memories.chunks import Cut, settle_or_tell, split_content
+from memory_server.memories.forms import flat, form_of, signed_elsewhere
+from memory_server.memories.quota_check import take_room
+from memory_server.service import Service
+from memory_server.transfer.arrivals import Arrival
+
+AT_ONCE = 50
+"""Memories in one Function call."""
+VECTORS_AT_ONCE = 8
+"""Vectors in one: each is inserted into the graph, and Redis must never stall."""
+LOOKED_UP = 500
+_ATTEMPTS = 5
+FAILURES = ("taken", "unknown_owner")
+"""What became of memories that could not be brought in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A memory cut into pieces, with their vectors if they are known."""
+
+    arrival: Arrival
+    pieces: Sequence[str]
+    vectors: Matrix | None
+
+
+class Incoming:
+    """Memories on their way into one namespace; `fates` counts what became of them.
+
+    With a `principal` they count against its quota. Known vectors are of `model`. `dry` only looks.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        namespace: str,
+        audit: Callable[[Sequence[str]], Said],
+        principal: Principal | None = None,
+        *,
+        model: Model,
+        dry: bool = False,
+    ) -> None:
+        self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
+        self._model, self._dry = model, dry
+        self._waiting: dict[str, Arrival] = {}
+        self.fates: Counter[str] = Counter()
+        self.warnings: set[str] = set()
+
+    async def add(self, arrival: Arrival) -> None:
+        """Take a memory, and bring in those that wait if they are enough."""
+        if arrival.record.id in self._waiting:
+            self.fates["kept"] += 1
+            return
+        self._waiting[arrival.record.id] = arrival
+        if len(self._waiting) >= LOOKED_UP:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Bring in those that wait.
+
+        Raises:
+            QuotaExceeded: the agent has no room for more. KeyMissing: records are signed here, and there is no key.
+            StoreUnavailable, OutcomeUnknown.
+        """
+        new = await self._unknown(list(self._waiting.values()))
+        self._waiting.clear()
+        if self._dry:
+            self.fates["new"] += len(new)
+            return
+        ready = [await self._cut(arrival) for arrival in new]
+        if self._principal and ready:
+            await take_room(self._service, self._principal, len(ready), sum(len(one.pieces) for one in ready))
+        batch: list[_Ready] = []
+        for one in ready:
+            batch.append(one)
+            if len(batch) >= AT_ONCE or sum(some.vectors is not None for some in batch) >= VECTORS_AT_ONCE:
+                await self._write(batch)
+                batch = []
+        if batch:
+            await self._write(batch)
+
+    async def _unknown(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Leave out what is here already."""
+
+        async def fetch(client: Client) -> list[list[bytes | None]]:
+            pipe = client.pipeline(transaction=False)
+            for arrival in arrivals:
+                pipe.hmget(self._keys.memory(arrival.record.id), ["owner", "rev", "hash"])
+            return await pipe.execute()
+
+        rows = await self._service.backend.read(fetch) if arrivals else []
+        new: list[Arrival] = []
+        for arrival, (owner, rev, here) in zip(arrivals, rows, strict=True):
+            if owner is None:
+                new.append(arrival)
+            elif owner.decode() not in arrival.owners:
+                self.fates["taken"] += 1
+            else:
+                same = arrival.same_as(int(rev or 0), (here or b"").decode())
+                self.fates["kept" if same else "differs"] += 1
+        return new
+
+    async def _cut(self, arrival: Arrival) -> _Ready:
+        pieces = await split_content(arrival.record.content)
+        return _Ready(arrival, pieces, arrival.fits(pieces))
+
+    async def _write(self, batch: Sequence[_Ready]) -> None:
+        answer = await self._call(batch)
+        fates: list[str] = answer["fates"]
+        self.fates.update(fates)
+        written = [one for one, fate in zip(batch, fates, strict=True) if fate == "new"]
+        if any(one.vectors is None for one in written):
+            self._service.ring(self._keys.namespace)
+        for one in written:
+            if len(one.pieces) > 1:
+                chore = f"{one.arrival.record.id}:{len(one.pieces)}"
+                cut = Cut(one.arrival.record.content, one.pieces, one.vectors, self._model)
+                reason = await settle_or_tell(self._service, self._keys.namespace, chore, cut)
+                self.warnings.update([reason] if reason else [])
+
+    async def _call(self, batch: Sequence[_Ready]) -> dict[str, Any]:
+        """Call the Function, again if a data key was replaced in between."""
+        keys, records = self._keys, [one.arrival.record for one in batch]
+        for _ in range(_ATTEMPTS):
+            made = [await self._item(one) for one in batch]
+            names = [keys.audit, keys.counters, keys.job_streams, keys.chores, keys.events, keys.tombstones]
+            answer = await self._service.backend.write(
+                "rm1_import",
+                [*names, *(key for own, _ in made for key in own)],
+                repeatable=True,
+                items=[item for _, item in made],
+                grace=self._service.settings.lifetimes.grace,
+                audit=self._audit([record.id for record in records]),
+            )
+            if answer["status"] == "imported":
+                return answer
+            if answer["status"] == "key_missing":
+                raise signed_elsewhere()
+            if answer["status"] == "bad_vector":
+                raise InvalidArgument(f"the vector of memory {answer['id']} is not of unit length")
+            for record in records:
+                self._service.vault.forget(keys.namespace, record.owner)
+        raise StoreUnavailable("data keys keep being replaced", hint="run it again", retry_after=1.0)
+
+    async def _item(self, one: _Ready) -> tuple[list[str], dict[str, Any]]:
+        keys, arrival, record = self._keys, one.arrival, one.arrival.record
+        form = await form_of(self._service, keys.namespace, record, self._model)
+        record = replace(record, content_hash=form.content_hash(record.content))
+        item: dict[str, Any] = {
+            "id": record.id,
+            "owner": record.owner,
+            "owners": list(arrival.owners),
+            "writer": record.writer,
+            "rev": record.rev,
+            "hash": record.content_hash,
+            "context": digest(record.context or ""),
+            "expires_at": arrival.expires_at,
+            "ttl": arrival.ttl,
+            "fields": flat(form.head(record, one.pieces)),
+            "pieces": len(one.pieces),
+            "vector": form.vector(record, 0, None if one.vectors is None else one.vectors[0]),
+            "job": form.job(record, 0, one.pieces[0]),
+            "key": form.version,
+            "seal": self._service.backend.integrity.seal(keys.namespace, record.id, record.rev),
+        }
+        if arrival.kept:
+            times = {"created_at": to_redis(record.created_at), "updated_at": to_redis(record.updated_at)}
+            item |= {"seq": record.seq, **times}
+        own = [
+            keys.memory(record.id),
+            keys.owner(record.owner),
+            keys.seq(record.owner),
+            keys.same(record.owner, record.content_hash),
+            keys.data_key(record.owner),
+        ]
+        return own, item

@@ -1,1 +1,0 @@
-"""How clients reach the server: stdio and streamable HTTP, from one server object."""

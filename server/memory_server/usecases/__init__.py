@@ -1,1 +1,0 @@
-"""What agents can do, one module for each kind of act; knows neither MCP nor HTTP."""

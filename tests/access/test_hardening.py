@@ -1,0 +1,296 @@
+"""What reaches the server before any tool does: where it listens, for whom, and how much, how well-formed it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import sys
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import pytest_asyncio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from support.auth_helpers import INITIALIZE, issued, post, tool_call
+from support.ports import free_port
+from support.stack import Server, Stack, in_own_task, serving
+
+from memory_core.errors import UnsafeStart
+from memory_core.settings.settings import Settings
+from memory_server.http.binding import check_bind
+
+BODY_BYTES = 4096
+NAMED = {"allowed_hosts": ["memory.example", "exact.example:8443"], "allowed_origins": ["https://app.example"]}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(stack: Stack) -> AsyncGenerator[Server]:
+    """A server with tokens, names of its own and a small cap."""
+    options = NAMED | {"auth": {"mode": "tokens"}, "limits": {"body_bytes": BODY_BYTES}}
+    async with in_own_task(serving(stack.redis.url, **options)) as server:
+        yield server
+
+
+# Where it listens
+
+
+@pytest.mark.parametrize(
+    ("settings", "missing"),
+    [
+        ({}, "needs authentication"),
+        ({"auth": {"mode": "tokens"}}, "needs allowed_hosts"),
+        ({"auth": {"mode": "tokens"}, "allowed_hosts": ["a.example"]}, "without TLS"),
+        ({"allowed_hosts": ["a.example"], "behind_proxy": True}, "needs authentication"),
+        ({"auth": {"mode": "tokens"}, "behind_proxy": True}, "needs allowed_hosts"),
+        ({"tls_cert": __file__}, "go together"),
+        ({"tls_cert": __file__, "tls_key": "/none-such"}, "cannot be used"),
+        ({"tls_cert": __file__, "tls_key": __file__}, "cannot be used"),
+    ],
+)
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "memory.example"])
+def test_listening_beyond_loopback_is_refused_while_anything_is_missing(
+    host: str, settings: dict[str, Any], missing: str
+) -> None:
+    with pytest.raises(UnsafeStart, match=missing):
+        check_bind(Settings.load(host=host, **settings))
+
+
+@pytest.mark.parametrize("by_proxy", [True, False])
+def test_listening_beyond_loopback_is_fine_with_tokens_hosts_and_tls(by_proxy: bool, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    safe: dict[str, Any] = {"behind_proxy": True} if by_proxy else {"tls_cert": cert, "tls_key": key}
+    check_bind(Settings.load(host="0.0.0.0", auth={"mode": "tokens"}, allowed_hosts=["a.example"], **safe))
+
+
+# For whom
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:1"}, 200),
+        ({"Host": "memory.example"}, 200),
+        ({"Host": "memory.example:9"}, 200),
+        ({"Host": "exact.example:8443"}, 200),
+        ({"Host": "exact.example"}, 421),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "memory.example.evil.example"}, 421),
+        ({"Origin": "https://app.example"}, 200),
+        ({"Origin": "http://localhost:3000"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "http://app.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+async def test_only_requests_for_its_own_names_from_allowed_pages_are_served(
+    guarded: Server, namespace: str, headers: dict[str, str], status: int
+) -> None:
+    assert (await post(guarded, await issued(guarded, "alice", namespace), **headers)).status_code == status
+
+
+async def test_a_server_without_names_serves_loopback_alone(server: Server) -> None:
+    assert (await post(server, None)).status_code == 200
+    assert (await post(server, None, Host="memory.example")).status_code == 421
+    assert (await post(server, None, Origin="https://app.example")).status_code == 403
+
+
+# How much
+
+
+async def test_a_body_beyond_the_cap_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace)
+    large = tool_call("store_memory", content="x" * BODY_BYTES)
+    assert (await post(guarded, token, large)).status_code == 413
+    assert (await post(guarded, None, large)).status_code == 401
+    assert (await post(guarded, token)).status_code == 200
+
+
+async def test_a_body_without_a_length_is_capped_too(guarded: Server, namespace: str) -> None:
+    async def pieces() -> AsyncGenerator[bytes]:
+        for _ in range(BODY_BYTES // 100 + 2):
+            yield b" " * 100
+
+    token = await issued(guarded, "alice", namespace)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
+    async with httpx2.AsyncClient(headers=headers) as client:
+        assert (await client.post(f"{guarded.url}/mcp", content=pieces())).status_code == 413
+
+
+# TLS
+
+
+CLIENTS_KEEP = 5
+"""Seconds after which httpx closes a connection that idles."""
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Make a certificate of localhost that signs itself, and its key."""
+    key, name = generate_private_key(SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert_path, key_path = folder / "cert.pem", folder / "key.pem"
+    cert_path.write_bytes(made.public_bytes(Encoding.PEM))
+    key_path.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return cert_path, key_path
+
+
+@asynccontextmanager
+async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGenerator[int]:
+    """Run a server in a process of its own; gives its port."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "memory_server", "serve", "--port", str(port)),
+        env={**os.environ, "REDIS_URL": stack.redis.url, **settings},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stdout is not None
+        async with asyncio.timeout(20):
+            while f"{scheme}://127.0.0.1:{port}/mcp".encode() not in await process.stdout.readline():
+                assert not process.stdout.at_eof()
+        yield port
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    async with (
+        _serve(stack, "https", MEMORY_TLS_CERT=str(cert), MEMORY_TLS_KEY=str(key)) as port,
+        httpx2.AsyncClient(verify=ssl.create_default_context(cafile=str(cert))) as client,
+    ):
+        assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
+
+
+async def test_an_idle_connection_is_kept_for_longer_than_clients_keep_theirs(stack: Stack) -> None:
+    async with _serve(stack) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for pause in (CLIENTS_KEEP + 1, 0):
+            writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await reader.read(1024)
+            await asyncio.sleep(pause)
+        writer.close()
+
+
+# stdio
+
+
+@dataclass
+class Pipe:
+    """A stdio server, spoken to in bytes."""
+
+    process: asyncio.subprocess.Process
+
+    async def say(self, line: bytes) -> None:
+        """Send a line."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + b"\n")
+        await self.process.stdin.drain()
+
+    async def hear(self) -> dict[str, Any]:
+        """Give the next message."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(20):
+            return json.loads(await self.process.stdout.readline())
+
+    async def ask(self, line: bytes) -> dict[str, Any]:
+        """Send a line and give the answer."""
+        await self.say(line)
+        return await self.hear()
+
+
+@asynccontextmanager
+async def stdio_server(redis_url: str) -> AsyncGenerator[Pipe]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "memory_server", "serve", "--stdio", "--agent", "alice"),
+        env={**os.environ, "REDIS_URL": redis_url, "MEMORY_LIMITS__BODY_BYTES": str(BODY_BYTES)},
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        pipe = Pipe(process)
+        assert "result" in await pipe.ask(json.dumps(INITIALIZE).encode())
+        await pipe.say(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        yield pipe
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        assert await process.wait() == 0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def pipe(stack: Stack) -> AsyncGenerator[Pipe]:
+    async with in_own_task(stdio_server(stack.redis.url)) as started:
+        yield started
+
+
+BAD_LINES: dict[str, tuple[bytes, int, Any]] = {
+    "no JSON": (b"hello", -32700, None),
+    "half of JSON": (b'{"jsonrpc":"2.0","id":7,', -32700, None),
+    "no UTF-8": (b'{"jsonrpc":"2.0","id":7,"method":"\xff\xfe"}', -32700, None),
+    "lone surrogate": (b'{"jsonrpc":"2.0","id":7,"method":"\\ud800"}', -32700, None),
+    "too deep": (b"[" * 2000, -32700, None),
+    "NUL": (b"\x00", -32700, None),
+    "no message": (b'{"id":7,"jsonrpc":"1.0","method":"ping"}', -32600, 7),
+    "a message without a method": (b'{"jsonrpc":"2.0","id":"seven"}', -32600, "seven"),
+    "a number": (b"17", -32600, None),
+    "a list": (b'[{"jsonrpc":"2.0","id":7,"method":"ping"}]', -32600, None),
+    "an id that is a list": (b'{"jsonrpc":"2.0","id":[7],"method":"ping"}', -32600, None),
+    "too long": (b"x" * (BODY_BYTES + 1), -32600, None),
+    "far too long": (b'{"id":7,"x":"' + b"x" * 20_000_000, -32600, None),
+}
+
+
+async def test_each_bad_line_on_stdio_is_answered_and_the_server_lives_on(pipe: Pipe) -> None:
+    for number, (case, (line, code, about)) in enumerate(BAD_LINES.items(), start=100):
+        answer = await pipe.ask(line)
+        assert (answer["id"], answer["error"]["code"]) == (about, code), case
+        assert len(answer["error"]["message"]) < 200, case
+        ping = json.dumps({"jsonrpc": "2.0", "id": number, "method": "ping"}).encode()
+        assert (await pipe.ask(ping))["id"] == number, case
+
+
+async def test_a_line_as_long_as_is_allowed_is_served_and_empty_lines_are_no_matter(pipe: Pipe) -> None:
+    ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
+    await pipe.say(b"\r\n  ")
+    assert (await pipe.ask(ping.ljust(BODY_BYTES - 1)))["id"] == 1
+
+
+async def test_a_50_mb_line_takes_no_memory_to_speak_of(pipe: Pipe) -> None:
+    await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by its answer everything is imported
+    await pipe.ask(b"x" * (BODY_BYTES + 1))
+    before = peak_of(pipe.process.pid)
+    await pipe.ask(b"x" * 50_000_000)
+    assert peak_of(pipe.process.pid) - before < 30_000
+
+
+def peak_of(pid: int) -> int:
+    """Give the most memory that a process has had, in kB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

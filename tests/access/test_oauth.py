@@ -1,0 +1,273 @@
+"""Access tokens of an OAuth server: believed when they are signed by its key, for this server, now; else never."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+import time
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import jwt
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as new_ec_key
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as new_rsa_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from jwt.algorithms import ECAlgorithm, RSAAlgorithm
+from support.auth_helpers import post
+from support.stack import Refused, Server, Stack, in_own_task, serving
+from support.stdio import stdio_agent
+
+from memory_core.errors import InvalidArgument
+from memory_core.settings.settings import Settings
+
+ISSUER, AUDIENCE = "https://login.example", "https://memory.example/mcp"
+
+
+@dataclass
+class Issuer:
+    """An OAuth server, as far as its keys go."""
+
+    rsa: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
+    ec: Any = field(default_factory=lambda: new_ec_key(SECP256R1()))
+    stranger: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
+
+    def jwks(self) -> str:
+        """Give the public keys."""
+        rsa = json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key())) | {"kid": "rsa", "use": "sig", "alg": "RS256"}
+        ec = json.loads(ECAlgorithm.to_jwk(self.ec.public_key())) | {"kid": "ec", "use": "sig", "alg": "ES256"}
+        return json.dumps({"keys": [rsa, ec]})
+
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        """Give good claims, changed; None takes one out."""
+        now = int(time.time())
+        good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "nbf": now - 1, "scope": "read write"}
+        return {name: value for name, value in (good | changes).items() if value is not None}
+
+    def token(self, *, kid: str | None = "rsa", key: Any = None, algorithm: str = "RS256", **changes: Any) -> str:
+        """Sign a token."""
+        headers = {} if kid is None else {"kid": kid}
+        return jwt.encode(self.claims(**changes), key or self.rsa, algorithm=algorithm, headers=headers)
+
+    def signed_by_hand(self, header: dict[str, Any], key: bytes) -> str:
+        """Make a token that PyJWT would refuse to make."""
+        head, body = (_base64(json.dumps(part).encode()) for part in (header, self.claims()))
+        signature = hmac.digest(key, f"{head}.{body}".encode(), hashlib.sha256) if key else b""
+        return f"{head}.{body}.{_base64(signature)}"
+
+
+def _base64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+@pytest.fixture(scope="module")
+def issuer() -> Issuer:
+    return Issuer()
+
+
+def settings_of(jwks: str) -> dict[str, Any]:
+    return {"mode": "oauth", "issuer": ISSUER, "audience": AUDIENCE, "jwks": jwks, "leeway_seconds": 0}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Server]:
+    """A server that takes the issuer's tokens."""
+    path = tmp_path_factory.mktemp("oauth") / "jwks.json"
+    path.write_text(issuer.jwks())
+    auth = settings_of(str(path))
+    async with in_own_task(serving(stack.redis.url, auth=auth, namespace="oauth", embed_wait_seconds=15.0)) as server:
+        yield server
+
+
+# Tokens that are believed
+
+
+async def test_agent_namespace_and_scopes_come_from_the_claims(guarded: Server, issuer: Issuer, namespace: str) -> None:
+    token = issuer.token(namespace=namespace)
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        assert (await agent.call("retrieve_memory", memory_id=await agent.store("Mine.")))["memory"][
+            "writer"
+        ] == "alice"
+        with pytest.raises(Refused, match="scope tasks"):
+            await agent.call("get_pending_tasks")
+    async with guarded.agent("bob", namespace, token=token) as agent:
+        with pytest.raises(Refused, match="not that of your token"):
+            await agent.call("memory_stats")
+
+
+async def test_a_token_without_namespace_is_for_the_servers_own(guarded: Server, issuer: Issuer) -> None:
+    async with guarded.agent("alice", "oauth", token=issuer.token()) as agent:
+        await agent.call("memory_stats")
+
+
+async def test_keys_of_other_kinds_scopes_as_a_list_and_several_audiences_are_fine(
+    guarded: Server, issuer: Issuer
+) -> None:
+    by_ec = issuer.token(kid="ec", key=issuer.ec, algorithm="ES256")
+    as_list = issuer.token(scope=None, scp=["read", "openid"], aud=["https://else.example", AUDIENCE])
+    assert [(await post(guarded, token)).status_code for token in (by_ec, as_list)] == [200, 200]
+
+
+async def test_clients_are_told_where_tokens_come_from(guarded: Server) -> None:
+    refused = await post(guarded, None)
+    assert "resource_metadata=" in refused.headers["www-authenticate"]
+    async with httpx2.AsyncClient() as client:
+        told = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
+    assert (told["resource"], told["authorization_servers"]) == (AUDIENCE, [ISSUER])
+
+
+async def test_on_stdio_such_a_token_is_checked_too(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(issuer.jwks())
+    auth = json.dumps(settings_of(str(path)))
+    for agent, code in (("alice", None), ("bob", "forbidden")):
+        environment = {"MEMORY_AUTH": auth, "MEMORY_TOKEN": issuer.token(), "MEMORY_NAMESPACE": "default"}
+        async with stdio_agent(agent, REDIS_URL=stack.redis.url, **environment) as client:
+            answer = await client.raw("gpu_status")
+        assert (answer.structured_content or {}).get("error", {}).get("code") == code
+
+
+# Tokens that are not
+
+
+BAD_CLAIMS: dict[str, dict[str, Any]] = {
+    "expired": {"exp": 1},
+    "without expiry": {"exp": None},
+    "not yet valid": {"nbf": 4_000_000_000},
+    "wrong audience": {"aud": "https://else.example"},
+    "no audience": {"aud": None},
+    "wrong issuer": {"iss": "https://evil.example"},
+    "no issuer": {"iss": None},
+    "no scope": {"scope": None},
+    "only unknown scopes": {"scope": "openid profile"},
+    "scope of a strange kind": {"scope": {"read": True}},
+    "no agent": {"sub": None},
+    "agent that is no name": {"sub": "Alice Smith"},
+    "agent with a colon": {"sub": "a}:b"},
+    "namespace that is no name": {"namespace": "*"},
+    "namespace that is no text": {"namespace": 7},
+}
+
+
+@pytest.mark.parametrize("case", BAD_CLAIMS)
+async def test_a_token_with_wrong_claims_is_refused(guarded: Server, issuer: Issuer, case: str) -> None:
+    assert (await post(guarded, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
+
+
+def forged(issuer: Issuer) -> dict[str, str]:
+    public = issuer.rsa.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    good = issuer.token()
+    head, _, signature = good.split(".")
+    claims = _base64(json.dumps(issuer.claims(sub="root", scope="admin")).encode())
+    deep = _base64(b'{"alg":"RS256","kid":' + b"[" * 5000 + b"]" * 5000 + b"}")
+    own_key = json.loads(RSAAlgorithm.to_jwk(issuer.stranger.public_key()))
+    return {
+        "by another key": issuer.token(key=issuer.stranger),
+        "by an unknown key": issuer.token(kid="none-such"),
+        "without key id, where there are two": issuer.token(kid=None),
+        "with its own key in the header": jwt.encode(
+            issuer.claims(), issuer.stranger, algorithm="RS256", headers={"jwk": own_key}
+        ),
+        "alg none": issuer.signed_by_hand({"alg": "none", "typ": "JWT", "kid": "rsa"}, b""),
+        "alg None": issuer.signed_by_hand({"alg": "None", "kid": "rsa"}, b""),
+        "public key as a shared secret": issuer.signed_by_hand({"alg": "HS256", "kid": "rsa"}, public),
+        "key of another kind": issuer.signed_by_hand({"alg": "ES256", "kid": "rsa"}, b"x"),
+        "alg that is no text": issuer.signed_by_hand({"alg": ["RS256"], "kid": "rsa"}, b"x"),
+        "other claims under a good signature": f"{head}.{claims}.{signature}",
+        "no signature": f"{head}.{claims}.",
+        "deeply nested": f"{deep}.{claims}.{signature}",
+        "too long": good + "A" * 20_000,
+        "no token": "a.b.c",
+        "a token of ours": "rm_01m81jxkb8kev4f14rcpcbrr37_" + "A" * 43,
+    }
+
+
+async def test_a_forged_token_is_refused_like_an_expired_one(guarded: Server, issuer: Issuer) -> None:
+    expired = await post(guarded, issuer.token(exp=1))
+    for case, token in forged(issuer).items():
+        answer = await post(guarded, token)
+        assert (answer.status_code, answer.text) == (401, expired.text), case
+
+
+# The issuer's keys
+
+
+@dataclass
+class Published:
+    """The issuer's keys on the web."""
+
+    url: str
+    body: str
+    asked: int = 0
+
+
+@pytest.fixture
+def published(issuer: Issuer) -> Generator[Published]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found.asked += 1
+            self.send_response(200 if found.body else 500)
+            self.end_headers()
+            self.wfile.write(found.body.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found = Published(f"http://127.0.0.1:{server.server_port}/jwks", issuer.jwks())
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+async def test_keys_are_fetched_by_the_first_token_and_kept_whatever_keys_tokens_name(
+    stack: Stack, issuer: Issuer, published: Published
+) -> None:
+    async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
+        assert published.asked == 0
+        assert (await post(server, issuer.token())).status_code == 200
+        for number in range(5):
+            assert (await post(server, issuer.token(kid=f"guess-{number}"))).status_code == 401
+        assert (await post(server, issuer.token())).status_code == 200
+        assert published.asked == 1
+
+
+async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
+    stack: Stack, issuer: Issuer, published: Published
+) -> None:
+    published.body = ""
+    async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
+        answer = await post(server, issuer.token())
+        assert (answer.status_code, answer.json()["error"]) == (503, "issuer_unavailable")
+        assert int(answer.headers["retry-after"]) >= 1
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"issuer": None}, "needs issuer"),
+        ({"audience": None}, "needs audience"),
+        ({"jwks": None}, "needs jwks"),
+        ({"jwks": "http://login.example/jwks"}, "must be https"),
+        ({"issuer": "login"}, "must be a URL"),
+    ],
+)
+def test_half_of_the_oauth_settings_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=said):
+        Settings.load(auth=settings_of(str(tmp_path / "jwks.json")) | change)

@@ -1,0 +1,369 @@
+"""Bearer tokens of this deployment: who holds one is its agent, in its namespace, with its scopes, and nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator
+
+import httpx2
+import pytest
+import pytest_asyncio
+from support.auth_helpers import INITIALIZE, issued, post, tool_call
+from support.embedder_fixtures import wait_until
+from support.settings_fixtures import run
+from support.stack import Agent, Refused, Server, Stack, in_own_task, serving
+from support.stdio import stdio_agent
+
+from memory_core.records import token as tokens
+from memory_core.records.access import SCOPES, Scope
+from memory_core.records.keys import Keys, token_key
+from memory_core.store import functions
+from memory_server.access.tokens import list_tokens, revoke_token
+
+ALL = ("read", "write", "tasks")
+CHEAP = {
+    "read": ["memory_stats", "get_agent_memories", "list_agents", "list_tasks", "get_shared_context", "gpu_status"],
+    "write": ["clear_memory", "store_memory", "update_memory", "share_context_with_agent", "revoke_shared_context"],
+    "tasks": ["get_pending_tasks", "register_agent", "distribute_task", "complete_task", "unregister_agent"],
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(stack: Stack) -> AsyncGenerator[Server]:
+    """A server that asks for tokens."""
+    async with in_own_task(serving(stack.redis.url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
+        yield server
+
+
+def altered(token: str, position: int) -> str:
+    """Change one character of a token for another that is allowed there."""
+    return token[:position] + ("1" if token[position] != "1" else "2") + token[position + 1 :]
+
+
+async def refusal_of(agent: Agent, tool: str, /, **arguments: object) -> tuple[str, str]:
+    with pytest.raises(Refused) as refused:
+        await agent.call(tool, **arguments)
+    return refused.value.code, refused.value.text
+
+
+# Who is let in
+
+
+async def test_the_holder_of_a_token_acts_as_its_agent_without_naming_it(guarded: Server, namespace: str) -> None:
+    alice = await issued(guarded, "alice", namespace)
+    response = await post(guarded, alice, INITIALIZE)
+    session = {"Mcp-Session-Id": response.headers["mcp-session-id"]}
+    stored = await post(guarded, alice, tool_call("store_memory", content="Mine."), **session)
+    assert '"isError":false' in stored.text
+    async with guarded.agent("alice", namespace, token=alice) as agent:
+        assert await agent.search("Mine", mode="keyword") == ["Mine."]
+
+
+async def test_whatever_is_wrong_with_a_token_the_answer_is_the_same(guarded: Server, namespace: str) -> None:
+    good = await issued(guarded, "alice", namespace)
+    expired = await issued(guarded, "alice", namespace, seconds=0.001)
+    revoked = await issued(guarded, "alice", namespace)
+    await revoke_token(guarded.service.backend, revoked.split("_")[1])
+    bad = [expired, revoked, altered(good, 5), altered(good, 40), good + "A", good[:-1], "rm_", "x" * 10_000]
+    answers = [await post(guarded, token) for token in [None, *bad]]
+    assert {answer.status_code for answer in answers} == {401}
+    assert len({(answer.text, answer.headers["www-authenticate"]) for answer in answers}) == 1
+    assert (await post(guarded, good)).status_code == 200
+
+
+async def test_a_revoked_token_stops_at_once_in_the_middle_of_a_session(guarded: Server, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace)
+    session = {"Mcp-Session-Id": (await post(guarded, token)).headers["mcp-session-id"]}
+    assert (await post(guarded, token, tool_call("gpu_status"), **session)).status_code == 200
+    await revoke_token(guarded.service.backend, token.split("_")[1])
+    assert (await post(guarded, token, tool_call("gpu_status"), **session)).status_code == 401
+
+
+async def test_a_call_that_waits_is_refused_when_its_token_is_revoked_meanwhile(
+    guarded: Server, namespace: str
+) -> None:
+    token, other = await issued(guarded, "alice", namespace), await issued(guarded, "bob", namespace)
+    async with (
+        guarded.agent("alice", namespace, token=token) as alice,
+        guarded.agent("bob", namespace, token=other) as bob,
+    ):
+        waiting = asyncio.create_task(alice.raw("wait_for_events", timeout_seconds=20))
+        await wait_until(lambda: somebody_waits(guarded, namespace))
+        await revoke_token(guarded.service.backend, token.split("_")[1])
+        await bob.store("News for all.", visibility="public")
+        answer = await waiting
+    assert answer.is_error
+    assert "News" not in str(answer)
+    assert "unauthenticated" in str(answer)
+
+
+async def test_a_token_ends_by_itself_and_its_key_is_gone(guarded: Server, stack: Stack, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace, seconds=0.3)
+    key = token_key(token.split("_")[1])
+    assert 0 < await stack.client.pttl(key) <= 300
+    await wait_until(lambda: is_gone(stack, key))
+    assert (await post(guarded, token)).status_code == 401
+
+
+async def test_a_token_leaves_the_namespaces_list_when_its_key_goes(
+    guarded: Server, stack: Stack, namespace: str
+) -> None:
+    token_id = (await issued(guarded, "alice", namespace, seconds=60)).split("_")[1]
+    listed = await stack.client.zscore(Keys(namespace).tokens, token_id)
+    assert listed == pytest.approx(await stack.client.pexpiretime(token_key(token_id)) / 1000, abs=0.01)
+
+
+async def test_an_issue_that_is_repeated_since_its_answer_was_lost_brings_back_no_revoked_token(
+    guarded: Server, stack: Stack, namespace: str
+) -> None:
+    text = await issued(guarded, "alice", namespace)
+    token_id, secret = tokens.parse(text) or ("", "")
+    found = await tokens.load(stack.client, token_id)
+    assert found is not None
+    fields = [part for pair in found[0].fields(secret).items() for part in pair]
+    await revoke_token(guarded.service.backend, token_id)
+    expires_at = found[0].expires_at
+    await functions.call(stack.client, "rm1_token_issue", [token_key(token_id)], fields=fields, expires_at=expires_at)
+    assert (await post(guarded, text)).status_code == 401
+
+
+async def somebody_waits(server: Server, namespace: str) -> bool:
+    return server.service.events.count(namespace) > 0
+
+
+async def is_gone(stack: Stack, key: str) -> bool:
+    return not await stack.client.exists(key)
+
+
+async def test_redis_holds_no_token_and_no_secret(guarded: Server, stack: Stack, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace)
+    token_id, secret = tokens.parse(token) or ("", "")
+    kept = await stack.client.hgetall(token_key(token_id))
+    audit = await stack.client.xrange(Keys(namespace).audit)
+    assert secret.encode() not in repr((kept, audit)).encode()
+    assert [fields[b"op"] for _, fields in audit] == [b"token_issue"]
+
+
+@pytest.mark.parametrize("probe", ["livez", "readyz"])
+async def test_probes_need_no_token(guarded: Server, probe: str) -> None:
+    async with httpx2.AsyncClient() as client:
+        assert (await client.get(f"{guarded.url}/{probe}")).status_code == 200
+
+
+# Names beside the token
+
+
+@pytest.mark.parametrize(("agent", "team"), [("bob", None), (None, "other"), ("bob", "other")])
+async def test_a_declared_name_other_than_the_tokens_is_refused(
+    guarded: Server, namespace: str, agent: str | None, team: str | None
+) -> None:
+    token = await issued(guarded, "alice", namespace)
+    async with guarded.agent(agent or "alice", team or namespace, token=token) as client:
+        code, text = await refusal_of(client, "memory_stats")
+    assert code == "forbidden"
+    assert "is not that of your token" in text
+
+
+async def test_the_token_of_one_namespace_sees_nothing_of_another(guarded: Server, namespace: str) -> None:
+    here, there = await issued(guarded, "alice", namespace), await issued(guarded, "alice", f"{namespace}-b")
+    async with guarded.agent("alice", namespace, token=here) as agent:
+        memory = await agent.store("Of this team only.", visibility="public")
+    async with guarded.agent("alice", f"{namespace}-b", token=there) as agent:
+        assert (await refusal_of(agent, "retrieve_memory", memory_id=memory))[0] == "not_found"
+
+
+@pytest.mark.parametrize("other", ["bob here", "alice there"])
+async def test_a_session_is_of_no_use_to_the_holder_of_another_token(
+    guarded: Server, namespace: str, other: str
+) -> None:
+    alice = await issued(guarded, "alice", namespace)
+    agent, where = ("bob", namespace) if other == "bob here" else ("alice", f"{namespace}-b")
+    second = await issued(guarded, agent, where)
+    opened = await post(guarded, alice)
+    session = {"Mcp-Session-Id": opened.headers["mcp-session-id"]}
+    call = tool_call("store_memory", content="Whose is this?")
+    assert (await post(guarded, second, call, **session)).status_code == 404
+    assert (await post(guarded, None, call, **session)).status_code == 401
+    async with guarded.agent("alice", namespace, token=alice) as first:
+        assert await first.search("Whose", mode="keyword") == []
+
+
+async def test_a_session_opened_with_more_rights_gives_a_lesser_token_none_of_them(
+    guarded: Server, namespace: str
+) -> None:
+    strong = await issued(guarded, "alice", namespace, ["admin"])
+    weak = await issued(guarded, "alice", namespace, ["read"])
+    session = {"Mcp-Session-Id": (await post(guarded, strong)).headers["mcp-session-id"]}
+    call = tool_call("store_memory", content="By whom?")
+    assert "scope write" in (await post(guarded, weak, call, **session)).text
+    assert '"isError":false' in (await post(guarded, strong, call, **session)).text
+
+
+# Scopes
+
+
+@pytest.mark.parametrize("held", SCOPES)
+async def test_a_scope_opens_its_own_tools_and_admin_all(guarded: Server, namespace: str, held: Scope) -> None:
+    token = await issued(guarded, "alice", namespace, [held])
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        for needed, names in CHEAP.items():
+            for name in names:
+                # The argument is unknown, so that whoever is let in is told of it, and nothing is done.
+                code, text = await refusal_of(agent, name, nonsense=1)
+                let_in = held in (needed, "admin")
+                assert code == ("invalid_argument" if let_in else "forbidden"), name
+                assert let_in or f"scope {needed}" in text, name
+
+
+async def test_each_operation_of_a_batch_needs_its_scope(guarded: Server, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace, ["read"])
+    operations = [{"op": "memory_stats"}, {"op": "store_memory", "content": "No."}, {"op": "get_pending_tasks"}]
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        answer = await agent.call("batch_operations", operations=operations)
+    codes = [outcome.get("error", {}).get("code") for outcome in answer["results"]]
+    assert codes == [None, "forbidden", "forbidden"]
+
+
+async def test_every_tool_needs_a_scope_but_the_batch(guarded: Server, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace, ["tasks"])
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        for tool in (await agent.client.list_tools()).tools:
+            code, _ = await refusal_of(agent, tool.name, nonsense=1)
+            read_only = tool.annotations is not None and tool.annotations.read_only_hint
+            assert code == "forbidden" if read_only else code in ("forbidden", "invalid_argument"), tool.name
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_without_the_scope_read_nothing_is_shown_beside_what_was_done(
+    guarded: Server, namespace: str, reads: bool
+) -> None:
+    text = "The parser is written in Rust."
+    token = await issued(guarded, "alice", namespace, ["write", "tasks", *(["read"] if reads else [])])
+    async with guarded.agent("alice", namespace, token=token) as agent:
+        await agent.call("store_memory", content=text)
+        assert bool((await agent.call("store_memory", content=f"{text} Yes."))["similar"]) == reads
+        await agent.call("register_agent", agent_type="custom")
+        await agent.call("distribute_task", description=text)
+        (task,) = (await agent.call("get_pending_tasks"))["tasks"]
+        assert bool(task["memories"]) == reads
+
+
+async def test_resources_need_the_scope_read(guarded: Server, namespace: str) -> None:
+    writer = await issued(guarded, "alice", namespace, ["write"])
+    reader = await issued(guarded, "alice", namespace, ["read"])
+    async with guarded.agent("alice", namespace, token=writer) as agent:
+        uri = f"memory://{await agent.store('A resource.')}"
+        with pytest.raises(Exception, match="scope read"):
+            await agent.client.read_resource(uri)
+    async with guarded.agent("alice", namespace, token=reader) as agent:
+        assert "A resource." in str(await agent.client.read_resource(uri))
+
+
+async def test_an_admin_may_write_for_others_and_nobody_else_may(guarded: Server, namespace: str) -> None:
+    admin, plain = await issued(guarded, "root", namespace, ["admin"]), await issued(guarded, "eve", namespace, ALL)
+    async with guarded.agent("root", namespace, token=admin) as agent:
+        memory = await agent.store("For Alice.", agent_id="alice")
+        assert await agent.search("Alice", mode="keyword") == []
+    async with guarded.agent("eve", namespace, token=plain) as agent:
+        assert (await refusal_of(agent, "store_memory", content="No.", agent_id="alice"))[0] == "forbidden"
+    alice = await issued(guarded, "alice", namespace)
+    async with guarded.agent("alice", namespace, token=alice) as agent:
+        assert (await agent.call("retrieve_memory", memory_id=memory))["memory"]["content"] == "For Alice."
+
+
+# How often
+
+
+async def test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served(
+    stack: Stack, namespace: str
+) -> None:
+    limits = {"calls_per_second": 0.5, "burst": 3}
+    async with (
+        serving(stack.redis.url, limits=limits) as server,
+        server.agent("hasty", namespace) as hasty,
+        server.agent("calm", namespace) as calm,
+    ):
+        for _ in range(3):
+            await hasty.call("gpu_status")
+        with pytest.raises(Refused) as refused:
+            await hasty.call("gpu_status")
+        assert refused.value.code == "rate_limited"
+        assert 0 < refused.value.error["retry_after"] <= 2
+        await calm.call("gpu_status")
+
+
+async def test_a_batch_counts_as_one_call_and_its_operations(stack: Stack, namespace: str) -> None:
+    limits = {"calls_per_second": 0.001, "burst": 5}
+    async with serving(stack.redis.url, limits=limits) as server, server.agent("hasty", namespace) as hasty:
+        await hasty.call("batch_operations", operations=[{"op": "gpu_status"}] * 3)
+        await hasty.call("gpu_status")
+        assert (await refusal_of(hasty, "gpu_status"))[0] == "rate_limited"
+
+
+# stdio
+
+
+async def test_on_stdio_a_token_is_checked_for_each_call(guarded: Server, stack: Stack, namespace: str) -> None:
+    token = await issued(guarded, "alice", namespace, ["read"])
+    async with stdio_agent("alice", MEMORY_TOKEN=token, REDIS_URL=stack.redis.url) as agent:
+        await agent.call("memory_stats")
+        assert (await refusal_of(agent, "store_memory", content="No."))[0] == "forbidden"
+        await revoke_token(guarded.service.backend, token.split("_")[1])
+        assert (await refusal_of(agent, "memory_stats"))[0] == "unauthenticated"
+
+
+async def test_on_stdio_a_token_of_another_agent_or_namespace_is_refused(
+    guarded: Server, stack: Stack, namespace: str
+) -> None:
+    token = await issued(guarded, "alice", namespace)
+
+    async def code_of(agent: str, *options: str) -> str:
+        async with stdio_agent(agent, *options, MEMORY_TOKEN=token, REDIS_URL=stack.redis.url) as client:
+            return (await refusal_of(client, "memory_stats"))[0]
+
+    assert await asyncio.gather(code_of("bob"), code_of("alice", "--namespace", "other")) == ["forbidden"] * 2
+
+
+# The console
+
+
+async def test_the_console_issues_lists_and_revokes(guarded: Server, stack: Stack, namespace: str) -> None:
+    async def console(*command: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "memory_server", "agents", *command),
+            env={**os.environ, "REDIS_URL": stack.redis.url},
+            stdout=asyncio.subprocess.PIPE,
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == 0
+        return said.decode().strip()
+
+    token = await console("token", "alice", "--namespace", namespace, "--scope", "read", "--expires", "1h")
+    assert (await post(guarded, token)).status_code == 200
+    token_id = token.split("_")[1]
+    listed = await console("tokens", "--namespace", namespace)
+    assert f"{token_id}  alice  read" in listed
+    assert token not in listed
+    await console("revoke", token_id)
+    assert (await post(guarded, token)).status_code == 401
+    assert [one.revoked for one in await list_tokens(guarded.service.backend, namespace)] == [True]
+    assert [fields[b"op"] for _, fields in await stack.client.xrange(Keys(namespace).audit)] == [
+        b"token_issue",
+        b"token_revoke",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["alice", "--expires", "soon"], "is not a lifetime"),
+        (["alice", "--scope", "read,root"], "is not a scope"),
+        (["alice", "--scope", ""], "no scope"),
+    ],
+)
+def test_the_console_refuses_what_makes_no_token(options: list[str], said: str) -> None:
+    code, output = run("agents", "token", *options)
+    assert code
+    assert said in output

@@ -1,0 +1,245 @@
+"""Who leaves hands its tasks over and loses its grants; its memories stay its own, go to another, or are gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from support.embedder_fixtures import wait_until
+from support.long_content import FACT, pieces_in_redis, prose
+from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, readable, refusal, share, ways
+from support.stack import Agent, Server, Stack
+from support.team_helpers import claim, claim_when_there, register, submit, sweep
+
+from memory_core.records.keys import Keys
+from memory_core.store.connection import Client
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def registered(alice: Agent, bob: Agent) -> None:
+    """Both are there."""
+    await register(alice)
+    await register(bob)
+
+
+async def leave(agent: Agent, **how: Any) -> dict[str, Any]:
+    """Unregister and give the answer."""
+    return await agent.call("unregister_agent", **how)
+
+
+async def owner_of(client: Client, namespace: str, memory_id: str) -> str:
+    """Give the owner id of a memory."""
+    return (await client.hget(Keys(namespace).memory(memory_id), "owner")).decode()
+
+
+async def unfiltered_ways(reader: Agent, memory_id: str) -> dict[str, bool]:
+    """Tell for every way of reading that names no agent whether it shows a memory."""
+    seen = {"retrieve": await readable(reader, [memory_id]) == [memory_id]}
+    for mode in ("hybrid", "vector", "keyword"):
+        found = found_ids(await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode))
+        seen[mode] = memory_id in found
+    seen["statistics"] = (await reader.call("memory_stats"))["total"] > 0
+    seen["list"] = memory_id in ids_of((await reader.call("get_agent_memories", limit=100))["memories"])
+    return seen
+
+
+async def test_who_left_is_nobody_any_more(alice: Agent, bob: Agent) -> None:
+    answer = await leave(alice)
+    assert (answer["tasks_reassigned"], answer["memories_affected"], answer["grants_revoked"]) == (0, 0, 0)
+    assert [found["agent_id"] for found in (await bob.call("list_agents", alive_only=False))["agents"]] == ["bob"]
+    for tool in ("unregister_agent", "update_agent_heartbeat", "get_pending_tasks"):
+        assert (await refusal(alice, tool))[0] == "not_found"
+    assert (await refusal(bob, "distribute_task", description="For her.", assign_to="alice"))[0] == "not_found"
+
+
+async def test_who_comes_again_has_a_new_owner_id_and_what_it_kept(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
+    old = await alice.store(SECRET, **LABELS)
+    assert (await leave(alice))["memories_affected"] == 1
+    assert await readable(alice, [old]) == [old]
+    assert not (await alice.call("register_agent"))["again"]
+    new = await alice.store("The map is in the attic.")
+    owners = [await owner_of(stack.client, namespace, memory_id) for memory_id in (old, new)]
+    assert owners[0] != owners[1]
+    assert {*await alice.search("treasure under the lighthouse")} >= {SECRET}
+    assert (await alice.call("get_agent_memories"))["total"] == 2
+    await alice.call("update_memory", memory_id=old, content="The treasure was found.")
+    assert await readable(bob, [old, new]) == []
+
+
+async def test_who_stores_after_it_left_has_a_new_owner_id_too(alice: Agent, stack: Stack, namespace: str) -> None:
+    old = await alice.store("Before.")
+    await leave(alice)
+    new = await alice.store("After.")
+    assert await owner_of(stack.client, namespace, old) != await owner_of(stack.client, namespace, new)
+    assert await readable(alice, [old, new]) == [old, new]
+
+
+async def test_a_transfer_moves_one_mapping_whatever_the_number_of_memories(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    long = await alice.store(prose(60) + FACT)
+    operations = [{"op": "store_memory", "content": f"Note {number} on boats."} for number in range(50)]
+    await alice.call("batch_operations", operations=operations)
+    owner = await owner_of(stack.client, namespace, secret)
+    keys = Keys(namespace)
+    revision = await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"])
+    answer = await leave(alice, memories="transfer", transfer_to="bob")
+    assert answer["memories_affected"] == 52
+    assert await stack.client.hget(keys.owner(owner), "agent") == b"bob"
+    assert await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"]) == revision
+    assert (await bob.call("get_agent_memories"))["total"] == 52
+    seen = await unfiltered_ways(bob, secret)
+    assert seen == dict.fromkeys(seen, True)
+    assert FACT in (await bob.search("which number opens the safe in the cellar?", mode="keyword"))[0]
+    changed = await bob.call("update_memory", memory_id=secret, content="The treasure was found.", tags=["found"])
+    assert changed["memory"]["tags"] == ["found"]
+    assert (await bob.call("clear_memory", memory_ids=[long]))["deleted"] == 1
+    seen = await unfiltered_ways(alice, secret)
+    assert seen == dict.fromkeys(seen, False)
+    await register(alice)
+    assert (await refusal(alice, "update_memory", memory_id=secret, content="Mine!"))[0] == "not_found"
+    assert (await alice.call("get_agent_memories"))["total"] == 0
+
+
+async def test_what_was_transferred_goes_on_with_whoever_has_it(alice: Agent, bob: Agent, server: Server) -> None:
+    memory = await alice.store(SECRET, **LABELS)
+    await leave(alice, memories="transfer", transfer_to="bob")
+    own = await bob.store("A map of the coast.")
+    await register(alice)
+    assert (await leave(bob, memories="transfer", transfer_to="alice"))["memories_affected"] == 2
+    assert await readable(alice, [memory, own]) == [memory, own]
+    assert await readable(bob, [memory, own]) == []
+
+
+async def test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper(
+    alice: Agent, bob: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    memory = await alice.store(SECRET, visibility="public", **LABELS)
+    seen = await ways(bob, memory)
+    assert seen == dict.fromkeys(seen, True)
+    long = await alice.store(prose(60) + FACT, visibility="public")
+    owner = await owner_of(stack.client, namespace, memory)
+    answer = await leave(alice, memories="delete")
+    assert answer["memories_affected"] == 2
+    for reader in (bob, alice):
+        seen = await ways(reader, memory) | await unfiltered_ways(reader, memory)
+        assert seen == dict.fromkeys(seen, False)
+        assert await readable(reader, [long]) == []
+        assert await reader.search("safe cellar 4711", mode="keyword") == []
+    await register(alice)
+    assert await readable(alice, [memory, long]) == []
+    assert (await refusal(alice, "update_memory", memory_id=memory, content="Back!"))[0] == "not_found"
+    await alice.store("A new beginning.")
+
+    await sweep(server, namespace)
+    keys = Keys(namespace)
+    left = [key.decode() async for key in stack.client.scan_iter(f"{keys.memory_prefix}*")]
+    assert len(left) == 1
+    assert await pieces_in_redis(stack, namespace) == set()
+    assert await stack.client.exists(keys.tombstones, keys.owner(owner)) == 0
+    assert await alice.search("A new beginning.", mode="keyword") == ["A new beginning."]
+
+
+async def test_a_purge_takes_all_of_many_memories(alice: Agent, server: Server, stack: Stack, namespace: str) -> None:
+    operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(120)]
+    await alice.call("batch_operations", operations=operations)
+    await alice.store("An old thing.", priority="archive")
+    await leave(alice, memories="delete")
+    assert (await alice.call("get_agent_memories"))["total"] == 0
+    await sweep(server, namespace)
+    assert [key async for key in stack.client.scan_iter(f"{Keys(namespace).memory_prefix}*")] == []
+    assert await stack.client.exists(Keys(namespace).tombstones) == 0
+
+
+BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
+    "to nobody": ({"memories": "transfer"}, "invalid_argument"),
+    "to oneself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
+    "to an unknown agent": ({"memories": "transfer", "transfer_to": "carol"}, "not_found"),
+    "to what is no name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
+    "kept, yet to somebody": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
+    "deleted, yet to somebody": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
+    "in an unknown way": ({"memories": "burn"}, "invalid_argument"),
+}
+
+
+async def test_a_bad_leave_is_refused_and_changes_nothing(alice: Agent, bob: Agent) -> None:
+    memory = await alice.store(SECRET, **LABELS)
+    await share(alice, "bob", memory_ids=[memory])
+    for why, (how, code) in BAD_LEAVES.items():
+        assert (await refusal(alice, "unregister_agent", **how))[0] == code, why
+    assert await readable(alice, [memory]) == [memory]
+    assert await readable(bob, [memory]) == [memory]
+    assert len((await bob.call("list_agents"))["agents"]) == 2
+
+
+async def test_who_leaves_hands_its_tasks_over(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+    async with server.agent("boss", namespace) as boss:
+        await register(alice, max_tasks=40)
+        ids = {(await submit(boss, f"Job {number}", assign_to="alice"))["task_id"] for number in range(35)}
+        held = await claim(alice)
+        assert (await leave(alice))["tasks_reassigned"] == 35
+        await register(bob, max_tasks=40)
+        taken: dict[str, dict[str, Any]] = {}
+
+        async def has_all() -> bool:
+            answer = await bob.call("get_pending_tasks", limit=40, with_memories=0)
+            taken.update({task["task_id"]: task for task in answer["tasks"]})
+            return set(taken) == ids
+
+        await wait_until(has_all)
+        assert {task["attempt"] for task_id, task in taken.items() if task_id != held["task_id"]} == {1}
+        assert taken[held["task_id"]]["attempt"] == 2
+        (failure,) = taken[held["task_id"]]["earlier_failures"]
+        assert failure["error"] == "alice was unregistered"
+        token = held["lease_token"]
+        code, _ = await refusal(alice, "complete_task", task_id=held["task_id"], lease_token=token)
+        assert code == "lease_lost"
+
+
+async def test_the_tasks_that_a_leaver_submitted_stay_and_are_its_own_still(alice: Agent, bob: Agent) -> None:
+    await submit(alice, "For bob.", assign_to="bob")
+    await leave(alice)
+    task = await claim_when_there(bob)
+    await bob.call("complete_task", task_id=task["task_id"], lease_token=task["lease_token"], result="done")
+    assert (await alice.call("get_task", task_id=task["task_id"]))["task"]["result"] == "done"
+
+
+async def test_the_grants_of_a_leaver_end_in_both_directions(alice: Agent, bob: Agent) -> None:
+    hers, his = await alice.store(SECRET, **LABELS), await bob.store("A map of the coast.", **LABELS)
+    await share(alice, "bob", context="island")
+    await share(bob, "alice", context="island")
+    assert await readable(bob, [hers]) == [hers]
+    assert await readable(alice, [his]) == [his]
+    assert (await leave(alice))["grants_revoked"] == 2
+    assert await readable(bob, [hers]) == []
+    assert await readable(alice, [his]) == []
+
+
+@pytest.mark.parametrize("memories", ["keep", "delete"])
+async def test_who_takes_a_name_again_does_not_inherit_what_others_shared_with_it(
+    alice: Agent, bob: Agent, memories: str
+) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    await share(alice, "bob", context="island")
+    assert await readable(bob, [secret]) == [secret]
+    await leave(bob, memories=memories)
+    assert await readable(bob, [secret]) == []
+    await register(bob)
+    later = await alice.store("There is a second chest.", **LABELS)
+    assert await readable(bob, [secret, later]) == []
+    assert await bob.search("treasure under the lighthouse") == []
+
+
+async def test_a_transfer_does_not_carry_what_others_shared_with_the_leaver(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    async with server.agent("carol", namespace) as carol:
+        await register(carol)
+        secret = await carol.store(SECRET, **LABELS)
+        await share(carol, "alice", context="island")
+        await leave(alice, memories="transfer", transfer_to="bob")
+        assert await readable(bob, [secret]) == []

@@ -1,0 +1,285 @@
+"""`redis-memory connect`: each client's file gets the entry that its documentation asks for, and keeps all else."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
+from typer.testing import CliRunner, Result
+
+from memory_core.errors import InvalidArgument
+from memory_server.cli import app
+from memory_server.cli.client_config.clients import SECTION, Client, Place, Server, config_file, entry
+from memory_server.cli.client_config.json_text import with_member
+
+URL = "http://127.0.0.1:8765/mcp?agent={}"
+FILES = {
+    "claude": ".claude.json",
+    "gemini": ".gemini/settings.json",
+    "vscode": ".config/Code/User/mcp.json",
+    "cursor": ".cursor/mcp.json",
+    "codex": ".codex/config.toml",
+}
+HTTP: dict[str, dict[str, Any]] = {
+    "claude": {"type": "http", "url": URL.format("claude")},
+    "gemini": {"httpUrl": URL.format("gemini")},
+    "vscode": {"type": "http", "url": URL.format("vscode")},
+    "cursor": {"url": URL.format("cursor")},
+    "codex": {"url": URL.format("codex")},
+}
+TOKENS: dict[str, dict[str, Any]] = {
+    "claude": {"headers": {"Authorization": "Bearer ${MEMORY_TOKEN}"}},
+    "gemini": {"headers": {"Authorization": "Bearer $MEMORY_TOKEN"}},
+    "vscode": {"headers": {"Authorization": "Bearer ${env:MEMORY_TOKEN}"}},
+    "cursor": {"headers": {"Authorization": "Bearer ${env:MEMORY_TOKEN}"}},
+    "codex": {"bearer_token_env_var": "MEMORY_TOKEN"},
+}
+THEIRS = {
+    "json": '{\n\t"a": "b",  "n": [1.50, 1e3],\n\t"SECTION": {\n\t\t"other": {"command": "näh"}\n\t},\n\t"z": 1 }',
+    "toml": '# mine\nmodel = "o3"   # kept\n\n[mcp_servers.other]\ncommand = "näh"\n\n[tui]\ntheme = "dark"\n',
+}
+
+
+class Desk:
+    """A home of its own, in which commands run."""
+
+    def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.home = home
+        monkeypatch.setenv("HOME", str(home))
+        for name in ("CLAUDE_CONFIG_DIR", "CODEX_HOME", "GEMINI_CLI_HOME", "XDG_CONFIG_HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.chdir(home)
+
+    def run(self, client: str, *words: str) -> Result:
+        """Connect a client."""
+        return CliRunner().invoke(app, ["connect", client, *words], catch_exceptions=True)
+
+    def file(self, client: str) -> Path:
+        """Where the client keeps its servers."""
+        return self.home / FILES[client]
+
+    def entry(self, client: str, file: Path | None = None) -> dict[str, Any]:
+        """What stands there for this memory."""
+        text = (file or self.file(client)).read_text()
+        content = tomllib.loads(text) if client == "codex" else json.loads(text)
+        return content[SECTION[Client(client)]]["redis-memory"]
+
+    def write(self, client: str) -> str:
+        """Give the client a file with settings of its own."""
+        text = THEIRS["toml" if client == "codex" else "json"].replace("SECTION", SECTION[Client(client)])
+        self.file(client).parent.mkdir(parents=True, exist_ok=True)
+        self.file(client).write_text(text)
+        return text
+
+    def others(self, client: str) -> list[str]:
+        """Name what lies beside the file."""
+        return sorted(path.name for path in self.file(client).parent.glob(f"{self.file(client).name}.*"))
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """A home in which no client ever ran."""
+    return Desk(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_client_that_never_ran_gets_a_file(desk: Desk, client: str) -> None:
+    assert desk.run(client).exit_code == 0
+    assert desk.entry(client) == HTTP[client]
+    assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o600
+    assert desk.others(client) == []
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_file_keeps_every_byte_that_is_the_users_and_is_kept_itself(desk: Desk, client: str) -> None:
+    before = desk.write(client)
+    desk.file(client).chmod(0o640)
+    assert desk.run(client).exit_code == 0
+    after = desk.file(client).read_text()
+    assert desk.entry(client) == HTTP[client]
+    kept = [line for line in after.splitlines() if line in before.splitlines()]
+    missing = [line for line in before.splitlines() if line not in kept]
+    assert missing in ([], ['\t\t"other": {"command": "näh"}'])  # it gets a comma
+    (backup,) = desk.others(client)
+    assert desk.file(client).with_name(backup).read_text() == before
+    assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_doing_it_again_changes_nothing(desk: Desk, client: str) -> None:
+    desk.write(client)
+    desk.run(client)
+    before, others = desk.file(client).stat(), desk.others(client)
+    assert "has it already" in desk.run(client).stdout
+    assert (desk.file(client).stat().st_mtime_ns, desk.others(client)) == (before.st_mtime_ns, others)
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_dry_run_and_print_show_and_change_nothing(desk: Desk, client: str) -> None:
+    before = desk.write(client)
+    shown = desk.run(client, "--dry-run").stdout
+    assert "+" in shown
+    assert URL.format(client) in shown
+    told = json.loads(desk.run(client, "--dry-run", "--json").stdout)
+    assert (told["entry"], told["would_change"], told["changed"]) == (HTTP[client], True, False)
+    printed = desk.run(client, "--print").stdout
+    assert desk.file(client).read_text() == before
+    assert desk.others(client) == []
+    aside = desk.home / "aside"
+    aside.write_text(printed)
+    assert desk.entry(client, aside) == HTTP[client]
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_other_settings_of_the_entry_stay_and_what_is_ours_changes(desk: Desk, client: str) -> None:
+    desk.run(client, "--stdio")
+    was = desk.entry(client)
+    assert Path(was["command"]).is_absolute()
+    assert was["args"][-4:] == ["serve", "--stdio", "--agent", client]
+    text = desk.file(client).read_text()
+    in_toml, in_json = text + "\nstartup_timeout_sec = 60\n", text.replace('"command"', '"timeout": 60, "command"')
+    extra = in_toml if client == "codex" else in_json
+    desk.file(client).write_text(extra)
+    desk.run(client)
+    found = desk.entry(client)
+    assert {key: value for key, value in found.items() if value != 60} == HTTP[client]
+    assert 60 in found.values()
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_token_is_named_and_never_written(desk: Desk, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEMORY_TOKEN", "rm_secret")
+    desk.run(client, "--token-env", "MEMORY_TOKEN")
+    url = {key: value.partition("?")[0] if "url" in key.lower() else value for key, value in HTTP[client].items()}
+    assert desk.entry(client) == url | TOKENS[client]
+    desk.run(client, "--stdio", "--token-env", "MEMORY_TOKEN")
+    assert "--agent" not in desk.entry(client)["args"]
+    assert "rm_secret" not in desk.file(client).read_text()
+
+
+@pytest.mark.parametrize(
+    ("client", "text"),
+    [
+        ("claude", '{"mcpServers": {}'),
+        ("claude", "[]"),
+        ("gemini", '{"mcpServers": []}'),
+        ("vscode", '{\n  // a comment\n  "servers": {}\n}'),
+        ("cursor", '{"mcpServers": {"redis-memory": 1}}'),
+        ("codex", "[mcp_servers"),
+        ("codex", "mcp_servers = 1"),
+    ],
+)
+def test_a_file_that_is_not_understood_is_left_alone(desk: Desk, client: str, text: str) -> None:
+    desk.write(client)
+    desk.file(client).write_text(text)
+    refused = desk.run(client).exception
+    assert isinstance(refused, InvalidArgument)
+    assert "--print" in refused.hint
+    assert (desk.file(client).read_text(), desk.others(client)) == (text, [])
+
+
+def test_a_file_that_is_no_text_is_left_alone(desk: Desk) -> None:
+    desk.file("claude").write_bytes(b'{"a": "\xff"}')
+    assert isinstance(desk.run("claude").exception, InvalidArgument)
+    assert desk.file("claude").read_bytes() == b'{"a": "\xff"}'
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_link_stays_a_link(desk: Desk, client: str) -> None:
+    before = desk.write(client)
+    target = desk.home / "dotfiles"
+    desk.file(client).rename(target)
+    desk.file(client).symlink_to(target)
+    desk.run(client)
+    assert desk.file(client).is_symlink()
+    assert target.read_text() != before
+
+
+@pytest.mark.parametrize("client", FILES)
+def test_a_projects_file_is_in_its_folder(desk: Desk, client: str) -> None:
+    project = desk.home / "project"
+    project.mkdir()
+    expected = {**FILES, "claude": ".mcp.json", "vscode": ".vscode/mcp.json"}[client]
+    assert config_file(Client(client), Place(folder=project), project=True) == project / expected
+
+
+@pytest.mark.parametrize(
+    ("platform", "environment", "expected"),
+    [
+        ("linux", {}, ".config/Code/User/mcp.json"),
+        ("linux", {"XDG_CONFIG_HOME": "/xdg"}, "/xdg/Code/User/mcp.json"),
+        ("darwin", {}, "Library/Application Support/Code/User/mcp.json"),
+        ("win32", {}, "AppData/Roaming/Code/User/mcp.json"),
+        ("win32", {"APPDATA": "/roaming"}, "/roaming/Code/User/mcp.json"),
+    ],
+)
+def test_vs_code_has_its_own_place_on_each_platform(platform: str, environment: dict[str, str], expected: str) -> None:
+    place = Place(home=Path("/home"), platform=platform, environment=environment)
+    assert config_file(Client.VSCODE, place) == Path("/home") / expected
+
+
+@pytest.mark.parametrize(
+    ("variable", "client", "expected"),
+    [
+        ("CLAUDE_CONFIG_DIR", Client.CLAUDE, "/x/.claude.json"),
+        ("GEMINI_CLI_HOME", Client.GEMINI, "/x/.gemini/settings.json"),
+        ("CODEX_HOME", Client.CODEX, "/x/config.toml"),
+    ],
+)
+def test_clients_that_were_moved_are_found(variable: str, client: Client, expected: str) -> None:
+    assert config_file(client, Place(environment={variable: "/x"})) == Path(expected)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--name", "a b"),
+        ("--token-env", "rm_abc-secret"),
+        ("--stdio", "--url", "http://x/mcp"),
+        ("--url", "ftp://x"),
+    ],
+)
+def test_what_would_mean_something_else_is_refused(desk: Desk, words: tuple[str, ...]) -> None:
+    assert isinstance(desk.run("claude", *words).exception, InvalidArgument)
+    assert not desk.file("claude").exists()
+
+
+def test_codex_hands_no_other_variable_to_a_server_that_it_starts() -> None:
+    with pytest.raises(InvalidArgument, match="own names"):
+        entry(Client.CODEX, Server(command=("redis-memory",), token_variable="MINE"))
+
+
+JSON = some.recursive(
+    some.none() | some.booleans() | some.integers() | some.text(),
+    lambda inner: some.lists(inner, max_size=3) | some.dictionaries(some.text(), inner, max_size=3),
+    max_leaves=8,
+)
+WRITERS: list[Callable[[Any], str]] = [
+    json.dumps,
+    lambda value: json.dumps(value, indent=2),
+    lambda value: json.dumps(value, indent="\t", ensure_ascii=False).replace("\n", "\r\n"),
+    lambda value: json.dumps(value, separators=(",", ":")),
+]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    some.dictionaries(some.text(), JSON, max_size=4),
+    some.dictionaries(some.text(), JSON, max_size=3) | some.none(),
+    some.sampled_from(WRITERS),
+)
+def test_a_member_is_set_and_all_else_is_as_it_was(
+    whole: dict[str, Any], servers: dict[str, Any] | None, write: Callable[[Any], str]
+) -> None:
+    before = whole | ({} if servers is None else {"servers": servers})
+    if servers is None:
+        before.pop("servers", None)
+    after = json.loads(with_member(write(before), "servers", "mine", {"url": "x"}))
+    assert after == {**before, "servers": {**(servers or {}), "mine": {"url": "x"}}}

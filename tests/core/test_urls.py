@@ -1,0 +1,49 @@
+"""A URL says what kind of Redis there is, and how to reach it."""
+
+from __future__ import annotations
+
+import pytest
+from redis.asyncio.connection import SSLConnection
+
+from memory_core.errors import InvalidArgument
+from memory_core.store.connection import connect
+from memory_core.store.urls import read_url
+
+
+def test_a_cluster_is_named_by_some_of_its_nodes() -> None:
+    place = read_url("redis+cluster://anna:s%40cret@one:7000,two,[::1]:7002")
+    assert (place.kind, place.seeds) == ("cluster", (("one", 7000), ("two", 6379), ("::1", 7002)))
+    assert place.options == {"username": "anna", "password": "s@cret"}
+
+
+def test_sentinels_are_named_with_the_service_they_watch() -> None:
+    place = read_url("rediss+sentinel://:pw@one,two:1/shared?ssl_ca_certs=ca.pem&sentinel_password=other")
+    assert (place.kind, place.seeds, place.service) == ("sentinel", (("one", 26379), ("two", 1)), "shared")
+    assert place.options == {
+        "password": "pw",
+        "db": 0,
+        "connection_class": SSLConnection,
+        "ssl_ca_certs": "ca.pem",
+        "sentinel_password": "other",
+    }
+
+
+def test_a_password_is_never_shown() -> None:
+    assert "secret" not in repr(read_url("redis+cluster://:secret@one"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+cluster://",
+        "redis+sentinel://one:1",
+        "unix+cluster:///socket",
+        "redis+raft://one",
+        "redis+cluster://one:no",
+        "http://one",
+    ],
+)
+def test_any_other_url_is_refused_without_being_told(url: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        connect(url)
+    assert url not in str(refused.value)

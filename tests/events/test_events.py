@@ -1,0 +1,357 @@
+"""Agents that wait are woken by what concerns them, miss nothing, and learn of nothing that they may not see."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from mcp import Client as McpClient
+from support.embedder_fixtures import wait_until
+from support.event_helpers import PATIENT, emit, listeners, named, now, waiting
+from support.stack import Agent, Refused, Server, Stack
+
+from memory_core.records.keys import Keys
+from memory_server.engine.principals import Caller
+from memory_server.events.waiting import WaitRequest, unread, wait_for_events
+
+
+async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
+    """Take all that lies after a cursor, page by page."""
+    found: list[tuple[str, str, str]] = []
+    while True:
+        answer = await now(agent, cursor=cursor, **arguments)
+        cursor = answer["cursor"]
+        if not answer["events"]:
+            return found, cursor
+        assert len(answer["events"]) <= 100
+        found += named(answer)
+
+
+async def test_a_stored_memory_wakes_whoever_may_read_it(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    wait = await waiting(server, namespace, bob)
+    memory_id = await alice.store("The bridge is open.", visibility="public")
+    answer = await wait
+    assert named(answer) == [("memory", "stored", memory_id)]
+    assert answer["events"][0]["by"] == "alice"
+    assert answer["events"][0]["uri"] == f"memory://{memory_id}"
+    assert named(await now(bob, cursor=answer["cursor"])) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "op", "to"),
+    [
+        ("task", "assigned", ("bob",)),
+        ("task", "completed", ("carol", "bob")),
+        ("grant", "granted", ("bob",)),
+        ("agent", "registered", ()),
+        ("agent", "dead", ("bob", "carol")),
+    ],
+)
+async def test_every_kind_of_event_wakes_those_it_is_for(
+    server: Server, stack: Stack, namespace: str, bob: Agent, kind: str, op: str, to: tuple[str, ...]
+) -> None:
+    wait = await waiting(server, namespace, bob)
+    await emit(stack, namespace, "subject", kind=kind, op=op, to=to, by="carol")
+    assert named(await wait) == [(kind, op, "subject")]
+
+
+@pytest.mark.parametrize(("kind", "to"), [("task", ("carol",)), ("task", ()), ("grant", ("carol",)), ("grant", ())])
+async def test_events_addressed_to_others_are_not_shown(
+    server: Server, stack: Stack, namespace: str, bob: Agent, kind: str, to: tuple[str, ...]
+) -> None:
+    begin = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob)
+    await emit(stack, namespace, "theirs", kind=kind, to=to, by="carol")
+    await emit(stack, namespace, "mine")
+    assert named(await wait) == [("task", "assigned", "mine")]
+    assert named(await now(bob, cursor=begin)) == [("task", "assigned", "mine")]
+
+
+async def test_what_an_agent_does_itself_is_no_news_to_it(
+    server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    begin = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob, query="a lantern in the boathouse")
+    await bob.store("A lantern hangs in the boathouse.", visibility="public")
+    await emit(stack, namespace, "his", by="bob")
+    memory_id = await alice.store("Somebody lit the boathouse lantern.", visibility="public")
+    first = await wait
+    assert {event["id"] for event in first["events"]} == {memory_id}
+    assert {name[2] for name in (await everything(bob, begin))[0]} == {memory_id}
+
+
+async def test_a_wait_without_a_cursor_begins_now(stack: Stack, namespace: str, bob: Agent) -> None:
+    await emit(stack, namespace, "earlier")
+    assert named(await now(bob)) == []
+
+
+async def test_changes_and_deletions_are_told_and_deletions_show_only_the_id(
+    namespace: str, alice: Agent, bob: Agent
+) -> None:
+    cursor = (await now(bob))["cursor"]
+    memory_id = await alice.store("The password is swordfish.", visibility="public")
+    await alice.call("update_memory", memory_id=memory_id, tags=["security"])
+    answer = await now(bob, cursor=cursor)
+    assert named(answer) == [("memory", "stored", memory_id), ("memory", "updated", memory_id)]
+    await alice.call("clear_memory", memory_ids=[memory_id])
+    answer = await now(bob, cursor=answer["cursor"])
+    assert named(answer) == [("memory", "deleted", memory_id)]
+    assert set(answer["events"][0]) == {"kind", "op", "id", "by", "at"}
+
+
+async def test_a_grant_widens_a_wait_under_way_and_its_revocation_narrows_it(
+    server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    for name, agent in (("alice", alice), ("bob", bob)):
+        await agent.call("register_agent", agent_id=name, agent_type="custom")
+    begin = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob, kinds=["memory"])
+    grant = await alice.call("share_context_with_agent", target_agent="bob", context="island")
+    shared = await alice.store("The chest is under the palm.", context="island")
+    first = await wait
+    assert named(first) == [("memory", "stored", shared)]
+
+    wait = await waiting(server, namespace, bob, kinds=["memory", "task"], cursor=first["cursor"])
+    await alice.call("revoke_shared_context", grant_id=grant["grant_id"])
+    secret = await alice.store("The chest was moved to the cave.", context="island")
+    await alice.call("clear_memory", memory_ids=[secret])
+    await emit(stack, namespace, "end")
+    assert named(await wait) == [("task", "assigned", "end")]
+    caught_up, _ = await everything(bob, begin, kinds=["memory", "grant"])
+    assert [(kind, op) for kind, op, _ in caught_up] == [("grant", "granted"), ("grant", "revoked")]
+
+
+@pytest.mark.parametrize("visibility", ["private", "shared", "public"])
+async def test_memory_events_follow_the_visibility(
+    server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent, visibility: str
+) -> None:
+    cursor = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob, query="a treasure chest")
+    memory_id = await alice.store("The treasure chest is under the lighthouse.", visibility=visibility)
+    await alice.call("update_memory", memory_id=memory_id, tags=["gold"])
+    await alice.call("clear_memory", memory_ids=[memory_id])
+    await emit(stack, namespace, "end")
+    told = named(await wait)
+    caught_up, _ = await everything(bob, cursor, query="a treasure chest")
+    if visibility == "public":
+        assert memory_id in {name[2] for name in told}
+        assert ("memory", "deleted", memory_id) in caught_up
+    else:
+        assert told == caught_up == [("task", "assigned", "end")]
+
+
+async def test_a_memory_that_is_private_by_now_is_not_told_of(namespace: str, alice: Agent, bob: Agent) -> None:
+    cursor = (await now(bob))["cursor"]
+    memory_id = await alice.store("The treasure chest is here.", visibility="public")
+    await alice.call("update_memory", memory_id=memory_id, visibility="private")
+    answer = await now(bob, cursor=cursor, query="treasure chest")
+    assert answer["events"] == []
+
+
+async def test_a_memory_that_becomes_public_matches_then(namespace: str, alice: Agent, bob: Agent) -> None:
+    memory_id = await alice.store("The treasure chest is here.")
+    cursor = (await now(bob))["cursor"]
+    await alice.call("update_memory", memory_id=memory_id, visibility="public")
+    answer = await now(bob, cursor=cursor, kinds=["match"], query="the treasure chest")
+    assert named(answer) == [("match", "updated", memory_id)]
+
+
+async def test_kinds_narrow_what_is_told(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
+    cursor = (await now(bob))["cursor"]
+    memory_id = await alice.store("A note.", visibility="public")
+    await emit(stack, namespace, "task")
+    await emit(stack, namespace, "grant", kind="grant", op="granted")
+    expected = {"task": ("assigned", "task"), "grant": ("granted", "grant"), "memory": ("stored", memory_id)}
+    for kind, (op, subject) in expected.items():
+        assert named(await now(bob, cursor=cursor, kinds=kind)) == [(kind, op, subject)]
+    assert named(await now(bob, cursor=cursor, kinds=["agent"])) == []
+
+
+async def test_a_standing_query_wakes_for_close_memories_only(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
+    await alice.store("Tomatoes want sun and water.", visibility="public")
+    await alice.store("The ships leave from the northern harbour.")
+    memory_id = await alice.store("The ships leave from the southern harbour.", visibility="public")
+    answer = await wait
+    assert named(answer) == [("match", "stored", memory_id)]
+    match = answer["events"][0]
+    assert 0.45 <= match["score"] <= 1
+    assert match["snippet"] == "The ships leave from the southern harbour."
+    assert match["by"] == "alice"
+
+
+async def test_a_memory_matches_once_its_vector_is_there(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    begin = (await now(bob))["cursor"]
+    wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
+    memory_id = await alice.store("The ships leave from the harbour.", visibility="public", wait=False)
+    assert named(await wait) == [("match", "embedded", memory_id)]
+    missed = await now(bob, cursor=begin, query="Where do the ships leave from?", kinds=["match"])
+    assert named(missed) == [("match", "embedded", memory_id)]
+    assert named(await now(bob, cursor=begin)) == [("memory", "stored", memory_id)]
+
+
+async def test_every_piece_of_a_long_memory_may_match(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+    ships = "The ships leave from the southern harbour at dawn and at dusk. " * 40
+    filler = "The minutes of the committee on gardens and parks list flowers, hedges and benches. " * 40
+    wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
+    memory_id = await alice.store(f"{filler}\n\n{ships}", visibility="public")
+    answer = await wait
+    assert {event["id"] for event in answer["events"]} == {memory_id}
+    assert "ships" in answer["events"][0]["snippet"]
+
+
+async def test_min_score_says_how_close_is_close(namespace: str, alice: Agent, bob: Agent) -> None:
+    cursor = (await now(bob))["cursor"]
+    memory_id = await alice.store("The ships leave from the harbour.", visibility="public")
+    query = {"query": "Where do the ships leave from?", "kinds": ["match"], "cursor": cursor}
+    assert named(await now(bob, min_score=0.99, **query)) == []
+    assert named(await now(bob, min_score=0.1, **query)) == [("match", "stored", memory_id)]
+
+
+async def test_a_time_that_runs_out_gives_nothing_and_a_cursor_to_go_on_from(
+    stack: Stack, namespace: str, bob: Agent
+) -> None:
+    answer = await bob.call("wait_for_events", timeout_seconds=0.05)
+    assert answer["events"] == []
+    assert not answer["partial"]
+    await emit(stack, namespace, "later")
+    assert named(await now(bob, cursor=answer["cursor"])) == [("task", "assigned", "later")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"cursor": cursor} for cursor in ("", "x", "1", "1-", "-1-0", "1-0-0", "+", "$", "(1-0", "9" * 15 + "-0")),
+        {"cursor": "9" * 40 + "-0"},
+        {"kinds": ["everything"]},
+        {"kinds": ["match"]},
+        {"query": " "},
+        {"query": "q", "min_score": 1.1},
+        *({"timeout_seconds": seconds} for seconds in (-1, 301, "soon", 1e400)),
+        {"agent_id": "alice"},
+    ],
+)
+async def test_bad_arguments_are_refused(bob: Agent, arguments: dict[str, Any]) -> None:
+    with pytest.raises(Refused) as refused:
+        await bob.call("wait_for_events", **{"timeout_seconds": 0} | arguments)
+    assert refused.value.code == "invalid_argument"
+
+
+async def test_a_burst_arrives_whole_and_in_order(server: Server, stack: Stack, namespace: str, bob: Agent) -> None:
+    wait = await waiting(server, namespace, bob)
+    sent = [f"task-{number}" for number in range(500)]
+    pipe = stack.client.pipeline(transaction=False)
+    for subject in sent:
+        pipe.xadd(
+            Keys(namespace).events, {"kind": "task", "op": "o", "id": subject, "by": "", "scope": "", "to": "bob"}
+        )
+    await pipe.execute()
+    first = await wait
+    rest, _ = await everything(bob, first["cursor"])
+    assert [name[2] for name in [*named(first), *rest]] == sent
+
+
+async def test_nothing_is_missed_or_doubled_while_events_come_without_pause(
+    stack: Stack, namespace: str, bob: Agent
+) -> None:
+    cursor = (await now(bob))["cursor"]
+    sent = [f"task-{number}" for number in range(300)]
+
+    async def send() -> None:
+        for subject in sent:
+            await emit(stack, namespace, subject)
+
+    sending = asyncio.create_task(send())
+    got: list[str] = []
+    while len(got) < len(sent):
+        answer = await bob.call("wait_for_events", cursor=cursor, timeout_seconds=PATIENT)
+        cursor = answer["cursor"]
+        got += [event["id"] for event in answer["events"]]
+    await sending
+    assert got == sent
+
+
+async def test_two_hundred_agents_wait_at_once_and_each_gets_its_own(
+    server: Server, stack: Stack, namespace: str
+) -> None:
+    callers = [Caller(namespace, f"a{number}") for number in range(200)]
+    request = WaitRequest(timeout_seconds=PATIENT)
+    calls = [asyncio.create_task(wait_for_events(server.service, caller, request)) for caller in callers]
+
+    async def all_wait() -> bool:
+        return listeners(server, namespace) == len(callers)
+
+    await wait_until(all_wait)
+    for number in range(len(callers)):
+        await emit(stack, namespace, f"task-{number}", to=(f"a{number}",))
+    answers = await asyncio.gather(*calls)
+    assert [[event.id for event in answer.events] for answer in answers] == [[f"task-{n}"] for n in range(200)]
+    assert listeners(server, namespace) == 0
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_a_client_that_leaves_is_waited_for_no_longer(server: Server, namespace: str, mode: Any) -> None:
+    url = f"{server.url}/mcp?agent=bob&namespace={namespace}"
+
+    async def wait_and_leave() -> None:
+        async with McpClient(url, mode=mode) as client:
+            await client.call_tool("wait_for_events", {"timeout_seconds": 300})
+
+    task = asyncio.create_task(wait_and_leave())
+
+    async def waits() -> bool:
+        return listeners(server, namespace) == 1
+
+    async def is_gone() -> bool:
+        return listeners(server, namespace) == 0
+
+    await wait_until(waits)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await wait_until(is_gone)
+
+
+async def test_events_that_the_stream_dropped_are_reported(stack: Stack, namespace: str, bob: Agent) -> None:
+    cursor = (await now(bob))["cursor"]
+    await emit(stack, namespace, "first")
+    whole = await now(bob, cursor=cursor)
+    assert not whole["partial"]
+    for number in range(5):
+        await emit(stack, namespace, f"task-{number}")
+    await stack.client.xtrim(Keys(namespace).events, maxlen=2, approximate=False)
+    answer = await now(bob, cursor=cursor)
+    assert answer["partial"]
+    assert "dropped" in answer["reason"]
+    assert [name[2] for name in named(answer)] == ["task-3", "task-4"]
+    assert not (await now(bob, cursor=answer["cursor"]))["partial"]
+
+
+async def test_others_private_memories_do_not_count_as_unread(
+    server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
+) -> None:
+    caller = Caller(namespace, "bob")
+    assert await unread(server.service, caller) == 0
+    await alice.store("Private.")
+    assert await unread(server.service, caller) == 0
+    await alice.store("Public.", visibility="public")
+    await emit(stack, namespace, "task")
+    assert await unread(server.service, caller) == 2
+    for number in range(120):
+        await emit(stack, namespace, f"task-{number}")
+    assert await unread(server.service, caller) == 100
+    seen = await server.service.seen.get(namespace, "bob")
+    assert seen
+    _, cursor = await everything(bob, seen)
+    assert await unread(server.service, caller) == 0
+
+    async def is_remembered() -> bool:
+        return (await stack.client.get(Keys(namespace).seen("bob"))) == cursor.encode()
+
+    await wait_until(is_remembered)

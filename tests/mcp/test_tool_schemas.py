@@ -1,0 +1,63 @@
+"""What tools say of themselves is what clients check: strictly described, refusals included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from support.in_process import InProcess
+from support.stack import Agent, Server
+from support.tool_schemas import problems_of
+
+WHOLE = {"type": "object", "additionalProperties": False, "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+async def test_the_schemas_of_all_tools_pass_the_strict_check(alice: Agent) -> None:
+    tools = (await alice.client.list_tools()).tools
+    assert len(tools) >= 23
+    assert not [problem for tool in tools for problem in problems_of(tool.model_dump(mode="json", by_alias=True))]
+
+
+async def test_a_refusal_is_what_the_output_schema_of_its_tool_describes(alice: Agent) -> None:
+    """The TypeScript SDK 1.x gives its caller no error result that its tool's output schema does not describe."""
+    for tool in (await alice.client.list_tools()).tools:
+        result = await alice.raw(tool.name, unheard_of=1)
+        assert result.is_error
+        error = (result.structured_content or {})["error"]
+        assert error["code"] == "invalid_argument"
+        Draft202012Validator(tool.output_schema or {}).validate(result.structured_content)
+
+
+async def test_an_answer_that_lacks_what_it_needs_is_not_what_the_schema_describes(server: Server) -> None:
+    tools = await InProcess.over(server).tools.list_tools()
+    (store,) = [tool for tool in tools if tool.name == "store_memory"]
+    validator = Draft202012Validator(store.output_schema or {})
+    answer = {"partial": False, "memory_id": "m", "vector": "ready", "durability": "memory"}
+    assert validator.is_valid(answer)
+    assert not validator.is_valid({name: value for name, value in answer.items() if name != "memory_id"})
+    assert not validator.is_valid({"error": {"message": "of no kind"}})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"type": "array"}, "not an object"),
+        ({"type": "thing"}, "is not valid under any"),
+        ({"required": ["b"]}, "needs b"),
+        ({"required": "a"}, "is not of type 'array'"),
+        ({"additionalProperties": True}, "does not name"),
+        ({"anyOf": [{"required": ["a"]}]}, "alternatives at its top"),
+        ({"properties": {"a": {"$ref": "#/x"}}}, ".a has the keyword $ref"),
+        ({"properties": {"a": {"type": "array"}}}, ".a is a list of nobody knows what"),
+        ({"properties": {"a": {"type": "array", "items": {"if": {}}}}}, ".a.items has the keyword if"),
+    ],
+)
+def test_the_strict_check_sees(change: dict[str, Any], problem: str) -> None:
+    assert problems_of({"name": "t", "inputSchema": WHOLE, "outputSchema": WHOLE}) == []
+    problems = problems_of({"name": "t", "inputSchema": WHOLE | change, "outputSchema": WHOLE})
+    assert any(problem in one for one in problems), problems
+
+
+def test_a_tool_without_an_output_schema_is_seen() -> None:
+    assert problems_of({"name": "t", "inputSchema": WHOLE}) == ["t has no outputSchema"]

@@ -1,0 +1,68 @@
+"""A vector lands on the very record that it was made of, or nowhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from support.stack import Agent, Stack
+
+from memory_core.records.keys import GROUP, Keys
+from memory_core.records.model import vector_field
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store import functions
+
+MODEL, DIMENSION = "all-MiniLM-L6-v2", 384
+UNIT: Matrix = np.eye(1, DIMENSION, dtype=np.float32)[0]
+
+
+async def commit(stack: Stack, keys: Keys, model: str = MODEL, **item: Any) -> str:
+    """Commit a vector as a sidecar would; give the verdict."""
+    made: dict[str, Any] = {"piece": 0, "entry": "0-1", "bytes": to_bytes(UNIT), "dimension": DIMENSION} | item
+    names = [keys.jobs(MODEL), keys.events, keys.memory(made["id"])]
+    answer = await functions.call(stack.client, "rm1_commit", names, items=[made], model=model, group=GROUP)
+    return answer["verdicts"][0]
+
+
+@pytest.mark.parametrize("other", [{"rev": 2}, {"rev": 0}, {"hash": "0" * 32}, {"model": "another"}])
+async def test_a_vector_of_another_revision_content_or_model_is_stale(
+    stack: Stack, namespace: str, alice: Agent, other: dict[str, Any]
+) -> None:
+    keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
+    record = keys.memory(memory_id)
+    digest = (await stack.client.hget(record, "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    before = await stack.client.hgetall(record)
+    assert await commit(stack, keys, **said | other) == "stale"
+    assert await stack.client.hgetall(record) == before
+    assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "ok"
+    assert await stack.client.hget(record, vector_field(MODEL)) == to_bytes(UNIT)
+
+
+async def test_a_vector_of_a_deleted_memory_brings_nothing_back(stack: Stack, namespace: str, alice: Agent) -> None:
+    keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
+    digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
+    await alice.call("clear_memory", memory_ids=[memory_id])
+    assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "gone"
+    assert not await stack.client.exists(keys.memory(memory_id))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"bytes": to_bytes(UNIT[:-1])},
+        {"bytes": to_bytes(UNIT * 2)},
+        {"bytes": to_bytes(UNIT[:16]), "dimension": 16},
+        {"sealed": True},
+    ],
+)
+async def test_what_is_no_vector_of_the_model_is_refused_and_its_job_kept(
+    stack: Stack, namespace: str, alice: Agent, bad: dict[str, Any]
+) -> None:
+    keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
+    digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
+    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    before = await stack.client.hgetall(keys.memory(memory_id))
+    assert await commit(stack, keys, **said | bad) == "bad_vector"
+    assert await stack.client.hgetall(keys.memory(memory_id)) == before

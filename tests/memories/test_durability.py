@@ -1,0 +1,228 @@
+"""How far a write has come when it is answered: to Redis, to its disk, to those of its replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from support.embedder_fixtures import RedisServer, wait_until
+from support.ports import free_port
+from support.redis_users import SERVER, denials
+from support.stack import Agent, in_own_task, serving
+
+from memory_core.records.keys import Keys
+from memory_core.records.memory import Priority
+from memory_core.settings.settings import Settings
+from memory_core.store.connection import Client, connect
+from memory_server.contract.memories import StoreAnswer
+from memory_server.engine.durability import Written, deferring
+from memory_server.engine.principals import Caller
+from memory_server.memories.store import NewMemory, store_memory
+from memory_server.service import Service
+
+CRITICAL = {"priority": "critical", "wait": False}
+TEAM = "durable"
+USUAL = "aof"
+"""The shipped user may not ask for the policy of the append-only file; others read `aof-everysec` here."""
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def everysec(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
+    """A Redis that syncs once a second, as the embedded default does."""
+    redis = RedisServer(tmp_path_factory.mktemp("everysec"), options=["--appendfsync", "everysec"])
+    redis.start()
+    try:
+        yield redis
+        async with connect(redis.url) as client:
+            assert await denials(client) == set()
+    finally:
+        redis.kill()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def agent(everysec: RedisServer) -> AsyncGenerator[Agent]:
+    """An agent whose memory lies there."""
+    async with in_own_task(_agent(everysec)) as agent:
+        yield agent
+
+
+@asynccontextmanager
+async def _agent(redis: RedisServer, **durability: object) -> AsyncGenerator[Agent]:
+    async with serving(redis.url_of(SERVER), durability=durability) as server, server.agent("alice", TEAM) as agent:
+        yield agent
+
+
+@asynccontextmanager
+async def _service(redis: RedisServer, **durability: object) -> AsyncGenerator[Service]:
+    async with Service(Settings.load(redis_url=redis.url_of(SERVER), durability=durability)).running() as service:
+        yield service
+
+
+async def test_a_critical_memory_is_synced_when_it_is_answered_and_others_do_not_wait(agent: Agent) -> None:
+    critical = await agent.call("store_memory", content="The vault opens at nine.", **CRITICAL)
+    assert critical["durability"] == "synced"
+    assert "unconfirmed" not in critical
+    usual = await agent.call("store_memory", content="The cat sat.", wait=False)
+    assert usual["durability"] == USUAL
+
+
+async def test_an_update_is_synced_if_its_memory_was_or_becomes_critical(agent: Agent) -> None:
+    stored = await agent.call("store_memory", content="The door is green.", wait=False)
+    changes = ({"content": "The door is red."}, {"priority": "critical"}, {"priority": "low"}, {"tags": ["door"]})
+    levels = [
+        (await agent.call("update_memory", memory_id=stored["memory_id"], **change))["durability"] for change in changes
+    ]
+    assert levels == [USUAL, "synced", "synced", USUAL]
+
+
+async def test_a_batch_that_holds_one_critical_write_is_synced_whole_by_one_wait(
+    agent: Agent, everysec: RedisServer
+) -> None:
+    async with connect(everysec.url) as client:
+        before = await _waits(client)
+        plain = [{"op": "store_memory", "content": f"Plain {number}."} for number in range(5)]
+        critical = [
+            {"op": "store_memory", "content": f"Grave {number}.", "priority": "critical"} for number in range(5)
+        ]
+        answer = await agent.call("batch_operations", operations=[*plain, *critical, {"op": "memory_stats"}])
+        assert [one["result"].get("durability") for one in answer["results"]] == ["synced"] * 10 + [None]
+        assert await _waits(client) == before + 1
+        answer = await agent.call("batch_operations", operations=plain)
+        assert [one["result"]["durability"] for one in answer["results"]] == [USUAL] * 5
+        assert await _waits(client) == before + 1
+
+
+async def test_a_setting_has_every_write_wait(everysec: RedisServer) -> None:
+    async with _agent(everysec, level="synced") as agent:
+        stored = await agent.call("store_memory", content="The sky is blue.", wait=False)
+        changed = await agent.call("update_memory", memory_id=stored["memory_id"], tags=["sky"])
+    assert [stored["durability"], changed["durability"]] == ["synced", "synced"]
+
+
+async def test_who_waits_at_the_same_time_shares_few_waits(everysec: RedisServer) -> None:
+    async with _service(everysec) as service, connect(everysec.url) as client:
+        before = await _waits(client)
+        answers = await asyncio.gather(*(_store(service, f"Share {number}.") for number in range(200)))
+        assert {answer.durability for answer in answers} == {"synced"}
+        assert await _waits(client) - before < 50
+
+
+async def test_a_write_that_never_reaches_the_disk_stands_and_is_not_called_synced(everysec: RedisServer) -> None:
+    """With `appendfsync no` earlier writes are synced and this one is not: whoever forgets the mark is told `yes`."""
+    async with connect(everysec.url) as client, _agent(everysec, wait_seconds=0.3) as agent:
+        await client.config_set("appendfsync", "no")
+        try:
+            stored = await agent.call("store_memory", content="The safe is in the wall.", **CRITICAL)
+            whole = await agent.raw("store_memory", content="And so is the key.", **CRITICAL)
+        finally:
+            await client.config_set("appendfsync", "everysec")
+        assert stored["durability"] == USUAL
+        assert "did not sync it within 0.3 s" in stored["unconfirmed"]
+        assert "not known to be on every disk" in str(whole.content)
+        read = await agent.call("retrieve_memory", memory_id=stored["memory_id"])
+        assert read["memory"]["content"] == "The safe is in the wall."
+
+
+async def test_a_write_that_redis_lost_before_the_wait_is_not_called_synced(everysec: RedisServer) -> None:
+    async with _service(everysec) as service, connect(everysec.url) as client:
+        with deferring() as deferred:
+            kept, lost = [(await _store(service, f"Of two {number}.")).memory_id for number in range(2)]
+        await client.delete(Keys(TEAM).memory(lost))
+        reached = await service.syncing.settled(deferred)
+        assert reached[kept].level == "synced"
+        assert reached[lost].level == USUAL
+        assert "not there any more" in (reached[lost].unconfirmed or "")
+        older = await service.syncing.reached(Written(TEAM, kept, 2), critical=True)
+        assert older.level == USUAL, "revision 2 is not there yet"
+
+
+async def test_without_an_append_only_file_a_critical_memory_is_said_to_be_in_memory_only(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, options=["--appendonly", "no"])
+    redis.start()
+    try:
+        async with _service(redis) as service:
+            answer = await _store(service, "Nothing lasts.")
+            assert answer.durability == "memory"
+    finally:
+        redis.kill()
+
+
+async def test_a_redis_that_dies_during_the_wait_leaves_the_level_unknown(tmp_path: Path) -> None:
+    redis = RedisServer(tmp_path, options=["--appendfsync", "no"])
+    redis.start()
+    try:
+        async with _service(redis, wait_seconds=20) as service, connect(redis.url) as client:
+            storing = asyncio.create_task(_store(service, "Mid-air."))
+
+            async def waits() -> bool:
+                return any(one["cmd"] == "waitaof" for one in await client.client_list())
+
+            await wait_until(waits)
+            redis.kill()
+            answer = await storing
+            assert answer.memory_id
+            assert answer.unconfirmed
+    finally:
+        redis.kill()
+
+
+async def test_a_critical_memory_waits_for_a_replica_where_there_is_one_and_is_there(tmp_path: Path) -> None:
+    async with _master_and_replica(tmp_path) as (master, replica), _service(master, wait_seconds=5) as service:
+        answer = await _store(service, "Two are better than one.")
+        assert (answer.durability, answer.unconfirmed) == ("synced+1 replica", None)
+        master.kill()
+        async with connect(replica.url) as client:
+            assert await client.exists(Keys(TEAM).memory(answer.memory_id))
+
+
+async def test_a_replica_that_hangs_delays_one_answer_and_no_more(tmp_path: Path) -> None:
+    async with _master_and_replica(tmp_path) as (master, replica), _service(master, wait_seconds=1.5) as service:
+        assert (await _store(service, "Before.")).durability == "synced+1 replica"
+        replica.signal(signal.SIGSTOP)
+        slow = await _store(service, "The replica hangs.")
+        after = await _store(service, "It is not asked again.")
+        for answer in (slow, after):
+            assert answer.durability == "synced"
+            assert "replicas are too slow" in (answer.unconfirmed or "")
+
+
+@asynccontextmanager
+async def _master_and_replica(folder: Path) -> AsyncGenerator[tuple[RedisServer, RedisServer]]:
+    ports = [free_port(), free_port()]
+    folders = [folder / "master", folder / "replica"]
+    of_master = ("--replicaof", f"127.0.0.1 {ports[0]}")
+    for place in folders:
+        place.mkdir()
+    master, replica = (
+        RedisServer(place, options=["--port", str(port), "--repl-diskless-sync-delay", "0", *more])
+        for place, port, more in zip(folders, ports, [(), of_master], strict=True)
+    )
+    try:
+        master.start()
+        replica.start()
+        async with connect(master.url) as client:
+
+            async def follows() -> bool:
+                state = (await client.info("replication")).get("slave0", {})
+                return state.get("state") == "online"
+
+            await wait_until(follows)
+        yield master, replica
+    finally:
+        for redis in (replica, master):
+            redis.kill()
+
+
+async def _store(service: Service, content: str) -> StoreAnswer:
+    new = NewMemory(content, priority=Priority.CRITICAL, wait=False)
+    return await store_memory(service, Caller(TEAM, "alice"), new)
+
+
+async def _waits(client: Client) -> int:
+    """How often Redis was asked to wait for a disk."""
+    return (await client.info("commandstats")).get("cmdstat_waitaof", {}).get("calls", 0)

@@ -1,0 +1,210 @@
+"""What the Functions of memories write: owner ids, retried stores, vectors, jobs for each model, what is deleted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from support import embedder_fixtures
+from support.embedder_fixtures import Team
+
+from memory_core.records.ids import new_id
+from memory_core.records.keys import vector_field
+from memory_core.records.memory import content_hash
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store import functions
+
+server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
+OTHER = "next"
+
+
+def unit(*values: float) -> Matrix:
+    """A vector of 16 whose last components these are."""
+    return np.array([0.0] * (16 - len(values)) + list(values), dtype=np.float32)
+
+
+async def with_other_model(team: Team, phase: str) -> None:
+    """Have the namespace be changed to another model, or back."""
+    said = {"other_model": OTHER, "other_field": vector_field(OTHER), "other_dimension": 8, "phase": phase}
+    await team.client.hset(team.names.meta, mapping=said)
+
+
+async def jobs_of(team: Team, model: str) -> list[str]:
+    """Ids of the memories whose vectors by a model are waited for."""
+    return [fields[b"id"].decode() for _, fields in await team.client.xrange(team.names.jobs(model))]
+
+
+async def test_a_name_gets_its_owner_id_once(team: Team) -> None:
+    late = new_id()
+    held = [team.names.agent("alice"), team.names.owner(late)]
+    answer = await functions.call(team.client, "rm1_owner", held, candidate=late, agent="alice")
+    assert answer["owner"] == team.owner
+    assert await team.client.hget(team.names.agent("alice"), "owners") == team.owner.encode()
+    assert not await team.client.exists(team.names.owner(late))
+
+
+async def test_a_store_that_is_repeated_answers_the_same_and_tells_of_its_audit_entry(team: Team) -> None:
+    memory_id = new_id()
+    audit = {"who": "alice", "op": "store_memory", "ids": [memory_id], "nonce": "n1"}
+    first = await team.call_store(memory_id, "a text", audit=audit)
+    before = await team.client.hgetall(team.names.memory(memory_id))
+    again = await team.call_store(memory_id, "a text", audit=audit)
+    assert (first["audited"], again["audited"]) == ("n1", "n1")
+    assert {name: again[name] for name in ("status", "id", "created_at", "expires_at", "seq")} == {
+        name: first[name] for name in ("status", "id", "created_at", "expires_at", "seq")
+    }
+    assert await team.client.hgetall(team.names.memory(memory_id)) == before
+    assert (await team.client.xlen(team.names.audit), len(await jobs_of(team, "fake"))) == (1, 1)
+    unsigned = await team.call_store(new_id(), "another text")
+    assert "audited" not in unsigned
+
+
+async def test_what_an_idempotency_key_stood_for_is_forgotten_after_its_time(team: Team) -> None:
+    asked: dict[str, Any] = {"idempotency": {"payload": "p", "ttl": 60}}
+    memory_id = new_id()
+    await team.call_store(memory_id, "a text", **asked)
+    assert (await team.call_store(new_id(), "a text", **asked))["id"] == memory_id
+    assert 0 < await team.client.ttl(team.names.idempotency("x", "y")) <= 60
+
+
+async def test_what_says_the_same_is_known_for_as_long_as_it_lives(team: Team) -> None:
+    same = team.names.same(team.owner, content_hash("a text"))
+    short, lasting = new_id(), new_id()
+    assert "duplicate_of" not in await team.call_store(short, "a text", ttl=100)
+    assert await team.client.ttl(same) == pytest.approx(100, abs=2)
+    assert (await team.call_store(lasting, "a text", ttl=5000))["duplicate_of"] == short
+    assert await team.client.ttl(same) == pytest.approx(5000, abs=2)
+    endless = new_id()
+    assert (await team.call_store(endless, "a text", ttl=None))["duplicate_of"] == lasting
+    assert await team.client.ttl(same) == -1
+    await team.delete(endless)
+    assert await team.client.ttl(same) == pytest.approx(5000, abs=2)
+    await team.delete(lasting)
+    await team.delete(short)
+    assert not await team.client.exists(same)
+
+
+async def test_what_has_expired_is_no_duplicate_and_is_not_kept_as_one(team: Team) -> None:
+    same = team.names.same(team.owner, content_hash("a text"))
+    lasting = new_id()
+    await team.call_store(lasting, "a text", ttl=5000)
+    await team.call_store(new_id(), "a text", ttl=0.001)
+    await asyncio.sleep(0.01)
+    assert (await team.call_store(new_id(), "a text", ttl=10))["duplicate_of"] == lasting
+    assert await team.client.zcard(same) == 2
+
+
+async def test_nothing_is_sealed_under_a_key_that_is_no_longer_in_force(team: Team) -> None:
+    await team.client.hset(team.names.data_key(team.owner), "current", "2")
+    assert (await team.call_store(new_id(), "a text", key="1"))["status"] == "key_changed"
+    assert await team.client.xlen(team.names.audit) == 0
+    assert (await team.call_store(new_id(), "a text", key="2"))["status"] == "stored"
+
+
+async def test_an_update_of_another_revision_is_told_the_one_in_force(team: Team) -> None:
+    memory_id = await team.store("a text")
+    before = await team.client.hgetall(team.names.memory(memory_id))
+    answer = await team.call_update(memory_id, "a text", "another", rev=7)
+    assert (answer["status"], answer["rev"]) == ("stale", 1)
+    assert await team.client.hgetall(team.names.memory(memory_id)) == before
+    assert (await team.call_update(memory_id, "a text", "another"))["rev"] == 2
+
+
+async def test_a_job_belongs_to_the_trace_of_its_store(team: Team) -> None:
+    await team.store("a text", trace="00-1-2-01")
+    await team.store("another text")
+    traces = [fields.get(b"trace") for _, fields in await team.client.xrange(team.jobs)]
+    assert traces == [b"00-1-2-01", None]
+
+
+async def test_reads_are_counted_for_as_long_as_the_memory_lives(team: Team) -> None:
+    names, living, gone = team.names, await team.store("a text"), new_id()
+    held = [key for memory_id in (living, gone) for key in (names.memory(memory_id), names.use(memory_id))]
+    for _ in range(2):
+        await functions.call(team.client, "rm1_touch", held, counts=[2, 3], at="1000")
+    assert await team.client.hgetall(names.use(living)) == {b"count": b"4", b"last": b"1000"}
+    left = await team.client.pttl(names.memory(living))
+    assert await team.client.pttl(names.use(living)) == pytest.approx(left, abs=1000)
+    assert not await team.client.exists(names.use(gone))
+    await team.client.persist(names.memory(living))
+    await team.client.delete(names.use(living))
+    await functions.call(team.client, "rm1_touch", held, counts=[1, 1], at="1000")
+    assert await team.client.pttl(names.use(living)) == -1
+
+
+@pytest.mark.parametrize(
+    ("vector", "status"),
+    [
+        (unit(1), "stored"),
+        (unit(0.6, 0.8), "stored"),
+        (unit(0.6, 0, 0), "bad_vector"),
+        (np.concatenate([unit(1), unit(0)]), "bad_vector"),
+        (unit(1)[1:], "bad_vector"),
+        (unit(np.nan), "bad_vector"),
+        (unit(np.inf), "bad_vector"),
+        (unit(0), "bad_vector"),
+        (unit(1.004), "stored"),
+        (unit(1.006), "bad_vector"),
+        (unit(0.994), "bad_vector"),
+    ],
+)
+async def test_a_vector_is_stored_if_it_is_of_unit_length(team: Team, vector: Matrix, status: str) -> None:
+    memory_id = new_id()
+    said = {"model": "fake", "dimension": 16, "bytes": to_bytes(vector)}
+    assert (await team.call_store(memory_id, "a text", vector=said))["status"] == status
+    kept = await team.client.hgetall(team.names.memory(memory_id))
+    assert kept.get(team.vector_field.encode()) == (to_bytes(vector) if status == "stored" else None)
+    assert await jobs_of(team, "fake") == []
+
+
+@pytest.mark.parametrize(
+    ("phase", "asked", "state"),
+    [
+        ("building", ["fake", OTHER], "none:fake\x1fnone:next"),
+        ("kept", ["fake"], "none:fake\x1fnone:next"),
+        ("dropping", ["fake"], "none:fake"),
+    ],
+)
+async def test_vectors_are_asked_of_each_model_that_is_wanted(
+    team: Team, phase: str, asked: Sequence[str], state: str
+) -> None:
+    await with_other_model(team, phase)
+    memory_id = new_id()
+    await team.call_store(memory_id, "a text")
+    assert [model for model in ("fake", OTHER) if await jobs_of(team, model)] == asked
+    assert await team.client.hget(team.names.memory(memory_id), "model") == state.encode()
+
+
+async def test_a_vector_of_the_other_model_stands_in_its_own_field(team: Team) -> None:
+    await with_other_model(team, "building")
+    memory_id = new_id()
+    said = {"model": OTHER, "dimension": 8, "bytes": to_bytes(unit(1)[8:])}
+    assert (await team.call_store(memory_id, "a text", vector=said))["status"] == "stored"
+    kept = await team.client.hgetall(team.names.memory(memory_id))
+    assert kept[vector_field(OTHER).encode()] == said["bytes"]
+    assert kept[b"model"] == b"none:fake\x1fnext"
+    assert (await jobs_of(team, "fake"), await jobs_of(team, OTHER)) == ([memory_id], [])
+
+
+async def test_of_what_is_not_there_or_anothers_nothing_is_deleted_or_told(team: Team) -> None:
+    memory_id = await team.store("a text")
+    entries, events = await team.client.xlen(team.names.audit), await team.client.xlen(team.names.events)
+    assert (await team.call_delete([new_id(), memory_id], owners=[new_id()]))["deleted"] == []
+    assert await team.client.exists(team.names.memory(memory_id))
+    assert await team.client.xlen(team.names.audit) == entries
+    assert await team.client.xlen(team.names.events) == events
+    assert (await team.call_delete([new_id(), memory_id]))["deleted"] == [memory_id]
+    assert await team.client.xlen(team.names.audit) == entries + 1
+
+
+async def test_a_purge_takes_what_one_wrote_from_a_time_on(team: Team) -> None:
+    ids = [await team.store(f"text {number}") for number in range(4)]
+    for number, memory_id in enumerate(ids):
+        written: dict[str, Any] = {"writer": "mallory" if number else "alice", "updated_at": 1000 + number}
+        await team.client.hset(team.names.memory(memory_id), mapping=written)
+    answer = await team.call_delete(ids, writer="mallory", since=1002, owners=[])
+    assert answer["deleted"] == ids[2:]
+    assert [await team.client.exists(team.names.memory(memory_id)) for memory_id in ids] == [1, 1, 0, 0]

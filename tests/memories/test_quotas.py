@@ -1,0 +1,138 @@
+"""No agent keeps more than its quota: it is told before anything is written, and others are not concerned."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from support.redis_users import SERVER
+from support.sharing_helpers import refusal
+from support.stack import Agent, Server, Stack, in_own_task, serving
+
+from memory_core.errors import QuotaExceeded
+from memory_core.settings.quotas import QuotaSettings
+from memory_server.memories import quotas
+from memory_server.memories.quotas import Quotas, Room
+
+LONG = "".join(f"Sentence {number} tells of the quiet harbour and its many boats. " for number in range(120))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def tight(stack: Stack) -> AsyncGenerator[Server]:
+    """A server with small quotas, on the Redis of the others."""
+    limits = {"memories": 5, "pieces": 12, "open_tasks": 2}
+    async with in_own_task(serving(stack.redis.url_of(SERVER), quotas=limits)) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def ann(tight: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """An agent of that server."""
+    async with in_own_task(tight.agent("ann", namespace)) as agent:
+        yield agent
+
+
+async def _fill(agent: Agent, number: int = 5) -> list[str]:
+    return [await agent.store(f"Note {index}.", wait=False) for index in range(number)]
+
+
+async def test_a_full_agent_is_told_the_limit_and_what_to_do(ann: Agent) -> None:
+    stored = await _fill(ann)
+    code, text = await refusal(ann, "store_memory", content="One more.", wait=False)
+    assert (code, "5" in text, "clear_memory" in text) == ("quota_exceeded", True, True)
+    assert (await ann.call("get_agent_memories"))["total"] == 5
+    await ann.call("clear_memory", memory_ids=[stored[0]])
+    await ann.store("One more.", wait=False)
+    assert (await refusal(ann, "store_memory", content="Another.", wait=False))[0] == "quota_exceeded"
+
+
+async def test_others_neither_feel_a_full_agent_nor_fill_it(tight: Server, ann: Agent, namespace: str) -> None:
+    async with tight.agent("bob", namespace) as bob:
+        await _fill(bob)
+        await _fill(ann)
+        assert (await refusal(ann, "store_memory", content="x", wait=False))[0] == "quota_exceeded"
+        assert (await refusal(bob, "store_memory", content="x", wait=False))[0] == "quota_exceeded"
+
+
+async def test_a_batch_stores_up_to_the_limit_and_says_which_it_did_not(ann: Agent) -> None:
+    operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(8)]
+    answer = await ann.call("batch_operations", operations=operations)
+    assert [result["ok"] for result in answer["results"]] == [True] * 5 + [False] * 3
+    assert {result["error"]["code"] for result in answer["results"][5:]} == {"quota_exceeded"}
+
+
+async def test_a_long_content_counts_by_its_pieces_when_stored_and_when_changed(ann: Agent) -> None:
+    assert (await refusal(ann, "store_memory", content=LONG * 3, wait=False))[0] == "quota_exceeded"
+    first = await ann.store(LONG, wait=False)
+    pieces = (await ann.call("retrieve_memory", memory_id=first))["memory"]["pieces"]
+    assert 6 < pieces <= 12
+    short = await ann.store("Short.", wait=False)
+    assert (await refusal(ann, "update_memory", memory_id=short, content=LONG))[0] == "quota_exceeded"
+    await ann.call("update_memory", memory_id=first, content="Short now.")
+    await ann.call("clear_memory", memory_ids=[first])
+    await ann.call("update_memory", memory_id=short, content=LONG)
+
+
+async def test_a_repeat_of_an_earlier_store_is_answered_though_there_is_no_room(ann: Agent) -> None:
+    first = await ann.store("Keyed.", idempotency_key="k1", wait=False)
+    await _fill(ann, 4)
+    again = await ann.call("store_memory", content="Keyed.", idempotency_key="k1", wait=False)
+    assert (again["memory_id"], again["replayed"]) == (first, True)
+    code, _ = await refusal(ann, "store_memory", content="New.", idempotency_key="k2", wait=False)
+    assert code == "quota_exceeded"
+
+
+async def test_open_tasks_count_by_who_submitted_them(tight: Server, ann: Agent, namespace: str) -> None:
+    first = (await ann.call("distribute_task", description="Sweep the deck."))["task_id"]
+    await ann.call("distribute_task", description="Mend the sail.")
+    code, text = await refusal(ann, "distribute_task", description="Paint the mast.")
+    assert (code, "2 open tasks" in text) == ("quota_exceeded", True)
+    async with tight.agent("bob", namespace) as bob:
+        await bob.call("distribute_task", description="Cook the fish.")
+    await ann.call("cancel_task", task_id=first)
+    await ann.call("distribute_task", description="Paint the mast.")
+    assert (await refusal(ann, "distribute_task", description="Row."))[0] == "quota_exceeded"
+
+
+class _Counter:
+    """Stands for Redis's count, and counts how often it is asked."""
+
+    def __init__(self, memories: int) -> None:
+        self.memories = memories
+        self.asked = 0
+
+    async def __call__(self) -> Room:
+        self.asked += 1
+        return Room(self.memories, self.memories)
+
+
+OWNER: Any = ("team", ("owner",))
+
+
+async def test_far_from_the_limit_redis_is_asked_once_for_many_stores() -> None:
+    limits, count = Quotas(QuotaSettings(memories=1_000_000, pieces=0)), _Counter(10)
+    for _ in range(1000):
+        await limits.take(OWNER, Room(1, 1), count)
+    assert count.asked == 1
+
+
+async def test_a_count_near_the_limit_is_good_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr(quotas.time, "monotonic", lambda: clock[0])
+    limits, count = Quotas(QuotaSettings(memories=12, pieces=0)), _Counter(10)
+    for _ in range(2):
+        await limits.take(OWNER, Room(1, 1), count)
+    with pytest.raises(QuotaExceeded):
+        await limits.take(OWNER, Room(1, 1), count)
+    assert count.asked == 1
+    clock[0] += 1.1
+    await limits.take(OWNER, Room(1, 1), count)
+    assert count.asked == 2
+
+
+async def test_without_quotas_nothing_is_counted() -> None:
+    limits, count = Quotas(QuotaSettings(memories=0, pieces=0)), _Counter(10**9)
+    await limits.take(OWNER, Room(1, 1), count)
+    assert count.asked == 0

@@ -1,0 +1,46 @@
+"""What the log holds of an exception."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Generator
+
+import pytest
+
+from memory_core.errors import InvalidArgument
+from memory_core.observe import logs
+
+CANARY = "hunter2-canary"
+
+
+@pytest.fixture
+def restored() -> Generator[None]:
+    """Puts back how the tests log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    for handler in handlers:
+        root.removeHandler(handler)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_an_exception_says_is_not_logged_unless_debugging(form: logs.Format) -> None:
+    said, at_length = io.StringIO(), io.StringIO()
+    for level, stream in (("INFO", said), ("DEBUG", at_length)):
+        logs.configure(level, form, stream=stream)
+        try:
+            try:
+                raise ValueError(f"inner {CANARY}")
+            except ValueError as error:
+                raise InvalidArgument(f"outer {CANARY}") from error
+        except InvalidArgument:
+            logging.getLogger("x").exception("a tool failed")
+    assert CANARY not in said.getvalue()
+    assert "InvalidArgument" in said.getvalue()
+    assert "ValueError" in said.getvalue()
+    assert "test_logs.py" in said.getvalue()
+    assert f"inner {CANARY}" in at_length.getvalue()

@@ -1,0 +1,222 @@
+"""More calls than the server can do: some wait, some are turned away and told when to come back, none is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from support.embedder_fixtures import wait_until
+from support.redis_users import SERVER
+from support.stack import MASTER_KEY, Agent, Server, Stack, serving
+
+from memory_core.errors import Overloaded
+from memory_server.engine.admission import Admission, outside
+
+CALLERS = 40
+ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
+MODERN = {"mcp-protocol-version": "2026-07-28", "mcp-method": "tools/call", "mcp-name": "store_memory"}
+META = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "raw", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+@asynccontextmanager
+async def _limited(stack: Stack, **limits: float) -> AsyncGenerator[tuple[Server, httpx2.AsyncClient]]:
+    """A server of its own on the session's Redis, and a bare client."""
+    async with AsyncExitStack() as opened:
+        url = stack.redis.url_of(SERVER)
+        server = await opened.enter_async_context(serving(url, limits=limits, master_key=MASTER_KEY))
+        http = await opened.enter_async_context(httpx2.AsyncClient(timeout=30, headers=ACCEPT))
+        yield server, http
+
+
+async def _call(http: httpx2.AsyncClient, server: Server, namespace: str, tool: str, **arguments: Any) -> Any:
+    """Call a tool by the newer protocol, which needs no session; give the result as it came."""
+    params = {"name": tool, "arguments": arguments, "_meta": META}
+    body = {"jsonrpc": "2.0", "id": "one", "method": "tools/call", "params": params}
+    url = f"{server.url}/mcp?agent=alice&namespace={namespace}"
+    response = await http.post(url, json=body, headers={**MODERN, "mcp-name": tool})
+    assert response.status_code == 200, response.text
+    assert response.json()["id"] == "one"
+    return response.json()["result"]
+
+
+async def test_of_many_at_once_some_are_turned_away_with_a_pause_and_those_let_in_are_right(
+    stack: Stack, namespace: str
+) -> None:
+    async with _limited(stack, calls_at_once=2, calls_waiting=4) as (server, http):
+        calls = [
+            _call(http, server, namespace, "store_memory", content=f"Crate {number}.", wait=False)
+            for number in range(CALLERS)
+        ]
+        told = [result["structuredContent"] for result in await asyncio.gather(*calls)]
+        refused = [one["error"] for one in told if "error" in one]
+        assert 0 < len(refused) < CALLERS
+        assert {one["code"] for one in refused} == {"overloaded"}
+        assert all(one["retry_after"] > 0 for one in refused)
+        kept = await _call(http, server, namespace, "get_agent_memories", limit=100)
+        stored = {one["memory_id"]: f"Crate {number}." for number, one in enumerate(told) if "error" not in one}
+        assert {one["memory_id"]: one["content"] for one in kept["structuredContent"]["memories"]} == stored
+
+
+async def test_a_burst_many_times_the_slots_waits_and_is_done(stack: Stack, namespace: str) -> None:
+    async with _limited(stack) as (server, http):
+        calls = [
+            _call(http, server, namespace, "store_memory", content=f"Box {number}.", wait=False)
+            for number in range(150)
+        ]
+        assert not [result for result in await asyncio.gather(*calls) if result["isError"]]
+
+
+@pytest.mark.parametrize("era", ["auto", "legacy"])
+async def test_a_refusal_at_the_door_is_what_the_tool_would_answer(stack: Stack, namespace: str, era: Any) -> None:
+    async with AsyncExitStack() as opened:
+        server, http = await opened.enter_async_context(_limited(stack, calls_at_once=1, calls_waiting=0))
+        agent = await opened.enter_async_context(server.agent("alice", namespace, era))
+        with _busy(server):
+            result = await agent.raw("memory_stats")
+            assert (await agent.client.list_tools()).tools
+            large = await http.post(f"{server.url}/mcp", content=b" " * 100_000)
+        assert result.is_error
+        error = (result.structured_content or {})["error"]
+        assert error["code"] == "overloaded"
+        assert error["retry_after"] > 0
+        assert (large.status_code, large.headers["retry-after"]) == (503, "1")
+        assert server.runtime.figures.turned_away == 1
+        assert (await agent.call("memory_stats"))["vector_backlog"] == 0
+
+
+async def test_calls_that_wait_leave_their_slot_to_others(stack: Stack, namespace: str) -> None:
+    async with AsyncExitStack() as opened:
+        server, _ = await opened.enter_async_context(_limited(stack, calls_at_once=1, calls_waiting=0))
+        alice, bob = [await opened.enter_async_context(server.agent(name, namespace)) for name in ("alice", "bob")]
+        await alice.call("register_agent")
+        claiming = asyncio.create_task(alice.call("get_pending_tasks", wait_seconds=20))
+        await wait_until(lambda: _listen(server, namespace, 1))
+        waiting = asyncio.create_task(_until_let_in(alice, "wait_for_events", timeout_seconds=20, kinds=["task"]))
+        await wait_until(lambda: _listen(server, namespace, 2))
+        submitted = await _until_let_in(bob, "distribute_task", description="Row the boat.", assign_to="alice")
+        assert (await claiming)["tasks"][0]["task_id"] == submitted["task_id"]
+        assert (await waiting)["events"]
+
+
+async def test_requests_beyond_the_memory_for_them_are_refused_unread(stack: Stack, namespace: str) -> None:
+    async with _limited(stack, request_bytes=50_000) as (server, http):
+        answer = await http.post(f"{server.url}/mcp?namespace={namespace}", content=b" " * 60_000)
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"] == "1"
+        assert answer.json()["error"] == "overloaded"
+        assert not (await _call(http, server, namespace, "memory_stats"))["isError"]
+    async with _limited(stack, requests=1) as (server, http), server.agent("alice", namespace) as agent:
+        waiting = asyncio.create_task(agent.call("wait_for_events", timeout_seconds=20))
+        await wait_until(lambda: _listen(server, namespace, 1))
+        assert (await http.get(f"{server.url}/readyz")).json()["error"] == "overloaded"
+        assert (await http.get(f"{server.url}/livez")).status_code == 200, "it is busy, not dead"
+        waiting.cancel()
+        await wait_until(lambda: _is_open(http, server))
+
+
+async def test_a_load_that_lasts_leaves_few_waiting_and_ends_when_it_ends() -> None:
+    admission = Admission(at_once=2, waiting=100, patience=0.0)
+    leave = asyncio.Event()
+
+    async def work() -> None:
+        async with admission.slot():
+            await leave.wait()
+
+    calls = [asyncio.create_task(work()) for _ in range(10)]
+    await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+    done = [call for call in calls if call.done()]
+    assert len(done) == 7, "two are worked on, half as many wait"
+    assert all(isinstance(call.exception(), Overloaded) for call in done)
+    leave.set()
+    await asyncio.wait(calls)
+    async with admission.slot():
+        assert not admission.is_full()
+
+
+async def test_a_burst_that_turns_out_to_last_loses_those_who_came_last() -> None:
+    admission = Admission(at_once=2, waiting=100, patience=0.05)
+    leave = asyncio.Event()
+
+    async def work() -> None:
+        async with admission.slot():
+            await leave.wait()
+
+    burst = [asyncio.create_task(work()) for _ in range(10)]
+
+    async def another_is_refused() -> bool:
+        try:
+            async with asyncio.timeout(0.01):
+                await work()
+        except Overloaded:
+            return True
+        except TimeoutError:
+            return False
+        return False
+
+    await wait_until(another_is_refused)
+    await asyncio.wait(burst[3:])
+    assert [call.done() for call in burst] == [False] * 3 + [True] * 7
+    assert all(isinstance(call.exception(), Overloaded) for call in burst[3:])
+    leave.set()
+    await asyncio.gather(*burst[:3])
+
+
+async def test_no_slot_is_lost_by_calls_that_are_cancelled_at_any_point() -> None:
+    admission = Admission(at_once=1, waiting=10, patience=60.0)
+    never = asyncio.Event()
+
+    async def work() -> None:
+        async with admission.slot():
+            with outside():
+                await never.wait()
+
+    async def hold() -> None:
+        async with admission.slot():
+            await never.wait()
+
+    for steps in range(6):
+        calls = [asyncio.create_task(one()) for one in (work, hold, work, hold, hold)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        async with asyncio.timeout(1), admission.slot():
+            pass
+
+
+@contextmanager
+def _busy(server: Server) -> Generator[None]:
+    """Have a call work that never ends."""
+    admission = server.runtime.gate.admission
+    admission.enter_again()
+    try:
+        yield
+    finally:
+        admission.leave()
+
+
+async def _listen(server: Server, namespace: str, number: int) -> bool:
+    return server.service.events.count(namespace) == number
+
+
+async def _is_open(http: httpx2.AsyncClient, server: Server) -> bool:
+    return "error" not in (await http.get(f"{server.url}/readyz")).json()
+
+
+async def _until_let_in(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
+    """Call again while the server has too much to do, as agents do."""
+    while True:
+        result = await agent.raw(tool, **arguments)
+        told = result.structured_content or {}
+        if told.get("error", {}).get("code") != "overloaded":
+            return told
+        await asyncio.sleep(told["error"]["retry_after"])

@@ -1,0 +1,146 @@
+"""Each query that the builder makes, word by word: what stands in its text, and what is bound."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from memory_core.records.memory import MemoryType, Priority
+from memory_core.records.model import Model
+from memory_core.records.scope import Grant, Part, Principal
+from memory_server.index import query as build
+from memory_server.index.query import Filters, Query
+
+MODEL = Model("minilm", 384)
+ANN = Principal(
+    "team",
+    "ann",
+    owner="o2",
+    owners=("o1", "o2"),
+    grants=(Grant("g", "bob", False, (Part(("t:o9:x", "i:m"), 0.0),)),),
+    hidden=frozenset({"o:o8", "o:o7"}),
+    quarantined=(("ann", 1.0), ("eve", 7.5)),
+)
+BOB = Principal("team", "bob")
+EVERY = Filters(
+    owners=("o1",),
+    types=(MemoryType.CODE, MemoryType.TASK),
+    priorities=(Priority.HIGH,),
+    tags=("red", "a\\b"),
+    context="c",
+    source="s",
+    since=2.0,
+    until=3.0,
+)
+
+
+def given() -> Query:
+    """A selection to be narrowed."""
+    return Query("@a:{$p0}", {"p0": "x"})
+
+
+def told(query: Query) -> str:
+    """Give the text with the bound values in their places, and without the weights that count for nothing."""
+    assert list(query.params) == [f"p{number}" for number in range(len(query.params))]
+    text = re.sub(r"\$(p\d+)", lambda found: f"<{query.params[found[1]]}>", query.text)
+    return text.replace("=>{$weight: 0}", "")
+
+
+SELECTIONS = {
+    "all filters": (
+        build.readable(ANN, EVERY, 5.0),
+        "@scope:{<pub>|<o:o1>|<o:o2>|<t:o9:x>|<i:m>} -@scope:{<o:o7>|<o:o8>} "
+        "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@expires_at:[-inf <5.000000>] @owner:{<o1>} "
+        "@type:{<code>|<task>} @priority:{<high>} @context:{<c>} @source:{<s>} @tags:{<red>|<a\\\\b>} "
+        "@occurred_at:[<2.000000> <3.000000>] -@priority:{<archive>}",
+    ),
+    "all tags": (
+        build.readable(BOB, Filters(tags=("red", "blue"), tag_match="all"), 5.0),
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @tags:{<red>} @tags:{<blue>} -@priority:{<archive>}",
+    ),
+    "since": (
+        build.readable(BOB, Filters(since=2.0, include_archive=True), 5.0),
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @occurred_at:[<2.000000> inf]",
+    ),
+    "until": (
+        build.readable(BOB, Filters(until=3.0, priorities=(Priority.ARCHIVE,)), 5.0),
+        "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @priority:{<archive>} @occurred_at:[-inf <3.000000>]",
+    ),
+    "shared": (
+        build.shared(ANN, ["t:o9:x"], Filters(context="c"), 5.0),
+        "@scope:{<t:o9:x>} -@expires_at:[-inf <5.000000>] @context:{<c>} -@priority:{<archive>} "
+        "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@visibility:{<public>} -@owner:{<o1>|<o2>}",
+    ),
+    "shared with nobody": (
+        build.shared(BOB, [], Filters(), 5.0),
+        "@scope:{<->} -@expires_at:[-inf <5.000000>] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
+    ),
+    "expired": (
+        build.expired(BOB, Filters(), 5.0),
+        "@scope:{<pub>} @expires_at:[-inf <5.000000>] -@priority:{<archive>}",
+    ),
+    "everything": (build.everything(), "*"),
+    "all memories": (build.all_memories(), " @part:{<head>}"),
+    "unfinished": (build.unfinished(MODEL), " @model:{<none:minilm>}"),
+    "not embedded": (build.not_embedded(MODEL, 5.0), "@updated_at:[-inf (<5.000000>] -@model:{<minilm>}"),
+    "living": (build.living(5.0), "@expires_at:[(<5.000000> inf]"),
+    "concerned with a model": (build.concerned_with(MODEL), " @model:{<minilm>|<none:minilm>}"),
+    "written by": (build.written_by("eve", 5.0), "@writer:{<eve>} @updated_at:[<5.000000> inf] @part:{<head>}"),
+    "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} -@expires_at:[-inf <5.000000>]"),
+    "kept by nobody": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
+    "of an owner": (build.of_owner("o1"), "@owner:{<o1>}"),
+    "near tasks": (build.near_tasks(b"v", 2), "(*)=>[KNN <2> @vec <b'v'>  AS distance]"),
+}
+NARROWED = {
+    "a word": (build.with_word(given(), "w"), "@content|terms|source_text:(<w>)"),
+    "a source": (build.with_source(given(), "w"), "@source_text:(<w>)"),
+    "places": (
+        build.at_places(given(), {("o1", "c"): [5, 3, 4, 9], ("o2", "d"): [1]}),
+        "@part:{<head>} ((@context:{<c>} @owner:{<o1>} (@seq:[<3> <5>]|@seq:[<9> <9>]))"
+        "|(@context:{<d>} @owner:{<o2>} (@seq:[<1> <1>])))",
+    ),
+    "a field": (build.having(given(), "f", "1", "2"), "@f:{<1>|<2>}"),
+    "memories": (build.memories(given()), "@part:{<head>}"),
+    "waiting for a vector": (build.without_vector(given(), MODEL), "@model:{<none:minilm>}"),
+    "having a vector": (build.with_vector(given(), MODEL), "@model:{<minilm>}"),
+    "sensitive": (build.sensitive(given()), "@codec:{<aes-256-gcm>}"),
+    "not sensitive": (build.without_sensitive(given()), "-@codec:{<aes-256-gcm>}"),
+    "owned": (build.owned(given(), ["o1"]), "@owner:{<o1>}"),
+    "owned by nobody": (build.owned(given(), []), "@owner:{<->}"),
+    "created since": (build.created_since(given(), 5.0), "@created_at:[<5.000000> inf]"),
+    "expiring": (build.expiring(given(), 5.0), "@expires_at:[-inf <5.000000>]"),
+    "created before": (build.created_before(given(), 5.0), "@created_at:[-inf (<5.000000>]"),
+    "updated between": (build.updated_between(given(), 5.0, 6.0), "@updated_at:[(<5.000000> <6.000000>]"),
+}
+
+
+@pytest.mark.parametrize("name", SELECTIONS)
+def test_a_selection_says(name: str) -> None:
+    query, text = SELECTIONS[name]
+    assert told(query) == text
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_a_narrowed_selection_adds(name: str) -> None:
+    query, added = NARROWED[name]
+    assert told(query) == f"@a:{{<x>}} {added}"
+
+
+def test_neighbours_are_taken_within_the_selection() -> None:
+    query = build.with_neighbours(given(), b"v", 3, "HYBRID_POLICY ADHOC_BF")
+    assert told(query) == "(@a:{<x>})=>[KNN <3> @vec <b'v'> HYBRID_POLICY ADHOC_BF AS distance]"
+
+
+def test_before_no_position_is_everywhere() -> None:
+    query = given()
+    assert build.created_before(query, None) is query
+
+
+def test_what_is_bound_goes_with_the_query() -> None:
+    assert build.everything().arguments() == ["DIALECT", 2]
+    assert given().arguments() == ["PARAMS", 2, "p0", "x", "DIALECT", 2]
+
+
+def test_tags_and_ranges_weigh_nothing_beside_words() -> None:
+    assert build.of_owner("o1").text == "@owner:{$p0}=>{$weight: 0}"

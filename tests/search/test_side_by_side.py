@@ -1,0 +1,73 @@
+"""Two things done side by side, and a search's words, which wait until a sidecar is at work on its vector."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from support.stack import Agent
+
+from memory_core.cancellation import both
+from memory_core.errors import EmbeddingUnavailable
+from memory_server.index import queries
+from memory_server.service import Service
+
+
+async def test_both_are_under_way_at_once() -> None:
+    met = asyncio.Barrier(2)
+
+    async def meet(name: str) -> str:
+        await met.wait()
+        return name
+
+    async with asyncio.timeout(5):
+        assert await both(meet("one"), meet("other")) == ("one", "other")
+
+
+async def test_when_one_fails_the_other_is_not_finished_and_the_failure_comes_as_it_is() -> None:
+    done: list[str] = []
+
+    async def last_long() -> None:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            done.append("cancelled")
+            raise
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise EmbeddingUnavailable("no sidecar")
+
+    with pytest.raises(EmbeddingUnavailable):
+        await both(last_long(), fail())
+    assert done == ["cancelled"]
+
+
+async def test_the_words_of_a_search_are_looked_up_after_the_ask_and_before_the_vector(
+    alice: Agent, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await alice.store("The heron nests by the weir.")
+    order: list[str] = []
+    exchange, by_words = service.embeddings.replies.exchange, queries.by_words
+
+    async def exchanged(*args: Any) -> Any:
+        order.append("asked")
+        try:
+            return await exchange(*args)
+        finally:
+            order.append("vector")
+
+    async def looked_up(*args: Any, **kwargs: Any) -> Any:
+        order.append("words")
+        return await by_words(*args, **kwargs)
+
+    monkeypatch.setattr(service.embeddings.replies, "exchange", exchanged)
+    monkeypatch.setattr(queries, "by_words", looked_up)
+    first = await alice.call("semantic_search", query="a grey bird at the water, never asked before")
+    assert order == ["asked", "words", "vector"]
+    assert len(first["hits"]) == 1
+    order.clear()
+    again = await alice.call("semantic_search", query="a grey bird at the water, never asked before")
+    assert order == ["words"], "its vector was remembered"
+    assert again["hits"] == first["hits"]

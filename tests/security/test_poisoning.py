@@ -1,0 +1,52 @@
+"""Hostile vectors and floods of text by one agent change nothing of what another finds among its own memories."""
+
+from __future__ import annotations
+
+from benchmarks.poisoning import (
+    MODES,
+    QUERIES,
+    WORD_QUERIES,
+    ask,
+    fill,
+    flood_of_words,
+    honest,
+    hostile,
+    query_vectors,
+    wordy,
+)
+from support.stack import Server
+
+from memory_core.records.memory import Visibility
+from memory_server.engine.principals import Caller
+from memory_server.operations.quarantine import quarantine
+from memory_server.search.search import Mode
+
+
+async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_quarantine(
+    server: Server, namespace: str
+) -> None:
+    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    queries = await query_vectors(service, alice)
+    await fill(service, alice, honest(queries, 400), Visibility.PRIVATE)
+    before = {mode: [seen.hits for seen in await ask(service, alice, mode)] for mode in MODES}
+    assert all(len(hits) == 10 for answers in before.values() for hits in answers)
+    await fill(service, bob, hostile(queries, 400), Visibility.PRIVATE)
+    for mode in MODES:
+        assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
+    await fill(service, bob, hostile(queries, 12 * len(QUERIES), seed=3), Visibility.PUBLIC)
+    flooded = await ask(service, alice, Mode.VECTOR)
+    assert all(set(seen.hits).isdisjoint(old) for seen, old in zip(flooded, before[Mode.VECTOR], strict=True))
+    await quarantine(service.backend, namespace, "bob", 0.0)
+    for mode in MODES:
+        assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
+
+
+async def test_a_private_flood_of_words_changes_no_answer_where_words_stand_in_more_than_are_looked_at(
+    server: Server, namespace: str
+) -> None:
+    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    vector = (await query_vectors(service, alice))[0]
+    await fill(service, alice, wordy(vector, 700), Visibility.PRIVATE)
+    before = [seen.hits for seen in await ask(service, alice, Mode.KEYWORD, WORD_QUERIES)]
+    await fill(service, bob, flood_of_words(vector, 300), Visibility.PRIVATE)
+    assert [seen.hits for seen in await ask(service, alice, Mode.KEYWORD, WORD_QUERIES)] == before

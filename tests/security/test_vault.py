@@ -1,0 +1,103 @@
+"""A server lets go of data keys that were destroyed elsewhere, and without a key says nothing of what is sensitive."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from support.embedder_fixtures import wait_until
+from support.leaks import Monitor
+from support.redis_users import SERVER
+from support.sharing_helpers import refusal
+from support.stack import MASTER_KEY, Agent, Stack, serving
+
+from memory_core.crypto.sealed_memory import wrap
+from memory_core.crypto.sealing import Key
+from memory_core.errors import KeyMissing, Tampered
+from memory_core.records.keys import Keys
+from memory_core.store.connection import Client
+from memory_server.engine.backend import Backend
+from memory_server.security import vault
+from memory_server.security.vault import Opened, Vault
+
+
+@pytest.mark.parametrize(
+    ("short", "long"), [("_LOOK_SECONDS", "REMEMBER_SECONDS"), ("REMEMBER_SECONDS", "_LOOK_SECONDS")]
+)
+async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
+    short: str, long: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vault, short, 0.05)
+    monkeypatch.setattr(vault, long, 3600.0)
+    keys = Keys(namespace)
+    async with (
+        serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
+        server.agent("ann", namespace) as ann,
+    ):
+        memory_id = await ann.store("The vault stands open.", sensitive=True, wait=False)
+        assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == "The vault stands open."
+        owner = (await stack.client.hget(keys.agent("ann"), "owner")).decode()
+        await stack.client.delete(keys.data_key(owner))
+
+        async def is_closed() -> bool:
+            return (await ann.raw("retrieve_memory", memory_id=memory_id)).is_error
+
+        await wait_until(is_closed)
+        assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
+
+
+class Counting:
+    """A backend that counts its reads."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend, self.reads = backend, 0
+        self.settings, self.keyring = backend.settings, backend.keyring
+
+    async def read(self, fetch: Callable[[Client], Awaitable[Any]]) -> Any:
+        """Read as the backend does."""
+        self.reads += 1
+        return await self._backend.read(fetch)
+
+
+async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
+    stack: Stack, alice: Agent, namespace: str
+) -> None:
+    await alice.store("The vault stands open.", sensitive=True)
+    owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
+    backend = Counting(stack.server.service.backend)
+    held = Vault(backend)  # type: ignore[arg-type]
+    current = await held.current(namespace, owner)
+    assert await held.find(namespace, owner, current.id) == current
+    assert backend.reads == 1
+    newer = Key.new()
+    wrapped = wrap(backend.keyring.master, newer, namespace, owner)
+    await stack.client.hset(Keys(namespace).data_key(owner), newer.id, wrapped)
+    assert await held.find(namespace, owner, newer.id) == newer
+    assert await held.find(namespace, owner, current.id) == current
+    assert backend.reads == 2
+    with pytest.raises(Tampered):
+        await held.find(namespace, owner, "unknown")
+
+
+def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
+    opened = Opened()
+    opened.leave_out(KeyMissing("no master key"))
+    opened.leave_out(KeyMissing("no master key"), 2)
+    opened.leave_out(Tampered("anything"))
+    assert opened.warnings == [
+        "3 sensitive texts are left out: no master key",
+        "1 sensitive texts are left out: it was altered, or its key was destroyed",
+    ]
+
+
+async def test_without_a_master_key_nothing_of_a_sensitive_memory_goes_anywhere(stack: Stack, namespace: str) -> None:
+    async with (
+        serving(stack.redis.url_of(SERVER)) as server,
+        server.agent("ann", namespace) as ann,
+        Monitor(stack.redis.path) as monitor,
+    ):
+        refused = await refusal(ann, "store_memory", content="The canary of the cellar sings.", sensitive=True)
+        assert refused[0] == "key_missing"
+        await monitor.until(namespace.encode() + b" is silent", stack.client)
+        assert b"canary" not in monitor.heard

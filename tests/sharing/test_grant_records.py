@@ -1,0 +1,172 @@
+"""What the Functions of sharing write: owner ids, what is kept for how long, and each bound at its very edge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+from support import embedder_fixtures
+from support.embedder_fixtures import Team
+
+from memory_core.records.codec import unpack
+from memory_core.records.ids import new_id
+from memory_core.store import functions
+
+server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
+KEPT_SECONDS = 30 * 86_400
+SECONDS = 3600.0
+
+
+class Sharing:
+    """Shares of memory types in a namespace of alice, who has stored, and of registered others."""
+
+    def __init__(self, team: Team) -> None:
+        self.team, self.client, self.names = team, team.client, team.names
+
+    async def register(self, *names: str) -> None:
+        """Have agents be known."""
+        for name in names:
+            await self.client.hset(self.names.agent(name), "registered_at", 1)
+
+    async def share(self, by: str, to: str, values: list[str], **other: Any) -> dict[str, Any]:
+        """Share the memories of some types; `other` overrides what is asked for."""
+        asked = {
+            "prefix": self.names.prefix,
+            "id": new_id(),
+            "offer": None,
+            "candidates": [new_id(), new_id()],
+            "from": by,
+            "to": to,
+            "kind": "y",
+            "values": values,
+            "shown": values,
+            "selector": " ".join(values),
+            "permission": "read",
+            "seconds": None,
+            "note": "",
+            "audit": {"who": by, "op": "share_context_with_agent"},
+        }
+        held = [self.names.audit, self.names.counters, self.names.agent(by), self.names.agent(to)]
+        return await functions.call(self.client, "rm1_share", held, **asked | other)
+
+    async def revoke(self, by: str, grant: str) -> dict[str, Any]:
+        """Revoke a grant."""
+        asked = {"prefix": self.names.prefix, "id": grant, "who": by, "admin": False}
+        audit = {"who": by, "op": "revoke_shared_context"}
+        return await functions.call(
+            self.client, "rm1_revoke", [self.names.audit, self.names.counters], audit=audit, **asked
+        )
+
+    async def kept_seconds(self, grant: str) -> float:
+        """How long the record of a grant is kept from now on; -.001 for ever."""
+        return await self.client.pttl(self.names.grant(grant)) / 1000
+
+    async def state(self, grant: str) -> bytes:
+        """What became of it."""
+        return await self.client.hget(self.names.grant(grant), "state")
+
+
+@pytest.fixture
+async def sharing(team: Team) -> Sharing:
+    """alice, bob and carol, of whom only alice has an owner id."""
+    made = Sharing(team)
+    await made.register("alice", "bob", "carol")
+    return made
+
+
+async def test_two_agents_without_an_owner_id_get_one_each(sharing: Sharing) -> None:
+    ids = [new_id(), new_id()]
+    answer = await sharing.share("bob", "carol", ["code"], candidates=ids)
+    assert answer["status"] == "shared"
+    for name, issued in zip(("bob", "carol"), ids, strict=True):
+        row = await sharing.client.hmget(sharing.names.agent(name), "owner", "owners")
+        assert row == [issued.encode(), issued.encode()]
+        assert await sharing.client.hget(sharing.names.owner(issued), "agent") == name.encode()
+    entry = unpack(await sharing.client.hget(sharing.names.granted("carol"), answer["id"]))
+    assert (entry["by_owner"], entry["owner"], entry["own"]) == (ids[0], ids[1], [f"y:{ids[0]}:code"])
+
+
+async def test_one_with_an_owner_id_keeps_it(sharing: Sharing) -> None:
+    before = await sharing.client.hgetall(sharing.names.agent("alice"))
+    await sharing.share("alice", "bob", ["code"])
+    assert await sharing.client.hgetall(sharing.names.agent("alice")) == before
+
+
+async def test_one_that_left_and_came_back_gets_another_and_keeps_what_it_had(sharing: Sharing) -> None:
+    agent, earlier, issued = sharing.names.agent("alice"), sharing.team.owner, new_id()
+    await sharing.client.hdel(agent, "owner")
+    await sharing.share("alice", "bob", ["code"], candidates=[issued, new_id()])
+    assert await sharing.client.hmget(agent, "owner", "owners") == [issued.encode(), f"{earlier}\x1f{issued}".encode()]
+    assert await sharing.client.hget(sharing.names.owner(issued), "agent") == b"alice"
+
+
+async def test_a_revoke_names_who_sees_less_also_when_it_is_repeated(sharing: Sharing) -> None:
+    above = await sharing.share("alice", "bob", ["code"], permission="write")
+    await sharing.share("bob", "carol", ["code"])
+    answers = [await sharing.revoke("alice", above["id"]) for _ in range(2)]
+    assert [answer["grants"] for answer in answers] == [1, 0]
+    assert sorted(set(answers[0]["touched"])) == ["bob", "carol"]
+    assert answers[1]["touched"] == ["bob"]
+
+
+async def test_what_is_passed_on_counts_as_named(sharing: Sharing) -> None:
+    types = [f"t{number}" for number in range(2048)]
+    assert (await sharing.share("alice", "bob", types, permission="write"))["status"] == "shared"
+    assert (await sharing.share("bob", "carol", types))["status"] == "shared"
+    assert (await sharing.share("alice", "carol", ["more"]))["status"] == "too_many_tokens"
+
+
+async def test_the_record_is_kept_for_thirty_days_from_the_end_on(sharing: Sharing) -> None:
+    limited = (await sharing.share("alice", "bob", ["code"], seconds=SECONDS))["id"]
+    assert await sharing.kept_seconds(limited) == pytest.approx(SECONDS + KEPT_SECONDS, abs=10)
+    endless = (await sharing.share("alice", "bob", ["document"]))["id"]
+    assert await sharing.kept_seconds(endless) == pytest.approx(-0.001)
+    assert (await sharing.share("alice", "bob", ["code"]))["id"] == limited
+    assert await sharing.kept_seconds(limited) == pytest.approx(-0.001)
+    await sharing.revoke("alice", endless)
+    assert await sharing.kept_seconds(endless) == pytest.approx(KEPT_SECONDS, abs=10)
+
+
+async def test_an_offer_waits_for_thirty_days_or_as_long_as_its_grant(sharing: Sharing) -> None:
+    for seconds, waits in ((None, KEPT_SECONDS), (SECONDS, SECONDS)):
+        offer = (await sharing.share("alice", "bob", [f"{seconds}"], offer=new_id(), seconds=seconds))["offer"]
+        until = float(await sharing.client.hget(sharing.names.grant(offer), "until"))
+        assert until - time.time() == pytest.approx(waits, abs=10)
+        assert await sharing.client.zscore(sharing.names.grants_due, offer) == pytest.approx(until, abs=0.01)
+
+
+async def test_what_has_ended_is_tidied_by_the_next_share(sharing: Sharing) -> None:
+    over = await sharing.share("alice", "bob", ["code"], seconds=0.001, offer=new_id())
+    lasting = await sharing.share("alice", "bob", ["context"], seconds=SECONDS)
+    await asyncio.sleep(0.002)
+    await sharing.share("alice", "bob", ["document"])
+    assert [await sharing.state(over[which]) for which in ("id", "offer")] == [b"expired", b"expired"]
+    assert await sharing.state(lasting["id"]) == b"active"
+    assert await sharing.client.hexists(sharing.names.granted("bob"), over["id"]) is False
+    assert await sharing.client.hlen(sharing.names.granted("bob")) == 2
+    assert await sharing.client.hlen(sharing.names.offers("bob")) == 0
+
+
+@pytest.mark.parametrize(("earlier", "later"), [(4095, 1), (4096, 0), (1, 4095)])
+async def test_what_the_grants_to_an_agent_name_is_bounded_exactly(sharing: Sharing, earlier: int, later: int) -> None:
+    def types(first: int, number: int) -> list[str]:
+        return [f"t{first + position}" for position in range(number)]
+
+    assert (await sharing.share("alice", "bob", types(0, earlier)))["status"] == "shared"
+    if later:
+        assert (await sharing.share("carol", "bob", types(0, later)))["status"] == "shared"
+    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_tokens"
+    assert (await sharing.share("alice", "bob", types(0, earlier)))["status"] == "shared"
+    assert (await sharing.share("alice", "carol", ["more"]))["status"] == "shared"
+
+
+async def test_grants_and_offers_are_bounded_exactly(sharing: Sharing) -> None:
+    answers = [await sharing.share("alice", "bob", [f"t{number}"], offer=new_id()) for number in range(256)]
+    assert {answer["status"] for answer in answers} == {"shared"}
+    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_grants"
+    assert (await sharing.revoke("alice", answers[-1]["id"]))["grants"] == 1
+    assert (await sharing.share("alice", "bob", ["more"], offer=new_id()))["status"] == "too_many_offers"
+    assert (await sharing.share("alice", "bob", ["t7"], offer=new_id()))["status"] == "shared"
+    assert (await sharing.share("alice", "bob", ["more"]))["status"] == "shared"

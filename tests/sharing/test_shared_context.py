@@ -1,0 +1,252 @@
+"""What others share is told by a cursor: what changed and what came to be seen, nothing twice and nothing missed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from support.embedder_fixtures import wait_until
+from support.sharing_helpers import refusal, register, share
+from support.stack import Agent, Server, Stack, in_own_task
+
+from memory_core.records.keys import Keys
+from memory_core.settings.settings import VectorStoreSettings
+from memory_core.store import index
+from memory_core.store.connection import Client
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def registered(alice: Agent, bob: Agent) -> None:
+    """Both can be shared with."""
+    await register(alice, "alice")
+    await register(bob, "bob")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """A third agent."""
+    async with in_own_task(server.agent("carol", namespace)) as agent:
+        await register(agent, "carol")
+        yield agent
+
+
+async def _shared(agent: Agent, **said: Any) -> tuple[list[str], str]:
+    """Give the contents shown and the cursor."""
+    answer = await agent.call("get_shared_context", **said)
+    assert answer["partial"] is False, answer
+    return [shared["memory"]["content"] for shared in answer["memories"]], answer.get("next_cursor", "")
+
+
+async def _follow(agent: Agent, cursor: str, **said: Any) -> list[str]:
+    """Follow a cursor until it has no more; give all contents in order."""
+    contents: list[str] = []
+    while True:
+        answer = await agent.call("get_shared_context", since=cursor, **said)
+        contents += [shared["memory"]["content"] for shared in answer["memories"]]
+        cursor = answer["next_cursor"]
+        if not answer["more"]:
+            return contents
+
+
+async def test_it_shows_what_grants_show_and_neither_own_nor_public_memories(alice: Agent, bob: Agent) -> None:
+    await bob.store("bob's own", context="plan")
+    await alice.store("for all", context="plan", visibility="public")
+    await alice.store("one", context="plan")
+    await alice.store("not shared", context="diary")
+    await alice.store("two", context="plan")
+    assert (await _shared(bob))[0] == []
+    await share(alice, "bob", context="plan")
+    assert (await _shared(bob))[0] == ["two", "one"]
+    assert (await _shared(alice))[0] == []
+
+
+async def test_the_cursor_tells_what_changed_oldest_first(alice: Agent, bob: Agent) -> None:
+    await share(alice, "bob", context="plan")
+    first = await alice.store("one", context="plan")
+    await alice.store("two", context="plan")
+    contents, cursor = await _shared(bob)
+    assert contents == ["two", "one"]
+    assert await _follow(bob, cursor) == []
+    third = await alice.store("three", context="plan")
+    await alice.call("update_memory", memory_id=first, content="one, changed")
+    contents, later = await _shared(bob, since=cursor)
+    assert contents == ["three", "one, changed"]
+    assert (await _shared(bob, since=cursor))[0] == contents
+    await alice.call("clear_memory", memory_ids=[third])
+    assert await _follow(bob, later) == []
+
+
+async def test_old_memories_that_a_new_grant_shows_are_changes(alice: Agent, bob: Agent) -> None:
+    for number in range(3):
+        await alice.store(f"old {number}", context="plan", tags=["x"] if number else [])
+    await share(alice, "bob", tags=["x"])
+    _, cursor = await _shared(bob)
+    await alice.store("between", tags=["x"])
+    await share(alice, "bob", context="plan")
+    await alice.store("after", context="plan")
+    assert (await _shared(bob, since=cursor))[0] == ["between", "old 0", "after"]
+    grant = await share(alice, "bob", tags=["x"])
+    await alice.call("revoke_shared_context", grant_id=grant)
+    assert (await _shared(bob))[0] == ["after", "old 2", "old 1", "old 0"]
+
+
+async def test_contents_that_repeat_are_told_once(alice: Agent, bob: Agent, carol: Agent) -> None:
+    for agent in (alice, carol):
+        await share(agent, "bob", context="plan")
+        for _ in range(2):
+            await agent.store("the same words", context="plan")
+    assert (await _shared(bob))[0] == ["the same words"]
+
+
+@pytest.mark.parametrize("start", ["newest first", "from a time", "from the beginning"])
+async def test_however_small_the_budget_following_the_cursor_tells_everything_once(
+    alice: Agent, bob: Agent, carol: Agent, start: str
+) -> None:
+    _, cursor = await _shared(bob)
+    for number in range(70):
+        await (alice, carol)[number % 2].store(f"note {number:03}", context="plan", tags=["odd"], wait=False)
+        if number == 20:
+            await share(alice, "bob", context="plan")
+        if number == 40:
+            await share(carol, "bob", tags=["odd"])
+            await share(alice, "bob", tags=["odd"])
+    if start == "newest first":
+        answer = await bob.call("get_shared_context", max_tokens=50)
+        contents, cursor = [shared["memory"]["content"] for shared in answer["memories"]], answer["next_cursor"]
+        assert contents == [f"note {number:03}" for number in range(69, 69 - len(contents), -1)]
+        assert answer["more"] is True
+        await alice.store("the newest", context="plan")
+        rest = await _follow(bob, cursor, max_tokens=50)
+        assert rest[-1] == "the newest"
+        contents += rest[:-1]
+    else:
+        contents = await _follow(bob, "1 hour ago" if start == "from a time" else cursor, max_tokens=20)
+    assert sorted(contents) == [f"note {number:03}" for number in range(70)]
+
+
+async def test_a_grant_that_goes_between_two_pages_hides_nothing_of_the_others(alice: Agent, bob: Agent) -> None:
+    for number in range(6):
+        await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
+    first = await share(alice, "bob", context="plan")
+    await alice.store("between", wait=False)
+    await share(alice, "bob", tags=["x"])
+    for number in range(6, 9):
+        await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
+    answer = await bob.call("get_shared_context", max_tokens=8)
+    told = {shared["memory"]["content"] for shared in answer["memories"]}
+    await alice.call("revoke_shared_context", grant_id=first)
+    told |= set(await _follow(bob, answer["next_cursor"], max_tokens=8))
+    assert told == {f"note {number}" for number in range(9)}
+
+
+async def test_a_content_larger_than_the_budget_is_cut_and_said_so(alice: Agent, bob: Agent) -> None:
+    await share(alice, "bob", context="plan")
+    for letter in "abc":
+        await alice.store(letter * 100, context="plan")
+    answer = await bob.call("get_shared_context", since="1 hour ago", max_tokens=5)
+    assert [shared["memory"]["content"] for shared in answer["memories"]] == ["a" * 20]
+    assert (answer["partial"], answer["more"]) == (True, True)
+    assert await _follow(bob, answer["next_cursor"], max_tokens=25) == ["b" * 100, "c" * 100]
+
+
+async def test_it_is_narrowed_by_grantor_and_context(alice: Agent, bob: Agent, carol: Agent) -> None:
+    for agent, name in ((alice, "alice"), (carol, "carol")):
+        await share(agent, "bob", memory_types=["context"])
+        for context in ("plan", "diary"):
+            await agent.store(f"{context} of {name}", context=context)
+    assert (await _shared(bob, agent_id="alice"))[0] == ["diary of alice", "plan of alice"]
+    assert (await _shared(bob, context="plan"))[0] == ["plan of carol", "plan of alice"]
+    contents, cursor = await _shared(bob, agent_id="carol", context="diary")
+    assert contents == ["diary of carol"]
+    await alice.store("more", context="diary")
+    await carol.store("and more", context="diary")
+    assert await _follow(bob, cursor, agent_id="carol", context="diary") == ["and more"]
+    assert (await refusal(bob, "get_shared_context", since=cursor))[0] == "invalid_argument"
+    for nobody in ("bob", "dave", "never-heard-of", "Not A Name", "} | @owner:{alice}"):
+        answer = await bob.call("get_shared_context", agent_id=nobody)
+        assert answer["memories"] == answer["granted_to_me"] == answer["offers"] == []
+
+
+async def test_a_query_shows_the_best_first(alice: Agent, bob: Agent) -> None:
+    await bob.store("Our ships sail at dawn.", context="plan")
+    await alice.store("Ships sail at noon.", context="diary")
+    await share(alice, "bob", context="plan")
+    await alice.store("Ships sail at dawn.", context="plan")
+    await alice.store("The bakery opens at six.", context="plan")
+    contents, cursor = await _shared(bob, query="when do ships sail?")
+    assert (contents[0], cursor) == ("Ships sail at dawn.", "")
+    assert "Our ships sail at dawn." not in contents
+    assert "Ships sail at noon." not in contents
+    assert (await _shared(bob, query="when do ships sail?", max_tokens=5))[0] == ["Ships sail at dawn."]
+    assert (await refusal(bob, "get_shared_context", query="ships", since="1 hour ago"))[0] == "invalid_argument"
+
+
+async def test_it_lists_grants_in_force_and_offers_waiting(alice: Agent, bob: Agent, carol: Agent) -> None:
+    await share(alice, "bob", context="plan", permission="write", note="for the launch", expires_in_seconds=3600)
+    await alice.call("share_context_with_agent", target_agent="bob", tags=["x", "y"], bidirectional=True)
+    ended = await share(alice, "bob", memory_types=["code"])
+    await alice.call("revoke_shared_context", grant_id=ended)
+    await share(carol, "bob", memory_ids=[await carol.store("a secret")])
+    seen = await bob.call("get_shared_context")
+    assert [(grant["from_agent"], grant["permission"]) for grant in seen["granted_to_me"]] == [
+        ("carol", "read"), ("alice", "read"), ("alice", "write"),
+    ]  # fmt: skip
+    assert seen["granted_to_me"][0]["memories"] == 1
+    assert seen["granted_to_me"][2]["note"] == "for the launch"
+    assert seen["granted_to_me"][2]["expires_at"]
+    assert [offer["tags"] for offer in seen["offers"]] == [["x", "y"]]
+    given = await alice.call("get_shared_context", agent_id="bob")
+    assert [grant["context"] for grant in given["granted_by_me"] if grant.get("context")] == ["plan"]
+    assert len(given["granted_by_me"]) == 2
+    assert given["offers"] == seen["offers"]
+    assert (await bob.call("get_shared_context", agent_id="carol"))["offers"] == []
+
+
+@pytest.mark.parametrize(
+    "cursor", ["c1.", "c1.e30", "c1.bm90IGpzb24", "c1.W10", "c1.WyJ4IixOYU4sMV0", "c1.😀", "no time"]
+)
+async def test_a_cursor_that_is_none_is_refused(bob: Agent, cursor: str) -> None:
+    assert (await refusal(bob, "get_shared_context", since=cursor))[0] == "invalid_argument"
+
+
+async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await share(alice, "bob", context="plan")
+    for number in range(3):
+        await alice.store(f"note {number}", context="plan")
+    keys, client, vectors = Keys(namespace), stack.client, VectorStoreSettings()
+    await client.execute_command("FT.DROPINDEX", keys.index())
+    await _make_index_without(monkeypatch, client, keys, vectors, "updated_at")
+    await index.ensure_namespace(client, namespace, vectors)
+    await wait_until(lambda: _is_whole(client, keys))
+    assert (await _shared(bob))[0] == ["note 2", "note 1", "note 0"]
+
+
+async def _make_index_without(
+    monkeypatch: pytest.MonkeyPatch, client: Client, keys: Keys, settings: VectorStoreSettings, name: str
+) -> None:
+    whole = index.memory_fields(settings)
+    fields = [field for field in whole if field.name != name]
+
+    def fewer(_: VectorStoreSettings) -> list[Any]:
+        return fields
+
+    with monkeypatch.context() as earlier:
+        earlier.setattr(index, "memory_fields", fewer)
+        await index.ensure_namespace(client, keys.namespace, settings)
+
+
+async def _is_whole(client: Client, keys: Keys) -> bool:
+    covered = await index.coverage(client, keys.index_alias)
+    return covered is not None and covered.progress == 1.0
+
+
+async def test_a_time_is_a_cursor_too(alice: Agent, bob: Agent) -> None:
+    await share(alice, "bob", context="plan")
+    await alice.store("note", context="plan")
+    assert (await _shared(bob, since=time.time() + 3600))[0] == []
+    assert (await _shared(bob, since="1 hour ago"))[0] == ["note"]

@@ -1,0 +1,250 @@
+"""A grant shows what it covers by every way of reading, and nothing else; when it ends, it shows nothing at once."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from support.embedder_fixtures import wait_until
+from support.sharing_helpers import LABELS, SECRET, readable, refusal, register, share, ways
+from support.stack import Agent, Server, Stack, in_own_task
+
+from memory_core.records.codec import unpack
+from memory_core.records.keys import Keys
+
+OTHER = "The bakery opens at six."
+SELECTORS: dict[str, dict[str, Any]] = {
+    "ids": {"memory_ids": []},
+    "context": {"context": "island"},
+    "tags": {"tags": ["gold", "silver"]},
+    "types": {"memory_types": ["document", "code"]},
+}
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="session")
+async def registered(alice: Agent, bob: Agent) -> None:
+    """Both can be shared with."""
+    await register(alice, "alice")
+    await register(bob, "bob")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
+    """A third agent."""
+    async with in_own_task(server.agent("carol", namespace)) as agent:
+        await register(agent, "carol")
+        yield agent
+
+
+@pytest.mark.parametrize("selector", SELECTORS)
+async def test_a_grant_shows_what_it_covers_by_every_way_until_it_is_revoked(
+    alice: Agent, bob: Agent, selector: str
+) -> None:
+    await alice.store(OTHER, tags=["bread"], context="town", memory_type="conversation")
+    secret = await alice.store(SECRET, **LABELS)
+    what = {"memory_ids": [secret]} if selector == "ids" else SELECTORS[selector]
+    grant = await share(alice, "bob", **what)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, True)
+    await alice.call("revoke_shared_context", grant_id=grant)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, False)
+
+
+@pytest.mark.parametrize("selector", ["context", "tags", "types"])
+async def test_a_grant_covers_what_is_stored_later(alice: Agent, bob: Agent, selector: str) -> None:
+    await share(alice, "bob", **SELECTORS[selector])
+    later = await alice.store(SECRET, **LABELS)
+    other = await alice.store(OTHER, tags=["bread"], context="town")
+    assert await readable(bob, [later, other]) == [later]
+    await alice.call("update_memory", memory_id=other, tags=["gold"], context="island")
+    assert await readable(bob, [other]) == ([] if selector == "types" else [other])
+    await alice.call("update_memory", memory_id=other, tags=[], context="")
+    assert await readable(bob, [other]) == []
+
+
+async def test_a_grant_is_for_one_agent_and_one_way(alice: Agent, bob: Agent, carol: Agent) -> None:
+    hers = await alice.store(SECRET, **LABELS)
+    his = await bob.store("A map of the coast.", **LABELS)
+    await share(alice, "bob", context="island")
+    assert await readable(bob, [hers]) == [hers]
+    assert await readable(carol, [hers, his]) == []
+    assert await readable(alice, [his]) == []
+    assert (await bob.call("clear_memory", memory_ids=[hers], confirm=True))["deleted"] == 0
+    assert (await bob.call("clear_memory", context="island", confirm=True))["deleted"] == 1
+    assert await readable(alice, [hers]) == [hers]
+
+
+async def test_a_grant_ends_by_itself_by_every_way(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    granted = await alice.call("share_context_with_agent", target_agent="bob", context="island", expires_in_seconds=1)
+    assert granted["expires_at"]
+
+    async def is_over() -> bool:
+        return not await readable(bob, [secret])
+
+    await wait_until(is_over)
+    seen = await ways(bob, secret)
+    assert seen == dict.fromkeys(seen, False)
+    keys = Keys(namespace)
+
+    async def is_swept() -> bool:
+        return not await stack.client.hlen(keys.granted("bob")) and not await stack.client.zcard(keys.grants_due)
+
+    await wait_until(is_swept, 30)
+    assert await stack.client.ttl(keys.grant(granted["grant_id"])) > 29 * 86_400
+
+
+async def test_sharing_the_same_again_renews_the_grant(alice: Agent, bob: Agent) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    first = await alice.call("share_context_with_agent", target_agent="bob", tags=["gold", "x"], expires_in_seconds=1)
+    again = await alice.call("share_context_with_agent", target_agent="bob", tags=["x", "gold"])
+    writing = await share(alice, "bob", tags=["gold", "x"], permission="write")
+    assert first["grant_id"] == again["grant_id"] != writing
+    assert "expires_at" not in again
+    await alice.call("revoke_shared_context", grant_id=writing)
+    assert await readable(bob, [secret]) == [secret]
+    await alice.call("revoke_shared_context", grant_id=first["grant_id"])
+    assert await readable(bob, [secret]) == []
+
+
+async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent) -> None:
+    secret = await alice.store(SECRET, **LABELS)
+    grant = await share(alice, "bob", context="island")
+    assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
+    writing = await share(alice, "bob", context="island", permission="write")
+    changed = await bob.call("update_memory", memory_id=secret, content="The chest is empty.", metadata={"by": "bob"})
+    assert (changed["memory"]["content"], changed["memory"]["writer"]) == ("The chest is empty.", "bob")
+    assert await alice.search("is the chest empty?") == ["The chest is empty."]
+    for change in ({"tags": ["new"]}, {"visibility": "public"}, {"context": "town"}, {"priority": "critical"}):
+        assert (await refusal(bob, "update_memory", memory_id=secret, content="y", **change))[0] == "forbidden"
+    await alice.call("revoke_shared_context", grant_id=writing)
+    assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
+    await alice.call("revoke_shared_context", grant_id=grant)
+    assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "not_found"
+    memory = (await alice.call("retrieve_memory", memory_id=secret))["memory"]
+    assert (memory["content"], memory["rev"], memory["tags"]) == ("The chest is empty.", 2, ["gold"])
+
+
+async def test_a_holder_of_write_shares_on_and_loses_it_with_the_grant(alice: Agent, bob: Agent, carol: Agent) -> None:
+    hers = await alice.store(SECRET, **LABELS)
+    his = await bob.store("A map of the coast.", **LABELS)
+    above = await share(alice, "bob", context="island", permission="write")
+    await share(bob, "carol", context="island")
+    await share(bob, "carol", memory_ids=[hers, his])
+    assert await readable(carol, [hers, his]) == [hers, his]
+    answer = await alice.call("revoke_shared_context", grant_id=above)
+    assert answer["grants_ended"] == 1
+    assert await readable(carol, [hers, his]) == [his]
+
+
+async def test_what_is_passed_on_by_id_goes_when_its_cover_goes(alice: Agent, bob: Agent, carol: Agent) -> None:
+    hers = await alice.store(SECRET, **LABELS)
+    await share(alice, "bob", context="island", permission="write")
+    await share(alice, "bob", tags=["gold"], permission="write")
+    await share(bob, "carol", memory_ids=[hers])
+    await alice.call("update_memory", memory_id=hers, context="home")
+    assert await readable(carol, [hers]) == [hers]
+    await alice.call("update_memory", memory_id=hers, tags=["iron"])
+    assert await readable(bob, [hers]) == []
+    assert await readable(carol, [hers]) == []
+    await alice.call("update_memory", memory_id=hers, tags=["gold"], context="island")
+    assert await readable(bob, [hers]) == [hers]
+    assert await readable(carol, [hers]) == []
+
+
+async def test_what_is_passed_on_by_id_needs_a_cover_that_was_not_revoked(
+    alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
+) -> None:
+    hers, other = await alice.store(SECRET, **LABELS), await alice.store(OTHER, **LABELS)
+    by_context = await share(alice, "bob", context="island", permission="write")
+    by_tag = await share(alice, "bob", tags=["gold"], permission="write")
+    await share(bob, "carol", memory_ids=[hers])
+    await share(bob, "carol", memory_ids=[other, await bob.store("A map of the coast.")])
+    await alice.call("revoke_shared_context", grant_id=by_context)
+    assert await readable(carol, [hers, other]) == [hers, other]
+    await alice.call("update_memory", memory_id=hers, tags=["iron"])
+    assert await readable(carol, [hers, other]) == [other]
+    await alice.call("revoke_shared_context", grant_id=by_tag)
+    assert await readable(carol, [hers, other]) == []
+    assert not await stack.client.exists(Keys(namespace).reshared(hers), Keys(namespace).reshared(other))
+
+
+async def test_what_is_passed_on_ends_no_later_than_what_it_hangs_on(
+    alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
+) -> None:
+    hers = await alice.store(SECRET, **LABELS)
+    keys = Keys(namespace)
+
+    async def ends(name: str, grant: str, above: str = "") -> float:
+        entry = unpack(await stack.client.hget(keys.granted(name), grant))
+        return (entry["via"][above] if above else entry)["ends"]
+
+    above = await share(alice, "bob", context="island", permission="write", expires_in_seconds=3600)
+    lasting = await share(bob, "carol", context="island")
+    shorter = await share(bob, "carol", memory_ids=[hers], expires_in_seconds=60)
+    assert await ends("carol", lasting) == math.inf
+    assert await ends("carol", lasting, above) == await ends("bob", above)
+    assert await ends("carol", shorter, above) == await ends("carol", shorter)
+    await share(alice, "bob", context="island", permission="write", expires_in_seconds=1)
+    assert await ends("carol", lasting, above) == await ends("carol", shorter, above) == await ends("bob", above)
+
+    async def is_over() -> bool:
+        return not await readable(carol, [hers])
+
+    await wait_until(is_over)
+
+
+async def test_two_ways_are_one_grant_and_an_offer_until_the_other_shares_the_same(alice: Agent, bob: Agent) -> None:
+    hers = await alice.store(SECRET, **LABELS)
+    his = await bob.store("A map of the coast.", **LABELS)
+    offered = await alice.call("share_context_with_agent", target_agent="bob", context="island", bidirectional=True)
+    again = await alice.call("share_context_with_agent", target_agent="bob", context="island", bidirectional=True)
+    assert offered["offer_id"] == again["offer_id"]
+    assert (await readable(bob, [hers]), await readable(alice, [his])) == ([hers], [])
+    await share(bob, "alice", context="elsewhere")
+    assert await readable(alice, [his]) == []
+    accepted = await bob.call("share_context_with_agent", target_agent="alice", context="island", bidirectional=True)
+    assert accepted["accepted_offer"] == offered["offer_id"]
+    assert "offer_id" not in accepted
+    assert await readable(alice, [his]) == [his]
+    back = await alice.call("share_context_with_agent", target_agent="bob", context="island", bidirectional=True)
+    assert "offer_id" not in back
+
+
+@pytest.mark.parametrize("by", ["alice", "bob"])
+async def test_either_side_withdraws_an_offer(alice: Agent, bob: Agent, carol: Agent, by: str) -> None:
+    offered = await alice.call("share_context_with_agent", target_agent="bob", tags=["gold"], bidirectional=True)
+    offer = offered["offer_id"]
+    assert (await refusal(carol, "revoke_shared_context", grant_id=offer))[0] == "not_found"
+    side = alice if by == "alice" else bob
+    assert (await side.call("revoke_shared_context", grant_id=offer))["grants_ended"] == 0
+    accepted = await bob.call("share_context_with_agent", target_agent="alice", tags=["gold"])
+    assert "accepted_offer" not in accepted
+
+
+async def test_events_and_audit_tell_of_grants(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+    grant = await share(alice, "bob", tags=["gold"], bidirectional=True)
+    await share(bob, "alice", tags=["gold"])
+    await alice.call("revoke_shared_context", grant_id=grant)
+    keys = Keys(namespace)
+    events = [fields for _, fields in await stack.client.xrange(keys.events) if fields[b"kind"] == b"grant"]
+    assert [event[b"op"].decode() for event in events] == ["granted", "offered", "granted", "accepted", "revoked"]
+    assert {tuple(sorted(event[b"to"].decode().split("\x1f"))) for event in events} == {("alice", "bob")}
+    assert (events[0][b"id"].decode(), events[0][b"by"]) == (grant, b"alice")
+    audited = [fields[b"op"].decode() for _, fields in await stack.client.xrange(keys.audit)]
+    assert [op for op in audited if "share" in op or "revoke" in op] == [
+        "share_context_with_agent",
+        "share_context_with_agent",
+        "revoke_shared_context",
+    ]
+
+
+async def test_many_shares_at_once_make_one_grant(alice: Agent, bob: Agent) -> None:
+    await alice.store(SECRET, **LABELS)
+    grants = await asyncio.gather(*(share(alice, "bob", context="island") for _ in range(8)))
+    assert len(set(grants)) == 1

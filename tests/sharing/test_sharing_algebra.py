@@ -1,0 +1,215 @@
+"""Random sharing, sharing on, revoking and relabelling by several agents leave all of them with what the model says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest_asyncio
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from support.grants_model import GrantModel, Item
+from support.stack import Stack
+
+from memory_core.errors import Forbidden, NotFound
+from memory_core.records.keys import Keys
+from memory_server.agents import registry
+from memory_server.engine.principals import Caller
+from memory_server.index.filters import Selection
+from memory_server.memories import get, store, update
+from memory_server.service import Service
+from memory_server.sharing import grants
+
+AGENTS = ("alice", "bob", "carol")
+LABELS = ("x", "y")
+_namespaces = count()
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """Share with another agent; memories are named by their numbers."""
+
+    by: int
+    to: int
+    kind: str
+    values: tuple[int, ...]
+    write: bool
+
+
+@dataclass(frozen=True)
+class Revoking:
+    """Revoke one of the grants given so far."""
+
+    which: int
+
+
+@dataclass(frozen=True)
+class Relabelling:
+    """Give a memory another tag or context."""
+
+    which: int
+    kind: str
+    label: int
+
+
+Step = Sharing | Revoking | Relabelling
+
+
+def _shares(*kinds: str, write: st.SearchStrategy[bool], most: int = 2) -> st.SearchStrategy[Sharing]:
+    numbers = st.lists(st.integers(0, 5), min_size=1, max_size=most, unique=True).map(tuple)
+    return st.builds(Sharing, st.integers(0, 2), st.integers(1, 2), st.sampled_from(kinds), numbers, write)
+
+
+def _several(*steps: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]:
+    return st.lists(st.one_of(*steps), min_size=5, max_size=9)
+
+
+relabellings = st.builds(Relabelling, st.integers(0, 5), st.sampled_from(["tags", "context"]), st.integers(0, 1))
+revokings = st.builds(Revoking, st.integers(0, 30))
+histories = st.tuples(
+    _several(_shares("tags", "context", write=st.just(True))),
+    _several(_shares("ids", write=st.booleans(), most=1)),
+    _several(_shares("ids", "tags", "context", write=st.booleans()), revokings, relabellings),
+    _several(revokings, relabellings),
+).map(lambda parts: [step for part in parts for step in part])
+
+
+@dataclass
+class World:
+    """The real thing beside its model."""
+
+    service: Service
+    namespace: str
+    tally: Counter[str]
+    model: GrantModel = field(default_factory=GrantModel)
+    given: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def caller(self, name: str) -> Caller:
+        """Act as an agent."""
+        return Caller(self.namespace, name)
+
+    async def prepare(self) -> None:
+        """Register all agents and give each two memories."""
+        for name in AGENTS:
+            await registry.register_agent(self.service, self.caller(name), registry.Profile())
+            for label in LABELS:
+                new = store.NewMemory(f"{label} of {name}", tags=[label], context=label, wait=False)
+                stored = await store.store_memory(self.service, self.caller(name), new)
+                self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
+
+    async def share(self, step: Sharing) -> None:
+        """Share, or be refused as the model says."""
+        by, to = AGENTS[step.by], AGENTS[(step.by + step.to) % 3]
+        ids = list(self.model.items)
+        named = tuple(dict.fromkeys(ids[n] if step.kind == "ids" else LABELS[n % 2] for n in step.values))
+        if step.kind == "context":
+            named = named[:1]
+        plan = self.model.plan(by, to, step.kind, named, step.write)
+        share = grants.Share(
+            to,
+            memory_ids=named if step.kind == "ids" else None,
+            tags=named if step.kind == "tags" else None,
+            context=named[0] if step.kind == "context" else None,
+            permission="write" if step.write else "read",
+        )
+        try:
+            answer = await grants.share_context(self.service, self.caller(by), share)
+        except NotFound:
+            assert plan is None
+            self.tally["refused"] += 1
+            return
+        assert plan is not None
+        renewed = self.model.same(plan)
+        assert renewed in (None, answer.grant_id)
+        self.model.grants[answer.grant_id] = plan
+        self.given.append((by, answer.grant_id))
+        self.tally["shared on" if plan.via else "renewed" if renewed else "shared"] += 1
+
+    async def revoke(self, step: Revoking) -> None:
+        """Revoke a grant; one that has ended stays so."""
+        if self.given:
+            by, key = self.given[step.which % len(self.given)]
+            before = len(self.model.grants)
+            if key in self.model.grants:
+                self.model.end(key)
+            answer = await grants.revoke_shared(self.service, self.caller(by), key)
+            assert answer.grants_ended == before - len(self.model.grants)
+            self.tally["ended with others" if answer.grants_ended > 1 else "revoked"] += 1
+
+    async def relabel(self, step: Relabelling) -> None:
+        """Change a label as the owner."""
+        item, label = list(self.model.items.values())[step.which], LABELS[step.label]
+        changes = update.Changes(tags=[label]) if step.kind == "tags" else update.Changes(context=label)
+        await update.update_memory(self.service, self.caller(item.owner), item.id, changes, None)
+        setattr(item, "tag" if step.kind == "tags" else "context", label)
+        before = len(self.model.grants)
+        self.model.relabel(item)
+        self.tally["narrowed" if len(self.model.grants) < before else "relabelled"] += 1
+
+    async def check(self) -> None:
+        """Everyone lists what the model says they may read."""
+        for name in AGENTS:
+            selection = Selection(agent_ids=AGENTS)
+            listed = await get.list_memories(
+                self.service, self.caller(name), agent_id=None, selection=selection, limit=50, cursor=None
+            )
+            assert {memory.memory_id for memory in listed.memories} == self.model.readable(name), name
+            assert listed.total == len(listed.memories)
+
+    async def check_writes(self) -> None:
+        """Everyone may change the content of what the model says."""
+        for name in AGENTS:
+            writable: set[str] = set()
+            for memory_id in self.model.items:
+                changes = update.Changes(metadata={"by": name})
+                try:
+                    await update.update_memory(self.service, self.caller(name), memory_id, changes, None)
+                    writable.add(memory_id)
+                except (Forbidden, NotFound):
+                    pass
+            assert writable == self.model.writable(name), name
+
+
+async def _run(stack: Stack, history: list[Step], tally: Counter[str]) -> None:
+    world = World(await stack.server.runtime.service(), f"algebra-{next(_namespaces)}", tally)
+    await world.prepare()
+    for step in history:
+        match step:
+            case Sharing():
+                await world.share(step)
+            case Revoking():
+                await world.revoke(step)
+            case Relabelling():
+                await world.relabel(step)
+        await world.check()
+    await world.check_writes()
+    for _, key in world.given:
+        if key in world.model.grants:
+            await grants.revoke_shared(world.service, Caller(world.namespace, "admin", admin=True), key)
+    keys = Keys(world.namespace)
+    for pattern in ("granted", "granting", "children", "reshared"):
+        left = [key async for key in stack.client.scan_iter(match=f"{keys.prefix}{pattern}:*", count=1000)]
+        assert not left, left
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def session_loop() -> AsyncGenerator[asyncio.AbstractEventLoop]:
+    """The event loop that the stack's server runs on."""
+    yield asyncio.get_running_loop()
+
+
+def test_random_grants_agree_with_the_model(stack: Stack, session_loop: asyncio.AbstractEventLoop) -> None:
+    tally = Counter[str]()
+
+    @seed(1)
+    @settings(max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(histories)
+    def agrees(history: list[Step]) -> None:
+        session_loop.run_until_complete(_run(stack, history, tally))
+
+    agrees()
+    print(dict(tally))
+    assert {"shared", "shared on", "renewed", "refused", "revoked", "ended with others", "narrowed"} <= tally.keys()

@@ -1,0 +1,220 @@
+"""Grants come and go while others read: nothing is shown that was answered after the revoke, or asked after the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import pytest
+from support.sharing_helpers import refusal, register, share
+from support.stack import Agent, Server, Stack
+
+from memory_core.errors import NotFound
+from memory_core.records.keys import Keys
+from memory_server.engine.principals import Caller, resolve
+from memory_server.index import loader, queries
+from memory_server.index import query as build
+from memory_server.index.filters import Selection
+from memory_server.index.lookup import load_readable
+from memory_server.memories import get, update
+from memory_server.search import search
+from memory_server.service import Service
+from memory_server.sharing import grants, shared_context
+
+WORDS = "treasure lighthouse"
+ROUNDS_SECONDS = 3.0
+Way = Callable[[Service, Caller, str], Awaitable[bool]]
+
+
+@dataclass(frozen=True)
+class Period:
+    """From one recorded moment to another."""
+
+    start: float
+    end: float
+
+    def overlaps(self, other: Period) -> bool:
+        """Whether they have a moment in common."""
+        return self.start <= other.end and other.start <= self.end
+
+
+@dataclass
+class History:
+    """When a grant may have been in force, and what each read showed between its call and its answer."""
+
+    granted: list[Period] = field(default_factory=list[Period])
+    shown: list[Period] = field(default_factory=list[Period])
+    hidden: list[Period] = field(default_factory=list[Period])
+
+    def check_answers(self) -> None:
+        """Every answer that shows the memory came while a grant was in force or being revoked."""
+        for period in self.shown:
+            answered = Period(period.end, period.end)
+            assert any(answered.overlaps(granted) for granted in self.granted), "answered after the revoke returned"
+        assert self.shown
+        assert self.hidden
+
+    def check_calls(self) -> None:
+        """Every read that shows the memory was under way while a grant was in force."""
+        for period in self.shown:
+            assert any(period.overlaps(granted) for granted in self.granted), "shown without a grant"
+        assert self.shown
+        assert self.hidden
+
+
+async def _retrieved(service: Service, caller: Caller, memory_id: str) -> bool:
+    try:
+        await get.retrieve_memory(service, caller, memory_id)
+    except NotFound:
+        return False
+    return True
+
+
+async def _listed(service: Service, caller: Caller, memory_id: str) -> bool:
+    answer = await get.list_memories(service, caller, agent_id="alice", selection=Selection(), limit=10, cursor=None)
+    return memory_id in {memory.memory_id for memory in answer.memories}
+
+
+async def _searched(service: Service, caller: Caller, memory_id: str) -> bool:
+    request = search.SearchRequest(query=WORDS, mode=search.Mode.KEYWORD)
+    answer = await search.semantic_search(service, caller, request)
+    return memory_id in {hit.memory.memory_id for hit in answer.hits}
+
+
+async def _resembling(service: Service, caller: Caller, memory_id: str) -> bool:
+    try:
+        await search.find_similar(
+            service, caller, memory_id, limit=3, min_score=0.0, selection=Selection(), exact=False
+        )
+    except NotFound:
+        return False
+    return True
+
+
+async def _told(service: Service, caller: Caller, memory_id: str) -> bool:
+    answer = await shared_context.get_shared_context(service, caller, shared_context.Wanted())
+    return memory_id in {shared.memory.memory_id for shared in answer.memories}
+
+
+WAYS: list[Way] = [_retrieved, _listed, _searched, _resembling, _told]
+
+
+async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
+    while not over.is_set():
+        start = time.perf_counter()
+        seen = await look()
+        (history.shown if seen else history.hidden).append(Period(start, time.perf_counter()))
+
+
+async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]]], writing: Awaitable[None]) -> None:
+    over = asyncio.Event()
+    readers = [asyncio.create_task(_read_on(history, over, look)) for look in looks]
+    try:
+        await writing
+    finally:
+        over.set()
+        await asyncio.gather(*readers)
+
+
+async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
+    server: Server, alice: Agent, bob: Agent, namespace: str
+) -> None:
+    await register(bob, "bob")
+    secret = await alice.store(f"The {WORDS}.", context="island")
+    service, her, him = await server.runtime.service(), Caller(namespace, "alice"), Caller(namespace, "bob")
+    history = History()
+
+    async def grant_and_revoke() -> None:
+        end = time.perf_counter() + ROUNDS_SECONDS
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            shared = await grants.share_context(service, her, grants.Share("bob", context="island"))
+            seen = len(history.shown)
+            while len(history.shown) < seen + len(WAYS) and time.perf_counter() < end:
+                await asyncio.sleep(0)
+            answer = await grants.revoke_shared(service, her, shared.grant_id)
+            assert not answer.partial
+            history.granted.append(Period(start, time.perf_counter()))
+            hidden = len(history.hidden)
+            while len(history.hidden) < hidden + len(WAYS) and time.perf_counter() < end:
+                await asyncio.sleep(0)
+
+    looks = [partial(way, service, him, secret) for way in WAYS]
+    await _read_until(history, looks, grant_and_revoke())
+    history.check_answers()
+
+
+async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden(alice: Agent, bob: Agent) -> None:
+    await register(bob, "bob")
+    revoked = await alice.store(f"The {WORDS}.", context="island")
+    expiring = await alice.store("A map of the coast.", context="map")
+    on_revoke, on_expiry = History(), History()
+
+    async def shows(memory_id: str) -> bool:
+        return not (await bob.raw("retrieve_memory", memory_id=memory_id)).is_error
+
+    async def finds(words: str) -> bool:
+        return bool(await bob.search(words, mode="keyword"))
+
+    async def grant_and_revoke() -> None:
+        end = time.perf_counter() + ROUNDS_SECONDS
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            grant = await share(alice, "bob", context="island")
+            await alice.call("revoke_shared_context", grant_id=grant)
+            on_revoke.granted.append(Period(start, time.perf_counter()))
+
+    async def grant_and_wait() -> None:
+        start = time.perf_counter()
+        await share(alice, "bob", context="map", expires_in_seconds=1)
+        on_expiry.granted.append(Period(start, time.perf_counter() + 1.0))
+        await _read_until(on_revoke, [lambda: shows(revoked), lambda: finds(WORDS)], grant_and_revoke())
+
+    await _read_until(on_expiry, [lambda: shows(expiring), lambda: finds("map")], grant_and_wait())
+    on_revoke.check_calls()
+    on_expiry.check_calls()
+
+
+async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it(
+    server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
+) -> None:
+    """As in another server process, for whose reads and writes a revoke here does not wait."""
+    await register(bob, "bob")
+    secret = await alice.store(f"The {WORDS}.", context="island")
+    grant = await share(alice, "bob", context="island", permission="write")
+    service, client = await server.runtime.service(), stack.client
+    caller = Caller(namespace, "bob")
+    principal = await resolve(service.backend, caller)
+    record = await load_readable(service, principal, secret)
+    selected = build.readable(principal, build.Filters(), time.time())
+    await alice.call("revoke_shared_context", grant_id=grant)
+    refs = await queries.some(client, Keys(namespace), selected, limit=5, timeout_ms=2000)
+    assert [ref.memory_id for ref in refs] == [secret]
+    integrity = service.backend.integrity
+    assert await loader.load_readable(client, Keys(namespace), refs, principal, integrity) == []
+    with pytest.raises(NotFound):
+        await load_readable(service, principal, secret)
+    changed = replace(record, metadata='{"late":1}')
+    model = await service.backend.model(namespace)
+    write = update._write  # pyright: ignore[reportPrivateUsage]
+    status, _ = await write(service, caller, principal, record, changed, model)
+    assert status == "not_owner"
+
+
+async def test_no_write_lands_after_the_revoke_returned(alice: Agent, bob: Agent) -> None:
+    await register(bob, "bob")
+    secret = await alice.store(f"The {WORDS}.", context="island")
+    for number in range(10):
+        grant = await share(alice, "bob", context="island", permission="write")
+        writes = [
+            asyncio.create_task(bob.raw("update_memory", memory_id=secret, metadata={"round": number, "write": n}))
+            for n in range(4)
+        ]
+        await alice.call("revoke_shared_context", grant_id=grant)
+        before = (await alice.call("retrieve_memory", memory_id=secret))["memory"]["rev"]
+        await asyncio.gather(*writes)
+        assert (await alice.call("retrieve_memory", memory_id=secret))["memory"]["rev"] == before
+    assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "not_found"

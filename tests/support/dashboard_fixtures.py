@@ -1,0 +1,34 @@
+"""What the tests of the dashboard share: a server that asks for tokens, and pages of it and of the session's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import httpx2
+import pytest_asyncio
+
+from support.dashboard_helpers import Browser
+from support.redis_users import SERVER
+from support.stack import Server, Stack, in_own_task, serving
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def guarded(stack: Stack) -> AsyncGenerator[Server]:
+    """A server that asks for tokens."""
+    url = stack.redis.url_of(SERVER)
+    async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def page(server: Server, namespace: str) -> AsyncGenerator[Browser]:
+    """A page that acts as alice, where names are believed."""
+    async with httpx2.AsyncClient() as client:
+        yield Browser(server, client, f"?agent=alice&namespace={namespace}")
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def stranger(guarded: Server) -> AsyncGenerator[Browser]:
+    """A page of nobody, where tokens are asked for."""
+    async with httpx2.AsyncClient() as client:
+        yield Browser(guarded, client)

@@ -1,0 +1,36 @@
+"""redis/users.acl with passwords put in, so that the tests run under the very users that are shipped."""
+
+from __future__ import annotations
+
+import hashlib
+
+from memory_core.package_data import resource
+from memory_core.store.connection import Client
+
+SERVER, SIDECAR, MIGRATE = "rm-server", "rm-sidecar", "rm-migrate"
+PASSWORDS = {name: f"password-of-{name}" for name in (SERVER, SIDECAR, MIGRATE)}
+ALMIGHTY = "user default on nopass ~* &* +@all"
+TOLERATED = {"config|get"}
+"""What the server asks for and does without; see docs/decisions/0011."""
+
+
+def acl_text(default: str | None = None) -> str:
+    """The file with passwords; `default` replaces its line about the default user."""
+    text = resource("redis/users.acl").read_text()
+    for name, password in PASSWORDS.items():
+        text = text.replace(f"REPLACE_{name[3:].upper()}_SHA256", hashlib.sha256(password.encode()).hexdigest())
+    lines = text.splitlines()
+    if default:
+        lines = [default if line.startswith("user default ") else line for line in lines]
+    return "\n".join(lines) + "\n"
+
+
+async def denials(client: Client) -> set[tuple[str, str, str]]:
+    """Who was refused what and why since the log was last reset, but for what is tolerated."""
+    entries = [{_text(name): _text(value) for name, value in entry.items()} for entry in await client.acl_log()]
+    found = {(entry["username"], entry["reason"], entry["object"]) for entry in entries}
+    return {denial for denial in found if denial[2] not in TOLERATED}
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,47 @@
+"""Runs redis-memory commands as a person does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from typer.testing import CliRunner, Result
+
+from memory_core.records.keys import Keys
+from memory_core.records.signed_entry import Entry
+from memory_server import cli
+from support.redis_users import SERVER
+from support.stack import MASTER_KEY, Stack
+
+
+class Shell:
+    """A shell in which commands run on one namespace."""
+
+    def __init__(self, stack: Stack, namespace: str) -> None:
+        self.stack = stack
+        self.namespace = namespace
+
+    async def run(self, *words: str, scoped: bool = True, **environment: str) -> Result:
+        """Run a command, in a thread since it brings an event loop of its own."""
+        known = {"REDIS_URL": self.stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY, "MEMORY_PORT": "0"}
+        where = ("--namespace", self.namespace) if scoped else ()
+        return await asyncio.to_thread(CliRunner().invoke, cli.app, [*words, *where], env={**known, **environment})
+
+    async def json(self, *words: str, scoped: bool = True) -> Any:
+        """Run a command that must succeed, and read its answer."""
+        result = await self.run(*words, "--json", scoped=scoped)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    async def refused(self, *words: str) -> BaseException:
+        """Run a command that must be refused, and give the refusal."""
+        result = await self.run(*words)
+        assert result.exception is not None, result.stdout
+        return result.exception
+
+    async def audited(self) -> list[dict[str, str]]:
+        """Give what the audit says the console did."""
+        rows = await self.stack.client.xrange(Keys(self.namespace).audit)
+        entries = [Entry(at, tuple(part for pair in row.items() for part in pair)).fields for at, row in rows]
+        return [entry for entry in entries if entry["who"] == "console"]

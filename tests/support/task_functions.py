@@ -1,0 +1,190 @@
+"""Drives the Functions of tasks and agents alone, without a server: the ground of the mutation tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from memory_core.records.ids import new_id
+from memory_core.records.keys import Keys
+from memory_core.records.names import SEPARATOR
+from memory_core.records.task import Kind, TaskPriority
+from memory_core.records.times import to_redis
+from memory_core.store import functions
+from memory_core.store.connection import Client
+
+Answer = dict[str, Any]
+AT_ONCE = 1e-6
+"""Seconds that have passed by the next call."""
+KEEP = 1000
+
+
+class Ground:
+    """One namespace of tasks, by the Functions' own words."""
+
+    def __init__(self, client: Client, namespace: str) -> None:
+        self.client, self.keys = client, Keys(namespace)
+
+    async def call(self, function: str, keys: list[str] | None = None, **request: Any) -> Answer:
+        """Call one Function of the library that is loaded."""
+        names = keys or [self.keys.leases]
+        return await functions.call(self.client, function, names, prefix=self.keys.prefix, keep=KEEP, **request)
+
+    async def register(self, *agents: str, most: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
+        """Register living agents."""
+        fields = {
+            "type": "custom",
+            "capabilities": SEPARATOR.join(able),
+            "context_window": window,
+            "max_tasks": most,
+            "heartbeat_seconds": 60,
+        }
+        for name in agents:
+            await self.call(
+                "rm1_agent_register",
+                [self.keys.agent(name)],
+                agent=name,
+                candidate=new_id(),
+                fields=[part for pair in fields.items() for part in pair],
+                audit=_audit(name),
+            )
+
+    async def submit(self, **said: Any) -> str:
+        """Submit a task and give its id."""
+        answer = await self.try_to_submit(**said)
+        assert answer["status"] == "submitted", answer
+        return answer["id"]
+
+    async def try_to_submit(
+        self,
+        *,
+        by: str = "lead",
+        to: Sequence[str] = (),
+        needs: Sequence[str] = (),
+        window: int = 0,
+        only: str = "",
+        after: Sequence[str] = (),
+        priority: TaskPriority = TaskPriority.MEDIUM,
+        retries: int = 3,
+        lease: float = 60,
+        claim: float = 60,
+        deadline: float | None = None,
+        quota: int = 1000,
+        key: tuple[str, str] | None = None,
+        task_id: str = "",
+    ) -> Answer:
+        """Submit a task and give the whole answer."""
+        kind, free, task_id = Kind(tuple(needs), window, only), Kind(tuple(needs), window), task_id or new_id()
+        fields: dict[str, Any] = {
+            "description": "work",
+            "type": "general",
+            "priority": priority,
+            "rank": priority.rank,
+            "kind": kind.id,
+            "kind_spec": kind.spec,
+            "open_kind": free.id,
+            "open_kind_spec": free.spec,
+            "submitter": by,
+            "max_retries": retries,
+            "lease_seconds": lease,
+            "claim_seconds": claim,
+            "depends_on": SEPARATOR.join(after),
+        } | ({} if deadline is None else {"deadline": to_redis(deadline)})
+        return await self.call(
+            "rm1_task_submit",
+            [self.keys.leases, self.keys.idempotency(by, key[0] if key else "")],
+            id=task_id,
+            fields=[part for pair in fields.items() for part in pair],
+            depends_on=list(after),
+            only=only,
+            deadline=deadline,
+            vector=None,
+            candidates=list(to),
+            quota=quota,
+            idempotency={"payload": key[1], "ttl": 100} if key else None,
+            audit=_audit(by),
+        )
+
+    async def claim(self, agent: str, most: int = 1, call: str = "") -> list[Answer]:
+        """Lease tasks."""
+        secrets = [new_id() for _ in range(most)]
+        return (await self.call("rm1_task_claim", agent=agent, call=call or new_id(), secrets=secrets))["tasks"]
+
+    async def lease(self, agent: str) -> str:
+        """Lease the one task there is and give its token."""
+        tasks = await self.claim(agent)
+        assert len(tasks) == 1, f"{agent} got {len(tasks)} tasks"
+        return tasks[0]["lease_token"]
+
+    async def complete(self, agent: str, token: str, call: str = "") -> str:
+        """Complete the task of a token and give the status."""
+        call = call or new_id()
+        fields = ["last_call", call]
+        answer = await self._end("rm1_task_complete", agent, token, call, fields=fields, duration_ms=1)
+        return answer["status"]
+
+    async def fail(
+        self, agent: str, token: str, *, call: str = "", retry: bool = True, pause: float = AT_ONCE
+    ) -> Answer:
+        """Report a failure; the pause is without jitter."""
+        pauses = {"backoff": pause, "backoff_most": 1000, "jitter": 1}
+        return await self._end("rm1_task_fail", agent, token, call or new_id(), error="no", retry=retry, **pauses)
+
+    async def _end(self, function: str, agent: str, token: str, call: str, **request: Any) -> Answer:
+        task_id = token.partition(".")[0]
+        return await self.call(
+            function, id=task_id, agent=agent, token=token, call=call, audit=_audit(agent), **request
+        )
+
+    async def beat(self, agent: str, *tokens: str) -> Answer:
+        """Say that an agent lives, and renew leases."""
+        return await self.call(
+            "rm1_agent_heartbeat", [self.keys.agent(agent)], agent=agent, fields=[], tokens=list(tokens)
+        )
+
+    async def lost(self, agent: str) -> Answer:
+        """Take an agent for dead if it is."""
+        return await self.call("rm1_agent_lost", [self.keys.agent(agent)], agent=agent, reason="silent")
+
+    async def cancel(self, task_id: str, by: str = "lead") -> str:
+        """Cancel a task and give the status."""
+        answer = await self.call("rm1_task_cancel", id=task_id, agent=by, admin=False, reason="no", audit=_audit(by))
+        return answer["status"]
+
+    async def requeue(self, task_id: str, by: str = "lead") -> Answer:
+        """Give a dead task a new life."""
+        return await self.call("rm1_task_requeue", id=task_id, agent=by, admin=False, audit=_audit(by))
+
+    async def assign(self, task_id: str, *candidates: str) -> Answer:
+        """Give a queued task to the first candidate that may have it."""
+        return await self.call("rm1_task_assign", items=[{"id": task_id, "candidates": list(candidates)}])
+
+    async def sweep(self) -> None:
+        """Do what the clock demands."""
+        rounds = 1
+        while (await self.call("rm1_task_sweep"))["more"]:
+            rounds += 1
+            assert rounds < 100, "a sweep never comes to an end"
+
+    async def field(self, task_id: str, name: str) -> str | None:
+        """Read a field of a task."""
+        value = await self.client.hget(self.keys.task(task_id), name)
+        return None if value is None else value.decode()
+
+    async def state(self, task_id: str) -> str | None:
+        """Read the state of a task."""
+        return await self.field(task_id, "state")
+
+    async def in_hand(self, agent: str) -> dict[str, int]:
+        """Count what is anywhere in an agent's hands."""
+        keys, client = self.keys, self.client
+        return {
+            "leases": await client.zcard(keys.leases),
+            "unclaimed": await client.zcard(keys.unclaimed),
+            "held": await client.scard(keys.held(agent)),
+            "inbox": await client.xlen(keys.inbox(agent)),
+        }
+
+
+def _audit(who: str) -> Answer:
+    return {"who": who, "op": "test", "ids": []}

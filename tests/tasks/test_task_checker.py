@@ -1,0 +1,398 @@
+"""The checker of task histories passes what is right and catches everything that must never happen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chaos import checker, history
+from chaos.evidence import Evidence
+from chaos.history import Call, Clock, Outcome, Recorder, Refusal
+from chaos.kept import Entry, Kept, Leftovers
+
+from memory_core.errors import LeaseLost, OutcomeUnknown
+from memory_core.records.times import to_iso
+
+AHEAD = 1_000_000.0
+"""The wall clock shows this when the monotonic one shows 0."""
+T = "t1"
+
+
+def token(fence: int, task: str = T) -> str:
+    """Make the token of a lease."""
+    return f"{task}.{fence}.secret"
+
+
+def call(op: str, agent: str, began: float, ended: float, **said: Any) -> Call:
+    """Make a call that was answered."""
+    answer = said.pop("answer", {})
+    return Call(agent, op, agent, said, Outcome.OK, answer, began, ended)
+
+
+def unknown(made: Call) -> Call:
+    """Nobody was told how a call ended."""
+    return replace(made, outcome=Outcome.UNKNOWN, answer={}, ended=math.inf)
+
+
+def refused(made: Call, code: str = "lease_lost") -> Call:
+    return replace(made, outcome=Outcome.FAIL, answer={"code": code})
+
+
+def submit(began: float = 0.0, task: str = T) -> Call:
+    return call("submit", "lead", began, began + 0.1, answer={"task_id": task})
+
+
+def claim(agent: str, fence: int, began: float, until: float, task: str = T) -> Call:
+    """A claim that got one lease."""
+    lease = {"task_id": task, "lease_token": token(fence, task), "lease_until": to_iso(AHEAD + until)}
+    return call("claim", agent, began, began + 0.1, answer={"tasks": [lease]})
+
+
+def complete(agent: str, fence: int, began: float, task: str = T) -> Call:
+    return call("complete", agent, began, began + 0.1, task_id=task, lease_token=token(fence, task))
+
+
+def fail(agent: str, fence: int, began: float) -> Call:
+    return call("fail", agent, began, began + 0.1, task_id=T, lease_token=token(fence))
+
+
+def renew(agent: str, fence: int, began: float, until: float) -> Call:
+    """A heartbeat that renewed one lease."""
+    renewed = {T: to_iso(AHEAD + until)}
+    return call("heartbeat", agent, began, began + 0.1, lease_tokens=[token(fence)], answer={"leases_renewed": renewed})
+
+
+def cancel(began: float) -> Call:
+    return call("cancel", "lead", began, began + 0.1, task_id=T)
+
+
+def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
+    """A task by what happened to it: (op, when, agent, fence, attempt)."""
+    ops = [Entry(op, AHEAD + at, *rest) for op, at, *rest in entries]
+    fences = [entry.fence for entry in ops if entry.op == "leased"]
+    state = ops[-1].op if ops else "pending"
+    made: dict[str, Any] = {"state": state, "entries": tuple(ops), "fence": fences[-1] if fences else None}
+    return Kept(task, **{**made, **fields})
+
+
+def evidence(calls: list[Call], *tasks: Kept, **more: Any) -> Evidence:
+    """Put it together."""
+    audit = Counter(("complete_task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
+    given: dict[str, Any] = {"audit": audit, "clock": Clock(AHEAD, AHEAD), **more}
+    return Evidence(sorted(calls, key=lambda made: made.began), {task.id: task for task in tasks}, **given)
+
+
+GOOD_CALLS = [
+    submit(),
+    claim("a", 1, 1.0, until=3.0),
+    renew("a", 1, 2.0, until=4.0),
+    claim("b", 2, 5.0, until=7.0),
+    refused(complete("a", 1, 5.5)),
+    fail("b", 2, 6.0),
+    claim("a", 3, 7.0, until=9.0),
+    complete("a", 3, 8.0),
+]
+GOOD_LIFE = life(
+    ("submitted", 0.05, "lead"),
+    ("assigned", 0.05, "a"),
+    ("leased", 1.05, "a", 1, 1),
+    ("expired", 4.2, "a", 1, 1),
+    ("leased", 5.05, "b", 2, 2),
+    ("failed", 6.05, "b", 2, 2),
+    ("leased", 7.05, "a", 3, 3),
+    ("completed", 8.05, "a", 3, 3),
+)
+
+
+def rules(found: Evidence) -> set[str]:
+    """Which rules were broken."""
+    return {violation.rule for violation in checker.violations(found)}
+
+
+def test_a_right_history_is_passed() -> None:
+    assert checker.violations(evidence(GOOD_CALLS, GOOD_LIFE)) == []
+
+
+def test_calls_of_unknown_outcome_may_or_may_not_have_had_their_effect() -> None:
+    *before, last = GOOD_CALLS
+    done = evidence([*before, unknown(last)], GOOD_LIFE)
+    undone = evidence(
+        [*before, unknown(last), claim("b", 4, 9.5, until=11.0), complete("b", 4, 10.0)],
+        life(
+            *[(e.op, e.at - AHEAD, e.agent, e.fence, e.attempt) for e in GOOD_LIFE.entries[:-1]],
+            ("expired", 9.3, "a", 3, 3),
+            ("leased", 9.55, "b", 4, 4),
+            ("completed", 10.05, "b", 4, 4),
+        ),
+    )
+    killed = evidence([submit(), unknown(claim("a", 1, 1.0, 3.0))], life(
+        ("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("expired", 3.1, "a", 1, 1), ("dead", 3.1)
+    ))  # fmt: skip
+    renewed = evidence(
+        [submit(), claim("a", 1, 1.0, 3.0), unknown(renew("a", 1, 2.0, 4.0)), complete("a", 1, 3.5)],
+        life(("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("completed", 3.55, "a", 1, 1)),
+    )
+    for found in (done, undone, killed, renewed):
+        assert checker.violations(found) == []
+
+
+def test_a_wall_clock_that_moved_makes_no_false_alarm() -> None:
+    calls = [submit(), claim("a", 1, 1.0, until=3.0), claim("b", 2, 2.8, until=4.8), complete("b", 2, 3.0)]
+    kept = life(
+        *[("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("expired", 3.01, "a", 1, 1)],
+        *[("leased", 3.01, "b", 2, 2), ("completed", 3.1, "b", 2, 2)],
+    )
+    assert "two leases at once" in rules(evidence(calls, kept))
+    assert rules(evidence(calls, kept, clock=Clock(AHEAD, AHEAD + 0.2))) == set()
+
+
+def _without(op: str, position: int) -> list[tuple[Any, ...]]:
+    """The right life without one entry."""
+    rows = [(e.op, e.at - AHEAD, e.agent, e.fence, e.attempt) for e in GOOD_LIFE.entries]
+    assert rows[position][0] == op
+    return rows[:position] + rows[position + 1 :]
+
+
+LEASED = [("submitted", 0.05), ("leased", 1.05, "a", 1, 1)]
+BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
+    "a lease after completion": (
+        "illegal transition",
+        lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), ("leased", 3.0, "b", 2, 2))),
+    ),
+    "a lease given while another is in force": (
+        "illegal transition",
+        lambda: evidence(GOOD_CALLS, life(*_without("expired", 3))),
+    ),
+    "a completion without a lease": (
+        "illegal transition",
+        lambda: evidence([], life(("submitted", 0.0), ("completed", 1.0, "a", 1, 1))),
+    ),
+    "a life that does not begin": ("illegal transition", lambda: evidence([], life(("leased", 1.0, "a", 1, 1)))),
+    "a cancelled task that is tried again": (
+        "illegal transition",
+        lambda: evidence([], life(*LEASED, ("cancelled", 2.0), ("requeued", 3.0), ("dead", 4.0))),
+    ),
+    "a task that never ends": ("task without end", lambda: evidence([], life(*LEASED, state="leased"))),
+    "a task that ended and is leased": (
+        "task without end",
+        lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="leased")),
+    ),
+    "a state that is not the end": (
+        "state is not the end",
+        lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="dead")),
+    ),
+    "two ends": (
+        "more than one end",
+        lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), ("cancelled", 2.1))),
+    ),
+    "an ended task that still is queued": (
+        "left in a queue",
+        lambda: evidence(GOOD_CALLS, GOOD_LIFE, leftovers=Leftovers((("leases", T),))),
+    ),
+    "an acknowledged task that is gone": ("lost submission", lambda: evidence([submit(task="t2")])),
+    "an attempt not counted": (
+        "attempts miscounted",
+        lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("dead", 6.0))),
+    ),
+    "more attempts than allowed": (
+        "too many attempts",
+        lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=1)),
+    ),
+    "an end of another's attempt": (
+        "end of another's attempt",
+        lambda: evidence([], life(*LEASED, ("completed", 2.0, "b", 1, 1))),
+    ),
+    "an end of an earlier attempt": (
+        "end of another's attempt",
+        lambda: evidence(
+            [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("failed", 6.0, "a", 1, 1))
+        ),
+    ),
+    "tokens of a task that fall": (
+        "tokens do not rise",
+        lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 0, 2), ("dead", 6.0))),
+    ),
+    "tokens of two tasks that fall": (
+        "tokens do not rise",
+        lambda: evidence(
+            [],
+            life(("submitted", 0.0), ("leased", 1.0, "a", 2, 1), ("dead", 9.0)),
+            life(("submitted", 0.0), ("leased", 2.0, "b", 1, 1), ("dead", 9.0), task="t2"),
+        ),
+    ),
+    "a later claim with the lower token": (
+        "tokens do not rise",
+        lambda: evidence([claim("a", 2, 1.0, 3.0), claim("b", 1, 2.0, 4.0, task="t2")]),
+    ),
+    "a task that has another token than its lease": (
+        "tokens do not rise",
+        lambda: evidence([], replace(GOOD_LIFE, fence=2)),
+    ),
+    "one number for two leases": (
+        "token given twice",
+        lambda: evidence(
+            [],
+            life(*LEASED, ("dead", 9.0)),
+            life(("submitted", 0.0), ("leased", 2.0, "b", 1, 1), ("dead", 9.0), task="t2"),
+        ),
+    ),
+    "a lease before what it depends on": (
+        "leased before its dependency completed",
+        lambda: evidence(
+            [],
+            life(*LEASED, ("completed", 2.0, "a", 1, 1), depends_on=("t2",)),
+            life(("submitted", 0.0), ("leased", 1.5, "b", 2, 1), ("completed", 3.0, "b", 2, 1), task="t2"),
+        ),
+    ),
+    "a lease though what it depends on failed": (
+        "leased before its dependency completed",
+        lambda: evidence(
+            [],
+            life(*LEASED, ("completed", 2.0, "a", 1, 1), depends_on=("t2",)),
+            life(("submitted", 0.0), ("dead", 0.5), task="t2"),
+        ),
+    ),
+    "a completion with a token that was superseded": (
+        "stale token accepted",
+        lambda: evidence([*GOOD_CALLS, complete("a", 1, 5.4)], GOOD_LIFE),
+    ),
+    "a renewal with a token that was superseded": (
+        "stale token accepted",
+        lambda: evidence([*GOOD_CALLS, renew("a", 1, 5.4, until=8.0)], GOOD_LIFE),
+    ),
+    "a failure reported with a token that was superseded": (
+        "stale token accepted",
+        lambda: evidence([*GOOD_CALLS, fail("a", 1, 5.4)], GOOD_LIFE),
+    ),
+    "a failure reported after completion": (
+        "stale token accepted",
+        lambda: evidence([*GOOD_CALLS, fail("a", 3, 8.5)], GOOD_LIFE),
+    ),
+    "a completion after the lease ran out": (
+        "stale token accepted",
+        lambda: evidence(
+            [submit(), claim("a", 1, 1.0, until=3.0), complete("a", 1, 3.2)],
+            life(*LEASED, ("completed", 3.25, "a", 1, 1)),
+        ),
+    ),
+    "a completion after cancellation": (
+        "stale token accepted",
+        lambda: evidence([*GOOD_CALLS, cancel(7.5)], GOOD_LIFE),
+    ),
+    "a token that nobody was given": (
+        "forged token accepted",
+        lambda: evidence([submit(), complete("a", 1, 2.0)], life(*LEASED, ("completed", 2.05, "a", 1, 1))),
+    ),
+    "a token used by another": (
+        "forged token accepted",
+        lambda: evidence([*GOOD_CALLS[:-1], complete("b", 3, 8.0)], GOOD_LIFE),
+    ),
+    "two leases at once": (
+        "two leases at once",
+        lambda: evidence([claim("a", 1, 1.0, until=3.0), claim("b", 2, 2.0, until=4.0)], GOOD_LIFE),
+    ),
+    "two leases at once after a renewal": (
+        "two leases at once",
+        lambda: evidence([claim("a", 1, 1.0, 3.0), renew("a", 1, 2.0, 4.0), claim("b", 2, 3.5, 5.0)], GOOD_LIFE),
+    ),
+    "a lease cut short": (
+        "lease ended too early",
+        lambda: evidence([claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("expired", 2.5, "a", 1, 1), ("dead", 2.5))),
+    ),
+    "a lease taken from a living agent": (
+        "lease taken from a living agent",
+        lambda: evidence(
+            [call("register", "a", 0.0, 0.1, heartbeat_seconds=5.0), claim("a", 1, 1.0, until=30.0)],
+            life(*LEASED, ("lost", 9.0, "a", 1, 1), ("dead", 9.0)),
+        ),
+    ),
+    "two completions answered": (
+        "completed twice",
+        lambda: evidence([*GOOD_CALLS, complete("a", 3, 8.05)], GOOD_LIFE),
+    ),
+    "two completions in the audit": (
+        "completed twice",
+        lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter({("complete_task", T): 2})),
+    ),
+    "a completion that is not in the audit": (
+        "completion lost",
+        lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter()),
+    ),
+    "a completion that Redis forgot": (
+        "acknowledged and not remembered",
+        lambda: evidence(GOOD_CALLS, life(*_without("completed", 7), ("dead", 9.0))),
+    ),
+    "a lease that Redis forgot": (
+        "acknowledged and not remembered",
+        lambda: evidence([claim("a", 9, 9.0, until=11.0)], life(*LEASED, ("dead", 12.0))),
+    ),
+    "a failure that nobody reported": (
+        "remembered and never asked for",
+        lambda: evidence([made for made in GOOD_CALLS if made.op != "fail"], GOOD_LIFE),
+    ),
+    "a refused completion that had its effect": (
+        "remembered and never asked for",
+        lambda: evidence([*GOOD_CALLS[:-1], refused(GOOD_CALLS[-1])], GOOD_LIFE),
+    ),
+    "a lease after cancellation": (
+        "leased after it was cancelled",
+        lambda: evidence([cancel(0.5), claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("cancelled", 2.0))),
+    ),
+    "a cancelled task that completed": (
+        "not cancelled after all",
+        lambda: evidence([*GOOD_CALLS, cancel(8.2)], GOOD_LIFE),
+    ),
+    "an error that nobody foresaw": (
+        "untyped error",
+        lambda: evidence([*GOOD_CALLS, refused(complete("a", 3, 8.5), "internal")], GOOD_LIFE),
+    ),
+}
+
+
+@pytest.mark.parametrize("history_of", BAD)
+def test_a_bad_history_is_caught(history_of: str) -> None:
+    rule, made = BAD[history_of]
+    assert rule in rules(made())
+
+
+def test_every_rule_has_a_history_that_breaks_it() -> None:
+    bad = [made() for _, made in BAD.values()]
+    assert [rule.__name__ for rule in checker.RULES if not any(list(rule(found)) for found in bad)] == []
+
+
+async def test_a_recorded_history_is_read_back_with_what_nobody_was_told(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, "w1.0")
+
+    async def raising(error: Exception) -> dict[str, Any]:
+        raise error
+
+    async def answering() -> dict[str, Any]:
+        return {"tasks": []}
+
+    assert await recorder.call("claim", "w1", {"limit": 1}, answering) == {"tasks": []}
+    for error in (LeaseLost("late"), OutcomeUnknown("broken")):
+        with pytest.raises(Refusal):
+            await recorder.call("complete", "w1", {}, lambda error=error: raising(error))
+    dying = asyncio.create_task(recorder.call("claim", "w1", {}, asyncio.Event().wait))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    dying.cancel()
+    await asyncio.wait([dying])
+    with (tmp_path / "w1.0.jsonl").open("a") as torn:
+        torn.write(json.dumps({"call": 9, "kind": "invoke"})[:-3])
+
+    calls, clock = history.load(tmp_path)
+    assert [(made.op, made.outcome, made.answer.get("code")) for made in calls] == [
+        ("claim", "ok", None),
+        ("complete", "fail", "lease_lost"),
+        ("complete", "unknown", "outcome_unknown"),
+        ("claim", "unknown", None),
+    ]
+    assert [math.isinf(made.ended) for made in calls] == [False, False, True, True]
+    assert 0 <= clock.doubt < 60

@@ -1,0 +1,366 @@
+"""Each rule of the task Functions is needed: with any one of them dropped, a behaviour breaks that holds with it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from itertools import count
+
+import pytest
+from redis.exceptions import ResponseError
+from support import task_behaviours
+from support.embedder_fixtures import RedisServer
+from support.task_functions import Ground
+
+from memory_core.store.connection import Client, connect
+from memory_core.store.functions import library_code
+
+Behaviour = Callable[[Ground], Awaitable[None]]
+BEHAVIOURS: dict[str, Behaviour] = {
+    name: behaviour
+    for name, behaviour in inspect.getmembers(task_behaviours, inspect.iscoroutinefunction)
+    if behaviour.__module__ == task_behaviours.__name__ and not name.startswith("_")
+}
+_numbers = count()
+
+_FINISHED = "-- End a task: nothing of it is left but its record and history, for a while.\n"
+_RENEWS = """local _ = (function()
+      redis.call('HSET', names.task .. id, 'lease_until', stamp(now + 60000000))
+      redis.call('ZADD', names.leases, stamp(now + 60000000), id)
+    end)(names, id, task, now, {op = 'expired'"""
+_SETTLES = "      redis.call('SREM', names.blockers .. id, ended)\n"
+_LAST_OF_SETTLING = "        make_pending(names, id, task, now)\n      end\n    end\n    budget"
+_OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'kind_spec', task.open_kind_spec)
+    task.kind, task.kind_spec = task.open_kind, task.open_kind_spec
+"""
+_TAKES_BACK = """    take_back(names, id, task)
+    task.assigned = nil
+    note(names, id, now, {op = 'taken back', agent = name, error = request.reason})
+    make_pending(names, id, task, now)
+"""
+
+MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    # what is checked
+    "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
+    "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
+    "no check of the lease's end": (
+        "a_token_dies_with_its_time",
+        [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
+    ),
+    "no holder check": (
+        "a_token_is_worth_nothing_in_other_hands",
+        [(" or task.assigned ~= request.agent then", " then")],
+    ),
+    "no check who ever had it": (
+        "whoever_never_had_a_task_learns_nothing_of_it",
+        [("  if not contains(split(task.holders), request.agent) then return 'unknown' end\n", "")],
+    ),
+    "no avoiding": (
+        "a_failed_task_goes_to_another",
+        [("return contains(avoid, name) and has_another(names, kind, avoid, now)", "return false")],
+    ),
+    "avoiding for ever": (
+        "a_failed_task_comes_back_if_there_is_nobody_else",
+        [("contains(avoid, name) and has_another(names, kind, avoid, now)", "contains(avoid, name)")],
+    ),
+    "no check that an agent fell silent": (
+        "a_living_agent_keeps_its_lease",
+        [
+            (
+                "if deadline > 0 and deadline * 1000000 > now then return answer({status = 'alive'",
+                "if false then return answer({status = 'alive'",
+            )
+        ],
+    ),
+    "no check who cancels": (
+        "only_its_submitter_cancels_a_task_and_nobody_completes_it_then",
+        [
+            (
+                "(task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end\n"
+                "  if contains(",
+                "false then return answer({status = 'unknown'}) end\n  if contains(",
+            )
+        ],
+    ),
+    "no check who requeues": (
+        "a_requeued_task_has_all_its_attempts_and_no_past",
+        [
+            (
+                "(task.submitter ~= request.agent and not request.admin) then return answer({status = 'unknown'}) end\n"
+                "  if task.state ~= 'dead'",
+                "false then return answer({status = 'unknown'}) end\n  if task.state ~= 'dead'",
+            )
+        ],
+    ),
+    "no quota": ("the_namespace_has_a_quota", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
+    "no check of capabilities": (
+        "only_the_able_get_a_task",
+        [("    if not agent.has[capability] then return false end\n", "")],
+    ),
+    "no check of the context window": (
+        "only_the_able_get_a_task",
+        [("  if agent.window < kind.window then return false end\n", "")],
+    ),
+    "no check for whom it is": (
+        "only_the_able_get_a_task",
+        [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
+    ),
+    "no bound on what is leased": (
+        "an_agent_has_no_more_than_it_can_do",
+        [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
+    ),
+    "no bound on what is assigned": (
+        "an_agent_has_no_more_than_it_can_do",
+        [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
+    ),
+    "no check of the payload under a key": (
+        "an_idempotency_key_stands_for_one_task",
+        [
+            (
+                "then return {status = 'idempotency_conflict'} end\n  return {status = 'replayed', id = seen[2]}",
+                "then return {status = 'replayed', id = seen[2]} end\n  return {status = 'replayed', id = seen[2]}",
+            )
+        ],
+    ),
+    "no check of past deadlines": (
+        "a_deadline_ends_a_task",
+        [("  if is_past(request.deadline, now) then return answer({status = 'past_deadline'}) end\n", "")],
+    ),
+    "a stale token renews": (
+        "a_token_dies_with_its_time",
+        [("  if refused(task, {agent = agent, token = token}, now) then return nil end\n", "")],
+    ),
+    "repeated submissions not recognised": (
+        "a_repeated_call_has_one_effect_and_one_answer",
+        [
+            (
+                "  if known.state then return answer({status = 'submitted'",
+                "  if false then return answer({status = 'submitted'",
+            )
+        ],
+    ),
+    "repeated claims not recognised": (
+        "a_repeated_call_has_one_effect_and_one_answer",
+        [("if agent.last_claim == request.call then", "if false then")],
+    ),
+    "repeated ends not recognised": (
+        "a_repeated_call_has_one_effect_and_one_answer",
+        [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
+    ),
+    "no retries left is no end": (
+        "attempts_are_counted_and_end_in_the_dead_letters",
+        [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
+    ),
+    "a failed dependency counts as completed": (
+        "a_task_ends_with_what_it_depends_on",
+        [
+            (
+                "    local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'\n",
+                "    local completed = true\n",
+            )
+        ],
+    ),
+    # what is written
+    "completion keeps the lease": (
+        "an_ended_task_leaves_nothing_behind",
+        [
+            (
+                _FINISHED
+                + "local function finish(names, id, task, state, now, keep, fields)\n  take_back(names, id, task)\n",
+                _FINISHED + "local function finish(names, id, task, state, now, keep, fields)\n",
+            )
+        ],
+    ),
+    "the lease stays among the leases": (
+        "an_ended_task_leaves_nothing_behind",
+        [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
+    ),
+    "the task stays in the agent's hands": (
+        "an_ended_task_leaves_nothing_behind",
+        [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
+    ),
+    "ended tasks are kept for ever": (
+        "an_ended_task_leaves_nothing_behind",
+        [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
+    ),
+    "attempts are not counted": (
+        "attempts_are_counted_and_end_in_the_dead_letters",
+        [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
+    ),
+    "dead tasks get no letter": (
+        "attempts_are_counted_and_end_in_the_dead_letters",
+        [
+            (
+                "redis.call('XADD', names.dead, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
+                "'0-1'",
+            )
+        ],
+    ),
+    "who failed is forgotten": (
+        "a_failed_task_goes_to_another",
+        [("  redis.call('HSET', names.task .. id, 'avoid', table.concat(avoid, '\\31'))\n", "")],
+    ),
+    "a retry keeps the token": (
+        "each_lease_has_a_token_of_its_own",
+        [
+            (
+                "local token = id .. '.' .. fence .. '.' .. secret",
+                "local token = task.lease_token or id .. '.' .. fence .. '.' .. secret",
+            )
+        ],
+    ),
+    "the number of tokens stands still": (
+        "the_numbers_of_tokens_rise",
+        [("local fence = whole(tick(names.counters))", "local fence = '1'")],
+    ),
+    "a lease that ran out is renewed": (
+        "a_lease_that_ran_out_goes_to_another",
+        [("attempt_failed(names, id, task, now, {op = 'expired'", _RENEWS)],
+    ),
+    "leases never run out": (
+        "a_lease_that_ran_out_goes_to_another",
+        [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
+    ),
+    "renewal leaves the old end": (
+        "a_heartbeat_renews_a_lease",
+        [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
+    ),
+    "what is leased is not noted as held": (
+        "a_lease_is_nobody_elses",
+        [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
+    ),
+    "what is leased counts as unclaimed": (
+        "a_lease_is_nobody_elses",
+        [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
+    ),
+    "what is assigned stays queued": (
+        "an_assigned_task_is_nobody_elses",
+        [("  unqueue(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
+    ),
+    "assignments last for ever": (
+        "an_assignment_that_is_not_claimed_is_taken_back",
+        [("      redis.call('ZADD', names.unclaimed, stamp(now + tonumber(task.claim_seconds) * 1000000), id)\n", "")],
+    ),
+    "a requeued task has its old attempts": (
+        "a_requeued_task_has_all_its_attempts_and_no_past",
+        [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
+    ),
+    "a requeued task still expires": (
+        "a_requeued_task_has_all_its_attempts_and_no_past",
+        [("do redis.call('PERSIST', key .. id) end", "do local _ = key end")],
+    ),
+    "a requeued task waits for nothing": (
+        "a_requeued_task_waits_again_for_what_it_depends_on",
+        [
+            (
+                "  if #blockers > 0 then\n    redis.call('HSET', names.task .. id, 'state', 'waiting')",
+                "  if false then\n    redis.call('HSET', names.task .. id, 'state', 'waiting')",
+            )
+        ],
+    ),
+    "ended tasks stay counted as open": (
+        "the_namespace_has_a_quota",
+        [("  redis.call('HINCRBY', names.counters, 'open_tasks', -1)\n", "")],
+    ),
+    "deadlines are not noted": (
+        "a_deadline_ends_a_task",
+        [
+            (
+                "if request.deadline then redis.call('ZADD', names.deadlines, ",
+                "if false then redis.call('ZADD', names.deadlines, ",
+            )
+        ],
+    ),
+    "pauses do not grow": ("pauses_between_attempts_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
+    "no priorities": ("the_more_urgent_goes_first", [("whole(tonumber(task.rank) * BAND + ", "whole(")]),
+    "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
+    # in which order
+    "assigned, then queued": (
+        "an_assigned_task_is_nobody_elses",
+        [
+            (
+                "  queue(names, id, task)\n  local name = place(names, id, task, request.candidates, now)\n",
+                "  task.score = '0'\n  local name = place(names, id, task, request.candidates, now)\n"
+                "  queue(names, id, task)\n",
+            )
+        ],
+    ),
+    "whoever lives is able": (
+        "whoever_failed_waits_for_nobody_that_is_not_able",
+        [
+            (
+                "agent.status ~= 'draining' and is_able(agent, kind) then return true",
+                "agent.status ~= 'draining' then return true",
+            )
+        ],
+    ),
+    "the last of a history is cut off": (
+        "a_long_history_keeps_what_came_last",
+        [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
+    ),
+    "newcomers begin at the first turn": (
+        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
+        [("    redis.call('HSET', names.turns, task.rank, whole(turn))\n", "")],
+    ),
+    "what ends in its queue stays there": (
+        "a_task_that_ends_in_its_queue_leaves_it",
+        [("  if not task.assigned then unqueue(names, id, task.kind) end\n", "")],
+    ),
+    "asked whether anything blocks, then unblocked": (
+        "a_task_waits_for_all_that_it_depends_on",
+        [
+            (_SETTLES, ""),
+            (_LAST_OF_SETTLING, _LAST_OF_SETTLING.replace("    end\n    budget", _SETTLES + "    end\n    budget")),
+        ],
+    ),
+    "queued again, then opened to all": (
+        "a_task_for_one_agent_goes_to_others_when_that_one_dies",
+        [(_OPENS, ""), (_TAKES_BACK, _TAKES_BACK + _OPENS)],
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
+    """A Redis of this module's own, whose library is broken again and again."""
+    redis = RedisServer(tmp_path_factory.mktemp("mutants"))
+    redis.start()
+    yield redis
+    redis.kill()
+
+
+@pytest.fixture
+async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
+    """A client of it."""
+    async with connect(own_redis.url) as connected:
+        yield connected
+
+
+async def _ground(client: Client, code: str) -> Ground:
+    await client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
+    return Ground(client, f"mutant-{next(_numbers)}")
+
+
+def _mutated(replacements: list[tuple[str, str]]) -> str:
+    code = library_code()
+    for old, new in replacements:
+        assert code.count(old) == 1, f"{code.count(old)} places say {old!r}"
+        code = code.replace(old, new)
+    return code
+
+
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+async def test_the_library_behaves(client: Client, behaviour: str) -> None:
+    await BEHAVIOURS[behaviour](await _ground(client, library_code()))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
+    behaviour, replacements = MUTATIONS[mutation]
+    ground = await _ground(client, _mutated(replacements))
+    with pytest.raises((AssertionError, ResponseError)):
+        await BEHAVIOURS[behaviour](ground)
+
+
+def test_every_behaviour_catches_a_mutation() -> None:
+    assert {behaviour for behaviour, _ in MUTATIONS.values()} == set(BEHAVIOURS)

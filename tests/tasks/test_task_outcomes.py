@@ -1,0 +1,57 @@
+"""What a caller is told when Redis fails in the middle of a call: never that nothing was changed if something was."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from support.embedder_fixtures import RedisServer
+from support.redis_users import SERVER, denials
+from support.stack import Stack
+from support.task_helpers import joined, submit
+
+from memory_core.errors import OutcomeUnknown, StoreUnavailable
+from memory_core.records.keys import Keys
+from memory_core.settings.settings import Settings
+from memory_server.engine import backend as backends
+from memory_server.engine.principals import Caller
+from memory_server.tasks import leases
+
+
+async def test_a_claim_whose_tasks_cannot_be_read_never_says_that_nothing_was_changed(
+    stack: Stack, namespace: str
+) -> None:
+    async with joined(stack.server, namespace, "ada") as ada:
+        await submit(ada)
+    service = await stack.server.runtime.service()
+    assert not await denials(stack.client)
+    await stack.client.execute_command("ACL", "SETUSER", SERVER, "-lrange")
+    try:
+        with pytest.raises(OutcomeUnknown):
+            await leases.get_pending_tasks(service, Caller(namespace, "ada"), leases.Claim(with_memories=0))
+    finally:
+        await stack.client.execute_command("ACL", "SETUSER", SERVER, "+lrange")
+        assert {denied for _, _, denied in await denials(stack.client)} == {"lrange"}
+        await stack.client.acl_log_reset()
+    assert await stack.client.scard(Keys(namespace).held("ada")) == 1
+
+
+async def test_a_write_that_may_have_been_done_stays_unknown_though_later_attempts_reach_nobody(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "RESTART_WAIT_SECONDS", 1.0)
+    redis, keys = RedisServer(tmp_path_factory.mktemp("gone")), Keys("gone")
+    redis.start()
+    settings = Settings.load(redis_url=redis.url, redis={"timeout_seconds": 0.2})
+    async with backends.Backend(settings).running() as backend:
+        client = await backend.client()
+        said = {"prefix": keys.prefix, "keep": 1}
+        await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said)
+        await client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
+        pending = asyncio.create_task(backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said))
+        await asyncio.wait([pending], timeout=0.3)
+        redis.kill()
+        with pytest.raises(OutcomeUnknown):
+            await pending
+        with pytest.raises(StoreUnavailable):
+            await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said)
