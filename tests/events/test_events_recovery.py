@@ -18,7 +18,7 @@ from support.subscription_helpers import is_told, subscribe, updated
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.events.audience import Room
 from memory_server.events.entries import START
 from memory_server.events.listeners import Waiter

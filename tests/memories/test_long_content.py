@@ -14,7 +14,7 @@ from support.stack import Agent, Refused, Server, Stack
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.memory import compress, decompress
 from memory_core.store import functions
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.index import loader
 from memory_server.memories.chunks import settle
 from memory_server.memories.splitter import PIECE_TOKENS, split

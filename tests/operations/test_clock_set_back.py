@@ -14,8 +14,8 @@ from support.stack import Server, serving
 from memory_core.records import keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 pytestmark = pytest.mark.skipif(not clock.works(), reason="libfaketime is not installed: apt install libfaketime")
 AHEAD = 7200

@@ -21,7 +21,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
 from memory_core.records.model import Model
 from memory_core.records.times import parse_time
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.contract.reports import ClustersAnswer, DuplicatesAnswer
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index.query import Filters
