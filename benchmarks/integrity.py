@@ -14,10 +14,11 @@ from benchmarks.poisoning import QUERIES
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.settings.settings import Settings
+from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.engine.principals import Caller
 from memory_server.local.stop import stop
-from memory_server.memories.store import NewMemory, store_memory
-from memory_server.search.search import Mode, SearchRequest, semantic_search
+from memory_server.memories.store import store_memory
+from memory_server.search.search import semantic_search
 from memory_server.service import Service
 
 ROUNDS, STORES = 15, 100
@@ -35,10 +36,12 @@ async def _round(service: Service, caller: Caller, number: int) -> tuple[float, 
     started = await _spent(service)
     for index in range(STORES):
         content = f"{QUERIES[index % len(QUERIES)]}, asked for the {number * STORES + index}th time; " * 6
-        await store_memory(service, caller, NewMemory(content, tags=["a", "b"], context="thread", wait=False))
+        await store_memory(
+            service, caller, StoreArguments(content=content, tags=["a", "b"], context="thread", wait=False)
+        )
     stored = await _spent(service)
     for query in QUERIES:
-        await semantic_search(service, caller, SearchRequest(query, mode=Mode.KEYWORD))
+        await semantic_search(service, caller, SearchArguments(query=query, mode="keyword"))
     return (stored - started) * 1000 / STORES, (await _spent(service) - stored) * 1000 / len(QUERIES)
 
 

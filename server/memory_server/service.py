@@ -53,7 +53,7 @@ class Service:
         self.vault = Vault(self.backend)
         self.syncing = Syncing(self.backend)
         self.readers = Readers()
-        self.quotas = Quotas(settings.quotas)
+        self.quotas = Quotas(settings, self.namespaces)
         self.events = Hub(self.backend, self.models)
         self.seen = Seen(self.backend)
         self.search_latency = Latency()

@@ -17,6 +17,14 @@ from memory_core.errors import MemoryServiceError, OutcomeUnknown
 from memory_core.records.task import TaskPriority, TaskState
 from memory_core.settings.settings import Settings
 from memory_server.agents import registry
+from memory_server.contract.task_arguments import (
+    CompleteArguments,
+    DistributeArguments,
+    FailArguments,
+    HeartbeatArguments,
+    PendingArguments,
+    RegisterArguments,
+)
 from memory_server.engine.principals import Caller
 from memory_server.http.app import http_application
 from memory_server.mcp.server import build_server
@@ -56,29 +64,25 @@ class Direct:
         return answer.model_dump(mode="json")
 
     async def _register_agent(self, caller: Caller, **said: Any) -> Any:
-        return await registry.register_agent(self._service, caller, registry.Profile(**said))
+        return await registry.register_agent(self._service, caller, RegisterArguments(**said))
 
     async def _update_agent_heartbeat(self, caller: Caller, lease_tokens: list[str]) -> Any:
-        return await registry.heartbeat(
-            self._service, caller, status=None, load=None, lease_tokens=lease_tokens, metrics=None
-        )
+        return await registry.heartbeat(self._service, caller, HeartbeatArguments(lease_tokens=lease_tokens))
 
     async def _get_pending_tasks(self, caller: Caller, **wanted: Any) -> Any:
-        return await leases.get_pending_tasks(self._service, caller, leases.Claim(**wanted))
+        return await leases.get_pending_tasks(self._service, caller, PendingArguments(**wanted))
 
     async def _complete_task(self, caller: Caller, task_id: str, lease_token: str) -> Any:
-        return await leases.complete_task(
-            self._service, caller, task_id, lease_token, result={"by": caller.agent}, metrics=None, store_result=False
-        )
+        args = CompleteArguments(task_id=task_id, lease_token=lease_token, result={"by": caller.agent})
+        return await leases.complete_task(self._service, caller, args)
 
     async def _fail_task(self, caller: Caller, task_id: str, lease_token: str, error: str, retry: bool) -> Any:
-        return await leases.fail_task(
-            self._service, caller, task_id, lease_token, error=error, retry=retry, handoff="I began it"
-        )
+        args = FailArguments(task_id=task_id, lease_token=lease_token, error=error, retry=retry, handoff="I began it")
+        return await leases.fail_task(self._service, caller, args)
 
     async def _distribute_task(self, caller: Caller, priority: str, **new: Any) -> Any:
-        wanted = submit.NewTask(priority=TaskPriority(priority), **new)
-        return await submit.distribute_task(self._service, caller, wanted)
+        args = DistributeArguments(priority=TaskPriority(priority), **new)
+        return await submit.distribute_task(self._service, caller, args)
 
     async def _cancel_task(self, caller: Caller, task_id: str) -> Any:
         return await lifecycle.cancel_task(self._service, caller, task_id, "not needed any more")

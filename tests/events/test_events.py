@@ -12,8 +12,9 @@ from support.event_helpers import PATIENT, emit, listeners, named, now, waiting
 from support.stack import Agent, Refused, Server, Stack
 
 from memory_core.records.keys import Keys
+from memory_server.contract.arguments import WaitArguments
 from memory_server.engine.principals import Caller
-from memory_server.events.waiting import WaitRequest, unread, wait_for_events
+from memory_server.events.waiting import unread, wait_for_events
 
 
 async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
@@ -282,8 +283,8 @@ async def test_two_hundred_agents_wait_at_once_and_each_gets_its_own(
     server: Server, stack: Stack, namespace: str
 ) -> None:
     callers = [Caller(namespace, f"a{number}") for number in range(200)]
-    request = WaitRequest(timeout_seconds=PATIENT)
-    calls = [asyncio.create_task(wait_for_events(server.service, caller, request)) for caller in callers]
+    args = WaitArguments(timeout_seconds=PATIENT)
+    calls = [asyncio.create_task(wait_for_events(server.service, caller, args)) for caller in callers]
 
     async def all_wait() -> bool:
         return listeners(server, namespace) == len(callers)

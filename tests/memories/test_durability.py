@@ -19,10 +19,11 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import Client, connect
+from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import StoreAnswer
 from memory_server.engine.durability import Written, deferring
 from memory_server.engine.principals import Caller
-from memory_server.memories.store import NewMemory, store_memory
+from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
 CRITICAL = {"priority": "critical", "wait": False}
@@ -219,7 +220,7 @@ async def _master_and_replica(folder: Path) -> AsyncGenerator[tuple[RedisServer,
 
 
 async def _store(service: Service, content: str) -> StoreAnswer:
-    new = NewMemory(content, priority=Priority.CRITICAL, wait=False)
+    new = StoreArguments(content=content, priority=Priority.CRITICAL, wait=False)
     return await store_memory(service, Caller(TEAM, "alice"), new)
 
 

@@ -24,9 +24,10 @@ from memory_core.records.times import parse_time
 from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.contract.reports import ClustersAnswer, DuplicatesAnswer
 from memory_server.engine.principals import Caller, resolve
-from memory_server.index.query import Filters
+from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.quarantine import lift, quarantine
-from memory_server.search import bulk_selection, reports
+from memory_server.search import reports
+from memory_server.search.bulk_neighbours import readable_selection
 
 FACTS = ["The harbour opens at six.", "Ships leave the harbour at noon.", "Tea grows on hills.", "Tea is drunk hot."]
 
@@ -48,7 +49,7 @@ async def visible(server: Server, namespace: str, name: str, **filters: Any) -> 
     """The ids that the engine gives an agent, before the server looks at the records."""
     principal = await resolve(server.service.backend, Caller(namespace, name))
     query = unit_vectors(1, 384)
-    selection = bulk_selection.readable(principal, Filters(**filters))
+    selection = readable_selection(principal, ResolvedFilters(**filters))
     (found,) = await server.service.bulk.nearest(namespace, selection, query, 1000, exact=True, wait=20.0)
     return {memory_id for memory_id, _, _ in found}
 
@@ -127,7 +128,7 @@ async def test_long_memories_are_compared_by_every_piece(server: Server, namespa
     principal = await resolve(server.service.backend, Caller(namespace, "alice"))
 
     async def pieces(tag: str) -> list[int]:
-        selection = bulk_selection.readable(principal, Filters(tags=(tag,)))
+        selection = readable_selection(principal, ResolvedFilters(tags=(tag,)))
         (found,) = await server.service.bulk.nearest(
             namespace, selection, unit_vectors(1, 384), 100, exact=True, wait=20.0
         )
@@ -156,7 +157,7 @@ async def test_many_queries_are_answered_at_once_and_in_order(server: Server, na
     ids = [await alice.store(fact, wait=True) for fact in FACTS]
     vectors = await server.service.embeddings.embed(FACTS, Caller(namespace, "alice"))
     principal = await resolve(server.service.backend, Caller(namespace, "alice"))
-    selection = bulk_selection.readable(principal, Filters())
+    selection = readable_selection(principal, ResolvedFilters())
     for exact in (True, False):
         found = await server.service.bulk.nearest(namespace, selection, vectors, 1, exact=exact, wait=20.0)
         assert [[one[:2] for one in row] for row in found] == [[(memory_id, 0)] for memory_id in ids]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import pytest_asyncio
 from hypothesis import HealthCheck, given, seed, settings
@@ -17,7 +18,9 @@ from support.stack import Stack
 from memory_core.errors import Forbidden, NotFound
 from memory_core.records.keys import Keys
 from memory_server.agents import registry
-from memory_server.contract.selection import Selection
+from memory_server.contract.arguments import ListArguments, StoreArguments, UpdateArguments
+from memory_server.contract.sharing_arguments import ShareArguments
+from memory_server.contract.task_arguments import RegisterArguments
 from memory_server.engine.principals import Caller
 from memory_server.memories import get, store, update
 from memory_server.service import Service
@@ -94,9 +97,9 @@ class World:
     async def prepare(self) -> None:
         """Register all agents and give each two memories."""
         for name in AGENTS:
-            await registry.register_agent(self.service, self.caller(name), registry.Profile())
+            await registry.register_agent(self.service, self.caller(name), RegisterArguments())
             for label in LABELS:
-                new = store.NewMemory(f"{label} of {name}", tags=[label], context=label, wait=False)
+                new = StoreArguments(content=f"{label} of {name}", tags=[label], context=label, wait=False)
                 stored = await store.store_memory(self.service, self.caller(name), new)
                 self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
 
@@ -108,10 +111,10 @@ class World:
         if step.kind == "context":
             named = named[:1]
         plan = self.model.plan(by, to, step.kind, named, step.write)
-        share = grants.Share(
-            to,
-            memory_ids=named if step.kind == "ids" else None,
-            tags=named if step.kind == "tags" else None,
+        share = ShareArguments(
+            target_agent=to,
+            memory_ids=list(named) if step.kind == "ids" else None,
+            tags=list(named) if step.kind == "tags" else None,
             context=named[0] if step.kind == "context" else None,
             permission="write" if step.write else "read",
         )
@@ -142,8 +145,8 @@ class World:
     async def relabel(self, step: Relabelling) -> None:
         """Change a label as the owner."""
         item, label = list(self.model.items.values())[step.which], LABELS[step.label]
-        changes = update.Changes(tags=[label]) if step.kind == "tags" else update.Changes(context=label)
-        await update.update_memory(self.service, self.caller(item.owner), item.id, changes, None)
+        change: dict[str, Any] = {"tags": [label]} if step.kind == "tags" else {"context": label}
+        await update.update_memory(self.service, self.caller(item.owner), UpdateArguments(memory_id=item.id, **change))
         setattr(item, "tag" if step.kind == "tags" else "context", label)
         before = len(self.model.grants)
         self.model.relabel(item)
@@ -152,10 +155,8 @@ class World:
     async def check(self) -> None:
         """Everyone lists what the model says they may read."""
         for name in AGENTS:
-            selection = Selection(agent_ids=AGENTS)
-            listed = await get.list_memories(
-                self.service, self.caller(name), agent_id=None, selection=selection, limit=50, cursor=None
-            )
+            everything = ListArguments(agent_ids=list(AGENTS), limit=50)
+            listed = await get.list_memories(self.service, self.caller(name), everything)
             assert {memory.memory_id for memory in listed.memories} == self.model.readable(name), name
             assert listed.total == len(listed.memories)
 
@@ -164,9 +165,9 @@ class World:
         for name in AGENTS:
             writable: set[str] = set()
             for memory_id in self.model.items:
-                changes = update.Changes(metadata={"by": name})
+                changes = UpdateArguments(memory_id=memory_id, metadata={"by": name})
                 try:
-                    await update.update_memory(self.service, self.caller(name), memory_id, changes, None)
+                    await update.update_memory(self.service, self.caller(name), changes)
                     writable.add(memory_id)
                 except (Forbidden, NotFound):
                     pass

@@ -6,12 +6,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.mcpserver import Context
-from pydantic import Field
 
 from memory_server.access.identity import caller_of
-from memory_server.contract.arguments import Arguments, Filters, ListOf, NoArguments
+from memory_server.contract.arguments import NoArguments
 from memory_server.contract.dashboard import (
-    MOST_POINTS,
     AuditAnswer,
     AuditCheckAnswer,
     BoardAnswer,
@@ -20,6 +18,7 @@ from memory_server.contract.dashboard import (
     MapAnswer,
     SnippetsAnswer,
 )
+from memory_server.contract.dashboard_arguments import AuditArguments, MapArguments, SnippetArguments
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -29,30 +28,6 @@ if TYPE_CHECKING:
     from memory_server.search.projection import Maps
 
 Ctx = Context[Any, Any]
-
-
-class MapArguments(Filters):
-    """dashboard_map"""
-
-    limit: int = Field(default=MOST_POINTS, ge=1, le=MOST_POINTS)
-    include_archive: bool = True
-
-
-class SnippetArguments(Arguments):
-    """dashboard_snippets"""
-
-    memory_ids: ListOf[str]
-
-
-class AuditArguments(Arguments):
-    """dashboard_audit"""
-
-    who: str | None = None
-    op: str | None = None
-    outcome: str | None = None
-    names: str | None = None
-    limit: int = Field(default=50, ge=1, le=500)
-    cursor: str | None = None
 
 
 class _Kept:
@@ -103,7 +78,7 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
     async def dashboard_map(ctx: Ctx, args: MapArguments) -> MapAnswer:
         """Lay the caller's readable memories out on a plane."""
         caller = caller_of(ctx, runtime.settings)
-        return await kept.maps.draw(await runtime.service(), caller, args.selection(), args.limit)
+        return await kept.maps.draw(await runtime.service(), caller, args)
 
     async def dashboard_snippets(ctx: Ctx, args: SnippetArguments) -> SnippetsAnswer:
         """Show the beginnings of some memories."""
@@ -115,11 +90,7 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
         """Read the audit; for operators."""
         from memory_server.operations import audit_reader
 
-        narrowed = audit_reader.Narrowed(args.who, args.op, args.outcome, args.names)
-        caller = caller_of(ctx, runtime.settings)
-        return await audit_reader.read_audit(
-            await runtime.service(), caller, narrowed, limit=args.limit, cursor=args.cursor
-        )
+        return await audit_reader.read_audit(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def dashboard_audit_check(ctx: Ctx, args: NoArguments) -> AuditCheckAnswer:
         """Check the whole audit; for operators."""

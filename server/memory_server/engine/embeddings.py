@@ -12,8 +12,6 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-import numpy as np
-
 from memory_core.cancellation import cancel
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.observe import tracing
@@ -35,8 +33,8 @@ _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
 """Small enough that a sidecar can take somebody else's ask in between."""
 
-Wanted = tuple[str, asyncio.Future[Matrix], str]
-"""A text, who waits for its vector, and in which trace."""
+Request = tuple[str, asyncio.Future[bytes], str]
+"""A text, the future of its vector, and the trace it belongs to."""
 
 
 class Embeddings:
@@ -48,7 +46,7 @@ class Embeddings:
         self._backend = backend
         self._models = models
         self.replies = Replies(backend)
-        self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
+        self._wanted: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
         self._answered_at: dict[str, float] = {}
         self._asking: set[asyncio.Task[None]] = set()
 
@@ -88,7 +86,7 @@ class Embeddings:
             if missing:
                 seconds = wait or self._backend.settings.embed_wait_seconds
                 fresh = await self._ask_for(missing, asker.namespace, model, seconds, asked)
-                known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
+                known |= zip(missing, fresh, strict=True)
                 if not secret:
                     await self._remember(asker, {text: known[text] for text in missing}, model)
         return _rows(known, texts, model)
@@ -108,7 +106,7 @@ class Embeddings:
 
     async def _ask_for(
         self, texts: Sequence[str], namespace: str, model: Model, wait: float, asked: asyncio.Event | None
-    ) -> Matrix:
+    ) -> list[bytes]:
         await self._check_alive(model)
         where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
@@ -119,7 +117,7 @@ class Embeddings:
             asked.set()
         try:
             async with asyncio.timeout(wait):
-                return np.stack(await asyncio.gather(*futures))
+                return await asyncio.gather(*futures)
         except TimeoutError:
             raise EmbeddingUnavailable(
                 f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
@@ -139,7 +137,7 @@ class Embeddings:
         self._asking.discard(task)
         self._pump()
 
-    async def _ask(self, lane: int, model: Model, batch: list[Wanted]) -> None:
+    async def _ask(self, lane: int, model: Model, batch: list[Request]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
             trace = next((trace for _, _, trace in batch if trace), "")
@@ -151,7 +149,7 @@ class Embeddings:
             return
         for (_, future, _), vector in zip(batch, vectors, strict=True):
             if not future.done():
-                future.set_result(vector)
+                future.set_result(to_bytes(vector))
 
     async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Matrix:
         reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))

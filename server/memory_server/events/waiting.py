@@ -22,6 +22,7 @@ from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
 from memory_core.store.streams import BadMessage
+from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text
 from memory_server.engine.principals import Caller, resolve
@@ -36,7 +37,6 @@ from memory_server.search.ranking import vector_scores
 MATCH = "match"
 KINDS: tuple[EventKind, ...] = ("task", "memory", "grant", "agent", "match")
 MOST_EVENTS = 100
-MOST_SECONDS = 300.0
 _PAGE = 1000
 _SNIPPET = 160
 _DROPPED = "events between the cursor and the first one here were dropped; look at what you depend on"
@@ -44,36 +44,25 @@ _Raw = tuple[bytes, dict[bytes, bytes]]
 _CLOSING = "the server is stopping; call again with the cursor"
 
 
-@dataclass(frozen=True, slots=True)
-class WaitRequest:
-    """What to wait for, from where, and how long."""
-
-    cursor: str | None = None
-    kinds: Sequence[EventKind] = ()
-    query: str | None = None
-    timeout_seconds: float = 30.0
-    min_score: float = 0.0
-
-
-async def wait_for_events(service: EventServices, caller: Caller, request: WaitRequest) -> EventsAnswer:
+async def wait_for_events(service: EventServices, caller: Caller, args: WaitArguments) -> EventsAnswer:
     """Give what happened after the cursor, at once if there is something, else as soon as there is.
 
     Raises:
-        InvalidArgument: the cursor, the kinds or the timeout are not valid.
+        InvalidArgument: the cursor or the kinds are not valid.
         EmbeddingUnavailable: matches alone are wanted, and no sidecar gave the query's vector.
         StoreUnavailable: Redis does not answer.
     """
-    deadline = time.monotonic() + _check_timeout(request.timeout_seconds)
-    begin = None if request.cursor is None else read_cursor(request.cursor)
-    kinds = _kinds(request)
+    deadline = time.monotonic() + args.timeout_seconds
+    begin = None if args.cursor is None else read_cursor(args.cursor)
+    kinds = _kinds(args)
     model = await service.models.current(caller.namespace)
-    vector, reason = await _query_vector(service, caller, request.query, model, kinds)
+    vector, reason = await _query_vector(service, caller, args.query, model, kinds)
     if begin:
         service.seen.note(caller.namespace, caller.agent, begin)
     end, quiet = await _end(service, caller.namespace)
-    waiter = Waiter(caller.agent, kinds, vector, request.min_score, model)
-    wait = _Wait(service, caller, waiter, begin or end, text=request.query or "")
-    offering = service.events.listening(caller.namespace, waiter, end) if request.timeout_seconds else nullcontext()
+    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model)
+    wait = _Wait(service, caller, waiter, begin or end, text=args.query or "")
+    offering = service.events.listening(caller.namespace, waiter, end) if args.timeout_seconds else nullcontext()
     with offering as room:
         events = await wait.catch_up(room)
         while not events and room and not waiter.closed and await waiter.wait(deadline - time.monotonic()):
@@ -313,17 +302,11 @@ def _match(entry: Entry, record: Record, score: float) -> Event:
     return event_of(entry).model_copy(update=told)
 
 
-def _kinds(request: WaitRequest) -> frozenset[str]:
-    if MATCH in request.kinds and request.query is None:
+def _kinds(args: WaitArguments) -> frozenset[str]:
+    if MATCH in (args.kinds or ()) and args.query is None:
         raise InvalidArgument("kinds has match, and there is no query to match", hint="give query, or leave match out")
-    kinds = frozenset(request.kinds or KINDS)
-    return kinds - {MATCH} if request.query is None else kinds | {MATCH}
-
-
-def _check_timeout(seconds: float) -> float:
-    if not 0 <= seconds <= MOST_SECONDS:
-        raise InvalidArgument(f"timeout_seconds is {seconds:g}; 0 to {MOST_SECONDS:g} are allowed")
-    return seconds
+    kinds = frozenset(args.kinds or KINDS)
+    return kinds - {MATCH} if args.query is None else kinds | {MATCH}
 
 
 async def _query_vector(

@@ -91,10 +91,10 @@ async def load_all(
     """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
-    reading = Reading(keys, integrity, model, whole)
+    reader = RecordReader(keys, integrity, model, whole)
     pipe = client.pipeline(transaction=False)
-    reading.ask(pipe, refs)
-    return reading.read(refs, await pipe.execute())
+    reader.ask(pipe, refs)
+    return reader.read(refs, await pipe.execute())
 
 
 async def load_readable(
@@ -113,16 +113,16 @@ async def load_readable(
     principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
     of one batch load each record once.
     """
-    reading, current = Reading(keys, integrity, model, whole), shared()
+    reader, current = RecordReader(keys, integrity, model, whole), shared()
 
     async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
-        some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
-        return {(reading, one.id, one.part): one for one in some}
+        some = await _load_readable(client, reader, [refs[position] for position in missing], principal)
+        return {(reader, one.id, one.part): one for one in some}
 
     if current is None:
-        found = await _load_readable(client, reading, refs, principal)
+        found = await _load_readable(client, reader, refs, principal)
     else:
-        found = await current.each([(reading, *ref) for ref in refs], load_some)
+        found = await current.each([(reader, *ref) for ref in refs], load_some)
     for one in found:
         if isinstance(one, Flawed):
             integrity_report.note(one.id, one.flaw)
@@ -130,20 +130,20 @@ async def load_readable(
 
 
 async def _load_readable(
-    client: Client, reading: Reading, refs: Sequence[Ref], principal: Principal
+    client: Client, reader: RecordReader, refs: Sequence[Ref], principal: Principal
 ) -> list[Record | Flawed]:
     if not refs:
         return []
     pipe = client.pipeline(transaction=bool(principal.grants))
     if principal.grants:
-        grant.ask(pipe, reading.keys, principal.agent)
-    reading.ask(pipe, refs)
+        grant.ask(pipe, reader.keys, principal.agent)
+    reader.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
         principal = grant.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grant.COMMANDS])
         rows = rows[grant.COMMANDS :]
     now = redis_time.now()
-    return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
+    return [one for one in reader.read(refs, rows) if _shows(one, principal, now)]
 
 
 def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
@@ -153,7 +153,7 @@ def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RecordReader:
     """What is read of each record, and how it is made and proved."""
 
     keys: Keys

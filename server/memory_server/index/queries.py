@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -40,7 +40,7 @@ class WordStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Worded:
+class WordMatches:
     """What a selection's words say: the pieces that hold most of them, best first, and what is needed to score them.
 
     `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
@@ -53,16 +53,6 @@ class Worded:
     refs: Sequence[Ref] = ()
     full: bool = False
     warnings: Sequence[str] = ()
-
-
-@dataclass(slots=True)
-class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
-
-    words: Worded
-    refs: list[Ref] = field(default_factory=list[Ref])
-    full: bool = False
-    warnings: list[str] = field(default_factory=list[str])
 
 
 async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
@@ -124,17 +114,17 @@ async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str]
     return {term: source.decode() for term, source in named.items() if source}
 
 
-async def at_places(
-    client: Client, keys: Keys, selection: Query, places: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
+async def at_turns(
+    client: Client, keys: Keys, selection: Query, turns: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
 ) -> list[Ref]:
-    """Find the memories of a selection that stand at some places of conversations."""
-    query, most = build.at_places(selection, places), sum(map(len, places.values()))
+    """Find the memories of a selection that are some turns of conversations."""
+    query, most = build.at_turns(selection, turns), sum(map(len, turns.values()))
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
 
 async def by_words(
     client: Client, keys: Keys, selection: Query, *, model: Model, terms: Sequence[str], depth: int, timeout_ms: int
-) -> Worded:
+) -> WordMatches:
     """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
 
     Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
@@ -152,7 +142,7 @@ async def by_words(
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
-    return Worded(
+    return WordMatches(
         statistics,
         waiting=waiting,
         sensitive=sensitive,

@@ -7,35 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from memory_core.records.memory import HEAD, SEALED_CODEC, MemoryType, Priority, Visibility
+from memory_core.records.memory import HEAD, SEALED_CODEC, Priority, Visibility
 from memory_core.records.model import NO_VECTOR, Model
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.records.times import to_redis
+from memory_server.index.filters import ResolvedFilters
 
 TEXT_FIELDS = "content|terms|source_text"
 
 Value = str | int | float | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
-
-    `owners` are the owner ids of the `agent_ids` that the caller named; times are epoch seconds.
-    """
-
-    owners: tuple[str, ...] = ()
-    types: tuple[MemoryType, ...] = ()
-    priorities: tuple[Priority, ...] = ()
-    tags: tuple[str, ...] = ()
-    tag_match: Literal["any", "all"] = "any"
-    context: str | None = None
-    source: str | None = None
-    since: float | None = None
-    until: float | None = None
-    include_archive: bool = False
 
 
 @dataclass(slots=True)
@@ -61,12 +42,12 @@ class Query:
         return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 
 
-def readable(principal: Principal, filters: Filters, now: float) -> Query:
+def readable(principal: Principal, filters: ResolvedFilters, now: float) -> Query:
     """Select what the principal may read, that has not expired, within `filters`."""
     return _permitted(principal, filters, lambda query: _unexpired(query, now))
 
 
-def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: float) -> Query:
+def shared(principal: Principal, tokens: Sequence[str], filters: ResolvedFilters, now: float) -> Query:
     """Select what some tokens of grants show to the principal that is neither its own nor public."""
     query = Query()
     query.text = " ".join(
@@ -82,7 +63,7 @@ def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: f
     return query
 
 
-def expired(principal: Principal, filters: Filters, now: float) -> Query:
+def expired(principal: Principal, filters: ResolvedFilters, now: float) -> Query:
     """Select what the principal could read until it expired, within `filters`."""
     return _permitted(principal, filters, lambda query: _expired(query, now))
 
@@ -101,11 +82,11 @@ def with_source(query: Query, word: str) -> Query:
     return narrowed
 
 
-def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+def at_turns(query: Query, turns: Mapping[tuple[str, str], Sequence[int]]) -> Query:
     """Narrow a selection to sequence numbers within contexts, given by owner and context."""
     narrowed = memories(query)
     clauses: list[str] = []
-    for (owner, context), numbers in places.items():
+    for (owner, context), numbers in turns.items():
         runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
         clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
     narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
@@ -262,7 +243,7 @@ def _expired(query: Query, now: float) -> str:
     return f"@expires_at:[-inf {query.bind(to_redis(now))}]"
 
 
-def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
+def _permitted(principal: Principal, filters: ResolvedFilters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
     hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
     scope = _tagged(query, "scope", principal.tokens)
@@ -294,7 +275,7 @@ def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
     return f"@{field}:{{{query.bind_any(values)}}}=>{{$weight: 0}}"
 
 
-def _filter_clauses(query: Query, filters: Filters) -> list[str]:
+def _filter_clauses(query: Query, filters: ResolvedFilters) -> list[str]:
     chosen: tuple[tuple[str, Sequence[str]], ...] = (
         ("owner", filters.owners),
         ("type", filters.types),

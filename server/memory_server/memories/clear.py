@@ -11,13 +11,13 @@ from memory_core.records.keys import Keys
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
-from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_ids
 from memory_server.engine.principals import Caller, check_writes_as, resolve
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
+from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.index.query import Query
 from memory_server.memories.chunks import settle_or_tell
@@ -38,27 +38,26 @@ class Doomed:
     query: Query | None = None
 
 
-async def select(
-    service: MemoryServices, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
-) -> Doomed:
+async def select(service: MemoryServices, caller: Caller, args: ClearArguments) -> Doomed:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
         InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
         Forbidden: the filters name another agent.
     """
-    if not memory_ids and selection.is_empty and not expired_only:
+    by_filter = args.has_filters or args.expired_only
+    if not args.memory_ids and not by_filter:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
-    if memory_ids and (expired_only or not selection.is_empty):
+    if args.memory_ids and by_filter:
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    named = list(dict.fromkeys(selection.agent_ids))
+    named = list(dict.fromkeys(args.agent_ids or ()))
     acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
-    if memory_ids:
-        return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
-    return await _selected(service, caller, principal, selection, expired_only)
+    if args.memory_ids:
+        return await _named(service, caller, principal, check_ids(args.memory_ids, service.settings))
+    return await _selected(service, caller, principal, args)
 
 
 async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
@@ -91,15 +90,12 @@ async def _named(service: MemoryServices, caller: Caller, principal: Principal, 
     return Doomed(caller, principal, len(owned), ids=owned)
 
 
-async def _selected(
-    service: MemoryServices, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
-) -> Doomed:
+async def _selected(service: MemoryServices, caller: Caller, principal: Principal, args: ClearArguments) -> Doomed:
     prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
-    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=()))
-    filters = replace(filters, owners=principal.owners or (NOBODY,))
+    filters = await resolve_filters(service.backend, principal, args, owners=principal.owners or (NOBODY,))
     now = await service.backend.read(lambda client: _latest(client, prepared.keys))
-    query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
+    query = build.expired(own, filters, now) if args.expired_only else build.readable(own, filters, now)
     query = build.memories(build.created_before(query, now))
 
     async def fetch(client: Client) -> int:

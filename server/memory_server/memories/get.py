@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from dataclasses import replace
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records.keys import Keys
@@ -15,14 +14,14 @@ from memory_core.records.times import to_iso, to_redis
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
+from memory_server.contract.arguments import ListArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
-from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
+from memory_server.index.filters import resolve_filters
 from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.index.loader import Ref
 from memory_server.memories.services import MemoryServices
@@ -50,34 +49,26 @@ async def retrieve_memory(service: MemoryServices, caller: Caller, memory_id: st
 
 @reads
 @tells_of_flaws
-async def list_memories(
-    service: MemoryServices,
-    caller: Caller,
-    *,
-    agent_id: str | None,
-    selection: Selection,
-    limit: int,
-    cursor: str | None,
-) -> MemoryListAnswer:
+async def list_memories(service: MemoryServices, caller: Caller, args: ListArguments) -> MemoryListAnswer:
     """List an agent's memories that the caller may read, newest first; the caller's own by default.
 
     Raises:
         InvalidArgument: a filter or the cursor is not valid.
     """
     principal = await resolve(service.backend, caller)
-    check_limit(limit, service.settings)
-    if agent_id and selection.agent_ids:
+    check_limit(args.limit, service.settings)
+    if args.agent_id and args.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
-    agents = list(selection.agent_ids) or [agent_id or caller.agent]
-    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=agents))
+    named = args.model_copy(update={"agent_ids": args.agent_ids or [args.agent_id or caller.agent]})
+    filters = await resolve_filters(service.backend, principal, named)
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
-    position = _read_cursor(cursor)
+    position = _read_cursor(args.cursor)
     if not await service.namespaces.knows(caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
     prepared = await service.namespaces.get(caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
-        return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
+        return await _page(service, client, prepared.keys, principal, selected, limit=args.limit, position=position)
 
     total, records, warnings, more = await service.namespaces.search(caller.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)

@@ -12,10 +12,11 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
 from memory_server.contract.sharing import GrantInfo
+from memory_server.contract.sharing_arguments import SharedContextArguments
 from memory_server.contract.tasks import TaskView
 from memory_server.engine.principals import Caller
 from memory_server.service import Service
-from memory_server.sharing.shared_context import Wanted, get_shared_context, grant_info
+from memory_server.sharing.shared_context import get_shared_context, grant_info
 
 MOST_TASKS = 500
 _OF_EACH = 200
@@ -53,7 +54,7 @@ async def task_board(service: Service, caller: Caller) -> BoardAnswer:
 async def grants(service: Service, caller: Caller) -> GrantsAnswer:
     """Show the grants and offers that the caller is a side of; to an admin those of all registered agents."""
     if not caller.admin:
-        shown = await get_shared_context(service, caller, Wanted(max_tokens=1))
+        shown = await get_shared_context(service, caller, SharedContextArguments(max_tokens=1))
         given = [*shown.granted_by_me, *shown.granted_to_me]
         return GrantsAnswer(whole=False, grants=given, offers=shown.offers)
     keys = Keys(caller.namespace)

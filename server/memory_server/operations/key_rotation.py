@@ -24,8 +24,8 @@ from memory_core.store.connection import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.memories.chunks import Cut, settle_or_tell, split_content
-from memory_server.memories.forms import flat, form_of
+from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
+from memory_server.memories.record_encoder import encoder_of, flat
 from memory_server.service import Service
 
 WHO = "operator"
@@ -190,11 +190,11 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     """Write a memory as it is sealed now; false where it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
     model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.models.current(namespace)
-    pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
-    vectors = await _vectors(service, namespace, record, len(pieces), model)
-    new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
-    most = max(len(pieces), record.pieces)
-    head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
+    chunks = await split_content(record.content)
+    encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
+    vectors = await _vectors(service, namespace, record, len(chunks), model)
+    new, seal = replace(record, content_hash=encoder.content_hash(record.content)), service.backend.integrity.seal
+    most = max(len(chunks), record.pieces)
     answer = await service.backend.write(
         "rm1_reseal",
         [
@@ -211,10 +211,10 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         id=record.id,
         rev=record.rev,
         before=closed.sealed.text if closed.sealed else b"",
-        key=form.version,
-        fields=flat(form.head(new, pieces)),
-        vector=form.vector(new, 0, head),
-        job=form.job(new, 0, pieces[0]),
+        key=encoder.key_version,
+        fields=flat(encoder.head(new, chunks)),
+        vector=encoder.vector(new, 0, record.vector),
+        job=encoder.job(new, 0, chunks[0]),
         pieces=most,
         seal=seal(namespace, record.id, record.rev),
         was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
@@ -224,10 +224,11 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         service.vault.forget(namespace, record.owner)
     if answer["status"] != "resealed":
         return False
-    if head is None:
+    if record.vector is None:
         service.ring(namespace)
     if most > 1:
-        await settle_or_tell(service, namespace, f"{record.id}:{most}", Cut(record.content, pieces, vectors, model))
+        content = ChunkedContent(record.content, chunks, model, vectors)
+        await settle_or_tell(service, namespace, f"{record.id}:{most}", content=content)
     return True
 
 

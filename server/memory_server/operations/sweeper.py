@@ -23,7 +23,7 @@ from memory_core.store.connection import Client, store_errors
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.memories.chunks import settle
-from memory_server.memories.forms import form_of
+from memory_server.memories.record_encoder import encoder_of
 from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team
 from memory_server.security.audit.chain import is_unsealed
 from memory_server.security.audit.retention import trim
@@ -155,8 +155,8 @@ async def ask_again(service: Service, namespace: str, records: Sequence[Record],
     """Queue jobs for those pieces that have no vector of a model; give how many these are."""
     keys, items = Keys(namespace), list[dict[str, Any]]()
     for record in records:
-        form = await form_of(service, namespace, record, model)
-        items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
+        encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
+        items.append({"id": record.id, "piece": record.part, "job": encoder.job(record, record.part, record.content)})
     answer = await service.backend.write(
         "rm1_requeue",
         [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],

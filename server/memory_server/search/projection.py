@@ -25,13 +25,13 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
-from memory_server.contract.selection import Selection
+from memory_server.contract.dashboard_arguments import MapArguments
 from memory_server.contract.validation import check_ids
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
+from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.index.queries import vector_of
 from memory_server.search.services import SearchServices
@@ -81,7 +81,7 @@ class Maps:
         self._layouts: LRUCache[tuple[str, str, str], _Layout] = LRUCache(_REMEMBERED)
         self._drawing: LRUCache[tuple[str, str], asyncio.Lock] = LRUCache(_REMEMBERED)
 
-    async def draw(self, service: SearchServices, caller: Caller, selection: Selection, limit: int) -> MapAnswer:
+    async def draw(self, service: SearchServices, caller: Caller, args: MapArguments) -> MapAnswer:
         """Show the newest memories that the caller may read and that have a vector; sensitive ones have none.
 
         Raises:
@@ -90,7 +90,7 @@ class Maps:
         """
         who = (caller.namespace, caller.agent)
         async with self._drawing.setdefault(who, asyncio.Lock()):
-            return await _draw(service, caller, self._layouts, selection, limit)
+            return await _draw(service, caller, self._layouts, args)
 
 
 @reads
@@ -98,11 +98,10 @@ async def _draw(
     service: SearchServices,
     caller: Caller,
     layouts: LRUCache[tuple[str, str, str], _Layout],
-    selection: Selection,
-    limit: int,
+    args: MapArguments,
 ) -> MapAnswer:
     principal = await resolve(service.backend, caller)
-    filters = await to_filters(service.backend, principal, selection)
+    filters = await resolve_filters(service.backend, principal, args)
     if not await service.namespaces.knows(caller.namespace):
         return _answer([], 0, None, None)
     pieces = build.readable(principal, filters, redis_time.now())
@@ -113,7 +112,7 @@ async def _draw(
 
     async def fetch(client: Client) -> tuple[int, tuple[list[Ref], list[str]]]:
         total = await queries.count(client, keys, selected, timeout)
-        return total, await queries.page(client, keys, selected, offset=0, limit=limit, timeout_ms=timeout)
+        return total, await queries.page(client, keys, selected, offset=0, limit=args.limit, timeout_ms=timeout)
 
     total, (refs, warnings) = await service.namespaces.search(caller.namespace, fetch)
     who = (caller.namespace, caller.agent, model.name)

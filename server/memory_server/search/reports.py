@@ -12,14 +12,14 @@ import numpy as np
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.records.scope import Principal, owner_token
-from memory_core.store.bulk_messages import Clusters, Duplicates, Found, Selection
+from memory_core.records.scope import Principal
+from memory_core.store.bulk_messages import Clusters, Duplicates, Found
 from memory_core.store.connection import Client
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.search import bulk_selection
+from memory_server.search.bulk_neighbours import own_selection
 from memory_server.search.services import SearchServices
 
 MOST_PAIRS = 10_000
@@ -36,7 +36,7 @@ async def near_duplicates(service: SearchServices, caller: Caller, *, least: flo
     if not 0.5 <= least <= 1:
         raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
     principal = await resolve(service.backend, caller)
-    request = Duplicates(selection=_own(principal), least=least, most=MOST_PAIRS)
+    request = Duplicates(selection=own_selection(principal), least=least, most=MOST_PAIRS)
     found = await service.bulk.duplicates(caller.namespace, request, wait)
     records = await _load(service, principal, found)
     pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
@@ -56,7 +56,7 @@ async def clusters(service: SearchServices, caller: Caller, *, count: int, show:
         BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
     """
     principal = await resolve(service.backend, caller)
-    request = Clusters(selection=_own(principal), count=count, show=show)
+    request = Clusters(selection=own_selection(principal), count=count, show=show)
     found = await service.bulk.clusters(caller.namespace, request, wait)
     records = await _load(service, principal, found)
     parts = zip(found.sizes, found.closeness, found.shown, strict=True)
@@ -66,11 +66,6 @@ async def clusters(service: SearchServices, caller: Caller, *, count: int, show:
             for size, closeness, shown in parts
         ]
     )
-
-
-def _own(principal: Principal) -> Selection:
-    own = [owner_token(owner) for owner in principal.owners]
-    return Selection(every=[("scope", own)], mistrusted=bulk_selection.mistrusted(principal))
 
 
 async def _load(service: SearchServices, principal: Principal, found: Found) -> dict[str, Record]:

@@ -26,6 +26,7 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.index import loader, queries
 from memory_server.index import query as build
+from memory_server.index.filters import ResolvedFilters
 from memory_server.search.services import SearchServices
 
 _SLICE = 50
@@ -130,7 +131,7 @@ class View:
 
     principal: Principal
     grants: Sequence[Grant]
-    filters: build.Filters
+    filters: ResolvedFilters
     now: float
     warnings: list[str] = field(default_factory=list[str], compare=False)
 

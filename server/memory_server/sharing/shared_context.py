@@ -21,10 +21,12 @@ from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
+from memory_server.contract.sharing_arguments import SharedContextArguments
 from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import Caller, resolve
 from memory_server.index import query as build
+from memory_server.index.filters import ResolvedFilters
 from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
@@ -33,17 +35,6 @@ from memory_server.sharing.changes import BEGINNING, Cursor, Place, Told, View, 
 _CHARS_PER_TOKEN = 4
 _MOST_MEMORIES = 100
 _MOST_GRANTS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What of the shared context is asked for."""
-
-    grantor: str | None = None
-    context: str | None = None
-    query: str | None = None
-    since: str | float | None = None
-    max_tokens: int = 4000
 
 
 @dataclass(slots=True)
@@ -77,7 +68,9 @@ class _Budget:
 
 @reads
 @tells_of_flaws
-async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
+async def get_shared_context(
+    service: SearchServices, caller: Caller, args: SharedContextArguments
+) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
     With `since`, what changed or came to be seen after it, oldest first; else newest first, or best first with a
@@ -86,21 +79,21 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
     Raises:
         InvalidArgument: a value is not valid, or a query was given with `since`.
     """
-    if wanted.query is not None and wanted.since is not None:
+    if args.query is not None and args.since is not None:
         raise InvalidArgument("query and since were both given", hint="give one of them; since lists all changes")
-    context = None if wanted.context is None else check_label(wanted.context, "context")
-    query = wanted.query and check_text(wanted.query, "query", service.settings.limits.query_bytes)
-    label = digest(json.dumps([wanted.grantor, context]))[:8]
-    cursor = None if wanted.since is None else read_cursor(wanted.since, label)
+    context = None if args.context is None else check_label(args.context, "context")
+    query = args.query and check_text(args.query, "query", service.settings.limits.query_bytes)
+    label = digest(json.dumps([args.agent_id, context]))[:8]
+    cursor = None if args.since is None else read_cursor(args.since, label)
     if not await service.namespaces.knows(caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
     prepared = await service.namespaces.get(caller.namespace)
     end = await _now(service, prepared.keys)
     principal = await resolve(service.backend, caller)
     model = await service.models.current(caller.namespace)
-    given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
-    view = View(principal, given, build.Filters(context=context), end)
-    budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
+    given = [grant for grant in principal.grants if args.agent_id in (None, grant.grantor)]
+    view = View(principal, given, ResolvedFilters(context=context), end)
+    budget = _Budget(args.max_tokens * _CHARS_PER_TOKEN)
     if query:
         after, reason = None, await _best(service, caller, view, query, budget)
     else:
@@ -108,7 +101,7 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
     index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
-    shown = await _grants(service, principal, wanted.grantor)
+    shown = await _grants(service, principal, args.agent_id)
     notes = [
         reason,
         *dict.fromkeys(view.warnings),

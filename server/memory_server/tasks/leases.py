@@ -7,7 +7,6 @@ import json
 import random
 import secrets
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
@@ -19,7 +18,9 @@ from memory_core.records.times import to_iso
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract import validation
+from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.contract.memories import Hit
+from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
 from memory_server.engine.backend import after_write
 from memory_server.engine.inflight_reads import reads
@@ -27,8 +28,8 @@ from memory_server.engine.principals import Caller
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
-from memory_server.memories.store import NewMemory, store_memory
-from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.memories.store import store_memory
+from memory_server.search.search import semantic_search
 from memory_server.tasks.dispatch import dispatch_soon, sweep_tasks
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, load_history, no_task
 from memory_server.tasks.services import TaskServices
@@ -39,42 +40,23 @@ _CLOCKS_DIFFER_SECONDS = 0.05
 _FAILURES = ("failed", "expired", "lost")
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """How many tasks an agent wants, and how."""
-
-    claim: bool = True
-    limit: int = 1
-    wait_seconds: float = 0.0
-    with_memories: int = 5
-
-
-async def get_pending_tasks(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def get_pending_tasks(service: TaskServices, caller: Caller, args: PendingArguments) -> PendingAnswer:
     """Lease the best tasks for the caller, or only show what it was assigned.
 
     Raises:
         NotFound: the caller is not registered.
     """
     await service.namespaces.get(caller.namespace)
-    if not wanted.claim:
-        return await _show(service, caller, wanted)
-    answer = await _claim(service, caller, wanted.limit)
-    if wanted.wait_seconds and not answer["tasks"]:
-        answer = await _wait_and_claim(service, caller, wanted)
+    if not args.claim:
+        return await _show(service, caller, args)
+    answer = await _claim(service, caller, args.limit)
+    if args.wait_seconds and not answer["tasks"]:
+        answer = await _wait_and_claim(service, caller, args)
     with after_write():
-        return await _describe(service, caller, wanted, answer)
+        return await _describe(service, caller, args, answer)
 
 
-async def complete_task(
-    service: TaskServices,
-    caller: Caller,
-    task_id: str,
-    lease_token: str,
-    *,
-    result: Any,
-    metrics: dict[str, Any] | None,
-    store_result: bool,
-) -> TaskStateAnswer:
+async def complete_task(service: TaskServices, caller: Caller, args: CompleteArguments) -> TaskStateAnswer:
     """End a task with its result, which may also be kept as a memory.
 
     Raises:
@@ -84,40 +66,31 @@ async def complete_task(
     most, call = service.settings.tasks.payload_bytes, new_id()
     fields = {
         "last_call": call,
-        "result": validation.check_json(result, "result", most),
-        "metrics": validation.check_json(metrics, "metrics", most),
+        "result": validation.check_json(args.result, "result", most),
+        "metrics": validation.check_json(args.metrics, "metrics", most),
     }
     answer = await _end_attempt(
         service,
         caller,
         "rm1_task_complete",
-        task_id,
-        lease_token,
+        args.task_id,
+        args.lease_token,
         call,
         "complete_task",
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
-        duration_ms=_duration(metrics),
+        duration_ms=_duration(args.metrics),
     )
-    ended = TaskStateAnswer(task_id=task_id, state=answer["status"])
-    if not store_result or result is None:
+    ended = TaskStateAnswer(task_id=args.task_id, state=answer["status"])
+    if not args.store_result or args.result is None:
         return ended
     try:
-        return ended.model_copy(update={"memory_id": await _keep(service, caller, task_id, result)})
+        return ended.model_copy(update={"memory_id": await _keep(service, caller, args.task_id, args.result)})
     except MemoryServiceError as error:
         reason = f"the task is completed, but its result was not stored as a memory: {error.message}"
         return ended.model_copy(update={"partial": True, "reason": reason})
 
 
-async def fail_task(
-    service: TaskServices,
-    caller: Caller,
-    task_id: str,
-    lease_token: str,
-    *,
-    error: str,
-    retry: bool,
-    handoff: str | None,
-) -> TaskStateAnswer:
+async def fail_task(service: TaskServices, caller: Caller, args: FailArguments) -> TaskStateAnswer:
     """Give an attempt up: the task is tried again after a pause, or dies.
 
     Raises:
@@ -128,22 +101,22 @@ async def fail_task(
         service,
         caller,
         "rm1_task_fail",
-        task_id,
-        lease_token,
+        args.task_id,
+        args.lease_token,
         new_id(),
         "fail_task",
-        error=validation.check_text(error, "error", DESCRIPTION_BYTES),
-        handoff=validation.check_text(handoff, "handoff", DESCRIPTION_BYTES) if handoff else None,
-        retry=retry,
+        error=validation.check_text(args.error, "error", DESCRIPTION_BYTES),
+        handoff=validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
+        retry=args.retry,
         backoff=settings.backoff_seconds,
         backoff_most=settings.backoff_most_seconds,
         jitter=random.random(),  # noqa: S311 # nosec B311
     )
     if "next_at" not in answer:
-        return TaskStateAnswer(task_id=task_id, state=answer["status"])
+        return TaskStateAnswer(task_id=args.task_id, state=answer["status"])
     due = float(answer["next_at"])
-    _retry_on_time(service, caller.namespace, task_id, due)
-    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
+    _retry_on_time(service, caller.namespace, args.task_id, due)
+    return TaskStateAnswer(task_id=args.task_id, state=answer["status"], next_attempt_at=to_iso(due))
 
 
 def _retry_on_time(service: TaskServices, namespace: str, task_id: str, due: float) -> None:
@@ -170,14 +143,14 @@ async def _claim(service: TaskServices, caller: Caller, limit: int) -> dict[str,
     return answer
 
 
-async def _wait_and_claim(service: TaskServices, caller: Caller, wanted: Claim) -> dict[str, Any]:
+async def _wait_and_claim(service: TaskServices, caller: Caller, args: PendingArguments) -> dict[str, Any]:
     """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
-    until = time.monotonic() + wanted.wait_seconds
+    until = time.monotonic() + args.wait_seconds
     waiter = Waiter(caller.agent, frozenset({TASK}))
     at = await last_position(service, caller.namespace)
     with service.events.listening(caller.namespace, waiter, at):
         while True:
-            answer = await _claim(service, caller, wanted.limit)
+            answer = await _claim(service, caller, args.limit)
             left = until - time.monotonic()
             if answer["tasks"] or left <= 0 or waiter.closed:
                 return answer
@@ -190,11 +163,11 @@ def not_registered(caller: Caller) -> NotFound:
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
-async def _show(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def _show(service: TaskServices, caller: Caller, args: PendingArguments) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        entries = await client.xrange(keys.inbox(caller.agent), count=wanted.limit)
+        entries = await client.xrange(keys.inbox(caller.agent), count=args.limit)
         return await load_tasks(client, keys, [fields[b"task"].decode() for _, fields in entries])
 
     tasks = await service.backend.read(fetch)
@@ -202,11 +175,13 @@ async def _show(service: TaskServices, caller: Caller, wanted: Claim) -> Pending
 
 
 @reads
-async def _describe(service: TaskServices, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
+async def _describe(
+    service: TaskServices, caller: Caller, args: PendingArguments, answer: dict[str, Any]
+) -> PendingAnswer:
     """Add to each lease the task, its earlier failures and the memories that bear on it."""
     keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    number = wanted.with_memories if caller.may_read else 0
+    number = args.with_memories if caller.may_read else 0
     helped = await asyncio.gather(*(_help(service, caller, task, number) for task in tasks))
     shown: list[ClaimedTask] = []
     reasons: list[str] = []
@@ -241,8 +216,7 @@ async def _help(
     if not memories:
         return history, [], None
     try:
-        request = SearchRequest(query=task.description, limit=memories)
-        found = await semantic_search(service, caller, request)
+        found = await semantic_search(service, caller, SearchArguments(query=task.description, limit=memories))
     except MemoryServiceError as error:
         return history, [], f"memories could not be searched: {error.message}"
     return history, found.hits, found.reason
@@ -294,11 +268,11 @@ def _duration(metrics: dict[str, Any] | None) -> int | None:
 
 async def _keep(service: TaskServices, caller: Caller, task_id: str, result: Any) -> str:
     text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    new = NewMemory(
+    memory = StoreArguments(
         content=text,
         memory_type=MemoryType.TASK,
         visibility=Visibility.SHARED,
         context=f"task:{task_id}",
         idempotency_key=f"result of {task_id}",
     )
-    return (await store_memory(service, caller, new)).memory_id
+    return (await store_memory(service, caller, memory)).memory_id

@@ -20,7 +20,7 @@ from memory_core.records.times import NEVER, to_redis
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.store import redis_time
 from memory_server.contract import validation
-from memory_server.memories.forms import lifetime, scope_of
+from memory_server.memories.record_encoder import lifetime, scope_of
 from memory_server.service import Service
 from memory_server.transfer.exporter import cut_of, place_of
 from memory_server.transfer.foreign import Foreign
@@ -111,7 +111,9 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
     ttl = lifetime(service, wish.priority, None) if wish.priority else None
     ends = None if said.expires_at is None else to_redis(said.expires_at)
     owners = principal.owners
-    return Arrival(said.where, replace(record, scope=scope_of(record)), owners, False, expires_at=ends, ttl=ttl)
+    return Arrival(
+        said.where, replace(record, scope=scope_of(record, record.owner)), owners, False, expires_at=ends, ttl=ttl
+    )
 
 
 def from_line(service: Service, header: Header, model: Model, where: str, line: MemoryLine) -> Arrival:
@@ -146,7 +148,7 @@ def from_line(service: Service, header: Header, model: Model, where: str, line: 
     validation.check_secrecy(record.is_sensitive, record.visibility)
     usable = (header.model, header.dimension) == (model.name, model.dimension)
     vectors = _matrix(opened.vectors, model.dimension) if usable and opened.vectors else None
-    record = replace(record, scope=scope_of(record))
+    record = replace(record, scope=scope_of(record, record.owner))
     ends = to_redis(record.expires_at)
     return Arrival(where, record, (line.owner,), True, expires_at=ends, vectors=vectors, cut=opened.cut)
 

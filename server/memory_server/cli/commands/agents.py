@@ -40,6 +40,7 @@ def listing(
     """List the registered agents: whether they live, what they can do and have in hand."""
     from memory_server.agents.registry import list_agents
     from memory_server.cli import printing
+    from memory_server.contract.task_arguments import ListAgentsArguments
 
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
@@ -48,7 +49,7 @@ def listing(
         settings,
         caller,
         "list_agents",
-        lambda service: list_agents(service, caller, types=(), able_to=(), alive_only=alive),
+        lambda service: list_agents(service, caller, ListAgentsArguments(alive_only=alive)),
     )
     if as_json:
         return printing.emit_answer(answer)

@@ -34,23 +34,25 @@ def search(
     data_dir: DataDir = None,
 ) -> None:
     """Search memories as an agent does, by the same search and with no more than that agent's permission."""
-    from memory_server.contract.selection import Selection
+    from memory_server.contract.arguments import SearchArguments
     from memory_server.search import search as use_case
 
     settings = load_settings(config, data_dir, namespace)
-    request = use_case.SearchRequest(
+    args = SearchArguments(
         query=query,
-        mode=use_case.Mode(mode),
+        mode=mode,
         limit=limit,
         min_score=min_score,
-        selection=Selection(tags=tag or (), context=context, since=since, until=until, include_archive=archive),
+        tags=tag,
+        context=context,
+        since=since,
+        until=until,
+        include_archive=archive,
     )
     caller = acting_as(settings.namespace, _agent(agent, settings))
 
     _print_hits(
-        carry_out(
-            settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, request)
-        ),
+        carry_out(settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, args)),
         as_json,
     )
 

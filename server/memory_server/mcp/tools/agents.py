@@ -24,9 +24,7 @@ def agent_tools(runtime: Runtime) -> list[StrictTool]:
         from memory_server.engine.principals import check_writes_as
 
         caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        said = args.model_dump(exclude={"agent_id", "capabilities"})
-        profile = registry.Profile(**said, capabilities=args.capabilities or ())
-        return await registry.register_agent(await runtime.service(), caller, profile)
+        return await registry.register_agent(await runtime.service(), caller, args)
 
     async def unregister_agent(ctx: Ctx, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
         """Leave: your tasks go to others, your grants end, your memories are kept, transferred or deleted."""
@@ -34,9 +32,7 @@ def agent_tools(runtime: Runtime) -> list[StrictTool]:
         from memory_server.engine.principals import check_writes_as
 
         caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        return await registry.unregister_agent(
-            await runtime.service(), caller, memories=args.memories, transfer_to=args.transfer_to
-        )
+        return await registry.unregister_agent(await runtime.service(), caller, args)
 
     async def update_agent_heartbeat(ctx: Ctx, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:
         """Say that you live and renew your leases; the answer tells which are lost and what waits for you."""
@@ -44,26 +40,13 @@ def agent_tools(runtime: Runtime) -> list[StrictTool]:
         from memory_server.engine.principals import check_writes_as
 
         caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        return await registry.heartbeat(
-            await runtime.service(),
-            caller,
-            status=args.status,
-            load=args.load,
-            lease_tokens=args.lease_tokens or (),
-            metrics=args.metrics,
-        )
+        return await registry.heartbeat(await runtime.service(), caller, args)
 
     async def list_agents(ctx: Ctx, args: arguments_of.ListAgentsArguments) -> AgentListAnswer:
         """See who is registered, alive, able and free."""
         from memory_server.agents import registry
 
-        return await registry.list_agents(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            types=args.agent_types or (),
-            able_to=args.capabilities or (),
-            alive_only=args.alive_only,
-        )
+        return await registry.list_agents(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     return [
         make_tool(register_agent, arguments_of.RegisterArguments, scope="tasks"),

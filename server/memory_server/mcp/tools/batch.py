@@ -89,8 +89,8 @@ def _read(operation: Mapping[str, Any]) -> Operation:
 
 async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Operation]) -> None:
     """Bring the vectors that single operations will ask for into the cache, in a few large asks."""
-    from memory_server.memories.forms import embed_ahead
-    from memory_server.search.query_hints import texts_to_embed
+    from memory_server.memories.chunks import embed_ahead
+    from memory_server.search.query_parser import texts_to_embed
 
     wanted = [_wanted(name, arguments) for name, arguments in operations]
     queries = [text for kind, text in wanted if kind == "hybrid"]
@@ -110,7 +110,7 @@ def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         mode = arguments.get("mode", "hybrid")
         return "as it stands" if mode == "vector" else str(mode), text
     if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
-        from memory_server.memories.forms import embedding_text
+        from memory_server.memories.record_encoder import embedding_text
 
         source = arguments.get("source")
         return "as it stands", embedding_text(text, source if isinstance(source, str) else None)

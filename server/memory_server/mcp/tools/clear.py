@@ -30,13 +30,7 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         """Find what would go, once for the question and the deed."""
         from memory_server.memories import clear
 
-        return await clear.select(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            memory_ids=args.memory_ids or (),
-            selection=args.selection(),
-            expired_only=args.expired_only,
-        )
+        return await clear.select(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def confirmation(
         ctx: Ctx, args: arguments_of.ClearArguments, doomed: Annotated[Any, Resolve(selected)]

@@ -31,9 +31,8 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
         """
         from memory_server.events import waiting
 
-        request = waiting.WaitRequest(**args.model_dump(exclude={"kinds"}), kinds=tuple(args.kinds or ()))
         caller = caller_of(ctx, runtime.settings)
-        wait = waiting.wait_for_events(await runtime.service(), caller, request)
+        wait = waiting.wait_for_events(await runtime.service(), caller, args)
         answer = await _while_connected(ctx.request_context.request, wait)
         await runtime.gate.check_still_in(ctx.request_context)
         return answer

@@ -25,9 +25,7 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
         from memory_server.memories import store
 
         caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        said = args.model_dump(exclude={"agent_id", "tags"})
-        new = store.NewMemory(**said, tags=tuple(args.tags or ()))
-        return await store.store_memory(await runtime.service(), caller, new)
+        return await store.store_memory(await runtime.service(), caller, args)
 
     async def retrieve_memory(ctx: Ctx, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
         """Read one memory whole by its id."""
@@ -39,22 +37,13 @@ def memory_tools(runtime: Runtime) -> list[StrictTool]:
         """List an agent's memories that you may read, newest first; your own by default."""
         from memory_server.memories import get
 
-        return await get.list_memories(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            agent_id=args.agent_id,
-            selection=args.selection(),
-            limit=args.limit,
-            cursor=args.cursor,
-        )
+        return await get.list_memories(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def update_memory(ctx: Ctx, args: arguments_of.UpdateArguments) -> UpdateAnswer:
         """Change one of your memories; what you leave out stays."""
         from memory_server.memories import update
 
-        changes = update.Changes(**args.model_dump(exclude={"memory_id", "expected_rev"}))
-        caller = caller_of(ctx, runtime.settings)
-        return await update.update_memory(await runtime.service(), caller, args.memory_id, changes, args.expected_rev)
+        return await update.update_memory(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     return [
         make_tool(store_memory, arguments_of.StoreArguments),

@@ -22,33 +22,13 @@ def search_tools(runtime: Runtime) -> list[StrictTool]:
         """Find memories by meaning and by words. Use it before you start a task or answer from memory."""
         from memory_server.search import search
 
-        request = search.SearchRequest(
-            query=args.query,
-            mode=search.Mode(args.mode),
-            limit=args.limit,
-            min_score=args.min_score,
-            selection=args.selection(),
-            recency_weight=args.recency_weight,
-            priority_weight=args.priority_weight,
-            rerank=args.rerank,
-            max_tokens=args.max_tokens,
-            deadline_ms=args.deadline_ms,
-        )
-        return await search.semantic_search(await runtime.service(), caller_of(ctx, runtime.settings), request)
+        return await search.semantic_search(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def find_similar_memories(ctx: Ctx, args: arguments_of.SimilarArguments) -> SearchAnswer:
         """Find the memories closest in meaning to one you have."""
         from memory_server.search import search
 
-        return await search.find_similar(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.memory_id,
-            limit=args.limit,
-            min_score=args.min_score,
-            selection=args.selection(),
-            exact=args.exact,
-        )
+        return await search.find_similar(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     return [
         make_tool(semantic_search, arguments_of.SearchArguments, read_only=True),

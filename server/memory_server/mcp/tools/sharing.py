@@ -25,32 +25,14 @@ def context_tools(runtime: Runtime) -> list[StrictTool]:
         """
         from memory_server.sharing import grants
 
-        share = grants.Share(
-            target=args.target_agent,
-            memory_ids=args.memory_ids,
-            context=args.context,
-            tags=args.tags,
-            memory_types=args.memory_types,
-            permission=args.permission,
-            bidirectional=args.bidirectional,
-            seconds=args.expires_in_seconds,
-            note=args.note,
-        )
-        return await grants.share_context(await runtime.service(), caller_of(ctx, runtime.settings), share)
+        return await grants.share_context(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def get_shared_context(ctx: Ctx, args: arguments_of.SharedContextArguments) -> SharedContextAnswer:
         """See what others share with you, or what of it changed since a cursor; and all grants and offers."""
         from memory_server.sharing import shared_context
 
-        wanted = shared_context.Wanted(
-            grantor=args.agent_id,
-            context=args.context,
-            query=args.query,
-            since=args.since,
-            max_tokens=args.max_tokens,
-        )
         caller = caller_of(ctx, runtime.settings)
-        return await shared_context.get_shared_context(await runtime.service(), caller, wanted)
+        return await shared_context.get_shared_context(await runtime.service(), caller, args)
 
     async def revoke_shared_context(ctx: Ctx, args: arguments_of.RevokeArguments) -> RevokeAnswer:
         """End a grant you gave, or an offer, at once."""

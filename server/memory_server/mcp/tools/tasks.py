@@ -22,11 +22,7 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         """Hand work to the best able agent, or queue it until one is free; the answer says why."""
         from memory_server.tasks import submit
 
-        said = args.model_dump(exclude={"required_capabilities", "depends_on"})
-        new = submit.NewTask(
-            **said, required_capabilities=args.required_capabilities or (), depends_on=args.depends_on or ()
-        )
-        return await submit.distribute_task(await runtime.service(), caller_of(ctx, runtime.settings), new)
+        return await submit.distribute_task(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def get_pending_tasks(ctx: Ctx, args: arguments_of.PendingArguments) -> PendingAnswer:
         """Take your next tasks, each with a lease_token, earlier failures and the memories that bear on it."""
@@ -34,36 +30,19 @@ def task_tools(runtime: Runtime) -> list[StrictTool]:
         from memory_server.tasks import leases
 
         caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        wanted = leases.Claim(**args.model_dump(exclude={"agent_id"}))
-        return await leases.get_pending_tasks(await runtime.service(), caller, wanted)
+        return await leases.get_pending_tasks(await runtime.service(), caller, args)
 
     async def complete_task(ctx: Ctx, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
         """Finish a task that you hold the lease of."""
         from memory_server.tasks import leases
 
-        return await leases.complete_task(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.task_id,
-            args.lease_token,
-            result=args.result,
-            metrics=args.metrics,
-            store_result=args.store_result,
-        )
+        return await leases.complete_task(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def fail_task(ctx: Ctx, args: arguments_of.FailArguments) -> TaskStateAnswer:
         """Give a task up; say what failed and leave a handoff for the next agent."""
         from memory_server.tasks import leases
 
-        return await leases.fail_task(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.task_id,
-            args.lease_token,
-            error=args.error,
-            retry=args.retry,
-            handoff=args.handoff,
-        )
+        return await leases.fail_task(await runtime.service(), caller_of(ctx, runtime.settings), args)
 
     async def get_task(ctx: Ctx, args: arguments_of.TaskArguments) -> TaskAnswer:
         """Show a task with its whole history."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
-from pydantic import PrivateAttr, ValidationError
+from pydantic import PrivateAttr, ValidationError, WithJsonSchema
 from pydantic_core import ErrorDetails, to_json
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, Overloaded, echo
@@ -27,11 +27,13 @@ _UTF_8 = "send UTF-8, and little nesting"
 
 
 class _Metadata(FuncMetadata):
-    """Leaves strings alone: the argument models say themselves which texts they take for lists and objects."""
+    """Validates arguments with a model of the contract, which knows itself which texts stand for lists and objects."""
 
-    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments as they came."""
-        return data
+    contract: Annotated[type[Arguments], WithJsonSchema(None)]
+
+    def validate_arguments(self, arguments_to_validate: dict[str, Any]) -> dict[str, Any]:
+        """Give the tool's method the whole model as `args`."""
+        return {"args": self.contract.model_validate(arguments_to_validate)}
 
 
 class StrictTool(Tool):
@@ -44,6 +46,11 @@ class StrictTool(Tool):
     def scope(self) -> Scope | None:
         """What a caller's token must allow; None where the operations of a batch are asked one by one."""
         return self._scope
+
+    @property
+    def arguments(self) -> type[Arguments]:
+        """The model of its arguments."""
+        return cast(_Metadata, self.fn_metadata).contract
 
     def guarded(self, gate: Gate) -> StrictTool:
         """Let calls in by a gate."""
@@ -124,7 +131,9 @@ def make_tool(
     loose = Tool.from_function(method, description=(method.__doc__ or "").strip(), annotations=hints)
     answer = loose.fn_metadata
     output_schema = refusable(compact(answer.output_schema or {}))
-    metadata = _Metadata(arg_model=arguments, output_schema=output_schema, output_model=answer.output_model)
+    metadata = _Metadata(
+        arg_model=ArgModelBase, contract=arguments, output_schema=output_schema, output_model=answer.output_model
+    )
     fields = {name: getattr(loose, name) for name in Tool.model_fields}
     parameters = compact(arguments.model_json_schema())
     tool = StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})

@@ -22,7 +22,7 @@ from memory_server.engine.principals import Caller, owners_of, resolve
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.query import Filters
+from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
 
@@ -43,7 +43,7 @@ async def memory_stats(
     prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, caller)
     owners = await owners_of(service.backend, principal, [agent_id]) if agent_id else ()
-    base = Filters(owners=owners, include_archive=True)
+    base = ResolvedFilters(owners=owners, include_archive=True)
 
     async def fetch(client: Client) -> dict[str, Any]:
         return await _count(service, client, prepared, principal, base, start)
@@ -134,7 +134,12 @@ async def is_ready(service: Service) -> str | None:
 
 
 async def _count(
-    service: Service, client: Client, prepared: Prepared, principal: Principal, base: Filters, start: float | None
+    service: Service,
+    client: Client,
+    prepared: Prepared,
+    principal: Principal,
+    base: ResolvedFilters,
+    start: float | None,
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
     now, timeout = redis_time.now(), service.settings.search_timeout_ms

@@ -22,7 +22,8 @@ from memory_server.engine.principals import Caller, resolve
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.query import Filters, Query
+from memory_server.index.filters import ResolvedFilters
+from memory_server.index.query import Query
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
 
@@ -85,7 +86,7 @@ class Census:
             return at, figures
 
 
-_ALL = Filters(include_archive=True)
+_ALL = ResolvedFilters(include_archive=True)
 
 
 @reads
