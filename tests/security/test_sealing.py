@@ -99,7 +99,7 @@ class Deployment:
             Tampered, KeyMissing: it was altered.
         """
         reader = RecordReader(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
-        row = [stored.fields.get(name) for name in reading.head_fields]
+        row = [stored.fields.get(name) for name in reader.head_fields]
         loaded = [found for found in reader.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
         if not loaded:
             raise Tampered("it cannot be read at all")
