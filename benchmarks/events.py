@@ -22,7 +22,7 @@ from benchmarks.serving import product, service_on
 from memory_core.records.keys import Keys
 from memory_core.store.connection import Client
 from memory_server.contract.events import EventsAnswer
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import WaitRequest, wait_for_events
 from memory_server.service import Service
 
@@ -50,7 +50,10 @@ Waits = dict[str, asyncio.Task[EventsAnswer]]
 
 
 def _wait(service: Service, names: Sequence[str], request: WaitRequest) -> Waits:
-    return {name: asyncio.create_task(wait_for_events(service, Caller(NAMESPACE, name), request)) for name in names}
+    return {
+        name: asyncio.create_task(wait_for_events(service, RequestContext(Caller(NAMESPACE, name)), request))
+        for name in names
+    }
 
 
 async def _until(condition: Callable[[], bool]) -> None:

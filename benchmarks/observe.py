@@ -119,10 +119,10 @@ async def _main(url: str) -> None:
         begun = time.perf_counter()
         stock = await stocktaking.stock(service)
         print(f"reading Redis: {(time.perf_counter() - begun) * 1000:.1f} ms, {stock.namespaces} namespaces")
-        body, _ = exposition(runtime.figures, service, stock, "")
+        body, _ = exposition(runtime.counters, service, stock, "")
         spent = time.process_time()
         for _ in range(SCRAPES):
-            exposition(runtime.figures, service, stock, "")
+            exposition(runtime.counters, service, stock, "")
         print(f"a page: {(time.process_time() - spent) / SCRAPES * 1000:.2f} ms of CPU, {len(body)} bytes")
 
     begun, figures = time.perf_counter(), Figures()

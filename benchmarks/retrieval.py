@@ -18,7 +18,7 @@ from benchmarks.evalset import Conversation, load
 from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import Product, product, service_on
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.ranking import IN_CONTEXT, Weights
 from memory_server.search.search import SearchRequest, semantic_search
 
@@ -130,7 +130,7 @@ async def ablate(
 
                 async def search(query: str, caller: Caller = caller, weights: Weights = weights) -> list[str]:
                     request = SearchRequest(query, limit=MRR_DEPTH, weights=weights)
-                    answer = await semantic_search(service, caller, request)
+                    answer = await semantic_search(service, RequestContext(caller), request)
                     assert not answer.partial, answer.reason
                     return [hit.memory.memory_id for hit in answer.hits]
 

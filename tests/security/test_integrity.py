@@ -24,7 +24,8 @@ from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
@@ -251,13 +252,13 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
 ) -> None:
     memory_id = await ann.store(CONTENT)
     service = server.service
-    caller = Caller(namespace, "ann")
-    principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id, whole=True)
+    request = RequestContext(Caller(namespace, "ann"))
+    principal = await resolve(service.backend, request)
+    record = await load_readable(service, request, principal, memory_id, whole=True)
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
     status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-        service, caller, principal, record, changed, await service.models.current(namespace)
+        service, request, principal, record, changed, await service.models.current(namespace)
     )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
@@ -311,14 +312,19 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
 async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten(
     keyless: Server, namespace: str
 ) -> None:
-    service, caller = keyless.service, Caller(namespace, "ann")
+    service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:
         memory_id = await ann.store(CONTENT, wait=False)
-        principal = await resolve(service.backend, caller)
-        record = await load_readable(service, principal, memory_id, whole=True)
+        principal = await resolve(service.backend, request)
+        record = await load_readable(service, request, principal, memory_id, whole=True)
         await ann.call("update_memory", memory_id=memory_id, tags=["first"])
         status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-            service, caller, principal, record, replace(record, tags=("late",)), await service.models.current(namespace)
+            service,
+            request,
+            principal,
+            record,
+            replace(record, tags=("late",)),
+            await service.models.current(namespace),
         )
         assert status == "stale"
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]

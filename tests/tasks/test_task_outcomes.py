@@ -14,7 +14,7 @@ from memory_core.errors import OutcomeUnknown, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
 from memory_server.engine import backend as backends
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.tasks import leases
 
 
@@ -28,7 +28,9 @@ async def test_a_claim_whose_tasks_cannot_be_read_never_says_that_nothing_was_ch
     await stack.client.execute_command("ACL", "SETUSER", SERVER, "-lrange")
     try:
         with pytest.raises(OutcomeUnknown):
-            await leases.get_pending_tasks(service, Caller(namespace, "ada"), leases.Claim(with_memories=0))
+            await leases.get_pending_tasks(
+                service, RequestContext(Caller(namespace, "ada")), leases.Claim(with_memories=0)
+            )
     finally:
         await stack.client.execute_command("ACL", "SETUSER", SERVER, "+lrange")
         assert {denied for _, _, denied in await denials(stack.client)} == {"lrange"}

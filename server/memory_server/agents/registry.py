@@ -27,7 +27,8 @@ from memory_server.contract.agents import (
     UnregisterAnswer,
 )
 from memory_server.engine.backend import after_write
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query as build
@@ -53,7 +54,7 @@ class Profile:
     description: str = ""
 
 
-async def register_agent(service: TaskServices, caller: Caller, profile: Profile) -> RegisterAnswer:
+async def register_agent(service: TaskServices, request: RequestContext, profile: Profile) -> RegisterAnswer:
     """Register the caller, or change what is registered, and hand it waiting work that it can do.
 
     Raises:
@@ -61,9 +62,9 @@ async def register_agent(service: TaskServices, caller: Caller, profile: Profile
     """
     able = capabilities(profile.capabilities)
     text = profile.description and validation.check_text(profile.description, "description", DESCRIPTION_BYTES)
-    prepared = await service.namespaces.get(caller.namespace)
+    prepared = await service.namespaces.get(request.caller.namespace)
     keys, candidate = prepared.keys, new_id()
-    vector = await _embed(service, caller, self_description(text, able))
+    vector = await _embed(service, request.caller, self_description(text, able))
     fields: dict[str, Any] = {
         "type": profile.agent_type,
         "capabilities": SEPARATOR.join(able),
@@ -75,20 +76,21 @@ async def register_agent(service: TaskServices, caller: Caller, profile: Profile
     }
     answer = await service.backend.write(
         "rm1_agent_register",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         repeatable=True,
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
-        audit=caller.audit("register_agent"),
+        audited_call=request.call,
+        audit=request.caller.audit("register_agent"),
     )
-    service.rosters.pop(caller.namespace, None)
+    service.rosters.pop(request.caller.namespace, None)
     with after_write():
-        await dispatch(service, caller.namespace)
-        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+        await dispatch(service, request.caller.namespace)
+        agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
         if agent is None:
-            raise not_registered(caller)
+            raise not_registered(request.caller)
         pending = await _pending(service, keys, agent)
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
@@ -102,7 +104,11 @@ async def register_agent(service: TaskServices, caller: Caller, profile: Profile
 
 
 async def unregister_agent(
-    service: TaskServices, caller: Caller, *, memories: Literal["keep", "transfer", "delete"], transfer_to: str | None
+    service: TaskServices,
+    request: RequestContext,
+    *,
+    memories: Literal["keep", "transfer", "delete"],
+    transfer_to: str | None,
 ) -> UnregisterAnswer:
     """Take the caller off the registry; its tasks go to others and its grants end.
 
@@ -111,30 +117,31 @@ async def unregister_agent(
     """
     if (memories == "transfer") != (transfer_to is not None):
         raise InvalidArgument("transfer_to goes with memories=transfer, and only with it", hint="name who gets them")
-    if transfer_to == caller.agent:
+    if transfer_to == request.caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(transfer_to, "transfer_to") if transfer_to else ""
-    keys = (await service.namespaces.get(caller.namespace)).keys
-    count = await _count_memories(service, caller)
+    keys = (await service.namespaces.get(request.caller.namespace)).keys
+    count = await _count_memories(service, request)
     answer = await service.backend.write(
         "rm1_agent_unregister",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         memories=memories,
         target=target,
-        audit=caller.audit("unregister_agent", [target] if target else []),
+        audited_call=request.call,
+        audit=request.caller.audit("unregister_agent", [target] if target else []),
     )
     if answer["status"] == "unknown":
-        raise not_registered(caller)
+        raise not_registered(request.caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
-    service.rosters.pop(caller.namespace, None)
+    service.rosters.pop(request.caller.namespace, None)
     for owner in answer["owners"] if memories == "delete" else ():
-        service.vault.forget(caller.namespace, owner)
+        service.vault.forget(request.caller.namespace, owner)
     with after_write():
-        moved = await release(service, caller.namespace, caller.agent)
-    dispatch_soon(service, caller.namespace)
+        moved = await release(service, request.caller.namespace, request.caller.agent)
+    dispatch_soon(service, request.caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
 
@@ -157,7 +164,7 @@ async def release(service: TaskServices, namespace: str, name: str) -> int:
 
 async def heartbeat(
     service: TaskServices,
-    caller: Caller,
+    request: RequestContext,
     *,
     status: AgentStatus | None,
     load: float | None,
@@ -174,26 +181,27 @@ async def heartbeat(
     if len(lease_tokens) > _MOST_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MOST_TOKENS} are allowed")
     said = {"status": status, "load": load, "metrics": validation.check_json(metrics, "metrics", _METRICS_BYTES)}
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_agent_heartbeat",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         repeatable=True,
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
-        audit=caller.audit("update_agent_heartbeat"),
+        audited_call=request.call,
+        audit=request.caller.audit("update_agent_heartbeat"),
     )
     if answer["status"] == "unknown":
-        raise not_registered(caller)
+        raise not_registered(request.caller)
     if status:
-        service.rosters.pop(caller.namespace, None)
-    dispatch_soon(service, caller.namespace)
+        service.rosters.pop(request.caller.namespace, None)
+    dispatch_soon(service, request.caller.namespace)
     with after_write():
-        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+        agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
         pending = await _pending(service, keys, agent) if agent else 0
-        events = await unread(service, caller)
+        events = await unread(service, request)
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
@@ -264,14 +272,16 @@ async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
     return agent.open_tasks - agent.leased_tasks + await service.backend.read(fetch)
 
 
-async def _count_memories(service: TaskServices, caller: Caller) -> int:
-    principal = await resolve(service.backend, caller)
+async def _count_memories(service: TaskServices, request: RequestContext) -> int:
+    principal = await resolve(service.backend, request)
     if not principal.owners:
         return 0
-    keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
+    keys, timeout = Keys(request.caller.namespace), service.settings.search_timeout_ms
     readable = build.readable(principal, build.Filters(include_archive=True), redis_time.now())
     own = build.owned(build.memories(readable), principal.owners)
-    return await service.namespaces.search(caller.namespace, lambda client: queries.count(client, keys, own, timeout))
+    return await service.namespaces.search(
+        request.caller.namespace, lambda client: queries.count(client, keys, own, timeout)
+    )
 
 
 def _task_of(token: str) -> str:

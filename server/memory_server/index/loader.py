@@ -27,8 +27,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
-from memory_server.engine.batch_cache import shared
-from memory_server.index import integrity_report
+from memory_server.engine.request import RequestContext
 
 _PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)
@@ -101,6 +100,7 @@ async def load_readable(
     client: Client,
     keys: Keys,
     refs: Sequence[Ref],
+    request: RequestContext,
     principal: Principal,
     integrity: Integrity,
     *,
@@ -110,22 +110,22 @@ async def load_readable(
     """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
-    of one batch load each record once.
+    principal was resolved shows nothing more. Records that it could read but that
+    fail their integrity check go into the report of the request. Reads of one batch load each record once.
     """
-    reading, current = Reading(keys, integrity, model, whole), shared()
+    reading = Reading(keys, integrity, model, whole)
 
     async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
         some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
         return {(reading, one.id, one.part): one for one in some}
 
-    if current is None:
+    if request.cache is None:
         found = await _load_readable(client, reading, refs, principal)
     else:
-        found = await current.each([(reading, *ref) for ref in refs], load_some)
+        found = await request.cache.each([(reading, *ref) for ref in refs], load_some)
     for one in found:
         if isinstance(one, Flawed):
-            integrity_report.note(one.id, one.flaw)
+            request.integrity.add(one.id, one.flaw)
     return [one for one in found if isinstance(one, Record)]
 
 

@@ -17,7 +17,8 @@ from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
-from memory_server.index import integrity_report, loader
+from memory_server.engine.integrity_report import tampered
+from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.forms import Form, flat, form_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices
@@ -84,7 +85,7 @@ async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Re
 
     found = next(iter(await service.backend.read(fetch)), None)
     if isinstance(found, loader.Flawed):
-        raise integrity_report.tampered(memory_id, found.flaw)
+        raise tampered(memory_id, found.flaw)
     return await service.vault.open(keys.namespace, found) if found else None
 
 

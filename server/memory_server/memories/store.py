@@ -24,9 +24,11 @@ from memory_core.records.vectors import Matrix, normalise
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.memories import Similar, StoreAnswer, VectorState
-from memory_server.engine.durability import Written
+from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve_writer
+from memory_server.engine.principals import resolve_writer
+from memory_server.engine.request import RequestContext
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.quota_check import take_room
@@ -70,10 +72,11 @@ class _Intake:
     model: Model
     full: QuotaExceeded | None
     audit: Said
+    audited_call: AuditedCall
 
 
 @reads
-async def store_memory(service: MemoryServices, caller: Caller, new: NewMemory) -> StoreAnswer:
+async def store_memory(service: MemoryServices, request: RequestContext, new: NewMemory) -> StoreAnswer:
     """Store one memory as the caller's own.
 
     With `wait` the vectors of a content of few pieces are asked for first, so that they land with the record; where
@@ -88,28 +91,30 @@ async def store_memory(service: MemoryServices, caller: Caller, new: NewMemory) 
         await service.vault.check()
     _check_vector(new)
     pieces = await split_content(record.content)
-    prepared = await service.namespaces.get(caller.namespace)
-    model = await service.models.current(caller.namespace)
+    prepared = await service.namespaces.get(request.caller.namespace)
+    model = await service.models.current(request.caller.namespace)
     given = _given_vector(model, new)
-    principal = await resolve_writer(service.backend, caller)
+    principal = await resolve_writer(service.backend, request)
     full = await _lacks_room(service, principal, len(pieces), new)
     vectors: Matrix | None = None
     if given is not None:
         vectors = np.repeat(given, len(pieces), axis=0)
     elif full is None:
-        vectors = await embed_or_none(service, record, pieces, caller, model, wait=new.wait)
-    looks = new.wait and caller.may_read
-    similar = await _similar(service, principal, record, vectors[0], model) if looks and vectors is not None else []
-    audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
-    intake = _Intake(new, pieces, vectors, model, full, audit)
-    answer = await _write(service, prepared.keys, caller, principal, record, intake)
+        vectors = await embed_or_none(service, record, pieces, request.caller, model, wait=new.wait)
+    looks = new.wait and request.caller.may_read
+    similar = (
+        await _similar(service, request, principal, record, vectors[0], model) if looks and vectors is not None else []
+    )
+    audit = request.caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
+    intake = _Intake(new, pieces, vectors, model, full, audit, request.call)
+    answer = await _write(service, prepared.keys, request, principal, record, intake)
     earlier = answer["status"] == "replayed"
     reason = None
     if len(pieces) > 1 and not earlier:
         cut = Cut(record.content, pieces, vectors, model)
-        reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
-    written = Written(caller.namespace, answer["id"], record.rev)
-    reached = await service.syncing.reached(written, critical=new.priority is Priority.CRITICAL)
+        reason = await settle_or_tell(service, request.caller.namespace, f"{record.id}:{len(pieces)}", cut)
+    written = Written(request.caller.namespace, answer["id"], record.rev)
+    reached = await service.durability.reached(request, written, critical=new.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
         vector=await _state(service, prepared.keys, answer["id"], model)
@@ -194,14 +199,19 @@ def _owned(record: Record, principal: Principal) -> Record:
 
 
 async def _similar(
-    service: MemoryServices, principal: Principal, record: Record, vector: Matrix, model: Model
+    service: MemoryServices,
+    request: RequestContext,
+    principal: Principal,
+    record: Record,
+    vector: Matrix,
+    model: Model,
 ) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 
     A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
     """
     try:
-        found = await nearest(service, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
+        found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
     return [
@@ -213,7 +223,7 @@ async def _similar(
 async def _write(
     service: MemoryServices,
     keys: Keys,
-    caller: Caller,
+    request: RequestContext,
     principal: Principal,
     record: Record,
     intake: _Intake,
@@ -226,7 +236,7 @@ async def _write(
         mine = replace(mine, content_hash=form.content_hash(mine.content))
         answer = await _store(service, keys, form, mine, intake)
         if answer["status"] == "owner_changed":
-            principal = await resolve_writer(service.backend, caller)
+            principal = await resolve_writer(service.backend, request)
         elif answer["status"] == "key_changed":
             service.vault.forget(keys.namespace, mine.owner)
         else:
@@ -272,6 +282,7 @@ async def _store(service: MemoryServices, keys: Keys, form: Form, record: Record
         idempotency=_idempotency(service, keys, record, new),
         seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
         audit=intake.audit,
+        audited_call=intake.audited_call,
     )
 
 

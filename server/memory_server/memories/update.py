@@ -16,9 +16,10 @@ from memory_core.records.vectors import Matrix, from_bytes
 from memory_server.contract import validation
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.backend import after_write
-from memory_server.engine.durability import Written
+from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.memories.chunks import Cut, settle_or_tell, split_content
 from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.get import retrieve_memory
@@ -49,7 +50,7 @@ class Changes:
 
 @reads
 async def update_memory(
-    service: MemoryServices, caller: Caller, memory_id: str, changes: Changes, expected_rev: int | None
+    service: MemoryServices, request: RequestContext, memory_id: str, changes: Changes, expected_rev: int | None
 ) -> UpdateAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
@@ -66,20 +67,22 @@ async def update_memory(
     if changes.is_empty:
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
-        principal = await resolve(service.backend, caller)
+        principal = await resolve(service.backend, request)
         model = await service.models.current(principal.namespace)
-        old = await load_readable(service, principal, memory_id, model=model, whole=True)
+        old = await load_readable(service, request, principal, memory_id, model=model, whole=True)
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
         new = _changed(service, principal, old, changes)
-        status, reason = await _write(service, caller, principal, old, new, model)
+        status, reason = await _write(service, request, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
-            answer = await _read_back(service, caller, memory_id)
+            answer = await _read_back(service, request, memory_id)
             written = Written(principal.namespace, memory_id, old.rev + 1)
-            reached = await service.syncing.reached(written, critical=Priority.CRITICAL in (old.priority, new.priority))
+            reached = await service.durability.reached(
+                request, written, critical=Priority.CRITICAL in (old.priority, new.priority)
+            )
             return UpdateAnswer(
                 memory=answer.memory,
                 access_count=answer.access_count,
@@ -94,10 +97,10 @@ async def update_memory(
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
 
-async def _read_back(service: MemoryServices, caller: Caller, memory_id: str) -> MemoryAnswer:
+async def _read_back(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
     with after_write():
         try:
-            return await retrieve_memory(service, caller, memory_id)
+            return await retrieve_memory(service, request, memory_id)
         except NotFound:
             raise NotFound(f"memory {memory_id} was changed, and has expired or been deleted since") from None
 
@@ -138,7 +141,7 @@ def _changed(service: MemoryServices, principal: Principal, old: Record, changes
 
 
 async def _write(
-    service: MemoryServices, caller: Caller, principal: Principal, old: Record, new: Record, model: Model
+    service: MemoryServices, request: RequestContext, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
     """Call the update Function and settle the further pieces; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
@@ -188,7 +191,8 @@ async def _write(
         key=form.version,
         seal=sealed(principal.namespace, old.id, old.rev + 1),
         was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
-        audit=caller.audit("update_memory", [old.id]),
+        audited_call=request.call,
+        audit=request.caller.audit("update_memory", [old.id]),
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:

@@ -11,7 +11,7 @@ from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.store.connection import Client
 from memory_server.contract.sharing import GrantListAnswer, GrantState
 from memory_server.contract.tasks import TaskListAnswer, TaskView
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.service import Service
 from memory_server.sharing.shared_context import grant_info
 

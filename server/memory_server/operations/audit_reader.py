@@ -14,7 +14,7 @@ from memory_core.records.times import to_iso
 from memory_core.store import redis_time
 from memory_core.store.connection import Client, store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.operations.board import check_operator
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import Report

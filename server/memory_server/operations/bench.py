@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from memory_core.records import sidecar
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.sidecar import SidecarStatus
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories.store import NewMemory, store_memory
 from memory_server.operations.quarantine import purge
 from memory_server.search.search import SearchRequest, semantic_search
@@ -114,7 +114,9 @@ async def _store(service: Service, caller: Caller, texts: Sequence[str], tell: C
     async def work() -> None:
         nonlocal done
         for text in waiting:
-            await store_memory(service, caller, NewMemory(content=text, wait=False, ttl_seconds=_TTL_SECONDS))
+            await store_memory(
+                service, RequestContext(caller), NewMemory(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
+            )
             done += 1
             tell("storing", done, len(texts))
 
@@ -138,7 +140,7 @@ async def _search(
 ) -> float:
     """Search once for what was not asked before; give the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
-    seconds = await _timed(lambda: semantic_search(service, caller, SearchRequest(query)))
+    seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchRequest(query)))
     tell("searching", number + 1, total)
     return seconds * 1000
 

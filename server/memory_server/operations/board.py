@@ -13,7 +13,7 @@ from memory_core.store.connection import Client
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
 from memory_server.contract.sharing import GrantInfo
 from memory_server.contract.tasks import TaskView
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.service import Service
 from memory_server.sharing.shared_context import Wanted, get_shared_context, grant_info
 
@@ -50,13 +50,13 @@ async def task_board(service: Service, caller: Caller) -> BoardAnswer:
     )
 
 
-async def grants(service: Service, caller: Caller) -> GrantsAnswer:
+async def grants(service: Service, request: RequestContext) -> GrantsAnswer:
     """Show the grants and offers that the caller is a side of; to an admin those of all registered agents."""
-    if not caller.admin:
-        shown = await get_shared_context(service, caller, Wanted(max_tokens=1))
+    if not request.caller.admin:
+        shown = await get_shared_context(service, request, Wanted(max_tokens=1))
         given = [*shown.granted_by_me, *shown.granted_to_me]
         return GrantsAnswer(whole=False, grants=given, offers=shown.offers)
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     rows = await service.backend.read(lambda client: _all_grants(client, keys))
     now, listed = redis_time.now(), GrantsAnswer(whole=True, grants=[], offers=[])
     for grant_id, row in rows:

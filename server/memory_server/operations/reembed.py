@@ -22,7 +22,7 @@ from memory_core.records.task import load_tasks, load_vectors
 from memory_core.records.vectors import to_bytes
 from memory_core.store.connection import Client
 from memory_server.agents.registry import self_description
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.index import loader
 from memory_server.index import queries as candidates
 from memory_server.index import query as build

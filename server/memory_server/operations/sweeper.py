@@ -62,12 +62,12 @@ async def _sweep_for_ever(service: Service) -> None:
                 await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
                 if not number % ROUNDS_A_SWEEP:
                     await sweep_audits(service)
-            service.figures.sweeps["done" if held else "elsewhere"] += 1
+            service.counters.sweeps["done" if held else "elsewhere"] += 1
         except MemoryServiceError as error:
-            service.figures.sweeps["failed"] += 1
+            service.counters.sweeps["failed"] += 1
             log.warning("sweep: %s", error.message)
         except Exception:
-            service.figures.sweeps["failed"] += 1
+            service.counters.sweeps["failed"] += 1
             log.exception("a sweep failed; the next comes in %s s", ROUND_SECONDS)
 
 

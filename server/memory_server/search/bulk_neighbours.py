@@ -12,7 +12,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import Selection
-from memory_server.engine.batch_cache import Shared, shared
+from memory_server.engine.batch_cache import BatchCache
 from memory_server.index.loader import Ref
 from memory_server.index.query import Filters
 from memory_server.search import bulk_selection
@@ -41,11 +41,15 @@ def exactly_near(service: SearchServices, principal: Principal, filters: Filters
 
 
 async def near_together(
-    service: SearchServices, principal: Principal, filters: Filters, vector: Matrix | None, model: Model
+    service: SearchServices,
+    cache: BatchCache | None,
+    principal: Principal,
+    filters: Filters,
+    vector: Matrix | None,
+    model: Model,
 ) -> Near | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
-    current = shared()
-    if current is None or vector is None or not await _is_offered(service, current, model):
+    if cache is None or vector is None or not await _is_offered(service, cache, model):
         return None
     selection = bulk_selection.readable(principal, filters)
     clauses = selection.model_dump_json()
@@ -55,7 +59,7 @@ async def near_together(
             return await _ask(service, principal, selection, vectors, model, depth, exact=False)
 
         try:
-            return await current.gathered((clauses, depth, model), vector, send)
+            return await cache.gathered((clauses, depth, model), vector, send)
         except BulkUnavailable as error:
             log.info("a batch searches by the index: %s", error.message)
             return None
@@ -63,14 +67,14 @@ async def near_together(
     return near
 
 
-async def _is_offered(service: SearchServices, current: Shared, model: Model) -> bool:
+async def _is_offered(service: SearchServices, cache: BatchCache, model: Model) -> bool:
     async def ask() -> bool:
         try:
             return await service.bulk.is_offered(model)
         except MemoryServiceError:
             return False
 
-    return await current.once(("bulk is offered", model), ask)
+    return await cache.once(("bulk is offered", model), ask)
 
 
 async def _ask(

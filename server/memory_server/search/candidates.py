@@ -11,6 +11,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_bytes
 from memory_core.store.connection import Client
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
 from memory_server.index.queries import Candidates, Worded, WordStatistics
@@ -47,6 +48,7 @@ class Search:
     """
 
     service: SearchServices
+    request: RequestContext
     principal: Principal
     selected: Query
     wanted: Wanted
@@ -83,7 +85,14 @@ class Search:
 
         async def ask(client: Client) -> Worded:
             return await queries.by_words(
-                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
+                client,
+                self._keys,
+                self.selected,
+                model=self.model,
+                terms=terms,
+                depth=depth,
+                timeout_ms=timeout,
+                cache=self.request.cache,
             )
 
         return await self.service.namespaces.search(self.principal.namespace, ask)
@@ -159,7 +168,7 @@ class Search:
 
     async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
         return await loader.load_readable(
-            client, self._keys, refs, self.principal, self.service.backend.integrity, model=self.model
+            client, self._keys, refs, self.request, self.principal, self.service.backend.integrity, model=self.model
         )
 
     async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:

@@ -14,7 +14,8 @@ from memory_core.records.scope import Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.validation import check_text
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.search.analysis import query_terms, stem, without, words
@@ -54,14 +55,14 @@ async def understand(service: SearchServices, principal: Principal, queries: Seq
     return [_understood(query, terms[query], sources.keys(), people, now) for query in queries]
 
 
-async def texts_to_embed(service: SearchServices, caller: Caller, queries: Sequence[str]) -> list[str]:
+async def texts_to_embed(service: SearchServices, request: RequestContext, queries: Sequence[str]) -> list[str]:
     """Give the texts whose vectors searches for some queries will want; none where that cannot be told."""
     fit = [query for query in queries if _is_query(service, query)]
     try:
-        if not fit or not await service.namespaces.knows(caller.namespace):
+        if not fit or not await service.namespaces.knows(request.caller.namespace):
             return []
-        await service.namespaces.get(caller.namespace)
-        principal = await resolve(service.backend, caller)
+        await service.namespaces.get(request.caller.namespace)
+        principal = await resolve(service.backend, request)
         return [understood.text for understood in await understand(service, principal, fit)]
     except MemoryServiceError:
         return []

@@ -21,11 +21,11 @@ from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext, reports_integrity
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.filters import to_filters
-from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.index.queries import Worded
 from memory_server.search import ranking
 from memory_server.search.analysis import query_terms
@@ -69,8 +69,8 @@ class SearchRequest:
 
 
 @reads
-@tells_of_flaws
-async def semantic_search(service: SearchServices, caller: Caller, request: SearchRequest) -> SearchAnswer:
+@reports_integrity
+async def semantic_search(service: SearchServices, request: RequestContext, params: SearchRequest) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
     Without a sidecar a hybrid search answers from words alone and says so.
@@ -81,34 +81,36 @@ async def semantic_search(service: SearchServices, caller: Caller, request: Sear
         StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
     """
     started = time.perf_counter()
-    if request.recency_weight + request.priority_weight > 1:
+    if params.recency_weight + params.priority_weight > 1:
         raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
-    check_limit(request.limit, service.settings)
-    query = check_text(request.query, "query", service.settings.limits.query_bytes)
-    principal = await resolve(service.backend, caller)
-    filters = await to_filters(service.backend, principal, request.selection)
-    if not await service.namespaces.knows(caller.namespace):
+    check_limit(params.limit, service.settings)
+    query = check_text(params.query, "query", service.settings.limits.query_bytes)
+    principal = await resolve(service.backend, request)
+    filters = await to_filters(service.backend, principal, params.selection)
+    if not await service.namespaces.knows(request.caller.namespace):
         return SearchAnswer(hits=[])
-    prepared = await service.namespaces.get(caller.namespace)
-    model = await service.models.current(caller.namespace)
-    selected = build.readable(principal, filters, now())
+    prepared = await service.namespaces.get(request.caller.namespace)
+    model = await service.models.current(request.caller.namespace)
+    selected = build.readable(principal, filters, now(request.cache))
 
-    deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
+    deadline_ms = params.deadline_ms or service.settings.search_timeout_ms
     (search, failure), embed_ms = await _timed(
-        _understood(service, caller, principal, selected, query, request, model, deadline_ms)
+        _understood(service, request, principal, selected, query, params, model, deadline_ms)
     )
     wanted = search.wanted
-    if not request.rerank:
-        search = replace(search, near=await near_together(service, principal, filters, wanted.vector, model))
-    found, search_ms = await _timed(search.run(request.limit))
+    if not params.rerank:
+        search = replace(
+            search, near=await near_together(service, request.cache, principal, filters, wanted.vector, model)
+        )
+    found, search_ms = await _timed(search.run(params.limit))
     ranked_at = time.perf_counter()
-    hits, left_out = _cut(_rank(found, wanted, request), request)
-    service.touch(caller.namespace, [hit.record.id for hit in hits])
+    hits, left_out = _cut(_rank(found, wanted, params), params)
+    service.touch(request.caller.namespace, [hit.record.id for hit in hits])
     ended_at = time.perf_counter()
     total_ms, rank_ms = (ended_at - started) * 1000, (ended_at - ranked_at) * 1000
-    service.search_latency.add(caller, total_ms)
-    service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
-    waiting = found.candidates.words.waiting if request.mode is not Mode.KEYWORD else 0
+    service.search_latency.add(request.caller, total_ms)
+    service.counters.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
+    waiting = found.candidates.words.waiting if params.mode is not Mode.KEYWORD else 0
     warnings = [*found.candidates.warnings, *_over_budget(left_out)]
     progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
@@ -126,10 +128,10 @@ async def semantic_search(service: SearchServices, caller: Caller, request: Sear
 
 
 @reads
-@tells_of_flaws
+@reports_integrity
 async def find_similar(
     service: SearchServices,
-    caller: Caller,
+    request: RequestContext,
     memory_id: str,
     *,
     limit: int,
@@ -144,10 +146,10 @@ async def find_similar(
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    prepared = await service.namespaces.get(caller.namespace)
-    principal = await resolve(service.backend, caller)
-    model = await service.models.current(caller.namespace)
-    record = await load_readable(service, principal, memory_id, model=model)
+    prepared = await service.namespaces.get(request.caller.namespace)
+    principal = await resolve(service.backend, request)
+    model = await service.models.current(request.caller.namespace)
+    record = await load_readable(service, request, principal, memory_id, model=model)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
@@ -156,6 +158,7 @@ async def find_similar(
     vector = queries.vector_of(record)
     search = Search(
         service,
+        request,
         principal,
         build.readable(principal, filters, redis_time.now()),
         Wanted(vector=vector, weights=PLAIN),
@@ -170,10 +173,10 @@ async def find_similar(
         found = await replace(search, near=near).run(limit + 1)
     except BulkUnavailable as error:
         found, note = await search.run(limit + 1), f"compared by Redis, which is slower: {error.message}"
-    request = SearchRequest(query="", limit=limit, min_score=min_score)
-    others = [scored for scored in _rank(found, search.wanted, request) if scored.record.id != record.id]
-    hits, _ = _cut(others, request)
-    service.touch(caller.namespace, [scored.record.id for scored in hits])
+    params = SearchRequest(query="", limit=limit, min_score=min_score)
+    others = [scored for scored in _rank(found, search.wanted, params) if scored.record.id != record.id]
+    hits, _ = _cut(others, params)
+    service.touch(request.caller.namespace, [scored.record.id for scored in hits])
     total_ms = _round((time.perf_counter() - started) * 1000)
     progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.words.waiting)
@@ -186,27 +189,34 @@ async def find_similar(
 
 
 async def nearest(
-    service: SearchServices, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
+    service: SearchServices,
+    request: RequestContext,
+    principal: Principal,
+    vector: Matrix,
+    model: Model,
+    limit: int,
+    *,
+    secret: bool = False,
 ) -> list[Scored]:
     """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
     selected = build.readable(principal, build.Filters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
     wanted = Wanted(vector=vector, weights=PLAIN)
-    found = await Search(service, principal, selected, wanted, model, depth=_FEW, secret=secret).run(limit)
+    found = await Search(service, request, principal, selected, wanted, model, depth=_FEW, secret=secret).run(limit)
     return _rank(found, wanted, SearchRequest(query=""))[:limit]
 
 
 async def best_of(
-    service: SearchServices, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
+    service: SearchServices, request: RequestContext, principal: Principal, selected: build.Query, text: str, limit: int
 ) -> tuple[list[Scored], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
-    request = SearchRequest(query=text, limit=limit)
+    params = SearchRequest(query=text, limit=limit)
     timeout, model = service.settings.search_timeout_ms, await service.models.current(principal.namespace)
     prepared = await service.namespaces.get(principal.namespace)
-    search, failure = await _understood(service, caller, principal, selected, text, request, model, timeout)
+    search, failure = await _understood(service, request, principal, selected, text, params, model, timeout)
     found = await search.run(limit)
-    hits, _ = _cut(_rank(found, search.wanted, request), request)
+    hits, _ = _cut(_rank(found, search.wanted, params), params)
     waiting, warnings = found.candidates.words.waiting, found.candidates.warnings
     progress = await service.namespaces.covered(prepared)
     return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
@@ -214,11 +224,11 @@ async def best_of(
 
 async def _understood(
     service: SearchServices,
-    caller: Caller,
+    request: RequestContext,
     principal: Principal,
     selected: build.Query,
     query: str,
-    request: SearchRequest,
+    params: SearchRequest,
     model: Model,
     deadline_ms: int,
 ) -> tuple[Search, str | None]:
@@ -228,32 +238,33 @@ async def _understood(
     def left() -> int:
         return max(int((ends - time.perf_counter()) * 1000), 1)
 
-    wanted, text = await _read(service, principal, query, request)
+    wanted, text = await _read(service, principal, query, params)
     search = Search(
         service,
+        request,
         principal,
         selected,
         wanted,
         model,
-        exact=request.rerank,
-        depth=_RERANK_DEPTH if request.rerank else DEPTH,
+        exact=params.rerank,
+        depth=_RERANK_DEPTH if params.rerank else DEPTH,
         deadline_ms=left(),
     )
     asked = asyncio.Event()
 
     async def embed() -> tuple[Matrix | None, str | None]:
         try:
-            return await _query_vector(service, caller, text, request.mode, model, left(), asked)
+            return await _query_vector(service, request.caller, text, params.mode, model, left(), asked)
         finally:
             asked.set()
 
     async def look_up() -> Worded:
         await asked.wait()
-        return await search.ask_words(search.depth_for(request.limit))
+        return await search.ask_words(search.depth_for(params.limit))
 
     (vector, failure), words = await both(embed(), look_up())
     wanted = replace(wanted, vector=vector)
-    by_cosine = wanted.is_vector_alone and not (request.recency_weight or request.priority_weight)
+    by_cosine = wanted.is_vector_alone and not (params.recency_weight or params.priority_weight)
     return replace(search, wanted=wanted, ahead=words, by_cosine=by_cosine, deadline_ms=left()), failure
 
 

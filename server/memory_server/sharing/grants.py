@@ -17,7 +17,7 @@ from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
 from memory_server.contract.validation import check_id, check_tags, check_text
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
 Permission = Literal["read", "write"]
@@ -58,7 +58,7 @@ class _Selector:
         return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
 
 
-async def share_context(service: SearchServices, caller: Caller, share: Share) -> ShareAnswer:
+async def share_context(service: SearchServices, request: RequestContext, share: Share) -> ShareAnswer:
     """Let an agent see what a selector covers, now and later, private memories included.
 
     Sharing the same with the same agent again renews the grant.
@@ -68,12 +68,12 @@ async def share_context(service: SearchServices, caller: Caller, share: Share) -
         NotFound: no such agent, or no such memory that the caller may share.
         Conflict: the target holds as many grants, or waits for as many offers, as it may.
     """
-    selector = _check(service, caller, share)
-    prepared = await service.namespaces.get(caller.namespace)
+    selector = _check(service, request.caller, share)
+    prepared = await service.namespaces.get(request.caller.namespace)
     keys = prepared.keys
     answer = await service.backend.write(
         "rm1_share",
-        [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(share.target)],
+        [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(share.target)],
         repeatable=True,
         prefix=keys.prefix,
         id=new_id(),
@@ -87,8 +87,9 @@ async def share_context(service: SearchServices, caller: Caller, share: Share) -
         permission=share.permission,
         seconds=share.seconds,
         note=share.note or "",
-        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
-        **{"from": caller.agent},
+        audited_call=request.call,
+        audit=request.caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        **{"from": request.caller.agent},
     )
     _raise_for(answer, share)
     return ShareAnswer(
@@ -101,7 +102,7 @@ async def share_context(service: SearchServices, caller: Caller, share: Share) -
     )
 
 
-async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) -> RevokeAnswer:
+async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
     """End a grant or an offer at once, with all that was passed on under it.
 
     It returns when no read that began before it, in this process, can still answer.
@@ -109,22 +110,23 @@ async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) 
     Raises:
         NotFound: no such grant that is the caller's to revoke.
     """
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_revoke",
         [keys.audit, keys.counters],
         repeatable=True,
         prefix=keys.prefix,
         id=check_id(grant_id, "grant_id"),
-        who=caller.agent,
-        admin=caller.admin,
-        audit=caller.audit("revoke_shared_context", [grant_id]),
+        who=request.caller.agent,
+        admin=request.caller.admin,
+        audited_call=request.call,
+        audit=request.caller.audit("revoke_shared_context", [grant_id]),
     )
     if answer["status"] != "revoked":
         raise NotFound(
             f"no grant or offer {echo(grant_id)} that you may revoke", hint="get_shared_context lists those you gave"
         )
-    calm = await service.readers.finished(caller.namespace, answer["touched"], PATIENCE_SECONDS)
+    calm = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], PATIENCE_SECONDS)
     return RevokeAnswer(
         grant_id=grant_id,
         grants_ended=answer["grants"],

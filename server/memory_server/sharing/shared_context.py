@@ -23,9 +23,9 @@ from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
 from memory_server.contract.validation import check_text
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext, reports_integrity
 from memory_server.index import query as build
-from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
 from memory_server.sharing.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
@@ -76,8 +76,8 @@ class _Budget:
 
 
 @reads
-@tells_of_flaws
-async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
+@reports_integrity
+async def get_shared_context(service: SearchServices, request: RequestContext, wanted: Wanted) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
     With `since`, what changed or came to be seen after it, oldest first; else newest first, or best first with a
@@ -92,19 +92,19 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
     query = wanted.query and check_text(wanted.query, "query", service.settings.limits.query_bytes)
     label = digest(json.dumps([wanted.grantor, context]))[:8]
     cursor = None if wanted.since is None else read_cursor(wanted.since, label)
-    if not await service.namespaces.knows(caller.namespace):
+    if not await service.namespaces.knows(request.caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
-    prepared = await service.namespaces.get(caller.namespace)
+    prepared = await service.namespaces.get(request.caller.namespace)
     end = await _now(service, prepared.keys)
-    principal = await resolve(service.backend, caller)
-    model = await service.models.current(caller.namespace)
+    principal = await resolve(service.backend, request)
+    model = await service.models.current(request.caller.namespace)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
     view = View(principal, given, build.Filters(context=context), end)
     budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
     if query:
-        after, reason = None, await _best(service, caller, view, query, budget)
+        after, reason = None, await _best(service, request, view, query, budget)
     else:
-        after, reason = await _next(service, view, cursor, budget, label), None
+        after, reason = await _next(service, request, view, cursor, budget, label), None
     index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
@@ -116,7 +116,7 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
         "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None,
     ]
     reason = "; ".join(note for note in notes if note) or None
-    service.touch(caller.namespace, [record.id for _, record in budget.kept])
+    service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
     return SharedContextAnswer(
         memories=[_shown(view, place, record, model) for place, record in budget.kept],
         next_cursor=after.write() if after else None,
@@ -145,10 +145,12 @@ async def _now(service: SearchServices, keys: Keys) -> float:
     return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
-async def _best(service: SearchServices, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
+async def _best(
+    service: SearchServices, request: RequestContext, view: View, query: str, budget: _Budget
+) -> str | None:
     """Gather what matches best; give what the search lacked."""
     selected = build.shared(view.principal, tuple(view.since), view.filters, redis_time.now())
-    hits, reason = await best_of(service, caller, view.principal, selected, query, _MOST_MEMORIES)
+    hits, reason = await best_of(service, request, view.principal, selected, query, _MOST_MEMORIES)
     for hit in hits:
         place = view.place_of(hit.record)
         if place and not budget.take(place, hit.record):
@@ -156,11 +158,13 @@ async def _best(service: SearchServices, caller: Caller, view: View, query: str,
     return reason
 
 
-async def _next(service: SearchServices, view: View, cursor: Cursor | None, budget: _Budget, label: str) -> Cursor:
+async def _next(
+    service: SearchServices, request: RequestContext, view: View, cursor: Cursor | None, budget: _Budget, label: str
+) -> Cursor:
     """Gather what comes next; give where that leaves the caller."""
     if cursor is None:
         first = view.end
-        async with aclosing(walk(service, view, BEGINNING, view.end, newest_first=True)) as places:
+        async with aclosing(walk(service, request, view, BEGINNING, view.end, newest_first=True)) as places:
             async for place, record in places:
                 if not budget.take(place, record):
                     return Cursor(label, BEGINNING, Told(first, view.end, view.grants_digest))
@@ -168,7 +172,7 @@ async def _next(service: SearchServices, view: View, cursor: Cursor | None, budg
         return Cursor(label, view.end)
     last = cursor.place
     told = cursor.told if cursor.told and cursor.told.grants == _digest_then(view, cursor.told) else None
-    async with aclosing(_untold(service, view, last, told)) as places:
+    async with aclosing(_untold(service, request, view, last, told)) as places:
         async for place, record in places:
             if not budget.take(place, record):
                 return Cursor(label, last, told if told and last < told.first else None)
@@ -177,15 +181,15 @@ async def _next(service: SearchServices, view: View, cursor: Cursor | None, budg
 
 
 async def _untold(
-    service: SearchServices, view: View, start: Place, told: Told | None
+    service: SearchServices, request: RequestContext, view: View, start: Place, told: Told | None
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Walk on from a place, leaving out what was told already."""
     if told:
-        async for place, record in walk(service, view, start, told.first):
+        async for place, record in walk(service, request, view, start, told.first):
             if place < told.first:
                 yield place, record
         start = max(start, told.last)
-    async for place, record in walk(service, view, start, view.end):
+    async for place, record in walk(service, request, view, start, view.end):
         yield place, record
 
 

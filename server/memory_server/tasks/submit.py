@@ -20,7 +20,7 @@ from memory_core.records.vectors import Matrix, from_bytes, to_bytes
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
 from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
@@ -59,7 +59,7 @@ class NewTask:
     idempotency_key: str | None = None
 
 
-async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -> DistributeAnswer:
+async def distribute_task(service: TaskServices, request: RequestContext, new: NewTask) -> DistributeAnswer:
     """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
 
     Raises:
@@ -68,18 +68,18 @@ async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -
     """
     new = _checked(service, new)
     kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
-    await service.namespaces.get(caller.namespace)
-    await _check_dependencies(service, caller, new.depends_on)
-    model = await service.models.current(caller.namespace)
-    vector = await _embed(service, caller, new.description, model)
-    agents = able(await roster(service, caller.namespace), kind, redis_time.now())
+    await service.namespaces.get(request.caller.namespace)
+    await _check_dependencies(service, request.caller, new.depends_on)
+    model = await service.models.current(request.caller.namespace)
+    vector = await _embed(service, request.caller, new.description, model)
+    agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
-    similar = await _similar(service, caller, vector, model)
-    answer = await _submit(service, caller, new, kind, vector, model, _candidates(choices))
+    similar = await _similar(service, request.caller, vector, model)
+    answer = await _submit(service, request, new, kind, vector, model, _candidates(choices))
     if answer["status"] == "replayed":
-        return await _replayed(service, caller, answer["id"])
+        return await _replayed(service, request.caller, answer["id"])
     assigned = answer.get("assigned")
-    note_assigned(service, caller.namespace, assigned)
+    note_assigned(service, request.caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
@@ -122,22 +122,22 @@ async def _embed(service: TaskServices, caller: Caller, text: str, model: Model)
 
 async def _submit(
     service: TaskServices,
-    caller: Caller,
+    request: RequestContext,
     new: NewTask,
     kind: Kind,
     vector: Matrix | None,
     model: Model,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    keys, task_id = Keys(caller.namespace), new_id()
+    keys, task_id = Keys(request.caller.namespace), new_id()
     deadline = None if new.deadline is None else parse_time(new.deadline, "deadline")
     answer = await service.backend.write(
         "rm1_task_submit",
-        [keys.leases, keys.idempotency(f"task:{caller.agent}", new.idempotency_key or "")],
+        [keys.leases, keys.idempotency(f"task:{request.caller.agent}", new.idempotency_key or "")],
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service, caller, new, kind, deadline),
+        fields=_fields(service, request.caller, new, kind, deadline),
         depends_on=list(new.depends_on),
         only=kind.only,
         deadline=deadline,
@@ -147,7 +147,8 @@ async def _submit(
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(new),
-        audit=caller.audit("distribute_task", [task_id]),
+        audited_call=request.call,
+        audit=request.caller.audit("distribute_task", [task_id]),
     )
     if answer["status"] == "own_quota":
         raise QuotaExceeded(

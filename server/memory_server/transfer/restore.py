@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
@@ -46,6 +47,7 @@ async def restore_quarantine(service: Service, namespace: str, line: QuarantineL
 async def restore_grant(service: Service, namespace: str, line: GrantLine) -> str:
     """Let the grantee see what it saw; say what came of it, as rm1_import_grant does."""
     keys = Keys(namespace)
+    giver: dict[str, Any] = {"from": line.grantor}
     answer = await service.backend.write(
         "rm1_import_grant",
         [keys.audit, keys.counters],
@@ -73,7 +75,7 @@ async def restore_grant(service: Service, namespace: str, line: GrantLine) -> st
             for part in line.via or ()
         },
         audit=by_itself(CONSOLE, OP, [line.id]),
-        **{"from": line.grantor},
+        **giver,
     )
     return answer["status"]
 

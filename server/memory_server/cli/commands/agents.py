@@ -48,7 +48,7 @@ def listing(
         settings,
         caller,
         "list_agents",
-        lambda service: list_agents(service, caller, types=(), able_to=(), alive_only=alive),
+        lambda service, _: list_agents(service, caller, types=(), able_to=(), alive_only=alive),
     )
     if as_json:
         return printing.emit_answer(answer)

@@ -38,7 +38,7 @@ def search(
     from memory_server.search import search as use_case
 
     settings = load_settings(config, data_dir, namespace)
-    request = use_case.SearchRequest(
+    wanted = use_case.SearchRequest(
         query=query,
         mode=use_case.Mode(mode),
         limit=limit,
@@ -47,12 +47,13 @@ def search(
     )
     caller = acting_as(settings.namespace, _agent(agent, settings))
 
-    _print_hits(
-        carry_out(
-            settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, request)
-        ),
-        as_json,
+    found = carry_out(
+        settings,
+        caller,
+        "semantic_search",
+        lambda service, request: use_case.semantic_search(service, request, wanted),
     )
+    _print_hits(found, as_json)
 
 
 def show(
@@ -74,7 +75,7 @@ def show(
             settings,
             caller,
             "retrieve_memory",
-            lambda service: retrieve_memory(service, caller, memory_id),
+            lambda service, request: retrieve_memory(service, request, memory_id),
             ids=[memory_id],
         ),
         as_json,

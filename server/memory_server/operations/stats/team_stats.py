@@ -10,7 +10,7 @@ from memory_core.records.task import ENDED, TaskState
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.stats import AgentFigures, TaskFigures
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.service import Service
 
 _LOOK = 1000
