@@ -244,7 +244,7 @@ async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, server: Server,
     ):
         answer = await ann.call("update_memory", memory_id=memory_id, **change)
         assert not answer["partial"]
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
 
 
 async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
@@ -275,7 +275,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
     keys = Keys(namespace)
     last = int(await stack.client.hget(keys.memory(memory_id), "pieces")) - 1
     assert last >= 2
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
     if what == "a piece's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
@@ -285,7 +285,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
         other = await ann.store(LONG + "The tiger lives in the attic.")
         body = await stack.client.hget(keys.memory(other), "body")
         await stack.client.hset(keys.memory(memory_id), "body", body)
-    assert not (await verify(server.service, namespace)).healthy
+    assert not (await verify(server.service.backend, namespace)).healthy
     if what == "the body":
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     else:
@@ -350,7 +350,7 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
         assert sorted(ids_of((await ann.call("get_agent_memories"))["memories"])) == sorted(stored[1:])
         assert (await ann.call("retrieve_memory", memory_id=stored[-1]))["memory"]["content"] == LONG
         await stack.client.delete(keys.chunk(stored[-1], 1))
-        report = await verify(server.service, namespace)
+        report = await verify(server.service.backend, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
 
 

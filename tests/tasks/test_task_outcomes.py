@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from support.embedder_fixtures import RedisServer
@@ -47,7 +48,7 @@ async def test_a_write_that_may_have_been_done_stays_unknown_though_later_attemp
     settings = Settings.load(redis_url=redis.url, redis={"timeout_seconds": 0.2})
     async with backends.Backend(settings).running() as backend:
         client = await backend.client()
-        said = {"prefix": keys.prefix, "keep": 1}
+        said: dict[str, Any] = {"prefix": keys.prefix, "keep": 1}
         await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said)
         await client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
         pending = asyncio.create_task(backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said))

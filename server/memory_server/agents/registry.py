@@ -26,7 +26,7 @@ from memory_server.contract.agents import (
     RegisterAnswer,
     UnregisterAnswer,
 )
-from memory_server.engine.backend import after_write
+from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import unread
@@ -91,7 +91,7 @@ async def register_agent(service: TaskServices, request: RequestContext, profile
         agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
         if agent is None:
             raise not_registered(request.caller)
-        pending = await _pending(service, keys, agent)
+        pending = await _pending(service.backend, keys, agent)
     seconds = profile.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agent, redis_time.now()),
@@ -200,7 +200,7 @@ async def heartbeat(
     dispatch_soon(service, request.caller.namespace)
     with after_write():
         agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
-        pending = await _pending(service, keys, agent) if agent else 0
+        pending = await _pending(service.backend, keys, agent) if agent else 0
         events = await unread(service, request)
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
@@ -210,7 +210,7 @@ async def heartbeat(
     )
 
 
-async def get_agent(service: TaskServices, caller: Caller, name: str) -> AgentAnswer:
+async def get_agent(backend: Backend, caller: Caller, name: str) -> AgentAnswer:
     """Show one registered agent.
 
     Raises:
@@ -219,7 +219,7 @@ async def get_agent(service: TaskServices, caller: Caller, name: str) -> AgentAn
     keys = Keys(caller.namespace)
     found: Agent | None = None
     if re.fullmatch(NAME_PATTERN, name):
-        found = await service.backend.read(lambda client: load_agent(client, keys, name))
+        found = await backend.read(lambda client: load_agent(client, keys, name))
     if found is None:
         raise NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
     return AgentAnswer(agent=AgentView.of(found, redis_time.now()))
@@ -258,7 +258,7 @@ async def _embed(service: TaskServices, caller: Caller, text: str) -> bytes:
         return b""
 
 
-async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
+async def _pending(backend: Backend, keys: Keys, agent: Agent) -> int:
     """Count what waits for an agent: assigned and not leased, or queued for its like."""
 
     async def fetch(client: Client) -> int:
@@ -269,7 +269,7 @@ async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
             pipe.zcard(keys.backlog(kind))
         return sum(await pipe.execute()) if fit else 0
 
-    return agent.open_tasks - agent.leased_tasks + await service.backend.read(fetch)
+    return agent.open_tasks - agent.leased_tasks + await backend.read(fetch)
 
 
 async def _count_memories(service: TaskServices, request: RequestContext) -> int:

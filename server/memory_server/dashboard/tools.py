@@ -87,15 +87,15 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
 
     async def dashboard_tasks(request: RequestContext, args: NoArguments) -> BoardAnswer:
         """Show tasks: the caller's own, or for an operator those of all."""
-        from memory_server.operations import board
+        from memory_server.operations import admin_view
 
-        return await board.task_board(await runtime.service(), request.caller)
+        return await admin_view.task_board((await runtime.service()).backend, request.caller)
 
     async def dashboard_grants(request: RequestContext, args: NoArguments) -> GrantsAnswer:
         """Show grants and offers: the caller's own, or for an operator those of all."""
-        from memory_server.operations import board
+        from memory_server.operations import admin_view
 
-        return await board.grants(await runtime.service(), request)
+        return await admin_view.grant_board(await runtime.service(), request)
 
     async def dashboard_map(request: RequestContext, args: MapArguments) -> MapAnswer:
         """Lay the caller's readable memories out on a plane."""

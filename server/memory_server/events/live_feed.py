@@ -11,6 +11,7 @@ from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event
+from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.events.audience import Audience
@@ -46,55 +47,55 @@ async def watching(
         StoreUnavailable: Redis does not answer at the beginning.
     """
     watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
-    end = await last_position(service, request.caller.namespace)
+    end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
-        yield Told(await _recent(service, request, watcher, audience), recent=True)
+        yield Told(await _recent(service.backend, request, watcher, audience), recent=True)
         while not watcher.closed:
             woken = await watcher.wait(pause_seconds)
             if woken:
                 await asyncio.sleep(gather_seconds)
-            told = await _seen(service, request, watcher, audience)
+            told = await _seen(service.backend, request, watcher, audience)
             if told.events or told.more or not woken:
                 yield told
 
 
-async def _recent(service: EventServices, request: RequestContext, watcher: Watcher, audience: Audience) -> list[Event]:
+async def _recent(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> list[Event]:
     """Look back as far as it takes, so that how much others did shows in nothing."""
     key, found, end = Keys(request.caller.namespace).events, list[Entry](), "+"
     while True:
-        rows = await service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
+        rows = await backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
         page: list[Entry] = []
         for entry_id, fields in reversed(rows):
             with suppress(BadMessage):
                 page.append(Entry.parse(entry_id, fields))
         page = [entry for entry in page if watcher.concerns(entry)]
-        found = await _allowed(service, request, watcher, audience, page) + found
+        found = await _allowed(backend, request, watcher, audience, page) + found
         if len(found) >= _RECENT or len(rows) < _PAGE:
             return list(map(event_of, found[-_RECENT:]))
         end = f"({rows[-1][0].decode()}"
 
 
-async def _seen(service: EventServices, request: RequestContext, watcher: Watcher, audience: Audience) -> Told:
+async def _seen(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> Told:
     """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
     entries = list(watcher.queue)
     watcher.queue.clear()
     lost, watcher.overflown = watcher.overflown, False
     more = max(len(entries) - _MOST, 0) + lost
     try:
-        newest = await _allowed(service, request, watcher, audience, entries[-_MOST:])
+        newest = await _allowed(backend, request, watcher, audience, entries[-_MOST:])
     except MemoryServiceError:
         return Told([], 1)
     return Told(list(map(event_of, newest)), more)
 
 
 async def _allowed(
-    service: EventServices, request: RequestContext, watcher: Watcher, audience: Audience, entries: list[Entry]
+    backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience, entries: list[Entry]
 ) -> list[Entry]:
     if request.caller.admin or (not entries and not watcher.is_stale):
         return entries
     doubts = watcher.doubts
-    principal = await resolve(service.backend, request)
+    principal = await resolve(backend, request)
     audience.trust(watcher, principal.tokens, doubts)
     if all(entry.kind != MEMORY for entry in entries):
         return entries
-    return await readable(service, request, principal, entries)
+    return await readable(backend, request, principal, entries)

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from memory_core.errors import MemoryServiceError
+from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.events.entries import Entry
@@ -29,25 +30,25 @@ async def following(
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    end = await last_position(service, request.caller.namespace)
+    end = await last_position(service.backend, request.caller.namespace)
     follower = Follower(uris)
     with service.events.listening(request.caller.namespace, follower, end):
-        yield _changes(service, request, follower)
+        yield _changes(service.backend, request, follower)
 
 
-async def _changes(service: EventServices, request: RequestContext, follower: Follower) -> AsyncIterator[str]:
+async def _changes(backend: Backend, request: RequestContext, follower: Follower) -> AsyncIterator[str]:
     while not follower.closed:
         await follower.wait()
-        for entry in await _readable(service, request, follower.take()):
+        for entry in await _readable(backend, request, follower.take()):
             if entry.uri:
                 yield entry.uri
 
 
-async def _readable(service: EventServices, request: RequestContext, entries: list[Entry]) -> list[Entry]:
+async def _readable(backend: Backend, request: RequestContext, entries: list[Entry]) -> list[Entry]:
     """Keep what the caller may read, however long Redis takes to say so."""
     while entries:
         try:
-            return await readable(service, request, await resolve(service.backend, request), entries)
+            return await readable(backend, request, await resolve(backend, request), entries)
         except MemoryServiceError:
             await asyncio.sleep(_RETRY_SECONDS)
     return []

@@ -24,6 +24,7 @@ from memory_core.store.connection import Client
 from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text
+from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.audience import Audience
@@ -71,7 +72,7 @@ async def wait_for_events(service: EventServices, request: RequestContext, param
     vector, reason = await _query_vector(service, request.caller, params.query, model, kinds)
     if begin:
         service.positions.note(request.caller.namespace, request.caller.agent, begin)
-    end, quiet = await _end(service, request.caller.namespace)
+    end, quiet = await _end(service.backend, request.caller.namespace)
     waiter = Waiter(request.caller.agent, kinds, vector, params.min_score, model)
     wait = _Wait(service, request, waiter, begin or end, text=params.query or "")
     offering = (
@@ -99,7 +100,9 @@ async def unread(service: EventServices, request: RequestContext, cursor: str | 
     cursor = cursor or await service.positions.get(request.caller.namespace, request.caller.agent)
     if cursor is None:
         service.positions.note(
-            request.caller.namespace, request.caller.agent, await last_position(service, request.caller.namespace)
+            request.caller.namespace,
+            request.caller.agent,
+            await last_position(service.backend, request.caller.namespace),
         )
         return 0
     waiter = Waiter(request.caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
@@ -116,14 +119,14 @@ async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bo
         return await waiter.wait(deadline - time.monotonic())
 
 
-async def last_position(service: EventServices, namespace: str) -> Position:
+async def last_position(backend: Backend, namespace: str) -> Position:
     """Find the end of a namespace's stream."""
     key = Keys(namespace).events
-    newest = await service.backend.read(lambda client: client.xrevrange(key, count=1))
+    newest = await backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START
 
 
-async def _end(service: EventServices, namespace: str) -> tuple[Position, Position]:
+async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
     """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
 
     The second comes from the clock: a cursor that stood at the last entry would tell whenever others did something.
@@ -136,14 +139,14 @@ async def _end(service: EventServices, namespace: str) -> tuple[Position, Positi
         pipe.xrevrange(key, count=1)
         return await pipe.execute()
 
-    (seconds, microseconds), newest = await service.backend.read(fetch)
+    (seconds, microseconds), newest = await backend.read(fetch)
     end = Position.of(newest[0][0]) if newest else START
     past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
     return end, max(end, past)
 
 
 async def readable(
-    service: EventServices, request: RequestContext, principal: Principal, entries: Sequence[Entry]
+    backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[Entry]
 ) -> list[Entry]:
     """Keep the entries that a principal may see now: of memories, those it may still read or could till their end."""
     allowed = [
@@ -153,7 +156,7 @@ async def readable(
         and not (entry.op == DELETED and entry.by in principal.mistrusted)
     ]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
-    records = await _load(service, request, principal, [Ref(memory_id) for memory_id in ids])
+    records = await _load(backend, request, principal, [Ref(memory_id) for memory_id in ids])
     living = {record.id for record in records}
     return [entry for entry in allowed if entry.kind != MEMORY or entry.op == DELETED or entry.subject in living]
 
@@ -208,7 +211,7 @@ class _Wait:
         with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
             principal = await self._principal(audience)
             wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-            shown = {entry.position for entry in await readable(self.service, self.request, principal, wanted)}
+            shown = {entry.position for entry in await readable(self.service.backend, self.request, principal, wanted)}
             matches = await self._matches(principal, entries, audience)
         events: list[Event] = []
         for entry in entries:
@@ -249,7 +252,7 @@ class _Wait:
         """Load pieces with vectors of the query's model. Where one lacks that, another model may answer by now, which
         the query is then embedded by.
         """
-        loaded = await _load(self.service, self.request, principal, refs, self.waiter.model)
+        loaded = await _load(self.service.backend, self.request, principal, refs, self.waiter.model)
         if any(record.vector is None and not record.is_sensitive for record in loaded):
             model = (await self.service.models.get(principal.namespace, afresh=True)).current
         else:
@@ -258,7 +261,7 @@ class _Wait:
             with suppress(EmbeddingUnavailable):
                 (query,) = await self.service.embeddings.embed([self.text], self.request.caller, model=model)
                 (audience or Audience(self.position)).ask(self.waiter, query, model)
-                loaded = await _load(self.service, self.request, principal, refs, model)
+                loaded = await _load(self.service.backend, self.request, principal, refs, model)
         return (await self.service.vault.open_all(principal.namespace, loaded)).records
 
     async def _principal(self, audience: Audience | None) -> Principal:
@@ -299,7 +302,7 @@ def _parse(page: Sequence[_Raw]) -> list[Entry]:
 
 
 async def _load(
-    service: EventServices,
+    backend: Backend,
     request: RequestContext,
     principal: Principal,
     refs: Sequence[Ref],
@@ -311,11 +314,9 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loader.load_readable(
-            client, keys, refs, request, principal, service.backend.integrity, model=model
-        )
+        return await loader.load_readable(client, keys, refs, request, principal, backend.integrity, model=model)
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)
 
 
 def event_of(entry: Entry) -> Event:

@@ -37,7 +37,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         from memory_server.agents.registry import get_agent
 
         answer = await _read(
-            runtime, ctx, agent_id, lambda service, request: get_agent(service, request.caller, agent_id)
+            runtime, ctx, agent_id, lambda service, request: get_agent(service.backend, request.caller, agent_id)
         )
         return answer.agent.model_dump_json()
 

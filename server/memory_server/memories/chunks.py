@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memory_core.crypto.integrity import Integrity
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
+from memory_server.engine.backend import Backend
 from memory_server.engine.integrity_report import tampered
 from memory_server.index import loader
 from memory_server.index.loader import Ref
@@ -65,7 +67,7 @@ async def settle(service: MemoryServices, namespace: str, chore: str, cut: Cut |
             cut = Cut(record.content, await split_content(record.content))
         written = record is None or cut is None or await _write(service, keys, record, cut)
         leftover = range(len(cut.pieces) if record and cut else 1, int(most))
-        if written and await _finish(service, keys, Ref(memory_id), record, chore, leftover):
+        if written and await _finish(service.backend, keys, Ref(memory_id), record, chore, leftover):
             return
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
@@ -116,7 +118,15 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, cut: Cut) 
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
             items=[
-                _item(service, keys, form, record, number, texts[number], None if vectors is None else vectors[number])
+                _item(
+                    service.backend.integrity,
+                    keys,
+                    form,
+                    record,
+                    number,
+                    texts[number],
+                    None if vectors is None else vectors[number],
+                )
                 for number in numbers
             ],
         )
@@ -130,12 +140,12 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, cut: Cut) 
 
 
 def _item(
-    service: MemoryServices, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
+    integrity: Integrity, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
 ) -> dict[str, Any]:
     code: dict[str, str] = {}
     if not record.is_sensitive:  # a sealed piece proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
-        code = service.backend.integrity.sign_piece(*where, text.encode())
+        code = integrity.sign_piece(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),
@@ -145,13 +155,11 @@ def _item(
     }
 
 
-async def _finish(
-    service: MemoryServices, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range
-) -> bool:
+async def _finish(backend: Backend, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range) -> bool:
     """Remove pieces that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:
-        answer = await service.backend.write(
+        answer = await backend.write(
             "rm1_settled",
             [
                 keys.chores,

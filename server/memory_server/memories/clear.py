@@ -15,6 +15,7 @@ from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_ids
 from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
@@ -64,7 +65,7 @@ async def select(
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
     if memory_ids:
-        return await _named(service, request, principal, check_ids(memory_ids, service.settings))
+        return await _named(service.backend, request, principal, check_ids(memory_ids, service.settings))
     return await _selected(service, request, principal, selection, expired_only)
 
 
@@ -86,17 +87,15 @@ async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bo
     return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
 
 
-async def _named(
-    service: MemoryServices, request: RequestContext, principal: Principal, ids: tuple[str, ...]
-) -> Doomed:
+async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> Doomed:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
         refs = [Ref(memory_id) for memory_id in ids]
-        found = await loader.load_all(client, keys, refs, service.backend.integrity)
+        found = await loader.load_all(client, keys, refs, backend.integrity)
         return tuple(record.id for record in found if principal.owns(record.owner))
 
-    owned = await service.backend.read(fetch)
+    owned = await backend.read(fetch)
     return Doomed(request, principal, len(owned), ids=owned)
 
 

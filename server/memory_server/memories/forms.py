@@ -26,6 +26,8 @@ from memory_core.records.memory import (
 from memory_core.records.model import Model
 from memory_core.records.scope import record_tokens
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.settings.settings import Settings
+from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.vector_cache import Asker
 from memory_server.memories.services import MemoryServices
 from memory_server.search.analysis import extra_terms
@@ -36,14 +38,14 @@ EMBED_AT_ONCE = 8
 """Pieces that a waiting store embeds before it writes; longer contents leave jobs."""
 
 
-def lifetime(service: MemoryServices, priority: Priority, ttl_seconds: int | None) -> int | None:
+def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) -> int | None:
     """Seconds that a memory lives; None for ever.
 
     Raises:
         InvalidArgument: `ttl_seconds` is not positive or beyond a century.
     """
     if ttl_seconds is None:
-        return getattr(service.settings.lifetimes, priority.value)
+        return getattr(settings.lifetimes, priority.value)
     if not 1 <= ttl_seconds <= _MAX_TTL:
         raise InvalidArgument(f"ttl_seconds is {echo(ttl_seconds)}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
     return ttl_seconds
@@ -189,7 +191,7 @@ async def embed_or_none(
     return vectors
 
 
-async def embed_ahead(service: MemoryServices, texts: Sequence[str], asker: Asker) -> None:
+async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker) -> None:
     """Bring vectors into the cache before many operations want them one by one; failing is no matter."""
     with contextlib.suppress(MemoryServiceError):
-        await service.embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
+        await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)

@@ -21,10 +21,12 @@ from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, parse_time, to_iso
 from memory_core.records.vectors import Matrix, normalise
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.memories import Similar, StoreAnswer, VectorState
 from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.backend import Backend
 from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve_writer
@@ -34,6 +36,7 @@ from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lif
 from memory_server.memories.quota_check import take_room
 from memory_server.memories.services import MemoryServices
 from memory_server.search.search import nearest
+from memory_server.security.vault import Vault
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -86,7 +89,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, new: Ne
         InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
         OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
-    record = _check(service, new)
+    record = _check(service.settings, new)
     if record.is_sensitive:
         await service.vault.check()
     _check_vector(new)
@@ -117,7 +120,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, new: Ne
     reached = await service.durability.reached(request, written, critical=new.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
-        vector=await _state(service, prepared.keys, answer["id"], model)
+        vector=await _state(service.backend, prepared.keys, answer["id"], model)
         if earlier
         else _readiness(vectors is not None),
         expires_at=to_iso(float(answer["expires_at"])),
@@ -132,23 +135,23 @@ async def store_memory(service: MemoryServices, request: RequestContext, new: Ne
     )
 
 
-def _check(service: MemoryServices, new: NewMemory) -> Record:
+def _check(settings: Settings, new: NewMemory) -> Record:
     """Make an unowned record of what the caller sent, or say what is wrong with it."""
     validation.check_secrecy(new.sensitive, new.visibility)
     if new.idempotency_key is not None:
         validation.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
-    lifetime(service, new.priority, new.ttl_seconds)
+    lifetime(settings, new.priority, new.ttl_seconds)
     now = redis_time.now()
     return Record(
         id=new_id(),
-        content=validation.check_text(new.content, "content", service.settings.limits.content_bytes),
+        content=validation.check_text(new.content, "content", settings.limits.content_bytes),
         type=new.memory_type,
         priority=new.priority,
         owner="",
         writer="",
         visibility=new.visibility,
         scope=frozenset(),
-        tags=validation.check_tags(new.tags, service.settings),
+        tags=validation.check_tags(new.tags, settings),
         context=check_label(new.context, "context") if new.context is not None else None,
         source=check_label(new.source, "source") if new.source is not None else None,
         seq=0,
@@ -158,7 +161,7 @@ def _check(service: MemoryServices, new: NewMemory) -> Record:
         expires_at=NEVER,
         rev=1,
         state="",
-        metadata=validation.check_metadata(new.metadata, service.settings),
+        metadata=validation.check_metadata(new.metadata, settings),
         codec=SEALED_CODEC if new.sensitive else "text",
     )
 
@@ -271,7 +274,7 @@ async def _store(service: MemoryServices, keys: Keys, form: Form, record: Record
         full=intake.full is not None,
         memory_prefix=keys.memory_prefix,
         owner=record.owner,
-        ttl=lifetime(service, record.priority, new.ttl_seconds),
+        ttl=lifetime(service.settings, record.priority, new.ttl_seconds),
         grace=service.settings.lifetimes.grace,
         context=digest(record.context or ""),
         fields=flat(form.head(record, pieces)),
@@ -279,7 +282,7 @@ async def _store(service: MemoryServices, keys: Keys, form: Form, record: Record
         vector=form.vector(record, 0, None if intake.vectors is None else intake.vectors[0]),
         job=form.job(record, 0, pieces[0]),
         key=form.version,
-        idempotency=_idempotency(service, keys, record, new),
+        idempotency=_idempotency(service.vault, keys, record, new),
         seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
         audit=intake.audit,
         audited_call=intake.audited_call,
@@ -303,13 +306,13 @@ def _raise_for(answer: dict[str, Any]) -> None:
             return
 
 
-def _idempotency(service: MemoryServices, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
+def _idempotency(vault: Vault, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
     if new.idempotency_key is None:
         return None
     said = {name: getattr(new, name) for name in NewMemory.__slots__ if name not in {"idempotency_key", "wait"}}
     text = json.dumps(said, sort_keys=True, default=list)
     if new.sensitive:
-        payload = service.vault.fingerprint(keys.namespace, record.owner, text)
+        payload = vault.fingerprint(keys.namespace, record.owner, text)
     else:
         payload = hashlib.sha256(text.encode()).hexdigest()
     return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}
@@ -319,7 +322,5 @@ def _readiness(ready: bool) -> VectorState:
     return "ready" if ready else "pending"
 
 
-async def _state(service: MemoryServices, keys: Keys, memory_id: str, model: Model) -> VectorState:
-    return _readiness(
-        model.is_ready(await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model")))
-    )
+async def _state(backend: Backend, keys: Keys, memory_id: str, model: Model) -> VectorState:
+    return _readiness(model.is_ready(await backend.read(lambda client: client.hget(keys.memory(memory_id), "model"))))

@@ -13,6 +13,7 @@ from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.backend import after_write
@@ -73,7 +74,7 @@ async def update_memory(
         _check_may_change(principal, old, changes)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service, principal, old, changes)
+        new = _changed(service.settings, principal, old, changes)
         status, reason = await _write(service, request, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
@@ -117,15 +118,15 @@ def _check_may_change(principal: Principal, old: Record, changes: Changes) -> No
         )
 
 
-def _changed(service: MemoryServices, principal: Principal, old: Record, changes: Changes) -> Record:
-    limits = service.settings.limits
+def _changed(settings: Settings, principal: Principal, old: Record, changes: Changes) -> Record:
+    limits = settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if changes.content is not None:
         content = validation.check_text(changes.content, "content", limits.content_bytes)
     if changes.context is not None:
         context = check_label(changes.context, "context") if changes.context else None
     if changes.metadata is not None:
-        metadata = validation.check_metadata(changes.metadata, service.settings)
+        metadata = validation.check_metadata(changes.metadata, settings)
     new = replace(
         old,
         writer=old.writer if (content, metadata) == (old.content, old.metadata) else principal.agent,
@@ -134,7 +135,7 @@ def _changed(service: MemoryServices, principal: Principal, old: Record, changes
         metadata=metadata,
         priority=changes.priority or old.priority,
         visibility=changes.visibility or old.visibility,
-        tags=old.tags if changes.tags is None else validation.check_tags(changes.tags, service.settings),
+        tags=old.tags if changes.tags is None else validation.check_tags(changes.tags, settings),
     )
     validation.check_secrecy(new.is_sensitive, new.visibility)
     return replace(new, scope=scope_of(new))
@@ -181,7 +182,7 @@ async def _write(
         fields=flat(fields),
         remove=[name for name in _OPTIONAL_FIELDS if name not in fields],
         relive=new.priority is not old.priority,
-        ttl=lifetime(service, new.priority, None),
+        ttl=lifetime(service.settings, new.priority, None),
         grace=service.settings.lifetimes.grace,
         content_changed=new.content_hash != old.content_hash,
         context=digest(new.context or "") if new.context != old.context else None,

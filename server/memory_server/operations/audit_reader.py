@@ -15,7 +15,7 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client, store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.engine.request import Caller
-from memory_server.operations.board import check_operator
+from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import Report
 from memory_server.service import Service
@@ -54,7 +54,7 @@ async def read_audit(
         Forbidden: the caller is no operator.
         InvalidArgument: the cursor is none.
     """
-    check_operator(caller)
+    check_admin(caller)
     if cursor is not None and not _CURSOR.fullmatch(cursor):
         raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given")
     keys = Keys(caller.namespace)
@@ -87,7 +87,7 @@ class Checks:
         Raises:
             Forbidden: the caller is no operator.
         """
-        check_operator(caller)
+        check_admin(caller)
         async with self._checking:
             at, known = self._known.get(caller.namespace, (0.0, None))
             if known is None or time.monotonic() - at > _FRESH_SECONDS:

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from memory_core.records import sidecar
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.sidecar import SidecarStatus
+from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories.store import NewMemory, store_memory
 from memory_server.operations.quarantine import purge
@@ -65,7 +66,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
     texts = [_text(number) for number in range(size.texts)]
     await service.embeddings.embed([_text(-1)], caller, secret=True)
     try:
-        embedding = await _timed(lambda: _embed(service, caller, texts, tell))
+        embedding = await _timed(lambda: _embed(service.embeddings, caller, texts, tell))
         storing = await _timed(lambda: _store(service, caller, texts, tell))
         ready = await _until_vectors(service, time.perf_counter())
         found = [await _search(service, caller, number, size.searches, tell) for number in range(size.searches)]
@@ -100,10 +101,12 @@ def _text(number: int) -> str:
     )
 
 
-async def _embed(service: Service, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
+async def _embed(
+    embeddings: Embeddings, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]
+) -> None:
     """Embed as many at a time as a batch holds; `secret` keeps the cache out of it."""
     for start in range(0, len(texts), 64):
-        await service.embeddings.embed(texts[start : start + 64], caller, secret=True)
+        await embeddings.embed(texts[start : start + 64], caller, secret=True)
         tell("embedding", min(start + 64, len(texts)), len(texts))
 
 

@@ -13,6 +13,7 @@ from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import Selection
 from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.bulk_client import BulkClient
 from memory_server.index.loader import Ref
 from memory_server.index.query import Filters
 from memory_server.search import bulk_selection
@@ -49,7 +50,7 @@ async def near_together(
     model: Model,
 ) -> Near | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
-    if cache is None or vector is None or not await _is_offered(service, cache, model):
+    if cache is None or vector is None or not await _is_offered(service.bulk, cache, model):
         return None
     selection = bulk_selection.readable(principal, filters)
     clauses = selection.model_dump_json()
@@ -67,10 +68,10 @@ async def near_together(
     return near
 
 
-async def _is_offered(service: SearchServices, cache: BatchCache, model: Model) -> bool:
+async def _is_offered(bulk: BulkClient, cache: BatchCache, model: Model) -> bool:
     async def ask() -> bool:
         try:
-            return await service.bulk.is_offered(model)
+            return await bulk.is_offered(model)
         except MemoryServiceError:
             return False
 

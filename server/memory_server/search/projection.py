@@ -27,6 +27,7 @@ from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
 from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_ids
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
@@ -123,10 +124,10 @@ async def _draw(
     layout = layouts.get(who)
     new = [ref for ref in refs if layout is None or ref.memory_id not in layout.points]
     if layout is None or time.monotonic() - layout.made_at > _FRESH_SECONDS or 2 * len(new) > len(layout.points):
-        records = await _with_vectors(service, request, principal, model, refs)
+        records = await _with_vectors(service.backend, request, principal, model, refs)
         layout = await asyncio.to_thread(_lay_out, records) if records else None
     elif new:
-        layout.place(await _with_vectors(service, request, principal, model, new))
+        layout.place(await _with_vectors(service.backend, request, principal, model, new))
     if layout:
         layouts[who] = layout
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
@@ -165,7 +166,7 @@ async def snippets(service: SearchServices, request: RequestContext, memory_ids:
 
 
 async def _with_vectors(
-    service: SearchServices, request: RequestContext, principal: Principal, model: Model, refs: Sequence[Ref]
+    backend: Backend, request: RequestContext, principal: Principal, model: Model, refs: Sequence[Ref]
 ) -> list[Record]:
     """Load what is readable of some memories that have a vector, in slices that let others in between."""
     keys, found = Keys(principal.namespace), list[Record]()
@@ -173,11 +174,9 @@ async def _with_vectors(
         part = refs[start : start + _SLICE]
 
         async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-            return await loader.load_readable(
-                client, keys, part, request, principal, service.backend.integrity, model=model
-            )
+            return await loader.load_readable(client, keys, part, request, principal, backend.integrity, model=model)
 
-        loaded = await service.backend.read(fetch)
+        loaded = await backend.read(fetch)
         found += [record for record in loaded if len(record.vector or b"") == 4 * model.dimension]
     return found
 

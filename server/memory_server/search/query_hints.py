@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.validation import check_text
@@ -57,7 +58,7 @@ async def understand(service: SearchServices, principal: Principal, queries: Seq
 
 async def texts_to_embed(service: SearchServices, request: RequestContext, queries: Sequence[str]) -> list[str]:
     """Give the texts whose vectors searches for some queries will want; none where that cannot be told."""
-    fit = [query for query in queries if _is_query(service, query)]
+    fit = [query for query in queries if _is_query(service.settings, query)]
     try:
         if not fit or not await service.namespaces.knows(request.caller.namespace):
             return []
@@ -68,9 +69,9 @@ async def texts_to_embed(service: SearchServices, request: RequestContext, queri
         return []
 
 
-def _is_query(service: SearchServices, query: str) -> bool:
+def _is_query(settings: Settings, query: str) -> bool:
     try:
-        check_text(query, "query", service.settings.limits.query_bytes)
+        check_text(query, "query", settings.limits.query_bytes)
     except InvalidArgument:
         return False
     return True

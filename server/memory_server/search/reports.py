@@ -16,6 +16,7 @@ from memory_core.records.scope import Principal, owner_token
 from memory_core.store.bulk_messages import Clusters, Duplicates, Found, Selection
 from memory_core.store.connection import Client
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
+from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.index import loader
@@ -41,7 +42,7 @@ async def near_duplicates(
     principal = await resolve(service.backend, request)
     asked = Duplicates(selection=_own(principal), least=least, most=MOST_PAIRS)
     found = await service.bulk.duplicates(request.caller.namespace, asked, wait)
-    records = await _load(service, request, principal, found)
+    records = await _load(service.backend, request, principal, found)
     pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
     scores = np.frombuffer(found.scores, dtype="<f4").tolist()
     known = [
@@ -63,7 +64,7 @@ async def clusters(
     principal = await resolve(service.backend, request)
     asked = Clusters(selection=_own(principal), count=count, show=show)
     found = await service.bulk.clusters(request.caller.namespace, asked, wait)
-    records = await _load(service, request, principal, found)
+    records = await _load(service.backend, request, principal, found)
     parts = zip(found.sizes, found.closeness, found.shown, strict=True)
     return ClustersAnswer(
         clusters=[
@@ -78,11 +79,9 @@ def _own(principal: Principal) -> Selection:
     return Selection(every=[("scope", own)], mistrusted=bulk_selection.mistrusted(principal))
 
 
-async def _load(
-    service: SearchServices, request: RequestContext, principal: Principal, found: Found
-) -> dict[str, Record]:
+async def _load(backend: Backend, request: RequestContext, principal: Principal, found: Found) -> dict[str, Record]:
     """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
-    keys, integrity = Keys(principal.namespace), service.backend.integrity
+    keys, integrity = Keys(principal.namespace), backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
     records: dict[str, Record] = {}
     for start in range(0, len(refs), _LOAD_AT_ONCE):
@@ -91,7 +90,7 @@ async def _load(
         async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
             return await loader.load_readable(client, keys, part, request, principal, integrity)
 
-        loaded = await service.backend.read(fetch)
+        loaded = await backend.read(fetch)
         records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
     return records
 

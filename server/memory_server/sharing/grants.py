@@ -15,8 +15,10 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import MemoryType
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
+from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
 from memory_server.contract.validation import check_id, check_tags, check_text
+from memory_server.engine.backend import Backend
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
@@ -68,7 +70,7 @@ async def share_context(service: SearchServices, request: RequestContext, share:
         NotFound: no such agent, or no such memory that the caller may share.
         Conflict: the target holds as many grants, or waits for as many offers, as it may.
     """
-    selector = _check(service, request.caller, share)
+    selector = _check(service.settings, request.caller, share)
     prepared = await service.namespaces.get(request.caller.namespace)
     keys = prepared.keys
     answer = await service.backend.write(
@@ -135,13 +137,13 @@ async def revoke_shared(service: SearchServices, request: RequestContext, grant_
     )
 
 
-async def remove_expired(service: SearchServices, namespace: str, most: int) -> None:
+async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
     """Remove grants and offers that have expired; they count for nothing already."""
     keys = Keys(namespace)
-    await service.backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
+    await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(service: SearchServices, caller: Caller, share: Share) -> _Selector:
+def _check(settings: Settings, caller: Caller, share: Share) -> _Selector:
     check_name(share.target, "target_agent")
     if share.target == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
@@ -156,10 +158,10 @@ def _check(service: SearchServices, caller: Caller, share: Share) -> _Selector:
             "bidirectional goes with context, tags or memory_types: the other agent has no memories with these ids",
             hint="leave bidirectional out",
         )
-    return _selector(service, share)
+    return _selector(settings, share)
 
 
-def _selector(service: SearchServices, share: Share) -> _Selector:
+def _selector(settings: Settings, share: Share) -> _Selector:
     given = (share.memory_ids, share.context, share.tags, share.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
         raise InvalidArgument("say what to share by exactly one selector, not empty", hint=f"give {_SELECTORS}")
@@ -174,7 +176,7 @@ def _selector(service: SearchServices, share: Share) -> _Selector:
         context = check_label(share.context, "context")
         return _Selector("c", [digest(context)], [context])
     if share.tags:
-        tags = check_tags(share.tags, service.settings)
+        tags = check_tags(share.tags, settings)
         return _Selector("t", [digest(tag) for tag in tags], list(tags))
     types = [memory_type.value for memory_type in dict.fromkeys(share.memory_types or ())]
     return _Selector("y", types, types)

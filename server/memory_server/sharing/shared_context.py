@@ -22,6 +22,7 @@ from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
 from memory_server.contract.validation import check_text
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext, reports_integrity
@@ -95,7 +96,7 @@ async def get_shared_context(service: SearchServices, request: RequestContext, w
     if not await service.namespaces.knows(request.caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
     prepared = await service.namespaces.get(request.caller.namespace)
-    end = await _now(service, prepared.keys)
+    end = await _now(service.backend, prepared.keys)
     principal = await resolve(service.backend, request)
     model = await service.models.current(request.caller.namespace)
     given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
@@ -108,7 +109,7 @@ async def get_shared_context(service: SearchServices, request: RequestContext, w
     index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
-    shown = await _grants(service, principal, wanted.grantor)
+    shown = await _grants(service.backend, principal, wanted.grantor)
     notes = [
         reason,
         *dict.fromkeys(view.warnings),
@@ -129,7 +130,7 @@ async def get_shared_context(service: SearchServices, request: RequestContext, w
     )
 
 
-async def _now(service: SearchServices, keys: Keys) -> float:
+async def _now(backend: Backend, keys: Keys) -> float:
     """Give a moment of the namespace's clock after all that was written, and before all that will be.
 
     It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
@@ -141,7 +142,7 @@ async def _now(service: SearchServices, keys: Keys) -> float:
         pipe.hget(keys.counters, "clock")
         return await pipe.execute()
 
-    (seconds, microseconds), last = await service.backend.read(fetch)
+    (seconds, microseconds), last = await backend.read(fetch)
     return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
@@ -216,7 +217,7 @@ class _Listed:
     note: str | None = None
 
 
-async def _grants(service: SearchServices, principal: Principal, other: str | None) -> _Listed:
+async def _grants(backend: Backend, principal: Principal, other: str | None) -> _Listed:
     """Load the grants in force and the offers waiting that the principal is a side of, newest first."""
     keys = Keys(principal.namespace)
 
@@ -231,7 +232,7 @@ async def _grants(service: SearchServices, principal: Principal, other: str | No
             pipe.hgetall(keys.grant(grant_id))
         return float(seconds), sorted(named, reverse=True), await pipe.execute()
 
-    now, ids, rows = await service.backend.read(fetch)
+    now, ids, rows = await backend.read(fetch)
     listed = _Listed()
     for grant_id, row in zip(ids, rows, strict=True):
         _list(listed, principal, other, now, grant_id, {name.decode(): value for name, value in row.items()})

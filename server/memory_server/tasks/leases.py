@@ -21,7 +21,7 @@ from memory_core.store.connection import Client
 from memory_server.contract import validation
 from memory_server.contract.memories import Hit
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
-from memory_server.engine.backend import after_write
+from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.entries import TASK
@@ -57,7 +57,7 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, want
     """
     await service.namespaces.get(request.caller.namespace)
     if not wanted.claim:
-        return await _show(service, request.caller, wanted)
+        return await _show(service.backend, request.caller, wanted)
     answer = await _claim(service, request, wanted.limit)
     if wanted.wait_seconds and not answer["tasks"]:
         answer = await _wait_and_claim(service, request, wanted)
@@ -175,7 +175,7 @@ async def _wait_and_claim(service: TaskServices, request: RequestContext, wanted
     """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
     until = time.monotonic() + wanted.wait_seconds
     waiter = Waiter(request.caller.agent, frozenset({TASK}))
-    at = await last_position(service, request.caller.namespace)
+    at = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, waiter, at):
         while True:
             answer = await _claim(service, request, wanted.limit)
@@ -192,14 +192,14 @@ def not_registered(caller: Caller) -> NotFound:
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
-async def _show(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def _show(backend: Backend, caller: Caller, wanted: Claim) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
         entries = await client.xrange(keys.inbox(caller.agent), count=wanted.limit)
         return await load_tasks(client, keys, [fields[b"task"].decode() for _, fields in entries])
 
-    tasks = await service.backend.read(fetch)
+    tasks = await backend.read(fetch)
     return PendingAnswer(tasks=[_claimed(task) for task in tasks])
 
 
@@ -241,7 +241,7 @@ async def _help(
     service: TaskServices, request: RequestContext, task: Task, memories: int
 ) -> tuple[list[TaskEvent], list[Hit], str | None]:
     """Fetch what may help with a task; what cannot be had is said and never costs the lease."""
-    history = await load_history(service, request.caller.namespace, task.id)
+    history = await load_history(service.backend, request.caller.namespace, task.id)
     if not memories:
         return history, [], None
     try:

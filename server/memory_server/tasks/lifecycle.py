@@ -15,6 +15,7 @@ from memory_core.records.times import to_iso
 from memory_core.store.connection import Client
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
+from memory_server.engine.backend import Backend
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.tasks.dispatch import dispatch_soon
 from memory_server.tasks.services import TaskServices
@@ -30,9 +31,9 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
     Raises:
         NotFound: there is none, or none that the caller may see.
     """
-    task = await find_task(service, caller, task_id)
+    task = await find_task(service.backend, caller, task_id)
     whole = task.is_party(caller.agent) or caller.admin
-    history = await load_history(service, caller.namespace, task.id) if whole else []
+    history = await load_history(service.backend, caller.namespace, task.id) if whole else []
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
 
 
@@ -75,19 +76,19 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
     return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
 
 
-async def find_task(service: TaskServices, caller: Caller, task_id: str) -> Task:
+async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
     """Load a task that the caller may see.
 
     Raises:
         NotFound: otherwise.
     """
-    found = await visible_tasks(service, caller, [validation.check_id(task_id, "task_id")])
+    found = await visible_tasks(backend, caller, [validation.check_id(task_id, "task_id")])
     if not found:
         raise no_task(task_id)
     return found[0]
 
 
-async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
+async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
     """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
     keys = Keys(caller.namespace)
 
@@ -98,7 +99,7 @@ async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequenc
         profile = await load_agent(client, keys, caller.agent)
         return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)
 
 
 def no_task(task_id: str) -> NotFound:
@@ -106,9 +107,9 @@ def no_task(task_id: str) -> NotFound:
     return NotFound(f"no task {echo(task_id)} that you may see", hint="use a task_id that a tool gave you")
 
 
-async def load_history(service: TaskServices, namespace: str, task_id: str) -> list[TaskEvent]:
+async def load_history(backend: Backend, namespace: str, task_id: str) -> list[TaskEvent]:
     """Load what happened to a task, oldest first."""
-    rows = await service.backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
+    rows = await backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
     return [_event(unpack(row)) for row in rows]
 
 

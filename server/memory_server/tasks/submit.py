@@ -17,9 +17,12 @@ from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.task import Kind, Task, TaskPriority, TaskState, load_vectors
 from memory_core.records.times import parse_time, to_redis
 from memory_core.records.vectors import Matrix, from_bytes, to_bytes
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
@@ -66,18 +69,18 @@ async def distribute_task(service: TaskServices, request: RequestContext, new: N
         InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
-    new = _checked(service, new)
+    new = _checked(service.settings, new)
     kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
     await service.namespaces.get(request.caller.namespace)
-    await _check_dependencies(service, request.caller, new.depends_on)
+    await _check_dependencies(service.backend, request.caller, new.depends_on)
     model = await service.models.current(request.caller.namespace)
-    vector = await _embed(service, request.caller, new.description, model)
+    vector = await _embed(service.embeddings, request.caller, new.description, model)
     agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
     similar = await _similar(service, request.caller, vector, model)
     answer = await _submit(service, request, new, kind, vector, model, _candidates(choices))
     if answer["status"] == "replayed":
-        return await _replayed(service, request.caller, answer["id"])
+        return await _replayed(service.backend, request.caller, answer["id"])
     assigned = answer.get("assigned")
     note_assigned(service, request.caller.namespace, assigned)
     return DistributeAnswer(
@@ -89,8 +92,8 @@ async def distribute_task(service: TaskServices, request: RequestContext, new: N
     )
 
 
-def _checked(service: TaskServices, new: NewTask) -> NewTask:
-    limits = service.settings.tasks
+def _checked(settings: Settings, new: NewTask) -> NewTask:
+    limits = settings.tasks
     validation.check_text(new.description, "description", DESCRIPTION_BYTES)
     validation.check_json(new.payload, "payload", limits.payload_bytes)
     if new.idempotency_key is not None:
@@ -106,16 +109,16 @@ def _checked(service: TaskServices, new: NewTask) -> NewTask:
     )
 
 
-async def _check_dependencies(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> None:
-    known = {task.id for task in await visible_tasks(service, caller, task_ids)} if task_ids else set[str]()
+async def _check_dependencies(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> None:
+    known = {task.id for task in await visible_tasks(backend, caller, task_ids)} if task_ids else set[str]()
     for task_id in task_ids:
         if task_id not in known:
             raise no_task(task_id)
 
 
-async def _embed(service: TaskServices, caller: Caller, text: str, model: Model) -> Matrix | None:
+async def _embed(embeddings: Embeddings, caller: Caller, text: str, model: Model) -> Matrix | None:
     try:
-        return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
+        return (await embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
     except MemoryServiceError:
         return None
 
@@ -137,7 +140,7 @@ async def _submit(
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service, request.caller, new, kind, deadline),
+        fields=_fields(service.settings, request.caller, new, kind, deadline),
         depends_on=list(new.depends_on),
         only=kind.only,
         deadline=deadline,
@@ -161,7 +164,7 @@ async def _submit(
 
 
 def _fields(
-    service: TaskServices, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+    settings: Settings, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -176,10 +179,10 @@ def _fields(
         "submitter": caller.agent,
         "max_retries": new.max_retries,
         "lease_seconds": new.lease_seconds,
-        "claim_seconds": service.settings.tasks.claim_seconds,
+        "claim_seconds": settings.tasks.claim_seconds,
         "depends_on": SEPARATOR.join(new.depends_on) or None,
         "deadline": None if deadline is None else to_redis(deadline),
-        "payload": validation.check_json(new.payload, "payload", service.settings.tasks.payload_bytes),
+        "payload": validation.check_json(new.payload, "payload", settings.tasks.payload_bytes),
     }
     return [part for name, value in fields.items() if value is not None for part in (name, value)]
 
@@ -278,7 +281,7 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
             for task_id, row in zip(ids, rows, strict=True)
             if row
         }
-        tasks = await visible_tasks(service, caller, list(scores))
+        tasks = await visible_tasks(service.backend, caller, list(scores))
         found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
         furthest = min(scores.values(), default=0.0)
         whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
@@ -287,8 +290,8 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
         number *= 4
 
 
-async def _replayed(service: TaskServices, caller: Caller, task_id: str) -> DistributeAnswer:
-    task = await find_task(service, caller, task_id)
+async def _replayed(backend: Backend, caller: Caller, task_id: str) -> DistributeAnswer:
+    task = await find_task(backend, caller, task_id)
     return DistributeAnswer(
         task_id=task.id,
         state=task.state,

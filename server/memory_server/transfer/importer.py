@@ -95,7 +95,7 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
             await incoming.add(item)
         elif not isinstance(item, Bad) and not how.dry_run:
             await incoming.flush()
-            await restore(service, namespace, item, report.others)
+            await restore(service.backend, namespace, item, report.others)
         if tell and (number % _TOLD_EVERY == 0 or number == report.read):
             tell(number, report.read)
     await incoming.flush()
@@ -183,7 +183,7 @@ class _Foreign:
                 yield found
                 continue
             try:
-                yield from_foreign(self.service, self.principal, self.format.name, found, self.wish)
+                yield from_foreign(self.service.settings, self.principal, self.format.name, found, self.wish)
             except MemoryServiceError as error:
                 yield Bad(found.where, error.message)
 

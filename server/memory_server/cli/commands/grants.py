@@ -35,7 +35,7 @@ def listing(
         settings,
         caller,
         "list_grants",
-        lambda service, _: all_grants(service, caller, agent=agent, ended=every, limit=limit),
+        lambda service, _: all_grants(service.backend, caller, agent=agent, ended=every, limit=limit),
     )
     if as_json:
         return printing.emit_answer(answer)

@@ -41,7 +41,7 @@ def listing(
         settings,
         caller,
         "list_tasks",
-        lambda service, _: all_tasks(service, caller, states=state or (), agent=agent, limit=limit),
+        lambda service, _: all_tasks(service.backend, caller, states=state or (), agent=agent, limit=limit),
     )
     if as_json:
         return printing.emit_answer(answer)

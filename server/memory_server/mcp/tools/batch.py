@@ -98,7 +98,7 @@ async def _embed_together(request: RequestContext, runtime: Runtime, operations:
     if not queries and not texts:
         return
     service = await runtime.service()
-    await embed_ahead(service, texts + await texts_to_embed(service, request, queries), request.caller)
+    await embed_ahead(service.embeddings, texts + await texts_to_embed(service, request, queries), request.caller)
 
 
 def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:

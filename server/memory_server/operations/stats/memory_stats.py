@@ -16,6 +16,7 @@ from memory_core.store import index, redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.namespaces import Prepared
 from memory_server.engine.principals import owners_of, resolve
@@ -61,15 +62,15 @@ async def memory_stats(
         agent=request.caller.agent,
         index=IndexHealth(
             progress=progress,
-            failures=await _failures(service, prepared.keys) if request.caller.sees_server else None,
+            failures=await _failures(service.backend, prepared.keys) if request.caller.sees_server else None,
             model=model.name,
             dimension=model.dimension,
         ),
         cache=_cache_figures(service.embeddings.cache.hits(request.caller)),
         search_latency_ms=service.search_latency.percentiles(measured),
         embedding_latency_ms=service.embedding_latency.percentiles(measured),
-        tasks=await task_figures(service, request.caller),
-        agents=await agent_figures(service, request.caller),
+        tasks=await task_figures(service.backend, request.caller),
+        agents=await agent_figures(service.backend, request.caller),
         partial=bool(reason),
         reason=reason,
         **figures,
@@ -185,8 +186,8 @@ def _cache_figures(hits: Hits) -> CacheFigures:
     )
 
 
-async def _failures(service: Service, keys: Keys) -> int:
-    return await service.backend.read(lambda client: index.failures(client, keys))
+async def _failures(backend: Backend, keys: Keys) -> int:
+    return await backend.read(lambda client: index.failures(client, keys))
 
 
 async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:
