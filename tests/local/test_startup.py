@@ -34,7 +34,7 @@ print(sorted({"torch", "onnxruntime", "sentence_transformers", "tokenizers"} & s
 """
 LIGHT_START = """
 import sys
-import memory_server.cli, memory_server.transport.stdio, memory_core.settings
+import memory_server.cli, memory_server.mcp.stdio, memory_core.settings.settings
 print(sorted({"numpy", "redis", "redisvl", "dateparser", "snowballstemmer", "jwt"} & set(sys.modules)))
 """
 

@@ -19,7 +19,7 @@ from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
 from support.trust_helpers import console
 
-from memory_core.crypto.integrity import Flaw, Integrity
+from memory_core.crypto.integrity import Integrity, IntegrityFailure
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
@@ -107,28 +107,30 @@ def test_ten_thousand_random_single_changes_are_all_seen() -> None:
     seen = tried = 0
     while tried < 10_000:
         row = _signed(integrity, "team", "m1", _random_row(chance))
-        assert integrity.flaw_of_head("team", "m1", row) is None
+        assert integrity.check_head("team", "m1", row) is None
         changed = dict(row)
         chance.choice(_changes(chance))(changed)
         if changed != row:
             tried += 1
-            seen += integrity.flaw_of_head("team", "m1", changed) is not None
+            seen += integrity.check_head("team", "m1", changed) is not None
     assert seen == tried
 
 
 def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None:
     integrity = Integrity(Keyring([Secret(bytes(range(32)))]))
     row = _signed(integrity, "team", "m1", _random_row(random.Random(1)))
-    assert integrity.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m2", row) is Flaw.ALTERED
-    assert integrity.flaw_of_head("other", "m1", row) is Flaw.ALTERED
-    assert Integrity(Keyring([Secret(bytes(range(1, 33)))])).flaw_of_head("team", "m1", row) is Flaw.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m2", row) is IntegrityFailure.ALTERED
+    assert integrity.check_head("other", "m1", row) is IntegrityFailure.ALTERED
+    assert (
+        Integrity(Keyring([Secret(bytes(range(1, 33)))])).check_head("team", "m1", row) is IntegrityFailure.UNKNOWN_KEY
+    )
     later = Integrity(Keyring([Secret(bytes(range(1, 33))), Secret(bytes(range(32)))]))
-    assert later.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None, "mac_key": None}) is Flaw.UNSIGNED
-    assert integrity.flaw_of_head("team", "m1", row | {"mac_key": None}) is Flaw.UNKNOWN_KEY
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None}) is Flaw.ALTERED
-    assert Integrity(Keyring()).flaw_of_head("team", "m2", row) is None
+    assert later.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m1", row | {"mac": None, "mac_key": None}) is IntegrityFailure.UNSIGNED
+    assert integrity.check_head("team", "m1", row | {"mac_key": None}) is IntegrityFailure.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row | {"mac": None}) is IntegrityFailure.ALTERED
+    assert Integrity(Keyring()).check_head("team", "m2", row) is None
 
 
 def test_the_function_signs_the_very_fields_that_are_checked() -> None:

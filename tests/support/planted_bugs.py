@@ -136,7 +136,12 @@ BUGS = {
     ),
     "codes of records are not compared": Bug(
         _CORE + "crypto/integrity.py",
-        [('return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED', "return None")],
+        [
+            (
+                'return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED',
+                "return None",
+            )
+        ],
         ("tests/security/test_integrity.py",),
     ),
     "a vector of NaN is kept": Bug(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeVar
 
-from memory_core.crypto.integrity import Flaw
+from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.errors import Tampered
 from memory_server.contract.answer import Answer
 
@@ -18,11 +18,11 @@ class IntegrityReport:
     """The memories that one answer leaves out, each with the reason."""
 
     def __init__(self) -> None:
-        self._failed: dict[str, Flaw] = {}
+        self._failed: dict[str, IntegrityFailure] = {}
 
-    def add(self, memory_id: str, flaw: Flaw) -> None:
+    def add(self, memory_id: str, failure: IntegrityFailure) -> None:
         """Report a memory that the caller could read otherwise."""
-        self._failed[memory_id] = flaw
+        self._failed[memory_id] = failure
 
     def check(self, memory_id: str) -> None:
         """Refuse to show a memory that failed.
@@ -41,7 +41,7 @@ class IntegrityReport:
         return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
 
     def _reasons(self) -> Iterator[str]:
-        unsigned = sum(flaw is Flaw.UNSIGNED for flaw in self._failed.values())
+        unsigned = sum(failure is IntegrityFailure.UNSIGNED for failure in self._failed.values())
         altered = len(self._failed) - unsigned
         if altered:
             yield f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}"
@@ -49,8 +49,8 @@ class IntegrityReport:
             yield f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}"
 
 
-def tampered(memory_id: str, flaw: Flaw) -> Tampered:
+def tampered(memory_id: str, failure: IntegrityFailure) -> Tampered:
     """Build the refusal to show a memory."""
-    if flaw is Flaw.UNSIGNED:
+    if failure is IntegrityFailure.UNSIGNED:
         return Tampered(f"memory {memory_id} has no integrity code", hint=_UNSIGNED_HINT)
     return Tampered(f"memory {memory_id} fails its integrity check and is not shown", hint=_ALTERED_HINT)

@@ -82,12 +82,12 @@ async def settle_or_tell(service: MemoryServices, namespace: str, chore: str, cu
 
 
 async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record | loader.Flawed]:
+    async def fetch(client: Client) -> list[Record | loader.UnverifiedRecord]:
         return await loader.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
     found = next(iter(await service.backend.read(fetch)), None)
-    if isinstance(found, loader.Flawed):
-        raise tampered(memory_id, found.flaw)
+    if isinstance(found, loader.UnverifiedRecord):
+        raise tampered(memory_id, found.failure)
     return await service.vault.open(keys.namespace, found) if found else None
 
 

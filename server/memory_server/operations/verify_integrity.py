@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memory_core.crypto.integrity import Flaw
+from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.crypto.keyring import HOW_TO_SET
 from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import by_itself
@@ -15,7 +15,7 @@ from memory_core.records.memory import Record
 from memory_core.store.connection import Client
 from memory_server.engine.backend import Backend
 from memory_server.index import loader
-from memory_server.index.loader import Flawed, Ref
+from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.memories.chunks import settle
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.service import Service
@@ -44,7 +44,7 @@ class Report:
 
     def note(self, memory_id: str, what: str, piece: int = 0) -> None:
         """Add what is wrong with a record."""
-        if what == Flaw.UNSIGNED:
+        if what == IntegrityFailure.UNSIGNED:
             self.unsigned += 1
             return
         self.failed += 1
@@ -62,8 +62,8 @@ async def verify(backend: Backend, namespace: str) -> Report:
     report = Report(namespace)
     async for found in _walk(backend, namespace):
         for one in found:
-            if isinstance(one, Flawed):
-                report.note(one.id, one.flaw)
+            if isinstance(one, UnverifiedRecord):
+                report.note(one.id, one.failure)
         records = [one for one in found if isinstance(one, Record)]
         report.memories += len(found)
         await _verify_pieces(backend, namespace, records, report)
@@ -79,7 +79,11 @@ async def adopt(service: Service, namespace: str) -> Report:
     await _check_signs(service.backend)
     adopted = 0
     async for found in _walk(service.backend, namespace):
-        signers = {one.id: "" for one in found if isinstance(one, Flawed) and one.flaw is Flaw.UNSIGNED}
+        signers = {
+            one.id: ""
+            for one in found
+            if isinstance(one, UnverifiedRecord) and one.failure is IntegrityFailure.UNSIGNED
+        }
         signers |= {one.id: one.signer for one in found if isinstance(one, Record)}
         waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
         for start in range(0, len(waiting), _ADOPTED_AT_ONCE):
@@ -93,7 +97,7 @@ async def _check_signs(backend: Backend) -> None:
         raise KeyMissing("this process has no key to check records with", hint=HOW_TO_SET)
 
 
-async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record | Flawed]]:
+async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record | UnverifiedRecord]]:
     """Give all memories of a namespace, slice by slice; some perhaps twice."""
     keys, cursor = Keys(namespace), 0
     while True:
@@ -107,8 +111,10 @@ async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record 
             return
 
 
-async def _load(backend: Backend, keys: Keys, refs: Sequence[Ref], *, whole: bool = True) -> list[Record | Flawed]:
-    async def fetch(client: Client) -> list[Record | Flawed]:
+async def _load(
+    backend: Backend, keys: Keys, refs: Sequence[Ref], *, whole: bool = True
+) -> list[Record | UnverifiedRecord]:
+    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
         return await loader.load_all(client, keys, refs, backend.integrity, whole=whole)
 
     return await backend.read(fetch)
@@ -121,8 +127,8 @@ async def _verify_pieces(backend: Backend, namespace: str, records: Sequence[Rec
             refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
             found = await _load(backend, keys, refs, whole=False)
             report.pieces += len(refs)
-            for flaw in (one.flaw for one in found if isinstance(one, Flawed)):
-                report.note(record.id, flaw, start)
+            for failure in (one.failure for one in found if isinstance(one, UnverifiedRecord)):
+                report.note(record.id, failure, start)
             if len(found) < len(refs) and not await _is_settling(backend, keys, record):
                 report.note(record.id, "pieces are missing", start)
 

@@ -24,7 +24,7 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.engine.backend import Backend
 from memory_server.index import loader
-from memory_server.index.loader import Flawed, Ref
+from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.operations.quarantine import CONSOLE, quarantined
 from memory_server.service import Service
 from memory_server.transfer import files, lines
@@ -224,7 +224,7 @@ async def _memories(
         for one in await _load(service.backend, keys, refs, model if what.vectors else None, whole=True):
             passed = "stored meanwhile" if (section, one.id) <= after else None
             reason = _why_not(one, what, owners) or passed
-            if reason or isinstance(one, Flawed):
+            if reason or isinstance(one, UnverifiedRecord):
                 exported.left_out[reason or ""] += 1
             else:
                 some += await _lines(service, keys, one, what, model, exported)
@@ -246,9 +246,9 @@ async def _lines(
         return []
 
 
-def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
+def _why_not(one: Record | UnverifiedRecord, what: What, owners: set[str]) -> str | None:
     """Say why a record is not written: one that was altered would be signed anew where it is imported."""
-    if isinstance(one, Flawed):
+    if isinstance(one, UnverifiedRecord):
         return "tampered"
     if one.owner not in owners:
         return "deleted agent"
@@ -259,8 +259,8 @@ def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
 
 async def _load(
     backend: Backend, keys: Keys, refs: Sequence[Ref], model: Model | None, *, whole: bool = False
-) -> list[Record | Flawed]:
-    async def fetch(client: Client) -> list[Record | Flawed]:
+) -> list[Record | UnverifiedRecord]:
+    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
         return await loader.load_all(client, keys, refs, backend.integrity, model=model, whole=whole)
 
     return await backend.read(fetch)

@@ -75,8 +75,8 @@ def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]
     yield _new.counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
     yield _new.gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
     yield _new.counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
-    flaws = service.backend.integrity.flaws
-    yield _new.counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
+    failures = service.backend.integrity.failures
+    yield _new.counter("integrity_flaws", "Memories that failed their integrity check, each once.", failures)
 
 
 def _of_stock(stock: Stock) -> Iterator[Metric]:
