@@ -23,7 +23,7 @@ from memory_core.records.keys import Keys
 from memory_core.store.connection import Client
 from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import EventsAnswer
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import wait_for_events
 from memory_server.service import Service
 
@@ -51,7 +51,10 @@ Waits = dict[str, asyncio.Task[EventsAnswer]]
 
 
 def _wait(service: Service, names: Sequence[str], args: WaitArguments) -> Waits:
-    return {name: asyncio.create_task(wait_for_events(service, Caller(NAMESPACE, name), args)) for name in names}
+    return {
+        name: asyncio.create_task(wait_for_events(service, RequestContext(Caller(NAMESPACE, name)), args))
+        for name in names
+    }
 
 
 async def _until(condition: Callable[[], bool]) -> None:

@@ -23,7 +23,7 @@ from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.vectors import Matrix
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.local.stop import stop
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
@@ -107,12 +107,12 @@ def flood_of_words(vector: Matrix, number: int) -> list[Item]:
     return [Item(" ".join(["boat launching"] * (40 if index % 2 else 1)), vector) for index in range(number)]
 
 
-async def query_vectors(service: Service, caller: Caller) -> Matrix:
+async def query_vectors(service: Service, request: RequestContext) -> Matrix:
     """Get the vectors of the queries, shape (queries, dimension)."""
-    return await service.embeddings.embed(list(QUERIES), caller, wait=30.0)
+    return await service.embeddings.embed(list(QUERIES), request.caller, wait=30.0)
 
 
-async def fill(service: Service, caller: Caller, items: Sequence[Item], visibility: Visibility) -> list[str]:
+async def fill(service: Service, request: RequestContext, items: Sequence[Item], visibility: Visibility) -> list[str]:
     """Store items with their vectors; give their ids in order."""
     limit = asyncio.Semaphore(_AT_ONCE)
 
@@ -125,17 +125,17 @@ async def fill(service: Service, caller: Caller, items: Sequence[Item], visibili
                 vector=item.vector.tolist(),
                 wait=False,
             )
-            return (await store_memory(service, caller, new)).memory_id
+            return (await store_memory(service, request, new)).memory_id
 
     return await asyncio.gather(*map(store, items))
 
 
-async def ask(service: Service, caller: Caller, mode: Mode, queries: Sequence[str] = QUERIES) -> list[Seen]:
+async def ask(service: Service, request: RequestContext, mode: Mode, queries: Sequence[str] = QUERIES) -> list[Seen]:
     """Ask all queries in one mode."""
     seen: list[Seen] = []
     for query in queries:
         started = time.perf_counter()
-        answer = await semantic_search(service, caller, SearchArguments(query=query, mode=mode, limit=LIMIT))
+        answer = await semantic_search(service, request, SearchArguments(query=query, mode=mode, limit=LIMIT))
         took = (time.perf_counter() - started) * 1000
         seen.append(Seen(tuple((hit.memory.memory_id, hit.score) for hit in answer.hits), took))
     return seen
@@ -179,7 +179,7 @@ class Row:
 
 async def measure(service: Service, namespace: str, pieces: int, console: Console) -> None:
     """Ask alone, among a private flood, and among a public one."""
-    alice, bob = Caller(namespace, "alice"), Caller(namespace, "bob")
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
     items = honest(queries, pieces)
     ids = await fill(service, alice, items, Visibility.PRIVATE)

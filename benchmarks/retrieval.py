@@ -19,7 +19,7 @@ from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import Product, product, service_on
 from memory_server.contract.arguments import SearchArguments
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.ranking import IN_CONTEXT, RankingWeights
 from memory_server.search.search import semantic_search
 
@@ -131,7 +131,7 @@ async def ablate(
 
                 async def search(query: str, caller: Caller = caller, weights: RankingWeights = weights) -> list[str]:
                     args = SearchArguments(query=query, limit=MRR_DEPTH)
-                    answer = await semantic_search(service, caller, args, weights=weights)
+                    answer = await semantic_search(service, RequestContext(caller), args, weights=weights)
                     assert not answer.partial, answer.reason
                     return [hit.memory.memory_id for hit in answer.hits]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from memory_core.observe import tracing
 from memory_core.settings.settings import Settings
 from memory_server.access.gate import Gate
-from memory_server.engine.counters import Figures
+from memory_server.engine.counters import Counters
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ class Runtime:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.recorder = Recorder()
-        self.figures = Figures()
-        self.gate = Gate(settings, self.recorder, self.figures, self._backend)
+        self.counters = Counters()
+        self.gate = Gate(settings, self.recorder, self.counters, self._backend)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -104,7 +104,9 @@ class Runtime:
             from memory_server.service import Service
 
             async with AsyncExitStack() as stack:
-                service = await stack.enter_async_context(Service(self.settings, self.recorder, self.figures).running())
+                service = await stack.enter_async_context(
+                    Service(self.settings, self.recorder, self.counters).running()
+                )
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)
                 await leaving.wait()

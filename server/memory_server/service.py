@@ -17,16 +17,16 @@ from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.bulk_client import Bulk
-from memory_server.engine.counters import Figures
-from memory_server.engine.durability import Syncing
+from memory_server.engine.bulk_client import BulkClient
+from memory_server.engine.counters import Counters
+from memory_server.engine.durability import Durability
 from memory_server.engine.embeddings import Embeddings
-from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.inflight_reads import InflightReads
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
 from memory_server.events.hub import Hub
-from memory_server.events.positions import Seen
+from memory_server.events.positions import Positions
 from memory_server.memories.quotas import Quotas
 from memory_server.security.audit.auditor import Auditor
 from memory_server.security.audit.recorder import Recorder
@@ -39,23 +39,23 @@ _TOUCHES_PER_CALL = 100
 
 
 class Service:
-    """Redis, embeddings and figures of one server process."""
+    """Redis, embeddings and counters of one server process."""
 
-    def __init__(self, settings: Settings, recorder: Recorder | None = None, figures: Figures | None = None) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None = None, counters: Counters | None = None) -> None:
         self.settings = settings
-        self.figures = figures or Figures()
+        self.counters = counters or Counters()
         self.backend = Backend(settings)
         self.models = KnownModels(self.backend.read, settings.vector_store)
         self.namespaces = Namespaces(self.backend, self.models)
         self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend, self.models)
-        self.bulk = Bulk(self.backend, self.models, self.embeddings.replies)
+        self.bulk = BulkClient(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)
-        self.syncing = Syncing(self.backend)
-        self.readers = Readers()
+        self.durability = Durability(self.backend)
+        self.inflight_reads = InflightReads()
         self.quotas = Quotas(settings, self.namespaces)
         self.events = Hub(self.backend, self.models)
-        self.seen = Seen(self.backend)
+        self.positions = Positions(self.backend)
         self.search_latency = Latency()
         self.embedding_latency = Latency()
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
@@ -73,9 +73,9 @@ class Service:
                 self.auditor,
                 self.embeddings,
                 self.vault,
-                self.syncing,
+                self.durability,
                 self.events,
-                self.seen,
+                self.positions,
             ):
                 await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_for_ever())

@@ -31,7 +31,7 @@ from memory_embedder.providers import CPU, candidates, choose
 from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference
 from memory_server.engine.backend import Backend
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.engine.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")

@@ -17,14 +17,15 @@ from benchmarks.poisoning import (
 from support.stack import Server
 
 from memory_core.records.memory import Visibility
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.operations.quarantine import quarantine
 
 
 async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_quarantine(
     server: Server, namespace: str
 ) -> None:
-    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    service = server.service
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
     await fill(service, alice, honest(queries, 400), Visibility.PRIVATE)
     before = {mode: [seen.hits for seen in await ask(service, alice, mode)] for mode in MODES}
@@ -43,7 +44,8 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
 async def test_a_private_flood_of_words_changes_no_answer_where_words_stand_in_more_than_are_looked_at(
     server: Server, namespace: str
 ) -> None:
-    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    service = server.service
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     vector = (await query_vectors(service, alice))[0]
     await fill(service, alice, wordy(vector, 700), Visibility.PRIVATE)
     before = [seen.hits for seen in await ask(service, alice, "keyword", WORD_QUERIES)]

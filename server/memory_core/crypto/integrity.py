@@ -26,8 +26,8 @@ Row = Mapping[str, bytes | None]
 """Fields of a hash as they lie in Redis."""
 
 
-class Flaw(StrEnum):
-    """Why a record is not to be believed."""
+class IntegrityFailure(StrEnum):
+    """Why a record fails its integrity check."""
 
     ALTERED = "altered"
     UNSIGNED = "unsigned"
@@ -42,7 +42,7 @@ class Integrity:
         self._signer = keyring.signer.id if keyring.signer else None
         self._keys: dict[str, bytes] = {}
         self._told: set[tuple[str, str]] = set()
-        self.flaws = 0
+        self.failures = 0
         """Memories that failed their check, each counted once."""
         self._warned = False
 
@@ -74,8 +74,8 @@ class Integrity:
         code = self._piece_code(self._key(self._signer), namespace, memory_id, piece, content_hash, text)
         return {"mac": code, "mac_key": self._signer}
 
-    def flaw_of_head(self, namespace: str, memory_id: str, row: Row) -> Flaw | None:
-        """Check a memory's own hash, of which `row` has SIGNED_FIELDS and the code; None if nothing is amiss."""
+    def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
+        """Check a memory's own hash, of which `row` has SIGNED_FIELDS and the code; None if it passes."""
 
         def expected(key: bytes) -> str:
             own = self._record_key(key, namespace, memory_id, row["rev"] or b"")
@@ -83,23 +83,23 @@ class Integrity:
 
         return self._compare(row, expected)
 
-    def flaw_of_piece(
+    def check_piece(
         self, namespace: str, memory_id: str, piece: int, content_hash: str, text: bytes, row: Row
-    ) -> Flaw | None:
-        """Check what a further piece says; `row` has its code. None if nothing is amiss."""
+    ) -> IntegrityFailure | None:
+        """Check the text of a further piece; `row` has its code. None if it passes."""
         return self._compare(row, lambda key: self._piece_code(key, namespace, memory_id, piece, content_hash, text))
 
-    def tell(self, namespace: str, memory_id: str, flaw: Flaw) -> None:
-        """Log a flaw, once for each memory."""
+    def log_failure(self, namespace: str, memory_id: str, failure: IntegrityFailure) -> None:
+        """Log a failure, once for each memory."""
         if (namespace, memory_id) in self._told:
             return
         if len(self._told) >= _MOST_TOLD:
             self._told.clear()
         self._told.add((namespace, memory_id))
-        self.flaws += 1
-        log.warning("memory %s of %s fails its integrity check: it is %s", memory_id, namespace, flaw)
+        self.failures += 1
+        log.warning("memory %s of %s fails its integrity check: it is %s", memory_id, namespace, failure)
 
-    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> Flaw | None:
+    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
             if code is not None and not self._warned:
@@ -107,12 +107,12 @@ class Integrity:
                 log.warning("records are signed, but this server has no key to check them with; %s", HOW_TO_SET)
             return None
         if code is None and key_id is None:
-            return Flaw.UNSIGNED
+            return IntegrityFailure.UNSIGNED
         try:
             key = self._key((key_id or b"").decode("ascii", "replace"))
         except KeyMissing:
-            return Flaw.UNKNOWN_KEY
-        return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED
+            return IntegrityFailure.UNKNOWN_KEY
+        return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str) -> bytes:
         """Give the key of all records under a secret.

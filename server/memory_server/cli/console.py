@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
     from memory_server.engine.backend import Backend
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import Caller, RequestContext
     from memory_server.service import Service
 
     A = TypeVar("A", bound=Answer)
@@ -53,7 +53,7 @@ def load_settings(config: Path | None, data_dir: Path | None, namespace: str | N
 
 def operator(namespace: str) -> Caller:
     """Give whoever sits at the console: it holds the password of Redis, and so acts for all agents."""
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import Caller
     from memory_server.operations.quarantine import CONSOLE
 
     return Caller(namespace, CONSOLE, admin=True, origin=_origin(CONSOLE))
@@ -66,7 +66,7 @@ def acting_as(namespace: str, agent: str) -> Caller:
         InvalidArgument: the name is none.
     """
     from memory_core.records.names import check_name
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import Caller
     from memory_server.operations.quarantine import CONSOLE
 
     return Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=_origin(CONSOLE))
@@ -123,28 +123,36 @@ def with_serving(settings: Settings, action: Callable[[Service], Awaitable[T]]) 
 
 
 def carry_out(
-    settings: Settings, caller: Caller, op: str, use_case: Callable[[Service], Awaitable[A]], *, ids: Sequence[str] = ()
+    settings: Settings,
+    caller: Caller,
+    op: str,
+    use_case: Callable[[Service, RequestContext], Awaitable[A]],
+    *,
+    ids: Sequence[str] = (),
 ) -> A:
-    """Run a use case for the console as a tool is run: it leaves its entry in the audit, however it ends."""
-    return with_serving(settings, lambda service: _noted(service, caller, op, ids, lambda: use_case(service)))
+    """Run a use case for the console as a tool is run: it writes its audit entry however it ends."""
+    return with_serving(settings, lambda service: _audited(service, caller, op, ids, use_case))
 
 
-async def _noted(
-    service: Service, caller: Caller, op: str, ids: Sequence[str], use_case: Callable[[], Awaitable[A]]
+async def _audited(
+    service: Service,
+    caller: Caller,
+    op: str,
+    ids: Sequence[str],
+    use_case: Callable[[Service, RequestContext], Awaitable[A]],
 ) -> A:
-    from memory_server.engine.audited_calls import Call, in_hand, named_ids
+    from memory_server.engine.audited_calls import AuditedCall, named_ids
+    from memory_server.engine.request import RequestContext
 
-    call = Call(op, named_ids({"memory_ids": list(ids)}))
-    mark = in_hand.set(call)
+    call = AuditedCall(op, named_ids({"memory_ids": list(ids)}))
     try:
-        answer = await use_case()
+        answer = await use_case(service, RequestContext(caller, call=call))
         call.succeeded(answer.shown(), answer.shown_besides())
         return answer
     except MemoryServiceError as error:
         call.outcome = error.code
         raise
     finally:
-        in_hand.reset(mark)
         entry = call.entry(caller.agent, caller.origin)
         if entry is not None:
             service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))

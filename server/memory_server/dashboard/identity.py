@@ -24,10 +24,11 @@ from memory_server.access.identity import (
     NAMESPACE_HEADER,
     NAMESPACE_PARAMETER,
     OPERATOR,
-    caller_of_request,
+    caller_of,
+    http_access,
 )
 from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.runtime import Runtime
 
 OPERATOR_NAME = "operator"
@@ -76,9 +77,10 @@ class Identifier:
             session=page, lifespan_context={}, protocol_version="2026-07-28", method="tools/call", request=request
         )
 
-    def caller(self, context: ServerRequestContext[Any, Any]) -> Caller:
-        """Name who sent a request; see `caller_of_request`."""
-        return caller_of_request(context, self._settings)
+    async def caller(self, request: Request) -> Caller:
+        """Name the sender of a request; see `identify` and `caller_of`."""
+        context = await self.identify(request)
+        return caller_of(context, self._settings, http_access(request, self._settings))
 
     def tool_context(self, context: ServerRequestContext[Any, Any]) -> Context[Any, Any]:
         """Give what a tool is called with."""

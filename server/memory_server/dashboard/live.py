@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from memory_core.errors import MemoryServiceError
 
 if TYPE_CHECKING:
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
 PAUSE_SECONDS = 15.0
@@ -18,13 +18,15 @@ _GATHER_SECONDS = 0.25
 RETRY_MS = 3000
 
 
-async def live_events(service: Service, caller: Caller, still_in: Callable[[], Awaitable[bool]]) -> AsyncGenerator[str]:
+async def live_events(
+    service: Service, request: RequestContext, still_in: Callable[[], Awaitable[bool]]
+) -> AsyncGenerator[str]:
     """Give the stream's text, until the server stops or the caller is no longer let in."""
     from memory_server.events.live_feed import watching
 
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
-        async for told in watching(service, caller, PAUSE_SECONDS, _GATHER_SECONDS):
+        async for told in watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
             if not await still_in():
                 yield "event: closed\ndata: {}\n\n"
                 return

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
 
 from memory_core.errors import Overloaded
 
@@ -33,21 +32,19 @@ class Admission:
         self._flow = _Flow()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncGenerator[None]:
+    async def slot(self) -> AsyncGenerator[Slot]:
         """Hold a slot while inside.
 
         Raises:
             Overloaded: too many wait for one already.
         """
         await self._enter()
-        held = _Held(self)
-        token = _held.set(held)
+        slot = Slot(self)
         try:
-            yield
+            yield slot
         finally:
-            _held.reset(token)
             self._flow.done()
-            held.end()
+            slot.end()
 
     @contextmanager
     def coming(self) -> Generator[OnItsWay]:
@@ -164,46 +161,33 @@ class _Flow:
             self._now, self._second = [0, 0], second
 
 
-class _Held:
-    """One slot that a call holds, but for the times when it, or a part of it, only waits for something to happen.
+class Slot:
+    """The slot of one call, which the call gives back while it, or a part of it, only waits.
 
-    Tasks that the call started may outlive it; what they do then moves no slot.
+    Tasks that the call started may outlive it; they move no slot then.
     """
 
     def __init__(self, admission: Admission) -> None:
         self._admission, self._outside, self._ended = admission, 0, False
 
     def end(self) -> None:
-        """Give the slot back for good."""
+        """Give the slot back at the end of the call."""
         self._ended = True
         if not self._outside:
             self._admission.leave()
 
-    def step_out(self) -> None:
-        """Give the slot to others."""
+    @contextmanager
+    def given_back(self) -> Generator[None]:
+        """Let other calls have the slot while inside."""
         self._outside += 1
         if self._outside == 1 and not self._ended:
             self._admission.leave()
+        try:
+            yield
+        finally:
+            self._take_back()
 
-    def step_in(self) -> None:
-        """Take it back."""
+    def _take_back(self) -> None:
         self._outside -= 1
         if not self._outside and not self._ended:
             self._admission.enter_again()
-
-
-_held: ContextVar[_Held | None] = ContextVar("held", default=None)
-
-
-@contextmanager
-def outside() -> Generator[None]:
-    """Let others work while the present call only waits: for an event, a task, a disk."""
-    held = _held.get()
-    if held is None:
-        yield
-        return
-    held.step_out()
-    try:
-        yield
-    finally:
-        held.step_in()

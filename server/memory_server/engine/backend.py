@@ -39,7 +39,7 @@ from memory_core.store.connection import (
     redis_url,
     store_errors,
 )
-from memory_server.engine.audited_calls import in_hand
+from memory_server.engine.audited_calls import AuditedCall
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -139,11 +139,17 @@ class Backend:
         raise AssertionError("unreachable")
 
     async def write(
-        self, function: str, keys: list[str], *, repeatable: bool = False, **request: Any
+        self,
+        function: str,
+        keys: list[str],
+        *,
+        repeatable: bool = False,
+        audited_call: AuditedCall | None = None,
+        **request: Any,
     ) -> dict[str, Any]:
         """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
 
-        What it notes in the audit (`audit`) is signed here, and belongs to the operation in hand.
+        The audit entry (`audit`) is signed here. It is the entry of `audited_call`, which then writes none.
 
         Raises:
             StoreUnavailable: nothing was changed.
@@ -151,23 +157,17 @@ class Backend:
         """
         client = await self.client()
         with tracing.span(function):
-            return await self._write_noted(client, function, keys, repeatable, request)
-
-    async def _write_noted(
-        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
-    ) -> dict[str, Any]:
-        if "audit" not in request:
-            return await self._write(client, function, keys, repeatable, request)
-        namespace = namespace_of(keys[0])
-        await self.remember_audited(namespace)
-        entry = sign(self.keyring, namespace, request["audit"])
-        answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
-        if answer.get("audited") == entry.get("nonce", ""):
-            self.on_audited(namespace)
-            call = in_hand.get()
-            if call is not None:
-                call.written = True
-        return answer
+            if "audit" not in request:
+                return await self._write(client, function, keys, repeatable, request)
+            namespace = namespace_of(keys[0])
+            await self.remember_audited(namespace)
+            entry = sign(self.keyring, namespace, request["audit"])
+            answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
+            if answer.get("audited") == entry.get("nonce", ""):
+                self.on_audited(namespace)
+                if audited_call is not None:
+                    audited_call.written = True
+            return answer
 
     async def remember_audited(self, namespace: str) -> None:
         """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.

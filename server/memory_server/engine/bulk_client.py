@@ -36,7 +36,7 @@ Piece = tuple[str, int, float]
 _TRUST_SECONDS = 2.0
 
 
-class Bulk:
+class BulkClient:
     """The bulk engine as a server sees it."""
 
     def __init__(self, backend: Backend, models: KnownModels, replies: Replies) -> None:

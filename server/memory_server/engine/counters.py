@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from memory_core.observe.histogram import Histogram
 
 
-class Figures:
+class Counters:
     """The figures of one server process since it started."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ class _Queries:
     rows: Matrix | None
 
 
-class Room:
+class Audience:
     """The listeners of one namespace, and how far its stream was read for them."""
 
     def __init__(self, position: Position) -> None:

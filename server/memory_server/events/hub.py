@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from memory_core.cancellation import cancel
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.events.audience import Room
+from memory_server.events.audience import Audience
 from memory_server.events.entries import Position
 from memory_server.events.listeners import Follower, Waiter
 from memory_server.events.reader import Reader
@@ -50,7 +50,7 @@ class Hub:
         return found[0].count(namespace) if found else 0
 
     @contextmanager
-    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Room]:
+    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Audience]:
         """Offer a listener what comes after `at`, the end of the stream as it was read a moment ago."""
         name = self._name(namespace)
         if name not in self._readers:
@@ -60,8 +60,8 @@ class Hub:
         reader, _ = self._readers[name]
         if self._closed:
             reader.close()
-        with reader.listening(namespace, listener, at) as room:
-            yield room
+        with reader.listening(namespace, listener, at) as audience:
+            yield audience
 
     def _end_idle(self) -> None:
         """Give up connections that nobody listens on, once there are many: whoever listened may soon do so again."""

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.engine.admission import outside
 from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
 _MOST_KEPT = 5000
@@ -36,9 +35,8 @@ class Listener:
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait to be woken; False if the time ran out."""
         try:
-            with outside():
-                async with asyncio.timeout(seconds):
-                    await self._awake.wait()
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
         except TimeoutError:
             return False
         self._awake.clear()

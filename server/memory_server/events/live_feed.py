@@ -11,8 +11,10 @@ from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event
-from memory_server.engine.principals import Caller, resolve
-from memory_server.events.audience import Room
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
+from memory_server.events.audience import Audience
 from memory_server.events.entries import MEMORY, Entry
 from memory_server.events.listeners import Watcher
 from memory_server.events.services import EventServices
@@ -34,7 +36,7 @@ class Told:
 
 
 async def watching(
-    service: EventServices, caller: Caller, pause_seconds: float, gather_seconds: float
+    service: EventServices, request: RequestContext, pause_seconds: float, gather_seconds: float
 ) -> AsyncGenerator[Told]:
     """Give what happened last that the caller may see, then what happens.
 
@@ -44,56 +46,56 @@ async def watching(
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
     """
-    watcher = Watcher(caller.agent, sees_all=caller.admin)
-    end = await last_position(service, caller.namespace)
-    with service.events.listening(caller.namespace, watcher, end) as room:
-        yield Told(await _recent(service, caller, watcher, room), recent=True)
+    watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
+    end = await last_position(service.backend, request.caller.namespace)
+    with service.events.listening(request.caller.namespace, watcher, end) as audience:
+        yield Told(await _recent(service.backend, request, watcher, audience), recent=True)
         while not watcher.closed:
             woken = await watcher.wait(pause_seconds)
             if woken:
                 await asyncio.sleep(gather_seconds)
-            told = await _seen(service, caller, watcher, room)
+            told = await _seen(service.backend, request, watcher, audience)
             if told.events or told.more or not woken:
                 yield told
 
 
-async def _recent(service: EventServices, caller: Caller, watcher: Watcher, room: Room) -> list[Event]:
+async def _recent(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> list[Event]:
     """Look back as far as it takes, so that how much others did shows in nothing."""
-    key, found, end = Keys(caller.namespace).events, list[Entry](), "+"
+    key, found, end = Keys(request.caller.namespace).events, list[Entry](), "+"
     while True:
-        rows = await service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
+        rows = await backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
         page: list[Entry] = []
         for entry_id, fields in reversed(rows):
             with suppress(BadMessage):
                 page.append(Entry.parse(entry_id, fields))
         page = [entry for entry in page if watcher.concerns(entry)]
-        found = await _allowed(service, caller, watcher, room, page) + found
+        found = await _allowed(backend, request, watcher, audience, page) + found
         if len(found) >= _RECENT or len(rows) < _PAGE:
             return list(map(event_of, found[-_RECENT:]))
         end = f"({rows[-1][0].decode()}"
 
 
-async def _seen(service: EventServices, caller: Caller, watcher: Watcher, room: Room) -> Told:
+async def _seen(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> Told:
     """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
     entries = list(watcher.queue)
     watcher.queue.clear()
     lost, watcher.overflown = watcher.overflown, False
     more = max(len(entries) - _MOST, 0) + lost
     try:
-        newest = await _allowed(service, caller, watcher, room, entries[-_MOST:])
+        newest = await _allowed(backend, request, watcher, audience, entries[-_MOST:])
     except MemoryServiceError:
         return Told([], 1)
     return Told(list(map(event_of, newest)), more)
 
 
 async def _allowed(
-    service: EventServices, caller: Caller, watcher: Watcher, room: Room, entries: list[Entry]
+    backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience, entries: list[Entry]
 ) -> list[Entry]:
-    if caller.admin or (not entries and not watcher.is_stale):
+    if request.caller.admin or (not entries and not watcher.is_stale):
         return entries
     doubts = watcher.doubts
-    principal = await resolve(service.backend, caller)
-    room.trust(watcher, principal.tokens, doubts)
+    principal = await resolve(backend, request)
+    audience.trust(watcher, principal.tokens, doubts)
     if all(entry.kind != MEMORY for entry in entries):
         return entries
-    return await readable(service, principal, entries)
+    return await readable(backend, request, principal, entries)

@@ -19,7 +19,7 @@ _GATHER_SECONDS = 0.01
 _AT_ONCE = 500
 
 
-class Seen:
+class Positions:
     """The last cursor that each agent presented or was given."""
 
     def __init__(self, backend: Backend) -> None:
@@ -28,7 +28,7 @@ class Seen:
         self._any = asyncio.Event()
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Seen]:
+    async def running(self) -> AsyncGenerator[Positions]:
         """Write what is noted, until left."""
         writer = asyncio.create_task(self._write_for_ever(), name="seen")
         try:

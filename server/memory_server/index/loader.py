@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from memory_core.crypto.integrity import Flaw, Integrity
+from memory_core.crypto.integrity import Integrity, IntegrityFailure
 from memory_core.records import grant
 from memory_core.records.keys import Keys
 from memory_core.records.memory import (
@@ -27,20 +27,19 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
-from memory_server.engine.batch_cache import shared
-from memory_server.index import integrity_report
+from memory_server.engine.request import RequestContext
 
 _PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)
 _Row = Mapping[str, bytes | None]
 
 
-class Flawed(NamedTuple):
-    """A record that is there and not to be believed, with what it says of its scope and owner."""
+class UnverifiedRecord(NamedTuple):
+    """A record that fails its integrity check, with the scope and owner that it claims."""
 
     id: str
     part: int
-    flaw: Flaw
+    failure: IntegrityFailure
     scope: frozenset[str]
     owner: str
 
@@ -87,7 +86,7 @@ async def load_all(
     *,
     model: Model | None = None,
     whole: bool = False,
-) -> list[Record | Flawed]:
+) -> list[Record | UnverifiedRecord]:
     """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
@@ -101,6 +100,7 @@ async def load_readable(
     client: Client,
     keys: Keys,
     refs: Sequence[Ref],
+    request: RequestContext,
     principal: Principal,
     integrity: Integrity,
     *,
@@ -110,28 +110,28 @@ async def load_readable(
     """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
-    of one batch load each record once.
+    principal was resolved shows nothing more. Records that it could read but that fail their integrity check go into
+    the report of the request. Reads of one batch load each record once.
     """
-    reader, current = RecordReader(keys, integrity, model, whole), shared()
+    reader = RecordReader(keys, integrity, model, whole)
 
-    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | UnverifiedRecord]:
         some = await _load_readable(client, reader, [refs[position] for position in missing], principal)
         return {(reader, one.id, one.part): one for one in some}
 
-    if current is None:
+    if request.cache is None:
         found = await _load_readable(client, reader, refs, principal)
     else:
-        found = await current.each([(reader, *ref) for ref in refs], load_some)
+        found = await request.cache.each([(reader, *ref) for ref in refs], load_some)
     for one in found:
-        if isinstance(one, Flawed):
-            integrity_report.note(one.id, one.flaw)
+        if isinstance(one, UnverifiedRecord):
+            request.integrity.add(one.id, one.failure)
     return [one for one in found if isinstance(one, Record)]
 
 
 async def _load_readable(
     client: Client, reader: RecordReader, refs: Sequence[Ref], principal: Principal
-) -> list[Record | Flawed]:
+) -> list[Record | UnverifiedRecord]:
     if not refs:
         return []
     pipe = client.pipeline(transaction=bool(principal.grants))
@@ -146,7 +146,7 @@ async def _load_readable(
     return [one for one in reader.read(refs, rows) if _shows(one, principal, now)]
 
 
-def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
+def _shows(found: Record | UnverifiedRecord, principal: Principal, now: float) -> bool:
     if isinstance(found, Record):
         return found.is_live(now) and principal.may_see(found)
     return principal.may_read(found.scope) or principal.owns(found.owner)
@@ -169,15 +169,15 @@ class RecordReader:
             if ref.piece:
                 pipe.hmget(self.keys.chunk(*ref), piece)
 
-    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | Flawed]:
+    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | UnverifiedRecord]:
         """Make records of the answers to what `ask` asks."""
         rows, head, piece = iter(answers), self.head_fields, self._piece_fields
-        read: list[Record | Flawed] = []
+        read: list[Record | UnverifiedRecord] = []
         for ref in refs:
             row = dict(zip(head, next(rows), strict=True))
             found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
-            if isinstance(found, Flawed):
-                self.integrity.tell(self.keys.namespace, found.id, found.flaw)
+            if isinstance(found, UnverifiedRecord):
+                self.integrity.log_failure(self.keys.namespace, found.id, found.failure)
             if found:
                 read.append(found)
         return read
@@ -191,11 +191,11 @@ class RecordReader:
     def _piece_fields(self) -> tuple[str, ...]:
         return _with(_PIECE_FIELDS, self.model)
 
-    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | Flawed | None:
+    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | UnverifiedRecord | None:
         if not any(map(row.get, LOADED_FIELDS)):
             return None
-        if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
-            return _flawed(ref, row, flaw)
+        if failure := self.integrity.check_head(self.keys.namespace, ref.memory_id, row):
+            return _unverified(ref, row, failure)
         vector = row[self.model.field] if self.model else None
         record = parse(ref.memory_id, row, vector)
         if record is None:
@@ -208,7 +208,7 @@ class RecordReader:
             return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
         return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
 
-    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
+    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | UnverifiedRecord | None:
         said = row[SEALED] if record.sealed else row["content"]
         if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
@@ -219,8 +219,8 @@ class RecordReader:
                 found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
             )
         where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
-        if flaw := self.integrity.flaw_of_piece(*where, said, row):
-            return _flawed(ref, head, flaw)
+        if failure := self.integrity.check_piece(*where, said, row):
+            return _unverified(ref, head, failure)
         return replace(
             found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None
         )
@@ -235,17 +235,19 @@ def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
     return (*fields, model.field, model.sealed_field) if model else fields
 
 
-def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:
+def _unverified(ref: Ref, row: _Row, failure: IntegrityFailure) -> UnverifiedRecord:
     scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
-    return Flawed(ref.memory_id, ref.piece, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
+    return UnverifiedRecord(
+        ref.memory_id, ref.piece, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
+    )
 
 
-def _with_body(ref: Ref, record: Record, row: _Row) -> Record | Flawed:
+def _with_body(ref: Ref, record: Record, row: _Row) -> Record | UnverifiedRecord:
     """Put the whole content into a record: only what has the hash that its code covers."""
     try:
         content = decompress(row["body"] or b"")
     except (zstandard.ZstdError, ValueError, KeyError, TypeError):
-        return _flawed(ref, row, Flaw.ALTERED)
+        return _unverified(ref, row, IntegrityFailure.ALTERED)
     if content_hash(content) != record.content_hash:
-        return _flawed(ref, row, Flaw.ALTERED)
+        return _unverified(ref, row, IntegrityFailure.ALTERED)
     return replace(record, content=content)

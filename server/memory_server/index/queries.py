@@ -16,7 +16,7 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
-from memory_server.engine.batch_cache import once
+from memory_server.engine.batch_cache import BatchCache, once
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
 from memory_server.index.query import Query
@@ -55,13 +55,13 @@ class WordMatches:
     warnings: Sequence[str] = ()
 
 
-async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
+async def count(client: Client, keys: Keys, query: Query, timeout_ms: int, cache: BatchCache | None = None) -> int:
     """Count the memories that a query selects."""
 
     async def fetch() -> int:
         return (await count_all(client, keys, [query], timeout_ms))[0]
 
-    return await once(("count", keys, query.text, tuple(query.params.items())), fetch)
+    return await once(cache, ("count", keys, query.text, tuple(query.params.items())), fetch)
 
 
 async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
@@ -123,7 +123,15 @@ async def at_turns(
 
 
 async def by_words(
-    client: Client, keys: Keys, selection: Query, *, model: Model, terms: Sequence[str], depth: int, timeout_ms: int
+    client: Client,
+    keys: Keys,
+    selection: Query,
+    *,
+    model: Model,
+    terms: Sequence[str],
+    depth: int,
+    timeout_ms: int,
+    cache: BatchCache | None,
 ) -> WordMatches:
     """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
 
@@ -138,7 +146,9 @@ async def by_words(
     for term in terms:
         command = _search(keys, build.with_word(selection, term), timeout_ms)
         pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    (total, waiting, sensitive), found = await both(_stock(client, keys, selection, model, timeout_ms), pipe.execute())
+    (total, waiting, sensitive), found = await both(
+        _stock(client, keys, selection, model, timeout_ms, cache), pipe.execute()
+    )
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
@@ -152,11 +162,13 @@ async def by_words(
     )
 
 
-async def _stock(client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int) -> list[int]:
+async def _stock(
+    client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int, cache: BatchCache | None
+) -> list[int]:
     """Count a selection, and of it what waits for its vector and what is sensitive."""
     queries = [selection, build.without_vector(selection, model), build.sensitive(selection)]
     key = ("stock", keys, model, selection.text, tuple(selection.params.items()))
-    return await once(key, lambda: count_all(client, keys, queries, timeout_ms))
+    return await once(cache, key, lambda: count_all(client, keys, queries, timeout_ms))
 
 
 async def by_vector(

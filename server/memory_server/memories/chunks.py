@@ -13,14 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from memory_core.crypto.integrity import Integrity
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.connection import Client
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.integrity_report import tampered
 from memory_server.engine.vector_cache import Asker
-from memory_server.index import integrity_report, loader
+from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import (
     RecordEncoder,
@@ -82,10 +86,10 @@ async def embed_or_none(
     return vectors
 
 
-async def embed_ahead(service: MemoryServices, texts: Sequence[str], asker: Asker) -> None:
+async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker) -> None:
     """Bring vectors into the cache before many operations need them one by one; a failure does not matter."""
     with contextlib.suppress(MemoryServiceError):
-        await service.embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
+        await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
 
 
 async def settle(
@@ -114,7 +118,7 @@ async def settle(
             content = ChunkedContent(current.content, await split_content(current.content), model)
         written = current is None or content is None or await _write(service, keys, current, content)
         leftover = range(len(content.chunks) if current and content else 1, int(most))
-        if written and await _finish(service, keys, memory_id, current, chore, leftover):
+        if written and await _finish(service.backend, keys, memory_id, current, chore, leftover):
             return
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
@@ -136,12 +140,12 @@ async def settle_or_tell(
 
 
 async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record | loader.Flawed]:
+    async def fetch(client: Client) -> list[Record | loader.UnverifiedRecord]:
         return await loader.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
     found = next(iter(await service.backend.read(fetch)), None)
-    if isinstance(found, loader.Flawed):
-        raise integrity_report.tampered(memory_id, found.flaw)
+    if isinstance(found, loader.UnverifiedRecord):
+        raise tampered(memory_id, found.failure)
     return await service.vault.open(keys.namespace, found) if found else None
 
 
@@ -170,7 +174,7 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, content: C
             signed=service.backend.integrity.signs,
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
-            items=[_item(service, keys, encoder, record, number, content) for number in numbers],
+            items=[_item(service.backend.integrity, keys, encoder, record, number, content) for number in numbers],
         )
         if answer["status"] == "key_missing":
             raise signed_elsewhere()
@@ -182,12 +186,12 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, content: C
 
 
 def _item(
-    service: MemoryServices, keys: Keys, encoder: RecordEncoder, record: Record, number: int, content: ChunkedContent
+    integrity: Integrity, keys: Keys, encoder: RecordEncoder, record: Record, number: int, content: ChunkedContent
 ) -> dict[str, Any]:
     text, code = content.chunks[number], dict[str, str]()
     if not record.is_sensitive:  # a sealed chunk proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
-        code = service.backend.integrity.sign_piece(*where, text.encode())
+        code = integrity.sign_piece(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),
@@ -198,12 +202,12 @@ def _item(
 
 
 async def _finish(
-    service: MemoryServices, keys: Keys, memory_id: str, record: Record | None, chore: str, leftover: range
+    backend: Backend, keys: Keys, memory_id: str, record: Record | None, chore: str, leftover: range
 ) -> bool:
     """Remove chunks that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:
-        answer = await service.backend.write(
+        answer = await backend.write(
             "rm1_settled",
             [keys.chores, keys.memory(memory_id), *(keys.chunk(memory_id, number) for number in numbers)],
             repeatable=True,

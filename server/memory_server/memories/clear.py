@@ -14,7 +14,10 @@ from memory_core.store.connection import Client
 from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.validation import check_ids
-from memory_server.engine.principals import Caller, check_writes_as, resolve
+from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.filters import resolve_filters
@@ -29,16 +32,16 @@ _SLICE = 200
 
 @dataclass(frozen=True, slots=True)
 class Doomed:
-    """What a clear would remove: named ids, or whatever a query selects."""
+    """What a clear would remove: named ids, or the memories that a query selects."""
 
-    caller: Caller
+    request: RequestContext
     principal: Principal
     matched: int
     ids: tuple[str, ...] = ()
     query: Query | None = None
 
 
-async def select(service: MemoryServices, caller: Caller, args: ClearArguments) -> Doomed:
+async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> Doomed:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
@@ -51,13 +54,13 @@ async def select(service: MemoryServices, caller: Caller, args: ClearArguments) 
     if args.memory_ids and by_filter:
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
     named = list(dict.fromkeys(args.agent_ids or ()))
-    acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
+    acting = [request.acting_as(agent_id) for agent_id in named] or [request]
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
     if args.memory_ids:
-        return await _named(service, caller, principal, check_ids(args.memory_ids, service.settings))
-    return await _selected(service, caller, principal, args)
+        return await _named(service.backend, request, principal, check_ids(args.memory_ids, service.settings))
+    return await _selected(service, request, principal, args)
 
 
 async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
@@ -78,19 +81,21 @@ async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bo
     return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
 
 
-async def _named(service: MemoryServices, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> Doomed:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
         refs = [Ref(memory_id) for memory_id in ids]
-        found = await loader.load_all(client, keys, refs, service.backend.integrity)
+        found = await loader.load_all(client, keys, refs, backend.integrity)
         return tuple(record.id for record in found if principal.owns(record.owner))
 
-    owned = await service.backend.read(fetch)
-    return Doomed(caller, principal, len(owned), ids=owned)
+    owned = await backend.read(fetch)
+    return Doomed(request, principal, len(owned), ids=owned)
 
 
-async def _selected(service: MemoryServices, caller: Caller, principal: Principal, args: ClearArguments) -> Doomed:
+async def _selected(
+    service: MemoryServices, request: RequestContext, principal: Principal, args: ClearArguments
+) -> Doomed:
     prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
     filters = await resolve_filters(service.backend, principal, args, owners=principal.owners or (NOBODY,))
@@ -101,7 +106,7 @@ async def _selected(service: MemoryServices, caller: Caller, principal: Principa
     async def fetch(client: Client) -> int:
         return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(caller, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
+    return Doomed(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
@@ -137,8 +142,11 @@ async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query
 
 
 async def _delete(service: MemoryServices, doomed: Doomed, ids: Sequence[str]) -> int:
-    principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
-    return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
+    principal, request = doomed.principal, doomed.request
+    audit = request.caller.audit("clear_memory", ids)
+    return await delete(
+        service, principal.namespace, ids, owners=principal.owners, audit=audit, audited_call=request.call
+    )
 
 
 async def delete(
@@ -147,6 +155,7 @@ async def delete(
     ids: Sequence[str],
     *,
     audit: Said,
+    audited_call: AuditedCall | None = None,
     owners: Sequence[str] = (),
     writer: str | None = None,
     since: float = 0.0,
@@ -163,6 +172,7 @@ async def delete(
         since=since,
         same_prefix=keys.same_prefix,
         audit=audit,
+        audited_call=audited_call,
     )
     service.quotas.forget(namespace)
     for chore in answer["long"]:

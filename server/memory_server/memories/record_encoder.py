@@ -23,6 +23,7 @@ from memory_core.records.memory import (
 )
 from memory_core.records.model import Model
 from memory_core.records.scope import record_tokens
+from memory_core.settings.settings import Settings
 from memory_server.memories.services import MemoryServices
 from memory_server.search.analysis import extra_terms
 
@@ -118,14 +119,14 @@ async def encoder_of(
     return SealedRecordEncoder(service, namespace, await service.vault.current(namespace, owner), model)
 
 
-def lifetime(service: MemoryServices, priority: Priority, ttl_seconds: int | None) -> int | None:
+def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) -> int | None:
     """Give the seconds that a memory lives; None if it never expires.
 
     Raises:
         InvalidArgument: `ttl_seconds` is not positive or beyond a century.
     """
     if ttl_seconds is None:
-        return getattr(service.settings.lifetimes, priority.value)
+        return getattr(settings.lifetimes, priority.value)
     if not 1 <= ttl_seconds <= _MAX_TTL:
         raise InvalidArgument(f"ttl_seconds is {echo(ttl_seconds)}; 1 to {_MAX_TTL} are allowed", hint="leave it out")
     return ttl_seconds

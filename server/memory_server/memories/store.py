@@ -20,17 +20,20 @@ from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, parse_time, to_iso
 from memory_core.records.vectors import Matrix, normalise
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
-from memory_server.engine.durability import Written
+from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve_writer
+from memory_server.engine.principals import resolve_writer
+from memory_server.engine.request import RequestContext
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices
 from memory_server.search.search import nearest
+from memory_server.security.vault import Vault
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -40,7 +43,7 @@ _ATTEMPTS = 3
 
 
 @reads
-async def store_memory(service: MemoryServices, caller: Caller, args: StoreArguments) -> StoreAnswer:
+async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
     """Store one memory as the caller's own.
 
     With `wait` the vectors of a content of few chunks are asked for first, so that they are written with the record;
@@ -50,24 +53,24 @@ async def store_memory(service: MemoryServices, caller: Caller, args: StoreArgum
         InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
         OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
-    draft = _check(service, args)
+    draft = _check(service.settings, args)
     if draft.is_sensitive:
         await service.vault.check()
     if args.vector is not None and args.memory_type is not MemoryType.EMBEDDING:
         raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
     chunks = await split_content(draft.content)
-    keys = (await service.namespaces.get(caller.namespace)).keys
-    model = await service.models.current(caller.namespace)
+    keys = (await service.namespaces.get(request.caller.namespace)).keys
+    model = await service.models.current(request.caller.namespace)
     vectors = _given_vectors(model, args, len(chunks))
-    principal = await resolve_writer(service.backend, caller)
+    principal = await resolve_writer(service.backend, request)
     full = await _quota_problem(service, principal, len(chunks), args)
     if vectors is None and full is None:
-        vectors = await embed_or_none(service, draft, chunks, caller, model, wait=args.wait)
+        vectors = await embed_or_none(service, draft, chunks, request.caller, model, wait=args.wait)
     content = ChunkedContent(draft.content, chunks, model, vectors)
     similar: list[Similar] = []
-    if args.wait and caller.may_read and vectors is not None:
-        similar = await _similar(service, principal, draft, vectors[0], model)
-    record, answer = await _write(service, keys, caller, principal, args, draft, content, full, similar)
+    if args.wait and request.caller.may_read and vectors is not None:
+        similar = await _similar(service, request, principal, draft, vectors[0], model)
+    record, answer = await _write(service, keys, request, principal, args, draft, content, full, similar)
     replayed = answer["status"] == "replayed"
     ready, reason = vectors is not None, None
     if replayed:
@@ -75,9 +78,9 @@ async def store_memory(service: MemoryServices, caller: Caller, args: StoreArgum
         ready = model.is_ready(state)
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
-        reason = await settle_or_tell(service, caller.namespace, chore, record=record, content=content)
-    written = Written(caller.namespace, answer["id"], record.rev)
-    reached = await service.syncing.reached(written, critical=args.priority is Priority.CRITICAL)
+        reason = await settle_or_tell(service, request.caller.namespace, chore, record=record, content=content)
+    written = Written(request.caller.namespace, answer["id"], record.rev)
+    reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
         vector="ready" if ready else "pending",
@@ -93,7 +96,7 @@ async def store_memory(service: MemoryServices, caller: Caller, args: StoreArgum
     )
 
 
-def _check(service: MemoryServices, args: StoreArguments) -> Record:
+def _check(settings: Settings, args: StoreArguments) -> Record:
     """Make a record without an owner of the caller's arguments.
 
     Raises:
@@ -102,18 +105,18 @@ def _check(service: MemoryServices, args: StoreArguments) -> Record:
     validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
-    lifetime(service, args.priority, args.ttl_seconds)
+    lifetime(settings, args.priority, args.ttl_seconds)
     now = redis_time.now()
     return Record(
         id=new_id(),
-        content=validation.check_text(args.content, "content", service.settings.limits.content_bytes),
+        content=validation.check_text(args.content, "content", settings.limits.content_bytes),
         type=args.memory_type,
         priority=args.priority,
         owner="",
         writer="",
         visibility=args.visibility,
         scope=frozenset(),
-        tags=validation.check_tags(args.tags or (), service.settings),
+        tags=validation.check_tags(args.tags or (), settings),
         context=check_label(args.context, "context") if args.context is not None else None,
         source=check_label(args.source, "source") if args.source is not None else None,
         seq=0,
@@ -123,7 +126,7 @@ def _check(service: MemoryServices, args: StoreArguments) -> Record:
         expires_at=NEVER,
         rev=1,
         state="",
-        metadata=validation.check_metadata(args.metadata, service.settings),
+        metadata=validation.check_metadata(args.metadata, settings),
         codec=SEALED_CODEC if args.sensitive else "text",
     )
 
@@ -155,14 +158,19 @@ async def _quota_problem(
 
 
 async def _similar(
-    service: MemoryServices, principal: Principal, record: Record, vector: Matrix, model: Model
+    service: MemoryServices,
+    request: RequestContext,
+    principal: Principal,
+    record: Record,
+    vector: Matrix,
+    model: Model,
 ) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 
     A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
     """
     try:
-        found = await nearest(service, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
+        found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
     return [
@@ -174,7 +182,7 @@ async def _similar(
 async def _write(
     service: MemoryServices,
     keys: Keys,
-    caller: Caller,
+    request: RequestContext,
     principal: Principal,
     args: StoreArguments,
     draft: Record,
@@ -187,7 +195,7 @@ async def _write(
     With `full` it only answers what an idempotency key stored before. Gives the record as it was handed over.
     """
     record, answer = draft, dict[str, Any]()
-    audit = caller.audit("store_memory", [draft.id], [near.memory_id for near in similar])
+    audit = request.caller.audit("store_memory", [draft.id], [near.memory_id for near in similar])
     for _ in range(_ATTEMPTS):
         owner = principal.owner or ""
         encoder = await encoder_of(service, keys.namespace, owner, content.model, sensitive=draft.is_sensitive)
@@ -218,7 +226,7 @@ async def _write(
             full=full is not None,
             memory_prefix=keys.memory_prefix,
             owner=record.owner,
-            ttl=lifetime(service, record.priority, args.ttl_seconds),
+            ttl=lifetime(service.settings, record.priority, args.ttl_seconds),
             grace=service.settings.lifetimes.grace,
             context=digest(record.context or ""),
             fields=flat(encoder.head(record, content.chunks)),
@@ -226,12 +234,13 @@ async def _write(
             vector=encoder.vector(record, 0, content.vector(0)),
             job=encoder.job(record, 0, content.chunks[0]),
             key=encoder.key_version,
-            idempotency=_idempotency(service, keys, record, args),
+            idempotency=_idempotency(service.vault, keys, record, args),
             seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
             audit=audit,
+            audited_call=request.call,
         )
         if answer["status"] == "owner_changed":
-            principal = await resolve_writer(service.backend, caller)
+            principal = await resolve_writer(service.backend, request)
         elif answer["status"] == "key_changed":
             service.vault.forget(keys.namespace, record.owner)
         else:
@@ -261,13 +270,13 @@ def _raise_for(answer: dict[str, Any]) -> None:
             return
 
 
-def _idempotency(service: MemoryServices, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
+def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
     if args.idempotency_key is None:
         return None
     said = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
     text = json.dumps(said, sort_keys=True, default=list)
     if args.sensitive:
-        payload = service.vault.fingerprint(keys.namespace, record.owner, text)
+        payload = vault.fingerprint(keys.namespace, record.owner, text)
     else:
         payload = hashlib.sha256(text.encode()).hexdigest()
     return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}

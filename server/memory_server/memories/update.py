@@ -10,13 +10,15 @@ from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.backend import after_write
-from memory_server.engine.durability import Written
+from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
@@ -28,7 +30,7 @@ _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY,
 
 
 @reads
-async def update_memory(service: MemoryServices, caller: Caller, args: UpdateArguments) -> UpdateAnswer:
+async def update_memory(service: MemoryServices, request: RequestContext, args: UpdateArguments) -> UpdateAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
     A new priority starts its lifetime anew; nothing else moves the expiry. Another's memory can be changed in content
@@ -45,20 +47,22 @@ async def update_memory(service: MemoryServices, caller: Caller, args: UpdateArg
     if not args.changed:
         raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
-        principal = await resolve(service.backend, caller)
+        principal = await resolve(service.backend, request)
         model = await service.models.current(principal.namespace)
-        old = await load_readable(service, principal, memory_id, model=model, whole=True)
+        old = await load_readable(service, request, principal, memory_id, model=model, whole=True)
         _check_may_change(principal, old, args)
         if expected_rev is not None and old.rev != expected_rev:
             raise _stale(old.rev, expected_rev)
-        new = _changed(service, principal, old, args)
-        status, reason = await _write(service, caller, principal, old, new, model)
+        new = _changed(service.settings, principal, old, args)
+        status, reason = await _write(service, request, principal, old, new, model)
         if status == "key_changed":
             service.vault.forget(principal.namespace, old.owner)
         if status == "updated":
-            answer = await _read_back(service, caller, memory_id)
+            answer = await _read_back(service, request, memory_id)
             written = Written(principal.namespace, memory_id, new.rev)
-            reached = await service.syncing.reached(written, critical=Priority.CRITICAL in (old.priority, new.priority))
+            reached = await service.durability.reached(
+                request, written, critical=Priority.CRITICAL in (old.priority, new.priority)
+            )
             return UpdateAnswer(
                 memory=answer.memory,
                 access_count=answer.access_count,
@@ -73,10 +77,10 @@ async def update_memory(service: MemoryServices, caller: Caller, args: UpdateArg
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
 
-async def _read_back(service: MemoryServices, caller: Caller, memory_id: str) -> MemoryAnswer:
+async def _read_back(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
     with after_write():
         try:
-            return await retrieve_memory(service, caller, memory_id)
+            return await retrieve_memory(service, request, memory_id)
         except NotFound:
             raise NotFound(f"memory {memory_id} was changed, and has expired or been deleted since") from None
 
@@ -93,15 +97,15 @@ def _check_may_change(principal: Principal, old: Record, args: UpdateArguments) 
         )
 
 
-def _changed(service: MemoryServices, principal: Principal, old: Record, args: UpdateArguments) -> Record:
-    limits = service.settings.limits
+def _changed(settings: Settings, principal: Principal, old: Record, args: UpdateArguments) -> Record:
+    limits = settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if args.content is not None:
         content = validation.check_text(args.content, "content", limits.content_bytes)
     if args.context is not None:
         context = check_label(args.context, "context") if args.context else None
     if args.metadata is not None:
-        metadata = validation.check_metadata(args.metadata, service.settings)
+        metadata = validation.check_metadata(args.metadata, settings)
     new = replace(
         old,
         writer=old.writer if (content, metadata) == (old.content, old.metadata) else principal.agent,
@@ -110,7 +114,7 @@ def _changed(service: MemoryServices, principal: Principal, old: Record, args: U
         metadata=metadata,
         priority=args.priority or old.priority,
         visibility=args.visibility or old.visibility,
-        tags=old.tags if args.tags is None else validation.check_tags(args.tags, service.settings),
+        tags=old.tags if args.tags is None else validation.check_tags(args.tags, settings),
         rev=old.rev + 1,
     )
     validation.check_secrecy(new.is_sensitive, new.visibility)
@@ -118,7 +122,7 @@ def _changed(service: MemoryServices, principal: Principal, old: Record, args: U
 
 
 async def _write(
-    service: MemoryServices, caller: Caller, principal: Principal, old: Record, new: Record, model: Model
+    service: MemoryServices, request: RequestContext, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
     """Call the update Function and settle the further chunks; give the Function's status and what is amiss."""
     keys = Keys(principal.namespace)
@@ -160,7 +164,7 @@ async def _write(
         fields=flat(fields),
         remove=[name for name in _OPTIONAL_FIELDS if name not in fields],
         relive=new.priority is not old.priority,
-        ttl=lifetime(service, new.priority, None),
+        ttl=lifetime(service.settings, new.priority, None),
         grace=service.settings.lifetimes.grace,
         content_changed=new.content_hash != old.content_hash,
         context=digest(new.context or "") if new.context != old.context else None,
@@ -170,7 +174,8 @@ async def _write(
         key=encoder.key_version,
         seal=sealed(principal.namespace, old.id, new.rev),
         was=sealed(principal.namespace, old.id, old.rev, old.signer) if old.signer else None,
-        audit=caller.audit("update_memory", [old.id]),
+        audited_call=request.call,
+        audit=request.caller.audit("update_memory", [old.id]),
     )
     if answer["status"] == "updated":
         if content_changed and vectors is None:

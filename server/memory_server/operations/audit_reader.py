@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from dataclasses import asdict
-
-from cachetools import TTLCache
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records.keys import Keys
@@ -16,8 +15,8 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client, store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.contract.dashboard_arguments import AuditArguments
-from memory_server.engine.principals import Caller
-from memory_server.operations.board import check_operator
+from memory_server.engine.request import Caller
+from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import Report
 from memory_server.service import Service
@@ -35,7 +34,7 @@ async def read_audit(service: Service, caller: Caller, args: AuditArguments) -> 
         Forbidden: the caller is no operator.
         InvalidArgument: the cursor is none.
     """
-    check_operator(caller)
+    check_admin(caller)
     if args.cursor is not None and not _CURSOR.fullmatch(args.cursor):
         raise InvalidArgument(f"cursor {echo(args.cursor)} is not one", hint="use next_cursor as it was given")
     keys = Keys(caller.namespace)
@@ -60,7 +59,7 @@ class Checks:
 
     def __init__(self) -> None:
         self._checking = asyncio.Lock()
-        self._known: TTLCache[str, AuditCheckAnswer] = TTLCache(1, ttl=_FRESH_SECONDS)
+        self._known: dict[str, tuple[float, AuditCheckAnswer]] = {}
 
     async def check(self, service: Service, caller: Caller) -> AuditCheckAnswer:
         """Check the whole audit of the caller's namespace.
@@ -68,14 +67,13 @@ class Checks:
         Raises:
             Forbidden: the caller is no operator.
         """
-        check_operator(caller)
+        check_admin(caller)
         async with self._checking:
-            known = self._known.get(caller.namespace)
-            if known is None:
+            at, known = self._known.get(caller.namespace, (0.0, None))
+            if known is None or time.monotonic() - at > _FRESH_SECONDS:
                 client, keyring = await service.backend.client(), service.backend.keyring
-                known = self._known[caller.namespace] = _report(
-                    await reader.check(client, Keys(caller.namespace), keyring)
-                )
+                known = _report(await reader.check(client, Keys(caller.namespace), keyring))
+                self._known = {caller.namespace: (time.monotonic(), known)}
             return known
 
 

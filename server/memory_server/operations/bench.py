@@ -16,7 +16,8 @@ from memory_core.records import sidecar
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.sidecar import SidecarStatus
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.engine.principals import Caller
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories.store import store_memory
 from memory_server.operations.quarantine import purge
 from memory_server.search.search import semantic_search
@@ -66,7 +67,7 @@ async def measure(service: Service, size: Size, tell: Callable[[str, int, int], 
     texts = [_text(number) for number in range(size.texts)]
     await service.embeddings.embed([_text(-1)], caller, secret=True)
     try:
-        embedding = await _timed(lambda: _embed(service, caller, texts, tell))
+        embedding = await _timed(lambda: _embed(service.embeddings, caller, texts, tell))
         storing = await _timed(lambda: _store(service, caller, texts, tell))
         ready = await _until_vectors(service, time.perf_counter())
         found = [await _search(service, caller, number, size.searches, tell) for number in range(size.searches)]
@@ -101,10 +102,12 @@ def _text(number: int) -> str:
     )
 
 
-async def _embed(service: Service, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
+async def _embed(
+    embeddings: Embeddings, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]
+) -> None:
     """Embed as many at a time as a batch holds; `secret` keeps the cache out of it."""
     for start in range(0, len(texts), 64):
-        await service.embeddings.embed(texts[start : start + 64], caller, secret=True)
+        await embeddings.embed(texts[start : start + 64], caller, secret=True)
         tell("embedding", min(start + 64, len(texts)), len(texts))
 
 
@@ -115,7 +118,9 @@ async def _store(service: Service, caller: Caller, texts: Sequence[str], tell: C
     async def work() -> None:
         nonlocal done
         for text in waiting:
-            await store_memory(service, caller, StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS))
+            await store_memory(
+                service, RequestContext(caller), StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
+            )
             done += 1
             tell("storing", done, len(texts))
 
@@ -139,7 +144,7 @@ async def _search(
 ) -> float:
     """Search once for what was not asked before; give the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
-    seconds = await _timed(lambda: semantic_search(service, caller, SearchArguments(query=query)))
+    seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchArguments(query=query)))
     tell("searching", number + 1, total)
     return seconds * 1000
 

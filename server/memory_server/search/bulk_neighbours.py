@@ -13,7 +13,8 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal, owner_token
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import Clause, Selection
-from memory_server.engine.batch_cache import Shared, shared
+from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.bulk_client import BulkClient
 from memory_server.index.filters import ResolvedFilters
 from memory_server.index.loader import Ref
 from memory_server.search.services import SearchServices
@@ -76,11 +77,15 @@ def exact_neighbours(
 
 
 async def batch_neighbours(
-    service: SearchServices, principal: Principal, filters: ResolvedFilters, vector: Matrix | None, model: Model
+    service: SearchServices,
+    cache: BatchCache | None,
+    principal: Principal,
+    filters: ResolvedFilters,
+    vector: Matrix | None,
+    model: Model,
 ) -> NeighbourSource | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
-    current = shared()
-    if current is None or vector is None or not await _is_offered(service, current, model):
+    if cache is None or vector is None or not await _is_offered(service.bulk, cache, model):
         return None
     selection = readable_selection(principal, filters)
     clauses = selection.model_dump_json()
@@ -90,7 +95,7 @@ async def batch_neighbours(
             return await _nearest(service, principal, selection, vectors, model, depth, exact=False)
 
         try:
-            return await current.gathered((clauses, depth, model), vector, send)
+            return await cache.gathered((clauses, depth, model), vector, send)
         except BulkUnavailable as error:
             log.info("a batch searches by the index: %s", error.message)
             return None
@@ -98,14 +103,14 @@ async def batch_neighbours(
     return source
 
 
-async def _is_offered(service: SearchServices, current: Shared, model: Model) -> bool:
+async def _is_offered(bulk: BulkClient, cache: BatchCache, model: Model) -> bool:
     async def ask() -> bool:
         try:
-            return await service.bulk.is_offered(model)
+            return await bulk.is_offered(model)
         except MemoryServiceError:
             return False
 
-    return await current.once(("bulk is offered", model), ask)
+    return await cache.once(("bulk is offered", model), ask)
 
 
 async def _nearest(

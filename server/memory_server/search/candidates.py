@@ -11,6 +11,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_bytes
 from memory_core.store.connection import Client
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
 from memory_server.index.queries import WordMatches, WordStatistics
@@ -44,9 +45,16 @@ class Candidates:
 
 
 async def match_words(
-    service: SearchServices, namespace: str, selected: Query, terms: Sequence[str], model: Model, *, depth: int, ms: int
+    service: SearchServices,
+    request: RequestContext,
+    selected: Query,
+    terms: Sequence[str],
+    model: Model,
+    *,
+    depth: int,
+    timeout_ms: int,
 ) -> WordMatches:
-    """Count a selection, and look for words, within so many milliseconds.
+    """Count a selection, and look for words.
 
     It needs no vector, so it runs while a sidecar is at work on that. It comes before neighbours are found, since
     memories that still wait for their vectors may get them meanwhile.
@@ -56,10 +64,18 @@ async def match_words(
     """
 
     async def fetch(client: Client) -> WordMatches:
-        keys = Keys(namespace)
-        return await queries.by_words(client, keys, selected, model=model, terms=terms, depth=depth, timeout_ms=ms)
+        return await queries.by_words(
+            client,
+            Keys(request.caller.namespace),
+            selected,
+            model=model,
+            terms=terms,
+            depth=depth,
+            timeout_ms=timeout_ms,
+            cache=request.cache,
+        )
 
-    return await service.namespaces.search(namespace, fetch)
+    return await service.namespaces.search(request.caller.namespace, fetch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,7 @@ class Search:
     """
 
     service: SearchServices
+    request: RequestContext
     principal: Principal
     selected: Query
     query: ParsedQuery
@@ -98,7 +115,13 @@ class Search:
         depth = 2 * limit if source and self.by_cosine else self.depth
         while True:
             words = words or await match_words(
-                self.service, self._namespace, self.selected, terms, self.model, depth=depth, ms=self.timeout_ms
+                self.service,
+                self.request,
+                self.selected,
+                terms,
+                self.model,
+                depth=depth,
+                timeout_ms=self.timeout_ms,
             )
             neighbours = await source(depth) if source else None
             if source and neighbours is None:
@@ -156,7 +179,7 @@ class Search:
     async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
         integrity = self.service.backend.integrity
         return await loader.load_readable(
-            client, Keys(self._namespace), refs, self.principal, integrity, model=self.model
+            client, Keys(self._namespace), refs, self.request, self.principal, integrity, model=self.model
         )
 
     async def _add_sensitive(self, found: Candidates, depth: int) -> None:

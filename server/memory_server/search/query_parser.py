@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.validation import check_text
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
@@ -69,22 +71,22 @@ async def parse_all(
     return parsed
 
 
-async def texts_to_embed(service: SearchServices, caller: Caller, queries: Sequence[str]) -> list[str]:
+async def texts_to_embed(service: SearchServices, request: RequestContext, queries: Sequence[str]) -> list[str]:
     """Give the texts whose vectors searches for some queries will need; none where that cannot be known."""
-    fit = [query for query in queries if _is_query(service, query)]
+    fit = [query for query in queries if _is_query(service.settings, query)]
     try:
-        if not fit or not await service.namespaces.knows(caller.namespace):
+        if not fit or not await service.namespaces.knows(request.caller.namespace):
             return []
-        await service.namespaces.get(caller.namespace)
-        principal = await resolve(service.backend, caller)
+        await service.namespaces.get(request.caller.namespace)
+        principal = await resolve(service.backend, request)
         return [parsed.text for parsed in await parse_all(service, principal, fit)]
     except MemoryServiceError:
         return []
 
 
-def _is_query(service: SearchServices, query: str) -> bool:
+def _is_query(settings: Settings, query: str) -> bool:
     try:
-        check_text(query, "query", service.settings.limits.query_bytes)
+        check_text(query, "query", settings.limits.query_bytes)
     except InvalidArgument:
         return False
     return True

@@ -19,6 +19,7 @@ from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_core.store.connection import Client
+from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
@@ -55,7 +56,7 @@ async def nearest_here(
     timeout_ms: int,
 ) -> tuple[list[Ref], Opened]:
     """Rank every piece of a selection that has a vector; give the `depth` nearest and what could not be opened."""
-    pieces = await _pieces(service, namespace, build.with_vector(selected, model), model, timeout_ms)
+    pieces = await _pieces(service.namespaces, namespace, build.with_vector(selected, model), model, timeout_ms)
     opened, scores = Opened(), np.full(len(pieces), _NOTHING, dtype=np.float32)
     for start in range(0, len(pieces), _SLICE):
         part = pieces[start : start + _SLICE]
@@ -67,7 +68,7 @@ async def nearest_here(
 
 
 async def _pieces(
-    service: SearchServices, namespace: str, selected: build.Query, model: Model, timeout_ms: int
+    namespaces: Namespaces, namespace: str, selected: build.Query, model: Model, timeout_ms: int
 ) -> list[Which]:
     """List the pieces of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
     keys = Keys(namespace)
@@ -78,7 +79,7 @@ async def _pieces(
         async def fetch(client: Client, offset: int = offset) -> tuple[list[tuple[Ref, str, str]], int]:
             return await queries.with_content(client, keys, selected, offset=offset, limit=_PAGE, timeout_ms=timeout_ms)
 
-        page, total = await service.namespaces.search(namespace, fetch)
+        page, total = await namespaces.search(namespace, fetch)
         found |= {Which(namespace, owner, *ref, content, model.name): None for ref, owner, content in page}
         offset += _PAGE
         if offset >= total > _PAGE and not again:

@@ -19,11 +19,11 @@ from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
 from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext, reports_integrity
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters, resolve_filters
-from memory_server.index.integrity_report import tells_of_flaws
 from memory_server.index.queries import WordMatches
 from memory_server.search import ranking
 from memory_server.search.bulk_neighbours import batch_neighbours, exact_neighbours
@@ -52,9 +52,9 @@ class _Results:
 
 
 @reads
-@tells_of_flaws
+@reports_integrity
 async def semantic_search(
-    service: SearchServices, caller: Caller, args: SearchArguments, *, weights: RankingWeights = IN_CONTEXT
+    service: SearchServices, request: RequestContext, args: SearchArguments, *, weights: RankingWeights = IN_CONTEXT
 ) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
@@ -70,15 +70,15 @@ async def semantic_search(
         raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
     check_limit(args.limit, service.settings)
     query = check_text(args.query, "query", service.settings.limits.query_bytes)
-    principal = await resolve(service.backend, caller)
+    principal = await resolve(service.backend, request)
     filters = await resolve_filters(service.backend, principal, args)
-    if not await service.namespaces.knows(caller.namespace):
+    if not await service.namespaces.knows(request.caller.namespace):
         return SearchAnswer(hits=[])
-    found = await _find(service, caller, principal, args, query, filters=filters, weights=weights)
-    service.touch(caller.namespace, [hit.record.id for hit in found.hits])
+    found = await _find(service, request, principal, args, query, filters=filters, weights=weights)
+    service.touch(request.caller.namespace, [hit.record.id for hit in found.hits])
     total_ms = (time.perf_counter() - started) * 1000
-    service.search_latency.add(caller, total_ms)
-    service.figures.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
+    service.search_latency.add(request.caller, total_ms)
+    service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
     return SearchAnswer(
         hits=[_hit(scored, principal, found.model) for scored in found.hits],
         took_ms=Took(
@@ -93,8 +93,8 @@ async def semantic_search(
 
 
 @reads
-@tells_of_flaws
-async def find_similar(service: SearchServices, caller: Caller, args: SimilarArguments) -> SearchAnswer:
+@reports_integrity
+async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
     """Find the memories nearest in meaning to one the caller may read, leaving that one out.
 
     Raises:
@@ -102,10 +102,10 @@ async def find_similar(service: SearchServices, caller: Caller, args: SimilarArg
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    prepared = await service.namespaces.get(caller.namespace)
-    principal = await resolve(service.backend, caller)
-    model = await service.models.current(caller.namespace)
-    record = await load_readable(service, principal, args.memory_id, model=model)
+    prepared = await service.namespaces.get(request.caller.namespace)
+    principal = await resolve(service.backend, request)
+    model = await service.models.current(request.caller.namespace)
+    record = await load_readable(service, request, principal, args.memory_id, model=model)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
@@ -114,6 +114,7 @@ async def find_similar(service: SearchServices, caller: Caller, args: SimilarArg
     vector, exact = queries.vector_of(record), args.exact and not record.is_sensitive
     search = Search(
         service,
+        request,
         principal,
         build.readable(principal, filters, redis_time.now()),
         ParsedQuery(vector=vector, weights=PLAIN),
@@ -133,7 +134,7 @@ async def find_similar(service: SearchServices, caller: Caller, args: SimilarArg
         note = f"compared by Redis, which is slower: {error.message}"
     others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
-    service.touch(caller.namespace, [scored.record.id for scored in hits])
+    service.touch(request.caller.namespace, [scored.record.id for scored in hits])
     total_ms = round((time.perf_counter() - started) * 1000, 2)
     progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress, found.warnings, waiting=found.words.waiting)
@@ -146,7 +147,14 @@ async def find_similar(service: SearchServices, caller: Caller, args: SimilarArg
 
 
 async def nearest(
-    service: SearchServices, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
+    service: SearchServices,
+    request: RequestContext,
+    principal: Principal,
+    vector: Matrix,
+    model: Model,
+    limit: int,
+    *,
+    secret: bool = False,
 ) -> list[ScoredRecord]:
     """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
@@ -154,22 +162,24 @@ async def nearest(
         selected = build.sensitive(selected)
     query, timeout_ms = ParsedQuery(vector=vector, weights=PLAIN), service.settings.search_timeout_ms
     depth = max(_FEW, 2 * limit)
-    search = Search(service, principal, selected, query, model, depth=depth, timeout_ms=timeout_ms, secret=secret)
+    search = Search(
+        service, request, principal, selected, query, model, depth=depth, timeout_ms=timeout_ms, secret=secret
+    )
     return _rank(await search.run(limit), query)[:limit]
 
 
 async def best_of(
-    service: SearchServices, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
+    service: SearchServices, request: RequestContext, principal: Principal, selected: build.Query, text: str, limit: int
 ) -> tuple[list[ScoredRecord], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     args = SearchArguments(query=text, limit=limit)
-    found = await _find(service, caller, principal, args, text, selected=selected)
+    found = await _find(service, request, principal, args, text, selected=selected)
     return found.hits, found.reason
 
 
 async def _find(
     service: SearchServices,
-    caller: Caller,
+    request: RequestContext,
     principal: Principal,
     args: SearchArguments,
     text: str,
@@ -179,9 +189,9 @@ async def _find(
     weights: RankingWeights = IN_CONTEXT,
 ) -> _Results:
     """Search for a text within `filters`, or within what was `selected` already."""
-    prepared = await service.namespaces.get(caller.namespace)
-    model = await service.models.current(caller.namespace)
-    selected = selected or build.readable(principal, filters or ResolvedFilters(), now())
+    prepared = await service.namespaces.get(request.caller.namespace)
+    model = await service.models.current(request.caller.namespace)
+    selected = selected or build.readable(principal, filters or ResolvedFilters(), now(request.cache))
     began = time.perf_counter()
     timeout_ms = service.settings.search_timeout_ms
     ends = began + (args.deadline_ms or timeout_ms) / 1000
@@ -195,14 +205,13 @@ async def _find(
 
     async def embed() -> tuple[Matrix | None, str | None]:
         try:
-            return await _query_vector(service, caller, query.text, args, model, ends, asked)
+            return await _query_vector(service, request.caller, query.text, args, model, ends, asked)
         finally:
             asked.set()
 
     async def words() -> WordMatches:
         await asked.wait()
-        namespace, terms = caller.namespace, query.terms
-        return await match_words(service, namespace, selected, terms, model, depth=depth, ms=words_ms)
+        return await match_words(service, request, selected, query.terms, model, depth=depth, timeout_ms=words_ms)
 
     words_ms = left()
     (vector, failure), matched = await both(embed(), words())
@@ -210,10 +219,11 @@ async def _find(
     embedded = time.perf_counter()
     neighbours = None
     if filters and not args.rerank:
-        neighbours = await batch_neighbours(service, principal, filters, vector, model)
+        neighbours = await batch_neighbours(service, request.cache, principal, filters, vector, model)
     searching = time.perf_counter()
     search = Search(
         service,
+        request,
         principal,
         selected,
         query,

@@ -24,6 +24,7 @@ from memory_core.records.scope import Grant, Part, Principal
 from memory_core.records.times import parse_time
 from memory_core.store import redis_time
 from memory_core.store.connection import Client
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
@@ -180,7 +181,13 @@ class View:
 
 
 async def walk(
-    service: SearchServices, view: View, start: Place, stop: Place, *, newest_first: bool = False
+    service: SearchServices,
+    request: RequestContext,
+    view: View,
+    start: Place,
+    stop: Place,
+    *,
+    newest_first: bool = False,
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Give what stands after `start` and up to `stop`, in order, a slice at a time.
 
@@ -189,20 +196,20 @@ async def walk(
     """
     spans = [cut for span in view.spans() if (cut := span.within(start, stop))]
     for span in reversed(spans) if newest_first else spans:
-        async for place, record in _walk_span(service, view, span, newest_first):
+        async for place, record in _walk_span(service, request, view, span, newest_first):
             if start < place <= stop:
                 yield place, record
 
 
 async def _walk_span(
-    service: SearchServices, view: View, span: _Span, newest_first: bool
+    service: SearchServices, request: RequestContext, view: View, span: _Span, newest_first: bool
 ) -> AsyncGenerator[tuple[Place, Record]]:
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
     while True:
         selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, redis_time.now()))
         selected = build.updated_between(selected, low, high)
-        found, records = await _slice(service, view, selected, newest_first, offset)
+        found, records = await _slice(service, request, view, selected, newest_first, offset)
         there = [record for record in records if low < record.updated_at <= high]
         for record in there:
             place = view.place_of(record)
@@ -220,7 +227,7 @@ async def _walk_span(
 
 
 async def _slice(
-    service: SearchServices, view: View, selected: build.Query, newest_first: bool, offset: int
+    service: SearchServices, request: RequestContext, view: View, selected: build.Query, newest_first: bool, offset: int
 ) -> tuple[int, list[Record]]:
     """Load the next few that a query selects; give how many it named and what is still there to be read."""
     keys = Keys(view.principal.namespace)
@@ -230,7 +237,9 @@ async def _slice(
         refs = await queries.by_change(
             client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
         )
-        return len(refs), await loader.load_readable(client, keys, refs, view.principal, service.backend.integrity)
+        return len(refs), await loader.load_readable(
+            client, keys, refs, request, view.principal, service.backend.integrity
+        )
 
     found, records = await service.namespaces.search(view.principal.namespace, fetch)
     opened = await service.vault.open_all(keys.namespace, records)

@@ -13,10 +13,12 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
+from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
 from memory_server.contract.sharing_arguments import ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
 MOST_IDS = 100
@@ -41,7 +43,7 @@ class _Selector:
         return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
 
 
-async def share_context(service: SearchServices, caller: Caller, args: ShareArguments) -> ShareAnswer:
+async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
     """Let an agent see what a selector covers, now and later, private memories included.
 
     Sharing the same with the same agent again renews the grant.
@@ -51,12 +53,12 @@ async def share_context(service: SearchServices, caller: Caller, args: ShareArgu
         NotFound: no such agent, or no such memory that the caller may args.
         Conflict: the target holds as many grants, or waits for as many offers, as it may.
     """
-    selector = _check(service, caller, args)
-    prepared = await service.namespaces.get(caller.namespace)
+    selector = _check(service.settings, request.caller, args)
+    prepared = await service.namespaces.get(request.caller.namespace)
     keys = prepared.keys
     answer = await service.backend.write(
         "rm1_share",
-        [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(args.target_agent)],
+        [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
         repeatable=True,
         prefix=keys.prefix,
         id=new_id(),
@@ -70,8 +72,9 @@ async def share_context(service: SearchServices, caller: Caller, args: ShareArgu
         permission=args.permission,
         seconds=args.expires_in_seconds,
         note=args.note or "",
-        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
-        **{"from": caller.agent},
+        audited_call=request.call,
+        audit=request.caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        **{"from": request.caller.agent},
     )
     _raise_for(answer, args)
     return ShareAnswer(
@@ -84,7 +87,7 @@ async def share_context(service: SearchServices, caller: Caller, args: ShareArgu
     )
 
 
-async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) -> RevokeAnswer:
+async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
     """End a grant or an offer at once, with all that was passed on under it.
 
     It returns when no read that began before it, in this process, can still answer.
@@ -92,22 +95,23 @@ async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) 
     Raises:
         NotFound: no such grant that is the caller's to revoke.
     """
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_revoke",
         [keys.audit, keys.counters],
         repeatable=True,
         prefix=keys.prefix,
         id=check_id(grant_id, "grant_id"),
-        who=caller.agent,
-        admin=caller.admin,
-        audit=caller.audit("revoke_shared_context", [grant_id]),
+        who=request.caller.agent,
+        admin=request.caller.admin,
+        audited_call=request.call,
+        audit=request.caller.audit("revoke_shared_context", [grant_id]),
     )
     if answer["status"] != "revoked":
         raise NotFound(
             f"no grant or offer {echo(grant_id)} that you may revoke", hint="get_shared_context lists those you gave"
         )
-    calm = await service.readers.finished(caller.namespace, answer["touched"], PATIENCE_SECONDS)
+    calm = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], PATIENCE_SECONDS)
     return RevokeAnswer(
         grant_id=grant_id,
         grants_ended=answer["grants"],
@@ -116,13 +120,13 @@ async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) 
     )
 
 
-async def remove_expired(service: SearchServices, namespace: str, most: int) -> None:
+async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
     """Remove grants and offers that have expired; they count for nothing already."""
     keys = Keys(namespace)
-    await service.backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
+    await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(service: SearchServices, caller: Caller, args: ShareArguments) -> _Selector:
+def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selector:
     check_name(args.target_agent, "target_agent")
     if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
@@ -138,10 +142,10 @@ def _check(service: SearchServices, caller: Caller, args: ShareArguments) -> _Se
             "bidirectional goes with context, tags or memory_types: the other agent has no memories with these ids",
             hint="leave bidirectional out",
         )
-    return _selector(service, args)
+    return _selector(settings, args)
 
 
-def _selector(service: SearchServices, args: ShareArguments) -> _Selector:
+def _selector(settings: Settings, args: ShareArguments) -> _Selector:
     given = (args.memory_ids, args.context, args.tags, args.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
         raise InvalidArgument("say what to share by exactly one selector, not empty", hint=f"give {_SELECTORS}")
@@ -156,7 +160,7 @@ def _selector(service: SearchServices, args: ShareArguments) -> _Selector:
         context = check_label(args.context, "context")
         return _Selector("c", [digest(context)], [context])
     if args.tags:
-        tags = check_tags(args.tags, service.settings)
+        tags = check_tags(args.tags, settings)
         return _Selector("t", [digest(tag) for tag in tags], list(tags))
     types = [memory_type.value for memory_type in dict.fromkeys(args.memory_types or ())]
     return _Selector("y", types, types)

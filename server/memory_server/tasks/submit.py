@@ -17,11 +17,14 @@ from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.task import Kind, Task, TaskState, load_vectors
 from memory_core.records.times import parse_time, to_redis
 from memory_core.records.vectors import Matrix, from_bytes, to_bytes
+from memory_core.settings.settings import Settings
 from memory_core.store import redis_time
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
 from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
@@ -42,27 +45,29 @@ _SHOWN = 3
 _SNIPPET = 160
 
 
-async def distribute_task(service: TaskServices, caller: Caller, args: DistributeArguments) -> DistributeAnswer:
+async def distribute_task(
+    service: TaskServices, request: RequestContext, args: DistributeArguments
+) -> DistributeAnswer:
     """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
 
     Raises:
         InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
-    args = _checked(service, args)
+    args = _checked(service.settings, args)
     kind = Kind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
-    await service.namespaces.get(caller.namespace)
-    await _check_dependencies(service, caller, args.depends_on or ())
-    model = await service.models.current(caller.namespace)
-    vector = await _embed(service, caller, args.description, model)
-    agents = able(await roster(service, caller.namespace), kind, redis_time.now())
+    await service.namespaces.get(request.caller.namespace)
+    await _check_dependencies(service.backend, request.caller, args.depends_on or ())
+    model = await service.models.current(request.caller.namespace)
+    vector = await _embed(service.embeddings, request.caller, args.description, model)
+    agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
     choices = rank(agents, Demand(kind, args.task_type, args.priority, vector))
-    similar = await _similar(service, caller, vector, model)
-    answer = await _submit(service, caller, args, kind, vector, model, _candidates(choices))
+    similar = await _similar(service, request.caller, vector, model)
+    answer = await _submit(service, request, args, kind, vector, model, _candidates(choices))
     if answer["status"] == "replayed":
-        return await _replayed(service, caller, answer["id"])
+        return await _replayed(service.backend, request.caller, answer["id"])
     assigned = answer.get("assigned")
-    note_assigned(service, caller.namespace, assigned)
+    note_assigned(service, request.caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
@@ -72,8 +77,8 @@ async def distribute_task(service: TaskServices, caller: Caller, args: Distribut
     )
 
 
-def _checked(service: TaskServices, args: DistributeArguments) -> DistributeArguments:
-    limits = service.settings.tasks
+def _checked(settings: Settings, args: DistributeArguments) -> DistributeArguments:
+    limits = settings.tasks
     validation.check_text(args.description, "description", DESCRIPTION_BYTES)
     validation.check_json(args.payload, "payload", limits.payload_bytes)
     if args.idempotency_key is not None:
@@ -90,38 +95,38 @@ def _checked(service: TaskServices, args: DistributeArguments) -> DistributeArgu
     return args.model_copy(update=checked)
 
 
-async def _check_dependencies(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> None:
-    known = {task.id for task in await visible_tasks(service, caller, task_ids)} if task_ids else set[str]()
+async def _check_dependencies(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> None:
+    known = {task.id for task in await visible_tasks(backend, caller, task_ids)} if task_ids else set[str]()
     for task_id in task_ids:
         if task_id not in known:
             raise no_task(task_id)
 
 
-async def _embed(service: TaskServices, caller: Caller, text: str, model: Model) -> Matrix | None:
+async def _embed(embeddings: Embeddings, caller: Caller, text: str, model: Model) -> Matrix | None:
     try:
-        return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
+        return (await embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
     except MemoryServiceError:
         return None
 
 
 async def _submit(
     service: TaskServices,
-    caller: Caller,
+    request: RequestContext,
     args: DistributeArguments,
     kind: Kind,
     vector: Matrix | None,
     model: Model,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    keys, task_id = Keys(caller.namespace), new_id()
+    keys, task_id = Keys(request.caller.namespace), new_id()
     deadline = None if args.deadline is None else parse_time(args.deadline, "deadline")
     answer = await service.backend.write(
         "rm1_task_submit",
-        [keys.leases, keys.idempotency(f"task:{caller.agent}", args.idempotency_key or "")],
+        [keys.leases, keys.idempotency(f"task:{request.caller.agent}", args.idempotency_key or "")],
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service, caller, args, kind, deadline),
+        fields=_fields(service.settings, request.caller, args, kind, deadline),
         depends_on=args.depends_on or [],
         only=kind.only,
         deadline=deadline,
@@ -131,7 +136,8 @@ async def _submit(
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(args),
-        audit=caller.audit("distribute_task", [task_id]),
+        audited_call=request.call,
+        audit=request.caller.audit("distribute_task", [task_id]),
     )
     if answer["status"] == "own_quota":
         raise QuotaExceeded(
@@ -144,7 +150,7 @@ async def _submit(
 
 
 def _fields(
-    service: TaskServices, caller: Caller, args: DistributeArguments, kind: Kind, deadline: float | None
+    settings: Settings, caller: Caller, args: DistributeArguments, kind: Kind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
@@ -159,10 +165,10 @@ def _fields(
         "submitter": caller.agent,
         "max_retries": args.max_retries,
         "lease_seconds": args.lease_seconds,
-        "claim_seconds": service.settings.tasks.claim_seconds,
+        "claim_seconds": settings.tasks.claim_seconds,
         "depends_on": SEPARATOR.join(args.depends_on or ()) or None,
         "deadline": None if deadline is None else to_redis(deadline),
-        "payload": validation.check_json(args.payload, "payload", service.settings.tasks.payload_bytes),
+        "payload": validation.check_json(args.payload, "payload", settings.tasks.payload_bytes),
     }
     return [part for name, value in fields.items() if value is not None for part in (name, value)]
 
@@ -260,7 +266,7 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
             for task_id, row in zip(ids, rows, strict=True)
             if row
         }
-        tasks = await visible_tasks(service, caller, list(scores))
+        tasks = await visible_tasks(service.backend, caller, list(scores))
         found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
         furthest = min(scores.values(), default=0.0)
         whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
@@ -269,8 +275,8 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
         number *= 4
 
 
-async def _replayed(service: TaskServices, caller: Caller, task_id: str) -> DistributeAnswer:
-    task = await find_task(service, caller, task_id)
+async def _replayed(backend: Backend, caller: Caller, task_id: str) -> DistributeAnswer:
+    task = await find_task(backend, caller, task_id)
     return DistributeAnswer(
         task_id=task.id,
         state=task.state,

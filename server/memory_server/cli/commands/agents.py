@@ -49,7 +49,7 @@ def listing(
         settings,
         caller,
         "list_agents",
-        lambda service: list_agents(service, caller, ListAgentsArguments(alive_only=alive)),
+        lambda service, _: list_agents(service, caller, ListAgentsArguments(alive_only=alive)),
     )
     if as_json:
         return printing.emit_answer(answer)

@@ -35,7 +35,7 @@ def listing(
         settings,
         caller,
         "list_grants",
-        lambda service: all_grants(service, caller, agent=agent, ended=every, limit=limit),
+        lambda service, _: all_grants(service.backend, caller, agent=agent, ended=every, limit=limit),
     )
     if as_json:
         return printing.emit_answer(answer)
@@ -65,7 +65,7 @@ def revoke(
         settings,
         caller,
         "revoke_shared_context",
-        lambda service: revoke_shared(service, caller, grant_id),
+        lambda service, request: revoke_shared(service, request, grant_id),
         ids=[grant_id],
     )
     if as_json:

@@ -81,7 +81,7 @@ async def _rotate(service: Service, namespace: str, agent: str | None, tell: Cal
 
     await service.vault.check()
     closed = 0
-    for owner in await owners_with_keys(service, namespace, agent):
+    for owner in await owners_with_keys(service.backend, namespace, agent):
         rotated = await rotate_one(service, namespace, owner)
         closed += rotated.closed
         tell(owner, rotated.resealed)
@@ -95,8 +95,8 @@ async def _rewrap(service: Service, namespace: str | None) -> int:
     await service.vault.check()
     number = 0
     for name in [namespace] if namespace else await service.namespaces.names():
-        for owner in await owners_with_keys(service, name):
-            number += await rewrap_one(service, name, owner)
+        for owner in await owners_with_keys(service.backend, name):
+            number += await rewrap_one(service.backend, name, owner)
     return number
 
 

@@ -51,10 +51,13 @@ def search(
     )
     caller = acting_as(settings.namespace, _agent(agent, settings))
 
-    _print_hits(
-        carry_out(settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, args)),
-        as_json,
+    found = carry_out(
+        settings,
+        caller,
+        "semantic_search",
+        lambda service, request: use_case.semantic_search(service, request, args),
     )
+    _print_hits(found, as_json)
 
 
 def show(
@@ -76,7 +79,7 @@ def show(
             settings,
             caller,
             "retrieve_memory",
-            lambda service: retrieve_memory(service, caller, memory_id),
+            lambda service, request: retrieve_memory(service, request, memory_id),
             ids=[memory_id],
         ),
         as_json,

@@ -12,7 +12,7 @@ from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
     A = TypeVar("A", bound=Answer)
@@ -37,7 +37,7 @@ def duplicates(
         load_settings(config, data_dir, namespace),
         agent,
         "duplicates",
-        lambda service, caller: near_duplicates(service, caller, least=least, wait=_WAIT_SECONDS),
+        lambda service, request: near_duplicates(service, request, least=least, wait=_WAIT_SECONDS),
     )
     if as_json:
         return printing.emit_answer(found)
@@ -65,7 +65,7 @@ def clusters(
         load_settings(config, data_dir, namespace),
         agent,
         "clusters",
-        lambda service, caller: reports.clusters(service, caller, count=count, show=show, wait=_WAIT_SECONDS),
+        lambda service, request: reports.clusters(service, request, count=count, show=show, wait=_WAIT_SECONDS),
     )
     if as_json:
         return printing.emit_answer(found)
@@ -78,7 +78,7 @@ def clusters(
     return None
 
 
-def _report(settings: Settings, agent: str, op: str, make: Callable[[Service, Caller], Awaitable[A]]) -> A:
+def _report(settings: Settings, agent: str, op: str, make: Callable[[Service, RequestContext], Awaitable[A]]) -> A:
     """Make a report as the agent, with its permission; it is audited as a tool's call is."""
     caller = acting_as(settings.namespace, agent)
-    return carry_out(settings, caller, op, lambda service: make(service, caller))
+    return carry_out(settings, caller, op, make)

@@ -13,7 +13,7 @@ from memory_server.cli.console import AsJson, Config, DataDir, Namespace, carry_
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.tasks import TaskStateAnswer
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
 tasks = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at tasks, revive and end them.")
@@ -41,7 +41,7 @@ def listing(
         settings,
         caller,
         "list_tasks",
-        lambda service: all_tasks(service, caller, states=state or (), agent=agent, limit=limit),
+        lambda service, _: all_tasks(service.backend, caller, states=state or (), agent=agent, limit=limit),
     )
     if as_json:
         return printing.emit_answer(answer)
@@ -69,7 +69,9 @@ def show(
     settings = load_settings(config, data_dir, namespace)
     caller = operator(settings.namespace)
 
-    answer = carry_out(settings, caller, "get_task", lambda service: get_task(service, caller, task_id), ids=[task_id])
+    answer = carry_out(
+        settings, caller, "get_task", lambda service, _: get_task(service, caller, task_id), ids=[task_id]
+    )
     if as_json:
         return printing.emit_answer(answer)
     printing.pairs((name, value) for name, value in answer.task.model_dump(mode="json").items() if value)
@@ -90,7 +92,9 @@ def requeue(
     from memory_server.tasks.lifecycle import requeue_task
 
     settings = load_settings(config, data_dir, namespace)
-    _change(settings, as_json, "requeue_task", task_id, lambda service, who: requeue_task(service, who, task_id))
+    _change(
+        settings, as_json, "requeue_task", task_id, lambda service, request: requeue_task(service, request, task_id)
+    )
 
 
 @tasks.command()
@@ -106,7 +110,13 @@ def cancel(
     from memory_server.tasks.lifecycle import cancel_task
 
     settings = load_settings(config, data_dir, namespace)
-    _change(settings, as_json, "cancel_task", task_id, lambda service, who: cancel_task(service, who, task_id, reason))
+    _change(
+        settings,
+        as_json,
+        "cancel_task",
+        task_id,
+        lambda service, request: cancel_task(service, request, task_id, reason),
+    )
 
 
 def _change(
@@ -114,13 +124,13 @@ def _change(
     as_json: bool,
     op: str,
     task_id: str,
-    use_case: Callable[[Service, Caller], Awaitable[TaskStateAnswer]],
+    use_case: Callable[[Service, RequestContext], Awaitable[TaskStateAnswer]],
 ) -> None:
     from memory_server.cli import printing
 
     caller = operator(settings.namespace)
 
-    answer = carry_out(settings, caller, op, lambda service: use_case(service, caller), ids=[task_id])
+    answer = carry_out(settings, caller, op, use_case, ids=[task_id])
     if as_json:
         printing.emit_answer(answer)
     else:

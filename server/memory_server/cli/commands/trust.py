@@ -104,7 +104,7 @@ def verify(
     from memory_server.operations.verify_integrity import verify as use_case
 
     settings = load_settings(config, data_dir, namespace)
-    report = with_service(settings, lambda service: use_case(service, settings.namespace))
+    report = with_service(settings, lambda service: use_case(service.backend, settings.namespace))
     _report(report)
     if not report.healthy:
         raise typer.Exit(1)

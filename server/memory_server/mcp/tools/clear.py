@@ -8,9 +8,9 @@ from typing import Annotated, Any
 from mcp.server.mcpserver import Context, Elicit, ElicitationResult, Resolve
 from pydantic import BaseModel, Field
 
-from memory_server.access.identity import caller_of
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import ClearAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -26,11 +26,11 @@ class Confirmation(BaseModel):
 def clear_tool(runtime: Runtime) -> StrictTool:
     """Make the tool over one runtime."""
 
-    async def selected(ctx: Ctx, args: arguments_of.ClearArguments) -> Any:
+    async def selected(request: RequestContext, args: arguments_of.ClearArguments) -> Any:
         """Find what would go, once for the question and the deed."""
         from memory_server.memories import clear
 
-        return await clear.select(await runtime.service(), caller_of(ctx, runtime.settings), args)
+        return await clear.select(await runtime.service(), request, args)
 
     async def confirmation(
         ctx: Ctx, args: arguments_of.ClearArguments, doomed: Annotated[Any, Resolve(selected)]
@@ -41,7 +41,7 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         return Elicit(f"Delete {doomed.matched} memories for good?", Confirmation)
 
     async def clear_memory(
-        ctx: Ctx,
+        request: RequestContext,
         args: arguments_of.ClearArguments,
         doomed: Annotated[Any, Resolve(selected)],
         asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
