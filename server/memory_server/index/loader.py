@@ -29,7 +29,7 @@ from memory_core.store import redis_time
 from memory_core.store.connection import Client
 from memory_server.engine.request import RequestContext
 
-_PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
+_CHUNK_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)
 _Row = Mapping[str, bytes | None]
 
@@ -45,18 +45,18 @@ class UnverifiedRecord(NamedTuple):
 
 
 class Ref(NamedTuple):
-    """A piece of a memory; piece 0 is the memory's own hash."""
+    """A chunk of a memory; chunk 0 is the memory's own hash."""
 
     memory_id: str
-    piece: int = 0
+    chunk: int = 0
 
     @classmethod
     def of_key(cls, keys: Keys, key: str) -> Ref:
         """Read a key that a search gave."""
         if key.startswith(keys.memory_prefix):
             return cls(key[len(keys.memory_prefix) :])
-        memory_id, _, piece = key[len(keys.chunk_prefix) :].rpartition(":")
-        return cls(memory_id, int(piece))
+        memory_id, _, chunk = key[len(keys.chunk_prefix) :].rpartition(":")
+        return cls(memory_id, int(chunk))
 
 
 async def load(
@@ -70,8 +70,8 @@ async def load(
 ) -> list[Record]:
     """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
 
-    A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
-    memory's present content. With `whole` the full content takes the place of a long memory's first piece. Sensitive
+    A further chunk comes as its memory's record with the chunk's own text and vector, and only while it is of the
+    memory's present content. With `whole` the full content takes the place of a long memory's first chunk. Sensitive
     memories come closed; `Vault.open` opens them.
     """
     found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
@@ -163,19 +163,19 @@ class RecordReader:
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
         """Add to a pipeline what `read` reads."""
-        head, piece = self.head_fields, self._piece_fields
+        head, chunk = self.head_fields, self._chunk_fields
         for ref in refs:
             pipe.hmget(self.keys.memory(ref.memory_id), head)
-            if ref.piece:
-                pipe.hmget(self.keys.chunk(*ref), piece)
+            if ref.chunk:
+                pipe.hmget(self.keys.chunk(*ref), chunk)
 
     def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | UnverifiedRecord]:
         """Make records of the answers to what `ask` asks."""
-        rows, head, piece = iter(answers), self.head_fields, self._piece_fields
+        rows, head, chunk = iter(answers), self.head_fields, self._chunk_fields
         read: list[Record | UnverifiedRecord] = []
         for ref in refs:
             row = dict(zip(head, next(rows), strict=True))
-            found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
+            found = self._record(ref, row, dict(zip(chunk, next(rows), strict=True)) if ref.chunk else None)
             if isinstance(found, UnverifiedRecord):
                 self.integrity.log_failure(self.keys.namespace, found.id, found.failure)
             if found:
@@ -188,10 +188,10 @@ class RecordReader:
         return _with(LOADED_FIELDS, self.model) + (_BODIES if self.whole else ())
 
     @property
-    def _piece_fields(self) -> tuple[str, ...]:
-        return _with(_PIECE_FIELDS, self.model)
+    def _chunk_fields(self) -> tuple[str, ...]:
+        return _with(_CHUNK_FIELDS, self.model)
 
-    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | UnverifiedRecord | None:
+    def _record(self, ref: Ref, row: _Row, chunk: _Row | None) -> Record | UnverifiedRecord | None:
         if not any(map(row.get, LOADED_FIELDS)):
             return None
         if failure := self.integrity.check_head(self.keys.namespace, ref.memory_id, row):
@@ -200,34 +200,32 @@ class RecordReader:
         record = parse(ref.memory_id, row, vector)
         if record is None:
             return None
-        if piece is not None:
-            return self._piece(ref, record, row, piece)
+        if chunk is not None:
+            return self._chunk(ref, record, row, chunk)
         if record.sealed:
             body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
-            vector = self._sealed_vector(record, row)
+            vector = self._sealed_vector(record.state, row)
             return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
         return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
 
-    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | UnverifiedRecord | None:
+    def _chunk(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | UnverifiedRecord | None:
         said = row[SEALED] if record.sealed else row["content"]
         if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
-        found = replace(record, state=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
-        if found.sealed:
-            vector = self._sealed_vector(found, row)
-            return replace(
-                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
-            )
-        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
+        state = (row["model"] or b"").decode(errors="replace")
+        if record.sealed:
+            vector = self._sealed_vector(state, row)
+            sealed = replace(record.sealed, piece=said, vector=vector, model=self.model)
+            return replace(record, state=state, part=ref.chunk, sealed=sealed, vector=None)
+        where = (self.keys.namespace, ref.memory_id, ref.chunk, record.content_hash)
         if failure := self.integrity.check_piece(*where, said, row):
             return _unverified(ref, head, failure)
-        return replace(
-            found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None
-        )
+        content, vector = said.decode(errors="replace"), row[self.model.field] if self.model else None
+        return replace(record, state=state, part=ref.chunk, content=content, vector=vector)
 
-    def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
-        """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
-        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(record.state) else None
+    def _sealed_vector(self, state: str, row: _Row) -> bytes | None:
+        """Give what should be a sealed vector: a missing one fails to open. None where none is expected."""
+        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(state) else None
 
 
 @lru_cache(maxsize=64)
@@ -238,7 +236,7 @@ def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
 def _unverified(ref: Ref, row: _Row, failure: IntegrityFailure) -> UnverifiedRecord:
     scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
     return UnverifiedRecord(
-        ref.memory_id, ref.piece, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
+        ref.memory_id, ref.chunk, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
     )
 
 

@@ -41,10 +41,10 @@ class WordStatistics:
 
 @dataclass(frozen=True, slots=True)
 class WordMatches:
-    """What a selection's words say: the pieces that hold most of them, best first, and what is needed to score them.
+    """What a selection's words say: the chunks that hold most of them, best first, and what is needed to score them.
 
     `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
-    pieces may hold some of the words.
+    chunks may hold some of the words.
     """
 
     statistics: WordStatistics
@@ -190,7 +190,7 @@ async def by_vector(
 
 
 def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:
-    """Merge the pieces that hold several words, those that gather most weight first."""
+    """Merge the chunks that hold several words, those that gather most weight first."""
     gathered: dict[bytes, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
         results = answer[b"results"]
@@ -229,14 +229,14 @@ async def by_change(
 
 
 async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
-    """Fetch some pieces that a query selects, in no order."""
+    """Fetch some chunks that a query selects, in no order."""
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
 
 
 async def with_content(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[tuple[Ref, str, str]], int]:
-    """Fetch pieces that a query selects, in no order, each with its owner and the hash of its content; count all.
+    """Fetch chunks that a query selects, in no order, each with its owner and the hash of its content; count all.
 
     Raises:
         StoreUnavailable: the answer was cut short.

@@ -108,7 +108,7 @@ def having(query: Query, field: str, *values: str) -> Query:
 
 
 def everything() -> Query:
-    """Select every piece, whoever owns it; for the doctor alone."""
+    """Select every chunk, whoever owns it; for the doctor alone."""
     return Query("*")
 
 
@@ -118,12 +118,12 @@ def all_memories() -> Query:
 
 
 def unfinished(model: Model) -> Query:
-    """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
+    """Select, whoever owns it, every chunk that waits for its vector; for the sweeper alone."""
     return without_vector(Query(), model)
 
 
 def not_embedded(model: Model, before: float) -> Query:
-    """Select every piece without a vector of a model, whether it waits for one or not, that was last changed before a
+    """Select every chunk without a vector of a model, whether it waits for one or not, that was last changed before a
     time; for a change of model alone.
     """
     query = Query()
@@ -132,14 +132,14 @@ def not_embedded(model: Model, before: float) -> Query:
 
 
 def living(now: float) -> Query:
-    """Select all pieces that have not expired, whoever owns them; for administrators, and only to count them."""
+    """Select all chunks that have not expired, whoever owns them; for administrators, and only to count them."""
     query = Query()
     query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
     return query
 
 
 def concerned_with(model: Model) -> Query:
-    """Select every piece that has a vector of a model or waits for one; for a change of model alone."""
+    """Select every chunk that has a vector of a model or waits for one; for a change of model alone."""
     return having(Query(), "model", model.name, NO_VECTOR + model.name)
 
 
@@ -151,7 +151,7 @@ def written_by(agent: str, since: float) -> Query:
 
 
 def kept_by(owners: Sequence[str], now: float) -> Query:
-    """Select all pieces of some owner ids that have not expired, to count them."""
+    """Select all chunks of some owner ids that have not expired, to count them."""
     query = Query()
     query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} {_unexpired(query, now)}"
     return query
@@ -170,7 +170,7 @@ def near_tasks(vector: bytes, k: int) -> Query:
 
 
 def memories(query: Query) -> Query:
-    """Narrow a selection of pieces to memories: each long one counts once."""
+    """Narrow a selection of chunks to memories: each long one counts once."""
     return having(query, "part", HEAD)
 
 

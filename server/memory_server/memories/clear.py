@@ -31,7 +31,7 @@ _SLICE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
+class ClearPlan:
     """What a clear would remove: named ids, or the memories that a query selects."""
 
     request: RequestContext
@@ -41,7 +41,7 @@ class Doomed:
     query: Query | None = None
 
 
-async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> Doomed:
+async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
@@ -63,25 +63,25 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
     return await _selected(service, request, principal, args)
 
 
-async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
+async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
 
     Raises:
         ConfirmationNeeded: more than one memory, and nobody confirmed.
     """
     if dry_run:
-        return ClearAnswer(matched=doomed.matched, deleted=0, dry_run=True)
-    if doomed.matched > 1 and not confirmed:
+        return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
+    if plan.matched > 1 and not confirmed:
         raise ConfirmationNeeded(
-            f"this would delete {doomed.matched} memories for good",
+            f"this would delete {plan.matched} memories for good",
             hint="call again with confirm: true, or dry_run: true to look first",
         )
-    if doomed.query is not None:
-        return await _delete_selected(service, doomed, doomed.query)
-    return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
+    if plan.query is not None:
+        return await _delete_selected(service, plan, plan.query)
+    return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))
 
 
-async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> ClearPlan:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
@@ -90,12 +90,12 @@ async def _named(backend: Backend, request: RequestContext, principal: Principal
         return tuple(record.id for record in found if principal.owns(record.owner))
 
     owned = await backend.read(fetch)
-    return Doomed(request, principal, len(owned), ids=owned)
+    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def _selected(
     service: MemoryServices, request: RequestContext, principal: Principal, args: ClearArguments
-) -> Doomed:
+) -> ClearPlan:
     prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
     filters = await resolve_filters(service.backend, principal, args, owners=principal.owners or (NOBODY,))
@@ -106,7 +106,7 @@ async def _selected(
     async def fetch(client: Client) -> int:
         return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
+    return ClearPlan(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
@@ -115,9 +115,9 @@ async def _latest(client: Client, keys: Keys) -> float:
     return max(told, (int(clock or 0) + 1) / 1_000_000)
 
 
-async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query) -> ClearAnswer:
+async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:
     """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
-    namespace = doomed.principal.namespace
+    namespace = plan.principal.namespace
     keys = Keys(namespace)
     total = 0
 
@@ -129,20 +129,20 @@ async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query
     while total < service.settings.limits.clear:
         try:
             ids = await service.namespaces.search(namespace, fetch)
-            deleted = await _delete(service, doomed, ids) if ids else 0
+            deleted = await _delete(service, plan, ids) if ids else 0
         except MemoryServiceError as error:
             if not total:
                 raise
             reason = f"it stopped midway, and some more may have gone: {error.message}"
-            return ClearAnswer(matched=doomed.matched, deleted=total, partial=True, reason=reason)
+            return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
         total += deleted
         if not deleted:
             break
-    return ClearAnswer(matched=doomed.matched, deleted=total)
+    return ClearAnswer(matched=plan.matched, deleted=total)
 
 
-async def _delete(service: MemoryServices, doomed: Doomed, ids: Sequence[str]) -> int:
-    principal, request = doomed.principal, doomed.request
+async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
+    principal, request = plan.principal, plan.request
     audit = request.caller.audit("clear_memory", ids)
     return await delete(
         service, principal.namespace, ids, owners=principal.owners, audit=audit, audited_call=request.call

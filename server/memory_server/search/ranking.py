@@ -246,6 +246,6 @@ def _from(record: Record, names: frozenset[str]) -> float:
     return len(names & source_stems(record.source or "")) / len(names)
 
 
-def _discount(pieces: int) -> float:
-    """What the best of many pieces loses: the more there are, the better the best is by chance alone."""
-    return _BEST_OF_MANY * math.log(min(pieces, _MANY))
+def _discount(chunks: int) -> float:
+    """What the best of many chunks loses: of more chunks the best is better by chance alone."""
+    return _BEST_OF_MANY * math.log(min(chunks, _MANY))

@@ -31,7 +31,7 @@ _LOAD_AT_ONCE = 500
 async def near_duplicates(
     service: SearchServices, request: RequestContext, *, least: float, wait: float
 ) -> DuplicatesAnswer:
-    """Group the caller's own memories whose pieces have a cosine of at least `least`.
+    """Group the caller's own memories whose chunks have a cosine of at least `least`.
 
     Raises:
         InvalidArgument: `least` is not from .5 to 1.

@@ -108,14 +108,14 @@ class Walk:
     async def _problems_of_pieces(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
         """Find pieces that belong to no memory, and memories that lack pieces; not those that are being settled."""
         refs = {name: Ref.of_key(self.keys, name) for name in rows}
-        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.piece and rows[name][3]}
-        pieces = {name: ref for name, ref in refs.items() if ref.piece}
+        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.chunk and rows[name][3]}
+        pieces = {name: ref for name, ref in refs.items() if ref.chunk}
         if not long and not pieces:
             return {}
         counts = long | await self._counts({ref.memory_id for ref in pieces.values()} - set(long))
         lacking = await self._lacking(long)
         settling = await self._settling()
-        orphans = {name: ref for name, ref in pieces.items() if ref.piece >= counts.get(ref.memory_id, 0)}
+        orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
             **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in settling},
             **{self.keys.memory(one): Problem.PIECES for one in lacking if one not in settling},
