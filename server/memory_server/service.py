@@ -1,4 +1,4 @@
-"""Bundles what a use case may need, and the small background work that belongs to a serving process."""
+"""The services of one server process, and its small background work."""
 
 from __future__ import annotations
 
@@ -78,22 +78,22 @@ class Service:
                 self.positions,
             ):
                 await parts.enter_async_context(part.running())
-            flusher = asyncio.create_task(self._flush_for_ever())
+            flusher = asyncio.create_task(self._flush_forever())
             try:
                 yield self
             finally:
                 await cancel([flusher, *self._running])
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
-        """Count a read of each memory, soon and in bulk."""
+        """Count a read of each memory; counts are written in bulk, a second later."""
         self._touched.update((namespace, memory_id) for memory_id in memory_ids)
 
     def ring(self, namespace: str) -> None:
-        """Tell the sidecars soon that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
+        """Wake the sidecars soon because a namespace has jobs. A lost wake-up is harmless: sidecars also poll."""
         self.soon(("ring", namespace), lambda: self._ring(namespace))
 
     def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = _SOON_SECONDS) -> None:
-        """Do something in a moment, once for all that want it until then. It must be no matter if it fails."""
+        """Run an action in a moment, once for all requests with the same key. Its failure must be harmless."""
         if key not in self._due:
             self._due.add(key)
             task = asyncio.create_task(self._do(key, action, seconds))
@@ -101,7 +101,7 @@ class Service:
             task.add_done_callback(self._running.discard)
 
     async def drained(self) -> None:
-        """Wait for what was to be done in a moment, before a process ends that has no background work."""
+        """Wait for the pending actions, before a process without background work ends."""
         await asyncio.gather(*self._running)
 
     async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float) -> None:
@@ -119,7 +119,7 @@ class Service:
         async with store_errors():
             await client.xadd(bell(lane_of(namespace)), {"ns": namespace}, maxlen=1000, approximate=True)
 
-    async def _flush_for_ever(self) -> None:
+    async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:

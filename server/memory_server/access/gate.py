@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
-"""Of the calls of this process, for its log."""
+"""Ids of the calls of this process, for its log."""
 _HINT = "ask whoever runs the memory for a new one"
 
 
@@ -256,7 +256,7 @@ class Gate:
         return access
 
     async def warn_of_bad_token(self) -> None:
-        """Say in the log at start what every call would say."""
+        """Log at start that the token of the settings is refused, as every call will be."""
         try:
             check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
         except MemoryServiceError as error:
@@ -264,7 +264,7 @@ class Gate:
 
 
 class SdkVerifier:
-    """Shows a verifier to the SDK, which asks it for each HTTP request."""
+    """Adapts a verifier to the SDK, which calls it for each HTTP request."""
 
     def __init__(self, gate: Gate, issuer: str | None) -> None:
         self._gate = gate
@@ -292,17 +292,17 @@ class SdkVerifier:
 
 
 def sdk_auth(gate: Gate, settings: Settings) -> dict[str, Any]:
-    """Give the SDK's server what it needs to ask for tokens; nothing while authentication is off."""
+    """Give the SDK's server the settings of authentication; none while it is off."""
     auth = settings.auth
     if auth.mode == "off":
         return {}
     is_url = auth.mode == "oauth" and (auth.audience or "").startswith(("https://", "http://"))
-    # As texts: a URL object would end a bare host with a slash, and clients compare issuers letter by letter.
-    told = SdkSettings.model_validate(
+    # Plain strings: a URL object would add a slash to a bare host, and clients compare issuers exactly.
+    sdk_settings = SdkSettings.model_validate(
         {
             "issuer_url": auth.issuer or "http://localhost",
             "resource_server_url": auth.audience if is_url else None,
             "validate_token_resource": False,  # nosec B105
         }
     )
-    return {"auth": told, "token_verifier": SdkVerifier(gate, auth.issuer)}
+    return {"auth": sdk_settings, "token_verifier": SdkVerifier(gate, auth.issuer)}

@@ -52,7 +52,7 @@ def load_settings(config: Path | None, data_dir: Path | None, namespace: str | N
 
 
 def operator(namespace: str) -> Caller:
-    """Give whoever sits at the console: it holds the password of Redis, and so acts for all agents."""
+    """Give the caller at the console. It has the password of Redis, so it acts for all agents."""
     from memory_server.engine.request import Caller
     from memory_server.operations.quarantine import CONSOLE
 

@@ -92,7 +92,7 @@ class _Pages:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def session(self, request: Request) -> Response:
-        """Say who the page acts as, and whether somebody has to log in first."""
+        """Say who the page acts as, and whether a login is needed first."""
         settings = self._runtime.settings
         about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:

@@ -1,4 +1,4 @@
-"""What the dashboard asks for beyond the tools of agents, as tools of the same make: gated, strict and audited."""
+"""The tools of the dashboard beyond those of agents: gated, strict and audited in the same way."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class _Kept:
-    """What is remembered between calls. Use cases are imported when first called (see `runtime`)."""
+    """Results kept between calls. Use cases are imported when first called (see `runtime`)."""
 
     @cached_property
     def census(self) -> Census:

@@ -52,7 +52,7 @@ _WATCH_SECONDS = 2.0
 
 @contextmanager
 def after_write() -> Generator[None]:
-    """Have reads that follow a write never claim that nothing was changed.
+    """Keep reads that follow a write from claiming that nothing was changed.
 
     Raises:
         OutcomeUnknown: instead of StoreUnavailable.
@@ -100,7 +100,7 @@ class Backend:
 
     @property
     def is_scattered(self) -> bool:
-        """Whether each namespace may lie on a Redis of its own, so that no command reads of two."""
+        """Whether each namespace may be on another Redis node, so that no command reads from two of them."""
         return self._client is not None and is_cluster(self._client)
 
     async def client(self) -> Client:
@@ -170,7 +170,7 @@ class Backend:
             return answer
 
     async def remember_audited(self, namespace: str) -> None:
-        """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.
+        """Register the audit of a namespace for the sweep, even if nothing is ever stored there.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -206,7 +206,7 @@ class Backend:
         raise AssertionError("unreachable")
 
     def starts_sidecar(self) -> bool:
-        """Whether the embedded default is about to bring up a sidecar of its own."""
+        """Whether the embedded default is about to start its own sidecar."""
         state = self._local.state() if self._local else None
         return state is not None and state.sidecar_error is None and not state.sidecar_restarts
 
@@ -305,7 +305,7 @@ class Backend:
         self.is_suspect = True
 
     def _doubt_coverage(self) -> None:
-        """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        """Some namespaces have moved: until they are checked, no index is known to be complete."""
         self.is_suspect = True
         self.on_moved()
 

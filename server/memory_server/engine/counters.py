@@ -1,6 +1,6 @@
-"""Counts what a server does, as cheaply as can be: plain numbers here, made into metrics only when somebody asks.
+"""Counts what a server does, in plain numbers. A scrape turns them into metrics.
 
-Nothing in a figure tells who did something or to what: names of operations, outcomes and parts are few and fixed.
+The counters name no agent and no memory: only operations, outcomes and parts, which are few and fixed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from memory_core.observe.histogram import Histogram
 
 
 class Counters:
-    """The figures of one server process since it started."""
+    """The counters of one server process since it started."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
@@ -19,7 +19,7 @@ class Counters:
         self.call_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.bad_tokens = 0
         self.turned_away = 0
-        """Calls refused at the door, of which nothing more is known."""
+        """Calls refused on arrival, before their operation is known."""
         self.search_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
         """Parts of searches: understand (with the vector of the query), search, rank."""
         self.sweeps: Counter[str] = Counter({"done": 0, "failed": 0, "elsewhere": 0})

@@ -32,7 +32,7 @@ _TRUST_SECONDS = 2.0
 """A sidecar that answered this recently is taken to be alive."""
 _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
-"""Small enough that a sidecar can take somebody else's ask in between."""
+"""Small enough that a sidecar can answer another agent's ask in between."""
 
 Request = tuple[str, asyncio.Future[bytes], str]
 """A text, the future of its vector, and the trace it belongs to."""
@@ -73,8 +73,8 @@ class Embeddings:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered. `asked` is set once sidecars are asked for what is missing, so that whoever has something else
-        for Redis to do can let them begin first.
+        is remembered. `asked` is set once sidecars are asked for what is missing, so that the caller can send
+        other commands to Redis after them.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
@@ -93,7 +93,7 @@ class Embeddings:
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
-        """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
+        """Get the vectors of texts if this process knows all of them, without a round trip."""
         known = await self.cache.get(asker, texts, model, far=False)
         if any(text not in known for text in texts):
             return None

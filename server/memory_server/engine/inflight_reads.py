@@ -22,7 +22,7 @@ class InflightReads:
 
     @contextmanager
     def reading(self, namespace: str, agent: str) -> Generator[None]:
-        """Count as under way while inside."""
+        """Count a read as under way while inside."""
         done = asyncio.Event()
         others = self._under_way.setdefault((namespace, agent), set())
         others.add(done)

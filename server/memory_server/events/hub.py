@@ -1,5 +1,7 @@
-"""All readers of event streams in this process: one for a single Redis, and on a cluster one for each namespace where
-somebody listens, because no read crosses slots.
+"""The readers of event streams in this process.
+
+On a single Redis one reader serves all namespaces. On a cluster each namespace with listeners has its own reader,
+because no read crosses slots.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ class Hub:
             reader.close()
 
     def count(self, namespace: str) -> int:
-        """How many listen in a namespace."""
+        """Count the listeners of a namespace."""
         found = self._readers.get(self._name(namespace))
         return found[0].count(namespace) if found else 0
 
@@ -64,7 +66,7 @@ class Hub:
             yield audience
 
     def _end_idle(self) -> None:
-        """Give up connections that nobody listens on, once there are many: whoever listened may soon do so again."""
+        """Close readers without listeners once there are many; a few are kept because listeners often return."""
         idle = [name for name, (reader, _) in self._readers.items() if not reader.count(name)]
         for name in idle if len(idle) > _MOST_IDLE else ():
             reader, task = self._readers.pop(name)

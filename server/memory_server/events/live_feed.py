@@ -1,4 +1,4 @@
-"""Looking on: what happens in a namespace, told to a dashboard as it happens, an agent's own doings included."""
+"""The live feed of the dashboard: the events of a namespace as they happen, including the caller's own."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from memory_server.events.services import EventServices
 from memory_server.events.waiting import event_of, last_position, readable
 
 _MOST = 200
-"""Events told at once; of more only the number."""
+"""Events of one page; of further ones the feed gives only the number."""
 _RECENT = 40
 _PAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Events, oldest first, and how many more there were; `recent` ones happened before one began to look on."""
+class FeedPage:
+    """Events, oldest first, and how many more there were; `recent` ones happened before the feed began."""
 
     events: Sequence[Event]
     more: int = 0
@@ -37,7 +37,7 @@ class Told:
 
 async def watching(
     service: EventServices, request: RequestContext, pause_seconds: float, gather_seconds: float
-) -> AsyncGenerator[Told]:
+) -> AsyncGenerator[FeedPage]:
     """Give what happened last that the caller may see, then what happens.
 
     What comes within `gather_seconds` is given at once; after each pause it gives something, even if that is nothing.
@@ -49,18 +49,18 @@ async def watching(
     watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
-        yield Told(await _recent(service.backend, request, watcher, audience), recent=True)
+        yield FeedPage(await _recent(service.backend, request, watcher, audience), recent=True)
         while not watcher.closed:
             woken = await watcher.wait(pause_seconds)
             if woken:
                 await asyncio.sleep(gather_seconds)
-            told = await _seen(service.backend, request, watcher, audience)
-            if told.events or told.more or not woken:
-                yield told
+            page = await _offered(service.backend, request, watcher, audience)
+            if page.events or page.more or not woken:
+                yield page
 
 
 async def _recent(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> list[Event]:
-    """Look back as far as it takes, so that how much others did shows in nothing."""
+    """Read back as far as it takes, so that the result does not reveal how active other agents were."""
     key, found, end = Keys(request.caller.namespace).events, list[Entry](), "+"
     while True:
         rows = await backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
@@ -75,8 +75,8 @@ async def _recent(backend: Backend, request: RequestContext, watcher: Watcher, a
         end = f"({rows[-1][0].decode()}"
 
 
-async def _seen(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> Told:
-    """Take what was offered; what the caller may not see now is left out, and nothing is told while Redis is silent."""
+async def _offered(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> FeedPage:
+    """Take the offered entries that the caller may see now; while Redis is down the page is empty."""
     entries = list(watcher.queue)
     watcher.queue.clear()
     lost, watcher.overflown = watcher.overflown, False
@@ -84,8 +84,8 @@ async def _seen(backend: Backend, request: RequestContext, watcher: Watcher, aud
     try:
         newest = await _allowed(backend, request, watcher, audience, entries[-_MOST:])
     except MemoryServiceError:
-        return Told([], 1)
-    return Told(list(map(event_of, newest)), more)
+        return FeedPage([], 1)
+    return FeedPage(list(map(event_of, newest)), more)
 
 
 async def _allowed(

@@ -1,4 +1,4 @@
-"""Remembers how far each agent was told, many at a time, so that waking costs no round trip for it."""
+"""Stores the last cursor of each agent, many in one write, so that waking costs no round trip."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Positions:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Positions]:
-        """Write what is noted, until left."""
-        writer = asyncio.create_task(self._write_for_ever(), name="seen")
+        """Write noted cursors until left."""
+        writer = asyncio.create_task(self._write_forever(), name="seen")
         try:
             yield self
         finally:
@@ -49,14 +49,14 @@ class Positions:
         found = await self._backend.read(lambda client: client.get(Keys(namespace).seen(agent)))
         return str(found, "ascii") if found else None
 
-    async def _write_for_ever(self) -> None:
+    async def _write_forever(self) -> None:
         while True:
             await self._any.wait()
             await asyncio.sleep(_GATHER_SECONDS)
             await self._write()
 
     async def _write(self) -> None:
-        """Losing some only counts events as unread again."""
+        """Write the noted cursors. A lost one only makes events count as unread again."""
         self._any.clear()
         noted = list(self._pending.items())
         for start in range(0, len(noted), _AT_ONCE):

@@ -1,7 +1,6 @@
-"""Reads event streams: it blocks on all streams of some namespaces that somebody listens to.
+"""Reads the event streams of the namespaces that have listeners, in one blocking read.
 
-With nobody listening it sleeps. A listener in another namespace interrupts the blocked read instead of waiting for it
-to end; nothing is polled.
+Without listeners it sleeps. A listener in another namespace interrupts the blocked read; there is no polling.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class Reader:
             audience.close()
 
     def count(self, namespace: str) -> int:
-        """How many listen in a namespace."""
+        """Count the listeners of a namespace."""
         return len(self._audiences.get(namespace, ()))
 
     @contextmanager
@@ -80,7 +79,7 @@ class Reader:
                     await client.client_unblock(self._client_id)
                 await asyncio.sleep(_INTERRUPT_SECONDS)
         except MemoryServiceError:
-            pass  # the reader has lost its connection too, and begins anew with all audiences
+            pass  # the reader has lost its connection too, and starts again with all audiences
         finally:
             self._interrupting = None
 
@@ -146,11 +145,11 @@ class Reader:
                 audience.offer(entry, waiters)
 
     async def _near(self, namespace: str, audience: Audience, batch: Sequence[Entry]) -> list[set[Waiter] | None]:
-        """Tell for each entry who has a query close to its piece; None where that is not known."""
-        told: list[set[Waiter] | None] = [set() for _ in batch]
+        """Find for each entry the waiters whose query is close to its piece; None where that is unknown."""
+        near: list[set[Waiter] | None] = [set() for _ in batch]
         asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]
         if not asked or not audience.has_queries:
-            return told
+            return near
         keys = Keys(namespace)
 
         async def fetch(client: Client) -> list[bytes | None]:
@@ -166,6 +165,6 @@ class Reader:
         except MemoryServiceError:
             return [None for _ in batch]
         for number, vector in zip(asked, vectors, strict=True):
-            # Of a sensitive memory Redis shows none, nor of what another model embeds by now: each looks for himself.
-            told[number] = audience.near(from_bytes(vector, model.dimension)[0], model) if vector else None
-        return told
+            # Redis has no vector of a sensitive memory or of another model: each waiter compares itself.
+            near[number] = audience.near(from_bytes(vector, model.dimension)[0], model) if vector else None
+        return near

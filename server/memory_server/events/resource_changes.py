@@ -1,6 +1,6 @@
-"""Following resources: a change is told only to whom may read the resource when it happens.
+"""Follows resources: a subscriber receives a change only if it may read the resource when it happens.
 
-Whoever follows what is unknown or forbidden is told nothing, ever, and cannot tell the two apart.
+A subscriber of an unknown or forbidden resource receives nothing, so that the two look the same.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def _changes(backend: Backend, request: RequestContext, follower: Follower
 
 
 async def _readable(backend: Backend, request: RequestContext, entries: list[Entry]) -> list[Entry]:
-    """Keep what the caller may read, however long Redis takes to say so."""
+    """Keep the entries that the caller may read, retrying until Redis answers."""
     while entries:
         try:
             return await readable(backend, request, await resolve(backend, request), entries)

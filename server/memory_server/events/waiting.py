@@ -1,8 +1,7 @@
-"""Waiting for events: what happened after a cursor, and what happens until the time runs out.
+"""Waits for events: those after a cursor, then those that happen until the time runs out.
 
-Whatever the hub offers, and whatever the stream holds, is checked against freshly looked up permissions before it is
-told. Between the two nothing is lost: a call first listens, then reads the stream to its end, then takes what it was
-offered beyond that.
+Entries of the hub and of the stream are checked against current permissions before they are returned. No entry is
+lost in between: a call first listens, then reads the stream to its end, then takes the later entries of the hub.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _CLOSING = "the server is stopping; call again with the cursor"
 
 
 async def wait_for_events(service: EventServices, request: RequestContext, args: WaitArguments) -> EventsAnswer:
-    """Give what happened after the cursor, at once if there is something, else as soon as there is.
+    """Return the events after the cursor: at once if there are any, else as soon as one happens.
 
     Raises:
         InvalidArgument: the cursor or the kinds are not valid.
@@ -75,7 +74,7 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
         reason = _DROPPED if reason is None else f"{_DROPPED}; {reason}"
     elif not events and waiter.closed:
         reason = _CLOSING if reason is None else f"{_CLOSING}; {reason}"
-    cursor = wait.told if events else max(begin or quiet, quiet)
+    cursor = wait.returned if events else max(begin or quiet, quiet)
     service.positions.note(request.caller.namespace, request.caller.agent, cursor)
     return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
@@ -83,8 +82,8 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
 async def unread(service: EventServices, request: RequestContext, cursor: str | None = None) -> int:
     """Count the events after a cursor that the caller may see, at most 100.
 
-    Without a cursor it counts from the one the caller presented or was given last. An agent that has none is given
-    one here, so that from then on it is told.
+    Without a cursor it counts from the one the caller presented or was given last. An agent that has none gets
+    one here, so that later events count.
     """
     cursor = cursor or await service.positions.get(request.caller.namespace, request.caller.agent)
     if cursor is None:
@@ -118,7 +117,7 @@ async def last_position(backend: Backend, namespace: str) -> Position:
 async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
     """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
 
-    The second comes from the clock: a cursor that stood at the last entry would tell whenever others did something.
+    The second comes from the clock: a cursor at the last entry would reveal when other agents did something.
     """
     key = Keys(namespace).events
 
@@ -137,7 +136,7 @@ async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
 async def readable(
     backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[Entry]
 ) -> list[Entry]:
-    """Keep the entries that a principal may see now: of memories, those it may still read or could till their end."""
+    """Keep the entries that a principal may see now; of deleted memories, those it could read."""
     allowed = [
         entry
         for entry in entries
@@ -152,18 +151,18 @@ async def readable(
 
 @dataclass(slots=True)
 class _Wait:
-    """One call under way: up to where everything was considered and told, and whether all of it was there."""
+    """One call under way: the positions up to which entries were considered and returned, and whether any were lost."""
 
     service: EventServices
     request: RequestContext
     waiter: Waiter
     position: Position
-    told: Position = START
+    returned: Position = START
     whole: bool = True
     text: str = ""
 
     async def catch_up(self, audience: Audience | None) -> list[Event]:
-        """Read the stream on from the position, until something is to be told or it ends."""
+        """Read the stream on from the position until there is an event to return, or it ends."""
         self.waiter.overflown = False
         if self.waiter.is_stale:
             await self._principal(audience)
@@ -177,7 +176,7 @@ class _Wait:
             self.position = max(self.position, Position.of(page[-1][0]))
 
     async def consider(self, entries: deque[Entry], audience: Audience | None) -> list[Event]:
-        """Take entries out until some are to be told; what is left lies behind the cursor, for the next call."""
+        """Take entries until there are events to return; the rest is after the cursor, for the next call."""
         most = MOST_EVENTS if self.waiter.query is None else MOST_EVENTS // 2
         while entries:
             chunk: list[Entry] = []
@@ -193,9 +192,9 @@ class _Wait:
         return []
 
     async def _tell(self, entries: Sequence[Entry], audience: Audience | None) -> list[Event]:
-        """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
+        """Make events of the entries that the caller may see now. Entries addressed by name need no look-up."""
         if all(entry.kind != MEMORY for entry in entries):
-            self.told = entries[-1].position
+            self.returned = entries[-1].position
             return [event_of(entry) for entry in entries]
         with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
             principal = await self._principal(audience)
@@ -209,7 +208,7 @@ class _Wait:
             if entry.position in matches:
                 events.append(_match(entry, *matches[entry.position]))
             if entry.position in shown or entry.position in matches:
-                self.told = entry.position
+                self.returned = entry.position
         return events
 
     async def _matches(
@@ -276,7 +275,7 @@ class _Wait:
         return page, Position.of(oldest[0][0]) if oldest else START
 
     async def _was_trimmed(self) -> bool:
-        """Whether the stream ever held more than it does."""
+        """Whether entries were trimmed from the stream."""
         key = Keys(self.request.caller.namespace).events
         state = await self.service.backend.read(lambda client: client.xinfo_stream(key))
         return int(state["entries-added"]) > int(state["length"])
@@ -309,7 +308,7 @@ async def _load(
 
 
 def event_of(entry: Entry) -> Event:
-    """Give what is told of an entry."""
+    """Make the event of an entry."""
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
@@ -322,8 +321,8 @@ def event_of(entry: Entry) -> Event:
 
 def _match(entry: Entry, record: Record, score: float) -> Event:
     snippet = " ".join(record.content.split())[:_SNIPPET]
-    told = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
-    return event_of(entry).model_copy(update=told)
+    details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
+    return event_of(entry).model_copy(update=details)
 
 
 def _kinds(args: WaitArguments) -> frozenset[str]:
@@ -336,7 +335,7 @@ def _kinds(args: WaitArguments) -> frozenset[str]:
 async def _query_vector(
     service: EventServices, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
 ) -> tuple[Matrix | None, str | None]:
-    """Get the vector of the standing query, or why other kinds alone are waited for."""
+    """Get the vector of the standing query, or why the call waits for other kinds only."""
     if query is None:
         return None, None
     check_text(query, "query", service.settings.limits.query_bytes)

@@ -1,7 +1,7 @@
-"""Tells clients that subscribed to a resource when it changes, on both eras of the protocol.
+"""Notifies clients that subscribed to a resource when it changes, on both eras of the protocol.
 
 Since 2026-07-28 one `subscriptions/listen` request is one stream of changes; before, `resources/subscribe` made the
-connection's own channel carry them. The SDK knows no caller here, so each stream gets a bus of its own.
+connection's own channel carry them. The SDK knows no caller here, so each stream has its own bus.
 """
 
 from __future__ import annotations

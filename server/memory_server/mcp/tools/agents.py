@@ -1,4 +1,4 @@
-"""The tools by which agents register, say that they live and see each other."""
+"""The tools by which agents register, send heartbeats and see each other."""
 
 from __future__ import annotations
 

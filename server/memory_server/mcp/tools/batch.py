@@ -94,7 +94,7 @@ async def _embed_together(request: RequestContext, runtime: Runtime, operations:
 
     wanted = [_wanted(name, arguments) for name, arguments in operations]
     queries = [text for kind, text in wanted if kind == "hybrid"]
-    texts = [text for kind, text in wanted if kind == "as it stands"]
+    texts = [text for kind, text in wanted if kind == "verbatim"]
     if not queries and not texts:
         return
     service = await runtime.service()
@@ -108,12 +108,12 @@ def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     if name == "semantic_search":
         mode = arguments.get("mode", "hybrid")
-        return "as it stands" if mode == "vector" else str(mode), text
+        return "verbatim" if mode == "vector" else str(mode), text
     if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
         from memory_server.memories.record_encoder import embedding_text
 
         source = arguments.get("source")
-        return "as it stands", embedding_text(text, source if isinstance(source, str) else None)
+        return "verbatim", embedding_text(text, source if isinstance(source, str) else None)
     return "", ""
 
 

@@ -1,4 +1,4 @@
-"""The tools that show how the memory and the GPUs are doing."""
+"""The tools that show the state of the memory and the GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tools that hand work to whoever is able and free."""
+"""The tools that hand work to able and free agents."""
 
 from __future__ import annotations
 
