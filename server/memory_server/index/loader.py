@@ -1,4 +1,4 @@
-"""Loads records as they stand now, and proves them: what an index said a moment ago is only a hint."""
+"""Loads and verifies current records: the index's answer is only a hint."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _shows(found: Record | UnverifiedRecord, principal: Principal, now: float) -
 
 @dataclass(frozen=True, slots=True)
 class RecordReader:
-    """What is read of each record, and how it is made and proved."""
+    """Reads the fields of records in a pipeline, builds the records and verifies them."""
 
     keys: Keys
     integrity: Integrity

@@ -174,7 +174,7 @@ async def _stock(
 async def by_vector(
     client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
-    """Fetch the `depth` nearest of a selection in one of the ways of `policy`, and Redis's warnings.
+    """Fetch the `depth` nearest of a selection in one of the ways of `knn_policy`, and Redis's warnings.
 
     The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
 
@@ -266,7 +266,7 @@ async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: 
 async def graph_neighbours(
     client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int
 ) -> list[tuple[str, float]]:
-    """Fetch the k nearest to a vector by the index's graph, whoever owns them, as keys and cosines."""
+    """Fetch the k nearest to a vector of all owners by the index's graph, as keys and cosines."""
     query = build.with_neighbours(build.everything(), vector, k)
     answer = await client.execute_command(
         *_search(keys, query, timeout_ms, keys.index(model.version)),

@@ -1,4 +1,4 @@
-"""The one query builder: every FT.SEARCH text is made here, and no user text ever stands in it.
+"""The one query builder: it makes every FT.SEARCH text, and no user text is ever part of it.
 
 Values travel as PARAMS; the permission clause comes from the principal alone.
 """
@@ -94,7 +94,7 @@ def at_turns(query: Query, turns: Mapping[tuple[str, str], Sequence[int]]) -> Qu
 
 
 def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
-    """Take the k nearest to a vector within a selection, found in the way that `search/policy.py` names."""
+    """Take the k nearest to a vector within a selection, found in the way that `search/knn_policy.py` names."""
     nearest = Query(params=dict(query.params))
     nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
     return nearest
@@ -108,17 +108,17 @@ def having(query: Query, field: str, *values: str) -> Query:
 
 
 def everything() -> Query:
-    """Select every chunk, whoever owns it; for the doctor alone."""
+    """Select every chunk of all owners; for the doctor only."""
     return Query("*")
 
 
 def all_memories() -> Query:
-    """Select every memory, whoever owns it, each long one once; for whoever runs the memory."""
+    """Select every memory of all owners, each long one once; for operators only."""
     return having(Query(), "part", HEAD)
 
 
 def unfinished(model: Model) -> Query:
-    """Select, whoever owns it, every chunk that waits for its vector; for the sweeper alone."""
+    """Select every chunk of all owners that waits for its vector; for the sweeper only."""
     return without_vector(Query(), model)
 
 
@@ -132,7 +132,7 @@ def not_embedded(model: Model, before: float) -> Query:
 
 
 def living(now: float) -> Query:
-    """Select all chunks that have not expired, whoever owns them; for administrators, and only to count them."""
+    """Select all unexpired chunks of all owners; for administrators, and only to count them."""
     query = Query()
     query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
     return query
@@ -144,7 +144,7 @@ def concerned_with(model: Model) -> Query:
 
 
 def written_by(agent: str, since: float) -> Query:
-    """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
+    """Select all memories of all owners that an agent wrote since a time; for administrators only."""
     query = Query()
     query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
     return memories(query)
@@ -158,14 +158,14 @@ def kept_by(owners: Sequence[str], now: float) -> Query:
 
 
 def of_owner(owner: str) -> Query:
-    """Select all of an owner id, whoever asks; for the sweeper alone."""
+    """Select everything of an owner id, for any caller; for the sweeper only."""
     query = Query()
     query.text = _tagged(query, "owner", (owner,))
     return query
 
 
 def near_tasks(vector: bytes, k: int) -> Query:
-    """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
+    """Take the k open tasks nearest to a vector; permission is checked on the tasks."""
     return with_neighbours(Query("*"), vector, k)
 
 

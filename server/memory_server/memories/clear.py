@@ -1,4 +1,4 @@
-"""Removing memories: by id, by filter, or those that have expired."""
+"""Removes memories: by id, by filter, or those that have expired."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
     """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
 
     Raises:
-        ConfirmationNeeded: more than one memory, and nobody confirmed.
+        ConfirmationNeeded: more than one memory, and no confirmation.
     """
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
@@ -111,8 +111,8 @@ async def _selected(
 
 async def _latest(client: Client, keys: Keys) -> float:
     """Give a time after all that was stored by now: a namespace's own clock goes on where Redis's is set back."""
-    told, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
-    return max(told, (int(clock or 0) + 1) / 1_000_000)
+    now, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
+    return max(now, (int(clock or 0) + 1) / 1_000_000)
 
 
 async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:

@@ -1,4 +1,4 @@
-"""Reading memories back: one by id, or page by page."""
+"""Returns memories: one by id, or page by page."""
 
 from __future__ import annotations
 

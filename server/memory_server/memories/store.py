@@ -1,4 +1,4 @@
-"""Storing a memory: one Redis Function writes it whole or not at all."""
+"""Stores a memory: one Redis Function writes all of it or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Changing a memory under the revision that was read, so that nobody's change is lost unseen."""
+"""Changes a memory only at the revision that was read, so that no concurrent change is lost."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY,
 async def update_memory(service: MemoryServices, request: RequestContext, args: UpdateArguments) -> UpdateAnswer:
     """Change one of the caller's own memories and return it as it is now.
 
-    A new priority starts its lifetime anew; nothing else moves the expiry. Another's memory can be changed in content
-    and metadata under a grant to write: whatever else moved would share it further or take it from its owner.
+    A new priority restarts its lifetime; nothing else moves the expiry. A grant to write covers the content and
+    metadata of another agent's memory: other changes would share it further or take it from its owner.
 
     Raises:
         NotFound: no such memory that the caller may read.

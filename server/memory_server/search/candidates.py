@@ -83,8 +83,8 @@ class Search:
     """A query, who asks and where. A `secret` vector is not shown to Redis: it is compared here. All vectors are of
     `model`, from the question to the index, even if another one begins to answer meanwhile.
 
-    `neighbours` finds them instead of the index. What is ranked `by_cosine` alone then needs few of them. `words` are
-    those that were matched already, to `depth`.
+    `neighbours` replaces the index as the source of neighbours; a search ranked `by_cosine` alone needs few of them.
+    `words` are matches to `depth` that were fetched already.
     """
 
     service: SearchServices

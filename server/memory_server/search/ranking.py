@@ -42,7 +42,7 @@ Turns = dict[tuple[str, str], list[int]]
 class RankingWeights:
     """What counts how much. Fixed, so that a score means the same whatever else is stored.
 
-    `vector` is the cosine's share, the words have the rest. `source` and `time` count besides where the query names
+    `vector` is the cosine's share, the words have the rest. `source` and `time` count in addition where the query names
     such. The words of the memories one, two, … places away count by `around` for a short memory, and those of a
     question just before it by `question` more. A turn of a conversation with `brevity` words has half of its cosine:
     short ones are near to everything.
@@ -144,7 +144,7 @@ def score(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: Wo
 
 
 def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[tuple[float, list[float]]]:
-    """Give what counts besides text where the query names it: its weight, and how far each record has it."""
+    """Give the weight and shares of each further criterion that the query names: source and time."""
     if query.names:
         yield query.weights.source, [_from(item.record, query.names) for item in features]
     if query.moments:

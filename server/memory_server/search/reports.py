@@ -1,4 +1,4 @@
-"""Reports over an agent's own memories: what says nearly the same, and what there is by meaning.
+"""Reports over an agent's own memories: near duplicates, and clusters by meaning.
 
 Sensitive ones are left out: the bulk engine holds vectors in clear alone.
 """

@@ -1,4 +1,4 @@
-"""Searching by meaning and by words, and finding what resembles a memory or a vector."""
+"""Searches by meaning and by words, and finds memories that resemble a memory or a vector."""
 
 from __future__ import annotations
 
