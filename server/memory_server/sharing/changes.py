@@ -34,22 +34,22 @@ _SLICE = 50
 _MARK = "c1."
 
 
-class Place(NamedTuple):
+class ChangePosition(NamedTuple):
     """Where a memory stands: since when it is seen as it is now, and when it was last changed. No two share one."""
 
     seen: float
     changed: float
 
 
-BEGINNING = Place(0.0, 0.0)
+BEGINNING = ChangePosition(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """What is between two places was told already, under the grants that this digest stands for."""
 
-    first: Place
-    last: Place
+    first: ChangePosition
+    last: ChangePosition
     grants: str
 
 
@@ -58,7 +58,7 @@ class Cursor:
     """Everything up to a place was told, and perhaps a later stretch. `view` stands for the filters it was made by."""
 
     view: str
-    place: Place
+    place: ChangePosition
     told: Told | None = None
 
     def write(self) -> str:
@@ -76,7 +76,7 @@ def read_cursor(text: str | float, view: str) -> Cursor:
     """
     if not isinstance(text, str) or not text.startswith(_MARK):
         moment = parse_time(text, "since")
-        return Cursor(view, Place(moment, moment))
+        return Cursor(view, ChangePosition(moment, moment))
     cursor = _decoded(text)
     if cursor is None:
         raise InvalidArgument(f"cursor {echo(text)} is not one", hint="use next_cursor as it was given, or a time")
@@ -97,8 +97,8 @@ def _decoded(text: str) -> Cursor | None:
             return None
     except (ValueError, TypeError, binascii.Error, RecursionError, OverflowError):
         return None
-    told = None if grants is None else Told(Place(*places[2:4]), Place(*places[4:]), str(grants))
-    return Cursor(str(view), Place(*places[:2]), told)
+    told = None if grants is None else Told(ChangePosition(*places[2:4]), ChangePosition(*places[4:]), str(grants))
+    return Cursor(str(view), ChangePosition(*places[:2]), told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class _Span:
     high: float
     old: bool = False
 
-    def within(self, start: Place, stop: Place) -> _Span | None:
+    def within(self, start: ChangePosition, stop: ChangePosition) -> _Span | None:
         """Cut it to the places after `start` and up to `stop`."""
         low, high = self.low, self.high
         if not self.old:
@@ -145,9 +145,9 @@ class View:
         return given
 
     @property
-    def end(self) -> Place:
+    def end(self) -> ChangePosition:
         """The place after all that there is at the moment."""
-        return Place(self.now, self.now)
+        return ChangePosition(self.now, self.now)
 
     @property
     def grants_digest(self) -> str:
@@ -158,13 +158,13 @@ class View:
     def _parts(self) -> list[Part]:
         return [part for grant in self.grants for part in grant.parts if part.at <= self.now]
 
-    def place_of(self, record: Record) -> Place | None:
+    def place_of(self, record: Record) -> ChangePosition | None:
         """Say where a memory stands; None where it is not in view."""
         given = [self.since[token] for token in record.scope if token in self.since]
         hidden = record.visibility is Visibility.PUBLIC or self.principal.owns(record.owner)
         if not given or hidden:
             return None
-        return Place(max(record.updated_at, min(given)), record.updated_at)
+        return ChangePosition(max(record.updated_at, min(given)), record.updated_at)
 
     def spans(self) -> list[_Span]:
         """Divide all places, in order."""
@@ -184,11 +184,11 @@ async def walk(
     service: SearchServices,
     request: RequestContext,
     view: View,
-    start: Place,
-    stop: Place,
+    start: ChangePosition,
+    stop: ChangePosition,
     *,
     newest_first: bool = False,
-) -> AsyncGenerator[tuple[Place, Record]]:
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Give what stands after `start` and up to `stop`, in order, a slice at a time.
 
     Raises:
@@ -203,7 +203,7 @@ async def walk(
 
 async def _walk_span(
     service: SearchServices, request: RequestContext, view: View, span: _Span, newest_first: bool
-) -> AsyncGenerator[tuple[Place, Record]]:
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
     while True:

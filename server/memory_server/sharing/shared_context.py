@@ -31,7 +31,7 @@ from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
-from memory_server.sharing.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
+from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Told, View, read_cursor, walk
 
 _CHARS_PER_TOKEN = 4
 _MOST_MEMORIES = 100
@@ -43,12 +43,12 @@ class _Budget:
     """Gathers memories, each content once, while there is room."""
 
     chars: int
-    kept: list[tuple[Place, Record]] = field(default_factory=list[tuple[Place, Record]])
+    kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
     cut: bool = False
     full: bool = False
     _contents: set[str] = field(default_factory=set[str])
 
-    def take(self, place: Place, record: Record) -> bool:
+    def take(self, place: ChangePosition, record: Record) -> bool:
         """Keep a memory, or not where its content is kept already; false when there is no room for it.
 
         The first is cut to what room there is, so that every call brings its caller further.
@@ -175,8 +175,8 @@ async def _next(
 
 
 async def _untold(
-    service: SearchServices, request: RequestContext, view: View, start: Place, told: Told | None
-) -> AsyncGenerator[tuple[Place, Record]]:
+    service: SearchServices, request: RequestContext, view: View, start: ChangePosition, told: Told | None
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Walk on from a place, leaving out what was told already."""
     if told:
         async for place, record in walk(service, request, view, start, told.first):
@@ -192,7 +192,7 @@ def _digest_then(view: View, told: Told) -> str:
     return replace(view, now=told.last.seen).grants_digest
 
 
-def _shown(view: View, place: Place, record: Record, model: Model) -> SharedMemory:
+def _shown(view: View, place: ChangePosition, record: Record, model: Model) -> SharedMemory:
     return SharedMemory(
         memory=Memory.of(record, view.principal, model),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),

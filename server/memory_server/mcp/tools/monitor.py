@@ -16,7 +16,7 @@ def monitor_tools(runtime: Runtime) -> list[StrictTool]:
         """Count the memories that you may read, and tell how index, vectors and searches are doing."""
         from memory_server.operations.stats import memory_stats as stats
 
-        return await stats.memory_stats(await runtime.service(), request, agent_id=args.agent_id, since=args.since)
+        return await stats.memory_stats(await runtime.service(), request, args)
 
     async def gpu_status(request: RequestContext, args: arguments_of.NoArguments) -> GpuAnswer:
         """Show each embedding sidecar: device, model, memory, throughput, queue, and what fell back to the CPU."""

@@ -15,6 +15,7 @@ from memory_core.settings.settings import DAY
 from memory_core.store import index, redis_time
 from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
+from memory_server.contract.arguments import StatsArguments
 from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
@@ -33,18 +34,16 @@ _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 
 @reads
-async def memory_stats(
-    service: Service, request: RequestContext, *, agent_id: str | None, since: str | float | None
-) -> StatsAnswer:
+async def memory_stats(service: Service, request: RequestContext, args: StatsArguments) -> StatsAnswer:
     """Count what the caller may read, or of it what one agent wrote. The archive counts too.
 
     Raises:
         InvalidArgument: `since` is not a time.
     """
-    start = None if since is None else parse_time(since, "since")
+    start = None if args.since is None else parse_time(args.since, "since")
     prepared = await service.namespaces.get(request.caller.namespace)
     principal = await resolve(service.backend, request)
-    owners = await owners_of(service.backend, principal, [agent_id]) if agent_id else ()
+    owners = await owners_of(service.backend, principal, [args.agent_id]) if args.agent_id else ()
     base = ResolvedFilters(owners=owners, include_archive=True)
 
     async def fetch(client: Client) -> dict[str, Any]:
