@@ -294,9 +294,9 @@ async def test_a_server_that_logs_everything_logs_no_secret(guarded: Guarded, tm
 @pytest.mark.parametrize(("level", "told"), [("INFO", True), ("WARNING", False)])
 def test_the_log_level_says_what_is_logged(level: str, told: bool) -> None:
     code = (
-        "import logging\nfrom memory_server.cli import commands\n"
+        "import logging\nfrom memory_server.cli import root\n"
         "async def serve(*_): logging.getLogger('memory_server').info('told')\n"
-        "commands._serve = serve\ncommands.app(['serve'])"
+        "root._serve = serve\nroot.app(['serve'])"
     )
     environment = {**os.environ, "MEMORY_LOG_LEVEL": level}
     command = [sys.executable, "-c", code]

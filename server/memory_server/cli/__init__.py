@@ -1,5 +1,5 @@
 """`redis-memory`: everything that is done from a shell, a file for each group of commands."""
 
-from memory_server.cli.main import app, main
+from memory_server.cli.root import app, main
 
 __all__ = ["app", "main"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from typing import TypeVar
 
 import numpy as np
+from cachetools import TTLCache
 
 from memory_core.errors import BulkUnavailable
 from memory_core.records import keys, sidecar
@@ -43,15 +43,15 @@ class BulkClient:
         self._backend = backend
         self._models = models
         self._replies = replies
-        self._seen_at, self._offered = -_TRUST_SECONDS, frozenset[str]()
+        self._offered: TTLCache[str, frozenset[str]] = TTLCache(1, ttl=_TRUST_SECONDS)
 
     async def is_offered(self, model: Model) -> bool:
         """Whether a living sidecar has an engine for a model and our transport key; believed for two seconds."""
-        if time.monotonic() - self._seen_at >= _TRUST_SECONDS:
+        models = self._offered.get("models")
+        if models is None:
             living = await self._backend.read(sidecar.living)
-            self._offered = frozenset(one.model for one in living if self._fits(one))
-            self._seen_at = time.monotonic()
-        return model.name in self._offered
+            models = self._offered["models"] = frozenset(one.model for one in living if self._fits(one))
+        return model.name in models
 
     def _fits(self, status: sidecar.SidecarStatus) -> bool:
         return status.bulk is not None and not sidecar.lacks_key(self._backend.transports, status)

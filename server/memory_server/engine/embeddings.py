@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
 import numpy as np
+from cachetools import TTLCache
 
 from memory_core.cancellation import cancel
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
@@ -49,7 +49,7 @@ class Embeddings:
         self._models = models
         self.replies = Replies(backend)
         self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
-        self._answered_at: dict[str, float] = {}
+        self._answering: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
         self._asking: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -157,7 +157,7 @@ class Embeddings:
         reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
-        self._answered_at[model.name] = time.monotonic()
+        self._answering[model.name] = True
         return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
 
     async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
@@ -177,7 +177,7 @@ class Embeddings:
             raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
 
     async def _check_alive(self, model: Model) -> None:
-        if time.monotonic() - self._answered_at.get(model.name, -_TRUST_SECONDS) < _TRUST_SECONDS:
+        if model.name in self._answering:
             return
         living = await self._backend.read(sidecar.living)
         if any(one.model == model.name for one in living) or self._backend.starts_sidecar():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from dataclasses import asdict, dataclass
+
+from cachetools import TTLCache
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records.keys import Keys
@@ -79,7 +80,7 @@ class Checks:
 
     def __init__(self) -> None:
         self._checking = asyncio.Lock()
-        self._known: dict[str, tuple[float, AuditCheckAnswer]] = {}
+        self._known: TTLCache[str, AuditCheckAnswer] = TTLCache(1, ttl=_FRESH_SECONDS)
 
     async def check(self, service: Service, caller: Caller) -> AuditCheckAnswer:
         """Check the whole audit of the caller's namespace.
@@ -89,11 +90,12 @@ class Checks:
         """
         check_admin(caller)
         async with self._checking:
-            at, known = self._known.get(caller.namespace, (0.0, None))
-            if known is None or time.monotonic() - at > _FRESH_SECONDS:
+            known = self._known.get(caller.namespace)
+            if known is None:
                 client, keyring = await service.backend.client(), service.backend.keyring
-                known = _report(await reader.check(client, Keys(caller.namespace), keyring))
-                self._known = {caller.namespace: (time.monotonic(), known)}
+                known = self._known[caller.namespace] = _report(
+                    await reader.check(client, Keys(caller.namespace), keyring)
+                )
             return known
 
 
