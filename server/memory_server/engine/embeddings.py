@@ -150,30 +150,32 @@ class Embeddings:
             return
         for (_, future, _), vector in zip(batch, vectors, strict=True):
             if not future.done():
-                future.set_result(to_bytes(vector))
+                future.set_result(vector)
 
-    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Matrix:
-        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
+    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> list[bytes]:
+        """Ask a sidecar; give the unit vectors as Redis and the cache keep them."""
+        wait = self._backend.settings.embed_wait_seconds
+
+        async def send() -> Reply:
+            ask = Ask(
+                id=new_id(),
+                reply_to=self.replies.address,
+                model=model.name,
+                deadline=int((redis_time.now() + wait) * 1000),
+                texts=texts,
+                seal=self._backend.transports.current,
+                trace=trace,
+            )
+            try:
+                return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
+            except TimeoutError:
+                raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+
+        reply = await until_a_key_fits(send)
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
         self._answering[model.name] = True
-        return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
-
-    async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
-        wait = self._backend.settings.embed_wait_seconds
-        ask = Ask(
-            id=new_id(),
-            reply_to=self.replies.address,
-            model=model.name,
-            deadline=int((redis_time.now() + wait) * 1000),
-            texts=texts,
-            seal=self._backend.transports.current,
-            trace=trace,
-        )
-        try:
-            return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
-        except TimeoutError:
-            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+        return [to_bytes(row) for row in normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)]
 
     async def _check_alive(self, model: Model) -> None:
         if model.name in self._answering:
