@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,16 @@ _SNIPPET = 120
 _ATTEMPTS = 3
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A checked memory before it has its owner. `full` refuses it unless its idempotency key stored it before."""
+
+    args: StoreArguments
+    record: Record
+    content: ChunkedContent
+    full: QuotaExceeded | None
+
+
 @reads
 async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
     """Store one memory as the caller's own.
@@ -53,24 +63,24 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
         OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
-    draft = _check(service.settings, args)
-    if draft.is_sensitive:
+    record = _check(service.settings, args)
+    if record.is_sensitive:
         await service.vault.check()
     if args.vector is not None and args.memory_type is not MemoryType.EMBEDDING:
         raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
-    chunks = await split_content(draft.content)
+    chunks = await split_content(record.content)
     keys = (await service.namespaces.get(request.caller.namespace)).keys
-    model = await service.models.current(request.caller.namespace)
+    model = await service.models.current(keys.namespace)
     vectors = _given_vectors(model, args, len(chunks))
     principal = await resolve_writer(service.backend, request)
     full = await _quota_problem(service, principal, len(chunks), args)
     if vectors is None and full is None:
-        vectors = await embed_or_none(service, draft, chunks, request.caller, model, wait=args.wait)
-    content = ChunkedContent(draft.content, chunks, model, vectors)
+        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
     similar: list[Similar] = []
     if args.wait and request.caller.may_read and vectors is not None:
-        similar = await _similar(service, request, principal, draft, vectors[0], model)
-    record, answer = await _write(service, keys, request, principal, args, draft, content, full, similar)
+        similar = await _similar(service, request, principal, record, vectors[0], model)
+    draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
+    record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
     replayed = answer["status"] == "replayed"
     ready, reason = vectors is not None, None
     if replayed:
@@ -78,8 +88,8 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         ready = model.is_ready(state)
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
-        reason = await settle_or_tell(service, request.caller.namespace, chore, record=record, content=content)
-    written = Written(request.caller.namespace, answer["id"], record.rev)
+        reason = await settle_or_tell(service, keys.namespace, chore, record=record, content=draft.content)
+    written = Written(keys.namespace, answer["id"], record.rev)
     reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
@@ -180,31 +190,23 @@ async def _similar(
 
 
 async def _write(
-    service: MemoryServices,
-    keys: Keys,
-    request: RequestContext,
-    principal: Principal,
-    args: StoreArguments,
-    draft: Record,
-    content: ChunkedContent,
-    full: QuotaExceeded | None,
-    similar: Sequence[Similar],
+    service: MemoryServices, request: RequestContext, principal: Principal, draft: _Draft, shown: Sequence[str]
 ) -> tuple[Record, dict[str, Any]]:
     """Call the store Function, again if the agent's owner id or its data key changed in between.
 
-    With `full` it only answers what an idempotency key stored before. Gives the record as it was handed over.
+    Gives the record as the Function received it, and its answer.
     """
-    record, answer = draft, dict[str, Any]()
-    audit = request.caller.audit("store_memory", [draft.id], [near.memory_id for near in similar])
+    args, content, record, answer = draft.args, draft.content, draft.record, dict[str, Any]()
+    keys, audit = Keys(principal.namespace), request.caller.audit("store_memory", [record.id], shown)
     for _ in range(_ATTEMPTS):
         owner = principal.owner or ""
-        encoder = await encoder_of(service, keys.namespace, owner, content.model, sensitive=draft.is_sensitive)
+        encoder = await encoder_of(service, keys.namespace, owner, content.model, sensitive=record.is_sensitive)
         record = replace(
-            draft,
+            draft.record,
             owner=owner,
             writer=principal.agent,
-            scope=scope_of(draft, owner),
-            content_hash=encoder.content_hash(draft.content),
+            scope=scope_of(draft.record, owner),
+            content_hash=encoder.content_hash(content.content),
         )
         answer = await service.backend.write(
             "rm1_store",
@@ -223,7 +225,7 @@ async def _write(
             ],
             repeatable=True,
             id=record.id,
-            full=full is not None,
+            full=draft.full is not None,
             memory_prefix=keys.memory_prefix,
             owner=record.owner,
             ttl=lifetime(service.settings, record.priority, args.ttl_seconds),
@@ -245,8 +247,8 @@ async def _write(
             service.vault.forget(keys.namespace, record.owner)
         else:
             break
-    if answer["status"] == "full" and full:
-        raise full
+    if answer["status"] == "full" and draft.full:
+        raise draft.full
     _raise_for(answer)
     if content.vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)

@@ -30,16 +30,16 @@ _NAME_WORDS = 2
 
 
 async def parse(
-    service: SearchServices, principal: Principal, args: SearchArguments, query: str, weights: RankingWeights
+    service: SearchServices, principal: Principal, args: SearchArguments, weights: RankingWeights
 ) -> ParsedQuery:
     """Parse a query for its mode: by vectors or words alone it is taken unchanged."""
     match args.mode:
         case "vector":
-            return ParsedQuery(text=query, weights=PLAIN)
+            return ParsedQuery(text=args.query, weights=PLAIN)
         case "keyword":
-            return ParsedQuery(query_terms(query), text=query, weights=PLAIN)
+            return ParsedQuery(query_terms(args.query), text=args.query, weights=PLAIN)
         case "hybrid":
-            return (await parse_all(service, principal, [query], weights))[0]
+            return (await parse_all(service, principal, [args.query], weights))[0]
 
 
 async def parse_all(

@@ -69,12 +69,13 @@ async def semantic_search(
     if args.recency_weight + args.priority_weight > 1:
         raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
     check_limit(args.limit, service.settings)
-    query = check_text(args.query, "query", service.settings.limits.query_bytes)
+    check_text(args.query, "query", service.settings.limits.query_bytes)
     principal = await resolve(service.backend, request)
     filters = await resolve_filters(service.backend, principal, args)
     if not await service.namespaces.knows(request.caller.namespace):
         return SearchAnswer(hits=[])
-    found = await _find(service, request, principal, args, query, filters=filters, weights=weights)
+    selected = build.readable(principal, filters, now(request.cache))
+    found = await _find(service, request, principal, selected, args, filters=filters, weights=weights)
     service.touch(request.caller.namespace, [hit.record.id for hit in found.hits])
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(request.caller, total_ms)
@@ -173,7 +174,7 @@ async def best_of(
 ) -> tuple[list[ScoredRecord], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
     args = SearchArguments(query=text, limit=limit)
-    found = await _find(service, request, principal, args, text, selected=selected)
+    found = await _find(service, request, principal, selected, args)
     return found.hits, found.reason
 
 
@@ -181,17 +182,15 @@ async def _find(
     service: SearchServices,
     request: RequestContext,
     principal: Principal,
+    selected: build.Query,
     args: SearchArguments,
-    text: str,
     *,
     filters: ResolvedFilters | None = None,
-    selected: build.Query | None = None,
     weights: RankingWeights = IN_CONTEXT,
 ) -> _Results:
-    """Search for a text within `filters`, or within what was `selected` already."""
+    """Search within a selection. A batch asks the bulk engine if it knows the `filters` that the selection is of."""
     prepared = await service.namespaces.get(request.caller.namespace)
     model = await service.models.current(request.caller.namespace)
-    selected = selected or build.readable(principal, filters or ResolvedFilters(), now(request.cache))
     began = time.perf_counter()
     timeout_ms = service.settings.search_timeout_ms
     ends = began + (args.deadline_ms or timeout_ms) / 1000
@@ -199,7 +198,7 @@ async def _find(
     def left() -> int:
         return min(max(int((ends - time.perf_counter()) * 1000), 1), timeout_ms)
 
-    query = await parse(service, principal, args, text, weights)
+    query = await parse(service, principal, args, weights)
     depth = max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit)
     asked = asyncio.Event()
 
