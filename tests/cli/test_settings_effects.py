@@ -33,7 +33,7 @@ from memory_embedder.engines.providers import CPU, candidates
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference
 from memory_server.engine.backend import Backend
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.engine.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")

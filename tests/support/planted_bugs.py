@@ -79,7 +79,7 @@ BUGS = {
         ),
     ),
     "a write acts as whom it names": Bug(
-        _SERVER + "engine/principals.py",
+        _SERVER + "engine/request.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
         ("tests/access/test_tokens.py::test_an_admin_may_write_for_others_and_nobody_else_may",),
     ),
@@ -136,7 +136,12 @@ BUGS = {
     ),
     "codes of records are not compared": Bug(
         _CORE + "crypto/integrity.py",
-        [('return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED', "return None")],
+        [
+            (
+                'return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED',
+                "return None",
+            )
+        ],
         ("tests/security/test_integrity.py",),
     ),
     "a vector of NaN is kept": Bug(
