@@ -27,6 +27,15 @@ class MemoryServiceError(Exception):
         self.hint = hint
         self.retry_after = retry_after
 
+    def details(self) -> dict[str, str | float]:
+        """Give the error as programs read it; empty fields are left out."""
+        fields = {"code": self.code, "message": self.message, "hint": self.hint, "retry_after": self.retry_after}
+        return {name: value for name, value in fields.items() if value not in (None, "")}
+
+    def text(self) -> str:
+        """Give the error in one line for people and models."""
+        return f"{self.code}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
 
 class InvalidArgument(MemoryServiceError):
     """An argument is of the wrong type, out of range, hostile or unknown."""

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from mcp import Client as McpClient
 from support import settings_fixtures
+from support.embedder_fixtures import choose_provider
 from support.settings_fixtures import CANARY, Guarded, written
 from support.stack import Agent, Refused, Server, in_own_task, serving
 from support.stdio import SEED
@@ -28,11 +29,11 @@ from memory_core.settings.settings import CacheSettings, GpuSettings, Settings, 
 from memory_core.store.connection import redis_url
 from memory_core.store.index import ensure_namespace
 from memory_core.store.sidecar import SidecarStatus, announce, withdraw
-from memory_embedder.providers import CPU, candidates, choose
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.providers import CPU, candidates
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference
 from memory_server.engine.backend import Backend
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.engine.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")
@@ -96,7 +97,9 @@ def test_preferred_device_is_tried(tmp_path: Path) -> None:
     available = [CUDA, CPU]
 
     def provider(**gpu: Any) -> str:
-        return choose(Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available).provider
+        return choose_provider(
+            Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available
+        ).provider
 
     assert provider() == CUDA
     assert provider(preferred_device="cpu") == CPU
@@ -105,10 +108,10 @@ def test_preferred_device_is_tried(tmp_path: Path) -> None:
     assert candidates(GpuSettings(preferred_device="cuda:1"), available)[0].device == "cuda:1"
 
 
-def test_fallback_to_the_cpu_can_be_disabled() -> None:
-    assert choose(GpuSettings(preferred_device="cuda"), [CPU]).fallback
+def test_falling_back_to_the_cpu_can_be_forbidden() -> None:
+    assert choose_provider(GpuSettings(preferred_device="cuda"), [CPU]).fallback
     with pytest.raises(NotSupported, match="CUDA"):
-        choose(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
+        choose_provider(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
 
 
 # vector_store

@@ -112,9 +112,9 @@ async def test_grants_are_listed_and_revoked(shell: Shell, alice: Agent, bob: Ag
 async def test_only_operators_list_tasks_and_grants_of_all_agents(stack: Stack, namespace: str) -> None:
     caller, service = acting_as(namespace, "alice"), stack.server.service
     with pytest.raises(Forbidden):
-        await all_tasks(service, caller, states=(), agent=None, limit=1)
+        await all_tasks(service.backend, caller, states=(), agent=None, limit=1)
     with pytest.raises(Forbidden):
-        await all_grants(service, caller, agent=None, ended=True, limit=1)
+        await all_grants(service.backend, caller, agent=None, ended=True, limit=1)
 
 
 async def test_agents_and_tokens_are_listed(shell: Shell, alice: Agent) -> None:

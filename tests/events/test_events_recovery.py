@@ -18,8 +18,8 @@ from support.subscription_helpers import has_updates, subscribe, updated
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_embedder.weights import DEFAULT_MODEL
-from memory_server.events.audience import Room
+from memory_embedder.engines.weights import DEFAULT_MODEL
+from memory_server.events.audience import Audience
 from memory_server.events.entries import START
 from memory_server.events.listeners import Waiter
 
@@ -130,8 +130,8 @@ async def test_subscription_survives_a_redis_restart(own_stack: Stack) -> None:
 def test_query_that_left_during_its_vector_lookup_matches_nothing() -> None:
     vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
     model = Model(DEFAULT_MODEL, 384)
-    room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)
-    room.add(waiter)
-    assert room.near(vector, model) == {waiter}
-    room.remove(waiter)
-    assert room.near(vector, model) == set()
+    audience, waiter = Audience(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)
+    audience.add(waiter)
+    assert audience.near(vector, model) == {waiter}
+    audience.remove(waiter)
+    assert audience.near(vector, model) == set()

@@ -38,7 +38,7 @@ from support.model_records import Arguments, Moment, Outcome, Selected
 from support.stack import Agent, Stack, in_own_task
 
 from memory_core.records.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 FEW_STEPS = 300
 STEPS = int(os.environ.get("FUZZ_STEPS", "2000"))

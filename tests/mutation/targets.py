@@ -70,8 +70,8 @@ TARGETS = {
     ),
     "queue": Target(
         (
-            *("embedder/memory_embedder/jobs.py", "embedder/memory_embedder/backlog.py"),
-            *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
+            *("embedder/memory_embedder/streams/jobs.py", "embedder/memory_embedder/streams/backlog.py"),
+            *("embedder/memory_embedder/streams/groups.py", "redis/functions/20_vectors.lua"),
         ),
         (
             *(

@@ -30,10 +30,10 @@ from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.observe import tracing
 from memory_core.records.keys import Keys, asks
 from memory_core.settings.settings import Settings
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.metrics import serving_metrics
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.security.audit import recorder
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ async def test_a_sidecar_tells_what_it_embedded_and_on_what(watched: Watched, na
 async def test_a_taken_metrics_port_is_said_to_be_so(watched: Watched) -> None:
     port = int(watched.embedder_metrics.rpartition(":")[2].partition("/")[0])
     sidecar = Sidecar(watched.stack.redis.url, FakeEncoder())
-    with pytest.raises(InvalidArgument, match="cannot tell metrics on"), serving_metrics(sidecar, "127.0.0.1", port):
+    with pytest.raises(InvalidArgument, match="cannot serve metrics on"), serving_metrics(sidecar, "127.0.0.1", port):
         pass
 
 

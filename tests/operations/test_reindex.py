@@ -40,15 +40,15 @@ from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, Phase, read_models
 from memory_core.settings.settings import Settings
 from memory_core.store import index
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.sidecar import Options
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.sidecar import SidecarOptions
 from memory_server.engine import known_models
 from memory_server.engine.index_definition import DriftWarnings
 from memory_server.operations import reindex
 from memory_server.service import Service
 
 LONG = "The keeper of the lighthouse wrote down every ship. " * 60
-BESIDE = Options(lease=0.3, walk=0.2, heartbeat=0.1, block=0.1, beside=True)
+BESIDE = SidecarOptions(lease=0.3, scan=0.2, heartbeat=0.1, block=0.1, standby=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")

@@ -32,7 +32,7 @@ from memory_core.store.bulk_messages import (
     read_body,
 )
 from memory_core.store.streams import CLEAR, BadMessage, entries
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 

@@ -19,12 +19,13 @@ from support.redis_users import SERVER
 from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
 
-from memory_core.crypto.integrity import Flaw, Integrity
+from memory_core.crypto.integrity import Integrity, IntegrityFailure
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
@@ -106,28 +107,30 @@ def test_ten_thousand_random_single_changes_are_detected() -> None:
     seen = tried = 0
     while tried < 10_000:
         row = _signed(integrity, "team", "m1", _random_row(chance))
-        assert integrity.flaw_of_head("team", "m1", row) is None
+        assert integrity.check_head("team", "m1", row) is None
         changed = dict(row)
         chance.choice(_changes(chance))(changed)
         if changed != row:
             tried += 1
-            seen += integrity.flaw_of_head("team", "m1", changed) is not None
+            seen += integrity.check_head("team", "m1", changed) is not None
     assert seen == tried
 
 
 def test_code_is_bound_to_memory_namespace_revision_and_key() -> None:
     integrity = Integrity(Keyring([Secret(bytes(range(32)))]))
     row = _signed(integrity, "team", "m1", _random_row(random.Random(1)))
-    assert integrity.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m2", row) is Flaw.ALTERED
-    assert integrity.flaw_of_head("other", "m1", row) is Flaw.ALTERED
-    assert Integrity(Keyring([Secret(bytes(range(1, 33)))])).flaw_of_head("team", "m1", row) is Flaw.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m2", row) is IntegrityFailure.ALTERED
+    assert integrity.check_head("other", "m1", row) is IntegrityFailure.ALTERED
+    assert (
+        Integrity(Keyring([Secret(bytes(range(1, 33)))])).check_head("team", "m1", row) is IntegrityFailure.UNKNOWN_KEY
+    )
     later = Integrity(Keyring([Secret(bytes(range(1, 33))), Secret(bytes(range(32)))]))
-    assert later.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None, "mac_key": None}) is Flaw.UNSIGNED
-    assert integrity.flaw_of_head("team", "m1", row | {"mac_key": None}) is Flaw.UNKNOWN_KEY
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None}) is Flaw.ALTERED
-    assert Integrity(Keyring()).flaw_of_head("team", "m2", row) is None
+    assert later.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m1", row | {"mac": None, "mac_key": None}) is IntegrityFailure.UNSIGNED
+    assert integrity.check_head("team", "m1", row | {"mac_key": None}) is IntegrityFailure.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row | {"mac": None}) is IntegrityFailure.ALTERED
+    assert Integrity(Keyring()).check_head("team", "m2", row) is None
 
 
 def test_lua_function_signs_the_same_fields_that_are_checked() -> None:
@@ -241,7 +244,7 @@ async def test_every_tool_change_is_signed_again(ann: Agent, server: Server, nam
     ):
         answer = await ann.call("update_memory", memory_id=memory_id, **change)
         assert not answer["partial"]
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
 
 
 async def test_record_altered_between_read_and_write_is_not_signed(
@@ -249,13 +252,13 @@ async def test_record_altered_between_read_and_write_is_not_signed(
 ) -> None:
     memory_id = await ann.store(CONTENT)
     service = server.service
-    caller = Caller(namespace, "ann")
-    principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id, whole=True)
+    request = RequestContext(Caller(namespace, "ann"))
+    principal = await resolve(service.backend, request)
+    record = await load_readable(service, request, principal, memory_id, whole=True)
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
     status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-        service, caller, principal, record, changed, await service.models.current(namespace)
+        service, request, principal, record, changed, await service.models.current(namespace)
     )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
@@ -272,7 +275,7 @@ async def test_change_in_a_long_memorys_body_or_chunks_is_detected(
     keys = Keys(namespace)
     last = int(await stack.client.hget(keys.memory(memory_id), "pieces")) - 1
     assert last >= 2
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
     if what == "a chunk's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
@@ -282,7 +285,7 @@ async def test_change_in_a_long_memorys_body_or_chunks_is_detected(
         other = await ann.store(LONG + "The tiger lives in the attic.")
         body = await stack.client.hget(keys.memory(other), "body")
         await stack.client.hset(keys.memory(memory_id), "body", body)
-    assert not (await verify(server.service, namespace)).healthy
+    assert not (await verify(server.service.backend, namespace)).healthy
     if what == "the body":
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     else:
@@ -307,14 +310,19 @@ async def test_keyless_server_reads_signed_memories_but_cannot_write(
 
 
 async def test_without_key_a_concurrent_change_is_not_overwritten(keyless: Server, namespace: str) -> None:
-    service, caller = keyless.service, Caller(namespace, "ann")
+    service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:
         memory_id = await ann.store(CONTENT, wait=False)
-        principal = await resolve(service.backend, caller)
-        record = await load_readable(service, principal, memory_id, whole=True)
+        principal = await resolve(service.backend, request)
+        record = await load_readable(service, request, principal, memory_id, whole=True)
         await ann.call("update_memory", memory_id=memory_id, tags=["first"])
         status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-            service, caller, principal, record, replace(record, tags=("late",)), await service.models.current(namespace)
+            service,
+            request,
+            principal,
+            record,
+            replace(record, tags=("late",)),
+            await service.models.current(namespace),
         )
         assert status == "stale"
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]
@@ -340,7 +348,7 @@ async def test_adopt_signs_unsigned_records_but_not_wrongly_signed_ones(
         assert sorted(ids_of((await ann.call("get_agent_memories"))["memories"])) == sorted(stored[1:])
         assert (await ann.call("retrieve_memory", memory_id=stored[-1]))["memory"]["content"] == LONG
         await stack.client.delete(keys.chunk(stored[-1], 1))
-        report = await verify(server.service, namespace)
+        report = await verify(server.service.backend, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
 
 

@@ -40,7 +40,7 @@ from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.sealed_jobs import open_job, seal_job
 from memory_core.store.streams import Ask, BadMessage, Job, Reply
-from memory_server.index.loader import Reading, Ref
+from memory_server.index.loader import RecordReader, Ref
 from memory_server.security.decrypted_vectors import OpenVectors, Which
 
 DIMENSION = 16
@@ -97,9 +97,9 @@ class Deployment:
         Raises:
             Tampered, KeyMissing: the memory was altered.
         """
-        reading = Reading(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
-        row = [stored.fields.get(name) for name in reading.head_fields]
-        loaded = [found for found in reading.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
+        reader = RecordReader(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
+        row = [stored.fields.get(name) for name in reader.head_fields]
+        loaded = [found for found in reader.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
         if not loaded:
             raise Tampered("it cannot be read at all")
 

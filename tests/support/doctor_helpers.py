@@ -18,7 +18,7 @@ from memory_core.store import sidecar
 from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
 from memory_core.store.sidecar import SidecarStatus
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 from memory_server.operations.doctor import examine
 from memory_server.operations.health.report import DoctorReport
 from support.embedder_fixtures import RedisServer, running, wait_until

@@ -129,7 +129,7 @@ async def test_an_imported_namespace_reads_searches_and_is_shared_as_the_first(
         await bob.call("update_memory", memory_id=filled.ids["plain"], content="Bob may still write here.")
         stored = await alice.store("The next one on the island.", context="island")
         assert (await alice.call("retrieve_memory", memory_id=stored))["memory"]["seq"] == 4
-    assert (await verify(server.service, here)).healthy
+    assert (await verify(server.service.backend, here)).healthy
     audited = await server.service.backend.read(lambda client: client.xrange(Keys(here).audit))
     assert {b"console"} == {entry[b"who"] for _, entry in audited if entry[b"op"] == b"import"}
 

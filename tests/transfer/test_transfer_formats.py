@@ -20,7 +20,7 @@ from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.transfer import files
 
 

@@ -26,8 +26,8 @@ Row = Mapping[str, bytes | None]
 """Fields of a Redis hash."""
 
 
-class Flaw(StrEnum):
-    """Why a record is not trusted."""
+class IntegrityFailure(StrEnum):
+    """Why a record fails its integrity check."""
 
     ALTERED = "altered"
     UNSIGNED = "unsigned"
@@ -74,7 +74,7 @@ class Integrity:
         code = self._chunk_code(self._key(self._signer), namespace, memory_id, number, content_hash, text)
         return {"mac": code, "mac_key": self._signer}
 
-    def flaw_of_head(self, namespace: str, memory_id: str, row: Row) -> Flaw | None:
+    def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
         """Check a memory's own hash; `row` has SIGNED_FIELDS and the code. None if it is intact."""
 
         def expected(key: bytes) -> str:
@@ -83,23 +83,23 @@ class Integrity:
 
         return self._compare(row, expected)
 
-    def flaw_of_chunk(
+    def check_chunk(
         self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes, row: Row
-    ) -> Flaw | None:
+    ) -> IntegrityFailure | None:
         """Check a further chunk; `row` has its code. None if it is intact."""
         return self._compare(row, lambda key: self._chunk_code(key, namespace, memory_id, number, content_hash, text))
 
-    def report(self, namespace: str, memory_id: str, flaw: Flaw) -> None:
-        """Log and count a flaw, once per memory."""
+    def log_failure(self, namespace: str, memory_id: str, failure: IntegrityFailure) -> None:
+        """Log and count a failure, once per memory."""
         if (namespace, memory_id) in self._logged:
             return
         if len(self._logged) >= _MOST_LOGGED:
             self._logged.clear()
         self._logged.add((namespace, memory_id))
-        self.flaws += 1
-        log.warning("memory %s of %s fails its integrity check: %s", memory_id, namespace, flaw)
+        self.failures += 1
+        log.warning("memory %s of %s fails its integrity check: %s", memory_id, namespace, failure)
 
-    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> Flaw | None:
+    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
             if code is not None and not self._warned:
@@ -107,12 +107,12 @@ class Integrity:
                 log.warning("records are signed, but this server has no key to check them; %s", HOW_TO_SET)
             return None
         if code is None and key_id is None:
-            return Flaw.UNSIGNED
+            return IntegrityFailure.UNSIGNED
         try:
             key = self._key((key_id or b"").decode("ascii", "replace"))
         except KeyMissing:
-            return Flaw.UNKNOWN_KEY
-        return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED
+            return IntegrityFailure.UNKNOWN_KEY
+        return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str) -> bytes:
         """Return the signing key derived from a secret.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
     from memory_server.engine.backend import Backend
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import Caller, RequestContext
     from memory_server.service import Service
 
     A = TypeVar("A", bound=Answer)
@@ -105,11 +105,11 @@ class Console:
         """The namespace in which the command acts."""
         return self.settings.namespace
 
-    def as_operator(self, op: str, run: Callable[[Service, Caller], Awaitable[A]], *ids: str) -> A:
+    def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with the operator's permission: the console holds the password of Redis."""
         return self._audited(_caller(self.namespace, lazy.quarantine.CONSOLE, admin=True), op, run, ids)
 
-    def as_agent(self, agent: str, op: str, run: Callable[[Service, Caller], Awaitable[A]], *ids: str) -> A:
+    def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
         """Run a use case with an agent's permission.
 
         Raises:
@@ -118,7 +118,7 @@ class Console:
         return self._audited(acting_as(self.namespace, agent), op, run, ids)
 
     def _audited(
-        self, caller: Caller, op: str, run: Callable[[Service, Caller], Awaitable[A]], ids: Sequence[str]
+        self, caller: Caller, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], ids: Sequence[str]
     ) -> A:
         return self.with_server(lambda service: _audited(service, caller, op, ids, run))
 
@@ -174,25 +174,26 @@ def acting_as(namespace: str, agent: str) -> Caller:
 
 def _caller(namespace: str, agent: str, **options: Any) -> Caller:
     origin = f"{lazy.quarantine.CONSOLE} {os.getpid()}"
-    return lazy.principals.Caller(namespace, agent, origin=origin, **options)
+    return lazy.request.Caller(namespace, agent, origin=origin, **options)
 
 
 async def _audited(
-    service: Service, caller: Caller, op: str, ids: Sequence[str], run: Callable[[Service, Caller], Awaitable[A]]
+    service: Service,
+    caller: Caller,
+    op: str,
+    ids: Sequence[str],
+    run: Callable[[Service, RequestContext], Awaitable[A]],
 ) -> A:
     """Run a use case and write its audit entry, however it ends, like a call of a tool."""
-    calls = lazy.audit_calls
-    call = calls.Call(op, calls.named_ids({"memory_ids": list(ids)}))
-    mark = calls.in_hand.set(call)
+    call = lazy.audit_calls.AuditedCall(op, lazy.audit_calls.named_ids({"memory_ids": list(ids)}))
     try:
-        answer = await run(service, caller)
+        answer = await run(service, lazy.request.RequestContext(caller, call))
         call.succeeded(answer.shown(), answer.shown_besides())
         return answer
     except MemoryServiceError as error:
         call.outcome = error.code
         raise
     finally:
-        calls.in_hand.reset(mark)
         entry = call.entry(caller.agent, caller.origin)
         if entry is not None:
             service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from memory_server.cli import printing as printing
     from memory_server.cli import settings_reference
     from memory_server.cli.client_config import writer as client_files
-    from memory_server.contract import selection as filters
+    from memory_server.contract import arguments, task_arguments
     from memory_server.engine import audited_calls as audit_calls
-    from memory_server.engine import backend, principals
+    from memory_server.engine import backend, request
     from memory_server.http import app as http
     from memory_server.local import running
     from memory_server.local import stop as stop
@@ -71,7 +71,7 @@ _MODULES = {
     "agents": "memory_server.agents.registry",
     "operator_login": "memory_server.access.operator_login",
     "admin_view": "memory_server.operations.admin_view",
-    "principals": "memory_server.engine.principals",
+    "request": "memory_server.engine.request",
     "integrity": "memory_server.operations.verify_integrity",
     "quarantine": "memory_server.operations.quarantine",
     "read": "memory_server.memories.get",
@@ -79,7 +79,8 @@ _MODULES = {
     "reports": "memory_server.search.reports",
     "key_rotation": "memory_server.operations.key_rotation",
     "search": "memory_server.search.search",
-    "filters": "memory_server.contract.selection",
+    "arguments": "memory_server.contract.arguments",
+    "task_arguments": "memory_server.contract.task_arguments",
     "grants": "memory_server.sharing.grants",
     "tasks": "memory_server.tasks.lifecycle",
     "tokens": "memory_server.access.tokens",

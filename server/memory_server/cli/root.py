@@ -121,7 +121,7 @@ def main() -> None:
     try:
         app()
     except MemoryServiceError as error:
-        typer.echo(f"{error.code}: {error.message}" + (f" ({error.hint})" if error.hint else ""), err=True)
+        typer.echo(error.text(), err=True)
         sys.exit(exit_code(error))
 
 

@@ -1,4 +1,4 @@
-"""Asks the sidecars' bulk engine, and says plainly when there is none to ask."""
+"""Client of the sidecars' bulk engine."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ Piece = tuple[str, int, float]
 _TRUST_SECONDS = 2.0
 
 
-class Bulk:
-    """The bulk engine as a server sees it."""
+class BulkClient:
+    """Sends requests to the bulk engine."""
 
     def __init__(self, backend: Backend, models: KnownModels, replies: Replies) -> None:
         self._backend = backend

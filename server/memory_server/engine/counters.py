@@ -9,8 +9,8 @@ from memory_core.observe.metric_families import Families
 FAMILIES = Families("memory_server_")
 
 
-class Figures:
-    """The figures of one server process since it started."""
+class Counters:
+    """The counters of one server process since it started."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()

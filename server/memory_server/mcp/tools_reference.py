@@ -66,7 +66,7 @@ def _tool(tool: StrictTool) -> str:
 
 
 def _filters(tool: StrictTool) -> bool:
-    return issubclass(tool.fn_metadata.arg_model, Filters)
+    return issubclass(tool.arguments, Filters)
 
 
 def _properties(

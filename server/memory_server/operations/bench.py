@@ -16,10 +16,11 @@ from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.store import sidecar
 from memory_core.store.sidecar import SidecarStatus
-from memory_server.engine.principals import Caller
-from memory_server.memories.store import NewMemory, store_memory
+from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.memories.store import store_memory
 from memory_server.operations.quarantine import purge
-from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.search.search import semantic_search
 from memory_server.service import Service
 
 NAMESPACE = AGENT = "bench"
@@ -117,7 +118,9 @@ async def _store(service: Service, caller: Caller, texts: Sequence[str], progres
     async def work() -> None:
         nonlocal done
         for text in waiting:
-            await store_memory(service, caller, NewMemory(content=text, wait=False, ttl_seconds=_TTL_SECONDS))
+            await store_memory(
+                service, RequestContext(caller), StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
+            )
             done += 1
             progress("storing", done, len(texts))
 
@@ -137,7 +140,7 @@ async def _until_vectors(service: Service, since: float) -> float | None:
 async def _search(service: Service, caller: Caller, number: int, total: int, progress: Progress) -> float:
     """Search once with a new query; return the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
-    seconds = await _timed(lambda: semantic_search(service, caller, SearchRequest(query)))
+    seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchArguments(query=query)))
     progress("searching", number + 1, total)
     return seconds * 1000
 

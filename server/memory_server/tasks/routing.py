@@ -19,7 +19,7 @@ _UNKNOWN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class RoutingWeights:
     """Shares of a score, which sum to 1."""
 
     free: float
@@ -29,10 +29,10 @@ class Weights:
 
 
 _WEIGHTS = {
-    TaskPriority.CRITICAL: Weights(free=0.15, success=0.40, speed=0.20, closeness=0.25),
-    TaskPriority.HIGH: Weights(free=0.25, success=0.30, speed=0.20, closeness=0.25),
-    TaskPriority.MEDIUM: Weights(free=0.35, success=0.25, speed=0.15, closeness=0.25),
-    TaskPriority.LOW: Weights(free=0.50, success=0.15, speed=0.10, closeness=0.25),
+    TaskPriority.CRITICAL: RoutingWeights(free=0.15, success=0.40, speed=0.20, closeness=0.25),
+    TaskPriority.HIGH: RoutingWeights(free=0.25, success=0.30, speed=0.20, closeness=0.25),
+    TaskPriority.MEDIUM: RoutingWeights(free=0.35, success=0.25, speed=0.15, closeness=0.25),
+    TaskPriority.LOW: RoutingWeights(free=0.50, success=0.15, speed=0.10, closeness=0.25),
 }
 """The more a task matters, the more a good record counts; the less it matters, the more it goes to whoever idles."""
 

@@ -29,7 +29,9 @@ def list_agents(
     """List registered agents with their status, capabilities and tasks."""
     answer = console.as_operator(
         "list_agents",
-        lambda service, caller: lazy.agents.list_agents(service, caller, types=(), able_to=(), alive_only=alive),
+        lambda service, request: lazy.agents.list_agents(
+            service, request.caller, lazy.task_arguments.ListAgentsArguments(alive_only=alive)
+        ),
     )
     rows = (
         (a.agent_id, a.agent_type, a.status, open_tasks, a.completed, a.failed, a.last_seen, ", ".join(a.capabilities))

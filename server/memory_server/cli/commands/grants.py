@@ -26,7 +26,9 @@ def list_grants(
     """List active grants and open offers, newest first."""
     answer = console.as_operator(
         "list_grants",
-        lambda service, caller: lazy.admin_view.all_grants(service, caller, agent=agent, ended=ended, limit=limit),
+        lambda service, request: lazy.admin_view.all_grants(
+            service.backend, request.caller, agent=agent, ended=ended, limit=limit
+        ),
     )
     rows = (
         (g.id, g.state, g.from_agent, g.to_agent, g.permission, g.expires_at or "", _covers(g)) for g in answer.grants
@@ -43,7 +45,7 @@ def revoke(
     """Revoke a grant or an offer immediately, with all grants derived from it."""
     answer = console.as_operator(
         "revoke_shared_context",
-        lambda service, caller: lazy.grants.revoke_shared(service, caller, grant_id),
+        lambda service, request: lazy.grants.revoke_shared(service, request, grant_id),
         grant_id,
     )
     console.show_answer(answer, answer.summary())

@@ -49,7 +49,7 @@ def rotate(
     async def act(service: Service) -> int:
         await service.vault.check()
         failed = 0
-        for owner in await lazy.key_rotation.owners_with_keys(service, namespace, agent):
+        for owner in await lazy.key_rotation.owners_with_keys(service.backend, namespace, agent):
             rotated = await lazy.key_rotation.rotate(service, namespace, owner)
             failed += rotated.closed
             resealed[owner] = rotated.resealed
@@ -75,8 +75,8 @@ def rewrap(
         await service.vault.check()
         number = 0
         for name in [check_name(namespace, "namespace")] if namespace else await service.namespaces.names():
-            for owner in await lazy.key_rotation.owners_with_keys(service, name):
-                number += await lazy.key_rotation.rewrap(service, name, owner)
+            for owner in await lazy.key_rotation.owners_with_keys(service.backend, name):
+                number += await lazy.key_rotation.rewrap(service.backend, name, owner)
         return number
 
     number = console.with_service(act)

@@ -32,16 +32,21 @@ def search(
     archive: Annotated[bool, typer.Option("--archive", help="Include the archive.")] = False,
 ) -> None:
     """Search memories like an agent does, with that agent's permission."""
-    selection = lazy.filters.Selection(
-        tags=tag or (), context=context, since=since, until=until, include_archive=archive
-    )
-    request = lazy.search.SearchRequest(
-        query=query, mode=lazy.search.Mode(mode), limit=limit, min_score=min_score, selection=selection
+    arguments = lazy.arguments.SearchArguments(
+        query=query,
+        mode=mode,
+        limit=limit,
+        min_score=min_score,
+        tags=tag,
+        context=context,
+        since=since,
+        until=until,
+        include_archive=archive,
     )
     answer = console.as_agent(
         _agent(console, agent),
         "semantic_search",
-        lambda service, caller: lazy.search.semantic_search(service, caller, request),
+        lambda service, request: lazy.search.semantic_search(service, request, arguments),
     )
     console.show_answer(answer, lambda: _print_hits(answer))
 
@@ -56,7 +61,7 @@ def show(
     answer = console.as_agent(
         _agent(console, agent),
         "retrieve_memory",
-        lambda service, caller: lazy.read.retrieve_memory(service, caller, memory_id),
+        lambda service, request: lazy.read.retrieve_memory(service, request, memory_id),
         memory_id,
     )
     console.show_answer(answer, lambda: _print_memory(answer))

@@ -23,7 +23,7 @@ def duplicates(
     answer = console.as_agent(
         agent,
         "duplicates",
-        lambda service, caller: lazy.reports.near_duplicates(service, caller, least=least, wait=_WAIT_SECONDS),
+        lambda service, request: lazy.reports.near_duplicates(service, request, least=least, wait=_WAIT_SECONDS),
     )
 
     def show() -> None:
@@ -50,7 +50,7 @@ def clusters(
     answer = console.as_agent(
         agent,
         "clusters",
-        lambda service, caller: lazy.reports.clusters(service, caller, count=count, show=show, wait=_WAIT_SECONDS),
+        lambda service, request: lazy.reports.clusters(service, request, count=count, show=show, wait=_WAIT_SECONDS),
     )
     rows = [
         (one.size, f"{one.closeness:.2f}", text.memory_id, text.content)

@@ -28,8 +28,8 @@ def list_tasks(
     """List tasks of all agents, newest first. `--state dead` lists the dead letters."""
     answer = console.as_operator(
         "list_tasks",
-        lambda service, caller: lazy.admin_view.all_tasks(
-            service, caller, states=state or (), agent=agent, limit=limit
+        lambda service, request: lazy.admin_view.all_tasks(
+            service.backend, request.caller, states=state or (), agent=agent, limit=limit
         ),
     )
     rows = (
@@ -46,7 +46,7 @@ def list_tasks(
 def show(console: Console, task_id: TaskId) -> None:
     """Show one task with its full history."""
     answer = console.as_operator(
-        "get_task", lambda service, caller: lazy.tasks.get_task(service, caller, task_id), task_id
+        "get_task", lambda service, request: lazy.tasks.get_task(service, request.caller, task_id), task_id
     )
     console.show_answer(answer, lambda: _print_task(answer))
 
@@ -56,7 +56,7 @@ def show(console: Console, task_id: TaskId) -> None:
 def requeue(console: Console, task_id: TaskId) -> None:
     """Queue a dead task again with all its attempts."""
     answer = console.as_operator(
-        "requeue_task", lambda service, caller: lazy.tasks.requeue_task(service, caller, task_id), task_id
+        "requeue_task", lambda service, request: lazy.tasks.requeue_task(service, request, task_id), task_id
     )
     _show_state(console, answer)
 
@@ -70,7 +70,7 @@ def cancel(
 ) -> None:
     """Cancel an open task of any agent."""
     answer = console.as_operator(
-        "cancel_task", lambda service, caller: lazy.tasks.cancel_task(service, caller, task_id, reason), task_id
+        "cancel_task", lambda service, request: lazy.tasks.cancel_task(service, request, task_id, reason), task_id
     )
     _show_state(console, answer)
 

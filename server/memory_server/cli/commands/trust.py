@@ -89,7 +89,7 @@ def purge(
 def verify(console: Console) -> None:
     """Verify all records and report in JSON. Exits with 1 if one was altered."""
     namespace = console.namespace
-    report = console.with_service(lambda service: lazy.integrity.verify(service, namespace))
+    report = console.with_service(lambda service: lazy.integrity.verify(service.backend, namespace))
     _print_report(report)
     if not report.healthy:
         raise typer.Exit(CHECK_FAILED)

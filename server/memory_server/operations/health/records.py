@@ -109,14 +109,14 @@ class RecordScan:
     async def _chunk_problems(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
         """Return chunks without a memory and memories without chunks, except those that a server is still updating."""
         refs = {name: Ref.of_key(self.keys, name) for name in rows}
-        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.piece and rows[name][3]}
-        pieces = {name: ref for name, ref in refs.items() if ref.piece}
+        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.chunk and rows[name][3]}
+        pieces = {name: ref for name, ref in refs.items() if ref.chunk}
         if not long and not pieces:
             return {}
         counts = long | await self._chunk_counts({ref.memory_id for ref in pieces.values()} - set(long))
         incomplete = await self._incomplete(long)
         pending = await self._pending_chores()
-        orphans = {name: ref for name, ref in pieces.items() if ref.piece >= counts.get(ref.memory_id, 0)}
+        orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
             **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
             **{self.keys.memory(one): Problem.PIECES for one in incomplete if one not in pending},

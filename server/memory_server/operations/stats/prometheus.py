@@ -1,4 +1,4 @@
-"""Writes the figures of a server in the form that Prometheus reads."""
+"""Writes the counters of a server in the form that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from memory_server.engine.counters import FAMILIES, Figures
+from memory_server.engine.counters import FAMILIES, Counters
 from memory_server.operations.stats.stock import Stock
 from memory_server.service import Service
 
@@ -23,10 +23,10 @@ _process = CollectorRegistry()
 ProcessCollector(registry=_process)
 
 
-def exposition(figures: Figures, service: Service | None, stock: Stock, accept: str) -> tuple[bytes, str]:
+def exposition(counters: Counters, service: Service | None, stock: Stock, accept: str) -> tuple[bytes, str]:
     """Give the body and its type; `service` is None while it is not up yet."""
     registry = CollectorRegistry()
-    registry.register(_Collected([*_of_process(figures, service), *_of_stock(stock), *_process.collect()]))
+    registry.register(_Collected([*_of_process(counters, service), *_of_stock(stock), *_process.collect()]))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -40,21 +40,21 @@ class _Collected(Collector):
         return iter(self._metrics)
 
 
-def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
+def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]:
     """What this process counted."""
     yield InfoMetricFamily(PREFIX.rstrip("_"), "Release of the server.", {"version": version("redis-memory-gpu")})
     calls = CounterMetricFamily(
         PREFIX + "calls", "Operations by name and outcome; each of a batch is one.", labels=("operation", "outcome")
     )
-    for labels, number in figures.calls.items():
+    for labels, number in counters.calls.items():
         calls.add_metric(labels, number)
     yield calls
-    yield from figures.call_seconds.collect()
-    yield FAMILIES.counter("turned_away", "Calls refused at the door under overload.", figures.turned_away)
-    yield FAMILIES.counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
-    yield from figures.search_part_seconds.collect()
+    yield from counters.call_seconds.collect()
+    yield FAMILIES.counter("turned_away", "Calls refused at the door under overload.", counters.turned_away)
+    yield FAMILIES.counter("bad_tokens", "Requests with a token that is not to be believed.", counters.bad_tokens)
+    yield from counters.search_part_seconds.collect()
     yield FAMILIES.counters(
-        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", figures.sweeps
+        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", counters.sweeps
     )
     if service is None:
         return
@@ -67,7 +67,7 @@ def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
     yield FAMILIES.counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
     yield FAMILIES.gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
     yield FAMILIES.counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
-    flaws = service.backend.integrity.flaws
+    flaws = service.backend.integrity.failures
     yield FAMILIES.counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
 
 
