@@ -13,7 +13,7 @@ class Target:
     tests: tuple[str, ...]
 
 
-_BEHAVIOUR = "tests/tasks/test_task_mutations.py::test_the_library_behaves"
+_BEHAVIOUR = "tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour"
 
 TARGETS = {
     "query": Target(

@@ -1,4 +1,4 @@
-"""The checker of task histories passes what is right and catches everything that must never happen."""
+"""The checker of task histories accepts valid histories and reports every violation."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from memory_core.errors import LeaseLost, OutcomeUnknown
 from memory_core.records.times import to_iso
 
 AHEAD = 1_000_000.0
-"""The wall clock shows this when the monotonic one shows 0."""
+"""Wall clock time at monotonic time 0."""
 T = "t1"
 
 
 def token(fence: int, task: str = T) -> str:
-    """Make the token of a lease."""
+    """A lease token."""
     return f"{task}.{fence}.secret"
 
 
 def call(op: str, agent: str, began: float, ended: float, **said: Any) -> Call:
-    """Make a call that was answered."""
+    """An answered call."""
     answer = said.pop("answer", {})
     return Call(agent, op, agent, said, Outcome.OK, answer, began, ended)
 
 
 def unknown(made: Call) -> Call:
-    """Nobody was told how a call ended."""
+    """The call with an unknown outcome."""
     return replace(made, outcome=Outcome.UNKNOWN, answer={}, ended=math.inf)
 
 
@@ -50,7 +50,7 @@ def submit(began: float = 0.0, task: str = T) -> Call:
 
 
 def claim(agent: str, fence: int, began: float, until: float, task: str = T) -> Call:
-    """A claim that got one lease."""
+    """A claim that received one lease."""
     lease = {"task_id": task, "lease_token": token(fence, task), "lease_until": to_iso(AHEAD + until)}
     return call("claim", agent, began, began + 0.1, answer={"tasks": [lease]})
 
@@ -74,7 +74,7 @@ def cancel(began: float) -> Call:
 
 
 def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
-    """A task by what happened to it: (op, when, agent, fence, attempt)."""
+    """A task from its history entries: (op, when, agent, fence, attempt)."""
     ops = [Entry(op, AHEAD + at, *rest) for op, at, *rest in entries]
     fences = [entry.fence for entry in ops if entry.op == "leased"]
     state = ops[-1].op if ops else "pending"
@@ -83,7 +83,6 @@ def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
 
 
 def evidence(calls: list[Call], *tasks: Kept, **more: Any) -> Evidence:
-    """Put it together."""
     audit = Counter(("complete_task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
     given: dict[str, Any] = {"audit": audit, "clock": Clock(AHEAD, AHEAD), **more}
     return Evidence(sorted(calls, key=lambda made: made.began), {task.id: task for task in tasks}, **given)
@@ -112,15 +111,15 @@ GOOD_LIFE = life(
 
 
 def rules(found: Evidence) -> set[str]:
-    """Which rules were broken."""
+    """The rules that were broken."""
     return {violation.rule for violation in checker.violations(found)}
 
 
-def test_a_right_history_is_passed() -> None:
+def test_valid_history_is_accepted() -> None:
     assert checker.violations(evidence(GOOD_CALLS, GOOD_LIFE)) == []
 
 
-def test_calls_of_unknown_outcome_may_or_may_not_have_had_their_effect() -> None:
+def test_call_with_unknown_outcome_may_have_had_its_effect() -> None:
     *before, last = GOOD_CALLS
     done = evidence([*before, unknown(last)], GOOD_LIFE)
     undone = evidence(
@@ -143,7 +142,7 @@ def test_calls_of_unknown_outcome_may_or_may_not_have_had_their_effect() -> None
         assert checker.violations(found) == []
 
 
-def test_a_wall_clock_that_moved_makes_no_false_alarm() -> None:
+def test_wall_clock_jump_is_not_reported() -> None:
     calls = [submit(), claim("a", 1, 1.0, until=3.0), claim("b", 2, 2.8, until=4.8), complete("b", 2, 3.0)]
     kept = life(
         *[("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("expired", 3.01, "a", 1, 1)],
@@ -154,7 +153,7 @@ def test_a_wall_clock_that_moved_makes_no_false_alarm() -> None:
 
 
 def _without(op: str, position: int) -> list[tuple[Any, ...]]:
-    """The right life without one entry."""
+    """The valid history without one entry."""
     rows = [(e.op, e.at - AHEAD, e.agent, e.fence, e.attempt) for e in GOOD_LIFE.entries]
     assert rows[position][0] == op
     return rows[:position] + rows[position + 1 :]
@@ -357,17 +356,17 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
 
 
 @pytest.mark.parametrize("history_of", BAD)
-def test_a_bad_history_is_caught(history_of: str) -> None:
+def test_invalid_history_is_reported(history_of: str) -> None:
     rule, made = BAD[history_of]
     assert rule in rules(made())
 
 
-def test_every_rule_has_a_history_that_breaks_it() -> None:
+def test_every_rule_is_broken_by_some_history() -> None:
     bad = [made() for _, made in BAD.values()]
     assert [rule.__name__ for rule in checker.RULES if not any(list(rule(found)) for found in bad)] == []
 
 
-async def test_a_recorded_history_is_read_back_with_what_nobody_was_told(tmp_path: Path) -> None:
+async def test_recorded_history_keeps_calls_with_unknown_outcome(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, "w1.0")
 
     async def raising(error: Exception) -> dict[str, Any]:

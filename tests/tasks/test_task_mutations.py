@@ -1,4 +1,4 @@
-"""Each rule of the task Functions is needed: with any one of them dropped, a behaviour breaks that holds with it."""
+"""Every rule of the task Functions is needed: without any one of them, at least one behaviour breaks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'ki
 _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
-    # what is checked
+    # checks
     "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
     "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
     "no check of the lease's end": (
@@ -150,7 +150,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    # what is written
+    # writes
     "completion keeps the lease": (
         "an_ended_task_leaves_nothing_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
@@ -258,7 +258,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "pauses do not grow": ("pauses_between_attempts_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
     "no priorities": ("the_more_urgent_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
     "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
-    # in which order
+    # order
     "assigned, then queued": (
         "an_assigned_task_is_nobody_elses",
         [
@@ -307,7 +307,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
 
 @pytest.fixture(scope="module")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis of this module's own, whose library is broken again and again."""
+    """A Redis for this module alone. Its library is broken repeatedly."""
     redis = RedisServer(tmp_path_factory.mktemp("mutants"))
     redis.start()
     yield redis
@@ -316,7 +316,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer
 
 @pytest.fixture
 async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
-    """A client of it."""
+    """A client of that Redis."""
     async with connect(own_redis.url) as connected:
         yield connected
 
@@ -329,23 +329,23 @@ async def _ground(client: Client, code: str) -> Ground:
 def _mutated(replacements: list[tuple[str, str]]) -> str:
     code = library_code()
     for old, new in replacements:
-        assert code.count(old) == 1, f"{code.count(old)} places say {old!r}"
+        assert code.count(old) == 1, f"{code.count(old)} occurrences of {old!r}"
         code = code.replace(old, new)
     return code
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-async def test_the_library_behaves(client: Client, behaviour: str) -> None:
+async def test_unchanged_library_has_every_behaviour(client: Client, behaviour: str) -> None:
     await BEHAVIOURS[behaviour](await _ground(client, library_code()))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
+async def test_mutation_breaks_a_behaviour(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
     ground = await _ground(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
         await BEHAVIOURS[behaviour](ground)
 
 
-def test_every_behaviour_catches_a_mutation() -> None:
+def test_every_behaviour_detects_a_mutation() -> None:
     assert {behaviour for behaviour, _ in MUTATIONS.values()} == set(BEHAVIOURS)
