@@ -79,14 +79,14 @@ async def ground(stack: Stack) -> AsyncGenerator[Ground]:
     async with AsyncExitStack() as opened:
         alice = await opened.enter_async_context(in_own_task(server.agent("alice", NAMESPACE)))
         bob = await opened.enter_async_context(in_own_task(server.agent("bob", NAMESPACE)))
-        nobody = await opened.enter_async_context(in_own_task(server.agent("nobody", NAMESPACE)))
+        other = await opened.enter_async_context(in_own_task(server.agent("nobody", NAMESPACE)))
         asked = server.agent("alice", NAMESPACE, elicitation_callback=_agree)
         ids = {
             OWN: await alice.store(OWN_CONTENT),
             OTHERS: await bob.store("A hidden cove lies behind the harbour.", tags=list(INJECTIONS.values())[:17]),
             PUBLIC: await bob.store("Ships are in the harbour.", visibility="public"),
         }
-        await nobody.store("Nobody speaks for all.", visibility="public")
+        await other.store("Nobody speaks for all.", visibility="public")
         http = await opened.enter_async_context(
             httpx2.AsyncClient(
                 base_url=f"{server.url}/mcp?agent=alice&namespace={NAMESPACE}",

@@ -87,7 +87,7 @@ def _sampled(options: argparse.Namespace) -> list[Change]:
         if options.only not in {"", name}:
             continue
         made = [
-            Change(f"{name} {path}:{mutant.line}: {mutant.told}", path, mutant.code, target.tests)
+            Change(f"{name} {path}:{mutant.line}: {mutant.description}", path, mutant.code, target.tests)
             for path in target.files
             for mutant in (python if path.endswith(".py") else lua).mutants((ROOT / path).read_text())
         ]

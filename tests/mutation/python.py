@@ -31,10 +31,10 @@ _UNSEEN = ("log.", "_log.", "tracing.", "warnings.")
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change of a source; `told` says which, and names it in lists."""
+    """One change of a source; `description` identifies it."""
 
     line: int
-    told: str
+    description: str
     code: str
 
 

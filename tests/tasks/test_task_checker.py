@@ -173,8 +173,8 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "illegal transition",
         lambda: evidence([], life(("submitted", 0.0), ("completed", 1.0, "a", 1, 1))),
     ),
-    "a life that does not begin": ("illegal transition", lambda: evidence([], life(("leased", 1.0, "a", 1, 1)))),
-    "a cancelled task that is tried again": (
+    "a history without a submission": ("illegal transition", lambda: evidence([], life(("leased", 1.0, "a", 1, 1)))),
+    "a cancelled task that is retried": (
         "illegal transition",
         lambda: evidence([], life(*LEASED, ("cancelled", 2.0), ("requeued", 3.0), ("dead", 4.0))),
     ),
@@ -183,20 +183,20 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "task without end",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="leased")),
     ),
-    "a state that is not the end": (
+    "a state that differs from the last entry": (
         "state is not the end",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="dead")),
     ),
-    "two ends": (
+    "two terminal entries": (
         "more than one end",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), ("cancelled", 2.1))),
     ),
-    "an ended task that still is queued": (
+    "an ended task that is still queued": (
         "left in a queue",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, leftovers=Leftovers((("leases", T),))),
     ),
     "an acknowledged task that is gone": ("lost submission", lambda: evidence([submit(task="t2")])),
-    "an attempt not counted": (
+    "an uncounted attempt": (
         "attempts miscounted",
         lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("dead", 6.0))),
     ),
@@ -204,21 +204,21 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "too many attempts",
         lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=1)),
     ),
-    "an end of another's attempt": (
+    "an attempt ended by another agent": (
         "end of another's attempt",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "b", 1, 1))),
     ),
-    "an end of an earlier attempt": (
+    "an end with the fence of an earlier attempt": (
         "end of another's attempt",
         lambda: evidence(
             [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("failed", 6.0, "a", 1, 1))
         ),
     ),
-    "tokens of a task that fall": (
+    "decreasing fences of one task": (
         "tokens do not rise",
         lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 0, 2), ("dead", 6.0))),
     ),
-    "tokens of two tasks that fall": (
+    "decreasing fences across two tasks": (
         "tokens do not rise",
         lambda: evidence(
             [],
@@ -230,11 +230,11 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "tokens do not rise",
         lambda: evidence([claim("a", 2, 1.0, 3.0), claim("b", 1, 2.0, 4.0, task="t2")]),
     ),
-    "a task that has another token than its lease": (
+    "a task whose token differs from its lease": (
         "tokens do not rise",
         lambda: evidence([], replace(GOOD_LIFE, fence=2)),
     ),
-    "one number for two leases": (
+    "one fence for two leases": (
         "token given twice",
         lambda: evidence(
             [],
@@ -242,7 +242,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
             life(("submitted", 0.0), ("leased", 2.0, "b", 1, 1), ("dead", 9.0), task="t2"),
         ),
     ),
-    "a lease before what it depends on": (
+    "a lease before its dependency completed": (
         "leased before its dependency completed",
         lambda: evidence(
             [],
@@ -250,7 +250,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
             life(("submitted", 0.0), ("leased", 1.5, "b", 2, 1), ("completed", 3.0, "b", 2, 1), task="t2"),
         ),
     ),
-    "a lease though what it depends on failed": (
+    "a lease although its dependency failed": (
         "leased before its dependency completed",
         lambda: evidence(
             [],
@@ -258,15 +258,15 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
             life(("submitted", 0.0), ("dead", 0.5), task="t2"),
         ),
     ),
-    "a completion with a token that was superseded": (
+    "a completion with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, complete("a", 1, 5.4)], GOOD_LIFE),
     ),
-    "a renewal with a token that was superseded": (
+    "a renewal with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, renew("a", 1, 5.4, until=8.0)], GOOD_LIFE),
     ),
-    "a failure reported with a token that was superseded": (
+    "a failure reported with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, fail("a", 1, 5.4)], GOOD_LIFE),
     ),
@@ -274,7 +274,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, fail("a", 3, 8.5)], GOOD_LIFE),
     ),
-    "a completion after the lease ran out": (
+    "a completion after the lease expired": (
         "stale token accepted",
         lambda: evidence(
             [submit(), claim("a", 1, 1.0, until=3.0), complete("a", 1, 3.2)],
@@ -285,7 +285,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, cancel(7.5)], GOOD_LIFE),
     ),
-    "a token that nobody was given": (
+    "a token that was never issued": (
         "forged token accepted",
         lambda: evidence([submit(), complete("a", 1, 2.0)], life(*LEASED, ("completed", 2.05, "a", 1, 1))),
     ),
@@ -320,7 +320,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "completed twice",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter({("complete_task", T): 2})),
     ),
-    "a completion that is not in the audit": (
+    "a completion missing from the audit": (
         "completion lost",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter()),
     ),
@@ -332,11 +332,11 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "acknowledged and not remembered",
         lambda: evidence([claim("a", 9, 9.0, until=11.0)], life(*LEASED, ("dead", 12.0))),
     ),
-    "a failure that nobody reported": (
+    "a failure without a report": (
         "remembered and never asked for",
         lambda: evidence([made for made in GOOD_CALLS if made.op != "fail"], GOOD_LIFE),
     ),
-    "a refused completion that had its effect": (
+    "a refused completion that took effect": (
         "remembered and never asked for",
         lambda: evidence([*GOOD_CALLS[:-1], refused(GOOD_CALLS[-1])], GOOD_LIFE),
     ),
@@ -348,7 +348,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "not cancelled after all",
         lambda: evidence([*GOOD_CALLS, cancel(8.2)], GOOD_LIFE),
     ),
-    "an error that nobody foresaw": (
+    "an unexpected error": (
         "untyped error",
         lambda: evidence([*GOOD_CALLS, refused(complete("a", 3, 8.5), "internal")], GOOD_LIFE),
     ),

@@ -40,7 +40,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # checks
     "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
     "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
-    "no check of the lease's end": (
+    "no check of lease expiry": (
         "a_token_dies_with_its_time",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
@@ -48,19 +48,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "a_token_is_worth_nothing_in_other_hands",
         [(" or task.assigned ~= request.agent then", " then")],
     ),
-    "no check who ever had it": (
+    "no check of earlier holders": (
         "whoever_never_had_a_task_learns_nothing_of_it",
         [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
-    "no avoiding": (
+    "agents that failed are not avoided": (
         "a_failed_task_goes_to_another",
         [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
-    "avoiding for ever": (
+    "agents that failed are avoided forever": (
         "a_failed_task_comes_back_if_there_is_nobody_else",
         [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
-    "no check that an agent fell silent": (
+    "no check for silent agents": (
         "a_living_agent_keeps_its_lease",
         [
             (
@@ -69,7 +69,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who cancels": (
+    "no check of the canceller": (
         "only_its_submitter_cancels_a_task_and_nobody_completes_it_then",
         [
             (
@@ -78,7 +78,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who requeues": (
+    "no check of the requeuer": (
         "a_requeued_task_has_all_its_attempts_and_no_past",
         [
             (
@@ -96,19 +96,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "only_the_able_get_a_task",
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
-    "no check for whom it is": (
+    "no check of the assigned agent": (
         "only_the_able_get_a_task",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
     ),
-    "no bound on what is leased": (
+    "no limit on leased tasks": (
         "an_agent_has_no_more_than_it_can_do",
         [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
-    "no bound on what is assigned": (
+    "no limit on assigned tasks": (
         "an_agent_has_no_more_than_it_can_do",
         [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
     ),
-    "no check of the payload under a key": (
+    "no payload check for a repeated idempotency key": (
         "an_idempotency_key_stands_for_one_task",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
@@ -137,7 +137,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "a_repeated_call_has_one_effect_and_one_answer",
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
-    "no retries left is no end": (
+    "exhausted retries do not end a task": (
         "attempts_are_counted_and_end_in_the_dead_letters",
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
@@ -155,15 +155,15 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "an_ended_task_leaves_nothing_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
-    "the lease stays among the leases": (
+    "the lease index keeps the lease": (
         "an_ended_task_leaves_nothing_behind",
         [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
-    "the task stays in the agent's hands": (
+    "the agent still holds the task": (
         "an_ended_task_leaves_nothing_behind",
         [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
-    "ended tasks are kept for ever": (
+    "ended tasks never expire": (
         "an_ended_task_leaves_nothing_behind",
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
@@ -171,7 +171,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "attempts_are_counted_and_end_in_the_dead_letters",
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
-    "dead tasks get no letter": (
+    "dead tasks are not added to the dead letters": (
         "attempts_are_counted_and_end_in_the_dead_letters",
         [
             (
@@ -180,7 +180,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "who failed is forgotten": (
+    "agents that failed are forgotten": (
         "a_failed_task_goes_to_another",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
@@ -193,39 +193,39 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the number of tokens stands still": (
+    "the fence does not increase": (
         "the_numbers_of_tokens_rise",
         [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
-    "a lease that ran out is renewed": (
+    "an expired lease is renewed": (
         "a_lease_that_ran_out_goes_to_another",
         [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
-    "leases never run out": (
+    "leases never expire": (
         "a_lease_that_ran_out_goes_to_another",
         [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
-    "renewal leaves the old end": (
+    "renewal keeps the old expiry": (
         "a_heartbeat_renews_a_lease",
         [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
     ),
-    "what is leased is not noted as held": (
+    "leased tasks are not recorded as held": (
         "a_lease_is_nobody_elses",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
-    "what is leased counts as unclaimed": (
+    "leased tasks count as unclaimed": (
         "a_lease_is_nobody_elses",
         [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
-    "what is assigned stays queued": (
+    "assigned tasks stay queued": (
         "an_assigned_task_is_nobody_elses",
         [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
-    "assignments last for ever": (
+    "assignments never expire": (
         "an_assignment_that_is_not_claimed_is_taken_back",
         [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
-    "a requeued task has its old attempts": (
+    "a requeued task keeps its attempts": (
         "a_requeued_task_has_all_its_attempts_and_no_past",
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
@@ -246,7 +246,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "the_namespace_has_a_quota",
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
-    "deadlines are not noted": (
+    "deadlines are not recorded": (
         "a_deadline_ends_a_task",
         [
             (
@@ -270,7 +270,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "whoever lives is able": (
+    "every living agent counts as able": (
         "whoever_failed_waits_for_nobody_that_is_not_able",
         [
             (
@@ -279,26 +279,26 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the last of a history is cut off": (
+    "history loses its last entry": (
         "a_long_history_keeps_what_came_last",
         [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
     ),
-    "newcomers begin at the first turn": (
+    "new submitters start at the first turn": (
         "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
         [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
-    "what ends in its queue stays there": (
+    "tasks that end in a queue stay there": (
         "a_task_that_ends_in_its_queue_leaves_it",
         [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
-    "asked whether anything blocks, then unblocked": (
+    "blockers are checked before unblocking": (
         "a_task_waits_for_all_that_it_depends_on",
         [
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
-    "queued again, then opened to all": (
+    "requeued before it is opened to all": (
         "a_task_for_one_agent_goes_to_others_when_that_one_dies",
         [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
