@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from fuzz.calls import Calls
-from fuzz.storm import SETTINGS, Storm
+from fuzz.fuzzer import SETTINGS, Fuzzer
 from support.in_process import InProcess
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Stack, serving
@@ -17,7 +17,7 @@ SEED = 20_260
 async def test_random_calls_are_answered_and_change_nothing_of_others(stack: Stack) -> None:
     # The same key as the stack's server: both servers sweep, and either may write audit entries here.
     async with serving(stack.redis.url_of(SERVER), **SETTINGS, master_key=MASTER_KEY) as server:
-        report = await Storm(server, stack.client, SEED).blow(CALLS)
+        report = await Fuzzer(server, stack.client, SEED).run(CALLS)
         tools = await InProcess.over(server).tools.list_tools()
     assert not report.problems, str(report)
     assert report.calls >= CALLS

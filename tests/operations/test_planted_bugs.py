@@ -31,7 +31,7 @@ def _exists(test: str) -> bool:
 
 def test_replaced_text_must_occur_exactly_once() -> None:
     for code in ("a b", "x x"):
-        with pytest.raises(ValueError, match="places say 'x'"):
+        with pytest.raises(ValueError, match="occurrences of 'x'"):
             broken(code, [("x", "y")])
 
 
