@@ -132,7 +132,11 @@ def _run(trees: Sequence[Tree], changes: Sequence[Change], seconds: float) -> li
 
     work: Callable[[Change], str] = test_change
     with ThreadPoolExecutor(len(trees)) as threads:
-        return [change for change, failed in zip(changes, threads.map(work, changes), strict=True) if not failed_test]
+        return [
+            change
+            for change, failed_test in zip(changes, threads.map(work, changes), strict=True)
+            if not failed_test_test
+        ]
 
 
 if __name__ == "__main__":
