@@ -133,9 +133,7 @@ def _run(trees: Sequence[Tree], changes: Sequence[Change], seconds: float) -> li
     work: Callable[[Change], str] = test_change
     with ThreadPoolExecutor(len(trees)) as threads:
         return [
-            change
-            for change, failed_test in zip(changes, threads.map(work, changes), strict=True)
-            if not failed_test_test
+            change for change, failed_test in zip(changes, threads.map(work, changes), strict=True) if not failed_test
         ]
 
 
