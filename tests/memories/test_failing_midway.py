@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from chaos.stored.proxy import Proxy, Trouble
+from chaos.memories.proxy import NetworkFault, Proxy
 from support.redis_users import PASSWORDS, SERVER
 from support.stack import MASTER_KEY, Agent, Refused, Stack, in_own_task, serving
 
@@ -37,7 +37,7 @@ async def carol(proxy: Proxy, namespace: str) -> AsyncGenerator[Agent]:
     ):
         yield agent
         proxy.last_of = b""
-        proxy.begin(Trouble.NONE)
+        proxy.begin(NetworkFault.NONE)
 
 
 async def test_update_that_cannot_be_read_back_reports_outcome_unknown(carol: Agent, proxy: Proxy) -> None:
@@ -47,7 +47,7 @@ async def test_update_that_cannot_be_read_back_reports_outcome_unknown(carol: Ag
         await carol.call("update_memory", memory_id=memory_id, content="The ferry leaves at one.")
     assert refused.value.code == "outcome_unknown"
     proxy.last_of = b""
-    proxy.begin(Trouble.NONE)
+    proxy.begin(NetworkFault.NONE)
     assert (await carol.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from chaos import powercuts, store
+from chaos import power_loss, store
 
 SMALL = store.Plan(
     seed=8,
@@ -11,7 +11,7 @@ SMALL = store.Plan(
     agents=2,
     per_epoch=1500,
     pause=0.1,
-    hard=0.2,
+    duration_factor=0.2,
     sample=40,
     largest_batch=12,
     kinds=(
@@ -40,7 +40,9 @@ async def test_faults_lose_no_acknowledged_write_and_falsify_no_answer(
 async def test_power_cut_keeps_synced_writes_and_drops_unsynced_ones(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    report = await powercuts.run(powercuts.Plan(seed=8, cuts=2, least=0.3, most=0.8), tmp_path_factory.mktemp("power"))
+    report = await power_loss.run(
+        power_loss.Plan(seed=8, cuts=2, least=0.3, most=0.8), tmp_path_factory.mktemp("power")
+    )
     if report.skipped:
         pytest.skip(report.skipped)
     assert report.is_good, report

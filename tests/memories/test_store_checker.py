@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from chaos.history import Call, Json, Outcome
-from chaos.stored import rules
-from chaos.stored.clock import RedisClock
-from chaos.stored.evidence import Evidence
-from chaos.stored.kept import Kept, Remains
+from chaos.memories import rules
+from chaos.memories.clock import RedisClock
+from chaos.memories.evidence import Evidence
+from chaos.memories.memory_records import MemoryRecord, State
 
 M, N = "01memory", "01another"
 V1, V2 = "markalice1v1", "markalice1v2"
@@ -78,8 +78,8 @@ def unknown(made: Call) -> Call:
     return replace(made, outcome=Outcome.UNKNOWN, answer={"code": "outcome_unknown"}, ended=math.inf)
 
 
-def kept(rev: int = 1, **more: Any) -> Kept:
-    return Kept(f"rm:{{chaos}}:mem:{M}", rev=rev, model="m", expires_at="inf", **more)
+def record(rev: int = 1, **more: Any) -> MemoryRecord:
+    return MemoryRecord(f"rm:{{chaos}}:mem:{M}", rev=rev, model="m", expires_at="inf", **more)
 
 
 def audit(store: int = 1, update: int = 0, clear: int = 0, memory_id: str = M) -> Counter[tuple[str, str]]:
@@ -88,8 +88,8 @@ def audit(store: int = 1, update: int = 0, clear: int = 0, memory_id: str = M) -
     )
 
 
-def remains(memory: Kept | None = None, changes: Counter[tuple[str, str]] | None = None, **more: Any) -> Remains:
-    return Remains({M: memory or kept()}, changes=audit() if changes is None else changes, **more)
+def state(memory: MemoryRecord | None = None, changes: Counter[tuple[str, str]] | None = None, **more: Any) -> State:
+    return State({M: memory or record()}, changes=audit() if changes is None else changes, **more)
 
 
 def last(mark: str = V1, rev: int = 1, memory_id: str = M) -> list[Call]:
@@ -100,7 +100,7 @@ GONE = [missed(110), listed(111)]
 CHANGED = [store(), update(2), *last(V2, 2)]
 
 
-def evidence(calls: list[Call], left: Remains, **more: Any) -> Evidence:
+def evidence(calls: list[Call], left: State, **more: Any) -> Evidence:
     return Evidence(calls, left, RedisClock(), RESTED, **more)
 
 
@@ -109,33 +109,33 @@ def names(found: Evidence) -> set[str]:
 
 
 GOOD: dict[str, Callable[[], Evidence]] = {
-    "stored": lambda: evidence([store(), *last()], remains()),
-    "changed": lambda: evidence(CHANGED, remains(kept(2), audit(update=1))),
-    "deleted": lambda: evidence([store(), delete(2), missed(3), *GONE], Remains(changes=audit(clear=1))),
+    "stored": lambda: evidence([store(), *last()], state()),
+    "changed": lambda: evidence(CHANGED, state(record(2), audit(update=1))),
+    "deleted": lambda: evidence([store(), delete(2), missed(3), *GONE], State(changes=audit(clear=1))),
     "stored in a batch": lambda: evidence(
         [batch(1, [{"op": "store_memory", **store().arguments}], [{"ok": True, "result": store().answer}]), *last()],
-        remains(),
+        state(),
     ),
-    "a store of unknown outcome without effect": lambda: evidence([unknown(store())], Remains()),
-    "a store of unknown outcome with effect": lambda: evidence([unknown(store()), *last()], remains()),
+    "a store of unknown outcome without effect": lambda: evidence([unknown(store())], State()),
+    "a store of unknown outcome with effect": lambda: evidence([unknown(store()), *last()], state()),
     "an update of unknown outcome with effect": lambda: evidence(
-        [store(), unknown(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))
+        [store(), unknown(update(2)), *last(V2, 2)], state(record(2), audit(update=1))
     ),
     "a deletion of unknown outcome with effect": lambda: evidence(
-        [store(), unknown(delete(2)), missed(3), *GONE], Remains(changes=audit(clear=1))
+        [store(), unknown(delete(2)), missed(3), *GONE], State(changes=audit(clear=1))
     ),
     "an expired memory": lambda: evidence(
-        [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], Remains(changes=audit())
+        [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], State(changes=audit())
     ),
     "a memory that expired between a read and a list": lambda: evidence(
         [store(expires="1970-01-01T00:01:50.7Z", priority="low", ttl_seconds=109), seen(110), listed(111)],
-        Remains(changes=audit()),
+        State(changes=audit()),
     ),
-    "a partial answer": lambda: evidence([store(), search(2, M, partial=True), *last()], remains()),
-    "a search during the store": lambda: evidence([store(), search(1.2, M, M), *last()], remains()),
+    "a partial answer": lambda: evidence([store(), search(2, M, partial=True), *last()], state()),
+    "a search during the store": lambda: evidence([store(), search(1.2, M, M), *last()], state()),
     "a conflict with an update of unknown outcome": lambda: evidence(
         [store(), unknown(update(2)), refused(update(3, "markalice1v3"), "conflict"), *last(V2, 2)],
-        remains(kept(2), audit(update=1)),
+        state(record(2), audit(update=1)),
     ),
 }
 
@@ -148,178 +148,178 @@ def test_valid_history_is_accepted(history_of: str) -> None:
 BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "an acknowledged store that is gone": (
         "acknowledged and lost",
-        lambda: evidence([store(), *GONE], Remains(changes=audit())),
+        lambda: evidence([store(), *GONE], State(changes=audit())),
     ),
     "an acknowledged store missing from the list": (
         "not in the list",
-        lambda: evidence([store(), seen(110), listed(111)], remains()),
+        lambda: evidence([store(), seen(110), listed(111)], state()),
     ),
     "a memory missing from one list and read later": (
         "not in the list",
         lambda: evidence(
             [store(expires="1970-01-01T00:05:00Z", priority="low", ttl_seconds=299), seen(110), listed(111)],
-            remains(replace(kept(), expires_at="300.0", expires_in=100.0)),
+            state(replace(record(), expires_at="300.0", expires_in=100.0)),
         ),
     ),
     "a memory that was never stored": (
-        "a memory of nobody",
-        lambda: evidence([], remains()),
+        "memory was never stored",
+        lambda: evidence([], state()),
     ),
     "not found for a moment": (
-        "not found though it is there",
-        lambda: evidence([store(), missed(2), *last()], remains()),
+        "present but not found",
+        lambda: evidence([store(), missed(2), *last()], state()),
     ),
     "an early expiry": (
-        "not found though it is there",
+        "present but not found",
         lambda: evidence(
-            [store(expires=LONG_AGO, priority="low", ttl_seconds=4), missed(3), *GONE], Remains(changes=audit())
+            [store(expires=LONG_AGO, priority="low", ttl_seconds=4), missed(3), *GONE], State(changes=audit())
         ),
     ),
     "seen after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), seen(3), *GONE], Remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), seen(3), *GONE], State(changes=audit(clear=1))),
     ),
     "in Redis after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), *GONE], remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), *GONE], state(changes=audit(clear=1))),
     ),
     "found by a search after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), search(3, N, M, partial=True), *GONE], Remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), search(3, N, M, partial=True), *GONE], State(changes=audit(clear=1))),
     ),
     "seen after its expiry": (
-        "outlived its lifetime",
-        lambda: evidence([store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(8)], Remains(changes=audit())),
+        "seen after expiry",
+        lambda: evidence([store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(8)], State(changes=audit())),
     ),
     "seen after the flush": (
         "survived the flush",
-        lambda: evidence([seen(3), *last()], remains(), forgotten=frozenset([M])),
+        lambda: evidence([seen(3), *last()], state(), forgotten=frozenset([M])),
     ),
     "content that was never stored": (
         "never written",
-        lambda: evidence([store(), seen(2, "markbob1v1"), *last()], remains()),
+        lambda: evidence([store(), seen(2, "markbob1v1"), *last()], state()),
     ),
     "a refused store that took effect": (
         "never written",
-        lambda: evidence([refused(store()), *last()], remains()),
+        lambda: evidence([refused(store()), *last()], state()),
     ),
     "a refused update that took effect": (
         "never written",
-        lambda: evidence([store(), refused(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))),
+        lambda: evidence([store(), refused(update(2)), *last(V2, 2)], state(record(2), audit(update=1))),
     ),
     "new tags on an old content": (
         "half-applied",
         lambda: evidence(
             [store(), unknown(update(2)), seen(3, V2, 2, content=f"{V1} lantern"), *last(V2, 2)],
-            remains(kept(2), audit(update=1)),
+            state(record(2), audit(update=1)),
         ),
     ),
     "a changed byte": (
         "altered",
-        lambda: evidence([store(), seen(2, content=f"{V1} lantern "), *last()], remains()),
+        lambda: evidence([store(), seen(2, content=f"{V1} lantern "), *last()], state()),
     ),
     "one revision with two contents": (
         "two versions of one revision",
-        lambda: evidence([*CHANGED, seen(4, V1, 2)], remains(kept(2), audit(update=1))),
+        lambda: evidence([*CHANGED, seen(4, V1, 2)], state(record(2), audit(update=1))),
     ),
     "an acknowledged update without effect": (
         "acknowledged update lost",
         lambda: evidence(
-            [store(), replace(update(2), answer=memory(V1, 2)), *last()], remains(kept(), audit(update=1))
+            [store(), replace(update(2), answer=memory(V1, 2)), *last()], state(record(), audit(update=1))
         ),
     ),
     "an acknowledged update that was undone": (
-        "went back",
-        lambda: evidence([store(), update(2), seen(3, V1, 1), *last(V2, 2)], remains(kept(2), audit(update=1))),
+        "revision went back",
+        lambda: evidence([store(), update(2), seen(3, V1, 1), *last(V2, 2)], state(record(2), audit(update=1))),
     ),
     "one store that created two memories": (
         "stored twice",
         lambda: evidence(
             [store(idempotency_key="k"), store(2, memory_id=N, idempotency_key="k"), *last(), *last(memory_id=N)],
-            Remains({M: kept(), N: kept()}, changes=audit() + audit(memory_id=N)),
+            State({M: record(), N: record()}, changes=audit() + audit(memory_id=N)),
         ),
     ),
     "a job that was never done": (
         "not at rest",
-        lambda: evidence([store(), *last()], remains(unfinished=("1 jobs are left",))),
+        lambda: evidence([store(), *last()], state(unfinished=("1 jobs are left",))),
     ),
     "two vectors": (
-        "not one vector",
-        lambda: evidence([store(), *last()], remains(kept(vectors=2))),
+        "wrong number of vectors",
+        lambda: evidence([store(), *last()], state(record(vectors=2))),
     ),
     "no vector": (
-        "not one vector",
-        lambda: evidence([store(), *last()], remains(kept(vectors=0))),
+        "wrong number of vectors",
+        lambda: evidence([store(), *last()], state(record(vectors=0))),
     ),
     "the vector of an older content": (
-        "its vector is not of its content",
+        "vector does not match content",
         lambda: evidence(
             [
                 store(),
                 *last(),
                 replace(search(112, M, M, extra={"exact": True}), answer={"hits": [{"memory_id": M, "vector": 0.6}]}),
             ],
-            remains(),
+            state(),
         ),
     ),
     "a chunk of a deleted memory": (
-        "a piece of nothing",
-        lambda: evidence([store(), *last()], remains(pieces={f"rm:{{chaos}}:chunk:{N}:1": kept()})),
+        "chunk without memory",
+        lambda: evidence([store(), *last()], state(pieces={f"rm:{{chaos}}:chunk:{N}:1": record()})),
     ),
     "a missing chunk": (
-        "pieces are missing",
-        lambda: evidence([store(), *last()], remains(kept(pieces=2))),
+        "chunks are missing",
+        lambda: evidence([store(), *last()], state(record(pieces=2))),
     ),
     "a critical memory that will expire": (
-        "lives too long or too short",
-        lambda: evidence([store(), *last()], remains(kept(expires_in=60.0))),
+        "wrong lifetime",
+        lambda: evidence([store(), *last()], state(record(expires_in=60.0))),
     ),
     "a memory without its promised expiry": (
-        "lives too long or too short",
-        lambda: evidence([store(priority="low"), *last()], remains()),
+        "wrong lifetime",
+        lambda: evidence([store(priority="low"), *last()], state()),
     ),
     "a lifetime other than promised": (
-        "expires at another time than promised",
+        "expiry differs from the answer",
         lambda: evidence(
             [store(priority="low", expires="2100-01-01T00:00:00Z"), *last()],
-            remains(replace(kept(), expires_at="4102444000.0", expires_in=1e9)),
+            state(replace(record(), expires_at="4102444000.0", expires_in=1e9)),
         ),
     ),
     "a store missing from the audit": (
         "audit of a store",
-        lambda: evidence([store(), *last()], remains(changes=audit(store=0))),
+        lambda: evidence([store(), *last()], state(changes=audit(store=0))),
     ),
     "a store that is in the audit twice": (
         "audit of a store",
-        lambda: evidence([store(), *last()], remains(changes=audit(store=2))),
+        lambda: evidence([store(), *last()], state(changes=audit(store=2))),
     ),
     "an update missing from the audit": (
         "audit of update_memory",
-        lambda: evidence(CHANGED, remains(kept(2), audit(update=0))),
+        lambda: evidence(CHANGED, state(record(2), audit(update=0))),
     ),
     "a deletion that is in the audit twice": (
         "audit of clear_memory",
-        lambda: evidence([store(), delete(2), *GONE], Remains(changes=audit(clear=2))),
+        lambda: evidence([store(), delete(2), *GONE], State(changes=audit(clear=2))),
     ),
     "a broken audit chain": (
-        "the audit is broken",
-        lambda: evidence([store(), *last()], remains(audit_problems=("forged",))),
+        "broken audit chain",
+        lambda: evidence([store(), *last()], state(audit_problems=("forged",))),
     ),
     "a search without the expected memory": (
         "silently partial",
-        lambda: evidence([store(), search(2, M, N), *last()], remains()),
+        lambda: evidence([store(), search(2, M, N), *last()], state()),
     ),
     "a partial answer after recovery": (
         "partial at rest",
-        lambda: evidence([store(), *last(), search(112, M, M, partial=True)], remains()),
+        lambda: evidence([store(), *last(), search(112, M, M, partial=True)], state()),
     ),
     "an unexpected error": (
         "untyped error",
-        lambda: evidence([store(), refused(search(2), "internal"), *last()], remains()),
+        lambda: evidence([store(), refused(search(2), "internal"), *last()], state()),
     ),
     "a conflict without a concurrent writer": (
-        "conflict with nobody",
-        lambda: evidence([store(), refused(update(2), "conflict"), *last()], remains()),
+        "conflict without another writer",
+        lambda: evidence([store(), refused(update(2), "conflict"), *last()], state()),
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from chaos.stored import clock
+from chaos.memories import clock
 from support.embedder_fixtures import RedisServer, Team, running, wait_until
 from support.stack import Server, serving
 

@@ -15,7 +15,7 @@ import pytest
 from chaos import checker, history
 from chaos.evidence import Evidence
 from chaos.history import Call, Clock, Outcome, Recorder, Refusal
-from chaos.kept import Entry, Kept, Leftovers
+from chaos.task_records import Entry, Leftovers, TaskRecord
 
 from memory_core.errors import LeaseLost, OutcomeUnknown
 from memory_core.records.times import to_iso
@@ -73,16 +73,16 @@ def cancel(began: float) -> Call:
     return call("cancel", "lead", began, began + 0.1, task_id=T)
 
 
-def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
+def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> TaskRecord:
     """A task from its history entries: (op, when, agent, fence, attempt)."""
     ops = [Entry(op, AHEAD + at, *rest) for op, at, *rest in entries]
     fences = [entry.fence for entry in ops if entry.op == "leased"]
     state = ops[-1].op if ops else "pending"
     made: dict[str, Any] = {"state": state, "entries": tuple(ops), "fence": fences[-1] if fences else None}
-    return Kept(task, **{**made, **fields})
+    return TaskRecord(task, **{**made, **fields})
 
 
-def evidence(calls: list[Call], *tasks: Kept, **more: Any) -> Evidence:
+def evidence(calls: list[Call], *tasks: TaskRecord, **more: Any) -> Evidence:
     audit = Counter(("complete_task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
     given: dict[str, Any] = {"audit": audit, "clock": Clock(AHEAD, AHEAD), **more}
     return Evidence(sorted(calls, key=lambda made: made.began), {task.id: task for task in tasks}, **given)
@@ -184,7 +184,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="leased")),
     ),
     "a state that differs from the last entry": (
-        "state is not the end",
+        "state differs from history",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="dead")),
     ),
     "two terminal entries": (
@@ -205,21 +205,21 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=1)),
     ),
     "an attempt ended by another agent": (
-        "end of another's attempt",
+        "attempt ended by another agent",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "b", 1, 1))),
     ),
     "an end with the fence of an earlier attempt": (
-        "end of another's attempt",
+        "attempt ended by another agent",
         lambda: evidence(
             [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("failed", 6.0, "a", 1, 1))
         ),
     ),
     "decreasing fences of one task": (
-        "tokens do not rise",
+        "fence does not increase",
         lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 0, 2), ("dead", 6.0))),
     ),
     "decreasing fences across two tasks": (
-        "tokens do not rise",
+        "fence does not increase",
         lambda: evidence(
             [],
             life(("submitted", 0.0), ("leased", 1.0, "a", 2, 1), ("dead", 9.0)),
@@ -227,15 +227,15 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         ),
     ),
     "a later claim with the lower token": (
-        "tokens do not rise",
+        "fence does not increase",
         lambda: evidence([claim("a", 2, 1.0, 3.0), claim("b", 1, 2.0, 4.0, task="t2")]),
     ),
     "a task whose token differs from its lease": (
-        "tokens do not rise",
+        "fence does not increase",
         lambda: evidence([], replace(GOOD_LIFE, fence=2)),
     ),
     "one fence for two leases": (
-        "token given twice",
+        "fence used twice",
         lambda: evidence(
             [],
             life(*LEASED, ("dead", 9.0)),
@@ -325,19 +325,19 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter()),
     ),
     "a completion that Redis forgot": (
-        "acknowledged and not remembered",
+        "acknowledged but not recorded",
         lambda: evidence(GOOD_CALLS, life(*_without("completed", 7), ("dead", 9.0))),
     ),
     "a lease that Redis forgot": (
-        "acknowledged and not remembered",
+        "acknowledged but not recorded",
         lambda: evidence([claim("a", 9, 9.0, until=11.0)], life(*LEASED, ("dead", 12.0))),
     ),
     "a failure without a report": (
-        "remembered and never asked for",
+        "recorded but never requested",
         lambda: evidence([made for made in GOOD_CALLS if made.op != "fail"], GOOD_LIFE),
     ),
     "a refused completion that took effect": (
-        "remembered and never asked for",
+        "recorded but never requested",
         lambda: evidence([*GOOD_CALLS[:-1], refused(GOOD_CALLS[-1])], GOOD_LIFE),
     ),
     "a lease after cancellation": (
@@ -345,7 +345,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         lambda: evidence([cancel(0.5), claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("cancelled", 2.0))),
     ),
     "a cancelled task that completed": (
-        "not cancelled after all",
+        "cancellation lost",
         lambda: evidence([*GOOD_CALLS, cancel(8.2)], GOOD_LIFE),
     ),
     "an unexpected error": (
@@ -394,4 +394,4 @@ async def test_recorded_history_keeps_calls_with_unknown_outcome(tmp_path: Path)
         ("claim", "unknown", None),
     ]
     assert [math.isinf(made.ended) for made in calls] == [False, False, True, True]
-    assert 0 <= clock.doubt < 60
+    assert 0 <= clock.uncertainty < 60
