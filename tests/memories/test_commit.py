@@ -32,9 +32,9 @@ async def test_vector_of_another_revision_content_or_model_is_stale(
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     record = keys.memory(memory_id)
     digest = (await stack.client.hget(record, "hash")).decode()
-    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    target: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(record)
-    assert await commit(stack, keys, **said | other) == "stale"
+    assert await commit(stack, keys, **target | other) == "stale"
     assert await stack.client.hgetall(record) == before
     assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "ok"
     assert await stack.client.hget(record, vector_field(MODEL)) == to_bytes(UNIT)
@@ -62,7 +62,7 @@ async def test_invalid_vector_is_refused_and_its_job_stays(
 ) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
-    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    target: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(keys.memory(memory_id))
-    assert await commit(stack, keys, **said | bad) == "bad_vector"
+    assert await commit(stack, keys, **target | bad) == "bad_vector"
     assert await stack.client.hgetall(keys.memory(memory_id)) == before

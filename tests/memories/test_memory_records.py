@@ -28,8 +28,8 @@ def unit(*values: float) -> Matrix:
 
 async def with_other_model(team: Team, phase: str) -> None:
     """Set the namespace's second model and its phase."""
-    said = {"other_model": OTHER, "other_field": vector_field(OTHER), "other_dimension": 8, "phase": phase}
-    await team.client.hset(team.names.meta, mapping=said)
+    fields = {"other_model": OTHER, "other_field": vector_field(OTHER), "other_dimension": 8, "phase": phase}
+    await team.client.hset(team.names.meta, mapping=fields)
 
 
 async def jobs_of(team: Team, model: str) -> list[str]:

@@ -44,8 +44,8 @@ def scores(records: list[Record], query: str = "boat harbour", **options: Any) -
 
 def test_words_of_a_turn_count_less_for_turns_further_away() -> None:
     turns = [record("The boat left the harbour.", 1), *(record("It was a fine day for all.", seq) for seq in (2, 3, 4))]
-    own, beside, further, beyond = scores(turns)
-    assert own > beside > further > beyond == 0
+    own, next_to, further, beyond = scores(turns)
+    assert own > next_to > further > beyond == 0
 
 
 @pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"pieces": 2}])
@@ -113,9 +113,9 @@ def test_scores_are_between_zero_and_one(
         assert 0 <= score <= 1
 
 
-@pytest.mark.parametrize("beside", range(1, 40))
-def test_score_is_bit_identical_whatever_else_is_compared(beside: int) -> None:
-    chance = np.random.default_rng(beside)
+@pytest.mark.parametrize("count", range(1, 40))
+def test_score_is_bit_identical_whatever_else_is_compared(count: int) -> None:
+    chance = np.random.default_rng(count)
     words = "boat harbour lantern storm tide of the night in autumn".split()
     rows = [
         record(
@@ -123,7 +123,7 @@ def test_score_is_bit_identical_whatever_else_is_compared(beside: int) -> None:
             context=None,
             vector=unit(chance.normal(size=384)).tobytes(),
         )
-        for _ in range(beside)
+        for _ in range(count)
     ]
     options: dict[str, Any] = {"query": " ".join(words), "vector": unit(chance.normal(size=384))}
     assert scores(rows, **options) == [score for one in rows for score in scores([one], **options)]

@@ -31,12 +31,12 @@ async def test_search_during_an_index_rebuild_is_partial(
     assert during["partial"]
     assert "the index is being built" in during["reason"]
 
-    async def whole() -> bool:
+    async def is_complete() -> bool:
         after = await alice.call("semantic_search", query="heron", mode=mode)
         assert after["partial"] or len(after["hits"]) == 1
         return not after["partial"]
 
-    await wait_until(whole)
+    await wait_until(is_complete)
 
 
 async def test_list_skips_nothing_when_entries_are_deleted_meanwhile(
