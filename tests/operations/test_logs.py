@@ -29,8 +29,8 @@ def restored() -> Generator[None]:
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_exception_text_is_logged_only_when_debugging(form: logs.Format) -> None:
-    said, at_length = io.StringIO(), io.StringIO()
-    for level, stream in (("INFO", said), ("DEBUG", at_length)):
+    short, debug = io.StringIO(), io.StringIO()
+    for level, stream in (("INFO", short), ("DEBUG", debug)):
         logs.configure(level, form, stream=stream)
         try:
             try:
@@ -39,8 +39,8 @@ def test_exception_text_is_logged_only_when_debugging(form: logs.Format) -> None
                 raise InvalidArgument(f"outer {CANARY}") from error
         except InvalidArgument:
             logging.getLogger("x").exception("a tool failed")
-    assert CANARY not in said.getvalue()
-    assert "InvalidArgument" in said.getvalue()
-    assert "ValueError" in said.getvalue()
-    assert "test_logs.py" in said.getvalue()
-    assert f"inner {CANARY}" in at_length.getvalue()
+    assert CANARY not in short.getvalue()
+    assert "InvalidArgument" in short.getvalue()
+    assert "ValueError" in short.getvalue()
+    assert "test_logs.py" in short.getvalue()
+    assert f"inner {CANARY}" in debug.getvalue()

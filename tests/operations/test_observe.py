@@ -348,7 +348,7 @@ def _ancestry(spans: list[Span], name: str) -> Generator[Span]:
 
 
 async def test_json_log_has_the_request_and_no_content(watched: Watched, namespace: str, tmp_path: Path) -> None:
-    said = tmp_path / "stderr"
+    log = tmp_path / "stderr"
     parameters = StdioServerParameters(
         command=sys.executable,
         args=["-m", "memory_server", "serve", "--stdio", "--agent", "alice", "--namespace", namespace],
@@ -359,17 +359,17 @@ async def test_json_log_has_the_request_and_no_content(watched: Watched, namespa
             "MEMORY_OBSERVE__LOG_CALLS": "true",
         },
     )
-    with said.open("w") as errlog:
+    with log.open("w") as errlog:
         async with McpClient(stdio_client(parameters, errlog=errlog)) as client:
             alice = Agent(client)
             await alice.store(CANARY)
             with pytest.raises(Refused):
                 await alice.call("retrieve_memory", memory_id=CANARY)
-    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
     calls = [line for line in lines if "operation" in line]
     assert [(line["operation"], line["outcome"]) for line in calls] == [
         ("store_memory", "ok"), ("retrieve_memory", "not_found"),
     ]  # fmt: skip
     assert len({line["request"] for line in calls}) == 2
-    assert CANARY not in said.read_text()
+    assert CANARY not in log.read_text()

@@ -48,7 +48,7 @@ from memory_server.operations import reindex
 from memory_server.service import Service
 
 LONG = "The keeper of the lighthouse wrote down every ship. " * 60
-BESIDE = Options(lease=0.3, walk=0.2, heartbeat=0.1, block=0.1, beside=True)
+SECOND_SIDECAR = Options(lease=0.3, walk=0.2, heartbeat=0.1, block=0.1, beside=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -170,7 +170,7 @@ async def test_model_of_another_dimension_takes_over(
     await fill(alice, range(12))
     long = await alice.store(LONG)
     await settled(alice)
-    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("wide", 48), BESIDE, transports()):
+    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("wide", 48), SECOND_SIDECAR, transports()):
         await change(server.service, namespace, "wide")
         answer = await alice.call("semantic_search", query=said(7), mode="vector", limit=1)
         assert answer["hits"][0]["memory"]["content"] == said(7)
@@ -295,7 +295,7 @@ async def test_unembeddable_memories_block_the_switch_unless_left_out(
     await alice.store("Some poison in a cup.", visibility="shared", wait=True)
     await fill(alice, range(3))
     encoder = FakeEncoder("frail", 16, poison="poison")
-    hasty = replace(BESIDE, lease=0.1)
+    hasty = replace(SECOND_SIDECAR, lease=0.1)
     async with running(stack.redis.url_of(SIDECAR), encoder, hasty, transports()):
         with pytest.raises(Conflict, match="1 texts could not be embedded by frail"):
             await change(server.service, namespace, "frail")
@@ -343,7 +343,7 @@ async def test_search_with_the_old_model_uses_the_old_index_while_it_exists(
     models = server.service.models
     await fill(alice, range(10))
     monkeypatch.setattr(known_models, "MODELS_SECONDS", 60.0)
-    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
+    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), SECOND_SIDECAR, transports()):
         await change(server.service, namespace, "alien")
         models.put(namespace, Models(OLD))
         assert await alice.search(said(4), mode="vector", limit=1) == [said(4)]

@@ -221,8 +221,8 @@ async def test_forbidden_and_unknown_task_give_identical_bytes(ground: Ground, s
 
 
 async def _bytes(agent: Agent, tool: str, arguments: dict[str, Any], task_id: str) -> str:
-    said = json.loads(json.dumps(arguments).replace("ID", task_id))
-    return (await agent.raw(tool, **said)).model_dump_json().replace(task_id, "ID")
+    request = json.loads(json.dumps(arguments).replace("ID", task_id))
+    return (await agent.raw(tool, **request)).model_dump_json().replace(task_id, "ID")
 
 
 async def test_only_the_holder_ends_a_task_with_the_current_token(server: Server, namespace: str) -> None:

@@ -30,10 +30,10 @@ def token(fence: int, task: str = T) -> str:
     return f"{task}.{fence}.secret"
 
 
-def call(op: str, agent: str, began: float, ended: float, **said: Any) -> Call:
+def call(op: str, agent: str, began: float, ended: float, **arguments: Any) -> Call:
     """An answered call."""
-    answer = said.pop("answer", {})
-    return Call(agent, op, agent, said, Outcome.OK, answer, began, ended)
+    answer = arguments.pop("answer", {})
+    return Call(agent, op, agent, arguments, Outcome.OK, answer, began, ended)
 
 
 def unknown(made: Call) -> Call:

@@ -46,14 +46,14 @@ async def test_concurrent_claims_lease_a_task_once(lead: Agent, ada: Agent) -> N
 
 
 async def test_repeated_idempotency_key_submits_one_task(lead: Agent, ada: Agent) -> None:
-    said = {"description": "Weigh the anchor.", "payload": {"n": 1}, "idempotency_key": "k"}
-    answers = await asyncio.gather(*(lead.call("distribute_task", **said) for _ in range(5)))
+    task = {"description": "Weigh the anchor.", "payload": {"n": 1}, "idempotency_key": "k"}
+    answers = await asyncio.gather(*(lead.call("distribute_task", **task) for _ in range(5)))
     assert len({answer["task_id"] for answer in answers}) == 1
     assert sorted(bool(answer.get("replayed")) for answer in answers) == [False] + [True] * 4
-    assert await code(lead, "distribute_task", **said | {"payload": {"n": 2}}) == "conflict"
-    assert (await ada.call("distribute_task", **said))["task_id"] != answers[0]["task_id"]
+    assert await code(lead, "distribute_task", **task | {"payload": {"n": 2}}) == "conflict"
+    assert (await ada.call("distribute_task", **task))["task_id"] != answers[0]["task_id"]
     await complete(ada, await lease(ada))
-    assert (await lead.call("distribute_task", **said)).get("replayed")
+    assert (await lead.call("distribute_task", **task)).get("replayed")
 
 
 # listing and waiting

@@ -96,11 +96,11 @@ async def test_export_of_an_imported_namespace_is_byte_identical(
     assert first.read_bytes() == second.read_bytes()
     assert SECRET.encode() not in first.read_bytes()
 
-    noted = await server.service.backend.read(lambda client: client.xlen(Keys(here).audit))
+    audit_entries = await server.service.backend.read(lambda client: client.xlen(Keys(here).audit))
     done = await shell.done("import", first, "--namespace", here)
     assert done["memories"] == {"kept": 7}
     assert done["others"] == {"agent kept": 3, "grant kept": 3}
-    assert await server.service.backend.read(lambda client: client.xlen(Keys(here).audit)) == noted
+    assert await server.service.backend.read(lambda client: client.xlen(Keys(here).audit)) == audit_entries
     await shell.done("export", again, "--namespace", here)
     assert first.read_bytes() == again.read_bytes()
 

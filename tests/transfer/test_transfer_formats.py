@@ -154,11 +154,11 @@ async def test_conversation_attachments_become_documents(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     file = claude(tmp_path, 2)
-    said = json.loads(file.read_text())
-    said[0]["chat_messages"][0]["attachments"] = [
+    export = json.loads(file.read_text())
+    export[0]["chat_messages"][0]["attachments"] = [
         {"file_name": "plan.md", "extracted_content": "The plan is marked7x."}
     ]
-    file.write_text(json.dumps(said))
+    file.write_text(json.dumps(export))
     assert (await imported(shell, file.parent, namespace))["memories"] == {"new": 3}
     async with here.agent("ann", namespace) as ann:
         [memory] = await found(ann, "marked7x")
