@@ -73,7 +73,7 @@ async def _status_is_partial(agent: Agent) -> bool:
     return (await agent.call("gpu_status"))["partial"]
 
 
-async def test_a_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frail: Stack, agent: Agent) -> None:
+async def test_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frail: Stack, agent: Agent) -> None:
     await asyncio.gather(*(agent.store(f"bulk item number {n} " * 20, wait=False) for n in range(150)))
     frail.sidecar.kill()
     frail.sidecar.start()
