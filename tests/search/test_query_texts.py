@@ -72,7 +72,7 @@ SELECTIONS = {
         "@scope:{<t:o9:x>} -@expires_at:[-inf <5.000000>] @context:{<c>} -@priority:{<archive>} "
         "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@visibility:{<public>} -@owner:{<o1>|<o2>}",
     ),
-    "shared with nobody": (
+    "shared with no agent": (
         build.shared(BOB, [], Filters(), 5.0),
         "@scope:{<->} -@expires_at:[-inf <5.000000>] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
     ),
@@ -88,7 +88,7 @@ SELECTIONS = {
     "concerned with a model": (build.concerned_with(MODEL), " @model:{<minilm>|<none:minilm>}"),
     "written by": (build.written_by("eve", 5.0), "@writer:{<eve>} @updated_at:[<5.000000> inf] @part:{<head>}"),
     "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} -@expires_at:[-inf <5.000000>]"),
-    "kept by nobody": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
+    "kept by no owner": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
     "of an owner": (build.of_owner("o1"), "@owner:{<o1>}"),
     "near tasks": (build.near_tasks(b"v", 2), "(*)=>[KNN <2> @vec <b'v'>  AS distance]"),
 }
@@ -107,7 +107,7 @@ NARROWED = {
     "sensitive": (build.sensitive(selection()), "@codec:{<aes-256-gcm>}"),
     "not sensitive": (build.without_sensitive(selection()), "-@codec:{<aes-256-gcm>}"),
     "owned": (build.owned(selection(), ["o1"]), "@owner:{<o1>}"),
-    "owned by nobody": (build.owned(selection(), []), "@owner:{<->}"),
+    "owned by no owner": (build.owned(selection(), []), "@owner:{<->}"),
     "created since": (build.created_since(selection(), 5.0), "@created_at:[<5.000000> inf]"),
     "expiring": (build.expiring(selection(), 5.0), "@expires_at:[-inf <5.000000>]"),
     "created before": (build.created_before(selection(), 5.0), "@created_at:[-inf (<5.000000>]"),
