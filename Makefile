@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
+.PHONY: run test test-long test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -20,8 +20,15 @@ $(STAMP): pyproject.toml
 run: $(STAMP)
 	$(BIN)/redis-memory serve --port $(PORT) --namespace $(NAMESPACE) $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
+# Tests start many Python processes: compiled files make each start faster.
+test test-long: export PYTHONDONTWRITEBYTECODE =
+
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# Long random histories, twin runs and chaos runs.
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # A cluster of six nodes that loses shards and moves slots, and a Sentinel failover.
 test-cluster: $(STAMP)

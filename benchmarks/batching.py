@@ -12,9 +12,9 @@ from statistics import median
 from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.settings.settings import GpuSettings
-from memory_embedder.backends import Backend, load_encoder
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.wanted import Wanted
+from memory_embedder.engines.backends import Backend, load_encoder
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import EncoderOptions
 
 ENGINES: dict[Backend, str] = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "sentence_transformers"}
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -26,7 +26,9 @@ def measure() -> dict[Backend, dict[int, float]]:
     """The median rate of each engine at each size."""
     texts = [memory["text"] for one in load("locomo") for memory in one.memories][: max(SIZES)]
     engines: list[Backend] = [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
-    encoders: dict[Backend, Encoder] = {name: load_encoder(name, Wanted(MODEL, GpuSettings())) for name in engines}
+    encoders: dict[Backend, Encoder] = {
+        name: load_encoder(name, EncoderOptions(MODEL, GpuSettings())) for name in engines
+    }
     rates: dict[Backend, dict[int, list[float]]] = {name: {size: [] for size in SIZES} for name in engines}
     for _ in range(ROUNDS):
         for size in SIZES:

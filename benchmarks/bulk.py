@@ -25,12 +25,12 @@ from benchmarks.serving import Product, product
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import IndexType, Nearest, NearestFound, Selection
-from memory_core.store.connection import Client
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.index import Faiss
-from memory_embedder.bulk.shelf import Kept, Shelf
+from memory_embedder.bulk.faiss_index import FaissLibrary
+from memory_embedder.bulk.mirror_cache import CachedMirror, MirrorCache
 
 DIMENSION, QUERIES, K, ROUNDS = 384, 1000, 10, 5
 LOOPED = 100
@@ -78,43 +78,45 @@ async def store_raw(redis: Client, namespace: str, vectors: Matrix) -> None:
         await pipe.execute()
 
 
-async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[Kept, Snapshot, Rows]:
+async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMirror, Snapshot, Rows]:
     """Time filling a mirror of the namespace, several times."""
     seconds: list[float] = []
     cpu: list[float] = []
-    kept, seen = await Shelf(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot("bench", EVERYBODY)
+    cached, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot(
+        "bench", EVERYBODY
+    )
     for _ in range(ROUNDS):
-        shelf = Shelf(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
+        cache = MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34)
         started, used = time.perf_counter(), time.process_time()
-        kept, seen = await shelf.snapshot("bench", EVERYBODY)
+        cached, seen = await cache.snapshot("bench", EVERYBODY)
         seconds.append(time.perf_counter() - started)
         cpu.append(time.process_time() - used)
-    assert kept.mirror.living == count
+    assert cached.mirror.living == count
     return (
-        kept,
+        cached,
         seen,
         {
             "vectors_per_second": spread([count / one for one in seconds]),
             "vectors_per_cpu_second": spread([count / one for one in cpu]),
-            "bytes_per_vector": kept.mirror.nbytes / count,
+            "bytes_per_vector": cached.mirror.nbytes / count,
         },
     )
 
 
-def selecting(kept: Kept) -> Rows:
+def selecting(cached: CachedMirror) -> Rows:
     """Time a permission filter of a thousand tokens of single memories, contexts and owners over all rows."""
-    tokens = [f"i:{memory_id}" for memory_id in kept.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
+    tokens = [f"i:{memory_id}" for memory_id in cached.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
     wide = Selection(every=[("scope", [*tokens, "pub"])])
-    (seconds,) = timed(lambda: kept.mirror.select(wide, time.time()))
+    (seconds,) = timed(lambda: cached.mirror.select(wide, time.time()))
     return {"tokens": len(tokens) + 1, "seconds": spread(seconds)}
 
 
-def comparing(engine: BulkEngine, kept: Kept, seen: Snapshot, queries: Matrix) -> Rows:
+def comparing(engine: BulkEngine, cached: CachedMirror, seen: Snapshot, queries: Matrix) -> Rows:
     """Exact ten nearest of a thousand queries compared with FAISS's flat index, and with half of the rows permitted."""
     library: Any = faiss
     faiss_index = library.IndexFlatIP(DIMENSION)
-    faiss_index.add(kept.mirror.vectors)
-    everything = Snapshot(seen.vectors, seen.ids, seen.pieces, np.ones(len(seen.chosen), np.bool_), seen.resident)
+    faiss_index.add(cached.mirror.vectors)
+    everything = Snapshot(seen.vectors, seen.ids, seen.pieces, np.ones(len(seen.chosen), np.bool_), seen.device_rows)
     few = queries[:LOOPED]
     bitmap = library.IDSelectorBitmap(np.packbits(seen.chosen, bitorder="little"))
 
@@ -143,7 +145,7 @@ def comparing(engine: BulkEngine, kept: Kept, seen: Snapshot, queries: Matrix) -
 
 def indexes(engine: BulkEngine, seen: Snapshot, queries: Matrix) -> Rows:
     """Each kind of index: build time, time of a thousand queries, recall@10 against brute force."""
-    from memory_embedder.bulk.index import build
+    from memory_embedder.bulk.faiss_index import build
 
     request = Nearest(selection=EVERYBODY, queries=to_bytes(queries), k=K, exact=False)
     exact = engine.nearest(seen, request, queries, None, float("inf"))
@@ -230,7 +232,7 @@ def _searches(queries: Sequence[str], mode: str) -> list[dict[str, Any]]:
 async def main(count: int, rounds: int) -> None:
     """Measure everything, print it and save it."""
     vectors, queries = unit_vectors(count, 1), unit_vectors(QUERIES, 2)
-    engine = BulkEngine(Arrays(), Faiss(gpus=False))
+    engine = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
     rows: Rows = {"vectors": count, "queries": QUERIES, "k": K}
 
     def note(name: str, row: Rows) -> None:
@@ -240,10 +242,10 @@ async def main(count: int, rounds: int) -> None:
     with product() as running:
         async with running.redis() as redis:
             await store_raw(redis, "bench", vectors)
-            kept, seen, filled = await fill(redis, engine, count)
+            cached, seen, filled = await fill(redis, engine, count)
             note("mirror", filled)
-            note("selection", selecting(kept))
-            note("exact", comparing(engine, kept, seen, queries))
+            note("selection", selecting(cached))
+            note("exact", comparing(engine, cached, seen, queries))
             note("indexes", indexes(engine, seen, queries))
             note("redis_flat_looped", await looped(redis, queries))
         rows["redis_to_engine"] = rows["redis_flat_looped"]["median"] / rows["exact"]["engine"]["median"]

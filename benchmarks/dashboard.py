@@ -32,7 +32,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import id_token
 from memory_core.records.times import to_redis
 from memory_core.records.vectors import normalise, to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.access.operator_login import admit_once
 from memory_server.service import Service
 

@@ -21,9 +21,10 @@ from memory_core.errors import MemoryServiceError
 from memory_core.records.memory import Priority
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
-from memory_server.engine.principals import Caller
+from memory_server.contract.arguments import StoreArguments
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.local.binaries import find_redis
-from memory_server.memories.store import NewMemory, store_memory
+from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
 CLIENTS = (1, 8)
@@ -84,8 +85,8 @@ async def _measure(service: Service, case: Case, clients: int) -> tuple[list[str
 
 async def _store(service: Service, client: str, case: Case, number: int = 0) -> str:
     text = f"The harbour master of port {number} told client {client} that no boat may leave before the tide turns."
-    new = NewMemory(text, priority=case.priority, wait=False)
-    return (await store_memory(service, Caller("bench", f"agent-{client}"), new)).durability
+    new = StoreArguments(content=text, priority=case.priority, wait=False)
+    return (await store_memory(service, RequestContext(Caller("bench", f"agent-{client}")), new)).durability
 
 
 async def _until_replicated(url: str, case: Case) -> None:

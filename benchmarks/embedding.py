@@ -24,10 +24,11 @@ from benchmarks import results
 from benchmarks.evalset import load
 from memory_core.records.vectors import Matrix
 from memory_core.settings.settings import GpuSettings
-from memory_embedder.backends import Engine, open_engine
-from memory_embedder.encoder import encode
-from memory_embedder.wanted import Wanted, available_cores
-from memory_embedder.weights import find_folder, find_weights
+from memory_embedder.devices.cpu import available_cores
+from memory_embedder.engines.catalogue import EngineName, open_engine
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.encoder_options import EncoderOptions
+from memory_embedder.engines.weights import find_folder, find_weights
 
 TEXTS = 256
 ROUNDS = 5
@@ -37,9 +38,9 @@ _BUDGET = 4096
 Embed = Callable[[list[str]], Matrix]
 
 
-def ours(engine: Engine, *, exact: bool = False) -> Embed:
+def ours(engine: EngineName, *, exact: bool = False) -> Embed:
     """Embed as a sidecar does: sorted by length, in batches by tokens, in the engine's best precision."""
-    encoder = open_engine(engine, Wanted(MODEL, GpuSettings(), exact=exact))
+    encoder = open_engine(engine, EncoderOptions(MODEL, GpuSettings(), exact=exact))
     return lambda texts: encode(encoder, texts, _BUDGET)
 
 

@@ -20,10 +20,11 @@ from benchmarks import results
 from benchmarks.mcp_client import call
 from benchmarks.serving import product, service_on
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import EventsAnswer
-from memory_server.engine.principals import Caller
-from memory_server.events.waiting import WaitRequest, wait_for_events
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.events.waiting import wait_for_events
 from memory_server.service import Service
 
 WAITERS = int(os.environ.get("BENCH_WAITERS", "1000"))
@@ -49,8 +50,11 @@ async def main() -> None:
 Waits = dict[str, asyncio.Task[EventsAnswer]]
 
 
-def _wait(service: Service, names: Sequence[str], request: WaitRequest) -> Waits:
-    return {name: asyncio.create_task(wait_for_events(service, Caller(NAMESPACE, name), request)) for name in names}
+def _wait(service: Service, names: Sequence[str], args: WaitArguments) -> Waits:
+    return {
+        name: asyncio.create_task(wait_for_events(service, RequestContext(Caller(NAMESPACE, name)), args))
+        for name in names
+    }
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -64,9 +68,9 @@ async def _emit(redis: Client, to: str, *, kind: str = "task", scope: str = "") 
 
 
 async def _in_process(service: Service, redis: Client) -> list[tuple[str, str]]:
-    request = WaitRequest(timeout_seconds=300)
+    args = WaitArguments(timeout_seconds=300)
     names = [f"agent{number}" for number in range(WAITERS)]
-    waits = _wait(service, names, request)
+    waits = _wait(service, names, args)
     await _until(lambda: service.events.count(NAMESPACE) == WAITERS)
 
     cpu = time.process_time()
@@ -79,7 +83,7 @@ async def _in_process(service: Service, redis: Client) -> list[tuple[str, str]]:
         await _emit(redis, name)
         await waits[name]
         took = time.perf_counter() - started
-        waits.update(_wait(service, [name], request))
+        waits.update(_wait(service, [name], args))
         await _until(lambda: service.events.count(NAMESPACE) == WAITERS)
         return took
 
@@ -111,7 +115,7 @@ async def _in_process(service: Service, redis: Client) -> list[tuple[str, str]]:
 async def _matches(service: Service, url: str) -> list[tuple[str, str]]:
     """Give every agent a standing query, store memories far from it, then memories close to it."""
     names = [f"agent{number}" for number in range(WAITERS)]
-    waits = _wait(service, names, WaitRequest(timeout_seconds=300, query=QUERY, kinds=("match",), min_score=0.45))
+    waits = _wait(service, names, WaitArguments(timeout_seconds=300, query=QUERY, kinds=["match"], min_score=0.45))
     await _until(lambda: service.events.count(NAMESPACE) == WAITERS)
     async with McpClient(f"{url}?agent=writer&namespace={NAMESPACE}") as writer:
         cpu = time.process_time()

@@ -20,9 +20,9 @@ from benchmarks.serving import product
 from benchmarks.vectors import MODEL, questions_and_texts
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import index
-from memory_core.store.connection import Client
 from memory_server.index.query import Query, having, with_neighbours
 from memory_server.search import knn_policy
 

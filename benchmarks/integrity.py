@@ -14,10 +14,11 @@ from benchmarks.poisoning import QUERIES
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.settings.settings import Settings
-from memory_server.engine.principals import Caller
+from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.local.stop import stop
-from memory_server.memories.store import NewMemory, store_memory
-from memory_server.search.search import Mode, SearchRequest, semantic_search
+from memory_server.memories.store import store_memory
+from memory_server.search.search import semantic_search
 from memory_server.service import Service
 
 ROUNDS, STORES = 15, 100
@@ -30,15 +31,16 @@ async def _spent(service: Service) -> float:
     return time.process_time() + used["used_cpu_user_main_thread"] + used["used_cpu_sys_main_thread"]
 
 
-async def _round(service: Service, caller: Caller, number: int) -> tuple[float, float]:
+async def _round(service: Service, request: RequestContext, number: int) -> tuple[float, float]:
     """Store and search; return the milliseconds of one of each."""
     started = await _spent(service)
     for index in range(STORES):
         content = f"{QUERIES[index % len(QUERIES)]}, asked for the {number * STORES + index}th time; " * 6
-        await store_memory(service, caller, NewMemory(content, tags=["a", "b"], context="thread", wait=False))
+        memory = StoreArguments(content=content, tags=["a", "b"], context="thread", wait=False)
+        await store_memory(service, request, memory)
     stored = await _spent(service)
     for query in QUERIES:
-        await semantic_search(service, caller, SearchRequest(query, mode=Mode.KEYWORD))
+        await semantic_search(service, request, SearchArguments(query=query, mode="keyword"))
     return (stored - started) * 1000 / STORES, (await _spent(service) - stored) * 1000 / len(QUERIES)
 
 
@@ -53,7 +55,7 @@ async def _main() -> None:
                 rows: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
                 for number in range(-1, ROUNDS):
                     for name, service.backend.integrity in sides.items():
-                        row = await _round(service, Caller(f"codes-{name}", "alice"), number + 1)
+                        row = await _round(service, RequestContext(Caller(f"codes-{name}", "alice")), number + 1)
                         rows[name] += [row] if number >= 0 else []
         finally:
             stop(Path(folder))

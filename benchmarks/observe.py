@@ -16,12 +16,12 @@ from typing import Any
 
 from mcp import Client as McpClient
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import Histogram
 
 from memory_core.observe import tracing
-from memory_core.observe.histogram import Histogram
 from memory_core.records.ids import new_id
 from memory_core.settings.settings import Settings
-from memory_server.engine.counters import Figures
+from memory_server.engine.counters import Counters
 from memory_server.mcp.server import build_server
 from memory_server.operations.stats.prometheus import exposition
 from memory_server.operations.stats.stock import Stocktaking
@@ -47,12 +47,12 @@ async def _cost(call: Call) -> float:
 @contextmanager
 def _uncounted() -> Generator[None]:
     """Count nothing."""
-    kept = Figures.called, Figures.searched, Histogram.add
-    Figures.called = Figures.searched = Histogram.add = _nothing  # pyright: ignore[reportAttributeAccessIssue]
+    kept = Counters.called, Counters.searched, Histogram.observe
+    Counters.called = Counters.searched = Histogram.observe = _nothing  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        Figures.called, Figures.searched, Histogram.add = kept
+        Counters.called, Counters.searched, Histogram.observe = kept
 
 
 def _nothing(*_: Any, **__: Any) -> None:
@@ -119,13 +119,13 @@ async def _main(url: str) -> None:
         begun = time.perf_counter()
         stock = await stocktaking.stock(service)
         print(f"reading Redis: {(time.perf_counter() - begun) * 1000:.1f} ms, {stock.namespaces} namespaces")
-        body, _ = exposition(runtime.figures, service, stock, "")
+        body, _ = exposition(runtime.counters, service, stock, "")
         spent = time.process_time()
         for _ in range(SCRAPES):
-            exposition(runtime.figures, service, stock, "")
+            exposition(runtime.counters, service, stock, "")
         print(f"a page: {(time.process_time() - spent) / SCRAPES * 1000:.2f} ms of CPU, {len(body)} bytes")
 
-    begun, figures = time.perf_counter(), Figures()
+    begun, figures = time.perf_counter(), Counters()
     for _ in range(100_000):
         figures.called("store_memory", "ok", 0.004)
     print(f"counting a call: {(time.perf_counter() - begun) * 10:.2f} us")

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -21,10 +22,11 @@ from benchmarks.metrics import percentile
 from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.vectors import Matrix
 from memory_core.settings.settings import Settings
-from memory_server.engine.principals import Caller
+from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.local.stop import stop
-from memory_server.memories.store import NewMemory, store_memory
-from memory_server.search.search import Mode, SearchRequest, semantic_search
+from memory_server.memories.store import store_memory
+from memory_server.search.search import semantic_search
 from memory_server.service import Service
 
 QUERIES = (
@@ -40,7 +42,8 @@ QUERIES = (
 FORMS = tuple("boat boats boating boated launch launches launched launching harbour harbours".split())
 WORD_QUERIES = ("boat launch", "boats launching harbour", "boating")
 LIMIT = 10
-MODES = (Mode.VECTOR, Mode.KEYWORD, Mode.HYBRID)
+Mode = Literal["vector", "keyword", "hybrid"]
+MODES: tuple[Mode, ...] = ("vector", "keyword", "hybrid")
 _AT_ONCE = 16
 _WORDS = sorted({form for query in QUERIES for word in query.split() for form in (word, f"{word}s")})
 """The words of the queries, and another form of each, which the engine also matches."""
@@ -104,35 +107,37 @@ def flood_of_words(vector: Matrix, number: int) -> list[Item]:
     return [Item(" ".join(["boat launching"] * (40 if index % 2 else 1)), vector) for index in range(number)]
 
 
-async def query_vectors(service: Service, caller: Caller) -> Matrix:
+async def query_vectors(service: Service, request: RequestContext) -> Matrix:
     """The vectors of the queries, shape (queries, dimension)."""
-    return await service.embeddings.embed(list(QUERIES), caller, wait=30.0)
+    return await service.embeddings.embed(list(QUERIES), request.caller, wait=30.0)
 
 
-async def fill(service: Service, caller: Caller, items: Sequence[Item], visibility: Visibility) -> list[str]:
+async def fill(service: Service, request: RequestContext, items: Sequence[Item], visibility: Visibility) -> list[str]:
     """Store items with their vectors; return their ids in order."""
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def store(item: Item) -> str:
         async with limit:
-            new = NewMemory(
-                item.text,
+            new = StoreArguments(
+                content=item.text,
                 memory_type=MemoryType.EMBEDDING,
                 visibility=visibility,
                 vector=item.vector.tolist(),
                 wait=False,
             )
-            return (await store_memory(service, caller, new)).memory_id
+            return (await store_memory(service, request, new)).memory_id
 
     return await asyncio.gather(*map(store, items))
 
 
-async def ask(service: Service, caller: Caller, mode: Mode, queries: Sequence[str] = QUERIES) -> list[SearchResult]:
+async def ask(
+    service: Service, request: RequestContext, mode: Mode, queries: Sequence[str] = QUERIES
+) -> list[SearchResult]:
     """Run all queries in one mode."""
     seen: list[SearchResult] = []
     for query in queries:
         started = time.perf_counter()
-        answer = await semantic_search(service, caller, SearchRequest(query, mode=mode, limit=LIMIT))
+        answer = await semantic_search(service, request, SearchArguments(query=query, mode=mode, limit=LIMIT))
         took = (time.perf_counter() - started) * 1000
         seen.append(SearchResult(tuple((hit.memory.memory_id, hit.score) for hit in answer.hits), took))
     return seen
@@ -176,7 +181,7 @@ class Row:
 
 async def measure(service: Service, namespace: str, pieces: int, console: Console) -> None:
     """Search alone, with a private flood, and with a public one."""
-    alice, bob = Caller(namespace, "alice"), Caller(namespace, "bob")
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
     items = honest(queries, pieces)
     ids = await fill(service, alice, items, Visibility.PRIVATE)
@@ -187,7 +192,7 @@ async def measure(service: Service, namespace: str, pieces: int, console: Consol
     async def look(stage: str) -> None:
         for mode in MODES:
             seen = await ask(service, alice, mode)
-            true = recall(truth, seen) if mode is Mode.VECTOR else None
+            true = recall(truth, seen) if mode == "vector" else None
             p50 = percentile([one.milliseconds for one in seen], 0.5)
             rows.append(Row(stage, mode, recall(before[mode], seen), true, p50))
 

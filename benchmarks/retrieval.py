@@ -18,9 +18,10 @@ from benchmarks.evalset import Conversation, load
 from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import Product, product, service_on
-from memory_server.engine.principals import Caller
-from memory_server.search.ranking import IN_CONTEXT, Weights
-from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.contract.arguments import SearchArguments
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.search.ranking import IN_CONTEXT, RankingWeights
+from memory_server.search.search import semantic_search
 
 MODES = ("vector", "keyword", "hybrid")
 WITHOUT = {
@@ -128,9 +129,9 @@ async def ablate(
             for conversation, known in zip(conversations, ids, strict=True):
                 caller = Caller(namespace(conversation), "bench")
 
-                async def search(query: str, caller: Caller = caller, weights: Weights = weights) -> list[str]:
-                    request = SearchRequest(query, limit=MRR_DEPTH, weights=weights)
-                    answer = await semantic_search(service, caller, request)
+                async def search(query: str, caller: Caller = caller, weights: RankingWeights = weights) -> list[str]:
+                    args = SearchArguments(query=query, limit=MRR_DEPTH)
+                    answer = await semantic_search(service, RequestContext(caller), args, weights=weights)
                     assert not answer.partial, answer.reason
                     return [hit.memory.memory_id for hit in answer.hits]
 

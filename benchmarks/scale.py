@@ -24,7 +24,7 @@ from benchmarks.serving import Product, product
 from benchmarks.vectors import questions_and_texts
 from memory_core.records.keys import Keys
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 
 SIZES = (10_000, 100_000)
 EF_RUNTIMES = (10, 50, 100, 200, 300)

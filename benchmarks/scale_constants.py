@@ -15,11 +15,11 @@ from benchmarks import results
 from benchmarks.service import Texts, clients, fill
 from benchmarks.serving import Product, product
 from memory_core.records.keys import Keys
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store.connection import Client
 from memory_core.store.index import coverage, ensure_namespace
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.sidecar import Sidecar, SidecarOptions
 
 _NAMESPACE, _QUEUE = "scale", "queue"
 _AT_ONCE = 200
@@ -71,7 +71,7 @@ async def drain(running: Product, client: Client, texts: Texts, number: int) -> 
             await caller.call("batch_operations", operations=operations)
     jobs = Keys(_QUEUE).jobs("fake")
     waiting, stopping = await client.xlen(jobs), asyncio.Event()
-    sidecar = Sidecar(running.redis_url, FakeEncoder(dimension=384), Options(bulk_bytes=0, beside=True))
+    sidecar = Sidecar(running.redis_url, FakeEncoder(dimension=384), SidecarOptions(bulk_bytes=0, standby=True))
     before, began = await cpu(client), time.perf_counter()
     task = asyncio.create_task(sidecar.run(stopping))
     while await client.xlen(jobs):

@@ -12,8 +12,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 from memory_server.local.client import socket_url
 from memory_server.local.paths import State, locate, password_of, read_state
 from memory_server.service import Service

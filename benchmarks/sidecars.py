@@ -22,7 +22,7 @@ from benchmarks.ingesting import drained, store_all
 from benchmarks.raw_client import RawClient
 from benchmarks.service import Texts, clients
 from benchmarks.serving import Product, product
-from memory_core.records import sidecar as records
+from memory_core.store import sidecar as records
 
 ROUNDS, TEXTS, TURNS = 5, 800, 4
 _EMBEDDER = str(Path(sys.executable).parent / "redis-memory-embedder")

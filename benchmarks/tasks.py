@@ -24,10 +24,11 @@ from benchmarks import results
 from benchmarks.metrics import percentile
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.records.task import Kind
+from memory_core.records.task_kind import TaskKind
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import functions
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
 from memory_server.local.attach import attach
 from memory_server.local.stop import stop
@@ -95,7 +96,7 @@ class Functions:
 
     def __init__(self, clients: Sequence[Client], namespace: str) -> None:
         self._clients, self._keys = clients, Keys(namespace)
-        self._kind = Kind(("python",))
+        self._kind = TaskKind(("python",))
 
     async def open(self) -> Functions:
         """Make the namespace and register an agent for each client."""

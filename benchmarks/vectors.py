@@ -6,9 +6,9 @@ import numpy as np
 
 from benchmarks.evalset import load
 from memory_core.records.vectors import Matrix
-from memory_embedder.backends import load_encoder
-from memory_embedder.encoder import encode
-from memory_embedder.wanted import Wanted
+from memory_embedder.engines.backends import load_encoder
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.encoder_options import EncoderOptions
 
 MODEL = "all-MiniLM-L6-v2"
 _SETS = ("locomo", "realtalk", "cranfield")
@@ -19,7 +19,7 @@ _MIXED = (0.3, 0.7)
 def questions_and_texts(count: int, seed: int = 7) -> tuple[Matrix, Matrix]:
     """The vectors of all questions, and `count` vectors of memories; rows of unit length, (n, dimension)."""
     conversations = [one for name in _SETS for one in load(name)]
-    encoder = load_encoder("auto", Wanted(MODEL))
+    encoder = load_encoder("auto", EncoderOptions(MODEL))
     asked = encode(encoder, [question.text for one in conversations for question in one.questions])
     texts = encode(encoder, [memory["text"] for one in conversations for memory in one.memories])
     return asked, grown(texts, count, seed)

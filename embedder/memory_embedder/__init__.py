@@ -1,1 +1,1 @@
-"""The embedding sidecar: Redis streams in, batches through a model, vectors committed back."""
+"""The embedding sidecar: reads texts from Redis streams, embeds them in batches, and writes the vectors back."""

@@ -1,4 +1,4 @@
-"""Lets `python -m memory_embedder` run the sidecar."""
+"""Runs the sidecar: `python -m memory_embedder`."""
 
 from memory_embedder.cli import main
 

@@ -1,4 +1,4 @@
-"""The command `redis-memory-embedder`: flags in, one running sidecar, an exit code out."""
+"""The command `redis-memory-embedder`, which runs one sidecar."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Coroutine, Generator
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -21,20 +21,18 @@ from memory_core.errors import InvalidArgument, MemoryServiceError, ModelMismatc
 from memory_core.observe import logs, tracing
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import redis_url
-from memory_embedder.backends import Backend, load_encoder
-from memory_embedder.gpu_turns import count_gpus, take_turn
-from memory_embedder.wanted import Hint, Wanted
-
-if TYPE_CHECKING:
-    from memory_embedder.encoder import Encoder
-    from memory_embedder.sidecar import Options, Sidecar
+from memory_embedder.devices.gpu_turns import count_gpus, take_turn
+from memory_embedder.engines.backends import Backend, load_encoder
+from memory_embedder.engines.encoder import Encoder
+from memory_embedder.engines.encoder_options import EncoderOptions, Hint
+from memory_embedder.sidecar import Sidecar, SidecarOptions
 
 _log = logging.getLogger(__name__)
 EXIT_CONFIGURATION = 78
-"""EX_CONFIG of sysexits.h: starting again without changing something is of no use."""
+"""EX_CONFIG of sysexits.h: a restart without a change will fail again."""
 EXIT_FAILURE = 1
 PARENT_VARIABLE = "REDIS_MEMORY_PARENT"
-"""Names the starting process, which may have ended before this one could ask who its parent is."""
+"""Holds the pid of the starting process, which may end before this process can read its parent's pid."""
 _PARENT_CHECK_SECONDS = 1.0
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -42,45 +40,45 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def serve(
-    redis: Annotated[str | None, typer.Option("--redis-url", envvar="REDIS_URL", help="Where Redis is.")] = None,
+    redis: Annotated[str | None, typer.Option("--redis-url", envvar="REDIS_URL", help="URL of Redis.")] = None,
     model: Annotated[str | None, typer.Option(help="Name of the model, or path of its folder.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, mps, xpu, cuda[:N] or rocm[:N].")] = None,
-    backend: Annotated[Backend, typer.Option(help="The inference engine; auto takes the fastest here.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Cores of one inference; all by default.")] = None,
-    hint: Annotated[Hint, typer.Option(help="What OpenVINO divides the cores for.")] = "throughput",
-    engine_cache: Annotated[Path | None, typer.Option(help="Folder for TensorRT's engines; not used without.")] = None,
-    lease: Annotated[float, typer.Option(min=0.1, help="Seconds after which others take a job over.")] = 10.0,
-    exit_with_parent: Annotated[bool, typer.Option(help="Stop when the starting process ends.")] = False,
+    backend: Annotated[Backend, typer.Option(help="Inference engine; auto uses the fastest one.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Cores per inference; default: all.")] = None,
+    hint: Annotated[Hint, typer.Option(help="How OpenVINO divides the cores.")] = "throughput",
+    engine_cache: Annotated[
+        Path | None, typer.Option(help="Folder for TensorRT engines; without it TensorRT is not used.")
+    ] = None,
+    lease: Annotated[float, typer.Option(min=0.1, help="Seconds after which another sidecar may claim a job.")] = 10.0,
+    exit_with_parent: Annotated[bool, typer.Option(help="Stop when the parent process ends.")] = False,
     metrics_port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port of /metrics; none by default.")
+        int | None, typer.Option(min=0, max=65535, help="Port of /metrics; default: no metrics.")
     ] = None,
-    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, open to all who reach it.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option(help="Address of /metrics, which has no authentication.")] = "127.0.0.1",
     gpu_turns: Annotated[
-        Path | None, typer.Option(help="Folder by which sidecars of one machine take a GPU each.")
+        Path | None, typer.Option(help="Folder of lock files that give each sidecar of a machine its own GPU.")
     ] = None,
-    config: Annotated[Path | None, typer.Option(help="JSON file of settings.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file (JSON).")] = None,
 ) -> None:
-    """Embed what the memory servers store and ask, until stopped by SIGTERM or Ctrl-C."""
+    """Embed the texts of the memory servers until stopped by SIGTERM or Ctrl-C."""
     parent = int(os.environ.get(PARENT_VARIABLE) or os.getppid()) if exit_with_parent else None
     settings = Settings.load(config, redis_url=redis, gpu={"preferred_device": device} if device else None)
     logs.configure(settings.log_level, settings.log_format)
     url = redis_url(settings)
     if url is None:
-        raise InvalidArgument("no Redis is named", hint="set REDIS_URL or give --redis-url")
+        raise InvalidArgument("no Redis URL is configured", hint="set REDIS_URL or pass --redis-url")
     if gpu_turns is not None:
-        take_turn(gpu_turns, count_gpus())
+        take_turn(gpu_turns, count_gpus())  # before an engine sees the GPUs
     name = model or settings.vector_store.embedding_model
-    encoder = load_encoder(backend, Wanted(name, settings.gpu, threads, hint, engine_cache))
-    from memory_embedder.sidecar import Options
-
+    encoder = load_encoder(backend, EncoderOptions(name, settings.gpu, threads, hint, engine_cache))
     tracing.start(settings, "redis-memory-embedder", version("redis-memory-gpu"))
-    place = None if metrics_port is None else (metrics_host, metrics_port)
-    options = Options(lease=lease, bulk_bytes=settings.bulk.memory_bytes, beside=model is not None)
-    _run(_serve(url, encoder, options, parent, Transports(load_keyring(settings).transports), place))
+    metrics = None if metrics_port is None else (metrics_host, metrics_port)
+    options = SidecarOptions(lease=lease, bulk_bytes=settings.bulk.memory_bytes, standby=model is not None)
+    _run(_serve(url, encoder, options, parent, Transports(load_keyring(settings).transports), metrics))
 
 
 def main() -> None:
-    """Run the command; a typed error becomes one line on stderr and an exit code."""
+    """Run the command. A typed error becomes one line on stderr and an exit code."""
     try:
         app()
     except MemoryServiceError as error:
@@ -90,7 +88,7 @@ def main() -> None:
 
 
 def exit_code(error: MemoryServiceError) -> int:
-    """78 where only a change of configuration helps, 1 otherwise."""
+    """78 if only a change of configuration helps, else 1."""
     is_configuration = isinstance(error, InvalidArgument | ModelMismatch | NotSupported | UnsafeStart)
     return EXIT_CONFIGURATION if is_configuration or error.code == "weights_altered" else EXIT_FAILURE
 
@@ -98,20 +96,18 @@ def exit_code(error: MemoryServiceError) -> int:
 async def _serve(
     url: str,
     encoder: Encoder,
-    options: Options,
+    options: SidecarOptions,
     parent: int | None,
     transports: Transports,
     metrics: tuple[str, int] | None,
 ) -> None:
-    from memory_embedder.sidecar import Sidecar
-
     sidecar = Sidecar(url, encoder, options, transports)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sidecar.stop)
     watcher = asyncio.create_task(_watch_parent(parent, sidecar.stop)) if parent else None
     try:
-        with _telling(sidecar, metrics):
+        with _metrics_server(sidecar, metrics):
             await sidecar.run()
     finally:
         if watcher:
@@ -120,20 +116,19 @@ async def _serve(
 
 
 @contextlib.contextmanager
-def _telling(sidecar: Sidecar, place: tuple[str, int] | None) -> Generator[None]:
-    """Serve metrics at a place, if one is named."""
-    if place is None:
+def _metrics_server(sidecar: Sidecar, address: tuple[str, int] | None) -> Generator[None]:
+    if address is None:
         yield
         return
-    from memory_embedder.metrics import serving_metrics
+    from memory_embedder.metrics import serving_metrics  # loads prometheus_client
 
-    with serving_metrics(sidecar, *place) as port:
-        _log.info("metrics are at http://%s:%d/metrics", place[0], port)
+    with serving_metrics(sidecar, *address) as port:
+        _log.info("serving metrics at http://%s:%d/metrics", address[0], port)
         yield
 
 
 async def _watch_parent(parent: int, stop: Callable[[], None]) -> None:
-    """An orphan is adopted by another process; that is the only sign which also survives kill -9."""
+    """Stop when this process gets another parent: the only sign that also works after kill -9."""
     while os.getppid() == parent:
         await asyncio.sleep(_PARENT_CHECK_SECONDS)
     stop()
@@ -141,7 +136,7 @@ async def _watch_parent(parent: int, stop: Callable[[], None]) -> None:
 
 def _run(main_coroutine: Coroutine[Any, Any, None]) -> None:
     factory = None
-    with contextlib.suppress(ImportError):
+    with contextlib.suppress(ImportError):  # not installed on Windows
         import uvloop
 
         factory = uvloop.new_event_loop

@@ -1,4 +1,4 @@
-"""`make gpu-check`: proves on this machine's GPU that its vectors are those of the CPU, and how fast it makes them."""
+"""`make gpu-check`: checks that this machine's GPU computes the same vectors as the CPU, and measures its speed."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import replace
 
 from memory_core.errors import MemoryServiceError
 from memory_core.settings.settings import GpuSettings
-from memory_embedder.backends import Engine, open_engine, usable
 from memory_embedder.bulk.gpu_check import check_bulk
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.nvml import gpu_names, open_reader
-from memory_embedder.parity import LEAST_COSINE, SENTENCES, lowest_cosine
-from memory_embedder.wanted import Wanted
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.devices.nvml import nvidia_gpus, open_nvidia_reader
+from memory_embedder.engines.catalogue import EngineName, open_engine, usable_engines
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import EncoderOptions
+from memory_embedder.engines.parity import MIN_COSINE, SENTENCES, lowest_cosine
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 _TEXTS = [f"{sentence} ({number})" for number in range(400) for sentence in SENTENCES]
 _BUDGET = 16_384
@@ -23,39 +23,39 @@ _RUNS = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Check every usable backend; 1 if one strays from the CPU or a GPU is there that none can use, else 0."""
+    """Check every usable backend. Returns 1 if one differs from the CPU or no backend can use the GPU, else 0."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--device", default="auto")
     chosen = parser.parse_args(arguments)
-    wanted = Wanted(chosen.model, GpuSettings(preferred_device=chosen.device))
-    outcomes = [*(_check(engine, wanted) for engine in usable(wanted)), *check_bulk()]
+    options = EncoderOptions(chosen.model, GpuSettings(preferred_device=chosen.device))
+    outcomes = [*(_check(engine, options) for engine in usable_engines(options)), *check_bulk()]
     tried = [outcome for outcome in outcomes if outcome is not None]
     if tried:
         print("FAILED" if not all(tried) else "PASSED")
         return 0 if all(tried) else 1
-    if names := gpu_names():
-        print(f"FAILED: {', '.join(names)} is there, but no installed backend can use it; install the extra `gpu`")
+    if names := nvidia_gpus():
+        print(f"FAILED: {', '.join(names)} found, but no installed backend can use it; install the extra `gpu`")
         return 1
     print("SKIPPED: no GPU")
     return 0
 
 
-def _check(engine: Engine, wanted: Wanted) -> bool | None:
-    """Whether the GPU agrees with the CPU; None where this backend uses no GPU."""
+def _check(engine: EngineName, options: EncoderOptions) -> bool | None:
+    """Whether the GPU agrees with the CPU. None if this backend uses no GPU."""
     try:
-        encoder = open_engine(engine, wanted)
+        encoder = open_engine(engine, options)
     except MemoryServiceError as error:
-        print(f"{engine}: cannot be opened: {error.message}")
+        print(f"{engine}: cannot open it: {error.message}")
         return None
     if encoder.device == "cpu":
         print(f"{engine}: computes on the CPU{': ' + encoder.fallback if encoder.fallback else ''}")
         return None
-    exact = open_engine(engine, replace(wanted, gpu=GpuSettings(preferred_device="cpu"), exact=True))
+    exact = open_engine(engine, replace(options, gpu=GpuSettings(preferred_device="cpu"), exact=True))
     cosine = lowest_cosine(encode(encoder, SENTENCES), encode(exact, SENTENCES))
-    agrees = cosine >= LEAST_COSINE
+    agrees = cosine >= MIN_COSINE
     print(f"{engine}: {encoder.provider} on {encoder.device}: lowest cosine to the CPU {cosine:.5f}", end=" ")
-    print("(enough)" if agrees else f"(LESS than {LEAST_COSINE})")
+    print("(good enough)" if agrees else f"(LESS than {MIN_COSINE})")
     _measure(encoder)
     return agrees
 
@@ -68,7 +68,7 @@ def _measure(encoder: Encoder) -> None:
         encode(encoder, _TEXTS, _BUDGET)
         speeds.append(len(_TEXTS) / (time.perf_counter() - started))
     print(f"{encoder.backend}: {sorted(speeds)[_RUNS // 2]:.0f} texts/s, median of {_RUNS} (tokenising included)")
-    if reader := open_reader(encoder.device):
+    if reader := open_nvidia_reader(encoder.device):
         print(f"{encoder.backend}: {reader.read()}")
 
 

@@ -1,6 +1,6 @@
-"""Tells Prometheus how a sidecar fares, on a port of its own; nothing of it is loaded unless a port is named.
+"""Serves the metrics of a sidecar to Prometheus. Imported only if a port is configured.
 
-The page is written in a thread and reads numbers that the event loop keeps anyway.
+A thread writes the page from numbers that the event loop keeps anyway.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _new = Families(PREFIX)
 
 @contextmanager
 def serving_metrics(sidecar: Sidecar, host: str, port: int) -> Generator[int]:
-    """Serve `/metrics` until left; give the port.
+    """Serve `/metrics` until the context ends. Yields the port.
 
     Raises:
-        InvalidArgument: the address is taken, or not of this machine.
+        InvalidArgument: the address is in use or does not belong to this machine.
     """
     registry = CollectorRegistry()
-    registry.register(_Figures(sidecar))
+    registry.register(_SidecarCollector(sidecar))
     ProcessCollector(registry=registry)
     try:
         server, thread = start_http_server(port, host, registry)
     except OSError as error:
         raise InvalidArgument(
-            f"cannot tell metrics on {host}:{port}: {error.strerror or error}", hint="choose another --metrics-port"
+            f"cannot serve metrics on {host}:{port}: {error.strerror or error}", hint="choose another --metrics-port"
         ) from error
     try:
         yield server.server_port
@@ -49,41 +49,45 @@ def serving_metrics(sidecar: Sidecar, host: str, port: int) -> Generator[int]:
         thread.join()
 
 
-class _Figures(Collector):
+class _SidecarCollector(Collector):
     def __init__(self, sidecar: Sidecar) -> None:
         self._sidecar = sidecar
 
     def collect(self) -> Iterator[Metric]:
-        """Read everything."""
+        """Read all metrics."""
         sidecar, status = self._sidecar, self._sidecar.status()
-        load, engine, asks, jobs = sidecar.load, sidecar.engine, sidecar.asks, sidecar.jobs
-        what = {"model": os.path.basename(status.model), "backend": status.backend, "device": status.device}
-        info = what | {"provider": status.provider.partition(" (")[0], "version": version("redis-memory-gpu")}
-        yield InfoMetricFamily(PREFIX.rstrip("_"), "What computes the vectors, and release of the sidecar.", info)
-        yield _new.gauge("ready", "Whether it serves.", status.state == "ready")
-        yield _new.gauge("fallback", "Whether another device than the wanted one computes.", bool(sidecar.fallback))
+        throughput, inference, asks, jobs = sidecar.throughput, sidecar.inference, sidecar.asks, sidecar.jobs
+        engine = {"model": os.path.basename(status.model), "backend": status.backend, "device": status.device}
+        info = engine | {"provider": status.provider.partition(" (")[0], "version": version("redis-memory-gpu")}
+        yield InfoMetricFamily(PREFIX.rstrip("_"), "The engine and the version of the sidecar.", info)
+        yield _new.gauge("ready", "Whether the sidecar is ready.", status.state == "ready")
+        yield _new.gauge(
+            "fallback", "Whether the sidecar uses another device than the requested one.", bool(sidecar.fallback)
+        )
         yield _new.gauge("refused_namespaces", "Namespaces left to sidecars of another model.", sidecar.refused)
         yield _new.counter("texts", "Texts embedded.", status.texts_total)
-        yield _new.gauge("texts_per_second", "Texts a second over the last ten seconds.", status.texts_per_second)
-        yield _new.histogram("batch_texts", "Texts of one inference.", load.batch_texts)
-        yield _new.histogram("inference_seconds", "How long one inference took.", load.inference_seconds)
-        yield _new.gauge("batch_tokens", "Padded tokens that one inference may have at present.", status.batch_tokens)
-        yield _new.counter("halvings", "Batches that failed, for want of memory say, and were halved.", engine.halvings)
-        yield _new.counter("failed_texts", "Texts that failed by themselves.", engine.failures)
-        yield _new.counters("asks", "Asks by what came of them.", "outcome", asks.outcomes)
-        yield _new.counters("jobs", "Jobs by what came of them.", "verdict", jobs.verdicts)
-        yield _new.gauge("queue", "Jobs in the streams of all namespaces, as last seen.", status.queue_depth)
-        yield _new.gauge("held_jobs", "Jobs taken and not yet committed.", len(jobs.holdings))
-        yield _new.gauge("waiting_asks", "Asks taken and not yet answered.", len(asks))
+        yield _new.gauge("texts_per_second", "Texts per second over the last ten seconds.", status.texts_per_second)
+        yield from throughput.batch_texts.collect()
+        yield from throughput.inference_seconds.collect()
+        yield _new.gauge("batch_tokens", "Current limit of padded tokens per inference.", status.batch_tokens)
+        yield _new.counter(
+            "halvings", "Batches that failed, for example for lack of memory, and were halved.", inference.halvings
+        )
+        yield _new.counter("failed_texts", "Texts that failed alone.", inference.failures)
+        yield _new.counters("asks", "Asks by outcome.", "outcome", asks.outcomes)
+        yield _new.counters("jobs", "Jobs by verdict.", "verdict", jobs.verdicts)
+        yield _new.gauge("queue", "Jobs in the streams of all namespaces at the last scan.", status.queue_depth)
+        yield _new.gauge("held_jobs", "Jobs read and not yet committed.", len(jobs.held_jobs))
+        yield _new.gauge("waiting_asks", "Asks read and not yet answered.", len(asks))
         gpu = sidecar.read_gpu()
         if gpu is not None:
-            yield from _optional("gpu_utilisation", "Share of the time that the GPU computed.", gpu.utilisation)
-            yield from _optional("gpu_memory_used_bytes", "Memory of the GPU in use, by all.", gpu.memory_used)
+            yield from _optional("gpu_utilisation", "Share of the time that the GPU was busy.", gpu.utilisation)
+            yield from _optional("gpu_memory_used_bytes", "Memory of the GPU in use by all processes.", gpu.memory_used)
             yield from _optional("gpu_memory_bytes", "Memory of the GPU.", gpu.memory_total)
             yield from _optional("gpu_temperature_celsius", "Temperature of the GPU.", gpu.temperature)
-            yield from _optional("gpu_power_watts", "Power that the GPU draws.", gpu.power)
+            yield from _optional("gpu_power_watts", "Power draw of the GPU.", gpu.power)
 
 
-def _optional(name: str, said: str, value: float | None) -> Iterator[Metric]:
+def _optional(name: str, description: str, value: float | None) -> Iterator[Metric]:
     if value is not None:
-        yield _new.gauge(name, said, value)
+        yield _new.gauge(name, description, value)

@@ -1,4 +1,4 @@
-"""Puts the sidecar together: who reads which stream, what runs beside what, and how it stops."""
+"""Composes the sidecar: its stream readers, background loops and shutdown."""
 
 from __future__ import annotations
 
@@ -17,90 +17,96 @@ from redis import exceptions as redis_errors
 
 from memory_core.crypto.sealing import Transports
 from memory_core.errors import InvalidArgument
-from memory_core.records import keys, sidecar
+from memory_core.records import keys
 from memory_core.records.ids import new_id
-from memory_core.records.sidecar import SidecarStatus
-from memory_core.store.connection import Client, check_server, connect, store_errors
+from memory_core.redis_client import Client
+from memory_core.store import sidecar
+from memory_core.store.connection import check_server, connect, store_errors
+from memory_core.store.sidecar import SidecarStatus
 from memory_core.store.streams import entries
-from memory_embedder import groups, rocm
-from memory_embedder.asks import AskDesk
-from memory_embedder.backlog import Holdings
-from memory_embedder.bulk.service import BulkDesk
-from memory_embedder.encoder import Encoder
-from memory_embedder.engine import Engine
-from memory_embedder.jobs import JobDesk
-from memory_embedder.load import Load
-from memory_embedder.namespaces import Namespaces
-from memory_embedder.nvml import GpuReading, open_reader
-from memory_embedder.outbox import Outbox
-from memory_embedder.retry import forever, is_outage, pause, persist
+from memory_embedder.bulk.requests import BulkConsumer
+from memory_embedder.devices.nvml import GpuReading, open_nvidia_reader
+from memory_embedder.devices.rocm import open_amd_reader
+from memory_embedder.engines.encoder import Encoder
+from memory_embedder.streams import groups
+from memory_embedder.streams.asks import AskConsumer
+from memory_embedder.streams.backlog import HeldJobs
+from memory_embedder.streams.inference import InferenceLoop
+from memory_embedder.streams.jobs import JobConsumer
+from memory_embedder.streams.namespaces import Namespaces
+from memory_embedder.streams.outbox import Outbox
+from memory_embedder.streams.retry import forever, is_outage, pause, retry
+from memory_embedder.streams.throughput import Throughput
 
 _log = logging.getLogger(__name__)
 _COMMITTERS = 2
-_BELLS_BEFORE_START_MS = 5_000
-_BELLS_AT_ONCE = 256
-_BLOCK_GRACE = 5.0
-_HURRY = 0.05
-_RECOVER_SECONDS = 0.5
-"""Between looks for what dead sidecars left: well within the second after its lease in which it is to be taken over."""
-_DEAD_AFTER = 60.0
+_WAKEUPS_BEFORE_START_MS = 5_000
+_WAKEUPS_AT_ONCE = 256
+_BLOCK_GRACE_SECONDS = 5.0
+_RECLAIM_AGAIN_SECONDS = 0.05
+_RECLAIM_SECONDS = 0.5
+"""Pause between scans for entries of dead sidecars. An entry must be claimed within a second of its lease."""
+_DEAD_AFTER_SECONDS = 60.0
 _FOLLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """Times in seconds: after which others take a job over, between walks, heartbeats, and of a blocking read.
+class SidecarOptions:
+    """Times in seconds, and what the sidecar may do.
 
-    `bulk_bytes` is the memory of the bulk engine; 0 for none. One that is started `beside` others may be of a model
-    that no namespace has yet: it waits for a change of model.
+    Other sidecars may claim a job after `lease`. `scan` and `heartbeat` are intervals; `block` is the longest
+    blocking read. `bulk_bytes` is the memory of the bulk engine, 0 for none. With `standby` the sidecar starts even
+    if no namespace uses its model yet, and waits for a change of model.
     """
 
     lease: float = 10.0
-    walk: float = 3.0
+    scan: float = 3.0
     heartbeat: float = sidecar.HEARTBEAT_SECONDS
     block: float = 1.0
     bulk_bytes: int = 1 << 30
-    beside: bool = False
+    standby: bool = False
 
 
 class Sidecar:
-    """One sidecar on one event loop; `encoder` works in threads."""
+    """One sidecar on one event loop. `encoder` runs in threads."""
 
     def __init__(
-        self, url: str, encoder: Encoder, options: Options | None = None, transports: Transports | None = None
+        self, url: str, encoder: Encoder, options: SidecarOptions | None = None, transports: Transports | None = None
     ) -> None:
         self.id = f"{socket.gethostname().lower()[:40]}-{os.getpid()}-{new_id()[-6:]}"
         self._url = url
-        self._options = options or Options()
+        self._options = options or SidecarOptions()
         self._client = connect(url, timeout=5.0)
         self._encoder = encoder
         self._transports = transports or Transports()
-        self.load = Load()
+        self.throughput = Throughput()
         self._stopping = asyncio.Event()
         self._readers_done = asyncio.Event()
-        self._arrived = asyncio.Event()
+        self._work_arrived = asyncio.Event()
         self._replies = Outbox("replies", self._stopping)
         self._commits = Outbox("commits", self._stopping)
         self._namespaces = Namespaces(self._client, encoder)
-        held = Holdings(self.load)
-        self.asks = AskDesk(self._client, encoder, self._replies, self.id, self._arrived, self._transports)
-        self.jobs = JobDesk(self._client, encoder, held, self._commits, self.id, self._arrived, self._transports)
-        self._bulk: BulkDesk | None = None
+        held = HeldJobs(self.throughput)
+        self.asks = AskConsumer(self._client, encoder, self._replies, self.id, self._work_arrived, self._transports)
+        self.jobs = JobConsumer(
+            self._client, encoder, held, self._commits, self.id, self._work_arrived, self._transports
+        )
+        self._bulk: BulkConsumer | None = None
         if self._options.bulk_bytes:
-            self._bulk = BulkDesk(
+            self._bulk = BulkConsumer(
                 self._client, encoder, self._replies, self.id, self._options.bulk_bytes, self._transports
             )
-        self.engine = Engine(encoder, self.asks, self.jobs, self.load, self._arrived)
-        self._gpu = open_reader(encoder.device) or rocm.open_reader(encoder.device)
+        self.inference = InferenceLoop(encoder, self.asks, self.jobs, self.throughput, self._work_arrived)
+        self._gpu = open_nvidia_reader(encoder.device) or open_amd_reader(encoder.device)
         self._state = "starting"
         self._started_at = time.time()
-        self._bells: dict[int, bytes] = {}
+        self._wakeups: dict[int, bytes] = {}
 
     async def run(self, stopping: asyncio.Event | None = None) -> None:
-        """Serve until `stopping` is set; Redis may come late, go and come back meanwhile.
+        """Serve until `stopping` is set, through outages of Redis, also at the start.
 
         Raises:
-            UnsafeStart, ModelMismatch, InvalidArgument: it must not serve this Redis.
+            UnsafeStart, ModelMismatch, InvalidArgument: the sidecar must not serve this Redis.
             EncoderBroken: the engine fails on every text.
         """
         follow = asyncio.create_task(self._follow(stopping)) if stopping else None
@@ -109,7 +115,7 @@ class Sidecar:
             if not self._stopping.is_set():
                 await self._serve()
         except Exception as error:
-            cause = _first(error)
+            cause = _first_cause(error)
             if not (self._stopping.is_set() and is_outage(cause)):
                 raise cause from None
         finally:
@@ -118,28 +124,28 @@ class Sidecar:
             await self._leave()
 
     def stop(self) -> None:
-        """End `run` after the present micro-batch."""
+        """End `run` after the current micro-batch."""
         self._state = "stopping"
         self._stopping.set()
-        for event in (self._arrived, self._namespaces.changed, self.jobs.has_room):
+        for event in (self._work_arrived, self._namespaces.changed, self.jobs.has_room):
             event.set()
 
     @property
     def fallback(self) -> str:
-        """Why another device than the wanted one computes; empty if that one does."""
+        """Why the sidecar does not use the requested device. Empty if it does."""
         return self._encoder.fallback
 
     @property
     def refused(self) -> int:
-        """How many namespaces are left to sidecars of another model."""
+        """Number of namespaces left to sidecars of another model."""
         return self._namespaces.refused
 
     def read_gpu(self) -> GpuReading | None:
-        """Read the GPU that computes, if one does."""
+        """Read the GPU that the engine uses, if any."""
         return self._gpu.read() if self._gpu else None
 
     def status(self) -> SidecarStatus:
-        """Describe this sidecar as its heartbeat does."""
+        """The state that the heartbeat publishes."""
         encoder = self._encoder
         usage = self.read_gpu() or _process_usage()
         return SidecarStatus(
@@ -158,11 +164,11 @@ class Sidecar:
             utilisation=usage.utilisation,
             temperature=usage.temperature,
             power=usage.power,
-            batch_tokens=self.load.budget,
-            texts_per_second=round(self.load.texts_per_second(), 1),
-            texts_total=self.load.texts_total,
-            asks_total=self.load.asks_total,
-            queue_depth=max(self._namespaces.queue_depth, len(self.jobs.holdings)),
+            batch_tokens=self.throughput.budget,
+            texts_per_second=round(self.throughput.texts_per_second(), 1),
+            texts_total=self.throughput.texts_total,
+            asks_total=self.throughput.asks_total,
+            queue_depth=max(self._namespaces.queue_depth, len(self.jobs.held_jobs)),
             bulk=self._bulk.status() if self._bulk else None,
             started_at=self._started_at,
             transport_keys=self._transports.ids,
@@ -174,46 +180,48 @@ class Sidecar:
 
     async def _start(self) -> None:
         try:
-            await persist("start", self._stopping, partial(check_server, self._client))
+            await retry("start", self._stopping, partial(check_server, self._client))
         except redis_errors.AuthenticationError as error:
             raise InvalidArgument("Redis refuses the user or password", hint="correct REDIS_URL") from error
-        await persist("start", self._stopping, partial(self._namespaces.check_all, beside=self._options.beside))
-        await persist("start", self._stopping, self._beat)
-        await self.engine.warm_up()
+        await retry("start", self._stopping, partial(self._namespaces.check_all, standby=self._options.standby))
+        await retry("start", self._stopping, self._beat)
+        await self.inference.warm_up()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
 
-            def begin(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-                return tasks.create_task(self._guard(work))
+            def start(part: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+                return tasks.create_task(self._guard(part))
 
             for outbox in (self._replies, *[self._commits] * _COMMITTERS):
-                begin(outbox.work())
-            engine = begin(self.engine.run(self._stopping, self._readers_done))
-            readers = [begin(self._read_asks(lane)) for lane in range(keys.LANES)]
+                start(outbox.work())
+            inference = start(self.inference.run(self._stopping, self._readers_done))
+            readers = [
+                start(self._read("asks", self.asks, keys.asks(lane, self._encoder.name))) for lane in range(keys.LANES)
+            ]
             for lane in range(keys.LANES):
-                begin(self._read_bells(lane))
+                start(self._read_wakeups(lane))
             if self._bulk:
-                begin(self._run_bulk(self._bulk))
+                start(self._run_bulk(self._bulk))
             self._state = "ready"
-            for what, step in self._loops().items():
-                begin(forever(what, self._stopping, step))
+            for name, step in self._loops().items():
+                start(forever(name, self._stopping, step))
             await self._stopping.wait()
             await asyncio.wait(readers)
             self._readers_done.set()
-            self._arrived.set()
-            await engine
+            self._work_arrived.set()
+            await inference
             self._replies.close()
             self._commits.close()
 
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """Stop all of the sidecar when one part fails.
+    async def _guard(self, part: Coroutine[Any, Any, None]) -> None:
+        """Stop the whole sidecar when one part fails.
 
-        The task group alone would not do: on Python 3.11 a cancellation can get lost in redis-py, which
-        calls `asyncio.wait_for`, so each part must also be told in its own way.
+        The task group alone is not enough: on Python 3.11 redis-py calls `asyncio.wait_for`, which can lose a
+        cancellation. So each part also gets its own stop signal.
         """
         try:
-            await work
+            await part
         except BaseException:
             self.stop()
             self._replies.close()
@@ -225,11 +233,11 @@ class Sidecar:
         return {
             "heartbeat": self._every(options.heartbeat, self._beat),
             "feeder": self._feed,
-            "walk": self._every(options.walk, self._namespaces.walk),
-            "recovery": self._recover,
-            "strays": self._every(options.lease, self._take_strays),
-            "holdings": self._every(options.lease / 4, partial(self.jobs.keep, options.lease / 2)),
-            "reaper": self._every(_DEAD_AFTER, self._reap),
+            "scan": self._every(options.scan, self._namespaces.scan),
+            "reclaim": self._reclaim,
+            "clock skew": self._every(options.lease, self._reclaim_skewed),
+            "held jobs": self._every(options.lease / 4, partial(self.jobs.renew, options.lease / 2)),
+            "consumers": self._every(_DEAD_AFTER_SECONDS, self._remove_dead_consumers),
         }
 
     def _every(self, seconds: float, step: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[None]]:
@@ -243,14 +251,14 @@ class Sidecar:
         await sidecar.announce(self._client, self.status())
 
     async def _feed(self) -> None:
-        """Read the next namespace in turn, as far as there is room."""
+        """Read jobs of the next namespace, as many as there is room for."""
         names = self._namespaces.take()
         if names is None:
             await self._namespaces.changed.wait()
             return
         more = True
         try:
-            if not self.jobs.holdings.room():
+            if not self.jobs.held_jobs.room():
                 self.jobs.has_room.clear()
                 await self.jobs.has_room.wait()
             if not self._stopping.is_set():
@@ -259,87 +267,81 @@ class Sidecar:
             if more:
                 self._namespaces.put_back(names)
 
-    async def _recover(self) -> None:
-        """Take over what dead sidecars left; come back soon while they left more."""
+    async def _reclaim(self) -> None:
+        """Claim the entries of dead sidecars, and again soon while there are more."""
         lease = self._options.lease
-        await self.asks.recover(int(lease * 1000))
+        await self.asks.reclaim(int(lease * 1000))
         more = False
-        for names in self._namespaces.with_jobs:
-            more |= await self.jobs.recover(names, int(lease * 1000))
-        await pause(self._stopping, _HURRY if more else min(lease / 2, _RECOVER_SECONDS))
+        for names in self._namespaces.pending:
+            more |= await self.jobs.reclaim(names, int(lease * 1000))
+        await pause(self._stopping, _RECLAIM_AGAIN_SECONDS if more else min(lease / 2, _RECLAIM_SECONDS))
 
-    async def _take_strays(self) -> None:
-        for names in self._namespaces.with_jobs:
-            await self.jobs.take_strays(names)
+    async def _reclaim_skewed(self) -> None:
+        for names in self._namespaces.pending:
+            await self.jobs.reclaim_skewed(names)
 
-    async def _reap(self) -> None:
+    async def _remove_dead_consumers(self) -> None:
         model = self._encoder.name
         lanes = [stream for lane in range(keys.LANES) for stream in (keys.asks(lane, model), keys.bulk(lane, model))]
         for stream in lanes + [names.jobs(model) for names in self._namespaces.served]:
-            await groups.reap_consumers(self._client, stream, idle_ms=int(_DEAD_AFTER * 1000))
+            await groups.remove_dead_consumers(self._client, stream, idle_ms=int(_DEAD_AFTER_SECONDS * 1000))
 
-    async def _read_asks(self, lane: int) -> None:
+    async def _read(self, name: str, consumer: AskConsumer | BulkConsumer, stream: str) -> None:
         block = int(self._options.block * 1000)
         async with self._reader() as reader:
-            step = partial(self.asks.read, reader, keys.asks(lane, self._encoder.name), block)
-            await forever("asks", self._stopping, step)
+            await forever(name, self._stopping, partial(consumer.read, reader, stream, block))
 
-    async def _run_bulk(self, bulk: BulkDesk) -> None:
-        """Answer bulk requests; they are read on connections of their own, since asks must not wait behind them."""
+    async def _run_bulk(self, bulk: BulkConsumer) -> None:
+        """Answer bulk requests. They have their own connections, so that asks do not wait behind them."""
         follow = self._every(_FOLLOW_SECONDS, bulk.keep_up)
-        recover = self._every(self._options.lease, partial(bulk.recover, int(self._options.lease * 1000)))
+        reclaim = self._every(self._options.lease, partial(bulk.reclaim, int(self._options.lease * 1000)))
         try:
             async with asyncio.TaskGroup() as tasks:
                 for lane in range(keys.LANES):
-                    tasks.create_task(self._read_bulk(bulk, lane))
+                    tasks.create_task(self._read("bulk", bulk, keys.bulk(lane, self._encoder.name)))
                 tasks.create_task(forever("mirrors", self._stopping, follow))
-                tasks.create_task(forever("bulk recovery", self._stopping, recover))
+                tasks.create_task(forever("bulk reclaim", self._stopping, reclaim))
         finally:
             await bulk.close()
 
-    async def _read_bulk(self, bulk: BulkDesk, lane: int) -> None:
-        block, stream = int(self._options.block * 1000), keys.bulk(lane, self._encoder.name)
+    async def _read_wakeups(self, lane: int) -> None:
         async with self._reader() as reader:
-            await forever("bulk", self._stopping, partial(bulk.read, reader, stream, block))
+            await forever("wake-ups", self._stopping, partial(self._read_wakeup, reader, lane))
 
-    async def _read_bells(self, lane: int) -> None:
-        async with self._reader() as reader:
-            await forever("bells", self._stopping, partial(self._hear, reader, lane))
-
-    async def _hear(self, reader: Client, lane: int) -> None:
-        if lane not in self._bells:
+    async def _read_wakeup(self, reader: Client, lane: int) -> None:
+        if lane not in self._wakeups:
             seconds, _ = await self._client.time()
-            self._bells[lane] = b"%d-0" % (seconds * 1000 - _BELLS_BEFORE_START_MS)
+            self._wakeups[lane] = b"%d-0" % (seconds * 1000 - _WAKEUPS_BEFORE_START_MS)
         answer = await reader.xread(
-            {keys.bell(lane): self._bells[lane]}, count=_BELLS_AT_ONCE, block=int(self._options.block * 1000)
+            {keys.bell(lane): self._wakeups[lane]}, count=_WAKEUPS_AT_ONCE, block=int(self._options.block * 1000)
         )
         for _, entry, fields in entries(answer):
-            await self._namespaces.ring(fields.get(b"ns", b"").decode(errors="replace"))
-            self._bells[lane] = entry
+            await self._namespaces.wake(fields.get(b"ns", b"").decode(errors="replace"))
+            self._wakeups[lane] = entry
 
     def _reader(self) -> Client:
-        """A connection of its own for a blocking read, whose deadline notices a peer that is gone for good."""
-        return connect(self._url, timeout=self._options.block + _BLOCK_GRACE)
+        """A separate connection for a blocking read. Its deadline notices a dead peer."""
+        return connect(self._url, timeout=self._options.block + _BLOCK_GRACE_SECONDS)
 
     async def _leave(self) -> None:
-        """Hand back what is held, withdraw and close; a Redis that is away is left as it is."""
+        """Release held jobs, withdraw the heartbeat and close. Skipped if Redis is unreachable."""
         try:
-            async with store_errors(), asyncio.timeout(_BLOCK_GRACE):
-                await self.jobs.hand_back()
+            async with store_errors(), asyncio.timeout(_BLOCK_GRACE_SECONDS):
+                await self.jobs.release()
                 await sidecar.withdraw(self._client, self.id)
-        except Exception as error:
-            _log.warning("left without withdrawing: %s", type(error).__name__)
+        except Exception as error:  # nothing may prevent the shutdown
+            _log.warning("stopped without withdrawing: %s", type(error).__name__)
         finally:
             await self._client.aclose()
 
 
-def _first(error: BaseException) -> BaseException:
-    """The first error that is not a group."""
-    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
+def _first_cause(error: BaseException) -> BaseException:
+    """The first error in a group of errors."""
+    return _first_cause(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 def _process_usage() -> GpuReading:
-    """Without a GPU of its own: resident bytes of this process (None where the system does not say) of all memory."""
+    """Without a GPU: the resident memory of this process (None if unknown) and the memory of the machine."""
     statm = Path("/proc/self/statm")
     page = os.sysconf("SC_PAGE_SIZE")
     used = int(statm.read_text().split()[1]) * page if statm.exists() else None

@@ -1,4 +1,4 @@
-"""Typed errors, so that every refusal says what was wrong, what is allowed and what to do."""
+"""Typed errors. Each says what was wrong, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def echo(value: object) -> str:
 
 
 class MemoryServiceError(Exception):
-    """Base of everything that a caller may read.
+    """Base of all errors that callers see.
 
-    `code` is stable and meant for programs; the message says what was wrong and what is allowed;
-    `hint` says what to do next; `retry_after` is in seconds.
+    `code` is stable, for programs. The message says what was wrong and what is allowed; `hint` says what
+    to do next; `retry_after` is in seconds.
     """
 
     code = "internal"
@@ -27,6 +27,15 @@ class MemoryServiceError(Exception):
         self.hint = hint
         self.retry_after = retry_after
 
+    def details(self) -> dict[str, str | float]:
+        """Give the error as programs read it; empty fields are left out."""
+        fields = {"code": self.code, "message": self.message, "hint": self.hint, "retry_after": self.retry_after}
+        return {name: value for name, value in fields.items() if value not in (None, "")}
+
+    def text(self) -> str:
+        """Give the error in one line for people and models."""
+        return f"{self.code}: {self.message}" + (f" ({self.hint})" if self.hint else "")
+
 
 class InvalidArgument(MemoryServiceError):
     """An argument is of the wrong type, out of range, hostile or unknown."""
@@ -35,118 +44,118 @@ class InvalidArgument(MemoryServiceError):
 
 
 class NotFound(MemoryServiceError):
-    """No such record, or none that the caller may read: the two look the same."""
+    """The record does not exist or the caller may not read it; the two look the same."""
 
     code = "not_found"
 
 
 class Forbidden(MemoryServiceError):
-    """The caller may see the record but not do this to it."""
+    """The caller may read the record but not do this to it."""
 
     code = "forbidden"
 
 
 class Unauthenticated(MemoryServiceError):
-    """The token is unknown, expired or revoked, or for somebody else: all alike."""
+    """The token is unknown, expired, revoked or another agent's; all look the same."""
 
     code = "unauthenticated"
 
 
 class IssuerUnavailable(MemoryServiceError):
-    """The keys by which tokens are checked cannot be had now, so that nobody can be let in."""
+    """The keys that verify tokens are not available, so no token is accepted."""
 
     code = "issuer_unavailable"
 
 
 class RateLimited(MemoryServiceError):
-    """The agent calls more often than it may."""
+    """The agent exceeds its rate limit."""
 
     code = "rate_limited"
 
 
 class Overloaded(MemoryServiceError):
-    """The server has more to do than it can; nothing was done. `retry_after` says when to come back."""
+    """The server is overloaded and did nothing. `retry_after` says when to try again."""
 
     code = "overloaded"
 
 
 class Conflict(MemoryServiceError):
-    """The state of the record is not the one that the caller expected."""
+    """The record is not in the state that the caller expected."""
 
     code = "conflict"
 
 
 class LeaseLost(Conflict):
-    """The lease token is not, or no longer, the one in force: the task is somebody else's, or nobody's, now."""
+    """The lease token is not the current one: the agent no longer holds the task."""
 
     code = "lease_lost"
 
 
 class QuotaExceeded(MemoryServiceError):
-    """The agent or the namespace holds as much of this as it may."""
+    """The agent or the namespace has reached its quota."""
 
     code = "quota_exceeded"
 
 
 class Tampered(MemoryServiceError):
-    """What lies in Redis is not as a server of ours wrote it there, or its key was destroyed."""
+    """The stored data was changed outside this server, or its key was destroyed."""
 
     code = "tampered"
 
 
 class ConfirmationNeeded(MemoryServiceError):
-    """The act is large or final and nobody confirmed it."""
+    """The operation is large or irreversible and needs confirmation."""
 
     code = "confirmation_needed"
 
 
 class NotSupported(MemoryServiceError):
-    """The deployment lacks what this request needs, such as a master key."""
+    """The deployment lacks something that this request needs, such as a master key."""
 
     code = "not_supported"
 
 
 class KeyMissing(NotSupported):
-    """The key that this needs was not given to this process."""
+    """This process does not have the key that this needs."""
 
     code = "key_missing"
 
 
 class StoreUnavailable(MemoryServiceError):
-    """Redis does not answer, is loading, or refuses; nothing was changed."""
+    """Redis does not answer, is loading, or refuses. Nothing was changed."""
 
     code = "store_unavailable"
 
 
 class StoreRefused(StoreUnavailable):
-    """Redis answers, and refuses: it is full, read-only, or does not know this user. Trying again soon is no use."""
+    """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
 class OutcomeUnknown(MemoryServiceError):
-    """The connection broke after a write was sent: it is applied wholly or not at all."""
+    """The connection broke after a write was sent. The write is applied in full or not at all."""
 
     code = "outcome_unknown"
 
 
 class EmbeddingUnavailable(MemoryServiceError):
-    """No sidecar gave a vector in time."""
+    """No sidecar returned a vector in time."""
 
     code = "embedding_unavailable"
 
 
 class BulkUnavailable(MemoryServiceError):
-    """No sidecar's bulk engine answered in time, or it refused."""
+    """No bulk engine answered in time, or it refused."""
 
     code = "bulk_unavailable"
 
 
 class ModelMismatch(MemoryServiceError):
-    """The index was built for another embedding model or dimension."""
+    """The index is for another embedding model or dimension."""
 
     code = "model_mismatch"
 
 
 class UnsafeStart(MemoryServiceError):
-    """The deployment is configured so that data or privacy would be at risk."""
+    """The configuration puts data or privacy at risk."""
 
     code = "unsafe_start"

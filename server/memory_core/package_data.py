@@ -1,4 +1,4 @@
-"""Finds `redis/` and `schemas/`, which lie beside the packages in a checkout and inside them in a wheel."""
+"""Finds `redis/` and `schemas/`: beside the packages in a checkout, inside this package in a wheel."""
 
 from __future__ import annotations
 

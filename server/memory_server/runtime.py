@@ -1,7 +1,7 @@
-"""Holds what a serving process starts after it has answered its client.
+"""Starts Redis, the sidecar and the services in the background after `initialize` is answered.
 
-An agent's client waits for `initialize`, so nothing heavy is imported before: this module, the tools and the
-results know the use cases only by name. The first request answered, everything else is imported in a thread.
+An agent's client waits for `initialize`, so nothing heavy is imported before. The tools import their use cases when
+they are called. After the first answer a thread imports everything else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from memory_core.observe import tracing
 from memory_core.settings.settings import Settings
 from memory_server.access.gate import Gate
-from memory_server.engine.counters import Figures
+from memory_server.engine.counters import Counters
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -46,13 +46,13 @@ _HEAVY = (
 
 
 class Runtime:
-    """The service of this process, once it is there."""
+    """The service of this process, once it has started."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.recorder = Recorder()
-        self.figures = Figures()
-        self.gate = Gate(settings, self.recorder, self.figures, self._backend)
+        self.counters = Counters()
+        self.gate = Gate(settings, self.recorder, self.counters, self._backend)
         self._first_answer = asyncio.Event()
         self._service: asyncio.Future[Service] = asyncio.get_running_loop().create_future()
 
@@ -76,11 +76,11 @@ class Runtime:
         return (await self.service()).backend
 
     async def until_first_answer(self) -> None:
-        """Wait until the client has had its first answer, or something waits for the service."""
+        """Wait until the client has its first answer, or a call waits for the service."""
         await self._first_answer.wait()
 
     def answered(self) -> None:
-        """Say that the client has had its first answer."""
+        """Note that the client has its first answer."""
         self._first_answer.set()
 
     def stop_waiting(self) -> None:
@@ -104,7 +104,9 @@ class Runtime:
             from memory_server.service import Service
 
             async with AsyncExitStack() as stack:
-                service = await stack.enter_async_context(Service(self.settings, self.recorder, self.figures).running())
+                service = await stack.enter_async_context(
+                    Service(self.settings, self.recorder, self.counters).running()
+                )
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)
                 await leaving.wait()

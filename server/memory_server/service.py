@@ -1,4 +1,4 @@
-"""Bundles what a use case may need, and the small background work that belongs to a serving process."""
+"""The services of one server process, and its small background work."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
 from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.bulk_client import Bulk
-from memory_server.engine.counters import Figures
-from memory_server.engine.durability import Syncing
+from memory_server.engine.bulk_client import BulkClient
+from memory_server.engine.counters import Counters
+from memory_server.engine.durability import Durability
 from memory_server.engine.embeddings import Embeddings
-from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.inflight_reads import InflightReads
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
 from memory_server.events.hub import Hub
-from memory_server.events.positions import Seen
+from memory_server.events.positions import Positions
 from memory_server.memories.quotas import Quotas
 from memory_server.security.audit.auditor import Auditor
 from memory_server.security.audit.recorder import Recorder
@@ -39,25 +39,25 @@ _TOUCHES_PER_CALL = 100
 
 
 class Service:
-    """Redis, embeddings and figures of one server process."""
+    """Redis, embeddings and counters of one server process."""
 
-    def __init__(self, settings: Settings, recorder: Recorder | None = None, figures: Figures | None = None) -> None:
+    def __init__(self, settings: Settings, recorder: Recorder | None = None, counters: Counters | None = None) -> None:
         self.settings = settings
-        self.figures = figures or Figures()
+        self.counters = counters or Counters()
         self.backend = Backend(settings)
         self.models = KnownModels(self.backend.read, settings.vector_store)
         self.namespaces = Namespaces(self.backend, self.models)
         self.auditor = Auditor(self.backend, recorder or Recorder())
         self.embeddings = Embeddings(self.backend, self.models)
-        self.bulk = Bulk(self.backend, self.models, self.embeddings.replies)
+        self.bulk = BulkClient(self.backend, self.models, self.embeddings.replies)
         self.vault = Vault(self.backend)
-        self.syncing = Syncing(self.backend)
-        self.readers = Readers()
-        self.quotas = Quotas(settings.quotas)
+        self.durability = Durability(self.backend)
+        self.inflight_reads = InflightReads()
+        self.quotas = Quotas(settings, self.namespaces)
         self.events = Hub(self.backend, self.models)
-        self.seen = Seen(self.backend)
-        self.search_latency = Latency()
-        self.embedding_latency = Latency()
+        self.positions = Positions(self.backend)
+        self.search_latency = Latency("search_seconds", "How long searches took.")
+        self.embedding_latency = Latency("embedding_seconds", "How long vectors were waited for.")
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
         self._due: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
@@ -73,27 +73,27 @@ class Service:
                 self.auditor,
                 self.embeddings,
                 self.vault,
-                self.syncing,
+                self.durability,
                 self.events,
-                self.seen,
+                self.positions,
             ):
                 await parts.enter_async_context(part.running())
-            flusher = asyncio.create_task(self._flush_for_ever())
+            flusher = asyncio.create_task(self._flush_forever())
             try:
                 yield self
             finally:
                 await cancel([flusher, *self._running])
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
-        """Count a read of each memory, soon and in bulk."""
+        """Count a read of each memory; counts are written in bulk, a second later."""
         self._touched.update((namespace, memory_id) for memory_id in memory_ids)
 
     def ring(self, namespace: str) -> None:
-        """Tell the sidecars soon that a namespace has jobs. Bells may be lost: sidecars walk all namespaces too."""
+        """Wake the sidecars soon because a namespace has jobs. A lost wake-up is harmless: sidecars also poll."""
         self.soon(("ring", namespace), lambda: self._ring(namespace))
 
     def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = _SOON_SECONDS) -> None:
-        """Do something in a moment, once for all that want it until then. It must be no matter if it fails."""
+        """Run an action in a moment, once for all requests with the same key. Its failure must be harmless."""
         if key not in self._due:
             self._due.add(key)
             task = asyncio.create_task(self._do(key, action, seconds))
@@ -101,7 +101,7 @@ class Service:
             task.add_done_callback(self._running.discard)
 
     async def drained(self) -> None:
-        """Wait for what was to be done in a moment, before a process ends that has no background work."""
+        """Wait for the pending actions, before a process without background work ends."""
         await asyncio.gather(*self._running)
 
     async def _do(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float) -> None:
@@ -119,7 +119,7 @@ class Service:
         async with store_errors():
             await client.xadd(bell(lane_of(namespace)), {"ns": namespace}, maxlen=1000, approximate=True)
 
-    async def _flush_for_ever(self) -> None:
+    async def _flush_forever(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_SECONDS)
             try:

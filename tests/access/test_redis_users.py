@@ -19,7 +19,8 @@ from support.task_helpers import complete, fail, joined, lease, submit
 from memory_core.errors import StoreUnavailable
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client, check_server, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import check_server, connect
 from memory_core.store.functions import load_library
 from memory_server.operations.sweeper import sweep
 

@@ -13,7 +13,7 @@ from support.stack import Agent, Server, Stack
 from support.team_helpers import claim, claim_when_there, register, submit, sweep
 
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")

@@ -23,8 +23,9 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
-from memory_server.engine.principals import Caller
-from memory_server.memories.store import NewMemory, store_memory
+from memory_server.contract.arguments import StoreArguments
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
 from .memories import power
@@ -135,17 +136,19 @@ async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Rand
     async with Service(settings).running() as service:
 
         async def work(number: int, priority: Priority) -> None:
-            caller = Caller(_NAMESPACE, f"agent{number}")
+            request = RequestContext(Caller(_NAMESPACE, f"agent{number}"))
             while True:
-                new = NewMemory(f"{chance.random()} {number}", priority=priority, wait=False)
-                answer = await store_memory(service, caller, new)
+                new = StoreArguments(content=f"{chance.random()} {number}", priority=priority, wait=False)
+                answer = await store_memory(service, request, new)
                 if level != "critical" or answer.durability == "synced":
                     acknowledged[answer.memory_id] = time.monotonic()
 
         async def answered() -> bool:
             return bool(acknowledged)
 
-        await store_memory(service, Caller(_NAMESPACE, "first"), NewMemory("the first", wait=False))
+        await store_memory(
+            service, RequestContext(Caller(_NAMESPACE, "first")), StoreArguments(content="the first", wait=False)
+        )
         priorities = [Priority.MEDIUM] * _AGENTS
         if level == "critical":
             priorities += [Priority.CRITICAL] * _CRITICAL_AGENTS

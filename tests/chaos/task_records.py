@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
-from memory_core.records.task import split
-from memory_core.store.connection import Client
+from memory_core.records.names import split_labels
+from memory_core.redis_client import Client
 
 _BATCH_SIZE = 1000
 
@@ -71,7 +71,7 @@ async def _read(client: Client, keys: Keys, ids: list[str]) -> dict[str, TaskRec
             task_id,
             fields[0].decode(),
             tuple(_entry(row) for row in history),
-            split(fields[1].decode() if fields[1] else None),
+            split_labels(fields[1].decode() if fields[1] else None),
             int(fields[2]),
             int(fields[3]) if fields[3] else None,
         )

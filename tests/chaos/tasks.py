@@ -20,7 +20,8 @@ from support.embedder_fixtures import RedisServer
 from support.ports import free_port
 
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 
 from . import checker, history, task_records
 from .actors import LEASES, ProcessSpec

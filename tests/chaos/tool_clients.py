@@ -17,7 +17,15 @@ from memory_core.errors import MemoryServiceError, OutcomeUnknown
 from memory_core.records.task import TaskPriority, TaskState
 from memory_core.settings.settings import Settings
 from memory_server.agents import registry
-from memory_server.engine.principals import Caller
+from memory_server.contract.task_arguments import (
+    CompleteArguments,
+    DistributeArguments,
+    FailArguments,
+    HeartbeatArguments,
+    PendingArguments,
+    RegisterArguments,
+)
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.http.app import http_application
 from memory_server.mcp.server import build_server
 from memory_server.operations import sweeper
@@ -52,42 +60,38 @@ class LocalTools:
 
     async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
         """Call a tool."""
-        answer = await getattr(self, f"_{tool}")(Caller(self._namespace, agent), **arguments)
+        answer = await getattr(self, f"_{tool}")(RequestContext(Caller(self._namespace, agent)), **arguments)
         return answer.model_dump(mode="json")
 
-    async def _register_agent(self, caller: Caller, **fields: Any) -> Any:
-        return await registry.register_agent(self._service, caller, registry.Profile(**fields))
+    async def _register_agent(self, request: RequestContext, **fields: Any) -> Any:
+        return await registry.register_agent(self._service, request, RegisterArguments(**fields))
 
-    async def _update_agent_heartbeat(self, caller: Caller, lease_tokens: list[str]) -> Any:
-        return await registry.heartbeat(
-            self._service, caller, status=None, load=None, lease_tokens=lease_tokens, metrics=None
-        )
+    async def _update_agent_heartbeat(self, request: RequestContext, lease_tokens: list[str]) -> Any:
+        return await registry.heartbeat(self._service, request, HeartbeatArguments(lease_tokens=lease_tokens))
 
-    async def _get_pending_tasks(self, caller: Caller, **options: Any) -> Any:
-        return await leases.get_pending_tasks(self._service, caller, leases.Claim(**options))
+    async def _get_pending_tasks(self, request: RequestContext, **options: Any) -> Any:
+        return await leases.get_pending_tasks(self._service, request, PendingArguments(**options))
 
-    async def _complete_task(self, caller: Caller, task_id: str, lease_token: str) -> Any:
-        return await leases.complete_task(
-            self._service, caller, task_id, lease_token, result={"by": caller.agent}, metrics=None, store_result=False
-        )
+    async def _complete_task(self, request: RequestContext, task_id: str, lease_token: str) -> Any:
+        args = CompleteArguments(task_id=task_id, lease_token=lease_token, result={"by": request.caller.agent})
+        return await leases.complete_task(self._service, request, args)
 
-    async def _fail_task(self, caller: Caller, task_id: str, lease_token: str, error: str, retry: bool) -> Any:
-        return await leases.fail_task(
-            self._service, caller, task_id, lease_token, error=error, retry=retry, handoff="I began it"
-        )
+    async def _fail_task(self, request: RequestContext, task_id: str, lease_token: str, error: str, retry: bool) -> Any:
+        args = FailArguments(task_id=task_id, lease_token=lease_token, error=error, retry=retry, handoff="I began it")
+        return await leases.fail_task(self._service, request, args)
 
-    async def _distribute_task(self, caller: Caller, priority: str, **new: Any) -> Any:
-        wanted = submit.NewTask(priority=TaskPriority(priority), **new)
-        return await submit.distribute_task(self._service, caller, wanted)
+    async def _distribute_task(self, request: RequestContext, priority: str, **new: Any) -> Any:
+        wanted = DistributeArguments(priority=TaskPriority(priority), **new)
+        return await submit.distribute_task(self._service, request, wanted)
 
-    async def _cancel_task(self, caller: Caller, task_id: str) -> Any:
-        return await lifecycle.cancel_task(self._service, caller, task_id, "no longer needed")
+    async def _cancel_task(self, request: RequestContext, task_id: str) -> Any:
+        return await lifecycle.cancel_task(self._service, request, task_id, "no longer needed")
 
-    async def _requeue_task(self, caller: Caller, task_id: str) -> Any:
-        return await lifecycle.requeue_task(self._service, caller, task_id)
+    async def _requeue_task(self, request: RequestContext, task_id: str) -> Any:
+        return await lifecycle.requeue_task(self._service, request, task_id)
 
-    async def _list_tasks(self, caller: Caller, states: list[str], limit: int) -> Any:
-        return await lifecycle.list_tasks(self._service, caller, [TaskState(state) for state in states], limit)
+    async def _list_tasks(self, request: RequestContext, states: list[str], limit: int) -> Any:
+        return await lifecycle.list_tasks(self._service, request.caller, [TaskState(state) for state in states], limit)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from support.stack import Stack, whole_stack
 from support.twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embedded
 
 from memory_core.records.keys import NAMESPACES, Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.engine.vector_cache import Vectors
 
 LENGTH = 12

@@ -1,4 +1,4 @@
-"""`redis-memory connect`: each client's file gets the entry that its documentation asks for, and keeps all else."""
+"""`redis-memory connect` writes each client's documented entry and changes nothing else in its file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from memory_core.errors import InvalidArgument
 from memory_server.cli import app
-from memory_server.cli.client_config.clients import SECTION, Client, Place, Server, config_file, entry
+from memory_server.cli.client_config.clients import SECTION, Client, Environment, Server, config_file, entry
 from memory_server.cli.client_config.json_text import with_member
 
 URL = "http://127.0.0.1:8765/mcp?agent={}"
@@ -48,7 +48,7 @@ THEIRS = {
 
 
 class Desk:
-    """A home of its own, in which commands run."""
+    """A home folder in which commands run."""
 
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.home = home
@@ -58,47 +58,47 @@ class Desk:
         monkeypatch.chdir(home)
 
     def run(self, client: str, *words: str) -> Result:
-        """Connect a client."""
+        """Run `redis-memory connect`."""
         return CliRunner().invoke(app, ["connect", client, *words], catch_exceptions=True)
 
     def file(self, client: str) -> Path:
-        """Where the client keeps its servers."""
+        """Return the client's configuration file."""
         return self.home / FILES[client]
 
     def entry(self, client: str, file: Path | None = None) -> dict[str, Any]:
-        """What stands there for this memory."""
+        """Return this memory's entry in the file."""
         text = (file or self.file(client)).read_text()
         content = tomllib.loads(text) if client == "codex" else json.loads(text)
         return content[SECTION[Client(client)]]["redis-memory"]
 
     def write(self, client: str) -> str:
-        """Give the client a file with settings of its own."""
+        """Write a configuration file with other settings."""
         text = THEIRS["toml" if client == "codex" else "json"].replace("SECTION", SECTION[Client(client)])
         self.file(client).parent.mkdir(parents=True, exist_ok=True)
         self.file(client).write_text(text)
         return text
 
-    def others(self, client: str) -> list[str]:
-        """Name what lies beside the file."""
+    def backups(self, client: str) -> list[str]:
+        """Return the names of the backups."""
         return sorted(path.name for path in self.file(client).parent.glob(f"{self.file(client).name}.*"))
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    """A home in which no client ever ran."""
+    """An empty home folder."""
     return Desk(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_client_that_never_ran_gets_a_file(desk: Desk, client: str) -> None:
+def test_connect_creates_a_missing_file(desk: Desk, client: str) -> None:
     assert desk.run(client).exit_code == 0
     assert desk.entry(client) == HTTP[client]
     assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o600
-    assert desk.others(client) == []
+    assert desk.backups(client) == []
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_file_keeps_every_byte_that_is_the_users_and_is_kept_itself(desk: Desk, client: str) -> None:
+def test_connect_keeps_other_settings_and_makes_a_backup(desk: Desk, client: str) -> None:
     before = desk.write(client)
     desk.file(client).chmod(0o640)
     assert desk.run(client).exit_code == 0
@@ -107,38 +107,38 @@ def test_a_file_keeps_every_byte_that_is_the_users_and_is_kept_itself(desk: Desk
     kept = [line for line in after.splitlines() if line in before.splitlines()]
     missing = [line for line in before.splitlines() if line not in kept]
     assert missing in ([], ['\t\t"other": {"command": "näh"}'])  # it gets a comma
-    (backup,) = desk.others(client)
+    (backup,) = desk.backups(client)
     assert desk.file(client).with_name(backup).read_text() == before
     assert stat.S_IMODE(desk.file(client).stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_doing_it_again_changes_nothing(desk: Desk, client: str) -> None:
+def test_connect_twice_changes_nothing(desk: Desk, client: str) -> None:
     desk.write(client)
     desk.run(client)
-    before, others = desk.file(client).stat(), desk.others(client)
-    assert "has it already" in desk.run(client).stdout
-    assert (desk.file(client).stat().st_mtime_ns, desk.others(client)) == (before.st_mtime_ns, others)
+    before, backups = desk.file(client).stat(), desk.backups(client)
+    assert "is already configured" in desk.run(client).stdout
+    assert (desk.file(client).stat().st_mtime_ns, desk.backups(client)) == (before.st_mtime_ns, backups)
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_dry_run_and_print_show_and_change_nothing(desk: Desk, client: str) -> None:
+def test_dry_run_and_print_show_the_entry_and_change_nothing(desk: Desk, client: str) -> None:
     before = desk.write(client)
     shown = desk.run(client, "--dry-run").stdout
     assert "+" in shown
     assert URL.format(client) in shown
-    told = json.loads(desk.run(client, "--dry-run", "--json").stdout)
-    assert (told["entry"], told["would_change"], told["changed"]) == (HTTP[client], True, False)
+    result = json.loads(desk.run(client, "--dry-run", "--json").stdout)
+    assert (result["entry"], result["would_change"], result["changed"]) == (HTTP[client], True, False)
     printed = desk.run(client, "--print").stdout
     assert desk.file(client).read_text() == before
-    assert desk.others(client) == []
+    assert desk.backups(client) == []
     aside = desk.home / "aside"
     aside.write_text(printed)
     assert desk.entry(client, aside) == HTTP[client]
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_other_settings_of_the_entry_stay_and_what_is_ours_changes(desk: Desk, client: str) -> None:
+def test_connect_keeps_unknown_settings_of_its_entry(desk: Desk, client: str) -> None:
     desk.run(client, "--stdio")
     was = desk.entry(client)
     assert Path(was["command"]).is_absolute()
@@ -154,7 +154,9 @@ def test_other_settings_of_the_entry_stay_and_what_is_ours_changes(desk: Desk, c
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_token_is_named_and_never_written(desk: Desk, client: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_variable_is_written_but_never_the_token(
+    desk: Desk, client: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MEMORY_TOKEN", "rm_secret")
     desk.run(client, "--token-env", "MEMORY_TOKEN")
     url = {key: value.partition("?")[0] if "url" in key.lower() else value for key, value in HTTP[client].items()}
@@ -176,23 +178,23 @@ def test_a_token_is_named_and_never_written(desk: Desk, client: str, monkeypatch
         ("codex", "mcp_servers = 1"),
     ],
 )
-def test_a_file_that_is_not_understood_is_left_alone(desk: Desk, client: str, text: str) -> None:
+def test_unparsable_file_is_refused_and_unchanged(desk: Desk, client: str, text: str) -> None:
     desk.write(client)
     desk.file(client).write_text(text)
     refused = desk.run(client).exception
     assert isinstance(refused, InvalidArgument)
     assert "--print" in refused.hint
-    assert (desk.file(client).read_text(), desk.others(client)) == (text, [])
+    assert (desk.file(client).read_text(), desk.backups(client)) == (text, [])
 
 
-def test_a_file_that_is_no_text_is_left_alone(desk: Desk) -> None:
+def test_file_that_is_not_utf8_is_refused_and_unchanged(desk: Desk) -> None:
     desk.file("claude").write_bytes(b'{"a": "\xff"}')
     assert isinstance(desk.run("claude").exception, InvalidArgument)
     assert desk.file("claude").read_bytes() == b'{"a": "\xff"}'
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_link_stays_a_link(desk: Desk, client: str) -> None:
+def test_symbolic_link_is_followed_and_kept(desk: Desk, client: str) -> None:
     before = desk.write(client)
     target = desk.home / "dotfiles"
     desk.file(client).rename(target)
@@ -203,11 +205,11 @@ def test_a_link_stays_a_link(desk: Desk, client: str) -> None:
 
 
 @pytest.mark.parametrize("client", FILES)
-def test_a_projects_file_is_in_its_folder(desk: Desk, client: str) -> None:
+def test_project_file_is_in_the_project_folder(desk: Desk, client: str) -> None:
     project = desk.home / "project"
     project.mkdir()
     expected = {**FILES, "claude": ".mcp.json", "vscode": ".vscode/mcp.json"}[client]
-    assert config_file(Client(client), Place(folder=project), project=True) == project / expected
+    assert config_file(Client(client), Environment(folder=project), project=True) == project / expected
 
 
 @pytest.mark.parametrize(
@@ -220,8 +222,8 @@ def test_a_projects_file_is_in_its_folder(desk: Desk, client: str) -> None:
         ("win32", {"APPDATA": "/roaming"}, "/roaming/Code/User/mcp.json"),
     ],
 )
-def test_vs_code_has_its_own_place_on_each_platform(platform: str, environment: dict[str, str], expected: str) -> None:
-    place = Place(home=Path("/home"), platform=platform, environment=environment)
+def test_vs_code_file_is_found_on_each_platform(platform: str, environment: dict[str, str], expected: str) -> None:
+    place = Environment(home=Path("/home"), platform=platform, variables=environment)
     assert config_file(Client.VSCODE, place) == Path("/home") / expected
 
 
@@ -233,8 +235,8 @@ def test_vs_code_has_its_own_place_on_each_platform(platform: str, environment: 
         ("CODEX_HOME", Client.CODEX, "/x/config.toml"),
     ],
 )
-def test_clients_that_were_moved_are_found(variable: str, client: Client, expected: str) -> None:
-    assert config_file(client, Place(environment={variable: "/x"})) == Path(expected)
+def test_client_home_variables_are_respected(variable: str, client: Client, expected: str) -> None:
+    assert config_file(client, Environment(variables={variable: "/x"})) == Path(expected)
 
 
 @pytest.mark.parametrize(
@@ -246,12 +248,12 @@ def test_clients_that_were_moved_are_found(variable: str, client: Client, expect
         ("--url", "ftp://x"),
     ],
 )
-def test_what_would_mean_something_else_is_refused(desk: Desk, words: tuple[str, ...]) -> None:
+def test_ambiguous_options_are_refused(desk: Desk, words: tuple[str, ...]) -> None:
     assert isinstance(desk.run("claude", *words).exception, InvalidArgument)
     assert not desk.file("claude").exists()
 
 
-def test_codex_hands_no_other_variable_to_a_server_that_it_starts() -> None:
+def test_codex_stdio_server_accepts_only_the_standard_token_variable() -> None:
     with pytest.raises(InvalidArgument, match="own names"):
         entry(Client.CODEX, Server(command=("redis-memory",), token_variable="MINE"))
 
@@ -275,10 +277,10 @@ WRITERS: list[Callable[[Any], str]] = [
     some.dictionaries(some.text(), JSON, max_size=3) | some.none(),
     some.sampled_from(WRITERS),
 )
-def test_a_member_is_set_and_all_else_is_as_it_was(
-    whole: dict[str, Any], servers: dict[str, Any] | None, write: Callable[[Any], str]
+def test_setting_a_json_member_keeps_the_rest(
+    document: dict[str, Any], servers: dict[str, Any] | None, write: Callable[[Any], str]
 ) -> None:
-    before = whole | ({} if servers is None else {"servers": servers})
+    before = document | ({} if servers is None else {"servers": servers})
     if servers is None:
         before.pop("servers", None)
     after = json.loads(with_member(write(before), "servers", "mine", {"url": "x"}))

@@ -1,4 +1,4 @@
-"""The example does what it says: a team finishes its work although one of it is killed."""
+"""The example: a team finishes its work after one agent is killed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "team.py"
 VICTIMS_TASK = "Write the command line that prints dates"
 
 
-async def test_the_example_team_completes_all_tasks_although_one_agent_is_killed() -> None:
+async def test_example_team_completes_all_tasks_after_an_agent_is_killed() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
     process = await asyncio.create_subprocess_exec(sys.executable, str(EXAMPLE), stdout=PIPE, env=environment)
     try:

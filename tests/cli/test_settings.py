@@ -1,4 +1,4 @@
-"""Settings: where they come from, wrong ones refused by name, the reference, secrets never shown."""
+"""Settings: sources, validation, the reference, and secrets that are never shown."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from memory_server.cli import settings_reference
 guarded = settings_fixtures.guarded
 
 
-# Where settings come from
+# Sources
 
 
-def test_the_seed_config_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_seed_config_is_read_unchanged(tmp_path: Path) -> None:
     settings = Settings.load(written(tmp_path, SEED))
     assert settings.uses_config_default_redis
     for group, values in SEED.items():
@@ -41,7 +41,7 @@ def test_the_seed_config_is_read_as_it_stands(tmp_path: Path) -> None:
         assert {name: getattr(held, name) for name in values} == values
 
 
-def test_flags_win_over_the_environment_which_wins_over_the_file(
+def test_flags_override_the_environment_and_that_overrides_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = written(tmp_path, {"namespace": "file", "agent": "file", "port": 1, "lifetimes": {"low": 1, "high": 1}})
@@ -53,16 +53,16 @@ def test_flags_win_over_the_environment_which_wins_over_the_file(
     assert (settings.lifetimes.low, settings.lifetimes.high) == (2, 1)
 
 
-def test_a_variable_can_say_null(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_can_be_null(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_LIFETIMES__LOW", "null")
     assert Settings.load().lifetimes.low is None
 
 
-def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+def test_config_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert Settings.load(written(tmp_path, '\ufeff{"port": 7}')).port == 7
 
 
-# What is refused
+# Validation
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_config_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
         ({"colour": "red"}, "colour", "`redis-memory settings` shows all"),
     ],
 )
-def test_an_unknown_setting_is_refused_with_what_was_meant(
+def test_unknown_setting_is_refused_with_a_suggestion(
     tmp_path: Path, content: object, culprit: str, meant: str
 ) -> None:
     with pytest.raises(InvalidArgument, match=f"settings are not valid: {re.escape(culprit)} is not a setting") as one:
@@ -92,7 +92,9 @@ def test_an_unknown_setting_is_refused_with_what_was_meant(
         ("MEMORY_PORT__X", "MEMORY_PORT"),
     ],
 )
-def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, meant: str) -> None:
+def test_misspelled_variable_is_refused_with_a_suggestion(
+    monkeypatch: pytest.MonkeyPatch, name: str, meant: str
+) -> None:
     monkeypatch.setenv(name, CANARY)
     with pytest.raises(InvalidArgument, match=name) as refused:
         Settings.load()
@@ -100,7 +102,7 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 @pytest.mark.parametrize("name", ["MEMORY_PRESSURE_WATCH", "MEMORY_FILE_PATH", "MEMORY_LIMIT", "MEMORY_EVAL_DATA"])
-def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_variables_of_other_programs_are_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "theirs")
     Settings.load()
 
@@ -126,18 +128,18 @@ def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch, nam
         ('{"embed_wait_seconds": Infinity}', "embed_wait_seconds"),
     ],
 )
-def test_a_wrong_value_is_refused_by_the_path_of_its_setting(tmp_path: Path, content: object, culprit: str) -> None:
+def test_wrong_value_is_refused_with_the_path_of_its_setting(tmp_path: Path, content: object, culprit: str) -> None:
     with pytest.raises(InvalidArgument, match=f"settings are not valid: {culprit}: "):
         Settings.load(written(tmp_path, content))
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", '{"redis": ', "\x00", '"text"'])
-def test_a_file_that_is_no_json_object_is_refused(tmp_path: Path, content: str) -> None:
+def test_file_that_is_not_a_json_object_is_refused(tmp_path: Path, content: str) -> None:
     with pytest.raises(InvalidArgument, match=r"the config file .*config\.json"):
         Settings.load(written(tmp_path, content))
 
 
-def test_a_missing_config_file_is_refused(tmp_path: Path) -> None:
+def test_missing_config_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="there is no config file"):
         Settings.load(tmp_path / "none.json")
 
@@ -145,13 +147,13 @@ def test_a_missing_config_file_is_refused(tmp_path: Path) -> None:
 # The reference
 
 
-def test_every_setting_is_described_in_one_line() -> None:
+def test_every_setting_has_a_one_line_description() -> None:
     for path, info in leaves():
         assert info.description, path
         assert "\n" not in info.description, path
 
 
-def test_every_setting_can_be_set_by_the_variable_that_the_reference_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_set_by_its_documented_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     for path, info in leaves():
         if info.default is not None:
             monkeypatch.setenv(variable(path), str(info.default))
@@ -161,20 +163,20 @@ def test_every_setting_can_be_set_by_the_variable_that_the_reference_names(monke
     assert found["redis_url"].origin == "environment"
 
 
-def test_the_settings_page_is_current() -> None:
+def test_settings_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "settings.md"
     assert page.read_text() == settings_reference.markdown(), (
         "run `redis-memory settings --markdown > docs/settings.md`"
     )
 
 
-def test_the_settings_page_tells_nothing_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_page_contains_no_current_values(monkeypatch: pytest.MonkeyPatch) -> None:
     before = settings_reference.markdown()
     monkeypatch.setenv("MEMORY_NAMESPACE", "mine")
     assert run("settings", "--markdown") == (0, before + "None")
 
 
-def test_the_command_shows_values_and_where_they_are_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_command_shows_values_and_their_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEMORY_PORT", "9000")
     monkeypatch.setenv("MEMORY_CACHE", '{"entries": 5}')
     result = CliRunner().invoke(
@@ -201,7 +203,7 @@ def test_serving_does_not_import_the_reference() -> None:
 # Secrets
 
 
-def test_no_form_of_the_settings_shows_a_secret() -> None:
+def test_no_representation_of_settings_shows_a_secret() -> None:
     url = f"redis://:{CANARY}@host:1/0"
     settings = Settings.load(redis_url=url, redis={"url": url, "password": CANARY})
     forms = [
@@ -228,16 +230,16 @@ def test_no_form_of_the_settings_shows_a_secret() -> None:
         f'{{"redis": {{"password": "{CANARY}" ',
     ],
 )
-def test_no_refusal_quotes_a_value(tmp_path: Path, content: object) -> None:
+def test_refusal_of_a_config_file_quotes_no_value(tmp_path: Path, content: object) -> None:
     with pytest.raises(InvalidArgument) as refused:
         Settings.load(written(tmp_path, content))
     error = refused.value
-    told = f"{error} {error.hint} {error.__cause__} {refused.getrepr(chain=True)}".lower()
-    assert CANARY not in told.replace(repr(content).lower(), "")
+    text = f"{error} {error.hint} {error.__cause__} {refused.getrepr(chain=True)}".lower()
+    assert CANARY not in text.replace(repr(content).lower(), "")
 
 
 @pytest.mark.parametrize("value", [f'{{"password": "{CANARY}"', f'{{"passwrd": "{CANARY}"}}'])
-def test_no_refusal_of_a_variable_quotes_its_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_refusal_of_a_variable_quotes_no_value(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MEMORY_REDIS", value)
     with pytest.raises(InvalidArgument) as refused:
         Settings.load()
@@ -245,7 +247,7 @@ def test_no_refusal_of_a_variable_quotes_its_value(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("form", ["--json", "--markdown", None])
-def test_the_settings_command_masks_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None) -> None:
+def test_settings_command_masks_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str | None) -> None:
     monkeypatch.setenv("REDIS_URL", f"redis://:{CANARY}@host")
     path = written(tmp_path, {"redis": {"url": f"redis://:{CANARY}@host", "password": CANARY}})
     code, said = run("settings", "--config", str(path), *([form] if form else []))
@@ -261,8 +263,8 @@ def test_doctor_shows_no_secret(guarded: Guarded, monkeypatch: pytest.MonkeyPatc
     assert CANARY not in said
 
 
-async def test_a_server_that_logs_everything_logs_no_secret(guarded: Guarded, tmp_path: Path) -> None:
-    """It takes its settings from a file, listens where that says and writes all that it can."""
+async def test_server_logs_no_secret_at_debug_level(guarded: Guarded, tmp_path: Path) -> None:
+    """The server reads its settings from a file and logs at the level DEBUG."""
     port = free_port()
     content = {
         "redis": {"host": "127.0.0.1", "port": guarded.port, "db": 0, "password": CANARY},
@@ -291,14 +293,14 @@ async def test_a_server_that_logs_everything_logs_no_secret(guarded: Guarded, tm
     assert CANARY not in text
 
 
-@pytest.mark.parametrize(("level", "told"), [("INFO", True), ("WARNING", False)])
-def test_the_log_level_says_what_is_logged(level: str, told: bool) -> None:
+@pytest.mark.parametrize(("level", "is_logged"), [("INFO", True), ("WARNING", False)])
+def test_log_level_is_applied(level: str, is_logged: bool) -> None:
     code = (
         "import logging\nfrom memory_server.cli import root\n"
-        "async def serve(*_): logging.getLogger('memory_server').info('told')\n"
+        "async def serve(*_): logging.getLogger('memory_server').info('started')\n"
         "root._serve = serve\nroot.app(['serve'])"
     )
     environment = {**os.environ, "MEMORY_LOG_LEVEL": level}
     command = [sys.executable, "-c", code]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert ("INFO memory_server: told" in result.stderr) is told
+    assert ("INFO memory_server: started" in result.stderr) is is_logged

@@ -1,4 +1,4 @@
-"""Settings: each changes what it says."""
+"""Settings: each one has its documented effect."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 from mcp import Client as McpClient
 from support import settings_fixtures
+from support.embedder_fixtures import choose_provider
 from support.settings_fixtures import CANARY, Guarded, written
 from support.stack import Agent, Refused, Server, in_own_task, serving
 from support.stdio import SEED
@@ -22,16 +23,17 @@ from support.stdio import SEED
 from memory_core.errors import NotSupported, StoreRefused, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
-from memory_core.records.sidecar import SidecarStatus, announce, withdraw
 from memory_core.records.times import parse_time
+from memory_core.redis_client import Client
 from memory_core.settings.settings import CacheSettings, GpuSettings, Settings, VectorStoreSettings
-from memory_core.store.connection import Client, redis_url
+from memory_core.store.connection import redis_url
 from memory_core.store.index import ensure_namespace
-from memory_embedder.providers import CPU, candidates, choose
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_core.store.sidecar import SidecarStatus, announce, withdraw
+from memory_embedder.engines.providers import CPU, candidates
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference
 from memory_server.engine.backend import Backend
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.engine.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")
@@ -54,26 +56,24 @@ guarded, client = settings_fixtures.guarded, settings_fixtures.client
         ({"host": "box", "url": "unix:///tmp/r.sock"}, "unix:///tmp/r.sock"),
     ],
 )
-def test_the_settings_of_redis_make_its_url(redis_settings: dict[str, Any], url: str | None) -> None:
+def test_redis_settings_make_the_url(redis_settings: dict[str, Any], url: str | None) -> None:
     assert redis_url(Settings.load(redis=redis_settings)) == url
     assert redis_url(Settings.load(redis=redis_settings, redis_url="redis://other")) == "redis://other"
 
 
 @pytest.mark.parametrize("given", [{"db": 3}, {"password": "x"}, {"port": 6380}, {"host": "box"}, {"username": "me"}])
-def test_only_the_stock_address_falls_to_the_embedded_redis(given: dict[str, Any]) -> None:
+def test_only_the_stock_address_falls_back_to_the_embedded_redis(given: dict[str, Any]) -> None:
     assert not Settings.load(redis=SEED["redis"] | given).uses_config_default_redis
 
 
-async def test_host_port_and_password_reach_that_redis(guarded: Guarded, tmp_path: Path) -> None:
+async def test_host_port_and_password_reach_the_configured_redis(guarded: Guarded, tmp_path: Path) -> None:
     address = {"host": "127.0.0.1", "port": guarded.port, "db": 0, "password": CANARY}
     async with Backend(Settings.load(written(tmp_path, SEED | {"redis": address}))).running() as backend:
         assert await (await backend.client()).ping()
 
 
 @pytest.mark.parametrize(("given", "code"), [({"password": "wrong"}, "store_unavailable"), ({"db": 3}, "unsafe_start")])
-async def test_a_wrong_password_and_another_database_are_refused(
-    guarded: Guarded, given: dict[str, Any], code: str
-) -> None:
+async def test_wrong_password_and_database_are_refused(guarded: Guarded, given: dict[str, Any], code: str) -> None:
     address = {"host": "127.0.0.1", "port": guarded.port, "password": CANARY} | given
     async with Backend(Settings.load(redis=address)).running() as backend:
         with pytest.raises(Exception, match=r"user or password|database 0") as refused:
@@ -82,7 +82,7 @@ async def test_a_wrong_password_and_another_database_are_refused(
         assert getattr(refused.value, "code", "") == code
 
 
-async def test_the_deadline_of_a_command_is_kept(guarded: Guarded) -> None:
+async def test_command_deadline_is_kept(guarded: Guarded) -> None:
     async with Backend(Settings.load(redis_url=guarded.url, redis={"timeout_seconds": 0.1})).running() as backend:
         started = time.monotonic()
         with pytest.raises(StoreUnavailable):
@@ -93,11 +93,13 @@ async def test_the_deadline_of_a_command_is_kept(guarded: Guarded) -> None:
 # gpu
 
 
-def test_the_preferred_device_is_tried(tmp_path: Path) -> None:
+def test_preferred_device_is_tried(tmp_path: Path) -> None:
     available = [CUDA, CPU]
 
     def provider(**gpu: Any) -> str:
-        return choose(Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available).provider
+        return choose_provider(
+            Settings.load(written(tmp_path, SEED | {"gpu": SEED["gpu"] | gpu})).gpu, available
+        ).provider
 
     assert provider() == CUDA
     assert provider(preferred_device="cpu") == CPU
@@ -107,15 +109,15 @@ def test_the_preferred_device_is_tried(tmp_path: Path) -> None:
 
 
 def test_falling_back_to_the_cpu_can_be_forbidden() -> None:
-    assert choose(GpuSettings(preferred_device="cuda"), [CPU]).fallback
+    assert choose_provider(GpuSettings(preferred_device="cuda"), [CPU]).fallback
     with pytest.raises(NotSupported, match="CUDA"):
-        choose(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
+        choose_provider(GpuSettings(preferred_device="cuda", fallback_to_cpu=False), [CPU])
 
 
 # vector_store
 
 
-async def test_the_index_has_the_models_field_its_dimension_and_the_graph(client: Client) -> None:
+async def test_index_has_the_configured_model_dimension_and_graph(client: Client) -> None:
     store = VectorStoreSettings.model_validate(
         {"embedding_model": "acme/all-Tiny-v1", "vector_dimension": 16, "hnsw": {"m": 8, "ef_construction": 50}}
     )
@@ -131,8 +133,8 @@ async def test_the_index_has_the_models_field_its_dimension_and_the_graph(client
 
 
 @pytest.mark.parametrize("index_type", ["Flat", "IVFFlat", "HNSW", "CAGRA"])
-def test_the_settings_of_the_bulk_engine_are_accepted(index_type: str) -> None:
-    """What they do, tests/embedder/test_bulk_engine.py shows."""
+def test_bulk_engine_settings_are_accepted(index_type: str) -> None:
+    """tests/embedder/test_bulk_engine.py tests their effects."""
     settings = Settings.load(vector_store={"index_type": index_type, "rebuild_threshold": 5})
     found = {one.name: one for one in settings_reference.describe(settings)}
     assert found["vector_store.index_type"].value == index_type
@@ -143,7 +145,7 @@ def test_the_settings_of_the_bulk_engine_are_accepted(index_type: str) -> None:
 
 
 async def left(policy: str, **settings: Any) -> str:
-    """Which of three texts a cache of two keeps, the first being used more often, the second more recently."""
+    """Return which of three texts a cache of two keeps: the first is used more often, the second more recently."""
     cache_settings = CacheSettings.model_validate({"entries": 2, "policy": policy, "redis_ttl_seconds": 0} | settings)
     cache = VectorCache(Backend(Settings.load()), cache_settings)
     await cache.put(TEAM, {"a": b"a", "b": b"b"}, MODEL)
@@ -155,18 +157,18 @@ async def left(policy: str, **settings: Any) -> str:
     return "".join(sorted(await cache.get(TEAM, ["a", "b", "c"], MODEL)))
 
 
-async def test_the_policy_and_the_entries_say_what_the_process_keeps() -> None:
+async def test_cache_policy_and_size_are_applied() -> None:
     assert await left("lru") == "bc"
     assert await left("lfu") == "ac"
     assert await left("lru", entries=3) == "abc"
 
 
-async def test_with_policy_ttl_vectors_live_as_long_as_that_says() -> None:
+async def test_cache_policy_ttl_expires_vectors() -> None:
     assert await left("ttl") == "bc"
     assert await left("ttl", ttl_seconds=0.001) == ""
 
 
-async def test_vectors_stay_in_redis_as_long_as_set_and_not_at_all_with_0(guarded: Guarded, client: Client) -> None:
+async def test_redis_cache_ttl_is_applied_and_0_disables_it(guarded: Guarded, client: Client) -> None:
     async with Backend(Settings.load(redis_url=guarded.url)).running() as backend:
         await VectorCache(backend, CacheSettings(redis_ttl_seconds=0)).put(
             Caller("cached", "alice"), {"a": b"a"}, MODEL
@@ -209,7 +211,7 @@ async def small(guarded: Guarded) -> AsyncGenerator[Server]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def robot(small: Server) -> AsyncGenerator[Agent]:
-    """A client that names neither itself nor a namespace."""
+    """A client without an agent name or namespace."""
     async with in_own_task(_anonymous(small)) as agent:
         yield agent
 
@@ -220,13 +222,13 @@ async def _anonymous(server: Server) -> AsyncGenerator[Agent]:
         yield Agent(client)
 
 
-async def test_a_client_that_names_nothing_is_who_the_settings_say(client: Client, robot: Agent) -> None:
+async def test_anonymous_client_gets_the_configured_agent_and_namespace(client: Client, robot: Agent) -> None:
     memory_id = await robot.store("Who am I?")
     assert await client.hget(Keys("squad").memory(memory_id), "writer") == b"robot"
 
 
 @pytest.mark.parametrize("priority", ["critical", "high", "medium", "low", "archive"])
-async def test_a_memory_lives_as_long_as_its_priority_says(client: Client, robot: Agent, priority: str) -> None:
+async def test_memory_lifetime_depends_on_its_priority(client: Client, robot: Agent, priority: str) -> None:
     lifetime = SMALL["lifetimes"][priority]
     answer = await robot.call("store_memory", content=f"I am {priority}.", priority=priority)
     left = await client.ttl(Keys("squad").memory(answer["memory_id"]))
@@ -238,7 +240,7 @@ async def test_a_memory_lives_as_long_as_its_priority_says(client: Client, robot
 
 
 @pytest.mark.parametrize(
-    ("tool", "arguments", "told"),
+    ("tool", "arguments", "message"),
     [
         ("store_memory", {"content": "x" * 61}, "at most 60"),
         ("store_memory", {"content": "x", "metadata": {"key": "x" * 20}}, "at most 20"),
@@ -248,20 +250,22 @@ async def test_a_memory_lives_as_long_as_its_priority_says(client: Client, robot
         ("batch_operations", {"operations": [{"op": "memory_stats"}] * 3}, "at most 2"),
     ],
 )
-async def test_what_is_beyond_a_limit_is_refused(robot: Agent, tool: str, arguments: dict[str, Any], told: str) -> None:
-    with pytest.raises(Refused, match=told) as refused:
+async def test_arguments_beyond_a_limit_are_refused(
+    robot: Agent, tool: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Refused, match=message) as refused:
         await robot.call(tool, **arguments)
     assert refused.value.code == "invalid_argument"
 
 
-async def test_a_request_beyond_its_limit_is_refused(small: Server) -> None:
+async def test_request_beyond_the_body_limit_is_refused(small: Server) -> None:
     async with httpx2.AsyncClient() as http:
         for size, is_too_long in ((4000, False), (5000, True)):
             answer = await http.post(f"{small.url}/mcp", content=b" " * size)
             assert (answer.status_code == 413) is is_too_long
 
 
-async def test_one_clearing_ends_at_its_limit(small: Server, robot: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_clear_stops_at_its_limit(small: Server, robot: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memory_server.memories.clear._SLICE", 2)
     for number in range(5):
         await robot.store(f"Clear me {number}.", context="doomed")
@@ -269,7 +273,7 @@ async def test_one_clearing_ends_at_its_limit(small: Server, robot: Agent, monke
     assert (answer["matched"], answer["deleted"]) == (5, 2)
 
 
-async def test_a_search_tells_redis_its_deadline(client: Client, robot: Agent) -> None:
+async def test_search_passes_its_deadline_to_redis(client: Client, robot: Agent) -> None:
     async with client.monitor() as monitor:
         await robot.search("deadline", mode="keyword")
         async with asyncio.timeout(5):
@@ -280,7 +284,7 @@ async def test_a_search_tells_redis_its_deadline(client: Client, robot: Agent) -
     assert 1134 <= int(allowed[1]) <= 1234
 
 
-async def test_a_call_waits_for_a_vector_as_long_as_set(client: Client, robot: Agent) -> None:
+async def test_store_waits_for_a_vector_as_long_as_configured(client: Client, robot: Agent) -> None:
     deaf = SidecarStatus(
         id="deaf", host="x", pid=1, model=DEFAULT_MODEL, dimension=384, backend="x", device="cpu", provider="x"
     )

@@ -1,7 +1,8 @@
-"""The commands of `redis-memory`, run as a person at a shell runs them, on the session's stack."""
+"""The commands of `redis-memory`, on the session's stack."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -19,7 +20,8 @@ from typer.main import get_command
 from memory_core.errors import Forbidden, InvalidArgument, NotFound, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_server import cli
-from memory_server.cli.console import acting_as
+from memory_server.cli import lazy
+from memory_server.cli.console import acting_as, exit_code
 from memory_server.cli.printing import plain
 from memory_server.cli.reference import commands, markdown
 from memory_server.operations.admin_view import all_grants, all_tasks
@@ -30,13 +32,11 @@ HOSTILE = "Red \x1b[31malert\x1b[0m and \u202eright to left [bold]not bold[/]"
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def shell(stack: Stack, namespace: str) -> Shell:
-    """A shell on a namespace of its own."""
+    """A shell with a fresh namespace."""
     return Shell(stack, namespace)
 
 
-async def test_a_search_from_the_shell_finds_what_the_agent_may_read_and_no_more(
-    shell: Shell, alice: Agent, bob: Agent
-) -> None:
+async def test_search_and_show_have_only_the_agents_permission(shell: Shell, alice: Agent, bob: Agent) -> None:
     mine = await alice.store("The harbour opens at six.")
     theirs = await bob.store("The harbour closes at nine.")
     found = await shell.json("search", "when does the harbour open?", "--agent", "alice")
@@ -56,7 +56,7 @@ async def test_a_search_from_the_shell_finds_what_the_agent_may_read_and_no_more
     ]
 
 
-async def test_what_agents_wrote_does_not_act_on_the_terminal(shell: Shell, alice: Agent) -> None:
+async def test_control_characters_in_memories_are_escaped(shell: Shell, alice: Agent) -> None:
     memory_id = await alice.store(HOSTILE)
     for words in (("search", "red alert"), ("show", memory_id)):
         shown = (await shell.run(*words, "--agent", "alice")).stdout
@@ -66,13 +66,13 @@ async def test_what_agents_wrote_does_not_act_on_the_terminal(shell: Shell, alic
         assert "[bold]not bold[/]" in shown
 
 
-def test_texts_in_any_script_stay_readable() -> None:
+def test_text_in_any_script_stays_readable() -> None:
     text = "Größe 大きさ حجم 👩\u200d👩\u200d👧 naïve"
     assert plain(text) == text
     assert plain("a\x00b\x9bc\u2066d") == "a\\x00b\\x9bc\\u2066d"
 
 
-async def test_dead_letters_are_listed_revived_and_ended_from_the_shell(shell: Shell, alice: Agent, bob: Agent) -> None:
+async def test_tasks_are_listed_requeued_and_cancelled(shell: Shell, alice: Agent, bob: Agent) -> None:
     await register(bob, "bob")
     dead = await submit(alice, "Weigh the anchor.", max_retries=0)
     await fail(bob, await lease(bob), "The chain is stuck.")
@@ -91,7 +91,7 @@ async def test_dead_letters_are_listed_revived_and_ended_from_the_shell(shell: S
     assert [(entry["op"], entry["ids"]) for entry in changes] == [("requeue_task", dead), ("cancel_task", waiting)]
 
 
-async def test_grants_are_listed_and_ended_from_the_shell(shell: Shell, alice: Agent, bob: Agent) -> None:
+async def test_grants_are_listed_and_revoked(shell: Shell, alice: Agent, bob: Agent) -> None:
     await register(alice, "alice")
     await register(bob, "bob")
     memory_id = await alice.store("Only for two.", context="boat")
@@ -109,15 +109,15 @@ async def test_grants_are_listed_and_ended_from_the_shell(shell: Shell, alice: A
     assert [entry["op"] for entry in await shell.audited()].count("revoke_shared_context") == 2
 
 
-async def test_only_the_operator_sees_what_all_have(stack: Stack, namespace: str) -> None:
+async def test_only_operators_list_tasks_and_grants_of_all_agents(stack: Stack, namespace: str) -> None:
     caller, service = acting_as(namespace, "alice"), stack.server.service
     with pytest.raises(Forbidden):
-        await all_tasks(service, caller, states=(), agent=None, limit=1)
+        await all_tasks(service.backend, caller, states=(), agent=None, limit=1)
     with pytest.raises(Forbidden):
-        await all_grants(service, caller, agent=None, ended=True, limit=1)
+        await all_grants(service.backend, caller, agent=None, ended=True, limit=1)
 
 
-async def test_agents_and_their_tokens_are_listed(shell: Shell, alice: Agent) -> None:
+async def test_agents_and_tokens_are_listed(shell: Shell, alice: Agent) -> None:
     await register(alice, "alice")
     (agent,) = (await shell.json("agents", "list"))["agents"]
     assert (agent["agent_id"], agent["alive"]) == ("alice", True)
@@ -129,7 +129,7 @@ async def test_agents_and_their_tokens_are_listed(shell: Shell, alice: Agent) ->
     assert (await shell.json("agents", "revoke", issued["id"], scoped=False))["revoked"] is False
 
 
-async def test_status_tells_what_runs_and_what_there_is(shell: Shell, alice: Agent) -> None:
+async def test_status_shows_processes_and_namespaces(shell: Shell, alice: Agent) -> None:
     await alice.store("One.")
     status = await shell.json("status", scoped=False)
     assert (status["redis"]["answers"], status["server"]["servers"]) == (True, True)
@@ -143,7 +143,7 @@ async def test_status_tells_what_runs_and_what_there_is(shell: Shell, alice: Age
     assert (nothing.exit_code, json.loads(nothing.stdout)["redis"]["answers"]) == (1, False)
 
 
-async def test_bench_says_what_it_measured_and_leaves_nothing(shell: Shell, stack: Stack) -> None:
+async def test_bench_reports_measurements_and_deletes_its_memories(shell: Shell, stack: Stack) -> None:
     measured = await shell.json("bench", "--texts", "20", "--searches", "5", scoped=False)
     assert measured["embedded_per_second"] > 0
     assert measured["stored_per_second"] > 0
@@ -152,7 +152,7 @@ async def test_bench_says_what_it_measured_and_leaves_nothing(shell: Shell, stac
     assert [key async for key in stack.client.scan_iter(f"{Keys('bench').memory_prefix}*")] == []
 
 
-def test_every_command_answers_in_json_and_says_what_it_does() -> None:
+def test_every_command_has_help_and_a_json_option() -> None:
     found = dict(commands(get_command(cli.app)))
     silent = [path[1:] for path, command in found.items() if not any("--json" in one.opts for one in command.params)]
     assert silent == [("serve",)]
@@ -160,13 +160,22 @@ def test_every_command_answers_in_json_and_says_what_it_does() -> None:
     assert {one.help for command in found.values() for one in command.params if not one.help} == set()
 
 
-def test_the_reference_is_what_the_commands_are() -> None:
+def test_lazy_modules_match_their_declarations() -> None:
+    tree = ast.parse(Path(lazy.__file__).read_text())
+    imports = [part for part in ast.walk(tree) if isinstance(part, ast.ImportFrom)]
+    modules = [part for part in imports if part.module and part.module.startswith("memory_")]
+    declared = {one.asname or one.name: f"{part.module}.{one.name}" for part in modules for one in part.names}
+    assert declared | {"uvloop": "uvloop"} == lazy._MODULES  # pyright: ignore[reportPrivateUsage]
+    assert lazy.stop is sys.modules["memory_server.local.stop"]
+
+
+def test_commands_page_is_current() -> None:
     written = (ROOT / "docs" / "cli.md").read_text()
     assert written == markdown(get_command(cli.app)), "run redis-memory reference > docs/cli.md"
 
 
 def run_main(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the program itself."""
+    """Run the program in a process."""
     return subprocess.run(
         [sys.executable, "-c", "from memory_server.cli import main; main()", *words],
         env={**os.environ, **environment},
@@ -180,16 +189,16 @@ def run_main(*words: str, **environment: str) -> subprocess.CompletedProcess[str
     ("words", "code", "said"),
     [
         (("nonsense",), 2, "No such command"),
-        (("search", "x"), 78, "invalid_argument: as which agent? (give --agent NAME"),
+        (("search", "x"), 78, "invalid_argument: no agent is given (give --agent NAME"),
         (("search", "x", "--agent", "a"), 75, "store_unavailable:"),
     ],
 )
-def test_exit_codes_are_those_documented(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
+def test_exit_codes_are_as_documented(words: tuple[str, ...], code: int, said: str, tmp_path: Path) -> None:
     ended = run_main(*words, REDIS_URL=f"unix://{tmp_path}/none.sock")
     assert (ended.returncode, said in ended.stderr, ended.stdout) == (code, True, "")
 
 
-def test_the_shell_completes_commands_and_options() -> None:
+def test_shell_completes_commands() -> None:
     environment = {"COMP_WORDS": "redis-memory ta", "COMP_CWORD": "1", "_REDIS_MEMORY_COMPLETE": "complete_bash"}
     ended = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv[0] = 'redis-memory'; from memory_server.cli import main; main()"],
@@ -201,8 +210,6 @@ def test_the_shell_completes_commands_and_options() -> None:
     assert ended.stdout.split() == ["tasks"]
 
 
-def test_refusals_are_told_apart_by_whether_trying_again_helps() -> None:
-    from memory_server.cli.console import exit_code
-
+def test_transient_refusals_have_their_own_exit_code() -> None:
     assert exit_code(StoreUnavailable("no")) == 75
     assert exit_code(NotFound("no")) == 78

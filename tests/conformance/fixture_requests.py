@@ -23,6 +23,7 @@ from mcp_types import (
 )
 
 from memory_server.contract.arguments import NoArguments
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import make_tool
 
 
@@ -82,7 +83,7 @@ def add_multi_round_prompt(server: MCPServer[Any]) -> None:
 def _asking_in_rounds(name: str, rounds: list[InputRequests]) -> Tool:
     """A tool that asks the questions of each round. The state holds the round."""
 
-    async def ask(ctx: Ctx, args: NoArguments) -> TextAnswer | InputRequiredResult:
+    async def ask(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer | InputRequiredResult:
         """Ask, then answer."""
         current = int(ctx.request_state or 0)
         if rounds[current].keys() <= (ctx.input_responses or {}).keys():
@@ -96,7 +97,9 @@ def _asking_in_rounds(name: str, rounds: list[InputRequests]) -> Tool:
 
 
 def _asking_what_is_possible() -> Tool:
-    async def test_input_required_result_capabilities(ctx: Ctx, args: NoArguments) -> TextAnswer | InputRequiredResult:
+    async def test_input_required_result_capabilities(
+        ctx: Ctx, request: RequestContext, args: NoArguments
+    ) -> TextAnswer | InputRequiredResult:
         """Ask only what the client declared."""
         capabilities = ctx.client_capabilities
         requests: InputRequests = {}
@@ -116,7 +119,7 @@ def _needing_a_capability() -> Tool:
         return Sample([_message("Generate a greeting")], max_tokens=50)
 
     async def test_missing_capability(
-        ctx: Ctx, args: NoArguments, sampled: Annotated[CreateMessageResult, Resolve(greeting)]
+        ctx: Ctx, request: RequestContext, args: NoArguments, sampled: Annotated[CreateMessageResult, Resolve(greeting)]
     ) -> TextAnswer:
         """Need sampling, as clear_memory may need elicitation."""
         return TextAnswer(message=sampled.model)

@@ -22,6 +22,7 @@ from pydantic import BaseModel, Field
 from memory_core.errors import InvalidArgument
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, NoArguments
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import make_tool
 
 Ctx = Context[Any, Any]
@@ -124,15 +125,15 @@ def text_tools() -> list[Tool]:
 
 
 def _answering_tools() -> list[Tool]:
-    async def test_simple_text(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_simple_text(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Answer a text."""
         return TextAnswer(message="This is a simple text response for testing.")
 
-    async def test_error_handling(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_error_handling(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Fail."""
         raise InvalidArgument("This tool intentionally returns an error for testing")
 
-    async def test_x_mcp_header(ctx: Ctx, args: Headed) -> TextAnswer:
+    async def test_x_mcp_header(ctx: Ctx, request: RequestContext, args: Headed) -> TextAnswer:
         """Take an argument that a header repeats."""
         return TextAnswer(message=args.region)
 
@@ -144,7 +145,7 @@ def _answering_tools() -> list[Tool]:
 
 
 def _asking_tools() -> list[Tool]:
-    async def test_sampling(ctx: Ctx, args: Prompted) -> TextAnswer:
+    async def test_sampling(ctx: Ctx, request: RequestContext, args: Prompted) -> TextAnswer:
         """Ask the client's model."""
         message = SamplingMessage(role="user", content=TextContent(type="text", text=args.prompt))
         result = await ctx.session.create_message(  # pyright: ignore[reportDeprecated]
@@ -152,15 +153,15 @@ def _asking_tools() -> list[Tool]:
         )
         return TextAnswer(message=f"LLM response: {result.content.text if result.content.type == 'text' else ''}")
 
-    async def test_elicitation(ctx: Ctx, args: Messaged) -> TextAnswer:
+    async def test_elicitation(ctx: Ctx, request: RequestContext, args: Messaged) -> TextAnswer:
         """Ask the person."""
         return await _ask(ctx, args.message, Person)
 
-    async def test_elicitation_sep1034_defaults(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_elicitation_sep1034_defaults(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Ask with defaults."""
         return await _ask(ctx, "Please provide user information", Defaults)
 
-    async def test_elicitation_sep1330_enums(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_elicitation_sep1330_enums(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Ask with enumerations."""
         return await _ask(ctx, "Please choose", Choices)
 
@@ -179,37 +180,37 @@ async def _ask(ctx: Ctx, message: str, schema: type[BaseModel]) -> TextAnswer:
 
 
 def _notifying_tools() -> list[Tool]:
-    async def test_tool_with_logging(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_tool_with_logging(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Log three times."""
         for message in ("Tool execution started", "Tool processing data", "Tool execution completed"):
             await ctx.log("info", message)  # pyright: ignore[reportDeprecated]
             await asyncio.sleep(STEP_SECONDS)
         return TextAnswer(message="Logged.")
 
-    async def test_logging_tool(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_logging_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Log once. The message must not reach a client that did not request logs."""
         await ctx.log("info", "unasked")  # pyright: ignore[reportDeprecated]
         return TextAnswer(message="Logged.")
 
-    async def test_tool_with_progress(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_tool_with_progress(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Report progress three times."""
         for progress in (0, 50, 100):
             await ctx.report_progress(progress, 100, f"{progress} of 100")
             await asyncio.sleep(STEP_SECONDS)
         return TextAnswer(message="Done.")
 
-    async def test_reconnection(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_reconnection(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Close the stream before answering."""
         await ctx.close_sse_stream()
         await asyncio.sleep(STEP_SECONDS)
         return TextAnswer(message="Reconnection test completed")
 
-    async def test_trigger_tool_change(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_trigger_tool_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Say that the tools changed."""
         await ctx.notify_tools_changed()
         return TextAnswer(message="Told.")
 
-    async def test_trigger_prompt_change(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def test_trigger_prompt_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Say that the prompts changed."""
         await ctx.notify_prompts_changed()
         return TextAnswer(message="Told.")
@@ -221,7 +222,7 @@ def _notifying_tools() -> list[Tool]:
 
 
 def _rich_schema_tool() -> Tool:
-    async def json_schema_2020_12_tool(ctx: Ctx, args: NoArguments) -> TextAnswer:
+    async def json_schema_2020_12_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Tool with JSON Schema 2020-12 features"""
         return TextAnswer(message="Only its schema matters.")
 

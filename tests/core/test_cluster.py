@@ -19,7 +19,7 @@ from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import check_server, connect, shards
 from memory_server.operations.doctor import examine
-from memory_server.operations.status import look
+from memory_server.operations.status import read_status
 
 pytestmark = [pytest.mark.cluster, pytest.mark.asyncio(loop_scope="module")]
 NAMESPACES = [f"team-{number}" for number in range(6)]
@@ -84,7 +84,7 @@ async def test_doctor_reports_a_healthy_cluster_with_all_namespaces(cluster: Red
     report = await examine(Settings.load(redis_url=cluster.url, port=0))
     assert report.healthy, report.text()
     assert report.sidecars
-    status = await look(Settings.load(redis_url=cluster.url, port=0))
+    status = await read_status(Settings.load(redis_url=cluster.url, port=0))
     assert {state.namespace: state.memories for state in status.namespaces} == dict.fromkeys(NAMESPACES, 1)
 
 

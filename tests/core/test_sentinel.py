@@ -12,7 +12,8 @@ from support.redis_users import PASSWORDS, SERVER
 from support.stack import Agent, Refused, serving
 
 from memory_core.errors import UnsafeStart
-from memory_core.store.connection import Client, check_server, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import check_server, connect
 
 pytestmark = pytest.mark.cluster
 SERVICE = "shared"

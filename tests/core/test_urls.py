@@ -11,15 +11,15 @@ from memory_core.store.urls import read_url
 
 
 def test_cluster_url_lists_seed_nodes() -> None:
-    place = read_url("redis+cluster://anna:s%40cret@one:7000,two,[::1]:7002")
-    assert (place.kind, place.seeds) == ("cluster", (("one", 7000), ("two", 6379), ("::1", 7002)))
-    assert place.options == {"username": "anna", "password": "s@cret"}
+    parsed = read_url("redis+cluster://anna:s%40cret@one:7000,two,[::1]:7002")
+    assert (parsed.kind, parsed.seeds) == ("cluster", (("one", 7000), ("two", 6379), ("::1", 7002)))
+    assert parsed.options == {"username": "anna", "password": "s@cret"}
 
 
 def test_sentinel_url_lists_sentinels_and_the_service() -> None:
-    place = read_url("rediss+sentinel://:pw@one,two:1/shared?ssl_ca_certs=ca.pem&sentinel_password=other")
-    assert (place.kind, place.seeds, place.service) == ("sentinel", (("one", 26379), ("two", 1)), "shared")
-    assert place.options == {
+    parsed = read_url("rediss+sentinel://:pw@one,two:1/shared?ssl_ca_certs=ca.pem&sentinel_password=other")
+    assert (parsed.kind, parsed.seeds, parsed.service) == ("sentinel", (("one", 26379), ("two", 1)), "shared")
+    assert parsed.options == {
         "password": "pw",
         "db": 0,
         "connection_class": SSLConnection,

@@ -1,4 +1,4 @@
-"""The documentation does what it says: its snippets run, its references are what the code gives."""
+"""The documentation: its snippets run, and its generated references are current."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOT_RUN = {
     "docs/reliability.md": 2,
     "docs/running.md": 3,
 }
-"""How many blocks of a page are marked as not run; 0 where none is named."""
+"""The number of blocks that are marked as not run, by page."""
 GENERATED = {"docs/cli.md", "docs/settings.md", "docs/tools.md"}
 
 
@@ -42,7 +42,7 @@ PAGES = _pages()
 
 
 @pytest.mark.parametrize("name", PAGES)
-async def test_every_snippet_of_a_page_does_what_the_page_says(
+async def test_snippets_of_a_page_give_the_documented_output(
     name: str, stack: Stack, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -58,12 +58,12 @@ async def test_every_snippet_of_a_page_does_what_the_page_says(
             await page.run(block)
 
 
-def test_what_is_not_run_is_known_and_does_not_grow_unseen() -> None:
+def test_number_of_skipped_snippets_is_known() -> None:
     marked = {name: sum(bool(block.why_not) for block in blocks(ROOT / name)) for name in PAGES}
     assert {name: count for name, count in marked.items() if count} == NOT_RUN
 
 
-async def test_the_reference_of_the_tools_is_what_agents_are_told() -> None:
+async def test_tools_page_is_current() -> None:
     written = (ROOT / "docs" / "tools.md").read_text()
     made = await asyncio.to_thread(tools_reference.markdown)
     assert written == made, "run `redis-memory reference --tools > docs/tools.md`"

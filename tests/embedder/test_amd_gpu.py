@@ -1,4 +1,4 @@
-"""Reading an AMD GPU where its driver tells of it."""
+"""Reading an AMD GPU."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from memory_embedder import rocm
+from memory_embedder.devices import rocm
 
 
-def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The files of Linux's amdgpu driver, made by hand: no such GPU was at hand."""
+def test_amd_gpu_is_read_from_the_files_of_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hand-made files of the amdgpu driver, because no AMD GPU was available."""
     for card, vendor in (("card0", "0x8086"), ("card1", "0x1002"), ("card2", "0x1002")):
         bus = tmp_path / "bus" / f"0000:0{card[-1]}:00.0"
         (bus / "hwmon/hwmon3").mkdir(parents=True)
@@ -23,13 +23,13 @@ def test_an_amd_gpu_is_read_where_its_driver_tells_of_it(tmp_path: Path, monkeyp
     files |= {"hwmon/hwmon3/temp1_input": "61000", "hwmon/hwmon3/power1_average": "250000000"}
     for name, content in files.items():
         (second / name).write_text(f"{content}\n")
-    reader = rocm.open_reader("rocm:1", tmp_path / "drm")
+    reader = rocm.open_amd_reader("rocm:1", tmp_path / "drm")
     assert reader is not None
     assert reader.read() == rocm.GpuReading(1024, 4096, 0.37, 61.0, 250.0)
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "1")
-    shown = rocm.open_reader("cuda:0", tmp_path / "drm")
+    shown = rocm.open_amd_reader("cuda:0", tmp_path / "drm")
     assert shown is not None
     assert shown.read().power == 250.0
-    assert rocm.open_reader("rocm:1", tmp_path / "drm") is None
-    assert rocm.open_reader("cpu", tmp_path / "drm") is None
+    assert rocm.open_amd_reader("rocm:1", tmp_path / "drm") is None
+    assert rocm.open_amd_reader("cpu", tmp_path / "drm") is None
     assert len(rocm.amd_gpus(tmp_path / "drm")) == 2

@@ -1,4 +1,4 @@
-"""The bulk engine by itself: what it computes, what it lets through, and what it keeps of a namespace."""
+"""The bulk engine alone: its answers, its permission checks and its cache."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from support.embedder_fixtures import Team, wait_until
 
 from memory_core.records.keys import Keys
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, IndexType, Nearest, Selection
-from memory_core.store.connection import Client
-from memory_embedder.bulk import numerics, shelf
-from memory_embedder.bulk.arrays import Arrays, Resident
+from memory_embedder.bulk import mirror_cache, numerics
+from memory_embedder.bulk.array_module import ArrayModule, DeviceRows
 from memory_embedder.bulk.engine import Snapshot
-from memory_embedder.bulk.index import Faiss, build
+from memory_embedder.bulk.faiss_index import FaissLibrary, build
 from memory_embedder.bulk.mirror import Mirror
-from memory_embedder.bulk.shelf import Shelf, TooLarge
+from memory_embedder.bulk.mirror_cache import MirrorCache, MirrorTooLarge
 
-ARRAYS = Arrays()
+ARRAYS = ArrayModule()
 AMPLE = 1 << 30
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 
 
 def brute_force(queries: Matrix, vectors: Matrix, k: int, chosen: Any) -> list[list[int]]:
-    """The k nearest of the chosen rows, by sorting them all."""
+    """The k nearest of the chosen rows, by sorting all rows."""
     scores = (queries.astype(np.float64) @ vectors.T.astype(np.float64)).astype(np.float32)
     scores[:, ~chosen] = -np.inf
     ordered = np.argsort(-scores, axis=1, kind="stable")[:, : min(k, int(chosen.sum()))]
@@ -36,13 +36,13 @@ def brute_force(queries: Matrix, vectors: Matrix, k: int, chosen: Any) -> list[l
 
 
 def snapshot(mirror: Mirror, chosen: Any) -> Snapshot:
-    """What the engine gets to see."""
-    return Snapshot(mirror.vectors, mirror.ids, mirror.pieces, chosen, Resident(ARRAYS))
+    """The input of the engine."""
+    return Snapshot(mirror.vectors, mirror.ids, mirror.pieces, chosen, DeviceRows(ARRAYS))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.002, 0.3, 0.8, 1.0])
 @pytest.mark.parametrize(("count", "rows", "k"), [(1, 9000, 10), (37, 5000, 10), (3, 40, 100)])
-def test_exact_answers_are_those_of_comparing_with_every_vector(share: float, count: int, rows: int, k: int) -> None:
+def test_exact_search_equals_brute_force(share: float, count: int, rows: int, k: int) -> None:
     vectors, queries = unit_vectors(rows), unit_vectors(count, seed=1)
     chosen = np.random.default_rng(2).random(rows) < share
     found = numerics.nearest(ARRAYS, queries, vectors, k, chosen)
@@ -53,19 +53,19 @@ def test_exact_answers_are_those_of_comparing_with_every_vector(share: float, co
         assert scores[: len(wanted)] == pytest.approx(vectors[wanted] @ query, abs=1e-5)
 
 
-def test_equal_vectors_come_in_the_order_in_which_they_were_stored() -> None:
+def test_equal_vectors_are_found_in_storage_order() -> None:
     vectors = np.repeat(unit_vectors(1), 3000, axis=0)
     assert numerics.nearest(ARRAYS, vectors[:2], vectors, 5).rows.tolist() == [[0, 1, 2, 3, 4]] * 2
 
 
-def test_a_deadline_ends_a_comparison() -> None:
+def test_deadline_stops_a_search() -> None:
     with pytest.raises(numerics.DeadlinePassed):
         numerics.nearest(ARRAYS, unit_vectors(1), unit_vectors(10), 1, deadline=time.monotonic() - 1)
 
 
 @pytest.mark.parametrize("kind", ["IVFFlat", "HNSW"])
-def test_an_index_finds_nearly_what_comparing_finds_though_it_is_old(kind: IndexType) -> None:
-    faiss = Faiss(gpus=False)
+def test_old_index_has_high_recall_and_finds_newer_rows(kind: IndexType) -> None:
+    faiss = FaissLibrary(gpus=False)
     assert faiss.usable(kind) == kind
     vectors, queries = unit_vectors(6000), unit_vectors(100, seed=1)
     scopes = [("pub",) if number % 2 else ("o:other",) for number in range(6000)]
@@ -86,24 +86,24 @@ def test_an_index_finds_nearly_what_comparing_finds_though_it_is_old(kind: Index
     assert any(row >= 5000 for one in rows for row in one)
 
 
-def test_where_few_rows_are_permitted_no_index_is_asked() -> None:
+def test_index_is_not_used_if_few_rows_are_permitted() -> None:
     vectors = unit_vectors(2000)
     mirror = mirror_of(vectors, scopes=[("o:few",) if number < 20 else ("pub",) for number in range(2000)])
-    index = build(Faiss(gpus=False), "HNSW", mirror.vectors, 0)
+    index = build(FaissLibrary(gpus=False), "HNSW", mirror.vectors, 0)
     request = Nearest(selection=EVERYBODY, queries=to_bytes(vectors[:1]), k=20, exact=False)
     found = ENGINE.nearest(snapshot(mirror, seen_by(mirror, "o:few")), request, vectors[:1], index, float("inf"))
     assert found.exact
     assert set(found.ids) == {f"m{number}" for number in range(20)}
 
 
-def test_cagra_without_a_gpu_is_hnsw_and_nothing_without_faiss_is_more_than_flat() -> None:
-    faiss = Faiss(gpus=False)
+def test_cagra_without_gpu_is_hnsw_and_any_index_without_faiss_is_flat() -> None:
+    faiss = FaissLibrary(gpus=False)
     assert [faiss.usable(kind) for kind in ("Flat", "IVFFlat", "HNSW", "CAGRA")] == ["Flat", "IVFFlat", "HNSW", "HNSW"]
     faiss.module = None
     assert faiss.usable("IVFFlat") == "Flat"
 
 
-def test_near_duplicates_are_all_pairs_of_different_memories_that_are_alike() -> None:
+def test_near_duplicates_are_all_similar_pairs_of_two_memories() -> None:
     vectors = unit_vectors(3000, subjects=1500)
     mirror = Mirror(DIMENSION)
     mirror.put(loaded(f"m{number}", *vectors[2 * number : 2 * number + 2]) for number in range(1500))
@@ -123,7 +123,7 @@ def test_near_duplicates_are_all_pairs_of_different_memories_that_are_alike() ->
     assert np.frombuffer(few.scores, dtype="<f4").tolist() == pytest.approx(best, abs=1e-5)
 
 
-def test_clusters_are_the_subjects() -> None:
+def test_clusters_match_the_subjects() -> None:
     middles = np.eye(DIMENSION, dtype=np.float32)[:4]
     vectors = np.concatenate([np.repeat(middle[None], 5 + number, axis=0) for number, middle in enumerate(middles)])
     mirror = mirror_of(vectors)
@@ -134,10 +134,10 @@ def test_clusters_are_the_subjects() -> None:
     assert [found.ids[place] for place in found.shown[0]] == ["m18", "m19"]
 
 
-# what a mirror lets through
+# selections
 
 
-def test_vectors_that_are_none_are_refused() -> None:
+def test_invalid_vectors_are_refused() -> None:
     vectors = unit_vectors(6)
     vectors[1, 3], vectors[2, 0], vectors[3] = np.nan, np.inf, 0
     mirror = Mirror(DIMENSION)
@@ -148,7 +148,7 @@ def test_vectors_that_are_none_are_refused() -> None:
     assert numerics.nearest(ARRAYS, vectors[4:5], mirror.vectors, 4).rows[0, 0] == 1
 
 
-def test_a_selection_needs_every_clause_and_none_of_the_others() -> None:
+def test_selection_needs_all_clauses_and_none_of_the_excluded() -> None:
     vector = unit_vectors(1)[0]
     mirror = Mirror(DIMENSION)
     mirror.put(
@@ -175,7 +175,7 @@ def test_a_selection_needs_every_clause_and_none_of_the_others() -> None:
     assert chosen(every=[("scope", [])]) == ""
 
 
-def test_what_mistrusted_writers_wrote_since_is_no_row_and_the_rest_of_theirs_stays() -> None:
+def test_rows_of_mistrusted_writers_are_hidden_from_a_time_on() -> None:
     mirror, vectors = Mirror(DIMENSION), unit_vectors(4)
     stored = (("bob", 4.0), ("bob", 5.0), ("ann", 9.0), ("bob", float("nan")))
     mirror.put(
@@ -187,7 +187,7 @@ def test_what_mistrusted_writers_wrote_since_is_no_row_and_the_rest_of_theirs_st
         assert np.flatnonzero(mirror.select(selection, 0.0)).tolist() == left
 
 
-def test_strangers_rows_change_nothing() -> None:
+def test_rows_of_other_owners_do_not_change_the_answer() -> None:
     vectors, queries = unit_vectors(500), unit_vectors(5, seed=3)
     request = Nearest(selection=Selection(every=[("scope", ["o:me"])]), queries=to_bytes(queries), k=10)
     alone, crowded = mirror_of(vectors, scopes=[("o:me",)] * 500), Mirror(DIMENSION)
@@ -204,13 +204,13 @@ def test_strangers_rows_change_nothing() -> None:
     assert np.frombuffer(one.scores, "<f4") == pytest.approx(np.frombuffer(other.scores, "<f4"), abs=1e-6)
 
 
-def test_what_is_replaced_or_gone_is_forgotten_and_its_room_taken_back() -> None:
+def test_replaced_and_deleted_rows_are_hidden_and_compacted() -> None:
     vectors = unit_vectors(2000)
     mirror = mirror_of(vectors[:1000])
     before = seen_by(mirror, "pub")
     mirror.put(loaded(f"m{number}", vectors[1000 + number], scope=["o:x"]) for number in range(500))
     mirror.put(loaded(f"m{number}") for number in range(900, 1000))
-    assert before.sum() == 1000, "a search under way keeps what it began with"
+    assert before.sum() == 1000, "a running search keeps its rows"
     assert mirror.living == 900
     assert mirror.needs_compaction
     for one in (mirror, mirror.compacted()):
@@ -224,7 +224,7 @@ def test_what_is_replaced_or_gone_is_forgotten_and_its_room_taken_back() -> None
     assert mirror.compacted().nbytes < mirror.nbytes
 
 
-def test_a_piece_may_come_by_itself() -> None:
+def test_single_chunk_can_be_replaced() -> None:
     vectors = unit_vectors(4)
     mirror = Mirror(DIMENSION)
     mirror.put([loaded("long", vectors[0], vectors[1])])
@@ -235,58 +235,56 @@ def test_a_piece_may_come_by_itself() -> None:
     assert np.array_equal(mirror.vectors[rows], vectors[[0, 3]])
 
 
-# following Redis
+# mirrors of Redis
 
 
-async def found_in(kept: Shelf, namespace: str = "team") -> set[str]:
-    """The ids that the shelf would let everybody see."""
-    _, seen = await kept.snapshot(namespace, EVERYBODY)
+async def found_in(cache: MirrorCache, namespace: str = "team") -> set[str]:
+    """The ids in a namespace that every caller may see."""
+    _, seen = await cache.snapshot(namespace, EVERYBODY)
     return {seen.ids[row] for row in np.flatnonzero(seen.chosen)}
 
 
-def new_shelf(client: Client, budget: int = AMPLE) -> Shelf:
-    return Shelf(client, ENGINE, "vec_fake", DIMENSION, budget)
+def new_cache(client: Client, budget: int = AMPLE) -> MirrorCache:
+    return MirrorCache(client, ENGINE, "vec_fake", DIMENSION, budget)
 
 
-async def test_a_mirror_holds_what_was_there_and_what_came_since(client: Client, team: Team) -> None:
+async def test_mirror_has_existing_and_new_memories(client: Client, team: Team) -> None:
     stored, vectors = Stored(team), unit_vectors(700)
     ids = [await stored.store(vector) for vector in vectors[:600]]
-    kept = new_shelf(client)
-    assert await found_in(kept) == set(ids)
+    cache = new_cache(client)
+    assert await found_in(cache) == set(ids)
     ids += [await stored.store(vector) for vector in vectors[600:]]
     await team.delete(ids.pop(0))
-    hidden = await stored.store(vectors[0], scope=["o:somebody"])
-    assert await found_in(kept) == set(ids)
+    hidden = await stored.store(vectors[0], scope=["o:stranger"])
+    assert await found_in(cache) == set(ids)
     await client.hset(team.names.memory(hidden), "scope", "pub")
-    assert hidden not in await found_in(kept), "only events tell of changes"
+    assert hidden not in await found_in(cache), "a change without an event is not seen"
     await client.xadd(
         team.names.events, {"kind": "memory", "op": "updated", "id": hidden, "piece": "0", "vector": "1", "scope": ""}
     )
-    assert await found_in(kept) == {*ids, hidden}
+    assert await found_in(cache) == {*ids, hidden}
 
 
-async def test_what_expires_is_left_out_at_once(client: Client, team: Team) -> None:
+async def test_expired_memory_is_hidden_at_once(client: Client, team: Team) -> None:
     stored = Stored(team)
     short, long = [await stored.store(vector, ttl=ttl) for vector, ttl in zip(unit_vectors(2), (1, 60), strict=True)]
-    kept = new_shelf(client)
-    assert await found_in(kept) == {short, long}
+    cache = new_cache(client)
+    assert await found_in(cache) == {short, long}
 
     async def has_expired() -> bool:
-        return await found_in(kept) == {long}
+        return await found_in(cache) == {long}
 
     await wait_until(has_expired)
-    await kept.keep_up()
-    assert kept.kept[0].mirror.living == 1
+    await cache.keep_up()
+    assert cache.mirrors[0].mirror.living == 1
 
 
-@pytest.mark.parametrize("how", ["trimmed", "begun anew", "deleted"])
-async def test_a_stream_that_no_longer_tells_all_makes_the_mirror_be_filled_anew(
-    client: Client, team: Team, how: str
-) -> None:
+@pytest.mark.parametrize("how", ["trimmed", "recreated", "deleted"])
+async def test_mirror_is_refilled_after_events_were_lost(client: Client, team: Team, how: str) -> None:
     stored, vectors = Stored(team), unit_vectors(6)
     await stored.store(vectors[0])
-    kept = new_shelf(client)
-    await found_in(kept)
+    cache = new_cache(client)
+    await found_in(cache)
     unseen = [await stored.store(vector) for vector in vectors[1:3]]
     await client.delete(team.names.memory(unseen[1]))
     match how:
@@ -298,12 +296,12 @@ async def test_a_stream_that_no_longer_tells_all_makes_the_mirror_be_filled_anew
         case _:
             await client.delete(team.names.events)
             await client.xadd(team.names.events, {"kind": "agent", "op": "dead", "id": "x"}, id="5-5")
-    found = await found_in(kept)
+    found = await found_in(cache)
     assert unseen[0] in found
     assert unseen[1] not in found
 
 
-async def test_long_memories_are_there_with_all_pieces_of_their_present_content(client: Client, team: Team) -> None:
+async def test_long_memory_has_all_chunks_of_its_current_content(client: Client, team: Team) -> None:
     stored, vectors = Stored(team), unit_vectors(4)
     head = await stored.store(vectors[0])
     names = team.names
@@ -311,10 +309,10 @@ async def test_long_memories_are_there_with_all_pieces_of_their_present_content(
     await client.hset(names.memory(head), "pieces", "4")
     for piece, digest in ((1, content), (2, b"of an older content")):
         await client.hset(names.chunk(head, piece), mapping={"hash": digest, "vec_fake": to_bytes(vectors[piece])})
-    kept = new_shelf(client)
+    cache = new_cache(client)
 
     async def pieces() -> list[int]:
-        _, seen = await kept.snapshot("team", EVERYBODY)
+        _, seen = await cache.snapshot("team", EVERYBODY)
         return sorted(seen.pieces[np.flatnonzero(seen.chosen)].tolist())
 
     assert await pieces() == [0, 1]
@@ -323,69 +321,69 @@ async def test_long_memories_are_there_with_all_pieces_of_their_present_content(
     assert await pieces() == [0, 1, 3]
 
 
-async def test_the_coldest_mirrors_make_room(client: Client, team: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_least_recently_used_mirrors_are_evicted(
+    client: Client, team: Team, monkeypatch: pytest.MonkeyPatch
+) -> None:
     size = mirror_of(unit_vectors(20)).nbytes
-    kept = new_shelf(client, budget=size * 5 // 2)
+    cache = new_cache(client, budget=size * 5 // 2)
     for number, namespace in enumerate(("one", "two", "three")):
         other = await Team(client, "fake", DIMENSION, namespace).open()
         stored = Stored(other)
         for vector in unit_vectors(20, seed=number):
             await stored.store(vector)
     for namespace in ("one", "two", "one", "three"):
-        assert len(await found_in(kept, namespace)) == 20
-        assert kept.nbytes <= kept.budget
-    assert len(kept.kept) == 2
+        assert len(await found_in(cache, namespace)) == 20
+        assert cache.nbytes <= cache.budget
+    assert len(cache.mirrors) == 2
     filled: list[str] = []
-    fill = shelf.Follower.fill
+    fill = mirror_cache.Follower.fill
 
-    async def noted(self: Any, *args: Any) -> None:
+    async def record_fill(self: Any, *args: Any) -> None:
         filled.append(self._keys.namespace)
         await fill(self, *args)
 
-    monkeypatch.setattr(shelf.Follower, "fill", noted)
-    await found_in(kept, "one")
-    await found_in(kept, "two")
+    monkeypatch.setattr(mirror_cache.Follower, "fill", record_fill)
+    await found_in(cache, "one")
+    await found_in(cache, "two")
     assert filled == ["two"]
-    small = new_shelf(client, budget=1000)
-    with pytest.raises(TooLarge, match=r"bulk\.memory_bytes"):
+    small = new_cache(client, budget=1000)
+    with pytest.raises(MirrorTooLarge, match=r"bulk\.memory_bytes"):
         await found_in(small, "one")
-    assert not small.kept
+    assert not small.mirrors
 
 
-async def test_records_that_cannot_be_read_are_left_out(client: Client, team: Team) -> None:
+async def test_unreadable_records_are_skipped(client: Client, team: Team) -> None:
     stored, vectors = Stored(team), unit_vectors(4)
-    good, *spoilt = [await stored.store(vector) for vector in vectors]
-    await client.hset(Keys("team").memory(spoilt[0]), "expires_at", "soon")
-    await client.hset(Keys("team").memory(spoilt[1]), "scope", b"\xff")
-    await client.hset(Keys("team").memory(spoilt[2]), "vec_fake", to_bytes(np.full(DIMENSION, np.nan, np.float32)))
-    assert await found_in(new_shelf(client)) == {good}
+    good, *damaged = [await stored.store(vector) for vector in vectors]
+    await client.hset(Keys("team").memory(damaged[0]), "expires_at", "soon")
+    await client.hset(Keys("team").memory(damaged[1]), "scope", b"\xff")
+    await client.hset(Keys("team").memory(damaged[2]), "vec_fake", to_bytes(np.full(DIMENSION, np.nan, np.float32)))
+    assert await found_in(new_cache(client)) == {good}
 
 
-async def test_an_index_is_built_once_there_are_enough_vectors_and_anew_after_enough_changes(
-    client: Client, team: Team
-) -> None:
+async def test_index_is_built_at_a_threshold_and_rebuilt_after_changes(client: Client, team: Team) -> None:
     stored, vectors = Stored(team), unit_vectors(300)
     for vector in vectors[:200]:
         await stored.store(vector)
-    kept = new_shelf(client)
-    entry, _ = await kept.snapshot("team", EVERYBODY)
-    assert kept.index_for(entry, "IVFFlat", 201) is None
+    cache = new_cache(client)
+    entry, _ = await cache.snapshot("team", EVERYBODY)
+    assert cache.index_for(entry, "IVFFlat", 201) is None
     assert entry.building is None
-    assert kept.index_for(entry, "IVFFlat", 50) is None
+    assert cache.index_for(entry, "IVFFlat", 50) is None
 
     async def built() -> bool:
-        return kept.index_for(entry, "IVFFlat", 50) is not None and entry.building is None
+        return cache.index_for(entry, "IVFFlat", 50) is not None and entry.building is None
 
     await wait_until(built)
     first = entry.index
     for vector in vectors[200:249]:
         await stored.store(vector)
-    await kept.snapshot("team", EVERYBODY)
-    assert kept.index_for(entry, "IVFFlat", 50) is first
+    await cache.snapshot("team", EVERYBODY)
+    assert cache.index_for(entry, "IVFFlat", 50) is first
     assert entry.building is None
     await stored.store(vectors[249])
-    await kept.snapshot("team", EVERYBODY)
-    kept.index_for(entry, "IVFFlat", 50)
+    await cache.snapshot("team", EVERYBODY)
+    cache.index_for(entry, "IVFFlat", 50)
 
     async def rebuilt() -> bool:
         return entry.index is not first
@@ -393,4 +391,4 @@ async def test_an_index_is_built_once_there_are_enough_vectors_and_anew_after_en
     await wait_until(rebuilt)
     assert entry.index is not None
     assert entry.index.covered == 250
-    await kept.close()
+    await cache.close()

@@ -1,4 +1,4 @@
-"""The sidecar on real Redis: every job gets its own vector, asks go first, and what it must not serve it refuses."""
+"""The sidecar on a real Redis: jobs get vectors, asks go first, and wrong models are refused."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from support.embedder_fixtures import (
 from memory_core.errors import ModelMismatch
 from memory_core.package_data import resource
 from memory_core.records import keys
-from memory_core.records import sidecar as sidecars
 from memory_core.records.vectors import from_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_core.store import sidecar as sidecars
 from memory_core.store.streams import Ask, Reply
-from memory_embedder.encoder import encode
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.load import Load
-from memory_embedder.onnx_encoder import OnnxEncoder
+from memory_embedder.engines.encoder import encode
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.streams.throughput import Throughput
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 minilm = embedder_fixtures.minilm
 
 
-async def test_a_stored_memory_gets_its_vector(server: RedisServer, client: Client, minilm: OnnxEncoder) -> None:
+async def test_stored_memory_gets_its_vector(server: RedisServer, client: Client, minilm: OnnxEncoder) -> None:
     team = await Team(client, DEFAULT_MODEL, 384).open()
     async with running(server.url, minilm):
         memory_id = await team.store(TEXTS[0])
@@ -55,13 +55,13 @@ async def test_a_stored_memory_gets_its_vector(server: RedisServer, client: Clie
     assert await client.xlen(team.jobs) == 0
 
 
-async def test_jobs_stored_before_any_sidecar_are_found_without_a_bell(server: RedisServer, team: Team) -> None:
+async def test_jobs_stored_before_the_sidecar_starts_are_found_without_wakeup(server: RedisServer, team: Team) -> None:
     ids = [await team.store(text, ring=False) for text in TEXTS[:20]]
     async with running(server.url, FakeEncoder()):
         await team.wait_for_vectors(ids)
 
 
-async def test_a_namespace_that_appears_later_is_served(server: RedisServer, client: Client) -> None:
+async def test_namespace_created_later_is_served(server: RedisServer, client: Client) -> None:
     async with running(server.url, FakeEncoder()):
         team = await Team(client, "fake", 16, namespace="later").open()
         await team.wait_for_vectors([await team.store("hello there", ring=False)])
@@ -79,7 +79,7 @@ async def test_each_memory_gets_the_vector_of_its_own_text(server: RedisServer, 
         assert np.allclose(vector, expected, atol=1e-6)
 
 
-async def test_an_ask_is_answered_in_the_order_of_its_texts(server: RedisServer, client: Client) -> None:
+async def test_reply_has_vectors_in_the_order_of_the_texts(server: RedisServer, client: Client) -> None:
     encoder = FakeEncoder()
     texts = ["a long text of many words", "short", "of middling length"]
     async with running(server.url, encoder):
@@ -95,11 +95,11 @@ async def _is_empty(client: Client, stream: str) -> bool:
     return await client.xlen(stream) == 0
 
 
-async def test_an_ask_goes_before_a_backlog_of_jobs(server: RedisServer, client: Client, team: Team) -> None:
+async def test_ask_is_answered_before_a_backlog_of_jobs(server: RedisServer, client: Client, team: Team) -> None:
     async with running(server.url, FakeEncoder(seconds_per_token=0.001)) as sidecar:
         ids = await team.store_many(TEXTS[:300])
         await wait_until(lambda: team.count_vectors(ids[:300]))
-        reply = await await_reply(client, await ask(client, "fake", ["who waits"]))
+        reply = await await_reply(client, await ask(client, "fake", ["a caller waits"]))
         left = len(ids) - await team.count_vectors(ids)
         assert reply.error == ""
         assert left > 50
@@ -107,7 +107,7 @@ async def test_an_ask_goes_before_a_backlog_of_jobs(server: RedisServer, client:
         assert sidecar.status().asks_total == 1
 
 
-async def test_an_ask_whose_deadline_passed_is_dropped(server: RedisServer, client: Client) -> None:
+async def test_expired_ask_is_dropped(server: RedisServer, client: Client) -> None:
     late = await ask(client, "fake", ["too late"], seconds=-1)
     async with running(server.url, FakeEncoder()) as sidecar:
         await await_reply(client, await ask(client, "fake", ["in time"]))
@@ -126,7 +126,7 @@ async def test_an_ask_whose_deadline_passed_is_dropped(server: RedisServer, clie
         ("fake", ["good", "some poison"], "embedding_failed: RuntimeError"),
     ],
 )
-async def test_an_ask_that_cannot_be_answered_is_told_why(
+async def test_invalid_ask_gets_an_error_reply(
     server: RedisServer, client: Client, model: str, texts: list[str], error: str
 ) -> None:
     async with running(server.url, FakeEncoder(poison="poison")):
@@ -134,9 +134,7 @@ async def test_an_ask_that_cannot_be_answered_is_told_why(
     assert (reply.error, reply.vectors) == (error, b"")
 
 
-async def test_an_ask_for_a_reply_elsewhere_than_on_a_reply_stream_is_dropped(
-    server: RedisServer, client: Client
-) -> None:
+async def test_ask_with_reply_to_another_key_is_dropped(server: RedisServer, client: Client) -> None:
     question = Ask("x", "rm:elsewhere", "fake", 9_000_000_000_000, ("a text",))
     await client.xadd(keys.asks(0, "fake"), question.fields())
     async with running(server.url, FakeEncoder()):
@@ -144,7 +142,7 @@ async def test_an_ask_for_a_reply_elsewhere_than_on_a_reply_stream_is_dropped(
     assert not await client.exists("rm:elsewhere")
 
 
-async def test_a_namespace_of_another_model_ends_the_command_with_78(server: RedisServer, client: Client) -> None:
+async def test_namespace_of_another_model_exits_with_code_78(server: RedisServer, client: Client) -> None:
     await Team(client, "bge-small-en", 384, namespace="theirs").open()
     process = await start_process(server.url, "--backend", "onnx")
     _, stderr = await process.communicate()
@@ -154,31 +152,29 @@ async def test_a_namespace_of_another_model_ends_the_command_with_78(server: Red
     assert "--model bge-small-en" in line
 
 
-async def test_another_dimension_is_refused(server: RedisServer, team: Team) -> None:
+async def test_namespace_of_another_dimension_is_refused(server: RedisServer, team: Team) -> None:
     assert team.settings.vector_dimension == 16
     with pytest.raises(ModelMismatch, match=r"fake \(16 dimensions\), not for fake \(32\)"):
         await Sidecar(server.url, FakeEncoder(dimension=32), FAST).run()
 
 
-async def test_a_later_namespace_of_another_model_is_left_alone_and_told(
+async def test_later_namespace_of_another_model_is_skipped_and_reported(
     server: RedisServer, client: Client, team: Team
 ) -> None:
     async with running(server.url, FakeEncoder()) as sidecar:
         theirs = await Team(client, "other", 16, namespace="theirs").open()
         memory_id = await theirs.store("not for us")
-        await wait_until(lambda: _tells_of(client, sidecar.id, "namespace theirs is indexed for other"))
+        await wait_until(lambda: _reports(client, sidecar.id, "namespace theirs is indexed for other"))
         await team.wait_for_vectors([await team.store("for us")])
     assert await theirs.vector(memory_id) is None
     assert await client.xlen(theirs.jobs) == 1
 
 
-async def _tells_of(client: Client, sidecar_id: str, text: str) -> bool:
+async def _reports(client: Client, sidecar_id: str, text: str) -> bool:
     return any(text in status.fallback for status in await sidecars.living(client) if status.id == sidecar_id)
 
 
-async def test_the_heartbeat_shows_a_sidecar_until_it_withdraws(
-    server: RedisServer, client: Client, team: Team
-) -> None:
+async def test_heartbeat_exists_until_the_sidecar_stops(server: RedisServer, client: Client, team: Team) -> None:
     async with running(server.url, FakeEncoder()) as sidecar:
         await team.wait_for_vectors(await team.store_many(TEXTS[:20]))
 
@@ -198,11 +194,11 @@ async def test_the_heartbeat_shows_a_sidecar_until_it_withdraws(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "no-such-model"], "there are no weights for the model 'no-such-model'"),
+        (["--model", "no-such-model"], "found no weights for the model 'no-such-model'"),
         (["--device", "abacus"], "settings are not valid: gpu.preferred_device"),
     ],
 )
-async def test_a_wrong_flag_ends_the_command_with_one_line_and_78(flags: list[str], message: str) -> None:
+async def test_invalid_flag_prints_one_line_and_exits_with_code_78(flags: list[str], message: str) -> None:
     process = await start_process("unix:///nowhere.sock", *flags)
     _, stderr = await process.communicate()
     assert process.returncode == 78
@@ -210,16 +206,16 @@ async def test_a_wrong_flag_ends_the_command_with_one_line_and_78(flags: list[st
     assert message in line
 
 
-async def test_sigterm_stops_a_sidecar_that_still_waits_for_redis(tmp_path: Path) -> None:
+async def test_sigterm_stops_a_sidecar_that_waits_for_redis(tmp_path: Path) -> None:
     process = await start_process(f"unix://{tmp_path}/none.sock", "--backend", "onnx")
     assert process.stderr
-    assert b"Redis is away" in await asyncio.wait_for(process.stderr.readline(), 20)
+    assert b"Redis is unreachable" in await asyncio.wait_for(process.stderr.readline(), 20)
     process.terminate()
     await process.communicate()
     assert process.returncode == 0
 
 
-async def test_a_sidecar_leaves_when_the_process_that_started_it_is_killed(server: RedisServer, client: Client) -> None:
+async def test_sidecar_stops_when_its_parent_is_killed(server: RedisServer, client: Client) -> None:
     script = "import subprocess, sys; subprocess.run([sys.executable, '-m', 'memory_embedder', *sys.argv[1:]])"
     parent = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, "--redis-url", server.url, "--exit-with-parent"
@@ -253,36 +249,34 @@ async def test_messages_match_their_schemas(client: Client, team: Team) -> None:
                     jsonschema.validate({key: value for key, value in message.items() if key != name}, rules)
 
 
-def test_the_budget_follows_the_speed_between_its_bounds() -> None:
-    load = Load(10_000)
-    assert load.budget == 1000
+def test_budget_follows_the_speed_within_limits() -> None:
+    throughput = Throughput(10_000)
+    assert throughput.budget == 1000
     for _ in range(50):
-        load.learn(100, load.budget, load.budget / 40_000)
-    assert 3800 < load.budget <= 4000
-    load.learn(1, 5, 1.0)
-    assert load.budget > 3700
+        throughput.learn(100, throughput.budget, throughput.budget / 40_000)
+    assert 3800 < throughput.budget <= 4000
+    throughput.learn(1, 5, 1.0)
+    assert throughput.budget > 3700
     for speed, bound in ((1.0, 256), (1e9, 16_384)):
-        load.tokens_per_second = speed
-        assert load.budget == bound
+        throughput.tokens_per_second = speed
+        assert throughput.budget == bound
 
 
-def test_a_recent_ask_makes_the_batches_smaller_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    load = Load(40_000)
-    load.note_ask()
-    assert (load.budget, load.asks_total, load.is_asked) == (1200, 1, True)
+def test_recent_ask_makes_batches_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = Throughput(40_000)
+    throughput.note_ask()
+    assert (throughput.budget, throughput.asks_total, throughput.is_asked) == (1200, 1, True)
     later = time.monotonic() + 3
     monkeypatch.setattr(time, "monotonic", lambda: later)
-    assert (load.budget, load.is_asked) == (4000, False)
+    assert (throughput.budget, throughput.is_asked) == (4000, False)
 
 
-async def test_after_an_ask_jobs_leave_a_core_to_others_and_asks_take_all(
-    server: RedisServer, client: Client, team: Team
-) -> None:
+async def test_jobs_spare_a_core_after_an_ask_but_asks_do_not(server: RedisServer, client: Client, team: Team) -> None:
     encoder = FakeEncoder()
     async with running(server.url, encoder):
-        warm_up = len(encoder.spared)
-        await team.wait_for_vectors([await team.store("before anybody asked")])
-        assert encoder.spared[warm_up:] == [False]
+        warm_up = len(encoder.spare_core)
+        await team.wait_for_vectors([await team.store("before an ask")])
+        assert encoder.spare_core[warm_up:] == [False]
         await await_reply(client, await ask(client, "fake", ["a question"]))
-        await team.wait_for_vectors([await team.store("while somebody may ask again")])
-        assert encoder.spared[warm_up:] == [False, False, True]
+        await team.wait_for_vectors([await team.store("soon after an ask")])
+        assert encoder.spare_core[warm_up:] == [False, False, True]

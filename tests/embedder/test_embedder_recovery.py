@@ -1,4 +1,4 @@
-"""What breaks around a sidecar loses no memory, revives none and stops no other: kills, outages, poison, races."""
+"""Kills, outages, poison texts and races lose no memory and bring none back."""
 
 from __future__ import annotations
 
@@ -22,20 +22,21 @@ from support.embedder_fixtures import (
 )
 
 from memory_core.records import keys
-from memory_core.records import sidecar as sidecars
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client, connect
-from memory_embedder.encoder import Tokens, encode
-from memory_embedder.engine import EncoderBroken
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.sidecar import Options, Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_core.redis_client import Client
+from memory_core.store import sidecar as sidecars
+from memory_core.store.connection import connect
+from memory_embedder.engines.encoder import Tokens, encode
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
+from memory_embedder.sidecar import Sidecar, SidecarOptions
+from memory_embedder.streams.inference import EncoderBroken
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 
 
 class GatedEncoder(FakeEncoder):
-    """Holds every inference while `gate` is shut, and tells when one waits there."""
+    """Blocks inference while `gate` is closed. `waiting` is set when a batch waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,38 +44,38 @@ class GatedEncoder(FakeEncoder):
         self.gate.set()
         self.waiting = threading.Event()
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         self.waiting.set()
         assert self.gate.wait(20)
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
     async def until_waiting(self) -> None:
-        """Wait until a batch stands at the shut gate."""
+        """Wait until a batch waits at the closed gate."""
         assert await asyncio.to_thread(self.waiting.wait, 20)
 
-    def shut(self) -> None:
-        """Hold the next batch."""
+    def close(self) -> None:
+        """Block the next batch."""
         self.waiting.clear()
         self.gate.clear()
 
 
 class DyingEncoder(FakeEncoder):
-    """Works until `broken` is set, then fails on everything."""
+    """Works until `broken` is set, then fails for every text."""
 
     broken = False
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         if self.broken:
             raise RuntimeError("device lost")
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
 
-async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
+async def test_poison_text_is_buried_and_other_texts_are_embedded(
     server: RedisServer, client: Client, team: Team, caplog: pytest.LogCaptureFixture
 ) -> None:
     texts = [*TEXTS[:10], "a very secret poison text", *TEXTS[10:20]]
     with caplog.at_level(logging.DEBUG):
-        async with running(server.url, FakeEncoder(poison="poison"), Options(lease=0.15, walk=0.1, block=0.1)):
+        async with running(server.url, FakeEncoder(poison="poison"), SidecarOptions(lease=0.15, scan=0.1, block=0.1)):
             ids = await team.store_many(texts)
             await team.wait_for_vectors(ids[:10] + ids[11:])
             await team.wait_until_drained()
@@ -88,31 +89,31 @@ async def test_a_poison_text_is_buried_and_its_neighbours_are_fine(
     ("job", "reason"),
     [
         ({b"body": b"\xff\xfe"}, b"is not UTF-8"),
-        ({b"model": b"other"}, b"wants another model than fake"),
+        ({b"model": b"other"}, b"needs another model than fake"),
     ],
 )
-async def test_a_job_that_cannot_be_read_is_retried_then_buried(
+async def test_unreadable_job_is_retried_then_buried(
     server: RedisServer, client: Client, team: Team, job: dict[bytes, bytes], reason: bytes
 ) -> None:
     memory_id = await team.store("unreadable")
     [(entry, fields)] = await client.xrange(team.jobs)
     await client.xdel(team.jobs, entry)
     await client.xadd(team.jobs, fields | job)
-    async with running(server.url, FakeEncoder(), Options(lease=0.15, walk=0.1, block=0.1)):
+    async with running(server.url, FakeEncoder(), SidecarOptions(lease=0.15, scan=0.1, block=0.1)):
         await team.wait_until_drained()
     [(_, buried)] = await client.xrange(team.names.dead_jobs)
     assert (buried[b"id"].decode(), buried[b"error"]) == (memory_id, reason)
 
 
 async def _deliver(team: Team, ids: list[str], times: int) -> None:
-    """Have a consumer that is dead now receive the jobs of `ids` so often."""
+    """Make the jobs of `ids` pending at a dead consumer, delivered `times` times."""
     await team.client.xreadgroup(keys.GROUP, "dead", {team.jobs: ">"})
     found = [item["message_id"] for item in await team.client.xpending_range(team.jobs, keys.GROUP, "-", "+", 99)]
     assert len(found) == len(ids)
     await team.client.xclaim(team.jobs, keys.GROUP, "dead", 0, found, idle=60_000, retrycount=times)
 
 
-async def test_a_job_that_killed_five_sidecars_is_buried_untried(
+async def test_job_delivered_five_times_is_buried_without_inference(
     server: RedisServer, client: Client, team: Team
 ) -> None:
     ids = [await team.store("kills the process")]
@@ -124,7 +125,7 @@ async def test_a_job_that_killed_five_sidecars_is_buried_untried(
     assert await client.xlen(team.names.dead_jobs) == 1
 
 
-async def test_jobs_that_may_have_killed_sidecars_are_embedded_one_by_one(server: RedisServer, team: Team) -> None:
+async def test_suspect_jobs_are_embedded_one_by_one(server: RedisServer, team: Team) -> None:
     ids = await team.store_many(TEXTS[:5])
     await _deliver(team, ids, 2)
     encoder = FakeEncoder()
@@ -134,7 +135,7 @@ async def test_jobs_that_may_have_killed_sidecars_are_embedded_one_by_one(server
         assert encoder.batches[warm_up:] == [1] * 5
 
 
-async def test_an_engine_that_fails_on_everything_stops_the_sidecar_and_buries_nothing(
+async def test_broken_engine_stops_the_sidecar_and_buries_nothing(
     server: RedisServer, client: Client, team: Team
 ) -> None:
     encoder = DyingEncoder()
@@ -151,12 +152,10 @@ async def test_an_engine_that_fails_on_everything_stops_the_sidecar_and_buries_n
         await team.wait_for_vectors(waiting)
 
 
-async def test_a_memory_deleted_while_queued_is_not_brought_back(
-    server: RedisServer, client: Client, team: Team
-) -> None:
+async def test_memory_deleted_while_queued_stays_deleted(server: RedisServer, client: Client, team: Team) -> None:
     encoder = GatedEncoder()
     async with running(server.url, encoder):
-        encoder.shut()
+        encoder.close()
         memory_id = await team.store("soon gone")
         await encoder.until_waiting()
         await team.delete(memory_id)
@@ -165,10 +164,10 @@ async def test_a_memory_deleted_while_queued_is_not_brought_back(
     assert not await client.exists(team.names.memory(memory_id))
 
 
-async def test_a_memory_changed_while_queued_gets_the_vector_of_its_new_text(server: RedisServer, team: Team) -> None:
+async def test_memory_changed_while_queued_gets_the_new_vector(server: RedisServer, team: Team) -> None:
     encoder = GatedEncoder()
     async with running(server.url, encoder):
-        encoder.shut()
+        encoder.close()
         memory_id = await team.store("the old text")
         await encoder.until_waiting()
         await team.change(memory_id, "the old text", "the new text")
@@ -180,10 +179,10 @@ async def test_a_memory_changed_while_queued_gets_the_vector_of_its_new_text(ser
     assert cosine(vector, encode(FakeEncoder(), ["the new text"])[0]) > 0.9999
 
 
-async def test_a_job_held_longer_than_its_lease_is_not_taken_by_another(server: RedisServer, team: Team) -> None:
+async def test_job_in_progress_longer_than_its_lease_is_not_reclaimed(server: RedisServer, team: Team) -> None:
     slow, other = GatedEncoder(), FakeEncoder()
     async with running(server.url, slow):
-        slow.shut()
+        slow.close()
         memory_id = await team.store("takes its time")
         await slow.until_waiting()
         async with running(server.url, other):
@@ -196,24 +195,24 @@ async def test_a_job_held_longer_than_its_lease_is_not_taken_by_another(server: 
 
 
 async def _renewed_after(team: Team, entry: bytes, seconds: float) -> bool:
-    """Whether an entry delivered so long ago was touched within the lease, and by its first consumer only."""
+    """Whether an entry was delivered `seconds` ago, and only once."""
     [held] = await team.client.xpending_range(team.jobs, keys.GROUP, entry, entry, 1)
     assert held["times_delivered"] == 1
     now, micro = await team.client.time()
     return now * 1000 + micro / 1000 - int(entry.split(b"-")[0]) > seconds * 1000
 
 
-async def test_a_stop_in_order_hands_jobs_to_others_at_once(server: RedisServer, team: Team) -> None:
+async def test_stopping_sidecar_releases_its_jobs_at_once(server: RedisServer, team: Team) -> None:
     encoder = FakeEncoder(seconds_per_token=0.0002)
-    async with running(server.url, encoder, Options(lease=60, block=0.1)):
+    async with running(server.url, encoder, SidecarOptions(lease=60, block=0.1)):
         ids = await team.store_many(TEXTS[:300])
         await wait_until(lambda: team.count_vectors(ids))
     assert await team.count_vectors(ids) < 300
-    async with running(server.url, FakeEncoder(), Options(lease=60, block=0.1)):
+    async with running(server.url, FakeEncoder(), SidecarOptions(lease=60, block=0.1)):
         await team.wait_for_vectors(ids)
 
 
-async def test_kill_9_in_the_middle_loses_nothing(server: RedisServer, client: Client) -> None:
+async def test_killed_sidecar_loses_no_job(server: RedisServer, client: Client) -> None:
     team = await Team(client, DEFAULT_MODEL, 384).open()
     ids = await team.store_many(TEXTS)
     first = await start_process(server.url, "--lease", "1")
@@ -234,7 +233,7 @@ async def _pending(client: Client, stream: str) -> int:
     return (await client.xpending(stream, keys.GROUP))["pending"]
 
 
-async def test_a_restart_of_redis_is_survived(tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_sidecar_survives_a_restart_of_redis(tmp_path_factory: pytest.TempPathFactory) -> None:
     redis = RedisServer(tmp_path_factory.mktemp("aof"))
     redis.start()
     async with connect(redis.url) as client:
@@ -264,9 +263,9 @@ async def _is_living(client: Client, sidecar_id: str) -> bool:
     return sidecar_id in {status.id for status in await sidecars.living(client)}
 
 
-async def test_a_flushed_redis_is_served_again(server: RedisServer, client: Client) -> None:
+async def test_sidecar_serves_a_flushed_redis(server: RedisServer, client: Client) -> None:
     async with running(server.url, FakeEncoder()):
         await client.flushall()
-        team = await Team(client, "fake", 16, namespace="anew").open()
+        team = await Team(client, "fake", 16, namespace="again").open()
         await team.wait_for_vectors([await team.store("after the flush")])
         assert (await await_reply(client, await ask(client, "fake", ["x"]))).error == ""

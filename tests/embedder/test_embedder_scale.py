@@ -1,45 +1,60 @@
-"""Several sidecars share the streams: each job is done once, also what a dead one left, and that soon."""
+"""Several sidecars share the streams. Each job is embedded once, also the jobs of a killed sidecar."""
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import AsyncExitStack
+from threading import Barrier
 
 from support import embedder_fixtures
-from support.embedder_fixtures import TEXTS, RedisServer, Team, running, wait_until
+from support.embedder_fixtures import PATIENCE, TEXTS, RedisServer, Team, running, wait_until
 
 from memory_core.records import keys
 from memory_core.records.vectors import Matrix
-from memory_embedder.encoder import Tokens
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.sidecar import Options
+from memory_embedder.engines.encoder import Tokens
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.sidecar import SidecarOptions
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE = 3.0
-_SLOW = 0.0004
-"""Seconds a token: no one sidecar can hold all the work."""
-SHARING = Options(lease=LEASE, walk=0.2, block=0.1)
+SHARING = SidecarOptions(lease=LEASE, scan=0.2, block=0.1)
 
 
 class CountingEncoder(FakeEncoder):
-    """Knows how often each text was embedded."""
+    """Counts how often each text was embedded."""
 
-    def __init__(self, seconds_per_token: float = 0.0) -> None:
-        super().__init__(seconds_per_token=seconds_per_token)
+    def __init__(self) -> None:
+        super().__init__()
         self.embedded: Counter[bytes] = Counter()
 
-    def infer(self, tokens: Tokens, *, sparing: bool = False) -> Matrix:
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
         self.embedded.update(row.tobytes() for row in tokens.rows)
-        return super().infer(tokens, sparing=sparing)
+        return super().infer(tokens, spare_core=spare_core)
 
     def of(self, texts: list[str]) -> Counter[bytes]:
-        """How often these texts were embedded: warming up counts for nothing."""
+        """How often these texts were embedded, without the warm-up."""
         rows = {row.tobytes() for row in self.tokenise(texts).rows}
         return Counter({row: number for row, number in self.embedded.items() if row in rows})
 
 
-async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, team: Team) -> None:
-    encoders = [CountingEncoder(_SLOW) for _ in range(3)]
+class SharingEncoder(CountingEncoder):
+    """Waits with its first texts until all sidecars have some. Otherwise a fast one could take all the work."""
+
+    def __init__(self, all_have_work: Barrier) -> None:
+        super().__init__()
+        self._all_have_work, self._has_work = all_have_work, False
+
+    def infer(self, tokens: Tokens, *, spare_core: bool = False) -> Matrix:
+        vectors = super().infer(tokens, spare_core=spare_core)
+        if not self._has_work and self.of(TEXTS):
+            self._has_work = True
+            self._all_have_work.wait(PATIENCE)
+        return vectors
+
+
+async def test_three_sidecars_embed_each_job_once(server: RedisServer, team: Team) -> None:
+    all_have_work = Barrier(3)
+    encoders = [SharingEncoder(all_have_work) for _ in range(3)]
     async with AsyncExitStack() as sidecars:
         for encoder in encoders:
             await sidecars.enter_async_context(running(server.url, encoder, SHARING))
@@ -48,12 +63,10 @@ async def test_three_sidecars_embed_each_of_many_jobs_once(server: RedisServer, 
         await team.wait_until_drained()
     shares = [encoder.of(TEXTS) for encoder in encoders]
     assert set(sum(shares, Counter()).values()) == {1}
-    assert all(shares), "one of them had nothing to do"
+    assert all(shares), "a sidecar had no jobs"
 
 
-async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_its_lease(
-    server: RedisServer, team: Team
-) -> None:
+async def test_jobs_of_a_killed_sidecar_are_embedded_within_lease_plus_second(server: RedisServer, team: Team) -> None:
     ids = await team.store_many(TEXTS[:50])
     encoders = [CountingEncoder() for _ in range(2)]
     async with AsyncExitStack() as sidecars:
@@ -62,7 +75,7 @@ async def test_what_a_killed_sidecar_held_is_embedded_once_within_a_second_of_it
             await sidecars.enter_async_context(running(server.url, encoder, SHARING))
         await team.client.xclaim(
             team.jobs, keys.GROUP, "killed", 0, await _pending(team), idle=0, justid=True
-        )  # its last sign of life
+        )  # the last activity of the killed sidecar
 
         async def is_done() -> bool:
             return await team.count_vectors(ids) == len(ids)

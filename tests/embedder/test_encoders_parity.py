@@ -1,4 +1,4 @@
-"""All encoders give the same vectors, within the bounds of their precision; those not installed are skipped."""
+"""All installed encoders give the same vectors, within the limits of their precision."""
 
 from __future__ import annotations
 
@@ -13,181 +13,189 @@ from support import embedder_fixtures
 
 from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.settings.settings import GpuSettings
-from memory_embedder import backends, gpu_check, nvml, trials
-from memory_embedder.backends import load_encoder, open_engine, usable
-from memory_embedder.encoder import Encoder, encode
-from memory_embedder.nvml import GpuReading, gpu_names, open_reader
-from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.parity import LEAST_COSINE, LEAST_COSINE_INT8, SENTENCES, lowest_cosine
-from memory_embedder.trials import Ask, Figure, measure, measured, ranked, summary, try_engine
-from memory_embedder.wanted import Hint, Wanted
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder import gpu_check, sidecar
+from memory_embedder.devices import nvml
+from memory_embedder.devices.nvml import GpuReading, nvidia_gpus, open_nvidia_reader
+from memory_embedder.engines import backends, catalogue, trials
+from memory_embedder.engines.backends import load_encoder
+from memory_embedder.engines.catalogue import EngineName, open_engine, usable_engines
+from memory_embedder.engines.encoder import Encoder, encode
+from memory_embedder.engines.encoder_options import EncoderOptions, Hint
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.parity import MIN_COSINE, MIN_COSINE_INT8, SENTENCES, lowest_cosine
+from memory_embedder.engines.trials import (
+    TrialRequest,
+    TrialResult,
+    measure,
+    rank,
+    run_trial,
+    trial_results,
+    trial_summary,
+)
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 minilm = embedder_fixtures.minilm
 CPU_ONLY = GpuSettings(preferred_device="cpu")
-WANTED = Wanted(DEFAULT_MODEL, CPU_ONLY, threads=2)
+OPTIONS = EncoderOptions(DEFAULT_MODEL, CPU_ONLY, threads=2)
 
 
 @pytest.fixture(scope="module", params=["throughput", "latency"])
 def openvino(request: pytest.FixtureRequest) -> Encoder:
-    """OpenVINO on the packaged weights, with each hint."""
+    """OpenVINO with the packaged weights, for each hint."""
     pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install 'redis-memory-gpu[local]'")
     hint: Hint = request.param
-    return open_engine("openvino", Wanted(DEFAULT_MODEL, CPU_ONLY, 2, hint))
+    return open_engine("openvino", EncoderOptions(DEFAULT_MODEL, CPU_ONLY, 2, hint))
 
 
 def test_openvino_agrees_with_onnx_runtime(openvino: Encoder, minilm: OnnxEncoder) -> None:
-    floor = LEAST_COSINE_INT8 if " int8" in openvino.provider else LEAST_COSINE
+    floor = MIN_COSINE_INT8 if " int8" in openvino.provider else MIN_COSINE
     assert lowest_cosine(encode(openvino, SENTENCES), encode(minilm, SENTENCES)) >= floor
 
 
-def test_openvino_says_what_it_is(openvino: Encoder) -> None:
+def test_openvino_reports_its_properties(openvino: Encoder) -> None:
     assert (openvino.name, openvino.dimension, openvino.max_tokens) == (DEFAULT_MODEL, 384, 256)
     assert (openvino.backend, openvino.device, openvino.fallback) == ("openvino", "cpu", "")
     assert openvino.provider.startswith("OpenVINO CPU ")
 
 
-def test_openvino_gives_rows_in_the_order_of_the_texts(openvino: Encoder) -> None:
+def test_openvino_rows_are_in_the_order_of_the_texts(openvino: Encoder) -> None:
     texts = ["a long text of boats " * 30, "tiny", "of middling length about harbours", "b " * 90, "z", "tiny"]
     together = openvino.infer(openvino.tokenise(texts))
     alone = np.concatenate([openvino.infer(openvino.tokenise([text])) for text in texts])
-    assert lowest_cosine(together, alone) >= LEAST_COSINE
+    assert lowest_cosine(together, alone) >= MIN_COSINE
     assert openvino.infer(openvino.tokenise([])).shape == (0, 384)
-    sparing = openvino.infer(openvino.tokenise(texts), sparing=True)
-    assert lowest_cosine(sparing, together) >= LEAST_COSINE
+    spare_core = openvino.infer(openvino.tokenise(texts), spare_core=True)
+    assert lowest_cosine(spare_core, together) >= MIN_COSINE
 
 
-def test_exact_openvino_is_onnx_runtime_in_float32(openvino: Encoder, minilm: OnnxEncoder) -> None:
+def test_exact_openvino_equals_onnx_runtime_in_float32(openvino: Encoder, minilm: OnnxEncoder) -> None:
     del openvino
-    exact = open_engine("openvino", Wanted(DEFAULT_MODEL, CPU_ONLY, 2, exact=True))
+    exact = open_engine("openvino", EncoderOptions(DEFAULT_MODEL, CPU_ONLY, 2, exact=True))
     assert " f32" in exact.provider
     assert lowest_cosine(encode(exact, SENTENCES), encode(minilm, SENTENCES)) >= 0.99999
 
 
-def test_openvino_without_the_wanted_device_says_so(openvino: Encoder) -> None:
+def test_openvino_reports_a_missing_device(openvino: Encoder) -> None:
     del openvino
-    wanted = Wanted(DEFAULT_MODEL, GpuSettings(preferred_device="cuda:0"), 2)
-    assert "cuda:0" in open_engine("openvino", wanted).fallback
+    options = EncoderOptions(DEFAULT_MODEL, GpuSettings(preferred_device="cuda:0"), 2)
+    assert "cuda:0" in open_engine("openvino", options).fallback
     strict = GpuSettings(preferred_device="cuda:0", fallback_to_cpu=False)
     with pytest.raises(NotSupported, match="cuda:0"):
-        open_engine("openvino", Wanted(DEFAULT_MODEL, strict))
+        open_engine("openvino", EncoderOptions(DEFAULT_MODEL, strict))
 
 
 @pytest.mark.parametrize("engine", ["onnx", "openvino", "torch"])
-def test_a_missing_package_is_named_with_the_extra_that_brings_it(
-    engine: backends.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backends, "find_spec", _no_package)
+def test_missing_package_error_names_the_extra(engine: EngineName, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "find_spec", _no_package)
     with pytest.raises(NotSupported, match=r"the package \w+ is missing") as caught:
-        open_engine(engine, WANTED)
+        open_engine(engine, OPTIONS)
     assert "redis-memory-gpu[" in caught.value.hint
-    assert usable(WANTED) == []
+    assert usable_engines(OPTIONS) == []
 
 
 def _no_package(_name: str) -> None:
     return None
 
 
-# --- the choice by trial
+# --- trials
 
 
-def test_accelerators_come_first_and_then_the_fastest() -> None:
-    figures = [
-        Figure(engine="onnx", device="cpu", texts_per_second=90),
-        Figure(engine="openvino", device="cpu", texts_per_second=400),
-        Figure(engine="torch", device="cuda:0", texts_per_second=300),
+def test_engines_are_ranked_by_accelerator_then_speed() -> None:
+    results = [
+        TrialResult(engine="onnx", device="cpu", texts_per_second=90),
+        TrialResult(engine="openvino", device="cpu", texts_per_second=400),
+        TrialResult(engine="torch", device="cuda:0", texts_per_second=300),
     ]
-    assert [figure.engine for figure in ranked(figures)] == ["torch", "openvino", "onnx"]
-    broken = [figures[0], Figure(engine="torch", problem="no weights")]
-    assert [figure.engine for figure in ranked(broken)] == ["onnx"]
-    assert summary(broken) == "onnx 90 texts/s on cpu, torch failed: no weights"
+    assert [figure.engine for figure in rank(results)] == ["torch", "openvino", "onnx"]
+    broken = [results[0], TrialResult(engine="torch", problem="no weights")]
+    assert [figure.engine for figure in rank(broken)] == ["onnx"]
+    assert trial_summary(broken) == "onnx 90 texts/s on cpu, torch failed: no weights"
 
 
-def test_figures_are_measured_once_and_again_when_something_changed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trials_are_repeated_only_after_a_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
 
-    def figure(engine: backends.Engine, _wanted: Wanted) -> Figure:
+    def figure(engine: EngineName, _options: EncoderOptions) -> TrialResult:
         tried.append(engine)
-        return Figure(engine=engine, device="cpu", texts_per_second=len(tried))
+        return TrialResult(engine=engine, device="cpu", texts_per_second=len(tried))
 
-    monkeypatch.setattr(trials, "try_engine", figure)
+    monkeypatch.setattr(trials, "run_trial", figure)
     file = tmp_path / "cache" / "backends.json"
-    first = measured(["onnx", "openvino"], WANTED, file)
-    assert measured(["onnx", "openvino"], WANTED, file) == first
+    first = trial_results(["onnx", "openvino"], OPTIONS, file)
+    assert trial_results(["onnx", "openvino"], OPTIONS, file) == first
     assert tried == ["onnx", "openvino"]
-    measured(["onnx", "openvino"], Wanted(DEFAULT_MODEL, CPU_ONLY, threads=1), file)
+    trial_results(["onnx", "openvino"], EncoderOptions(DEFAULT_MODEL, CPU_ONLY, threads=1), file)
     assert len(tried) == 4
-    measured(["onnx", "openvino"], WANTED, file)
+    trial_results(["onnx", "openvino"], OPTIONS, file)
     assert len(tried) == 4
     for damage in ("not json", "[]", '{"x": 1}'):
         file.write_text(damage)
-        measured(["onnx"], WANTED, file)
+        trial_results(["onnx"], OPTIONS, file)
     assert len(tried) == 7
     assert [entry.name for entry in file.parent.iterdir()] == ["backends.json"]
 
 
-def test_a_cache_that_cannot_be_written_harms_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "try_engine", lambda engine, _wanted: Figure(engine=engine, texts_per_second=1))  # pyright: ignore[reportUnknownLambdaType]
+def test_unwritable_trial_cache_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "run_trial", lambda engine, _options: TrialResult(engine=engine, texts_per_second=1))  # pyright: ignore[reportUnknownLambdaType]
     (tmp_path / "file").touch()
-    assert measured(["onnx"], WANTED, tmp_path / "file" / "backends.json")[0].texts_per_second == 1
+    assert trial_results(["onnx"], OPTIONS, tmp_path / "file" / "backends.json")[0].texts_per_second == 1
 
 
-def test_a_trial_measures_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = try_engine("onnx", WANTED)
+def test_trial_runs_in_a_separate_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = run_trial("onnx", OPTIONS)
     assert (figure.engine, figure.device, figure.problem) == ("onnx", "cpu", "")
     assert figure.texts_per_second > 1
-    assert "no weights" in try_engine("onnx", Wanted("no-such-model")).problem
+    assert "no weights" in run_trial("onnx", EncoderOptions("no-such-model")).problem
     monkeypatch.setattr(trials, "LOAD_SECONDS", 0.01)
-    assert "not ready" in try_engine("onnx", WANTED).problem
+    assert "not ready" in run_trial("onnx", OPTIONS).problem
     monkeypatch.setattr(sys, "executable", "/bin/false")
     monkeypatch.setattr(trials, "LOAD_SECONDS", 10)
-    assert try_engine("onnx", WANTED).problem == "its process ended without a figure"
+    assert run_trial("onnx", OPTIONS).problem == "its process ended without a result"
 
 
-def test_a_trial_reports_whatever_an_engine_raises(monkeypatch: pytest.MonkeyPatch) -> None:
-    def explode(_engine: str, _wanted: Wanted) -> Encoder:
+def test_trial_reports_the_error_of_an_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(_engine: str, _options: EncoderOptions) -> Encoder:
         raise RuntimeError("illegal instruction")
 
     monkeypatch.setattr(trials, "open_engine", explode)
-    ask = Ask(engine="onnx", model="x", gpu=CPU_ONLY, threads=1, hint="latency", engine_cache=None)
-    assert measure(ask).problem == "RuntimeError: illegal instruction"
+    request = TrialRequest(engine="onnx", options=EncoderOptions("x"))
+    assert measure(request).problem == "RuntimeError: illegal instruction"
 
 
-def test_auto_opens_the_best_that_opens_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = [
-        Figure(engine="torch", device="cuda:0", texts_per_second=9000),
-        Figure(engine="onnx", device="cpu", texts_per_second=90),
+def test_auto_opens_the_best_working_engine_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = [
+        TrialResult(engine="torch", device="cuda:0", texts_per_second=9000),
+        TrialResult(engine="onnx", device="cpu", texts_per_second=90),
     ]
-    monkeypatch.setattr(backends, "usable", lambda _wanted: ["onnx", "torch"])  # pyright: ignore[reportUnknownLambdaType]
-    monkeypatch.setattr(trials, "measured", lambda _engines, _wanted: figures)  # pyright: ignore[reportUnknownLambdaType]
-    found = backends.find_spec
+    monkeypatch.setattr(backends, "usable_engines", lambda _options: ["onnx", "torch"])  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(backends, "trial_results", lambda _engines, _options: results)  # pyright: ignore[reportUnknownLambdaType]
+    found = catalogue.find_spec
 
     def without_torch(name: str) -> Any:
         return None if name == "torch" else found(name)
 
-    monkeypatch.setattr(backends, "find_spec", without_torch)
-    encoder = load_encoder("auto", WANTED)
+    monkeypatch.setattr(catalogue, "find_spec", without_torch)
+    encoder = load_encoder("auto", OPTIONS)
     assert encoder.backend == "onnx"
     assert "torch 9000 texts/s on cuda:0, onnx 90 texts/s on cpu" in encoder.provider
 
 
-def test_auto_with_one_engine_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "usable", lambda _wanted: ["onnx"])  # pyright: ignore[reportUnknownLambdaType]
-    assert load_encoder("auto", WANTED).provider == "CPUExecutionProvider"
+def test_auto_with_one_engine_runs_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "usable_engines", lambda _options: ["onnx"])  # pyright: ignore[reportUnknownLambdaType]
+    assert load_encoder("auto", OPTIONS).provider == "CPUExecutionProvider"
 
 
-def test_auto_without_any_weights_says_how_to_get_some() -> None:
+def test_auto_without_weights_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="'no-such-model'"):
-        load_encoder("auto", Wanted("no-such-model"))
+        load_encoder("auto", EncoderOptions("no-such-model"))
 
 
-# --- the GPU's own figures
+# --- GPU readings
 
 
 class FakeNvml(SimpleNamespace):
-    """Two GPUs of which the second answers everything and the first nothing but its memory."""
+    """Two GPUs. The first supports only memory, the second all queries."""
 
     NVML_TEMPERATURE_GPU = 0
 
@@ -225,7 +233,7 @@ class FakeNvml(SimpleNamespace):
         return 312_500
 
 
-def test_the_gpu_that_computes_is_the_one_that_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_reads_the_gpu_that_the_engine_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     full = GpuReading(memory_used=2 << 30, memory_total=80 << 30, utilisation=0.37, temperature=61.0, power=312.5)
     assert _read("cuda:1") == full
@@ -236,36 +244,36 @@ def test_the_gpu_that_computes_is_the_one_that_is_read(monkeypatch: pytest.Monke
 
 
 def _read(device: str) -> GpuReading | None:
-    reader = open_reader(device, FakeNvml())
+    reader = open_nvidia_reader(device, FakeNvml())
     return reader.read() if reader else None
 
 
-def test_without_gpu_or_library_there_is_nothing_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_reader("cpu", FakeNvml()) is None
-    assert open_reader("cuda:7", FakeNvml()) is None
+def test_no_nvml_reader_without_gpu_or_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert open_nvidia_reader("cpu", FakeNvml()) is None
+    assert open_nvidia_reader("cuda:7", FakeNvml()) is None
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert open_reader("cuda:0") is None
-    assert gpu_names() == []
-    assert gpu_names(FakeNvml()) == ["Accelerator 0", "Accelerator 1"]
+    assert open_nvidia_reader("cuda:0") is None
+    assert nvidia_gpus() == []
+    assert nvidia_gpus(FakeNvml()) == ["Accelerator 0", "Accelerator 1"]
 
 
 # --- make gpu-check
 
 
-def test_gpu_check_skips_loudly_where_there_is_no_gpu(
+def test_gpu_check_prints_skipped_without_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "gpu_names", list)  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(gpu_check, "nvidia_gpus", list)  # pyright: ignore[reportUnknownLambdaType]
     assert gpu_check.main(["--device", "cpu"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "SKIPPED: no GPU"
 
 
-def test_gpu_check_fails_where_a_gpu_lies_idle(
+def test_gpu_check_fails_if_no_backend_uses_the_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(gpu_check, "gpu_names", lambda: ["H200"])  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(gpu_check, "nvidia_gpus", lambda: ["H200"])  # pyright: ignore[reportUnknownLambdaType]
     assert gpu_check.main(["--device", "cpu"]) == 1
-    assert "FAILED: H200 is there" in capsys.readouterr().out
+    assert "FAILED: H200 found" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("noise", "code", "verdict"), [(0.0, 0, "PASSED"), (0.1, 1, "FAILED")])
@@ -278,31 +286,28 @@ def test_gpu_check_compares_with_the_cpu(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     class Accelerated:
-        """The CPU's vectors, more or less, from an alleged GPU."""
+        """A pretended GPU: the CPU's vectors with noise."""
 
         name, dimension, max_tokens = minilm.name, minilm.dimension, minilm.max_tokens
         backend, device, provider, fallback = "onnx", "cuda:0", "made up", ""
         tokenise = minilm.tokenise
 
-        def infer(self, tokens: Any, *, sparing: bool = False) -> Any:
+        def infer(self, tokens: Any, *, spare_core: bool = False) -> Any:
             vectors = minilm.infer(tokens) + noise * np.random.default_rng(1).standard_normal(384)
             return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
-    def opened(_engine: str, wanted: Wanted) -> Any:
-        return minilm if wanted.exact else Accelerated()
+    def open_fake(_engine: str, options: EncoderOptions) -> Any:
+        return minilm if options.exact else Accelerated()
 
-    monkeypatch.setattr(gpu_check, "open_engine", opened)
-    monkeypatch.setattr(gpu_check, "usable", lambda _wanted: ["onnx"])  # pyright: ignore[reportUnknownLambdaType]
+    monkeypatch.setattr(gpu_check, "open_engine", open_fake)
+    monkeypatch.setattr(gpu_check, "usable_engines", lambda _options: ["onnx"])  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.setattr(gpu_check, "_TEXTS", SENTENCES)
     assert gpu_check.main([]) == code
     assert capsys.readouterr().out.splitlines()[-1] == verdict
 
 
-def test_the_heartbeat_of_a_gpu_sidecar_carries_its_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    from memory_embedder import sidecar
-    from memory_embedder.fake import FakeEncoder
-
-    monkeypatch.setattr(sidecar, "open_reader", lambda _device: nvml.open_reader("cuda:1", FakeNvml()))  # pyright: ignore[reportUnknownLambdaType]
+def test_heartbeat_of_a_gpu_sidecar_has_gpu_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecar, "open_nvidia_reader", lambda _device: nvml.open_nvidia_reader("cuda:1", FakeNvml()))  # pyright: ignore[reportUnknownLambdaType]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     status = sidecar.Sidecar("redis://nowhere", FakeEncoder()).status()
     assert (status.memory_used, status.memory_total) == (2 << 30, 80 << 30)

@@ -1,4 +1,4 @@
-"""A sidecar's jobs between their stream and their commit, step by step: taken, held, taken over, given back, buried."""
+"""JobConsumer step by step: jobs are read, held, reclaimed, released, committed and buried."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from support import embedder_fixtures
 from support.embedder_fixtures import Team
 
 from memory_core.crypto.keyring import Secret
-from memory_core.crypto.sealed_memory import Place, seal_job
+from memory_core.crypto.sealed_memory import Binding
 from memory_core.crypto.sealing import Key, Transports
 from memory_core.records import keys
 from memory_core.records.vectors import Matrix
+from memory_core.store.sealed_jobs import seal_job
 from memory_core.store.streams import CLEAR
-from memory_embedder import groups
-from memory_embedder.backlog import MOST_DELIVERIES, SUSPECT_DELIVERIES, Holdings, Work
-from memory_embedder.encoder import Kind, Tokens
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.jobs import COMMIT_AT_ONCE, JobDesk
-from memory_embedder.load import Load
-from memory_embedder.outbox import Action, Outbox
+from memory_embedder.engines.encoder import TextKind, Tokens
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.streams import groups
+from memory_embedder.streams.backlog import MAX_DELIVERIES, SUSPECT_DELIVERIES, HeldJobs, TokenisedJob
+from memory_embedder.streams.jobs import COMMIT_AT_ONCE, JobConsumer
+from memory_embedder.streams.outbox import Action, Outbox
+from memory_embedder.streams.throughput import Throughput
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 LEASE_MS = 60_000
@@ -31,8 +32,8 @@ ME, OTHER = "me", "other"
 BAD_WORD = "unspeakable"
 
 
-class Outgoing(Outbox):
-    """Keeps what is to be sent until the test sends it."""
+class PausedOutbox(Outbox):
+    """Keeps the actions until the test sends them."""
 
     def __init__(self) -> None:
         super().__init__("test", asyncio.Event())
@@ -42,7 +43,7 @@ class Outgoing(Outbox):
         self.actions.append(action)
 
     async def send(self) -> int:
-        """Do all that was put; give how many it was."""
+        """Run all queued actions. Returns their number."""
         actions, self.actions = self.actions, []
         for action in actions:
             await action()
@@ -50,350 +51,357 @@ class Outgoing(Outbox):
 
 
 class PickyEncoder(FakeEncoder):
-    """Its tokenizer fails on a word."""
+    """Its tokenizer fails on BAD_WORD."""
 
-    def tokenise(self, texts: list[str], kind: Kind = "passage") -> Tokens:
+    def tokenise(self, texts: list[str], kind: TextKind = "passage") -> Tokens:
         if any(BAD_WORD in text for text in texts):
             raise ValueError("cannot be split")
         return super().tokenise(texts, kind)
 
 
-class Desk:
-    """The desk of a sidecar named ME, and what a test does and sees around it."""
+class Harness:
+    """The JobConsumer of a sidecar named ME, and helpers around it."""
 
     def __init__(self, team: Team, transports: Transports = CLEAR) -> None:
         self.team, self.client, self.names = team, team.client, team.names
         self.encoder = PickyEncoder()
-        self.holdings, self.out, self.arrived = Holdings(Load()), Outgoing(), asyncio.Event()
-        self.jobs = JobDesk(self.client, self.encoder, self.holdings, self.out, ME, self.arrived, transports)
+        self.held_jobs, self.outbox, self.work_arrived = HeldJobs(Throughput()), PausedOutbox(), asyncio.Event()
+        self.jobs = JobConsumer(
+            self.client, self.encoder, self.held_jobs, self.outbox, ME, self.work_arrived, transports
+        )
 
-    async def queued(self, fields: Mapping[str, Any]) -> bytes:
-        """Add any job to the stream."""
+    async def add_job(self, fields: Mapping[str, Any]) -> bytes:
+        """Add a job to the stream."""
         return await self.client.xadd(self.team.jobs, dict(fields))
 
-    async def delivered_before(self, deliveries: int, *, idle_ms: int = 2 * LEASE_MS) -> None:
-        """Have all jobs be OTHER's since so long, delivered so often."""
+    async def deliver_to_other(self, deliveries: int, *, idle_ms: int = 2 * LEASE_MS) -> None:
+        """Make all jobs pending at OTHER, with this delivery count and idle time."""
         await self.client.xreadgroup(keys.GROUP, OTHER, {self.team.jobs: ">"})
         await self.touch(OTHER, list(await self.pending()), idle=idle_ms, retrycount=deliveries)
 
-    async def touch(self, who: str, entries: list[bytes], **state: Any) -> None:
-        """Set whose jobs are, and what `state` says of their deliveries."""
-        await self.client.xclaim(self.team.jobs, keys.GROUP, who, 0, entries, justid=True, **state)
+    async def touch(self, consumer: str, entries: list[bytes], **state: Any) -> None:
+        """Assign entries to a consumer, and set the XCLAIM options in `state`."""
+        await self.client.xclaim(self.team.jobs, keys.GROUP, consumer, 0, entries, justid=True, **state)
 
     async def pending(self) -> dict[bytes, tuple[str, int, int]]:
-        """Whose each unacknowledged job is, its idle time in milliseconds, and its deliveries."""
+        """For each pending job its consumer, idle time in milliseconds and delivery count."""
         found = await self.client.xpending_range(self.team.jobs, keys.GROUP, "-", "+", 10_000)
         return {
             item["message_id"]: (item["consumer"].decode(), item["time_since_delivered"], item["times_delivered"])
             for item in found
         }
 
-    async def buried(self) -> list[dict[bytes, bytes]]:
-        """What was set aside."""
+    async def dead_letters(self) -> list[dict[bytes, bytes]]:
+        """The buried jobs."""
         return [fields for _, fields in await self.client.xrange(self.names.dead_jobs)]
 
-    def leave_room(self, texts: int) -> None:
-        """Hold so much of another namespace that no more than these can be taken."""
-        while self.holdings.room() > texts:
-            self.holdings.add("elsewhere", b"%d-1" % len(self.holdings), 8, 1)
+    def fill_up_to(self, texts: int) -> None:
+        """Hold jobs of another namespace until there is room for this many texts."""
+        while self.held_jobs.room() > texts:
+            self.held_jobs.add("elsewhere", b"%d-1" % len(self.held_jobs), 8, 1)
 
-    def works(self) -> list[Work]:
-        """All that waits for inference."""
-        works: list[Work] = []
-        while picked := self.jobs.backlog.pick(1 << 20):
-            works += picked
-        return works
+    def pick_all(self) -> list[TokenisedJob]:
+        """Take all jobs that wait for inference."""
+        picked: list[TokenisedJob] = []
+        while batch := self.jobs.backlog.pick(1 << 20):
+            picked += batch
+        return picked
 
-    def vectors(self, works: list[Work]) -> list[Matrix]:
-        """Their vectors."""
-        return list(self.encoder.infer(Tokens(tuple(work.row for work in works))))
+    def vectors(self, picked: list[TokenisedJob]) -> list[Matrix]:
+        """The vectors of jobs."""
+        return list(self.encoder.infer(Tokens(tuple(taken.row for taken in picked))))
 
 
 @pytest.fixture
-def desk(team: Team) -> Desk:
-    """A desk without keys."""
-    return Desk(team)
+def harness(team: Team) -> Harness:
+    """A harness without transport keys."""
+    return Harness(team)
 
 
-def job(**other: Any) -> dict[str, Any]:
-    """Fields of a job for a memory that does not exist."""
+def job_fields(**other: Any) -> dict[str, Any]:
+    """Fields of a job. Its memory does not exist."""
     whole = {"v": 1, "id": "m", "rev": 1, "hash": "h", "piece": 0, "model": "fake", "seal": "", "body": "a text"}
     return whole | other
 
 
-async def test_jobs_are_read_held_and_committed(desk: Desk) -> None:
-    ids = await desk.team.store_many(["one text", "another longer text"])
-    assert await desk.jobs.read(desk.names) is False
-    assert desk.arrived.is_set()
-    assert (len(desk.holdings), desk.holdings.tokens) == (2, 4 + 5)
-    works = desk.works()
-    assert [(work.job.memory_id, work.deliveries, len(work.row)) for work in works] == [(ids[0], 1, 4), (ids[1], 1, 5)]
-    vectors = desk.vectors(works)
-    desk.jobs.commit(works, vectors)
-    assert await desk.out.send() == 1
+async def test_jobs_are_read_held_and_committed(harness: Harness) -> None:
+    ids = await harness.team.store_many(["one text", "another longer text"])
+    assert await harness.jobs.read(harness.names) is False
+    assert harness.work_arrived.is_set()
+    assert (len(harness.held_jobs), harness.held_jobs.tokens) == (2, 4 + 5)
+    picked = harness.pick_all()
+    assert [(taken.job.memory_id, taken.deliveries, len(taken.row)) for taken in picked] == [
+        (ids[0], 1, 4),
+        (ids[1], 1, 5),
+    ]
+    vectors = harness.vectors(picked)
+    harness.jobs.commit(picked, vectors)
+    assert await harness.outbox.send() == 1
     for memory_id, vector in zip(ids, vectors, strict=True):
-        found = await desk.team.vector(memory_id)
+        found = await harness.team.vector(memory_id)
         assert found is not None
         assert np.array_equal(found, vector)
-    assert (len(desk.holdings), desk.holdings.tokens) == (0, 0)
-    assert desk.jobs.has_room.is_set()
-    assert await desk.client.xlen(desk.team.jobs) == 0
-    assert desk.jobs.verdicts == {"ok": 2, "gone": 0, "stale": 0, "bad_vector": 0, "buried": 0}
+    assert (len(harness.held_jobs), harness.held_jobs.tokens) == (0, 0)
+    assert harness.jobs.has_room.is_set()
+    assert await harness.client.xlen(harness.team.jobs) == 0
+    assert harness.jobs.verdicts == {"ok": 2, "gone": 0, "stale": 0, "bad_vector": 0, "buried": 0}
 
 
-async def test_more_is_read_only_as_there_is_room(desk: Desk) -> None:
-    await desk.team.store_many([f"text {number}" for number in range(6)])
-    hold = Load().hold
-    desk.holdings.add("elsewhere", b"1-0", hold, 1)
-    assert await desk.jobs.read(desk.names) is True
-    assert not desk.works()
-    desk.holdings.drop("elsewhere", b"1-0")
-    desk.leave_room(4)
-    assert await desk.jobs.read(desk.names) is True
-    assert len(desk.works()) == 4
+async def test_jobs_are_read_only_while_there_is_room(harness: Harness) -> None:
+    await harness.team.store_many([f"text {number}" for number in range(6)])
+    hold = Throughput().hold
+    harness.held_jobs.add("elsewhere", b"1-0", hold, 1)
+    assert await harness.jobs.read(harness.names) is True
+    assert not harness.pick_all()
+    harness.held_jobs.drop("elsewhere", b"1-0")
+    harness.fill_up_to(4)
+    assert await harness.jobs.read(harness.names) is True
+    assert len(harness.pick_all()) == 4
 
 
-async def test_commits_are_of_few_vectors_and_of_one_namespace_each(desk: Desk) -> None:
-    other = await Team(desk.client, "fake", 16, "other").open()
-    ids = await desk.team.store_many([f"text {number}" for number in range(COMMIT_AT_ONCE + 1)])
+async def test_commit_has_few_vectors_of_one_namespace(harness: Harness) -> None:
+    other = await Team(harness.client, "fake", 16, "other").open()
+    ids = await harness.team.store_many([f"text {number}" for number in range(COMMIT_AT_ONCE + 1)])
     there = await other.store("a text of others")
-    await desk.jobs.read(desk.names)
-    await desk.jobs.read(other.names)
-    works = desk.works()
-    desk.jobs.commit(works, desk.vectors(works))
-    assert await desk.out.send() == 3
-    assert await desk.team.count_vectors(ids) == len(ids)
+    await harness.jobs.read(harness.names)
+    await harness.jobs.read(other.names)
+    picked = harness.pick_all()
+    harness.jobs.commit(picked, harness.vectors(picked))
+    assert await harness.outbox.send() == 3
+    assert await harness.team.count_vectors(ids) == len(ids)
     assert await other.count_vectors([there]) == 1
 
 
-async def test_what_is_no_vector_is_not_written_and_its_job_buried(desk: Desk) -> None:
-    good, bad = await desk.team.store_many(["a good one", "a bad one"])
-    await desk.jobs.read(desk.names)
-    works = desk.works()
-    vectors = desk.vectors(works)
-    desk.jobs.commit(works, [vectors[0], vectors[1] * 2])
-    await desk.out.send()
-    assert await desk.team.vector(good) is not None
-    assert await desk.team.vector(bad) is None
-    assert await desk.buried() == [{b"id": bad.encode(), b"rev": b"1", b"error": b"the vector was refused"}]
-    assert (await desk.client.xlen(desk.team.jobs), len(desk.holdings)) == (0, 0)
-    assert (desk.jobs.verdicts["bad_vector"], desk.jobs.verdicts["buried"]) == (1, 1)
+async def test_job_of_an_invalid_vector_is_buried(harness: Harness) -> None:
+    good, bad = await harness.team.store_many(["a good one", "a bad one"])
+    await harness.jobs.read(harness.names)
+    picked = harness.pick_all()
+    vectors = harness.vectors(picked)
+    harness.jobs.commit(picked, [vectors[0], vectors[1] * 2])
+    await harness.outbox.send()
+    assert await harness.team.vector(good) is not None
+    assert await harness.team.vector(bad) is None
+    assert await harness.dead_letters() == [{b"id": bad.encode(), b"rev": b"1", b"error": b"the vector was refused"}]
+    assert (await harness.client.xlen(harness.team.jobs), len(harness.held_jobs)) == (0, 0)
+    assert (harness.jobs.verdicts["bad_vector"], harness.jobs.verdicts["buried"]) == (1, 1)
 
 
-async def test_a_job_of_no_known_version_is_buried_at_once_and_its_neighbours_are_taken(desk: Desk) -> None:
-    await desk.queued(job(v=9))
-    await desk.queued(job())
-    await desk.jobs.read(desk.names)
-    assert len(desk.works()) == 1
-    assert await desk.buried() == [{b"id": b"", b"rev": b"0", b"error": b"not a job of a known version"}]
-    assert await desk.client.xlen(desk.team.jobs) == 1
+async def test_job_of_unknown_version_is_buried_and_others_are_read(harness: Harness) -> None:
+    await harness.add_job(job_fields(v=9))
+    await harness.add_job(job_fields())
+    await harness.jobs.read(harness.names)
+    assert len(harness.pick_all()) == 1
+    assert await harness.dead_letters() == [{b"id": b"", b"rev": b"0", b"error": b"not a job of a known version"}]
+    assert await harness.client.xlen(harness.team.jobs) == 1
 
 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"model": "another"}, b"wants another model than fake"),
+        ({"model": "another"}, b"needs another model than fake"),
         ({"body": b"\xff"}, b"is not UTF-8"),
         ({"body": BAD_WORD}, b"ValueError"),
     ],
 )
-async def test_a_job_that_cannot_be_embedded_is_left_for_later_and_buried_at_last(
-    desk: Desk, wrong: dict[str, Any], reason: bytes
+async def test_job_that_cannot_be_embedded_is_buried_at_last_delivery(
+    harness: Harness, wrong: dict[str, Any], reason: bytes
 ) -> None:
-    entry = await desk.queued(job(**wrong))
-    await desk.delivered_before(MOST_DELIVERIES - 2)
-    await desk.jobs.recover(desk.names, LEASE_MS)
-    assert (await desk.out.send(), await desk.buried()) == (0, [])
-    assert (await desk.pending())[entry][::2] == (ME, MOST_DELIVERIES - 1)
-    await desk.delivered_before(MOST_DELIVERIES - 1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
-    assert await desk.out.send() == 1
-    assert await desk.buried() == [{b"id": b"m", b"rev": b"1", b"error": reason}]
-    assert (await desk.pending(), desk.works(), len(desk.holdings)) == ({}, [], 0)
+    entry = await harness.add_job(job_fields(**wrong))
+    await harness.deliver_to_other(MAX_DELIVERIES - 2)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    assert (await harness.outbox.send(), await harness.dead_letters()) == (0, [])
+    assert (await harness.pending())[entry][::2] == (ME, MAX_DELIVERIES - 1)
+    await harness.deliver_to_other(MAX_DELIVERIES - 1)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    assert await harness.outbox.send() == 1
+    assert await harness.dead_letters() == [{b"id": b"m", b"rev": b"1", b"error": reason}]
+    assert (await harness.pending(), harness.pick_all(), len(harness.held_jobs)) == ({}, [], 0)
 
 
-async def test_a_job_delivered_too_often_is_buried_untried(desk: Desk) -> None:
-    await desk.queued(job())
-    await desk.delivered_before(MOST_DELIVERIES)
-    await desk.jobs.recover(desk.names, LEASE_MS)
-    assert await desk.out.send() == 1
-    assert (await desk.buried())[0][b"error"] == b"delivered 5 times without a result"
-    assert desk.works() == []
+async def test_job_delivered_too_often_is_buried_without_inference(harness: Harness) -> None:
+    await harness.add_job(job_fields())
+    await harness.deliver_to_other(MAX_DELIVERIES)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    assert await harness.outbox.send() == 1
+    assert (await harness.dead_letters())[0][b"error"] == b"delivered 5 times without a result"
+    assert harness.pick_all() == []
 
 
-async def test_a_job_that_fails_is_buried_at_its_last_delivery_and_not_before(desk: Desk) -> None:
-    entry = await desk.queued(job())
-    for deliveries in (MOST_DELIVERIES - 1, MOST_DELIVERIES):
-        await desk.delivered_before(deliveries - 1)
-        await desk.jobs.recover(desk.names, LEASE_MS)
-        assert (entry in await desk.pending(), await desk.buried()) == (True, [])
-        (work,) = desk.works()
-        assert (work.deliveries, len(desk.holdings)) == (deliveries, 1)
-        desk.jobs.fail(work, "its engine failed")
-        await desk.out.send()
-        assert len(desk.holdings) == 0
-    assert [said[b"error"] for said in await desk.buried()] == [b"its engine failed"]
-    assert not await desk.pending()
+async def test_failing_job_is_buried_at_its_last_delivery(harness: Harness) -> None:
+    entry = await harness.add_job(job_fields())
+    for deliveries in (MAX_DELIVERIES - 1, MAX_DELIVERIES):
+        await harness.deliver_to_other(deliveries - 1)
+        await harness.jobs.reclaim(harness.names, LEASE_MS)
+        assert (entry in await harness.pending(), await harness.dead_letters()) == (True, [])
+        (taken,) = harness.pick_all()
+        assert (taken.deliveries, len(harness.held_jobs)) == (deliveries, 1)
+        harness.jobs.fail(taken, "its engine failed")
+        await harness.outbox.send()
+        assert len(harness.held_jobs) == 0
+    assert [letter[b"error"] for letter in await harness.dead_letters()] == [b"its engine failed"]
+    assert not await harness.pending()
 
 
 @pytest.mark.parametrize("others", [["one text"], ["one text", "two texts"]])
-async def test_a_text_that_cannot_be_split_takes_no_other_along(desk: Desk, others: list[str]) -> None:
-    await desk.team.store_many([f"an {BAD_WORD} text", *others])
-    await desk.jobs.read(desk.names)
-    assert [work.job.body.decode() for work in desk.works()] == others
-    assert (len(desk.holdings), desk.holdings.tokens) == (len(others), 4 * len(others))
+async def test_text_that_cannot_be_tokenised_does_not_fail_others(harness: Harness, others: list[str]) -> None:
+    await harness.team.store_many([f"an {BAD_WORD} text", *others])
+    await harness.jobs.read(harness.names)
+    assert [taken.job.body.decode() for taken in harness.pick_all()] == others
+    assert (len(harness.held_jobs), harness.held_jobs.tokens) == (len(others), 4 * len(others))
 
 
-async def test_only_jobs_untouched_for_a_lease_are_taken_over(desk: Desk) -> None:
-    await desk.queued(job(body="fresh"))
-    await desk.delivered_before(1, idle_ms=LEASE_MS // 2)
-    dead = await desk.queued(job(body="of the dead"))
-    await desk.client.xreadgroup(keys.GROUP, OTHER, {desk.team.jobs: ">"})
-    await desk.touch(OTHER, [dead], idle=2 * LEASE_MS)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    assert [(work.job.body, work.deliveries) for work in desk.works()] == [(b"of the dead", 2)]
-    assert [who for who, _, _ in (await desk.pending()).values()] == [OTHER, ME]
+async def test_only_jobs_idle_for_a_lease_are_reclaimed(harness: Harness) -> None:
+    await harness.add_job(job_fields(body="fresh"))
+    await harness.deliver_to_other(1, idle_ms=LEASE_MS // 2)
+    dead = await harness.add_job(job_fields(body="of the dead"))
+    await harness.client.xreadgroup(keys.GROUP, OTHER, {harness.team.jobs: ">"})
+    await harness.touch(OTHER, [dead], idle=2 * LEASE_MS)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is False
+    assert [(taken.job.body, taken.deliveries) for taken in harness.pick_all()] == [(b"of the dead", 2)]
+    assert [who for who, _, _ in (await harness.pending()).values()] == [OTHER, ME]
 
 
-async def test_what_is_held_here_is_not_taken_over_again(desk: Desk) -> None:
-    await desk.team.store_many(["one text", "another text"])
-    await desk.jobs.read(desk.names)
-    assert len(desk.works()) == 2
-    await desk.touch(ME, list(await desk.pending()), idle=2 * LEASE_MS)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    assert desk.works() == []
+async def test_held_job_is_not_reclaimed_again(harness: Harness) -> None:
+    await harness.team.store_many(["one text", "another text"])
+    await harness.jobs.read(harness.names)
+    assert len(harness.pick_all()) == 2
+    await harness.touch(ME, list(await harness.pending()), idle=2 * LEASE_MS)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is False
+    assert harness.pick_all() == []
 
 
-async def test_suspects_are_taken_over_one_by_one_beside_others(desk: Desk) -> None:
-    entries = [await desk.queued(job(body=f"text {number}")) for number in range(4)]
-    await desk.delivered_before(SUSPECT_DELIVERIES - 2)
-    await desk.touch(OTHER, entries[1:3], idle=2 * LEASE_MS, retrycount=SUSPECT_DELIVERIES - 1)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
-    assert desk.jobs.backlog.has_suspects
-    taken = desk.works()
-    assert [(work.job.entry.encode(), work.is_suspect) for work in taken] == [
+async def test_suspect_jobs_are_reclaimed_one_at_a_time(harness: Harness) -> None:
+    entries = [await harness.add_job(job_fields(body=f"text {number}")) for number in range(4)]
+    await harness.deliver_to_other(SUSPECT_DELIVERIES - 2)
+    await harness.touch(OTHER, entries[1:3], idle=2 * LEASE_MS, retrycount=SUSPECT_DELIVERIES - 1)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is True
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is True
+    assert harness.jobs.backlog.has_suspects
+    taken = harness.pick_all()
+    assert [(taken.job.entry.encode(), taken.is_suspect) for taken in taken] == [
         (entries[1], True), (entries[0], False), (entries[3], False)
     ]  # fmt: skip
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    assert [work.job.entry.encode() for work in desk.works()] == [entries[2]]
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is False
+    assert [taken.job.entry.encode() for taken in harness.pick_all()] == [entries[2]]
 
 
-async def test_what_is_taken_over_is_bounded_by_room(desk: Desk) -> None:
+async def test_reclaimed_jobs_are_limited_by_room(harness: Harness) -> None:
     for number in range(6):
-        await desk.queued(job(body=f"text {number}"))
-    await desk.delivered_before(1)
-    full = Load().hold
-    desk.holdings.add("elsewhere", b"1-0", full, 1)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    desk.holdings.drop("elsewhere", b"1-0")
-    desk.leave_room(4)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is True
-    assert len(desk.works()) == 4
+        await harness.add_job(job_fields(body=f"text {number}"))
+    await harness.deliver_to_other(1)
+    full = Throughput().hold
+    harness.held_jobs.add("elsewhere", b"1-0", full, 1)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is False
+    harness.held_jobs.drop("elsewhere", b"1-0")
+    harness.fill_up_to(4)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is True
+    assert len(harness.pick_all()) == 4
 
 
-async def test_what_redis_calls_fresh_at_two_looks_is_taken_over(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    stray, aged = await desk.queued(job()), await desk.queued(job())
-    await desk.delivered_before(1)
+async def test_pending_job_with_no_idle_time_at_two_scans_is_reclaimed(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stray, aged = await harness.add_job(job_fields()), await harness.add_job(job_fields())
+    await harness.deliver_to_other(1)
     fresh = [stray]
 
-    async def fresh_entries(_client: object, stream: str, *, count: int) -> list[groups.Pending]:
-        assert (stream, count > len(fresh)) == (desk.team.jobs, True)
-        return [groups.Pending(entry, 1) for entry in fresh]
+    async def zero_idle_entries(_client: object, stream: str, *, count: int) -> list[groups.PendingEntry]:
+        assert (stream, count > len(fresh)) == (harness.team.jobs, True)
+        return [groups.PendingEntry(entry, 1) for entry in fresh]
 
-    monkeypatch.setattr(groups, "fresh_entries", fresh_entries)
-    await desk.jobs.take_strays(desk.names)
-    assert (await desk.pending())[stray][0] == OTHER
-    await desk.jobs.take_strays(desk.names)
-    assert [(work.job.entry.encode(), work.deliveries) for work in desk.works()] == [(stray, 2)]
+    monkeypatch.setattr(groups, "zero_idle_entries", zero_idle_entries)
+    await harness.jobs.reclaim_skewed(harness.names)
+    assert (await harness.pending())[stray][0] == OTHER
+    await harness.jobs.reclaim_skewed(harness.names)
+    assert [(taken.job.entry.encode(), taken.deliveries) for taken in harness.pick_all()] == [(stray, 2)]
     fresh.append(aged)
-    await desk.jobs.take_strays(desk.names)
-    assert (await desk.pending())[aged][0] == OTHER
-    await desk.jobs.take_strays(desk.names)
-    assert [work.job.entry.encode() for work in desk.works()] == [aged]
+    await harness.jobs.reclaim_skewed(harness.names)
+    assert (await harness.pending())[aged][0] == OTHER
+    await harness.jobs.reclaim_skewed(harness.names)
+    assert [taken.job.entry.encode() for taken in harness.pick_all()] == [aged]
 
 
-async def test_what_is_held_for_long_is_renewed_once(desk: Desk) -> None:
-    await desk.team.store("a text")
-    await desk.jobs.read(desk.names)
-    (entry,) = await desk.pending()
-    await desk.touch(ME, [entry], idle=LEASE_MS)
-    await desk.jobs.keep(3600)
-    assert (await desk.pending())[entry][1] >= LEASE_MS
-    await desk.jobs.keep(0)
-    who, idle, deliveries = (await desk.pending())[entry]
+async def test_held_job_is_renewed_once_it_is_old(harness: Harness) -> None:
+    await harness.team.store("a text")
+    await harness.jobs.read(harness.names)
+    (entry,) = await harness.pending()
+    await harness.touch(ME, [entry], idle=LEASE_MS)
+    await harness.jobs.renew(3600)
+    assert (await harness.pending())[entry][1] >= LEASE_MS
+    await harness.jobs.renew(0)
+    who, idle, deliveries = (await harness.pending())[entry]
     assert (who, deliveries) == (ME, 1)
     assert idle < LEASE_MS
-    assert not desk.holdings.older_than(60)
+    assert not harness.held_jobs.older_than(60)
 
 
-async def test_what_is_handed_back_was_never_delivered_here(desk: Desk) -> None:
-    old = await desk.queued(job())
-    await desk.delivered_before(1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
-    new = await desk.queued(job())
-    await desk.jobs.read(desk.names)
-    await desk.jobs.hand_back()
-    pending = await desk.pending()
+async def test_released_jobs_keep_their_earlier_delivery_count(harness: Harness) -> None:
+    old = await harness.add_job(job_fields())
+    await harness.deliver_to_other(1)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    new = await harness.add_job(job_fields())
+    await harness.jobs.read(harness.names)
+    await harness.jobs.release()
+    pending = await harness.pending()
     assert {entry: deliveries for entry, (_, _, deliveries) in pending.items()} == {old: 1, new: 0}
     assert all(idle > LEASE_MS for _, idle, _ in pending.values())
 
 
 class Sealed:
-    """A transport key, and jobs under it."""
+    """A transport key, and jobs sealed under it."""
 
     def __init__(self, namespace: str) -> None:
         secret = Secret(bytes(range(32)))
         self.transports = Transports([secret])
-        self.place = Place(namespace, "o", "m", 0, 1, "h")
-        self._lock = self.place.lock(Key.of(secret, "data"), "vector")
+        self.binding = Binding(namespace, "o", "m", 0, 1, "h")
+        self._lock = self.binding.lock(Key.of(secret, "data"), "vector")
 
-    def job(self, **other: Any) -> dict[str, Any]:
+    def job_fields(self, **other: Any) -> dict[str, Any]:
         """Fields of a job with a sealed text."""
-        return job(**seal_job(self.transports, self.place, "a secret", self._lock)) | other
+        return job_fields(**seal_job(self.transports, self.binding, "a secret", self._lock)) | other
 
 
-async def test_a_sealed_job_is_left_to_sidecars_with_its_key(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    sealed = Sealed(desk.names.namespace)
-    first, clear = await desk.queued(sealed.job()), await desk.queued(job())
-    await desk.jobs.read(desk.names)
-    assert [work.job.entry.encode() for work in desk.works()] == [clear]
-    _, idle, deliveries = (await desk.pending())[first]
+async def test_sealed_job_is_left_to_sidecars_with_its_key(harness: Harness, caplog: pytest.LogCaptureFixture) -> None:
+    sealed = Sealed(harness.names.namespace)
+    first, clear = await harness.add_job(sealed.job_fields()), await harness.add_job(job_fields())
+    await harness.jobs.read(harness.names)
+    assert [taken.job.entry.encode() for taken in harness.pick_all()] == [clear]
+    _, idle, deliveries = (await harness.pending())[first]
     assert (idle > LEASE_MS, deliveries) == (True, 0)
-    assert await desk.jobs.recover(desk.names, LEASE_MS) is False
-    second = await desk.queued(sealed.job())
-    await desk.jobs.read(desk.names)
-    assert (await desk.pending())[second][2] == 0
-    assert (await desk.out.send(), await desk.buried(), len(desk.holdings)) == (0, [], 1)
+    assert await harness.jobs.reclaim(harness.names, LEASE_MS) is False
+    second = await harness.add_job(sealed.job_fields())
+    await harness.jobs.read(harness.names)
+    assert (await harness.pending())[second][2] == 0
+    assert (await harness.outbox.send(), await harness.dead_letters(), len(harness.held_jobs)) == (0, [], 1)
     assert caplog.text.count("MEMORY_TRANSPORT_KEY") == 1
 
 
-async def test_a_sealed_job_is_opened_by_its_key_alone(team: Team) -> None:
+async def test_sealed_job_is_opened_only_by_its_key(team: Team) -> None:
     sealed = Sealed(team.names.namespace)
-    desk = Desk(team, sealed.transports)
-    await desk.queued(sealed.job())
-    moved = await desk.queued(sealed.job(rev=2))
-    await desk.delivered_before(1)
-    await desk.touch(OTHER, [moved], idle=2 * LEASE_MS, retrycount=MOST_DELIVERIES - 1)
-    await desk.jobs.recover(desk.names, LEASE_MS)
-    assert await desk.out.send() == 1
-    assert [said[b"error"] for said in await desk.buried()] == [b"was altered, or is another job's"]
-    (work,) = desk.works()
-    assert work.lock is not None
-    assert len(work.row) == 4
+    harness = Harness(team, sealed.transports)
+    await harness.add_job(sealed.job_fields())
+    moved = await harness.add_job(sealed.job_fields(rev=2))
+    await harness.deliver_to_other(1)
+    await harness.touch(OTHER, [moved], idle=2 * LEASE_MS, retrycount=MAX_DELIVERIES - 1)
+    await harness.jobs.reclaim(harness.names, LEASE_MS)
+    assert await harness.outbox.send() == 1
+    assert [letter[b"error"] for letter in await harness.dead_letters()] == [b"was altered, or belongs to another job"]
+    (taken,) = harness.pick_all()
+    assert taken.lock is not None
+    assert len(taken.row) == 4
 
 
-async def test_a_sealed_vector_is_committed_sealed(team: Team) -> None:
+async def test_sealed_vector_is_committed_sealed(team: Team) -> None:
     sealed = Sealed(team.names.namespace)
-    desk = Desk(team, sealed.transports)
-    memory = desk.names.memory("m")
-    await desk.client.hset(memory, mapping={"rev": 1, "hash": "h", "sealed": "x"})
-    await desk.queued(sealed.job())
-    await desk.jobs.read(desk.names)
-    works = desk.works()
-    desk.jobs.commit(works, desk.vectors(works))
-    await desk.out.send()
-    assert desk.jobs.verdicts["ok"] == 1
-    written = await desk.client.hgetall(memory)
+    harness = Harness(team, sealed.transports)
+    memory = harness.names.memory("m")
+    await harness.client.hset(memory, mapping={"rev": 1, "hash": "h", "sealed": "x"})
+    await harness.add_job(sealed.job_fields())
+    await harness.jobs.read(harness.names)
+    picked = harness.pick_all()
+    harness.jobs.commit(picked, harness.vectors(picked))
+    await harness.outbox.send()
+    assert harness.jobs.verdicts["ok"] == 1
+    written = await harness.client.hgetall(memory)
     assert team.vector_field.encode() not in written
     assert len(written[f"sealed_{team.vector_field}".encode()]) > 4 * 16

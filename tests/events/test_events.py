@@ -12,8 +12,9 @@ from support.event_helpers import PATIENT, emit, listeners, named, now, waiting
 from support.stack import Agent, Refused, Server, Stack
 
 from memory_core.records.keys import Keys
-from memory_server.engine.principals import Caller
-from memory_server.events.waiting import WaitRequest, unread, wait_for_events
+from memory_server.contract.arguments import WaitArguments
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.events.waiting import unread, wait_for_events
 
 
 async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
@@ -282,8 +283,10 @@ async def test_two_hundred_agents_wait_at_once_and_each_gets_its_own(
     server: Server, stack: Stack, namespace: str
 ) -> None:
     callers = [Caller(namespace, f"a{number}") for number in range(200)]
-    request = WaitRequest(timeout_seconds=PATIENT)
-    calls = [asyncio.create_task(wait_for_events(server.service, caller, request)) for caller in callers]
+    request = WaitArguments(timeout_seconds=PATIENT)
+    calls = [
+        asyncio.create_task(wait_for_events(server.service, RequestContext(caller), request)) for caller in callers
+    ]
 
     async def all_wait() -> bool:
         return listeners(server, namespace) == len(callers)
@@ -337,19 +340,19 @@ async def test_others_private_memories_do_not_count_as_unread(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     caller = Caller(namespace, "bob")
-    assert await unread(server.service, caller) == 0
+    assert await unread(server.service, RequestContext(caller)) == 0
     await alice.store("Private.")
-    assert await unread(server.service, caller) == 0
+    assert await unread(server.service, RequestContext(caller)) == 0
     await alice.store("Public.", visibility="public")
     await emit(stack, namespace, "task")
-    assert await unread(server.service, caller) == 2
+    assert await unread(server.service, RequestContext(caller)) == 2
     for number in range(120):
         await emit(stack, namespace, f"task-{number}")
-    assert await unread(server.service, caller) == 100
-    seen = await server.service.seen.get(namespace, "bob")
+    assert await unread(server.service, RequestContext(caller)) == 100
+    seen = await server.service.positions.get(namespace, "bob")
     assert seen
     _, cursor = await everything(bob, seen)
-    assert await unread(server.service, caller) == 0
+    assert await unread(server.service, RequestContext(caller)) == 0
 
     async def is_remembered() -> bool:
         return (await stack.client.get(Keys(namespace).seen("bob"))) == cursor.encode()

@@ -18,8 +18,8 @@ from support.subscription_helpers import is_told, subscribe, updated
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_embedder.weights import DEFAULT_MODEL
-from memory_server.events.audience import Room
+from memory_embedder.engines.weights import DEFAULT_MODEL
+from memory_server.events.audience import Audience
 from memory_server.events.entries import START
 from memory_server.events.listeners import Waiter
 
@@ -132,8 +132,8 @@ async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
 def test_whose_query_has_left_while_its_vector_was_looked_up_is_near_to_nothing() -> None:
     vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
     model = Model(DEFAULT_MODEL, 384)
-    room, waiter = Room(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)
-    room.add(waiter)
-    assert room.near(vector, model) == {waiter}
-    room.remove(waiter)
-    assert room.near(vector, model) == set()
+    audience, waiter = Audience(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)
+    audience.add(waiter)
+    assert audience.near(vector, model) == {waiter}
+    audience.remove(waiter)
+    assert audience.near(vector, model) == set()

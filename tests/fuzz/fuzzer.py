@@ -25,7 +25,7 @@ from support.stack import Server
 
 from memory_core import errors
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 
 from .calls import Calls, Json
 from .corpus import CANARY, FORBIDDEN, RAW_BODIES

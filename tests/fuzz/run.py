@@ -47,6 +47,8 @@ def _round(steps: int, seed: int) -> int:
         "-s",
         "-p",
         "no:cacheprovider",
+        "-m",
+        "long",
         "tests/memories/test_properties.py",
     ]
     environment = {**os.environ, "FUZZ_STEPS": str(steps), "FUZZ_SEED": str(seed)}

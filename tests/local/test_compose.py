@@ -24,10 +24,11 @@ from typer.testing import CliRunner
 
 from memory_core.crypto.keyring import load_keyring
 from memory_core.errors import InvalidArgument, NotSupported, UnsafeStart
+from memory_core.redis_client import Client
 from memory_core.settings.settings import ENV_PREFIX, Settings, leaves, variable
-from memory_core.store.connection import Client, check_server, connect, redis_url
+from memory_core.store.connection import check_server, connect, redis_url
 from memory_embedder import cli as embedder_cli
-from memory_embedder.gpu_turns import take_turn
+from memory_embedder.devices.gpu_turns import take_turn
 from memory_server import cli as server_cli
 from memory_server.http.binding import check_bind
 
@@ -39,7 +40,7 @@ OUR_IMAGES = {"server": server_cli.app, "embedder": embedder_cli.app}
 TAKE_TURN = """
 import sys
 from pathlib import Path
-from memory_embedder.gpu_turns import take_turn
+from memory_embedder.devices.gpu_turns import take_turn
 print(take_turn(Path(sys.argv[1]), 2), flush=True)
 sys.stdin.read()
 """
@@ -329,7 +330,7 @@ def test_the_engines_see_the_gpu_of_their_turn_alone(tmp_path: Path) -> None:
     environ: dict[str, str] = {}
     take_turn(tmp_path, 1, environ)
     assert environ == {"CUDA_VISIBLE_DEVICES": "0", "HIP_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    with pytest.raises(NotSupported, match="no GPU is to be seen"):
+    with pytest.raises(NotSupported, match="found no GPU"):
         take_turn(tmp_path, 0, {})
     with pytest.raises(InvalidArgument, match="--gpu-turns"):
         take_turn(Path("/proc/nowhere"), 1, {})

@@ -1,10 +1,11 @@
-"""The embedded Redis: shared, durable, and back after anything is killed."""
+"""The embedded Redis: shared between processes, durable, and restarted after a crash."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib.util
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from memory_core.errors import NotSupported, StoreUnavailable, UnsafeStart
 from memory_core.package_data import resource
 from memory_server.local import binaries, config, locks, supervisor
 from memory_server.local.attach import attach
+from memory_server.local.children import Backoff
 from memory_server.local.paths import (
     SOCKET_LIMIT,
     Address,
@@ -50,7 +52,7 @@ async def test_first_attach_starts_a_durable_redis_with_the_query_engine(tmp_pat
         assert "2" in str(await redis.execute_command("FT.CONFIG", "GET", "DEFAULT_DIALECT"))
 
 
-async def test_people_reach_it_by_port_but_only_with_the_password(tmp_path: Path) -> None:
+async def test_loopback_port_requires_the_password(tmp_path: Path) -> None:
     async with attached(tmp_path / "data") as local:
         async with Redis.from_url(local.tcp_url) as redis:
             assert await redis.execute_command("PING")
@@ -59,7 +61,7 @@ async def test_people_reach_it_by_port_but_only_with_the_password(tmp_path: Path
                 await stranger.get("x")
 
 
-async def test_processes_that_attach_at_once_share_one_redis_and_one_supervisor(tmp_path: Path) -> None:
+async def test_concurrent_processes_share_one_redis_and_supervisor(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     users = [
         await asyncio.create_subprocess_exec(
@@ -85,7 +87,7 @@ async def test_processes_that_attach_at_once_share_one_redis_and_one_supervisor(
         await asyncio.to_thread(stop, data_dir)
 
 
-async def test_data_survive_a_stop_and_a_start_at_the_same_address(tmp_path: Path) -> None:
+async def test_data_and_address_survive_a_restart(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     async with attached(data_dir) as local:
         await put(local, "memory", "kept")
@@ -95,7 +97,7 @@ async def test_data_survive_a_stop_and_a_start_at_the_same_address(tmp_path: Pat
         assert (local.url, local.port) == (url, port)
 
 
-async def test_a_killed_redis_comes_back_with_everything_acknowledged(tmp_path: Path) -> None:
+async def test_killed_redis_restarts_with_all_acknowledged_writes(tmp_path: Path) -> None:
     async with attached(tmp_path / "data") as local:
         for number in range(50):
             await put(local, f"memory:{number}", str(number))
@@ -110,7 +112,7 @@ async def test_a_killed_redis_comes_back_with_everything_acknowledged(tmp_path: 
             again.close()
 
 
-async def test_watch_brings_everything_back_when_the_supervisor_is_killed(tmp_path: Path) -> None:
+async def test_watch_restarts_a_killed_supervisor(tmp_path: Path) -> None:
     async with attached(tmp_path / "data", sidecar=SIDECAR) as local:
         await put(local, "memory", "kept")
         await until(lambda: running(local).sidecar_pid)
@@ -130,7 +132,7 @@ async def test_watch_brings_everything_back_when_the_supervisor_is_killed(tmp_pa
             await until(lambda pid=pid: not alive(pid))
 
 
-async def test_a_newcomer_replaces_a_killed_supervisor_without_losing_data(tmp_path: Path) -> None:
+async def test_attach_replaces_a_killed_supervisor_and_keeps_data(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     async with attached(data_dir) as local:
         await put(local, "memory", "kept")
@@ -143,7 +145,7 @@ async def test_a_newcomer_replaces_a_killed_supervisor_without_losing_data(tmp_p
             again.close()
 
 
-async def test_a_killed_sidecar_is_started_again(tmp_path: Path) -> None:
+async def test_killed_sidecar_is_restarted(tmp_path: Path) -> None:
     async with attached(tmp_path / "data", sidecar=SIDECAR) as local:
         await until(lambda: running(local).sidecar_pid)
         first = running(local).sidecar_pid
@@ -152,7 +154,7 @@ async def test_a_killed_sidecar_is_started_again(tmp_path: Path) -> None:
         assert running(local).sidecar_pid != first
 
 
-async def test_the_sidecar_learns_the_url_from_its_environment_not_its_arguments(tmp_path: Path) -> None:
+async def test_sidecar_gets_the_url_from_its_environment(tmp_path: Path) -> None:
     note = tmp_path / "note"
     tell = (
         "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(os.environ['REDIS_URL']); time.sleep(60)"
@@ -163,7 +165,7 @@ async def test_the_sidecar_learns_the_url_from_its_environment_not_its_arguments
     assert local.password not in " ".join(supervisor.sidecar_command("m"))
 
 
-async def test_a_misconfigured_sidecar_says_why_and_is_not_hammered(tmp_path: Path) -> None:
+async def test_misconfigured_sidecar_is_reported_and_not_restarted_at_once(tmp_path: Path) -> None:
     complain = "import sys; print('onnxruntime is missing', file=sys.stderr); sys.exit(78)"
     async with attached(tmp_path / "data", sidecar=(sys.executable, "-c", complain)) as local:
         await until(lambda: running(local).sidecar_error)
@@ -171,7 +173,7 @@ async def test_a_misconfigured_sidecar_says_why_and_is_not_hammered(tmp_path: Pa
         assert running(local).sidecar_restarts == 0
 
 
-async def test_everything_stops_by_itself_after_the_last_user_left(tmp_path: Path) -> None:
+async def test_redis_and_sidecar_stop_after_the_last_user_leaves(tmp_path: Path) -> None:
     async with attached(tmp_path / "data", grace=0.2, sidecar=SIDECAR) as local:
         await until(lambda: running(local).sidecar_pid)
         state = running(local)
@@ -188,7 +190,7 @@ async def test_everything_stops_by_itself_after_the_last_user_left(tmp_path: Pat
             assert not alive(pid)
 
 
-async def test_a_user_killed_outright_counts_as_gone(tmp_path: Path) -> None:
+async def test_killed_user_counts_as_gone(tmp_path: Path) -> None:
     async with attached(tmp_path / "data", grace=0.2) as local:
         user = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -206,7 +208,7 @@ async def test_a_user_killed_outright_counts_as_gone(tmp_path: Path) -> None:
         await until(lambda: not locks.is_held(local.paths.supervisor_lock))
 
 
-async def test_stop_ends_it_for_good_even_while_a_server_watches(tmp_path: Path) -> None:
+async def test_stop_is_final_while_a_server_watches(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     assert not stop(data_dir)
     async with attached(data_dir) as local:
@@ -216,7 +218,7 @@ async def test_stop_ends_it_for_good_even_while_a_server_watches(tmp_path: Path)
         assert not locks.is_held(local.paths.supervisor_lock)
 
 
-async def test_stop_also_ends_a_redis_whose_supervisor_was_killed(tmp_path: Path) -> None:
+async def test_stop_ends_a_redis_without_supervisor(tmp_path: Path) -> None:
     async with attached(tmp_path / "data") as local:
         kill(running(local).supervisor_pid)
         await until(lambda: not locks.is_held(local.paths.supervisor_lock))
@@ -225,7 +227,7 @@ async def test_stop_also_ends_a_redis_whose_supervisor_was_killed(tmp_path: Path
         assert not locks.is_held(local.paths.redis_lock)
 
 
-async def test_a_deep_data_directory_with_odd_characters_works(tmp_path: Path) -> None:
+async def test_long_data_directory_with_special_characters_works(tmp_path: Path) -> None:
     data_dir = tmp_path.joinpath(*["a rather deep \"folder\" 'ü' \\ #"] * 8)
     assert len(os.fsencode(data_dir)) > SOCKET_LIMIT
     async with attached(data_dir) as local:
@@ -244,29 +246,27 @@ async def test_socket_password_and_data_are_private(tmp_path: Path) -> None:
         assert local.password not in repr(local) + local.paths.state.read_text()
 
 
-def test_a_socket_directory_behind_a_link_is_refused(tmp_path: Path) -> None:
+def test_linked_socket_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "theirs")
     with pytest.raises(UnsafeStart, match="link or belongs to another"):
         make_private_dir(tmp_path / "link")
 
 
-def test_a_data_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None:
+def test_data_directory_writable_by_others_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
-    with pytest.raises(UnsafeStart, match="others may write"):
+    with pytest.raises(UnsafeStart, match="other users may write"):
         prepare(tmp_path)
 
 
-def test_a_copied_data_directory_gets_its_own_socket(tmp_path: Path) -> None:
+def test_copied_data_directory_gets_its_own_socket(tmp_path: Path) -> None:
     original, copy = locate(tmp_path / "a"), locate(tmp_path / "b")
     last = Address(str(choose_socket(original)), 1)
     assert choose_socket(original, last) == Path(last.socket)
     assert choose_socket(copy, last) != Path(last.socket)
 
 
-async def test_without_any_redis_the_error_names_the_three_ways_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_missing_redis_error_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
 
     def nowhere(name: str, package: str | None = None) -> None:
@@ -285,7 +285,7 @@ async def test_without_any_redis_the_error_names_the_three_ways_out(
     ("said", "taken"),
     [("Redis server v=8.2.0 x", True), ("Redis server v=7.4.1 x", False), ("Valkey server v=8.2.0 x", False)],
 )
-def test_a_redis_on_path_is_taken_only_if_new_enough(
+def test_redis_on_path_is_used_only_if_new_enough(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, taken: bool
 ) -> None:
     server = tmp_path / "redis-server"
@@ -296,7 +296,7 @@ def test_a_redis_on_path_is_taken_only_if_new_enough(
     assert (binaries.find_redis().origin == "PATH") is taken
 
 
-async def test_a_redis_that_cannot_start_is_reported_with_its_log(tmp_path: Path) -> None:
+async def test_failed_start_is_reported_with_the_log_of_redis(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     paths = prepare(data_dir)
     (data_dir / "appendonlydir").mkdir()
@@ -309,7 +309,7 @@ async def test_a_redis_that_cannot_start_is_reported_with_its_log(tmp_path: Path
     assert not locks.is_held(paths.users_lock)
 
 
-async def test_a_cancelled_attach_leaves_no_user_behind(tmp_path: Path) -> None:
+async def test_cancelled_attach_releases_its_lock(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     joining = asyncio.create_task(attach(data_dir, grace=0.1, sidecar=()))
     await until(lambda: locks.is_held(locate(data_dir).users_lock))
@@ -320,9 +320,7 @@ async def test_a_cancelled_attach_leaves_no_user_behind(tmp_path: Path) -> None:
     await asyncio.to_thread(stop, data_dir)
 
 
-def test_a_port_that_somebody_took_is_replaced() -> None:
-    import socket
-
+def test_taken_port_is_replaced() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -330,7 +328,7 @@ def test_a_port_that_somebody_took_is_replaced() -> None:
         assert config.choose_port(Address("", taken)) not in {0, taken}
 
 
-def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
+def test_large_log_is_rotated(tmp_path: Path) -> None:
     log = tmp_path / "x.log"
     log.write_bytes(b"old\n" * (2 << 20))
     os.close(open_log(log))
@@ -338,20 +336,18 @@ def test_a_large_log_is_put_aside(tmp_path: Path) -> None:
     assert log_tail(tmp_path / "x.log.1", 1) == "old"
 
 
-def test_importing_attach_loads_neither_redis_nor_mcp() -> None:
+def test_importing_attach_imports_neither_redis_nor_mcp() -> None:
     code = (
         "import sys, memory_server.local.attach; sys.exit(any(m in sys.modules for m in ('redis', 'mcp', 'pydantic')))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=20).returncode == 0
 
 
-def test_the_redis_folder_holds_no_python() -> None:
+def test_redis_folder_contains_no_python() -> None:
     assert not list(resource("redis").rglob("*.py"))
 
 
-def test_backoff_starts_fast_and_forgets_after_a_steady_run() -> None:
-    from memory_server.local.children import Backoff
-
+def test_backoff_grows_and_resets_after_a_steady_run() -> None:
     backoff = Backoff(0.1, 0.3)
     assert [backoff.after(0) for _ in range(4)] == [0.1, 0.2, 0.3, 0.3]
     assert backoff.after(60) == 0.1

@@ -1,4 +1,4 @@
-"""Starting: what is refused, what is shared, and that a client is answered before the heavy parts are up."""
+"""Startup: refused configurations, shared processes, and a fast first answer."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def run_python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def test_the_server_never_imports_an_inference_engine() -> None:
+def test_server_never_imports_an_inference_engine() -> None:
     assert run_python(ALL_SERVER_MODULES) == "[]"
 
 
-def test_a_stdio_server_imports_nothing_heavy_before_it_answers() -> None:
+def test_stdio_server_imports_nothing_heavy_before_it_answers() -> None:
     assert run_python(LIGHT_START) == "[]"
 
 
@@ -63,7 +63,7 @@ async def test_tools_are_listed_before_redis_is_up() -> None:
         assert {"store_memory", "semantic_search", "gpu_status"} <= {tool.name for tool in tools}
 
 
-async def test_three_stdio_servers_share_one_redis_and_one_sidecar(tmp_path: Path) -> None:
+async def test_stdio_servers_share_one_redis_and_sidecar(tmp_path: Path) -> None:
     names = ("claude", "gemini", "vscode")
     try:
         async with AsyncExitStack() as stack:
@@ -86,8 +86,8 @@ async def test_three_stdio_servers_share_one_redis_and_one_sidecar(tmp_path: Pat
         await stop_everything(tmp_path)
 
 
-async def test_the_seed_config_falls_to_the_embedded_redis_when_nothing_answers_at_its_address(tmp_path: Path) -> None:
-    """Its stock localhost:6379 is only a default; here nothing listens there."""
+async def test_seed_config_falls_back_to_the_embedded_redis(tmp_path: Path) -> None:
+    """Its localhost:6379 is only a default; here nothing listens there."""
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SEED))
     data = tmp_path / "data"
@@ -100,12 +100,12 @@ async def test_the_seed_config_falls_to_the_embedded_redis_when_nothing_answers_
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
-def test_listening_beyond_loopback_without_authentication_is_refused(host: str) -> None:
+def test_non_loopback_host_without_authentication_is_refused(host: str) -> None:
     with pytest.raises(UnsafeStart, match="needs authentication"):
         check_bind(Settings.load(host=host))
 
 
-def test_a_taken_port_is_said_to_be_so() -> None:
+def test_taken_port_is_reported() -> None:
     with bind(Settings.load(port=0)) as listener:
         listener.listen()
         with pytest.raises(InvalidArgument, match="cannot listen on"):
@@ -113,11 +113,11 @@ def test_a_taken_port_is_said_to_be_so() -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
-def test_listening_on_loopback_is_fine(host: str) -> None:
+def test_loopback_host_is_accepted(host: str) -> None:
     check_bind(Settings.load(host=host))
 
 
-async def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
+async def test_redis_with_eviction_is_refused(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.start()
     try:
@@ -145,14 +145,14 @@ async def test_a_redis_that_may_evict_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["localhost:6379", "http://localhost", "redis://localhost:notaport"])
-async def test_a_url_that_is_none_is_said_to_be_so(url: str) -> None:
+async def test_invalid_redis_url_is_reported(url: str) -> None:
     async with stdio_agent("careless", REDIS_URL=url) as agent:
         with pytest.raises(Refused) as refused:
             await agent.store("Where to?")
     assert "not a URL of Redis" in refused.value.text
 
 
-async def test_a_wrong_password_is_said_to_be_so(tmp_path: Path) -> None:
+async def test_wrong_redis_password_is_reported(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.start()
     try:
@@ -165,7 +165,7 @@ async def test_a_wrong_password_is_said_to_be_so(tmp_path: Path) -> None:
         redis.kill()
 
 
-async def test_another_database_than_zero_is_refused(tmp_path: Path) -> None:
+async def test_database_other_than_0_is_refused(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.start()
     try:
@@ -176,7 +176,7 @@ async def test_another_database_than_zero_is_refused(tmp_path: Path) -> None:
         redis.kill()
 
 
-async def test_the_embedded_stack_keeps_its_memories_over_a_stop(tmp_path: Path) -> None:
+async def test_embedded_stack_keeps_memories_after_a_stop(tmp_path: Path) -> None:
     try:
         async with stdio_agent("claude", "--data-dir", str(tmp_path)) as agent:
             memory_id = await agent.store("Remember me tomorrow.")

@@ -13,7 +13,7 @@ import httpx2
 import pytest
 import pytest_asyncio
 from mcp_types import ElicitResult
-from support.audit_helpers import changes_noted
+from support.audit_helpers import ChangeCount
 from support.bad_inputs import CASES, INJECTIONS, LEGAL, OTHERS, OWN, OWN_CONTENT, PROTOCOL, PUBLIC, Case
 from support.stack import Agent, Server, Stack, in_own_task, text_of
 
@@ -34,6 +34,7 @@ class Ground:
     asked: Agent
     http: httpx2.AsyncClient
     ids: dict[str, str]
+    changes: ChangeCount
 
     async def state(self) -> tuple[dict[str, Any], int]:
         """Return every memory's revision, expiry and tags, and the number of changes in the audit."""
@@ -42,7 +43,7 @@ class Ground:
             key.decode(): await client.hmget(key, ["rev", "expires_at", "hash", "scope"])
             async for key in client.scan_iter(match=keys.memory_prefix + "*", count=1000)
         }
-        return found, await changes_noted(client, NAMESPACE)
+        return found, await self.changes.read()
 
     async def restore(self, before: dict[str, Any]) -> None:
         """Remove what a case stored and undo its changes."""
@@ -97,7 +98,8 @@ async def ground(stack: Stack) -> AsyncGenerator[Ground]:
         greeted = await http.post("", json={"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello})
         http.headers["Mcp-Session-Id"] = greeted.headers["Mcp-Session-Id"]
         await http.post("", json={"jsonrpc": "2.0", "method": "notifications/initialized"})
-        yield Ground(stack, alice, await opened.enter_async_context(in_own_task(asked)), http, ids)
+        asking = await opened.enter_async_context(in_own_task(asked))
+        yield Ground(stack, alice, asking, http, ids, ChangeCount(stack.client, Keys(NAMESPACE)))
 
 
 def _with_ids(value: Any, ids: dict[str, str]) -> Any:

@@ -17,12 +17,14 @@ from support.stack import Agent, in_own_task, serving
 
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
+from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import StoreAnswer
-from memory_server.engine.durability import Written, deferring
-from memory_server.engine.principals import Caller
-from memory_server.memories.store import NewMemory, store_memory
+from memory_server.engine.deferred_writes import DeferredWrites, Written
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
 CRITICAL = {"priority": "critical", "wait": False}
@@ -128,14 +130,18 @@ async def test_write_that_never_reaches_the_disk_is_not_called_synced(everysec: 
 
 async def test_write_lost_before_the_wait_is_not_called_synced(everysec: RedisServer) -> None:
     async with _service(everysec) as service, connect(everysec.url) as client:
-        with deferring() as deferred:
-            kept, lost = [(await _store(service, f"Of two {number}.")).memory_id for number in range(2)]
+        batch = RequestContext(Caller(TEAM, "alice")).of_batch(DeferredWrites())
+        news = [
+            StoreArguments(content=f"Of two {number}.", priority=Priority.CRITICAL, wait=False) for number in range(2)
+        ]
+        kept, lost = [(await store_memory(service, batch, new)).memory_id for new in news]
         await client.delete(Keys(TEAM).memory(lost))
-        reached = await service.syncing.settled(deferred)
+        reached = await service.durability.settled(batch)
         assert reached[kept].level == "synced"
         assert reached[lost].level == USUAL
         assert "not there any more" in (reached[lost].unconfirmed or "")
-        older = await service.syncing.reached(Written(TEAM, kept, 2), critical=True)
+        alone = RequestContext(Caller(TEAM, "alice"))
+        older = await service.durability.reached(alone, Written(TEAM, kept, 2), critical=True)
         assert older.level == USUAL, "revision 2 is not there yet"
 
 
@@ -217,8 +223,8 @@ async def _master_and_replica(folder: Path) -> AsyncGenerator[tuple[RedisServer,
 
 
 async def _store(service: Service, content: str) -> StoreAnswer:
-    new = NewMemory(content, priority=Priority.CRITICAL, wait=False)
-    return await store_memory(service, Caller(TEAM, "alice"), new)
+    new = StoreArguments(content=content, priority=Priority.CRITICAL, wait=False)
+    return await store_memory(service, RequestContext(Caller(TEAM, "alice")), new)
 
 
 async def _waits(client: Client) -> int:

@@ -12,9 +12,9 @@ from chaos.memories.proxy import NetworkFault, Proxy
 from support.redis_users import PASSWORDS, SERVER
 from support.stack import MASTER_KEY, Agent, Refused, Stack, in_own_task, serving
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store import redis_time
 from memory_core.store.index import coverage, ensure_namespace
 
 TWO_HOURS = 7200.0

@@ -14,9 +14,9 @@ from support.stack import Agent, Refused, Server, Stack
 from memory_core.records.keys import Keys, vector_field
 from memory_core.records.memory import compress, decompress
 from memory_core.store import functions
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.index import loader
-from memory_server.memories.chunks import settle
+from memory_server.memories.chunks import ChunkedContent, settle
 from memory_server.memories.splitter import PIECE_TOKENS, split
 from memory_server.operations.sweeper import sweep
 
@@ -128,6 +128,23 @@ async def test_late_cleanup_keeps_the_chunks_of_newer_content(
     await settle(service, namespace, f"{memory_id}:5")
     assert await pieces_in_redis(stack, namespace) == there
     assert len(there) > 5
+
+
+async def test_settling_an_outdated_record_loads_the_current_one(
+    alice: Agent, server: Server, stack: Stack, namespace: str
+) -> None:
+    """A store hands its record on, but another writer may change the memory before its chunks are settled."""
+    memory_id = await alice.store(prose(60) + FACT)
+    service, keys = await server.runtime.service(), Keys(namespace)
+    (old,) = await loader.load(stack.client, keys, [loader.Ref(memory_id)], service.backend.integrity, whole=True)
+    await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
+    current = await pieces_in_redis(stack, namespace)
+    model = await service.models.current(namespace)
+    content = ChunkedContent(old.content, split(old.content), model)
+    await settle(service, namespace, f"{memory_id}:{len(current) + 1}", record=old, content=content)
+    assert await pieces_in_redis(stack, namespace) == current
+    last = await stack.client.hget(keys.chunk(memory_id, len(current)), "content")
+    assert last.decode() == split(prose(200) + FACT)[-1]
 
 
 async def test_sweeper_finishes_the_chunk_updates_of_a_dead_server(

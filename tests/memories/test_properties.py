@@ -38,8 +38,9 @@ from support.model_records import Moment, Outcome, Said, Selected
 from support.stack import Agent, Stack, in_own_task
 
 from memory_core.records.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
+FEW_STEPS = 300
 STEPS = int(os.environ.get("FUZZ_STEPS", "2000"))
 SEED = int(os.environ.get("FUZZ_SEED", "1"))
 _namespaces = count()
@@ -198,9 +199,10 @@ async def session_loop() -> AsyncGenerator[asyncio.AbstractEventLoop]:
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
 
 
+@pytest.mark.parametrize("least", [FEW_STEPS, pytest.param(STEPS, marks=pytest.mark.long)])
 @pytest.mark.filterwarnings("ignore:Generating overly large repr")
 def test_random_histories_agree_with_the_model(
-    stack: Stack, session_loop: asyncio.AbstractEventLoop, record_property: Any
+    stack: Stack, session_loop: asyncio.AbstractEventLoop, least: int, record_property: Any
 ) -> None:
     """Each seed gives a trivial history and two random ones. From more, Hypothesis would make similar ones."""
     steps, tally, began, current = 0, Counter[str](), time.monotonic(), SEED
@@ -216,7 +218,7 @@ def test_random_histories_agree_with_the_model(
             print(f"FUZZ_SEED={current} {type(error).__name__}: {error}\n{note}", flush=True)
             raise
 
-    while steps < STEPS:
+    while steps < least:
         seed(current)(agrees)()
         current += 1
     record_property("steps", steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
+from typing import cast
 
 import pytest
 import pytest_asyncio
@@ -12,9 +12,11 @@ from support.sharing_helpers import refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
 
 from memory_core.errors import QuotaExceeded
-from memory_core.settings.quotas import QuotaSettings
-from memory_server.memories import quotas
-from memory_server.memories.quotas import Quotas, Room
+from memory_core.records.scope import Principal
+from memory_core.settings.settings import Settings
+from memory_server.engine.namespaces import Namespaces
+from memory_server.memories import quotas as quotas_module
+from memory_server.memories.quotas import Quotas, Usage
 
 LONG = "".join(f"Sentence {number} tells of the quiet harbour and its many boats. " for number in range(120))
 
@@ -96,43 +98,45 @@ async def test_open_tasks_count_for_their_submitter(tight: Server, ann: Agent, n
     assert (await refusal(ann, "distribute_task", description="Row."))[0] == "quota_exceeded"
 
 
-class _Counter:
-    """A stand-in for the count in Redis. Counts how often it is asked."""
+class _Counted(Quotas):
+    """Quotas with a fixed count instead of Redis's. Counts how often it is asked."""
 
-    def __init__(self, memories: int) -> None:
+    def __init__(self, most: int, memories: int) -> None:
+        settings = Settings.load(quotas={"memories": most, "pieces": 0})
+        super().__init__(settings, cast(Namespaces, None))
         self.memories = memories
         self.asked = 0
 
-    async def __call__(self) -> Room:
+    async def count(self, principal: Principal) -> Usage:
         self.asked += 1
-        return Room(self.memories, self.memories)
+        return Usage(self.memories, self.memories)
 
 
-OWNER: Any = ("team", ("owner",))
+OWNER = Principal("team", "ann", owner="owner")
 
 
 async def test_far_below_the_limit_many_stores_share_one_count() -> None:
-    limits, count = Quotas(QuotaSettings(memories=1_000_000, pieces=0)), _Counter(10)
+    quotas = _Counted(most=1_000_000, memories=10)
     for _ in range(1000):
-        await limits.take(OWNER, Room(1, 1), count)
-    assert count.asked == 1
+        await quotas.take(OWNER, 1, 1)
+    assert quotas.asked == 1
 
 
 async def test_count_near_the_limit_is_cached_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(quotas.time, "monotonic", lambda: clock[0])
-    limits, count = Quotas(QuotaSettings(memories=12, pieces=0)), _Counter(10)
+    monkeypatch.setattr(quotas_module.time, "monotonic", lambda: clock[0])
+    quotas = _Counted(most=12, memories=10)
     for _ in range(2):
-        await limits.take(OWNER, Room(1, 1), count)
+        await quotas.take(OWNER, 1, 1)
     with pytest.raises(QuotaExceeded):
-        await limits.take(OWNER, Room(1, 1), count)
-    assert count.asked == 1
+        await quotas.take(OWNER, 1, 1)
+    assert quotas.asked == 1
     clock[0] += 1.1
-    await limits.take(OWNER, Room(1, 1), count)
-    assert count.asked == 2
+    await quotas.take(OWNER, 1, 1)
+    assert quotas.asked == 2
 
 
 async def test_disabled_quotas_count_nothing() -> None:
-    limits, count = Quotas(QuotaSettings(memories=0, pieces=0)), _Counter(10**9)
-    await limits.take(OWNER, Room(1, 1), count)
-    assert count.asked == 0
+    quotas = _Counted(most=0, memories=10**9)
+    await quotas.take(OWNER, 1, 1)
+    assert quotas.asked == 0

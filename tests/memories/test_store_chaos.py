@@ -24,6 +24,7 @@ SMALL = store.Plan(
 ALWAYS_POSSIBLE = 15
 
 
+@pytest.mark.long
 async def test_faults_lose_no_acknowledged_write_and_falsify_no_answer(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -37,6 +38,7 @@ async def test_faults_lose_no_acknowledged_write_and_falsify_no_answer(
         print(f"SKIPPED {skipped}: {why}")
 
 
+@pytest.mark.long
 async def test_power_cut_keeps_synced_writes_and_drops_unsynced_ones(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

@@ -51,7 +51,11 @@ TARGETS = {
                 "server/memory_core/crypto/keyring.py",
                 "server/memory_core/crypto/integrity.py",
             ),
-            *("server/memory_core/crypto/sealed_memory.py", "server/memory_server/security/vault.py"),
+            *(
+                "server/memory_core/crypto/sealed_memory.py",
+                "server/memory_core/store/sealed_jobs.py",
+                "server/memory_server/security/vault.py",
+            ),
             "redis/functions/07_integrity.lua",
         ),
         (
@@ -66,8 +70,8 @@ TARGETS = {
     ),
     "queue": Target(
         (
-            *("embedder/memory_embedder/jobs.py", "embedder/memory_embedder/backlog.py"),
-            *("embedder/memory_embedder/groups.py", "redis/functions/20_vectors.lua"),
+            *("embedder/memory_embedder/streams/jobs.py", "embedder/memory_embedder/streams/backlog.py"),
+            *("embedder/memory_embedder/streams/groups.py", "redis/functions/20_vectors.lua"),
         ),
         (
             *(

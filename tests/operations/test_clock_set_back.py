@@ -12,9 +12,10 @@ from support.embedder_fixtures import RedisServer, Team, running, wait_until
 from support.stack import Server, serving
 
 from memory_core.records import keys
-from memory_core.store.connection import Client, connect
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 pytestmark = pytest.mark.skipif(not clock.works(), reason="libfaketime is not installed: apt install libfaketime")
 AHEAD = 7200
@@ -87,9 +88,9 @@ async def test_sweep_of_a_dead_server_is_continued(redis: Ahead, running_server:
     await redis.client.set(keys.SWEEPER, "dead", ex=6)
     await redis.client.zadd(names.chores, {f"{memory_id}:4": chore_at})
     await redis.set_back()
-    before = service.figures.sweeps["done"]
+    before = service.counters.sweeps["done"]
     await wait_until_none(redis.client, names)
-    assert service.figures.sweeps["done"] > before
+    assert service.counters.sweeps["done"] > before
 
 
 async def wait_until_none(client: Client, names: keys.Keys) -> None:

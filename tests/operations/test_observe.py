@@ -30,10 +30,10 @@ from memory_core.errors import InvalidArgument, NotSupported
 from memory_core.observe import tracing
 from memory_core.records.keys import Keys, asks
 from memory_core.settings.settings import Settings
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_embedder.metrics import serving_metrics
 from memory_embedder.sidecar import Sidecar
-from memory_embedder.weights import DEFAULT_MODEL
 from memory_server.security.audit import recorder
 
 ROOT = Path(__file__).parents[2]
@@ -197,7 +197,7 @@ async def test_sidecar_metrics_show_its_work_and_device(watched: Watched, namesp
 async def test_metrics_port_in_use_is_reported(watched: Watched) -> None:
     port = int(watched.embedder_metrics.rpartition(":")[2].partition("/")[0])
     sidecar = Sidecar(watched.stack.redis.url, FakeEncoder())
-    with pytest.raises(InvalidArgument, match="cannot tell metrics on"), serving_metrics(sidecar, "127.0.0.1", port):
+    with pytest.raises(InvalidArgument, match="cannot serve metrics on"), serving_metrics(sidecar, "127.0.0.1", port):
         pass
 
 
@@ -310,7 +310,7 @@ async def test_tracing_is_not_imported_without_a_collector() -> None:
     code = f"{imports}\nprint([name for name in sys.modules if name.startswith({names})])"
     done = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
     assert (await done.communicate())[0].strip() == b"[]"
-    assert not tracing.wanted(Settings.load())
+    assert not tracing.is_configured(Settings.load())
 
 
 def test_configured_collector_without_tracing_packages_is_refused(

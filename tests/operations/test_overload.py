@@ -14,7 +14,7 @@ from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Agent, Server, Stack, serving
 
 from memory_core.errors import Overloaded
-from memory_server.engine.admission import Admission, outside
+from memory_server.engine.admission import Admission
 
 CALLERS = 40
 ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
@@ -86,7 +86,7 @@ async def test_early_refusal_matches_the_tools_own_answer(stack: Stack, namespac
         assert error["code"] == "overloaded"
         assert error["retry_after"] > 0
         assert (large.status_code, large.headers["retry-after"]) == (503, "1")
-        assert server.runtime.figures.turned_away == 1
+        assert server.runtime.counters.turned_away == 1
         assert (await agent.call("memory_stats"))["vector_backlog"] == 0
 
 
@@ -172,8 +172,8 @@ async def test_cancelled_calls_never_leak_a_slot() -> None:
     never = asyncio.Event()
 
     async def work() -> None:
-        async with admission.slot():
-            with outside():
+        async with admission.slot() as slot:
+            with slot.given_back():
                 await never.wait()
 
     async def hold() -> None:

@@ -40,15 +40,15 @@ from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, Phase, read_models
 from memory_core.settings.settings import Settings
 from memory_core.store import index
-from memory_embedder.fake import FakeEncoder
-from memory_embedder.sidecar import Options
+from memory_embedder.engines.fake import FakeEncoder
+from memory_embedder.sidecar import SidecarOptions
 from memory_server.engine import known_models
-from memory_server.engine.index_definition import LookOver
+from memory_server.engine.index_definition import DriftWarnings
 from memory_server.operations import reindex
 from memory_server.service import Service
 
 LONG = "The keeper of the lighthouse wrote down every ship. " * 60
-SECOND_SIDECAR = Options(lease=0.3, walk=0.2, heartbeat=0.1, block=0.1, beside=True)
+SECOND_SIDECAR = SidecarOptions(lease=0.3, scan=0.2, heartbeat=0.1, block=0.1, standby=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -193,8 +193,8 @@ async def test_changed_index_is_rebuilt_from_the_same_vectors(
     other = settings.model_copy(update={"hnsw": settings.hnsw.model_copy(update={"m": 24})})
     await index.drop_index(stack.client, keys.index(1))
     await index.ensure_index(stack.client, keys, OLD, other, behind_alias=True)
-    await LookOver(settings).once(stack.client, keys)
-    assert f"vec has m 24 instead of 16; to make it anew: redis-memory reindex --namespace {namespace}" in caplog.text
+    await DriftWarnings(settings).once(stack.client, keys)
+    assert f"vec has m 24 instead of 16; to rebuild it: redis-memory reindex --namespace {namespace}" in caplog.text
 
     done = await change(service, namespace)
     assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was made anew")
@@ -333,7 +333,7 @@ async def test_reindex_command_shows_its_plan_and_progress(
     assert await lacking(stack.client, namespace, NEW) != []
     assert isinstance(await shell.refused("reindex", "--back", "--drop-old"), InvalidArgument)
     assert isinstance(await shell.refused("reindex", "--back"), Conflict)
-    assert "answers" in (await shell.run("reindex", "--status")).stdout
+    assert "current" in (await shell.run("reindex", "--status")).stdout
 
 
 async def test_search_with_the_old_model_uses_the_old_index_while_it_exists(

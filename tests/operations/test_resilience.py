@@ -17,7 +17,7 @@ from support.embedder_fixtures import wait_until
 from support.stack import Agent, Refused, Stack, in_own_task, sidecar_is_ready, whole_stack
 
 from memory_core.records.keys import Keys
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 NAMESPACE = "frail"
 

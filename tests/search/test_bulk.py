@@ -21,12 +21,14 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Priority
 from memory_core.records.model import Model
 from memory_core.records.times import parse_time
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.contract.reports import ClustersAnswer, DuplicatesAnswer
-from memory_server.engine.principals import Caller, resolve
-from memory_server.index.query import Filters
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.quarantine import lift, quarantine
-from memory_server.search import bulk_selection, reports
+from memory_server.search import reports
+from memory_server.search.bulk_neighbours import readable_selection
 
 FACTS = ["The harbour opens at six.", "Ships leave the harbour at noon.", "Tea grows on hills.", "Tea is drunk hot."]
 
@@ -46,9 +48,9 @@ async def ready(request: pytest.FixtureRequest) -> None:
 
 async def visible(server: Server, namespace: str, name: str, **filters: Any) -> set[str]:
     """The ids that the engine returns for an agent, before the server checks the records."""
-    principal = await resolve(server.service.backend, Caller(namespace, name))
+    principal = await resolve(server.service.backend, RequestContext(Caller(namespace, name)))
     query = unit_vectors(1, 384)
-    selection = bulk_selection.readable(principal, Filters(**filters))
+    selection = readable_selection(principal, ResolvedFilters(**filters))
     (found,) = await server.service.bulk.nearest(namespace, selection, query, 1000, exact=True, wait=20.0)
     return {memory_id for memory_id, _, _ in found}
 
@@ -124,10 +126,10 @@ async def test_long_memories_are_compared_by_every_chunk(server: Server, namespa
         return (await alice.call("memory_stats"))["vector_backlog"] == 0
 
     await wait_until(all_embedded)
-    principal = await resolve(server.service.backend, Caller(namespace, "alice"))
+    principal = await resolve(server.service.backend, RequestContext(Caller(namespace, "alice")))
 
     async def pieces(tag: str) -> list[int]:
-        selection = bulk_selection.readable(principal, Filters(tags=(tag,)))
+        selection = readable_selection(principal, ResolvedFilters(tags=(tag,)))
         (found,) = await server.service.bulk.nearest(
             namespace, selection, unit_vectors(1, 384), 100, exact=True, wait=20.0
         )
@@ -155,8 +157,8 @@ async def test_memories_of_a_deleted_agent_are_gone_at_once(
 async def test_many_queries_are_answered_together_and_in_order(server: Server, namespace: str, alice: Agent) -> None:
     ids = [await alice.store(fact, wait=True) for fact in FACTS]
     vectors = await server.service.embeddings.embed(FACTS, Caller(namespace, "alice"))
-    principal = await resolve(server.service.backend, Caller(namespace, "alice"))
-    selection = bulk_selection.readable(principal, Filters())
+    principal = await resolve(server.service.backend, RequestContext(Caller(namespace, "alice")))
+    selection = readable_selection(principal, ResolvedFilters())
     for exact in (True, False):
         found = await server.service.bulk.nearest(namespace, selection, vectors, 1, exact=exact, wait=20.0)
         assert [[one[:2] for one in row] for row in found] == [[(memory_id, 0)] for memory_id in ids]
@@ -315,16 +317,16 @@ async def test_reports_show_the_agents_own_duplicates_and_clusters(
     for fact in (*FACTS, "The harbour opens at six!"):
         await alice.store(fact, wait=True)
     await bob.store("The harbour opens at six.", visibility="public", wait=True)
-    service, caller = server.service, Caller(namespace, "alice")
-    copies = await reports.near_duplicates(service, caller, least=0.9, wait=20.0)
+    service, request = server.service, RequestContext(Caller(namespace, "alice"))
+    copies = await reports.near_duplicates(service, request, least=0.9, wait=20.0)
     contents = [[one.content for one in group.memories] for group in copies.groups]
     assert contents == [[FACTS[0], "The harbour opens at six!"]]
     assert copies.pairs_left_out == 0
-    found = (await reports.clusters(service, caller, count=2, show=5, wait=20.0)).clusters
+    found = (await reports.clusters(service, request, count=2, show=5, wait=20.0)).clusters
     subjects = [{"tea" if "Tea" in record.content else "sea" for record in one.examples} for one in found]
     assert subjects == [{"sea"}, {"tea"}]
     assert [one.size for one in found] == [3, 2]
-    unknown = Caller(namespace, "nobody")
+    unknown = RequestContext(Caller(namespace, "nobody"))
     assert await reports.near_duplicates(service, unknown, least=0.9, wait=20.0) == DuplicatesAnswer(
         groups=[], pairs_left_out=0
     )

@@ -20,6 +20,7 @@ from memory_core.package_data import resource
 from memory_core.records import keys
 from memory_core.records.ids import new_id
 from memory_core.records.vectors import to_bytes
+from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import (
     BulkAsk,
     Clusters,
@@ -30,9 +31,8 @@ from memory_core.store.bulk_messages import (
     Selection,
     read_body,
 )
-from memory_core.store.connection import Client
 from memory_core.store.streams import CLEAR, BadMessage, entries
-from memory_embedder.fake import FakeEncoder
+from memory_embedder.engines.fake import FakeEncoder
 
 server, client, team = embedder_fixtures.server, embedder_fixtures.client, embedder_fixtures.team
 

@@ -10,7 +10,7 @@ from support.stack import Agent, Stack
 
 from memory_core.errors import StoreUnavailable
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import queries
 from memory_server.index.query import Query, all_memories
 

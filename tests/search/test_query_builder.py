@@ -17,11 +17,12 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
-from memory_core.records.scope import PUBLIC, Grant, Part, Principal
-from memory_core.store.connection import Client
+from memory_core.records.scope import NOBODY, PUBLIC, Grant, Part, Principal
+from memory_core.redis_client import Client
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.query import Filters, Query
+from memory_server.index.filters import ResolvedFilters
+from memory_server.index.query import Query
 from memory_server.search import knn_policy
 
 _REF = r"\$p\d+"
@@ -46,7 +47,7 @@ anything = st.text(max_size=40) | st.sampled_from(
 several = st.lists(anything, max_size=5).map(tuple)
 moments = st.floats(allow_nan=False, allow_infinity=False)
 some_filters = st.builds(
-    Filters,
+    ResolvedFilters,
     owners=several,
     types=st.lists(st.sampled_from(MemoryType), max_size=3).map(tuple),
     priorities=st.lists(st.sampled_from(Priority), max_size=3).map(tuple),
@@ -74,7 +75,7 @@ some_principals = st.builds(
 )
 
 
-def _texts_of(principal: Principal, filters: Filters) -> list[str]:
+def _texts_of(principal: Principal, filters: ResolvedFilters) -> list[str]:
     alone = [text for text in (filters.context, filters.source) if text]
     return [*principal.tokens, *filters.owners, *filters.types, *filters.priorities, *filters.tags, *alone]
 
@@ -100,7 +101,7 @@ def _check(query: Query) -> None:
 @settings(deadline=None)
 @given(some_principals, some_filters, moments, st.lists(anything, min_size=1, max_size=5), st.binary(max_size=16))
 def test_every_query_has_the_fixed_structure_and_binds_every_value(
-    principal: Principal, filters: Filters, now: float, words: list[str], vector: bytes
+    principal: Principal, filters: ResolvedFilters, now: float, words: list[str], vector: bytes
 ) -> None:
     for base in (build.readable(principal, filters, now), build.expired(principal, filters, now)):
         _check(base)
@@ -116,7 +117,7 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
         changed = build.updated_between(build.shared(principal, principal.granted, filters, now), now, now)
         assert set(principal.granted) <= _bound(changed)
         with_source = build.with_source(base, words[0])
-        places = build.at_places(base, {(words[0], word): [3, 1, 2, 9] for word in words})
+        places = build.at_turns(base, {(words[0], word): [3, 1, 2, 9] for word in words})
         assert set(words) <= _bound(places)
         assert {1, 3, 9} <= set(places.params.values())
         assert words[0] in _bound(with_source)
@@ -136,11 +137,11 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
 
 @settings(deadline=None)
 @given(some_filters, anything)
-def test_query_text_depends_only_on_the_shape_of_the_filters(filters: Filters, word: str) -> None:
+def test_query_text_depends_only_on_the_shape_of_the_filters(filters: ResolvedFilters, word: str) -> None:
     def plain(values: Sequence[str]) -> tuple[str, ...]:
         return tuple("x" for _ in values)
 
-    same_shape = Filters(
+    same_shape = ResolvedFilters(
         owners=plain(filters.owners),
         types=filters.types,
         priorities=filters.priorities,
@@ -161,7 +162,7 @@ def test_query_text_depends_only_on_the_shape_of_the_filters(filters: Filters, w
 @settings(deadline=None)
 @given(some_principals, some_filters, some_filters)
 def test_permission_is_the_first_clause_and_filters_never_change_it(
-    principal: Principal, one: Filters, other: Filters
+    principal: Principal, one: ResolvedFilters, other: ResolvedFilters
 ) -> None:
     for query in (build.readable(principal, one, 1.0), build.expired(principal, other, 1.0)):
         scope = query.text.split(" ", 1)[0]
@@ -172,7 +173,7 @@ def test_permission_is_the_first_clause_and_filters_never_change_it(
 
 @settings(deadline=None)
 @given(some_principals, some_filters)
-def test_narrowing_does_not_change_the_original_query(principal: Principal, filters: Filters) -> None:
+def test_narrowing_does_not_change_the_original_query(principal: Principal, filters: ResolvedFilters) -> None:
     base = build.readable(principal, filters, 1.0)
     text, params = base.text, dict(base.params)
     build.with_word(base, "a")
@@ -182,17 +183,17 @@ def test_narrowing_does_not_change_the_original_query(principal: Principal, filt
 
 
 def test_principal_without_owner_ids_reads_only_public_memories() -> None:
-    query = build.readable(Principal("team", "alice"), Filters(), 1.0)
+    query = build.readable(Principal("team", "alice"), ResolvedFilters(), 1.0)
     assert query.params["p0"] == PUBLIC
     assert query.text.startswith("@scope:{$p0}=>{$weight: 0} -@expires_at:")
-    assert build.NOBODY in build.owned(query, ()).params.values()
+    assert NOBODY in build.owned(query, ()).params.values()
 
 
 def test_archive_is_excluded_unless_requested() -> None:
     principal = Principal("team", "alice")
-    assert "-@priority:{" in build.readable(principal, Filters(), 1.0).text
-    assert "-@priority:{" not in build.readable(principal, Filters(include_archive=True), 1.0).text
-    assert "-@priority:{" not in build.readable(principal, Filters(priorities=(Priority.ARCHIVE,)), 1.0).text
+    assert "-@priority:{" in build.readable(principal, ResolvedFilters(), 1.0).text
+    assert "-@priority:{" not in build.readable(principal, ResolvedFilters(include_archive=True), 1.0).text
+    assert "-@priority:{" not in build.readable(principal, ResolvedFilters(priorities=(Priority.ARCHIVE,)), 1.0).text
 
 
 HOSTILE = [
@@ -205,7 +206,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-async def _select(client: Client, keys: Keys, principal: Principal, filters: Filters) -> set[str]:
+async def _select(client: Client, keys: Keys, principal: Principal, filters: ResolvedFilters) -> set[str]:
     query = build.readable(principal, filters, time.time())
     refs, warnings = await queries.page(client, keys, query, offset=0, limit=200, timeout_ms=TIMEOUT_MS)
     assert warnings == []
@@ -228,11 +229,11 @@ async def test_hostile_label_matches_only_itself(alice: Agent, stack: Stack, nam
     by_id = {memory_id: label for label, memory_id in stored.items()}
     for label, memory_id in stored.items():
         for name, filters in {
-            "any tag": Filters(tags=(label,)),
-            "all tags": Filters(tags=(label, label), tag_match="all"),
-            "context": Filters(context=label),
-            "source": Filters(source=label),
-            "every field": Filters(tags=(label, "never"), context=label, source=label, owners=principal.owners),
+            "any tag": ResolvedFilters(tags=(label,)),
+            "all tags": ResolvedFilters(tags=(label, label), tag_match="all"),
+            "context": ResolvedFilters(context=label),
+            "source": ResolvedFilters(source=label),
+            "every field": ResolvedFilters(tags=(label, "never"), context=label, source=label, owners=principal.owners),
         }.items():
             found = await _select(stack.client, Keys(namespace), principal, filters)
             if found != {memory_id}:
@@ -264,7 +265,7 @@ async def test_random_text_in_any_field_neither_fails_nor_widens_results(
         texts = ["".join(chance.choices(pieces, k=chance.randint(1, 12))) or "x" for _ in range(4)]
         kind = chance.choice(["tags", "context", "source", "owners"])
         listed, alone = tuple(texts), texts[0]
-        filters = Filters(
+        filters = ResolvedFilters(
             tags=listed if kind == "tags" else (),
             owners=listed if kind == "owners" else (),
             context=alone if kind == "context" else None,
@@ -283,7 +284,7 @@ async def test_invalid_word_neither_fails_nor_widens_results(
     await alice.store("alpha", wait=False)
     hidden = await bob.store("alpha and beta", wait=False)
     principal = await _principal(stack.client, namespace, "alice")
-    query = build.with_word(build.readable(principal, Filters(), time.time()), word)
+    query = build.with_word(build.readable(principal, ResolvedFilters(), time.time()), word)
     ids, _ = await queries.page(stack.client, Keys(namespace), query, offset=0, limit=9, timeout_ms=TIMEOUT_MS)
     assert hidden not in ids
 
@@ -292,4 +293,4 @@ async def test_scope_tokens_are_bound_unchanged(alice: Agent, stack: Stack, name
     await alice.store("alpha", wait=False)
     for token in ("*", "o:*", "$p0", "} | @scope:{*}", f"o:x{SEPARATOR}pub", "w'*'", "o:\\*"):
         stranger = Principal(namespace, "eve", grants=(Grant("g", "alice", False, (Part((token,), 0.0),)),))
-        assert await _select(stack.client, Keys(namespace), stranger, Filters()) == set()
+        assert await _select(stack.client, Keys(namespace), stranger, ResolvedFilters()) == set()

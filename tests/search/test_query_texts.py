@@ -10,7 +10,8 @@ from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.model import Model
 from memory_core.records.scope import Grant, Part, Principal
 from memory_server.index import query as build
-from memory_server.index.query import Filters, Query
+from memory_server.index.filters import ResolvedFilters
+from memory_server.index.query import Query
 
 MODEL = Model("minilm", 384)
 ANN = Principal(
@@ -23,7 +24,7 @@ ANN = Principal(
     quarantined=(("ann", 1.0), ("eve", 7.5)),
 )
 BOB = Principal("team", "bob")
-EVERY = Filters(
+EVERY = ResolvedFilters(
     owners=("o1",),
     types=(MemoryType.CODE, MemoryType.TASK),
     priorities=(Priority.HIGH,),
@@ -56,28 +57,28 @@ SELECTIONS = {
         "@occurred_at:[<2.000000> <3.000000>] -@priority:{<archive>}",
     ),
     "all tags": (
-        build.readable(BOB, Filters(tags=("red", "blue"), tag_match="all"), 5.0),
+        build.readable(BOB, ResolvedFilters(tags=("red", "blue"), tag_match="all"), 5.0),
         "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @tags:{<red>} @tags:{<blue>} -@priority:{<archive>}",
     ),
     "since": (
-        build.readable(BOB, Filters(since=2.0, include_archive=True), 5.0),
+        build.readable(BOB, ResolvedFilters(since=2.0, include_archive=True), 5.0),
         "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @occurred_at:[<2.000000> inf]",
     ),
     "until": (
-        build.readable(BOB, Filters(until=3.0, priorities=(Priority.ARCHIVE,)), 5.0),
+        build.readable(BOB, ResolvedFilters(until=3.0, priorities=(Priority.ARCHIVE,)), 5.0),
         "@scope:{<pub>} -@expires_at:[-inf <5.000000>] @priority:{<archive>} @occurred_at:[-inf <3.000000>]",
     ),
     "shared": (
-        build.shared(ANN, ["t:o9:x"], Filters(context="c"), 5.0),
+        build.shared(ANN, ["t:o9:x"], ResolvedFilters(context="c"), 5.0),
         "@scope:{<t:o9:x>} -@expires_at:[-inf <5.000000>] @context:{<c>} -@priority:{<archive>} "
         "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@visibility:{<public>} -@owner:{<o1>|<o2>}",
     ),
     "shared with no agent": (
-        build.shared(BOB, [], Filters(), 5.0),
+        build.shared(BOB, [], ResolvedFilters(), 5.0),
         "@scope:{<->} -@expires_at:[-inf <5.000000>] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
     ),
     "expired": (
-        build.expired(BOB, Filters(), 5.0),
+        build.expired(BOB, ResolvedFilters(), 5.0),
         "@scope:{<pub>} @expires_at:[-inf <5.000000>] -@priority:{<archive>}",
     ),
     "everything": (build.everything(), "*"),
@@ -96,7 +97,7 @@ NARROWED = {
     "a word": (build.with_word(selection(), "w"), "@content|terms|source_text:(<w>)"),
     "a source": (build.with_source(selection(), "w"), "@source_text:(<w>)"),
     "places": (
-        build.at_places(selection(), {("o1", "c"): [5, 3, 4, 9], ("o2", "d"): [1]}),
+        build.at_turns(selection(), {("o1", "c"): [5, 3, 4, 9], ("o2", "d"): [1]}),
         "@part:{<head>} ((@context:{<c>} @owner:{<o1>} (@seq:[<3> <5>]|@seq:[<9> <9>]))"
         "|(@context:{<d>} @owner:{<o2>} (@seq:[<1> <1>])))",
     ),

@@ -16,7 +16,7 @@ from memory_core.records.vectors import Matrix
 from memory_server.index.queries import WordStatistics
 from memory_server.search import ranking
 from memory_server.search.analysis import count_stems, query_terms, stem, stem_counts, without
-from memory_server.search.ranking import PLAIN, Wanted
+from memory_server.search.ranking import PLAIN, ParsedQuery
 from memory_server.search.time_hints import Moment, moments, told_of
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC).timestamp()
@@ -37,9 +37,9 @@ def record(content: str, seq: int = 1, **changes: Any) -> Record:
 def scores(records: list[Record], query: str = "boat harbour", **options: Any) -> list[float]:
     """Score records for a query whose words each occur in three of twenty memories."""
     terms = query_terms(query)
-    wanted = Wanted(terms, **options)
+    parsed = ParsedQuery(terms, **options)
     statistics = WordStatistics(20, dict.fromkeys(terms, 3))
-    return [scored.score for scored in ranking.score(ranking.read(records, wanted), wanted, statistics)]
+    return [scored.score for scored in ranking.score(ranking.features_of(records, parsed), parsed, statistics)]
 
 
 def test_words_of_a_turn_count_less_for_turns_further_away() -> None:
@@ -48,7 +48,7 @@ def test_words_of_a_turn_count_less_for_turns_further_away() -> None:
     assert own > next_to > further > beyond == 0
 
 
-@pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"pieces": 2}])
+@pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"chunks": 2}])
 def test_neighbouring_turns_count_only_within_one_conversation(elsewhere: dict[str, Any]) -> None:
     own, apart = scores([record("The boat left the harbour.", 1), record("A fine day.", 2, **elsewhere)])
     assert own > apart == 0
@@ -133,11 +133,13 @@ def unit(row: Any) -> Matrix:
     return (row / np.linalg.norm(row)).astype("<f4")
 
 
-def test_only_unread_neighbours_are_missing() -> None:
-    wanted = Wanted(["boat"])
-    readings = ranking.read([record("A boat.", 1), record("A fine day.", 2), record("x", 9, context=None)], wanted)
-    best = ranking.score(readings, wanted, WordStatistics(3, {"boat": 1}))
-    assert ranking.missing_places(best, readings) == {("o1", "talk"): [3, 4]}
+def test_only_turns_not_read_yet_are_missing() -> None:
+    parsed = ParsedQuery(["boat"])
+    features = ranking.features_of(
+        [record("A boat.", 1), record("A fine day.", 2), record("x", 9, context=None)], parsed
+    )
+    best = ranking.score(features, parsed, WordStatistics(3, {"boat": 1}))
+    assert ranking.missing_turns(best, features) == {("o1", "talk"): [3, 4]}
 
 
 @given(st.text(), st.lists(st.text(max_size=5), max_size=4))

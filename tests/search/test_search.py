@@ -9,7 +9,7 @@ import pytest
 from support.stack import Agent, Refused, Stack
 
 from memory_core.records.keys import Keys, vector_field
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 
 FACTS = {
     "The cat sleeps on the warm windowsill every afternoon.": {"tags": ["pets"], "source": "Ann"},

@@ -23,8 +23,9 @@ from support.stack import MASTER_KEY, Agent, Refused, Server, Stack, serving
 
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client, connect
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.operations.sweeper import sweep_audits
 from memory_server.security.audit import chain
 

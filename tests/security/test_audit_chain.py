@@ -11,7 +11,7 @@ import pytest
 from support.audit_helpers import KEYRING, NAMESPACE, Trail, seal_over, sealed_trail, written
 
 from memory_core.crypto.keyring import Keyring, Secret
-from memory_core.records.signed_entry import Entry
+from memory_core.crypto.signed_entry import Entry
 from memory_server.security.audit.seals import Seal, read_seal
 from memory_server.security.audit.verifier import Counters
 

@@ -1,4 +1,4 @@
-"""`redis-memory audit` and the doctor, run as a person at a shell runs them."""
+"""`redis-memory audit`, and what the doctor reports about the audit log."""
 
 from __future__ import annotations
 
@@ -33,32 +33,34 @@ async def sealed(stack: Stack, namespace: str) -> str:
 
 
 async def run(stack: Stack, *arguments: str, key: str | None = KEY) -> Result:
-    """Run the command line, in a thread since it brings an event loop of its own."""
+    """Run the command line in a thread, because it starts its own event loop."""
     environment = {"REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": key}
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=environment)
 
 
-async def test_verify_tells_what_is_whole_and_what_is_not(stack: Stack, sealed: str) -> None:
-    told = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
-    assert told.exit_code == 0, told.stderr
-    report = json.loads(told.stdout)
+async def test_verify_detects_a_wrong_key_a_stale_head_and_a_removed_entry(stack: Stack, sealed: str) -> None:
+    result = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
     assert (report["ok"], report["entries"], report["sealed_to"]) == (True, 3, 3)
     expected = await run(stack, "audit", "verify", "--namespace", sealed, "--expect", report["head"])
     keyless = await run(stack, "audit", "verify", "--namespace", sealed, key=None)
     other = await run(stack, "audit", "verify", "--namespace", sealed, "--json", key=new_key())
     stale = await run(stack, "audit", "verify", "--namespace", sealed, "--expect", f"2:{'0' * 64}")
-    assert (expected.exit_code, report["head"] in expected.stdout, "whole" in expected.stdout) == (0, True, True)
-    assert "no key is known here" in keyless.stdout
+    assert (expected.exit_code, report["head"] in expected.stdout, "verified" in expected.stdout) == (0, True, True)
+    assert "no key is configured" in keyless.stdout
     assert (other.exit_code, json.loads(other.stdout)["problems"][0]["kind"]) == (1, "seal unknown key")
     assert stale.exit_code == 1
     second = (await stack.client.xrange(Keys(sealed).audit))[1][0]
     await stack.client.xdel(Keys(sealed).audit, second)
-    told = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
-    problem = json.loads(told.stdout)["problems"][0]
-    assert (told.exit_code, problem["number"], problem["kind"]) == (1, 2, "removed")
+    result = await run(stack, "audit", "verify", "--namespace", sealed, "--json")
+    problem = json.loads(result.stdout)["problems"][0]
+    assert (result.exit_code, problem["number"], problem["kind"]) == (1, 2, "removed")
 
 
-async def test_an_export_is_checked_without_redis_and_shows_a_change(stack: Stack, sealed: str, tmp_path: Path) -> None:
+async def test_export_is_verified_without_redis_and_a_changed_one_fails(
+    stack: Stack, sealed: str, tmp_path: Path
+) -> None:
     plain, packed, changed = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.zst", tmp_path / "changed.jsonl"
     for to in (plain, packed):
         assert (await run(stack, "audit", "export", str(to), "--namespace", sealed)).exit_code == 0
@@ -80,27 +82,25 @@ async def test_tail_shows_the_last_entries(stack: Stack, sealed: str) -> None:
     assert [json.loads(line)["n"] for line in rows.stdout.splitlines()] == ["1", "2", "3"]
 
 
-async def test_the_doctor_says_how_far_the_audit_is_sealed_and_that_it_is_not_without_a_key(
-    stack: Stack, sealed: str
-) -> None:
+async def test_doctor_reports_sealed_entries_and_a_missing_key(stack: Stack, sealed: str) -> None:
     keyed, keyless = await run(stack, "doctor", "--json"), await run(stack, "doctor", "--json", key=None)
     details = [
-        next(one for one in json.loads(told.stdout)["findings"] if (one["id"], one["where"]) == ("audit.seals", sealed))
-        for told in (keyed, keyless)
+        next(one for one in json.loads(each.stdout)["findings"] if (one["id"], one["where"]) == ("audit.seals", sealed))
+        for each in (keyed, keyless)
     ]
     assert details[0]["seen"] == "3 entries, sealed up to 3"
-    assert "no key is known here" in details[1]["seen"]
+    assert "no key is configured" in details[1]["seen"]
 
 
-async def test_the_embedded_redis_needs_no_key_to_be_given(tmp_path: Path) -> None:
+async def test_audit_of_the_embedded_redis_is_verified_without_a_configured_key(tmp_path: Path) -> None:
     async with attached(tmp_path):
         where = ("--data-dir", str(tmp_path), "--namespace", "home")
-        assert (await bare("agents", "token", "ann", *where)).exit_code == 0
-        told = await bare("audit", "verify", "--json", *where)
-    report = json.loads(told.stdout)
-    assert (told.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
+        assert (await run_without_settings("agents", "token", "ann", *where)).exit_code == 0
+        result = await run_without_settings("audit", "verify", "--json", *where)
+    report = json.loads(result.stdout)
+    assert (result.exit_code, report["keyed"], report["entries"], report["unsigned"]) == (0, True, 1, 0)
 
 
-async def bare(*arguments: str) -> Result:
-    """Run the command line with nothing in the environment."""
+async def run_without_settings(*arguments: str) -> Result:
+    """Run the command line without settings in the environment."""
     return await asyncio.to_thread(CliRunner().invoke, app, arguments)

@@ -19,12 +19,13 @@ from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
 from support.trust_helpers import console
 
-from memory_core.crypto.integrity import Flaw, Integrity
+from memory_core.crypto.integrity import Integrity, IntegrityFailure
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity
@@ -106,28 +107,30 @@ def test_ten_thousand_random_single_changes_are_all_seen() -> None:
     seen = tried = 0
     while tried < 10_000:
         row = _signed(integrity, "team", "m1", _random_row(chance))
-        assert integrity.flaw_of_head("team", "m1", row) is None
+        assert integrity.check_head("team", "m1", row) is None
         changed = dict(row)
         chance.choice(_changes(chance))(changed)
         if changed != row:
             tried += 1
-            seen += integrity.flaw_of_head("team", "m1", changed) is not None
+            seen += integrity.check_head("team", "m1", changed) is not None
     assert seen == tried
 
 
 def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None:
     integrity = Integrity(Keyring([Secret(bytes(range(32)))]))
     row = _signed(integrity, "team", "m1", _random_row(random.Random(1)))
-    assert integrity.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m2", row) is Flaw.ALTERED
-    assert integrity.flaw_of_head("other", "m1", row) is Flaw.ALTERED
-    assert Integrity(Keyring([Secret(bytes(range(1, 33)))])).flaw_of_head("team", "m1", row) is Flaw.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m2", row) is IntegrityFailure.ALTERED
+    assert integrity.check_head("other", "m1", row) is IntegrityFailure.ALTERED
+    assert (
+        Integrity(Keyring([Secret(bytes(range(1, 33)))])).check_head("team", "m1", row) is IntegrityFailure.UNKNOWN_KEY
+    )
     later = Integrity(Keyring([Secret(bytes(range(1, 33))), Secret(bytes(range(32)))]))
-    assert later.flaw_of_head("team", "m1", row) is None
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None, "mac_key": None}) is Flaw.UNSIGNED
-    assert integrity.flaw_of_head("team", "m1", row | {"mac_key": None}) is Flaw.UNKNOWN_KEY
-    assert integrity.flaw_of_head("team", "m1", row | {"mac": None}) is Flaw.ALTERED
-    assert Integrity(Keyring()).flaw_of_head("team", "m2", row) is None
+    assert later.check_head("team", "m1", row) is None
+    assert integrity.check_head("team", "m1", row | {"mac": None, "mac_key": None}) is IntegrityFailure.UNSIGNED
+    assert integrity.check_head("team", "m1", row | {"mac_key": None}) is IntegrityFailure.UNKNOWN_KEY
+    assert integrity.check_head("team", "m1", row | {"mac": None}) is IntegrityFailure.ALTERED
+    assert Integrity(Keyring()).check_head("team", "m2", row) is None
 
 
 def test_the_function_signs_the_very_fields_that_are_checked() -> None:
@@ -243,7 +246,7 @@ async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, server: Server,
     ):
         answer = await ann.call("update_memory", memory_id=memory_id, **change)
         assert not answer["partial"]
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
 
 
 async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
@@ -251,13 +254,13 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
 ) -> None:
     memory_id = await ann.store(CONTENT)
     service = server.service
-    caller = Caller(namespace, "ann")
-    principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id, whole=True)
+    request = RequestContext(Caller(namespace, "ann"))
+    principal = await resolve(service.backend, request)
+    record = await load_readable(service, request, principal, memory_id, whole=True)
     await stack.client.hset(Keys(namespace).memory(memory_id), "seq", 77)
     changed = replace(record, tags=("new",))
     status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-        service, caller, principal, record, changed, await service.models.current(namespace)
+        service, request, principal, record, changed, await service.models.current(namespace)
     )
     assert status == "altered"
     assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
@@ -274,7 +277,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
     keys = Keys(namespace)
     last = int(await stack.client.hget(keys.memory(memory_id), "pieces")) - 1
     assert last >= 2
-    assert (await verify(server.service, namespace)).healthy
+    assert (await verify(server.service.backend, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
     if what == "a piece's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
@@ -284,7 +287,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
         other = await ann.store(LONG + "The tiger lives in the attic.")
         body = await stack.client.hget(keys.memory(other), "body")
         await stack.client.hset(keys.memory(memory_id), "body", body)
-    assert not (await verify(server.service, namespace)).healthy
+    assert not (await verify(server.service.backend, namespace)).healthy
     if what == "the body":
         assert (await refusal(ann, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     else:
@@ -302,7 +305,7 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
             keyless.service.backend.integrity = Integrity(keyless.service.backend.keyring)
             assert (await reader.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == CONTENT
             await reader.call("retrieve_memory", memory_id=memory_id)
-        assert caplog.text.count("no key to check them with") == 1
+        assert caplog.text.count("no key to check them;") == 1
         assert (await refusal(reader, "store_memory", content="Mine."))[0] == "key_missing"
         assert (await refusal(reader, "update_memory", memory_id=memory_id, tags=["x"]))[0] == "key_missing"
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
@@ -311,14 +314,19 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
 async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten(
     keyless: Server, namespace: str
 ) -> None:
-    service, caller = keyless.service, Caller(namespace, "ann")
+    service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:
         memory_id = await ann.store(CONTENT, wait=False)
-        principal = await resolve(service.backend, caller)
-        record = await load_readable(service, principal, memory_id, whole=True)
+        principal = await resolve(service.backend, request)
+        record = await load_readable(service, request, principal, memory_id, whole=True)
         await ann.call("update_memory", memory_id=memory_id, tags=["first"])
         status, _ = await update._write(  # pyright: ignore[reportPrivateUsage]
-            service, caller, principal, record, replace(record, tags=("late",)), await service.models.current(namespace)
+            service,
+            request,
+            principal,
+            record,
+            replace(record, tags=("late",)),
+            await service.models.current(namespace),
         )
         assert status == "stale"
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]
@@ -344,7 +352,7 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
         assert sorted(ids_of((await ann.call("get_agent_memories"))["memories"])) == sorted(stored[1:])
         assert (await ann.call("retrieve_memory", memory_id=stored[-1]))["memory"]["content"] == LONG
         await stack.client.delete(keys.chunk(stored[-1], 1))
-        report = await verify(server.service, namespace)
+        report = await verify(server.service.backend, namespace)
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
 
 

@@ -17,15 +17,15 @@ from benchmarks.poisoning import (
 from support.stack import Server
 
 from memory_core.records.memory import Visibility
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.operations.quarantine import quarantine
-from memory_server.search.search import Mode
 
 
 async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_quarantine(
     server: Server, namespace: str
 ) -> None:
-    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    service = server.service
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
     await fill(service, alice, honest(queries, 400), Visibility.PRIVATE)
     before = {mode: [seen.hits for seen in await ask(service, alice, mode)] for mode in MODES}
@@ -34,8 +34,8 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
     for mode in MODES:
         assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
     await fill(service, bob, hostile(queries, 12 * len(QUERIES), seed=3), Visibility.PUBLIC)
-    flooded = await ask(service, alice, Mode.VECTOR)
-    assert all(set(seen.hits).isdisjoint(old) for seen, old in zip(flooded, before[Mode.VECTOR], strict=True))
+    flooded = await ask(service, alice, "vector")
+    assert all(set(seen.hits).isdisjoint(old) for seen, old in zip(flooded, before["vector"], strict=True))
     await quarantine(service.backend, namespace, "bob", 0.0)
     for mode in MODES:
         assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
@@ -44,9 +44,10 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
 async def test_a_private_flood_of_words_changes_no_answer_where_words_stand_in_more_than_are_looked_at(
     server: Server, namespace: str
 ) -> None:
-    service, alice, bob = server.service, Caller(namespace, "alice"), Caller(namespace, "bob")
+    service = server.service
+    alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     vector = (await query_vectors(service, alice))[0]
     await fill(service, alice, wordy(vector, 700), Visibility.PRIVATE)
-    before = [seen.hits for seen in await ask(service, alice, Mode.KEYWORD, WORD_QUERIES)]
+    before = [seen.hits for seen in await ask(service, alice, "keyword", WORD_QUERIES)]
     await fill(service, bob, flood_of_words(vector, 300), Visibility.PRIVATE)
-    assert [seen.hits for seen in await ask(service, alice, Mode.KEYWORD, WORD_QUERIES)] == before
+    assert [seen.hits for seen in await ask(service, alice, "keyword", WORD_QUERIES)] == before

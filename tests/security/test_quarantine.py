@@ -164,7 +164,7 @@ async def test_the_console_quarantines_lists_lifts_and_purges(
     where = ("--namespace", namespace)
     assert await console(stack, "quarantine", "add", "bob", *where) == (
         0,
-        f"Nobody but bob sees the 1 memories of {namespace} that it wrote.\n",
+        f"1 memories that bob wrote in {namespace} are hidden from all other agents.\n",
     )
     assert not await _retrieves(alice, memory_id)
     assert await console(stack, "quarantine", "list", *where) == (0, "bob  all\n")

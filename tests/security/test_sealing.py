@@ -1,4 +1,4 @@
-"""What is sealed opens at its own place alone: every change and every move of it shows."""
+"""What is sealed opens where it belongs alone: every change and every move of it shows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import pytest
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret, new_key
 from memory_core.crypto.sealed_memory import (
-    Place,
+    Binding,
     keyed_hash,
-    open_job,
     open_record,
     open_vector,
     seal_body,
-    seal_job,
     seal_text,
     seal_vector,
     unwrap,
@@ -40,8 +38,9 @@ from memory_core.records.memory import (
 )
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.store.sealed_jobs import open_job, seal_job
 from memory_core.store.streams import Ask, BadMessage, Job, Reply
-from memory_server.index.loader import Reading, Ref
+from memory_server.index.loader import RecordReader, Ref
 from memory_server.security.decrypted_vectors import OpenVectors, Which
 
 DIMENSION = 16
@@ -78,16 +77,16 @@ class Deployment:
             None, None, 1, None, 1.0, 1.0, 2.0, rev, "model", '{"a":1}', 2, keyed_hash(key, content),
             codec=SEALED_CODEC,
         )  # fmt: skip
-        place = Place.of(namespace, record, 0)
+        binding = Binding.of(namespace, record, 0)
         vector = np.ones(DIMENSION, dtype=np.float32) / np.sqrt(DIMENSION)
         clear = filter_fields(record) | {
             "codec": SEALED_CODEC, "hash": record.content_hash, "rev": str(rev), "model": "model", "pieces": "2",
             "expires_at": "inf",
         }  # fmt: skip
         sealed = {
-            SEALED: seal_text(key, place, content, record.metadata),
-            SEALED_BODY: seal_body(key, place, content),
-            SEALED_VECTOR: seal_vector(place.lock(key, "vector"), MODEL, to_bytes(vector)),
+            SEALED: seal_text(key, binding, content, record.metadata),
+            SEALED_BODY: seal_body(key, binding, content),
+            SEALED_VECTOR: seal_vector(binding.lock(key, "vector"), MODEL, to_bytes(vector)),
             "key": wrap(self.keyring.master, key, namespace, owner),
         }
         return Stored(memory_id, namespace, owner, {name: value.encode() for name, value in clear.items()} | sealed)
@@ -98,9 +97,9 @@ class Deployment:
         Raises:
             Tampered, KeyMissing: it was altered.
         """
-        reading = Reading(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
-        row = [stored.fields.get(name) for name in reading.head_fields]
-        loaded = [found for found in reading.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
+        reader = RecordReader(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
+        row = [stored.fields.get(name) for name in reader.head_fields]
+        loaded = [found for found in reader.read([Ref(stored.memory_id)], [row]) if isinstance(found, Record)]
         if not loaded:
             raise Tampered("it cannot be read at all")
 
@@ -208,9 +207,9 @@ def test_a_wrapped_key_opens_for_its_owner_and_under_its_master_key_alone(deploy
     keyring, key = deployment.keyring, deployment.keys["ann"]
     wrapped = wrap(keyring.master, key, "n", "ann")
     assert unwrap(keyring.secret, wrapped, key.id, "n", "ann") == key
-    for place in ((key.id, "n", "bea"), (key.id, "m", "ann"), (deployment.keys["bea"].id, "n", "ann")):
+    for binding in ((key.id, "n", "bea"), (key.id, "m", "ann"), (deployment.keys["bea"].id, "n", "ann")):
         with pytest.raises(Tampered):
-            unwrap(keyring.secret, wrapped, *place)
+            unwrap(keyring.secret, wrapped, *binding)
     with pytest.raises(KeyMissing):
         unwrap(Keyring([Secret(random.Random(2).randbytes(32))]).secret, wrapped, key.id, "n", "ann")
 
@@ -250,16 +249,16 @@ def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_writ
 
 def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vector_alone() -> None:
     shared, key = transports(), Key.new()
-    place = Place("n", "ann", "m1", 0, 3, "0" * 32)
-    body = seal_job(shared, place, "a secret text", place.lock(key, "vector"))
+    binding = Binding("n", "ann", "m1", 0, 3, "0" * 32)
+    body = seal_job(shared, binding, "a secret text", binding.lock(key, "vector"))
     assert isinstance(body["body"], bytes)
     job = Job("1-0", "m1", 3, "0" * 32, 0, "m", str(body["seal"]), body["body"])
     text, lock = open_job(shared, "n", job)
     assert text == "a secret text"
-    assert place.lock(key, "vector").open(lock.seal(b"a vector")) == b"a vector"
+    assert binding.lock(key, "vector").open(lock.seal(b"a vector")) == b"a vector"
     with pytest.raises(Tampered):
-        place.lock(key, "text").open(lock.seal(b"a vector"))
-    for other in (replace(job, memory_id="m2"), replace(job, rev=4), replace(job, piece=1)):
+        binding.lock(key, "text").open(lock.seal(b"a vector"))
+    for other in (replace(job, memory_id="m2"), replace(job, rev=4), replace(job, chunk=1)):
         with pytest.raises(Tampered):
             open_job(shared, "n", other)
     with pytest.raises(Tampered):
@@ -282,12 +281,12 @@ def test_the_same_content_has_another_hash_for_another_owner() -> None:
 
 @pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
 def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: Matrix) -> None:
-    place, key = Place("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
-    lock = place.lock(key, "vector")
+    binding, key = Binding("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
+    lock = binding.lock(key, "vector")
     good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
-    assert open_vector(key, place, seal_vector(lock, MODEL, good), MODEL) == good
+    assert open_vector(key, binding, seal_vector(lock, MODEL, good), MODEL) == good
     with pytest.raises(Tampered):
-        open_vector(key, place, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
+        open_vector(key, binding, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
 
 
 def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:

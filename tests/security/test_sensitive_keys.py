@@ -30,9 +30,9 @@ from memory_core.records.keys import GROUP, Keys
 from memory_core.records.vectors import to_bytes
 from memory_core.settings.settings import Settings
 from memory_core.store import functions
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import app
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.operations.doctor import examine

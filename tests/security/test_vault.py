@@ -16,7 +16,7 @@ from memory_core.crypto.sealed_memory import wrap
 from memory_core.crypto.sealing import Key
 from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.security import vault
 from memory_server.security.vault import Opened, Vault

@@ -13,9 +13,9 @@ from support.sharing_helpers import refusal, register, share
 from support.stack import Agent, Server, Stack, in_own_task
 
 from memory_core.records.keys import Keys
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import index
-from memory_core.store.connection import Client
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")

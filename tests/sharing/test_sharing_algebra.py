@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import pytest_asyncio
 from hypothesis import HealthCheck, given, seed, settings
@@ -17,8 +18,10 @@ from support.stack import Stack
 from memory_core.errors import Forbidden, NotFound
 from memory_core.records.keys import Keys
 from memory_server.agents import registry
-from memory_server.contract.selection import Selection
-from memory_server.engine.principals import Caller
+from memory_server.contract.arguments import ListArguments, StoreArguments, UpdateArguments
+from memory_server.contract.sharing_arguments import ShareArguments
+from memory_server.contract.task_arguments import RegisterArguments
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories import get, store, update
 from memory_server.service import Service
 from memory_server.sharing import grants
@@ -87,17 +90,17 @@ class World:
     model: GrantModel = field(default_factory=GrantModel)
     given: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
-    def caller(self, name: str) -> Caller:
+    def request(self, name: str) -> RequestContext:
         """Act as an agent."""
-        return Caller(self.namespace, name)
+        return RequestContext(Caller(self.namespace, name))
 
     async def prepare(self) -> None:
         """Register all agents and give each two memories."""
         for name in AGENTS:
-            await registry.register_agent(self.service, self.caller(name), registry.Profile())
+            await registry.register_agent(self.service, self.request(name), RegisterArguments())
             for label in LABELS:
-                new = store.NewMemory(f"{label} of {name}", tags=[label], context=label, wait=False)
-                stored = await store.store_memory(self.service, self.caller(name), new)
+                new = StoreArguments(content=f"{label} of {name}", tags=[label], context=label, wait=False)
+                stored = await store.store_memory(self.service, self.request(name), new)
                 self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
 
     async def share(self, step: Sharing) -> None:
@@ -108,15 +111,15 @@ class World:
         if step.kind == "context":
             named = named[:1]
         plan = self.model.plan(by, to, step.kind, named, step.write)
-        share = grants.Share(
-            to,
-            memory_ids=named if step.kind == "ids" else None,
-            tags=named if step.kind == "tags" else None,
+        share = ShareArguments(
+            target_agent=to,
+            memory_ids=list(named) if step.kind == "ids" else None,
+            tags=list(named) if step.kind == "tags" else None,
             context=named[0] if step.kind == "context" else None,
             permission="write" if step.write else "read",
         )
         try:
-            answer = await grants.share_context(self.service, self.caller(by), share)
+            answer = await grants.share_context(self.service, self.request(by), share)
         except NotFound:
             assert plan is None
             self.tally["refused"] += 1
@@ -135,15 +138,16 @@ class World:
             before = len(self.model.grants)
             if key in self.model.grants:
                 self.model.end(key)
-            answer = await grants.revoke_shared(self.service, self.caller(by), key)
+            answer = await grants.revoke_shared(self.service, self.request(by), key)
             assert answer.grants_ended == before - len(self.model.grants)
             self.tally["ended with others" if answer.grants_ended > 1 else "revoked"] += 1
 
     async def relabel(self, step: Relabelling) -> None:
         """Change a label as the owner."""
         item, label = list(self.model.items.values())[step.which], LABELS[step.label]
-        changes = update.Changes(tags=[label]) if step.kind == "tags" else update.Changes(context=label)
-        await update.update_memory(self.service, self.caller(item.owner), item.id, changes, None)
+        change: dict[str, Any] = {"tags": [label]} if step.kind == "tags" else {"context": label}
+        changes = UpdateArguments(memory_id=item.id, **change)
+        await update.update_memory(self.service, self.request(item.owner), changes)
         setattr(item, "tag" if step.kind == "tags" else "context", label)
         before = len(self.model.grants)
         self.model.relabel(item)
@@ -152,10 +156,8 @@ class World:
     async def check(self) -> None:
         """Everyone lists what the model says they may read."""
         for name in AGENTS:
-            selection = Selection(agent_ids=AGENTS)
-            listed = await get.list_memories(
-                self.service, self.caller(name), agent_id=None, selection=selection, limit=50, cursor=None
-            )
+            everything = ListArguments(agent_ids=list(AGENTS), limit=50)
+            listed = await get.list_memories(self.service, self.request(name), everything)
             assert {memory.memory_id for memory in listed.memories} == self.model.readable(name), name
             assert listed.total == len(listed.memories)
 
@@ -164,9 +166,9 @@ class World:
         for name in AGENTS:
             writable: set[str] = set()
             for memory_id in self.model.items:
-                changes = update.Changes(metadata={"by": name})
+                changes = UpdateArguments(memory_id=memory_id, metadata={"by": name})
                 try:
-                    await update.update_memory(self.service, self.caller(name), memory_id, changes, None)
+                    await update.update_memory(self.service, self.request(name), changes)
                     writable.add(memory_id)
                 except (Forbidden, NotFound):
                     pass
@@ -188,7 +190,7 @@ async def _run(stack: Stack, history: list[Step], tally: Counter[str]) -> None:
     await world.check_writes()
     for _, key in world.given:
         if key in world.model.grants:
-            await grants.revoke_shared(world.service, Caller(world.namespace, "admin", admin=True), key)
+            await grants.revoke_shared(world.service, RequestContext(Caller(world.namespace, "admin", admin=True)), key)
     keys = Keys(world.namespace)
     for pattern in ("granted", "granting", "children", "reshared"):
         left = [key async for key in stack.client.scan_iter(match=f"{keys.prefix}{pattern}:*", count=1000)]

@@ -13,7 +13,7 @@ from support.sharing_helpers import readable, refusal, register, share
 from support.stack import Agent, Server, Stack, in_own_task
 
 from memory_core.records.keys import Keys
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.sharing import grants
 
 SECRET = "The treasure chest is buried under the old lighthouse."
@@ -205,7 +205,7 @@ async def test_only_who_gave_a_grant_or_an_admin_revokes_it(
         assert (await refusal(agent, REVOKE, grant_id=grant))[0] == "not_found"
     assert await readable(bob, [secret]) == [secret]
     service = await server.runtime.service()
-    await grants.revoke_shared(service, Caller(namespace, "root", admin=True), grant)
+    await grants.revoke_shared(service, RequestContext(Caller(namespace, "root", admin=True)), grant)
     assert await readable(bob, [secret]) == []
     assert (await alice.call(REVOKE, grant_id=grant))["grants_ended"] == 0
 

@@ -14,10 +14,13 @@ from support.stack import Agent, Server, Stack
 
 from memory_core.errors import NotFound
 from memory_core.records.keys import Keys
-from memory_server.contract.selection import Selection
-from memory_server.engine.principals import Caller, resolve
+from memory_server.contract.arguments import ListArguments, SearchArguments, SimilarArguments
+from memory_server.contract.sharing_arguments import ShareArguments, SharedContextArguments
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
+from memory_server.index.filters import ResolvedFilters
 from memory_server.memories import get, update
 from memory_server.search import search
 from memory_server.security.open_records import load_readable
@@ -26,7 +29,7 @@ from memory_server.sharing import grants, shared_context
 
 WORDS = "treasure lighthouse"
 ROUNDS_SECONDS = 3.0
-Way = Callable[[Service, Caller, str], Awaitable[bool]]
+Way = Callable[[Service, RequestContext, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
@@ -65,37 +68,34 @@ class History:
         assert self.hidden
 
 
-async def _retrieved(service: Service, caller: Caller, memory_id: str) -> bool:
+async def _retrieved(service: Service, request: RequestContext, memory_id: str) -> bool:
     try:
-        await get.retrieve_memory(service, caller, memory_id)
+        await get.retrieve_memory(service, request, memory_id)
     except NotFound:
         return False
     return True
 
 
-async def _listed(service: Service, caller: Caller, memory_id: str) -> bool:
-    answer = await get.list_memories(service, caller, agent_id="alice", selection=Selection(), limit=10, cursor=None)
+async def _listed(service: Service, request: RequestContext, memory_id: str) -> bool:
+    answer = await get.list_memories(service, request, ListArguments(agent_id="alice", limit=10))
     return memory_id in {memory.memory_id for memory in answer.memories}
 
 
-async def _searched(service: Service, caller: Caller, memory_id: str) -> bool:
-    request = search.SearchRequest(query=WORDS, mode=search.Mode.KEYWORD)
-    answer = await search.semantic_search(service, caller, request)
+async def _searched(service: Service, request: RequestContext, memory_id: str) -> bool:
+    answer = await search.semantic_search(service, request, SearchArguments(query=WORDS, mode="keyword"))
     return memory_id in {hit.memory.memory_id for hit in answer.hits}
 
 
-async def _resembling(service: Service, caller: Caller, memory_id: str) -> bool:
+async def _resembling(service: Service, request: RequestContext, memory_id: str) -> bool:
     try:
-        await search.find_similar(
-            service, caller, memory_id, limit=3, min_score=0.0, selection=Selection(), exact=False
-        )
+        await search.find_similar(service, request, SimilarArguments(memory_id=memory_id, limit=3))
     except NotFound:
         return False
     return True
 
 
-async def _told(service: Service, caller: Caller, memory_id: str) -> bool:
-    answer = await shared_context.get_shared_context(service, caller, shared_context.Wanted())
+async def _told(service: Service, request: RequestContext, memory_id: str) -> bool:
+    answer = await shared_context.get_shared_context(service, request, SharedContextArguments())
     return memory_id in {shared.memory.memory_id for shared in answer.memories}
 
 
@@ -124,14 +124,18 @@ async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
 ) -> None:
     await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
-    service, her, him = await server.runtime.service(), Caller(namespace, "alice"), Caller(namespace, "bob")
+    service, her, him = (
+        await server.runtime.service(),
+        RequestContext(Caller(namespace, "alice")),
+        RequestContext(Caller(namespace, "bob")),
+    )
     history = History()
 
     async def grant_and_revoke() -> None:
         end = time.perf_counter() + ROUNDS_SECONDS
         while time.perf_counter() < end:
             start = time.perf_counter()
-            shared = await grants.share_context(service, her, grants.Share("bob", context="island"))
+            shared = await grants.share_context(service, her, ShareArguments(target_agent="bob", context="island"))
             seen = len(history.shown)
             while len(history.shown) < seen + len(WAYS) and time.perf_counter() < end:
                 await asyncio.sleep(0)
@@ -186,21 +190,21 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     secret = await alice.store(f"The {WORDS}.", context="island")
     grant = await share(alice, "bob", context="island", permission="write")
     service, client = await server.runtime.service(), stack.client
-    caller = Caller(namespace, "bob")
-    principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, secret)
-    selected = build.readable(principal, build.Filters(), time.time())
+    request = RequestContext(Caller(namespace, "bob"))
+    principal = await resolve(service.backend, request)
+    record = await load_readable(service, request, principal, secret)
+    selected = build.readable(principal, ResolvedFilters(), time.time())
     await alice.call("revoke_shared_context", grant_id=grant)
     refs = await queries.some(client, Keys(namespace), selected, limit=5, timeout_ms=2000)
     assert [ref.memory_id for ref in refs] == [secret]
     integrity = service.backend.integrity
-    assert await loader.load_readable(client, Keys(namespace), refs, principal, integrity) == []
+    assert await loader.load_readable(client, Keys(namespace), refs, request, principal, integrity) == []
     with pytest.raises(NotFound):
-        await load_readable(service, principal, secret)
+        await load_readable(service, request, principal, secret)
     changed = replace(record, metadata='{"late":1}')
     model = await service.models.current(namespace)
     write = update._write  # pyright: ignore[reportPrivateUsage]
-    status, _ = await write(service, caller, principal, record, changed, model)
+    status, _ = await write(service, request, principal, record, changed, model)
     assert status == "not_owner"
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from memory_core.crypto.keyring import Keyring, Secret
+from memory_core.crypto.signed_entry import Entry, sign
 from memory_core.records.audit_entry import said
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry, sign
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.security.audit import reader
 from memory_server.security.audit.chain import first_problem
 from memory_server.security.audit.seals import Seal, make_seal
@@ -76,10 +76,22 @@ async def in_redis(client: Client, namespace: str) -> list[dict[str, str]]:
     return [entry.fields async for page in reader.walk(client, Keys(namespace)) for entry in page]
 
 
-async def changes_noted(client: Client, namespace: str) -> int:
-    """Count the entries that were written together with a change, but for signs of life."""
-    entries = await in_redis(client, namespace)
-    return sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in entries)
+@dataclass(slots=True)
+class ChangeCount:
+    """Counts the entries that were written together with a change, except heartbeats. Reads each entry once."""
+
+    client: Client
+    keys: Keys
+    _last: bytes = b""
+    _count: int = 0
+
+    async def read(self) -> int:
+        """Count what was written since the last call too, and give the sum."""
+        while page := await reader.entries_after(self.client, self.keys, self._last, reader.AT_ONCE):
+            self._last = page[-1].id
+            fields = [entry.fields for entry in page]
+            self._count += sum("count" not in entry and entry["op"] != "update_agent_heartbeat" for entry in fields)
+        return self._count
 
 
 async def noted(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What the tests of the bulk engine share: vectors, selections, and memories stored with vectors made up."""
+"""Helpers of the bulk engine's tests: vectors, selections, and stored memories with given vectors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import vector_field
 from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.bulk_messages import Selection
-from memory_embedder.bulk.arrays import Arrays
+from memory_embedder.bulk.array_module import ArrayModule
 from memory_embedder.bulk.engine import BulkEngine
-from memory_embedder.bulk.index import Faiss
-from memory_embedder.bulk.mirror import Loaded, Mirror
+from memory_embedder.bulk.faiss_index import FaissLibrary
+from memory_embedder.bulk.mirror import LoadedMemory, Mirror
 from support.embedder_fixtures import Team
 
 DIMENSION = 16
 EVERYBODY = Selection(every=[("scope", ["pub"])])
-ENGINE = BulkEngine(Arrays(), Faiss(gpus=False))
+ENGINE = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
 
 
 def unit_vectors(count: int, dimension: int = DIMENSION, seed: int = 0, subjects: int = 40) -> Matrix:
-    """Vectors about some subjects, as texts are."""
+    """Random vectors that cluster around some subjects, like those of texts."""
     chance = np.random.default_rng(seed)
     middles = chance.standard_normal((subjects, dimension), dtype=np.float32)
     rows = middles[chance.integers(0, subjects, count)]
@@ -40,12 +40,12 @@ def loaded(
     expires_at: float = float("inf"),
     occurred_at: float = float("nan"),
     updated_at: float = float("nan"),
-) -> Loaded:
-    """A memory of some pieces as it would be read."""
-    carried = [("scope", token) for token in scope]
-    carried += [(name, value) for name, values in (labels or {}).items() for value in values]
+) -> LoadedMemory:
+    """A memory with one chunk per vector, as read from Redis."""
+    pairs = [("scope", token) for token in scope]
+    pairs += [(name, value) for name, values in (labels or {}).items() for value in values]
     pieces = [(number, to_bytes(vector)) for number, vector in enumerate(vectors)]
-    return Loaded(memory_id, carried, expires_at, occurred_at, pieces, updated_at=updated_at)
+    return LoadedMemory(memory_id, pairs, expires_at, occurred_at, pieces, updated_at=updated_at)
 
 
 def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None) -> Mirror:
@@ -59,19 +59,19 @@ def mirror_of(vectors: Matrix, *, scopes: Sequence[Sequence[str]] | None = None)
 
 
 def seen_by(mirror: Mirror, *tokens: str, now: float | None = None) -> Any:
-    """The rows that some tokens let see."""
+    """A mask of the rows that these scope tokens may see."""
     return mirror.select(Selection(every=[("scope", tokens)]), time.time() if now is None else now)
 
 
 class Stored:
-    """A team's memories in Redis, stored by the Functions with vectors of the test's choice."""
+    """Stores memories of a team in Redis with given vectors."""
 
     def __init__(self, team: Team) -> None:
         self._team, self.names = team, team.names
 
     async def store(self, vector: Matrix, *, scope: Sequence[str] = ("pub",), ttl: int | None = None) -> str:
-        """Store one memory and give its id."""
+        """Store one memory. Returns its id."""
         memory_id, model = new_id(), self._team.settings.embedding_model
-        said = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
-        await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=said)
+        stored = {"bytes": to_bytes(vector), "dimension": len(vector), "field": vector_field(model), "model": model}
+        await self._team.call_store(memory_id, memory_id, scope=scope, ttl=ttl, vector=stored)
         return memory_id

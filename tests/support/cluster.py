@@ -14,7 +14,8 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.crc import key_slot
 
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from support import redis_users
 from support.embedder_fixtures import package_file, wait_until
 from support.redis_users import SERVER, SIDECAR

@@ -1,4 +1,4 @@
-"""Deployments for the doctor to look at: one that is whole, with an encoder without a model, and one that is bare."""
+"""Deployments for the doctor: a healthy one with a fake encoder, and an empty one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 
 from memory_core.crypto.keyring import load_keyring, new_key
 from memory_core.crypto.sealing import Transports
-from memory_core.records import sidecar
 from memory_core.records.keys import Keys
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store import sidecar
+from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
-from memory_embedder.fake import FakeEncoder
+from memory_core.store.sidecar import SidecarStatus
+from memory_embedder.engines.fake import FakeEncoder
 from memory_server.operations.doctor import examine
-from memory_server.operations.health.report import Report
+from memory_server.operations.health.report import DoctorReport
 from support.embedder_fixtures import RedisServer, running, wait_until
 from support.stack import serving
 
@@ -40,32 +41,32 @@ class Deployment:
     memory: str = ""
     long: str = ""
 
-    async def examine(self, *, deep: bool = False, **other: Any) -> Report:
-        """Have the doctor look; what is not a setting goes to it."""
+    async def examine(self, *, deep: bool = False, **other: Any) -> DoctorReport:
+        """Run the doctor. `clock` is passed on; other arguments are settings."""
         clock: dict[str, Any] = {"clock": other.pop("clock")} if "clock" in other else {}
         return await examine(Settings.load(**{**self.settings, **other}), deep=deep, **clock)
 
     async def rebuild(self, **hnsw: Any) -> None:
-        """Make the index of the namespace anew and wait until it covers all records."""
+        """Create the index of the namespace again and wait until it covers all records."""
         await self.drop()
         store = Settings.load(vector_store={**MODEL, "hnsw": hnsw}).vector_store
         await ensure_namespace(self.client, self.keys.namespace, store)
 
-        async def whole() -> bool:
+        async def is_complete() -> bool:
             return not int((await self.info())[b"indexing"])
 
-        await wait_until(whole)
+        await wait_until(is_complete)
 
     async def drop(self) -> None:
-        """Take the index away, and leave the records."""
+        """Drop the index, but not the records."""
         await self.client.execute_command("FT.DROPINDEX", self.keys.index())
 
     async def info(self) -> dict[bytes, Any]:
-        """What Redis says of the index."""
+        """Return FT.INFO of the index."""
         return await self.client.execute_command("FT.INFO", self.keys.index_alias)
 
     async def announce(self, **status: Any) -> None:
-        """Have a sidecar say that it lives."""
+        """Announce a sidecar."""
         known: dict[str, Any] = {
             "id": "one", "host": "here", "pid": 1, "state": "ready", "model": "fake", "dimension": 16,
             "backend": "fake", "device": "cpu", "provider": "fake",
@@ -73,13 +74,13 @@ class Deployment:
         await sidecar.announce(self.client, SidecarStatus(**{**known, **status}))
 
     async def withdraw(self) -> None:
-        """Have it stop in order."""
+        """Withdraw the sidecar."""
         await sidecar.withdraw(self.client, "one")
 
 
 @asynccontextmanager
-async def bare(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
-    """A Redis in which there is nothing."""
+async def empty_deployment(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
+    """An empty Redis."""
     redis = RedisServer(folder)
     redis.start()
     try:
@@ -90,10 +91,10 @@ async def bare(folder: Path, **settings: Any) -> AsyncGenerator[Deployment]:
 
 
 @asynccontextmanager
-async def whole(folder: Path) -> AsyncGenerator[Deployment]:
-    """A Redis with memories, one of them long, and a sidecar that lives; the server that stored them has stopped."""
+async def healthy_deployment(folder: Path) -> AsyncGenerator[Deployment]:
+    """A Redis with memories, one of them long, and a living sidecar. The server that stored them has stopped."""
     async with AsyncExitStack() as parts:
-        found = await parts.enter_async_context(bare(folder))
+        found = await parts.enter_async_context(empty_deployment(folder))
         await parts.enter_async_context(running(found.redis.url, FakeEncoder(), transports=TRANSPORTS))
         async with serving(found.redis.url, vector_store=MODEL, master_key=KEY) as server:
             async with server.agent("ann", "team") as ann:
@@ -108,7 +109,7 @@ async def _is_drained(found: Deployment) -> bool:
     return not await found.client.xlen(found.keys.jobs("fake")) and not await found.client.zcard(found.keys.chores)
 
 
-def only(report: Report) -> tuple[str, str]:
-    """Give id and remedy of the one fault that a report names."""
+def only_fault(report: DoctorReport) -> tuple[str, str]:
+    """Return id and remedy of the only fault in a report."""
     assert len(report.faults) == 1, report.text()
     return report.faults[0].id, report.faults[0].remedy

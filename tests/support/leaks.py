@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from support.embedder_fixtures import wait_until
 
 

@@ -1,4 +1,4 @@
-"""Starts embedded Redis servers for tests, in their own data directories, and never leaves one behind."""
+"""Starts embedded Redis servers for tests in separate data directories, and always stops them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memory_server.local.attach import LocalRedis, attach
 from memory_server.local.paths import State
 from memory_server.local.stop import stop
 
-# Stands in for the embedder: it lives as long as its supervisor.
+# A substitute for the embedder that ends with its supervisor.
 SIDECAR = (
     sys.executable,
     "-c",
@@ -51,7 +51,7 @@ async def until(condition: Callable[[], object], within: float = 15.0) -> None:
 
 @asynccontextmanager
 async def attached(data_dir: Path, *, grace: float = 10.0, sidecar: tuple[str, ...] = ()) -> AsyncGenerator[LocalRedis]:
-    """Attach, and at the end leave and stop whatever runs there."""
+    """Attach; afterwards release the reference and stop Redis."""
     local = await attach(data_dir, grace=grace, sidecar=sidecar, within=20)
     try:
         yield local
@@ -61,7 +61,7 @@ async def attached(data_dir: Path, *, grace: float = 10.0, sidecar: tuple[str, .
 
 
 def running(local: LocalRedis) -> State:
-    """What the supervisor runs now; fails when it runs nothing."""
+    """Return what the supervisor runs now; fail if it runs nothing."""
     state = local.state()
     assert state is not None
     return state
@@ -88,7 +88,7 @@ async def get(local: LocalRedis, key: str) -> str | None:
 
 
 def kill(pid: int | None) -> None:
-    """End a process that the test's own supervisor started, or that supervisor, as `kill -9` does."""
+    """Kill a process that the test started, as `kill -9` does."""
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
 
@@ -104,5 +104,5 @@ def alive(pid: int) -> bool:
 
 
 async def stop_everything(data_dir: Path) -> None:
-    """Stop whatever runs on a data directory."""
+    """Stop the Redis of a data directory."""
     await asyncio.to_thread(stop, data_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from memory_core.package_data import resource
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 
 SERVER, SIDECAR, MIGRATE = "rm-server", "rm-sidecar", "rm-migrate"
 PASSWORDS = {name: f"password-of-{name}" for name in (SERVER, SIDECAR, MIGRATE)}

@@ -14,12 +14,12 @@ from typing import Any
 
 from memory_core.crypto.keyring import load_keyring, written
 from memory_core.crypto.sealing import Transports
-from memory_core.records import sidecar as sidecars
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client
-from memory_embedder.weights import DEFAULT_MODEL, find_weights
+from memory_core.store import sidecar as sidecars
+from memory_embedder.engines.weights import DEFAULT_MODEL, find_weights
 from memory_server.operations import reindex
 from memory_server.operations.reindex import Reindexed
 from memory_server.service import Service

@@ -11,7 +11,8 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_server import cli
 from support.embedder_fixtures import RedisServer
 from support.ports import free_port
@@ -21,7 +22,7 @@ CANARY = "canary-hunter2"
 
 @dataclass(frozen=True, slots=True)
 class Guarded:
-    """A Redis behind a password, which is the canary."""
+    """A Redis whose password is the canary."""
 
     socket: str
     port: int
@@ -57,6 +58,6 @@ def written(folder: Path, content: object) -> Path:
 
 
 def run(*command: str) -> tuple[int, str]:
-    """Run a command of the console in this process; its exit code and all it said."""
+    """Run a command in this process; return its exit code and its output."""
     result = CliRunner().invoke(cli.app, command)
     return result.exit_code, result.output + repr(result.exception)

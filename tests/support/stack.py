@@ -21,9 +21,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
 from memory_core.crypto.keyring import load_keyring, new_key, written
-from memory_core.records import sidecar as sidecars
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store import sidecar as sidecars
+from memory_core.store.connection import connect
 from memory_server.http.app import HttpServer, http_application
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime

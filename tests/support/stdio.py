@@ -26,7 +26,7 @@ SEED = {
 
 @asynccontextmanager
 async def stdio_agent(agent: str, *options: str, **environment: str) -> AsyncGenerator[Agent]:
-    """Start a stdio server of its own for an agent, as Claude Code would."""
+    """Start a stdio server for an agent, as Claude Code does."""
     parameters = StdioServerParameters(
         command=sys.executable,
         args=["-m", "memory_server", "serve", "--stdio", "--agent", agent, *options],

@@ -8,10 +8,11 @@ from typing import Any
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import SEPARATOR
-from memory_core.records.task import Kind, TaskPriority
+from memory_core.records.task import TaskPriority
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_redis
+from memory_core.redis_client import Client
 from memory_core.store import functions
-from memory_core.store.connection import Client
 
 Answer = dict[str, Any]
 AT_ONCE = 1e-6
@@ -74,7 +75,7 @@ class Ground:
         task_id: str = "",
     ) -> Answer:
         """Submit a task and give the whole answer."""
-        kind, free, task_id = Kind(tuple(needs), window, only), Kind(tuple(needs), window), task_id or new_id()
+        kind, free, task_id = TaskKind(tuple(needs), window, only), TaskKind(tuple(needs), window), task_id or new_id()
         fields: dict[str, Any] = {
             "description": "work",
             "type": "general",

@@ -15,7 +15,7 @@ from typing import Any
 from mcp_types import CallToolResult
 
 from memory_core.records.ids import new_id
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.engine.vector_cache import Vectors
 from memory_server.tasks.dispatch import dispatch
 from support.in_process import Direct, InProcess

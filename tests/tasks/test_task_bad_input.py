@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.audit_helpers import changes_noted
+from support.audit_helpers import ChangeCount
 from support.stack import Agent, Server, Stack, in_own_task
 from support.task_helpers import UNKNOWN, Answer, claim, code, complete, events, fail, joined, lease, show, submit
 
@@ -31,6 +31,7 @@ class Ground:
     ada: Agent
     ben: Agent
     ids: dict[str, str]
+    changes: ChangeCount
 
     async def state(self) -> list[Any]:
         """Return all tasks of the namespace, their queues and the number of changes in the audit."""
@@ -40,7 +41,7 @@ class Ground:
             for name in sorted([name async for name in client.scan_iter(match=keys.task("*"), count=1000)])
         ]
         queues = [await client.zrange(key, 0, -1, withscores=True) for key in (keys.leases, keys.unclaimed)]
-        return [found, queues, await changes_noted(client, NAMESPACE)]
+        return [found, queues, await self.changes.read()]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -56,7 +57,7 @@ async def ground(stack: Stack) -> AsyncGenerator[Ground]:
             await submit(ben, f"For {name} alone.", assign_to=name, lease_seconds=3600)
             held = await lease(agent)
             ids |= {task: held["task_id"], token: held["lease_token"]}
-        yield Ground(stack, ada, ben, ids)
+        yield Ground(stack, ada, ben, ids, ChangeCount(stack.client, Keys(NAMESPACE)))
 
 
 def fill_in(value: Any, ids: dict[str, str]) -> Any:

@@ -10,6 +10,7 @@ SMALL = tasks.Plan(
 )
 
 
+@pytest.mark.long
 async def test_kills_and_pauses_lose_no_task_and_complete_none_twice(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:

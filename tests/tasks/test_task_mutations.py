@@ -12,7 +12,8 @@ from support import task_behaviours
 from support.embedder_fixtures import RedisServer
 from support.task_functions import Ground
 
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_core.store.functions import library_code
 
 Behaviour = Callable[[Ground], Awaitable[None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from support.embedder_fixtures import RedisServer
@@ -13,8 +14,9 @@ from support.task_helpers import joined, submit
 from memory_core.errors import OutcomeUnknown, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
+from memory_server.contract.task_arguments import PendingArguments
 from memory_server.engine import backend as backends
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.tasks import leases
 
 
@@ -26,7 +28,9 @@ async def test_claim_with_unreadable_tasks_reports_outcome_unknown(stack: Stack,
     await stack.client.execute_command("ACL", "SETUSER", SERVER, "-lrange")
     try:
         with pytest.raises(OutcomeUnknown):
-            await leases.get_pending_tasks(service, Caller(namespace, "ada"), leases.Claim(with_memories=0))
+            await leases.get_pending_tasks(
+                service, RequestContext(Caller(namespace, "ada")), PendingArguments(with_memories=0)
+            )
     finally:
         await stack.client.execute_command("ACL", "SETUSER", SERVER, "+lrange")
         assert {denied for _, _, denied in await denials(stack.client)} == {"lrange"}
@@ -43,7 +47,7 @@ async def test_interrupted_write_stays_outcome_unknown_after_failed_retries(
     settings = Settings.load(redis_url=redis.url, redis={"timeout_seconds": 0.2})
     async with backends.Backend(settings).running() as backend:
         client = await backend.client()
-        arguments = {"prefix": keys.prefix, "keep": 1}
+        arguments: dict[str, Any] = {"prefix": keys.prefix, "keep": 1}
         await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **arguments)
         await client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
         pending = asyncio.create_task(backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **arguments))

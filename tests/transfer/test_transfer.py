@@ -131,7 +131,7 @@ async def test_imported_namespace_reads_searches_and_shares_like_the_source(
         await bob.call("update_memory", memory_id=filled.ids["plain"], content="Bob may still write here.")
         stored = await alice.store("The next one on the island.", context="island")
         assert (await alice.call("retrieve_memory", memory_id=stored))["memory"]["seq"] == 4
-    assert (await verify(server.service, here)).healthy
+    assert (await verify(server.service.backend, here)).healthy
     audited = await server.service.backend.read(lambda client: client.xrange(Keys(here).audit))
     assert {b"console"} == {entry[b"who"] for _, entry in audited if entry[b"op"] == b"import"}
 
@@ -205,7 +205,7 @@ async def test_sensitive_memories_need_the_same_master_key(
     refused = await Shell(url, key=new_key()).run("import", file, "--namespace", here)
     assert refused.code == 78
     assert "2 of 13 records cannot be read" in refused.said
-    assert "key that this server does not know" in refused.said
+    assert "key that this server does not have" in refused.said
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
     without = tmp_path / "clear.jsonl"

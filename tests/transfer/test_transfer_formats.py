@@ -18,8 +18,9 @@ from support.transfer_helpers import Shell, lines_of
 
 from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client, connect
-from memory_embedder.weights import DEFAULT_MODEL
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
+from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.transfer import files
 
 

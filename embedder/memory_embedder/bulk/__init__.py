@@ -1,1 +1,1 @@
-"""The bulk engine: whole namespaces' vectors in memory, for what compares many with many or one with all."""
+"""The bulk engine: keeps the vectors of whole namespaces in memory, for requests that compare many vectors."""

@@ -1,4 +1,4 @@
-"""What a bulk request does to a mirror: pure computing on a snapshot, in a thread, until the deadline."""
+"""Computes the answers to bulk requests from a snapshot of a mirror. Runs in a thread, until the deadline."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ import numpy as np
 
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import Clusters, ClustersFound, Duplicates, DuplicatesFound, Nearest, NearestFound
-from memory_embedder.bulk.arrays import Array, Arrays, Resident
-from memory_embedder.bulk.index import Approximate, Faiss
+from memory_embedder.bulk.array_module import Array, ArrayModule, DeviceRows
+from memory_embedder.bulk.faiss_index import FaissIndex, FaissLibrary
 from memory_embedder.bulk.mirror import Mask
-from memory_embedder.bulk.numerics import Neighbours, group, nearest, pairs
+from memory_embedder.bulk.numerics import Neighbours, k_means, nearest, similar_pairs
 
-_LEAST_SHARE = 0.2
-"""An index finds too little where fewer of its rows are permitted; comparing with those alone is cheap there."""
+_MIN_SHARE = 0.2
+"""Below this share of permitted rows an index finds too few. Comparing with those rows alone is cheap."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Rows as they were when a request came, and those it may see."""
+    """The rows at the time of a request, and a mask of those it may see."""
 
     vectors: Matrix
     ids: list[str]
     pieces: Any
     chosen: Mask
-    resident: Resident
+    device_rows: DeviceRows
 
 
 class BulkEngine:
-    """Computes with one array module and one FAISS."""
+    """Computes with one array module and one FAISS library."""
 
-    def __init__(self, arrays: Arrays, faiss: Faiss) -> None:
+    def __init__(self, arrays: ArrayModule, faiss: FaissLibrary) -> None:
         self.arrays = arrays
         self.faiss = faiss
 
     def nearest(
-        self, seen: Snapshot, request: Nearest, queries: Matrix, index: Approximate | None, deadline: float
+        self, seen: Snapshot, request: Nearest, queries: Matrix, index: FaissIndex | None, deadline: float
     ) -> NearestFound:
-        """Find the pieces nearest to each query; by an index where there is one that fits.
+        """Find the chunks nearest to each query, with an index if there is one that fits.
 
         Raises:
-            DeadlinePassed: nobody waits any more.
+            DeadlinePassed: the request took too long.
         """
-        fits = index is not None and not request.exact and seen.chosen[: index.covered].mean() >= _LEAST_SHARE
+        fits = index is not None and not request.exact and seen.chosen[: index.covered].mean() >= _MIN_SHARE
         if index is not None and fits:
-            found = self._by_index(seen, request.k, queries, index, deadline)
+            found = self._search_index(seen, request.k, queries, index, deadline)
         else:
             found = self._compare(seen, queries, seen.chosen, request.k, deadline)
-        rows, places = _numbered(found.rows)
+        rows, places = _distinct(found.rows)
         return NearestFound(
             ids=[seen.ids[row] for row in rows],
             pieces=seen.pieces[rows].tolist(),
@@ -61,16 +61,16 @@ class BulkEngine:
         )
 
     def duplicates(self, seen: Snapshot, request: Duplicates, deadline: float) -> DuplicatesFound:
-        """Find the pairs that say nearly the same.
+        """Find the pairs of chunks whose vectors are nearly the same.
 
         Raises:
-            DeadlinePassed: nobody waits any more.
+            DeadlinePassed: the request took too long.
         """
         rows = np.flatnonzero(seen.chosen)
         names: dict[str, int] = {}
         same = np.array([names.setdefault(seen.ids[row], len(names)) for row in rows], dtype=np.int64)
-        found = pairs(self.arrays, self._taken(seen, rows), request.least, request.most, same, deadline=deadline)
-        numbers, places = _numbered(rows[np.stack([found.left, found.right], axis=1)])
+        found = similar_pairs(self.arrays, self._rows(seen, rows), request.least, request.most, same, deadline=deadline)
+        numbers, places = _distinct(rows[np.stack([found.left, found.right], axis=1)])
         return DuplicatesFound(
             ids=[seen.ids[row] for row in numbers],
             pieces=seen.pieces[numbers].tolist(),
@@ -80,15 +80,15 @@ class BulkEngine:
         )
 
     def clusters(self, seen: Snapshot, request: Clusters, deadline: float) -> ClustersFound:
-        """Part the selection by meaning.
+        """Group the selected rows by meaning.
 
         Raises:
-            DeadlinePassed: nobody waits any more.
+            DeadlinePassed: the request took too long.
         """
         rows = np.flatnonzero(seen.chosen)
         if not len(rows):
             return ClustersFound(ids=[], pieces=[], sizes=[], closeness=[], shown=[])
-        found = group(self.arrays, self._taken(seen, rows), min(request.count, len(rows)), deadline=deadline)
+        found = k_means(self.arrays, self._rows(seen, rows), min(request.count, len(rows)), deadline=deadline)
         numbers = list(np.argsort(-np.bincount(found.cluster), kind="stable"))
         members = [np.flatnonzero(found.cluster == number) for number in numbers]
         members = [inside[np.argsort(-found.closeness[inside], kind="stable")] for inside in members if len(inside)]
@@ -103,8 +103,8 @@ class BulkEngine:
             shown=[list(range(start, end)) for start, end in pairwise(starts)],
         )
 
-    def _by_index(self, seen: Snapshot, k: int, queries: Matrix, index: Approximate, deadline: float) -> Neighbours:
-        """Ask the index, and compare with the rows that came after it was built."""
+    def _search_index(self, seen: Snapshot, k: int, queries: Matrix, index: FaissIndex, deadline: float) -> Neighbours:
+        """Search the index, and compare with the rows that are newer than it."""
         found = index.search(self.faiss, queries, k, seen.chosen)
         later = seen.chosen.copy()
         later[: index.covered] = False
@@ -118,16 +118,16 @@ class BulkEngine:
 
     def _compare(self, seen: Snapshot, queries: Matrix, chosen: Mask, k: int, deadline: float) -> Neighbours:
         arrays = self.arrays
-        vectors = seen.resident.upto(seen.vectors)
+        vectors = seen.device_rows.sync(seen.vectors)
         return nearest(arrays, arrays.to_device(queries), vectors, k, chosen, deadline=deadline)
 
-    def _taken(self, seen: Snapshot, rows: Any) -> Array:
-        vectors = seen.resident.upto(seen.vectors)
+    def _rows(self, seen: Snapshot, rows: Any) -> Array:
+        vectors = seen.device_rows.sync(seen.vectors)
         return vectors if len(rows) == len(vectors) else vectors[self.arrays.to_device(rows)]
 
 
-def _numbered(rows: Any) -> tuple[Any, Any]:
-    """Give the distinct rows and, in the shape of `rows`, the place of each among them; -1 stays -1."""
+def _distinct(rows: Any) -> tuple[Any, Any]:
+    """The distinct rows, and for each row its position among them (in the shape of `rows`). -1 stays -1."""
     distinct, places = np.unique(rows, return_inverse=True)
     places = places.reshape(rows.shape)
     if len(distinct) and distinct[0] < 0:

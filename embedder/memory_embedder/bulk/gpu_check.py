@@ -1,4 +1,4 @@
-"""The bulk engine's part of `make gpu-check`: a GPU's answers against the CPU's, and how fast they come."""
+"""The bulk engine's part of `make gpu-check`: compares the GPU's answers with the CPU's, and times them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import numpy as np
 
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import IndexType
-from memory_embedder.bulk.arrays import Arrays, Resident
-from memory_embedder.bulk.index import LEAST_RECALL, Faiss, build
-from memory_embedder.bulk.numerics import group, nearest, pairs
+from memory_embedder.bulk.array_module import ArrayModule, DeviceRows
+from memory_embedder.bulk.faiss_index import MIN_RECALL, FaissLibrary, build
+from memory_embedder.bulk.numerics import k_means, nearest, similar_pairs
 
 _ROWS, _DIMENSION, _QUERIES, _K, _RUNS = 100_000, 384, 1000, 10, 5
 _TOLERANCE = 1e-4
-_PAIRED = 20_000
+_PAIR_ROWS = 20_000
 
 
 def check_bulk() -> Iterator[bool]:
-    """Whether each part that can use the GPU agrees with the CPU; nothing where none can."""
-    arrays, faiss = Arrays("cuda:0"), Faiss()
+    """For each part that can use the GPU, whether it agrees with the CPU. Empty if none can."""
+    arrays, faiss = ArrayModule("cuda:0"), FaissLibrary()
     if arrays.name != "cupy" and not faiss.gpus:
         print(f"bulk engine: NumPy ({arrays.fallback}); FAISS {faiss.name or 'is not installed'}, no GPU")
         return
@@ -34,40 +34,40 @@ def check_bulk() -> Iterator[bool]:
         yield _check_index(faiss, kind, vectors, queries, chosen)
 
 
-def _check_arrays(arrays: Arrays, vectors: Matrix, queries: Matrix, chosen: Any) -> bool:
-    host, resident = Arrays(), Resident(arrays)
-    on_device, asked = resident.upto(vectors), arrays.to_device(queries)
+def _check_arrays(arrays: ArrayModule, vectors: Matrix, queries: Matrix, chosen: Any) -> bool:
+    host, device_rows = ArrayModule(), DeviceRows(arrays)
+    on_device, asked = device_rows.sync(vectors), arrays.to_device(queries)
     for mask in (None, chosen):
         ours = nearest(arrays, asked, on_device, _K, mask)
         exact = nearest(host, queries, vectors, _K, mask)
         if np.abs(ours.scores - exact.scores).max() > _TOLERANCE:
-            return _tell("CuPy: the nearest differ from the CPU's", agrees=False)
-    few, same = vectors[:_PAIRED], np.arange(_PAIRED)
-    totals = [pairs(one, one.to_device(few), 0.8, 1000, same).total for one in (arrays, host)]
+            return _report("CuPy: the nearest rows differ from the CPU's", agrees=False)
+    few, same = vectors[:_PAIR_ROWS], np.arange(_PAIR_ROWS)
+    totals = [similar_pairs(one, one.to_device(few), 0.8, 1000, same).total for one in (arrays, host)]
     if abs(totals[0] - totals[1]) > max(5, totals[1] // 1000):
-        return _tell(f"CuPy: {totals[0]} pairs, the CPU {totals[1]}", agrees=False)
-    closeness = [float(group(one, one.to_device(few), 50).closeness.mean()) for one in (arrays, host)]
+        return _report(f"CuPy: {totals[0]} pairs, the CPU {totals[1]}", agrees=False)
+    closeness = [float(k_means(one, one.to_device(few), 50).closeness.mean()) for one in (arrays, host)]
     if abs(closeness[0] - closeness[1]) > 0.01:
-        return _tell(f"CuPy: clusters of closeness {closeness[0]:.3f}, the CPU {closeness[1]:.3f}", agrees=False)
+        return _report(f"CuPy: cluster closeness {closeness[0]:.3f}, the CPU {closeness[1]:.3f}", agrees=False)
     seconds = _median(lambda: nearest(arrays, asked, on_device, _K))
     flops = 2 * _ROWS * _QUERIES * _DIMENSION / seconds
-    return _tell(f"CuPy: {_QUERIES / seconds:.0f} exact searches/s of {_ROWS} vectors, {flops / 1e12:.1f} TFLOP/s")
+    return _report(f"CuPy: {_QUERIES / seconds:.0f} exact searches/s of {_ROWS} vectors, {flops / 1e12:.1f} TFLOP/s")
 
 
-def _check_index(faiss: Faiss, kind: IndexType, vectors: Matrix, queries: Matrix, chosen: Any) -> bool:
+def _check_index(faiss: FaissLibrary, kind: IndexType, vectors: Matrix, queries: Matrix, chosen: Any) -> bool:
     index = build(faiss, kind, vectors, 0)
     found = index.search(faiss, queries, _K, chosen)
-    least = nearest(Arrays(), queries, vectors, _K, chosen).scores[:, -1:]
+    least = nearest(ArrayModule(), queries, vectors, _K, chosen).scores[:, -1:]
     recall = float((found.scores >= least - _TOLERANCE).mean())
     if (~chosen[found.rows[found.rows >= 0]]).any():
-        return _tell(f"FAISS {kind}: gives rows that are hidden", agrees=False)
+        return _report(f"FAISS {kind}: returns hidden rows", agrees=False)
     seconds = _median(lambda: index.search(faiss, queries, _K, chosen))
-    told = f"FAISS {kind} on {faiss.gpus} GPUs: recall {recall:.3f}, {_QUERIES / seconds:.0f} searches/s"
-    return _tell(told, agrees=recall >= LEAST_RECALL - 0.03)
+    result = f"FAISS {kind} on {faiss.gpus} GPUs: recall {recall:.3f}, {_QUERIES / seconds:.0f} searches/s"
+    return _report(result, agrees=recall >= MIN_RECALL - 0.03)
 
 
-def _tell(text: str, *, agrees: bool = True) -> bool:
-    print(f"bulk engine, {text}" + ("" if agrees else " (NOT enough)"))
+def _report(text: str, *, agrees: bool = True) -> bool:
+    print(f"bulk engine, {text}" + ("" if agrees else " (NOT good enough)"))
     return agrees
 
 

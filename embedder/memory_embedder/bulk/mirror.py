@@ -1,7 +1,7 @@
-"""A namespace's vectors in memory, with what decides who may read each and whether it is still there.
+"""The vectors of a namespace in memory, with the labels that decide who may read them.
 
-Rows are only ever added: a changed memory gets new rows and its old ones are marked dead, so that a search under way
-keeps reading what it began with. Once many are dead, the living are copied into a new mirror.
+Rows are only added. A changed memory gets new rows and its old rows are marked dead, so a running search keeps its
+data. When many rows are dead, the live rows are copied into a new mirror.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from memory_core.store.bulk_messages import Clause, Selection
 
 Mask = NDArray[np.bool_]
 Rows = NDArray[np.int64]
-_LEAST_ROWS = 256
-_MOST_DEAD = 0.25
+_MIN_ROWS = 256
+_MAX_DEAD = 0.25
 _NORM_TOLERANCE = 1e-2
 _BYTES_PER_ID = 420
-"""Measured: an id, its place in two tables, and its labels' entries, besides the arrays."""
+"""Measured, without the arrays: an id, its place in two tables, and its labels' entries."""
 _BY_ID = "i:"
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A memory as it was read: its labels (field, value), times as epoch seconds, and its pieces' vectors.
+class LoadedMemory:
+    """A memory as read from Redis: its labels (field, value), times as epoch seconds, and the vectors of its chunks.
 
-    `whole` says that these are all of its pieces; otherwise the others stay as they are.
+    If `whole` is false, the memory has more chunks, and their rows stay.
     """
 
     memory_id: str
@@ -44,7 +44,7 @@ class Loaded:
 
 @dataclass(slots=True)
 class _Table:
-    """The columns, with room to grow."""
+    """The columns, with spare rows."""
 
     vectors: Matrix
     alive: Mask
@@ -74,7 +74,7 @@ class _Table:
 
 @dataclass(slots=True)
 class Mirror:
-    """Rows of one namespace. `changes` counts rows that came or went; `refused` vectors that are none."""
+    """The rows of one namespace. `changes` counts added and removed rows, `refused` counts invalid vectors."""
 
     dimension: int
     count: int = 0
@@ -87,35 +87,35 @@ class Mirror:
     _table: _Table = field(init=False)
 
     def __post_init__(self) -> None:
-        self._table = _Table.of(_LEAST_ROWS, self.dimension)
+        self._table = _Table.of(_MIN_ROWS, self.dimension)
 
     @property
     def living(self) -> int:
-        """Rows that stand for a piece."""
+        """Number of rows that are not dead."""
         return self.count - self.dead
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes, the part of Python's own tables estimated."""
+        """Size in bytes. The part in Python's own tables is an estimate."""
         return self._table.nbytes + _BYTES_PER_ID * self.count
 
     @property
     def vectors(self) -> Matrix:
-        """All rows, the dead ones too, shape (count, dimension)."""
+        """All rows, also the dead ones, shape (count, dimension)."""
         return self._table.vectors[: self.count]
 
     @property
     def pieces(self) -> NDArray[np.int32]:
-        """The piece that each row is."""
+        """The chunk number of each row."""
         return self._table.piece[: self.count]
 
     @property
     def needs_compaction(self) -> bool:
-        """Whether so many rows are dead that copying the others pays."""
-        return self.dead > max(_LEAST_ROWS, _MOST_DEAD * self.count)
+        """Whether enough rows are dead to copy the others."""
+        return self.dead > max(_MIN_ROWS, _MAX_DEAD * self.count)
 
-    def put(self, loaded: Iterable[Loaded]) -> None:
-        """Take in memories as they are now; one without pieces is gone, or has no vector yet."""
+    def put(self, loaded: Iterable[LoadedMemory]) -> None:
+        """Replace memories with their current state. A memory without pieces is deleted or has no vector yet."""
         found = list(loaded)
         data = b"".join(vector for one in found for _, vector in self._fitting(one))
         fresh = np.frombuffer(data, dtype="<f4").reshape(-1, self.dimension)
@@ -124,7 +124,7 @@ class Mirror:
         self._reserve(len(fresh))
         at = 0
         for one in found:
-            self._forget(one)
+            self._bury_replaced(one)
             for piece, _ in self._fitting(one):
                 if usable[at]:
                     self._append(one, piece, fresh[at])
@@ -134,7 +134,7 @@ class Mirror:
             self.refused += len(one.pieces) - sum(1 for _ in self._fitting(one))
 
     def expire(self, now: float) -> None:
-        """Let go of rows past their lifetime; until then `select` leaves them out."""
+        """Mark expired rows as dead. `select` ignores them in any case."""
         table = self._table
         for row in np.flatnonzero(table.alive[: self.count] & (table.expires[: self.count] <= now)):
             self._bury(int(row))
@@ -156,28 +156,28 @@ class Mirror:
         return mask
 
     def compacted(self) -> Mirror:
-        """Copy the living rows into a mirror of their own."""
+        """Copy the live rows into a new mirror."""
         kept = np.flatnonzero(self._table.alive[: self.count])
-        place = np.full(self.count, -1, dtype=np.int64)
-        place[kept] = np.arange(len(kept))
+        position = np.full(self.count, -1, dtype=np.int64)
+        position[kept] = np.arange(len(kept))
         copy = Mirror(self.dimension, count=len(kept), changes=self.changes, refused=self.refused)
-        copy._table = _Table.of(max(_LEAST_ROWS, len(kept) * 5 // 4), self.dimension)
+        copy._table = _Table.of(max(_MIN_ROWS, len(kept) * 5 // 4), self.dimension)
         for target, source in zip(copy._table.columns(), self._table.columns(), strict=True):
             target[: len(kept)] = source[kept]
         copy.ids = [self.ids[row] for row in kept]
         for row, memory_id in enumerate(copy.ids):
             copy._rows_of.setdefault(memory_id, []).append(row)
         for label, posting in self._postings.items():
-            moved = place[np.frombuffer(posting, dtype=np.int32)]
+            moved = position[np.frombuffer(posting, dtype=np.int32)]
             if len(moved := moved[moved >= 0]):
                 copy._postings[label] = array("i", moved.astype(np.int32).tobytes())
         return copy
 
-    def _fitting(self, one: Loaded) -> Iterable[tuple[int, bytes]]:
+    def _fitting(self, one: LoadedMemory) -> Iterable[tuple[int, bytes]]:
         return ((piece, vector) for piece, vector in one.pieces if len(vector) == 4 * self.dimension)
 
     def _any_of(self, clause: Clause) -> Mask:
-        """Mark the rows that carry one of the values."""
+        """Mark the rows that have one of the values."""
         mask = np.zeros(self.count, dtype=np.bool_)
         name, values = clause
         found: list[Rows | NDArray[np.int32]] = []
@@ -192,7 +192,7 @@ class Mirror:
             mask[np.concatenate(found)] = True
         return mask
 
-    def _append(self, one: Loaded, piece: int, vector: Matrix) -> None:
+    def _append(self, one: LoadedMemory, piece: int, vector: Matrix) -> None:
         row, table = self.count, self._table
         table.vectors[row] = vector
         table.expires[row], table.occurred[row], table.piece[row] = one.expires_at, one.occurred_at, piece
@@ -209,7 +209,7 @@ class Mirror:
         self.count += 1
         self.changes += 1
 
-    def _forget(self, one: Loaded) -> None:
+    def _bury_replaced(self, one: LoadedMemory) -> None:
         replaced = {piece for piece, _ in one.pieces}
         for row in list(self._rows_of.get(one.memory_id, ())):
             if one.whole or self._table.piece[row] in replaced:
@@ -226,7 +226,7 @@ class Mirror:
             del self._rows_of[memory_id]
 
     def _reserve(self, more: int) -> None:
-        """Make room; searches under way keep the old columns."""
+        """Make room for more rows. Running searches keep the old columns."""
         if self.count + more <= len(self._table.alive):
             return
         grown = _Table.of(max(self.count + more, len(self._table.alive) * 3 // 2), self.dimension)

@@ -1,7 +1,7 @@
-"""Comparing vectors with vectors, exactly, on whichever array module is chosen.
+"""Exact comparisons of vectors with vectors, with NumPy or CuPy.
 
-All rows are of unit length, so a product is a cosine. Rows are taken block by block; what is kept of a block is what
-beats the worst kept so far, so that sorting costs little beside the products.
+All rows have unit length, so a product is a cosine. Rows are processed in blocks. Of a block only those scores are
+kept that beat the worst score kept so far, so sorting costs little compared with the products.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from memory_embedder.bulk.arrays import Array, Arrays
+from memory_embedder.bulk.array_module import Array, ArrayModule
 
-_FIRST_BLOCK, _MOST_ROWS = 256, 8192
-_MOST_SCORES = 8 << 20
-"""Numbers in one product: 32 MiB."""
+_FIRST_BLOCK, _MAX_ROWS = 256, 8192
+_MAX_SCORES = 8 << 20
+"""Scores in one product: 32 MiB."""
 _PAIR_BLOCK = 2048
 _GATHER_BELOW = 0.5
-"""Share of a block's rows under which the chosen ones are copied out instead of being compared and then hidden."""
+"""Below this share of chosen rows in a block, they are copied out. Above it, the others are masked afterwards."""
 _ROUNDS = 12
 
 
 class DeadlinePassed(Exception):
-    """Nobody waits any more."""
+    """The request took too long: its caller no longer waits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """For each query its rows, best first, and their cosines; shape (queries, k), -1 where there are fewer."""
+    """Rows (best first) and cosines for each query, shape (queries, k). Missing rows are -1."""
 
     rows: Any
     scores: Any
 
 
-def check(deadline: float) -> None:
-    """Stop what takes too long; `deadline` is of time.monotonic.
+def check_deadline(deadline: float) -> None:
+    """Check a deadline of `time.monotonic`.
 
     Raises:
         DeadlinePassed: it has passed.
@@ -44,15 +44,15 @@ def check(deadline: float) -> None:
 
 
 def nearest(
-    arrays: Arrays, queries: Array, vectors: Array, k: int, chosen: Any = None, *, deadline: float = float("inf")
+    arrays: ArrayModule, queries: Array, vectors: Array, k: int, chosen: Any = None, *, deadline: float = float("inf")
 ) -> Neighbours:
-    """Find for each query the k nearest rows, ties by row; `chosen` (host, bool) limits them to some rows."""
+    """Find the k nearest rows for each query; ties in row order. `chosen` (a mask on the host) limits the rows."""
     xp = arrays.module
     best = _Best(arrays, len(queries), k)
-    most = min(_MOST_ROWS, max(_FIRST_BLOCK, _MOST_SCORES // max(len(queries), 1)))
+    most = min(_MAX_ROWS, max(_FIRST_BLOCK, _MAX_SCORES // max(len(queries), 1)))
     start, size = 0, _FIRST_BLOCK if len(queries) > 1 else most
     while start < len(vectors):
-        check(deadline)
+        check_deadline(deadline)
         block, taken = vectors[start : start + size], None if chosen is None else chosen[start : start + size]
         if taken is None or taken.all():
             best.add(queries @ block.T, start)
@@ -70,9 +70,9 @@ def nearest(
 
 
 class _Best:
-    """The k best of each query among the blocks seen so far, in one list ordered by query, then score."""
+    """The k best rows of each query so far, in one list ordered by query, then score."""
 
-    def __init__(self, arrays: Arrays, count: int, k: int) -> None:
+    def __init__(self, arrays: ArrayModule, count: int, k: int) -> None:
         self._arrays, self._count, self._k = arrays, count, k
         xp = arrays.module
         self._query = xp.empty(0, dtype=xp.int64)
@@ -81,7 +81,7 @@ class _Best:
         self._least = xp.full(count, -xp.inf, dtype=xp.float32)
 
     def add(self, scores: Array, rows: Any) -> None:
-        """Take in scores, shape (queries, rows); `rows` are their numbers, or the first of successive ones."""
+        """Add scores, shape (queries, rows). `rows` are row numbers, or the first of consecutive ones."""
         xp = self._arrays.module
         query, column = xp.nonzero(scores > self._least[:, None])
         if not len(query):
@@ -93,7 +93,7 @@ class _Best:
         self._keep_best()
 
     def neighbours(self) -> Neighbours:
-        """Give what was found."""
+        """The result."""
         xp = self._arrays.module
         rows = xp.full((self._count, self._k), -1, dtype=xp.int64)
         scores = xp.zeros((self._count, self._k), dtype=xp.float32)
@@ -113,7 +113,7 @@ class _Best:
         self._query, self._row, self._score = self._query[kept], self._row[kept], self._score[kept]
 
     def _rank(self) -> Array:
-        """The place of each entry among those of its query."""
+        """The rank of each entry within its query."""
         xp = self._arrays.module
         counts = xp.bincount(self._query, minlength=self._count)
         return xp.arange(len(self._query)) - (xp.cumsum(counts) - counts)[self._query]
@@ -121,7 +121,7 @@ class _Best:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Pairs of rows, most alike first, and how many there are in all."""
+    """Pairs of rows, most similar first, and their total number."""
 
     left: Any
     right: Any
@@ -129,8 +129,8 @@ class Pairs:
     total: int
 
 
-def pairs(
-    arrays: Arrays,
+def similar_pairs(
+    arrays: ArrayModule,
     vectors: Array,
     least: float,
     most: int,
@@ -138,9 +138,9 @@ def pairs(
     *,
     deadline: float = float("inf"),
 ) -> Pairs:
-    """Find the pairs of rows at least as alike as `least`, the best `most` of them.
+    """Find the pairs of rows with a cosine of at least `least`; return the best `most` of them.
 
-    `same` (integers, one a row) names what a row is of; two rows of the same are no pair.
+    `same` has one integer per row. Two rows with the same integer belong together and are not a pair.
     """
     xp = arrays.module
     kept = (xp.empty(0, dtype=xp.int64), xp.empty(0, dtype=xp.int64), xp.empty(0, dtype=xp.float32))
@@ -148,7 +148,7 @@ def pairs(
     for start in range(0, len(vectors), _PAIR_BLOCK):
         left = vectors[start : start + _PAIR_BLOCK]
         for other in range(start, len(vectors), _PAIR_BLOCK):
-            check(deadline)
+            check_deadline(deadline)
             scores = left @ vectors[other : other + _PAIR_BLOCK].T
             i, j = xp.nonzero(scores >= least)
             found = scores[i, j]
@@ -167,15 +167,15 @@ def pairs(
 
 
 @dataclass(frozen=True, slots=True)
-class Grouping:
-    """For each row its cluster and the cosine to that cluster's centre."""
+class Clustering:
+    """The cluster of each row, and its cosine to the centre of that cluster."""
 
     cluster: Any
     closeness: Any
 
 
-def group(arrays: Arrays, vectors: Array, count: int, *, deadline: float = float("inf")) -> Grouping:
-    """Part rows into `count` clusters by spherical k-means from centres far apart; the same rows give the same ones."""
+def k_means(arrays: ArrayModule, vectors: Array, count: int, *, deadline: float = float("inf")) -> Clustering:
+    """Divide rows into `count` clusters by spherical k-means. Deterministic: the first centres are chosen far apart."""
     centres = _far_apart(arrays, vectors, count, deadline)
     cluster, closeness = _assign(arrays, vectors, centres, deadline)
     for _ in range(_ROUNDS):
@@ -184,35 +184,35 @@ def group(arrays: Arrays, vectors: Array, count: int, *, deadline: float = float
         cluster, closeness = _assign(arrays, vectors, centres, deadline)
         if not (cluster != before).any():
             break
-    return Grouping(arrays.to_host(cluster), arrays.to_host(closeness))
+    return Clustering(arrays.to_host(cluster), arrays.to_host(closeness))
 
 
-def _far_apart(arrays: Arrays, vectors: Array, count: int, deadline: float) -> Array:
-    """Begin with the row nearest to the mean; each next centre is the row least like all before."""
+def _far_apart(arrays: ArrayModule, vectors: Array, count: int, deadline: float) -> Array:
+    """The first centre is the row nearest to the mean; each next one is the row least similar to those before."""
     xp = arrays.module
     chosen = [int((vectors @ vectors.mean(axis=0)).argmax())]
-    likeness = vectors @ vectors[chosen[0]]
+    similarity = vectors @ vectors[chosen[0]]
     while len(chosen) < count:
-        check(deadline)
-        chosen.append(int(likeness.argmin()))
-        likeness = xp.maximum(likeness, vectors @ vectors[chosen[-1]])
+        check_deadline(deadline)
+        chosen.append(int(similarity.argmin()))
+        similarity = xp.maximum(similarity, vectors @ vectors[chosen[-1]])
     return vectors[arrays.to_device(chosen)]
 
 
-def _assign(arrays: Arrays, vectors: Array, centres: Array, deadline: float) -> tuple[Array, Array]:
+def _assign(arrays: ArrayModule, vectors: Array, centres: Array, deadline: float) -> tuple[Array, Array]:
     xp = arrays.module
     clusters: list[Array] = []
     closeness: list[Array] = []
-    for start in range(0, len(vectors), _MOST_ROWS):
-        check(deadline)
-        scores = vectors[start : start + _MOST_ROWS] @ centres.T
+    for start in range(0, len(vectors), _MAX_ROWS):
+        check_deadline(deadline)
+        scores = vectors[start : start + _MAX_ROWS] @ centres.T
         clusters.append(scores.argmax(axis=1))
         closeness.append(scores.max(axis=1))
     return xp.concatenate(clusters), xp.concatenate(closeness)
 
 
-def _means(arrays: Arrays, vectors: Array, cluster: Array, centres: Array) -> Array:
-    """The directions of the clusters; one that lost all its rows stays where it was."""
+def _means(arrays: ArrayModule, vectors: Array, cluster: Array, centres: Array) -> Array:
+    """The new centres. An empty cluster keeps its centre."""
     xp = arrays.module
     means = centres.copy()
     for number in range(len(centres)):

@@ -1,8 +1,8 @@
-"""Tells whether a memory is as a server of ours wrote it: codes that only holders of the signing key can make.
+"""Integrity codes (MACs) of memories: only holders of the signing key can make them.
 
-Who writes to Redis directly can change a record, but not make its code. The code of a memory's own hash is made in
-the Function that writes it, since that assigns times and order: it is given the pads of HMAC-SHA-1 under a key of
-this record and revision alone, never the key that all of these come from. The code of a further piece is made here.
+A direct write to Redis can change a record but cannot make its code. The Redis Function that writes a memory's own hash
+makes its code, because it assigns times and order. It receives the HMAC-SHA-1 pads of a key for this record and
+revision only, never the key from which all of them derive. The codes of further chunks are made here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 _PURPOSE = "records"
 _BLOCK = 64
 _INNER, _OUTER = bytes(byte ^ 0x36 for byte in range(256)), bytes(byte ^ 0x5C for byte in range(256))
-_MOST_TOLD = 10_000
+_MOST_LOGGED = 10_000
 Row = Mapping[str, bytes | None]
-"""Fields of a hash as they lie in Redis."""
+"""Fields of a Redis hash."""
 
 
-class Flaw(StrEnum):
-    """Why a record is not to be believed."""
+class IntegrityFailure(StrEnum):
+    """Why a record fails its integrity check."""
 
     ALTERED = "altered"
     UNSIGNED = "unsigned"
@@ -35,31 +35,31 @@ class Flaw(StrEnum):
 
 
 class Integrity:
-    """Makes and checks codes with the keys of a process; without any key it makes none and believes everything."""
+    """Makes and checks codes. Without a key it makes none and accepts every record."""
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
         self._signer = keyring.signer.id if keyring.signer else None
         self._keys: dict[str, bytes] = {}
-        self._told: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
         self.flaws = 0
         """Memories that failed their check, each counted once."""
         self._warned = False
 
     @property
     def signer(self) -> str | None:
-        """The id of the secret that is signed under now; None without any."""
+        """The id of the secret used for new codes; None without a key."""
         return self._signer
 
     @property
     def signs(self) -> bool:
-        """Whether there is a key."""
+        """Whether there is a signing key."""
         return self._signer is not None
 
     def seal(self, namespace: str, memory_id: str, rev: int, signer: str | None = None) -> dict[str, Any] | None:
-        """Give what the Functions sign a revision of a memory with; None without a key.
+        """Return what the Functions sign a revision of a memory with; None without a key.
 
-        A `signer` is the id of the secret that it is signed under already.
+        `signer` is the id of the secret that already signs the memory.
         """
         signer = signer or self._signer
         if self._signer is None or signer is None:
@@ -67,15 +67,15 @@ class Integrity:
         key = self._record_key(self._key(signer), namespace, memory_id, str(rev).encode()).ljust(_BLOCK, b"\0")
         return {"signer": signer, "inner": key.translate(_INNER), "outer": key.translate(_OUTER)}
 
-    def sign_piece(self, namespace: str, memory_id: str, piece: int, content_hash: str, text: bytes) -> dict[str, str]:
-        """Give the fields that prove a further piece; none without a key."""
+    def sign_chunk(self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes) -> dict[str, str]:
+        """Return the code fields of a further chunk; none without a key."""
         if self._signer is None:
             return {}
-        code = self._piece_code(self._key(self._signer), namespace, memory_id, piece, content_hash, text)
+        code = self._chunk_code(self._key(self._signer), namespace, memory_id, number, content_hash, text)
         return {"mac": code, "mac_key": self._signer}
 
-    def flaw_of_head(self, namespace: str, memory_id: str, row: Row) -> Flaw | None:
-        """Check a memory's own hash, of which `row` has SIGNED_FIELDS and the code; None if nothing is amiss."""
+    def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
+        """Check a memory's own hash; `row` has SIGNED_FIELDS and the code. None if it is intact."""
 
         def expected(key: bytes) -> str:
             own = self._record_key(key, namespace, memory_id, row["rev"] or b"")
@@ -83,42 +83,42 @@ class Integrity:
 
         return self._compare(row, expected)
 
-    def flaw_of_piece(
-        self, namespace: str, memory_id: str, piece: int, content_hash: str, text: bytes, row: Row
-    ) -> Flaw | None:
-        """Check what a further piece says; `row` has its code. None if nothing is amiss."""
-        return self._compare(row, lambda key: self._piece_code(key, namespace, memory_id, piece, content_hash, text))
+    def check_chunk(
+        self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes, row: Row
+    ) -> IntegrityFailure | None:
+        """Check a further chunk; `row` has its code. None if it is intact."""
+        return self._compare(row, lambda key: self._chunk_code(key, namespace, memory_id, number, content_hash, text))
 
-    def tell(self, namespace: str, memory_id: str, flaw: Flaw) -> None:
-        """Log a flaw, once for each memory."""
-        if (namespace, memory_id) in self._told:
+    def log_failure(self, namespace: str, memory_id: str, failure: IntegrityFailure) -> None:
+        """Log and count a failure, once per memory."""
+        if (namespace, memory_id) in self._logged:
             return
-        if len(self._told) >= _MOST_TOLD:
-            self._told.clear()
-        self._told.add((namespace, memory_id))
-        self.flaws += 1
-        log.warning("memory %s of %s fails its integrity check: it is %s", memory_id, namespace, flaw)
+        if len(self._logged) >= _MOST_LOGGED:
+            self._logged.clear()
+        self._logged.add((namespace, memory_id))
+        self.failures += 1
+        log.warning("memory %s of %s fails its integrity check: %s", memory_id, namespace, failure)
 
-    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> Flaw | None:
+    def _compare(self, row: Row, expected: Callable[[bytes], str]) -> IntegrityFailure | None:
         code, key_id = row["mac"], row["mac_key"]
         if not self.signs:
             if code is not None and not self._warned:
                 self._warned = True
-                log.warning("records are signed, but this server has no key to check them with; %s", HOW_TO_SET)
+                log.warning("records are signed, but this server has no key to check them; %s", HOW_TO_SET)
             return None
         if code is None and key_id is None:
-            return Flaw.UNSIGNED
+            return IntegrityFailure.UNSIGNED
         try:
             key = self._key((key_id or b"").decode("ascii", "replace"))
         except KeyMissing:
-            return Flaw.UNKNOWN_KEY
-        return None if hmac.compare_digest(code or b"", expected(key).encode()) else Flaw.ALTERED
+            return IntegrityFailure.UNKNOWN_KEY
+        return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str) -> bytes:
-        """Give the key of all records under a secret.
+        """Return the signing key derived from a secret.
 
         Raises:
-            KeyMissing: this process does not know the secret.
+            KeyMissing: this process does not have the secret.
         """
         if secret_id not in self._keys:
             self._keys[secret_id] = self._keyring.secret(secret_id).derive(_PURPOSE)
@@ -127,14 +127,14 @@ class Integrity:
     def _record_key(self, key: bytes, namespace: str, memory_id: str, rev: bytes) -> bytes:
         return hmac.digest(key, framed([b"head", namespace.encode(), memory_id.encode(), rev]), "sha256")
 
-    def _piece_code(
-        self, key: bytes, namespace: str, memory_id: str, piece: int, content_hash: str, text: bytes
+    def _chunk_code(
+        self, key: bytes, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes
     ) -> str:
-        where = [b"piece", namespace.encode(), memory_id.encode(), str(piece).encode(), content_hash.encode()]
+        where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), content_hash.encode()]
         return hmac.digest(key, framed([*where, text]), "sha256").hex()
 
 
 def _message(row: Row) -> bytes:
-    """Join what is signed so that no two records give the same; redis/functions/07_integrity.lua does it alike."""
+    """Encode the signed fields unambiguously, as redis/functions/07_integrity.lua does."""
     values = map(row.__getitem__, SIGNED_FIELDS)
     return b"".join([b"-" if value is None else b"%d:%b" % (len(value), value) for value in values])

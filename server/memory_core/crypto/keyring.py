@@ -1,6 +1,6 @@
-"""The secrets that never reach Redis: the master keys, and the embedded default's own key for integrity codes.
+"""Secrets that never reach Redis: master keys, transport keys, and the embedded default's own signing key.
 
-Nothing is encrypted with these themselves: each use derives a key of its own by HKDF-SHA-256 (RFC 5869).
+They encrypt nothing directly: each use derives its own key by HKDF-SHA-256 (RFC 5869).
 """
 
 from __future__ import annotations
@@ -9,19 +9,20 @@ import base64
 import binascii
 import logging
 import re
+import secrets
 import shlex
 import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from memory_core.crypto.secret_files import secret_of
 from memory_core.errors import KeyMissing, UnsafeStart
-
-if TYPE_CHECKING:
-    from memory_core.settings.settings import Settings
+from memory_core.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 KEY_BYTES = 32
@@ -31,25 +32,22 @@ HOW_TO_SET = "make one with `redis-memory keys new`, and set MEMORY_MASTER_KEY, 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """32 random bytes; `id` names them in records without telling anything about them."""
+    """32 random bytes. `id` identifies them in records without revealing them."""
 
     value: bytes = field(repr=False)
 
     @property
     def id(self) -> str:
-        """Sixteen hex digits that stand for this secret."""
+        """Sixteen hex digits."""
         return self.derive("id").hex()[:16]
 
     def derive(self, purpose: str) -> bytes:
-        """Give the 32-byte key of one purpose; from it neither the secret nor another purpose's key follows."""
-        from cryptography.hazmat.primitives.hashes import SHA256
-        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
+        """Derive the 32-byte key of one purpose. It reveals neither the secret nor other keys."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"redis-memory/{purpose}".encode()).derive(self.value)
 
 
 class Keyring:
-    """The secrets that a process knows. Of the master keys the first is in force and the others only open old data."""
+    """The secrets of a process. The first master key is current; the others only open old data."""
 
     def __init__(
         self, masters: Iterable[Secret] = (), own: Secret | None = None, transports: Iterable[Secret] = ()
@@ -57,20 +55,20 @@ class Keyring:
         self.masters = tuple(masters)
         self._given = tuple(transports)
         self.transports = (*self._given, *(Secret(master.derive("transport")) for master in self.masters))
-        """What travels between servers and sidecars is encrypted under the first of these; the others open too."""
+        """The first encrypts messages between servers and sidecars; all of them decrypt."""
         self._all = {secret.id: secret for secret in (*self.masters, *([own] if own else []))}
 
     def with_own(self, own_key: Path) -> Keyring:
-        """Give a keyring that has the embedded default's own key too, if its file is there."""
+        """Add the embedded default's own key, if its file exists."""
         own = next(iter(_secrets(own_key.read_text(), str(own_key))), None) if own_key.exists() else None
         return Keyring(self.masters, own, self._given)
 
     @property
     def master(self) -> Secret:
-        """The master key in force.
+        """The current master key.
 
         Raises:
-            KeyMissing: there is none.
+            KeyMissing: there is no master key.
         """
         if not self.masters:
             raise KeyMissing("this server has no master key", hint=HOW_TO_SET)
@@ -78,27 +76,27 @@ class Keyring:
 
     @property
     def signer(self) -> Secret | None:
-        """What integrity codes are made with: the master key, else the embedded default's own; None without either."""
+        """The secret for integrity codes: the master key, or else the embedded default's own; None without both."""
         return next(iter(self._all.values()), None)
 
     def secret(self, secret_id: str) -> Secret:
         """Find a secret by its id.
 
         Raises:
-            KeyMissing: this process does not know it.
+            KeyMissing: this process does not have it.
         """
         if secret_id not in self._all:
             raise KeyMissing(
-                "this was written under a key that this server does not know", hint="add it after the key in force"
+                "this was written under a key that this server does not have", hint="add it after the current key"
             )
         return self._all[secret_id]
 
 
 def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
-    """Read the master keys from where the settings say, and the embedded default's own key from its file.
+    """Read the keys that the settings name, and the embedded default's own key from its file.
 
     Raises:
-        UnsafeStart: there is a key that cannot be read, or is not 32 bytes in base64 or hex.
+        UnsafeStart: a key cannot be read, or is not 32 bytes in base64 or hex.
     """
     transport = secret_of(settings.transport_key, settings.transport_key_file, "transport_key")
     transports = [] if transport is None else _secrets(transport, "transport_key")
@@ -107,25 +105,23 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
 
 
 def new_key() -> str:
-    """Make a random key as it is written down."""
-    import secrets
-
+    """Make a random key in base64."""
     return written(Secret(secrets.token_bytes(KEY_BYTES)))
 
 
 def written(secret: Secret) -> str:
-    """Give a secret as settings take it: base64."""
+    """Encode a secret in base64, as settings take it."""
     return base64.b64encode(secret.value).decode()
 
 
 def _masters(settings: Settings) -> list[Secret]:
-    """Read the one place that is set.
+    """Read the master keys from the one setting that names them.
 
     Raises:
-        UnsafeStart: several are, or it holds no key.
+        UnsafeStart: several settings name them, or there is no key.
     """
-    places = [settings.master_key, settings.master_key_file, settings.master_key_command]
-    if sum(place is not None for place in places) > 1:
+    sources = [settings.master_key, settings.master_key_file, settings.master_key_command]
+    if sum(source is not None for source in sources) > 1:
         raise UnsafeStart("several of master_key, master_key_file and master_key_command are set", hint="keep one")
     if settings.master_key is not None:
         return _secrets(settings.master_key.get_secret_value(), "master_key")
@@ -137,10 +133,10 @@ def _masters(settings: Settings) -> list[Secret]:
 
 
 def _secrets(text: str, source: str) -> list[Secret]:
-    secrets = [_secret(part, source) for part in re.split(r"[\s,]+", text.strip()) if part]
-    if not secrets:
+    found = [_secret(part, source) for part in re.split(r"[\s,]+", text.strip()) if part]
+    if not found:
         raise UnsafeStart(f"{source} holds no key", hint=HOW_TO_SET)
-    return secrets
+    return found
 
 
 def _secret(text: str, source: str) -> Secret:
@@ -151,21 +147,21 @@ def _secret(text: str, source: str) -> Secret:
     if len(value) != KEY_BYTES:
         raise UnsafeStart(f"{source} is not a key: {KEY_BYTES} bytes in base64 or hex", hint=HOW_TO_SET)
     if len(set(value)) < 8:
-        raise UnsafeStart(f"{source} is no random key", hint=HOW_TO_SET)
+        raise UnsafeStart(f"{source} is not a random key", hint=HOW_TO_SET)
     return Secret(value)
 
 
 def _of_file(path: Path) -> str:
     try:
         if stat.S_IMODE(path.stat().st_mode) & 0o007:
-            log.warning("others on this machine may read the master key; chmod 600 its file")
+            log.warning("other users of this machine can read the master key; chmod 600 its file")
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UnsafeStart(f"cannot read master_key_file: {type(error).__name__}") from None
 
 
 def _of_command(command: str) -> str:
-    """Run a command without a shell and take what it prints."""
+    """Run a command without a shell and return its output."""
     try:
         done = subprocess.run(  # noqa: S603
             shlex.split(command), capture_output=True, timeout=COMMAND_SECONDS, check=True, stdin=subprocess.DEVNULL
@@ -176,8 +172,5 @@ def _of_command(command: str) -> str:
 
 
 def framed(parts: Iterable[bytes]) -> bytes:
-    """Join byte strings so that no two different lists give the same: each with its length before it.
-
-    The form of all additional data and of all that is signed.
-    """
+    """Join byte strings unambiguously: each after its length. Used for all that is signed or authenticated."""
     return b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -1,8 +1,8 @@
-"""Encrypts single values with AES-256-GCM, each bound to the place where it belongs.
+"""Encrypts single values with AES-256-GCM, each bound to where it belongs.
 
-A sealed value is a version byte, the id of the key, a nonce and the ciphertext. Each is encrypted under a key of its
-own, made of the named key and of what the value is bound to, so that random nonces never run out; what it is bound
-to is authenticated too, so that it opens nowhere else.
+A sealed value is a version byte, the id of the key, a nonce and the ciphertext. Its encryption key derives from the
+named key and the binding, so random nonces never run out. The binding is also authenticated, so the value opens
+nowhere else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from memory_core.crypto.keyring import KEY_BYTES, Secret, framed
 from memory_core.errors import Tampered
 
@@ -19,19 +22,19 @@ _VERSION = b"\x01"
 _ID_BYTES = 8
 _NONCE_BYTES = 12
 _HEAD_BYTES = len(_VERSION) + _ID_BYTES
-_ALTERED = "a sealed value was altered, or stands where it does not belong"
+_ALTERED = "a sealed value was altered or moved"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key with the id, sixteen hex digits, by which sealed values name it."""
+    """A key and its id of sixteen hex digits, which sealed values contain."""
 
     id: str
     value: bytes = field(repr=False)
 
     @classmethod
     def of(cls, secret: Secret, purpose: str) -> Key:
-        """Derive the key of one purpose; it goes by the id of its secret."""
+        """Derive the key of one purpose; it has the id of its secret."""
         return cls(secret.id, secret.derive(purpose))
 
     @classmethod
@@ -42,26 +45,24 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """What seals one value at one place, and opens nothing else."""
+    """Seals one value with one binding, and opens no other."""
 
     key_id: str
     value: bytes = field(repr=False)
     bound: bytes = field(repr=False)
 
     @classmethod
-    def at(cls, key: Key, *place: str) -> Lock:
-        """Make the lock of a place; its first part says what kind of value stands there."""
-        bound = framed(part.encode() for part in (*place, key.id))
+    def at(cls, key: Key, *bound_to: str) -> Lock:
+        """Make the lock of a binding, whose first part is the kind of value."""
+        bound = framed(part.encode() for part in (*bound_to, key.id))
         return cls(key.id, hmac.digest(key.value, bound, "sha256"), bound)
 
     def narrowed(self, kind: str) -> Lock:
-        """Give the lock of one kind among the values of a place, by which those of other kinds do not open."""
+        """Return a lock for one kind among the values of a binding. Values of other kinds do not open with it."""
         return Lock(self.key_id, self.value, framed([self.bound, kind.encode()]))
 
     def seal(self, plain: bytes) -> bytes:
         """Encrypt the value."""
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         head, nonce = _VERSION + bytes.fromhex(self.key_id), secrets.token_bytes(_NONCE_BYTES)
         return head + nonce + AESGCM(self.value).encrypt(nonce, plain, head + self.bound)
 
@@ -69,11 +70,8 @@ class Lock:
         """Decrypt the value.
 
         Raises:
-            Tampered: it was altered, or sealed for another place or under another key.
+            Tampered: it was altered, or sealed with another binding or key.
         """
-        from cryptography.exceptions import InvalidTag
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-
         if key_id(sealed) != self.key_id:
             raise Tampered(_ALTERED)
         head, rest = sealed[:_HEAD_BYTES], sealed[_HEAD_BYTES:]
@@ -84,10 +82,10 @@ class Lock:
 
 
 def key_id(sealed: bytes) -> str:
-    """Name the key that a value is sealed under.
+    """Return the id of the key that a value is sealed under.
 
     Raises:
-        Tampered: it is no sealed value.
+        Tampered: not a sealed value.
     """
     if len(sealed) < _HEAD_BYTES + _NONCE_BYTES or not sealed.startswith(_VERSION):
         raise Tampered(_ALTERED)
@@ -95,7 +93,7 @@ def key_id(sealed: bytes) -> str:
 
 
 class Transports:
-    """The keys under which texts and vectors travel between servers and sidecars; the first is in force."""
+    """The keys for messages between servers and sidecars; the first is current."""
 
     def __init__(self, transports: Iterable[Secret] = ()) -> None:
         self._keys = {key.id: key for key in (Key.of(secret, "seal") for secret in transports)}
@@ -105,22 +103,22 @@ class Transports:
 
     @property
     def ids(self) -> list[str]:
-        """The ids of all keys; the first is in force."""
+        """The ids of all keys, the current one first."""
         return list(self._keys)
 
     @property
     def current(self) -> str:
-        """The id of the key in force; empty without any, which stands for what travels in clear."""
+        """The id of the current key; empty without keys: messages are in clear."""
         return next(iter(self._keys), "")
 
-    def seal(self, transport_id: str, plain: bytes, *place: str) -> bytes:
-        """Seal a message under a key; without one it stays in clear."""
-        return Lock.at(self._keys[transport_id], *place).seal(plain) if transport_id else plain
+    def seal(self, transport_id: str, plain: bytes, *bound_to: str) -> bytes:
+        """Seal a message under a key; without a key it stays in clear."""
+        return Lock.at(self._keys[transport_id], *bound_to).seal(plain) if transport_id else plain
 
-    def open(self, transport_id: str, body: bytes, *place: str) -> bytes:
-        """Open a message; one without a key is in clear.
+    def open(self, transport_id: str, body: bytes, *bound_to: str) -> bytes:
+        """Open a message; without a key it is in clear.
 
         Raises:
             Tampered: it was altered, or is another message.
         """
-        return Lock.at(self._keys[transport_id], *place).open(body) if transport_id else body
+        return Lock.at(self._keys[transport_id], *bound_to).open(body) if transport_id else body

@@ -1,21 +1,19 @@
-"""Reads a secret from its setting or from a file, as containers hand them over."""
+"""Reads a secret from a setting or from a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
 
 from memory_core.errors import UnsafeStart
 
-if TYPE_CHECKING:
-    from pydantic import SecretStr
-
 
 def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | None:
-    """Give a secret; None if neither its setting nor `<name>_file` is set.
+    """Return a secret; None if neither its setting nor `<name>_file` is set.
 
     Raises:
-        UnsafeStart: both are, or the file cannot be read or is empty.
+        UnsafeStart: both are set, or the file is unreadable or empty.
     """
     if value is not None and path is not None:
         raise UnsafeStart(f"both {name} and {name}_file are set", hint="keep one")

@@ -1,7 +1,6 @@
-"""Sets up the log of a process: lines for people or JSON for machines, with the request and without any content.
+"""Logging of a process: text or JSON, with the request id and without any content.
 
-What an exception says may quote what it failed on, so only its type and where it was raised are logged; its message
-only at level DEBUG.
+Messages of exceptions may quote content, so they are logged at level DEBUG only; types and source lines always are.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from memory_core.observe import tracing
 
 Format = Literal["text", "json"]
 request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the call that the running code serves."""
+"""The id of the current call."""
 _FRAMES = 12
 _CAUSES = 5
 
 
 def configure(level: str, form: Format, *, stream: TextIO | None = None) -> None:
-    """Log to `stream`, or to stderr, from `level` on; what was set up before goes."""
+    """Log to `stream` or stderr from `level` on. Replaces any earlier set-up."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter((_Json if form == "json" else _Text)(level == "DEBUG"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -38,14 +37,14 @@ class _Text(logging.Formatter):
         self._messages = messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """Make one line, and those of an exception."""
+        """Format one line, and the lines of an exception."""
         record.exc_text = None
         request = request_id.get()
         return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
 
     def formatException(self, ei: _ExcInfo) -> str:
-        """Tell an exception and its causes."""
-        return "\n".join(f"  {line}" for line in _told(ei[1], self._messages))
+        """Format an exception and its causes."""
+        return "\n".join(f"  {line}" for line in _describe(ei[1], self._messages))
 
 
 class _Json(logging.Formatter):
@@ -54,8 +53,8 @@ class _Json(logging.Formatter):
         self._messages = messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """Make one JSON object."""
-        said: dict[str, object] = {
+        """Format one JSON object."""
+        entry: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
@@ -66,15 +65,15 @@ class _Json(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            said |= {"error": type(error).__name__, "raised": list(_told(error, self._messages))}
-        return json.dumps({name: value for name, value in said.items() if value is not None}, default=str)
+            entry |= {"error": type(error).__name__, "raised": list(_describe(error, self._messages))}
+        return json.dumps({name: value for name, value in entry.items() if value is not None}, default=str)
 
 
 _ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
-def _told(error: BaseException | None, messages: bool) -> Iterator[str]:
-    """Say of an exception and what caused it the types and the lines, the innermost line of each last."""
+def _describe(error: BaseException | None, messages: bool) -> Iterator[str]:
+    """Yield the type and source lines of an exception and its causes, innermost line last."""
     for _ in range(_CAUSES):
         if error is None:
             return

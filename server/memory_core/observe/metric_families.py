@@ -1,52 +1,47 @@
-"""Makes metric families as Prometheus's client knows them, all under one prefix; loaded where figures are asked for."""
+"""Prometheus metrics whose names share a prefix."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from memory_core.observe.histogram import Histogram
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""Bucket bounds for the duration of calls."""
+
+disable_created_metrics()
 
 
 @dataclass(frozen=True, slots=True)
 class Families:
-    """Families whose names begin with a prefix; the plural ones have a sample for each value of a label."""
+    """Makes metrics with a name prefix. The plural methods give one sample for each value of a label."""
 
     prefix: str
 
-    def gauge(self, name: str, said: str, value: float) -> Metric:
+    def gauge(self, name: str, text: str, value: float) -> Metric:
         """A number that rises and falls."""
-        return GaugeMetricFamily(self.prefix + name, said, value=float(value))
+        return GaugeMetricFamily(self.prefix + name, text, value=float(value))
 
-    def gauges(self, name: str, said: str, label: str, values: Mapping[str, int]) -> Metric:
-        """Several of them."""
-        family = GaugeMetricFamily(self.prefix + name, said, labels=(label,))
+    def gauges(self, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+        """Gauges by label."""
+        family = GaugeMetricFamily(self.prefix + name, text, labels=(label,))
         for value, number in values.items():
             family.add_metric((value,), number)
         return family
 
-    def counter(self, name: str, said: str, value: float) -> Metric:
+    def counter(self, name: str, text: str, value: float) -> Metric:
         """A number that only rises."""
-        return CounterMetricFamily(self.prefix + name, said, value=value)
+        return CounterMetricFamily(self.prefix + name, text, value=value)
 
-    def counters(self, name: str, said: str, label: str, values: Mapping[str, int]) -> Metric:
-        """Several of them."""
-        family = CounterMetricFamily(self.prefix + name, said, labels=(label,))
+    def counters(self, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
+        """Counters by label."""
+        family = CounterMetricFamily(self.prefix + name, text, labels=(label,))
         for value, number in values.items():
             family.add_metric((value,), number)
         return family
 
-    def histogram(self, name: str, said: str, histogram: Histogram) -> Metric:
-        """How often what was measured lay where."""
-        family = HistogramMetricFamily(self.prefix + name, said)
-        family.add_metric((), histogram.buckets(), histogram.total)
-        return family
-
-    def histograms(self, name: str, said: str, label: str, histograms: Mapping[str, Histogram]) -> Metric:
-        """Several of them."""
-        family = HistogramMetricFamily(self.prefix + name, said, labels=(label,))
-        for value, histogram in histograms.items():
-            family.add_metric((value,), histogram.buckets(), histogram.total)
-        return family
+    def histogram(self, name: str, text: str, *labels: str, bounds: tuple[float, ...] = SECONDS) -> Histogram:
+        """An empty histogram that belongs to no registry."""
+        return Histogram(self.prefix + name, text, labels, registry=None, buckets=bounds)

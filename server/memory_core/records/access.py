@@ -1,4 +1,4 @@
-"""What a credential grants, however it was proved: an agent in a namespace, and scopes."""
+"""What a credential grants: an agent in a namespace, and scopes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Access:
     scopes: frozenset[Scope]
     expires_at: float
     token: str = ""
-    """Id of the credential, for the audit; nothing is decided by it."""
+    """Id of the credential, for the audit only."""
 
     @property
     def admin(self) -> bool:
@@ -29,7 +29,7 @@ class Access:
         return "admin" in self.scopes
 
     def check(self, scope: Scope | None) -> None:
-        """Let pass what needs a scope; None needs none.
+        """Check that a scope is granted. None needs no scope.
 
         Raises:
             Forbidden: the scope is missing.
@@ -39,7 +39,7 @@ class Access:
 
 
 def known_scopes(names: Iterable[str]) -> frozenset[Scope]:
-    """Keep those names that are scopes of ours."""
+    """Keep the names that are known scopes."""
     return frozenset(name for name in names if name in SCOPES)
 
 

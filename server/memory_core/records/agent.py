@@ -1,4 +1,4 @@
-"""A registered agent as it lies in Redis: what it can do, whether it lives, how much it has in hand."""
+"""Records of registered agents: capabilities, status and load."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from memory_core.records.keys import Keys
-from memory_core.records.task import Kind, split
+from memory_core.records.model import Model
+from memory_core.records.names import split_labels
+from memory_core.records.task_kind import TaskKind
+from memory_core.redis_client import Client
 
 if TYPE_CHECKING:
-    from memory_core.records.model import Model
     from memory_core.records.vectors import Matrix
-    from memory_core.store.connection import Client
 
 
 class AgentType(StrEnum):
-    """Whose make an agent is."""
+    """The product that an agent is."""
 
     CLAUDE = "claude"
     GEMINI = "gemini"
@@ -28,7 +29,7 @@ class AgentType(StrEnum):
 
 
 class AgentStatus(StrEnum):
-    """What an agent says of itself; `dead` is said by the sweeper. A draining one finishes and takes no more."""
+    """Reported by the agent; only the sweeper sets `dead`. A draining agent finishes and takes no new tasks."""
 
     ACTIVE = "active"
     BUSY = "busy"
@@ -39,7 +40,7 @@ class AgentStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TrackRecord:
-    """How an agent has done at one type of task."""
+    """An agent's results for one type of task."""
 
     done: int = 0
     failed: int = 0
@@ -47,7 +48,7 @@ class TrackRecord:
 
     @property
     def mean_ms(self) -> float | None:
-        """Mean duration of a completed task."""
+        """Mean duration of a completed task in milliseconds."""
         return self.milliseconds / self.done if self.done else None
 
 
@@ -71,14 +72,14 @@ class Agent:
     load: float | None = None
     records: dict[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])
     vectors: Matrix | None = None
-    """Unit vectors of its description and of what it completed last, shape (n, dimension)."""
+    """Unit vectors of its description and latest completed tasks, shape (n, dimension)."""
 
     def is_alive(self, now: float) -> bool:
-        """Whether its next sign of life is not overdue."""
+        """Whether its heartbeat is not overdue."""
         return self.status is not AgentStatus.DEAD and self.deadline > now
 
-    def is_able(self, kind: Kind) -> bool:
-        """Whether it can do what a kind of task demands."""
+    def is_able(self, kind: TaskKind) -> bool:
+        """Whether it meets the requirements of a kind of task."""
         return (
             kind.only in {"", self.name}
             and self.context_window >= kind.window
@@ -87,7 +88,7 @@ class Agent:
 
     @property
     def room(self) -> int:
-        """How many more tasks it can be given."""
+        """How many more tasks it can take."""
         return max(self.max_tasks - self.open_tasks, 0)
 
 
@@ -128,7 +129,7 @@ async def load_agents(
 
 
 def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
-    values, deadline, in_hand, held, performance, *did = row
+    values, deadline, open_tasks, held, performance, *did = row
     found = dict(zip(FIELDS, values, strict=True))
     if found["registered_at"] is None:
         return None
@@ -138,7 +139,7 @@ def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
     return Agent(
         name=name,
         type=AgentType(text["type"]),
-        capabilities=split(text.get("capabilities")),
+        capabilities=split_labels(text.get("capabilities")),
         context_window=int(text["context_window"]),
         max_tasks=int(text["max_tasks"]),
         heartbeat_seconds=float(text["heartbeat_seconds"]),
@@ -147,7 +148,7 @@ def _parse(name: str, row: list[Any], model: Model | None) -> Agent | None:
         registered_at=float(text["registered_at"]),
         last_seen=float(text["last_seen"]),
         deadline=float(deadline or 0),
-        open_tasks=int(in_hand),
+        open_tasks=int(open_tasks),
         leased_tasks=int(held),
         load=float(text["load"]) if "load" in text else None,
         records=_records(performance),
@@ -167,14 +168,12 @@ def _records(performance: dict[bytes, bytes]) -> dict[str, TrackRecord]:
 
 
 def profile_vector(model: Model, vector: bytes) -> bytes:
-    """Give the vector of what an agent says of itself as it is kept, after the field of its model; so are `did`'s."""
+    """Prefix a vector with the field of its model, as agents' vectors are stored."""
     return f"{model.field}\0".encode() + vector
 
 
 def _stack(vectors: list[bytes], model: Model | None) -> Matrix | None:
-    from memory_core.records.vectors import (
-        from_bytes,  # numpy is heavy, and the tools' schemas need the names above alone
-    )
+    from memory_core.records.vectors import from_bytes  # numpy is slow to import, and tool schemas need this module
 
     if model is None:
         return None

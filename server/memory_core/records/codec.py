@@ -1,4 +1,4 @@
-"""msgpack with types: what Functions take and give, and the bodies of stream messages."""
+"""msgpack for Functions and stream messages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def unpack(data: bytes) -> Any:
     """Unpack text, numbers, lists and maps.
 
     Raises:
-        one of DecodeError: it is not msgpack, or not UTF-8.
+        one of DecodeError: not msgpack, or not UTF-8.
     """
     return msgpack.unpackb(data)

@@ -1,6 +1,6 @@
-"""How a principal lies in Redis: the owner ids of its name and what grants add to them.
+"""Reads a principal from Redis: the owner ids of its name, and what grants add.
 
-All of it is read in one moment, and by Redis's clock, so that no grant counts after its end.
+One pipeline reads all of it with Redis's clock, so no grant counts after its end.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 from memory_core.records.codec import DecodeError, unpack
 from memory_core.records.keys import Keys
-from memory_core.records.names import SEPARATOR
+from memory_core.records.names import split_labels
 from memory_core.records.scope import Grant, Part, Principal, owner_token
 
 COMMANDS = 5
@@ -17,7 +17,7 @@ _MICROSECONDS = 1_000_000
 
 
 def ask(pipe: Any, keys: Keys, agent: str) -> None:
-    """Add to a pipeline the COMMANDS whose answers `principal_of` reads."""
+    """Add COMMANDS commands to a pipeline; `principal_of` reads their answers."""
     pipe.hmget(keys.agent(agent), ["owner", "owners"])
     pipe.hgetall(keys.granted(agent))
     pipe.smembers(keys.tombstones)
@@ -26,7 +26,7 @@ def ask(pipe: Any, keys: Keys, agent: str) -> None:
 
 
 def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Principal:
-    """Make a principal of the answers to `ask`. A grant to an earlier agent of the same name counts for nothing."""
+    """Build a principal from the answers to `ask`. Grants to an earlier agent of the same name are ignored."""
     (owner_row, owners_row), entries, tombstones, quarantined, (seconds, microseconds) = rows
     owner = owner_row.decode() if owner_row else None
     now = int(seconds) + int(microseconds) / _MICROSECONDS
@@ -35,7 +35,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
         namespace=namespace,
         agent=agent,
         owner=owner,
-        owners=tuple(owners_row.decode().split(SEPARATOR)) if owners_row else (),
+        owners=split_labels(owners_row and owners_row.decode()),
         grants=tuple(sorted((grant for grant in grants if grant), key=lambda grant: grant.id)),
         hidden=frozenset(owner_token(owner.decode()) for owner in tombstones),
         quarantined=tuple(sorted((name.decode(), float(since)) for name, since in quarantined.items())),
@@ -44,7 +44,7 @@ def principal_of(namespace: str, agent: str, admin: bool, rows: list[Any]) -> Pr
 
 
 def _grant(grant_id: str, packed: bytes, owner: str | None, now: float) -> Grant | None:
-    """Read what is in force of an entry; redis/functions/05_permission.lua says how it is made up."""
+    """Read the parts of a grant that are in force; redis/functions/05_permission.lua defines its form."""
     try:
         entry: dict[str, Any] = unpack(packed)
     except DecodeError:

@@ -1,4 +1,4 @@
-"""Ids that sort by the time they were made: memories, owners, asks."""
+"""Ids that sort by creation time."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ ID_PATTERN = r"^[0-9a-hjkmnp-tv-z]{26}$"
 
 
 def new_id() -> str:
-    """Make a ULID in lower case: 48 bits of milliseconds, 80 random."""
+    """Make a lower-case ULID: 48 bits of milliseconds, 80 random bits."""
     return str(ULID()).lower()
 
 
 def is_id(text: str) -> bool:
-    """Whether a text could be an id."""
+    """Whether a text has the form of an id."""
     return re.fullmatch(ID_PATTERN, text) is not None

@@ -1,7 +1,7 @@
-"""The only place that spells a Redis key.
+"""Spells all Redis keys.
 
-Every key of a namespace carries the hash tag `{ns}`, so that all of them share a cluster slot and one Redis
-Function may touch several at once.
+Every key of a namespace has the hash tag `{ns}`, so that all share a cluster slot and one Redis Function can use
+several.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ import re
 from dataclasses import dataclass
 
 NAMESPACES = "rm:namespaces"
-"""Set of all namespaces; sidecars and the sweeper walk it."""
+"""Set of all namespaces; sidecars and the sweeper iterate over it."""
 SIDECARS = "rm:sidecars"
 """Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
 SWEEPER = "rm:sweeper"
-"""String: the server process that sweeps at present; expires if it stops."""
+"""String: the server process that currently sweeps; expires if it stops."""
 AUDITED = "rm:audited"
-"""Set of the namespaces that have an audit stream, also where nothing was ever stored."""
+"""Set of the namespaces with an audit stream, including those without memories."""
 LANES = 2
-"""Fixed number of doorbell and ask streams; each is read on a connection of its own."""
+"""Fixed number of bell and ask streams; each is read on its own connection."""
 GROUP = "embedders"
-"""The consumer group of all sidecars, on job and ask streams alike."""
+"""The consumer group of all sidecars, on job and ask streams."""
 
 
 def digest(text: str) -> str:
-    """Shorten any text to 128 bits in hex, for use inside keys and scope tokens."""
+    """Hash a text to 128 bits in hex, for keys and scope tokens."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def namespace_of(key: str) -> str:
-    """Give the namespace that a key belongs to."""
+    """Return the namespace of a key."""
     return key.partition("{")[2].partition("}")[0]
 
 
 def lane_of(namespace: str) -> int:
-    """Spread namespaces over the lanes, the same way in every process."""
+    """Return the lane of a namespace, the same in every process."""
     return int(digest(namespace)[:8], 16) % LANES
 
 
 def bell(lane: int) -> str:
-    """Lossy stream naming namespaces that have embed jobs."""
+    """Lossy stream of namespaces that have embed jobs."""
     return f"rm:bell:{{{lane}}}"
 
 
 def asks(lane: int, model: str) -> str:
-    """Stream of texts whose vectors of one model somebody waits for."""
+    """Stream of texts whose vectors of one model a server waits for."""
     return f"rm:asks:{{{lane}}}:{vector_field(model)}"
 
 
@@ -55,7 +55,7 @@ def bulk(lane: int, model: str) -> str:
 
 
 def reply(server_id: str) -> str:
-    """Stream of answers to the asks of one server process."""
+    """Stream of replies to the asks of one server process."""
     return f"rm:reply:{{{server_id}}}"
 
 
@@ -65,17 +65,17 @@ def sidecar(sidecar_id: str) -> str:
 
 
 def token_key(token_id: str) -> str:
-    """Hash: one bearer token, found before its namespace is known."""
+    """Hash: one bearer token; looked up before its namespace is known."""
     return f"rm:token:{{{token_id}}}"
 
 
 def operator_key(key_id: str) -> str:
-    """String: hash and namespace of a one-time key to the operator's view; expires soon."""
+    """String: hash and namespace of a one-time key for an operator; expires soon."""
     return f"rm:operator:{{{key_id}}}"
 
 
 def vector_field(model: str) -> str:
-    """Hash field that holds vectors of `model`; a field never mixes two models."""
+    """Hash field of the vectors of `model`; a field never mixes two models."""
     name = model.rsplit("/", 1)[-1].lower().removeprefix("all-")
     return "vec_" + re.sub(r"[^a-z0-9]+", "_", name).strip("_")
 
@@ -91,7 +91,7 @@ class Keys:
 
     @property
     def prefix(self) -> str:
-        """Beginning of all keys of the namespace."""
+        """Prefix of all keys of the namespace; the Functions for grants, tasks and agents build keys from it."""
         return self._key("")
 
     @property
@@ -101,33 +101,33 @@ class Keys:
 
     @property
     def chunk_prefix(self) -> str:
-        """Prefix of the further pieces of long memories, indexed."""
+        """Prefix of the further chunks of long memories, indexed."""
         return self._key("chunk:")
 
     def memory(self, memory_id: str) -> str:
         """Hash: one memory."""
         return self.memory_prefix + memory_id
 
-    def chunk(self, memory_id: str, piece: int) -> str:
-        """Hash: a further piece of a long memory, from 1 on."""
-        return f"{self.chunk_prefix}{memory_id}:{piece}"
+    def chunk(self, memory_id: str, number: int) -> str:
+        """Hash: a further chunk of a long memory, from 1 on."""
+        return f"{self.chunk_prefix}{memory_id}:{number}"
 
-    def piece(self, memory_id: str, piece: int) -> str:
-        """The hash that holds a piece: the memory itself has the first."""
-        return self.chunk(memory_id, piece) if piece else self.memory(memory_id)
+    def hash_of_chunk(self, memory_id: str, number: int) -> str:
+        """The hash that has a chunk: chunk 0 is in the memory's own hash."""
+        return self.chunk(memory_id, number) if number else self.memory(memory_id)
 
     @property
     def mark(self) -> str:
-        """String: written behind what is to be synced; see `memory_server.engine.durability`. Expires soon."""
+        """String: written after the writes to sync; see `memory_server.engine.durability`. Expires soon."""
         return self._key("mark")
 
     def use(self, memory_id: str) -> str:
-        """Hash: access count and last access of a memory, kept off the indexed hash."""
+        """Hash: access count and last access of a memory, outside the indexed hash."""
         return self._key(f"use:{memory_id}")
 
     @property
     def same_prefix(self) -> str:
-        """Prefix of the keys below."""
+        """Prefix of `same` keys."""
         return self._key("same:")
 
     def same(self, owner: str, content_hash: str) -> str:
@@ -135,27 +135,27 @@ class Keys:
         return f"{self.same_prefix}{owner}:{content_hash}"
 
     def cached_vector(self, model: str, agent: str, text_digest: str) -> str:
-        """String: the vector of a text that an agent had embedded before."""
+        """String: the cached vector of a text that an agent used."""
         return self._key(f"emb:{vector_field(model)}:{agent}:{text_digest}")
 
     def idempotency(self, owner: str, key: str) -> str:
-        """Hash: what was stored under an owner's idempotency key."""
+        """Hash: the result of a store with an owner's idempotency key."""
         return self._key(f"idem:{owner}:{digest(key)}")
 
     def seq(self, owner: str) -> str:
-        """Hash: context digest → last sequence number an owner used in it."""
+        """Hash: context digest → last sequence number of an owner in it."""
         return self._key(f"seq:{owner}")
 
     def agent(self, name: str) -> str:
-        """Hash: an agent and the owner ids its name maps to."""
+        """Hash: an agent and the owner ids of its name."""
         return self._key(f"agent:{name}")
 
     def owner(self, owner: str) -> str:
-        """Hash: what an owner id belongs to; the reverse of `agent`."""
+        """Hash: the agent of an owner id; the reverse of `agent`."""
         return self._key(f"owner:{owner}")
 
     def data_key(self, owner: str) -> str:
-        """Hash: version → wrapped data key of an owner's sensitive memories; `current` names the version in force."""
+        """Hash: version → wrapped data key of an owner's sensitive memories; `current` is the current version."""
         return self._key(f"key:{owner}")
 
     @property
@@ -165,20 +165,20 @@ class Keys:
 
     @property
     def agents(self) -> str:
-        """Sorted set: registered agents by the deadline (epoch seconds) of their next sign of life."""
+        """Sorted set: registered agents by the deadline (epoch seconds) of their next heartbeat."""
         return self._key("agents")
 
     @property
     def events(self) -> str:
-        """Stream: what happened to memories, tasks, agents and grants; `wait_for_events` reads it."""
+        """Stream: events of memories, tasks, agents and grants; `wait_for_events` reads it."""
         return self._key("events")
 
     def seen(self, name: str) -> str:
-        """String: the last cursor into `events` that an agent presented or was given."""
+        """String: the last cursor into `events` that an agent sent or received."""
         return self._key(f"seen:{name}")
 
     def grant(self, grant_id: str) -> str:
-        """Hash: who lets whom see what, until when; kept for a while after it ended. Offers lie here too."""
+        """Hash: a grant or an offer; kept for a while after its end."""
         return self._key(f"grant:{grant_id}")
 
     def granted(self, name: str) -> str:
@@ -186,29 +186,29 @@ class Keys:
         return self._key(f"granted:{name}")
 
     def granting(self, name: str) -> str:
-        """Set: ids of the grants that an agent gave and that are in force, and of the offers it made."""
+        """Set: ids of the grants in force that an agent gave, and of its offers."""
         return self._key(f"granting:{name}")
 
     def children(self, grant_id: str) -> str:
-        """Set: grants that pass on something under this one."""
+        """Set: grants that reshare under this one."""
         return self._key(f"children:{grant_id}")
 
     def reshared(self, memory_id: str) -> str:
-        """Set: grants that pass on this memory by its id under a grant of others."""
+        """Set: grants that reshare this memory by its id."""
         return self._key(f"reshared:{memory_id}")
 
     @property
     def grants_due(self) -> str:
-        """Sorted set: grants and offers that end by themselves, by when."""
+        """Sorted set: grants and offers by their end."""
         return self._key("grants:due")
 
     def offers(self, name: str) -> str:
-        """Hash: offer id → msgpack of a selection that an agent was asked to share in return."""
+        """Hash: offer id → msgpack of the selection that an agent is asked to share in return."""
         return self._key(f"offers:{name}")
 
     @property
     def tombstones(self) -> str:
-        """Set: owner ids whose memories are hidden at once and purged in the background."""
+        """Set: owner ids whose memories are hidden and will be purged in the background."""
         return self._key("tombstones")
 
     def task(self, task_id: str) -> str:
@@ -224,11 +224,11 @@ class Keys:
         return self._key(f"dependents:{task_id}")
 
     def history(self, task_id: str) -> str:
-        """List: what happened to a task, each entry a msgpack map."""
+        """List: the history of a task, each entry a msgpack map."""
         return self._key(f"history:{task_id}")
 
     def inbox(self, name: str) -> str:
-        """Stream: the tasks that an agent has been assigned or has leased."""
+        """Stream: the tasks that are assigned to an agent or leased by it."""
         return self._key(f"tasks:{name}")
 
     def held(self, name: str) -> str:
@@ -236,12 +236,12 @@ class Keys:
         return self._key(f"held:{name}")
 
     def backlog(self, kind: str) -> str:
-        """Sorted set: pending tasks of one kind of requirement that nobody has been assigned, in their order."""
+        """Sorted set: pending, unassigned tasks of one kind, in order."""
         return self._key(f"backlog:{kind}")
 
     @property
     def kinds(self) -> str:
-        """Hash: the kinds of requirement that have a backlog, each a msgpack map."""
+        """Hash: the kinds of task that have a backlog, each a msgpack map."""
         return self._key("kinds")
 
     @property
@@ -256,27 +256,27 @@ class Keys:
 
     @property
     def delayed(self) -> str:
-        """Sorted set: tasks that are tried again later, by when."""
+        """Sorted set: tasks to retry, by time of retry."""
         return self._key("delayed")
 
     @property
     def unclaimed(self) -> str:
-        """Sorted set: tasks assigned but not leased yet, by when the assignment is taken back."""
+        """Sorted set: tasks assigned but not leased, by the end of the assignment."""
         return self._key("unclaimed")
 
     @property
     def deadlines(self) -> str:
-        """Sorted set: open tasks that have a deadline, by it."""
+        """Sorted set: open tasks by their deadline."""
         return self._key("deadlines")
 
     @property
     def unsettled(self) -> str:
-        """Set: ended tasks whose dependents have not all been told."""
+        """Set: ended tasks whose dependents are not all updated."""
         return self._key("unsettled")
 
     @property
     def dead_tasks(self) -> str:
-        """Stream: tasks given up; the dead letters."""
+        """Stream: dead letters, the tasks that failed for good."""
         return self._key("dead")
 
     def performance(self, name: str) -> str:
@@ -284,11 +284,11 @@ class Keys:
         return self._key(f"perf:{name}")
 
     def did(self, name: str) -> str:
-        """List: vectors of the tasks that an agent completed last, each after the name of its field."""
+        """List: vectors of the tasks that an agent completed last, each prefixed with its field name."""
         return self._key(f"did:{name}")
 
     def submitted(self, name: str) -> str:
-        """Sorted set: the tasks that an agent submitted, by when; the newest ten thousand."""
+        """Sorted set: the newest ten thousand tasks that an agent submitted, by time."""
         return self._key(f"submitted:{name}")
 
     def task_vector(self, task_id: str) -> str:
@@ -301,67 +301,67 @@ class Keys:
 
     @property
     def quarantined(self) -> str:
-        """Hash: agents whose memories nobody else is shown → those changed since when (epoch seconds)."""
+        """Hash: quarantined agent → since when (epoch seconds) its changes are hidden from others."""
         return self._key("quarantined")
 
     @property
     def job_streams(self) -> str:
-        """Beginning of the keys below, of which the Functions make that of each model."""
+        """Prefix of `jobs` keys; the Functions append the vector field of a model."""
         return self._key("jobs:")
 
     def jobs(self, model: str) -> str:
-        """Stream: texts to embed by one model; sidecars of others never see them."""
+        """Stream: texts to embed with one model; sidecars of other models do not read it."""
         return self.job_streams + vector_field(model)
 
     @property
     def dead_jobs(self) -> str:
-        """Stream: jobs that failed too often to be tried again."""
+        """Stream: jobs that failed too often to retry."""
         return self._key("jobs:dead")
 
     @property
     def chores(self) -> str:
-        """Sorted set: long memories whose pieces are still to be settled, `<id>:<pieces>` → since when."""
+        """Sorted set: long memories with chunks still to update, `<id>:<chunks>` → since when."""
         return self._key("chores")
 
     @property
     def audit(self) -> str:
-        """Stream: who did what."""
+        """Stream: audit entries."""
         return self._key("audit")
 
     @property
     def seals(self) -> str:
-        """Stream: the seals over the audit, each under the id of the last entry that it covers."""
+        """Stream: the seals over the audit, each with the id of the last entry that it covers."""
         return self._key("seals")
 
     @property
     def sealer(self) -> str:
-        """String: the process that seals at present; expires if it stops."""
+        """String: the process that currently seals; expires if it stops."""
         return self._key("sealer")
 
     def audit_batch(self, batch_id: str) -> str:
-        """String: a batch of audit entries that was written, for as long as it may come again."""
+        """String: marks a written batch of audit entries while it may be sent again."""
         return self._key(f"audit:{batch_id}")
 
     @property
     def tokens(self) -> str:
-        """Sorted set: the namespace's bearer tokens, by their expiry."""
+        """Sorted set: the bearer tokens of the namespace by expiry."""
         return self._key("tokens")
 
     @property
     def counters(self) -> str:
-        """Hash: the namespace's strictly rising clock, the last audit numbers, and whether records are signed."""
+        """Hash: the strictly rising clock, the last audit numbers, and whether records are signed."""
         return self._key("counters")
 
     @property
     def meta(self) -> str:
-        """Hash: the model that answers, and the other one while the model is changed (memory_core/models.py)."""
+        """Hash: the current model, and the other one during a change of model (memory_core/models.py)."""
         return self._key("meta")
 
     @property
     def index_alias(self) -> str:
-        """What queries name that compare no vectors; the others name the index of their model."""
+        """The index name for queries without vectors; others use the index of their model."""
         return self._key("idx:memory")
 
     def index(self, version: int = 1) -> str:
-        """An index over all memories; one of its versions stands behind the alias."""
+        """An index over all memories; the alias refers to one version."""
         return self._key(f"idx:memory:v{version}")

@@ -1,4 +1,4 @@
-"""A memory as it lies in Redis: the values it may take and the hash that holds it."""
+"""Memory records: their values and their Redis hashes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import zstandard
 
 from memory_core.records.codec import pack, unpack
 from memory_core.records.model import Model
-from memory_core.records.names import SEPARATOR
+from memory_core.records.names import SEPARATOR, split_labels
 from memory_core.records.times import NEVER, to_redis
 
 log = logging.getLogger(__name__)
 
 
 class MemoryType(StrEnum):
-    """What kind of thing is remembered."""
+    """The kind of content."""
 
     CONVERSATION = "conversation"
     CODE = "code"
@@ -34,7 +34,7 @@ class MemoryType(StrEnum):
 
 
 class Priority(StrEnum):
-    """How long a memory lives by default, and whether searches show it."""
+    """Sets the default lifetime; searches leave out `archive`."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -44,7 +44,7 @@ class Priority(StrEnum):
 
 
 class Visibility(StrEnum):
-    """Who may read a memory besides its owner and those with a grant."""
+    """Which agents may read a memory without a grant."""
 
     PRIVATE = "private"
     SHARED = "shared"
@@ -52,23 +52,21 @@ class Visibility(StrEnum):
 
 
 HEAD, MORE = "head", "more"
-"""Values of `part`: a memory's own hash, and those of its further pieces."""
+"""Values of the field `part`: a memory's own hash, and the hashes of its further chunks."""
 BODY_CODEC = "msgpack+zstd"
 ZSTD_LEVEL = 6
 MAX_BODY = 64 << 20
 SEALED_CODEC = "aes-256-gcm"
-"""Value of `codec` of sensitive memories: content, metadata and vector lie in the fields below, which no index sees."""
+"""Value of `codec` for sensitive memories. Content, metadata and vector are in the fields below, unindexed."""
 SEALED, SEALED_BODY = "sealed", "sealed_body"
 
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The encrypted parts of a sensitive memory, as far as they were loaded: `piece` is a further piece's own text,
-    `model` that of the vector.
-    """
+    """The loaded encrypted parts of a sensitive memory. `chunk` is a further chunk's text; `model` is the vector's."""
 
     text: bytes
-    piece: bytes | None = None
+    chunk: bytes | None = None
     body: bytes | None = None
     vector: bytes | None = None
     model: Model | None = None
@@ -76,11 +74,11 @@ class Sealed:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One memory, or one piece of a long one. A sensitive one has no content before its `sealed` was opened.
+    """One memory, or one chunk of a long one. A sensitive one has no content until `sealed` is opened.
 
-    `content` is the whole text where it was asked for, else that of piece number `part` of `pieces`. Times are
-    epoch seconds; `vector` is float32 little-endian bytes, unit length; `signer` names the secret behind its code.
-    `state` says of which models it has vectors.
+    `content` is the whole text if it was loaded, else the text of chunk number `part` of `chunks`. Times are epoch
+    seconds; `vector` is float32 little-endian bytes, unit length; `signer` is the secret of its integrity code.
+    `state` lists the models of its vectors.
     """
 
     id: str
@@ -102,7 +100,7 @@ class Record:
     rev: int
     state: str
     metadata: str | None
-    pieces: int = 1
+    chunks: int = 1
     content_hash: str = ""
     vector: bytes | None = None
     part: int = 0
@@ -116,7 +114,7 @@ class Record:
         return self.codec == SEALED_CODEC
 
     def is_live(self, now: float) -> bool:
-        """Whether the soft expiry still lies ahead."""
+        """Whether it has not expired."""
         return self.expires_at > now
 
 
@@ -125,19 +123,19 @@ SIGNED_FIELDS = (
     "seq", "occurred_at", "created_at", "updated_at", "expires_at", "rev", "metadata", "pieces", "hash",
     "part", "codec", "terms", SEALED,
 )  # fmt: skip
-"""The fields of a memory's own hash that its code covers, as redis/functions/07_integrity.lua lists them."""
+"""The fields that the integrity code covers, in the order of redis/functions/07_integrity.lua."""
 CODE_FIELDS = ("mac", "mac_key")
-"""The code itself, and the id of the secret that it was made under."""
+"""The integrity code, and the id of its secret."""
 UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, *CODE_FIELDS)
-"""What it does not cover: what sidecars write, as the vector itself, and the body, which must have the signed hash."""
+"""Not covered: what sidecars write, and the body, whose content hash is covered."""
 LOADED_FIELDS = (*SIGNED_FIELDS, "model", *CODE_FIELDS)
-"""What is read of a memory's own hash: a Record, and what proves it."""
+"""The fields of a Record and of its integrity code."""
 _TEXTS = tuple(name for name in LOADED_FIELDS if name not in {"part", "terms", "mac", SEALED})
-"""Those of them that a Record says."""
+"""Those with a text that becomes part of the Record."""
 
 
 def parse(memory_id: str, fields: Mapping[str, bytes | None], vector: bytes | None = None) -> Record | None:
-    """Build a Record from LOADED_FIELDS of a hash; None when it is gone, or of a form not known here."""
+    """Build a Record from LOADED_FIELDS of a hash; None if it is gone or cannot be read."""
     try:
         row: dict[str, Any] = {name: (value := fields[name]) and value.decode() for name in _TEXTS}
         if row["owner"] is None:
@@ -146,16 +144,16 @@ def parse(memory_id: str, fields: Mapping[str, bytes | None], vector: bytes | No
             return _sealed_record(memory_id, row, fields[SEALED] or b"")
         return None if row["content"] is None else _record(memory_id, row, vector)
     except ValueError as error:
-        log.warning("memory %s cannot be read and is left out: %s", memory_id, type(error).__name__)
+        log.warning("memory %s cannot be read and is skipped: %s", memory_id, type(error).__name__)
         return None
 
 
 def _sealed_record(memory_id: str, row: dict[str, Any], sealed: bytes) -> Record:
-    """Build the record of a sensitive memory. Who may read it follows from its owner and id, which the encryption
-    binds, and not from the scope, which whoever writes to Redis could widen."""
+    """Build the record of a sensitive memory. Its scope comes from owner and id, which the encryption authenticates;
+    a direct write to Redis could widen the stored scope."""
     tokens = SEPARATOR.join((f"i:{memory_id}", f"o:{row['owner']}"))
     if not re.fullmatch("[1-9][0-9]*", row["rev"] or ""):
-        row |= {"rev": "0"}  # what no memory is sealed for
+        row |= {"rev": "0"}  # no memory is sealed for this revision
     row |= {"content": "", "metadata": None, "scope": tokens}
     return replace(_record(memory_id, row, None), sealed=Sealed(sealed))
 
@@ -169,8 +167,8 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         owner=row["owner"],
         writer=row["writer"] or "",
         visibility=Visibility(row["visibility"] or "private"),
-        scope=frozenset(_split(row["scope"])),
-        tags=_split(row["tags"]),
+        scope=frozenset(split_labels(row["scope"])),
+        tags=split_labels(row["tags"]),
         context=row["context"],
         source=row["source"],
         seq=int(row["seq"] or 0),
@@ -181,7 +179,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
         rev=int(row["rev"] or 0),
         state=row["model"] or "",
         metadata=row["metadata"],
-        pieces=int(row["pieces"] or 1),
+        chunks=int(row["pieces"] or 1),
         content_hash=row["hash"] or "",
         vector=vector,
         codec=row["codec"] or "text",
@@ -190,7 +188,7 @@ def _record(memory_id: str, row: dict[str, Any], vector: bytes | None) -> Record
 
 
 def filter_fields(record: Record) -> dict[str, str]:
-    """Give the fields that every piece of a memory repeats, so that it is found and permitted alike."""
+    """Return the fields that all chunks of a memory share, so that the same filters match."""
     optional = {
         "tags": SEPARATOR.join(record.tags),
         "context": record.context,
@@ -207,46 +205,42 @@ def filter_fields(record: Record) -> dict[str, str]:
     } | {name: value for name, value in optional.items() if value}
 
 
-def head_fields(record: Record, pieces: Sequence[str]) -> dict[str, str | bytes]:
-    """Give the fields of a memory's own hash; the store Function adds times, seq, rev and model.
+def head_fields(record: Record, chunks: Sequence[str]) -> dict[str, str | bytes]:
+    """Return the fields of a memory's own hash; the store Function adds times, seq, rev and model.
 
-    The indexed text is the first piece's; the whole of a long content lies compressed beside it.
+    It has the text of the first chunk, and the whole of a long content compressed in `body`.
     """
     fields: dict[str, str | bytes] = {
         **filter_fields(record),
-        "content": pieces[0],
+        "content": chunks[0],
         "part": HEAD,
         "codec": "text",
         "hash": content_hash(record.content),
     }
     if record.metadata:
         fields["metadata"] = record.metadata
-    if len(pieces) > 1:
-        fields |= {"codec": BODY_CODEC, "body": compress(record.content), "pieces": str(len(pieces))}
+    if len(chunks) > 1:
+        fields |= {"codec": BODY_CODEC, "body": compress(record.content), "pieces": str(len(chunks))}
     return fields
 
 
 def compress(content: str) -> bytes:
-    """Pack the body of a long memory: msgpack, then zstandard."""
+    """Compress the body of a long memory: msgpack, then zstandard."""
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL).compress(pack({"content": content}))
 
 
 def decompress(body: bytes) -> str:
-    """Unpack what `compress` packed.
+    """Reverse `compress`.
 
     Raises:
-        zstandard.ZstdError: it is not that.
+        zstandard.ZstdError: the body is damaged.
     """
     return unpack(zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY))["content"]
 
 
 def content_hash(content: str) -> str:
-    """Identify a content: 128 bits of SHA-256 in hex."""
+    """Hash a content: 128 bits of SHA-256 in hex."""
     return hashlib.sha256(content.encode()).hexdigest()[:32]
-
-
-def _split(text: str | None) -> tuple[str, ...]:
-    return tuple(text.split(SEPARATOR)) if text else ()
 
 
 def _number(text: str | None) -> float | None:

@@ -1,7 +1,6 @@
-"""Knows which embedding model a namespace answers with, and which other one it keeps vectors of, as its `meta` says.
+"""The embedding models of a namespace, from its `meta` record.
 
-Every vector lies in a field named by its model and every index covers the field of one model, so whoever asks the
-index of the model that embedded the question never compares vectors of two.
+Each model has its own vector field and its own index, so a search never compares vectors of two models.
 """
 
 from __future__ import annotations
@@ -9,21 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
 from memory_core.records.keys import Keys, vector_field
-from memory_core.records.names import SEPARATOR
-
-if TYPE_CHECKING:
-    from memory_core.settings.settings import VectorStoreSettings
-    from memory_core.store.connection import Client
+from memory_core.records.names import split_labels
+from memory_core.redis_client import Client
 
 NO_VECTOR = "none:"
-"""Before the name of a model in the field `model`: the piece still waits for its vector."""
+"""Prefix in the field `model`: the chunk waits for its vector of the model that follows."""
 
 
 class Phase(StrEnum):
-    """How far a change of model is: the other model is about to answer, did so before, or is being forgotten."""
+    """Progress of a change of model: the other model will be current, was current, or is being removed."""
 
     BUILDING = "building"
     SWITCHED = "switched"
@@ -38,29 +33,20 @@ class Model:
     dimension: int
     version: int = 1
 
-    @classmethod
-    def configured(cls, settings: VectorStoreSettings) -> Model:
-        """Give what a new namespace gets."""
-        return cls(settings.embedding_model, settings.vector_dimension)
-
     @property
     def field(self) -> str:
-        """Hash field of its vectors."""
+        """The hash field of its vectors."""
         return vector_field(self.name)
 
     @property
     def sealed_field(self) -> str:
-        """Hash field of those of sensitive memories, which no index sees."""
+        """The hash field of the vectors of sensitive memories, which is not indexed."""
         return f"sealed_{self.field}"
 
-    def within(self, settings: VectorStoreSettings) -> VectorStoreSettings:
-        """Give settings that name this model."""
-        return settings.model_copy(update={"embedding_model": self.name, "vector_dimension": self.dimension})
-
     def is_ready(self, state: str | bytes | None) -> bool:
-        """Whether a piece has its vector, by its field `model`."""
-        said = state.decode(errors="replace") if isinstance(state, bytes) else state or ""
-        return self.name in said.split(SEPARATOR)
+        """Whether a chunk has its vector, by the value of its field `model`."""
+        text = state.decode(errors="replace") if isinstance(state, bytes) else state
+        return self.name in split_labels(text)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.dimension} dimensions)"
@@ -68,7 +54,7 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The model that answers, and the other one while a change is under way or can be taken back."""
+    """The current model, and the other one while a change is in progress or can be reverted."""
 
     current: Model
     other: Model | None = None
@@ -76,7 +62,7 @@ class Models:
     switched_at: float = 0.0
 
     def serves(self, name: str, dimension: int) -> bool:
-        """Whether vectors of a model are wanted."""
+        """Whether the namespace keeps vectors of a model."""
         kept = [self.current, *([self.other] if self.other else [])]
         return (name, dimension) in {(one.name, one.dimension) for one in kept}
 
@@ -87,12 +73,12 @@ FIELDS = (
 
 
 async def read_models(client: Client, names: Keys) -> Models | None:
-    """Read what a namespace says of its models; None where it has none yet."""
+    """Read the models of a namespace; None if it has none yet."""
     return parse(await client.hmget(names.meta, FIELDS))
 
 
 async def count_jobs(client: Client, namespaces: Sequence[Keys]) -> list[int]:
-    """Count the texts that wait in each namespace to be embedded, by the model that answers or by the other one."""
+    """Count the texts that wait in each namespace to be embedded, for all its models."""
     pipe = client.pipeline(transaction=False)
     for names in namespaces:
         pipe.hmget(names.meta, "model", "other_model")
@@ -109,7 +95,7 @@ async def count_jobs(client: Client, namespaces: Sequence[Keys]) -> list[int]:
 
 
 def parse(values: Sequence[bytes | None]) -> Models | None:
-    """Make sense of the HMGET of FIELDS."""
+    """Parse the HMGET of FIELDS."""
     row = {name: value.decode() for name, value in zip(FIELDS, values, strict=True) if value is not None}
     if "model" not in row or "dimension" not in row:
         return None

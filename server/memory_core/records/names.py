@@ -1,4 +1,4 @@
-"""The two classes of value that callers choose: names, which appear in keys, and labels, which are free text."""
+"""Names, which appear in keys, and labels, which are free text. Callers choose both."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memory_core.errors import InvalidArgument, echo
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
 SEPARATOR = "\x1f"
-"""Stands between labels in a TAG field; no label can hold it, being a control character."""
+"""Separates labels in a TAG field. No label contains it, because control characters are refused."""
 
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
@@ -32,10 +32,15 @@ def check_name(value: str, what: str = "name") -> str:
 
 
 def to_name(value: str, default: str = "anonymous") -> str:
-    """Make a Name of any text, for client names that were never meant as one."""
+    """Turn any text, such as a client's title, into a name."""
     folded = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
     candidate = _NOT_IN_NAME.sub("-", folded).strip("-_.")[:64]
     return candidate if _NAME.fullmatch(candidate) else default
+
+
+def split_labels(text: str | None) -> tuple[str, ...]:
+    """Read the names or labels that Redis keeps in one field."""
+    return tuple(text.split(SEPARATOR)) if text else ()
 
 
 def check_label(value: str, what: str = "label") -> str:

@@ -1,7 +1,6 @@
-"""Who may read what: the tokens a record carries and the tokens a principal holds.
+"""Permissions: a record is readable if its scope tokens and those of the principal intersect.
 
-A record is readable when the two sets meet. The same sets make the query's permission clause and the
-re-check on the loaded record.
+The same tokens make the permission clause of queries and the check on loaded records.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ from memory_core.records.memory import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
 NOBODY = "-"
-"""An owner id that is never issued. Unknown and unreadable names resolve to it."""
+"""An owner id or token that no record carries: a filter on it matches nothing."""
 
 
 def owner_token(owner: str) -> str:
-    """Everything of an owner."""
+    """The token of all memories of an owner."""
     return f"o:{owner}"
 
 
 def context_token(owner: str, context: str) -> str:
-    """An owner's memories of one context."""
+    """The token of an owner's memories of one context."""
     return f"c:{owner}:{digest(context)}"
 
 
 def tag_token(owner: str, tag: str) -> str:
-    """An owner's memories with one tag."""
+    """The token of an owner's memories with one tag."""
     return f"t:{owner}:{digest(tag)}"
 
 
 def type_token(owner: str, memory_type: MemoryType) -> str:
-    """An owner's memories of one type."""
+    """The token of an owner's memories of one type."""
     return f"y:{owner}:{memory_type}"
 
 
 def id_token(memory_id: str) -> str:
-    """One memory."""
+    """The token of one memory."""
     return f"i:{memory_id}"
 
 
@@ -53,7 +52,7 @@ def record_tokens(
     context: str | None,
     sensitive: bool = False,
 ) -> frozenset[str]:
-    """Give the tokens of a record; a sensitive one can be granted by its id alone."""
+    """Return the tokens of a record. A sensitive record can be granted by id only."""
     tokens = {owner_token(owner), id_token(memory_id)}
     if sensitive:
         return frozenset(tokens)
@@ -76,7 +75,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Grant:
-    """What one grant in force adds: the grantor's own memories, and others' that it passes on."""
+    """What a grant in force adds: memories of the grantor, and others' memories that it reshares."""
 
     id: str
     grantor: str
@@ -85,17 +84,17 @@ class Grant:
 
     @cached_property
     def tokens(self) -> frozenset[str]:
-        """All tokens that it gives."""
+        """All its tokens."""
         return frozenset(token for part in self.parts for token in part.tokens)
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who a request acts as, resolved from the connection and never from an argument.
+    """The agent that a request acts as, resolved from the connection, never from an argument.
 
-    `owner` is the id that new memories get, None until the agent first writes; `owners` are all ids whose
-    memories are its own; `grants` are those of others in force; `hidden` are the tokens of owner ids that were deleted;
-    `quarantined` are agents, and since when (epoch seconds) nobody but they themselves is shown what they write.
+    `owner` is the owner id of new memories, None until the agent first writes; `owners` are all its owner ids;
+    `grants` are those in force; `hidden` are the tokens of deleted owner ids; `quarantined` are agents, and since when
+    (epoch seconds) only they see what they write.
     """
 
     namespace: str
@@ -109,12 +108,12 @@ class Principal:
 
     @cached_property
     def granted(self) -> tuple[str, ...]:
-        """The scope tokens that grants add."""
+        """The tokens that grants add."""
         return tuple(dict.fromkeys(token for grant in self.grants for part in grant.parts for token in part.tokens))
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """All scope tokens that the principal may read by."""
+        """All tokens of the principal."""
         return (PUBLIC, *map(owner_token, self.owners), *self.granted)
 
     @cached_property
@@ -126,23 +125,23 @@ class Principal:
         return not scope.isdisjoint(self._held) and scope.isdisjoint(self.hidden)
 
     def may_see(self, record: Record) -> bool:
-        """Whether a record is readable and its writer not under quarantine."""
+        """Whether a record is readable and its writer is not in quarantine."""
         since = self.mistrusted.get(record.writer)
         return self.may_read(record.scope) and (since is None or record.updated_at < since)
 
     @cached_property
     def mistrusted(self) -> dict[str, float]:
-        """The other agents under quarantine, and since when."""
+        """The other agents in quarantine, and since when."""
         return {name: since for name, since in self.quarantined if name != self.agent}
 
     def owns(self, owner: str) -> bool:
-        """Whether a record of this owner id is the principal's own."""
+        """Whether an owner id is the principal's."""
         return owner in self.owners
 
     def grantors_of(self, record: Record) -> list[str]:
-        """Name the agents whose grants show a record."""
+        """Return the agents whose grants make a record readable."""
         return sorted({grant.grantor for grant in self.grants if not record.scope.isdisjoint(grant.tokens)})
 
     def grants_to_write(self, scope: frozenset[str]) -> tuple[Grant, ...]:
-        """Give the grants under which a record with these tokens may be changed."""
+        """Return the grants that allow changes to a record with these tokens."""
         return tuple(grant for grant in self.grants if grant.may_write and not scope.isdisjoint(grant.tokens))

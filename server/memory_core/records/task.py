@@ -1,4 +1,4 @@
-"""A task as it lies in Redis: its states, what it demands of an agent, and who may see it."""
+"""Task records: states, requirements and visibility."""
 
 from __future__ import annotations
 
@@ -6,20 +6,17 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memory_core.records.codec import pack, unpack
-from memory_core.records.keys import Keys, digest
-from memory_core.records.names import SEPARATOR
-
-if TYPE_CHECKING:
-    from memory_core.records.agent import Agent
-    from memory_core.records.model import Model
-    from memory_core.store.connection import Client
+from memory_core.records.keys import Keys
+from memory_core.records.model import Model
+from memory_core.records.names import split_labels
+from memory_core.records.task_kind import TaskKind
+from memory_core.redis_client import Client
 
 
 class TaskState(StrEnum):
-    """`waiting` for dependencies → `pending` → `leased` → one of the others; `retrying` leads back to `pending`."""
+    """`waiting` for dependencies → `pending` → `leased` → a final state; `retrying` leads back to `pending`."""
 
     WAITING = "waiting"
     PENDING = "pending"
@@ -34,7 +31,7 @@ ENDED = frozenset({TaskState.COMPLETED, TaskState.DEAD, TaskState.CANCELLED})
 
 
 class TaskPriority(StrEnum):
-    """What goes out first."""
+    """The order in which pending tasks are assigned."""
 
     CRITICAL = "critical"
     HIGH = "high"
@@ -43,33 +40,8 @@ class TaskPriority(StrEnum):
 
     @property
     def rank(self) -> int:
-        """0 goes first."""
+        """0 is assigned first."""
         return list(TaskPriority).index(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What a task demands of whoever does it; tasks of one kind wait in one queue. `only` names a single agent."""
-
-    capabilities: tuple[str, ...] = ()
-    window: int = 0
-    only: str = ""
-
-    @property
-    def spec(self) -> bytes:
-        """Give it as the Functions read it."""
-        return pack({"capabilities": list(self.capabilities), "window": self.window, "only": self.only})
-
-    @property
-    def id(self) -> str:
-        """Identify it within keys."""
-        return digest(SEPARATOR.join([*sorted(self.capabilities), str(self.window), self.only]))
-
-    @classmethod
-    def parse(cls, spec: bytes) -> Kind:
-        """Read `spec`."""
-        found = unpack(spec)
-        return cls(tuple(found["capabilities"]), int(found["window"]), found["only"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +53,7 @@ class Task:
     description: str
     type: str
     priority: TaskPriority
-    kind: Kind
+    kind: TaskKind
     submitter: str
     assigned: str | None
     holders: tuple[str, ...]
@@ -102,16 +74,16 @@ class Task:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing will happen to it any more."""
+        """Whether it is in a final state."""
         return self.state in ENDED
 
     def is_party(self, agent: str) -> bool:
-        """Whether an agent submitted it, has it or had it, and so may see all of it."""
+        """Whether an agent submitted, holds or held it, and so may see all of it."""
         return agent in {self.submitter, self.assigned, self.kind.only, *self.holders}
 
-    def may_see(self, agent: str, profile: Agent | None) -> bool:
-        """Whether an agent may know of it: as a party, or because it might have been given to it."""
-        return self.is_party(agent) or (not self.kind.only and profile is not None and profile.is_able(self.kind))
+    def may_see(self, agent: str, is_able: bool) -> bool:
+        """Whether an agent may see it: as a party, or because it is able to do a task that is open to all."""
+        return self.is_party(agent) or (is_able and not self.kind.only)
 
 
 FIELDS = (
@@ -122,7 +94,7 @@ FIELDS = (
 
 
 def parse(task_id: str, values: list[bytes | None]) -> Task | None:
-    """Build a Task from the HMGET of FIELDS; None when there is none."""
+    """Build a Task from the HMGET of FIELDS; None if it is gone."""
     row = dict(zip(FIELDS, values, strict=True))
     if row["state"] is None:
         return None
@@ -135,16 +107,16 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
         description=text["description"],
         type=text["type"],
         priority=TaskPriority(text["priority"]),
-        kind=Kind.parse(row["kind_spec"] or b""),
+        kind=TaskKind.parse(row["kind_spec"] or b""),
         submitter=text["submitter"],
         assigned=text.get("assigned"),
-        holders=split(text.get("holders")),
-        avoid=split(text.get("avoid")),
+        holders=split_labels(text.get("holders")),
+        avoid=split_labels(text.get("avoid")),
         attempt=int(text["attempt"]),
         max_retries=int(text["max_retries"]),
         lease_seconds=float(text["lease_seconds"]),
         created_at=float(text["created_at"]),
-        depends_on=split(text.get("depends_on")),
+        depends_on=split_labels(text.get("depends_on")),
         error=text.get("error"),
         **{name: float(text[name]) for name in times if name in text},
         **{name: json.loads(text[name]) for name in documents if name in text},
@@ -152,7 +124,7 @@ def parse(task_id: str, values: list[bytes | None]) -> Task | None:
 
 
 async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> list[Task]:
-    """Load tasks in the order of their ids, leaving out what is gone."""
+    """Load tasks in the order of the ids, without those that are gone."""
     ids = list(task_ids)
     if not ids:
         return []
@@ -165,13 +137,8 @@ async def load_tasks(client: Client, keys: Keys, task_ids: Iterable[str]) -> lis
 
 
 async def load_vectors(client: Client, keys: Keys, task_ids: Iterable[str], model: Model) -> list[bytes | None]:
-    """Load a model's vectors of open tasks' texts in the order of their ids; None where there is none."""
+    """Load a model's vectors of open tasks in the order of the ids; None for a missing vector."""
     pipe = client.pipeline(transaction=False)
     for task_id in task_ids:
         pipe.hget(keys.task_vector(task_id), model.field)
     return await pipe.execute()
-
-
-def split(text: str | None) -> tuple[str, ...]:
-    """Read names that Redis keeps in one field."""
-    return tuple(text.split(SEPARATOR)) if text else ()

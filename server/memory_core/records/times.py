@@ -1,4 +1,4 @@
-"""Points in time: what callers write, what Redis keeps (epoch seconds as decimal text) and what answers show."""
+"""Times: parsed from callers, stored as epoch seconds in decimal text, shown as ISO 8601."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse_time(value: str | float, what: str = "time") -> float:
     Times without a zone are UTC.
 
     Raises:
-        InvalidArgument: it is none of these, or outside the years 1 to 9999.
+        InvalidArgument: not a time, or outside the years 1 to 9999.
     """
     if isinstance(value, bool):
         raise InvalidArgument(f"{what} {value} is not a time", hint=_HINT)
@@ -50,7 +50,7 @@ def _parse_number(text: str, what: str) -> float:
 def _parse_phrase(text: str, what: str) -> float:
     moment = None
     if 0 < len(text) <= 100:
-        import dateparser  # a heavy import that most calls never need
+        import dateparser  # slow to import, and most calls do not need it
 
         moment = dateparser.parse(
             text, languages=["en"], settings={"TIMEZONE": "UTC", "RETURN_AS_TIMEZONE_AWARE": True}
@@ -61,12 +61,12 @@ def _parse_phrase(text: str, what: str) -> float:
 
 
 def to_redis(seconds: float) -> str:
-    """Write epoch seconds as Redis keeps them: six decimals, or `inf` for never."""
+    """Format epoch seconds for Redis: six decimals, or `inf` for never."""
     return "inf" if seconds == NEVER else f"{seconds:.6f}"
 
 
 def to_iso(seconds: float | None) -> str | None:
-    """Write epoch seconds as ISO 8601 in UTC; None and never give None."""
+    """Format epoch seconds as ISO 8601 in UTC; None for None and never."""
     if seconds is None or seconds == NEVER:
         return None
     moment = datetime.fromtimestamp(seconds, UTC)

@@ -1,6 +1,6 @@
-"""Bearer tokens as Redis keeps them: by id, with the hash of a secret that only the holder has.
+"""Bearer tokens. Redis stores them by id, with the hash of the secret that only the holder has.
 
-A token reads `rm_<id>_<secret>`. Whatever is wrong with one, it is looked up and compared the same way.
+A token is `rm_<id>_<secret>`. Each token is looked up and compared the same way, valid or not.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
+from memory_core.records import redis_time
 from memory_core.records.access import Access, Scope, known_scopes
 from memory_core.records.ids import new_id
 from memory_core.records.keys import token_key
 from memory_core.records.times import to_redis
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 
 _TOKEN = re.compile(r"rm_([0-9a-hjkmnp-tv-z]{26})_([A-Za-z0-9_-]{43})", re.ASCII)
 _NO_HASH = "0" * 64
@@ -25,7 +25,7 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A token that was issued, without its secret."""
+    """An issued token without its secret."""
 
     id: str
     agent: str
@@ -36,11 +36,11 @@ class Token:
     revoked: bool
 
     def access(self) -> Access:
-        """What it grants."""
+        """The access that it grants."""
         return Access(self.agent, self.namespace, self.scopes, self.expires_at, self.id)
 
     def fields(self, secret: str) -> dict[str, str]:
-        """The hash that Redis keeps."""
+        """The fields of its Redis hash."""
         return {
             "hash": hash_of(secret),
             "agent": self.agent,
@@ -53,35 +53,35 @@ class Token:
 
 
 def new_token(agent: str, namespace: str, scopes: frozenset[Scope], seconds: float) -> tuple[Token, str]:
-    """Make a token and its secret; nothing knows of it yet."""
+    """Make a token and its secret, without storing it."""
     now = redis_time.now()
     return Token(new_id(), agent, namespace, scopes, now, now + seconds, False), secrets.token_urlsafe(32)
 
 
 def text_of(token: Token, secret: str) -> str:
-    """Write what the holder sends."""
+    """Format the token that the holder sends."""
     return f"rm_{token.id}_{secret}"
 
 
 def parse(text: str) -> tuple[str, str] | None:
-    """Read id and secret; None of a text that is no token."""
+    """Split a token into id and secret; None if it is not a token."""
     found = _TOKEN.fullmatch(text)
     return (found[1], found[2]) if found else None
 
 
 def hash_of(secret: str) -> str:
-    """Hash a secret; being 256 random bits, it needs no salt and no slow hash."""
+    """Hash a secret. It has 256 random bits, so it needs no salt and no slow hash."""
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
 async def load(client: Client, token_id: str) -> tuple[Token, str] | None:
-    """Look one up, with the hash of its secret."""
+    """Load a token and the hash of its secret."""
     raw: dict[bytes, bytes] = await client.hgetall(token_key(token_id))
-    return _read(token_id, {name.decode(): value.decode() for name, value in raw.items()}) if raw else None
+    return _parse_fields(token_id, {name.decode(): value.decode() for name, value in raw.items()}) if raw else None
 
 
 async def verify(client: Client, text: str) -> Access | None:
-    """Give what a token grants; None if it is unknown, expired or revoked, or its secret is wrong."""
+    """Return what a token grants; None if it is unknown, expired or revoked, or its secret is wrong."""
     parsed = parse(text)
     if parsed is None:
         return None
@@ -92,7 +92,7 @@ async def verify(client: Client, text: str) -> Access | None:
     return found[0].access()
 
 
-def _read(token_id: str, fields: dict[str, Any]) -> tuple[Token, str]:
+def _parse_fields(token_id: str, fields: dict[str, Any]) -> tuple[Token, str]:
     token = Token(
         id=token_id,
         agent=fields["agent"],

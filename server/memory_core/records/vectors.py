@@ -1,4 +1,4 @@
-"""Vectors are checked before they are kept: one NaN ranks first in every search and hides true neighbours."""
+"""Checks and encodes vectors. One stored NaN would rank first in every search and hide true neighbours."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def normalise(vectors: Matrix, dimension: int) -> Matrix:
     """Return rows of unit length, shape (n, dimension), float32.
 
     Raises:
-        InvalidArgument: a wrong shape, a NaN or infinity, or a row of no length.
+        InvalidArgument: a wrong shape, NaN or infinity, or a zero vector.
     """
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
     if matrix.ndim != 2 or matrix.shape[1] != dimension:
@@ -30,10 +30,10 @@ def normalise(vectors: Matrix, dimension: int) -> Matrix:
 
 
 def to_bytes(vector: Matrix) -> bytes:
-    """Give the float32 little-endian bytes that Redis indexes."""
+    """Encode as the float32 little-endian bytes that Redis indexes."""
     return vector.astype("<f4", copy=False).tobytes()
 
 
 def from_bytes(data: bytes, dimension: int) -> Matrix:
-    """Read one or more stored vectors, shape (n, dimension)."""
+    """Decode stored vectors to shape (n, dimension)."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, dimension)

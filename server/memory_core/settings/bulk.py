@@ -1,18 +1,18 @@
-"""Settings of the bulk engine, which keeps whole namespaces' vectors in a sidecar's memory."""
+"""Settings of the bulk engine, which keeps all vectors of a namespace in a sidecar's memory."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings.group import SettingsGroup
 
 
-class BulkSettings(BaseModel):
-    """The bulk engine of a sidecar: exact searches, many searches at once, and reports over all of an agent's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class BulkSettings(SettingsGroup):
+    """The bulk engine of a sidecar: exact searches, many searches at once, and reports on an agent's memories."""
 
     memory_bytes: int = Field(
         default=1 << 30,
         ge=0,
         le=1 << 44,
-        description="memory for mirrors of namespaces, 2 kB a vector; the least used leave first; 0 switches it off",
+        description="memory for mirrors of namespaces, 2 kB a vector; the least used is evicted; 0 turns it off",
     )

@@ -1,14 +1,14 @@
-"""Settings of how large and how many requests may be, so that no caller and no load takes all memory."""
+"""Limits on the size and number of requests."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from memory_core.settings.group import SettingsGroup
 
 
-class LimitSettings(BaseModel):
-    """Caps that are checked before anything reaches Redis."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+class LimitSettings(SettingsGroup):
+    """Limits that are checked before anything reaches Redis."""
 
     content_bytes: int = Field(default=1 << 20, ge=1, le=1 << 26, description="bytes of one memory's content, as UTF-8")
     metadata_bytes: int = Field(default=16_384, ge=2, le=1 << 20, description="bytes of one memory's metadata, as JSON")
@@ -20,21 +20,30 @@ class LimitSettings(BaseModel):
     clear: int = Field(default=100_000, ge=1, description="memories after which one clear_memory call ends")
     body_bytes: int = Field(default=4 << 20, ge=1024, le=1 << 30, description="bytes of one HTTP request or stdio line")
     calls_per_second: float = Field(
-        default=500.0, gt=0, le=1e9, description="calls of one agent, on the average; each operation of a batch is one"
+        default=500.0,
+        gt=0,
+        le=1e9,
+        description="average calls per second of one agent; each operation of a batch counts",
     )
-    burst: int = Field(default=5000, ge=1, le=1_000_000_000, description="calls of one agent all at once")
+    burst: int = Field(default=5000, ge=1, le=1_000_000_000, description="calls of one agent in a burst")
     calls_at_once: int = Field(
-        default=16, ge=1, le=10_000, description="calls that the server works on at a time; what only waits is none"
+        default=16,
+        ge=1,
+        le=10_000,
+        description="calls that the server runs at a time; a call that only waits does not count",
     )
     calls_waiting: int = Field(
-        default=5000, ge=0, le=100_000, description="calls that may wait for that in a burst; more are overloaded"
+        default=5000,
+        ge=0,
+        le=100_000,
+        description="calls that may wait for their turn; more get the error `overloaded`",
     )
     patience_seconds: float = Field(
-        default=15.0, ge=0, le=600, description="a burst that lasts longer is an overload: few may wait then"
+        default=15.0, ge=0, le=600, description="a burst that lasts longer is an overload, during which few may wait"
     )
     requests: int = Field(
-        default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, calls that wait for events included"
+        default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, including calls that wait for events"
     )
     request_bytes: int = Field(
-        default=256 << 20, ge=1024, le=1 << 40, description="bytes of the bodies of those requests, all together"
+        default=256 << 20, ge=1024, le=1 << 40, description="bytes of the bodies of all these requests together"
     )

@@ -1,7 +1,7 @@
-"""The one settings object: defaults, then the JSON config file, then environment variables, then flags.
+"""The settings object: defaults, then the JSON config file, then environment variables, then flags.
 
-Each setting's description is its line in `redis-memory settings` and in docs/settings.md. Nothing here may quote
-a value in an error: it may be a password.
+Each description appears in `redis-memory settings` and docs/settings.md. Errors never quote a value, which may be a
+password.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AliasChoices, BaseModel, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -23,11 +24,13 @@ from pydantic_settings import (
 )
 
 from memory_core.errors import InvalidArgument
+from memory_core.records.model import Model
 from memory_core.records.names import NAME_PATTERN
 from memory_core.settings.audit import AuditSettings
 from memory_core.settings.auth import AuthSettings, Names
 from memory_core.settings.bulk import BulkSettings
 from memory_core.settings.durability import DurabilitySettings
+from memory_core.settings.group import SettingsGroup
 from memory_core.settings.limits import LimitSettings
 from memory_core.settings.observe import ObserveSettings
 from memory_core.settings.quotas import QuotaSettings
@@ -39,14 +42,10 @@ CENTURY = 100 * 365 * DAY
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
 _MISSPELT = 0.85
-"""How alike the name of an ignored variable and that of a setting must be for the former to be a slip."""
+"""Similarity to a setting from which an unknown variable counts as misspelt."""
 
 
-class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
-
-
-class RedisSettings(_Group):
+class RedisSettings(SettingsGroup):
     """Where Redis is. With neither `url` nor `host`, the embedded default is used."""
 
     url: SecretStr | None = Field(default=None, description="URL of Redis; overrides the other settings of this group")
@@ -63,8 +62,8 @@ class RedisSettings(_Group):
     timeout_seconds: float = Field(default=5.0, gt=0, le=300, description="deadline of one read or write")
 
 
-class GpuSettings(_Group):
-    """Where a sidecar computes embeddings. The embedded one is told of device and acceleration by whoever starts it."""
+class GpuSettings(SettingsGroup):
+    """Where a sidecar computes embeddings. The starting server passes device and acceleration to the embedded one."""
 
     enable_acceleration: bool = Field(default=True, description="whether accelerators are used at all")
     preferred_device: str = Field(
@@ -73,29 +72,30 @@ class GpuSettings(_Group):
         description="auto, cpu, mps, xpu, cuda[:N] or rocm[:N]",
     )
     fallback_to_cpu: bool = Field(
-        default=True, description="use the CPU, and say so, where the preferred device is missing; else refuse to start"
+        default=True,
+        description="use the CPU, with a warning, if that device is missing; else refuse to start",
     )
 
 
-class HnswSettings(_Group):
-    """The Redis index's graph; read when a namespace's index is made."""
+class HnswSettings(SettingsGroup):
+    """The graph of the Redis index; used when an index is made."""
 
-    m: int = Field(default=16, ge=4, le=512, description="edges of each node: recall and memory grow with it")
-    ef_construction: int = Field(default=200, ge=16, le=4096, description="candidates looked at when a vector is added")
-    ef_runtime: int = Field(default=100, ge=10, le=4096, description="candidates looked at by a search")
+    m: int = Field(default=16, ge=4, le=512, description="edges of each node: recall and memory use grow with it")
+    ef_construction: int = Field(default=200, ge=16, le=4096, description="candidates examined when a vector is added")
+    ef_runtime: int = Field(default=100, ge=10, le=4096, description="candidates examined by a search")
 
 
-class VectorStoreSettings(_Group):
+class VectorStoreSettings(SettingsGroup):
     """The embedding model and the indexes over its vectors.
 
-    `index_type` and `rebuild_threshold` govern the FAISS bulk engine; the Redis index is always HNSW.
+    `index_type` and `rebuild_threshold` are for the FAISS bulk engine; the Redis index is always HNSW.
     """
 
     embedding_model: str = Field(
         default="all-MiniLM-L6-v2",
         min_length=1,
         max_length=1024,
-        description="model of new namespaces; others keep theirs until `redis-memory reindex` changes it",
+        description="model of new namespaces; `redis-memory reindex` changes the model of others",
     )
     vector_dimension: int = Field(default=384, ge=8, le=8192, description="numbers in one vector of that model")
     index_type: Literal["Flat", "IVFFlat", "HNSW", "CAGRA"] = Field(
@@ -106,13 +106,22 @@ class VectorStoreSettings(_Group):
         default=1000,
         ge=1,
         le=1_000_000_000,
-        description="vectors from which a FAISS index is built, and changes after which it is built anew",
+        description="vectors from which a FAISS index is built, and changes after which it is rebuilt",
     )
     hnsw: HnswSettings = HnswSettings()
 
+    @property
+    def model(self) -> Model:
+        """The model of new namespaces."""
+        return Model(self.embedding_model, self.vector_dimension)
 
-class LifetimeSettings(_Group):
-    """Seconds that a memory of each priority lives unless `ttl_seconds` says otherwise; null is for ever."""
+    def with_model(self, model: Model) -> VectorStoreSettings:
+        """Copy these settings for another model."""
+        return self.model_copy(update={"embedding_model": model.name, "vector_dimension": model.dimension})
+
+
+class LifetimeSettings(SettingsGroup):
+    """Seconds that a memory of each priority lives, unless `ttl_seconds` is given; null is forever."""
 
     critical: int | None = Field(default=None, ge=1, le=CENTURY, description="seconds that critical memories live")
     high: int | None = Field(default=90 * DAY, ge=1, le=CENTURY, description="seconds that high memories live")
@@ -124,17 +133,15 @@ class LifetimeSettings(_Group):
     )
 
 
-class CacheSettings(_Group):
+class CacheSettings(SettingsGroup):
     """Vectors of texts seen before, kept in the process and in Redis."""
 
     entries: int = Field(default=10_000, ge=1, le=10_000_000, description="vectors kept in the process, 1.5 kB each")
     policy: Literal["lru", "lfu", "ttl"] = Field(
-        default="lru", description="what leaves the process first: least recently used, least often used, or oldest"
+        default="lru", description="which entry is evicted first: least recently used, least often used, or oldest"
     )
     ttl_seconds: float = Field(default=3600, gt=0, le=CENTURY, description="lifetime in the process with policy ttl")
-    redis_ttl_seconds: int = Field(
-        default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 keeps none there"
-    )
+    redis_ttl_seconds: int = Field(default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 turns it off")
     sealed_bytes: int = Field(
         default=64 << 20,
         ge=0,
@@ -143,11 +150,11 @@ class CacheSettings(_Group):
     )
 
 
-class TaskSettings(_Group):
-    """How tasks are handed out, tried again and kept."""
+class TaskSettings(SettingsGroup):
+    """How tasks are assigned, retried and kept."""
 
     claim_seconds: float = Field(
-        default=60.0, gt=0, le=DAY, description="an assigned task that is not claimed so long goes to whoever is free"
+        default=60.0, gt=0, le=DAY, description="seconds after which an unclaimed task is assigned to another agent"
     )
     backoff_seconds: float = Field(
         default=1.0, gt=0, le=DAY, description="pause after the first failed attempt; it doubles with each, with jitter"
@@ -159,12 +166,12 @@ class TaskSettings(_Group):
         default=65_536, ge=2, le=1 << 24, description="bytes of a payload or of a result, as JSON"
     )
     similar_from: float = Field(
-        default=0.85, ge=0, le=1, description="cosine from which another open task is told to be similar"
+        default=0.85, ge=0, le=1, description="cosine from which another open task is reported as similar"
     )
 
 
 class Settings(BaseSettings):
-    """Everything that can be set, by flag, environment variable or `--config FILE`."""
+    """All settings; set by flag, environment variable or `--config FILE`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -200,7 +207,7 @@ class Settings(BaseSettings):
     agent: str | None = Field(
         default=None,
         pattern=f"^{NAME_PATTERN}$",
-        description="name of agents that give none; null takes the client's name",
+        description="agent name for clients that give none; null takes the client's name",
     )
     data_dir: Path | None = Field(
         default=None, description="folder of the embedded Redis; null is redis-memory in the user's data folder"
@@ -209,19 +216,19 @@ class Settings(BaseSettings):
         default="127.0.0.1", min_length=1, description="HTTP address; loopback while authentication is off"
     )
     port: int = Field(default=8765, ge=0, le=65535, description="HTTP port; 0 picks a free one")
-    allowed_hosts: Names = Field(default=(), description="Host headers that are let in, besides those of loopback")
-    allowed_origins: Names = Field(default=(), description="Origin headers that are let in, besides those of loopback")
+    allowed_hosts: Names = Field(default=(), description="allowed Host headers in addition to loopback")
+    allowed_origins: Names = Field(default=(), description="allowed Origin headers in addition to loopback")
     tls_cert: Path | None = Field(default=None, description="PEM file with the certificate chain, for HTTPS")
     tls_key: Path | None = Field(default=None, description="PEM file with its private key")
-    behind_proxy: bool = Field(default=False, description="whether a proxy in front does TLS")
-    token: SecretStr | None = Field(default=None, description="token by which an agent on stdio proves who it is")
+    behind_proxy: bool = Field(default=False, description="whether a proxy in front handles TLS")
+    token: SecretStr | None = Field(default=None, description="token that authenticates an agent on stdio")
     master_key: SecretStr | None = Field(
         default=None, description="32 random bytes in base64 or hex; after a comma, older ones that only open old data"
     )
     master_key_file: Path | None = Field(default=None, description="file that holds the master key instead")
     master_key_command: str | None = Field(default=None, description="command that prints the master key instead")
     transport_key: SecretStr | None = Field(
-        default=None, description="all of the keys that a sidecar needs, of `redis-memory keys transport`; not a server"
+        default=None, description="key for a sidecar, from `redis-memory keys transport`; a server does not need it"
     )
     transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
@@ -268,7 +275,7 @@ class Settings(BaseSettings):
 
     @property
     def uses_config_default_redis(self) -> bool:
-        """Whether Redis is only named by the stock `localhost:6379` of a config file."""
+        """Whether the only Redis named is the stock `localhost:6379` of a config file."""
         redis = self.redis
         stock = (redis.host in {"localhost", "127.0.0.1"} and redis.port == 6379 and redis.db == 0) and (
             redis.username is None and redis.password is None and redis.password_file is None
@@ -282,10 +289,10 @@ class _ConfigFile(JsonConfigSettingsSource):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a config file, unchecked.
+    """Read a config file without validation.
 
     Raises:
-        InvalidArgument: it is not a readable file with one JSON object.
+        InvalidArgument: not a readable file with one JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -295,14 +302,14 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InvalidArgument(f"cannot read the config file {path}: {type(error).__name__}") from None
     if not isinstance(content, dict):
-        raise InvalidArgument(f"the config file {path} holds no JSON object", hint='such as {"namespace": "team"}')
+        raise InvalidArgument(f"the config file {path} is not a JSON object", hint='such as {"namespace": "team"}')
     return content
 
 
 def leaves(
     model: type[BaseModel] = Settings, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
-    """Give every single setting with its path, those outside groups last."""
+    """Yield each setting with its path; those outside groups come last."""
     for name, info in model.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -312,12 +319,12 @@ def leaves(
 
 
 def variable(path: Sequence[str]) -> str:
-    """Name the environment variable of a setting or a group."""
+    """Return the environment variable of a setting or a group."""
     return "REDIS_URL" if tuple(path) == ("redis_url",) else ENV_PREFIX + NESTED.join(path).upper()
 
 
 def _problem(kind: str, loc: Sequence[int | str], message: str) -> tuple[str, str]:
-    """Say what is wrong with one setting, and what was meant if it is unknown."""
+    """Describe what is wrong with one setting, with a hint if it is unknown."""
     path = [str(part) for part in loc]
     name = ascii(".".join(path))[1:-1][:200]
     if variable(path) in map(str.upper, os.environ):
@@ -329,9 +336,7 @@ def _problem(kind: str, loc: Sequence[int | str], message: str) -> tuple[str, st
 
 
 def _near(name: str, known: Sequence[str], alike: float) -> str:
-    """Give the settings with the most similar names, preferring those of the same group."""
-    from difflib import get_close_matches
-
+    """Return the settings with the most similar names, preferably of the same group."""
     group, _, _ = name.rpartition(".")
     same_group = [other for other in known if other.rpartition(".")[0] == group]
     last = {other: other.rpartition(".")[2] for other in known}
@@ -342,32 +347,30 @@ def _near(name: str, known: Sequence[str], alike: float) -> str:
 
 
 def _refuse_misspelt_variables() -> None:
-    """Refuse a variable that is no setting but nearly one; others may use `MEMORY_` too, as systemd does.
+    """Refuse a misspelt variable. Other programs may use `MEMORY_` too, as systemd does.
 
     Raises:
-        InvalidArgument: there is one.
+        InvalidArgument: a variable is misspelt.
     """
     for name in map(str.upper, os.environ):
-        if name.startswith(ENV_PREFIX) and (meant := _meant_by(name)):
+        if name.startswith(ENV_PREFIX) and (meant := _similar_variables(name)):
             raise InvalidArgument(f"settings are not valid: {name} is not a setting", hint=f"did you mean {meant}?")
 
 
-def _meant_by(name: str) -> str:
-    """Name the variables that an unknown one resembles; those inside groups are checked with their group."""
+def _similar_variables(name: str) -> str:
+    """Return the variables that an unknown one resembles; variables inside groups are validated with their group."""
     top, nested, _ = name.removeprefix(ENV_PREFIX).partition(NESTED)
     known = {variable(path) for path, _ in leaves()}
     field = Settings.model_fields.get(top.lower())
     if field is not None:
         is_group = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         return variable([top.lower()]) if nested and not is_group else ""
-    from difflib import get_close_matches
-
     bare = {other.removeprefix(ENV_PREFIX): other for other in known}
     return " or ".join(bare[other] for other in get_close_matches(name.removeprefix(ENV_PREFIX), bare, 3, _MISSPELT))
 
 
 def _unreadable_variables() -> Iterator[str]:
-    """Name the variables of groups that do not hold JSON."""
+    """Yield the group variables that are not JSON."""
     groups = {variable(path[:depth]) for path, _ in leaves() for depth in range(1, len(path))}
     for name, value in os.environ.items():
         if name.upper() in groups:

@@ -1,4 +1,4 @@
-"""The messages between servers and the bulk engine: what to compare with what, and what was found.
+"""Requests to the bulk engine and their results.
 
 Their JSON Schemas are `schemas/bulk.json` and `schemas/reply.json`.
 """
@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from memory_core.crypto.sealing import Transports
 from memory_core.records.codec import DecodeError, unpack
 from memory_core.records.names import check_name
-from memory_core.store.streams import CLEAR, MESSAGE_VERSION, BadMessage, Fields
+from memory_core.store.streams import CLEAR, MESSAGE_VERSION, BadMessage, Fields, check_version
 
 Clause = tuple[str, Sequence[str]]
-"""A field and values, of which a record must carry one. `id` and `scope` are fields too."""
+"""A field and values: a record must have one of them. `id` and `scope` are fields too."""
 IndexType = Literal["Flat", "IVFFlat", "HNSW", "CAGRA"]
 MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 18
-"""Neighbours that one request may ask for, all queries together."""
+"""Most neighbours of all queries of one request together."""
 MOST_BYTES = 8 << 20
 
 
@@ -31,9 +31,9 @@ class _Part(BaseModel):
 
 
 class Selection(_Part):
-    """The rows to compare with: every clause of `every` must match and none of `none`; times are `occurred_at`.
+    """The chunks to compare with: all clauses of `every` match, and none of `none`; times are `occurred_at`.
 
-    Of each agent in `mistrusted` what it wrote since a time (epoch seconds) is left out.
+    `mistrusted` leaves out what an agent wrote since a time (epoch seconds).
     """
 
     every: Sequence[Clause]
@@ -44,7 +44,7 @@ class Selection(_Part):
 
 
 class Nearest(_Part):
-    """The k pieces nearest to each query; `queries` are float32 rows. `index_type` serves where not `exact`."""
+    """The k chunks nearest to each query. `queries` are float32 rows; `index_type` counts only if not `exact`."""
 
     op: Literal["nearest"] = "nearest"
     selection: Selection
@@ -56,7 +56,7 @@ class Nearest(_Part):
 
 
 class Duplicates(_Part):
-    """The pairs of pieces of different memories whose cosine is at least `least`, the `most` most alike."""
+    """The `most` closest pairs of chunks of different memories whose cosine is at least `least`."""
 
     op: Literal["duplicates"] = "duplicates"
     selection: Selection
@@ -65,7 +65,7 @@ class Duplicates(_Part):
 
 
 class Clusters(_Part):
-    """Parts of the selection by meaning, with the `show` pieces nearest to the middle of each."""
+    """Clusters of the selection, with the `show` chunks nearest to the centre of each."""
 
     op: Literal["clusters"] = "clusters"
     selection: Selection
@@ -78,14 +78,14 @@ _REQUEST: TypeAdapter[Request] = TypeAdapter(Annotated[Request, Field(discrimina
 
 
 class Found(_Part):
-    """Pieces named by the requests' answers: `ids` and `pieces` side by side."""
+    """The chunks of a result: memory ids and, in parallel, chunk numbers."""
 
     ids: list[str]
     pieces: list[int]
 
 
 class NearestFound(Found):
-    """For each query its pieces, as int32 places in `ids` (-1 for none), and float32 cosines; rows of length `k`."""
+    """For each query, `k` int32 indices into `ids` (-1 for none) and `k` float32 cosines."""
 
     k: int
     places: bytes
@@ -94,7 +94,7 @@ class NearestFound(Found):
 
 
 class DuplicatesFound(Found):
-    """Pairs as int32 places in `ids`, two after two, and their float32 cosines; `total` counts those left out too."""
+    """Pairs of int32 indices into `ids` and their float32 cosines; `total` includes pairs left out."""
 
     pairs: bytes
     scores: bytes
@@ -102,7 +102,7 @@ class DuplicatesFound(Found):
 
 
 class ClustersFound(Found):
-    """The clusters, largest first: how many memories, how close they are, and the places in `ids` of some."""
+    """The clusters, largest first: number of memories, closeness, and indices into `ids` of examples."""
 
     sizes: list[int]
     closeness: list[float]
@@ -111,9 +111,9 @@ class ClustersFound(Found):
 
 @dataclass(frozen=True, slots=True)
 class BulkAsk:
-    """A request to the bulk engine about one namespace, awaited until `deadline` (epoch milliseconds).
+    """A request about one namespace; the server waits until `deadline` (epoch milliseconds).
 
-    One read without the key that it is sealed under has no request.
+    `request` is None if the reader lacks the transport key.
     """
 
     id: str
@@ -125,7 +125,7 @@ class BulkAsk:
     seal: str = ""
 
     def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
-        """Give the stream entry, its body under the key that `seal` names."""
+        """Return the stream entry. Its body is encrypted under the key `seal`."""
         body = pack_body(self.request) if self.request else b""
         return {
             "v": MESSAGE_VERSION,
@@ -135,24 +135,23 @@ class BulkAsk:
             "model": self.model,
             "deadline": self.deadline,
             "seal": self.seal,
-            "body": transports.seal(self.seal, body, *_place(self.id, self.reply_to, self.namespace)),
+            "body": transports.seal(self.seal, body, *_bound_to(self.id, self.reply_to, self.namespace)),
         }
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> BulkAsk:
-        """Read an entry.
+        """Parse an entry.
 
         Raises:
             BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.
         """
         try:
-            if fields[b"v"] != b"%d" % MESSAGE_VERSION:
-                raise BadMessage(f"version {fields[b'v']!r}")
+            check_version(fields)
             ask_id, reply_to, namespace, seal = (fields[name].decode() for name in (b"id", b"reply", b"ns", b"seal"))
             check_name(namespace, "namespace")
             request, body = None, fields[b"body"]
             if not seal or seal in transports:
-                body = transports.open(seal, body, *_place(ask_id, reply_to, namespace))
+                body = transports.open(seal, body, *_bound_to(ask_id, reply_to, namespace))
                 request = _REQUEST.validate_python(unpack(body))
             return cls(
                 id=ask_id,
@@ -163,26 +162,24 @@ class BulkAsk:
                 request=request,
                 seal=seal,
             )
-        except BadMessage:
-            raise
         except Exception as error:
             raise BadMessage(f"bulk ask: {type(error).__name__}") from error
 
 
-def _place(ask_id: str, reply_to: str, namespace: str) -> tuple[str, ...]:
+def _bound_to(ask_id: str, reply_to: str, namespace: str) -> tuple[str, ...]:
     return "bulk", ask_id, reply_to, namespace
 
 
 def pack_body(body: BaseModel) -> bytes:
-    """Pack a request or what was found; bytes stay bytes."""
+    """Pack a request or a result; bytes stay bytes."""
     return cast(bytes, msgpack.packb(body.model_dump()))
 
 
 def read_body(body: bytes, kind: type[Any]) -> Any:
-    """Unpack what `pack_body` packed as `kind`.
+    """Unpack the output of `pack_body` as `kind`.
 
     Raises:
-        BadMessage: it is not that.
+        BadMessage: the body does not fit.
     """
     try:
         return kind.model_validate(unpack(body))

@@ -1,6 +1,6 @@
-"""The one place that knows how to reach Redis: clients, deadlines, start-up checks, error translation.
+"""Connects to Redis: clients, deadlines, start-up checks, error translation.
 
-redis-py's own retries stay off everywhere: retrying a write whose answer was lost can apply it twice.
+redis-py's retries are off everywhere: to retry a write whose answer was lost can apply it twice.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from memory_core.errors import (
     StoreUnavailable,
     UnsafeStart,
 )
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
+from memory_core.store.cluster import Cluster
 from memory_core.store.packing import pack_by_hiredis
-from memory_core.store.urls import Address, Place, read_url
-
-Client = Any
-"""A redis.asyncio.Redis. redis-py types each answer as a union over protocols and decodings that we never use."""
+from memory_core.store.sentinel import follow_master
+from memory_core.store.urls import Address, RedisUrl, read_url
 
 OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
 MOST_CONNECTIONS = 64
-"""Of one client; more commands at the same time than these wait their turn within their deadline."""
+"""Per client. Further commands wait for a connection within their deadline."""
 MEMORY = "memory"
-"""The level of durability of a Redis that keeps no append-only file."""
+"""Durability level of a Redis without an append-only file."""
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _URLS = (
@@ -48,14 +48,14 @@ _URLS = (
 )
 _MOVING = (redis_errors.AskError, redis_errors.TryAgainError)
 _REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
-"""Refusals that redis-py tells by their class and without their code."""
+"""Refusals that redis-py reports by class, without their code."""
 
 
 def redis_url(settings: Settings) -> str | None:
-    """The URL that the settings name, or None when they name no Redis at all.
+    """Return the configured URL; None if the settings name no Redis.
 
     Raises:
-        UnsafeStart: the password is to come from a file that cannot be read.
+        UnsafeStart: the password file cannot be read.
     """
     url = settings.redis_url or settings.redis.url
     if url is not None:
@@ -70,32 +70,28 @@ def redis_url(settings: Settings) -> str | None:
 
 
 def connect(url: str, *, timeout: float | None = None) -> Client:
-    """Make a client; connections are made when first needed. Bytes in, bytes out, RESP3.
+    """Make a client that connects when first used. Bytes in, bytes out, RESP3.
 
-    A `timeout` in seconds is redis-py's own, for blocking readers: on Python 3.11 it loses cancellations.
-    Commands have their deadline from `store_errors` instead.
+    `timeout` in seconds is redis-py's, for blocking readers only: on Python 3.11 it loses cancellations.
+    Other commands get their deadline from `store_errors`.
 
     Raises:
-        InvalidArgument: `url` is none.
+        InvalidArgument: not a URL of Redis.
     """
     try:
-        place = read_url(url)
+        parsed = read_url(url)
     except ValueError:
         # Without its cause: urllib quotes a part of the URL, which may be the password.
         raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
-    if place.kind == "cluster":
-        from memory_core.store.cluster import Cluster
-
-        return Cluster(place, lambda address: _make_pool(place, timeout, address))
-    pool = _make_pool(place, timeout)
-    if place.kind == "sentinel":
-        from memory_core.store.sentinel import led_by_sentinels
-
-        pool = led_by_sentinels(pool, place)
+    if parsed.kind == "cluster":
+        return Cluster(parsed, lambda address: _make_pool(parsed, timeout, address))
+    pool = _make_pool(parsed, timeout)
+    if parsed.kind == "sentinel":
+        pool = follow_master(pool, parsed)
     return Redis.from_pool(pool)
 
 
-def _make_pool(place: Place, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
+def _make_pool(url: RedisUrl, timeout: float | None, address: Address | None = None) -> BlockingConnectionPool:
     where = {"host": address[0], "port": address[1]} if address else {}
     options: Any = {
         "connection_class": Connection,
@@ -107,11 +103,11 @@ def _make_pool(place: Place, timeout: float | None, address: Address | None = No
         "socket_connect_timeout": CONNECT_SECONDS,
         "health_check_interval": 0,
     }
-    return pack_by_hiredis(BlockingConnectionPool(**(options | place.options | where)))
+    return pack_by_hiredis(BlockingConnectionPool(**(options | url.options | where)))
 
 
 async def shards(client: Client) -> list[Client]:
-    """Give the masters that a client speaks to: of a cluster one for each shard, else the client itself.
+    """Return a client of each shard of a cluster, or else the client itself.
 
     Raises:
         redis.exceptions.RedisError: as `store_errors` expects.
@@ -120,7 +116,7 @@ async def shards(client: Client) -> list[Client]:
 
 
 async def shard_of(client: Client, keys: Sequence[str]) -> Client:
-    """Give a client of the master that has some keys of one slot, or of any if there are none.
+    """Return a client of the master that has some keys of one slot; without keys, of any master.
 
     Raises:
         redis.exceptions.RedisError: as `store_errors` expects.
@@ -129,17 +125,17 @@ async def shard_of(client: Client, keys: Sequence[str]) -> Client:
 
 
 def is_cluster(client: Client) -> bool:
-    """Whether a client speaks to a cluster."""
+    """Whether a client is connected to a cluster."""
     return hasattr(client, "shards")
 
 
 @asynccontextmanager
 async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECONDS) -> AsyncGenerator[None]:
-    """Bound some commands by a deadline in seconds and turn Redis's failures into ours.
+    """Apply a deadline in seconds to commands, and translate Redis's errors.
 
     Raises:
-        StoreUnavailable: Redis is down, loading, full or read-only; nothing was changed.
-        OutcomeUnknown: the connection broke, or the deadline passed, after a write was sent.
+        StoreUnavailable: Redis is down, loading, full or read-only. Nothing was changed.
+        OutcomeUnknown: after a write was sent, the connection broke or the deadline passed.
     """
     try:
         async with asyncio.timeout(deadline):
@@ -154,17 +150,17 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
     except _MOVING as error:
         raise StoreUnavailable(
-            "this namespace is on its way to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
+            "this namespace is moving to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
         ) from error
     except redis_errors.ResponseError as error:
         if isinstance(error, _REFUSING) or str(error).startswith(_REFUSALS):
-            raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="mend Redis, then retry") from error
+            raise StoreRefused(f"Redis refuses: {str(error)[:120]}", hint="fix Redis, then retry") from error
         raise
 
 
 def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUnknown:
     if isinstance(error.__cause__ or error, redis_errors.AuthenticationError):
-        return StoreRefused("Redis refuses this user or password", hint="mend REDIS_URL")
+        return StoreRefused("Redis refuses this user or password", hint="fix REDIS_URL")
     never_sent = "connecting" in str(error).lower() or isinstance(error, ConnectionRefusedError | FileNotFoundError)
     if writing and not never_sent:
         return OutcomeUnknown(
@@ -174,17 +170,17 @@ def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUn
         )
     return StoreUnavailable(
         "Redis does not answer",
-        hint="try again shortly; `redis-memory doctor` tells more",
+        hint="try again shortly; `redis-memory doctor` shows more",
         retry_after=_RETRY_AFTER,
     )
 
 
 async def check_server(client: Client) -> dict[str, Any]:
-    """Refuse a Redis on which data or answers would be at risk, and return its INFO.
+    """Refuse a Redis that puts data or answers at risk, and return its INFO.
 
     Raises:
-        UnsafeStart: older than 8.2, no Query Engine, another database than 0, or keys may be evicted.
-        StoreUnavailable: it does not answer.
+        UnsafeStart: older than 8.2, no Query Engine, a database other than 0, or eviction is on.
+        StoreUnavailable: Redis does not answer.
     """
     async with store_errors():
         for shard in await shards(client):
@@ -198,7 +194,7 @@ async def check_server(client: Client) -> dict[str, Any]:
 
 
 def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
-    """Say by name what of a Redis puts data or answers at risk: version, modules, policy, database."""
+    """Return what puts data or answers at risk: version, modules, policy, cluster, database."""
     found: dict[str, UnsafeStart] = {}
     version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
@@ -217,7 +213,7 @@ def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, Unsaf
         )
     if int(info.get("cluster_enabled", 0)):
         found["cluster"] = UnsafeStart(
-            "this Redis is a node of a cluster", hint="name it by a URL redis+cluster://host:port,host:port"
+            "this Redis is a node of a cluster", hint="use a URL redis+cluster://host:port,host:port"
         )
     if database != 0:
         found["database"] = UnsafeStart(
@@ -240,7 +236,7 @@ async def is_usable(url: str) -> bool:
 
 
 async def _fail_on_timeout(client: Client) -> None:
-    """Have searches fail rather than answer in part; where that may not be set, their warnings still tell."""
+    """Make searches fail rather than answer in part. If this cannot be set, their warnings still show it."""
     with contextlib.suppress(redis_errors.ResponseError, StoreRefused):
         async with store_errors():
             configured = await client.execute_command("FT.CONFIG", "GET", "ON_TIMEOUT")
@@ -262,7 +258,7 @@ def _flatten(value: Any) -> list[Any]:
 
 
 def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
-    """Call `notify` whenever the client opens a connection: Redis may have restarted in between."""
+    """Call `notify` whenever the client opens a connection, because Redis may have restarted."""
 
     async def opened(connection: Any) -> None:
         await connection.on_connect()
@@ -278,13 +274,13 @@ def on_reconnect(client: Client, notify: Callable[[], None]) -> None:
 
 
 def on_move(client: Client, notify: Callable[[], None]) -> None:
-    """Call `notify` when other nodes of a cluster than before hold some of the keys."""
+    """Call `notify` when keys move to other nodes of a cluster."""
     if is_cluster(client):
         client.on_move = notify
 
 
 async def durability(client: Client, info: dict[str, Any]) -> str:
-    """Name what an acknowledged write has survived by itself: Redis's append-only file and its fsync policy."""
+    """Return the durability of an acknowledged write: the append-only file and its fsync policy."""
     if not int(info.get("aof_enabled", 0)):
         return MEMORY
     try:

@@ -1,4 +1,4 @@
-"""Typed calls of the Redis Functions in library `rm1`, which is loaded where it is missing."""
+"""Calls of the Redis Functions in library `rm1`, which is loaded if it is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from redis import exceptions as redis_errors
 from memory_core.package_data import resource
 from memory_core.records.codec import pack, unpack
 from memory_core.records.keys import Keys
-from memory_core.store.connection import Client, shard_of, shards
+from memory_core.redis_client import Client
+from memory_core.store.connection import shard_of, shards
 
 LIBRARY = "rm1"
 _KEYS = (
@@ -42,9 +43,9 @@ def _key_names() -> str:
 
 
 async def load_library(client: Client) -> bool:
-    """Load the library on each shard that does not hold this very code; return whether it was loaded.
+    """Load the library on each shard that lacks this version; return whether it was loaded.
 
-    A shard of a cluster that is away is left out: it gets the library by the first call there.
+    A shard that is down is skipped. It gets the library with its first call.
     """
     loading = (_load(shard) for shard in await shards(client))
     found = await asyncio.gather(*loading, return_exceptions=True)
@@ -64,10 +65,9 @@ async def _load(shard: Client) -> bool:
 
 
 async def call(client: Client, function: str, keys: list[str], **request: Any) -> dict[str, Any]:
-    """Call one function with a msgpack map and return its msgpack answer.
+    """Call a function with a msgpack map and return its unpacked answer.
 
-    A function that is missing (Redis was flushed or replaced) was not run, so loading it and calling again
-    is safe.
+    A missing function (Redis was flushed or replaced) did not run, so it is safe to load it and call again.
 
     Raises:
         redis.exceptions.RedisError: as `memory_core.store.connection.store_errors` expects.

@@ -1,29 +1,33 @@
-"""Makes and watches the search index of a namespace, from schemas/memory.yaml."""
+"""The search indexes of a namespace, as schemas/memory.yaml and schemas/task.yaml define them."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as redis_errors
+from redis.commands.search.index_definition import IndexDefinition, IndexType
 
 from memory_core.errors import ModelMismatch, StoreUnavailable
 from memory_core.package_data import resource
 from memory_core.records import keys
 from memory_core.records.model import Model, Models, read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store.connection import Client
+
+if TYPE_CHECKING:
+    from redisvl.schema import IndexSchema
 
 _ATTEMPTS = 3
 _MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
 
 
 async def ensure_namespace(client: Client, namespace: str, settings: VectorStoreSettings) -> Models:
-    """Register the namespace and make its indexes, alias and job group where they are missing; give its models.
+    """Register a namespace, make its missing indexes, alias and job group, and return its models.
 
-    A new namespace gets the model of the settings; one that is there keeps its own until it is changed by `reindex`.
-    An index made before a field was added to the schema gets that field; Redis then reads all records again.
+    A new namespace gets the model of the settings; others keep theirs until `reindex` changes it.
+    An older index gets the fields that the schema gained; Redis then reads all records again.
     """
     names = keys.Keys(namespace)
     models, is_new = await _claim(client, names, settings)
@@ -41,23 +45,22 @@ async def ensure_index(
     scan: bool = True,
     behind_alias: bool = False,
 ) -> None:
-    """Make the indexes and the job group of a model where they are missing."""
-    own, index = model.within(settings), names.index(model.version)
+    """Make the missing indexes and job group of a model."""
+    index = names.index(model.version)
     await _create_group(client, names.jobs(model.name))
     known = await _known_fields(client, index)
     prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
-    await create_index(client, index, prefixes, memory_fields(own), scan=scan, alias=alias)
-    if known is not None and {field["name"] for field in _declared(_MEMORY)["fields"]} - known:
-        await _add_fields(client, index, [field for field in memory_fields(own) if _alias(field) not in known])
+    fields = memory_fields(settings.with_model(model))
+    await create_index(client, index, prefixes, fields, scan=scan, alias=alias)
+    if known is not None:
+        await _add_fields(client, index, [field for field in fields if (field.as_name or field.name) not in known])
     if await _known_fields(client, names.task_index(model.name)) is None:
-        fields = _fields(_TASK, {"dims": own.vector_dimension})
-        for field in fields:
-            field.name, field.as_name = model.field, "vec"
+        fields = _read_schema(_TASK, model).redis_fields
         await create_index(client, names.task_index(model.name), [names.task_vector("")], fields, scan=scan)
 
 
 async def drop_index(client: Client, index: str) -> None:
-    """Remove an index and none of what it covers."""
+    """Remove an index, but not its records."""
     try:
         await client.ft(index).dropindex()
     except redis_errors.ResponseError as error:
@@ -66,10 +69,10 @@ async def drop_index(client: Client, index: str) -> None:
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
-    """Compare a model with those that the namespace keeps vectors of.
+    """Check that a namespace keeps vectors of a model.
 
     Raises:
-        ModelMismatch: it is none of them.
+        ModelMismatch: it does not.
     """
     models = await read_models(client, names)
     if models is not None and not models.serves(model, dimension):
@@ -82,27 +85,24 @@ async def check_model(client: Client, names: keys.Keys, model: str, dimension: i
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How many pieces an index covers, and which share of those there are, 0 to 1."""
+    """How many chunks an index covers, and which share of all chunks, 0 to 1."""
 
     documents: int
     progress: float
 
 
 async def coverage(client: Client, index: str) -> Coverage | None:
-    """Say how much of a namespace an index or alias covers; None when there is none."""
-    try:
-        info = await client.execute_command("FT.INFO", index)
-    except redis_errors.ResponseError as error:
-        if is_missing_index(error):
-            return None
-        raise
+    """Return how much of a namespace an index or alias covers; None if there is no index."""
+    info = await _info(client, index)
+    if info is None:
+        return None
     is_building = int(info.get(b"indexing", 0))
     progress = min(float(info.get(b"percent_indexed", 0)), 0.999) if is_building else 1.0
     return Coverage(int(info.get(b"num_docs", 0)), progress)
 
 
 async def failures(client: Client, names: keys.Keys) -> int:
-    """Count the records that the index refused, because a field could not be read."""
+    """Count the records that the index refused because of an unreadable field."""
     info = await client.execute_command("FT.INFO", names.index_alias)
     return int(info.get(b"hash_indexing_failures", 0))
 
@@ -114,23 +114,27 @@ def is_missing_index(error: redis_errors.ResponseError) -> bool:
 
 
 async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> tuple[Models, bool]:
-    """Set the model of a namespace that has none; give its models, and whether it is new and so holds no memories."""
+    """Set the model of a new namespace. Return the models, and whether the namespace is new and so has no memories."""
     is_new = await client.hsetnx(names.meta, "model", settings.embedding_model)
     model = (await client.hget(names.meta, "model") or b"").decode()
     await client.hsetnx(names.meta, "dimension", str(settings.vector_dimension))
     await client.hsetnx(names.meta, "field", keys.vector_field(model))
-    return await read_models(client, names) or Models(Model.configured(settings)), bool(is_new)
+    return await read_models(client, names) or Models(settings.model), bool(is_new)
 
 
 async def _known_fields(client: Client, alias: str) -> set[str] | None:
-    """Name what an index covers; None when there is none."""
+    """Return the names of an index's fields; None if there is no index."""
+    info = await _info(client, alias)
+    return None if info is None else {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
+
+
+async def _info(client: Client, index: str) -> dict[bytes, Any] | None:
     try:
-        info = await client.execute_command("FT.INFO", alias)
+        return await client.execute_command("FT.INFO", index)
     except redis_errors.ResponseError as error:
         if is_missing_index(error):
             return None
         raise
-    return {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
 
 
 async def _add_fields(client: Client, index: str, fields: list[Any]) -> None:
@@ -153,13 +157,11 @@ async def _create_group(client: Client, stream: str) -> None:
 async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
-    """Make an index and its alias unless they are there; the scan for records there are already walks all of Redis.
+    """Make an index and its alias if they are missing. `scan` indexes existing records, and walks all of Redis.
 
     Raises:
-        StoreUnavailable: it is dropped as fast as it is made.
+        StoreUnavailable: another process keeps dropping the index.
     """
-    from redis.commands.search.index_definition import IndexDefinition, IndexType
-
     definition = IndexDefinition(prefix=prefixes, index_type=IndexType.HASH)
     search = client.ft(index)
     for _ in range(_ATTEMPTS):
@@ -175,7 +177,7 @@ async def create_index(
         else:
             return
         scan = True
-    raise StoreUnavailable(f"the index {index} is dropped as fast as it is made", retry_after=1.0)
+    raise StoreUnavailable(f"another process keeps dropping the index {index}", retry_after=1.0)
 
 
 async def _unless_there(making: Awaitable[Any]) -> None:
@@ -187,39 +189,25 @@ async def _unless_there(making: Awaitable[Any]) -> None:
 
 
 def memory_fields(settings: VectorStoreSettings) -> list[Any]:
-    """Read the schema and map its aliases to hash fields."""
-    fields = _fields(_MEMORY, {"dims": settings.vector_dimension} | settings.hnsw.model_dump())
-    hash_fields = {"source_text": "source", "vec": keys.vector_field(settings.embedding_model)}
-    for field in fields:
-        alias = field.name
-        if alias in hash_fields:
-            field.name, field.as_name = hash_fields[alias], alias
-    return fields
+    """Return the fields of the memory index for a model and its graph settings."""
+    schema = _read_schema(_MEMORY, settings.model, settings.hnsw.model_dump())
+    schema.fields["source_text"].path = "source"
+    return schema.redis_fields
 
 
-def _fields(schema: str, vector: dict[str, Any]) -> list[Any]:
-    """Read a schema through RedisVL, with these attributes of its vector field."""
-    from redisvl.schema import IndexSchema
+def _read_schema(path: str, model: Model, graph: dict[str, Any] | None = None) -> IndexSchema:
+    """Read a schema whose field `vec` is the hash field with the vectors of a model."""
+    from redisvl.schema import IndexSchema  # takes 150 ms, and most processes make no index
 
-    declared = _declared(schema)
-    for field in declared["fields"]:
-        if field["name"] == "vec":
-            field["attrs"] |= vector
-    return IndexSchema.from_dict(declared).redis_fields
-
-
-def _declared(schema: str) -> dict[str, Any]:
-    import yaml
-
-    return yaml.safe_load(resource(schema).read_text())
-
-
-def _alias(field: Any) -> str:
-    return field.as_name or field.name
+    schema = IndexSchema.from_yaml(str(resource(path)))
+    vectors: Any = schema.fields["vec"]
+    vectors.path = model.field
+    vectors.attrs = vectors.attrs.model_copy(update={"dims": model.dimension, **(graph or {})})
+    return schema
 
 
 def search_error(error: redis_errors.ResponseError) -> Exception:
-    """Name a failed search: a time-out is ours to tell, anything else stays as it is."""
+    """Return StoreUnavailable for a search that timed out, else the error itself."""
     if "timeout" in str(error).lower():
         return StoreUnavailable(
             "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0

@@ -1,5 +1,6 @@
-"""Connections that pack commands by hiredis, as redis-py's synchronous ones do: a search sends thousands of arguments,
-and packing them in Python took a third of its time.
+"""Connections that pack commands with hiredis, as redis-py's synchronous connections do.
+
+A search sends thousands of arguments; packing them in Python took a third of its time.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from redis.exceptions import DataError
 
 class _Packing:
     def pack_command(self, *args: Any) -> list[bytes]:
-        """Give the bytes of one command; of its name, words after a space are arguments of their own.
+        """Pack one command. Words after a space in its name are separate arguments.
 
         Raises:
             redis.exceptions.DataError: an argument is neither text nor bytes nor a number.
@@ -28,7 +29,7 @@ class _Packing:
             raise DataError(f"an argument of {name} is neither text nor bytes nor a number") from error
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        """Give the bytes of several commands."""
+        """Pack several commands."""
         return [b"".join(packed for command in commands for packed in self.pack_command(*command))]
 
 
@@ -48,6 +49,6 @@ _BY_KIND: dict[Any, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSoc
 
 
 def pack_by_hiredis(pool: BlockingConnectionPool) -> BlockingConnectionPool:
-    """Have a pool make such connections."""
+    """Make a pool pack its commands with hiredis."""
     pool.connection_class = _BY_KIND[pool.connection_class]
     return pool

@@ -1,66 +1,46 @@
-"""Connections to the master that Sentinels name, asked for each new connection: after a failover it is another."""
+"""Connections to the master that Sentinels name. Each new connection asks again, since a failover changes it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
-from memory_core.store.urls import Address, Place
+from memory_core.store.urls import RedisUrl
 
 _ASK_SECONDS = 1.0
-_OWN = ("username", "password")
+_LOGIN = ("username", "password")
 
 
-def led_by_sentinels(pool: BlockingConnectionPool, place: Place) -> BlockingConnectionPool:
-    """Have a pool make connections to the master of a place, wherever that is."""
-    options = {name: pool.connection_kwargs.pop(f"sentinel_{name}", None) for name in _OWN}
+def follow_master(pool: BlockingConnectionPool, url: RedisUrl) -> BlockingConnectionPool:
+    """Make a pool connect to the current master of a service."""
+    options = {name: pool.connection_kwargs.pop(f"sentinel_{name}", None) for name in _LOGIN}
+    options |= {"socket_timeout": _ASK_SECONDS, "socket_connect_timeout": _ASK_SECONDS, "retry": Retry(NoBackoff(), 0)}
     base: Any = pool.connection_class
     if issubclass(base, SSLConnection):
-        said = pool.connection_kwargs
-        options |= {"ssl": True} | {name: value for name, value in said.items() if name.startswith("ssl_")}
+        tls = {name: value for name, value in pool.connection_kwargs.items() if name.startswith("ssl_")}
+        options |= {"ssl": True} | tls
 
-    class Led(base):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass] - TCP or TLS, as the URL says
+    class MasterConnection(base):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass] - TCP or TLS, as the URL says
         async def _connect(self) -> None:
-            self.host, self.port = await _master_of(place, options)
+            async with Sentinel(url.seeds, sentinel_kwargs=options) as sentinels:
+                try:
+                    self.host, self.port = await sentinels.discover_master(url.service)
+                except MasterNotFoundError as error:
+                    raise OSError(f"no Sentinel names a master of {url.service}") from error
             await super()._connect()
 
         async def read_response(self, *args: Any, **named: Any) -> Any:
             try:
                 return await super().read_response(*args, **named)
             except redis_errors.ReadOnlyError:
-                await self.disconnect()  # it is a replica by now; the next command asks who is not
+                await self.disconnect()  # this server is now a replica; the next command asks for the master
                 raise
 
-    pool.connection_class = Led
+    pool.connection_class = MasterConnection
     return pool
-
-
-async def _master_of(place: Place, options: dict[str, Any]) -> Address:
-    """Ask one Sentinel after the other.
-
-    Raises:
-        OSError: none knows.
-    """
-    for host, port in place.seeds:
-        sentinel = Redis(
-            host=host,
-            port=port,
-            socket_timeout=_ASK_SECONDS,
-            socket_connect_timeout=_ASK_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-            **options,
-        )
-        try:
-            found = await sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service)
-        except (redis_errors.RedisError, OSError):
-            continue
-        finally:
-            await sentinel.aclose()
-        if found:
-            return found[0].decode(), int(found[1])
-    raise OSError(f"no Sentinel names a master of {place.service}")

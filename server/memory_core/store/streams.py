@@ -1,8 +1,7 @@
-"""The messages on Redis streams: embed jobs, asks, and the replies to asks.
+"""The messages on Redis streams: embed jobs, asks, and replies to asks. Their JSON Schemas are in `schemas/`.
 
-`trace` is the W3C `traceparent` of the operation that it belongs to, where that is traced.
-Bodies may be sealed: `seal` names the key they are encrypted under and is empty for clear ones.
-Their JSON Schemas are in `schemas/`.
+`trace` is the W3C `traceparent` of a traced operation. `seal` is the id of the key that encrypts the body; empty if the
+body is in clear.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from memory_core.records.codec import DecodeError, pack, unpack
 MESSAGE_VERSION = 1
 Fields = dict[bytes, bytes]
 CLEAR = Transports()
-"""What a process without a transport key has: it neither seals nor opens."""
+"""The keys of a process without transport keys."""
 
 
 class BadMessage(ValueError):
-    """A stream entry that no version of this code wrote."""
+    """A malformed stream entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One text of one memory to embed; `entry` is its stream id."""
+    """A text of a memory to embed; `entry` is its stream id."""
 
     entry: str
     memory_id: str
     rev: int
     content_hash: str
-    piece: int
+    chunk: int
     model: str
     seal: str
     body: bytes
@@ -41,19 +40,19 @@ class Job:
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Job:
-        """Read what the store Function wrote.
+        """Parse an entry that the store Function wrote.
 
         Raises:
             BadMessage: a field is missing, or the version is unknown.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             return cls(
                 entry=entry.decode(),
                 memory_id=fields[b"id"].decode(),
                 rev=int(fields[b"rev"]),
                 content_hash=fields[b"hash"].decode(),
-                piece=int(fields[b"piece"]),
+                chunk=int(fields[b"piece"]),
                 model=fields[b"model"].decode(),
                 seal=fields[b"seal"].decode(),
                 body=fields[b"body"],
@@ -67,7 +66,7 @@ class Job:
 class Ask:
     """Texts whose vectors a server waits for until `deadline` (epoch milliseconds).
 
-    One read without the key that it is sealed under has no texts.
+    `texts` is empty if the reader lacks the transport key.
     """
 
     id: str
@@ -79,7 +78,7 @@ class Ask:
     trace: str = ""
 
     def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
-        """Give the stream entry, its body under the key that `seal` names."""
+        """Return the stream entry. Its body is encrypted under the key `seal`."""
         traced = {"trace": self.trace} if self.trace else {}
         return {
             **traced,
@@ -94,16 +93,16 @@ class Ask:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Ask:
-        """Read an entry.
+        """Parse an entry.
 
         Raises:
             BadMessage: a field is missing, the version is unknown, or the body was altered.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             ask_id, reply_to, seal = (fields[name].decode() for name in (b"id", b"reply", b"seal"))
-            held = not seal or seal in transports
-            body = transports.open(seal, fields[b"body"], "ask", ask_id, reply_to) if held else pack([])
+            can_open = not seal or seal in transports
+            body = transports.open(seal, fields[b"body"], "ask", ask_id, reply_to) if can_open else pack([])
             return cls(
                 id=ask_id,
                 reply_to=reply_to,
@@ -119,7 +118,7 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Vectors for an ask, float32 little-endian rows of `dimension`, or the reason there are none."""
+    """Vectors for an ask, float32 little-endian rows of `dimension`, or an error."""
 
     ask_id: str
     dimension: int = 0
@@ -128,7 +127,7 @@ class Reply:
     seal: str = ""
 
     def fields(self, transports: Transports = CLEAR) -> dict[str, str | int | bytes]:
-        """Give the stream entry, its body under the key that `seal` names."""
+        """Return the stream entry. Its body is encrypted under the key `seal`."""
         return {
             "v": MESSAGE_VERSION,
             "id": self.ask_id,
@@ -140,13 +139,13 @@ class Reply:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Reply:
-        """Read an entry.
+        """Parse an entry.
 
         Raises:
             BadMessage: a field is missing, the version is unknown, or the body was altered or cannot be opened.
         """
         try:
-            _check_version(fields)
+            check_version(fields)
             ask_id, seal, dimension = fields[b"id"].decode(), fields[b"seal"].decode(), int(fields[b"dimension"])
             return cls(
                 ask_id=ask_id,
@@ -160,7 +159,7 @@ class Reply:
 
 
 def entries(answer: Any) -> Iterator[tuple[bytes, bytes, Fields]]:
-    """Walk what XREAD or XREADGROUP gave over RESP3 as (stream, entry id, fields)."""
+    """Yield (stream, entry id, fields) from a RESP3 answer to XREAD or XREADGROUP."""
     for stream, batches in (answer or {}).items():
         for batch in batches:
             for entry, fields in batch:
@@ -168,10 +167,11 @@ def entries(answer: Any) -> Iterator[tuple[bytes, bytes, Fields]]:
 
 
 def _trace(fields: Fields) -> str:
-    """Give the W3C `traceparent` of a message; empty if it has none, which is no reason to refuse it."""
+    """Return the W3C `traceparent` of a message; empty if it has none."""
     return fields.get(b"trace", b"").decode("ascii", "replace")
 
 
-def _check_version(fields: Fields) -> None:
+def check_version(fields: Fields) -> None:
+    """Raise ValueError unless a message has the current version."""
     if fields[b"v"] != b"%d" % MESSAGE_VERSION:
         raise ValueError(f"version {fields[b'v']!r} is not {MESSAGE_VERSION}")

@@ -1,7 +1,7 @@
-"""Lets requests in: whoever calls is who the token says, holds the scope that the call needs, and calls not too often.
+"""Admits requests: checks the token, the scope and the rate of each call, and makes the context of its work.
 
-Over HTTP the SDK's middleware has a token checked before anything is read; on stdio it is checked here. Either way
-that happens for each request, so that a revoked token is of no use at once.
+Over HTTP the SDK's middleware has the token checked before anything is read; on stdio it is checked here. Both happen
+for each request, so that a revoked token stops working at once.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ from memory_server.access.identity import (
     NAMESPACE_CLAIM,
     OPERATOR,
     TOKEN_CLAIM,
-    access_of,
-    caller_of_request,
+    caller_of,
     check_names,
     declared_on_stdio,
-    on_stdio,
-    whoever_called,
+    http_access,
+    refused_caller,
 )
 from memory_server.access.oauth import OAuthVerifier
 from memory_server.access.rate_limits import Rates
-from memory_server.engine.admission import ON_ITS_WAY, Admission
-from memory_server.engine.audited_calls import Call, in_hand
-from memory_server.engine.counters import Figures
+from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
+from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.counters import Counters
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
-"""Of the calls of this process, for its log."""
+"""Ids of the calls of this process, for its log."""
 _HINT = "ask whoever runs the memory for a new one"
 
 
@@ -57,7 +58,7 @@ class Verifier(Protocol):
     """Checks one kind of token."""
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not to be believed."""
+        """Give what a token grants; None if it is not valid."""
         ...
 
 
@@ -68,7 +69,7 @@ class OwnTokens:
         self._backend = backend
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not to be believed."""
+        """Give what a token grants; None if it is not valid."""
         backend = await self._backend()
         from memory_core.records import token as tokens
 
@@ -79,7 +80,7 @@ class Gate:
     """Admits requests to one server process."""
 
     def __init__(
-        self, settings: Settings, recorder: Recorder, figures: Figures, backend: Callable[[], Awaitable[Backend]]
+        self, settings: Settings, recorder: Recorder, counters: Counters, backend: Callable[[], Awaitable[Backend]]
     ) -> None:
         self._settings = settings
         oauth = settings.auth.mode == "oauth"
@@ -87,17 +88,99 @@ class Gate:
         limits = settings.limits
         self._rates = Rates(limits.calls_per_second, limits.burst)
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
-        self._recorder, self._figures = recorder, figures
+        self._recorder, self._counters = recorder, counters
+
+    @asynccontextmanager
+    async def call(
+        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
+    ) -> AsyncGenerator[RequestContext]:
+        """Admit a call, hold an admission slot while inside, and write its audit entry at the end.
+
+        Raises:
+            Overloaded: the server has too much to do. The call is counted, and leaves no audit entry.
+            MemoryServiceError: as `admitted`.
+        """
+        on_its_way = context.request.scope.get(ON_ITS_WAY) if context.request is not None else None
+        if on_its_way is not None:
+            on_its_way.arrive()
+        async with AsyncExitStack() as held:
+            try:
+                slot = await held.enter_async_context(self.admission.slot())
+            except Overloaded as error:
+                self._counters.called(op, error.code, 0.0)
+                raise
+            yield await held.enter_async_context(self.admitted(context, op, named, scope, slot))
+
+    @asynccontextmanager
+    async def admitted(
+        self,
+        context: ServerRequestContext[Any, Any],
+        op: str,
+        named: list[str],
+        scope: Scope | None,
+        slot: Slot | None = None,
+    ) -> AsyncGenerator[RequestContext]:
+        """Admit an operation, and write its audit entry however it ends.
+
+        Raises:
+            Unauthenticated: the token given on stdio is not, or no longer, valid.
+            Forbidden: the request names another agent or namespace than its token, or lacks the scope.
+            RateLimited: the agent calls too often.
+        """
+        async with self._identified(context, op, named, slot) as request:
+            self.take(request.caller)
+            request.check(scope)
+            yield request
+
+    @asynccontextmanager
+    async def audited(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[RequestContext]:
+        """Write the audit entry of an operation that needs no scope and counts for no rate."""
+        async with self._identified(context, op, [], None) as request:
+            yield request
 
     @contextmanager
-    def noting(self, context: ServerRequestContext[Any, Any], op: str, named: list[str]) -> Generator[Call]:
-        """Have an operation leave its entry in the audit when it ends, however it ends."""
-        call, started = Call(op, named), time.perf_counter()
-        mark, request = in_hand.set(call), request_id.set(next(_request_ids))
+    def operation(
+        self, batch: RequestContext, op: str, named: list[str], scope: Scope | None, cache: BatchCache | None
+    ) -> Generator[RequestContext]:
+        """Admit one operation of a batch that was admitted, and write its audit entry however it ends.
+
+        Raises:
+            Forbidden: the token lacks the scope.
+        """
+        call = AuditedCall(op, named)
+        with self._followed(call, lambda: batch.caller):
+            request = batch.operation(call, cache)
+            request.check(scope)
+            yield request
+
+    def take(self, caller: Caller, calls: int = 1) -> None:
+        """Count calls against the rate limit of an agent.
+
+        Raises:
+            RateLimited: the agent calls too often.
+        """
+        self._rates.take(caller.namespace, caller.agent, calls)
+
+    @asynccontextmanager
+    async def _identified(
+        self, context: ServerRequestContext[Any, Any], op: str, named: list[str], slot: Slot | None
+    ) -> AsyncGenerator[RequestContext]:
+        call, caller = AuditedCall(op, named), refused_caller(context, self._settings, None)
+        with self._followed(call, lambda: caller):
+            access = await self._access(context)
+            caller = refused_caller(context, self._settings, access)
+            caller = caller_of(context, self._settings, access)
+            yield RequestContext(caller, call=call, access=access, slot=slot)
+
+    @contextmanager
+    def _followed(self, call: AuditedCall, caller: Callable[[], Caller]) -> Generator[None]:
+        """Count and trace an operation, and write its audit entry under the name that is known when it ends."""
+        started = time.perf_counter()
+        mark = request_id.set(next(_request_ids))
         try:
-            with tracing.span(op, server=True) as span:
+            with tracing.span(call.op, server=True) as span:
                 try:
-                    yield call
+                    yield
                 except MemoryServiceError as error:
                     call.outcome = error.code
                     raise
@@ -107,94 +190,56 @@ class Gate:
                 finally:
                     span.set_attribute("outcome", call.outcome)
         finally:
-            in_hand.reset(mark)
             self._ended(call, time.perf_counter() - started)
-            request_id.reset(request)
-            caller = whoever_called(context, self._settings)
-            entry = call.entry(caller.agent, caller.origin)
+            request_id.reset(mark)
+            entry = call.entry(caller().agent, caller().origin)
             if entry is not None:
-                self._recorder.add(caller.namespace, entry)
+                self._recorder.add(caller().namespace, entry)
 
-    def _ended(self, call: Call, seconds: float) -> None:
-        self._figures.called(call.op, call.outcome, seconds)
+    def _ended(self, call: AuditedCall, seconds: float) -> None:
+        self._counters.called(call.op, call.outcome, seconds)
         if self._settings.observe.log_calls:
             said = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
             log.info("%s: %s in %s ms", *said.values(), extra={"fields": said})
 
-    @asynccontextmanager
-    async def working(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[None]:
-        """Work on a call while inside. One that is turned away is counted, and leaves nothing in the audit.
-
-        Raises:
-            Overloaded: there is too much to do already.
-        """
-        on_its_way = context.request.scope.get(ON_ITS_WAY) if context.request is not None else None
-        if on_its_way is not None:
-            on_its_way.arrive()
-        async with AsyncExitStack() as held:
-            try:
-                await held.enter_async_context(self.admission.slot())
-            except Overloaded as error:
-                self._figures.called(op, error.code, 0.0)
-                raise
-            yield
-
     def turn_away(self) -> Overloaded:
-        """Refuse a call before it is known of what; its name would be the caller's own word."""
-        self._figures.turned_away += 1
+        """Refuse a call before its operation is known: the name would be the caller's own word."""
+        self._counters.turned_away += 1
         return self.admission.refusal()
 
-    async def admit(self, context: ServerRequestContext[Any, Any], scope: Scope | None, calls: int = 1) -> None:
-        """Let a request in, or not.
+    async def _access(self, context: ServerRequestContext[Any, Any]) -> Access | None:
+        """Give what the token of a request grants; None where no token is needed.
 
         Raises:
-            Unauthenticated: the token given on stdio is not, or no longer, to be believed.
-            Forbidden: it names another agent or namespace than its token, or lacks the scope.
-            RateLimited: the agent calls too often.
+            Unauthenticated: the token is missing or not valid.
         """
-        if context.request is None and self._settings.token is not None:
-            on_stdio.set(await self.stdio_access())
-        caller = caller_of_request(context, self._settings)
-        self._rates.take(caller.namespace, caller.agent, calls)
-        self.check(context, scope)
-
-    def check(self, context: ServerRequestContext[Any, Any], scope: Scope | None) -> None:
-        """Let pass a part of a request that was admitted.
-
-        Raises:
-            Forbidden: the scope is missing.
-        """
-        access = access_of(context, self._settings)
-        if access is not None:
-            access.check(scope)
+        if context.request is not None:
+            return http_access(context.request, self._settings)
+        return await self.stdio_access() if self._settings.token is not None else None
 
     async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
-        """Whether the token of a request that goes on for long is still good."""
-        if access_of(context, self._settings) is None:
-            return True
-        if context.request is not None and OPERATOR in context.request.scope:
-            return True  # the dashboard asks its own sessions
+        """Tell whether the token of a long request is still valid."""
         try:
-            if context.request is None:
-                await self.stdio_access()
-                return True
+            access = await self._access(context)
+            if access is None or context.request is None or OPERATOR in context.request.scope:
+                return True  # the dashboard checks an operator's session itself
             token: AccessToken = context.request.user.access_token
             return await self.verifier.verify(token.token) is not None
         except MemoryServiceError:
             return False
 
     async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
-        """Refuse the answer to a call that took long, if its token was good only when it began.
+        """Refuse the answer to a long call whose token is no longer valid.
 
         Raises:
-            Unauthenticated: it is no longer.
+            Unauthenticated: it is not.
         """
         if not await self.still_in(context):
             raise Unauthenticated("the token is no longer valid", hint=_HINT)
 
     def note_bad_token(self) -> None:
-        """Note that somebody came with a token that is not to be believed; of who it was nothing is known."""
-        self._figures.bad_tokens += 1
+        """Write the audit entry of a request with an invalid token; its caller is not known."""
+        self._counters.bad_tokens += 1
         entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
         self._recorder.add(self._settings.namespace, entry)
 
@@ -202,7 +247,7 @@ class Gate:
         """Give what the token of the settings grants.
 
         Raises:
-            Unauthenticated: it is not to be believed.
+            Unauthenticated: it is not valid.
         """
         assert self._settings.token is not None
         access = await self.verifier.verify(self._settings.token.get_secret_value())
@@ -211,7 +256,7 @@ class Gate:
         return access
 
     async def warn_of_bad_token(self) -> None:
-        """Say in the log at start what every call would say."""
+        """Log at start that the token of the settings is refused, as every call will be."""
         try:
             check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
         except MemoryServiceError as error:
@@ -219,7 +264,7 @@ class Gate:
 
 
 class SdkVerifier:
-    """Shows a verifier to the SDK, which asks it for each HTTP request."""
+    """Adapts a verifier to the SDK, which calls it for each HTTP request."""
 
     def __init__(self, gate: Gate, issuer: str | None) -> None:
         self._gate = gate
@@ -247,17 +292,17 @@ class SdkVerifier:
 
 
 def sdk_auth(gate: Gate, settings: Settings) -> dict[str, Any]:
-    """Give the SDK's server what it needs to ask for tokens; nothing while authentication is off."""
+    """Give the SDK's server the settings of authentication; none while it is off."""
     auth = settings.auth
     if auth.mode == "off":
         return {}
     is_url = auth.mode == "oauth" and (auth.audience or "").startswith(("https://", "http://"))
-    # As texts: a URL object would end a bare host with a slash, and clients compare issuers letter by letter.
-    told = SdkSettings.model_validate(
+    # Plain strings: a URL object would add a slash to a bare host, and clients compare issuers exactly.
+    sdk_settings = SdkSettings.model_validate(
         {
             "issuer_url": auth.issuer or "http://localhost",
             "resource_server_url": auth.audience if is_url else None,
             "validate_token_resource": False,  # nosec B105
         }
     )
-    return {"auth": told, "token_verifier": SdkVerifier(gate, auth.issuer)}
+    return {"auth": sdk_settings, "token_verifier": SdkVerifier(gate, auth.issuer)}

@@ -1,31 +1,27 @@
-"""Who is calling: read from the connection, never from a tool's arguments.
+"""Reads who is calling from the connection, never from a tool's arguments.
 
-With authentication on the caller is who its token says, and a name that it declares besides must be the same. With
-it off the declared name is believed: the flag or environment on stdio, a header or URL parameter over HTTP, else the
-client's own name.
+With authentication on, the token names the caller, and a name that the caller declares must be the same. With it off
+the declared name is believed: the flag or environment on stdio, a header or URL parameter over HTTP, else the client's
+own name.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.context import ServerRequestContext
-from mcp.server.mcpserver import Context
 
-from memory_core.errors import Forbidden, InvalidArgument, MemoryServiceError, Unauthenticated, echo
+from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
 from memory_core.records.names import check_name, to_name
 from memory_core.settings.settings import Settings
+from memory_server.engine.request import Caller
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-
-    from memory_server.engine.principals import Caller
 
 AGENT_HEADER, AGENT_PARAMETER = "x-agent-id", "agent"
 NAMESPACE_HEADER, NAMESPACE_PARAMETER = "x-namespace", "namespace"
@@ -36,53 +32,34 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 OPERATOR = "memory.operator"
 """Key of an ASGI scope: what the session of an operator at the dashboard grants. No client can set one."""
 
-on_stdio: ContextVar[Access | None] = ContextVar("on_stdio", default=None)
-"""What the token of a stdio server grants, as found for the request in hand."""
 
-
-def caller_of(context: Context[Any, Any], settings: Settings) -> Caller:
-    """Name the caller of a tool or resource; see `caller_of_request`."""
-    return caller_of_request(context.request_context, settings)
-
-
-def caller_of_request(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
-    """Name the caller of a request.
+def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
+    """Name the caller of a request; `access` is what its token grants.
 
     Raises:
         InvalidArgument: a declared name is not a Name, or header and URL disagree.
         Forbidden: a declared name is not the token's.
-        Unauthenticated: there is no token, where one is needed.
     """
-    from memory_server.engine.principals import Caller
-
     agent, namespace = _declared_names(context, settings)
-    access, origin = access_of(context, settings), _origin(context)
     if access is None:
         name = agent or settings.agent or _client_name(context)
-        return Caller(namespace or settings.namespace, name, origin=origin)
+        return Caller(namespace or settings.namespace, name, origin=_origin(context))
     check_names(access, agent, namespace)
     may_read = "read" in access.scopes or access.admin
-    origin += f" token {access.token}" if access.token else ""
     return Caller(
         access.namespace,
         access.agent,
         admin=access.admin,
         may_read=may_read,
         sees_server=access.admin,
-        origin=origin,
+        origin=_origin_of_token(context, access),
     )
 
 
-def whoever_called(context: ServerRequestContext[Any, Any], settings: Settings) -> Caller:
-    """Name the caller for the audit, also of a request that is refused for what it says of itself."""
-    from memory_server.engine.principals import Caller
-
-    with suppress(MemoryServiceError):
-        return caller_of_request(context, settings)
-    with suppress(MemoryServiceError):
-        access = access_of(context, settings)
-        if access is not None:
-            return Caller(access.namespace, access.agent, origin=f"{_origin(context)} token {access.token}")
+def refused_caller(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
+    """Name the caller for the audit where `caller_of` refuses the names that the request declares."""
+    if access is not None:
+        return Caller(access.namespace, access.agent, origin=_origin_of_token(context, access))
     return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context))
 
 
@@ -98,22 +75,16 @@ def check_names(access: Access, agent: str | None, namespace: str | None) -> Non
 
 
 def declared_on_stdio(settings: Settings) -> tuple[str | None, str | None]:
-    """Give the agent and the namespace that whoever started a stdio server named."""
+    """Give the agent and the namespace that a stdio server was started with."""
     return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
 
 
-def access_of(context: ServerRequestContext[Any, Any], settings: Settings) -> Access | None:
-    """Give what the request's token grants; None where none is needed.
+def http_access(request: Request, settings: Settings) -> Access | None:
+    """Give what the token of an HTTP request grants; None where no token is needed.
 
     Raises:
-        Unauthenticated: there is none, where one is needed.
+        Unauthenticated: the token is missing.
     """
-    request: Request | None = context.request
-    if request is None:
-        access = on_stdio.get()
-        if access is None and settings.token is not None:
-            raise Unauthenticated("the token was not checked")
-        return access
     operator: Access | None = request.scope.get(OPERATOR)
     if operator is not None or settings.auth.mode == "off":
         return operator
@@ -133,8 +104,12 @@ def _origin(context: ServerRequestContext[Any, Any]) -> str:
     return f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
 
 
+def _origin_of_token(context: ServerRequestContext[Any, Any], access: Access) -> str:
+    return f"{_origin(context)} token {access.token}" if access.token else _origin(context)
+
+
 def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:
-    """Give the agent and the namespace that the client, or whoever started it, names."""
+    """Give the agent and the namespace that the client declares."""
     request: Request | None = context.request
     if request is None:
         return declared_on_stdio(settings)

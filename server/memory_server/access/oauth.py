@@ -41,7 +41,7 @@ class OAuthVerifier:
         self._keys = _Keys(settings.jwks)
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not to be believed.
+        """Give what a token grants; None if it is not valid.
 
         Raises:
             IssuerUnavailable: there is no key to check it by.

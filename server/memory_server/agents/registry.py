@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
-from memory_core.records.agent import Agent, AgentStatus, AgentType, load_agent, load_agents, profile_vector
+from memory_core.records import redis_time
+from memory_core.records.agent import Agent, AgentStatus, load_agent, load_agents, profile_vector
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR, check_name
-from memory_core.records.task import Kind
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import to_bytes
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.agents import (
     AgentAnswer,
@@ -26,11 +25,19 @@ from memory_server.contract.agents import (
     RegisterAnswer,
     UnregisterAnswer,
 )
-from memory_server.engine.backend import after_write
-from memory_server.engine.principals import Caller, resolve
+from memory_server.contract.task_arguments import (
+    HeartbeatArguments,
+    ListAgentsArguments,
+    RegisterArguments,
+    UnregisterArguments,
+)
+from memory_server.engine.backend import Backend, after_write
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query as build
+from memory_server.index.filters import ResolvedFilters
 from memory_server.tasks.dispatch import dispatch, dispatch_soon
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities
@@ -41,56 +48,45 @@ _METRICS_BYTES = 16_384
 _MOST_TOKENS = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """What an agent says of itself."""
-
-    agent_type: AgentType = AgentType.CUSTOM
-    capabilities: Sequence[str] = ()
-    context_window: int = 0
-    max_tasks: int = 1
-    heartbeat_seconds: float = 60.0
-    description: str = ""
-
-
-async def register_agent(service: TaskServices, caller: Caller, profile: Profile) -> RegisterAnswer:
+async def register_agent(service: TaskServices, request: RequestContext, args: RegisterArguments) -> RegisterAnswer:
     """Register the caller, or change what is registered, and hand it waiting work that it can do.
 
     Raises:
         InvalidArgument: a capability or the description is not valid.
     """
-    able = capabilities(profile.capabilities)
-    text = profile.description and validation.check_text(profile.description, "description", DESCRIPTION_BYTES)
-    prepared = await service.namespaces.get(caller.namespace)
+    able = capabilities(args.capabilities or ())
+    text = args.description and validation.check_text(args.description, "description", DESCRIPTION_BYTES)
+    prepared = await service.namespaces.get(request.caller.namespace)
     keys, candidate = prepared.keys, new_id()
-    vector = await _embed(service, caller, self_description(text, able))
+    vector = await _embed(service, request.caller, self_description(text, able))
     fields: dict[str, Any] = {
-        "type": profile.agent_type,
+        "type": args.agent_type,
         "capabilities": SEPARATOR.join(able),
-        "context_window": profile.context_window,
-        "max_tasks": profile.max_tasks,
-        "heartbeat_seconds": profile.heartbeat_seconds,
+        "context_window": args.context_window,
+        "max_tasks": args.max_tasks,
+        "heartbeat_seconds": args.heartbeat_seconds,
         "description": text,
         "profile": vector,
     }
     answer = await service.backend.write(
         "rm1_agent_register",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         repeatable=True,
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         candidate=candidate,
         fields=[part for pair in fields.items() for part in pair],
-        audit=caller.audit("register_agent"),
+        audited_call=request.call,
+        audit=request.caller.audit("register_agent"),
     )
-    service.rosters.pop(caller.namespace, None)
+    service.rosters.pop(request.caller.namespace, None)
     with after_write():
-        await dispatch(service, caller.namespace)
-        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
+        await dispatch(service, request.caller.namespace)
+        agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
         if agent is None:
-            raise not_registered(caller)
-        pending = await _pending(service, keys, agent)
-    seconds = profile.heartbeat_seconds
+            raise not_registered(request.caller)
+        pending = await _pending(service.backend, keys, agent)
+    seconds = args.heartbeat_seconds
     return RegisterAnswer(
         agent=AgentView.of(agent, redis_time.now()),
         again=answer["again"],
@@ -102,39 +98,40 @@ async def register_agent(service: TaskServices, caller: Caller, profile: Profile
 
 
 async def unregister_agent(
-    service: TaskServices, caller: Caller, *, memories: Literal["keep", "transfer", "delete"], transfer_to: str | None
+    service: TaskServices, request: RequestContext, args: UnregisterArguments
 ) -> UnregisterAnswer:
     """Take the caller off the registry; its tasks go to others and its grants end.
 
     Raises:
         InvalidArgument: `transfer_to` is missing, needless or the caller. NotFound: an agent is not registered.
     """
-    if (memories == "transfer") != (transfer_to is not None):
+    if (args.memories == "transfer") != (args.transfer_to is not None):
         raise InvalidArgument("transfer_to goes with memories=transfer, and only with it", hint="name who gets them")
-    if transfer_to == caller.agent:
+    if args.transfer_to == request.caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
-    target = check_name(transfer_to, "transfer_to") if transfer_to else ""
-    keys = (await service.namespaces.get(caller.namespace)).keys
-    count = await _count_memories(service, caller)
+    target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
+    keys = (await service.namespaces.get(request.caller.namespace)).keys
+    count = await _count_memories(service, request)
     answer = await service.backend.write(
         "rm1_agent_unregister",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         prefix=keys.prefix,
-        agent=caller.agent,
-        memories=memories,
+        agent=request.caller.agent,
+        memories=args.memories,
         target=target,
-        audit=caller.audit("unregister_agent", [target] if target else []),
+        audited_call=request.call,
+        audit=request.caller.audit("unregister_agent", [target] if target else []),
     )
     if answer["status"] == "unknown":
-        raise not_registered(caller)
+        raise not_registered(request.caller)
     if answer["status"] == "unknown_target":
         raise NotFound(f"no agent {echo(target)} is registered here", hint="see list_agents")
-    service.rosters.pop(caller.namespace, None)
-    for owner in answer["owners"] if memories == "delete" else ():
-        service.vault.forget(caller.namespace, owner)
+    service.rosters.pop(request.caller.namespace, None)
+    for owner in answer["owners"] if args.memories == "delete" else ():
+        service.vault.forget(request.caller.namespace, owner)
     with after_write():
-        moved = await release(service, caller.namespace, caller.agent)
-    dispatch_soon(service, caller.namespace)
+        moved = await release(service, request.caller.namespace, request.caller.agent)
+    dispatch_soon(service, request.caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
 
@@ -155,45 +152,40 @@ async def release(service: TaskServices, namespace: str, name: str) -> int:
     return moved
 
 
-async def heartbeat(
-    service: TaskServices,
-    caller: Caller,
-    *,
-    status: AgentStatus | None,
-    load: float | None,
-    lease_tokens: Sequence[str],
-    metrics: dict[str, Any] | None,
-) -> HeartbeatAnswer:
+async def heartbeat(service: TaskServices, request: RequestContext, args: HeartbeatArguments) -> HeartbeatAnswer:
     """Note a sign of life, and renew the leases whose tokens the caller presents.
 
     Raises:
         NotFound: the caller is not registered. InvalidArgument: `status` is not for agents to say, too many tokens.
     """
-    if status is AgentStatus.DEAD:
+    lease_tokens = args.lease_tokens or []
+    if args.status is AgentStatus.DEAD:
         raise InvalidArgument("status dead is not for agents to say", hint="active, busy, idle or draining")
     if len(lease_tokens) > _MOST_TOKENS:
         raise InvalidArgument(f"{len(lease_tokens)} lease_tokens; at most {_MOST_TOKENS} are allowed")
-    said = {"status": status, "load": load, "metrics": validation.check_json(metrics, "metrics", _METRICS_BYTES)}
-    keys = Keys(caller.namespace)
+    metrics = validation.check_json(args.metrics, "metrics", _METRICS_BYTES)
+    said = {"status": args.status, "load": args.load, "metrics": metrics}
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_agent_heartbeat",
-        [keys.agent(caller.agent)],
+        [keys.agent(request.caller.agent)],
         repeatable=True,
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         fields=[part for name, value in said.items() if value is not None for part in (name, value)],
         tokens=list(dict.fromkeys(lease_tokens)),
-        audit=caller.audit("update_agent_heartbeat"),
+        audited_call=request.call,
+        audit=request.caller.audit("update_agent_heartbeat"),
     )
     if answer["status"] == "unknown":
-        raise not_registered(caller)
-    if status:
-        service.rosters.pop(caller.namespace, None)
-    dispatch_soon(service, caller.namespace)
+        raise not_registered(request.caller)
+    if args.status:
+        service.rosters.pop(request.caller.namespace, None)
+    dispatch_soon(service, request.caller.namespace)
     with after_write():
-        agent = await service.backend.read(lambda client: load_agent(client, keys, caller.agent))
-        pending = await _pending(service, keys, agent) if agent else 0
-        events = await unread(service, caller)
+        agent = await service.backend.read(lambda client: load_agent(client, keys, request.caller.agent))
+        pending = await _pending(service.backend, keys, agent) if agent else 0
+        events = await unread(service, request)
     return HeartbeatAnswer(
         leases_renewed={_task_of(token): to_iso(float(until)) or "" for token, until in answer["renewed"]},
         leases_lost=[_task_of(token) for token in answer["lost"]],
@@ -202,7 +194,7 @@ async def heartbeat(
     )
 
 
-async def get_agent(service: TaskServices, caller: Caller, name: str) -> AgentAnswer:
+async def get_agent(backend: Backend, caller: Caller, name: str) -> AgentAnswer:
     """Show one registered agent.
 
     Raises:
@@ -211,24 +203,22 @@ async def get_agent(service: TaskServices, caller: Caller, name: str) -> AgentAn
     keys = Keys(caller.namespace)
     found: Agent | None = None
     if re.fullmatch(NAME_PATTERN, name):
-        found = await service.backend.read(lambda client: load_agent(client, keys, name))
+        found = await backend.read(lambda client: load_agent(client, keys, name))
     if found is None:
         raise NotFound(f"no agent {echo(name)} is registered here", hint="see list_agents")
     return AgentAnswer(agent=AgentView.of(found, redis_time.now()))
 
 
-async def list_agents(
-    service: TaskServices, caller: Caller, *, types: Sequence[AgentType], able_to: Sequence[str], alive_only: bool
-) -> AgentListAnswer:
+async def list_agents(service: TaskServices, caller: Caller, args: ListAgentsArguments) -> AgentListAnswer:
     """List registered agents of some types that can do all of some things."""
-    keys, wanted, now = Keys(caller.namespace), set(capabilities(able_to)), redis_time.now()
+    keys, wanted, now = Keys(caller.namespace), set(capabilities(args.capabilities or ())), redis_time.now()
     agents = await service.backend.read(lambda client: load_agents(client, keys))
     chosen = [
         agent
         for agent in agents
-        if (not types or agent.type in types)
+        if (not args.agent_types or agent.type in args.agent_types)
         and wanted <= set(agent.capabilities)
-        and (agent.is_alive(now) or not alive_only)
+        and (agent.is_alive(now) or not args.alive_only)
     ]
     return AgentListAnswer(agents=[AgentView.of(agent, now) for agent in sorted(chosen, key=lambda found: found.name)])
 
@@ -250,28 +240,30 @@ async def _embed(service: TaskServices, caller: Caller, text: str) -> bytes:
         return b""
 
 
-async def _pending(service: TaskServices, keys: Keys, agent: Agent) -> int:
+async def _pending(backend: Backend, keys: Keys, agent: Agent) -> int:
     """Count what waits for an agent: assigned and not leased, or queued for its like."""
 
     async def fetch(client: Client) -> int:
         kinds = await client.hgetall(keys.kinds)
-        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(Kind.parse(spec))]
+        fit = [name.decode() for name, spec in kinds.items() if agent.is_able(TaskKind.parse(spec))]
         pipe = client.pipeline(transaction=False)
         for kind in fit:
             pipe.zcard(keys.backlog(kind))
         return sum(await pipe.execute()) if fit else 0
 
-    return agent.open_tasks - agent.leased_tasks + await service.backend.read(fetch)
+    return agent.open_tasks - agent.leased_tasks + await backend.read(fetch)
 
 
-async def _count_memories(service: TaskServices, caller: Caller) -> int:
-    principal = await resolve(service.backend, caller)
+async def _count_memories(service: TaskServices, request: RequestContext) -> int:
+    principal = await resolve(service.backend, request)
     if not principal.owners:
         return 0
-    keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
-    readable = build.readable(principal, build.Filters(include_archive=True), redis_time.now())
+    keys, timeout = Keys(request.caller.namespace), service.settings.search_timeout_ms
+    readable = build.readable(principal, ResolvedFilters(include_archive=True), redis_time.now())
     own = build.owned(build.memories(readable), principal.owners)
-    return await service.namespaces.search(caller.namespace, lambda client: queries.count(client, keys, own, timeout))
+    return await service.namespaces.search(
+        request.caller.namespace, lambda client: queries.count(client, keys, own, timeout)
+    )
 
 
 def _task_of(token: str) -> str:

@@ -1,4 +1,4 @@
-"""`redis-memory`: everything that is done from a shell, a file for each group of commands."""
+"""`redis-memory`, the command line. One module per group of commands."""
 
 from memory_server.cli.root import app, main
 

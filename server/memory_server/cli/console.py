@@ -1,175 +1,229 @@
-"""What the commands of `redis-memory` share: their options, as whom they act, how one runs on Redis and ends."""
+"""The options that commands share, and how a command runs on Redis, prints its answer and exits."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property, wraps
+from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, OutcomeUnknown, StoreUnavailable
+from memory_core.records.names import check_name
+from memory_server.cli import lazy
 
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
     from memory_server.engine.backend import Backend
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import Caller, RequestContext
     from memory_server.service import Service
 
     A = TypeVar("A", bound=Answer)
 
 T = TypeVar("T")
-Config = Annotated[Path | None, typer.Option(help="JSON file with settings.")]
-DataDir = Annotated[Path | None, typer.Option(help="Where the embedded Redis keeps its data.")]
-Namespace = Annotated[str | None, typer.Option(help="Team or project; the settings' own if left out.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Answer in JSON.")]
 
-OK, TO_MEND, USAGE, TRY_AGAIN, EXIT_CONFIG = 0, 1, 2, 75, 78
+OK, CHECK_FAILED, USAGE, TRY_AGAIN, EXIT_CONFIG = 0, 1, 2, 75, 78
 EXIT_CODES = {
-    OK: "done; a check found nothing to mend",
-    TO_MEND: "a check found something to mend, or nothing runs that `status` could tell of",
-    USAGE: "the command line is wrong: an unknown command, option or value",
-    TRY_AGAIN: "Redis or the sidecars do not answer; the same command may succeed later",
-    EXIT_CONFIG: "refused: the first word on stderr says why (`not_found`, `invalid_argument`, `unsafe_start`, …)",
+    OK: "Success; a check found no problem.",
+    CHECK_FAILED: "A check found a problem, or `status` found no Redis.",
+    USAGE: "Wrong command line: an unknown command, option or value.",
+    TRY_AGAIN: "Redis or the sidecars do not answer. The same command may succeed later.",
+    EXIT_CONFIG: "Refused. stderr begins with the error code (`not_found`, `invalid_argument`, `unsafe_start`, …).",
 }
-"""What the exit codes mean. 75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits."""
+"""75 and 78 are EX_TEMPFAIL and EX_CONFIG of sysexits."""
+
+COMMON_OPTIONS = {
+    "namespace": (str | None, None, typer.Option(help="Team or project; from the settings if omitted.")),
+    "as_json": (bool, False, typer.Option("--json", help="Answer in JSON.")),
+    "config": (Path | None, None, typer.Option(help="JSON file with settings.")),
+    "data_dir": (Path | None, None, typer.Option(help="Data directory of the embedded Redis.")),
+}
 
 
-def exit_code(error: MemoryServiceError) -> int:
-    """Give the exit code of a refusal."""
-    passing = isinstance(error, StoreUnavailable | OutcomeUnknown | EmbeddingUnavailable)
-    return TRY_AGAIN if passing else EXIT_CONFIG
+def group(help_text: str) -> typer.Typer:
+    """Make a group of commands, such as `redis-memory tasks`."""
+    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=help_text)
 
 
-def load_settings(config: Path | None, data_dir: Path | None, namespace: str | None = None) -> Settings:
-    """Read the settings; options that are given win."""
-    from memory_core.settings.settings import Settings
+def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the named common options, all of them if none is named.
 
-    return Settings.load(config, data_dir=data_dir, namespace=namespace)
-
-
-def operator(namespace: str) -> Caller:
-    """Give whoever sits at the console: it holds the password of Redis, and so acts for all agents."""
-    from memory_server.engine.principals import Caller
-    from memory_server.operations.quarantine import CONSOLE
-
-    return Caller(namespace, CONSOLE, admin=True, origin=_origin(CONSOLE))
-
-
-def acting_as(namespace: str, agent: str) -> Caller:
-    """Give an agent with no more than its own permission, for whom the console acts.
-
-    Raises:
-        InvalidArgument: the name is none.
+    The command receives them as its first argument, a `Console`.
     """
-    from memory_core.records.names import check_name
-    from memory_server.engine.principals import Caller
-    from memory_server.operations.quarantine import CONSOLE
+    common = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+        for name, (kind, default, option) in COMMON_OPTIONS.items()
+        if name in names or not names
+    ]
 
-    return Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=_origin(CONSOLE))
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+        parameters = [*list(signature.parameters.values())[1:], *common]
 
+        @wraps(function)
+        def command(**arguments: Any) -> None:
+            console = Console(**{one.name: arguments.pop(one.name) for one in common})
+            function(console, **arguments)
 
-def with_backend(settings: Settings, action: Callable[[Backend], Awaitable[T]]) -> T:
-    """Run an action on Redis."""
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        vars(command)["__signature__"] = signature.replace(parameters=parameters)
+        return command
 
-    async def run() -> T:
-        from memory_server.engine.backend import Backend
-
-        await _check_named(settings)
-        backend = Backend(settings)
-        return await _connected(backend, lambda: action(backend))
-
-    return asyncio.run(run())
-
-
-def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action on Redis that needs use cases, and none of a server's background work."""
-
-    async def run() -> T:
-        from memory_server.service import Service
-
-        await _check_named(settings)
-        service = Service(settings)
-
-        async def act() -> T:
-            result = await action(service)
-            await service.drained()
-            return result
-
-        return await _connected(service.backend, act)
-
-    return asyncio.run(run())
+    return decorate
 
 
-def with_serving(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action that needs what a server has: vectors on request, and the audit written and sealed at the end."""
+class Console:
+    """One run of a command: its common options, its access to Redis and its output."""
 
-    async def run() -> T:
-        from memory_server.service import Service
+    def __init__(
+        self,
+        *,
+        namespace: str | None = None,
+        as_json: bool = False,
+        config: Path | None = None,
+        data_dir: Path | None = None,
+    ) -> None:
+        self.namespace_option = namespace
+        self.as_json = as_json
+        self.config = config
+        self.data_dir = data_dir
 
-        await _check_named(settings)
-        service = Service(settings)
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings; options win over them."""
+        return lazy.settings.Settings.load(self.config, data_dir=self.data_dir, namespace=self.namespace_option)
 
-        async def serve() -> T:
+    @property
+    def namespace(self) -> str:
+        """The namespace in which the command acts."""
+        return self.settings.namespace
+
+    def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
+        """Run a use case with the operator's permission: the console holds the password of Redis."""
+        return self._audited(_caller(self.namespace, lazy.quarantine.CONSOLE, admin=True), op, run, ids)
+
+    def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
+        """Run a use case with an agent's permission.
+
+        Raises:
+            InvalidArgument: `agent` is not a valid name.
+        """
+        return self._audited(acting_as(self.namespace, agent), op, run, ids)
+
+    def _audited(
+        self, caller: Caller, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], ids: Sequence[str]
+    ) -> A:
+        return self.with_server(lambda service: _audited(service, caller, op, ids, run))
+
+    def with_backend(self, action: Callable[[Backend], Awaitable[T]]) -> T:
+        """Run an action that needs Redis only."""
+        return asyncio.run(_with_backend(self.settings, action))
+
+    def with_service(self, action: Callable[[Service], Awaitable[T]]) -> T:
+        """Run an action that needs use cases, without a server's background work."""
+        return with_service(self.settings, action)
+
+    def with_server(self, action: Callable[[Service], Awaitable[T]]) -> T:
+        """Run an action that needs a server's background work: embeddings on request, and the audit written at exit."""
+
+        async def serve(service: Service) -> T:
             async with service.auditor.running(), service.embeddings.running():
                 return await action(service)
 
-        return await _connected(service.backend, serve)
+        return asyncio.run(_with_service(self.settings, serve))
 
-    return asyncio.run(run())
+    def progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """Show progress on stderr, unless the answer is JSON; see `printing.progress`."""
+        return lazy.printing.progress(self.as_json)
+
+    def show(self, value: object, text: str | Callable[[], object]) -> None:
+        """Print a value as JSON, or else a text, or else let `text` print."""
+        if self.as_json:
+            lazy.printing.emit(value)
+        elif callable(text):
+            text()
+        else:
+            typer.echo(text)
+
+    def show_answer(self, answer: Answer, text: str | Callable[[], object]) -> None:
+        """Print a use case's answer as JSON without nulls, or else as text."""
+        self.show(answer.model_dump(mode="json", exclude_none=True), text)
 
 
-def carry_out(
-    settings: Settings, caller: Caller, op: str, use_case: Callable[[Service], Awaitable[A]], *, ids: Sequence[str] = ()
+def exit_code(error: MemoryServiceError) -> int:
+    """Return the exit code of a refusal."""
+    is_transient = isinstance(error, StoreUnavailable | OutcomeUnknown | EmbeddingUnavailable)
+    return TRY_AGAIN if is_transient else EXIT_CONFIG
+
+
+def acting_as(namespace: str, agent: str) -> Caller:
+    """Return a caller with an agent's permission and no more.
+
+    Raises:
+        InvalidArgument: `agent` is not a valid name.
+    """
+    return _caller(namespace, check_name(agent, "agent"), by=lazy.quarantine.CONSOLE)
+
+
+def _caller(namespace: str, agent: str, **options: Any) -> Caller:
+    origin = f"{lazy.quarantine.CONSOLE} {os.getpid()}"
+    return lazy.request.Caller(namespace, agent, origin=origin, **options)
+
+
+async def _audited(
+    service: Service,
+    caller: Caller,
+    op: str,
+    ids: Sequence[str],
+    run: Callable[[Service, RequestContext], Awaitable[A]],
 ) -> A:
-    """Run a use case for the console as a tool is run: it leaves its entry in the audit, however it ends."""
-    return with_serving(settings, lambda service: _noted(service, caller, op, ids, lambda: use_case(service)))
-
-
-async def _noted(
-    service: Service, caller: Caller, op: str, ids: Sequence[str], use_case: Callable[[], Awaitable[A]]
-) -> A:
-    from memory_server.engine.audited_calls import Call, in_hand, named_ids
-
-    call = Call(op, named_ids({"memory_ids": list(ids)}))
-    mark = in_hand.set(call)
+    """Run a use case and write its audit entry, however it ends, like a call of a tool."""
+    call = lazy.audit_calls.AuditedCall(op, lazy.audit_calls.named_ids({"memory_ids": list(ids)}))
     try:
-        answer = await use_case()
+        answer = await run(service, lazy.request.RequestContext(caller, call))
         call.succeeded(answer.shown(), answer.shown_besides())
         return answer
     except MemoryServiceError as error:
         call.outcome = error.code
         raise
     finally:
-        in_hand.reset(mark)
         entry = call.entry(caller.agent, caller.origin)
         if entry is not None:
             service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))
 
 
-async def _check_named(settings: Settings) -> None:
-    """Tell at once that a Redis that the settings name cannot be used: a server would wait for it to come up.
+def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
+    """Run an action on the Redis of the settings, and wait for the deferred work that it leaves."""
 
-    Raises:
-        StoreUnavailable, UnsafeStart: it cannot.
-    """
-    from memory_core.store.connection import check_server, connect, redis_url
+    async def act(service: Service) -> T:
+        result = await action(service)
+        await service.drained()
+        return result
 
-    url = redis_url(settings)
-    if url is None or settings.uses_config_default_redis:
-        return
-    client = connect(url)
-    try:
-        await check_server(client)
-    finally:
-        await client.aclose()
+    return asyncio.run(_with_service(settings, act))
+
+
+async def _with_backend(settings: Settings, action: Callable[[Backend], Awaitable[T]]) -> T:
+    await _check_redis(settings)
+    backend = lazy.backend.Backend(settings)
+    return await _connected(backend, lambda: action(backend))
+
+
+async def _with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
+    await _check_redis(settings)
+    service = lazy.service.Service(settings)
+    return await _connected(service.backend, lambda: action(service))
 
 
 async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
-    """Run an action once Redis is there; its refusal is raised outside the task group, which would wrap it."""
+    """Run an action once Redis answers. Raises its refusal outside the task group, which would wrap it."""
     refused: MemoryServiceError
     async with backend.running():
         try:
@@ -180,5 +234,17 @@ async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
     raise refused
 
 
-def _origin(who: str) -> str:
-    return f"{who} {os.getpid()}"
+async def _check_redis(settings: Settings) -> None:
+    """Fail at once if the configured Redis cannot be used; a server would wait for it to start.
+
+    Raises:
+        StoreUnavailable, UnsafeStart: it cannot be used.
+    """
+    url = lazy.connection.redis_url(settings)
+    if url is None or settings.uses_config_default_redis:
+        return
+    client = lazy.connection.connect(url)
+    try:
+        await lazy.connection.check_server(client)
+    finally:
+        await client.aclose()

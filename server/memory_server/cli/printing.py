@@ -1,6 +1,6 @@
-"""How the commands of `redis-memory` print: tables for people, JSON for programs, and nothing that acts on a terminal.
+"""Prints tables for people and JSON for programs.
 
-What agents wrote is never trusted to be plain: escape sequences and marks that turn text round are shown, not obeyed.
+Text that agents wrote is untrusted: escape sequences and bidirectional controls are shown, never sent to the terminal.
 """
 
 from __future__ import annotations
@@ -8,92 +8,70 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from memory_server.contract.answer import Answer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
 
 _WIDTH = 160
-"""Columns where the output is no terminal."""
-_ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Categories of characters that act on what displays them."""
-_KEPT = frozenset("\n\t\u200c\u200d")
+"""Columns if stdout is not a terminal."""
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+"""Unicode categories of characters that can control a terminal."""
+_ALLOWED = frozenset("\n\t\u200c\u200d")
 
 
-def emit(value: Any) -> None:
-    """Print JSON, with nothing in it that is not ASCII."""
+def emit(value: object) -> None:
+    """Print a value as ASCII JSON."""
     typer.echo(json.dumps(value, indent=2))
 
 
-def emit_answer(answer: Answer) -> None:
-    """Print an answer as JSON, without what it has none of."""
-    emit(answer.model_dump(mode="json", exclude_none=True))
-
-
 def plain(text: object) -> str:
-    """Give a text with everything that would act on a terminal made visible."""
+    """Return a text with its control characters escaped."""
     return "".join(
         character.encode("unicode_escape").decode()
-        if character not in _KEPT and unicodedata.category(character) in _ACTING
+        if character not in _ALLOWED and unicodedata.category(character) in _CONTROLS
         else character
         for character in str(text)
     )
 
 
 def one_line(text: object, most: int = 200) -> str:
-    """Give the beginning of a text as one line."""
+    """Return at most `most` characters of a text as one plain line."""
     line = " ".join(str(text).split())
     return plain(line if len(line) <= most else line[: most - 1] + "…")
 
 
-def console() -> Console:
-    """Make the console of stdout; as wide as the terminal, or wide."""
-    from rich.console import Console
-
-    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _WIDTH)
-
-
-def table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", last_folds: bool = True
-) -> None:
-    """Print a table; its last column takes what room is left, the others are never cut."""
-    from rich.table import Table
-    from rich.text import Text
-
-    drawn = Table(
-        title=title or None,
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        show_header=any(columns),
-    )
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table. Only the last column folds; the others are never cut."""
+    drawn = Table(box=None, pad_edge=False, header_style="bold", show_header=any(columns))
     for column in columns:
-        folds = last_folds and column is columns[-1]
+        folds = column is columns[-1]
         drawn.add_column(column, overflow="fold", no_wrap=not folds)
     for row in rows:
         drawn.add_row(*(Text(one_line("" if cell is None else cell)) for cell in row))
-    console().print(drawn)
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(highlight=False, markup=False, emoji=False, width=width).print(drawn)
 
 
-def pairs(found: Iterable[tuple[str, object]]) -> None:
-    """Print names and values, one pair a line; what is None is left out."""
-    table(("", ""), ((name, value) for name, value in found if value is not None))
+def pairs(values: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, one pair a line, without those that are None."""
+    table(("", ""), ((name, value) for name, value in values if value is not None))
 
 
 @contextmanager
-def progress(hidden: bool) -> Generator[Progress]:
-    """Show the progress of long work on stderr, if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
+def progress(hidden: bool) -> Generator[Callable[[str, int, int], None]]:
+    """Show a progress bar per stage on stderr, if that is a terminal. Yields `report(stage, done, total)`."""
+    stderr = Console(stderr=True)
+    stages: dict[str, int] = {}
+    with Progress(console=stderr, transient=True, disable=hidden or not stderr.is_terminal) as bars:
 
-    told = Console(stderr=True)
-    with Progress(console=told, transient=True, disable=hidden or not told.is_terminal) as shown:
-        yield shown
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = int(bars.add_task(stage, total=total))
+            bars.update(bars.task_ids[stages[stage]], completed=done, total=total)
+
+        yield report

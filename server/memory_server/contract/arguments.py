@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import from_json
 
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_server.contract.events import EventKind
-from memory_server.contract.selection import Selection
 
 T = TypeVar("T")
 MATCH_MIN_SCORE = 0.45
@@ -43,14 +41,10 @@ AgentId = Annotated[str | None, Field(description="default: you")]
 MinScore = Annotated[float, Field(ge=0, le=1)]
 
 
-class Arguments(ArgModelBase):
-    """Base of all: unknown arguments are refused, and a tool's method gets the whole model as `args`."""
+class Arguments(BaseModel):
+    """Base of all: unknown arguments are refused. Tools and use cases take the whole model as `args`."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False)
-
-    def model_dump_one_level(self) -> dict[str, Any]:
-        """Give the keyword arguments of the tool's method."""
-        return {"args": self}
 
 
 class NoArguments(Arguments):
@@ -71,20 +65,11 @@ class Filters(Arguments):
     until: Time | None = Field(default=None, description="happened at or before")
     include_archive: bool = False
 
-    def selection(self) -> Selection:
-        """Give the filters as use cases take them."""
-        return Selection(
-            agent_ids=tuple(self.agent_ids or ()),
-            memory_types=tuple(self.memory_types or ()),
-            priorities=tuple(self.priorities or ()),
-            tags=tuple(self.tags or ()),
-            tag_match=self.tag_match,
-            context=self.context,
-            source=self.source,
-            since=self.since,
-            until=self.until,
-            include_archive=self.include_archive,
-        )
+    @property
+    def has_filters(self) -> bool:
+        """Whether they narrow anything."""
+        named = (self.agent_ids, self.memory_types, self.priorities, self.tags, self.context, self.source)
+        return any(named) or self.since is not None or self.until is not None
 
 
 class StoreArguments(Arguments):
@@ -137,6 +122,12 @@ class UpdateArguments(Arguments):
     context: str | None = Field(default=None, description="'' removes it")
     metadata: JsonObject | None = Field(default=None, description="replaces all; {} removes it")
     expected_rev: int | None = Field(default=None, description="refuse if it was changed since this revision")
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """The names of what is to change; an empty list, text or map removes a value, None leaves it."""
+        names = ("content", "priority", "visibility", "tags", "context", "metadata")
+        return frozenset(name for name in names if getattr(self, name) is not None)
 
 
 class ClearArguments(Filters):

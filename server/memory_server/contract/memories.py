@@ -74,7 +74,7 @@ class Memory(BaseModel):
             seq=record.seq,
             vector="ready" if model.is_ready(record.state) else "pending",
             sensitive=record.is_sensitive,
-            pieces=record.pieces,
+            pieces=record.chunks,
         )
 
     def line(self) -> str:

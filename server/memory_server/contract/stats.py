@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from memory_core.records.sidecar import BulkStatus, SidecarStatus
+from memory_core.store.sidecar import BulkStatus, SidecarStatus
 from memory_server.contract.answer import Answer
 
 

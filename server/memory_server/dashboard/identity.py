@@ -1,7 +1,7 @@
-"""Who is at the dashboard: the same as at /mcp, and besides whoever holds a session of it.
+"""Identifies the caller at the dashboard: as at /mcp, or by a session.
 
-What a session grants is put where the connection's own proof would stand, so that gate, audit and tools ask no
-further. A token behind a session is checked for each request.
+The access of a session takes the place of the connection's own proof, so that gate, audit and tools work as at /mcp.
+The token behind a session is checked for each request.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from memory_server.access.identity import (
     NAMESPACE_HEADER,
     NAMESPACE_PARAMETER,
     OPERATOR,
-    caller_of_request,
+    caller_of,
+    http_access,
 )
 from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller
 from memory_server.runtime import Runtime
 
 OPERATOR_NAME = "operator"
@@ -42,7 +43,7 @@ class _Page:
     client_capabilities: None = None
 
     async def report_progress(self, *_: Any) -> None:
-        """Nobody asked for it."""
+        """Do nothing: a page has no progress to show."""
 
 
 class Identifier:
@@ -76,9 +77,10 @@ class Identifier:
             session=page, lifespan_context={}, protocol_version="2026-07-28", method="tools/call", request=request
         )
 
-    def caller(self, context: ServerRequestContext[Any, Any]) -> Caller:
-        """Name who sent a request; see `caller_of_request`."""
-        return caller_of_request(context, self._settings)
+    async def caller(self, request: Request) -> Caller:
+        """Name the sender of a request; see `identify` and `caller_of`."""
+        context = await self.identify(request)
+        return caller_of(context, self._settings, http_access(request, self._settings))
 
     def tool_context(self, context: ServerRequestContext[Any, Any]) -> Context[Any, Any]:
         """Give what a tool is called with."""
@@ -95,7 +97,7 @@ class Identifier:
         return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
 
     def _fitting(self, request: Request) -> Session | None:
-        """Leave an operator's session out of pages of another namespace: there he is whoever he would be without."""
+        """Give the session of a request. An operator's session counts only for pages of its own namespace."""
         session = self.session_of(request)
         declared = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
         if session and session.is_operator and declared not in (None, "", session.namespace):
@@ -106,7 +108,7 @@ class Identifier:
         """Open a session by a bearer token and give its cookie.
 
         Raises:
-            Unauthenticated: the token is not to be believed.
+            Unauthenticated: the token is not valid.
         """
         if self._settings.auth.mode == "off":
             raise Forbidden("this server asks for no tokens", hint="name the agent by ?agent= in the URL")
@@ -162,7 +164,7 @@ class Identifier:
         return self._settings.tls_cert is not None or self._settings.behind_proxy
 
     def _operator(self, request: Request, session: Session) -> Access:
-        """Say what an operator may: all; and as whom, while names are believed as whom he likes."""
+        """Give an operator all scopes. While authentication is off the operator may act under any name."""
         declared = request.headers.get(AGENT_HEADER) or request.query_params.get(AGENT_PARAMETER)
         believed = declared if self._settings.auth.mode == "off" else None
         agent = check_name(believed, "agent") if believed else OPERATOR_NAME

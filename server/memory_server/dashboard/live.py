@@ -1,4 +1,4 @@
-"""Writes what happens as server-sent events, which a browser reads by itself and asks for again when cut off."""
+"""Writes the live feed as server-sent events, which a browser reads and requests again when cut off."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import TYPE_CHECKING
 from memory_core.errors import MemoryServiceError
 
 if TYPE_CHECKING:
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
 PAUSE_SECONDS = 15.0
-"""A stream says at least so often that it lives; proxies cut off what is silent for long."""
+"""The longest silence of a stream; proxies close streams that are silent for long."""
 _GATHER_SECONDS = 0.25
 RETRY_MS = 3000
 
 
-async def live_events(service: Service, caller: Caller, still_in: Callable[[], Awaitable[bool]]) -> AsyncGenerator[str]:
+async def live_events(
+    service: Service, request: RequestContext, still_in: Callable[[], Awaitable[bool]]
+) -> AsyncGenerator[str]:
     """Give the stream's text, until the server stops or the caller is no longer let in."""
     from memory_server.events.live_feed import watching
 
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
-        async for told in watching(service, caller, PAUSE_SECONDS, _GATHER_SECONDS):
+        async for page in watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
             if not await still_in():
                 yield "event: closed\ndata: {}\n\n"
                 return
-            if told.events or told.more:
-                events = [event.model_dump(exclude_none=True) for event in told.events]
-                name = "recent" if told.recent else "happened"
-                yield f"event: {name}\ndata: {json.dumps({'events': events, 'more': told.more})}\n\n"
+            if page.events or page.more:
+                events = [event.model_dump(exclude_none=True) for event in page.events]
+                name = "recent" if page.recent else "happened"
+                yield f"event: {name}\ndata: {json.dumps({'events': events, 'more': page.more})}\n\n"
             else:
                 yield ": here\n\n"
     except MemoryServiceError:

@@ -92,11 +92,11 @@ class _Pages:
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def session(self, request: Request) -> Response:
-        """Say who the page acts as, and whether somebody has to log in first."""
+        """Say who the page acts as, and whether a login is needed first."""
         settings = self._runtime.settings
         about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:
-            caller = self._who.caller(await self._who.identify(request))
+            caller = await self._who.caller(request)
         except MemoryServiceError as error:
             if error.code != "unauthenticated":
                 raise
@@ -125,8 +125,8 @@ class _Pages:
         else:
             raise InvalidArgument("there is neither a token nor a key", hint="send one of them")
         context = await self._who.identify(request)
-        with self._runtime.gate.noting(context, op, []) as call:
-            call.succeeded()
+        async with self._runtime.gate.audited(context, op) as login:
+            login.call.succeeded()
         response = JSONResponse({"ok": True})
         self._who.set_cookie(request, response, cookie)
         return response
@@ -155,18 +155,17 @@ class _Pages:
         return JSONResponse(content, status_code=_STATUS.get(code, _UNAVAILABLE) if result.is_error else 200)
 
     async def events(self, request: Request) -> Response:
-        """Stream what happens, until the page is left or who looks on may no longer."""
+        """Stream events until the page is left or the caller is no longer admitted."""
         context = await self._who.identify(request)
-        gate, caller = self._runtime.gate, self._who.caller(context)
-        with gate.noting(context, "dashboard_events", []) as call:
-            await gate.admit(context, "read")
-            call.succeeded()
+        gate = self._runtime.gate
+        async with gate.admitted(context, "dashboard_events", [], "read") as looking:
+            looking.call.succeeded()
         service = await self._runtime.service()
 
         async def still_in() -> bool:
             return self._who.is_held(request) and await gate.still_in(context)
 
-        stream = live_events(service, caller, still_in)
+        stream = live_events(service, looking, still_in)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _body(self, request: Request, most: int) -> dict[str, Any]:
@@ -190,7 +189,6 @@ class _Pages:
 
 
 def _refusal(error: MemoryServiceError) -> Response:
-    details = {"code": error.code, "message": error.message, "hint": error.hint, "retry_after": error.retry_after}
     status = _STATUS.get(error.code, _UNAVAILABLE)
     headers = {"Retry-After": str(math.ceil(error.retry_after))} if error.retry_after else None
-    return JSONResponse({"error": details}, status_code=status, headers=headers)
+    return JSONResponse({"error": error.details()}, status_code=status, headers=headers)

@@ -1,7 +1,7 @@
 """Sessions of people at the dashboard: kept in this process, ended by time, and never more than what opened them.
 
 The browser holds 256 random bits in a cookie; kept here is their hash, and behind it a bearer token, which is checked
-for each request as on /mcp, or the fact that somebody came by an operator's one-time URL.
+for each request as on /mcp, or the fact that the session began with an operator's one-time URL.
 """
 
 from __future__ import annotations

@@ -1,17 +1,12 @@
-"""What the dashboard asks for beyond the tools of agents, as tools of the same make: gated, strict and audited."""
+"""The tools of the dashboard beyond those of agents: gated, strict and audited in the same way."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mcp.server.mcpserver import Context
-from pydantic import Field
-
-from memory_server.access.identity import caller_of
-from memory_server.contract.arguments import Arguments, Filters, ListOf, NoArguments
+from memory_server.contract.arguments import NoArguments
 from memory_server.contract.dashboard import (
-    MOST_POINTS,
     AuditAnswer,
     AuditCheckAnswer,
     BoardAnswer,
@@ -20,6 +15,8 @@ from memory_server.contract.dashboard import (
     MapAnswer,
     SnippetsAnswer,
 )
+from memory_server.contract.dashboard_arguments import AuditArguments, MapArguments, SnippetArguments
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -28,35 +25,9 @@ if TYPE_CHECKING:
     from memory_server.operations.stats.overview_stats import Census
     from memory_server.search.projection import Maps
 
-Ctx = Context[Any, Any]
-
-
-class MapArguments(Filters):
-    """dashboard_map"""
-
-    limit: int = Field(default=MOST_POINTS, ge=1, le=MOST_POINTS)
-    include_archive: bool = True
-
-
-class SnippetArguments(Arguments):
-    """dashboard_snippets"""
-
-    memory_ids: ListOf[str]
-
-
-class AuditArguments(Arguments):
-    """dashboard_audit"""
-
-    who: str | None = None
-    op: str | None = None
-    outcome: str | None = None
-    names: str | None = None
-    limit: int = Field(default=50, ge=1, le=500)
-    cursor: str | None = None
-
 
 class _Kept:
-    """What is remembered between calls. Use cases are imported when first called (see `runtime`)."""
+    """Results kept between calls. Use cases are imported when first called (see `runtime`)."""
 
     @cached_property
     def census(self) -> Census:
@@ -84,46 +55,41 @@ def dashboard_tools(runtime: Runtime) -> dict[str, StrictTool]:
     """Make the tools over one runtime; none of them is shown to agents."""
     kept = _Kept()
 
-    async def dashboard_census(ctx: Ctx, args: NoArguments) -> CensusAnswer:
+    async def dashboard_census(request: RequestContext, args: NoArguments) -> CensusAnswer:
         """Count what the caller may read, or for an operator all of the namespace."""
-        return await kept.census.take(await runtime.service(), caller_of(ctx, runtime.settings))
+        return await kept.census.take(await runtime.service(), request)
 
-    async def dashboard_tasks(ctx: Ctx, args: NoArguments) -> BoardAnswer:
+    async def dashboard_tasks(request: RequestContext, args: NoArguments) -> BoardAnswer:
         """Show tasks: the caller's own, or for an operator those of all."""
-        from memory_server.operations import board
+        from memory_server.operations import admin_view
 
-        return await board.task_board(await runtime.service(), caller_of(ctx, runtime.settings))
+        return await admin_view.task_board((await runtime.service()).backend, request.caller)
 
-    async def dashboard_grants(ctx: Ctx, args: NoArguments) -> GrantsAnswer:
+    async def dashboard_grants(request: RequestContext, args: NoArguments) -> GrantsAnswer:
         """Show grants and offers: the caller's own, or for an operator those of all."""
-        from memory_server.operations import board
+        from memory_server.operations import admin_view
 
-        return await board.grants(await runtime.service(), caller_of(ctx, runtime.settings))
+        return await admin_view.grant_board(await runtime.service(), request)
 
-    async def dashboard_map(ctx: Ctx, args: MapArguments) -> MapAnswer:
+    async def dashboard_map(request: RequestContext, args: MapArguments) -> MapAnswer:
         """Lay the caller's readable memories out on a plane."""
-        caller = caller_of(ctx, runtime.settings)
-        return await kept.maps.draw(await runtime.service(), caller, args.selection(), args.limit)
+        return await kept.maps.draw(await runtime.service(), request, args)
 
-    async def dashboard_snippets(ctx: Ctx, args: SnippetArguments) -> SnippetsAnswer:
+    async def dashboard_snippets(request: RequestContext, args: SnippetArguments) -> SnippetsAnswer:
         """Show the beginnings of some memories."""
         from memory_server.search import projection
 
-        return await projection.snippets(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_ids)
+        return await projection.snippets(await runtime.service(), request, args.memory_ids)
 
-    async def dashboard_audit(ctx: Ctx, args: AuditArguments) -> AuditAnswer:
+    async def dashboard_audit(request: RequestContext, args: AuditArguments) -> AuditAnswer:
         """Read the audit; for operators."""
         from memory_server.operations import audit_reader
 
-        narrowed = audit_reader.Narrowed(args.who, args.op, args.outcome, args.names)
-        caller = caller_of(ctx, runtime.settings)
-        return await audit_reader.read_audit(
-            await runtime.service(), caller, narrowed, limit=args.limit, cursor=args.cursor
-        )
+        return await audit_reader.read_audit(await runtime.service(), request.caller, args)
 
-    async def dashboard_audit_check(ctx: Ctx, args: NoArguments) -> AuditCheckAnswer:
+    async def dashboard_audit_check(request: RequestContext, args: NoArguments) -> AuditCheckAnswer:
         """Check the whole audit; for operators."""
-        return await kept.checks.check(await runtime.service(), caller_of(ctx, runtime.settings))
+        return await kept.checks.check(await runtime.service(), request.caller)
 
     tools = [
         make_tool(dashboard_census, NoArguments, read_only=True),

@@ -1,7 +1,7 @@
-"""Works on no more calls at a time than it does quickly: a burst may wait, and what is too much is told so at once.
+"""Admission control: a bounded number of calls runs, a bounded number waits, and the rest is refused at once.
 
-Under a load that lasts a quarter as many may wait as are worked on, so that a call that is let in takes less than
-twice its usual time. A load lasts when calls have waited without a break for `patience` seconds.
+A burst may wait. Under a lasting load a quarter as many calls may wait as run, so that an admitted call takes less than
+twice its usual time. A load is lasting when calls have waited without a break for `patience` seconds.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
 
 from memory_core.errors import Overloaded
 
 ON_ITS_WAY = "memory.on_its_way"
-"""Where an HTTP request's scope holds the place that it was promised at the door."""
+"""Key of an HTTP request's scope: the place that the request reserved when it arrived."""
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
 class Admission:
-    """The slots of one server process and those who wait for one."""
+    """The slots of one server process, and the queue of calls that wait for one."""
 
     def __init__(self, at_once: int, waiting: int, patience: float) -> None:
         self._at_once, self._most_waiting, self._patience = at_once, waiting, patience
@@ -33,25 +32,23 @@ class Admission:
         self._flow = _Flow()
 
     @asynccontextmanager
-    async def slot(self) -> AsyncGenerator[None]:
+    async def slot(self) -> AsyncGenerator[Slot]:
         """Hold a slot while inside.
 
         Raises:
-            Overloaded: too many wait for one already.
+            Overloaded: too many calls wait already.
         """
         await self._enter()
-        held = _Held(self)
-        token = _held.set(held)
+        slot = Slot(self)
         try:
-            yield
+            yield slot
         finally:
-            _held.reset(token)
             self._flow.done()
-            held.end()
+            slot.end()
 
     @contextmanager
     def coming(self) -> Generator[OnItsWay]:
-        """Keep a place for a request until it asks for a slot, or has ended."""
+        """Reserve a place for a request until it asks for a slot, or ends."""
         self._coming += 1
         on_its_way = OnItsWay(self)
         try:
@@ -60,11 +57,11 @@ class Admission:
             on_its_way.arrive()
 
     def arrived(self) -> None:
-        """Count one less that is coming."""
+        """Count one request less on its way."""
         self._coming -= 1
 
     def is_full(self) -> bool:
-        """Whether a call that came now would be turned away, once those on their way have arrived."""
+        """Whether a call that came now would be refused, counting the requests on their way."""
         return self._busy + len(self._queue) + self._coming >= self._at_once + self._room()
 
     async def _enter(self) -> None:
@@ -88,11 +85,11 @@ class Admission:
             raise
 
     def enter_again(self) -> None:
-        """Take a slot back at once, though there may be none: who was let in is not turned away."""
+        """Take a slot back at once, even if none is free: an admitted call is not refused later."""
         self._busy += 1
 
     def leave(self) -> None:
-        """Give a slot back, to who waits longest."""
+        """Give a slot back, to the call that waits longest."""
         self._busy -= 1
         while self._queue and self._busy < self._at_once:
             turn = self._queue.popleft()
@@ -103,20 +100,20 @@ class Admission:
             self._calm_at = time.monotonic()
 
     def _room(self) -> int:
-        """How many may wait: of a burst many, under a load that lasts few."""
+        """How many calls may wait: many of a burst, few under a lasting load."""
         now = time.monotonic()
         lasts = now - self._calm_at > self._patience or now - self._refused_at < self._patience
         return min(max(1, self._at_once // 4), self._most_waiting) if lasts else self._most_waiting
 
     def _shorten(self) -> None:
-        """Turn away those who came last, when a burst turns out to be a load that lasts."""
+        """Refuse the calls that came last when a burst turns out to be a lasting load."""
         while len(self._queue) > self._room():
             turn = self._queue.pop()
             if not turn.done():
                 turn.set_exception(self.refusal())
 
     def refusal(self) -> Overloaded:
-        """Turn a call away."""
+        """Build the refusal of a call."""
         self._refused_at = time.monotonic()
         pause = self._flow.refused()
         return Overloaded(
@@ -125,32 +122,32 @@ class Admission:
 
 
 class OnItsWay:
-    """The place of one request between the door and its slot."""
+    """The place of one request between its arrival and its slot."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission, self._arrived = admission, False
 
     def arrive(self) -> None:
-        """Give the place up; again is no matter."""
+        """Give the place up; calling again changes nothing."""
         if not self._arrived:
             self._arrived = True
             self._admission.arrived()
 
 
 class _Flow:
-    """Counts calls done and refused in the present second and the one before, to say when to come back."""
+    """Counts calls done and refused in this second and the one before, to suggest when to try again."""
 
     def __init__(self) -> None:
         self._second = 0
         self._now, self._before = [0, 0], [0, 0]
 
     def done(self) -> None:
-        """Count a call that was worked on."""
+        """Count a call that ran."""
         self._turn()
         self._now[0] += 1
 
     def refused(self) -> float:
-        """Count a refusal, and give a pause in seconds after which as many come back as can be worked on."""
+        """Count a refusal, and give a pause in seconds that spreads the retries over what the server can do."""
         self._turn()
         self._now[1] += 1
         done, refused = (now + before for now, before in zip(self._now, self._before, strict=True))
@@ -164,46 +161,33 @@ class _Flow:
             self._now, self._second = [0, 0], second
 
 
-class _Held:
-    """One slot that a call holds, but for the times when it, or a part of it, only waits for something to happen.
+class Slot:
+    """The slot of one call, which the call gives back while it, or a part of it, only waits.
 
-    Tasks that the call started may outlive it; what they do then moves no slot.
+    Tasks that the call started may outlive it; they move no slot then.
     """
 
     def __init__(self, admission: Admission) -> None:
         self._admission, self._outside, self._ended = admission, 0, False
 
     def end(self) -> None:
-        """Give the slot back for good."""
+        """Give the slot back at the end of the call."""
         self._ended = True
         if not self._outside:
             self._admission.leave()
 
-    def step_out(self) -> None:
-        """Give the slot to others."""
+    @contextmanager
+    def given_back(self) -> Generator[None]:
+        """Let other calls have the slot while inside."""
         self._outside += 1
         if self._outside == 1 and not self._ended:
             self._admission.leave()
+        try:
+            yield
+        finally:
+            self._take_back()
 
-    def step_in(self) -> None:
-        """Take it back."""
+    def _take_back(self) -> None:
         self._outside -= 1
         if not self._outside and not self._ended:
             self._admission.enter_again()
-
-
-_held: ContextVar[_Held | None] = ContextVar("held", default=None)
-
-
-@contextmanager
-def outside() -> Generator[None]:
-    """Let others work while the present call only waits: for an event, a task, a disk."""
-    held = _held.get()
-    if held is None:
-        yield
-        return
-    held.step_out()
-    try:
-        yield
-    finally:
-        held.step_in()

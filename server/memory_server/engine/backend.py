@@ -21,14 +21,15 @@ from memory_core.cancellation import cancel
 from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, load_keyring, written
 from memory_core.crypto.sealing import Transports
+from memory_core.crypto.signed_entry import sign
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
 from memory_core.observe import tracing
+from memory_core.records import redis_time
 from memory_core.records.keys import AUDITED, namespace_of
-from memory_core.records.signed_entry import sign
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import functions, redis_time
+from memory_core.store import functions
 from memory_core.store.connection import (
-    Client,
     check_server,
     connect,
     durability,
@@ -39,7 +40,7 @@ from memory_core.store.connection import (
     redis_url,
     store_errors,
 )
-from memory_server.engine.audited_calls import in_hand
+from memory_server.engine.audited_calls import AuditedCall
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,7 +53,7 @@ _WATCH_SECONDS = 2.0
 
 @contextmanager
 def after_write() -> Generator[None]:
-    """Have reads that follow a write never claim that nothing was changed.
+    """Keep reads that follow a write from claiming that nothing was changed.
 
     Raises:
         OutcomeUnknown: instead of StoreUnavailable.
@@ -100,7 +101,7 @@ class Backend:
 
     @property
     def is_scattered(self) -> bool:
-        """Whether each namespace may lie on a Redis of its own, so that no command reads of two."""
+        """Whether each namespace may be on another Redis node, so that no command reads from two of them."""
         return self._client is not None and is_cluster(self._client)
 
     async def client(self) -> Client:
@@ -139,11 +140,17 @@ class Backend:
         raise AssertionError("unreachable")
 
     async def write(
-        self, function: str, keys: list[str], *, repeatable: bool = False, **request: Any
+        self,
+        function: str,
+        keys: list[str],
+        *,
+        repeatable: bool = False,
+        audited_call: AuditedCall | None = None,
+        **request: Any,
     ) -> dict[str, Any]:
         """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
 
-        What it notes in the audit (`audit`) is signed here, and belongs to the operation in hand.
+        The audit entry (`audit`) is signed here. It is the entry of `audited_call`, which then writes none.
 
         Raises:
             StoreUnavailable: nothing was changed.
@@ -151,26 +158,20 @@ class Backend:
         """
         client = await self.client()
         with tracing.span(function):
-            return await self._write_noted(client, function, keys, repeatable, request)
-
-    async def _write_noted(
-        self, client: Client, function: str, keys: list[str], repeatable: bool, request: dict[str, Any]
-    ) -> dict[str, Any]:
-        if "audit" not in request:
-            return await self._write(client, function, keys, repeatable, request)
-        namespace = namespace_of(keys[0])
-        await self.remember_audited(namespace)
-        entry = sign(self.keyring, namespace, request["audit"])
-        answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
-        if answer.get("audited") == entry.get("nonce", ""):
-            self.on_audited(namespace)
-            call = in_hand.get()
-            if call is not None:
-                call.written = True
-        return answer
+            if "audit" not in request:
+                return await self._write(client, function, keys, repeatable, request)
+            namespace = namespace_of(keys[0])
+            await self.remember_audited(namespace)
+            entry = sign(self.keyring, namespace, request["audit"])
+            answer = await self._write(client, function, keys, repeatable, {**request, "audit": entry})
+            if answer.get("audited") == entry.get("nonce", ""):
+                self.on_audited(namespace)
+                if audited_call is not None:
+                    audited_call.written = True
+            return answer
 
     async def remember_audited(self, namespace: str) -> None:
-        """Have the sweep look at the audit of a namespace, also if nothing is ever stored there.
+        """Register the audit of a namespace for the sweep, even if nothing is ever stored there.
 
         Raises:
             StoreUnavailable: Redis does not answer.
@@ -206,7 +207,7 @@ class Backend:
         raise AssertionError("unreachable")
 
     def starts_sidecar(self) -> bool:
-        """Whether the embedded default is about to bring up a sidecar of its own."""
+        """Whether the embedded default is about to start its own sidecar."""
         state = self._local.state() if self._local else None
         return state is not None and state.sidecar_error is None and not state.sidecar_restarts
 
@@ -305,7 +306,7 @@ class Backend:
         self.is_suspect = True
 
     def _doubt_coverage(self) -> None:
-        """Some namespaces lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        """Some namespaces have moved: until they are checked, no index is known to be complete."""
         self.is_suspect = True
         self.on_moved()
 

@@ -1,21 +1,19 @@
-"""What reads of one batch share while they run side by side: each thing is asked of Redis once for all of them."""
+"""Deduplicates the Redis reads of one batch."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Generator, Hashable, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-from memory_core.store import redis_time
+from memory_core.records import redis_time
 
 T = TypeVar("T")
 _GATHER_SECONDS = 0.003
 
 
-class Shared:
-    """One group of reads without a write between them, all by one caller; `now` is the moment they all see."""
+class BatchCache:
+    """Answers that a group of reads shares: all by one caller, with no write between them, all as of `now`."""
 
     def __init__(self) -> None:
         self.now = redis_time.now()
@@ -24,7 +22,7 @@ class Shared:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def once(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-        """Make something the first time, and give the same to all who ask; who is cancelled cancels it for nobody."""
+        """Make something the first time, and share it afterwards. A cancelled read does not cancel it for others."""
         if key not in self._made:
             self._made[key] = asyncio.ensure_future(make())
         return await asyncio.shield(self._made[key])
@@ -32,7 +30,7 @@ class Shared:
     async def each(
         self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Awaitable[dict[Hashable, T]]]
     ) -> list[T | None]:
-        """Give the value of each key; `load` gets the positions of those that nobody asked for yet."""
+        """Give the value of each key; `load` receives the positions of the keys that no read asked for yet."""
         missing = [position for position, key in enumerate(keys) if key not in self._made]
         if missing:
             loading = asyncio.ensure_future(load(missing))
@@ -42,7 +40,7 @@ class Shared:
         return [self._made[key].result().get(key) for key in keys]
 
     async def gathered(self, key: Hashable, item: Any, send: Callable[[Sequence[Any]], Awaitable[Sequence[T]]]) -> T:
-        """Send items of a kind together that are wanted within a moment of each other, and give this one's answer."""
+        """Send items of a kind together if they come within a few milliseconds, and give this one's answer."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiting = self._gathered.setdefault(key, [])
         waiting.append((item, future))
@@ -67,31 +65,11 @@ class Shared:
                 future.set_result(answer)
 
 
-_shared: ContextVar[Shared | None] = ContextVar("shared", default=None)
+def now(cache: BatchCache | None) -> float:
+    """Give the time; within a batch the same for all reads that share a cache."""
+    return cache.now if cache else redis_time.now()
 
 
-@contextmanager
-def together() -> Generator[None]:
-    """Have the reads begun within share what they ask for."""
-    token = _shared.set(Shared())
-    try:
-        yield
-    finally:
-        _shared.reset(token)
-
-
-def shared() -> Shared | None:
-    """What the present read shares with others; None outside a batch."""
-    return _shared.get()
-
-
-def now() -> float:
-    """The time, the same for all reads that share."""
-    current = _shared.get()
-    return current.now if current else redis_time.now()
-
-
-async def once(key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-    """Make something once for all reads that share; by itself, every time."""
-    current = _shared.get()
-    return await (current.once(key, make) if current else make())
+async def once(cache: BatchCache | None, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
+    """Make something, within a batch once for all reads that share a cache."""
+    return await (cache.once(key, make) if cache else make())

@@ -1,4 +1,4 @@
-"""Asks the sidecars' bulk engine, and says plainly when there is none to ask."""
+"""Client of the sidecars' bulk engine."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 from cachetools import TTLCache
 
 from memory_core.errors import BulkUnavailable
-from memory_core.records import keys, sidecar
+from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_core.store import redis_time
+from memory_core.store import sidecar
 from memory_core.store.bulk_messages import (
     BulkAsk,
     Clusters,
@@ -36,8 +36,8 @@ Piece = tuple[str, int, float]
 _TRUST_SECONDS = 2.0
 
 
-class Bulk:
-    """The bulk engine as a server sees it."""
+class BulkClient:
+    """Sends requests to the bulk engine."""
 
     def __init__(self, backend: Backend, models: KnownModels, replies: Replies) -> None:
         self._backend = backend

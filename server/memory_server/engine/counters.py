@@ -1,35 +1,36 @@
-"""Counts what a server does, as cheaply as can be: plain numbers here, made into metrics only when somebody asks.
-
-Nothing in a figure tells who did something or to what: names of operations, outcomes and parts are few and fixed.
-"""
+"""Counts what a server does. No figure names an agent or a memory: operations, outcomes and parts are few and fixed."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 
-from memory_core.observe.histogram import Histogram
+from memory_core.observe.metric_families import Families
+
+FAMILIES = Families("memory_server_")
 
 
-class Figures:
-    """The figures of one server process since it started."""
+class Counters:
+    """The counters of one server process since it started."""
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
         """Operations by name and outcome; each operation of a batch is one."""
-        self.call_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.call_seconds = FAMILIES.histogram("call_seconds", "How long operations took.", "operation")
         self.bad_tokens = 0
         self.turned_away = 0
         """Calls refused at the door, of which nothing more is known."""
-        self.search_seconds: defaultdict[str, Histogram] = defaultdict(Histogram)
+        self.search_part_seconds = FAMILIES.histogram(
+            "search_part_seconds", "How long the parts of searches took.", "part"
+        )
         """Parts of searches: understand (with the vector of the query), search, rank."""
         self.sweeps: Counter[str] = Counter({"done": 0, "failed": 0, "elsewhere": 0})
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:
         """Count an operation that ended."""
         self.calls[operation, outcome] += 1
-        self.call_seconds[operation].add(seconds)
+        self.call_seconds.labels(operation).observe(seconds)
 
     def searched(self, **milliseconds: float) -> None:
         """Count a search by how long its parts took."""
         for part, took in milliseconds.items():
-            self.search_seconds[part].add(took / 1000)
+            self.search_part_seconds.labels(part).observe(took / 1000)

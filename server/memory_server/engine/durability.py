@@ -1,8 +1,8 @@
-"""Waits until what was written is on disks, so that an answer can say so: one WAITAOF for all who wait at a time.
+"""Waits until writes are on disks, so that an answer can say so. One WAITAOF serves all calls that wait at a time.
 
-WAITAOF speaks of the last write of its own connection, and writes go over many. So a connection of ours looks that
-the writes are there, writes a mark after them and waits for that: Redis's file has one order. Having looked, it needs
-to know nothing of restarts and failovers in between: a write that they lost is not there.
+WAITAOF covers the last write of its own connection only, and writes go over many. So one connection checks that the
+writes are there, writes a mark after them and waits for the mark: Redis's file has one order. The check also finds
+writes that a restart or a failover lost: they are not there.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Generator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_core.store.connection import MEMORY, Client, connect, shard_of, store_errors
-from memory_server.engine.admission import outside
+from memory_core.redis_client import Client
+from memory_core.store.connection import MEMORY, connect, shard_of, store_errors
 from memory_server.engine.backend import Backend
+from memory_server.engine.deferred_writes import Written
+from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
 _GATHER_SECONDS = 0.05
@@ -35,15 +36,6 @@ _SLOW_REPLICAS = "replicas are too slow, or keep no append-only file"
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """A revision of a memory that Redis acknowledged."""
-
-    namespace: str
-    memory_id: str
-    rev: int
-
-
-@dataclass(frozen=True, slots=True)
 class Reached:
     """How far a write has come; `unconfirmed` says why it is not known to be synced, where it was to be."""
 
@@ -51,35 +43,10 @@ class Reached:
     unconfirmed: str | None = None
 
 
-class Deferred:
-    """The writes of a batch, which are waited for together at its end."""
-
-    def __init__(self) -> None:
-        self.written: dict[str, Written] = {}
-        self.wanted = False
-
-    def add(self, written: Written, wanted: bool) -> None:
-        """Note a write, the last of its memory so far."""
-        self.written[written.memory_id] = written
-        self.wanted = self.wanted or wanted
-
-
 Waiter = tuple[Written, asyncio.Future[Reached]]
-_deferred: ContextVar[Deferred | None] = ContextVar("deferred", default=None)
 
 
-@contextmanager
-def deferring() -> Generator[Deferred]:
-    """Have the writes made within wait for nothing: whoever opened this does."""
-    deferred = Deferred()
-    token = _deferred.set(deferred)
-    try:
-        yield deferred
-    finally:
-        _deferred.reset(token)
-
-
-class Syncing:
+class Durability:
     """The waits of this process."""
 
     def __init__(self, backend: Backend) -> None:
@@ -93,7 +60,7 @@ class Syncing:
         self._forgiven_until = 0.0
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Syncing]:
+    async def running(self) -> AsyncGenerator[Durability]:
         """Allow waits until left."""
         try:
             yield self
@@ -102,22 +69,26 @@ class Syncing:
             if self._client is not None:
                 await self._client.aclose()
 
-    async def reached(self, written: Written, *, critical: bool) -> Reached:
-        """Say how far a write has come, after a wait for the disk if it is to have one. It stands whatever comes."""
-        wanted = bool(self._settings.wait_seconds) and (critical or self._settings.level == "synced")
-        deferred = _deferred.get()
-        if deferred is not None:
-            deferred.add(written, wanted)
-        if deferred is not None or not wanted:
-            return Reached(self._backend.durability)
-        return await self._wait(written)
+    async def reached(self, request: RequestContext, written: Written, *, critical: bool) -> Reached:
+        """Give the durability of a write, after waiting for the disk where that is wanted.
 
-    async def settled(self, deferred: Deferred) -> dict[str, Reached]:
-        """Say how far each memory of a batch has come; all are waited for if one of them is to be."""
-        if not deferred.wanted:
+        In a batch the wait comes at the end; see `settled`.
+        """
+        wanted = bool(self._settings.wait_seconds) and (critical or self._settings.level == "synced")
+        if request.deferred is not None:
+            request.deferred.add(written, wanted)
+        if request.deferred is not None or not wanted:
+            return Reached(self._backend.durability)
+        with request.without_slot():
+            return await self._wait(written)
+
+    async def settled(self, request: RequestContext) -> dict[str, Reached]:
+        """Give the durability of each memory of a batch. If one of them is to be waited for, all are."""
+        if request.deferred is None or not request.deferred.wanted:
             return {}
-        writes = list(deferred.written.values())
-        reached = await asyncio.gather(*map(self._wait, writes))
+        writes = list(request.deferred.written.values())
+        with request.without_slot():
+            reached = await asyncio.gather(*map(self._wait, writes))
         return {written.memory_id: one for written, one in zip(writes, reached, strict=True)}
 
     async def _wait(self, written: Written) -> Reached:
@@ -125,8 +96,7 @@ class Syncing:
         self._waiting.append((written, future))
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._go())
-        with outside():
-            return await future
+        return await future
 
     async def _go(self) -> None:
         while self._waiting:

@@ -11,17 +11,16 @@ from collections import defaultdict, deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 
-import numpy as np
 from cachetools import TTLCache
 
 from memory_core.cancellation import cancel
 from memory_core.errors import EmbeddingUnavailable, MemoryServiceError
 from memory_core.observe import tracing
-from memory_core.records import keys, sidecar
+from memory_core.records import keys, redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
-from memory_core.store import redis_time
+from memory_core.store import sidecar
 from memory_core.store.streams import Ask, Reply
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
@@ -33,10 +32,10 @@ _TRUST_SECONDS = 2.0
 """A sidecar that answered this recently is taken to be alive."""
 _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
-"""Small enough that a sidecar can take somebody else's ask in between."""
+"""Small enough that a sidecar can answer another agent's ask in between."""
 
-Wanted = tuple[str, asyncio.Future[Matrix], str]
-"""A text, who waits for its vector, and in which trace."""
+Request = tuple[str, asyncio.Future[bytes], str]
+"""A text, the future of its vector, and the trace it belongs to."""
 
 
 class Embeddings:
@@ -48,7 +47,7 @@ class Embeddings:
         self._backend = backend
         self._models = models
         self.replies = Replies(backend)
-        self._wanted: defaultdict[tuple[int, Model], deque[Wanted]] = defaultdict(deque)
+        self._wanted: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
         self._answering: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
         self._asking: set[asyncio.Task[None]] = set()
 
@@ -74,8 +73,8 @@ class Embeddings:
         """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
         They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered. `asked` is set once sidecars are asked for what is missing, so that whoever has something else
-        for Redis to do can let them begin first.
+        is remembered. `asked` is set once sidecars are asked for what is missing, so that the caller can send
+        other commands to Redis after them.
 
         Raises:
             EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
@@ -88,13 +87,13 @@ class Embeddings:
             if missing:
                 seconds = wait or self._backend.settings.embed_wait_seconds
                 fresh = await self._ask_for(missing, asker.namespace, model, seconds, asked)
-                known |= {text: to_bytes(vector) for text, vector in zip(missing, fresh, strict=True)}
+                known |= zip(missing, fresh, strict=True)
                 if not secret:
                     await self._remember(asker, {text: known[text] for text in missing}, model)
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
-        """Get the vectors of texts if this process knows all of them: nobody waits, so no round trip is spent."""
+        """Get the vectors of texts if this process knows all of them, without a round trip."""
         known = await self.cache.get(asker, texts, model, far=False)
         if any(text not in known for text in texts):
             return None
@@ -108,7 +107,7 @@ class Embeddings:
 
     async def _ask_for(
         self, texts: Sequence[str], namespace: str, model: Model, wait: float, asked: asyncio.Event | None
-    ) -> Matrix:
+    ) -> list[bytes]:
         await self._check_alive(model)
         where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
@@ -119,7 +118,7 @@ class Embeddings:
             asked.set()
         try:
             async with asyncio.timeout(wait):
-                return np.stack(await asyncio.gather(*futures))
+                return await asyncio.gather(*futures)
         except TimeoutError:
             raise EmbeddingUnavailable(
                 f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
@@ -139,7 +138,7 @@ class Embeddings:
         self._asking.discard(task)
         self._pump()
 
-    async def _ask(self, lane: int, model: Model, batch: list[Wanted]) -> None:
+    async def _ask(self, lane: int, model: Model, batch: list[Request]) -> None:
         """Ask for a batch and hand each its vector, or all the same error."""
         try:
             trace = next((trace for _, _, trace in batch if trace), "")
@@ -153,28 +152,30 @@ class Embeddings:
             if not future.done():
                 future.set_result(vector)
 
-    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Matrix:
-        reply = await until_a_key_fits(lambda: self._reply_to(texts, lane, model, trace))
+    async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> list[bytes]:
+        """Ask a sidecar; give the unit vectors as Redis and the cache keep them."""
+        wait = self._backend.settings.embed_wait_seconds
+
+        async def send() -> Reply:
+            ask = Ask(
+                id=new_id(),
+                reply_to=self.replies.address,
+                model=model.name,
+                deadline=int((redis_time.now() + wait) * 1000),
+                texts=texts,
+                seal=self._backend.transports.current,
+                trace=trace,
+            )
+            try:
+                return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
+            except TimeoutError:
+                raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+
+        reply = await until_a_key_fits(send)
         if reply.error:
             raise EmbeddingUnavailable(f"the sidecar refused: {reply.error}", hint="see gpu_status")
         self._answering[model.name] = True
-        return normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)
-
-    async def _reply_to(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> Reply:
-        wait = self._backend.settings.embed_wait_seconds
-        ask = Ask(
-            id=new_id(),
-            reply_to=self.replies.address,
-            model=model.name,
-            deadline=int((redis_time.now() + wait) * 1000),
-            texts=texts,
-            seal=self._backend.transports.current,
-            trace=trace,
-        )
-        try:
-            return await self.replies.exchange(keys.asks(lane, model.name), ask, wait)
-        except TimeoutError:
-            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", retry_after=2.0) from None
+        return [to_bytes(row) for row in normalise(from_bytes(reply.vectors, reply.dimension), model.dimension)]
 
     async def _check_alive(self, model: Model) -> None:
         if model.name in self._answering:

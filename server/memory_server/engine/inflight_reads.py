@@ -1,4 +1,4 @@
-"""Knows which reads are under way, so that a revoke returns only when none that began before it can still answer."""
+"""Tracks in-flight reads, so that a revoke can wait until none that began before it can still answer."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import RequestContext
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Readers:
+class InflightReads:
     """The reads of this process by namespace and agent."""
 
     def __init__(self) -> None:
@@ -22,7 +22,7 @@ class Readers:
 
     @contextmanager
     def reading(self, namespace: str, agent: str) -> Generator[None]:
-        """Count as under way while inside."""
+        """Count a read as under way while inside."""
         done = asyncio.Event()
         others = self._under_way.setdefault((namespace, agent), set())
         others.add(done)
@@ -35,7 +35,7 @@ class Readers:
                 self._under_way.pop((namespace, agent), None)
 
     async def finished(self, namespace: str, agents: Iterable[str], patience: float) -> bool:
-        """Wait until the reads that are under way now have ended; whether they did so in time."""
+        """Wait for the reads that are under way now, and tell whether they ended in time."""
         reads = [done for agent in agents for done in self._under_way.get((namespace, agent), ())]
         try:
             async with asyncio.timeout(patience):
@@ -50,20 +50,20 @@ class TracksReads(Protocol):
     """A service whose reads are tracked."""
 
     @property
-    def readers(self) -> Readers: ...
+    def inflight_reads(self) -> InflightReads: ...
 
 
 S = TypeVar("S", bound=TracksReads)
 
 
 def reads(
-    use_case: Callable[Concatenate[S, Caller, P], Awaitable[T]],
-) -> Callable[Concatenate[S, Caller, P], Awaitable[T]]:
-    """Mark a use case as one that shows memories to its caller."""
+    use_case: Callable[Concatenate[S, RequestContext, P], Awaitable[T]],
+) -> Callable[Concatenate[S, RequestContext, P], Awaitable[T]]:
+    """Mark a use case that shows memories to its caller."""
 
     @wraps(use_case)
-    async def tracked(service: S, caller: Caller, *args: P.args, **kwargs: P.kwargs) -> T:
-        with service.readers.reading(caller.namespace, caller.agent):
-            return await use_case(service, caller, *args, **kwargs)
+    async def tracked(service: S, request: RequestContext, *args: P.args, **kwargs: P.kwargs) -> T:
+        with service.inflight_reads.reading(request.caller.namespace, request.caller.agent):
+            return await use_case(service, request, *args, **kwargs)
 
     return tracked

@@ -10,8 +10,8 @@ from cachetools import LRUCache
 from memory_core.errors import StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
-from memory_core.store.connection import Client
 
 MODELS_SECONDS = 1.0
 """How long a process may not know that another model answers now. What the old one answers is right meanwhile."""
@@ -43,7 +43,7 @@ class KnownModels:
             if known is None:
                 raise
             return known  # a write waits for Redis, and is right by an older model too
-        models = found or Models(Model.configured(self._settings))
+        models = found or Models(self._settings.model)
         self._known[namespace] = started, models
         return models
 

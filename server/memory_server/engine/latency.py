@@ -7,8 +7,8 @@ from collections.abc import MutableMapping
 
 from cachetools import LRUCache
 
-from memory_core.observe.histogram import Histogram
 from memory_server.contract.stats import Percentiles
+from memory_server.engine.counters import FAMILIES
 from memory_server.engine.vector_cache import Asker
 
 _REMEMBERED_AGENTS = 1000
@@ -18,14 +18,14 @@ _SAMPLES_OF_ONE = 250
 class Latency:
     """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
+    def __init__(self, name: str, text: str) -> None:
+        self.histogram = FAMILIES.histogram(name, text)
         self._samples: deque[float] = deque(maxlen=1000)
         self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
     def add(self, asker: Asker, milliseconds: float) -> None:
         """Record one duration."""
-        self.histogram.add(milliseconds / 1000)
+        self.histogram.observe(milliseconds / 1000)
         own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
         for samples in (self._samples, own):
             samples.append(milliseconds)

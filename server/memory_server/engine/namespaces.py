@@ -1,7 +1,7 @@
-"""Knows which namespaces have their index on the Redis now connected, and how much of each it covers.
+"""Tracks which namespaces have an index on the connected Redis, and how much of each namespace it covers.
 
-An answer is whole only if the index was whole from before its search until after it: by the time that anybody asks, an
-index that was dropped meanwhile may have been made anew.
+An answer is complete only if the index was complete from before the search until after it. A check afterwards is not
+enough: an index that was dropped meanwhile may have been created again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from redis import exceptions as redis_errors
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import NAMESPACES, Keys
+from memory_core.redis_client import Client
 from memory_core.store import index
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.index_definition import LookOver
+from memory_server.engine.index_definition import DriftWarnings
 from memory_server.engine.known_models import KnownModels
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Namespaces:
         self._used: dict[str, float] = {}
         self._made = count()
         self._preparing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._look_over = LookOver(backend.settings.vector_store)
+        self._drift_warnings = DriftWarnings(backend.settings.vector_store)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Namespaces]:
@@ -128,7 +129,7 @@ class Namespaces:
         return min(before.progress, now.progress) if now.made == before.made else 0.0
 
     def doubt(self) -> None:
-        """Namespaces may lie elsewhere now: until that is looked at, no index is known to cover all of its own."""
+        """Namespaces may have moved: until they are checked, no index is known to be complete."""
         for name, known in self._known.items():
             self._known[name] = replace(known, run_id="", made=next(self._made), progress=0.0)
 
@@ -138,7 +139,7 @@ class Namespaces:
             await self.look_after()
 
     async def look_after(self) -> None:
-        """Make indexes anew that vanished while nobody searched, and forget namespaces that nobody uses."""
+        """Create indexes again that vanished between searches, and forget unused namespaces."""
         for name, known in list(self._known.items()):
             if self._used[name] < time.monotonic() - _FORGET_SECONDS:
                 del self._known[name], self._used[name]
@@ -147,7 +148,7 @@ class Namespaces:
             try:
                 if not (await self._look(known)).run_id:
                     await self.get(name, renew=True)
-                await self._look_over.once(await self._backend.client(), known.keys)
+                await self._drift_warnings.once(await self._backend.client(), known.keys)
             except MemoryServiceError as error:
                 log.warning("namespace %s: %s", name, error.message)
             except Exception:
@@ -155,7 +156,7 @@ class Namespaces:
 
     async def _make(self, name: str) -> Prepared:
         run_id, made = self._backend.run_id, next(self._made)
-        if name in self._known:  # before there is another index: nobody may take it for the one before
+        if name in self._known:  # before the new index exists, so that no search takes it for the old one
             self._known[name] = replace(self._known[name], made=made, progress=0.0)
         client = await self._backend.client()
         async with store_errors():

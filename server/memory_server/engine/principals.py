@@ -1,50 +1,27 @@
-"""Turns a name that the connection vouches for into a principal, and names into owner ids."""
+"""Looks up the principal behind a caller, and the owner ids behind agent names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-from memory_core.errors import Forbidden, echo
 from memory_core.records import grant
-from memory_core.records.audit_entry import Said, said
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR
 from memory_core.records.scope import NOBODY, Principal
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.engine.batch_cache import once
+from memory_server.engine.request import RequestContext
 
 _NAME = re.compile(NAME_PATTERN)
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """What the connection says of a request: which agent, in which namespace.
-
-    Without `may_read` no other memories are shown beside what was asked for. Who `sees_server` is shown figures that
-    all agents' activity moves: an admin, or anybody while authentication is off and names are believed. `by` is the
-    admin who acts as the agent, and `origin` where the request came from.
-    """
-
-    namespace: str
-    agent: str
-    admin: bool = False
-    may_read: bool = True
-    sees_server: bool = True
-    by: str | None = None
-    origin: str = ""
-
-    def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> Said:
-        """Say for the audit what this caller does to what, and what else it is shown by that."""
-        return said(self.agent, op, ids, self.origin, by=self.by, shown=shown)
-
-
-async def resolve(backend: Backend, caller: Caller) -> Principal:
-    """Look up the caller's owner ids and the grants to it; one that never wrote has no owner id."""
+async def resolve(backend: Backend, request: RequestContext) -> Principal:
+    """Look up the caller's owner ids and the grants to it; an agent that never wrote has no owner id."""
+    caller = request.caller
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Any]:
@@ -56,15 +33,16 @@ async def resolve(backend: Backend, caller: Caller) -> Principal:
         rows = await backend.read(fetch)
         return grant.principal_of(caller.namespace, caller.agent, caller.admin, rows)
 
-    return await once(("principal", caller), look_up)
+    return await once(request.cache, ("principal", caller), look_up)
 
 
-async def resolve_writer(backend: Backend, caller: Caller) -> Principal:
+async def resolve_writer(backend: Backend, request: RequestContext) -> Principal:
     """Like `resolve`, issuing an owner id to an agent that has none yet."""
-    principal = await resolve(backend, caller)
+    principal = await resolve(backend, request)
     if principal.owner:
         return principal
-    keys, candidate = Keys(caller.namespace), new_id()
+    caller, candidate = request.caller, new_id()
+    keys = Keys(caller.namespace)
     await backend.write(
         "rm1_owner",
         [keys.agent(caller.agent), keys.owner(candidate)],
@@ -72,27 +50,11 @@ async def resolve_writer(backend: Backend, caller: Caller) -> Principal:
         candidate=candidate,
         agent=caller.agent,
     )
-    return await resolve(backend, caller)
-
-
-def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
-    """Accept an `agent_id` argument of a write only from the agent itself or an admin.
-
-    Raises:
-        Forbidden: it names somebody else.
-    """
-    if agent_id is None or agent_id == caller.agent:
-        return caller
-    if caller.admin:
-        return replace(caller, agent=agent_id, by=caller.agent)
-    raise Forbidden(
-        f"agent_id {echo(agent_id)} is not you ({caller.agent}); writes act as the connected agent",
-        hint="leave agent_id out",
-    )
+    return await resolve(backend, request)
 
 
 async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
-    """Give the owner ids behind agent names, for filtering. Names nobody has filter for nobody."""
+    """Give the owner ids behind agent names, for filtering. Unknown names match nothing."""
     if not names:
         return ()
     keys = Keys(principal.namespace)

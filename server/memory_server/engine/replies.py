@@ -17,7 +17,8 @@ from memory_core.crypto.sealing import Transports
 from memory_core.errors import MemoryServiceError
 from memory_core.records import keys
 from memory_core.records.ids import new_id
-from memory_core.store.connection import Client, connect, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect, store_errors
 from memory_core.store.streams import BadMessage, Reply, entries
 from memory_server.engine.backend import Backend
 

@@ -1,6 +1,6 @@
-"""Remembers vectors, so that a text seen before costs no inference: in this process, then in Redis.
+"""Caches vectors in this process and in Redis, so that a known text costs no inference.
 
-Each agent has its own: a hit on another's text would tell that somebody holds it.
+Each agent has its own cache: a hit on another agent's text would reveal that the text is stored.
 """
 
 from __future__ import annotations

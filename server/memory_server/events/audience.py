@@ -1,4 +1,4 @@
-"""Finds, for an event, those few of a namespace's listeners whom it concerns."""
+"""Finds the listeners of a namespace that an event concerns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Queries:
     rows: Matrix | None
 
 
-class Room:
+class Audience:
     """The listeners of one namespace, and how far its stream was read for them."""
 
     def __init__(self, position: Position) -> None:
@@ -45,11 +45,11 @@ class Room:
 
     @property
     def has_queries(self) -> bool:
-        """Whether anybody has a standing query."""
+        """Whether a listener has a standing query."""
         return bool(self._asking)
 
     def add(self, listener: Waiter | Follower) -> None:
-        """Let a listener in."""
+        """Add a listener."""
         self._all.add(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -65,7 +65,7 @@ class Room:
         self._file(listener)
 
     def remove(self, listener: Waiter | Follower) -> None:
-        """Let a listener go."""
+        """Remove a listener."""
         self._all.discard(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -82,7 +82,7 @@ class Room:
             self._queries = None
 
     def trust(self, waiter: Waiter, tokens: Iterable[str], doubts: int) -> None:
-        """Remember what a waiter may read, as looked up when it had so many doubts."""
+        """Remember the tokens of a waiter, as looked up when it had so many doubts."""
         if waiter in self._waiters:
             for token in waiter.tokens:
                 _drop(self._by_token, token, waiter)
@@ -96,17 +96,18 @@ class Room:
             listener.close()
 
     def lose(self) -> None:
-        """Tell all waiters that entries may have been lost."""
+        """Mark all waiters: entries may have been lost."""
         for waiter in self._waiters:
             waiter.lose()
 
     def ask(self, waiter: Waiter, query: Matrix, model: Model) -> None:
-        """Take the standing query of a waiter as another model embeds it."""
+        """Replace the standing query of a waiter by its vector of another model."""
         waiter.query, waiter.model, self._queries = query, model, None
 
     def near(self, vector: Matrix, model: Model) -> set[Waiter]:
-        """Find those whose standing query lies close to a vector of a model, shape (dimension,), and those whose query
-        is of another model: they look for themselves.
+        """Find the waiters whose standing query is close to a vector of a model, shape (dimension,).
+
+        Waiters whose query is of another model are included: they compare again themselves.
         """
         if self._queries is None or self._queries.model != model:
             known = [waiter for waiter in self._asking if waiter.query is not None and waiter.model == model]
@@ -124,7 +125,7 @@ class Room:
         return near
 
     def offer(self, entry: Entry, near: set[Waiter] | None) -> None:
-        """Offer an entry to all whom it may concern; `near` are those whose query it meets, None for not known."""
+        """Offer an entry to the listeners it may concern; `near` are those whose query it matches, None if unknown."""
         self.position = max(self.position, entry.position)
         self._notice(entry)
         for waiter in self._concerned(entry, near) | self._watching:
@@ -155,7 +156,7 @@ class Room:
         return {waiter for name in entry.to for waiter in self._by_agent.get(name, ())}
 
     def _file(self, waiter: Waiter) -> None:
-        """Keep the indexes in step with what a waiter may read."""
+        """Update the indexes after the tokens of a waiter changed."""
         if waiter.is_stale:
             self._stale.add(waiter)
             return

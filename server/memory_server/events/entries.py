@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
 from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"

@@ -1,5 +1,7 @@
-"""All readers of event streams in this process: one for a single Redis, and on a cluster one for each namespace where
-somebody listens, because no read crosses slots.
+"""The readers of event streams in this process.
+
+On a single Redis one reader serves all namespaces. On a cluster each namespace with listeners has its own reader,
+because no read crosses slots.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from contextlib import asynccontextmanager, contextmanager
 from memory_core.cancellation import cancel
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.events.audience import Room
+from memory_server.events.audience import Audience
 from memory_server.events.entries import Position
 from memory_server.events.listeners import Follower, Waiter
 from memory_server.events.reader import Reader
@@ -45,12 +47,12 @@ class Hub:
             reader.close()
 
     def count(self, namespace: str) -> int:
-        """How many listen in a namespace."""
+        """Count the listeners of a namespace."""
         found = self._readers.get(self._name(namespace))
         return found[0].count(namespace) if found else 0
 
     @contextmanager
-    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Room]:
+    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Audience]:
         """Offer a listener what comes after `at`, the end of the stream as it was read a moment ago."""
         name = self._name(namespace)
         if name not in self._readers:
@@ -60,11 +62,11 @@ class Hub:
         reader, _ = self._readers[name]
         if self._closed:
             reader.close()
-        with reader.listening(namespace, listener, at) as room:
-            yield room
+        with reader.listening(namespace, listener, at) as audience:
+            yield audience
 
     def _end_idle(self) -> None:
-        """Give up connections that nobody listens on, once there are many: whoever listened may soon do so again."""
+        """Close readers without listeners once there are many; a few are kept because listeners often return."""
         idle = [name for name, (reader, _) in self._readers.items() if not reader.count(name)]
         for name in idle if len(idle) > _MOST_IDLE else ():
             reader, task = self._readers.pop(name)

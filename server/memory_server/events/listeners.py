@@ -1,6 +1,7 @@
-"""Those who wait. The hub offers them what may concern them, by what it remembers of their permissions.
+"""Listeners: calls, subscriptions and dashboards that wait for events.
 
-That is a first sieve which must never let too little through: whoever takes an entry out checks it afresh.
+The hub offers them the entries that may concern them, by their remembered permissions. That is a first filter, which
+must never drop too much: the code that takes an entry out checks current permissions.
 """
 
 from __future__ import annotations
@@ -11,14 +12,13 @@ from collections.abc import Iterable
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.engine.admission import outside
 from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
 
 _MOST_KEPT = 5000
 
 
 class Listener:
-    """Somebody to wake."""
+    """Waits to be woken."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -29,16 +29,15 @@ class Listener:
         self._awake.set()
 
     def close(self) -> None:
-        """Say that nothing will be offered any more."""
+        """End the waiting: no more entries come."""
         self.closed = True
         self.wake()
 
     async def wait(self, seconds: float | None = None) -> bool:
         """Wait to be woken; False if the time ran out."""
         try:
-            with outside():
-                async with asyncio.timeout(seconds):
-                    await self._awake.wait()
+            async with asyncio.timeout(seconds):
+                await self._awake.wait()
         except TimeoutError:
             return False
         self._awake.clear()
@@ -69,7 +68,7 @@ class Waiter(Listener):
         self.queue: deque[Entry] = deque()
         self.overflown = False
         self.sees_all = False
-        """Whether it is told of everything in the namespace."""
+        """Whether it receives every event of the namespace."""
 
     @property
     def is_stale(self) -> bool:
@@ -77,7 +76,7 @@ class Waiter(Listener):
         return self.trusted < self.doubts
 
     def trust(self, tokens: Iterable[str], doubts: int) -> None:
-        """Take tokens that were looked up when there were so many doubts."""
+        """Remember tokens that were looked up when there were so many doubts."""
         self.tokens, self.trusted = frozenset(tokens), doubts
 
     def notice(self, entry: Entry) -> None:
@@ -90,7 +89,7 @@ class Waiter(Listener):
         return self.is_stale or not self.tokens.isdisjoint(entry.scope)
 
     def concerns(self, entry: Entry) -> bool:
-        """Whether an entry may be for it; what it did itself is no news to it."""
+        """Whether an entry may be for it. Its own actions are not."""
         if entry.by and entry.by == self.agent:
             return False
         if entry.kind == MEMORY:
@@ -99,7 +98,7 @@ class Waiter(Listener):
         return entry.kind in self.kinds and entry.is_for(self.agent)
 
     def offer(self, entry: Entry) -> None:
-        """Keep an entry to be taken; too many are dropped, and read from the stream instead."""
+        """Queue an entry. If there are too many, the queue is dropped and read from the stream instead."""
         if len(self.queue) < _MOST_KEPT and not self.overflown:
             self.queue.append(entry)
         else:
@@ -107,14 +106,14 @@ class Waiter(Listener):
         self.wake()
 
     def lose(self) -> None:
-        """Say that entries may have been lost."""
+        """Note that entries may have been lost."""
         self.queue.clear()
         self.overflown = True
         self.wake()
 
 
 class Watcher(Waiter):
-    """Somebody who looks on: an agent who is told of its own doings too, or an operator who is told of all."""
+    """The live feed of a dashboard: an agent also sees its own actions, an operator sees all events."""
 
     def __init__(self, agent: str, *, sees_all: bool) -> None:
         super().__init__(agent, frozenset({MEMORY, TASK, GRANT, AGENT}))

@@ -1,4 +1,4 @@
-"""Remembers how far each agent was told, many at a time, so that waking costs no round trip for it."""
+"""Stores the last cursor of each agent, many in one write, so that waking costs no round trip."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _GATHER_SECONDS = 0.01
 _AT_ONCE = 500
 
 
-class Seen:
+class Positions:
     """The last cursor that each agent presented or was given."""
 
     def __init__(self, backend: Backend) -> None:
@@ -28,9 +28,9 @@ class Seen:
         self._any = asyncio.Event()
 
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Seen]:
-        """Write what is noted, until left."""
-        writer = asyncio.create_task(self._write_for_ever(), name="seen")
+    async def running(self) -> AsyncGenerator[Positions]:
+        """Write noted cursors until left."""
+        writer = asyncio.create_task(self._write_forever(), name="seen")
         try:
             yield self
         finally:
@@ -49,14 +49,14 @@ class Seen:
         found = await self._backend.read(lambda client: client.get(Keys(namespace).seen(agent)))
         return str(found, "ascii") if found else None
 
-    async def _write_for_ever(self) -> None:
+    async def _write_forever(self) -> None:
         while True:
             await self._any.wait()
             await asyncio.sleep(_GATHER_SECONDS)
             await self._write()
 
     async def _write(self) -> None:
-        """Losing some only counts events as unread again."""
+        """Write the noted cursors. A lost one only makes events count as unread again."""
         self._any.clear()
         noted = list(self._pending.items())
         for start in range(0, len(noted), _AT_ONCE):

@@ -1,7 +1,6 @@
-"""Reads event streams: it blocks on all streams of some namespaces that somebody listens to.
+"""Reads the event streams of the namespaces that have listeners, in one blocking read.
 
-With nobody listening it sleeps. A listener in another namespace interrupts the blocked read instead of waiting for it
-to end; nothing is polled.
+Without listeners it sleeps. A listener in another namespace interrupts the blocked read; there is no polling.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.records.vectors import from_bytes
-from memory_core.store.connection import Client, connect
+from memory_core.redis_client import Client
+from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.events.audience import Room
+from memory_server.events.audience import Audience
 from memory_server.events.entries import MEMORY, Entry, Position
 from memory_server.events.listeners import Follower, Waiter
 
@@ -38,7 +38,7 @@ class Reader:
     def __init__(self, backend: Backend, models: KnownModels) -> None:
         self._backend = backend
         self._models = models
-        self._rooms: dict[str, Room] = {}
+        self._audiences: dict[str, Audience] = {}
         self._occupied = asyncio.Event()
         self._blocked_on: frozenset[str] | None = None
         self._client_id = 0
@@ -49,38 +49,38 @@ class Reader:
     def close(self) -> None:
         """End all waits now, since the server is about to stop."""
         self._closed = True
-        for room in self._rooms.values():
-            room.close()
+        for audience in self._audiences.values():
+            audience.close()
 
     def count(self, namespace: str) -> int:
-        """How many listen in a namespace."""
-        return len(self._rooms.get(namespace, ()))
+        """Count the listeners of a namespace."""
+        return len(self._audiences.get(namespace, ()))
 
     @contextmanager
-    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Room]:
+    def listening(self, namespace: str, listener: Waiter | Follower, at: Position) -> Generator[Audience]:
         """Offer a listener what comes after `at`, the end of the stream as it was read a moment ago."""
-        room = self._rooms.setdefault(namespace, Room(at))
-        room.add(listener)
+        audience = self._audiences.setdefault(namespace, Audience(at))
+        audience.add(listener)
         if self._closed:
             listener.close()
         self._occupied.set()
         if self._blocked_on is not None and namespace not in self._blocked_on and not self._interrupting:
             self._interrupting = asyncio.create_task(self._interrupt())
         try:
-            yield room
+            yield audience
         finally:
-            room.remove(listener)
+            audience.remove(listener)
 
     async def _interrupt(self) -> None:
-        """Unblock the read until it covers all rooms: it may have been about to block when told for the first time."""
+        """Unblock the read until it covers all audiences: the first unblock may come just before it blocks."""
         try:
             client = await self._backend.client()
-            while self._blocked_on is not None and not self._blocked_on >= self._rooms.keys():
+            while self._blocked_on is not None and not self._blocked_on >= self._audiences.keys():
                 with suppress(RedisError, OSError):
                     await client.client_unblock(self._client_id)
                 await asyncio.sleep(_INTERRUPT_SECONDS)
         except MemoryServiceError:
-            pass  # the reader has lost its connection too, and begins anew with all rooms
+            pass  # the reader has lost its connection too, and starts again with all audiences
         finally:
             self._interrupting = None
 
@@ -108,27 +108,27 @@ class Reader:
 
     async def _read(self, client: Client) -> None:
         self._client_id = await client.client_id()
-        for room in self._rooms.values() if self._missed else ():
-            room.lose()
+        for audience in self._audiences.values() if self._missed else ():
+            audience.lose()
         self._missed = False
         while not self._closed:
-            self._leave_empty_rooms()
-            if not self._rooms:
+            self._leave_empty_audiences()
+            if not self._audiences:
                 self._occupied.clear()
                 await self._occupied.wait()
                 continue
-            streams = {Keys(namespace).events: room.position.id for namespace, room in self._rooms.items()}
-            names = {Keys(namespace).events.encode(): namespace for namespace in self._rooms}
-            self._blocked_on = frozenset(self._rooms)
+            streams = {Keys(namespace).events: audience.position.id for namespace, audience in self._audiences.items()}
+            names = {Keys(namespace).events.encode(): namespace for namespace in self._audiences}
+            self._blocked_on = frozenset(self._audiences)
             try:
                 answer = await client.xread(streams, block=_BLOCK_MS, count=_AT_ONCE)
             finally:
                 self._blocked_on = None
             await self._hand_out(answer, names)
 
-    def _leave_empty_rooms(self) -> None:
-        for namespace in [namespace for namespace, room in self._rooms.items() if not len(room)]:
-            del self._rooms[namespace]
+    def _leave_empty_audiences(self) -> None:
+        for namespace in [namespace for namespace, audience in self._audiences.items() if not len(audience)]:
+            del self._audiences[namespace]
 
     async def _hand_out(self, answer: object, names: dict[bytes, str]) -> None:
         batches: dict[str, list[Entry]] = {}
@@ -137,26 +137,26 @@ class Reader:
                 batches.setdefault(names[stream], []).append(Entry.parse(entry, fields))
             except BadMessage as error:
                 log.warning("%s", error)
-                room = self._rooms[names[stream]]
-                room.position = max(room.position, Position.of(entry))
+                audience = self._audiences[names[stream]]
+                audience.position = max(audience.position, Position.of(entry))
         for namespace, batch in batches.items():
-            room = self._rooms[namespace]
-            near = await self._near(namespace, room, batch)
+            audience = self._audiences[namespace]
+            near = await self._near(namespace, audience, batch)
             for entry, waiters in zip(batch, near, strict=True):
-                room.offer(entry, waiters)
+                audience.offer(entry, waiters)
 
-    async def _near(self, namespace: str, room: Room, batch: Sequence[Entry]) -> list[set[Waiter] | None]:
-        """Tell for each entry who has a query close to its piece; None where that is not known."""
-        told: list[set[Waiter] | None] = [set() for _ in batch]
+    async def _near(self, namespace: str, audience: Audience, batch: Sequence[Entry]) -> list[set[Waiter] | None]:
+        """Find for each entry the waiters whose query is close to its piece; None where that is unknown."""
+        near: list[set[Waiter] | None] = [set() for _ in batch]
         asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]
-        if not asked or not room.has_queries:
-            return told
+        if not asked or not audience.has_queries:
+            return near
         keys = Keys(namespace)
 
         async def fetch(client: Client) -> list[bytes | None]:
             pipe = client.pipeline(transaction=False)
             for number in asked:
-                piece = keys.piece(batch[number].subject, batch[number].piece)
+                piece = keys.hash_of_chunk(batch[number].subject, batch[number].piece)
                 pipe.hget(piece, model.field)
             return await pipe.execute()
 
@@ -166,6 +166,6 @@ class Reader:
         except MemoryServiceError:
             return [None for _ in batch]
         for number, vector in zip(asked, vectors, strict=True):
-            # Of a sensitive memory Redis shows none, nor of what another model embeds by now: each looks for himself.
-            told[number] = room.near(from_bytes(vector, model.dimension)[0], model) if vector else None
-        return told
+            # Redis has no vector of a sensitive memory or of another model: each waiter compares itself.
+            near[number] = audience.near(from_bytes(vector, model.dimension)[0], model) if vector else None
+        return near

@@ -1,6 +1,6 @@
-"""Following resources: a change is told only to whom may read the resource when it happens.
+"""Follows resources: a subscriber receives a change only if it may read the resource when it happens.
 
-Whoever follows what is unknown or forbidden is told nothing, ever, and cannot tell the two apart.
+A subscriber of an unknown or forbidden resource receives nothing, so that the two look the same.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 
 from memory_core.errors import MemoryServiceError
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.events.entries import Entry
 from memory_server.events.listeners import Follower
 from memory_server.events.services import EventServices
@@ -20,31 +22,33 @@ _RETRY_SECONDS = 0.5
 
 
 @asynccontextmanager
-async def following(service: EventServices, caller: Caller, uris: frozenset[str]) -> AsyncGenerator[AsyncIterator[str]]:
+async def following(
+    service: EventServices, request: RequestContext, uris: frozenset[str]
+) -> AsyncGenerator[AsyncIterator[str]]:
     """Give the URIs of what changes from now on, until left or until the server stops.
 
     Raises:
         StoreUnavailable: Redis does not answer.
     """
-    end = await last_position(service, caller.namespace)
+    end = await last_position(service.backend, request.caller.namespace)
     follower = Follower(uris)
-    with service.events.listening(caller.namespace, follower, end):
-        yield _changes(service, caller, follower)
+    with service.events.listening(request.caller.namespace, follower, end):
+        yield _changes(service.backend, request, follower)
 
 
-async def _changes(service: EventServices, caller: Caller, follower: Follower) -> AsyncIterator[str]:
+async def _changes(backend: Backend, request: RequestContext, follower: Follower) -> AsyncIterator[str]:
     while not follower.closed:
         await follower.wait()
-        for entry in await _readable(service, caller, follower.take()):
+        for entry in await _readable(backend, request, follower.take()):
             if entry.uri:
                 yield entry.uri
 
 
-async def _readable(service: EventServices, caller: Caller, entries: list[Entry]) -> list[Entry]:
-    """Keep what the caller may read, however long Redis takes to say so."""
+async def _readable(backend: Backend, request: RequestContext, entries: list[Entry]) -> list[Entry]:
+    """Keep the entries that the caller may read, retrying until Redis answers."""
     while entries:
         try:
-            return await readable(service, await resolve(service.backend, caller), entries)
+            return await readable(backend, request, await resolve(backend, request), entries)
         except MemoryServiceError:
             await asyncio.sleep(_RETRY_SECONDS)
     return []

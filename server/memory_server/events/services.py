@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from memory_server.events.hub import Hub
-from memory_server.events.positions import Seen
+from memory_server.events.positions import Positions
 from memory_server.search.services import SearchServices
 
 
@@ -13,4 +13,4 @@ class EventServices(SearchServices, Protocol):
     """Searches, the event streams and each agent's position in them."""
 
     events: Hub
-    seen: Seen
+    positions: Positions

@@ -1,8 +1,7 @@
-"""Waiting for events: what happened after a cursor, and what happens until the time runs out.
+"""Waits for events: those after a cursor, then those that happen until the time runs out.
 
-Whatever the hub offers, and whatever the stream holds, is checked against freshly looked up permissions before it is
-told. Between the two nothing is lost: a call first listens, then reads the stream to its end, then takes what it was
-offered beyond that.
+Entries of the hub and of the stream are checked against current permissions before they are returned. No entry is
+lost in between: a call first listens, then reads the stream to its end, then takes the later entries of the hub.
 """
 
 from __future__ import annotations
@@ -20,12 +19,15 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_core.store.streams import BadMessage
+from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text
-from memory_server.engine.principals import Caller, resolve
-from memory_server.events.audience import Room
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.events.audience import Audience
 from memory_server.events.entries import AGENT, DELETED, GRANT, MEMORY, START, TASK, Entry, Position, read_cursor
 from memory_server.events.listeners import Waiter
 from memory_server.events.services import EventServices
@@ -36,7 +38,6 @@ from memory_server.search.ranking import vector_scores
 MATCH = "match"
 KINDS: tuple[EventKind, ...] = ("task", "memory", "grant", "agent", "match")
 MOST_EVENTS = 100
-MOST_SECONDS = 300.0
 _PAGE = 1000
 _SNIPPET = 160
 _DROPPED = "events between the cursor and the first one here were dropped; look at what you depend on"
@@ -44,78 +45,79 @@ _Raw = tuple[bytes, dict[bytes, bytes]]
 _CLOSING = "the server is stopping; call again with the cursor"
 
 
-@dataclass(frozen=True, slots=True)
-class WaitRequest:
-    """What to wait for, from where, and how long."""
-
-    cursor: str | None = None
-    kinds: Sequence[EventKind] = ()
-    query: str | None = None
-    timeout_seconds: float = 30.0
-    min_score: float = 0.0
-
-
-async def wait_for_events(service: EventServices, caller: Caller, request: WaitRequest) -> EventsAnswer:
-    """Give what happened after the cursor, at once if there is something, else as soon as there is.
+async def wait_for_events(service: EventServices, request: RequestContext, args: WaitArguments) -> EventsAnswer:
+    """Return the events after the cursor: at once if there are any, else as soon as one happens.
 
     Raises:
-        InvalidArgument: the cursor, the kinds or the timeout are not valid.
+        InvalidArgument: the cursor or the kinds are not valid.
         EmbeddingUnavailable: matches alone are wanted, and no sidecar gave the query's vector.
         StoreUnavailable: Redis does not answer.
     """
-    deadline = time.monotonic() + _check_timeout(request.timeout_seconds)
-    begin = None if request.cursor is None else read_cursor(request.cursor)
-    kinds = _kinds(request)
-    model = await service.models.current(caller.namespace)
-    vector, reason = await _query_vector(service, caller, request.query, model, kinds)
+    deadline = time.monotonic() + args.timeout_seconds
+    begin = None if args.cursor is None else read_cursor(args.cursor)
+    kinds = _kinds(args)
+    model = await service.models.current(request.caller.namespace)
+    vector, reason = await _query_vector(service, request.caller, args.query, model, kinds)
     if begin:
-        service.seen.note(caller.namespace, caller.agent, begin)
-    end, quiet = await _end(service, caller.namespace)
-    waiter = Waiter(caller.agent, kinds, vector, request.min_score, model)
-    wait = _Wait(service, caller, waiter, begin or end, text=request.query or "")
-    offering = service.events.listening(caller.namespace, waiter, end) if request.timeout_seconds else nullcontext()
-    with offering as room:
-        events = await wait.catch_up(room)
-        while not events and room and not waiter.closed and await waiter.wait(deadline - time.monotonic()):
-            events = await (wait.catch_up(room) if waiter.overflown else wait.consider(waiter.queue, room))
+        service.positions.note(request.caller.namespace, request.caller.agent, begin)
+    end, quiet = await _end(service.backend, request.caller.namespace)
+    waiter = Waiter(request.caller.agent, kinds, vector, args.min_score, model)
+    wait = _Wait(service, request, waiter, begin or end, text=args.query or "")
+    offering = (
+        service.events.listening(request.caller.namespace, waiter, end) if args.timeout_seconds else nullcontext()
+    )
+    with offering as audience:
+        events = await wait.catch_up(audience)
+        while not events and audience and not waiter.closed and await _woken(request, waiter, deadline):
+            events = await (wait.catch_up(audience) if waiter.overflown else wait.consider(waiter.queue, audience))
     if not wait.whole:
         reason = _DROPPED if reason is None else f"{_DROPPED}; {reason}"
     elif not events and waiter.closed:
         reason = _CLOSING if reason is None else f"{_CLOSING}; {reason}"
-    cursor = wait.told if events else max(begin or quiet, quiet)
-    service.seen.note(caller.namespace, caller.agent, cursor)
+    cursor = wait.returned if events else max(begin or quiet, quiet)
+    service.positions.note(request.caller.namespace, request.caller.agent, cursor)
     return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
 
-async def unread(service: EventServices, caller: Caller, cursor: str | None = None) -> int:
+async def unread(service: EventServices, request: RequestContext, cursor: str | None = None) -> int:
     """Count the events after a cursor that the caller may see, at most 100.
 
-    Without a cursor it counts from the one the caller presented or was given last. An agent that has none is given
-    one here, so that from then on it is told.
+    Without a cursor it counts from the one the caller presented or was given last. An agent that has none gets
+    one here, so that later events count.
     """
-    cursor = cursor or await service.seen.get(caller.namespace, caller.agent)
+    cursor = cursor or await service.positions.get(request.caller.namespace, request.caller.agent)
     if cursor is None:
-        service.seen.note(caller.namespace, caller.agent, await last_position(service, caller.namespace))
+        service.positions.note(
+            request.caller.namespace,
+            request.caller.agent,
+            await last_position(service.backend, request.caller.namespace),
+        )
         return 0
-    waiter = Waiter(caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
-    wait = _Wait(service, caller, waiter, read_cursor(cursor))
+    waiter = Waiter(request.caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
+    wait = _Wait(service, request, waiter, read_cursor(cursor))
     found = 0
     while found < MOST_EVENTS and (events := await wait.catch_up(None)):
         found += len(events)
     return min(found, MOST_EVENTS)
 
 
-async def last_position(service: EventServices, namespace: str) -> Position:
+async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
+    """Wait for an event, without an admission slot; False if the time ran out."""
+    with request.without_slot():
+        return await waiter.wait(deadline - time.monotonic())
+
+
+async def last_position(backend: Backend, namespace: str) -> Position:
     """Find the end of a namespace's stream."""
     key = Keys(namespace).events
-    newest = await service.backend.read(lambda client: client.xrevrange(key, count=1))
+    newest = await backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START
 
 
-async def _end(service: EventServices, namespace: str) -> tuple[Position, Position]:
+async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
     """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
 
-    The second comes from the clock: a cursor that stood at the last entry would tell whenever others did something.
+    The second comes from the clock: a cursor at the last entry would reveal when other agents did something.
     """
     key = Keys(namespace).events
 
@@ -125,14 +127,16 @@ async def _end(service: EventServices, namespace: str) -> tuple[Position, Positi
         pipe.xrevrange(key, count=1)
         return await pipe.execute()
 
-    (seconds, microseconds), newest = await service.backend.read(fetch)
+    (seconds, microseconds), newest = await backend.read(fetch)
     end = Position.of(newest[0][0]) if newest else START
     past = Position(seconds * 1000 + microseconds // 1000 - 1, 0)
     return end, max(end, past)
 
 
-async def readable(service: EventServices, principal: Principal, entries: Sequence[Entry]) -> list[Entry]:
-    """Keep the entries that a principal may see now: of memories, those it may still read or could till their end."""
+async def readable(
+    backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[Entry]
+) -> list[Entry]:
+    """Keep the entries that a principal may see now; of deleted memories, those it could read."""
     allowed = [
         entry
         for entry in entries
@@ -140,39 +144,39 @@ async def readable(service: EventServices, principal: Principal, entries: Sequen
         and not (entry.op == DELETED and entry.by in principal.mistrusted)
     ]
     ids = {entry.subject for entry in allowed if entry.kind == MEMORY and entry.op != DELETED}
-    records = await _load(service, principal, [Ref(memory_id) for memory_id in ids])
+    records = await _load(backend, request, principal, [Ref(memory_id) for memory_id in ids])
     living = {record.id for record in records}
     return [entry for entry in allowed if entry.kind != MEMORY or entry.op == DELETED or entry.subject in living]
 
 
 @dataclass(slots=True)
 class _Wait:
-    """One call under way: up to where everything was considered and told, and whether all of it was there."""
+    """One call under way: the positions up to which entries were considered and returned, and whether any were lost."""
 
     service: EventServices
-    caller: Caller
+    request: RequestContext
     waiter: Waiter
     position: Position
-    told: Position = START
+    returned: Position = START
     whole: bool = True
     text: str = ""
 
-    async def catch_up(self, room: Room | None) -> list[Event]:
-        """Read the stream on from the position, until something is to be told or it ends."""
+    async def catch_up(self, audience: Audience | None) -> list[Event]:
+        """Read the stream on from the position until there is an event to return, or it ends."""
         self.waiter.overflown = False
         if self.waiter.is_stale:
-            await self._principal(room)
+            await self._principal(audience)
         while True:
             page, oldest = await self._read_page()
             if oldest > self.position and await self._was_trimmed():
                 self.whole = False
-            events = await self.consider(deque(_parse(page)), room)
+            events = await self.consider(deque(_parse(page)), audience)
             if events or len(page) < _PAGE:
                 return events
             self.position = max(self.position, Position.of(page[-1][0]))
 
-    async def consider(self, entries: deque[Entry], room: Room | None) -> list[Event]:
-        """Take entries out until some are to be told; what is left lies behind the cursor, for the next call."""
+    async def consider(self, entries: deque[Entry], audience: Audience | None) -> list[Event]:
+        """Take entries until there are events to return; the rest is after the cursor, for the next call."""
         most = MOST_EVENTS if self.waiter.query is None else MOST_EVENTS // 2
         while entries:
             chunk: list[Entry] = []
@@ -183,20 +187,20 @@ class _Wait:
                     self.waiter.notice(entry)
                     if self.waiter.concerns(entry):
                         chunk.append(entry)
-            if chunk and (events := await self._tell(chunk, room)):
+            if chunk and (events := await self._tell(chunk, audience)):
                 return events
         return []
 
-    async def _tell(self, entries: Sequence[Entry], room: Room | None) -> list[Event]:
-        """Make events of those entries that the caller may see now; what is addressed by name needs no look-up."""
+    async def _tell(self, entries: Sequence[Entry], audience: Audience | None) -> list[Event]:
+        """Make events of the entries that the caller may see now. Entries addressed by name need no look-up."""
         if all(entry.kind != MEMORY for entry in entries):
-            self.told = entries[-1].position
+            self.returned = entries[-1].position
             return [event_of(entry) for entry in entries]
-        with self.service.readers.reading(self.caller.namespace, self.caller.agent):
-            principal = await self._principal(room)
+        with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
+            principal = await self._principal(audience)
             wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-            shown = {entry.position for entry in await readable(self.service, principal, wanted)}
-            matches = await self._matches(principal, entries, room)
+            shown = {entry.position for entry in await readable(self.service.backend, self.request, principal, wanted)}
+            matches = await self._matches(principal, entries, audience)
         events: list[Event] = []
         for entry in entries:
             if entry.position in shown:
@@ -204,11 +208,11 @@ class _Wait:
             if entry.position in matches:
                 events.append(_match(entry, *matches[entry.position]))
             if entry.position in shown or entry.position in matches:
-                self.told = entry.position
+                self.returned = entry.position
         return events
 
     async def _matches(
-        self, principal: Principal, entries: Sequence[Entry], room: Room | None
+        self, principal: Principal, entries: Sequence[Entry], audience: Audience | None
     ) -> dict[Position, tuple[Record, float]]:
         """Find the entries whose piece is close to the standing query, each memory once by its best piece."""
         if self.waiter.query is None:
@@ -218,44 +222,48 @@ class _Wait:
             for entry in entries
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
-        records = await self._embedded(principal, list(asked), room)
+        records = await self._embedded(principal, list(asked), audience)
         query = self.waiter.query
         best: dict[str, tuple[float, Record]] = {}
         for record, score in zip(records, vector_scores(records, query), strict=True):
-            own = not asked[Ref(record.id, record.part)].by and record.rev == 1 and record.writer == self.caller.agent
+            own = (
+                not asked[Ref(record.id, record.part)].by
+                and record.rev == 1
+                and record.writer == self.request.caller.agent
+            )
             known = best.get(record.id, (self.waiter.min_score, None))
             if score is not None and not own and (score > known[0] or (known[1] is None and score == known[0])):
                 best[record.id] = score, record
         return {asked[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
 
-    async def _embedded(self, principal: Principal, refs: Sequence[Ref], room: Room | None) -> list[Record]:
+    async def _embedded(self, principal: Principal, refs: Sequence[Ref], audience: Audience | None) -> list[Record]:
         """Load pieces with vectors of the query's model. Where one lacks that, another model may answer by now, which
         the query is then embedded by.
         """
-        loaded = await _load(self.service, principal, refs, self.waiter.model)
+        loaded = await _load(self.service.backend, self.request, principal, refs, self.waiter.model)
         if any(record.vector is None and not record.is_sensitive for record in loaded):
             model = (await self.service.models.get(principal.namespace, afresh=True)).current
         else:
             model = await self.service.models.current(principal.namespace)
         if loaded and model != self.waiter.model:
             with suppress(EmbeddingUnavailable):
-                (query,) = await self.service.embeddings.embed([self.text], self.caller, model=model)
-                (room or Room(self.position)).ask(self.waiter, query, model)
-                loaded = await _load(self.service, principal, refs, model)
+                (query,) = await self.service.embeddings.embed([self.text], self.request.caller, model=model)
+                (audience or Audience(self.position)).ask(self.waiter, query, model)
+                loaded = await _load(self.service.backend, self.request, principal, refs, model)
         return (await self.service.vault.open_all(principal.namespace, loaded)).records
 
-    async def _principal(self, room: Room | None) -> Principal:
+    async def _principal(self, audience: Audience | None) -> Principal:
         doubts = self.waiter.doubts
-        principal = await resolve(self.service.backend, self.caller)
-        if room is None:
+        principal = await resolve(self.service.backend, self.request)
+        if audience is None:
             self.waiter.trust(principal.tokens, doubts)
         else:
-            room.trust(self.waiter, principal.tokens, doubts)
+            audience.trust(self.waiter, principal.tokens, doubts)
         return principal
 
     async def _read_page(self) -> tuple[list[_Raw], Position]:
         """Read on in the stream; gives the oldest position that it still holds too."""
-        key = Keys(self.caller.namespace).events
+        key = Keys(self.request.caller.namespace).events
 
         async def fetch(client: Client) -> list[list[_Raw]]:
             pipe = client.pipeline(transaction=False)
@@ -267,8 +275,8 @@ class _Wait:
         return page, Position.of(oldest[0][0]) if oldest else START
 
     async def _was_trimmed(self) -> bool:
-        """Whether the stream ever held more than it does."""
-        key = Keys(self.caller.namespace).events
+        """Whether entries were trimmed from the stream."""
+        key = Keys(self.request.caller.namespace).events
         state = await self.service.backend.read(lambda client: client.xinfo_stream(key))
         return int(state["entries-added"]) > int(state["length"])
 
@@ -282,7 +290,11 @@ def _parse(page: Sequence[_Raw]) -> list[Entry]:
 
 
 async def _load(
-    service: EventServices, principal: Principal, refs: Sequence[Ref], model: Model | None = None
+    backend: Backend,
+    request: RequestContext,
+    principal: Principal,
+    refs: Sequence[Ref],
+    model: Model | None = None,
 ) -> list[Record]:
     """Load what is live and readable of some pieces."""
     if not refs:
@@ -290,13 +302,13 @@ async def _load(
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loader.load_readable(client, keys, refs, principal, service.backend.integrity, model=model)
+        return await loader.load_readable(client, keys, refs, request, principal, backend.integrity, model=model)
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)
 
 
 def event_of(entry: Entry) -> Event:
-    """Give what is told of an entry."""
+    """Make the event of an entry."""
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
@@ -309,27 +321,21 @@ def event_of(entry: Entry) -> Event:
 
 def _match(entry: Entry, record: Record, score: float) -> Event:
     snippet = " ".join(record.content.split())[:_SNIPPET]
-    told = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
-    return event_of(entry).model_copy(update=told)
+    details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
+    return event_of(entry).model_copy(update=details)
 
 
-def _kinds(request: WaitRequest) -> frozenset[str]:
-    if MATCH in request.kinds and request.query is None:
+def _kinds(args: WaitArguments) -> frozenset[str]:
+    if MATCH in (args.kinds or ()) and args.query is None:
         raise InvalidArgument("kinds has match, and there is no query to match", hint="give query, or leave match out")
-    kinds = frozenset(request.kinds or KINDS)
-    return kinds - {MATCH} if request.query is None else kinds | {MATCH}
-
-
-def _check_timeout(seconds: float) -> float:
-    if not 0 <= seconds <= MOST_SECONDS:
-        raise InvalidArgument(f"timeout_seconds is {seconds:g}; 0 to {MOST_SECONDS:g} are allowed")
-    return seconds
+    kinds = frozenset(args.kinds or KINDS)
+    return kinds - {MATCH} if args.query is None else kinds | {MATCH}
 
 
 async def _query_vector(
     service: EventServices, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
 ) -> tuple[Matrix | None, str | None]:
-    """Get the vector of the standing query, or why other kinds alone are waited for."""
+    """Get the vector of the standing query, or why the call waits for other kinds only."""
     if query is None:
         return None, None
     check_text(query, "query", service.settings.limits.query_bytes)

@@ -49,7 +49,7 @@ def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
 
         stocktaking = stocktaking or Stocktaking()
         stock = await stocktaking.stock(service) if service else Stock()
-        body, content_type = exposition(runtime.figures, service, stock, request.headers.get("accept", ""))
+        body, content_type = exposition(runtime.counters, service, stock, request.headers.get("accept", ""))
         return Response(body, headers={"Content-Type": content_type})
 
     return metrics

@@ -1,41 +1,67 @@
-"""Names filters the way callers do and turns them into what queries understand."""
+"""Filters as queries need them: owner ids instead of names, epoch seconds instead of texts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
 from memory_core.errors import InvalidArgument
+from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import parse_time
-from memory_server.contract.selection import Selection
+from memory_server.contract.arguments import Filters
 from memory_server.contract.validation import check_tags
 from memory_server.engine.backend import Backend
 from memory_server.engine.principals import owners_of
-from memory_server.index.query import Filters
 
 _MAX_AGENTS = 64
 
 
-async def to_filters(backend: Backend, principal: Principal, selection: Selection) -> Filters:
-    """Check a selection and look up the agents it names.
+@dataclass(frozen=True, slots=True)
+class ResolvedFilters:
+    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
+
+    Times are epoch seconds.
+    """
+
+    owners: tuple[str, ...] = ()
+    types: tuple[MemoryType, ...] = ()
+    priorities: tuple[Priority, ...] = ()
+    tags: tuple[str, ...] = ()
+    tag_match: Literal["any", "all"] = "any"
+    context: str | None = None
+    source: str | None = None
+    since: float | None = None
+    until: float | None = None
+    include_archive: bool = False
+
+
+async def resolve_filters(
+    backend: Backend, principal: Principal, filters: Filters, *, owners: Sequence[str] | None = None
+) -> ResolvedFilters:
+    """Check filters and look up the owner ids of the agents that they name; `owners` replaces these.
 
     Raises:
-        InvalidArgument: a value is not valid, or `since` lies after `until`.
+        InvalidArgument: a value is not valid, or `since` is later than `until`.
     """
-    if len(selection.agent_ids) > _MAX_AGENTS:
-        raise InvalidArgument(f"{len(selection.agent_ids)} agent_ids; at most {_MAX_AGENTS} are allowed")
-    since = None if selection.since is None else parse_time(selection.since, "since")
-    until = None if selection.until is None else parse_time(selection.until, "until")
+    agents = filters.agent_ids or []
+    if len(agents) > _MAX_AGENTS:
+        raise InvalidArgument(f"{len(agents)} agent_ids; at most {_MAX_AGENTS} are allowed")
+    since = None if filters.since is None else parse_time(filters.since, "since")
+    until = None if filters.until is None else parse_time(filters.until, "until")
     if since is not None and until is not None and since > until:
         raise InvalidArgument("since lies after until", hint="swap them")
-    return Filters(
-        owners=await owners_of(backend, principal, selection.agent_ids),
-        types=tuple(dict.fromkeys(selection.memory_types)),
-        priorities=tuple(dict.fromkeys(selection.priorities)),
-        tags=check_tags(selection.tags, backend.settings),
-        tag_match=selection.tag_match,
-        context=check_label(selection.context, "context") if selection.context is not None else None,
-        source=check_label(selection.source, "source") if selection.source is not None else None,
+    return ResolvedFilters(
+        owners=await owners_of(backend, principal, agents) if owners is None else tuple(owners),
+        types=tuple(dict.fromkeys(filters.memory_types or ())),
+        priorities=tuple(dict.fromkeys(filters.priorities or ())),
+        tags=check_tags(filters.tags or (), backend.settings),
+        tag_match=filters.tag_match,
+        context=check_label(filters.context, "context") if filters.context is not None else None,
+        source=check_label(filters.source, "source") if filters.source is not None else None,
         since=since,
         until=until,
-        include_archive=selection.include_archive,
+        include_archive=filters.include_archive,
     )

@@ -1,4 +1,4 @@
-"""Loads records as they stand now, and proves them: what an index said a moment ago is only a hint."""
+"""Loads and verifies current records: the index's answer is only a hint."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import zstandard
 
-from memory_core.crypto.integrity import Flaw, Integrity
-from memory_core.records import grant
+from memory_core.crypto.integrity import Integrity, IntegrityFailure
+from memory_core.records import grant, redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import (
     CODE_FIELDS,
@@ -25,39 +25,37 @@ from memory_core.records.memory import (
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
-from memory_server.engine.batch_cache import shared
-from memory_server.index import integrity_report
+from memory_core.redis_client import Client
+from memory_server.engine.request import RequestContext
 
-_PIECE_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
+_CHUNK_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)
 _Row = Mapping[str, bytes | None]
 
 
-class Flawed(NamedTuple):
-    """A record that is there and not to be believed, with what it says of its scope and owner."""
+class UnverifiedRecord(NamedTuple):
+    """A record that fails its integrity check, with the scope and owner that it claims."""
 
     id: str
     part: int
-    flaw: Flaw
+    failure: IntegrityFailure
     scope: frozenset[str]
     owner: str
 
 
 class Ref(NamedTuple):
-    """A piece of a memory; piece 0 is the memory's own hash."""
+    """A chunk of a memory; chunk 0 is the memory's own hash."""
 
     memory_id: str
-    piece: int = 0
+    chunk: int = 0
 
     @classmethod
     def of_key(cls, keys: Keys, key: str) -> Ref:
         """Read a key that a search gave."""
         if key.startswith(keys.memory_prefix):
             return cls(key[len(keys.memory_prefix) :])
-        memory_id, _, piece = key[len(keys.chunk_prefix) :].rpartition(":")
-        return cls(memory_id, int(piece))
+        memory_id, _, chunk = key[len(keys.chunk_prefix) :].rpartition(":")
+        return cls(memory_id, int(chunk))
 
 
 async def load(
@@ -71,8 +69,8 @@ async def load(
 ) -> list[Record]:
     """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
 
-    A further piece comes as its memory's record with the piece's own text and vector, and only while it is of the
-    memory's present content. With `whole` the full content takes the place of a long memory's first piece. Sensitive
+    A further chunk comes as its memory's record with the chunk's own text and vector, and only while it is of the
+    memory's present content. With `whole` the full content takes the place of a long memory's first chunk. Sensitive
     memories come closed; `Vault.open` opens them.
     """
     found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
@@ -87,20 +85,21 @@ async def load_all(
     *,
     model: Model | None = None,
     whole: bool = False,
-) -> list[Record | Flawed]:
+) -> list[Record | UnverifiedRecord]:
     """Like `load`, with what stands for records that fail their integrity check."""
     if not refs:
         return []
-    reading = Reading(keys, integrity, model, whole)
+    reader = RecordReader(keys, integrity, model, whole)
     pipe = client.pipeline(transaction=False)
-    reading.ask(pipe, refs)
-    return reading.read(refs, await pipe.execute())
+    reader.ask(pipe, refs)
+    return reader.read(refs, await pipe.execute())
 
 
 async def load_readable(
     client: Client,
     keys: Keys,
     refs: Sequence[Ref],
+    request: RequestContext,
     principal: Principal,
     integrity: Integrity,
     *,
@@ -110,51 +109,51 @@ async def load_readable(
     """Like `load`, leaving out what has expired and what the principal may not see.
 
     What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. What it could read if it were to be believed is noted in `flaws`. Reads
-    of one batch load each record once.
+    principal was resolved shows nothing more. Records that it could read but that fail their integrity check go into
+    the report of the request. Reads of one batch load each record once.
     """
-    reading, current = Reading(keys, integrity, model, whole), shared()
+    reader = RecordReader(keys, integrity, model, whole)
 
-    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | Flawed]:
-        some = await _load_readable(client, reading, [refs[position] for position in missing], principal)
-        return {(reading, one.id, one.part): one for one in some}
+    async def load_some(missing: Sequence[int]) -> dict[Hashable, Record | UnverifiedRecord]:
+        some = await _load_readable(client, reader, [refs[position] for position in missing], principal)
+        return {(reader, one.id, one.part): one for one in some}
 
-    if current is None:
-        found = await _load_readable(client, reading, refs, principal)
+    if request.cache is None:
+        found = await _load_readable(client, reader, refs, principal)
     else:
-        found = await current.each([(reading, *ref) for ref in refs], load_some)
+        found = await request.cache.each([(reader, *ref) for ref in refs], load_some)
     for one in found:
-        if isinstance(one, Flawed):
-            integrity_report.note(one.id, one.flaw)
+        if isinstance(one, UnverifiedRecord):
+            request.integrity.add(one.id, one.failure)
     return [one for one in found if isinstance(one, Record)]
 
 
 async def _load_readable(
-    client: Client, reading: Reading, refs: Sequence[Ref], principal: Principal
-) -> list[Record | Flawed]:
+    client: Client, reader: RecordReader, refs: Sequence[Ref], principal: Principal
+) -> list[Record | UnverifiedRecord]:
     if not refs:
         return []
     pipe = client.pipeline(transaction=bool(principal.grants))
     if principal.grants:
-        grant.ask(pipe, reading.keys, principal.agent)
-    reading.ask(pipe, refs)
+        grant.ask(pipe, reader.keys, principal.agent)
+    reader.ask(pipe, refs)
     rows = await pipe.execute()
     if principal.grants:
         principal = grant.principal_of(principal.namespace, principal.agent, principal.admin, rows[: grant.COMMANDS])
         rows = rows[grant.COMMANDS :]
     now = redis_time.now()
-    return [one for one in reading.read(refs, rows) if _shows(one, principal, now)]
+    return [one for one in reader.read(refs, rows) if _shows(one, principal, now)]
 
 
-def _shows(found: Record | Flawed, principal: Principal, now: float) -> bool:
+def _shows(found: Record | UnverifiedRecord, principal: Principal, now: float) -> bool:
     if isinstance(found, Record):
         return found.is_live(now) and principal.may_see(found)
     return principal.may_read(found.scope) or principal.owns(found.owner)
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What is read of each record, and how it is made and proved."""
+class RecordReader:
+    """Reads the fields of records in a pipeline, builds the records and verifies them."""
 
     keys: Keys
     integrity: Integrity
@@ -163,21 +162,21 @@ class Reading:
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
         """Add to a pipeline what `read` reads."""
-        head, piece = self.head_fields, self._piece_fields
+        head, chunk = self.head_fields, self._chunk_fields
         for ref in refs:
             pipe.hmget(self.keys.memory(ref.memory_id), head)
-            if ref.piece:
-                pipe.hmget(self.keys.chunk(*ref), piece)
+            if ref.chunk:
+                pipe.hmget(self.keys.chunk(*ref), chunk)
 
-    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | Flawed]:
+    def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | UnverifiedRecord]:
         """Make records of the answers to what `ask` asks."""
-        rows, head, piece = iter(answers), self.head_fields, self._piece_fields
-        read: list[Record | Flawed] = []
+        rows, head, chunk = iter(answers), self.head_fields, self._chunk_fields
+        read: list[Record | UnverifiedRecord] = []
         for ref in refs:
             row = dict(zip(head, next(rows), strict=True))
-            found = self._record(ref, row, dict(zip(piece, next(rows), strict=True)) if ref.piece else None)
-            if isinstance(found, Flawed):
-                self.integrity.tell(self.keys.namespace, found.id, found.flaw)
+            found = self._record(ref, row, dict(zip(chunk, next(rows), strict=True)) if ref.chunk else None)
+            if isinstance(found, UnverifiedRecord):
+                self.integrity.log_failure(self.keys.namespace, found.id, found.failure)
             if found:
                 read.append(found)
         return read
@@ -188,46 +187,44 @@ class Reading:
         return _with(LOADED_FIELDS, self.model) + (_BODIES if self.whole else ())
 
     @property
-    def _piece_fields(self) -> tuple[str, ...]:
-        return _with(_PIECE_FIELDS, self.model)
+    def _chunk_fields(self) -> tuple[str, ...]:
+        return _with(_CHUNK_FIELDS, self.model)
 
-    def _record(self, ref: Ref, row: _Row, piece: _Row | None) -> Record | Flawed | None:
+    def _record(self, ref: Ref, row: _Row, chunk: _Row | None) -> Record | UnverifiedRecord | None:
         if not any(map(row.get, LOADED_FIELDS)):
             return None
-        if flaw := self.integrity.flaw_of_head(self.keys.namespace, ref.memory_id, row):
-            return _flawed(ref, row, flaw)
+        if failure := self.integrity.check_head(self.keys.namespace, ref.memory_id, row):
+            return _unverified(ref, row, failure)
         vector = row[self.model.field] if self.model else None
         record = parse(ref.memory_id, row, vector)
         if record is None:
             return None
-        if piece is not None:
-            return self._piece(ref, record, row, piece)
+        if chunk is not None:
+            return self._chunk(ref, record, row, chunk)
         if record.sealed:
-            body = (row[SEALED_BODY] or b"") if self.whole and record.pieces > 1 else None
-            vector = self._sealed_vector(record, row)
+            body = (row[SEALED_BODY] or b"") if self.whole and record.chunks > 1 else None
+            vector = self._sealed_vector(record.state, row)
             return replace(record, sealed=replace(record.sealed, body=body, vector=vector, model=self.model))
-        return _with_body(ref, record, row) if self.whole and record.pieces > 1 else record
+        return _with_body(ref, record, row) if self.whole and record.chunks > 1 else record
 
-    def _piece(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | Flawed | None:
+    def _chunk(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | UnverifiedRecord | None:
         said = row[SEALED] if record.sealed else row["content"]
         if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
-        found = replace(record, state=(row["model"] or b"").decode(errors="replace"), part=ref.piece)
-        if found.sealed:
-            vector = self._sealed_vector(found, row)
-            return replace(
-                found, sealed=replace(found.sealed, piece=said, vector=vector, model=self.model), vector=None
-            )
-        where = (self.keys.namespace, ref.memory_id, ref.piece, record.content_hash)
-        if flaw := self.integrity.flaw_of_piece(*where, said, row):
-            return _flawed(ref, head, flaw)
-        return replace(
-            found, content=said.decode(errors="replace"), vector=row[self.model.field] if self.model else None
-        )
+        state = (row["model"] or b"").decode(errors="replace")
+        if record.sealed:
+            vector = self._sealed_vector(state, row)
+            sealed = replace(record.sealed, piece=said, vector=vector, model=self.model)
+            return replace(record, state=state, part=ref.chunk, sealed=sealed, vector=None)
+        where = (self.keys.namespace, ref.memory_id, ref.chunk, record.content_hash)
+        if failure := self.integrity.check_chunk(*where, said, row):
+            return _unverified(ref, head, failure)
+        content, vector = said.decode(errors="replace"), row[self.model.field] if self.model else None
+        return replace(record, state=state, part=ref.chunk, content=content, vector=vector)
 
-    def _sealed_vector(self, record: Record, row: _Row) -> bytes | None:
-        """Give what should be a sealed vector: one that is missing fails to open. None where none is wanted."""
-        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(record.state) else None
+    def _sealed_vector(self, state: str, row: _Row) -> bytes | None:
+        """Give what should be a sealed vector: a missing one fails to open. None where none is expected."""
+        return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(state) else None
 
 
 @lru_cache(maxsize=64)
@@ -235,17 +232,19 @@ def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
     return (*fields, model.field, model.sealed_field) if model else fields
 
 
-def _flawed(ref: Ref, row: _Row, flaw: Flaw) -> Flawed:
+def _unverified(ref: Ref, row: _Row, failure: IntegrityFailure) -> UnverifiedRecord:
     scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
-    return Flawed(ref.memory_id, ref.piece, flaw, frozenset(scope), (row["owner"] or b"").decode(errors="replace"))
+    return UnverifiedRecord(
+        ref.memory_id, ref.chunk, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
+    )
 
 
-def _with_body(ref: Ref, record: Record, row: _Row) -> Record | Flawed:
+def _with_body(ref: Ref, record: Record, row: _Row) -> Record | UnverifiedRecord:
     """Put the whole content into a record: only what has the hash that its code covers."""
     try:
         content = decompress(row["body"] or b"")
     except (zstandard.ZstdError, ValueError, KeyError, TypeError):
-        return _flawed(ref, row, Flaw.ALTERED)
+        return _unverified(ref, row, IntegrityFailure.ALTERED)
     if content_hash(content) != record.content_hash:
-        return _flawed(ref, row, Flaw.ALTERED)
+        return _unverified(ref, row, IntegrityFailure.ALTERED)
     return replace(record, content=content)

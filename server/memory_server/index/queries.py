@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
-from memory_server.engine.batch_cache import once
+from memory_core.redis_client import Client
+from memory_server.engine.batch_cache import BatchCache, once
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
 from memory_server.index.query import Query
@@ -40,11 +40,11 @@ class WordStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Worded:
-    """What a selection's words say: the pieces that hold most of them, best first, and what is needed to score them.
+class WordMatches:
+    """What a selection's words say: the chunks that hold most of them, best first, and what is needed to score them.
 
     `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
-    pieces may hold some of the words.
+    chunks may hold some of the words.
     """
 
     statistics: WordStatistics
@@ -55,23 +55,13 @@ class Worded:
     warnings: Sequence[str] = ()
 
 
-@dataclass(slots=True)
-class Candidates:
-    """Pieces that either side proposes, and what is needed to score them. `full` says that more may exist."""
-
-    words: Worded
-    refs: list[Ref] = field(default_factory=list[Ref])
-    full: bool = False
-    warnings: list[str] = field(default_factory=list[str])
-
-
-async def count(client: Client, keys: Keys, query: Query, timeout_ms: int) -> int:
+async def count(client: Client, keys: Keys, query: Query, timeout_ms: int, cache: BatchCache | None = None) -> int:
     """Count the memories that a query selects."""
 
     async def fetch() -> int:
         return (await count_all(client, keys, [query], timeout_ms))[0]
 
-    return await once(("count", keys, query.text, tuple(query.params.items())), fetch)
+    return await once(cache, ("count", keys, query.text, tuple(query.params.items())), fetch)
 
 
 async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
@@ -124,17 +114,25 @@ async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str]
     return {term: source.decode() for term, source in named.items() if source}
 
 
-async def at_places(
-    client: Client, keys: Keys, selection: Query, places: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
+async def at_turns(
+    client: Client, keys: Keys, selection: Query, turns: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
 ) -> list[Ref]:
-    """Find the memories of a selection that stand at some places of conversations."""
-    query, most = build.at_places(selection, places), sum(map(len, places.values()))
+    """Find the memories of a selection that are some turns of conversations."""
+    query, most = build.at_turns(selection, turns), sum(map(len, turns.values()))
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
 
 async def by_words(
-    client: Client, keys: Keys, selection: Query, *, model: Model, terms: Sequence[str], depth: int, timeout_ms: int
-) -> Worded:
+    client: Client,
+    keys: Keys,
+    selection: Query,
+    *,
+    model: Model,
+    terms: Sequence[str],
+    depth: int,
+    timeout_ms: int,
+    cache: BatchCache | None,
+) -> WordMatches:
     """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
 
     Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
@@ -148,11 +146,13 @@ async def by_words(
     for term in terms:
         command = _search(keys, build.with_word(selection, term), timeout_ms)
         pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    (total, waiting, sensitive), found = await both(_stock(client, keys, selection, model, timeout_ms), pipe.execute())
+    (total, waiting, sensitive), found = await both(
+        _stock(client, keys, selection, model, timeout_ms, cache), pipe.execute()
+    )
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
-    return Worded(
+    return WordMatches(
         statistics,
         waiting=waiting,
         sensitive=sensitive,
@@ -162,17 +162,19 @@ async def by_words(
     )
 
 
-async def _stock(client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int) -> list[int]:
+async def _stock(
+    client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int, cache: BatchCache | None
+) -> list[int]:
     """Count a selection, and of it what waits for its vector and what is sensitive."""
     queries = [selection, build.without_vector(selection, model), build.sensitive(selection)]
     key = ("stock", keys, model, selection.text, tuple(selection.params.items()))
-    return await once(key, lambda: count_all(client, keys, queries, timeout_ms))
+    return await once(cache, key, lambda: count_all(client, keys, queries, timeout_ms))
 
 
 async def by_vector(
     client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
-    """Fetch the `depth` nearest of a selection in one of the ways of `policy`, and Redis's warnings.
+    """Fetch the `depth` nearest of a selection in one of the ways of `knn_policy`, and Redis's warnings.
 
     The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
 
@@ -188,7 +190,7 @@ async def by_vector(
 
 
 def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:
-    """Merge the pieces that hold several words, those that gather most weight first."""
+    """Merge the chunks that hold several words, those that gather most weight first."""
     gathered: dict[bytes, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
         results = answer[b"results"]
@@ -227,14 +229,14 @@ async def by_change(
 
 
 async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_ms: int) -> list[Ref]:
-    """Fetch some pieces that a query selects, in no order."""
+    """Fetch some chunks that a query selects, in no order."""
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, limit))
 
 
 async def with_content(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[tuple[Ref, str, str]], int]:
-    """Fetch pieces that a query selects, in no order, each with its owner and the hash of its content; count all.
+    """Fetch chunks that a query selects, in no order, each with its owner and the hash of its content; count all.
 
     Raises:
         StoreUnavailable: the answer was cut short.
@@ -264,7 +266,7 @@ async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: 
 async def graph_neighbours(
     client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int
 ) -> list[tuple[str, float]]:
-    """Fetch the k nearest to a vector by the index's graph, whoever owns them, as keys and cosines."""
+    """Fetch the k nearest to a vector of all owners by the index's graph, as keys and cosines."""
     query = build.with_neighbours(build.everything(), vector, k)
     answer = await client.execute_command(
         *_search(keys, query, timeout_ms, keys.index(model.version)),

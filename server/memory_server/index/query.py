@@ -1,4 +1,4 @@
-"""The one query builder: every FT.SEARCH text is made here, and no user text ever stands in it.
+"""The one query builder: it makes every FT.SEARCH text, and no user text is ever part of it.
 
 Values travel as PARAMS; the permission clause comes from the principal alone.
 """
@@ -7,35 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from memory_core.records.memory import HEAD, SEALED_CODEC, MemoryType, Priority, Visibility
+from memory_core.records.memory import HEAD, SEALED_CODEC, Priority, Visibility
 from memory_core.records.model import NO_VECTOR, Model
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.records.times import to_redis
+from memory_server.index.filters import ResolvedFilters
 
 TEXT_FIELDS = "content|terms|source_text"
 
 Value = str | int | float | bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Filters:
-    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
-
-    `owners` are the owner ids of the `agent_ids` that the caller named; times are epoch seconds.
-    """
-
-    owners: tuple[str, ...] = ()
-    types: tuple[MemoryType, ...] = ()
-    priorities: tuple[Priority, ...] = ()
-    tags: tuple[str, ...] = ()
-    tag_match: Literal["any", "all"] = "any"
-    context: str | None = None
-    source: str | None = None
-    since: float | None = None
-    until: float | None = None
-    include_archive: bool = False
 
 
 @dataclass(slots=True)
@@ -61,12 +42,12 @@ class Query:
         return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 
 
-def readable(principal: Principal, filters: Filters, now: float) -> Query:
+def readable(principal: Principal, filters: ResolvedFilters, now: float) -> Query:
     """Select what the principal may read, that has not expired, within `filters`."""
     return _permitted(principal, filters, lambda query: _unexpired(query, now))
 
 
-def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: float) -> Query:
+def shared(principal: Principal, tokens: Sequence[str], filters: ResolvedFilters, now: float) -> Query:
     """Select what some tokens of grants show to the principal that is neither its own nor public."""
     query = Query()
     query.text = " ".join(
@@ -82,7 +63,7 @@ def shared(principal: Principal, tokens: Sequence[str], filters: Filters, now: f
     return query
 
 
-def expired(principal: Principal, filters: Filters, now: float) -> Query:
+def expired(principal: Principal, filters: ResolvedFilters, now: float) -> Query:
     """Select what the principal could read until it expired, within `filters`."""
     return _permitted(principal, filters, lambda query: _expired(query, now))
 
@@ -101,11 +82,11 @@ def with_source(query: Query, word: str) -> Query:
     return narrowed
 
 
-def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+def at_turns(query: Query, turns: Mapping[tuple[str, str], Sequence[int]]) -> Query:
     """Narrow a selection to sequence numbers within contexts, given by owner and context."""
     narrowed = memories(query)
     clauses: list[str] = []
-    for (owner, context), numbers in places.items():
+    for (owner, context), numbers in turns.items():
         runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
         clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
     narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
@@ -113,7 +94,7 @@ def at_places(query: Query, places: Mapping[tuple[str, str], Sequence[int]]) -> 
 
 
 def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
-    """Take the k nearest to a vector within a selection, found in the way that `search/policy.py` names."""
+    """Take the k nearest to a vector within a selection, found in the way that `search/knn_policy.py` names."""
     nearest = Query(params=dict(query.params))
     nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
     return nearest
@@ -127,22 +108,22 @@ def having(query: Query, field: str, *values: str) -> Query:
 
 
 def everything() -> Query:
-    """Select every piece, whoever owns it; for the doctor alone."""
+    """Select every chunk of all owners; for the doctor only."""
     return Query("*")
 
 
 def all_memories() -> Query:
-    """Select every memory, whoever owns it, each long one once; for whoever runs the memory."""
+    """Select every memory of all owners, each long one once; for operators only."""
     return having(Query(), "part", HEAD)
 
 
 def unfinished(model: Model) -> Query:
-    """Select, whoever owns it, every piece that waits for its vector; for the sweeper alone."""
+    """Select every chunk of all owners that waits for its vector; for the sweeper only."""
     return without_vector(Query(), model)
 
 
 def not_embedded(model: Model, before: float) -> Query:
-    """Select every piece without a vector of a model, whether it waits for one or not, that was last changed before a
+    """Select every chunk without a vector of a model, whether it waits for one or not, that was last changed before a
     time; for a change of model alone.
     """
     query = Query()
@@ -151,45 +132,45 @@ def not_embedded(model: Model, before: float) -> Query:
 
 
 def living(now: float) -> Query:
-    """Select all pieces that have not expired, whoever owns them; for administrators, and only to count them."""
+    """Select all unexpired chunks of all owners; for administrators, and only to count them."""
     query = Query()
     query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
     return query
 
 
 def concerned_with(model: Model) -> Query:
-    """Select every piece that has a vector of a model or waits for one; for a change of model alone."""
+    """Select every chunk that has a vector of a model or waits for one; for a change of model alone."""
     return having(Query(), "model", model.name, NO_VECTOR + model.name)
 
 
 def written_by(agent: str, since: float) -> Query:
-    """Select all memories that an agent wrote since a time, whoever owns them; for administrators alone."""
+    """Select all memories of all owners that an agent wrote since a time; for administrators only."""
     query = Query()
     query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
     return memories(query)
 
 
 def kept_by(owners: Sequence[str], now: float) -> Query:
-    """Select all pieces of some owner ids that have not expired, to count them."""
+    """Select all chunks of some owner ids that have not expired, to count them."""
     query = Query()
     query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} {_unexpired(query, now)}"
     return query
 
 
 def of_owner(owner: str) -> Query:
-    """Select all of an owner id, whoever asks; for the sweeper alone."""
+    """Select everything of an owner id, for any caller; for the sweeper only."""
     query = Query()
     query.text = _tagged(query, "owner", (owner,))
     return query
 
 
 def near_tasks(vector: bytes, k: int) -> Query:
-    """Take the k open tasks nearest to a vector; who may see them is checked on the tasks."""
+    """Take the k open tasks nearest to a vector; permission is checked on the tasks."""
     return with_neighbours(Query("*"), vector, k)
 
 
 def memories(query: Query) -> Query:
-    """Narrow a selection of pieces to memories: each long one counts once."""
+    """Narrow a selection of chunks to memories: each long one counts once."""
     return having(query, "part", HEAD)
 
 
@@ -262,7 +243,7 @@ def _expired(query: Query, now: float) -> str:
     return f"@expires_at:[-inf {query.bind(to_redis(now))}]"
 
 
-def _permitted(principal: Principal, filters: Filters, expiry: Callable[[Query], str]) -> Query:
+def _permitted(principal: Principal, filters: ResolvedFilters, expiry: Callable[[Query], str]) -> Query:
     query = Query()
     hidden = [f"-@scope:{{{query.bind_any(sorted(principal.hidden))}}}"] if principal.hidden else []
     scope = _tagged(query, "scope", principal.tokens)
@@ -294,7 +275,7 @@ def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
     return f"@{field}:{{{query.bind_any(values)}}}=>{{$weight: 0}}"
 
 
-def _filter_clauses(query: Query, filters: Filters) -> list[str]:
+def _filter_clauses(query: Query, filters: ResolvedFilters) -> list[str]:
     chosen: tuple[tuple[str, Sequence[str]], ...] = (
         ("owner", filters.owners),
         ("type", filters.types),

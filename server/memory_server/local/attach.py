@@ -1,6 +1,6 @@
-"""Joins a server process to the user's embedded Redis, starting it if need be.
+"""Connects a server process to the user's embedded Redis, and starts it if needed.
 
-Importing this module is cheap: a stdio server answers `initialize` before it needs Redis.
+This module imports nothing heavy: a stdio server answers `initialize` before it needs Redis.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import StoreUnavailable
-from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, locks
+from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
+from memory_server.local.binaries import find_redis
 from memory_server.local.paths import (
     LocalPaths,
     State,
@@ -26,8 +27,8 @@ from memory_server.local.paths import (
     open_log,
     password_of,
     prepare,
+    quoted,
     read_state,
-    short,
 )
 
 START_SECONDS = 60.0
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start a supervisor: `sidecar` None is the ordinary one, an empty argv none at all."""
+    """How to start a supervisor. `sidecar` None means the default sidecar, an empty argv none."""
 
     model: str = DEFAULT_MODEL
     grace: float = 10.0
@@ -57,16 +58,16 @@ class Launch:
         return [*command, "--lock-fd", str(lock), "--detach"]
 
     def environment(self) -> dict[str, str]:
-        """Return what the supervisor inherits: no master key, and of the keys only what its sidecar needs."""
+        """Return the supervisor's environment: without master keys, with the transport key of its sidecar."""
         kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(MASTER_KEYS)}
         return kept if self.transport_key is None else kept | {TRANSPORT_VARIABLE: self.transport_key}
 
 
 @dataclass
 class LocalRedis:
-    """A user's hold on the embedded Redis: while it is open, Redis stays.
+    """A reference to the embedded Redis, which runs while one is open.
 
-    `url` is for redis-py (`unix://`), `tcp_url` for people and tools; both carry the password.
+    `url` (`unix://`) is for redis-py, `tcp_url` for people and tools. Both contain the password.
     """
 
     url: str = field(repr=False)
@@ -81,15 +82,15 @@ class LocalRedis:
 
     @property
     def data_dir(self) -> Path:
-        """Where the data, the logs and state.json are."""
+        """The folder with the data, the logs and state.json."""
         return self.paths.data_dir
 
     def state(self) -> State | None:
-        """What the supervisor runs now, with the sidecar's last error; None while it runs nothing."""
+        """Return what the supervisor runs now, with the sidecar's last error; None if it runs nothing."""
         return read_state(self.paths)
 
     async def watch(self) -> None:
-        """Revive every 2 s; run it as a background task. Ends when cancelled or closed."""
+        """Call `revive` every 2 s until closed. Run it as a background task."""
         while self._users is not None:
             try:
                 await self.revive()
@@ -98,18 +99,18 @@ class LocalRedis:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def revive(self) -> bool:
-        """Start another supervisor if it was killed and nobody asked to stop; True when this call did.
+        """Start another supervisor if it was killed and not asked to stop; return whether this call did.
 
         Raises:
-            NotSupported: there is no longer a Redis to start.
+            NotSupported: there is no Redis to start any more.
         """
         if self.paths.stopped.exists() or not await _ensure_supervisor(self.paths, self.launch):
             return False
-        log.warning("the supervisor of the embedded Redis was gone; started another")
+        log.warning("the supervisor of the embedded Redis was not running; started another")
         return True
 
     def close(self) -> None:
-        """Leave. Redis stops about ten seconds after the last user left."""
+        """Release the reference. Redis stops about ten seconds after the last one is released."""
         if self._users is not None:
             os.close(self._users)
             self._users = None
@@ -125,14 +126,14 @@ async def attach(
     transport_key: str | None = None,
     within: float = START_SECONDS,
 ) -> LocalRedis:
-    """Join the embedded Redis of `data_dir`, starting it if nobody has; wait until it is ready.
+    """Connect to the embedded Redis of `data_dir`, start it if it does not run, and wait until it is ready.
 
-    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds it stays after its last user) and
-    `sidecar` (argv; empty for none) matter only to whoever starts it: compare `LocalRedis.model`.
+    `model`, `device` and `transport_key` (of the sidecar), `grace` (seconds to run after the last user) and `sidecar`
+    (argv; empty for none) have an effect only if this call starts it: compare `LocalRedis.model`.
 
     Raises:
-        NotSupported: this platform cannot, or there is no Redis 8.2 with the Query Engine to start.
-        UnsafeStart: the data or socket directory is not the user's own.
+        NotSupported: the platform is not supported, or no Redis 8.2 with the Query Engine is installed.
+        UnsafeStart: the data or socket directory belongs to another user.
         StoreUnavailable: Redis was not ready in `within` seconds; the message ends with its log.
     """
     locks.require_posix()
@@ -149,13 +150,8 @@ async def attach(
         raise
 
 
-def attach_blocking(data_dir: Path | None = None, *, model: str = DEFAULT_MODEL) -> LocalRedis:
-    """`attach` for code without an event loop, such as the CLI."""
-    return asyncio.run(attach(data_dir, model=model))
-
-
 async def _share(users: int, paths: LocalPaths, deadline: float) -> None:
-    """Become a user; waits while a supervisor that found nobody left is stopping."""
+    """Take a shared users.lock; wait while a supervisor without users is stopping."""
     while not locks.try_shared(users):
         _check(paths, deadline)
         await asyncio.sleep(0.02)
@@ -176,11 +172,9 @@ async def _until_ready(paths: LocalPaths, launch: Launch, users: int, deadline: 
 
 
 async def _answering(paths: LocalPaths, launch: Launch, users: int, state: State) -> LocalRedis | None:
-    """Return the hold if Redis answers now."""
-    # Loading redis-py takes .25 s; a thread lets the loop answer a client meanwhile.
+    """Return the reference if Redis answers now."""
+    # Importing redis-py takes .25 s; in a thread, so that the loop can answer a client meanwhile.
     await asyncio.to_thread(importlib.import_module, "redis.asyncio")
-    from memory_server.local import client
-
     password = password_of(paths)
     url = client.socket_url(state.socket, password)
     if await client.health(url) != "ready":
@@ -192,18 +186,18 @@ async def _answering(paths: LocalPaths, launch: Launch, users: int, state: State
 async def _ensure_supervisor(
     paths: LocalPaths, launch: Launch, *, give_up: bool = False, deadline: float | None = None
 ) -> bool:
-    """Start a supervisor if there is none; True when this call did so.
+    """Start a supervisor if there is none; return whether this call did.
 
-    The lock is taken here and handed over to the child, so of many processes exactly one starts it.
+    The child inherits the lock taken here, so exactly one of many processes starts it.
     """
     lock = locks.take_exclusive(paths.supervisor_lock)
     if lock is None:
         return False
     try:
         if give_up:
-            raise _unavailable(paths, "the supervisor of the embedded Redis does not stay up")
+            raise _unavailable(paths, "the supervisor of the embedded Redis keeps stopping")
         paths.state.unlink(missing_ok=True)
-        # Shielded: a cancelled caller must not close the lock under the child that gets it.
+        # Shielded: a cancelled caller must not close the lock before the child inherits it.
         await asyncio.shield(asyncio.to_thread(_launch, paths, launch, os.dup(lock)))
     finally:
         os.close(lock)
@@ -213,9 +207,7 @@ async def _ensure_supervisor(
 
 
 def _launch(paths: LocalPaths, launch: Launch, lock: int) -> None:
-    """Start a supervisor that holds `lock`; it leaves this process's tree at once."""
-    from memory_server.local.binaries import find_redis
-
+    """Start a supervisor that holds `lock` and detaches from this process."""
     output = -1
     try:
         find_redis()
@@ -242,5 +234,5 @@ def _check(paths: LocalPaths, deadline: float) -> None:
 
 
 def _unavailable(paths: LocalPaths, what: str) -> StoreUnavailable:
-    said = "\n".join(text for log in (paths.supervisor_log, paths.redis_log) if (text := log_tail(log)))
-    return StoreUnavailable(f"{what}; its logs in {short(paths.data_dir)} end with:\n{said}")
+    tail = "\n".join(text for log in (paths.supervisor_log, paths.redis_log) if (text := log_tail(log)))
+    return StoreUnavailable(f"{what}; its logs in {quoted(paths.data_dir)} end with:\n{tail}")

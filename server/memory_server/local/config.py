@@ -1,4 +1,4 @@
-"""Renders the redis.conf of the embedded Redis: the shipped file plus what only this machine knows."""
+"""Renders the redis.conf of the embedded Redis: the shipped file plus the values of this machine."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from memory_server.local.paths import Address, LocalPaths, write_private
 
 
 def render_config(paths: LocalPaths, address: Address, binaries: RedisBinaries, password: str) -> Path:
-    """Write the configuration, 0600, and return its path.
+    """Write the configuration with mode 0600 and return its path.
 
     Raises:
-        FileNotFoundError: the installation lacks redis/redis.conf.
+        FileNotFoundError: the installation has no redis/redis.conf.
     """
     lines = [
         resource("redis/redis.conf").read_text(encoding="utf-8"),
@@ -35,7 +35,7 @@ def render_config(paths: LocalPaths, address: Address, binaries: RedisBinaries, 
 
 
 def choose_port(last: Address | None) -> int:
-    """Return the last port while it is free, else any free loopback port."""
+    """Return the last port if it is free, else any free loopback port."""
     for port in (last.port if last is not None else 0, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,6 +48,6 @@ def choose_port(last: Address | None) -> int:
 
 
 def _quote(value: str | Path) -> str:
-    """Quote a value as redis.conf reads it."""
+    """Quote a value for redis.conf."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n").replace("\r", "\\r") + '"'

@@ -1,7 +1,7 @@
-"""Kernel locks, because they tell who is alive truthfully even after `kill -9`, which pid files do not.
+"""File locks. Unlike pid files, they show which process is alive even after `kill -9`.
 
-Every lock is an `flock` on an open file description: it ends when the last copy of the descriptor is
-closed, and a descriptor handed to a child carries the lock along.
+Each lock is an `flock` on an open file description. It ends when the last copy of the descriptor is closed; a child
+that inherits the descriptor holds the lock too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from memory_core.errors import NotSupported
-from memory_server.local import THREE_WAYS_OUT
+from memory_server.local import ALTERNATIVES
 
 if sys.platform != "win32":
     import fcntl
@@ -24,31 +24,31 @@ def require_posix() -> None:
         NotSupported: on Windows; the hint names the ways out.
     """
     if sys.platform == "win32":
-        raise NotSupported("the embedded Redis runs on Linux and macOS only", hint=THREE_WAYS_OUT)
+        raise NotSupported("the embedded Redis runs on Linux and macOS only", hint=ALTERNATIVES)
 
 
 def open_lock(path: Path) -> int:
-    """Open (and create, 0600) a lock file. The descriptor is not inherited by children."""
+    """Open a lock file, created with mode 0600. Children do not inherit the descriptor."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def try_exclusive(fd: int) -> bool:
-    """Take the lock alone, at once or not at all."""
+    """Take the lock exclusively, without waiting."""
     return _try(fd, fcntl.LOCK_EX)
 
 
 def try_shared(fd: int) -> bool:
-    """Take the lock together with other sharers, at once or not at all."""
+    """Take the lock shared, without waiting."""
     return _try(fd, fcntl.LOCK_SH)
 
 
 def release(fd: int) -> None:
-    """Let the lock go, in every process that has a copy of the descriptor."""
+    """Release the lock in every process that has a copy of the descriptor."""
     fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def take_exclusive(path: Path) -> int | None:
-    """Return a descriptor that holds the lock alone, or None while somebody else has it."""
+    """Return a descriptor that holds the lock exclusively; None if another process holds it."""
     fd = open_lock(path)
     if try_exclusive(fd):
         return fd
@@ -57,7 +57,7 @@ def take_exclusive(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether some process holds the lock at this moment."""
+    """Whether a process holds the lock."""
     if not path.exists():
         return False
     fd = take_exclusive(path)

@@ -1,4 +1,4 @@
-"""Where the embedded Redis keeps its files, and the checks that nobody else can reach them."""
+"""The files of the embedded Redis, and checks that other users cannot reach them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from platformdirs import user_data_path
+
 from memory_core.crypto.keyring import new_key
 from memory_core.errors import UnsafeStart, echo
 
@@ -24,38 +26,38 @@ _Record = TypeVar("_Record", "State", "Address")
 
 @dataclass(frozen=True)
 class LocalPaths:
-    """The files of one data directory; all of them are private to the user."""
+    """The files of one data directory. All are private to the user."""
 
     data_dir: Path
 
     @property
     def users_lock(self) -> Path:
-        """Held shared by every server process that uses this Redis."""
+        """Every server process that uses this Redis holds it shared."""
         return self.data_dir / "users.lock"
 
     @property
     def supervisor_lock(self) -> Path:
-        """Held alone by the supervisor as long as it lives."""
+        """The supervisor holds it exclusively."""
         return self.data_dir / "supervisor.lock"
 
     @property
     def redis_lock(self) -> Path:
-        """Held by the Redis process itself: two of them must never write one AOF."""
+        """The Redis process holds it: two processes must never write one AOF."""
         return self.data_dir / "redis.lock"
 
     @property
     def state(self) -> Path:
-        """What the supervisor runs now (a `State`); absent while it starts and stops."""
+        """What the supervisor runs now (a `State`); missing while it starts and stops."""
         return self.data_dir / "state.json"
 
     @property
     def address(self) -> Path:
-        """The last `Address`, kept over restarts so that clients find Redis where it was."""
+        """The last `Address`, reused after a restart so that clients find Redis again."""
         return self.data_dir / "address.json"
 
     @property
     def stopped(self) -> Path:
-        """There while somebody wants Redis stopped; the next `attach` removes it."""
+        """Exists after Redis was asked to stop, until the next `attach`."""
         return self.data_dir / "stopped"
 
     @property
@@ -65,7 +67,7 @@ class LocalPaths:
 
     @property
     def integrity_key(self) -> Path:
-        """The generated key of integrity codes, where no master key makes them."""
+        """The generated key of integrity codes, for use without a master key."""
         return self.data_dir / "integrity.key"
 
     @property
@@ -87,7 +89,7 @@ class LocalPaths:
 
     @property
     def socket_name(self) -> str:
-        """Twelve hex digits that stand for the data directory, so that its depth does not matter."""
+        """A short name derived from the data directory, whose path may exceed the limit of socket paths."""
         return hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12] + ".sock"
 
 
@@ -101,7 +103,7 @@ class Address:
 
 @dataclass(frozen=True)
 class State:
-    """What the supervisor runs now, for people and for `redis-memory status`. Holds no secret."""
+    """What the supervisor runs now. Contains no secret."""
 
     supervisor_pid: int
     socket: str
@@ -118,19 +120,17 @@ class State:
 
 
 def locate(data_dir: Path | None) -> LocalPaths:
-    """Name the files of `data_dir`, by default of the platform's user data directory. Creates nothing."""
+    """Return the files of `data_dir`, by default in the user data directory of the platform. Creates nothing."""
     if data_dir is None:
-        from platformdirs import user_data_path
-
         data_dir = user_data_path("redis-memory", appauthor=False)
     return LocalPaths(data_dir.expanduser().resolve())
 
 
 def prepare(data_dir: Path | None) -> LocalPaths:
-    """Create the data directory, 0700, and return its files.
+    """Create the data directory with mode 0700 and return its files.
 
     Raises:
-        UnsafeStart: it cannot be created, is somebody else's, or others may write to it.
+        UnsafeStart: it cannot be created, belongs to another user, or other users may write to it.
     """
     paths = locate(data_dir)
     folder = paths.data_dir
@@ -142,17 +142,17 @@ def prepare(data_dir: Path | None) -> LocalPaths:
     if info.st_uid != os.geteuid():
         raise UnsafeStart(f"the data directory {folder} belongs to another user", hint="choose --data-dir")
     if info.st_mode & 0o022:
-        raise UnsafeStart(f"others may write to the data directory {folder}", hint=f"chmod 700 {folder}")
+        raise UnsafeStart(f"other users may write to the data directory {folder}", hint=f"chmod 700 {folder}")
     return paths
 
 
 def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
-    """Return the socket's path, the last one where that still serves; its directory is made and checked.
+    """Return the path of the socket, the last one if possible. Creates and checks its directory.
 
     Raises:
-        UnsafeStart: no directory is both short enough and the user's own.
+        UnsafeStart: no directory is short enough and owned by the user.
     """
-    problem = UnsafeStart("there is no directory for the Unix socket", hint="set XDG_RUNTIME_DIR or TMPDIR")
+    problem = UnsafeStart("no directory is usable for the Unix socket", hint="set XDG_RUNTIME_DIR or TMPDIR")
     for folder in _socket_dirs(paths, last):
         path = folder / paths.socket_name
         if len(os.fsencode(path)) > SOCKET_LIMIT:
@@ -167,8 +167,8 @@ def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
 
 
 def _socket_dirs(paths: LocalPaths, last: Address | None) -> Iterator[Path]:
-    # Processes of one user differ in XDG_RUNTIME_DIR and TMPDIR, so the recorded place comes first;
-    # a copied data directory must not take over its original's socket, which its name prevents.
+    # Processes of one user differ in XDG_RUNTIME_DIR and TMPDIR, so the recorded directory comes first. The name of
+    # the socket prevents that a copied data directory takes over the socket of its original.
     if last is not None and Path(last.socket).name == paths.socket_name:
         yield Path(last.socket).parent
     runtime = os.environ.get("XDG_RUNTIME_DIR")
@@ -186,10 +186,10 @@ def _is_own_dir(folder: Path) -> bool:
 
 
 def make_private_dir(folder: Path) -> None:
-    """Create `folder` with mode 0700, or accept it if it is the user's own real directory.
+    """Create `folder` with mode 0700, or accept the user's existing directory.
 
     Raises:
-        UnsafeStart: it is a symlink, no directory, or somebody else's.
+        UnsafeStart: it is a symlink, not a directory, or belongs to another user.
     """
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
@@ -203,7 +203,7 @@ def make_private_dir(folder: Path) -> None:
 
 
 def password_of(paths: LocalPaths) -> str:
-    """Read the password, generating it the first time. Only the supervisor generates."""
+    """Read the password; the supervisor generates it on its first start."""
     try:
         known = paths.password.read_text().strip()
     except FileNotFoundError:
@@ -215,13 +215,13 @@ def password_of(paths: LocalPaths) -> str:
 
 
 def make_integrity_key(paths: LocalPaths) -> None:
-    """Generate the key of integrity codes the first time. Only the supervisor does."""
+    """Generate the key of integrity codes if it is missing."""
     if not paths.integrity_key.exists():
         write_private(paths.integrity_key, new_key() + "\n")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace `path` atomically by a 0600 file."""
+    """Replace `path` atomically by a file with mode 0600."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -231,22 +231,22 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_record(path: Path, record: State | Address) -> None:
-    """Store a record as JSON, atomically."""
+    """Write a record as JSON, atomically."""
     write_private(path, json.dumps(asdict(record), indent=1) + "\n")
 
 
 def read_state(paths: LocalPaths) -> State | None:
-    """Return what the supervisor says it runs; None while it runs nothing."""
+    """Return what the supervisor runs; None if it runs nothing."""
     return _read(paths.state, State)
 
 
 def read_address(paths: LocalPaths) -> Address | None:
-    """Return where Redis was last."""
+    """Return the last address of Redis."""
     return _read(paths.address, Address)
 
 
 def _read(path: Path, kind: type[_Record]) -> _Record | None:
-    """Read a record, ignoring fields that a newer release may have added."""
+    """Read a record. Ignores fields of newer releases."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
@@ -258,14 +258,14 @@ def _read(path: Path, kind: type[_Record]) -> _Record | None:
 
 
 def open_log(path: Path) -> int:
-    """Open a log for appending; one above 5 MB is first moved to `<name>.1`."""
+    """Open a log for appending. A log above 5 MB is moved to `<name>.1` first."""
     if path.exists() and path.stat().st_size > LOG_LIMIT:
         path.replace(path.with_name(path.name + ".1"))
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:
-    """Return the last lines of a log, of what was written after `offset` bytes."""
+    """Return the last lines of a log, after `offset` bytes."""
     try:
         with path.open("rb") as file:
             file.seek(max(offset, path.stat().st_size - 8192))
@@ -275,6 +275,6 @@ def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:
     return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
 
 
-def short(path: Path) -> str:
-    """Quote a path for an error text."""
+def quoted(path: Path) -> str:
+    """Quote a path for an error message."""
     return echo(str(path))

@@ -1,4 +1,4 @@
-"""Finds the Redis that runs already, for commands that look or act and start nothing, and its keys."""
+"""Finds a running Redis and its keys, for commands that start nothing."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from dataclasses import dataclass
 
 from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.errors import StoreUnavailable
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect, is_usable, redis_url
+from memory_core.store.connection import connect, is_usable, redis_url
 from memory_server.local import client as local_client
 from memory_server.local import locks
 from memory_server.local.paths import LocalPaths, State, locate, password_of, read_state
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """A Redis, and of the embedded one its files and what its supervisor runs."""
+class RunningRedis:
+    """A running Redis. `paths` and `state` belong to the embedded one."""
 
     url: str
     paths: LocalPaths | None = None
     state: State | None = None
 
 
-async def find_running(settings: Settings) -> Running:
-    """Find the Redis that the settings name, else the embedded one. Whether the former answers is not asked.
+async def find_running(settings: Settings) -> RunningRedis:
+    """Find the configured Redis, else the embedded one. Does not check that a configured Redis answers.
 
     Raises:
-        StoreUnavailable: none is named, and the embedded one does not run.
+        StoreUnavailable: none is configured, and the embedded one is not running.
     """
     url = redis_url(settings)
     if url is not None and not (settings.uses_config_default_redis and not await is_usable(url)):
-        return Running(url)
+        return RunningRedis(url)
     paths = locate(settings.data_dir)
     state = read_state(paths)
     if state is None or not locks.is_held(paths.supervisor_lock):
-        raise StoreUnavailable(f"nothing runs on {paths.data_dir}", hint="start it with redis-memory serve")
-    return Running(local_client.socket_url(state.socket, password_of(paths)), paths, state)
+        raise StoreUnavailable(f"no Redis is running on {paths.data_dir}", hint="start it with redis-memory serve")
+    return RunningRedis(local_client.socket_url(state.socket, password_of(paths)), paths, state)
 
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncGenerator[Client]:
-    """Connect to what runs.
+    """Connect to the running Redis.
 
     Raises:
-        StoreUnavailable: nothing does.
+        StoreUnavailable: none is running.
     """
     client = connect((await find_running(settings)).url)
     try:
@@ -55,7 +56,7 @@ async def connected(settings: Settings) -> AsyncGenerator[Client]:
 
 
 def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
-    """Read the keys that a server has: those set, and with the embedded Redis, whose `paths` these are, its own.
+    """Read a server's keys: the configured ones, and those of the embedded Redis in `paths`.
 
     Raises:
         UnsafeStart: a key cannot be read.
@@ -63,8 +64,8 @@ def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
     return load_keyring(settings, paths.integrity_key if paths else None)
 
 
-def keyring_by_settings(settings: Settings) -> Keyring:
-    """Read the keys that a server would have, without asking what runs.
+def keyring_from_settings(settings: Settings) -> Keyring:
+    """Read a server's keys without looking for a running Redis.
 
     Raises:
         UnsafeStart: a key cannot be read.

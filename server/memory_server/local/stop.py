@@ -1,4 +1,4 @@
-"""Stops the embedded Redis on request, for `redis-memory stop`."""
+"""Stops the embedded Redis, for `redis-memory stop`."""
 
 from __future__ import annotations
 
@@ -9,52 +9,50 @@ import time
 from pathlib import Path
 
 from memory_core.errors import StoreUnavailable
-from memory_server.local import locks
+from memory_server.local import client, locks
 from memory_server.local.paths import LocalPaths, locate, password_of, read_address, read_state, write_private
 
 STOP_SECONDS = 40.0
 
 
 def stop(data_dir: Path | None = None) -> bool:
-    """Stop Redis and the sidecar; False when nothing ran. Servers that use them lose their store.
+    """Stop Redis and the sidecar, also under running servers; return False if nothing was running.
 
-    Blocks up to 40 s; call it outside an event loop or in a thread.
+    Blocks up to 40 s: call it outside an event loop or in a thread.
 
     Raises:
-        NotSupported: this platform has no embedded Redis.
-        StoreUnavailable: it did not end in time.
+        NotSupported: the platform has no embedded Redis.
+        StoreUnavailable: it did not stop in time.
     """
     locks.require_posix()
     paths = locate(data_dir)
     if not paths.supervisor_lock.exists():
         return False
     deadline = time.monotonic() + STOP_SECONDS
-    told: int | None = None
+    asked_pid: int | None = None
     while (lock := locks.take_exclusive(paths.supervisor_lock)) is None:
-        told = _tell(paths, told)
+        asked_pid = _ask(paths, asked_pid)
         _wait(paths, deadline)
     try:
-        return _stop_orphan(paths, deadline) or told is not None
+        return _stop_orphan(paths, deadline) or asked_pid is not None
     finally:
         os.close(lock)
 
 
-def _tell(paths: LocalPaths, told: int | None) -> int | None:
-    """Ask the supervisor, once, to stop: the held lock proves that the pid in state.json is its own."""
+def _ask(paths: LocalPaths, asked_pid: int | None) -> int | None:
+    """Ask a supervisor to stop, once; return its pid. The held lock proves that the pid in state.json is valid."""
     state = read_state(paths)
-    if state is None or state.supervisor_pid == told:
-        return told
+    if state is None or state.supervisor_pid == asked_pid:
+        return asked_pid
     try:
         os.kill(state.supervisor_pid, signal.SIGTERM)
     except ProcessLookupError:
-        return told
+        return asked_pid
     return state.supervisor_pid
 
 
 def _stop_orphan(paths: LocalPaths, deadline: float) -> bool:
-    """Shut down a Redis whose supervisor was killed; the caller holds supervisor.lock."""
-    from memory_server.local import client
-
+    """Shut down a Redis whose supervisor was killed. The caller holds supervisor.lock."""
     found = False
     while locks.is_held(paths.redis_lock):
         found = True

@@ -1,7 +1,7 @@
-"""The daemon that keeps one Redis and one sidecar alive as long as any server process uses them.
+"""The daemon that keeps one Redis and one sidecar running while a server process uses them.
 
-Run as `python -m memory_server.local.supervisor --data-dir DIR`; `attach` does so. It holds
-supervisor.lock while it lives, and stops when nobody has shared users.lock for a while, or on SIGTERM.
+`attach` starts it as `python -m memory_server.local.supervisor --data-dir DIR`. It holds supervisor.lock, and stops on
+SIGTERM or when no process has held users.lock for a while.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ log = logging.getLogger("redis-memory.supervisor")
 
 @dataclass(frozen=True)
 class Options:
-    """What a supervisor runs: `sidecar` is an argv, `()` for none."""
+    """What a supervisor runs. `sidecar` is an argv, `()` for none."""
 
     paths: LocalPaths
     model: str
@@ -61,14 +61,14 @@ class Options:
 
 
 def sidecar_command(model: str, device: str = "auto") -> list[str]:
-    """Return the argv of the embedding sidecar; REDIS_URL and REDIS_MEMORY_PARENT are set."""
+    """Return the argv of the embedding sidecar. Its environment has REDIS_URL and REDIS_MEMORY_PARENT."""
     # -P: the working directory must not shadow installed packages.
     command = [sys.executable, "-P", "-m", "memory_embedder", "--exit-with-parent", "--model", model]
     return command if device == "auto" else [*command, "--device", device]
 
 
 class Supervisor:
-    """One life of the daemon; the caller holds supervisor.lock."""
+    """One run of the daemon. The caller holds supervisor.lock."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -85,20 +85,20 @@ class Supervisor:
         self.state = State(os.getpid(), address.socket, address.port, options.model, time.time())
 
     async def run(self) -> None:
-        """Keep everything alive until the last user left or SIGTERM came, then stop in order."""
-        asked = asyncio.Event()
+        """Keep Redis and the sidecar running until the last user leaves or SIGTERM arrives, then stop them in order."""
+        stop_requested = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, asked.set)
+            asyncio.get_running_loop().add_signal_handler(number, stop_requested.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
-        self._note()  # only now: whoever reads the pid may send SIGTERM
+        self._record()  # after the handlers: a reader of the pid may send SIGTERM
         jobs = [
             asyncio.create_task(job)
-            for job in (asked.wait(), self._until_unused(), self._keep_redis(), self._keep_sidecar())
+            for job in (stop_requested.wait(), self._until_unused(), self._keep_redis(), self._keep_sidecar())
         ]
         try:
             done, _ = await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
-            if asked.is_set():
-                # Before the lock goes: servers that watch must not start the next supervisor.
+            if stop_requested.is_set():
+                # Before the lock is released: watching servers must not start the next supervisor.
                 write_private(self.paths.stopped, "")
             for job in done:
                 job.result()
@@ -107,15 +107,15 @@ class Supervisor:
             await self._stop()
 
     async def _until_unused(self) -> None:
-        """Return once no user was there for `grace` seconds, holding users.lock: newcomers wait on it."""
+        """Return after `grace` seconds without users, holding users.lock, on which new users wait."""
         pause = min(1.0, max(0.02, self.options.grace / 4))
-        alone_since: float | None = None
+        unused_since: float | None = None
         while True:
             if not locks.try_exclusive(self.users_fd):
-                alone_since = None
+                unused_since = None
             else:
-                alone_since = alone_since or time.monotonic()
-                if time.monotonic() - alone_since >= self.options.grace:
+                unused_since = unused_since or time.monotonic()
+                if time.monotonic() - unused_since >= self.options.grace:
                     log.info("the last user left")
                     return
                 locks.release(self.users_fd)
@@ -133,29 +133,29 @@ class Supervisor:
             pause = backoff.after(time.monotonic() - began)
             log.warning("Redis ended; starting it again in %.1f s", pause)
             await asyncio.sleep(pause)
-            self._note(redis_pid=None, redis_restarts=self.state.redis_restarts + 1)
+            self._record(redis_pid=None, redis_restarts=self.state.redis_restarts + 1)
 
     async def _own_redis_lock(self) -> int:
-        """Wait until no Redis runs on this data, shutting down one that outlived its supervisor."""
-        told = False
+        """Take redis.lock, shutting down a Redis that outlived its supervisor."""
+        is_logged = False
         while (lock := locks.take_exclusive(self.paths.redis_lock)) is None:
-            if not told:
-                log.warning("another Redis still has this data directory; asking it to end")
-            told = True
+            if not is_logged:
+                log.warning("another Redis still uses this data directory; asking it to stop")
+            is_logged = True
             await client.shut_down_orphan(read_address(self.paths), self.password)
             await asyncio.sleep(0.1)
         return lock
 
     def _start_redis(self, lock: int) -> None:
-        """Start Redis, which keeps the lock from here on; on failure `self.redis` is None."""
+        """Start Redis, which inherits the lock. On failure `self.redis` is None."""
         self.redis = None
         try:
             binaries = find_redis()
             address = self._choose_address()
             write_record(self.paths.address, address)
             config = render_config(self.paths, address, binaries, self.password)
-            self.redis = self.children.start([binaries.server, config], self.paths.redis_log, hand_over=lock)
-            self._note(
+            self.redis = self.children.start([binaries.server, config], self.paths.redis_log, inherit=lock)
+            self._record(
                 redis_pid=self.redis.pid,
                 redis_origin=binaries.origin,
                 socket=address.socket,
@@ -167,12 +167,12 @@ class Supervisor:
             os.close(lock)
 
     async def _serve(self, redis: subprocess.Popen[bytes]) -> None:
-        """Announce Redis once it is ready, and return when it has ended."""
+        """Record Redis as ready, and return when it has ended."""
         while await client.health(self._url) != "ready":
             if await self.children.exit_of(redis, 0.02) is not None:
                 log.error("Redis did not start: %s", log_tail(self.paths.redis_log, 1))
                 return
-        self._note(redis_version=await client.version(self._url) or "unknown")
+        self._record(redis_version=await client.version(self._url) or "unknown")
         self.redis_ready.set()
         await self.children.exit_of(redis)
 
@@ -188,46 +188,46 @@ class Supervisor:
             pause = CONFIG_RETRY_SECONDS if code == EX_CONFIG else backoff.after(time.monotonic() - began)
             log.warning("the sidecar ended with %s; starting it again in %.1f s", code, pause)
             await asyncio.sleep(pause)
-            self._note(sidecar_restarts=self.state.sidecar_restarts + 1)
+            self._record(sidecar_restarts=self.state.sidecar_restarts + 1)
 
     async def _run_sidecar(self, argv: tuple[str, ...]) -> int | None:
-        """Run the sidecar to its end; one that lives clears the last error, one misconfigured sets it."""
+        """Run the sidecar until it ends. A steady run clears the last error; a wrong configuration sets it."""
         written = self.paths.sidecar_log.stat().st_size if self.paths.sidecar_log.exists() else 0
-        # Not argv: `ps` shows that to everybody. The pid, because a supervisor killed while the sidecar
-        # still imports would not be the parent that it finds.
+        # Not in argv, which `ps` shows to all users. The pid is passed because the supervisor may be killed before the
+        # sidecar can look up its parent.
         environment = {"REDIS_URL": self._url, PARENT_VARIABLE: str(os.getpid()), **self._transport}
         try:
             self.sidecar = self.children.start(argv, self.paths.sidecar_log, env=environment)
         except OSError as error:
-            self._note(sidecar_error=f"cannot start {argv[0]}: {error.strerror}")
+            self._record(sidecar_error=f"cannot start {argv[0]}: {error.strerror}")
             return EX_CONFIG
-        self._note(sidecar_pid=self.sidecar.pid)
+        self._record(sidecar_pid=self.sidecar.pid)
         code = await self.children.exit_of(self.sidecar, STEADY_SECONDS)
         if code is None:
-            self._note(sidecar_error=None)
+            self._record(sidecar_error=None)
             code = await self.children.exit_of(self.sidecar)
-        self._note(sidecar_pid=None)
+        self._record(sidecar_pid=None)
         if code == EX_CONFIG:
-            said = log_tail(self.paths.sidecar_log, 1, written)
-            self._note(sidecar_error=said or "the sidecar is not configured correctly")
+            error = log_tail(self.paths.sidecar_log, 1, written)
+            self._record(sidecar_error=error or "the sidecar is not configured correctly")
         return code
 
     async def _stop(self) -> None:
-        """Stop the sidecar, then Redis; state.json goes first, so that nobody attaches meanwhile."""
+        """Stop the sidecar, then Redis. Deletes state.json first, so that no process attaches meanwhile."""
         self.paths.state.unlink(missing_ok=True)
         if self.sidecar is not None:
             await self.children.end(self.sidecar, patience=SIDECAR_PATIENCE, kill=True)
         if self.redis is not None and self.redis.poll() is None:
             await client.shut_down(self._url)
             if await self.children.exit_of(self.redis, 0.5) is None:
-                # Never SIGKILL: a slow disk is no reason to lose what it still has to write.
+                # Never SIGKILL: Redis may still be writing to a slow disk.
                 ended = await self.children.end(self.redis, patience=REDIS_PATIENCE, kill=False)
                 log.log(logging.INFO if ended else logging.ERROR, "Redis ended: %s", ended)
         self._remove_socket()
         log.info("stopped")
 
     def _remove_socket(self) -> None:
-        """Remove what a Redis that was killed leaves behind; not the socket of one that still runs."""
+        """Remove the socket of a Redis that was killed, but not of one that still runs."""
         if self.redis is not None and self.redis.poll() is not None:
             Path(self.state.socket).unlink(missing_ok=True)
 
@@ -235,7 +235,7 @@ class Supervisor:
         last = read_address(self.paths)
         return Address(str(choose_socket(self.paths, last)), choose_port(last))
 
-    def _note(self, **changes: Any) -> None:
+    def _record(self, **changes: Any) -> None:
         self.state = replace(self.state, **changes)
         write_record(self.paths.state, self.state)
 
@@ -245,7 +245,7 @@ class Supervisor:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Become the supervisor of a data directory, unless it has one. Returns the exit code."""
+    """Supervise a data directory, unless another supervisor does. Returns the exit code."""
     arguments = _parser().parse_args(argv)
     paths = prepare(arguments.data_dir)
     lock: int | None = arguments.lock_fd
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     os.set_inheritable(lock, False)
     if arguments.detach and os.fork():
-        os._exit(0)  # the daemon belongs to init from here on, not to the server that started it
+        os._exit(0)  # the daemon is a child of init from here on, not of the server that started it
     os.chdir(paths.data_dir)
     paths.state.unlink(missing_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _take_keys() -> dict[str, str]:
-    """Take the keys out of this process's environment, so that Redis does not inherit them; give the sidecar's."""
+    """Remove the keys from the environment, which Redis inherits; return those of the sidecar."""
     for name in [name for name in os.environ if name.upper().startswith(MASTER_KEYS)]:
         del os.environ[name]
     transport = os.environ.pop(TRANSPORT_VARIABLE, None)
@@ -288,7 +288,7 @@ def _sidecar(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _argv(text: str) -> list[str]:
-    """Read a sidecar's argv: a JSON list of strings, or null for no sidecar."""
+    """Parse a sidecar's argv: a JSON list of strings, or null for no sidecar."""
     found: Any = json.loads(text)
     if found is None:
         return []
@@ -301,10 +301,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m memory_server.local.supervisor", description=__doc__)
     parser.add_argument("--data-dir", type=Path, default=None)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--device", default="auto", help="where the sidecar computes")
+    parser.add_argument("--device", default="auto", help="device of the sidecar")
     seconds: Callable[[str], float] = float
-    parser.add_argument("--grace", type=seconds, default=10.0, help="seconds to stay after the last user")
-    parser.add_argument("--sidecar", type=_argv, default=None, help="a JSON argv list; null for none")
+    parser.add_argument("--grace", type=seconds, default=10.0, help="seconds to run after the last user")
+    parser.add_argument("--sidecar", type=_argv, default=None, help="argv as a JSON list; null for none")
     parser.add_argument("--lock-fd", type=int, default=None, help="a descriptor that holds supervisor.lock")
     parser.add_argument("--detach", action="store_true", help="go to the background at once")
     return parser

@@ -9,13 +9,12 @@ from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
-from memory_server.access.identity import caller_of
 from memory_server.contract.answer import Answer
 from memory_server.engine.audited_calls import named_ids
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
 T = TypeVar("T", bound=Answer)
@@ -29,7 +28,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one task that the caller may see, with its history, as JSON."""
         from memory_server.tasks.lifecycle import get_task
 
-        answer = await _read(runtime, ctx, task_id, lambda service, caller: get_task(service, caller, task_id))
+        answer = await _read(runtime, ctx, task_id, lambda service, request: get_task(service, request.caller, task_id))
         return answer.model_dump_json()
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
@@ -37,7 +36,9 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         """Give one registered agent, as JSON."""
         from memory_server.agents.registry import get_agent
 
-        answer = await _read(runtime, ctx, agent_id, lambda service, caller: get_agent(service, caller, agent_id))
+        answer = await _read(
+            runtime, ctx, agent_id, lambda service, request: get_agent(service.backend, request.caller, agent_id)
+        )
         return answer.agent.model_dump_json()
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
@@ -46,29 +47,22 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         from memory_server.memories.get import retrieve_memory
 
         answer = await _read(
-            runtime, ctx, memory_id, lambda service, caller: retrieve_memory(service, caller, memory_id)
+            runtime, ctx, memory_id, lambda service, request: retrieve_memory(service, request, memory_id)
         )
         return answer.memory.model_dump_json()
 
 
 async def _read(
-    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, Caller], Awaitable[T]]
+    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, RequestContext], Awaitable[T]]
 ) -> T:
-    """Give an answer to whoever may read, or its refusal as the protocol has it."""
+    """Give an answer to a caller who may read, or its refusal in the protocol's form."""
+    named = named_ids({"memory_id": some_id})
     try:
-        async with runtime.gate.working(ctx.request_context, "read_resource"):
-            return await _noted(runtime, ctx, some_id, answer)
+        async with runtime.gate.call(ctx.request_context, "read_resource", named, "read") as request:
+            found = await answer(await runtime.service(), request)
+            request.call.succeeded(found.shown())
+            return found
     except (NotFound, InvalidArgument) as error:
         raise ResourceNotFoundError(error.message) from error
     except MemoryServiceError as error:
         raise ResourceError(f"{error.code}: {error.message}") from error
-
-
-async def _noted(
-    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, Caller], Awaitable[T]]
-) -> T:
-    with runtime.gate.noting(ctx.request_context, "read_resource", named_ids({"memory_id": some_id})) as call:
-        await runtime.gate.admit(ctx.request_context, "read")
-        found = await answer(await runtime.service(), caller_of(ctx, runtime.settings))
-        call.succeeded(found.shown())
-        return found

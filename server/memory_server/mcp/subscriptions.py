@@ -1,7 +1,7 @@
-"""Tells clients that subscribed to a resource when it changes, on both eras of the protocol.
+"""Notifies clients that subscribed to a resource when it changes, on both eras of the protocol.
 
 Since 2026-07-28 one `subscriptions/listen` request is one stream of changes; before, `resources/subscribe` made the
-connection's own channel carry them. The SDK knows no caller here, so each stream gets a bus of its own.
+connection's own channel carry them. The SDK knows no caller here, so each stream has its own bus.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ from mcp_types import (
 )
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
-from memory_server.access.identity import caller_of_request
 from memory_server.engine.audited_calls import named_ids
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
-    from memory_server.engine.principals import Caller
+    from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
 MOST_RESOURCES = 256
@@ -65,8 +64,8 @@ class Subscriptions:
         bus = _CallersBus(self._bus)
         handler = ListenHandler(bus)
         try:
-            caller = await self._admit(ctx, uris)
-            async with following(await self._runtime.service(), caller, uris) as changes:
+            request = await self._admit(ctx, uris)
+            async with following(await self._runtime.service(), request, uris) as changes:
                 relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
                 try:
                     return await handler(ctx, params)
@@ -100,8 +99,8 @@ class Subscriptions:
         from memory_server.events.resource_changes import following
 
         try:
-            caller = await self._admit(ctx, [uri])
-            async with following(await self._runtime.service(), caller, frozenset({uri})) as changes:
+            request = await self._admit(ctx, [uri])
+            async with following(await self._runtime.service(), request, frozenset({uri})) as changes:
                 begun.set_result(None)
                 async for changed in self._while_let_in(ctx, changes):
                     await ctx.session.send_resource_updated(changed)
@@ -110,17 +109,16 @@ class Subscriptions:
         except Exception:
             log.exception("a subscription ended")
 
-    async def _admit(self, ctx: Request, uris: Iterable[str]) -> Caller:
-        """Let a subscription in; the audit tells when it began.
+    async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
+        """Admit a subscription; the audit entry says when it began.
 
         Raises:
-            MemoryServiceError: as `Gate.admit`.
+            MemoryServiceError: as `Gate.admitted`.
         """
         ids = [uri.rpartition("/")[2] for uri in uris]
-        with self._runtime.gate.noting(ctx, "subscribe", named_ids({"memory_ids": ids})) as call:
-            await self._runtime.gate.admit(ctx, "read")
-            call.succeeded()
-            return caller_of_request(ctx, self._runtime.settings)
+        async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
+            request.call.succeeded()
+            return request
 
     async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
         """Pass changes on until the caller's token is no longer good."""

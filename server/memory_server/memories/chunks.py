@@ -1,33 +1,63 @@
-"""Keeps the further pieces of long memories in step with their memory, slice by slice.
+"""Splits contents into chunks, and keeps the chunk records of long memories in step with their memory.
 
-A memory changes in one Function and leaves a chore, `<id>:<pieces that may exist>`; settling it writes, rewrites or
-removes the pieces. It may be done twice, and by whoever finds the chore: the sweeper takes those left behind.
+A memory changes in one Function and leaves a chore, `<id>:<chunks that may exist>`; settling it writes, rewrites or
+removes the chunk records. Any process may do it, also twice: the sweeper takes chores that are left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_core.errors import MemoryServiceError, StoreUnavailable
+from memory_core.crypto.integrity import Integrity
+from memory_core.errors import EmbeddingUnavailable, MemoryServiceError, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
-from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
-from memory_server.index import integrity_report, loader
+from memory_core.records.vectors import Matrix, to_bytes
+from memory_core.redis_client import Client
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.integrity_report import tampered
+from memory_server.engine.vector_cache import Asker
+from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.memories.forms import Form, flat, form_of, signed_elsewhere
+from memory_server.memories.record_encoder import (
+    RecordEncoder,
+    embedding_text,
+    encoder_of,
+    flat,
+    signed_elsewhere,
+)
 from memory_server.memories.services import MemoryServices
 from memory_server.memories.splitter import split
 
+AHEAD_SECONDS = 30.0
+EMBED_AT_ONCE = 8
+"""Chunks that a waiting store embeds before it writes; longer contents leave jobs."""
 _SLICE = 8
-"""Pieces written by one Function call: each may insert a vector into the graph."""
+"""Chunks written by one Function call: each may insert a vector into the graph."""
 _ATTEMPTS = 10
 _IN_THREAD = 20_000
 _OPTIONAL = ("tags", "context", "source", "occurred_at")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedContent:
+    """A content in chunks, with their vectors of `model` where they are known: shape (chunks, dimension)."""
+
+    content: str
+    chunks: Sequence[str]
+    model: Model
+    vectors: Matrix | None = None
+
+    def vector(self, number: int) -> bytes | None:
+        """Give the vector of one chunk as Redis keeps it."""
+        return None if self.vectors is None else to_bytes(self.vectors[number])
 
 
 async def split_content(content: str) -> list[str]:
@@ -37,68 +67,98 @@ async def split_content(content: str) -> list[str]:
     return await asyncio.to_thread(split, content)
 
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """A content cut into pieces, with their vectors where they are known: shape (pieces, dimension), of `model`."""
+async def embed_or_none(
+    service: MemoryServices, record: Record, chunks: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
+) -> Matrix | None:
+    """Get a vector for each chunk: of many, or without `wait`, only if all are cached already.
 
-    content: str
-    pieces: Sequence[str]
-    vectors: Matrix | None = None
-    model: Model | None = None
+    None when they are not, or when no sidecar gives them in time. Those of a sensitive memory are never cached.
+    """
+    texts, secret = [embedding_text(chunk, record.source) for chunk in chunks], record.is_sensitive
+    if not wait or len(chunks) > EMBED_AT_ONCE:
+        return None if secret else await service.embeddings.known(texts, asker, model)
+    started = time.perf_counter()
+    try:
+        vectors = await service.embeddings.embed(texts, asker, model=model, secret=secret)
+    except EmbeddingUnavailable:
+        return None
+    service.embedding_latency.add(asker, (time.perf_counter() - started) * 1000)
+    return vectors
 
 
-async def settle(service: MemoryServices, namespace: str, chore: str, cut: Cut | None = None) -> None:
-    """Bring all further pieces of a memory up to date with it, or remove them if it is gone.
+async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker) -> None:
+    """Bring vectors into the cache before many operations need them one by one; a failure does not matter."""
+    with contextlib.suppress(MemoryServiceError):
+        await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
 
-    `cut` spares splitting and embedding, as long as the memory still has that content.
+
+async def settle(
+    service: MemoryServices,
+    namespace: str,
+    chore: str,
+    *,
+    record: Record | None = None,
+    content: ChunkedContent | None = None,
+) -> None:
+    """Bring all chunk records of a memory up to date with it, or remove them if it is gone.
+
+    `record` is the memory as this process just wrote it, if it did. `content` saves splitting and embedding, as long
+    as the memory still has that content.
 
     Raises:
         StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
-        Tampered: it is not to be believed. KeyMissing: it is signed, and this server has no key.
+        Tampered: it fails its integrity check. KeyMissing: it is signed, and this server has no key.
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
-    for _ in range(_ATTEMPTS):
-        record = await _load_whole(service, keys, memory_id)
-        if record and (cut is None or cut.content != record.content):
-            cut = Cut(record.content, await split_content(record.content))
-        written = record is None or cut is None or await _write(service, keys, record, cut)
-        leftover = range(len(cut.pieces) if record and cut else 1, int(most))
-        if written and await _finish(service, keys, Ref(memory_id), record, chore, leftover):
+    for attempt in range(_ATTEMPTS):
+        current = record if record and not attempt else await _load_whole(service, keys, memory_id)
+        if current and (content is None or content.content != current.content):
+            model = await service.models.current(namespace)
+            content = ChunkedContent(current.content, await split_content(current.content), model)
+        written = current is None or content is None or await _write(service, keys, current, content)
+        leftover = range(len(content.chunks) if current and content else 1, int(most))
+        if written and await _finish(service.backend, keys, memory_id, current, chore, leftover):
             return
     raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
 
 
-async def settle_or_tell(service: MemoryServices, namespace: str, chore: str, cut: Cut | None = None) -> str | None:
-    """Settle after a change that is already acknowledged: a failure is for the sweeper to mend and for us to tell."""
+async def settle_or_tell(
+    service: MemoryServices,
+    namespace: str,
+    chore: str,
+    *,
+    record: Record | None = None,
+    content: ChunkedContent | None = None,
+) -> str | None:
+    """Settle after a change that is already acknowledged: give the reason of a failure, which the sweeper repairs."""
     try:
-        await settle(service, namespace, chore, cut)
+        await settle(service, namespace, chore, record=record, content=content)
     except MemoryServiceError as error:
         return f"the further pieces of a long memory cannot be searched yet: {error.message}"
     return None
 
 
 async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record | loader.Flawed]:
+    async def fetch(client: Client) -> list[Record | loader.UnverifiedRecord]:
         return await loader.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
 
     found = next(iter(await service.backend.read(fetch)), None)
-    if isinstance(found, loader.Flawed):
-        raise integrity_report.tampered(memory_id, found.flaw)
+    if isinstance(found, loader.UnverifiedRecord):
+        raise tampered(memory_id, found.failure)
     return await service.vault.open(keys.namespace, found) if found else None
 
 
-async def _write(service: MemoryServices, keys: Keys, record: Record, cut: Cut) -> bool:
-    """Write every further piece; False when the memory changed meanwhile."""
-    shared, texts, vectors = filter_fields(record), cut.pieces, cut.vectors
-    form = await form_of(service, keys.namespace, record, cut.model or await service.models.current(keys.namespace))
-    if form.version and form.content_hash(record.content) != record.content_hash:
+async def _write(service: MemoryServices, keys: Keys, record: Record, content: ChunkedContent) -> bool:
+    """Write every further chunk; False when the memory changed meanwhile."""
+    shared, chunks = filter_fields(record), content.chunks
+    encoder = await encoder_of(service, keys.namespace, record.owner, content.model, sensitive=record.is_sensitive)
+    if encoder.key_version and encoder.content_hash(record.content) != record.content_hash:
+        # Another key was put in force: it was read too early here, or the memory is about to be sealed again.
         service.vault.forget(keys.namespace, record.owner)
-        return (
-            False  # another key was put in force: it was read too early here, or the memory is about to be sealed anew
-        )
-    for start in range(1, len(texts), _SLICE):
-        numbers = range(start, min(start + _SLICE, len(texts)))
+        return False
+    for start in range(1, len(chunks), _SLICE):
+        numbers = range(start, min(start + _SLICE, len(chunks)))
         answer = await service.backend.write(
             "rm1_pieces",
             [
@@ -114,49 +174,42 @@ async def _write(service: MemoryServices, keys: Keys, record: Record, cut: Cut) 
             signed=service.backend.integrity.signs,
             fields=flat(shared),
             remove=[name for name in _OPTIONAL if name not in shared],
-            items=[
-                _item(service, keys, form, record, number, texts[number], None if vectors is None else vectors[number])
-                for number in numbers
-            ],
+            items=[_item(service.backend.integrity, keys, encoder, record, number, content) for number in numbers],
         )
         if answer["status"] == "key_missing":
             raise signed_elsewhere()
         if answer["status"] != "settled":
             return False
-    if vectors is None and len(texts) > 1:
+    if content.vectors is None and len(chunks) > 1:
         service.ring(keys.namespace)
     return True
 
 
 def _item(
-    service: MemoryServices, keys: Keys, form: Form, record: Record, number: int, text: str, vector: Matrix | None
+    integrity: Integrity, keys: Keys, encoder: RecordEncoder, record: Record, number: int, content: ChunkedContent
 ) -> dict[str, Any]:
-    code: dict[str, str] = {}
-    if not record.is_sensitive:  # a sealed piece proves itself
+    text, code = content.chunks[number], dict[str, str]()
+    if not record.is_sensitive:  # a sealed chunk proves itself
         where = (keys.namespace, record.id, number, record.content_hash)
-        code = service.backend.integrity.sign_piece(*where, text.encode())
+        code = integrity.sign_chunk(*where, text.encode())
     return {
         "piece": number,
         "code": flat(code),
-        "fields": flat(form.piece(record, number, text)),
-        "vector": form.vector(record, number, vector),
-        "job": form.job(record, number, text),
+        "fields": flat(encoder.chunk(record, number, text)),
+        "vector": encoder.vector(record, number, content.vector(number)),
+        "job": encoder.job(record, number, text),
     }
 
 
 async def _finish(
-    service: MemoryServices, keys: Keys, ref: Ref, record: Record | None, chore: str, leftover: range
+    backend: Backend, keys: Keys, memory_id: str, record: Record | None, chore: str, leftover: range
 ) -> bool:
-    """Remove pieces that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
+    """Remove chunks that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:
-        answer = await service.backend.write(
+        answer = await backend.write(
             "rm1_settled",
-            [
-                keys.chores,
-                keys.memory(ref.memory_id),
-                *(keys.chunk(ref.memory_id, number) for number in numbers),
-            ],
+            [keys.chores, keys.memory(memory_id), *(keys.chunk(memory_id, number) for number in numbers)],
             repeatable=True,
             hash=record.content_hash if record else None,
             rev=record.rev if record else None,

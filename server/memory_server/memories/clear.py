@@ -1,4 +1,4 @@
-"""Removing memories: by id, by filter, or those that have expired."""
+"""Removes memories: by id, by filter, or those that have expired."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import Said
 from memory_core.records.keys import Keys
 from memory_core.records.scope import NOBODY, Principal
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
-from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_ids
-from memory_server.engine.principals import Caller, check_writes_as, resolve
+from memory_server.engine.audited_calls import AuditedCall
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
+from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.index.query import Query
 from memory_server.memories.chunks import settle_or_tell
@@ -28,95 +31,93 @@ _SLICE = 200
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed:
-    """What a clear would remove: named ids, or whatever a query selects."""
+class ClearPlan:
+    """What a clear would remove: named ids, or the memories that a query selects."""
 
-    caller: Caller
+    request: RequestContext
     principal: Principal
     matched: int
     ids: tuple[str, ...] = ()
     query: Query | None = None
 
 
-async def select(
-    service: MemoryServices, caller: Caller, *, memory_ids: Sequence[str], selection: Selection, expired_only: bool
-) -> Doomed:
+async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
     Raises:
         InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
         Forbidden: the filters name another agent.
     """
-    if not memory_ids and selection.is_empty and not expired_only:
+    by_filter = args.has_filters or args.expired_only
+    if not args.memory_ids and not by_filter:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
-    if memory_ids and (expired_only or not selection.is_empty):
+    if args.memory_ids and by_filter:
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    named = list(dict.fromkeys(selection.agent_ids))
-    acting = [check_writes_as(caller, agent_id) for agent_id in named] or [caller]
+    named = list(dict.fromkeys(args.agent_ids or ()))
+    acting = [request.acting_as(agent_id) for agent_id in named] or [request]
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
-    if memory_ids:
-        return await _named(service, caller, principal, check_ids(memory_ids, service.settings))
-    return await _selected(service, caller, principal, selection, expired_only)
+    if args.memory_ids:
+        return await _named(service.backend, request, principal, check_ids(args.memory_ids, service.settings))
+    return await _selected(service, request, principal, args)
 
 
-async def clear_memory(service: MemoryServices, doomed: Doomed, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
+async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
 
     Raises:
-        ConfirmationNeeded: more than one memory, and nobody confirmed.
+        ConfirmationNeeded: more than one memory, and no confirmation.
     """
     if dry_run:
-        return ClearAnswer(matched=doomed.matched, deleted=0, dry_run=True)
-    if doomed.matched > 1 and not confirmed:
+        return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
+    if plan.matched > 1 and not confirmed:
         raise ConfirmationNeeded(
-            f"this would delete {doomed.matched} memories for good",
+            f"this would delete {plan.matched} memories for good",
             hint="call again with confirm: true, or dry_run: true to look first",
         )
-    if doomed.query is not None:
-        return await _delete_selected(service, doomed, doomed.query)
-    return ClearAnswer(matched=doomed.matched, deleted=await _delete(service, doomed, doomed.ids))
+    if plan.query is not None:
+        return await _delete_selected(service, plan, plan.query)
+    return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))
 
 
-async def _named(service: MemoryServices, caller: Caller, principal: Principal, ids: tuple[str, ...]) -> Doomed:
+async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> ClearPlan:
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[str, ...]:
         refs = [Ref(memory_id) for memory_id in ids]
-        found = await loader.load_all(client, keys, refs, service.backend.integrity)
+        found = await loader.load_all(client, keys, refs, backend.integrity)
         return tuple(record.id for record in found if principal.owns(record.owner))
 
-    owned = await service.backend.read(fetch)
-    return Doomed(caller, principal, len(owned), ids=owned)
+    owned = await backend.read(fetch)
+    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def _selected(
-    service: MemoryServices, caller: Caller, principal: Principal, selection: Selection, expired_only: bool
-) -> Doomed:
+    service: MemoryServices, request: RequestContext, principal: Principal, args: ClearArguments
+) -> ClearPlan:
     prepared = await service.namespaces.get(principal.namespace)
     own = replace(principal, grants=())
-    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=()))
-    filters = replace(filters, owners=principal.owners or (NOBODY,))
+    filters = await resolve_filters(service.backend, principal, args, owners=principal.owners or (NOBODY,))
     now = await service.backend.read(lambda client: _latest(client, prepared.keys))
-    query = build.expired(own, filters, now) if expired_only else build.readable(own, filters, now)
+    query = build.expired(own, filters, now) if args.expired_only else build.readable(own, filters, now)
     query = build.memories(build.created_before(query, now))
 
     async def fetch(client: Client) -> int:
         return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
 
-    return Doomed(caller, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
+    return ClearPlan(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
     """Give a time after all that was stored by now: a namespace's own clock goes on where Redis's is set back."""
-    told, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
-    return max(told, (int(clock or 0) + 1) / 1_000_000)
+    now, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
+    return max(now, (int(clock or 0) + 1) / 1_000_000)
 
 
-async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query) -> ClearAnswer:
+async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:
     """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
-    namespace = doomed.principal.namespace
+    namespace = plan.principal.namespace
     keys = Keys(namespace)
     total = 0
 
@@ -128,21 +129,24 @@ async def _delete_selected(service: MemoryServices, doomed: Doomed, query: Query
     while total < service.settings.limits.clear:
         try:
             ids = await service.namespaces.search(namespace, fetch)
-            deleted = await _delete(service, doomed, ids) if ids else 0
+            deleted = await _delete(service, plan, ids) if ids else 0
         except MemoryServiceError as error:
             if not total:
                 raise
             reason = f"it stopped midway, and some more may have gone: {error.message}"
-            return ClearAnswer(matched=doomed.matched, deleted=total, partial=True, reason=reason)
+            return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
         total += deleted
         if not deleted:
             break
-    return ClearAnswer(matched=doomed.matched, deleted=total)
+    return ClearAnswer(matched=plan.matched, deleted=total)
 
 
-async def _delete(service: MemoryServices, doomed: Doomed, ids: Sequence[str]) -> int:
-    principal, audit = doomed.principal, doomed.caller.audit("clear_memory", ids)
-    return await delete(service, principal.namespace, ids, owners=principal.owners, audit=audit)
+async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
+    principal, request = plan.principal, plan.request
+    audit = request.caller.audit("clear_memory", ids)
+    return await delete(
+        service, principal.namespace, ids, owners=principal.owners, audit=audit, audited_call=request.call
+    )
 
 
 async def delete(
@@ -151,6 +155,7 @@ async def delete(
     ids: Sequence[str],
     *,
     audit: Said,
+    audited_call: AuditedCall | None = None,
     owners: Sequence[str] = (),
     writer: str | None = None,
     since: float = 0.0,
@@ -167,6 +172,7 @@ async def delete(
         since=since,
         same_prefix=keys.same_prefix,
         audit=audit,
+        audited_call=audited_call,
     )
     service.quotas.forget(namespace)
     for chore in answer["long"]:

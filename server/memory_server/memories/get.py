@@ -1,87 +1,80 @@
-"""Reading memories back: one by id, or page by page."""
+"""Returns memories: one by id, or page by page."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import math
-from dataclasses import replace
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso, to_redis
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
+from memory_server.contract.arguments import ListArguments
 from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnswer
-from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext, reports_integrity
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
-from memory_server.index.integrity_report import tells_of_flaws
+from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.memories.services import MemoryServices
 from memory_server.security.open_records import load_readable
 
 
 @reads
-async def retrieve_memory(service: MemoryServices, caller: Caller, memory_id: str) -> MemoryAnswer:
+async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
     """Read one memory whole, with how often it was read before.
 
     Raises:
         NotFound: see `load_readable`.
     """
-    principal = await resolve(service.backend, caller)
-    record = await load_readable(service, principal, memory_id, whole=True)
-    keys = Keys(caller.namespace)
+    principal = await resolve(service.backend, request)
+    record = await load_readable(service, request, principal, memory_id, whole=True)
+    keys = Keys(request.caller.namespace)
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
-    service.touch(caller.namespace, [memory_id])
+    service.touch(request.caller.namespace, [memory_id])
     return MemoryAnswer(
-        memory=Memory.of(record, principal, await service.models.current(caller.namespace)),
+        memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),
         access_count=int(count or 0),
         last_access=to_iso(float(last)) if last else None,
     )
 
 
 @reads
-@tells_of_flaws
-async def list_memories(
-    service: MemoryServices,
-    caller: Caller,
-    *,
-    agent_id: str | None,
-    selection: Selection,
-    limit: int,
-    cursor: str | None,
-) -> MemoryListAnswer:
+@reports_integrity
+async def list_memories(service: MemoryServices, request: RequestContext, args: ListArguments) -> MemoryListAnswer:
     """List an agent's memories that the caller may read, newest first; the caller's own by default.
 
     Raises:
         InvalidArgument: a filter or the cursor is not valid.
     """
-    principal = await resolve(service.backend, caller)
-    check_limit(limit, service.settings)
-    if agent_id and selection.agent_ids:
+    principal = await resolve(service.backend, request)
+    check_limit(args.limit, service.settings)
+    if args.agent_id and args.agent_ids:
         raise InvalidArgument("agent_id and agent_ids were both given", hint="give one of them")
-    agents = list(selection.agent_ids) or [agent_id or caller.agent]
-    filters = await to_filters(service.backend, principal, replace(selection, agent_ids=agents))
+    named = args.model_copy(update={"agent_ids": args.agent_ids or [args.agent_id or request.caller.agent]})
+    filters = await resolve_filters(service.backend, principal, named)
     selected = build.memories(build.readable(principal, filters, redis_time.now()))
-    position = _read_cursor(cursor)
-    if not await service.namespaces.knows(caller.namespace):
+    position = _read_cursor(args.cursor)
+    if not await service.namespaces.knows(request.caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
-    prepared = await service.namespaces.get(caller.namespace)
+    prepared = await service.namespaces.get(request.caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
-        return await _page(service, client, prepared.keys, principal, selected, limit=limit, position=position)
+        return await _page(
+            service, request, client, prepared.keys, principal, selected, limit=args.limit, position=position
+        )
 
-    total, records, warnings, more = await service.namespaces.search(caller.namespace, fetch)
+    total, records, warnings, more = await service.namespaces.search(request.caller.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
-    model = await service.models.current(caller.namespace)
+    model = await service.models.current(request.caller.namespace)
     return MemoryListAnswer(
         memories=[Memory.of(record, principal, model) for record in records],
         next_cursor=_write_cursor(records[-1].created_at) if more and records else None,
@@ -93,6 +86,7 @@ async def list_memories(
 
 async def _page(
     service: MemoryServices,
+    request: RequestContext,
     client: Client,
     keys: Keys,
     principal: Principal,
@@ -103,7 +97,7 @@ async def _page(
 ) -> tuple[int, list[Record], list[str], bool]:
     """Collect `limit` records, fetching on past entries that vanished, by which later ones may have moved up."""
     timeout = service.settings.search_timeout_ms
-    total = await queries.count(client, keys, selected, timeout)
+    total = await queries.count(client, keys, selected, timeout, request.cache)
     records: list[Record] = []
     warnings: list[str] = []
     offset, seen = 0, set[Ref]()
@@ -112,7 +106,7 @@ async def _page(
         refs, new_warnings = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
         warnings += new_warnings
         new = [ref for ref in refs if ref not in seen]
-        loaded = await loader.load_readable(client, keys, new, principal, service.backend.integrity)
+        loaded = await loader.load_readable(client, keys, new, request, principal, service.backend.integrity)
         opened = await service.vault.open_all(keys.namespace, loaded)
         records, warnings = records + opened.records, warnings + opened.warnings
         if len(records) > limit or len(refs) <= limit:

@@ -1,4 +1,4 @@
-"""Knows how much each agent keeps, without counting it anew for every store.
+"""Enforces how much each agent may keep, without counting for every store.
 
 A count of Redis is good for a second, or for longer where far from any limit, and what this process stores is added
 to it. So several processes together may go over a limit by what they store within that time.
@@ -7,74 +7,97 @@ to it. So several processes together may go over a limit by what they store with
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from memory_core.errors import QuotaExceeded
-from memory_core.settings.quotas import QuotaSettings
+from memory_core.records import redis_time
+from memory_core.records.keys import Keys
+from memory_core.records.scope import Principal
+from memory_core.redis_client import Client
+from memory_core.settings.settings import Settings
+from memory_server.engine.namespaces import Namespaces
+from memory_server.index import queries
+from memory_server.index import query as build
 
 _SECONDS, _RELAXED_SECONDS = 1.0, 30.0
 _FAR = 10_000
-"""With so much room left no process fills it within the longer time."""
+"""With so much left no process fills it within the longer time."""
 _MOST_KNOWN = 10_000
 Owner = tuple[str, tuple[str, ...]]
 """A namespace and the owner ids of one agent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """Memories and their pieces: what there is, or what is about to be stored."""
+class Usage:
+    """Memories and their chunks: those kept, or those about to be stored."""
 
     memories: int
-    pieces: int
+    chunks: int
 
-    def __add__(self, other: Room) -> Room:
-        return Room(self.memories + other.memories, self.pieces + other.pieces)
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.memories + other.memories, self.chunks + other.chunks)
 
 
 class Quotas:
     """The counts of this process."""
 
-    def __init__(self, limits: QuotaSettings) -> None:
-        self._limits = limits
-        self._known: dict[Owner, tuple[float, Room]] = {}
+    def __init__(self, settings: Settings, namespaces: Namespaces) -> None:
+        self._limits, self._timeout_ms = settings.quotas, settings.search_timeout_ms
+        self._namespaces = namespaces
+        self._known: dict[Owner, tuple[float, Usage]] = {}
 
-    async def take(self, owner: Owner, wanted: Room, count: Callable[[], Awaitable[Room]]) -> None:
+    async def take(self, principal: Principal, memories: int, chunks: int) -> None:
         """Count something as stored that is about to be.
 
         Raises:
             QuotaExceeded: it would be more than one agent may keep.
+            StoreUnavailable: Redis does not answer.
         """
         if not (self._limits.memories or self._limits.pieces):
             return
-        counted_at, there = self._known.get(owner, (0.0, Room(0, 0)))
+        owner = principal.namespace, principal.owners
+        counted_at, before = self._known.get(owner, (0.0, Usage(0, 0)))
         age = time.monotonic() - counted_at
-        if age > _RELAXED_SECONDS or (age > _SECONDS and self._left(there) < _FAR):
+        if age > _RELAXED_SECONDS or (age > _SECONDS and self._left(before) < _FAR):
             counted_at = time.monotonic()
-            there = await count()
-        after = there + wanted
-        self._remember(owner, counted_at, there)
-        self._check(there, after)
+            before = await self.count(principal)
+        after = before + Usage(memories, chunks)
+        self._remember(owner, counted_at, before)
+        self._check(before, after)
         self._known[owner] = counted_at, after
 
+    async def count(self, principal: Principal) -> Usage:
+        """Count what an agent keeps.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+        """
+        keys = Keys(principal.namespace)
+
+        async def fetch(client: Client) -> list[int]:
+            own = build.kept_by(principal.owners, redis_time.now())
+            return await queries.count_all(client, keys, [build.memories(own), own], self._timeout_ms)
+
+        return Usage(*await self._namespaces.search(principal.namespace, fetch))
+
     def forget(self, namespace: str) -> None:
-        """Count anew in a namespace where something was removed."""
+        """Count again in a namespace where something was removed."""
         for owner in [owner for owner in self._known if owner[0] == namespace]:
             del self._known[owner]
 
-    def _remember(self, owner: Owner, counted_at: float, there: Room) -> None:
+    def _remember(self, owner: Owner, counted_at: float, usage: Usage) -> None:
         if len(self._known) >= _MOST_KNOWN:
             self._known.clear()
-        self._known[owner] = counted_at, there
+        self._known[owner] = counted_at, usage
 
-    def _left(self, there: Room) -> int:
-        limits = [(self._limits.memories, there.memories), (self._limits.pieces, there.pieces)]
+    def _left(self, usage: Usage) -> int:
+        limits = [(self._limits.memories, usage.memories), (self._limits.pieces, usage.chunks)]
         return min((limit - number for limit, number in limits if limit), default=_FAR)
 
-    def _check(self, there: Room, after: Room) -> None:
+    def _check(self, before: Usage, after: Usage) -> None:
         for what, limit, now, then in (
-            ("memories", self._limits.memories, there.memories, after.memories),
-            ("pieces of memories", self._limits.pieces, there.pieces, after.pieces),
+            ("memories", self._limits.memories, before.memories, after.memories),
+            ("pieces of memories", self._limits.pieces, before.chunks, after.chunks),
         ):
             if limit and then > limit and then > now:
                 raise QuotaExceeded(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from memory_server.engine.durability import Syncing
+from memory_server.engine.durability import Durability
 from memory_server.memories.quotas import Quotas
 from memory_server.search.services import SearchServices
 
@@ -13,7 +13,7 @@ class MemoryServices(SearchServices, Protocol):
     """Searches, quotas, durability and the sidecars' wake-up."""
 
     quotas: Quotas
-    syncing: Syncing
+    durability: Durability
 
     def ring(self, namespace: str) -> None:
         """Wake the sidecars soon because a namespace has embed jobs."""

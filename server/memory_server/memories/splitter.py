@@ -1,4 +1,4 @@
-"""Cuts long contents into pieces that fit the embedding model's window, on sentence and code-block borders."""
+"""Splits long contents into chunks that fit the embedding model's window, on sentence and code-block borders."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _BORDERS = ("\n\n", "\n", ". ", " ")
 
 
 def split(content: str) -> list[str]:
-    """Give the pieces in order; a content that fits the window is its own only piece."""
+    """Give the chunks in order; a content that fits the window is its own only chunk."""
     capacity = max(64, int(PIECE_TOKENS / _tokens_per_character(content)))
     if len(content) <= capacity:
         return [content]
     splitter = MarkdownSplitter(capacity, overlap=int(capacity * _OVERLAP), trim=False)
-    pieces = [piece for block in _blocks(content) for piece in splitter.chunks(block) if piece.strip()]
-    return pieces or [content[:capacity]]
+    chunks = [chunk for block in _blocks(content) for chunk in splitter.chunks(block) if chunk.strip()]
+    return chunks or [content[:capacity]]
 
 
 def _blocks(content: str) -> Iterator[str]:

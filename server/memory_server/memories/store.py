@@ -1,4 +1,4 @@
-"""Storing a memory: one Redis Function writes it whole or not at all."""
+"""Stores a memory: one Redis Function writes all of it or nothing."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from typing import Any
 import numpy as np
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
-from memory_core.records.audit_entry import Said
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
-from memory_core.records.memory import SEALED_CODEC, MemoryType, Priority, Record, Visibility
+from memory_core.records.memory import SEALED_CODEC, MemoryType, Priority, Record
 from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, parse_time, to_iso
 from memory_core.records.vectors import Matrix, normalise
-from memory_core.store import redis_time
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
-from memory_server.contract.memories import Similar, StoreAnswer, VectorState
-from memory_server.engine.durability import Written
+from memory_server.contract.arguments import StoreArguments
+from memory_server.contract.memories import Similar, StoreAnswer
+from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve_writer
-from memory_server.memories.chunks import Cut, settle_or_tell, split_content
-from memory_server.memories.forms import Form, embed_or_none, flat, form_of, lifetime, scope_of, signed_elsewhere
-from memory_server.memories.quota_check import take_room
+from memory_server.engine.principals import resolve_writer
+from memory_server.engine.request import RequestContext
+from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
+from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices
 from memory_server.search.search import nearest
+from memory_server.security.vault import Vault
 
 IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY = 256
@@ -41,167 +43,144 @@ _ATTEMPTS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class NewMemory:
-    """What a caller wants remembered."""
+class _Draft:
+    """A checked memory before it has its owner. `full` refuses it unless its idempotency key stored it before."""
 
-    content: str
-    memory_type: MemoryType = MemoryType.CONTEXT
-    priority: Priority = Priority.MEDIUM
-    visibility: Visibility = Visibility.PRIVATE
-    tags: Sequence[str] = ()
-    context: str | None = None
-    source: str | None = None
-    occurred_at: str | float | None = None
-    metadata: dict[str, Any] | None = None
-    sensitive: bool = False
-    ttl_seconds: int | None = None
-    idempotency_key: str | None = None
-    wait: bool = True
-    vector: Sequence[float] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Intake:
-    """A new memory on its way to the store Function. `full` refuses it unless it was stored before."""
-
-    new: NewMemory
-    pieces: Sequence[str]
-    vectors: Matrix | None
-    model: Model
+    args: StoreArguments
+    record: Record
+    content: ChunkedContent
     full: QuotaExceeded | None
-    audit: Said
 
 
 @reads
-async def store_memory(service: MemoryServices, caller: Caller, new: NewMemory) -> StoreAnswer:
+async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
     """Store one memory as the caller's own.
 
-    With `wait` the vectors of a content of few pieces are asked for first, so that they land with the record; where
-    no sidecar answers in time jobs are left instead and the answer says `pending`.
+    With `wait` the vectors of a content of few chunks are asked for first, so that they are written with the record;
+    where no sidecar answers in time jobs are left instead and the answer says `pending`.
 
     Raises:
         InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
         OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
     """
-    record = _check(service, new)
+    record = _check(service.settings, args)
     if record.is_sensitive:
         await service.vault.check()
-    _check_vector(new)
-    pieces = await split_content(record.content)
-    prepared = await service.namespaces.get(caller.namespace)
-    model = await service.models.current(caller.namespace)
-    given = _given_vector(model, new)
-    principal = await resolve_writer(service.backend, caller)
-    full = await _lacks_room(service, principal, len(pieces), new)
-    vectors: Matrix | None = None
-    if given is not None:
-        vectors = np.repeat(given, len(pieces), axis=0)
-    elif full is None:
-        vectors = await embed_or_none(service, record, pieces, caller, model, wait=new.wait)
-    looks = new.wait and caller.may_read
-    similar = await _similar(service, principal, record, vectors[0], model) if looks and vectors is not None else []
-    audit = caller.audit("store_memory", [record.id], [near.memory_id for near in similar])
-    intake = _Intake(new, pieces, vectors, model, full, audit)
-    answer = await _write(service, prepared.keys, caller, principal, record, intake)
-    earlier = answer["status"] == "replayed"
-    reason = None
-    if len(pieces) > 1 and not earlier:
-        cut = Cut(record.content, pieces, vectors, model)
-        reason = await settle_or_tell(service, caller.namespace, f"{record.id}:{len(pieces)}", cut)
-    written = Written(caller.namespace, answer["id"], record.rev)
-    reached = await service.syncing.reached(written, critical=new.priority is Priority.CRITICAL)
+    if args.vector is not None and args.memory_type is not MemoryType.EMBEDDING:
+        raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
+    chunks = await split_content(record.content)
+    keys = (await service.namespaces.get(request.caller.namespace)).keys
+    model = await service.models.current(keys.namespace)
+    vectors = _given_vectors(model, args, len(chunks))
+    principal = await resolve_writer(service.backend, request)
+    full = await _quota_problem(service, principal, len(chunks), args)
+    if vectors is None and full is None:
+        vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
+    similar: list[Similar] = []
+    if args.wait and request.caller.may_read and vectors is not None:
+        similar = await _similar(service, request, principal, record, vectors[0], model)
+    draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
+    record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
+    replayed = answer["status"] == "replayed"
+    ready, reason = vectors is not None, None
+    if replayed:
+        state = await service.backend.read(lambda client: client.hget(keys.memory(answer["id"]), "model"))
+        ready = model.is_ready(state)
+    elif len(chunks) > 1:
+        chore = f"{record.id}:{len(chunks)}"
+        reason = await settle_or_tell(service, keys.namespace, chore, record=record, content=draft.content)
+    written = Written(keys.namespace, answer["id"], record.rev)
+    reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
         memory_id=answer["id"],
-        vector=await _state(service, prepared.keys, answer["id"], model)
-        if earlier
-        else _readiness(vectors is not None),
+        vector="ready" if ready else "pending",
         expires_at=to_iso(float(answer["expires_at"])),
         durability=reached.level,
         unconfirmed=reached.unconfirmed,
         duplicate_of=answer.get("duplicate_of"),
-        similar=[] if earlier else similar,
-        replayed=earlier,
+        similar=[] if replayed else similar,
+        replayed=replayed,
         quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= redis_time.now(),
         partial=bool(reason),
         reason=reason,
     )
 
 
-def _check(service: MemoryServices, new: NewMemory) -> Record:
-    """Make an unowned record of what the caller sent, or say what is wrong with it."""
-    validation.check_secrecy(new.sensitive, new.visibility)
-    if new.idempotency_key is not None:
-        validation.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
-    lifetime(service, new.priority, new.ttl_seconds)
+def _check(settings: Settings, args: StoreArguments) -> Record:
+    """Make a record without an owner of the caller's arguments.
+
+    Raises:
+        InvalidArgument: one of them is not valid.
+    """
+    validation.check_secrecy(args.sensitive, args.visibility)
+    if args.idempotency_key is not None:
+        validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
+    lifetime(settings, args.priority, args.ttl_seconds)
     now = redis_time.now()
     return Record(
         id=new_id(),
-        content=validation.check_text(new.content, "content", service.settings.limits.content_bytes),
-        type=new.memory_type,
-        priority=new.priority,
+        content=validation.check_text(args.content, "content", settings.limits.content_bytes),
+        type=args.memory_type,
+        priority=args.priority,
         owner="",
         writer="",
-        visibility=new.visibility,
+        visibility=args.visibility,
         scope=frozenset(),
-        tags=validation.check_tags(new.tags, service.settings),
-        context=check_label(new.context, "context") if new.context is not None else None,
-        source=check_label(new.source, "source") if new.source is not None else None,
+        tags=validation.check_tags(args.tags or (), settings),
+        context=check_label(args.context, "context") if args.context is not None else None,
+        source=check_label(args.source, "source") if args.source is not None else None,
         seq=0,
-        occurred_at=now if new.occurred_at is None else parse_time(new.occurred_at, "occurred_at"),
+        occurred_at=now if args.occurred_at is None else parse_time(args.occurred_at, "occurred_at"),
         created_at=now,
         updated_at=now,
         expires_at=NEVER,
         rev=1,
         state="",
-        metadata=validation.check_metadata(new.metadata, service.settings),
-        codec=SEALED_CODEC if new.sensitive else "text",
+        metadata=validation.check_metadata(args.metadata, settings),
+        codec=SEALED_CODEC if args.sensitive else "text",
     )
 
 
-def _check_vector(new: NewMemory) -> None:
-    if new.vector is not None and new.memory_type is not MemoryType.EMBEDDING:
-        raise InvalidArgument("vector goes with memory_type embedding only", hint="leave vector out")
-
-
-def _given_vector(model: Model, new: NewMemory) -> Matrix | None:
-    """Check a ready-made vector, which stands for every piece of its content; shape (1, dimension)."""
-    if new.vector is None:
+def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | None:
+    """Check a ready-made vector, and repeat it for every chunk; shape (chunks, dimension)."""
+    if args.vector is None:
         return None
     with np.errstate(over="ignore"):
-        return normalise(np.array([new.vector], dtype=np.float32), model.dimension)
+        given = normalise(np.array([args.vector], dtype=np.float32), model.dimension)
+    return np.repeat(given, chunks, axis=0)
 
 
-async def _lacks_room(
-    service: MemoryServices, principal: Principal, pieces: int, new: NewMemory
+async def _quota_problem(
+    service: MemoryServices, principal: Principal, chunks: int, args: StoreArguments
 ) -> QuotaExceeded | None:
-    """Take room for a new memory. What may have been stored before under its idempotency key is still to be answered.
+    """Count a new memory against the quota. One with an idempotency key may be stored already, so it is tried still.
 
     Raises:
-        QuotaExceeded: there is none.
+        QuotaExceeded: there is no room, and the memory has no idempotency key.
     """
     try:
-        await take_room(service, principal, 1, pieces)
+        await service.quotas.take(principal, 1, chunks)
     except QuotaExceeded as error:
-        if new.idempotency_key is None:
+        if args.idempotency_key is None:
             raise
         return error
     return None
 
 
-def _owned(record: Record, principal: Principal) -> Record:
-    mine = replace(record, owner=principal.owner or "", writer=principal.agent)
-    return replace(mine, scope=scope_of(mine))
-
-
 async def _similar(
-    service: MemoryServices, principal: Principal, record: Record, vector: Matrix, model: Model
+    service: MemoryServices,
+    request: RequestContext,
+    principal: Principal,
+    record: Record,
+    vector: Matrix,
+    model: Model,
 ) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 
     A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
     """
     try:
-        found = await nearest(service, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
+        found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
     return [
@@ -211,68 +190,69 @@ async def _similar(
 
 
 async def _write(
-    service: MemoryServices,
-    keys: Keys,
-    caller: Caller,
-    principal: Principal,
-    record: Record,
-    intake: _Intake,
-) -> dict[str, Any]:
-    """Call the store Function, again if the agent's owner id or its data key changed in between."""
-    answer: dict[str, Any] = {}
+    service: MemoryServices, request: RequestContext, principal: Principal, draft: _Draft, shown: Sequence[str]
+) -> tuple[Record, dict[str, Any]]:
+    """Call the store Function, again if the agent's owner id or its data key changed in between.
+
+    Gives the record as the Function received it, and its answer.
+    """
+    args, content, record, answer = draft.args, draft.content, draft.record, dict[str, Any]()
+    keys, audit = Keys(principal.namespace), request.caller.audit("store_memory", [record.id], shown)
     for _ in range(_ATTEMPTS):
-        mine = _owned(record, principal)
-        form = await form_of(service, keys.namespace, mine, intake.model)
-        mine = replace(mine, content_hash=form.content_hash(mine.content))
-        answer = await _store(service, keys, form, mine, intake)
+        owner = principal.owner or ""
+        encoder = await encoder_of(service, keys.namespace, owner, content.model, sensitive=record.is_sensitive)
+        record = replace(
+            draft.record,
+            owner=owner,
+            writer=principal.agent,
+            scope=scope_of(draft.record, owner),
+            content_hash=encoder.content_hash(content.content),
+        )
+        answer = await service.backend.write(
+            "rm1_store",
+            [
+                keys.memory(record.id),
+                keys.agent(record.writer),
+                keys.job_streams,
+                keys.audit,
+                keys.seq(record.owner),
+                keys.same(record.owner, record.content_hash),
+                keys.counters,
+                keys.idempotency(record.owner, args.idempotency_key or ""),
+                keys.chores,
+                keys.events,
+                keys.data_key(record.owner),
+            ],
+            repeatable=True,
+            id=record.id,
+            full=draft.full is not None,
+            memory_prefix=keys.memory_prefix,
+            owner=record.owner,
+            ttl=lifetime(service.settings, record.priority, args.ttl_seconds),
+            grace=service.settings.lifetimes.grace,
+            context=digest(record.context or ""),
+            fields=flat(encoder.head(record, content.chunks)),
+            pieces=len(content.chunks),
+            vector=encoder.vector(record, 0, content.vector(0)),
+            job=encoder.job(record, 0, content.chunks[0]),
+            key=encoder.key_version,
+            idempotency=_idempotency(service.vault, keys, record, args),
+            seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
+            audit=audit,
+            audited_call=request.call,
+        )
         if answer["status"] == "owner_changed":
-            principal = await resolve_writer(service.backend, caller)
+            principal = await resolve_writer(service.backend, request)
         elif answer["status"] == "key_changed":
-            service.vault.forget(keys.namespace, mine.owner)
+            service.vault.forget(keys.namespace, record.owner)
         else:
             break
-    if answer["status"] == "full" and intake.full:
-        raise intake.full
+    if answer["status"] == "full" and draft.full:
+        raise draft.full
     _raise_for(answer)
-    if intake.vectors is None and answer["status"] == "stored":
+    if content.vectors is None and answer["status"] == "stored":
         service.ring(keys.namespace)
-    return answer
-
-
-async def _store(service: MemoryServices, keys: Keys, form: Form, record: Record, intake: _Intake) -> dict[str, Any]:
-    new, pieces = intake.new, intake.pieces
-    return await service.backend.write(
-        "rm1_store",
-        [
-            keys.memory(record.id),
-            keys.agent(record.writer),
-            keys.job_streams,
-            keys.audit,
-            keys.seq(record.owner),
-            keys.same(record.owner, record.content_hash),
-            keys.counters,
-            keys.idempotency(record.owner, new.idempotency_key or ""),
-            keys.chores,
-            keys.events,
-            keys.data_key(record.owner),
-        ],
-        repeatable=True,
-        id=record.id,
-        full=intake.full is not None,
-        memory_prefix=keys.memory_prefix,
-        owner=record.owner,
-        ttl=lifetime(service, record.priority, new.ttl_seconds),
-        grace=service.settings.lifetimes.grace,
-        context=digest(record.context or ""),
-        fields=flat(form.head(record, pieces)),
-        pieces=len(pieces),
-        vector=form.vector(record, 0, None if intake.vectors is None else intake.vectors[0]),
-        job=form.job(record, 0, pieces[0]),
-        key=form.version,
-        idempotency=_idempotency(service, keys, record, new),
-        seal=service.backend.integrity.seal(keys.namespace, record.id, 1),
-        audit=intake.audit,
-    )
+    return record, answer
 
 
 def _raise_for(answer: dict[str, Any]) -> None:
@@ -292,23 +272,13 @@ def _raise_for(answer: dict[str, Any]) -> None:
             return
 
 
-def _idempotency(service: MemoryServices, keys: Keys, record: Record, new: NewMemory) -> dict[str, Any] | None:
-    if new.idempotency_key is None:
+def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
+    if args.idempotency_key is None:
         return None
-    said = {name: getattr(new, name) for name in NewMemory.__slots__ if name not in {"idempotency_key", "wait"}}
+    said = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
     text = json.dumps(said, sort_keys=True, default=list)
-    if new.sensitive:
-        payload = service.vault.fingerprint(keys.namespace, record.owner, text)
+    if args.sensitive:
+        payload = vault.fingerprint(keys.namespace, record.owner, text)
     else:
         payload = hashlib.sha256(text.encode()).hexdigest()
     return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}
-
-
-def _readiness(ready: bool) -> VectorState:
-    return "ready" if ready else "pending"
-
-
-async def _state(service: MemoryServices, keys: Keys, memory_id: str, model: Model) -> VectorState:
-    return _readiness(
-        model.is_ready(await service.backend.read(lambda client: client.hget(keys.memory(memory_id), "model")))
-    )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import re
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict
 
-from cachetools import TTLCache
-
+from memory_core.crypto.signed_entry import Entry
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
-from memory_server.engine.principals import Caller
-from memory_server.operations.board import check_operator
+from memory_server.contract.dashboard_arguments import AuditArguments
+from memory_server.engine.request import Caller
+from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import Report
 from memory_server.service import Service
@@ -27,41 +28,20 @@ _CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _FRESH_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Narrowed:
-    """Which entries are wanted: those of one agent, operation or outcome, or that name an id."""
-
-    who: str | None = None
-    op: str | None = None
-    outcome: str | None = None
-    names: str | None = None
-
-    def takes(self, fields: dict[str, str]) -> bool:
-        """Whether an entry is wanted."""
-        return (
-            (not self.who or self.who in (fields.get("who"), fields.get("as")))
-            and (not self.op or fields.get("op") == self.op)
-            and (not self.outcome or (fields.get("outcome") == "ok") == (self.outcome == "ok"))
-            and (not self.names or self.names in fields.get("ids", "").split())
-        )
-
-
-async def read_audit(
-    service: Service, caller: Caller, narrowed: Narrowed, *, limit: int, cursor: str | None
-) -> AuditAnswer:
+async def read_audit(service: Service, caller: Caller, args: AuditArguments) -> AuditAnswer:
     """Show entries before a cursor, newest first.
 
     Raises:
         Forbidden: the caller is no operator.
         InvalidArgument: the cursor is none.
     """
-    check_operator(caller)
-    if cursor is not None and not _CURSOR.fullmatch(cursor):
-        raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given")
+    check_admin(caller)
+    if args.cursor is not None and not _CURSOR.fullmatch(args.cursor):
+        raise InvalidArgument(f"cursor {echo(args.cursor)} is not one", hint="use next_cursor as it was given")
     keys = Keys(caller.namespace)
     await service.auditor.flush()
     counted = await service.backend.read(lambda client: reader.counters(client, keys))
-    found, after = await service.backend.read(lambda client: _page(client, keys, narrowed, limit, cursor))
+    found, after = await service.backend.read(lambda client: _page(client, keys, args))
     keyring = service.backend.keyring
     keyed = keyring.signer is not None
     return AuditAnswer(
@@ -80,7 +60,7 @@ class Checks:
 
     def __init__(self) -> None:
         self._checking = asyncio.Lock()
-        self._known: TTLCache[str, AuditCheckAnswer] = TTLCache(1, ttl=_FRESH_SECONDS)
+        self._known: dict[str, tuple[float, AuditCheckAnswer]] = {}
 
     async def check(self, service: Service, caller: Caller) -> AuditCheckAnswer:
         """Check the whole audit of the caller's namespace.
@@ -88,14 +68,13 @@ class Checks:
         Raises:
             Forbidden: the caller is no operator.
         """
-        check_operator(caller)
+        check_admin(caller)
         async with self._checking:
-            known = self._known.get(caller.namespace)
-            if known is None:
+            at, known = self._known.get(caller.namespace, (0.0, None))
+            if known is None or time.monotonic() - at > _FRESH_SECONDS:
                 client, keyring = await service.backend.client(), service.backend.keyring
-                known = self._known[caller.namespace] = _report(
-                    await reader.check(client, Keys(caller.namespace), keyring)
-                )
+                known = _report(await reader.check(client, Keys(caller.namespace), keyring))
+                self._known = {caller.namespace: (time.monotonic(), known)}
             return known
 
 
@@ -106,21 +85,28 @@ def _report(report: Report) -> AuditCheckAnswer:
     return AuditCheckAnswer(ok=report.ok, problems=problems, checked_at=to_iso(redis_time.now()) or "", **found)
 
 
-async def _page(
-    client: Client, keys: Keys, narrowed: Narrowed, limit: int, cursor: str | None
-) -> tuple[list[Entry], str | None]:
+def _is_wanted(fields: dict[str, str], args: AuditArguments) -> bool:
+    return (
+        (not args.who or args.who in (fields.get("who"), fields.get("as")))
+        and (not args.op or fields.get("op") == args.op)
+        and (not args.outcome or (fields.get("outcome") == "ok") == (args.outcome == "ok"))
+        and (not args.names or args.names in fields.get("ids", "").split())
+    )
+
+
+async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[Entry], str | None]:
     """Collect wanted entries until the page is full, the trail ends, or enough was looked through."""
     found: list[Entry] = []
-    end, seen = f"({cursor}" if cursor else "+", 0
+    end, seen = f"({args.cursor}" if args.cursor else "+", 0
     while True:
         async with store_errors():
             rows = await client.execute_command(b"XREVRANGE", keys.audit, end, "-", "COUNT", reader.AT_ONCE)
         for at, parts in rows:
             entry = Entry(at, tuple(parts))
             end, seen = f"({at.decode()}", seen + 1
-            if narrowed.takes(entry.fields):
+            if _is_wanted(entry.fields, args):
                 found.append(entry)
-            if len(found) == limit or seen == _SCANNED:
+            if len(found) == args.limit or seen == _SCANNED:
                 return found, end[1:]
         if len(rows) < reader.AT_ONCE:
             return found, None

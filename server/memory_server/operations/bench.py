@@ -1,4 +1,4 @@
-"""A short check of how fast this very installation is: embedding, storing and searching, in a namespace of its own."""
+"""Measures embedding, storing and searching of this installation, in its own namespace."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from memory_core.records import sidecar
 from memory_core.records.audit_entry import by_itself
-from memory_core.records.sidecar import SidecarStatus
-from memory_server.engine.principals import Caller
-from memory_server.memories.store import NewMemory, store_memory
+from memory_core.records.keys import Keys
+from memory_core.store import sidecar
+from memory_core.store.sidecar import SidecarStatus
+from memory_server.contract.arguments import SearchArguments, StoreArguments
+from memory_server.engine.request import Caller, RequestContext
+from memory_server.memories.store import store_memory
 from memory_server.operations.quarantine import purge
-from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.search.search import semantic_search
 from memory_server.service import Service
 
 NAMESPACE = AGENT = "bench"
@@ -27,9 +29,11 @@ _STORED_AT_ONCE = 16
 _TTL_SECONDS = 600
 _VECTOR_SECONDS = 60.0
 
+Progress = Callable[[str, int, int], None]
 
-class Measured(BaseModel):
-    """What was measured, on what. Seconds are wall-clock seconds of this run."""
+
+class Measurements(BaseModel):
+    """The results and the system that they describe. Seconds are wall-clock time."""
 
     machine: str
     redis: str
@@ -48,83 +52,83 @@ class Measured(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured."""
+    """How many texts and searches to measure."""
 
     texts: int = 200
     searches: int = 50
 
 
-async def measure(service: Service, size: Size, tell: Callable[[str, int, int], None]) -> Measured:
-    """Measure, and remove what was stored for it. `tell` is told of each stage how far it has come.
+async def measure(service: Service, size: Size, progress: Progress) -> Measurements:
+    """Measure, then delete what was stored. `progress` receives a stage, what is done and the total.
 
     Raises:
-        EmbeddingUnavailable: no sidecar gives vectors.
+        EmbeddingUnavailable: no sidecar answers.
     """
     caller = Caller(NAMESPACE, AGENT, origin=by_itself(AGENT, "bench")["from"])
     await service.namespaces.get(NAMESPACE)
     texts = [_text(number) for number in range(size.texts)]
     await service.embeddings.embed([_text(-1)], caller, secret=True)
     try:
-        embedding = await _timed(lambda: _embed(service, caller, texts, tell))
-        storing = await _timed(lambda: _store(service, caller, texts, tell))
+        embedding_seconds = await _timed(lambda: _embed(service, caller, texts, progress))
+        storing_seconds = await _timed(lambda: _store(service, caller, texts, progress))
         ready = await _until_vectors(service, time.perf_counter())
-        found = [await _search(service, caller, number, size.searches, tell) for number in range(size.searches)]
+        latencies = [await _search(service, caller, number, size.searches, progress) for number in range(size.searches)]
     finally:
         await purge(service, NAMESPACE, AGENT, 0.0)
     living = await service.backend.read(sidecar.living)
     info = await service.backend.read(lambda client: client.info("server"))
-    took = sorted(found)
-    return Measured(
+    latencies.sort()
+    return Measurements(
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         redis=str(info["redis_version"]),
         durability=service.backend.durability,
-        sidecars=[_described(one) for one in living],
+        sidecars=[_describe(one) for one in living],
         model=(await service.models.current(NAMESPACE)).name,
         texts=size.texts,
-        embedded_per_second=round(size.texts / embedding, 1),
-        stored_per_second=round(size.texts / storing, 1),
+        embedded_per_second=round(size.texts / embedding_seconds, 1),
+        stored_per_second=round(size.texts / storing_seconds, 1),
         vectors_ready_seconds=ready,
         searches=size.searches,
-        search_p50_ms=round(took[len(took) // 2], 1),
-        search_p95_ms=round(took[int(len(took) * 0.95)], 1),
+        search_p50_ms=round(latencies[len(latencies) // 2], 1),
+        search_p95_ms=round(latencies[int(len(latencies) * 0.95)], 1),
         in_namespace=size.texts,
     )
 
 
 def _text(number: int) -> str:
-    """Make a text of some thirty words that no cache knows."""
+    """Return a text of about 45 words that is in no cache."""
     topic = _TOPICS[number % len(_TOPICS)]
     return (
-        f"Note {number} of run {secrets.token_hex(4)}: we spoke about {topic}, and agreed that whoever comes to it "
-        "next writes down what was tried, what came of it and what is still open, before it is forgotten again."
+        f"Note {number} of run {secrets.token_hex(4)}: we spoke about {topic}, and agreed that the next one to work on "
+        "it writes down what was tried, what the result was and what is still open, before it is forgotten again."
     )
 
 
-async def _embed(service: Service, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
-    """Embed as many at a time as a batch holds; `secret` keeps the cache out of it."""
+async def _embed(service: Service, caller: Caller, texts: Sequence[str], progress: Progress) -> None:
+    """Embed in batches. `secret` bypasses the cache."""
     for start in range(0, len(texts), 64):
         await service.embeddings.embed(texts[start : start + 64], caller, secret=True)
-        tell("embedding", min(start + 64, len(texts)), len(texts))
+        progress("embedding", min(start + 64, len(texts)), len(texts))
 
 
-async def _store(service: Service, caller: Caller, texts: Sequence[str], tell: Callable[[str, int, int], None]) -> None:
-    """Store one by one, some at a time, without waiting for vectors."""
+async def _store(service: Service, caller: Caller, texts: Sequence[str], progress: Progress) -> None:
+    """Store one memory per call, some calls at once, without waiting for vectors."""
     waiting, done = iter(texts), 0
 
     async def work() -> None:
         nonlocal done
         for text in waiting:
-            await store_memory(service, caller, NewMemory(content=text, wait=False, ttl_seconds=_TTL_SECONDS))
+            await store_memory(
+                service, RequestContext(caller), StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
+            )
             done += 1
-            tell("storing", done, len(texts))
+            progress("storing", done, len(texts))
 
     await asyncio.gather(*(work() for _ in range(_STORED_AT_ONCE)))
 
 
 async def _until_vectors(service: Service, since: float) -> float | None:
-    """Give the seconds until sidecars had filled all vectors; None if that took too long."""
-    from memory_core.records.keys import Keys
-
+    """Return the seconds until all memories have vectors; None after a minute."""
     jobs = Keys(NAMESPACE).jobs((await service.models.current(NAMESPACE)).name)
     while await service.backend.read(lambda client: client.xlen(jobs)):
         if time.perf_counter() - since > _VECTOR_SECONDS:
@@ -133,13 +137,11 @@ async def _until_vectors(service: Service, since: float) -> float | None:
     return round(time.perf_counter() - since, 2)
 
 
-async def _search(
-    service: Service, caller: Caller, number: int, total: int, tell: Callable[[str, int, int], None]
-) -> float:
-    """Search once for what was not asked before; give the milliseconds."""
+async def _search(service: Service, caller: Caller, number: int, total: int, progress: Progress) -> float:
+    """Search once with a new query; return the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
-    seconds = await _timed(lambda: semantic_search(service, caller, SearchRequest(query)))
-    tell("searching", number + 1, total)
+    seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchArguments(query=query)))
+    progress("searching", number + 1, total)
     return seconds * 1000
 
 
@@ -149,5 +151,5 @@ async def _timed(action: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - started
 
 
-def _described(one: SidecarStatus) -> str:
+def _describe(one: SidecarStatus) -> str:
     return f"{one.device} by {one.backend} on {one.host}"

@@ -1,4 +1,4 @@
-"""Checks a deployment from outside and says how to mend what is wrong; starts and changes nothing."""
+"""Checks a deployment and reports how to fix its problems. Starts and changes nothing."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from memory_core.crypto.keyring import Keyring
 from memory_core.errors import MemoryServiceError
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
-from memory_server.local.running import Running, find_running, keyring_of
+from memory_server.local.running import RunningRedis, find_running, keyring_of
 from memory_server.operations.health import machine
-from memory_server.operations.health.index_validation import Tell, check_deep
-from memory_server.operations.health.namespaces import Looking, check_namespaces
-from memory_server.operations.health.report import Report
+from memory_server.operations.health.index_validation import Progress, check_deep
+from memory_server.operations.health.namespaces import check_namespaces
+from memory_server.operations.health.report import DoctorReport, Inspection
 from memory_server.operations.health.sidecars import check_sidecars
 from memory_server.operations.health.store import check_redis
 
 
-def say_nothing(*_: object) -> None:
-    """Show no progress."""
+def no_progress(*_: object) -> None:
+    """Ignore progress."""
 
 
 async def examine(
-    settings: Settings, *, deep: bool = False, tell: Tell = say_nothing, clock: Callable[[], float] = time.time
-) -> Report:
-    """Check the Redis that the settings name, or the embedded one, with its indexes and sidecars, and this machine.
+    settings: Settings, *, deep: bool = False, progress: Progress = no_progress, clock: Callable[[], float] = time.time
+) -> DoctorReport:
+    """Check the configured or embedded Redis, its indexes and sidecars, and this machine.
 
-    With `deep` every record is looked at too, and `tell` told how far that has come.
+    With `deep`, also check every record and report the progress.
     """
-    report = Report()
-    running = await _find(settings, report)
+    report = DoctorReport()
+    running = await _find_redis(settings, report)
     machine.check_files(report, settings, running.paths if running else None)
     await machine.check_port(report, settings)
     if running is None:
@@ -40,20 +40,20 @@ async def examine(
     client = connect(running.url)
     try:
         if await check_redis(client, report, clock):
-            await _check_contents(Looking(client, settings, keyring, report), deep, tell)
+            await _check_contents(Inspection(client, settings, keyring, report), deep, progress)
     except MemoryServiceError as error:
-        report.fault("redis.answer", error.message, error.hint or "start Redis")
+        report.error("redis.answer", error.message, error.hint or "start Redis")
     finally:
         await client.aclose()
     return report
 
 
-async def _find(settings: Settings, report: Report) -> Running | None:
+async def _find_redis(settings: Settings, report: DoctorReport) -> RunningRedis | None:
     try:
         running = await find_running(settings)
     except MemoryServiceError as error:
         machine.check_binaries(report)
-        report.fault("embedded.supervisor", error.message, error.hint)
+        report.error("embedded.supervisor", error.message, error.hint)
         return None
     if running.paths and running.state:
         machine.check_supervisor(report, running.state)
@@ -61,19 +61,20 @@ async def _find(settings: Settings, report: Report) -> Running | None:
     return running
 
 
-def _keys(settings: Settings, running: Running, report: Report) -> Keyring:
-    """Read the keys; one that cannot be read is a finding, and the rest is looked at without it."""
+def _keys(settings: Settings, running: RunningRedis, report: DoctorReport) -> Keyring:
+    """Read the keys. An unreadable key is a finding; the other checks run without it."""
     try:
         return keyring_of(settings, running.paths)
     except MemoryServiceError as error:
-        report.fault("keys.unreadable", error.message, error.hint or "see master_key_file in docs/settings.md")
+        report.error("keys.unreadable", error.message, error.hint or "see master_key_file in docs/settings.md")
         return Keyring()
 
 
-async def _check_contents(looking: Looking, deep: bool, tell: Tell) -> None:
-    ready = await check_sidecars(looking.client, looking.settings, looking.keyring, looking.report)
-    machine.check_weights(looking.report, looking.settings, len(ready))
-    machine.check_gpu(looking.report, looking.settings, looking.report.sidecars)
-    await check_namespaces(looking)
+async def _check_contents(inspection: Inspection, deep: bool, progress: Progress) -> None:
+    report, settings = inspection.report, inspection.settings
+    ready = await check_sidecars(inspection)
+    machine.check_weights(report, settings, len(ready))
+    machine.check_gpu(report, settings, report.sidecars)
+    await check_namespaces(inspection)
     if deep:
-        await check_deep(looking, tell)
+        await check_deep(inspection, progress)

@@ -20,12 +20,13 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.backend import Backend
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
-from memory_server.memories.chunks import Cut, settle_or_tell, split_content
-from memory_server.memories.forms import flat, form_of
+from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
+from memory_server.memories.record_encoder import encoder_of, flat
 from memory_server.service import Service
 
 WHO = "operator"
@@ -43,13 +44,13 @@ class Rotated:
     closed: int = 0
 
 
-async def owners_with_keys(service: Service, namespace: str, agent: str | None = None) -> list[str]:
+async def owners_with_keys(backend: Backend, namespace: str, agent: str | None = None) -> list[str]:
     """Name the owner ids that have a data key, all or those of one agent."""
     keys = Keys(namespace)
-    keyed = {raw.decode() for raw in await service.backend.read(lambda client: client.smembers(keys.keyed))}
+    keyed = {raw.decode() for raw in await backend.read(lambda client: client.smembers(keys.keyed))}
     if agent is None:
         return sorted(keyed)
-    owners = await service.backend.read(lambda client: client.hget(keys.agent(agent), "owners"))
+    owners = await backend.read(lambda client: client.hget(keys.agent(agent), "owners"))
     return sorted(keyed & set((owners or b"").decode().split(SEPARATOR)))
 
 
@@ -68,7 +69,7 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
     if known is None:
         return rotated
     if len(known.versions) == 1:
-        await _turn(service, namespace, owner, known.current)
+        await _turn(service.backend, namespace, owner, known.current)
         known = await service.vault.all_versions(namespace, owner)
     if known is None:
         return rotated
@@ -76,26 +77,26 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
         rotated.resealed += done
     if not rotated.closed:
         for version in known.versions.keys() - {known.current}:
-            await _drop(service, namespace, owner, version)
+            await _drop(service.backend, namespace, owner, version)
         service.vault.forget(namespace, owner)
     return rotated
 
 
-async def rewrap(service: Service, namespace: str, owner: str) -> int:
+async def rewrap(backend: Backend, namespace: str, owner: str) -> int:
     """Put an owner's data keys under the master key in force; give how many were under another one.
 
     Raises:
         KeyMissing: this process lacks the master key that they are under. Tampered: one was altered.
     """
-    keyring, keys = service.backend.keyring, Keys(namespace)
-    wrapped = await service.backend.read(lambda client: client.hgetall(keys.data_key(owner)))
+    keyring, keys = backend.keyring, Keys(namespace)
+    wrapped = await backend.read(lambda client: client.hgetall(keys.data_key(owner)))
     done = 0
     for name, before in wrapped.items():
         if name == _CURRENT or key_id(before) == keyring.master.id:
             continue
         version = name.decode()
         key = unwrap(keyring.secret, before, version, namespace, owner)
-        answer = await service.backend.write(
+        answer = await backend.write(
             "rm1_key_rewrap",
             [keys.data_key(owner), keys.audit, keys.counters],
             version=version,
@@ -107,28 +108,28 @@ async def rewrap(service: Service, namespace: str, owner: str) -> int:
     return done
 
 
-async def _turn(service: Service, namespace: str, owner: str, before: str) -> None:
+async def _turn(backend: Backend, namespace: str, owner: str, before: str) -> None:
     """Put a new version in force.
 
     Raises:
         Conflict: another rotation did so meanwhile.
     """
     keys, key = Keys(namespace), Key.new()
-    answer = await service.backend.write(
+    answer = await backend.write(
         "rm1_key_turn",
         [keys.data_key(owner), keys.audit, keys.counters],
         before=before,
         version=key.id,
-        wrapped=wrap(service.backend.keyring.master, key, namespace, owner),
+        wrapped=wrap(backend.keyring.master, key, namespace, owner),
         audit=by_itself(WHO, "rotate data key", [owner]),
     )
     if answer["status"] != "turned":
         raise Conflict("another rotation is under way", hint="run it again when that is done")
 
 
-async def _drop(service: Service, namespace: str, owner: str, version: str) -> None:
+async def _drop(backend: Backend, namespace: str, owner: str, version: str) -> None:
     keys = Keys(namespace)
-    await service.backend.write(
+    await backend.write(
         "rm1_key_drop",
         [keys.data_key(owner), keys.audit, keys.counters],
         repeatable=True,
@@ -177,7 +178,7 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
         if record.sealed is None or key_id(record.sealed.text) == version:
             return False
         model = await service.models.current(namespace)
-        loaded = await _load(service, namespace, [Ref(record.id)], model, whole=True)
+        loaded = await _load(service.backend, namespace, [Ref(record.id)], model, whole=True)
         if not loaded:
             return False
         record = loaded[0]
@@ -190,11 +191,11 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
     """Write a memory as it is sealed now; false where it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
     model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.models.current(namespace)
-    pieces, form = await split_content(record.content), await form_of(service, namespace, record, model)
-    vectors = await _vectors(service, namespace, record, len(pieces), model)
-    new, seal = replace(record, content_hash=form.content_hash(record.content)), service.backend.integrity.seal
-    most = max(len(pieces), record.pieces)
-    head = None if record.vector is None else from_bytes(record.vector, len(record.vector) // 4)[0]
+    chunks = await split_content(record.content)
+    encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
+    vectors = await _vectors(service, namespace, record, len(chunks), model)
+    new, seal = replace(record, content_hash=encoder.content_hash(record.content)), service.backend.integrity.seal
+    most = max(len(chunks), record.chunks)
     answer = await service.backend.write(
         "rm1_reseal",
         [
@@ -211,10 +212,10 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         id=record.id,
         rev=record.rev,
         before=closed.sealed.text if closed.sealed else b"",
-        key=form.version,
-        fields=flat(form.head(new, pieces)),
-        vector=form.vector(new, 0, head),
-        job=form.job(new, 0, pieces[0]),
+        key=encoder.key_version,
+        fields=flat(encoder.head(new, chunks)),
+        vector=encoder.vector(new, 0, record.vector),
+        job=encoder.job(new, 0, chunks[0]),
         pieces=most,
         seal=seal(namespace, record.id, record.rev),
         was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
@@ -224,10 +225,11 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         service.vault.forget(namespace, record.owner)
     if answer["status"] != "resealed":
         return False
-    if head is None:
+    if record.vector is None:
         service.ring(namespace)
     if most > 1:
-        await settle_or_tell(service, namespace, f"{record.id}:{most}", Cut(record.content, pieces, vectors, model))
+        content = ChunkedContent(record.content, chunks, model, vectors)
+        await settle_or_tell(service, namespace, f"{record.id}:{most}", content=content)
     return True
 
 
@@ -236,17 +238,17 @@ async def _vectors(service: Service, namespace: str, record: Record, pieces: int
     if pieces == 1 or record.vector is None:
         return None
     refs = [Ref(record.id, number) for number in range(1, pieces)]
-    opened = await service.vault.open_all(namespace, await _load(service, namespace, refs, model))
+    opened = await service.vault.open_all(namespace, await _load(service.backend, namespace, refs, model))
     found = [record.vector, *(piece.vector for piece in opened.records if piece.vector)]
     return np.concatenate([from_bytes(vector, model.dimension) for vector in found]) if len(found) == pieces else None
 
 
 async def _load(
-    service: Service, namespace: str, refs: Sequence[Ref], model: Model, *, whole: bool = False
+    backend: Backend, namespace: str, refs: Sequence[Ref], model: Model, *, whole: bool = False
 ) -> list[Record]:
     keys = Keys(namespace)
 
     async def fetch(client: Client) -> list[Record]:
-        return await loader.load(client, keys, refs, service.backend.integrity, model=model, whole=whole)
+        return await loader.load(client, keys, refs, backend.integrity, model=model, whole=whole)
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)

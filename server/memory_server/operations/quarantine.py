@@ -9,7 +9,7 @@ from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
 from memory_core.records.times import to_redis
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.index import queries
 from memory_server.index import query as build

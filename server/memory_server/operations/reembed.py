@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memory_core.errors import EmbeddingUnavailable, Tampered
-from memory_core.records import sidecar
 from memory_core.records.agent import load_agents, profile_vector
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
@@ -20,9 +19,12 @@ from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task import load_tasks, load_vectors
 from memory_core.records.vectors import to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_core.store import sidecar
 from memory_server.agents.registry import self_description
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.request import Caller
 from memory_server.index import loader
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
@@ -140,7 +142,7 @@ class Filling:
         """
         if time.monotonic() - self._alive_at < sidecar.HEARTBEAT_SECONDS:
             return
-        if await sidecars_of(self.service, self.model.name) or not self._alive_at:
+        if await sidecars_of(self.service.backend, self.model.name) or not self._alive_at:
             self._alive_at = time.monotonic()
         elif time.monotonic() - self._alive_at > _PATIENCE_SECONDS:
             raise no_sidecar(self.model.name)
@@ -154,9 +156,9 @@ class Filling:
         self.tell("embedding", *counts)
 
 
-async def sidecars_of(service: Service, model: str) -> list[sidecar.SidecarStatus]:
+async def sidecars_of(backend: Backend, model: str) -> list[sidecar.SidecarStatus]:
     """Find the living sidecars of a model."""
-    return [one for one in await service.backend.read(sidecar.living) if one.model == model]
+    return [one for one in await backend.read(sidecar.living) if one.model == model]
 
 
 def no_sidecar(model: str) -> EmbeddingUnavailable:
@@ -180,7 +182,7 @@ async def embed_tasks(service: Service, namespace: str, model: Model, other: Mod
     for start in range(0, len(lacking), _TEXTS_AT_ONCE):
         part = lacking[start : start + _TEXTS_AT_ONCE]
         tasks = await service.backend.read(lambda client, part=part: load_tasks(client, keys, part))
-        vectors = await _embed(service, namespace, model, [task.description for task in tasks])
+        vectors = await _embed(service.embeddings, namespace, model, [task.description for task in tasks])
         await service.backend.write(
             "rm1_task_vectors",
             [keys.task_vector(task.id) for task in tasks],
@@ -200,7 +202,7 @@ async def embed_agents(service: Service, namespace: str, model: Model) -> None:
     for start in range(0, len(telling), _TEXTS_AT_ONCE):
         part = telling[start : start + _TEXTS_AT_ONCE]
         texts = [self_description(agent.description, agent.capabilities) for agent in part]
-        for agent, vector in zip(part, await _embed(service, namespace, model, texts), strict=True):
+        for agent, vector in zip(part, await _embed(service.embeddings, namespace, model, texts), strict=True):
             await service.backend.write(
                 "rm1_agent_vector",
                 [keys.agent(agent.name)],
@@ -211,11 +213,11 @@ async def embed_agents(service: Service, namespace: str, model: Model) -> None:
             )
 
 
-async def _embed(service: Service, namespace: str, model: Model, texts: Sequence[str]) -> list[bytes]:
+async def _embed(embeddings: Embeddings, namespace: str, model: Model, texts: Sequence[str]) -> list[bytes]:
     if not texts:
         return []
     caller = Caller(namespace, CONSOLE)
-    rows = await service.embeddings.embed(texts, caller, model=model, wait=_EMBED_SECONDS, secret=True)
+    rows = await embeddings.embed(texts, caller, model=model, wait=_EMBED_SECONDS, secret=True)
     return [to_bytes(row) for row in rows]
 
 

@@ -16,12 +16,15 @@ from pathlib import PurePath
 from pydantic import BaseModel, Field
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, Phase
-from memory_core.store import index, redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.settings.settings import Settings
+from memory_core.store import index, sidecar
+from memory_core.store.connection import store_errors
+from memory_server.engine.backend import Backend
 from memory_server.engine.index_definition import drift
 from memory_server.engine.known_models import MODELS_SECONDS
 from memory_server.index import queries as candidates
@@ -85,7 +88,7 @@ async def look(service: Service, namespace: str) -> Reindexing:
     kept = [models.current, *([models.other] if models.other else [])]
     queries = [build.everything(), *(build.with_vector(build.Query(), model) for model in kept)]
     pieces, *embedded = await service.namespaces.search(
-        namespace, lambda client: _count(service, client, keys, queries)
+        namespace, lambda client: _count(service.settings, client, keys, queries)
     )
     told = [
         Index(
@@ -129,7 +132,7 @@ async def choose(service: Service, namespace: str, name: str | None) -> Model:
     if name is None or is_own:
         return current
     for wanted in dict.fromkeys((name, PurePath(name).name)):
-        if living := await sidecars_of(service, wanted):
+        if living := await sidecars_of(service.backend, wanted):
             return _fits(current, Model(living[0].model, living[0].dimension))
     raise no_sidecar(name)
 
@@ -145,7 +148,9 @@ async def would(service: Service, namespace: str, name: str | None, *, back: boo
     if target.name == models.current.name:
         return "the index would be made anew beside this one, which is dropped then"
     query = build.not_embedded(target, redis_time.now())
-    (lacking,) = await service.namespaces.search(namespace, lambda client: _count(service, client, keys, [query]))
+    (lacking,) = await service.namespaces.search(
+        namespace, lambda client: _count(service.settings, client, keys, [query])
+    )
     return f"{lacking} texts would be embedded by {target}, which would answer then"
 
 
@@ -211,7 +216,7 @@ async def drop(service: Service, namespace: str, tell: Tell, *, keep_seconds: fl
     if models.other is None:
         return Reindexed(namespace=namespace, done="nothing was kept", model=models.current.name, index=current)
     while models.phase is not Phase.DROPPING:
-        status = await _write(service, namespace, "drop", models.other, grace=keep_seconds)
+        status = await _write(service.backend, namespace, "drop", models.other, grace=keep_seconds)
         if status == "dropping":
             break
         if status != "early":
@@ -234,13 +239,13 @@ async def _models(service: Service, namespace: str) -> Models:
     return await service.models.get(namespace, afresh=True)
 
 
-async def _count(service: Service, client: Client, keys: Keys, queries: Sequence[build.Query]) -> list[int]:
-    return await candidates.count_all(client, keys, queries, service.settings.search_timeout_ms)
+async def _count(settings: Settings, client: Client, keys: Keys, queries: Sequence[build.Query]) -> list[int]:
+    return await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
 
 
 async def _drift(service: Service, keys: Keys, model: Model) -> list[str]:
     info = await service.backend.read(lambda client: client.execute_command("FT.INFO", keys.index(model.version)))
-    return drift(info, keys, model.within(service.settings.vector_store))
+    return drift(info, keys, service.settings.vector_store.with_model(model))
 
 
 def _next(models: Models, differs: Sequence[str]) -> str:
@@ -275,16 +280,16 @@ async def _switch(service: Service, namespace: str, target: Model, tell: Tell, *
     filling = await Filling(service, namespace, target, tell).run()
     if filling.failed and not leave_failed:
         raise _failure(target, filling.failed)
-    await _mark(service, namespace, filling.failed)
+    await _mark(service.backend, namespace, filling.failed)
     await embed_tasks(service, namespace, target, before)
-    await _step(service, namespace, "switch", target)
+    await _step(service.backend, namespace, "switch", target)
     await asyncio.sleep(MODELS_SECONDS)  # what servers do meanwhile, they do by the model before
     return filling
 
 
 async def _begin(service: Service, namespace: str, target: Model) -> Model:
     """Have everything that is stored from now on get vectors of the model too; give it with its index's version."""
-    await _step(service, namespace, "begin", target)
+    await _step(service.backend, namespace, "begin", target)
     models = await _models(service, namespace)
     if models.other is None or models.other.name != target.name:
         raise Conflict("another change of model came between", hint="see --status")
@@ -318,12 +323,12 @@ async def _catch_up(filled: Filling, before: Model) -> None:
         log.warning("%s answers in %s, but what was stored meanwhile waits: %s", target.name, namespace, error.message)
 
 
-async def _mark(service: Service, namespace: str, refs: Sequence[Ref], remove: str | None = None) -> None:
+async def _mark(backend: Backend, namespace: str, refs: Sequence[Ref], remove: str | None = None) -> None:
     """Have pieces say anew of which models they have vectors and which they wait for."""
     keys = Keys(namespace)
     for start in range(0, len(refs), _SLICE):
-        names = [keys.piece(ref.memory_id, ref.piece) for ref in refs[start : start + _SLICE]]
-        await service.backend.write("rm1_mark_vectors", names, repeatable=True, remove=remove)
+        names = [keys.chunk(ref.memory_id, ref.chunk) for ref in refs[start : start + _SLICE]]
+        await backend.write("rm1_mark_vectors", names, repeatable=True, remove=remove)
 
 
 async def _drop(service: Service, namespace: str, models: Models, tell: Tell) -> None:
@@ -339,7 +344,7 @@ async def _drop(service: Service, namespace: str, models: Models, tell: Tell) ->
             await client.delete(keys.jobs(other.name))
     if other.name != models.current.name:
         await _remove_vectors(service, namespace, other, tell)
-    await _step(service, namespace, "forget", other)
+    await _step(service.backend, namespace, "forget", other)
 
 
 async def _remove_vectors(service: Service, namespace: str, other: Model, tell: Tell) -> None:
@@ -356,23 +361,23 @@ async def _remove_vectors(service: Service, namespace: str, other: Model, tell: 
         tell("removing", total - left, total)
         if not refs:
             return
-        await _mark(service, namespace, refs, other.field)
+        await _mark(service.backend, namespace, refs, other.field)
 
 
-async def _step(service: Service, namespace: str, step: str, model: Model) -> None:
+async def _step(backend: Backend, namespace: str, step: str, model: Model) -> None:
     """Do one step of a change.
 
     Raises:
         Conflict: another change came between.
     """
-    status = await _write(service, namespace, step, model)
+    status = await _write(backend, namespace, step, model)
     if status not in {"begun", "switched", "dropping", "forgotten"}:
         raise Conflict(f"{step}: another change of model came between ({status})", hint="see --status")
 
 
-async def _write(service: Service, namespace: str, step: str, model: Model, *, grace: float = 0.0) -> str:
+async def _write(backend: Backend, namespace: str, step: str, model: Model, *, grace: float = 0.0) -> str:
     keys = Keys(namespace)
-    answer = await service.backend.write(
+    answer = await backend.write(
         "rm1_change_model",
         [keys.meta, keys.audit, keys.counters],
         repeatable=step != "switch",

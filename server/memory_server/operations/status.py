@@ -1,4 +1,4 @@
-"""Tells what runs, and how much of what there is: a look that starts nothing and takes no second."""
+"""Reads the status of Redis, the server, the sidecars and the namespaces. Starts nothing."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pydantic import BaseModel
 from redis.exceptions import ResponseError
 
 from memory_core.errors import MemoryServiceError
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.keys import NAMESPACES, SWEEPER, Keys
-from memory_core.records.model import Model, count_jobs, read_models
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.records.model import count_jobs, read_models
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, connect, store_errors
+from memory_core.store import sidecar
+from memory_core.store.connection import connect, store_errors
+from memory_core.store.sidecar import SidecarStatus
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.local.running import Running, find_running
+from memory_server.local.running import RunningRedis, find_running
 from memory_server.operations.health.machine import base_url, livez
 
 
 class RedisState(BaseModel):
-    """Redis; `why` says why it does not answer."""
+    """Redis. `why` is the reason that it does not answer."""
 
     address: str = ""
     answers: bool = False
@@ -37,7 +38,7 @@ class RedisState(BaseModel):
 
 
 class ServerState(BaseModel):
-    """The HTTP server at the address of the settings; `servers` says whether any server process works on Redis."""
+    """The HTTP server at the configured address. `servers`: whether any server process uses this Redis."""
 
     url: str
     answers: bool = False
@@ -47,7 +48,7 @@ class ServerState(BaseModel):
 
 
 class NamespaceState(BaseModel):
-    """What there is in a namespace; null where it cannot be counted because its index is missing."""
+    """The contents of a namespace. Counts are null if the index is missing."""
 
     namespace: str
     memories: int | None = None
@@ -61,7 +62,7 @@ class NamespaceState(BaseModel):
 
 
 class Status(BaseModel):
-    """What runs."""
+    """The status of a deployment."""
 
     redis: RedisState = RedisState()
     server: ServerState
@@ -69,9 +70,9 @@ class Status(BaseModel):
     namespaces: list[NamespaceState] = []
 
 
-async def look(settings: Settings) -> Status:
-    """Look at what the settings name; what does not answer is told, never an error."""
-    found = Status(server=await _look_at_server(settings))
+async def read_status(settings: Settings) -> Status:
+    """Read the status. A part that does not answer is reported, not raised."""
+    found = Status(server=await _read_server(settings))
     try:
         running = await find_running(settings)
     except MemoryServiceError as error:
@@ -80,7 +81,7 @@ async def look(settings: Settings) -> Status:
     found.redis = RedisState(address=_address(running), embedded=running.paths is not None)
     client = connect(running.url)
     try:
-        await _look_at_redis(client, found, settings)
+        await _read_redis(client, found, settings)
     except MemoryServiceError as error:
         found.redis.why = error.message
     finally:
@@ -88,7 +89,7 @@ async def look(settings: Settings) -> Status:
     return found
 
 
-async def _look_at_server(settings: Settings) -> ServerState:
+async def _read_server(settings: Settings) -> ServerState:
     url = base_url(settings)
     state = ServerState(url=f"{url}/mcp")
     if settings.port == 0 or not await livez(settings):
@@ -96,15 +97,15 @@ async def _look_at_server(settings: Settings) -> ServerState:
     state.answers = True
     try:
         async with httpx2.AsyncClient(verify=False, timeout=5, trust_env=False) as http:  # nosec B501
-            said: dict[str, Any] = (await http.get(f"{url}/readyz")).json()
+            health: dict[str, Any] = (await http.get(f"{url}/readyz")).json()
     except (httpx2.HTTPError, ValueError) as error:
         state.why = type(error).__name__
         return state
-    state.ready, state.why = bool(said.get("ready")), said.get("reason")
+    state.ready, state.why = bool(health.get("ready")), health.get("reason")
     return state
 
 
-async def _look_at_redis(client: Client, found: Status, settings: Settings) -> None:
+async def _read_redis(client: Client, found: Status, settings: Settings) -> None:
     async with store_errors():
         info = await client.info()
         names = sorted(name.decode() for name in await client.smembers(NAMESPACES))
@@ -141,7 +142,7 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
     )
     try:
         async with store_errors():
-            model = models.current if models else Model.configured(settings.vector_store)
+            model = models.current if models else settings.vector_store.model
             queries = [build.all_memories(), build.unfinished(model)]
             counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
     except ResponseError:
@@ -150,8 +151,8 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
     return state
 
 
-def _address(running: Running) -> str:
-    """Say where Redis is, without who logs in there."""
+def _address(running: RunningRedis) -> str:
+    """Return the address of Redis without its credentials."""
     if running.state:
         return f"{running.state.socket}, 127.0.0.1:{running.state.port}"
     parts = urlsplit(running.url)

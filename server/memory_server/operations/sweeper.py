@@ -14,16 +14,18 @@ from typing import Any
 
 from memory_core.cancellation import cancel
 from memory_core.errors import KeyMissing, MemoryServiceError, Tampered
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import AUDITED, SWEEPER, Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
+from memory_server.engine.backend import Backend
 from memory_server.index import loader, queries
 from memory_server.index import query as build
 from memory_server.memories.chunks import settle
-from memory_server.memories.forms import form_of
+from memory_server.memories.record_encoder import encoder_of
 from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team
 from memory_server.security.audit.chain import is_unsealed
 from memory_server.security.audit.retention import trim
@@ -57,22 +59,22 @@ async def _sweep_for_ever(service: Service) -> None:
     for number in count():
         await asyncio.sleep(ROUND_SECONDS)
         try:
-            held = await _hold_lease(service, name)
+            held = await _hold_lease(service.backend, name)
             if held:
                 await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
                 if not number % ROUNDS_A_SWEEP:
                     await sweep_audits(service)
-            service.figures.sweeps["done" if held else "elsewhere"] += 1
+            service.counters.sweeps["done" if held else "elsewhere"] += 1
         except MemoryServiceError as error:
-            service.figures.sweeps["failed"] += 1
+            service.counters.sweeps["failed"] += 1
             log.warning("sweep: %s", error.message)
         except Exception:
-            service.figures.sweeps["failed"] += 1
+            service.counters.sweeps["failed"] += 1
             log.exception("a sweep failed; the next comes in %s s", ROUND_SECONDS)
 
 
-async def _hold_lease(service: Service, name: str) -> bool:
-    client = await service.backend.client()
+async def _hold_lease(backend: Backend, name: str) -> bool:
+    client = await backend.client()
     async with store_errors():
         if await client.set(SWEEPER, name, nx=True, ex=LEASE_SECONDS):
             return True
@@ -90,7 +92,7 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
             await service.namespaces.get(namespace)
             await _settle_chores(service, namespace, patience)
             await _requeue(service, namespace, patience)
-            await remove_expired(service, namespace, _AT_ONCE)
+            await remove_expired(service.backend, namespace, _AT_ONCE)
             await sweep_team(service, namespace)
         except MemoryServiceError as error:
             log.warning("sweep of %s: %s", namespace, error.message)
@@ -110,19 +112,19 @@ async def sweep_audits(service: Service) -> None:
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
-    for chore in await _due_chores(service, Keys(namespace), patience):
+    for chore in await _due_chores(service.backend, Keys(namespace), patience):
         try:
             await settle(service, namespace, chore.decode())
         except (Tampered, KeyMissing) as error:
             log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
 
 
-async def _due_chores(service: Service, keys: Keys, patience: float) -> list[bytes]:
+async def _due_chores(backend: Backend, keys: Keys, patience: float) -> list[bytes]:
     """Chores that are old enough, or were noted in a future that Redis's clock was set back from."""
     now = redis_time.now()
     due: list[bytes] = []
     for since, until in (("-inf", now - patience), (now + patience, "+inf")):
-        due += await service.backend.read(
+        due += await backend.read(
             lambda client, since=since, until=until: client.zrangebyscore(
                 keys.chores, since, until, start=0, num=_AT_ONCE
             )
@@ -155,11 +157,11 @@ async def ask_again(service: Service, namespace: str, records: Sequence[Record],
     """Queue jobs for those pieces that have no vector of a model; give how many these are."""
     keys, items = Keys(namespace), list[dict[str, Any]]()
     for record in records:
-        form = await form_of(service, namespace, record, model)
-        items.append({"id": record.id, "piece": record.part, "job": form.job(record, record.part, record.content)})
+        encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)
+        items.append({"id": record.id, "piece": record.part, "job": encoder.job(record, record.part, record.content)})
     answer = await service.backend.write(
         "rm1_requeue",
-        [keys.job_streams, *(keys.piece(record.id, record.part) for record in records)],
+        [keys.job_streams, *(keys.hash_of_chunk(record.id, record.part) for record in records)],
         repeatable=True,
         model=model.name,
         items=items,

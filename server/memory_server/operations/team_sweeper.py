@@ -6,10 +6,10 @@ import logging
 from collections.abc import Sequence
 
 from memory_core.errors import MemoryServiceError
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.memories.clear import delete

@@ -6,15 +6,16 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from memory_core.crypto.integrity import Flaw
+from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.crypto.keyring import HOW_TO_SET
 from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.backend import Backend
 from memory_server.index import loader
-from memory_server.index.loader import Flawed, Ref
+from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.memories.chunks import settle
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.service import Service
@@ -43,7 +44,7 @@ class Report:
 
     def note(self, memory_id: str, what: str, piece: int = 0) -> None:
         """Add what is wrong with a record."""
-        if what == Flaw.UNSIGNED:
+        if what == IntegrityFailure.UNSIGNED:
             self.unsigned += 1
             return
         self.failed += 1
@@ -51,21 +52,21 @@ class Report:
             self.bad.append({"memory_id": memory_id, "piece": piece, "problem": what})
 
 
-async def verify(service: Service, namespace: str) -> Report:
+async def verify(backend: Backend, namespace: str) -> Report:
     """Check every memory of a namespace with all its pieces.
 
     Raises:
         KeyMissing: this process has no key to check with.
     """
-    await _check_signs(service)
+    await _check_signs(backend)
     report = Report(namespace)
-    async for found in _walk(service, namespace):
+    async for found in _walk(backend, namespace):
         for one in found:
-            if isinstance(one, Flawed):
-                report.note(one.id, one.flaw)
+            if isinstance(one, UnverifiedRecord):
+                report.note(one.id, one.failure)
         records = [one for one in found if isinstance(one, Record)]
         report.memories += len(found)
-        await _verify_pieces(service, namespace, records, report)
+        await _verify_pieces(backend, namespace, records, report)
     return report
 
 
@@ -75,63 +76,69 @@ async def adopt(service: Service, namespace: str) -> Report:
     Raises:
         KeyMissing: this process has no key to sign with.
     """
-    await _check_signs(service)
+    await _check_signs(service.backend)
     adopted = 0
-    async for found in _walk(service, namespace):
-        signers = {one.id: "" for one in found if isinstance(one, Flawed) and one.flaw is Flaw.UNSIGNED}
+    async for found in _walk(service.backend, namespace):
+        signers = {
+            one.id: ""
+            for one in found
+            if isinstance(one, UnverifiedRecord) and one.failure is IntegrityFailure.UNSIGNED
+        }
         signers |= {one.id: one.signer for one in found if isinstance(one, Record)}
         waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
         for start in range(0, len(waiting), _ADOPTED_AT_ONCE):
             adopted += await _adopt(service, namespace, dict(waiting[start : start + _ADOPTED_AT_ONCE]))
-    return replace(await verify(service, namespace), adopted=adopted)
+    return replace(await verify(service.backend, namespace), adopted=adopted)
 
 
-async def _check_signs(service: Service) -> None:
-    await service.backend.client()  # keys are known from then on
-    if not service.backend.integrity.signs:
+async def _check_signs(backend: Backend) -> None:
+    await backend.client()  # keys are known from then on
+    if not backend.integrity.signs:
         raise KeyMissing("this process has no key to check records with", hint=HOW_TO_SET)
 
 
-async def _walk(service: Service, namespace: str) -> AsyncGenerator[list[Record | Flawed]]:
+async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record | UnverifiedRecord]]:
     """Give all memories of a namespace, slice by slice; some perhaps twice."""
     keys, cursor = Keys(namespace), 0
     while True:
-        cursor, names = await service.backend.read(
+        cursor, names = await backend.read(
             lambda client, cursor=cursor: client.scan(cursor, match=f"{keys.memory_prefix}*", count=1000)
         )
         refs = [Ref.of_key(keys, name.decode()) for name in names]
         for start in range(0, len(refs), _SLICE):
-            yield await _load(service, keys, refs[start : start + _SLICE])
+            yield await _load(backend, keys, refs[start : start + _SLICE])
         if not cursor:
             return
 
 
-async def _load(service: Service, keys: Keys, refs: Sequence[Ref], *, whole: bool = True) -> list[Record | Flawed]:
-    async def fetch(client: Client) -> list[Record | Flawed]:
-        return await loader.load_all(client, keys, refs, service.backend.integrity, whole=whole)
+async def _load(
+    backend: Backend, keys: Keys, refs: Sequence[Ref], *, whole: bool = True
+) -> list[Record | UnverifiedRecord]:
+    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
+        return await loader.load_all(client, keys, refs, backend.integrity, whole=whole)
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)
 
 
-async def _verify_pieces(service: Service, namespace: str, records: Sequence[Record], report: Report) -> None:
+async def _verify_pieces(backend: Backend, namespace: str, records: Sequence[Record], report: Report) -> None:
     keys = Keys(namespace)
     for record in records:
-        for start in range(1, record.pieces, _SLICE):
-            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
-            found = await _load(service, keys, refs, whole=False)
+        for start in range(1, record.chunks, _SLICE):
+            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
+            found = await _load(backend, keys, refs, whole=False)
             report.pieces += len(refs)
-            for flaw in (one.flaw for one in found if isinstance(one, Flawed)):
-                report.note(record.id, flaw, start)
-            if len(found) < len(refs) and not await _is_settling(service, keys, record):
+            for failure in (one.failure for one in found if isinstance(one, UnverifiedRecord)):
+                report.note(record.id, failure, start)
+            if len(found) < len(refs) and not await _is_settling(backend, keys, record):
                 report.note(record.id, "pieces are missing", start)
 
 
-async def _is_settling(service: Service, keys: Keys, record: Record) -> bool:
+async def _is_settling(backend: Backend, keys: Keys, record: Record) -> bool:
     """Whether the pieces are about to be written, or the memory has changed since."""
-    chores = await service.backend.read(lambda client: client.zrange(keys.chores, 0, -1))
+    chores = await backend.read(lambda client: client.zrange(keys.chores, 0, -1))
     if any(chore.decode().startswith(f"{record.id}:") for chore in chores):
         return True
-    rev = await service.backend.read(lambda client: client.hget(keys.memory(record.id), "rev"))
+    rev = await backend.read(lambda client: client.hget(keys.memory(record.id), "rev"))
     return rev != str(record.rev).encode()
 
 

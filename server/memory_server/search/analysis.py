@@ -88,7 +88,7 @@ def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
 
 
 def without(text: str, unwanted: Collection[str]) -> str:
-    """Leave out what of a text has an unwanted stem, keeping the rest as it stands; the whole if nothing would stay."""
+    """Remove the words with an unwanted stem from a text; give the whole text if nothing would be left."""
     kept = [part for part in text.split() if not (found := words(part)) or not _all_in(found, unwanted)]
     return " ".join(kept) if any(map(words, kept)) else text
 

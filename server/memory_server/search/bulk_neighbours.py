@@ -1,4 +1,4 @@
-"""What use cases want of the bulk engine: the neighbours of a vector within what the caller may read."""
+"""Finds neighbours of vectors in the bulk engine, within what the caller may read."""
 
 from __future__ import annotations
 
@@ -8,72 +8,112 @@ from collections.abc import Awaitable, Callable, Sequence
 import numpy as np
 
 from memory_core.errors import BulkUnavailable, MemoryServiceError
+from memory_core.records.memory import Priority
 from memory_core.records.model import Model
-from memory_core.records.scope import Principal
+from memory_core.records.scope import Principal, owner_token
 from memory_core.records.vectors import Matrix
-from memory_core.store.bulk_messages import Selection
-from memory_server.engine.batch_cache import Shared, shared
+from memory_core.store.bulk_messages import Clause, Selection
+from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.bulk_client import BulkClient
+from memory_server.index.filters import ResolvedFilters
 from memory_server.index.loader import Ref
-from memory_server.index.query import Filters
-from memory_server.search import bulk_selection
 from memory_server.search.services import SearchServices
 
 log = logging.getLogger(__name__)
 Neighbour = tuple[Ref, float]
-Near = Callable[[int], Awaitable[list[Neighbour] | None]]
-"""Gives so many of the nearest pieces with their cosines, nearest first; None where the index is to be asked."""
+NeighbourSource = Callable[[int], Awaitable[list[Neighbour] | None]]
+"""Gives so many of the nearest chunks with their cosines, nearest first; None where the index is to be asked."""
 _SHARE_OF_WAIT = 0.5
 """Of a search's time; the rest is for Redis if the engine does not answer."""
 
 
-def exactly_near(service: SearchServices, principal: Principal, filters: Filters, vector: Matrix, model: Model) -> Near:
+def readable_selection(principal: Principal, filters: ResolvedFilters) -> Selection:
+    """Select what `query.readable` selects; the engine itself leaves out what has expired."""
+    every: list[Clause] = [("scope", principal.tokens)]
+    none: list[Clause] = []
+    if principal.hidden:
+        none.append(("scope", sorted(principal.hidden)))
+    every += [
+        (name, values)
+        for name, values in (
+            ("owner", filters.owners),
+            ("type", filters.types),
+            ("priority", filters.priorities),
+            ("context", (filters.context,) if filters.context else ()),
+            ("source", (filters.source,) if filters.source else ()),
+        )
+        if values
+    ]
+    if filters.tag_match == "all":
+        every += [("tags", (tag,)) for tag in filters.tags]
+    elif filters.tags:
+        every.append(("tags", filters.tags))
+    if not filters.include_archive and Priority.ARCHIVE not in filters.priorities:
+        none.append(("priority", (Priority.ARCHIVE,)))
+    mistrusted = list(principal.mistrusted.items())
+    return Selection(every=every, none=none, mistrusted=mistrusted, since=filters.since, until=filters.until)
+
+
+def own_selection(principal: Principal) -> Selection:
+    """Select the principal's own memories."""
+    own = [owner_token(owner) for owner in principal.owners]
+    return Selection(every=[("scope", own)], mistrusted=list(principal.mistrusted.items()))
+
+
+def exact_neighbours(
+    service: SearchServices, principal: Principal, filters: ResolvedFilters, vector: Matrix, model: Model
+) -> NeighbourSource:
     """Compare a vector of shape (dimension,) with all that the principal may read.
 
-    The call raises BulkUnavailable where no sidecar does that in time.
+    The source raises BulkUnavailable where no sidecar does that in time.
     """
-    selection = bulk_selection.readable(principal, filters)
+    selection = readable_selection(principal, filters)
 
-    async def near(depth: int) -> list[Neighbour]:
-        (found,) = await _ask(service, principal, selection, [vector], model, depth, exact=True)
+    async def source(depth: int) -> list[Neighbour]:
+        (found,) = await _nearest(service, principal, selection, [vector], model, depth, exact=True)
         return found
 
-    return near
+    return source
 
 
-async def near_together(
-    service: SearchServices, principal: Principal, filters: Filters, vector: Matrix | None, model: Model
-) -> Near | None:
+async def batch_neighbours(
+    service: SearchServices,
+    cache: BatchCache | None,
+    principal: Principal,
+    filters: ResolvedFilters,
+    vector: Matrix | None,
+    model: Model,
+) -> NeighbourSource | None:
     """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
-    current = shared()
-    if current is None or vector is None or not await _is_offered(service, current, model):
+    if cache is None or vector is None or not await _is_offered(service.bulk, cache, model):
         return None
-    selection = bulk_selection.readable(principal, filters)
+    selection = readable_selection(principal, filters)
     clauses = selection.model_dump_json()
 
-    async def near(depth: int) -> list[Neighbour] | None:
+    async def source(depth: int) -> list[Neighbour] | None:
         async def send(vectors: Sequence[Matrix]) -> list[list[Neighbour]]:
-            return await _ask(service, principal, selection, vectors, model, depth, exact=False)
+            return await _nearest(service, principal, selection, vectors, model, depth, exact=False)
 
         try:
-            return await current.gathered((clauses, depth, model), vector, send)
+            return await cache.gathered((clauses, depth, model), vector, send)
         except BulkUnavailable as error:
             log.info("a batch searches by the index: %s", error.message)
             return None
 
-    return near
+    return source
 
 
-async def _is_offered(service: SearchServices, current: Shared, model: Model) -> bool:
+async def _is_offered(bulk: BulkClient, cache: BatchCache, model: Model) -> bool:
     async def ask() -> bool:
         try:
-            return await service.bulk.is_offered(model)
+            return await bulk.is_offered(model)
         except MemoryServiceError:
             return False
 
-    return await current.once(("bulk is offered", model), ask)
+    return await cache.once(("bulk is offered", model), ask)
 
 
-async def _ask(
+async def _nearest(
     service: SearchServices,
     principal: Principal,
     selection: Selection,
@@ -87,4 +127,4 @@ async def _ask(
     found = await service.bulk.nearest(
         principal.namespace, selection, np.stack(vectors), depth, exact=exact, wait=wait, model=model
     )
-    return [[(Ref(memory_id, piece), cosine) for memory_id, piece, cosine in row] for row in found]
+    return [[(Ref(memory_id, chunk), cosine) for memory_id, chunk, cosine in row] for row in found]

@@ -1,214 +1,234 @@
-"""Fetches what may match: candidates from Redis, sensitive memories that it cannot compare, what is around the best."""
+"""Fetches candidates: what Redis proposes, sensitive memories that it cannot compare, and the turns around the best."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_bytes
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
-from memory_server.index.queries import Candidates, Worded, WordStatistics
+from memory_server.index.queries import WordMatches, WordStatistics
 from memory_server.index.query import Query, sensitive
 from memory_server.search import knn_policy, ranking
-from memory_server.search.bulk_neighbours import Near, Neighbour
-from memory_server.search.ranking import Reading, Wanted
+from memory_server.search.bulk_neighbours import Neighbour, NeighbourSource
+from memory_server.search.ranking import ParsedQuery, RecordFeatures
 from memory_server.search.sealed_search import nearest_here
 from memory_server.search.services import SearchServices
 
 DEPTH = 40
 """Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
 _CENTRES = 8
-"""How many of the best have what stands around them fetched."""
+"""How many of the best have the turns around them fetched."""
 _MOST_HERE = 20_000
 """Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """Candidates, and what scoring needs of those that could be opened."""
+@dataclass(slots=True)
+class Candidates:
+    """Chunks that may match, as far as they could be opened, and what scoring needs of them.
 
-    candidates: Candidates
-    readings: list[Reading]
+    `full` says that more may exist.
+    """
+
+    words: WordMatches
+    records: list[Record]
+    full: bool
+    warnings: list[str]
+    features: list[RecordFeatures] = field(default_factory=list[RecordFeatures])
+
+
+async def match_words(
+    service: SearchServices,
+    request: RequestContext,
+    selected: Query,
+    terms: Sequence[str],
+    model: Model,
+    *,
+    depth: int,
+    timeout_ms: int,
+) -> WordMatches:
+    """Count a selection, and look for words.
+
+    It needs no vector, so it runs while a sidecar is at work on that. It comes before neighbours are found, since
+    memories that still wait for their vectors may get them meanwhile.
+
+    Raises:
+        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    """
+
+    async def fetch(client: Client) -> WordMatches:
+        return await queries.by_words(
+            client,
+            Keys(request.caller.namespace),
+            selected,
+            model=model,
+            terms=terms,
+            depth=depth,
+            timeout_ms=timeout_ms,
+            cache=request.cache,
+        )
+
+    return await service.namespaces.search(request.caller.namespace, fetch)
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """What is searched for, by whom and where. A `secret` vector is not shown to Redis: it is compared here. All
-    vectors are of `model`, from the question to the index, even if another one begins to answer meanwhile.
+    """A query, who asks and where. A `secret` vector is not shown to Redis: it is compared here. All vectors are of
+    `model`, from the question to the index, even if another one begins to answer meanwhile.
 
-    `near` finds the neighbours instead of the index. What is ranked `by_cosine` alone then needs few of them. What
-    `ask_words` told goes `ahead`.
+    `neighbours` replaces the index as the source of neighbours; a search ranked `by_cosine` alone needs few of them.
+    `words` are matches to `depth` that were fetched already.
     """
 
     service: SearchServices
+    request: RequestContext
     principal: Principal
     selected: Query
-    wanted: Wanted
+    query: ParsedQuery
     model: Model
+    depth: int
+    timeout_ms: int
     exact: bool = False
-    depth: int = DEPTH
-    deadline_ms: int | None = None
     secret: bool = False
-    near: Near | None = None
     by_cosine: bool = False
-    ahead: Worded | None = None
+    neighbours: NeighbourSource | None = None
+    words: WordMatches | None = None
 
     @property
-    def _keys(self) -> Keys:
-        return Keys(self.principal.namespace)
+    def _namespace(self) -> str:
+        return self.principal.namespace
 
-    @property
-    def _timeout_ms(self) -> int:
-        most = self.service.settings.search_timeout_ms
-        return min(self.deadline_ms or most, most)
-
-    def depth_for(self, limit: int) -> int:
-        """How many candidates are taken from each side for so many hits."""
-        return max(self.depth, 2 * limit)
-
-    async def ask_words(self, depth: int) -> Worded:
-        """Count, and look for words. It needs no vector, and comes back as `ahead` where that is still on its way; it
-        comes before neighbours are found, since what waits for its vector may get one.
-
-        Raises:
-            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
-        """
-        terms, timeout = self.wanted.terms, self._timeout_ms
-
-        async def ask(client: Client) -> Worded:
-            return await queries.by_words(
-                client, self._keys, self.selected, model=self.model, terms=terms, depth=depth, timeout_ms=timeout
-            )
-
-        return await self.service.namespaces.search(self.principal.namespace, ask)
-
-    async def run(self, limit: int) -> Found:
+    async def run(self, limit: int) -> Candidates:
         """Fetch candidates for so many hits, deeper while records that vanished leave too few.
 
         Raises:
             StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
         """
-        near, least, words = self.near, self.depth_for(limit), self.ahead
-        depth = 2 * limit if near and self.by_cosine else least
+        source, words, terms = self.neighbours, self.words, self.query.terms
+        depth = 2 * limit if source and self.by_cosine else self.depth
         while True:
-            words = words or await self.ask_words(depth)
-            neighbours = await near(depth) if near else None
-            if near and neighbours is None:
-                near, depth = None, least
-            proposed, records = await self._fetch(depth, words, neighbours)
-            enough = len({record.id for record in records}) >= limit
+            words = words or await match_words(
+                self.service,
+                self.request,
+                self.selected,
+                terms,
+                self.model,
+                depth=depth,
+                timeout_ms=self.timeout_ms,
+            )
+            neighbours = await source(depth) if source else None
+            if source and neighbours is None:
+                source, depth = None, self.depth
+            found = await self._fetch(depth, words, neighbours)
+            enough = len({record.id for record in found.records}) >= limit
             if enough and neighbours and self.by_cosine:
-                enough = self._outranks(records, limit, neighbours[-1][1])
-            if enough or not proposed.full or depth >= queries.MAX_DEPTH:
+                enough = self._outranks(found.records, limit, neighbours[-1][1])
+            if enough or not found.full or depth >= queries.MAX_DEPTH:
                 break
             depth *= 4
-            words = None if self.wanted.terms else words
-        if proposed.words.sensitive or self.secret:
-            records = await self._with_sensitive(proposed, records, max(depth, least))
-        found = Found(proposed, ranking.read(records, self.wanted))
-        found.readings.extend(await self._around(found))
+            words = None if terms else words
+        if words.sensitive or self.secret:
+            await self._add_sensitive(found, max(depth, self.depth))
+        found.features = ranking.features_of(found.records, self.query)
+        await self._add_turns(found)
         return found
 
     def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
         """Whether the best so many score at least as high as anything could that is no nearer than this."""
         scores: dict[str, float] = {}
-        for item in ranking.score(ranking.read(records, self.wanted), self.wanted, WordStatistics(0, {})):
+        features = ranking.features_of(records, self.query)
+        for item in ranking.score(features, self.query, WordStatistics(0, {})):
             scores[item.record.id] = max(item.score, scores.get(item.record.id, 0.0))
         return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
 
-    async def _fetch(
-        self, depth: int, words: Worded, neighbours: Sequence[Neighbour] | None
-    ) -> tuple[Candidates, list[Record]]:
-        async def fetch(client: Client) -> tuple[Candidates, list[Record]]:
-            near, warnings = await self._nearest(client, depth, words.statistics.total, neighbours)
-            proposed = Candidates(
-                words,
-                refs=list(dict.fromkeys([*words.refs, *near])),
-                full=words.full or len(near) >= depth,
-                warnings=[*words.warnings, *warnings],
-            )
-            return proposed, await self._load(client, proposed.refs)
+    async def _fetch(self, depth: int, words: WordMatches, neighbours: Sequence[Neighbour] | None) -> Candidates:
+        """Load what the words and the vector propose.
 
-        return await self.service.namespaces.search(self.principal.namespace, fetch)
+        Neighbours that are not known already the index finds: by comparing with all if `exact`, else in the cheaper
+        way.
+        """
+        vector = None if self.secret else self.query.vector
+        total, documents = words.statistics.total, self.service.namespaces.documents(self._namespace)
 
-    async def _nearest(
-        self, client: Client, depth: int, total: int, neighbours: Sequence[Neighbour] | None
-    ) -> tuple[list[Ref], list[str]]:
-        """Have the index find what is not known already: by comparing with all if `exact`, else in the cheaper way."""
-        if neighbours is not None:
-            return [ref for ref, _ in neighbours], []
-        if self.wanted.vector is None or self.secret:
-            return [], []
-        documents = self.service.namespaces.documents(self.principal.namespace)
-        return await queries.by_vector(
-            client,
-            self._keys,
-            self.selected,
-            to_bytes(self.wanted.vector),
-            model=self.model,
-            way=knn_policy.COMPARE if self.exact else knn_policy.choose(total, documents, depth),
-            depth=depth,
-            timeout_ms=self._timeout_ms,
-        )
+        async def fetch(client: Client) -> Candidates:
+            near, warnings = [ref for ref, _ in neighbours or ()], list[str]()
+            if neighbours is None and vector is not None:
+                near, warnings = await queries.by_vector(
+                    client,
+                    Keys(self._namespace),
+                    self.selected,
+                    to_bytes(vector),
+                    model=self.model,
+                    way=knn_policy.COMPARE if self.exact else knn_policy.choose(total, documents, depth),
+                    depth=depth,
+                    timeout_ms=self.timeout_ms,
+                )
+            records = await self._load(client, list(dict.fromkeys([*words.refs, *near])))
+            full = words.full or len(near) >= depth
+            return Candidates(words, records, full, [*words.warnings, *warnings])
+
+        return await self.service.namespaces.search(self._namespace, fetch)
 
     async def _load(self, client: Client, refs: Sequence[Ref]) -> list[Record]:
+        integrity = self.service.backend.integrity
         return await loader.load_readable(
-            client, self._keys, refs, self.principal, self.service.backend.integrity, model=self.model
+            client, Keys(self._namespace), refs, self.request, self.principal, integrity, model=self.model
         )
 
-    async def _with_sensitive(self, proposed: Candidates, records: list[Record], depth: int) -> list[Record]:
-        """Add what Redis cannot propose, and open all."""
-        selected, too_many = self.selected, proposed.words.statistics.total > _MOST_HERE
+    async def _add_sensitive(self, found: Candidates, depth: int) -> None:
+        """Add sensitive memories, which Redis cannot propose, and open all."""
+        selected, too_many = self.selected, found.words.statistics.total > _MOST_HERE
         if self.secret and too_many:
-            proposed.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
+            found.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
         if not self.secret or too_many:
             selected = sensitive(selected)
         refs: list[Ref] = []
-        if self.wanted.vector is None:
-            proposed.warnings.append(f"{proposed.words.sensitive} sensitive texts can be found by their meaning alone")
+        if self.query.vector is None:
+            found.warnings.append(f"{found.words.sensitive} sensitive texts can be found by their meaning alone")
         else:
             refs, closed = await nearest_here(
                 self.service,
-                self.principal.namespace,
+                self._namespace,
                 selected,
-                self.wanted.vector,
+                self.query.vector,
                 self.model,
                 depth=depth,
-                timeout_ms=self._timeout_ms,
+                timeout_ms=self.timeout_ms,
             )
-            proposed.warnings.extend(closed.warnings)
-        there = {(record.id, record.part) for record in records}
-        missing = [ref for ref in refs if ref not in there]
+            found.warnings.extend(closed.warnings)
+        known = {(record.id, record.part) for record in found.records}
+        missing = [ref for ref in refs if ref not in known]
         more = await self.service.backend.read(lambda client: self._load(client, missing))
-        return await self._open(proposed, [*records, *more])
+        found.records = await self._open(found, [*found.records, *more])
 
-    async def _around(self, found: Found) -> list[Reading]:
-        """Fetch what stands around the best in their conversations and was not proposed."""
-        if not self.wanted.weights.around or not self.wanted.terms:
-            return []
-        scored = ranking.score(found.readings, self.wanted, found.candidates.words.statistics)
+    async def _add_turns(self, found: Candidates) -> None:
+        """Add the turns of conversations around the best that were not proposed."""
+        if not self.query.weights.around or not self.query.terms:
+            return
+        scored = ranking.score(found.features, self.query, found.words.statistics)
         best = sorted(scored, key=lambda item: -item.score)[:_CENTRES]
-        places = ranking.missing_places(best, found.readings)
-        if not places:
-            return []
+        turns = ranking.missing_turns(best, found.features)
+        if not turns:
+            return
 
         async def fetch(client: Client) -> list[Record]:
-            refs = await queries.at_places(client, self._keys, self.selected, places, self._timeout_ms)
+            refs = await queries.at_turns(client, Keys(self._namespace), self.selected, turns, self.timeout_ms)
             return await self._load(client, refs)
 
-        records = await self.service.namespaces.search(self.principal.namespace, fetch)
-        return ranking.read(await self._open(found.candidates, records), self.wanted)
+        records = await self.service.namespaces.search(self._namespace, fetch)
+        found.features += ranking.features_of(await self._open(found, records), self.query)
 
-    async def _open(self, proposed: Candidates, records: list[Record]) -> list[Record]:
-        """Open what is sensitive, and note what could not be."""
+    async def _open(self, found: Candidates, records: list[Record]) -> list[Record]:
+        """Open sensitive memories, and note those that could not be."""
         if not any(record.is_sensitive for record in records):
             return records
-        opened = await self.service.vault.open_all(self.principal.namespace, records)
-        proposed.warnings.extend(warning for warning in opened.warnings if warning not in proposed.warnings)
+        opened = await self.service.vault.open_all(self._namespace, records)
+        found.warnings.extend(warning for warning in opened.warnings if warning not in found.warnings)
         return opened.records

@@ -7,7 +7,7 @@ tens of thousands where the graph would be several times as fast (benchmarks/fil
 from __future__ import annotations
 
 EXACT_UP_TO = 5000
-"""With this many readable pieces or fewer every one is compared, so nothing of others can show."""
+"""With this many readable chunks or fewer every one is compared, so nothing of others can show."""
 COMPARE = "HYBRID_POLICY ADHOC_BF"
 WALK = "HYBRID_POLICY BATCHES EF_RUNTIME 300"
 _EF = 300
@@ -16,7 +16,7 @@ _STEP = 5
 
 
 def choose(selected: int, documents: int, k: int) -> str:
-    """Name the cheaper way to the `k` nearest of `selected` pieces among all `documents` of the index."""
+    """Name the cheaper way to the `k` nearest of `selected` chunks among all `documents` of the index."""
     if selected <= EXACT_UP_TO:
         return COMPARE
     passed = k * max(documents, selected) / selected

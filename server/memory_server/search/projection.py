@@ -15,23 +15,25 @@ from typing import NamedTuple
 import numpy as np
 from cachetools import LRUCache
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
-from memory_server.contract.selection import Selection
+from memory_server.contract.dashboard_arguments import MapArguments
 from memory_server.contract.validation import check_ids
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
+from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.index.queries import vector_of
 from memory_server.search.services import SearchServices
@@ -81,49 +83,48 @@ class Maps:
         self._layouts: LRUCache[tuple[str, str, str], _Layout] = LRUCache(_REMEMBERED)
         self._drawing: LRUCache[tuple[str, str], asyncio.Lock] = LRUCache(_REMEMBERED)
 
-    async def draw(self, service: SearchServices, caller: Caller, selection: Selection, limit: int) -> MapAnswer:
+    async def draw(self, service: SearchServices, request: RequestContext, args: MapArguments) -> MapAnswer:
         """Show the newest memories that the caller may read and that have a vector; sensitive ones have none.
 
         Raises:
             InvalidArgument: a filter is not valid.
             StoreUnavailable: Redis does not answer.
         """
-        who = (caller.namespace, caller.agent)
+        who = (request.caller.namespace, request.caller.agent)
         async with self._drawing.setdefault(who, asyncio.Lock()):
-            return await _draw(service, caller, self._layouts, selection, limit)
+            return await _draw(service, request, self._layouts, args)
 
 
 @reads
 async def _draw(
     service: SearchServices,
-    caller: Caller,
+    request: RequestContext,
     layouts: LRUCache[tuple[str, str, str], _Layout],
-    selection: Selection,
-    limit: int,
+    args: MapArguments,
 ) -> MapAnswer:
-    principal = await resolve(service.backend, caller)
-    filters = await to_filters(service.backend, principal, selection)
-    if not await service.namespaces.knows(caller.namespace):
+    principal = await resolve(service.backend, request)
+    filters = await resolve_filters(service.backend, principal, args)
+    if not await service.namespaces.knows(request.caller.namespace):
         return _answer([], 0, None, None)
     pieces = build.readable(principal, filters, redis_time.now())
-    model = await service.models.current(caller.namespace)
+    model = await service.models.current(request.caller.namespace)
     selected = build.without_sensitive(build.with_vector(build.memories(pieces), model))
-    keys, timeout = Keys(caller.namespace), service.settings.search_timeout_ms
-    prepared = await service.namespaces.get(caller.namespace)
+    keys, timeout = Keys(request.caller.namespace), service.settings.search_timeout_ms
+    prepared = await service.namespaces.get(request.caller.namespace)
 
     async def fetch(client: Client) -> tuple[int, tuple[list[Ref], list[str]]]:
-        total = await queries.count(client, keys, selected, timeout)
-        return total, await queries.page(client, keys, selected, offset=0, limit=limit, timeout_ms=timeout)
+        total = await queries.count(client, keys, selected, timeout, request.cache)
+        return total, await queries.page(client, keys, selected, offset=0, limit=args.limit, timeout_ms=timeout)
 
-    total, (refs, warnings) = await service.namespaces.search(caller.namespace, fetch)
-    who = (caller.namespace, caller.agent, model.name)
+    total, (refs, warnings) = await service.namespaces.search(request.caller.namespace, fetch)
+    who = (request.caller.namespace, request.caller.agent, model.name)
     layout = layouts.get(who)
     new = [ref for ref in refs if layout is None or ref.memory_id not in layout.points]
     if layout is None or time.monotonic() - layout.made_at > _FRESH_SECONDS or 2 * len(new) > len(layout.points):
-        records = await _with_vectors(service, principal, model, refs)
+        records = await _with_vectors(service.backend, request, principal, model, refs)
         layout = await asyncio.to_thread(_lay_out, records) if records else None
     elif new:
-        layout.place(await _with_vectors(service, principal, model, new))
+        layout.place(await _with_vectors(service.backend, request, principal, model, new))
     if layout:
         layouts[who] = layout
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
@@ -131,19 +132,21 @@ async def _draw(
 
 
 @reads
-async def snippets(service: SearchServices, caller: Caller, memory_ids: Sequence[str]) -> SnippetsAnswer:
+async def snippets(service: SearchServices, request: RequestContext, memory_ids: Sequence[str]) -> SnippetsAnswer:
     """Show the beginnings of those memories that the caller may read.
 
     Raises:
         InvalidArgument: too many ids, or one that is none.
     """
-    principal = await resolve(service.backend, caller)
+    principal = await resolve(service.backend, request)
     refs = [Ref(memory_id) for memory_id in check_ids(memory_ids, service.settings)]
 
     async def fetch(client: Client) -> list[Record]:
-        return await loader.load_readable(client, Keys(caller.namespace), refs, principal, service.backend.integrity)
+        return await loader.load_readable(
+            client, Keys(request.caller.namespace), refs, request, principal, service.backend.integrity
+        )
 
-    opened = await service.vault.open_all(caller.namespace, await service.backend.read(fetch))
+    opened = await service.vault.open_all(request.caller.namespace, await service.backend.read(fetch))
     reason = partial_reason(1.0, opened.warnings)
     shown = [
         Snippet(
@@ -160,7 +163,7 @@ async def snippets(service: SearchServices, caller: Caller, memory_ids: Sequence
 
 
 async def _with_vectors(
-    service: SearchServices, principal: Principal, model: Model, refs: Sequence[Ref]
+    backend: Backend, request: RequestContext, principal: Principal, model: Model, refs: Sequence[Ref]
 ) -> list[Record]:
     """Load what is readable of some memories that have a vector, in slices that let others in between."""
     keys, found = Keys(principal.namespace), list[Record]()
@@ -168,9 +171,9 @@ async def _with_vectors(
         part = refs[start : start + _SLICE]
 
         async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, principal, service.backend.integrity, model=model)
+            return await loader.load_readable(client, keys, part, request, principal, backend.integrity, model=model)
 
-        loaded = await service.backend.read(fetch)
+        loaded = await backend.read(fetch)
         found += [record for record in loaded if len(record.vector or b"") == 4 * model.dimension]
     return found
 

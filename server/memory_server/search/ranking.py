@@ -4,7 +4,7 @@ A score is a weighted mean of numbers between 0 and 1 that depend on nothing but
 around it and what the caller can read: the cosine of the vectors, BM25 as a share of the most that the query could
 earn, and, where the query names a source or a time, whether the memory is from there.
 
-Everything here is a pure function over records: text, vector, context and place in it.
+Everything here is a pure function over records: text, vector and turn in a conversation.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ _BEST_OF_MANY, _MANY = 0.05, 8
 
 Column = NDArray[np.float64]
 """A number for each of some records."""
-Place = tuple[str, str, int]
-"""Owner, context and sequence number: where a memory stands in its conversation."""
-Places = dict[tuple[str, str], list[int]]
+Turn = tuple[str, str, int]
+"""Owner, context and sequence number of a memory in a conversation."""
+Turns = dict[tuple[str, str], list[int]]
 """Sequence numbers by owner and context."""
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class RankingWeights:
     """What counts how much. Fixed, so that a score means the same whatever else is stored.
 
-    `vector` is the cosine's share, the words have the rest. `source` and `time` count besides where the query names
+    `vector` is the cosine's share, the words have the rest. `source` and `time` count in addition where the query names
     such. The words of the memories one, two, … places away count by `around` for a short memory, and those of a
     question just before it by `question` more. A turn of a conversation with `brevity` words has half of its cosine:
     short ones are near to everything.
@@ -56,22 +56,25 @@ class Weights:
     brevity: float = 4.0
 
 
-IN_CONTEXT = Weights()
-PLAIN = Weights(vector=0.0, source=0.0, time=0.0, around=(), question=0.0, brevity=0.0)
+IN_CONTEXT = RankingWeights()
+PLAIN = RankingWeights(vector=0.0, source=0.0, time=0.0, around=(), question=0.0, brevity=0.0)
 """Each memory by itself: BM25 alone, or for a query without words the cosine alone."""
 REACH = len(IN_CONTEXT.around)
-"""How many places away a memory still counts for another."""
+"""How many turns away a memory still counts for another."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a query asks for: its words, its vector, the stems that name a source, and the times it speaks of."""
+class ParsedQuery:
+    """What a query asks for: its words, the stems that name a source, the times it speaks of, the text to embed, and
+    the vector of that, shape (dimension,).
+    """
 
     terms: Sequence[str] = ()
-    vector: Matrix | None = None
     names: frozenset[str] = frozenset()
     moments: Moments = ()
-    weights: Weights = IN_CONTEXT
+    text: str = ""
+    vector: Matrix | None = None
+    weights: RankingWeights = IN_CONTEXT
 
     @property
     def is_vector_alone(self) -> bool:
@@ -85,67 +88,67 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RecordFeatures:
     """What scoring needs of a record: how often it holds each stem of the query, its length in words, its cosine."""
 
     record: Record
-    place: Place | None
+    turn: Turn | None
     counts: tuple[int, ...] = ()
     length: int = 0
     cosine: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A record with how well it matches and the two sides of that; None where a side has nothing to say."""
+class ScoredRecord:
+    """A record with its score and both sides of that; None where a side has nothing to say."""
 
     record: Record
     score: float
     vector_score: float | None = None
     keyword_score: float | None = None
-    place: Place | None = field(default=None, repr=False)
+    turn: Turn | None = field(default=None, repr=False)
 
 
-def read(records: Sequence[Record], wanted: Wanted) -> list[Reading]:
+def features_of(records: Sequence[Record], query: ParsedQuery) -> list[RecordFeatures]:
     """Compare records with a query, each by itself. Words of a source count as text where they are no names."""
-    stems = wanted.stems
-    in_source = {word: column for word, column in stems.items() if word not in wanted.names}
-    cosines = [None] * len(records) if wanted.vector is None else vector_scores(records, wanted.vector)
-    readings: list[Reading] = []
+    stems = query.stems
+    in_source = {word: column for word, column in stems.items() if word not in query.names}
+    cosines = [None] * len(records) if query.vector is None else vector_scores(records, query.vector)
+    features: list[RecordFeatures] = []
     for record, cosine in zip(records, cosines, strict=True):
         counts, length = count_stems(record.content, stems) if stems else ([], 0)
         for word in in_source.keys() & source_stems(record.source or ""):
             counts[in_source[word]] += 1
-        readings.append(Reading(record, place_of(record), tuple(counts), length, cosine))
-    return readings
+        features.append(RecordFeatures(record, turn_of(record), tuple(counts), length, cosine))
+    return features
 
 
-def place_of(record: Record) -> Place | None:
-    """Where a record stands; None outside conversations, and for pieces: those have text enough of their own."""
-    return (record.owner, record.context, record.seq) if record.context and record.pieces == 1 else None
+def turn_of(record: Record) -> Turn | None:
+    """Give the turn of a record; None outside conversations, and for chunks: those have enough text of their own."""
+    return (record.owner, record.context, record.seq) if record.context and record.chunks == 1 else None
 
 
-def score(readings: Sequence[Reading], wanted: Wanted, statistics: WordStatistics) -> list[Scored]:
-    """Score what was read, in the same order; what stands around a memory counts as far as it was read too."""
-    if not readings:
+def score(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: WordStatistics) -> list[ScoredRecord]:
+    """Score records, in the same order; the turns around a memory count as far as they were read too."""
+    if not features:
         return []
-    words = _bm25(readings, wanted, statistics) if wanted.terms else np.zeros(len(readings))
-    match, most = _fused(readings, words, wanted), 1.0
-    match = np.maximum(match - [_discount(reading.record.pieces) for reading in readings], 0.0)
-    for weight, share in _besides(readings, wanted):
+    words = _bm25(features, query, statistics) if query.terms else np.zeros(len(features))
+    match, most = _fused(features, words, query), 1.0
+    match = np.maximum(match - [_discount(item.record.chunks) for item in features], 0.0)
+    for weight, share in _extras(features, query):
         match, most = match + weight * np.array(share), most + weight
     return [
-        Scored(reading.record, float(final), reading.cosine, float(by_words) if wanted.terms else None, reading.place)
-        for reading, final, by_words in zip(readings, match / most, words, strict=True)
+        ScoredRecord(item.record, float(final), item.cosine, float(by_words) if query.terms else None, item.turn)
+        for item, final, by_words in zip(features, match / most, words, strict=True)
     ]
 
 
-def _besides(readings: Sequence[Reading], wanted: Wanted) -> Iterator[tuple[float, list[float]]]:
-    """Give what counts besides text where the query names it: its weight, and how far each record has it."""
-    if wanted.names:
-        yield wanted.weights.source, [_from(reading.record, wanted.names) for reading in readings]
-    if wanted.moments:
-        yield wanted.weights.time, [float(told_of(wanted.moments, reading.record.occurred_at)) for reading in readings]
+def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[tuple[float, list[float]]]:
+    """Give the weight and shares of each further criterion that the query names: source and time."""
+    if query.names:
+        yield query.weights.source, [_from(item.record, query.names) for item in features]
+    if query.moments:
+        yield query.weights.time, [float(told_of(query.moments, item.record.occurred_at)) for item in features]
 
 
 def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None]:
@@ -167,12 +170,11 @@ def _each(rows: NDArray[Any], column: NDArray[Any]) -> NDArray[Any]:
     return (rows * column).sum(axis=1)
 
 
-def missing_places(best: Sequence[Scored], known: Sequence[Reading]) -> Places:
-    """Give the places around the best memories that were not read yet, by owner and context."""
-    have = {reading.place for reading in known}
+def missing_turns(best: Sequence[ScoredRecord], known: Sequence[RecordFeatures]) -> Turns:
+    """Give the turns around the best memories that were not read yet, by owner and context."""
+    have = {item.turn for item in known}
     missing: dict[tuple[str, str], set[int]] = {}
-    for place in (scored.place for scored in best if scored.place):
-        owner, context, seq = place
+    for owner, context, seq in (scored.turn for scored in best if scored.turn):
         near = {seq + step for step in range(-REACH, REACH + 1) if seq + step > 0}
         missing.setdefault((owner, context), set()).update(n for n in near if (owner, context, n) not in have)
     return {where: sorted(numbers) for where, numbers in missing.items() if numbers}
@@ -190,53 +192,53 @@ def recency(record: Record, now: float, half_life: float) -> float:
     return 0.5 ** (age / half_life)
 
 
-def _fused(readings: Sequence[Reading], words: Column, wanted: Wanted) -> Column:
+def _fused(features: Sequence[RecordFeatures], words: Column, query: ParsedQuery) -> Column:
     """Weigh the two sides; a side that is missing counts as nothing found by it."""
-    if wanted.vector is None:
-        return (1 - wanted.weights.vector) * words
-    cosines = np.array([reading.cosine or 0.0 for reading in readings])
-    if not wanted.terms:
+    if query.vector is None:
+        return (1 - query.weights.vector) * words
+    cosines = np.array([item.cosine or 0.0 for item in features])
+    if not query.terms:
         return cosines
-    brevity = np.array([wanted.weights.brevity if reading.place else 0.0 for reading in readings])
-    lengths = np.array([max(reading.length, 1) for reading in readings])
-    return wanted.weights.vector * cosines * lengths / (lengths + brevity) + (1 - wanted.weights.vector) * words
+    brevity = np.array([query.weights.brevity if item.turn else 0.0 for item in features])
+    lengths = np.array([max(item.length, 1) for item in features])
+    return query.weights.vector * cosines * lengths / (lengths + brevity) + (1 - query.weights.vector) * words
 
 
-def _bm25(readings: Sequence[Reading], wanted: Wanted, statistics: WordStatistics) -> Column:
+def _bm25(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: WordStatistics) -> Column:
     """BM25 as a share of the query's best possible score, over the words of each memory and those around it."""
     idf: dict[str, float] = {}
-    for term in wanted.terms:
+    for term in query.terms:
         idf.setdefault(stem(term), statistics.idf(term))
     best = sum(idf.values()) * (BM25_K1 + 1)
     if not best:
-        return np.zeros(len(readings))
-    counts = _with_neighbours(readings, wanted.weights)
-    lengths = np.array([min(reading.length, _LONGEST) for reading in readings])[:, None]
+        return np.zeros(len(features))
+    counts = _with_neighbours(features, query.weights)
+    lengths = np.array([min(item.length, _LONGEST) for item in features])[:, None]
     damping = BM25_K1 * (1 - BM25_B + BM25_B * lengths / AVERAGE_LENGTH)
     return _each(counts * (BM25_K1 + 1) / (counts + damping), np.array(list(idf.values()))) / best
 
 
-def _with_neighbours(readings: Sequence[Reading], weights: Weights) -> Column:
-    """Word counts, shape (records, stems), with shares of those that stand around each record."""
-    own = np.array([reading.counts for reading in readings], dtype=np.float64)
-    where = {place: row for row, reading in enumerate(readings) if (place := reading.place)}
+def _with_neighbours(features: Sequence[RecordFeatures], weights: RankingWeights) -> Column:
+    """Word counts, shape (records, stems), with shares of the turns around each record."""
+    own = np.array([item.counts for item in features], dtype=np.float64)
+    where = {turn: row for row, item in enumerate(features) if (turn := item.turn)}
     if not weights.around or not where:
         return own
-    padded = np.vstack([own, np.zeros(own.shape[1])])  # the last row stands for whom nobody is beside
-    asks = np.array([["?" in reading.record.content] for reading in readings] + [[False]])
+    padded = np.vstack([own, np.zeros(own.shape[1])])  # the last row is for turns without a neighbour
+    asks = np.array([["?" in item.record.content] for item in features] + [[False]])
     total = own.copy()
     for step, share in enumerate(weights.around, 1):
-        before, after = _beside(readings, where, -step), _beside(readings, where, step)
+        before, after = _beside(features, where, -step), _beside(features, where, step)
         total += share * (padded[before] + padded[after])
         if step == 1:
             total += weights.question * (padded * asks)[before]
     return total
 
 
-def _beside(readings: Sequence[Reading], where: dict[Place, int], step: int) -> list[int]:
-    nobody = len(readings)
-    places = (reading.place for reading in readings)
-    return [where.get((place[0], place[1], place[2] + step), nobody) if place else nobody for place in places]
+def _beside(features: Sequence[RecordFeatures], where: dict[Turn, int], step: int) -> list[int]:
+    none = len(features)
+    turns = (item.turn for item in features)
+    return [where.get((turn[0], turn[1], turn[2] + step), none) if turn else none for turn in turns]
 
 
 def _from(record: Record, names: frozenset[str]) -> float:
@@ -244,6 +246,6 @@ def _from(record: Record, names: frozenset[str]) -> float:
     return len(names & source_stems(record.source or "")) / len(names)
 
 
-def _discount(pieces: int) -> float:
-    """What the best of many pieces loses: the more there are, the better the best is by chance alone."""
-    return _BEST_OF_MANY * math.log(min(pieces, _MANY))
+def _discount(chunks: int) -> float:
+    """What the best of many chunks loses: of more chunks the best is better by chance alone."""
+    return _BEST_OF_MANY * math.log(min(chunks, _MANY))

@@ -1,4 +1,4 @@
-"""Reports over an agent's own memories: what says nearly the same, and what there is by meaning.
+"""Reports over an agent's own memories: near duplicates, and clusters by meaning.
 
 Sensitive ones are left out: the bulk engine holds vectors in clear alone.
 """
@@ -12,22 +12,26 @@ import numpy as np
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.records.scope import Principal, owner_token
-from memory_core.store.bulk_messages import Clusters, Duplicates, Found, Selection
-from memory_core.store.connection import Client
+from memory_core.records.scope import Principal
+from memory_core.redis_client import Client
+from memory_core.store.bulk_messages import Clusters, Duplicates, Found
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.backend import Backend
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.search import bulk_selection
+from memory_server.search.bulk_neighbours import own_selection
 from memory_server.search.services import SearchServices
 
 MOST_PAIRS = 10_000
 _LOAD_AT_ONCE = 500
 
 
-async def near_duplicates(service: SearchServices, caller: Caller, *, least: float, wait: float) -> DuplicatesAnswer:
-    """Group the caller's own memories whose pieces have a cosine of at least `least`.
+async def near_duplicates(
+    service: SearchServices, request: RequestContext, *, least: float, wait: float
+) -> DuplicatesAnswer:
+    """Group the caller's own memories whose chunks have a cosine of at least `least`.
 
     Raises:
         InvalidArgument: `least` is not from .5 to 1.
@@ -35,10 +39,10 @@ async def near_duplicates(service: SearchServices, caller: Caller, *, least: flo
     """
     if not 0.5 <= least <= 1:
         raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
-    principal = await resolve(service.backend, caller)
-    request = Duplicates(selection=_own(principal), least=least, most=MOST_PAIRS)
-    found = await service.bulk.duplicates(caller.namespace, request, wait)
-    records = await _load(service, principal, found)
+    principal = await resolve(service.backend, request)
+    asked = Duplicates(selection=own_selection(principal), least=least, most=MOST_PAIRS)
+    found = await service.bulk.duplicates(request.caller.namespace, asked, wait)
+    records = await _load(service.backend, request, principal, found)
     pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
     scores = np.frombuffer(found.scores, dtype="<f4").tolist()
     known = [
@@ -49,16 +53,18 @@ async def near_duplicates(service: SearchServices, caller: Caller, *, least: flo
     return DuplicatesAnswer(groups=_groups(known), pairs_left_out=found.total - len(pairs))
 
 
-async def clusters(service: SearchServices, caller: Caller, *, count: int, show: int, wait: float) -> ClustersAnswer:
+async def clusters(
+    service: SearchServices, request: RequestContext, *, count: int, show: int, wait: float
+) -> ClustersAnswer:
     """Part the caller's own memories by meaning, the largest part first.
 
     Raises:
         BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
     """
-    principal = await resolve(service.backend, caller)
-    request = Clusters(selection=_own(principal), count=count, show=show)
-    found = await service.bulk.clusters(caller.namespace, request, wait)
-    records = await _load(service, principal, found)
+    principal = await resolve(service.backend, request)
+    asked = Clusters(selection=own_selection(principal), count=count, show=show)
+    found = await service.bulk.clusters(request.caller.namespace, asked, wait)
+    records = await _load(service.backend, request, principal, found)
     parts = zip(found.sizes, found.closeness, found.shown, strict=True)
     return ClustersAnswer(
         clusters=[
@@ -68,23 +74,18 @@ async def clusters(service: SearchServices, caller: Caller, *, count: int, show:
     )
 
 
-def _own(principal: Principal) -> Selection:
-    own = [owner_token(owner) for owner in principal.owners]
-    return Selection(every=[("scope", own)], mistrusted=bulk_selection.mistrusted(principal))
-
-
-async def _load(service: SearchServices, principal: Principal, found: Found) -> dict[str, Record]:
+async def _load(backend: Backend, request: RequestContext, principal: Principal, found: Found) -> dict[str, Record]:
     """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
-    keys, integrity = Keys(principal.namespace), service.backend.integrity
+    keys, integrity = Keys(principal.namespace), backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
     records: dict[str, Record] = {}
     for start in range(0, len(refs), _LOAD_AT_ONCE):
         part = refs[start : start + _LOAD_AT_ONCE]
 
         async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, principal, integrity)
+            return await loader.load_readable(client, keys, part, request, principal, integrity)
 
-        loaded = await service.backend.read(fetch)
+        loaded = await backend.read(fetch)
         records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
     return records
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_core.crypto.sealed_memory import Place, open_vector
+from memory_core.crypto.sealed_memory import Binding, open_vector
 from memory_core.crypto.sealing import Key, key_id
 from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
@@ -30,16 +31,16 @@ _PAGE = 10_000
 _SLICE = 1000
 _HEAD = ("owner", "rev", "hash", "codec")
 _NOTHING = -2.0
-"""Score of a piece whose vector cannot be had; below any cosine."""
+"""Score of a chunk without a vector; below any cosine."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Closed:
-    """A vector to open: its row, what it is, and how it lies in Redis."""
+class _SealedVector:
+    """A sealed vector to open: its row, what it is of, and its bytes in Redis."""
 
     row: int
     which: Which
-    place: Place
+    binding: Binding
     key: Key
     sealed: bytes
 
@@ -54,22 +55,22 @@ async def nearest_here(
     depth: int,
     timeout_ms: int,
 ) -> tuple[list[Ref], Opened]:
-    """Rank every piece of a selection that has a vector; give the `depth` nearest and what could not be opened."""
-    pieces = await _pieces(service, namespace, build.with_vector(selected, model), model, timeout_ms)
-    opened, scores = Opened(), np.full(len(pieces), _NOTHING, dtype=np.float32)
-    for start in range(0, len(pieces), _SLICE):
-        part = pieces[start : start + _SLICE]
+    """Rank every chunk of a selection that has a vector; give the `depth` nearest and what could not be opened."""
+    chunks = await _chunks(service.namespaces, namespace, build.with_vector(selected, model), model, timeout_ms)
+    opened, scores = Opened(), np.full(len(chunks), _NOTHING, dtype=np.float32)
+    for start in range(0, len(chunks), _SLICE):
+        part = chunks[start : start + _SLICE]
         rows = await _vectors(service, part, model, opened)
         scores[start : start + len(part)] = np.where(np.isnan(rows[:, 0]), _NOTHING, rows @ vector)
         rows.fill(0)
     order = np.argsort(-scores, kind="stable")[:depth]
-    return [Ref(pieces[place].memory_id, pieces[place].piece) for place in order if scores[place] > _NOTHING], opened
+    return [Ref(chunks[place].memory_id, chunks[place].piece) for place in order if scores[place] > _NOTHING], opened
 
 
-async def _pieces(
-    service: SearchServices, namespace: str, selected: build.Query, model: Model, timeout_ms: int
+async def _chunks(
+    namespaces: Namespaces, namespace: str, selected: build.Query, model: Model, timeout_ms: int
 ) -> list[Which]:
-    """List the pieces of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
+    """List the chunks of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
     keys = Keys(namespace)
     found: dict[Which, None] = {}
     offset, total, again = 0, 1, False
@@ -78,7 +79,7 @@ async def _pieces(
         async def fetch(client: Client, offset: int = offset) -> tuple[list[tuple[Ref, str, str]], int]:
             return await queries.with_content(client, keys, selected, offset=offset, limit=_PAGE, timeout_ms=timeout_ms)
 
-        page, total = await service.namespaces.search(namespace, fetch)
+        page, total = await namespaces.search(namespace, fetch)
         found |= {Which(namespace, owner, *ref, content, model.name): None for ref, owner, content in page}
         offset += _PAGE
         if offset >= total > _PAGE and not again:
@@ -86,13 +87,13 @@ async def _pieces(
     return list(found)
 
 
-async def _vectors(service: SearchServices, pieces: Sequence[Which], model: Model, opened: Opened) -> Matrix:
-    """Give the vectors of some pieces, shape (pieces, dimension), NaN for those that cannot be had."""
-    rows = np.full((len(pieces), model.dimension), np.nan, dtype=np.float32)
-    missing = [row for row, which in enumerate(pieces) if not service.vault.vectors.copy(which, rows[row])]
+async def _vectors(service: SearchServices, chunks: Sequence[Which], model: Model, opened: Opened) -> Matrix:
+    """Give the vectors of some chunks, shape (chunks, dimension), NaN for missing ones."""
+    rows = np.full((len(chunks), model.dimension), np.nan, dtype=np.float32)
+    missing = [row for row, which in enumerate(chunks) if not service.vault.vectors.copy(which, rows[row])]
     if not missing:
         return rows
-    closed = await _fetch(service, [(row, pieces[row]) for row in missing], model, rows, opened)
+    closed = await _fetch(service, [(row, chunks[row]) for row in missing], model, rows, opened)
     for one in await asyncio.to_thread(_open, closed, model, rows, opened):
         service.vault.vectors.put(one.which, rows[one.row])
     return rows
@@ -100,17 +101,17 @@ async def _vectors(service: SearchServices, pieces: Sequence[Which], model: Mode
 
 async def _fetch(
     service: SearchServices, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
-) -> list[_Closed]:
+) -> list[_SealedVector]:
     """Read vectors as they lie in Redis: clear ones into their rows, the others to be opened."""
     keys = Keys(wanted[0][1].namespace)
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
         for _, which in wanted:
-            pipe.hmget(keys.piece(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
+            pipe.hmget(keys.hash_of_chunk(which.memory_id, which.piece), [*_HEAD, model.sealed_field, model.field])
         return await pipe.execute()
 
-    closed: list[_Closed] = []
+    closed: list[_SealedVector] = []
     for (row, which), values in zip(wanted, await service.backend.read(fetch), strict=True):
         owner, rev, content, codec, sealed, clear = values
         if codec != SEALED_CODEC.encode() and clear is not None and len(clear) == rows[row].nbytes:
@@ -118,19 +119,19 @@ async def _fetch(
         elif (owner or b"", content or b"") == (which.owner.encode(), which.content_hash.encode()):
             try:
                 key = await service.vault.find(which.namespace, which.owner, key_id(sealed or b""))
-                place = Place(which.namespace, which.owner, *which[2:4], int(rev or 0), which.content_hash)
-                closed.append(_Closed(row, which, place, key, sealed or b""))
+                binding = Binding(which.namespace, which.owner, *which[2:4], int(rev or 0), which.content_hash)
+                closed.append(_SealedVector(row, which, binding, key, sealed or b""))
             except (KeyMissing, Tampered) as error:
                 opened.leave_out(error)
     return closed
 
 
-def _open(closed: Sequence[_Closed], model: Model, rows: Matrix, opened: Opened) -> list[_Closed]:
+def _open(closed: Sequence[_SealedVector], model: Model, rows: Matrix, opened: Opened) -> list[_SealedVector]:
     """Open vectors into their rows; give those that could be."""
-    done: list[_Closed] = []
+    done: list[_SealedVector] = []
     for one in closed:
         try:
-            vector = open_vector(one.key, one.place, one.sealed, model)
+            vector = open_vector(one.key, one.binding, one.sealed, model)
             rows[one.row] = np.frombuffer(vector, "<f4")
             done.append(one)
         except Tampered as error:

@@ -1,76 +1,61 @@
-"""Searching by meaning and by words, and finding what resembles a memory or a vector."""
+"""Searches by meaning and by words, and finds memories that resemble a memory or a vector."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from memory_core.cancellation import both
 from memory_core.errors import BulkUnavailable, EmbeddingUnavailable, InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import Matrix
-from memory_core.store import redis_time
 from memory_server.contract.answer import partial_reason
+from memory_server.contract.arguments import SearchArguments, SimilarArguments
 from memory_server.contract.memories import Hit, Memory, SearchAnswer, Took
-from memory_server.contract.selection import Selection
 from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import Caller, RequestContext, reports_integrity
 from memory_server.index import queries
 from memory_server.index import query as build
-from memory_server.index.filters import to_filters
-from memory_server.index.integrity_report import tells_of_flaws
-from memory_server.index.queries import Worded
+from memory_server.index.filters import ResolvedFilters, resolve_filters
+from memory_server.index.queries import WordMatches
 from memory_server.search import ranking
-from memory_server.search.analysis import query_terms
-from memory_server.search.bulk_neighbours import exactly_near, near_together
-from memory_server.search.candidates import DEPTH, Found, Search
-from memory_server.search.query_hints import understand
-from memory_server.search.ranking import IN_CONTEXT, PLAIN, Scored, Wanted, Weights
+from memory_server.search.bulk_neighbours import batch_neighbours, exact_neighbours
+from memory_server.search.candidates import DEPTH, Candidates, Search, match_words
+from memory_server.search.query_parser import parse
+from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, RankingWeights, ScoredRecord
 from memory_server.search.services import SearchServices
 from memory_server.security.open_records import load_readable
 
-T = TypeVar("T")
 _RERANK_DEPTH = 400
 _FEW = 16
 _RECENCY_HALF_LIFE = 7 * 86_400.0
 _CHARS_PER_TOKEN = 4
 
 
-class Mode(StrEnum):
-    """Which sides of a search are asked."""
-
-    HYBRID = "hybrid"
-    VECTOR = "vector"
-    KEYWORD = "keyword"
-
-
 @dataclass(frozen=True, slots=True)
-class SearchRequest:
-    """What to search for and how to cut the answer."""
+class _Results:
+    """What a search found, why it may be incomplete, and the milliseconds that each stage took."""
 
-    query: str
-    mode: Mode = Mode.HYBRID
-    limit: int = 10
-    min_score: float = 0.0
-    selection: Selection = field(default_factory=Selection)
-    recency_weight: float = 0.0
-    priority_weight: float = 0.0
-    rerank: bool = False
-    max_tokens: int | None = None
-    deadline_ms: int | None = None
-    weights: Weights = IN_CONTEXT
+    hits: list[ScoredRecord]
+    reason: str | None
+    model: Model
+    embed_ms: float
+    search_ms: float
+    rank_ms: float
 
 
 @reads
-@tells_of_flaws
-async def semantic_search(service: SearchServices, caller: Caller, request: SearchRequest) -> SearchAnswer:
+@reports_integrity
+async def semantic_search(
+    service: SearchServices, request: RequestContext, args: SearchArguments, *, weights: RankingWeights = IN_CONTEXT
+) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
     Without a sidecar a hybrid search answers from words alone and says so.
@@ -81,62 +66,36 @@ async def semantic_search(service: SearchServices, caller: Caller, request: Sear
         StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
     """
     started = time.perf_counter()
-    if request.recency_weight + request.priority_weight > 1:
+    if args.recency_weight + args.priority_weight > 1:
         raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
-    check_limit(request.limit, service.settings)
-    query = check_text(request.query, "query", service.settings.limits.query_bytes)
-    principal = await resolve(service.backend, caller)
-    filters = await to_filters(service.backend, principal, request.selection)
-    if not await service.namespaces.knows(caller.namespace):
+    check_limit(args.limit, service.settings)
+    check_text(args.query, "query", service.settings.limits.query_bytes)
+    principal = await resolve(service.backend, request)
+    filters = await resolve_filters(service.backend, principal, args)
+    if not await service.namespaces.knows(request.caller.namespace):
         return SearchAnswer(hits=[])
-    prepared = await service.namespaces.get(caller.namespace)
-    model = await service.models.current(caller.namespace)
-    selected = build.readable(principal, filters, now())
-
-    deadline_ms = request.deadline_ms or service.settings.search_timeout_ms
-    (search, failure), embed_ms = await _timed(
-        _understood(service, caller, principal, selected, query, request, model, deadline_ms)
-    )
-    wanted = search.wanted
-    if not request.rerank:
-        search = replace(search, near=await near_together(service, principal, filters, wanted.vector, model))
-    found, search_ms = await _timed(search.run(request.limit))
-    ranked_at = time.perf_counter()
-    hits, left_out = _cut(_rank(found, wanted, request), request)
-    service.touch(caller.namespace, [hit.record.id for hit in hits])
-    ended_at = time.perf_counter()
-    total_ms, rank_ms = (ended_at - started) * 1000, (ended_at - ranked_at) * 1000
-    service.search_latency.add(caller, total_ms)
-    service.figures.searched(understand=embed_ms, search=search_ms, rank=rank_ms)
-    waiting = found.candidates.words.waiting if request.mode is not Mode.KEYWORD else 0
-    warnings = [*found.candidates.warnings, *_over_budget(left_out)]
-    progress = await service.namespaces.covered(prepared)
-    reason = partial_reason(progress, warnings, failure=failure, waiting=waiting)
+    selected = build.readable(principal, filters, now(request.cache))
+    found = await _find(service, request, principal, selected, args, filters=filters, weights=weights)
+    service.touch(request.caller.namespace, [hit.record.id for hit in found.hits])
+    total_ms = (time.perf_counter() - started) * 1000
+    service.search_latency.add(request.caller, total_ms)
+    service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
     return SearchAnswer(
-        hits=[_hit(scored, principal, model) for scored in hits],
+        hits=[_hit(scored, principal, found.model) for scored in found.hits],
         took_ms=Took(
-            embed=_round(embed_ms),
-            search=_round(search_ms),
-            rerank=_round(rank_ms),
-            total=_round(total_ms),
+            embed=round(found.embed_ms, 2),
+            search=round(found.search_ms, 2),
+            rerank=round(found.rank_ms, 2),
+            total=round(total_ms, 2),
         ),
-        partial=bool(reason),
-        reason=reason,
+        partial=bool(found.reason),
+        reason=found.reason,
     )
 
 
 @reads
-@tells_of_flaws
-async def find_similar(
-    service: SearchServices,
-    caller: Caller,
-    memory_id: str,
-    *,
-    limit: int,
-    min_score: float,
-    selection: Selection,
-    exact: bool,
-) -> SearchAnswer:
+@reports_integrity
+async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
     """Find the memories nearest in meaning to one the caller may read, leaving that one out.
 
     Raises:
@@ -144,39 +103,42 @@ async def find_similar(
         EmbeddingUnavailable: the memory still waits for its vector.
     """
     started = time.perf_counter()
-    prepared = await service.namespaces.get(caller.namespace)
-    principal = await resolve(service.backend, caller)
-    model = await service.models.current(caller.namespace)
-    record = await load_readable(service, principal, memory_id, model=model)
+    prepared = await service.namespaces.get(request.caller.namespace)
+    principal = await resolve(service.backend, request)
+    model = await service.models.current(request.caller.namespace)
+    record = await load_readable(service, request, principal, args.memory_id, model=model)
     if record.vector is None:
         raise EmbeddingUnavailable(
             "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
         )
-    filters = await to_filters(service.backend, principal, selection)
-    vector = queries.vector_of(record)
+    filters = await resolve_filters(service.backend, principal, args)
+    vector, exact = queries.vector_of(record), args.exact and not record.is_sensitive
     search = Search(
         service,
+        request,
         principal,
         build.readable(principal, filters, redis_time.now()),
-        Wanted(vector=vector, weights=PLAIN),
+        ParsedQuery(vector=vector, weights=PLAIN),
         model,
-        exact=exact,
+        depth=max(DEPTH, 2 * (args.limit + 1)),
+        timeout_ms=service.settings.search_timeout_ms,
+        exact=args.exact,
         secret=record.is_sensitive,
         by_cosine=True,
+        neighbours=exact_neighbours(service, principal, filters, vector, model) if exact else None,
     )
-    near = exactly_near(service, principal, filters, vector, model) if exact and not search.secret else None
     note: str | None = None
     try:
-        found = await replace(search, near=near).run(limit + 1)
+        found = await search.run(args.limit + 1)
     except BulkUnavailable as error:
-        found, note = await search.run(limit + 1), f"compared by Redis, which is slower: {error.message}"
-    request = SearchRequest(query="", limit=limit, min_score=min_score)
-    others = [scored for scored in _rank(found, search.wanted, request) if scored.record.id != record.id]
-    hits, _ = _cut(others, request)
-    service.touch(caller.namespace, [scored.record.id for scored in hits])
-    total_ms = _round((time.perf_counter() - started) * 1000)
+        found = await replace(search, neighbours=None).run(args.limit + 1)
+        note = f"compared by Redis, which is slower: {error.message}"
+    others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
+    hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
+    service.touch(request.caller.namespace, [scored.record.id for scored in hits])
+    total_ms = round((time.perf_counter() - started) * 1000, 2)
     progress = await service.namespaces.covered(prepared)
-    reason = partial_reason(progress, found.candidates.warnings, waiting=found.candidates.words.waiting)
+    reason = partial_reason(progress, found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -186,170 +148,179 @@ async def find_similar(
 
 
 async def nearest(
-    service: SearchServices, principal: Principal, vector: Matrix, model: Model, limit: int, *, secret: bool = False
-) -> list[Scored]:
+    service: SearchServices,
+    request: RequestContext,
+    principal: Principal,
+    vector: Matrix,
+    model: Model,
+    limit: int,
+    *,
+    secret: bool = False,
+) -> list[ScoredRecord]:
     """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
-    selected = build.readable(principal, build.Filters(), redis_time.now())
+    selected = build.readable(principal, ResolvedFilters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
-    wanted = Wanted(vector=vector, weights=PLAIN)
-    found = await Search(service, principal, selected, wanted, model, depth=_FEW, secret=secret).run(limit)
-    return _rank(found, wanted, SearchRequest(query=""))[:limit]
+    query, timeout_ms = ParsedQuery(vector=vector, weights=PLAIN), service.settings.search_timeout_ms
+    depth = max(_FEW, 2 * limit)
+    search = Search(
+        service, request, principal, selected, query, model, depth=depth, timeout_ms=timeout_ms, secret=secret
+    )
+    return _rank(await search.run(limit), query)[:limit]
 
 
 async def best_of(
-    service: SearchServices, caller: Caller, principal: Principal, selected: build.Query, text: str, limit: int
-) -> tuple[list[Scored], str | None]:
+    service: SearchServices, request: RequestContext, principal: Principal, selected: build.Query, text: str, limit: int
+) -> tuple[list[ScoredRecord], str | None]:
     """Find what matches a text within a selection, best first, and why it may be incomplete."""
-    request = SearchRequest(query=text, limit=limit)
-    timeout, model = service.settings.search_timeout_ms, await service.models.current(principal.namespace)
-    prepared = await service.namespaces.get(principal.namespace)
-    search, failure = await _understood(service, caller, principal, selected, text, request, model, timeout)
-    found = await search.run(limit)
-    hits, _ = _cut(_rank(found, search.wanted, request), request)
-    waiting, warnings = found.candidates.words.waiting, found.candidates.warnings
-    progress = await service.namespaces.covered(prepared)
-    return hits, partial_reason(progress, warnings, failure=failure, waiting=waiting)
+    args = SearchArguments(query=text, limit=limit)
+    found = await _find(service, request, principal, selected, args)
+    return found.hits, found.reason
 
 
-async def _understood(
+async def _find(
     service: SearchServices,
-    caller: Caller,
+    request: RequestContext,
     principal: Principal,
     selected: build.Query,
-    query: str,
-    request: SearchRequest,
-    model: Model,
-    deadline_ms: int,
-) -> tuple[Search, str | None]:
-    """Read a query and get its vector, or why there is none; its words are looked up while a sidecar is at work."""
-    ends = time.perf_counter() + deadline_ms / 1000
+    args: SearchArguments,
+    *,
+    filters: ResolvedFilters | None = None,
+    weights: RankingWeights = IN_CONTEXT,
+) -> _Results:
+    """Search within a selection. A batch asks the bulk engine if it knows the `filters` that the selection is of."""
+    prepared = await service.namespaces.get(request.caller.namespace)
+    model = await service.models.current(request.caller.namespace)
+    began = time.perf_counter()
+    timeout_ms = service.settings.search_timeout_ms
+    ends = began + (args.deadline_ms or timeout_ms) / 1000
 
     def left() -> int:
-        return max(int((ends - time.perf_counter()) * 1000), 1)
+        return min(max(int((ends - time.perf_counter()) * 1000), 1), timeout_ms)
 
-    wanted, text = await _read(service, principal, query, request)
-    search = Search(
-        service,
-        principal,
-        selected,
-        wanted,
-        model,
-        exact=request.rerank,
-        depth=_RERANK_DEPTH if request.rerank else DEPTH,
-        deadline_ms=left(),
-    )
+    query = await parse(service, principal, args, weights)
+    depth = max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit)
     asked = asyncio.Event()
 
     async def embed() -> tuple[Matrix | None, str | None]:
         try:
-            return await _query_vector(service, caller, text, request.mode, model, left(), asked)
+            return await _query_vector(service, request.caller, query.text, args, model, ends, asked)
         finally:
             asked.set()
 
-    async def look_up() -> Worded:
+    async def words() -> WordMatches:
         await asked.wait()
-        return await search.ask_words(search.depth_for(request.limit))
+        return await match_words(service, request, selected, query.terms, model, depth=depth, timeout_ms=words_ms)
 
-    (vector, failure), words = await both(embed(), look_up())
-    wanted = replace(wanted, vector=vector)
-    by_cosine = wanted.is_vector_alone and not (request.recency_weight or request.priority_weight)
-    return replace(search, wanted=wanted, ahead=words, by_cosine=by_cosine, deadline_ms=left()), failure
-
-
-async def _read(
-    service: SearchServices, principal: Principal, query: str, request: SearchRequest
-) -> tuple[Wanted, str]:
-    """Tell what a query asks for, and what of it to embed. By one side alone it is taken as it stands."""
-    if request.mode is not Mode.HYBRID:
-        return Wanted([] if request.mode is Mode.VECTOR else query_terms(query), weights=PLAIN), query
-    read, weights = (await understand(service, principal, [query]))[0], request.weights
-    names, text = (read.names, read.text) if weights.source else (frozenset[str](), query)
-    return Wanted(read.terms, None, names, read.moments if weights.time else (), weights), text
+    words_ms = left()
+    (vector, failure), matched = await both(embed(), words())
+    query = replace(query, vector=vector)
+    embedded = time.perf_counter()
+    neighbours = None
+    if filters and not args.rerank:
+        neighbours = await batch_neighbours(service, request.cache, principal, filters, vector, model)
+    searching = time.perf_counter()
+    search = Search(
+        service,
+        request,
+        principal,
+        selected,
+        query,
+        model,
+        depth=depth,
+        timeout_ms=left(),
+        exact=args.rerank,
+        by_cosine=query.is_vector_alone and not (args.recency_weight or args.priority_weight),
+        neighbours=neighbours,
+        words=matched,
+    )
+    found = await search.run(args.limit)
+    ranking_began = time.perf_counter()
+    hits, left_out = _cut(_rank(found, query, args), args)
+    ended = time.perf_counter()
+    waiting = found.words.waiting if args.mode != "keyword" else 0
+    over_budget = [f"{left_out} hits did not fit into max_tokens"] if left_out else []
+    progress = await service.namespaces.covered(prepared)
+    return _Results(
+        hits,
+        partial_reason(progress, [*found.warnings, *over_budget], failure=failure, waiting=waiting),
+        model,
+        embed_ms=(embedded - began) * 1000,
+        search_ms=(ranking_began - searching) * 1000,
+        rank_ms=(ended - ranking_began) * 1000,
+    )
 
 
 async def _query_vector(
     service: SearchServices,
     caller: Caller,
-    query: str,
-    mode: Mode,
+    text: str,
+    args: SearchArguments,
     model: Model,
-    deadline_ms: int,
+    ends: float,
     asked: asyncio.Event,
 ) -> tuple[Matrix | None, str | None]:
-    """Get the vector, or why there is none, in what the deadline leaves of the usual wait."""
-    if mode is Mode.KEYWORD:
+    """Get the vector, or why there is none, in what the deadline leaves of the usual wait; words are matched already
+    while a sidecar is at work on it.
+    """
+    if args.mode == "keyword":
         return None, None
     started = time.perf_counter()
     try:
-        wait = min(service.settings.embed_wait_seconds, deadline_ms / 1000)
-        vectors = await service.embeddings.embed([query], caller, model=model, wait=wait, asked=asked)
+        wait = min(service.settings.embed_wait_seconds, max(ends - started, 0.001))
+        vectors = await service.embeddings.embed([text], caller, model=model, wait=wait, asked=asked)
     except EmbeddingUnavailable as error:
-        if mode is Mode.VECTOR:
+        if args.mode == "vector":
             raise
         return None, error.message
     service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
     return vectors[0], None
 
 
-def _rank(found: Found, wanted: Wanted, request: SearchRequest) -> list[Scored]:
-    """Score every candidate and order memories by their best piece; ties go to the newer. Nothing matched: no hit."""
-    now = redis_time.now()
+def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = None) -> list[ScoredRecord]:
+    """Score every candidate and order memories by their best chunk; ties go to the newer. Nothing matched: no hit."""
+    at = redis_time.now()
     scored = [
         item
-        for item in ranking.score(found.readings, wanted, found.candidates.words.statistics)
+        for item in ranking.score(found.features, query, found.words.statistics)
         if item.score or item.vector_score or item.keyword_score
     ]
-    if request.recency_weight or request.priority_weight:
-        scored = [replace(item, score=_weighed(item, request, now)) for item in scored]
-    ordered = sorted(scored, key=lambda item: (-item.score, -item.record.created_at))
-    best: dict[str, Scored] = {}
-    for item in ordered:
+    if args and (args.recency_weight or args.priority_weight):
+        match_weight = 1 - args.recency_weight - args.priority_weight
+        scored = [
+            replace(
+                item,
+                score=match_weight * item.score
+                + args.recency_weight * ranking.recency(item.record, at, _RECENCY_HALF_LIFE)
+                + args.priority_weight * ranking.importance(item.record.priority),
+            )
+            for item in scored
+        ]
+    best: dict[str, ScoredRecord] = {}
+    for item in sorted(scored, key=lambda item: (-item.score, -item.record.created_at)):
         best.setdefault(item.record.id, item)
     return list(best.values())
 
 
-def _weighed(item: Scored, request: SearchRequest, now: float) -> float:
-    return (
-        (1 - request.recency_weight - request.priority_weight) * item.score
-        + request.recency_weight * ranking.recency(item.record, now, _RECENCY_HALF_LIFE)
-        + request.priority_weight * ranking.importance(item.record.priority)
-    )
-
-
-def _cut(ranked: Sequence[Scored], request: SearchRequest) -> tuple[list[Scored], int]:
-    """Apply the limit, the least score and the token budget; count what the budget alone left out."""
-    wanted = [scored for scored in ranked if scored.score >= request.min_score][: request.limit]
-    if request.max_tokens is None:
-        return wanted, 0
-    kept: list[Scored] = []
-    budget = request.max_tokens * _CHARS_PER_TOKEN
-    for scored in wanted:
+def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[ScoredRecord], int]:
+    """Apply the limit, the minimum score and the token budget; count what the budget alone left out."""
+    best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
+    if args.max_tokens is None:
+        return best, 0
+    kept: list[ScoredRecord] = []
+    budget = args.max_tokens * _CHARS_PER_TOKEN
+    for scored in best:
         if len(scored.record.content) <= budget:
             budget -= len(scored.record.content)
             kept.append(scored)
-    return kept, len(wanted) - len(kept)
+    return kept, len(best) - len(kept)
 
 
-def _over_budget(left_out: int) -> list[str]:
-    return [f"{left_out} hits did not fit into max_tokens"] if left_out else []
-
-
-def _hit(scored: Scored, principal: Principal, model: Model) -> Hit:
+def _hit(scored: ScoredRecord, principal: Principal, model: Model) -> Hit:
     return Hit(
         memory=Memory.of(scored.record, principal, model),
         score=round(scored.score, 4),
         vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
         keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
-        part=scored.record.part if scored.record.pieces > 1 else None,
+        part=scored.record.part if scored.record.chunks > 1 else None,
     )
-
-
-async def _timed(awaitable: Awaitable[T]) -> tuple[T, float]:
-    started = time.perf_counter()
-    result = await awaitable
-    return result, (time.perf_counter() - started) * 1000
-
-
-def _round(milliseconds: float) -> float:
-    return round(milliseconds, 2)

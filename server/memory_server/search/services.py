@@ -7,10 +7,10 @@ from typing import Protocol
 
 from memory_core.settings.settings import Settings
 from memory_server.engine.backend import Backend
-from memory_server.engine.bulk_client import Bulk
-from memory_server.engine.counters import Figures
+from memory_server.engine.bulk_client import BulkClient
+from memory_server.engine.counters import Counters
 from memory_server.engine.embeddings import Embeddings
-from memory_server.engine.inflight_reads import Readers
+from memory_server.engine.inflight_reads import InflightReads
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
@@ -25,10 +25,10 @@ class SearchServices(Protocol):
     namespaces: Namespaces
     models: KnownModels
     embeddings: Embeddings
-    bulk: Bulk
+    bulk: BulkClient
     vault: Vault
-    readers: Readers
-    figures: Figures
+    inflight_reads: InflightReads
+    counters: Counters
     search_latency: Latency
     embedding_latency: Latency
 

@@ -28,7 +28,7 @@ _RELATIVE = regex.compile(
     r"\b(?:(?P<near>today|yesterday)|(?P<which>last|this)\s+(?P<unit>week|month|year))\b", regex.IGNORECASE
 )
 _TOLD_LATER = 3
-"""Days after which something is still told of as having just happened."""
+"""Days after which agents still write of something as recent."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.validation import check_id
 from memory_server.engine.backend import Backend
-from memory_server.index import integrity_report, loader
+from memory_server.engine.request import RequestContext
+from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.security.vault import Vault
 
@@ -28,6 +29,7 @@ class VaultServices(Protocol):
 
 async def load_readable(
     service: VaultServices,
+    request: RequestContext,
     principal: Principal,
     memory_id: str,
     *,
@@ -40,18 +42,16 @@ async def load_readable(
         NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
         KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
     """
-    keys = Keys(principal.namespace)
+    keys, own = Keys(principal.namespace), request.with_own_report()
 
     async def fetch(client: Client) -> list[Record]:
         refs = [Ref(check_id(memory_id))]
         return await loader.load_readable(
-            client, keys, refs, principal, service.backend.integrity, model=model, whole=whole
+            client, keys, refs, own, principal, service.backend.integrity, model=model, whole=whole
         )
 
-    with integrity_report.noting() as noted:
-        records = await service.backend.read(fetch)
-    if memory_id in noted:
-        raise integrity_report.tampered(memory_id, noted[memory_id])
+    records = await service.backend.read(fetch)
+    own.integrity.check(memory_id)
     if not records:
         raise NotFound(
             f"no memory {echo(memory_id)} that you may read", hint="search for it, or ask its owner to share it"

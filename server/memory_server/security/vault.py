@@ -23,7 +23,7 @@ from memory_core.errors import KeyMissing, MemoryServiceError, NotFound, Tampere
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.security.decrypted_vectors import OpenVectors
 
@@ -233,4 +233,4 @@ class Vault:
 
 def _parts(record: Record) -> tuple[bytes | None, ...]:
     sealed = record.sealed
-    return (sealed.text, sealed.piece, sealed.body, sealed.vector) if sealed else ()
+    return (sealed.text, sealed.chunk, sealed.body, sealed.vector) if sealed else ()

@@ -18,36 +18,38 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from memory_core.errors import InvalidArgument, echo
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record, Visibility
 from memory_core.records.scope import Grant, Part, Principal
 from memory_core.records.times import parse_time
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index import query as build
+from memory_server.index.filters import ResolvedFilters
 from memory_server.search.services import SearchServices
 
 _SLICE = 50
 _MARK = "c1."
 
 
-class Place(NamedTuple):
+class ChangePosition(NamedTuple):
     """Where a memory stands: since when it is seen as it is now, and when it was last changed. No two share one."""
 
     seen: float
     changed: float
 
 
-BEGINNING = Place(0.0, 0.0)
+BEGINNING = ChangePosition(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
     """What is between two places was told already, under the grants that this digest stands for."""
 
-    first: Place
-    last: Place
+    first: ChangePosition
+    last: ChangePosition
     grants: str
 
 
@@ -56,7 +58,7 @@ class Cursor:
     """Everything up to a place was told, and perhaps a later stretch. `view` stands for the filters it was made by."""
 
     view: str
-    place: Place
+    place: ChangePosition
     told: Told | None = None
 
     def write(self) -> str:
@@ -74,7 +76,7 @@ def read_cursor(text: str | float, view: str) -> Cursor:
     """
     if not isinstance(text, str) or not text.startswith(_MARK):
         moment = parse_time(text, "since")
-        return Cursor(view, Place(moment, moment))
+        return Cursor(view, ChangePosition(moment, moment))
     cursor = _decoded(text)
     if cursor is None:
         raise InvalidArgument(f"cursor {echo(text)} is not one", hint="use next_cursor as it was given, or a time")
@@ -95,8 +97,8 @@ def _decoded(text: str) -> Cursor | None:
             return None
     except (ValueError, TypeError, binascii.Error, RecursionError, OverflowError):
         return None
-    told = None if grants is None else Told(Place(*places[2:4]), Place(*places[4:]), str(grants))
-    return Cursor(str(view), Place(*places[:2]), told)
+    told = None if grants is None else Told(ChangePosition(*places[2:4]), ChangePosition(*places[4:]), str(grants))
+    return Cursor(str(view), ChangePosition(*places[:2]), told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class _Span:
     high: float
     old: bool = False
 
-    def within(self, start: Place, stop: Place) -> _Span | None:
+    def within(self, start: ChangePosition, stop: ChangePosition) -> _Span | None:
         """Cut it to the places after `start` and up to `stop`."""
         low, high = self.low, self.high
         if not self.old:
@@ -130,7 +132,7 @@ class View:
 
     principal: Principal
     grants: Sequence[Grant]
-    filters: build.Filters
+    filters: ResolvedFilters
     now: float
     warnings: list[str] = field(default_factory=list[str], compare=False)
 
@@ -143,9 +145,9 @@ class View:
         return given
 
     @property
-    def end(self) -> Place:
+    def end(self) -> ChangePosition:
         """The place after all that there is at the moment."""
-        return Place(self.now, self.now)
+        return ChangePosition(self.now, self.now)
 
     @property
     def grants_digest(self) -> str:
@@ -156,13 +158,13 @@ class View:
     def _parts(self) -> list[Part]:
         return [part for grant in self.grants for part in grant.parts if part.at <= self.now]
 
-    def place_of(self, record: Record) -> Place | None:
+    def place_of(self, record: Record) -> ChangePosition | None:
         """Say where a memory stands; None where it is not in view."""
         given = [self.since[token] for token in record.scope if token in self.since]
         hidden = record.visibility is Visibility.PUBLIC or self.principal.owns(record.owner)
         if not given or hidden:
             return None
-        return Place(max(record.updated_at, min(given)), record.updated_at)
+        return ChangePosition(max(record.updated_at, min(given)), record.updated_at)
 
     def spans(self) -> list[_Span]:
         """Divide all places, in order."""
@@ -179,8 +181,14 @@ class View:
 
 
 async def walk(
-    service: SearchServices, view: View, start: Place, stop: Place, *, newest_first: bool = False
-) -> AsyncGenerator[tuple[Place, Record]]:
+    service: SearchServices,
+    request: RequestContext,
+    view: View,
+    start: ChangePosition,
+    stop: ChangePosition,
+    *,
+    newest_first: bool = False,
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Give what stands after `start` and up to `stop`, in order, a slice at a time.
 
     Raises:
@@ -188,20 +196,20 @@ async def walk(
     """
     spans = [cut for span in view.spans() if (cut := span.within(start, stop))]
     for span in reversed(spans) if newest_first else spans:
-        async for place, record in _walk_span(service, view, span, newest_first):
+        async for place, record in _walk_span(service, request, view, span, newest_first):
             if start < place <= stop:
                 yield place, record
 
 
 async def _walk_span(
-    service: SearchServices, view: View, span: _Span, newest_first: bool
-) -> AsyncGenerator[tuple[Place, Record]]:
+    service: SearchServices, request: RequestContext, view: View, span: _Span, newest_first: bool
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
     low, high, offset = span.low, span.high, 0
     while True:
         selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, redis_time.now()))
         selected = build.updated_between(selected, low, high)
-        found, records = await _slice(service, view, selected, newest_first, offset)
+        found, records = await _slice(service, request, view, selected, newest_first, offset)
         there = [record for record in records if low < record.updated_at <= high]
         for record in there:
             place = view.place_of(record)
@@ -219,7 +227,7 @@ async def _walk_span(
 
 
 async def _slice(
-    service: SearchServices, view: View, selected: build.Query, newest_first: bool, offset: int
+    service: SearchServices, request: RequestContext, view: View, selected: build.Query, newest_first: bool, offset: int
 ) -> tuple[int, list[Record]]:
     """Load the next few that a query selects; give how many it named and what is still there to be read."""
     keys = Keys(view.principal.namespace)
@@ -229,7 +237,9 @@ async def _slice(
         refs = await queries.by_change(
             client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
         )
-        return len(refs), await loader.load_readable(client, keys, refs, view.principal, service.backend.integrity)
+        return len(refs), await loader.load_readable(
+            client, keys, refs, request, view.principal, service.backend.integrity
+        )
 
     found, records = await service.namespaces.search(view.principal.namespace, fetch)
     opened = await service.vault.open_all(keys.namespace, records)

@@ -5,43 +5,28 @@ All rules on who may share what are kept by the Functions (redis/functions/30_gr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
-from memory_core.records.memory import MemoryType
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
+from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
+from memory_server.contract.sharing_arguments import ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
-Permission = Literal["read", "write"]
 MOST_IDS = 100
 MOST_SECONDS = 100 * 365 * 86_400
 NOTE_BYTES = 1024
 PATIENCE_SECONDS = 5.0
 """How long a revoke waits for reads that began before it."""
 _SELECTORS = "memory_ids, context, tags or memory_types"
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What is to be shared, with whom and how. Exactly one of the four selectors is given."""
-
-    target: str
-    memory_ids: Sequence[str] | None = None
-    context: str | None = None
-    tags: Sequence[str] | None = None
-    memory_types: Sequence[MemoryType] | None = None
-    permission: Permission = "read"
-    bidirectional: bool = False
-    seconds: int | None = None
-    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,50 +43,51 @@ class _Selector:
         return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
 
 
-async def share_context(service: SearchServices, caller: Caller, share: Share) -> ShareAnswer:
+async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
     """Let an agent see what a selector covers, now and later, private memories included.
 
     Sharing the same with the same agent again renews the grant.
 
     Raises:
         InvalidArgument: a value is not valid, or the target is the caller.
-        NotFound: no such agent, or no such memory that the caller may share.
+        NotFound: no such agent, or no such memory that the caller may args.
         Conflict: the target holds as many grants, or waits for as many offers, as it may.
     """
-    selector = _check(service, caller, share)
-    prepared = await service.namespaces.get(caller.namespace)
+    selector = _check(service.settings, request.caller, args)
+    prepared = await service.namespaces.get(request.caller.namespace)
     keys = prepared.keys
     answer = await service.backend.write(
         "rm1_share",
-        [keys.audit, keys.counters, keys.agent(caller.agent), keys.agent(share.target)],
+        [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
         repeatable=True,
         prefix=keys.prefix,
         id=new_id(),
-        offer=new_id() if share.bidirectional else None,
+        offer=new_id() if args.bidirectional else None,
         candidates=[new_id(), new_id()],
-        to=share.target,
+        to=args.target_agent,
         kind=selector.kind,
         values=selector.values,
         shown=selector.shown,
         selector=selector.key,
-        permission=share.permission,
-        seconds=share.seconds,
-        note=share.note or "",
-        audit=caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
-        **{"from": caller.agent},
+        permission=args.permission,
+        seconds=args.expires_in_seconds,
+        note=args.note or "",
+        audited_call=request.call,
+        audit=request.caller.audit("share_context_with_agent", selector.values if selector.kind == "i" else ()),
+        **{"from": request.caller.agent},
     )
-    _raise_for(answer, share)
+    _raise_for(answer, args)
     return ShareAnswer(
         grant_id=answer["id"],
-        target_agent=share.target,
-        permission=share.permission,
+        target_agent=args.target_agent,
+        permission=args.permission,
         expires_at=to_iso(float(answer["ends"])),
         offer_id=answer.get("offer"),
         accepted_offer=answer.get("accepted"),
     )
 
 
-async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) -> RevokeAnswer:
+async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
     """End a grant or an offer at once, with all that was passed on under it.
 
     It returns when no read that began before it, in this process, can still answer.
@@ -109,22 +95,23 @@ async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) 
     Raises:
         NotFound: no such grant that is the caller's to revoke.
     """
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_revoke",
         [keys.audit, keys.counters],
         repeatable=True,
         prefix=keys.prefix,
         id=check_id(grant_id, "grant_id"),
-        who=caller.agent,
-        admin=caller.admin,
-        audit=caller.audit("revoke_shared_context", [grant_id]),
+        who=request.caller.agent,
+        admin=request.caller.admin,
+        audited_call=request.call,
+        audit=request.caller.audit("revoke_shared_context", [grant_id]),
     )
     if answer["status"] != "revoked":
         raise NotFound(
             f"no grant or offer {echo(grant_id)} that you may revoke", hint="get_shared_context lists those you gave"
         )
-    calm = await service.readers.finished(caller.namespace, answer["touched"], PATIENCE_SECONDS)
+    calm = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], PATIENCE_SECONDS)
     return RevokeAnswer(
         grant_id=grant_id,
         grants_ended=answer["grants"],
@@ -133,53 +120,54 @@ async def revoke_shared(service: SearchServices, caller: Caller, grant_id: str) 
     )
 
 
-async def remove_expired(service: SearchServices, namespace: str, most: int) -> None:
+async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
     """Remove grants and offers that have expired; they count for nothing already."""
     keys = Keys(namespace)
-    await service.backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
+    await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
 
-def _check(service: SearchServices, caller: Caller, share: Share) -> _Selector:
-    check_name(share.target, "target_agent")
-    if share.target == caller.agent:
+def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selector:
+    check_name(args.target_agent, "target_agent")
+    if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
-    if share.seconds is not None and not 1 <= share.seconds <= MOST_SECONDS:
+    if args.expires_in_seconds is not None and not 1 <= args.expires_in_seconds <= MOST_SECONDS:
         raise InvalidArgument(
-            f"expires_in_seconds is {echo(share.seconds)}; 1 to {MOST_SECONDS} are allowed", hint="leave it out"
+            f"expires_in_seconds is {echo(args.expires_in_seconds)}; 1 to {MOST_SECONDS} are allowed",
+            hint="leave it out",
         )
-    if share.note is not None:
-        check_text(share.note, "note", NOTE_BYTES)
-    if share.bidirectional and share.memory_ids is not None:
+    if args.note is not None:
+        check_text(args.note, "note", NOTE_BYTES)
+    if args.bidirectional and args.memory_ids is not None:
         raise InvalidArgument(
             "bidirectional goes with context, tags or memory_types: the other agent has no memories with these ids",
             hint="leave bidirectional out",
         )
-    return _selector(service, share)
+    return _selector(settings, args)
 
 
-def _selector(service: SearchServices, share: Share) -> _Selector:
-    given = (share.memory_ids, share.context, share.tags, share.memory_types)
+def _selector(settings: Settings, args: ShareArguments) -> _Selector:
+    given = (args.memory_ids, args.context, args.tags, args.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
         raise InvalidArgument("say what to share by exactly one selector, not empty", hint=f"give {_SELECTORS}")
-    if share.memory_ids:
-        ids = list(dict.fromkeys(check_id(memory_id) for memory_id in share.memory_ids))
+    if args.memory_ids:
+        ids = list(dict.fromkeys(check_id(memory_id) for memory_id in args.memory_ids))
         if len(ids) > MOST_IDS:
             raise InvalidArgument(
                 f"{len(ids)} memory_ids; at most {MOST_IDS} are allowed in a grant", hint="share a context or a tag"
             )
         return _Selector("i", ids, ids)
-    if share.context:
-        context = check_label(share.context, "context")
+    if args.context:
+        context = check_label(args.context, "context")
         return _Selector("c", [digest(context)], [context])
-    if share.tags:
-        tags = check_tags(share.tags, service.settings)
+    if args.tags:
+        tags = check_tags(args.tags, settings)
         return _Selector("t", [digest(tag) for tag in tags], list(tags))
-    types = [memory_type.value for memory_type in dict.fromkeys(share.memory_types or ())]
+    types = [memory_type.value for memory_type in dict.fromkeys(args.memory_types or ())]
     return _Selector("y", types, types)
 
 
-def _raise_for(answer: dict[str, Any], share: Share) -> None:
-    target = echo(share.target)
+def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:
+    target = echo(args.target_agent)
     match answer["status"]:
         case "unknown_agent":
             raise NotFound(f"no agent {target} is registered here", hint="see list_agents")

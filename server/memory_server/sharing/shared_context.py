@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -16,34 +17,25 @@ from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
+from memory_server.contract.sharing_arguments import SharedContextArguments
 from memory_server.contract.validation import check_text
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext, reports_integrity
 from memory_server.index import query as build
-from memory_server.index.integrity_report import tells_of_flaws
+from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
-from memory_server.sharing.changes import BEGINNING, Cursor, Place, Told, View, read_cursor, walk
+from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Told, View, read_cursor, walk
 
 _CHARS_PER_TOKEN = 4
 _MOST_MEMORIES = 100
 _MOST_GRANTS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What of the shared context is asked for."""
-
-    grantor: str | None = None
-    context: str | None = None
-    query: str | None = None
-    since: str | float | None = None
-    max_tokens: int = 4000
 
 
 @dataclass(slots=True)
@@ -51,12 +43,12 @@ class _Budget:
     """Gathers memories, each content once, while there is room."""
 
     chars: int
-    kept: list[tuple[Place, Record]] = field(default_factory=list[tuple[Place, Record]])
+    kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
     cut: bool = False
     full: bool = False
     _contents: set[str] = field(default_factory=set[str])
 
-    def take(self, place: Place, record: Record) -> bool:
+    def take(self, place: ChangePosition, record: Record) -> bool:
         """Keep a memory, or not where its content is kept already; false when there is no room for it.
 
         The first is cut to what room there is, so that every call brings its caller further.
@@ -76,8 +68,10 @@ class _Budget:
 
 
 @reads
-@tells_of_flaws
-async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wanted) -> SharedContextAnswer:
+@reports_integrity
+async def get_shared_context(
+    service: SearchServices, request: RequestContext, args: SharedContextArguments
+) -> SharedContextAnswer:
     """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
 
     With `since`, what changed or came to be seen after it, oldest first; else newest first, or best first with a
@@ -86,29 +80,29 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
     Raises:
         InvalidArgument: a value is not valid, or a query was given with `since`.
     """
-    if wanted.query is not None and wanted.since is not None:
+    if args.query is not None and args.since is not None:
         raise InvalidArgument("query and since were both given", hint="give one of them; since lists all changes")
-    context = None if wanted.context is None else check_label(wanted.context, "context")
-    query = wanted.query and check_text(wanted.query, "query", service.settings.limits.query_bytes)
-    label = digest(json.dumps([wanted.grantor, context]))[:8]
-    cursor = None if wanted.since is None else read_cursor(wanted.since, label)
-    if not await service.namespaces.knows(caller.namespace):
+    context = None if args.context is None else check_label(args.context, "context")
+    query = args.query and check_text(args.query, "query", service.settings.limits.query_bytes)
+    label = digest(json.dumps([args.agent_id, context]))[:8]
+    cursor = None if args.since is None else read_cursor(args.since, label)
+    if not await service.namespaces.knows(request.caller.namespace):
         return SharedContextAnswer(next_cursor=None if query else (cursor or Cursor(label, BEGINNING)).write())
-    prepared = await service.namespaces.get(caller.namespace)
-    end = await _now(service, prepared.keys)
-    principal = await resolve(service.backend, caller)
-    model = await service.models.current(caller.namespace)
-    given = [grant for grant in principal.grants if wanted.grantor in (None, grant.grantor)]
-    view = View(principal, given, build.Filters(context=context), end)
-    budget = _Budget(wanted.max_tokens * _CHARS_PER_TOKEN)
+    prepared = await service.namespaces.get(request.caller.namespace)
+    end = await _now(service.backend, prepared.keys)
+    principal = await resolve(service.backend, request)
+    model = await service.models.current(request.caller.namespace)
+    given = [grant for grant in principal.grants if args.agent_id in (None, grant.grantor)]
+    view = View(principal, given, ResolvedFilters(context=context), end)
+    budget = _Budget(args.max_tokens * _CHARS_PER_TOKEN)
     if query:
-        after, reason = None, await _best(service, caller, view, query, budget)
+        after, reason = None, await _best(service, request, view, query, budget)
     else:
-        after, reason = await _next(service, view, cursor, budget, label), None
+        after, reason = await _next(service, request, view, cursor, budget, label), None
     index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
-    shown = await _grants(service, principal, wanted.grantor)
+    shown = await _grants(service.backend, principal, args.agent_id)
     notes = [
         reason,
         *dict.fromkeys(view.warnings),
@@ -116,7 +110,7 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
         "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None,
     ]
     reason = "; ".join(note for note in notes if note) or None
-    service.touch(caller.namespace, [record.id for _, record in budget.kept])
+    service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
     return SharedContextAnswer(
         memories=[_shown(view, place, record, model) for place, record in budget.kept],
         next_cursor=after.write() if after else None,
@@ -129,7 +123,7 @@ async def get_shared_context(service: SearchServices, caller: Caller, wanted: Wa
     )
 
 
-async def _now(service: SearchServices, keys: Keys) -> float:
+async def _now(backend: Backend, keys: Keys) -> float:
     """Give a moment of the namespace's clock after all that was written, and before all that will be.
 
     It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
@@ -141,14 +135,16 @@ async def _now(service: SearchServices, keys: Keys) -> float:
         pipe.hget(keys.counters, "clock")
         return await pipe.execute()
 
-    (seconds, microseconds), last = await service.backend.read(fetch)
+    (seconds, microseconds), last = await backend.read(fetch)
     return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
-async def _best(service: SearchServices, caller: Caller, view: View, query: str, budget: _Budget) -> str | None:
+async def _best(
+    service: SearchServices, request: RequestContext, view: View, query: str, budget: _Budget
+) -> str | None:
     """Gather what matches best; give what the search lacked."""
     selected = build.shared(view.principal, tuple(view.since), view.filters, redis_time.now())
-    hits, reason = await best_of(service, caller, view.principal, selected, query, _MOST_MEMORIES)
+    hits, reason = await best_of(service, request, view.principal, selected, query, _MOST_MEMORIES)
     for hit in hits:
         place = view.place_of(hit.record)
         if place and not budget.take(place, hit.record):
@@ -156,11 +152,13 @@ async def _best(service: SearchServices, caller: Caller, view: View, query: str,
     return reason
 
 
-async def _next(service: SearchServices, view: View, cursor: Cursor | None, budget: _Budget, label: str) -> Cursor:
+async def _next(
+    service: SearchServices, request: RequestContext, view: View, cursor: Cursor | None, budget: _Budget, label: str
+) -> Cursor:
     """Gather what comes next; give where that leaves the caller."""
     if cursor is None:
         first = view.end
-        async with aclosing(walk(service, view, BEGINNING, view.end, newest_first=True)) as places:
+        async with aclosing(walk(service, request, view, BEGINNING, view.end, newest_first=True)) as places:
             async for place, record in places:
                 if not budget.take(place, record):
                     return Cursor(label, BEGINNING, Told(first, view.end, view.grants_digest))
@@ -168,7 +166,7 @@ async def _next(service: SearchServices, view: View, cursor: Cursor | None, budg
         return Cursor(label, view.end)
     last = cursor.place
     told = cursor.told if cursor.told and cursor.told.grants == _digest_then(view, cursor.told) else None
-    async with aclosing(_untold(service, view, last, told)) as places:
+    async with aclosing(_untold(service, request, view, last, told)) as places:
         async for place, record in places:
             if not budget.take(place, record):
                 return Cursor(label, last, told if told and last < told.first else None)
@@ -177,15 +175,15 @@ async def _next(service: SearchServices, view: View, cursor: Cursor | None, budg
 
 
 async def _untold(
-    service: SearchServices, view: View, start: Place, told: Told | None
-) -> AsyncGenerator[tuple[Place, Record]]:
+    service: SearchServices, request: RequestContext, view: View, start: ChangePosition, told: Told | None
+) -> AsyncGenerator[tuple[ChangePosition, Record]]:
     """Walk on from a place, leaving out what was told already."""
     if told:
-        async for place, record in walk(service, view, start, told.first):
+        async for place, record in walk(service, request, view, start, told.first):
             if place < told.first:
                 yield place, record
         start = max(start, told.last)
-    async for place, record in walk(service, view, start, view.end):
+    async for place, record in walk(service, request, view, start, view.end):
         yield place, record
 
 
@@ -194,7 +192,7 @@ def _digest_then(view: View, told: Told) -> str:
     return replace(view, now=told.last.seen).grants_digest
 
 
-def _shown(view: View, place: Place, record: Record, model: Model) -> SharedMemory:
+def _shown(view: View, place: ChangePosition, record: Record, model: Model) -> SharedMemory:
     return SharedMemory(
         memory=Memory.of(record, view.principal, model),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),
@@ -212,7 +210,7 @@ class _Listed:
     note: str | None = None
 
 
-async def _grants(service: SearchServices, principal: Principal, other: str | None) -> _Listed:
+async def _grants(backend: Backend, principal: Principal, other: str | None) -> _Listed:
     """Load the grants in force and the offers waiting that the principal is a side of, newest first."""
     keys = Keys(principal.namespace)
 
@@ -227,7 +225,7 @@ async def _grants(service: SearchServices, principal: Principal, other: str | No
             pipe.hgetall(keys.grant(grant_id))
         return float(seconds), sorted(named, reverse=True), await pipe.execute()
 
-    now, ids, rows = await service.backend.read(fetch)
+    now, ids, rows = await backend.read(fetch)
     listed = _Listed()
     for grant_id, row in zip(ids, rows, strict=True):
         _list(listed, principal, other, now, grant_id, {name.decode(): value for name, value in row.items()})

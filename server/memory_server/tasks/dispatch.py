@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
-from memory_core.records.task import Kind, Task, load_tasks, load_vectors
+from memory_core.records.task import Task, load_tasks, load_vectors
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import from_bytes
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.services import TaskServices
 
@@ -34,7 +35,9 @@ async def dispatch(service: TaskServices, namespace: str) -> int:
         return 0
     service.rosters.pop(namespace, None)
     agents = [agent for agent in await roster(service, namespace) if agent.room]
-    open_kinds = {name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, Kind.parse(spec), now))}
+    open_kinds = {
+        name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, TaskKind.parse(spec), now))
+    }
     if not open_kinds:
         return 0
     tasks = await service.backend.read(lambda client: _first(client, keys, list(open_kinds)))

@@ -7,28 +7,29 @@ import json
 import random
 import secrets
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.task import Task, load_tasks
 from memory_core.records.times import to_iso
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
+from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.contract.memories import Hit
+from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
-from memory_server.engine.backend import after_write
+from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
-from memory_server.memories.store import NewMemory, store_memory
-from memory_server.search.search import SearchRequest, semantic_search
+from memory_server.memories.store import store_memory
+from memory_server.search.search import semantic_search
 from memory_server.tasks.dispatch import dispatch_soon, sweep_tasks
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, load_history, no_task
 from memory_server.tasks.services import TaskServices
@@ -39,42 +40,23 @@ _CLOCKS_DIFFER_SECONDS = 0.05
 _FAILURES = ("failed", "expired", "lost")
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """How many tasks an agent wants, and how."""
-
-    claim: bool = True
-    limit: int = 1
-    wait_seconds: float = 0.0
-    with_memories: int = 5
-
-
-async def get_pending_tasks(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def get_pending_tasks(service: TaskServices, request: RequestContext, args: PendingArguments) -> PendingAnswer:
     """Lease the best tasks for the caller, or only show what it was assigned.
 
     Raises:
         NotFound: the caller is not registered.
     """
-    await service.namespaces.get(caller.namespace)
-    if not wanted.claim:
-        return await _show(service, caller, wanted)
-    answer = await _claim(service, caller, wanted.limit)
-    if wanted.wait_seconds and not answer["tasks"]:
-        answer = await _wait_and_claim(service, caller, wanted)
+    await service.namespaces.get(request.caller.namespace)
+    if not args.claim:
+        return await _show(service.backend, request.caller, args)
+    answer = await _claim(service, request, args.limit)
+    if args.wait_seconds and not answer["tasks"]:
+        answer = await _wait_and_claim(service, request, args)
     with after_write():
-        return await _describe(service, caller, wanted, answer)
+        return await _describe(service, request, args, answer)
 
 
-async def complete_task(
-    service: TaskServices,
-    caller: Caller,
-    task_id: str,
-    lease_token: str,
-    *,
-    result: Any,
-    metrics: dict[str, Any] | None,
-    store_result: bool,
-) -> TaskStateAnswer:
+async def complete_task(service: TaskServices, request: RequestContext, args: CompleteArguments) -> TaskStateAnswer:
     """End a task with its result, which may also be kept as a memory.
 
     Raises:
@@ -84,40 +66,31 @@ async def complete_task(
     most, call = service.settings.tasks.payload_bytes, new_id()
     fields = {
         "last_call": call,
-        "result": validation.check_json(result, "result", most),
-        "metrics": validation.check_json(metrics, "metrics", most),
+        "result": validation.check_json(args.result, "result", most),
+        "metrics": validation.check_json(args.metrics, "metrics", most),
     }
     answer = await _end_attempt(
         service,
-        caller,
+        request,
         "rm1_task_complete",
-        task_id,
-        lease_token,
+        args.task_id,
+        args.lease_token,
         call,
         "complete_task",
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
-        duration_ms=_duration(metrics),
+        duration_ms=_duration(args.metrics),
     )
-    ended = TaskStateAnswer(task_id=task_id, state=answer["status"])
-    if not store_result or result is None:
+    ended = TaskStateAnswer(task_id=args.task_id, state=answer["status"])
+    if not args.store_result or args.result is None:
         return ended
     try:
-        return ended.model_copy(update={"memory_id": await _keep(service, caller, task_id, result)})
+        return ended.model_copy(update={"memory_id": await _keep(service, request, args.task_id, args.result)})
     except MemoryServiceError as error:
         reason = f"the task is completed, but its result was not stored as a memory: {error.message}"
         return ended.model_copy(update={"partial": True, "reason": reason})
 
 
-async def fail_task(
-    service: TaskServices,
-    caller: Caller,
-    task_id: str,
-    lease_token: str,
-    *,
-    error: str,
-    retry: bool,
-    handoff: str | None,
-) -> TaskStateAnswer:
+async def fail_task(service: TaskServices, request: RequestContext, args: FailArguments) -> TaskStateAnswer:
     """Give an attempt up: the task is tried again after a pause, or dies.
 
     Raises:
@@ -126,24 +99,24 @@ async def fail_task(
     settings = service.settings.tasks
     answer = await _end_attempt(
         service,
-        caller,
+        request,
         "rm1_task_fail",
-        task_id,
-        lease_token,
+        args.task_id,
+        args.lease_token,
         new_id(),
         "fail_task",
-        error=validation.check_text(error, "error", DESCRIPTION_BYTES),
-        handoff=validation.check_text(handoff, "handoff", DESCRIPTION_BYTES) if handoff else None,
-        retry=retry,
+        error=validation.check_text(args.error, "error", DESCRIPTION_BYTES),
+        handoff=validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
+        retry=args.retry,
         backoff=settings.backoff_seconds,
         backoff_most=settings.backoff_most_seconds,
         jitter=random.random(),  # noqa: S311 # nosec B311
     )
     if "next_at" not in answer:
-        return TaskStateAnswer(task_id=task_id, state=answer["status"])
+        return TaskStateAnswer(task_id=args.task_id, state=answer["status"])
     due = float(answer["next_at"])
-    _retry_on_time(service, caller.namespace, task_id, due)
-    return TaskStateAnswer(task_id=task_id, state=answer["status"], next_attempt_at=to_iso(due))
+    _retry_on_time(service, request.caller.namespace, args.task_id, due)
+    return TaskStateAnswer(task_id=args.task_id, state=answer["status"], next_attempt_at=to_iso(due))
 
 
 def _retry_on_time(service: TaskServices, namespace: str, task_id: str, due: float) -> None:
@@ -152,36 +125,38 @@ def _retry_on_time(service: TaskServices, namespace: str, task_id: str, due: flo
     service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 
-async def _claim(service: TaskServices, caller: Caller, limit: int) -> dict[str, Any]:
-    keys = Keys(caller.namespace)
+async def _claim(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         "rm1_task_claim",
         [keys.leases],
         repeatable=True,
         prefix=keys.prefix,
-        agent=caller.agent,
+        agent=request.caller.agent,
         call=new_id(),
         secrets=[secrets.token_hex(8) for _ in range(limit)],
-        audit=caller.audit("get_pending_tasks"),
+        audited_call=request.call,
+        audit=request.caller.audit("get_pending_tasks"),
         keep=service.settings.tasks.keep_seconds,
     )
     if answer["status"] == "unknown":
-        raise not_registered(caller)
+        raise not_registered(request.caller)
     return answer
 
 
-async def _wait_and_claim(service: TaskServices, caller: Caller, wanted: Claim) -> dict[str, Any]:
+async def _wait_and_claim(service: TaskServices, request: RequestContext, args: PendingArguments) -> dict[str, Any]:
     """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
-    until = time.monotonic() + wanted.wait_seconds
-    waiter = Waiter(caller.agent, frozenset({TASK}))
-    at = await last_position(service, caller.namespace)
-    with service.events.listening(caller.namespace, waiter, at):
+    until = time.monotonic() + args.wait_seconds
+    waiter = Waiter(request.caller.agent, frozenset({TASK}))
+    at = await last_position(service.backend, request.caller.namespace)
+    with service.events.listening(request.caller.namespace, waiter, at):
         while True:
-            answer = await _claim(service, caller, wanted.limit)
+            answer = await _claim(service, request, args.limit)
             left = until - time.monotonic()
             if answer["tasks"] or left <= 0 or waiter.closed:
                 return answer
-            await waiter.wait(min(left, _LOOK_AGAIN_SECONDS))
+            with request.without_slot():
+                await waiter.wait(min(left, _LOOK_AGAIN_SECONDS))
             waiter.queue.clear()
 
 
@@ -190,24 +165,26 @@ def not_registered(caller: Caller) -> NotFound:
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
-async def _show(service: TaskServices, caller: Caller, wanted: Claim) -> PendingAnswer:
+async def _show(backend: Backend, caller: Caller, args: PendingArguments) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        entries = await client.xrange(keys.inbox(caller.agent), count=wanted.limit)
+        entries = await client.xrange(keys.inbox(caller.agent), count=args.limit)
         return await load_tasks(client, keys, [fields[b"task"].decode() for _, fields in entries])
 
-    tasks = await service.backend.read(fetch)
+    tasks = await backend.read(fetch)
     return PendingAnswer(tasks=[_claimed(task) for task in tasks])
 
 
 @reads
-async def _describe(service: TaskServices, caller: Caller, wanted: Claim, answer: dict[str, Any]) -> PendingAnswer:
+async def _describe(
+    service: TaskServices, request: RequestContext, args: PendingArguments, answer: dict[str, Any]
+) -> PendingAnswer:
     """Add to each lease the task, its earlier failures and the memories that bear on it."""
-    keys, leases = Keys(caller.namespace), {found["id"]: found for found in answer["tasks"]}
+    keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    number = wanted.with_memories if caller.may_read else 0
-    helped = await asyncio.gather(*(_help(service, caller, task, number) for task in tasks))
+    number = args.with_memories if request.caller.may_read else 0
+    helped = await asyncio.gather(*(_help(service, request, task, number) for task in tasks))
     shown: list[ClaimedTask] = []
     reasons: list[str] = []
     for task, (history, memories, reason) in zip(tasks, helped, strict=True):
@@ -234,15 +211,15 @@ async def _describe(service: TaskServices, caller: Caller, wanted: Claim, answer
 
 
 async def _help(
-    service: TaskServices, caller: Caller, task: Task, memories: int
+    service: TaskServices, request: RequestContext, task: Task, memories: int
 ) -> tuple[list[TaskEvent], list[Hit], str | None]:
     """Fetch what may help with a task; what cannot be had is said and never costs the lease."""
-    history = await load_history(service, caller.namespace, task.id)
+    history = await load_history(service.backend, request.caller.namespace, task.id)
     if not memories:
         return history, [], None
     try:
-        request = SearchRequest(query=task.description, limit=memories)
-        found = await semantic_search(service, caller, request)
+        args = SearchArguments(query=task.description, limit=memories)
+        found = await semantic_search(service, request, args)
     except MemoryServiceError as error:
         return history, [], f"memories could not be searched: {error.message}"
     return history, found.hits, found.reason
@@ -254,27 +231,28 @@ def _claimed(task: Task) -> ClaimedTask:
 
 async def _end_attempt(
     service: TaskServices,
-    caller: Caller,
+    request: RequestContext,
     function: str,
     task_id: str,
     lease_token: str,
     call: str,
     op: str,
-    **request: Any,
+    **fields: Any,
 ) -> dict[str, Any]:
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         function,
         [keys.leases],
         repeatable=True,
         prefix=keys.prefix,
         id=validation.check_id(task_id, "task_id"),
-        agent=caller.agent,
+        agent=request.caller.agent,
         token=lease_token,
         call=call,
         keep=service.settings.tasks.keep_seconds,
-        audit=caller.audit(op, [task_id]),
-        **request,
+        audited_call=request.call,
+        audit=request.caller.audit(op, [task_id]),
+        **fields,
     )
     if answer["status"] == "unknown":
         raise no_task(task_id)
@@ -283,7 +261,7 @@ async def _end_attempt(
             f"this lease_token is not in force: the task is {answer['state']}",
             hint="stop working on it; claim again with get_pending_tasks",
         )
-    dispatch_soon(service, caller.namespace)
+    dispatch_soon(service, request.caller.namespace)
     return answer
 
 
@@ -292,13 +270,13 @@ def _duration(metrics: dict[str, Any] | None) -> int | None:
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
 
 
-async def _keep(service: TaskServices, caller: Caller, task_id: str, result: Any) -> str:
+async def _keep(service: TaskServices, request: RequestContext, task_id: str, result: Any) -> str:
     text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
-    new = NewMemory(
+    memory = StoreArguments(
         content=text,
         memory_type=MemoryType.TASK,
         visibility=Visibility.SHARED,
         context=f"task:{task_id}",
         idempotency_key=f"result of {task_id}",
     )
-    return (await store_memory(service, caller, new)).memory_id
+    return (await store_memory(service, request, memory)).memory_id

@@ -12,10 +12,11 @@ from memory_core.records.keys import Keys
 from memory_core.records.names import check_label
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.tasks.dispatch import dispatch_soon
 from memory_server.tasks.services import TaskServices
 
@@ -30,32 +31,32 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
     Raises:
         NotFound: there is none, or none that the caller may see.
     """
-    task = await find_task(service, caller, task_id)
+    task = await find_task(service.backend, caller, task_id)
     whole = task.is_party(caller.agent) or caller.admin
-    history = await load_history(service, caller.namespace, task.id) if whole else []
+    history = await load_history(service.backend, caller.namespace, task.id) if whole else []
     return TaskAnswer(task=TaskView.of(task, whole=whole), history=history)
 
 
-async def cancel_task(service: TaskServices, caller: Caller, task_id: str, reason: str) -> TaskStateAnswer:
+async def cancel_task(service: TaskServices, request: RequestContext, task_id: str, reason: str) -> TaskStateAnswer:
     """End an open task of the caller's own; whoever works on it is told, and its token is refused from now on.
 
     Raises:
         NotFound: the caller submitted none of that id. Conflict: it has ended.
     """
-    request = {"reason": validation.check_text(reason, "reason", DESCRIPTION_BYTES)}
-    answer = await _act(service, caller, "rm1_task_cancel", task_id, "cancel_task", request)
+    fields = {"reason": validation.check_text(reason, "reason", DESCRIPTION_BYTES)}
+    answer = await _act(service, request, "rm1_task_cancel", task_id, "cancel_task", fields)
     if answer["status"] == "ended":
         raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 
-async def requeue_task(service: TaskServices, caller: Caller, task_id: str) -> TaskStateAnswer:
+async def requeue_task(service: TaskServices, request: RequestContext, task_id: str) -> TaskStateAnswer:
     """Take a task of the caller's own from the dead letters and try it again, as if for the first time.
 
     Raises:
         NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
     """
-    answer = await _act(service, caller, "rm1_task_requeue", task_id, "requeue_task", {})
+    answer = await _act(service, request, "rm1_task_requeue", task_id, "requeue_task", {})
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
@@ -75,19 +76,19 @@ async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[Tas
     return TaskListAnswer(tasks=[TaskView.of(task) for task in tasks[:limit]])
 
 
-async def find_task(service: TaskServices, caller: Caller, task_id: str) -> Task:
+async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
     """Load a task that the caller may see.
 
     Raises:
         NotFound: otherwise.
     """
-    found = await visible_tasks(service, caller, [validation.check_id(task_id, "task_id")])
+    found = await visible_tasks(backend, caller, [validation.check_id(task_id, "task_id")])
     if not found:
         raise no_task(task_id)
     return found[0]
 
 
-async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
+async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
     """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
     keys = Keys(caller.namespace)
 
@@ -96,9 +97,13 @@ async def visible_tasks(service: TaskServices, caller: Caller, task_ids: Sequenc
         if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
-        return [task for task in tasks if caller.admin or task.may_see(caller.agent, profile)]
 
-    return await service.backend.read(fetch)
+        def may_see(task: Task) -> bool:
+            return caller.admin or task.may_see(caller.agent, profile is not None and profile.is_able(task.kind))
+
+        return list(filter(may_see, tasks))
+
+    return await backend.read(fetch)
 
 
 def no_task(task_id: str) -> NotFound:
@@ -106,9 +111,9 @@ def no_task(task_id: str) -> NotFound:
     return NotFound(f"no task {echo(task_id)} that you may see", hint="use a task_id that a tool gave you")
 
 
-async def load_history(service: TaskServices, namespace: str, task_id: str) -> list[TaskEvent]:
+async def load_history(backend: Backend, namespace: str, task_id: str) -> list[TaskEvent]:
     """Load what happened to a task, oldest first."""
-    rows = await service.backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
+    rows = await backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
     return [_event(unpack(row)) for row in rows]
 
 
@@ -128,21 +133,22 @@ def capabilities(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 async def _act(
-    service: TaskServices, caller: Caller, function: str, task_id: str, op: str, request: dict[str, Any]
+    service: TaskServices, request: RequestContext, function: str, task_id: str, op: str, fields: dict[str, Any]
 ) -> dict[str, Any]:
-    keys = Keys(caller.namespace)
+    keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         function,
         [keys.leases],
         prefix=keys.prefix,
         id=validation.check_id(task_id, "task_id"),
-        agent=caller.agent,
-        admin=caller.admin,
+        agent=request.caller.agent,
+        admin=request.caller.admin,
         keep=service.settings.tasks.keep_seconds,
-        audit=caller.audit(op, [task_id]),
-        **request,
+        audited_call=request.call,
+        audit=request.caller.audit(op, [task_id]),
+        **fields,
     )
     if answer["status"] == "unknown":
         raise no_task(task_id)
-    dispatch_soon(service, caller.namespace)
+    dispatch_soon(service, request.caller.namespace)
     return answer

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from memory_core.records.agent import Agent, AgentStatus, load_agents
 from memory_core.records.keys import Keys
-from memory_core.records.task import Kind, TaskPriority
+from memory_core.records.task import TaskPriority
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import Matrix
 from memory_server.tasks.services import TaskServices
 
@@ -18,7 +19,7 @@ _UNKNOWN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class RoutingWeights:
     """Shares of a score, which sum to 1."""
 
     free: float
@@ -28,10 +29,10 @@ class Weights:
 
 
 _WEIGHTS = {
-    TaskPriority.CRITICAL: Weights(free=0.15, success=0.40, speed=0.20, closeness=0.25),
-    TaskPriority.HIGH: Weights(free=0.25, success=0.30, speed=0.20, closeness=0.25),
-    TaskPriority.MEDIUM: Weights(free=0.35, success=0.25, speed=0.15, closeness=0.25),
-    TaskPriority.LOW: Weights(free=0.50, success=0.15, speed=0.10, closeness=0.25),
+    TaskPriority.CRITICAL: RoutingWeights(free=0.15, success=0.40, speed=0.20, closeness=0.25),
+    TaskPriority.HIGH: RoutingWeights(free=0.25, success=0.30, speed=0.20, closeness=0.25),
+    TaskPriority.MEDIUM: RoutingWeights(free=0.35, success=0.25, speed=0.15, closeness=0.25),
+    TaskPriority.LOW: RoutingWeights(free=0.50, success=0.15, speed=0.10, closeness=0.25),
 }
 """The more a task matters, the more a good record counts; the less it matters, the more it goes to whoever idles."""
 
@@ -52,7 +53,7 @@ class Choice:
 class Demand:
     """What is known of a task when it is routed; `vector` has shape (dimension,) or is not known."""
 
-    kind: Kind
+    kind: TaskKind
     type: str
     priority: TaskPriority
     vector: Matrix | None = None
@@ -78,7 +79,7 @@ def note_assigned(service: TaskServices, namespace: str, name: str | None) -> No
             agents[position] = replace(agent, open_tasks=agent.open_tasks + 1)
 
 
-def able(agents: Iterable[Agent], kind: Kind, now: float) -> list[Agent]:
+def able(agents: Iterable[Agent], kind: TaskKind, now: float) -> list[Agent]:
     """Keep those that live, take work and can do a kind of task."""
     return [
         agent

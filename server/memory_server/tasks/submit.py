@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR, check_label, check_name
-from memory_core.records.task import Kind, Task, TaskPriority, TaskState, load_vectors
+from memory_core.records.task import Task, TaskState, load_vectors
+from memory_core.records.task_kind import TaskKind
 from memory_core.records.times import parse_time, to_redis
 from memory_core.records.vectors import Matrix, from_bytes, to_bytes
-from memory_core.store import redis_time
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
+from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.principals import Caller
+from memory_server.engine.backend import Backend
+from memory_server.engine.embeddings import Embeddings
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
 from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
@@ -41,45 +46,29 @@ _SHOWN = 3
 _SNIPPET = 160
 
 
-@dataclass(frozen=True, slots=True)
-class NewTask:
-    """What a caller wants done."""
-
-    description: str
-    task_type: str = "general"
-    payload: dict[str, Any] | None = None
-    required_capabilities: Sequence[str] = ()
-    priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = None
-    min_context_window: int = 0
-    depends_on: Sequence[str] = ()
-    max_retries: int = 3
-    lease_seconds: float = 300
-    deadline: str | float | None = None
-    idempotency_key: str | None = None
-
-
-async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -> DistributeAnswer:
+async def distribute_task(
+    service: TaskServices, request: RequestContext, args: DistributeArguments
+) -> DistributeAnswer:
     """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
 
     Raises:
         InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
-    new = _checked(service, new)
-    kind = Kind(tuple(new.required_capabilities), new.min_context_window, new.assign_to or "")
-    await service.namespaces.get(caller.namespace)
-    await _check_dependencies(service, caller, new.depends_on)
-    model = await service.models.current(caller.namespace)
-    vector = await _embed(service, caller, new.description, model)
-    agents = able(await roster(service, caller.namespace), kind, redis_time.now())
-    choices = rank(agents, Demand(kind, new.task_type, new.priority, vector))
-    similar = await _similar(service, caller, vector, model)
-    answer = await _submit(service, caller, new, kind, vector, model, _candidates(choices))
+    args = _checked(service.settings, args)
+    kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
+    await service.namespaces.get(request.caller.namespace)
+    await _check_dependencies(service.backend, request.caller, args.depends_on or ())
+    model = await service.models.current(request.caller.namespace)
+    vector = await _embed(service.embeddings, request.caller, args.description, model)
+    agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
+    choices = rank(agents, Demand(kind, args.task_type, args.priority, vector))
+    similar = await _similar(service, request.caller, vector, model)
+    answer = await _submit(service, request, args, kind, vector, model, _candidates(choices))
     if answer["status"] == "replayed":
-        return await _replayed(service, caller, answer["id"])
+        return await _replayed(service.backend, request.caller, answer["id"])
     assigned = answer.get("assigned")
-    note_assigned(service, caller.namespace, assigned)
+    note_assigned(service, request.caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
@@ -89,56 +78,57 @@ async def distribute_task(service: TaskServices, caller: Caller, new: NewTask) -
     )
 
 
-def _checked(service: TaskServices, new: NewTask) -> NewTask:
-    limits = service.settings.tasks
-    validation.check_text(new.description, "description", DESCRIPTION_BYTES)
-    validation.check_json(new.payload, "payload", limits.payload_bytes)
-    if new.idempotency_key is not None:
-        validation.check_text(new.idempotency_key, "idempotency_key", _MAX_KEY)
-    if len(new.depends_on) > _MOST_DEPENDENCIES:
-        raise InvalidArgument(f"{len(new.depends_on)} dependencies; at most {_MOST_DEPENDENCIES} are allowed")
-    return replace(
-        new,
-        task_type=check_label(new.task_type, "task_type"),
-        assign_to=check_name(new.assign_to, "assign_to") if new.assign_to else None,
-        required_capabilities=capabilities(new.required_capabilities),
-        depends_on=tuple(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in new.depends_on)),
-    )
+def _checked(settings: Settings, args: DistributeArguments) -> DistributeArguments:
+    limits = settings.tasks
+    validation.check_text(args.description, "description", DESCRIPTION_BYTES)
+    validation.check_json(args.payload, "payload", limits.payload_bytes)
+    if args.idempotency_key is not None:
+        validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
+    depends_on = args.depends_on or []
+    if len(depends_on) > _MOST_DEPENDENCIES:
+        raise InvalidArgument(f"{len(depends_on)} dependencies; at most {_MOST_DEPENDENCIES} are allowed")
+    checked = {
+        "task_type": check_label(args.task_type, "task_type"),
+        "assign_to": check_name(args.assign_to, "assign_to") if args.assign_to else None,
+        "required_capabilities": list(capabilities(args.required_capabilities or ())),
+        "depends_on": list(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in depends_on)),
+    }
+    return args.model_copy(update=checked)
 
 
-async def _check_dependencies(service: TaskServices, caller: Caller, task_ids: Sequence[str]) -> None:
-    known = {task.id for task in await visible_tasks(service, caller, task_ids)} if task_ids else set[str]()
+async def _check_dependencies(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> None:
+    known = {task.id for task in await visible_tasks(backend, caller, task_ids)} if task_ids else set[str]()
     for task_id in task_ids:
         if task_id not in known:
             raise no_task(task_id)
 
 
-async def _embed(service: TaskServices, caller: Caller, text: str, model: Model) -> Matrix | None:
+async def _embed(embeddings: Embeddings, caller: Caller, text: str, model: Model) -> Matrix | None:
     try:
-        return (await service.embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
+        return (await embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
     except MemoryServiceError:
         return None
 
 
 async def _submit(
     service: TaskServices,
-    caller: Caller,
-    new: NewTask,
-    kind: Kind,
+    request: RequestContext,
+    args: DistributeArguments,
+    kind: TaskKind,
     vector: Matrix | None,
     model: Model,
     names: Sequence[str],
 ) -> dict[str, Any]:
-    keys, task_id = Keys(caller.namespace), new_id()
-    deadline = None if new.deadline is None else parse_time(new.deadline, "deadline")
+    keys, task_id = Keys(request.caller.namespace), new_id()
+    deadline = None if args.deadline is None else parse_time(args.deadline, "deadline")
     answer = await service.backend.write(
         "rm1_task_submit",
-        [keys.leases, keys.idempotency(f"task:{caller.agent}", new.idempotency_key or "")],
+        [keys.leases, keys.idempotency(f"task:{request.caller.agent}", args.idempotency_key or "")],
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service, caller, new, kind, deadline),
-        depends_on=list(new.depends_on),
+        fields=_fields(service.settings, request.caller, args, kind, deadline),
+        depends_on=args.depends_on or [],
         only=kind.only,
         deadline=deadline,
         vector=None if vector is None else to_bytes(vector),
@@ -146,8 +136,9 @@ async def _submit(
         candidates=list(names),
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
-        idempotency=_idempotency(new),
-        audit=caller.audit("distribute_task", [task_id]),
+        idempotency=_idempotency(args),
+        audited_call=request.call,
+        audit=request.caller.audit("distribute_task", [task_id]),
     )
     if answer["status"] == "own_quota":
         raise QuotaExceeded(
@@ -155,43 +146,42 @@ async def _submit(
             hint="wait until some have ended, or cancel_task",
             retry_after=5.0,
         )
-    _raise_for(answer, new)
+    _raise_for(answer, args)
     return answer
 
 
 def _fields(
-    service: TaskServices, caller: Caller, new: NewTask, kind: Kind, deadline: float | None
+    settings: Settings, caller: Caller, args: DistributeArguments, kind: TaskKind, deadline: float | None
 ) -> list[str | bytes | int | float]:
     unpinned = replace(kind, only="")
     fields: dict[str, str | bytes | int | float | None] = {
-        "description": new.description,
-        "type": new.task_type,
-        "priority": new.priority,
-        "rank": new.priority.rank,
+        "description": args.description,
+        "type": args.task_type,
+        "priority": args.priority,
+        "rank": args.priority.rank,
         "kind": kind.id,
         "kind_spec": kind.spec,
         "open_kind": unpinned.id,
         "open_kind_spec": unpinned.spec,
         "submitter": caller.agent,
-        "max_retries": new.max_retries,
-        "lease_seconds": new.lease_seconds,
-        "claim_seconds": service.settings.tasks.claim_seconds,
-        "depends_on": SEPARATOR.join(new.depends_on) or None,
+        "max_retries": args.max_retries,
+        "lease_seconds": args.lease_seconds,
+        "claim_seconds": settings.tasks.claim_seconds,
+        "depends_on": SEPARATOR.join(args.depends_on or ()) or None,
         "deadline": None if deadline is None else to_redis(deadline),
-        "payload": validation.check_json(new.payload, "payload", service.settings.tasks.payload_bytes),
+        "payload": validation.check_json(args.payload, "payload", settings.tasks.payload_bytes),
     }
     return [part for name, value in fields.items() if value is not None for part in (name, value)]
 
 
-def _idempotency(new: NewTask) -> dict[str, Any] | None:
-    if new.idempotency_key is None:
+def _idempotency(args: DistributeArguments) -> dict[str, Any] | None:
+    if args.idempotency_key is None:
         return None
-    said = {name: value for name, value in asdict(new).items() if name != "idempotency_key"}
-    text = json.dumps(said, sort_keys=True, default=list)
+    text = json.dumps(args.model_dump(exclude={"idempotency_key"}), sort_keys=True, default=list)
     return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
 
 
-def _raise_for(answer: dict[str, Any], new: NewTask) -> None:
+def _raise_for(answer: dict[str, Any], args: DistributeArguments) -> None:
     match answer["status"]:
         case "idempotency_conflict":
             raise Conflict(
@@ -203,7 +193,7 @@ def _raise_for(answer: dict[str, Any], new: NewTask) -> None:
                 "this namespace has as many open tasks as it may", hint="wait until some have ended", retry_after=5.0
             )
         case "unknown_agent":
-            raise NotFound(f"no agent {echo(new.assign_to)} is registered here", hint="see list_agents")
+            raise NotFound(f"no agent {echo(args.assign_to)} is registered here", hint="see list_agents")
         case "unknown_dependency":
             raise no_task(answer["id"])
         case "ended_dependency":
@@ -221,7 +211,7 @@ def _candidates(choices: Sequence[Choice]) -> list[str]:
     return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
 
 
-def _why(state: str, kind: Kind, choices: Sequence[Choice], assigned: str | None) -> Why:
+def _why(state: str, kind: TaskKind, choices: Sequence[Choice], assigned: str | None) -> Why:
     considered = [Suited(**asdict(choice)) for choice in choices[:_SHOWN]]
     if state == TaskState.WAITING:
         return Why(reason="it waits for the tasks that it depends on", considered=considered)
@@ -277,7 +267,7 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
             for task_id, row in zip(ids, rows, strict=True)
             if row
         }
-        tasks = await visible_tasks(service, caller, list(scores))
+        tasks = await visible_tasks(service.backend, caller, list(scores))
         found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
         furthest = min(scores.values(), default=0.0)
         whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
@@ -286,8 +276,8 @@ async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Mo
         number *= 4
 
 
-async def _replayed(service: TaskServices, caller: Caller, task_id: str) -> DistributeAnswer:
-    task = await find_task(service, caller, task_id)
+async def _replayed(backend: Backend, caller: Caller, task_id: str) -> DistributeAnswer:
+    task = await find_task(backend, caller, task_id)
     return DistributeAnswer(
         task_id=task.id,
         state=task.state,

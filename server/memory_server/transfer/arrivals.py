@@ -12,15 +12,16 @@ from ulid import ULID
 
 from memory_core.crypto.keyring import framed
 from memory_core.errors import InvalidArgument
+from memory_core.records import redis_time
 from memory_core.records.memory import SEALED_CODEC, Priority, Record, Visibility, content_hash
 from memory_core.records.model import Model
 from memory_core.records.names import check_label
 from memory_core.records.scope import Principal
 from memory_core.records.times import NEVER, to_redis
 from memory_core.records.vectors import Matrix, from_bytes
-from memory_core.store import redis_time
+from memory_core.settings.settings import Settings
 from memory_server.contract import validation
-from memory_server.memories.forms import lifetime, scope_of
+from memory_server.memories.record_encoder import lifetime, scope_of
 from memory_server.service import Service
 from memory_server.transfer.exporter import cut_of, place_of
 from memory_server.transfer.foreign import Foreign
@@ -78,7 +79,7 @@ def foreign_id(format_name: str, agent: str, source_id: str) -> str:
     return str(ULID.from_bytes(bytes(6) + hashlib.sha256(said).digest()[:_RANDOM_BYTES])).lower()
 
 
-def from_foreign(service: Service, principal: Principal, format_name: str, said: Foreign, wish: Wish) -> Arrival:
+def from_foreign(settings: Settings, principal: Principal, format_name: str, said: Foreign, wish: Wish) -> Arrival:
     """Make a memory of the agent that imports.
 
     Raises:
@@ -88,14 +89,14 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
     now = redis_time.now()
     record = Record(
         id=foreign_id(format_name, principal.agent, said.source_id),
-        content=validation.check_text(said.content, "content", service.settings.limits.content_bytes),
+        content=validation.check_text(said.content, "content", settings.limits.content_bytes),
         type=said.memory_type,
         priority=wish.priority or Priority.MEDIUM,
         owner=principal.owner or "",
         writer=principal.agent,
         visibility=wish.visibility,
         scope=frozenset(),
-        tags=validation.check_tags([*said.tags, *wish.tags], service.settings),
+        tags=validation.check_tags([*said.tags, *wish.tags], settings),
         context=check_label(said.context, "context") if said.context else None,
         source=check_label(said.source, "source") if said.source else None,
         seq=0,
@@ -105,13 +106,15 @@ def from_foreign(service: Service, principal: Principal, format_name: str, said:
         expires_at=NEVER,
         rev=1,
         state="",
-        metadata=validation.check_metadata(said.metadata, service.settings),
+        metadata=validation.check_metadata(said.metadata, settings),
         codec=SEALED_CODEC if wish.sensitive else "text",
     )
-    ttl = lifetime(service, wish.priority, None) if wish.priority else None
+    ttl = lifetime(settings, wish.priority, None) if wish.priority else None
     ends = None if said.expires_at is None else to_redis(said.expires_at)
     owners = principal.owners
-    return Arrival(said.where, replace(record, scope=scope_of(record)), owners, False, expires_at=ends, ttl=ttl)
+    return Arrival(
+        said.where, replace(record, scope=scope_of(record, record.owner)), owners, False, expires_at=ends, ttl=ttl
+    )
 
 
 def from_line(service: Service, header: Header, model: Model, where: str, line: MemoryLine) -> Arrival:
@@ -146,7 +149,7 @@ def from_line(service: Service, header: Header, model: Model, where: str, line: 
     validation.check_secrecy(record.is_sensitive, record.visibility)
     usable = (header.model, header.dimension) == (model.name, model.dimension)
     vectors = _matrix(opened.vectors, model.dimension) if usable and opened.vectors else None
-    record = replace(record, scope=scope_of(record))
+    record = replace(record, scope=scope_of(record, record.owner))
     ends = to_redis(record.expires_at)
     return Arrival(where, record, (line.owner,), True, expires_at=ends, vectors=vectors, cut=opened.cut)
 

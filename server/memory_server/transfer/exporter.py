@@ -13,6 +13,7 @@ from typing import Any
 
 from memory_core.crypto.keyring import framed
 from memory_core.errors import Conflict, InvalidArgument, Tampered
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
@@ -20,10 +21,10 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.times import NEVER
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_server.engine.backend import Backend
 from memory_server.index import loader
-from memory_server.index.loader import Flawed, Ref
+from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.operations.quarantine import CONSOLE, quarantined
 from memory_server.service import Service
 from memory_server.transfer import files, lines
@@ -150,7 +151,7 @@ async def _write(
     exported: Exported,
     tell: Progress | None,
 ) -> None:
-    agents = await _agents(service, namespace)
+    agents = await _agents(service.backend, namespace)
     known = {owner for agent in agents for owner in agent.owners}
     quarantine = [
         QuarantineLine(name=one.agent, since=lines.to_text(one.since) or "")
@@ -168,16 +169,16 @@ async def _write(
         add(some)
         if tell:
             tell(done, total)
-    add(sorted(await _grants(service, namespace), key=lines.position))
+    add(sorted(await _grants(service.backend, namespace), key=lines.position))
     count = exported.counts
     add([End(agents=count["agent"], quarantine=count["quarantine"], memories=count["memory"], grants=count["grant"])])
 
 
-async def _names(service: Service, pattern: str) -> list[str]:
+async def _names(backend: Backend, pattern: str) -> list[str]:
     """Give the ends of all keys that begin so, in order."""
     found, cursor = set[str](), 0
     while True:
-        cursor, raws = await service.backend.read(
+        cursor, raws = await backend.read(
             lambda client, cursor=cursor: client.scan(cursor, match=f"{pattern}*", count=1000)
         )
         found.update(raw.decode()[len(pattern) :] for raw in raws)
@@ -185,9 +186,9 @@ async def _names(service: Service, pattern: str) -> list[str]:
             return sorted(found)
 
 
-async def _agents(service: Service, namespace: str) -> list[AgentLine]:
+async def _agents(backend: Backend, namespace: str) -> list[AgentLine]:
     keys = Keys(namespace)
-    names = await _names(service, keys.agent(""))
+    names = await _names(backend, keys.agent(""))
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
         pipe = client.pipeline(transaction=False)
@@ -195,7 +196,7 @@ async def _agents(service: Service, namespace: str) -> list[AgentLine]:
             pipe.hmget(keys.agent(name), ["owner", "owners"])
         return await pipe.execute()
 
-    rows = await service.backend.read(fetch) if names else []
+    rows = await backend.read(fetch) if names else []
     found = [(name, *(part.decode() if part else None for part in row)) for name, row in zip(names, rows, strict=True)]
     return [
         AgentLine(name=name, owner=owner, owners=owners.split(SEPARATOR)) for name, owner, owners in found if owners
@@ -216,14 +217,14 @@ async def _memories(
     Of those whose place an earlier try has passed, only why they are not in the file is counted.
     """
     keys, section = Keys(namespace), lines.ORDER.index("memory")
-    names = [name for name in await _names(service, keys.memory("")) if name not in exported.ids]
+    names = [name for name in await _names(service.backend, keys.memory("")) if name not in exported.ids]
     for start in range(0, len(names), _SLICE):
         refs = [Ref(name) for name in names[start : start + _SLICE]]
         some: list[MemoryLine] = []
-        for one in await _load(service, keys, refs, model if what.vectors else None, whole=True):
+        for one in await _load(service.backend, keys, refs, model if what.vectors else None, whole=True):
             passed = "stored meanwhile" if (section, one.id) <= after else None
             reason = _why_not(one, what, owners) or passed
-            if reason or isinstance(one, Flawed):
+            if reason or isinstance(one, UnverifiedRecord):
                 exported.left_out[reason or ""] += 1
             else:
                 some += await _lines(service, keys, one, what, model, exported)
@@ -245,9 +246,9 @@ async def _lines(
         return []
 
 
-def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
+def _why_not(one: Record | UnverifiedRecord, what: What, owners: set[str]) -> str | None:
     """Say why a record is not written: one that was altered would be signed anew where it is imported."""
-    if isinstance(one, Flawed):
+    if isinstance(one, UnverifiedRecord):
         return "tampered"
     if one.owner not in owners:
         return "deleted agent"
@@ -257,12 +258,12 @@ def _why_not(one: Record | Flawed, what: What, owners: set[str]) -> str | None:
 
 
 async def _load(
-    service: Service, keys: Keys, refs: Sequence[Ref], model: Model | None, *, whole: bool = False
-) -> list[Record | Flawed]:
-    async def fetch(client: Client) -> list[Record | Flawed]:
-        return await loader.load_all(client, keys, refs, service.backend.integrity, model=model, whole=whole)
+    backend: Backend, keys: Keys, refs: Sequence[Ref], model: Model | None, *, whole: bool = False
+) -> list[Record | UnverifiedRecord]:
+    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
+        return await loader.load_all(client, keys, refs, backend.integrity, model=model, whole=whole)
 
-    return await service.backend.read(fetch)
+    return await backend.read(fetch)
 
 
 async def _line(service: Service, keys: Keys, closed: Record, what: What, model: Model) -> MemoryLine:
@@ -326,20 +327,20 @@ async def _vectors(service: Service, keys: Keys, record: Record, model: Model) -
     if record.vector is None:
         return None, None
     pieces: list[Record] = []
-    for start in range(1, record.pieces, _SLICE):
-        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.pieces))]
-        found = [one for one in await _load(service, keys, refs, model) if isinstance(one, Record)]
+    for start in range(1, record.chunks, _SLICE):
+        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
+        found = [one for one in await _load(service.backend, keys, refs, model) if isinstance(one, Record)]
         pieces += (await service.vault.open_all(keys.namespace, found)).records
     vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector)]
-    if len(vectors) != record.pieces:
+    if len(vectors) != record.chunks:
         return None, None
     return vectors, cut_of([piece.content for piece in pieces]) if pieces else None
 
 
-async def _grants(service: Service, namespace: str) -> list[GrantLine]:
+async def _grants(backend: Backend, namespace: str) -> list[GrantLine]:
     """Give the grants in force."""
     keys, found = Keys(namespace), list[GrantLine]()
-    for name in await _names(service, keys.granted("")):
+    for name in await _names(backend, keys.granted("")):
 
         async def fetch(client: Client, name: str = name) -> list[Any]:
             pipe = client.pipeline(transaction=False)
@@ -347,12 +348,10 @@ async def _grants(service: Service, namespace: str) -> list[GrantLine]:
             pipe.hget(keys.agent(name), "owner")
             return await pipe.execute()
 
-        entries, owner = await service.backend.read(fetch)
+        entries, owner = await backend.read(fetch)
         for grant_id, packed in entries.items():
             entry = unpack(packed)
-            record = await service.backend.read(
-                lambda client, grant_id=grant_id: client.hgetall(keys.grant(grant_id.decode()))
-            )
+            record = await backend.read(lambda client, grant_id=grant_id: client.hgetall(keys.grant(grant_id.decode())))
             if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
                 line = _grant_line(grant_id.decode(), entry, record)
                 found += [line] if line else []

@@ -13,7 +13,8 @@ from memory_core.records.audit_entry import Said, by_itself
 from memory_core.records.model import Model
 from memory_core.records.names import check_name
 from memory_core.records.scope import Principal
-from memory_server.engine.principals import Caller, resolve, resolve_writer
+from memory_server.engine.principals import resolve, resolve_writer
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.service import Service
 from memory_server.transfer import lines
@@ -94,7 +95,7 @@ async def import_path(service: Service, namespace: str, path: Path, how: How, te
             await incoming.add(item)
         elif not isinstance(item, Bad) and not how.dry_run:
             await incoming.flush()
-            await restore(service, namespace, item, report.others)
+            await restore(service.backend, namespace, item, report.others)
         if tell and (number % _TOLD_EVERY == 0 or number == report.read):
             tell(number, report.read)
     await incoming.flush()
@@ -161,12 +162,15 @@ class _Foreign:
         caller = Caller(namespace, check_name(agent, "agent"), by=CONSOLE, origin=f"{CONSOLE} {os.getpid()}")
         if how.wish.sensitive:
             await service.vault.check()
-        principal, model = await resolve(service.backend, caller), await service.models.current(namespace)
+        principal, model = (
+            await resolve(service.backend, RequestContext(caller)),
+            await service.models.current(namespace),
+        )
         return cls(service, source, known, how.wish, caller, principal, model)
 
     async def begin(self) -> None:
         """Give the agent an owner id if it has none."""
-        self.principal = await resolve_writer(self.service.backend, self.caller)
+        self.principal = await resolve_writer(self.service.backend, RequestContext(self.caller))
 
     def audit(self, ids: Sequence[str]) -> Said:
         """Say that the console did it as the agent."""
@@ -179,7 +183,7 @@ class _Foreign:
                 yield found
                 continue
             try:
-                yield from_foreign(self.service, self.principal, self.format.name, found, self.wish)
+                yield from_foreign(self.service.settings, self.principal, self.format.name, found, self.wish)
             except MemoryServiceError as error:
                 yield Bad(found.where, error.message)
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
+from memory_server.engine.backend import Backend
 from memory_server.operations.quarantine import CONSOLE, quarantine, quarantined
-from memory_server.service import Service
 from memory_server.transfer.lines import AgentLine, GrantLine, QuarantineLine, from_text
 
 OP = "import"
 
 
-async def restore_agent(service: Service, namespace: str, line: AgentLine) -> str:
+async def restore_agent(backend: Backend, namespace: str, line: AgentLine) -> str:
     """Give a name the owner ids that it has in the file; say what came of it: imported or kept."""
     keys = Keys(namespace)
-    answer = await service.backend.write(
+    answer = await backend.write(
         "rm1_import_agent",
         [
             keys.agent(line.name),
@@ -35,18 +36,19 @@ async def restore_agent(service: Service, namespace: str, line: AgentLine) -> st
     return answer["status"]
 
 
-async def restore_quarantine(service: Service, namespace: str, line: QuarantineLine) -> str:
+async def restore_quarantine(backend: Backend, namespace: str, line: QuarantineLine) -> str:
     """Put an agent under quarantine unless it is, since whenever; say what came of it."""
-    if any(one.agent == line.name for one in await quarantined(service.backend, namespace)):
+    if any(one.agent == line.name for one in await quarantined(backend, namespace)):
         return "kept"
-    await quarantine(service.backend, namespace, line.name, from_text(line.since))
+    await quarantine(backend, namespace, line.name, from_text(line.since))
     return "imported"
 
 
-async def restore_grant(service: Service, namespace: str, line: GrantLine) -> str:
+async def restore_grant(backend: Backend, namespace: str, line: GrantLine) -> str:
     """Let the grantee see what it saw; say what came of it, as rm1_import_grant does."""
     keys = Keys(namespace)
-    answer = await service.backend.write(
+    giver: dict[str, Any] = {"from": line.grantor}
+    answer = await backend.write(
         "rm1_import_grant",
         [keys.audit, keys.counters],
         repeatable=True,
@@ -73,20 +75,20 @@ async def restore_grant(service: Service, namespace: str, line: GrantLine) -> st
             for part in line.via or ()
         },
         audit=by_itself(CONSOLE, OP, [line.id]),
-        **{"from": line.grantor},
+        **giver,
     )
     return answer["status"]
 
 
 async def restore(
-    service: Service, namespace: str, line: AgentLine | QuarantineLine | GrantLine, counts: Counter[str]
+    backend: Backend, namespace: str, line: AgentLine | QuarantineLine | GrantLine, counts: Counter[str]
 ) -> None:
     """Bring in one of them, and count what came of it."""
     match line:
         case AgentLine():
-            status = await restore_agent(service, namespace, line)
+            status = await restore_agent(backend, namespace, line)
         case QuarantineLine():
-            status = await restore_quarantine(service, namespace, line)
+            status = await restore_quarantine(backend, namespace, line)
         case GrantLine():
-            status = await restore_grant(service, namespace, line)
+            status = await restore_grant(backend, namespace, line)
     counts[f"{line.kind} {status}"] += 1

@@ -13,11 +13,9 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_redis
-from memory_core.records.vectors import Matrix
-from memory_core.store.connection import Client
-from memory_server.memories.chunks import Cut, settle_or_tell, split_content
-from memory_server.memories.forms import flat, form_of, signed_elsewhere
-from memory_server.memories.quota_check import take_room
+from memory_core.redis_client import Client
+from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
+from memory_server.memories.record_encoder import encoder_of, flat, signed_elsewhere
 from memory_server.service import Service
 from memory_server.transfer.arrivals import Arrival
 
@@ -33,11 +31,10 @@ FAILURES = ("taken", "unknown_owner")
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """A memory cut into pieces, with their vectors if they are known."""
+    """A memory whose content is split into chunks."""
 
     arrival: Arrival
-    pieces: Sequence[str]
-    vectors: Matrix | None
+    content: ChunkedContent
 
 
 class Incoming:
@@ -85,11 +82,12 @@ class Incoming:
             return
         ready = [await self._cut(arrival) for arrival in new]
         if self._principal and ready:
-            await take_room(self._service, self._principal, len(ready), sum(len(one.pieces) for one in ready))
+            chunks = sum(len(one.content.chunks) for one in ready)
+            await self._service.quotas.take(self._principal, len(ready), chunks)
         batch: list[_Ready] = []
         for one in ready:
             batch.append(one)
-            if len(batch) >= AT_ONCE or sum(some.vectors is not None for some in batch) >= VECTORS_AT_ONCE:
+            if len(batch) >= AT_ONCE or sum(some.content.vectors is not None for some in batch) >= VECTORS_AT_ONCE:
                 await self._write(batch)
                 batch = []
         if batch:
@@ -117,21 +115,20 @@ class Incoming:
         return new
 
     async def _cut(self, arrival: Arrival) -> _Ready:
-        pieces = await split_content(arrival.record.content)
-        return _Ready(arrival, pieces, arrival.fits(pieces))
+        chunks = await split_content(arrival.record.content)
+        return _Ready(arrival, ChunkedContent(arrival.record.content, chunks, self._model, arrival.fits(chunks)))
 
     async def _write(self, batch: Sequence[_Ready]) -> None:
         answer = await self._call(batch)
         fates: list[str] = answer["fates"]
         self.fates.update(fates)
         written = [one for one, fate in zip(batch, fates, strict=True) if fate == "new"]
-        if any(one.vectors is None for one in written):
+        if any(one.content.vectors is None for one in written):
             self._service.ring(self._keys.namespace)
         for one in written:
-            if len(one.pieces) > 1:
-                chore = f"{one.arrival.record.id}:{len(one.pieces)}"
-                cut = Cut(one.arrival.record.content, one.pieces, one.vectors, self._model)
-                reason = await settle_or_tell(self._service, self._keys.namespace, chore, cut)
+            if len(one.content.chunks) > 1:
+                chore = f"{one.arrival.record.id}:{len(one.content.chunks)}"
+                reason = await settle_or_tell(self._service, self._keys.namespace, chore, content=one.content)
                 self.warnings.update([reason] if reason else [])
 
     async def _call(self, batch: Sequence[_Ready]) -> dict[str, Any]:
@@ -160,8 +157,9 @@ class Incoming:
 
     async def _item(self, one: _Ready) -> tuple[list[str], dict[str, Any]]:
         keys, arrival, record = self._keys, one.arrival, one.arrival.record
-        form = await form_of(self._service, keys.namespace, record, self._model)
-        record = replace(record, content_hash=form.content_hash(record.content))
+        chunks, sensitive = one.content.chunks, record.is_sensitive
+        encoder = await encoder_of(self._service, keys.namespace, record.owner, self._model, sensitive=sensitive)
+        record = replace(record, content_hash=encoder.content_hash(record.content))
         item: dict[str, Any] = {
             "id": record.id,
             "owner": record.owner,
@@ -172,11 +170,11 @@ class Incoming:
             "context": digest(record.context or ""),
             "expires_at": arrival.expires_at,
             "ttl": arrival.ttl,
-            "fields": flat(form.head(record, one.pieces)),
-            "pieces": len(one.pieces),
-            "vector": form.vector(record, 0, None if one.vectors is None else one.vectors[0]),
-            "job": form.job(record, 0, one.pieces[0]),
-            "key": form.version,
+            "fields": flat(encoder.head(record, chunks)),
+            "pieces": len(chunks),
+            "vector": encoder.vector(record, 0, one.content.vector(0)),
+            "job": encoder.job(record, 0, chunks[0]),
+            "key": encoder.key_version,
             "seal": self._service.backend.integrity.seal(keys.namespace, record.id, record.rev),
         }
         if arrival.kept:

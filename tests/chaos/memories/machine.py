@@ -18,8 +18,9 @@ from support.ports import free_port
 from support.redis_users import PASSWORDS, SERVER, SIDECAR
 
 from memory_core.crypto.keyring import Keyring, load_keyring, new_key, written
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.connection import Client, connect
+from memory_core.store.connection import connect
 
 from . import clock, power
 from .proxy import Proxy

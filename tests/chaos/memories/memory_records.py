@@ -11,7 +11,7 @@ from support.embedder_fixtures import wait_until
 from memory_core.crypto.keyring import Keyring
 from memory_core.records.keys import Keys
 from memory_core.records.model import NO_VECTOR
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.security.audit import reader
 
 from .load import MODEL

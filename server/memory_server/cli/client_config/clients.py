@@ -1,4 +1,4 @@
-"""Where each MCP client keeps its servers, and in which form; as their documentation said in November 2026."""
+"""The configuration file and entry format of each MCP client, as documented in November 2026."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 from memory_core.errors import InvalidArgument
 
-VARIABLE = "MEMORY_TOKEN"
-"""The variable from which a stdio server takes its token."""
+STANDARD_VARIABLE = "MEMORY_TOKEN"
+"""The environment variable from which a stdio server reads its token."""
 
 
 class Client(StrEnum):
-    """The clients that can be connected."""
+    """The supported clients."""
 
     CLAUDE = "claude"
     GEMINI = "gemini"
@@ -28,9 +28,9 @@ class Client(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How a client reaches the memory: by a URL, or by a command that it starts itself.
+    """How a client reaches the memory: by a URL, or by a command that it starts.
 
-    `token_variable` names the environment variable of the client that holds its token; no token is written down.
+    `token_variable` names the client's environment variable that holds its token. Tokens are never written.
     """
 
     url: str = ""
@@ -39,13 +39,13 @@ class Server:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What decides where files are; by default this machine and its user."""
+class Environment:
+    """Determines where files are; by default this machine, user and working directory."""
 
     home: Path = field(default_factory=Path.home)
     folder: Path = field(default_factory=Path.cwd)
     platform: str = sys.platform
-    environment: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    variables: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
 SECTION = {
@@ -55,90 +55,92 @@ SECTION = {
     Client.CURSOR: "mcpServers",
     Client.CODEX: "mcp_servers",
 }
-"""Under which name the file lists servers."""
+"""The key under which the file lists servers."""
 
-OURS = frozenset({"type", "url", "httpUrl", "headers", "command", "args", "env", "bearer_token_env_var", "env_vars"})
-"""What is set here of a server's entry; anything else in it is the user's and stays."""
+OWNED_FIELDS = frozenset(
+    {"type", "url", "httpUrl", "headers", "command", "args", "env", "bearer_token_env_var", "env_vars"}
+)
+"""Fields of an entry that we write. Other fields belong to the user and stay."""
 
-NEXT = {
+NEXT_STEP = {
     Client.CLAUDE: "restart Claude Code; `claude mcp list` shows the connection",
     Client.GEMINI: "restart Gemini CLI; `gemini mcp list`, in a folder that it trusts, shows the connection",
     Client.VSCODE: "run `MCP: List Servers` in VS Code and start it",
     Client.CURSOR: "restart Cursor and switch the server on under MCP in its settings",
     Client.CODEX: "restart Codex; `/mcp` shows the connection",
 }
-_IN_PROJECT = {
+_PROJECT_FILE = {
     Client.CLAUDE: ".mcp.json",
     Client.GEMINI: ".gemini/settings.json",
     Client.VSCODE: ".vscode/mcp.json",
     Client.CURSOR: ".cursor/mcp.json",
     Client.CODEX: ".codex/config.toml",
 }
-_REFERENCE = {
+_VARIABLE_REFERENCE = {
     Client.CLAUDE: "${{{}}}",
     Client.GEMINI: "${}",
     Client.VSCODE: "${{env:{}}}",
     Client.CURSOR: "${{env:{}}}",
 }
-"""How a client's file names an environment variable."""
+"""How a client's file refers to an environment variable."""
 
 
-def config_file(client: Client, place: Place, *, project: bool = False) -> Path:
-    """Give the file in which a client keeps its servers: the user's, or the one of the project in this folder."""
+def config_file(client: Client, environment: Environment, *, project: bool = False) -> Path:
+    """Return the file that lists a client's servers, for the user or for the project in this folder."""
     if project:
-        return place.folder / _IN_PROJECT[client]
+        return environment.folder / _PROJECT_FILE[client]
     match client:
         case Client.CLAUDE:
-            return Path(place.environment.get("CLAUDE_CONFIG_DIR") or place.home) / ".claude.json"
+            return Path(environment.variables.get("CLAUDE_CONFIG_DIR") or environment.home) / ".claude.json"
         case Client.GEMINI:
-            return Path(place.environment.get("GEMINI_CLI_HOME") or place.home) / ".gemini" / "settings.json"
+            return Path(environment.variables.get("GEMINI_CLI_HOME") or environment.home) / ".gemini" / "settings.json"
         case Client.VSCODE:
-            return _of_applications(place) / "Code" / "User" / "mcp.json"
+            return _application_folder(environment) / "Code" / "User" / "mcp.json"
         case Client.CURSOR:
-            return place.home / ".cursor" / "mcp.json"
+            return environment.home / ".cursor" / "mcp.json"
         case Client.CODEX:
-            return Path(place.environment.get("CODEX_HOME") or place.home / ".codex") / "config.toml"
+            return Path(environment.variables.get("CODEX_HOME") or environment.home / ".codex") / "config.toml"
 
 
 def entry(client: Client, server: Server) -> dict[str, Any]:
-    """Give the entry of a server in a client's form.
+    """Return the entry of a server in a client's format.
 
     Raises:
-        InvalidArgument: the client cannot hand the token over like this.
+        InvalidArgument: the client cannot pass a token from this variable.
     """
     if client is Client.CODEX:
-        return _of_codex(server)
-    reference = _REFERENCE[client].format(server.token_variable)
+        return _codex_entry(server)
+    reference = _VARIABLE_REFERENCE[client].format(server.token_variable)
     if server.command:
-        typed = {} if client is Client.GEMINI else {"type": "stdio"}
-        own = {"env": {VARIABLE: reference}} if server.token_variable else {}
-        return {**typed, "command": server.command[0], "args": list(server.command[1:]), **own}
-    where = {
+        kind = {} if client is Client.GEMINI else {"type": "stdio"}
+        env = {"env": {STANDARD_VARIABLE: reference}} if server.token_variable else {}
+        return {**kind, "command": server.command[0], "args": list(server.command[1:]), **env}
+    address = {
         Client.CLAUDE: {"type": "http", "url": server.url},
         Client.GEMINI: {"httpUrl": server.url},
         Client.VSCODE: {"type": "http", "url": server.url},
         Client.CURSOR: {"url": server.url},
     }[client]
-    return {**where, **({"headers": {"Authorization": f"Bearer {reference}"}} if server.token_variable else {})}
+    return {**address, **({"headers": {"Authorization": f"Bearer {reference}"}} if server.token_variable else {})}
 
 
-def _of_codex(server: Server) -> dict[str, Any]:
+def _codex_entry(server: Server) -> dict[str, Any]:
     if not server.command:
         token = {"bearer_token_env_var": server.token_variable} if server.token_variable else {}
         return {"url": server.url, **token}
-    if server.token_variable not in {None, VARIABLE}:
+    if server.token_variable not in {None, STANDARD_VARIABLE}:
         raise InvalidArgument(
-            "Codex hands variables to the servers that it starts under their own names only",
-            hint=f"put the token into {VARIABLE} and say --token-env {VARIABLE}",
+            "Codex passes variables to stdio servers only under their own names",
+            hint=f"put the token into {STANDARD_VARIABLE} and give --token-env {STANDARD_VARIABLE}",
         )
-    passed = {"env_vars": [VARIABLE]} if server.token_variable else {}
+    passed = {"env_vars": [STANDARD_VARIABLE]} if server.token_variable else {}
     return {"command": server.command[0], "args": list(server.command[1:]), **passed}
 
 
-def _of_applications(place: Place) -> Path:
-    """Where programs keep a user's settings on a platform."""
-    if place.platform == "darwin":
-        return place.home / "Library" / "Application Support"
-    if place.platform == "win32":
-        return Path(place.environment.get("APPDATA") or place.home / "AppData" / "Roaming")
-    return Path(place.environment.get("XDG_CONFIG_HOME") or place.home / ".config")
+def _application_folder(environment: Environment) -> Path:
+    """Return the folder in which programs keep a user's settings."""
+    if environment.platform == "darwin":
+        return environment.home / "Library" / "Application Support"
+    if environment.platform == "win32":
+        return Path(environment.variables.get("APPDATA") or environment.home / "AppData" / "Roaming")
+    return Path(environment.variables.get("XDG_CONFIG_HOME") or environment.home / ".config")

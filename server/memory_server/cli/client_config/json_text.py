@@ -1,4 +1,4 @@
-"""Changes one member of a JSON text and not a byte of the rest: a user's file is not ours to format."""
+"""Changes one member of a JSON text and no other byte: the user's formatting stays."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _DECODER = json.JSONDecoder()
 
 
 def with_member(text: str, section: str, name: str, value: Any) -> str:
-    """Set `text[section][name]`, making the section where there is none.
+    """Set `text[section][name]`, creating the section if it is missing.
 
-    `text` must hold one object, and the section, if it is there, another.
+    `text` and the section, if it exists, must be objects.
     """
     style = _Style(text)
     start = _skip(text, 0)
@@ -24,7 +24,7 @@ def with_member(text: str, section: str, name: str, value: Any) -> str:
 
 
 class _Style:
-    """How a text is indented and its lines end."""
+    """The indentation and line ending of a text."""
 
     def __init__(self, text: str) -> None:
         first = re.match(r'\s*\{\s*?\n([ \t]+)"', text)
@@ -32,11 +32,11 @@ class _Style:
         self.end = "\r\n" if "\r\n" in text else "\n"
 
     def line(self, depth: int) -> str:
-        """Begin a line at some depth."""
+        """Return a line break and the indentation at a depth."""
         return self.end + self.indent * depth
 
     def write(self, value: Any, depth: int) -> str:
-        """Write a value that begins somewhere in a line at some depth."""
+        """Return a value as JSON that starts in a line at a depth."""
         return json.dumps(value, indent=self.indent, ensure_ascii=False).replace("\n", self.line(depth))
 
 
@@ -54,7 +54,7 @@ def _put(text: str, start: int, key: str, value: Any, depth: int, style: _Style)
 
 
 def _members(text: str, start: int) -> tuple[dict[str, tuple[int, int]], int]:
-    """Find where the values of an object's members begin and end, and its closing brace."""
+    """Return the start and end of each member's value, and the position of the closing brace."""
     members: dict[str, tuple[int, int]] = {}
     at = _skip(text, start + 1)
     while text[at] != "}":

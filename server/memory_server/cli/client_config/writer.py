@@ -1,4 +1,4 @@
-"""Puts a server into a client's file: nothing else of it changes, and the file as it was is kept beside it."""
+"""Writes a server's entry into a client's file. Keeps everything else and makes a backup."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import tomlkit
+
 from memory_core.errors import InvalidArgument
-from memory_server.cli.client_config.clients import OURS, SECTION, Client
+from memory_server.cli.client_config.clients import OWNED_FIELDS, SECTION, Client
 from memory_server.cli.client_config.json_text import with_member
 
-_MARK = "\ufeff"
-_BY_HAND = "mend it first; or add by hand what --print shows"
+_BYTE_ORDER_MARK = "\ufeff"
+_BY_HAND = "fix it first, or add the entry that --print shows by hand"
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file before and after; `before` is None where there is none yet."""
+    """The text of a file before and after. `before` is None if there is no file."""
 
     file: Path
     before: str | None
@@ -30,26 +32,26 @@ class Change:
 
     @property
     def is_needed(self) -> bool:
-        """Whether anything changes."""
+        """Whether the text changes."""
         return self.before != self.after
 
     def diff(self) -> str:
-        """Show what changes."""
+        """Return the change as a unified diff."""
         lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after))
         return "".join(difflib.unified_diff(*lines, fromfile=str(self.file), tofile=str(self.file), n=2))
 
     def write(self) -> Path | None:
-        """Replace the file in one step; give where the file as it was is kept, None where there was none.
+        """Replace the file atomically; return its backup, None if there was no file.
 
         Raises:
-            InvalidArgument: it cannot be written, or changed since it was read.
+            InvalidArgument: the file cannot be written, or changed since it was read.
         """
         target = self.file.resolve()  # a link stays a link
         try:
             if read(target) != self.before:
-                raise InvalidArgument(f"{self.file} was changed by another program just now", hint="try again")
+                raise InvalidArgument(f"{self.file} was changed by another program", hint="try again")
             target.parent.mkdir(parents=True, exist_ok=True)
-            kept = _keep(target) if self.before is not None else None
+            backup = _back_up(target) if self.before is not None else None
             draft = target.with_name(f".{target.name}.{os.getpid()}")
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", newline="") as file:
                 file.write(self.after)
@@ -58,19 +60,19 @@ class Change:
             draft.replace(target)
         except OSError as error:
             raise InvalidArgument(f"cannot write {self.file}: {error.strerror}", hint=_BY_HAND) from None
-        return kept
+        return backup
 
 
 def snippet(client: Client, name: str, entry: Mapping[str, Any]) -> str:
-    """Give an entry as it stands in a client's file that holds nothing else."""
+    """Return a client's file with only this entry."""
     return _with_toml("", name, entry) if client is Client.CODEX else _with_json("", SECTION[client], name, entry)
 
 
 def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Change:
-    """Work out what a client's file becomes.
+    """Return how a client's file would change.
 
     Raises:
-        InvalidArgument: it cannot be read or parsed, or has something else where servers belong.
+        InvalidArgument: the file cannot be read or parsed, or its server list has another type.
     """
     try:
         before = read(file)
@@ -80,17 +82,19 @@ def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Cha
         text = before or ""
         if client is Client.CODEX:
             return Change(file, before, _with_toml(text, name, entry))
-        mark = _MARK if text.startswith(_MARK) else ""
-        return Change(file, before, mark + _with_json(text.removeprefix(_MARK), SECTION[client], name, entry))
+        mark = _BYTE_ORDER_MARK if text.startswith(_BYTE_ORDER_MARK) else ""
+        return Change(
+            file, before, mark + _with_json(text.removeprefix(_BYTE_ORDER_MARK), SECTION[client], name, entry)
+        )
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{file} cannot be parsed: {error}", hint=_BY_HAND) from None
 
 
 def read(file: Path) -> str | None:
-    """Give a file's text as it is; None where there is none.
+    """Return a file's text; None if there is no file.
 
     Raises:
-        OSError, ValueError: it cannot be read, or is not UTF-8.
+        OSError, ValueError: the file cannot be read or is not UTF-8.
     """
     try:
         return file.read_bytes().decode()
@@ -99,26 +103,24 @@ def read(file: Path) -> str | None:
 
 
 def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Give a JSON text with the entry. Other keys of an entry that is there stay.
+    """Return a JSON text with the entry. Other fields of an existing entry stay.
 
     Raises:
-        ValueError: it is no JSON, or no object where one belongs.
+        ValueError: the text is not JSON, or a part of it is not an object.
     """
     text = text if text.strip() else "{}\n"
-    servers = _object(_object(json.loads(text), "it").get(section, {}), section)
+    servers = _object(_object(json.loads(text), "the file").get(section, {}), section)
     earlier = _object(servers.get(name, {}), f"{section}.{name}")
-    merged = {key: value for key, value in earlier.items() if key not in OURS} | dict(entry)
+    merged = {key: value for key, value in earlier.items() if key not in OWNED_FIELDS} | dict(entry)
     return text if merged == earlier else with_member(text, section, name, merged)
 
 
 def _with_toml(text: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Give a TOML text with the entry. Other keys of an entry that is there stay.
+    """Return a TOML text with the entry. Other fields of an existing entry stay.
 
     Raises:
-        ValueError: it is no TOML, or no table where one belongs.
+        ValueError: the text is not TOML, or a part of it is not a table.
     """
-    import tomlkit
-
     document = tomlkit.parse(text)
     section = SECTION[Client.CODEX]
     if section not in document:
@@ -127,7 +129,7 @@ def _with_toml(text: str, name: str, entry: Mapping[str, Any]) -> str:
     if name not in servers:
         servers[name] = tomlkit.table()
     table = _object(servers[name], f"{section}.{name}")
-    for key in [key for key in table if key in OURS and key not in entry]:
+    for key in [key for key in table if key in OWNED_FIELDS and key not in entry]:
         del table[key]
     for key, value in entry.items():
         if table.get(key) != value:
@@ -137,14 +139,14 @@ def _with_toml(text: str, name: str, entry: Mapping[str, Any]) -> str:
 
 def _object(value: Any, what: str) -> MutableMapping[str, Any]:
     if not isinstance(value, MutableMapping):
-        raise ValueError(f"{what} is no object")
+        raise ValueError(f"{what} is not an object")
     return cast("MutableMapping[str, Any]", value)
 
 
-def _keep(file: Path) -> Path:
-    """Copy a file beside itself, under a name that no other copy has."""
+def _back_up(file: Path) -> Path:
+    """Copy a file beside itself, under a new name."""
     stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
-    while (kept := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")).exists():
+    while (backup := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")).exists():
         number += 1
-    shutil.copy2(file, kept)
-    return kept
+    shutil.copy2(file, backup)
+    return backup

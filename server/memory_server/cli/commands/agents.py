@@ -1,4 +1,4 @@
-"""`redis-memory agents`: who is there, and who may call, kept from a shell."""
+"""`redis-memory agents`: lists agents, issues and revokes their tokens."""
 
 from __future__ import annotations
 
@@ -8,133 +8,91 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memory_core.errors import InvalidArgument, echo
-from memory_server.cli.console import (
-    AsJson,
-    Config,
-    DataDir,
-    Namespace,
-    carry_out,
-    load_settings,
-    operator,
-    with_backend,
-)
+from memory_core.records.access import check_scopes
+from memory_core.records.times import to_iso
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options, group
 
 if TYPE_CHECKING:
     from memory_core.records.token import Token
 
-agents = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="See who is there; give agents tokens, and take them."
-)
+agents = group("List agents; issue and revoke their tokens.")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @agents.command("list")
-def listing(
-    alive: Annotated[bool, typer.Option("--alive", help="Only those that live.")] = False,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+@common_options()
+def list_agents(
+    console: Console, alive: Annotated[bool, typer.Option("--alive", help="Only agents that are alive.")] = False
 ) -> None:
-    """List the registered agents: whether they live, what they can do and have in hand."""
-    from memory_server.agents.registry import list_agents
-    from memory_server.cli import printing
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = operator(settings.namespace)
-
-    answer = carry_out(
-        settings,
-        caller,
+    """List registered agents with their status, capabilities and tasks."""
+    answer = console.as_operator(
         "list_agents",
-        lambda service: list_agents(service, caller, types=(), able_to=(), alive_only=alive),
+        lambda service, request: lazy.agents.list_agents(
+            service, request.caller, lazy.task_arguments.ListAgentsArguments(alive_only=alive)
+        ),
     )
-    if as_json:
-        return printing.emit_answer(answer)
     rows = (
-        (a.agent_id, a.agent_type, a.status, in_hand, a.completed, a.failed, a.last_seen, ", ".join(a.capabilities))
+        (a.agent_id, a.agent_type, a.status, open_tasks, a.completed, a.failed, a.last_seen, ", ".join(a.capabilities))
         for a in answer.agents
-        for in_hand in [f"{a.open_tasks}/{a.max_tasks}"]
+        for open_tasks in [f"{a.open_tasks}/{a.max_tasks}"]
     )
-    printing.table(("agent", "type", "status", "tasks", "done", "failed", "last seen", "can"), rows)
-    return None
+    columns = ("agent", "type", "status", "tasks", "completed", "failed", "last seen", "capabilities")
+    console.show_answer(answer, lambda: lazy.printing.table(columns, rows))
 
 
 @agents.command()
+@common_options()
 def token(
+    console: Console,
     agent: Annotated[str, typer.Argument(help="Name of the agent.")],
-    namespace: Namespace = None,
-    scope: Annotated[str, typer.Option(help="Of read, write, tasks and admin, with commas.")] = "read,write,tasks",
+    scope: Annotated[str, typer.Option(help="Comma-separated: read, write, tasks, admin.")] = "read,write,tasks",
     expires: Annotated[str, typer.Option(help="Lifetime: a number and s, m, h, d or w.")] = "90d",
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
 ) -> None:
-    """Issue a token and print it; nobody can read it again."""
-    from memory_core.records.access import check_scopes
-    from memory_core.records.times import to_iso
-    from memory_server.access.tokens import issue_token
-    from memory_server.cli import printing
-
-    settings = load_settings(config, data_dir, namespace)
+    """Issue a token and print it. It cannot be shown again."""
     scopes = check_scopes(part.strip() for part in scope.split(",") if part.strip())
-    seconds = _seconds(expires)
-    issued, text = with_backend(
-        settings,
-        lambda backend: issue_token(backend, agent=agent, namespace=settings.namespace, scopes=scopes, seconds=seconds),
+    namespace, seconds = console.namespace, _seconds(expires)
+    issued, text = console.with_backend(
+        lambda backend: lazy.tokens.issue_token(
+            backend, agent=agent, namespace=namespace, scopes=scopes, seconds=seconds
+        )
     )
-    if as_json:
-        return printing.emit(_shown(issued) | {"token": text})
-    until = to_iso(round(issued.expires_at))
-    typer.echo(
-        f"Token {issued.id} of {agent} in {issued.namespace}: {' '.join(sorted(scopes))}, until {until}.", err=True
-    )
-    typer.echo(text)
-    return None
+
+    def show() -> None:
+        until = to_iso(round(issued.expires_at))
+        about = f"Token {issued.id} of {agent} in {issued.namespace}: {' '.join(sorted(scopes))}, until {until}."
+        typer.echo(about, err=True)
+        typer.echo(text)
+
+    console.show(_public(issued) | {"token": text}, show)
 
 
 @agents.command()
-def tokens(
-    namespace: Namespace = None, as_json: AsJson = False, config: Config = None, data_dir: DataDir = None
-) -> None:
-    """List the tokens of a namespace that have not expired."""
-    from memory_core.records.times import to_iso
-    from memory_server.access.tokens import list_tokens
-    from memory_server.cli import printing
+@common_options()
+def tokens(console: Console) -> None:
+    """List the unexpired tokens of a namespace."""
+    namespace = console.namespace
+    found = console.with_backend(lambda backend: lazy.tokens.list_tokens(backend, namespace))
 
-    settings = load_settings(config, data_dir, namespace)
-    found = with_backend(settings, lambda backend: list_tokens(backend, settings.namespace))
-    if as_json:
-        return printing.emit([_shown(one) for one in found])
-    for one in found:
-        state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
-        typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
-    return None
+    def show() -> None:
+        for one in found:
+            state = "revoked" if one.revoked else f"until {to_iso(round(one.expires_at))}"
+            typer.echo(f"{one.id}  {one.agent}  {','.join(sorted(one.scopes))}  {state}")
+
+    console.show([_public(one) for one in found], show)
 
 
 @agents.command()
-def revoke(
-    token_id: Annotated[str, typer.Argument(help="Id of the token, as `tokens` lists it.")],
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
-) -> None:
-    """End a token at once."""
-    from memory_server.access.tokens import revoke_token
-    from memory_server.cli import printing
-
-    revoked = with_backend(load_settings(config, data_dir, None), lambda backend: revoke_token(backend, token_id))
-    if as_json:
-        printing.emit(_shown(revoked))
-    else:
-        typer.echo(f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
+@common_options("as_json", "config", "data_dir")
+def revoke(console: Console, token_id: Annotated[str, typer.Argument(help="Id of the token, from `tokens`.")]) -> None:
+    """Revoke a token immediately."""
+    revoked = console.with_backend(lambda backend: lazy.tokens.revoke_token(backend, token_id))
+    console.show(_public(revoked), f"Token {revoked.id} of {revoked.agent} in {revoked.namespace} is revoked.")
 
 
-def _shown(token: Token) -> dict[str, Any]:
-    """Give what may be told of a token; never its secret."""
-    from memory_core.records.times import to_iso
-
+def _public(token: Token) -> dict[str, Any]:
+    """Return the fields of a token without its secret."""
     return {
         "id": token.id,
         "agent": token.agent,
@@ -146,7 +104,7 @@ def _shown(token: Token) -> dict[str, Any]:
 
 
 def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip(), re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"(\d{1,9})([smhdw])", text.strip(), re.ASCII)
+    if match is None:
         raise InvalidArgument(f"{echo(text)} is not a lifetime", hint="a number and s, m, h, d or w, such as 90d")
-    return float(found[1]) * _UNITS[found[2]]
+    return float(match[1]) * _UNITS[match[2]]

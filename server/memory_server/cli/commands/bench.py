@@ -1,4 +1,4 @@
-"""`redis-memory bench`: how fast this installation is, measured by the way."""
+"""`redis-memory bench`: measures how fast this installation is."""
 
 from __future__ import annotations
 
@@ -6,59 +6,45 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, load_settings, with_serving
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options
 
 if TYPE_CHECKING:
-    from memory_server.operations.bench import Measured
+    from memory_server.operations.bench import Measurements
 
-_PATIENCE_SECONDS = 30.0
-"""A slow machine is to be measured, not refused."""
+_EMBED_WAIT_SECONDS = 30.0
+"""A slow machine is measured, not refused."""
 
 
+@common_options("as_json", "config", "data_dir")
 def bench(
+    console: Console,
     texts: Annotated[int, typer.Option(min=20, max=100_000, help="Texts to embed and to store.")] = 200,
     searches: Annotated[int, typer.Option(min=5, max=10_000, help="Searches.")] = 50,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
 ) -> None:
-    """Measure embedding, storing and searching here, in the namespace `bench`, and remove what was stored for it."""
-    from memory_server.cli import printing
-    from memory_server.operations.bench import Size, measure
-
-    settings = load_settings(config, data_dir).model_copy(update={"embed_wait_seconds": _PATIENCE_SECONDS})
-    with printing.progress(as_json) as shown:
-        stages: dict[str, int] = {}
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = int(shown.add_task(stage, total=total))
-            shown.update(shown.task_ids[stages[stage]], completed=done)
-
-        measured = with_serving(settings, lambda service: measure(service, Size(texts, searches), tell))
-    if as_json:
-        printing.emit(measured.model_dump(mode="json"))
-    else:
-        _print(measured)
+    """Measure embedding, storing and searching in the namespace `bench`, then delete what was stored."""
+    console.settings = console.settings.model_copy(update={"embed_wait_seconds": _EMBED_WAIT_SECONDS})
+    size = lazy.bench.Size(texts, searches)
+    with console.progress() as report:
+        measured = console.with_server(lambda service: lazy.bench.measure(service, size, report))
+    console.show(measured.model_dump(mode="json"), lambda: _print(measured))
 
 
-def _print(measured: Measured) -> None:
-    from memory_server.cli import printing
-
+def _print(measured: Measurements) -> None:
     ready = measured.vectors_ready_seconds
-    filled = "not within a minute" if ready is None else f"{ready} s after the last was stored"
-    printing.pairs(
+    vectors = "not complete within a minute" if ready is None else f"complete {ready} s after the last store"
+    lazy.printing.pairs(
         [
             ("machine", measured.machine),
             ("Redis", f"{measured.redis}, durability {measured.durability}"),
             ("sidecars", f"{'; '.join(measured.sidecars)}, {measured.model}"),
-            ("embedded", f"{measured.embedded_per_second}/s: {measured.texts} texts of some 45 words, 64 a call"),
-            ("stored", f"{measured.stored_per_second}/s: {measured.texts} memories, one a call, 16 calls at a time"),
-            ("vectors", f"all there {filled}"),
+            ("embedding", f"{measured.embedded_per_second}/s: {measured.texts} texts of about 45 words, 64 per call"),
+            ("storing", f"{measured.stored_per_second}/s: {measured.texts} memories, one per call, 16 calls at once"),
+            ("vectors", vectors),
             (
-                "searched",
+                "searching",
                 f"p50 {measured.search_p50_ms} ms, p95 {measured.search_p95_ms} ms: {measured.searches} hybrid ",
             ),
-            ("", f"searches one after another, new texts each, over {measured.in_namespace} memories"),
+            ("", f"searches in sequence, a new text each, over {measured.in_namespace} memories"),
         ]
     )

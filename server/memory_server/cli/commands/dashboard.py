@@ -1,35 +1,24 @@
-"""`redis-memory dashboard`: a way into the operator's view, for whoever may reach Redis."""
+"""`redis-memory dashboard`: prints a link to the operator's view."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_backend
-
-if TYPE_CHECKING:
-    from memory_server.engine.backend import Backend
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options
 
 
+@common_options()
 def dashboard(
-    url: Annotated[str | None, typer.Option(help="Where the server is; http://127.0.0.1:PORT/ if left out.")] = None,
+    console: Console,
+    url: Annotated[str | None, typer.Option(help="URL of the server; http://127.0.0.1:PORT/ if omitted.")] = None,
     port: Annotated[int | None, typer.Option(help="HTTP port of the server on this machine.")] = None,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
 ) -> None:
-    """Print the address of the operator's view. It works once, within an hour."""
-    import json
-
-    settings = load_settings(config, data_dir, namespace)
+    """Print a link to the operator's view. It works once, within an hour."""
+    settings = console.settings
     page = url or f"{'https' if settings.tls_cert else 'http'}://127.0.0.1:{port or settings.port}/"
-
-    async def make(backend: Backend) -> str:
-        from memory_server.access.operator_login import admit_once
-
-        return await admit_once(backend, settings.namespace)
-
-    address = f"{page.rstrip('/')}/#operator={with_backend(settings, make)}"
-    typer.echo(json.dumps({"url": address}) if as_json else address)
+    key = console.with_backend(lambda backend: lazy.operator_login.admit_once(backend, settings.namespace))
+    address = f"{page.rstrip('/')}/#operator={key}"
+    console.show({"url": address}, address)

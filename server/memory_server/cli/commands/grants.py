@@ -1,4 +1,4 @@
-"""`redis-memory grants`: who lets whom see what, listed and ended from a shell."""
+"""`redis-memory grants`: lists and revokes grants."""
 
 from __future__ import annotations
 
@@ -6,74 +6,51 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, carry_out, load_settings, operator
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options, group
 
 if TYPE_CHECKING:
     from memory_server.contract.sharing import GrantState
 
-grants = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at what is shared, and end it.")
+grants = group("List and revoke grants.")
 
 
 @grants.command("list")
-def listing(
-    agent: Annotated[str | None, typer.Option(help="Only what this agent gave or was given.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="With those that ended in the last 30 days.")] = False,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Most grants.")] = 100,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+@common_options()
+def list_grants(
+    console: Console,
+    agent: Annotated[str | None, typer.Option(help="Only grants from or to this agent.")] = None,
+    ended: Annotated[bool, typer.Option("--all", help="Include grants that ended in the last 30 days.")] = False,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number of grants.")] = 100,
 ) -> None:
-    """List the grants in force and the offers that wait, newest first."""
-    from memory_server.cli import printing
-    from memory_server.operations.admin_view import all_grants
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = operator(settings.namespace)
-
-    answer = carry_out(
-        settings,
-        caller,
+    """List active grants and open offers, newest first."""
+    answer = console.as_operator(
         "list_grants",
-        lambda service: all_grants(service, caller, agent=agent, ended=every, limit=limit),
+        lambda service, request: lazy.admin_view.all_grants(
+            service.backend, request.caller, agent=agent, ended=ended, limit=limit
+        ),
     )
-    if as_json:
-        return printing.emit_answer(answer)
     rows = (
         (g.id, g.state, g.from_agent, g.to_agent, g.permission, g.expires_at or "", _covers(g)) for g in answer.grants
     )
-    printing.table(("grant", "state", "from", "to", "may", "until", "covers"), rows)
-    return None
+    columns = ("grant", "state", "from", "to", "permission", "until", "covers")
+    console.show_answer(answer, lambda: lazy.printing.table(columns, rows))
 
 
 @grants.command()
+@common_options()
 def revoke(
-    grant_id: Annotated[str, typer.Argument(help="Id of the grant or offer, as `list` gives it.")],
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    console: Console, grant_id: Annotated[str, typer.Argument(help="Id of the grant or offer, from `list`.")]
 ) -> None:
-    """End a grant or an offer at once, with all that was passed on under it."""
-    from memory_server.cli import printing
-    from memory_server.sharing.grants import revoke_shared
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = operator(settings.namespace)
-
-    answer = carry_out(
-        settings,
-        caller,
+    """Revoke a grant or an offer immediately, with all grants derived from it."""
+    answer = console.as_operator(
         "revoke_shared_context",
-        lambda service: revoke_shared(service, caller, grant_id),
-        ids=[grant_id],
+        lambda service, request: lazy.grants.revoke_shared(service, request, grant_id),
+        grant_id,
     )
-    if as_json:
-        printing.emit_answer(answer)
-    else:
-        typer.echo(answer.summary())
+    console.show_answer(answer, answer.summary())
 
 
 def _covers(grant: GrantState) -> str:
-    what = grant.context or ", ".join([*grant.tags, *grant.memory_types])
-    return what or f"{grant.memories} memories"
+    filters = grant.context or ", ".join([*grant.tags, *grant.memory_types])
+    return filters or f"{grant.memories} memories"

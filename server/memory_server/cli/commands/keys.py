@@ -1,109 +1,83 @@
-"""`redis-memory keys`: makes and changes the keys of sensitive memories, from a shell."""
+"""`redis-memory keys`: creates and rotates the keys of sensitive memories."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, new_key, written
 from memory_core.errors import KeyMissing
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
+from memory_core.records.names import check_name
+from memory_server.cli import lazy
+from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 
 if TYPE_CHECKING:
     from memory_server.service import Service
 
-keys = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Make keys, and change them.")
+keys = group("Create and rotate keys.")
 
 
 @keys.command()
-def new(as_json: AsJson = False) -> None:
-    """Print a new master key, for MEMORY_MASTER_KEY or a file; nobody can make it again."""
-    from memory_core.crypto.keyring import new_key
-
-    _say("key", new_key(), as_json)
+@common_options("as_json")
+def new(console: Console) -> None:
+    """Print a new master key, for MEMORY_MASTER_KEY or a file. It cannot be derived again."""
+    key = new_key()
+    console.show({"key": key}, key)
 
 
 @keys.command()
-def transport(as_json: AsJson = False, config: Config = None) -> None:
-    """Print the transport key, all that a sidecar needs of the keys: for its MEMORY_TRANSPORT_KEY."""
-    from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, written
-
-    transports = load_keyring(load_settings(config, None, None)).transports
+@common_options("as_json", "config")
+def transport(console: Console) -> None:
+    """Print the transport key, for a sidecar's MEMORY_TRANSPORT_KEY. A sidecar needs no other key."""
+    transports = load_keyring(console.settings).transports
     if not transports:
         raise KeyMissing("there is no master key to derive it from", hint=HOW_TO_SET)
-    _say("key", written(transports[0]), as_json)
+    key = written(transports[0])
+    console.show({"key": key}, key)
 
 
 @keys.command()
+@common_options()
 def rotate(
-    agent: Annotated[str | None, typer.Option(help="Of this agent alone; of all if left out.")] = None,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    console: Console, agent: Annotated[str | None, typer.Option(help="Only this agent; all if omitted.")] = None
 ) -> None:
-    """Give agents new data keys and seal their memories anew. If it was stopped, run it again: it goes on."""
-    from memory_server.cli import printing
-
-    settings = load_settings(config, data_dir, namespace)
+    """Give agents new data keys and encrypt their memories again. Run it again to resume after an interruption."""
+    namespace = console.namespace
     resealed: dict[str, int] = {}
 
-    def tell(owner: str, number: int) -> None:
-        resealed[owner] = number
-        if not as_json:
-            typer.echo(f"{owner}: {number} memories are sealed anew.")
+    async def act(service: Service) -> int:
+        await service.vault.check()
+        failed = 0
+        for owner in await lazy.key_rotation.owners_with_keys(service.backend, namespace, agent):
+            rotated = await lazy.key_rotation.rotate(service, namespace, owner)
+            failed += rotated.closed
+            resealed[owner] = rotated.resealed
+            if not console.as_json:
+                typer.echo(f"{owner}: {rotated.resealed} memories are encrypted under the new key.")
+        return failed
 
-    closed = with_service(settings, lambda service: _rotate(service, settings.namespace, agent, tell))
-    if as_json:
-        printing.emit({"resealed": resealed, "closed": closed})
-    if closed:
-        typer.echo(f"{closed} memories cannot be opened; their old keys are kept.", err=True)
-        raise typer.Exit(1)
+    failed = console.with_service(act)
+    console.show({"resealed": resealed, "closed": failed}, lambda: None)
+    if failed:
+        typer.echo(f"{failed} memories cannot be decrypted; their old keys are kept.", err=True)
+        raise typer.Exit(CHECK_FAILED)
 
 
 @keys.command()
+@common_options("as_json", "config", "data_dir")
 def rewrap(
-    namespace: Annotated[str | None, typer.Option(help="Of this namespace alone; of all if left out.")] = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    console: Console, namespace: Annotated[str | None, typer.Option(help="Only this namespace; all if omitted.")] = None
 ) -> None:
-    """Put all data keys under the first master key; the older ones open no memory any more after that."""
-    settings = load_settings(config, data_dir, namespace)
-    number = with_service(settings, lambda service: _rewrap(service, namespace))
-    _say("rewrapped", number, as_json, "{} data keys were put under the master key in force.")
+    """Encrypt all data keys under the first master key. Older master keys are not needed afterwards."""
 
+    async def act(service: Service) -> int:
+        await service.vault.check()
+        number = 0
+        for name in [check_name(namespace, "namespace")] if namespace else await service.namespaces.names():
+            for owner in await lazy.key_rotation.owners_with_keys(service.backend, name):
+                number += await lazy.key_rotation.rewrap(service.backend, name, owner)
+        return number
 
-async def _rotate(service: Service, namespace: str, agent: str | None, tell: Callable[[str, int], None]) -> int:
-    from memory_server.operations.key_rotation import owners_with_keys
-    from memory_server.operations.key_rotation import rotate as rotate_one
-
-    await service.vault.check()
-    closed = 0
-    for owner in await owners_with_keys(service, namespace, agent):
-        rotated = await rotate_one(service, namespace, owner)
-        closed += rotated.closed
-        tell(owner, rotated.resealed)
-    return closed
-
-
-async def _rewrap(service: Service, namespace: str | None) -> int:
-    from memory_server.operations.key_rotation import owners_with_keys
-    from memory_server.operations.key_rotation import rewrap as rewrap_one
-
-    await service.vault.check()
-    number = 0
-    for name in [namespace] if namespace else await service.namespaces.names():
-        for owner in await owners_with_keys(service, name):
-            number += await rewrap_one(service, name, owner)
-    return number
-
-
-def _say(name: str, value: object, as_json: bool, words: str = "{}") -> None:
-    from memory_server.cli import printing
-
-    if as_json:
-        printing.emit({name: value})
-    else:
-        typer.echo(words.format(value))
+    number = console.with_service(act)
+    console.show({"rewrapped": number}, f"{number} data keys are encrypted under the current master key.")

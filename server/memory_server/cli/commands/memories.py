@@ -1,4 +1,4 @@
-"""`redis-memory search | show`: what an agent would find and read, seen from a shell with that agent's permission."""
+"""`redis-memory search | show`: searches and reads memories with an agent's permission."""
 
 from __future__ import annotations
 
@@ -7,120 +7,98 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memory_core.errors import InvalidArgument
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, carry_out, load_settings
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options
 
 if TYPE_CHECKING:
-    from memory_core.settings.settings import Settings
     from memory_server.contract.memories import MemoryAnswer, SearchAnswer
 
-Agent = Annotated[str | None, typer.Option(help="Agent with whose permission to look; MEMORY_AGENT if left out.")]
+Agent = Annotated[str | None, typer.Option(help="Agent whose permission applies; MEMORY_AGENT if omitted.")]
 Mode = Literal["hybrid", "vector", "keyword"]
 
 
+@common_options()
 def search(
-    query: Annotated[str, typer.Argument(help="What to look for.")],
+    console: Console,
+    query: Annotated[str, typer.Argument(help="Text to search for.")],
     agent: Agent = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="Most memories.")] = 10,
-    mode: Annotated[Mode, typer.Option(help="By meaning and words, or by one of them.")] = "hybrid",
-    min_score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Least score.")] = 0.0,
-    tag: Annotated[list[str] | None, typer.Option(help="Only with this tag; may be repeated.")] = None,
-    context: Annotated[str | None, typer.Option(help="Only of this session, thread or project.")] = None,
-    since: Annotated[str | None, typer.Option(help="Only since then: a time, or such as '2 days ago'.")] = None,
-    until: Annotated[str | None, typer.Option(help="Only until then.")] = None,
-    archive: Annotated[bool, typer.Option("--archive", help="In the archive too.")] = False,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=100, help="Maximum number of memories.")] = 10,
+    mode: Annotated[Mode, typer.Option(help="Search by meaning and words, or by one of them.")] = "hybrid",
+    min_score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Minimum score.")] = 0.0,
+    tag: Annotated[list[str] | None, typer.Option(help="Only with this tag; repeatable.")] = None,
+    context: Annotated[str | None, typer.Option(help="Only in this session, thread or project.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only since this time, such as '2 days ago'.")] = None,
+    until: Annotated[str | None, typer.Option(help="Only until this time.")] = None,
+    archive: Annotated[bool, typer.Option("--archive", help="Include the archive.")] = False,
 ) -> None:
-    """Search memories as an agent does, by the same search and with no more than that agent's permission."""
-    from memory_server.contract.selection import Selection
-    from memory_server.search import search as use_case
-
-    settings = load_settings(config, data_dir, namespace)
-    request = use_case.SearchRequest(
+    """Search memories like an agent does, with that agent's permission."""
+    arguments = lazy.arguments.SearchArguments(
         query=query,
-        mode=use_case.Mode(mode),
+        mode=mode,
         limit=limit,
         min_score=min_score,
-        selection=Selection(tags=tag or (), context=context, since=since, until=until, include_archive=archive),
+        tags=tag,
+        context=context,
+        since=since,
+        until=until,
+        include_archive=archive,
     )
-    caller = acting_as(settings.namespace, _agent(agent, settings))
-
-    _print_hits(
-        carry_out(
-            settings, caller, "semantic_search", lambda service: use_case.semantic_search(service, caller, request)
-        ),
-        as_json,
+    answer = console.as_agent(
+        _agent(console, agent),
+        "semantic_search",
+        lambda service, request: lazy.search.semantic_search(service, request, arguments),
     )
+    console.show_answer(answer, lambda: _print_hits(answer))
 
 
+@common_options()
 def show(
-    memory_id: Annotated[str, typer.Argument(help="Id of the memory, as `search` gives it.")],
+    console: Console,
+    memory_id: Annotated[str, typer.Argument(help="Id of the memory, from `search`.")],
     agent: Agent = None,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
 ) -> None:
-    """Show one memory whole, if the agent may read it."""
-    from memory_server.memories.get import retrieve_memory
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = acting_as(settings.namespace, _agent(agent, settings))
-
-    _print_memory(
-        carry_out(
-            settings,
-            caller,
-            "retrieve_memory",
-            lambda service: retrieve_memory(service, caller, memory_id),
-            ids=[memory_id],
-        ),
-        as_json,
+    """Show one memory in full, if the agent may read it."""
+    answer = console.as_agent(
+        _agent(console, agent),
+        "retrieve_memory",
+        lambda service, request: lazy.read.retrieve_memory(service, request, memory_id),
+        memory_id,
     )
+    console.show_answer(answer, lambda: _print_memory(answer))
 
 
-def _agent(agent: str | None, settings: Settings) -> str:
-    """Name the agent.
+def _agent(console: Console, agent: str | None) -> str:
+    """Return the agent of the option or the settings.
 
     Raises:
-        InvalidArgument: neither the option nor the settings do.
+        InvalidArgument: neither names one.
     """
-    name = agent or settings.agent
+    name = agent or console.settings.agent
     if name is None:
-        raise InvalidArgument("as which agent?", hint="give --agent NAME, or set MEMORY_AGENT")
+        raise InvalidArgument("no agent is given", hint="give --agent NAME, or set MEMORY_AGENT")
     return name
 
 
-def _print_hits(answer: SearchAnswer, as_json: bool) -> None:
-    from memory_server.cli import printing
-
-    if as_json:
-        return printing.emit_answer(answer)
+def _print_hits(answer: SearchAnswer) -> None:
     rows = (
         (f"{hit.score:.2f}", found.memory_id, found.writer, found.trust, (found.occurred_at or "")[:19], found.content)
         for hit in answer.hits
         for found in [hit.memory]
     )
     if answer.hits:
-        printing.table(("score", "memory", "by", "trust", "when", "content"), rows)
+        lazy.printing.table(("score", "memory", "writer", "trust", "time", "content"), rows)
     else:
         typer.echo("No memories found.")
     if answer.partial:
         typer.echo(f"partial: {answer.reason}", err=True)
-    return None
 
 
-def _print_memory(answer: MemoryAnswer, as_json: bool) -> None:
-    from memory_server.cli import printing
-
-    if as_json:
-        return printing.emit_answer(answer)
-    found = answer.memory.model_dump(mode="json", exclude_none=True)
-    content = found.pop("content")
-    found |= {"access_count": answer.access_count, "last_access": answer.last_access}
-    printing.pairs((name, ", ".join(value) if isinstance(value, list) else value) for name, value in found.items())
+def _print_memory(answer: MemoryAnswer) -> None:
+    fields = answer.memory.model_dump(mode="json", exclude_none=True)
+    content = fields.pop("content")
+    fields |= {"access_count": answer.access_count, "last_access": answer.last_access}
+    lazy.printing.pairs(
+        (name, ", ".join(value) if isinstance(value, list) else value) for name, value in fields.items()
+    )
     typer.echo("")
-    typer.echo(printing.plain(content))
-    return None
+    typer.echo(lazy.printing.plain(content))

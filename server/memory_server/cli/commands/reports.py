@@ -1,84 +1,61 @@
-"""`redis-memory duplicates | clusters`: an agent's own memories at a glance, from a shell."""
+"""`redis-memory duplicates | clusters`: reports on an agent's own memories."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, acting_as, carry_out, load_settings
-
-if TYPE_CHECKING:
-    from memory_core.settings.settings import Settings
-    from memory_server.contract.answer import Answer
-    from memory_server.engine.principals import Caller
-    from memory_server.service import Service
-
-    A = TypeVar("A", bound=Answer)
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options
 
 _WAIT_SECONDS = 300.0
-Agent = Annotated[str, typer.Argument(help="Name of the agent whose own memories are looked at.")]
+Agent = Annotated[str, typer.Argument(help="Name of the agent whose memories to compare.")]
 
 
+@common_options()
 def duplicates(
+    console: Console,
     agent: Agent,
-    least: Annotated[float, typer.Option(help="Cosine from which two say nearly the same, .5 to 1.")] = 0.95,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    least: Annotated[float, typer.Option(help="Minimum cosine similarity, .5 to 1.")] = 0.95,
 ) -> None:
-    """Show which of an agent's memories say nearly the same."""
-    from memory_server.cli import printing
-    from memory_server.search.reports import near_duplicates
-
-    found = _report(
-        load_settings(config, data_dir, namespace),
+    """Show near-duplicates among an agent's memories."""
+    answer = console.as_agent(
         agent,
         "duplicates",
-        lambda service, caller: near_duplicates(service, caller, least=least, wait=_WAIT_SECONDS),
+        lambda service, request: lazy.reports.near_duplicates(service, request, least=least, wait=_WAIT_SECONDS),
     )
-    if as_json:
-        return printing.emit_answer(found)
-    rows = [(f"{group.cosine:.3f}", one.memory_id, one.content) for group in found.groups for one in group.memories]
-    printing.table(("cosine", "memory", "content"), rows)
-    left = found.pairs_left_out
-    typer.echo(f"{len(found.groups)} groups." + (f" {left} less alike pairs were left out." if left else ""))
-    return None
+
+    def show() -> None:
+        rows = [
+            (f"{group.cosine:.3f}", one.memory_id, one.content) for group in answer.groups for one in group.memories
+        ]
+        lazy.printing.table(("cosine", "memory", "content"), rows)
+        left_out = answer.pairs_left_out
+        typer.echo(
+            f"{len(answer.groups)} groups." + (f" {left_out} less similar pairs were left out." if left_out else "")
+        )
+
+    console.show_answer(answer, show)
 
 
+@common_options()
 def clusters(
+    console: Console,
     agent: Agent,
-    count: Annotated[int, typer.Option(min=1, max=256, help="How many parts.")] = 16,
-    show: Annotated[int, typer.Option(min=1, max=100, help="Memories shown of each.")] = 3,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    count: Annotated[int, typer.Option(min=1, max=256, help="Number of clusters.")] = 16,
+    show: Annotated[int, typer.Option(min=1, max=100, help="Examples per cluster.")] = 3,
 ) -> None:
-    """Part an agent's memories by meaning."""
-    from memory_server.cli import printing
-    from memory_server.search import reports
-
-    found = _report(
-        load_settings(config, data_dir, namespace),
+    """Cluster an agent's memories by meaning."""
+    answer = console.as_agent(
         agent,
         "clusters",
-        lambda service, caller: reports.clusters(service, caller, count=count, show=show, wait=_WAIT_SECONDS),
+        lambda service, request: lazy.reports.clusters(service, request, count=count, show=show, wait=_WAIT_SECONDS),
     )
-    if as_json:
-        return printing.emit_answer(found)
     rows = [
         (one.size, f"{one.closeness:.2f}", text.memory_id, text.content)
-        for one in found.clusters
+        for one in answer.clusters
         for text in one.examples
     ]
-    printing.table(("memories", "closeness", "such as", "content"), rows)
-    return None
-
-
-def _report(settings: Settings, agent: str, op: str, make: Callable[[Service, Caller], Awaitable[A]]) -> A:
-    """Make a report as the agent, with its permission; it is audited as a tool's call is."""
-    caller = acting_as(settings.namespace, agent)
-    return carry_out(settings, caller, op, lambda service: make(service, caller))
+    columns = ("memories", "closeness", "example", "content")
+    console.show_answer(answer, lambda: lazy.printing.table(columns, rows))

@@ -1,4 +1,4 @@
-"""`redis-memory status`: what runs, and how much of what there is."""
+"""`redis-memory status`: shows what runs and what each namespace holds."""
 
 from __future__ import annotations
 
@@ -8,77 +8,70 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from memory_server.cli.console import TO_MEND, AsJson, Config, DataDir, load_settings
+from memory_server.cli import lazy
+from memory_server.cli.console import CHECK_FAILED, Console, common_options
 
 if TYPE_CHECKING:
-    from memory_server.operations.status import Status
+    from memory_core.store.sidecar import SidecarStatus
+    from memory_server.operations.status import NamespaceState, RedisState, ServerState, Status
+
+_SIDECAR_COLUMNS = ("sidecar", "state", "model", "device", "backend", "texts/s", "queue", "host")
+_NAMESPACE_COLUMNS = ("namespace", "memories", "without vector", "embed jobs", "agents alive", "tasks")
 
 
-def status(as_json: AsJson = False, config: Config = None, data_dir: DataDir = None) -> None:
-    """Say what runs: Redis, the server, sidecars, and what each namespace holds. Exits with 1 where Redis does not."""
-    from memory_server.cli import printing
-    from memory_server.operations.status import look
-
-    found = asyncio.run(look(load_settings(config, data_dir)))
-    if as_json:
-        printing.emit(found.model_dump(mode="json"))
-    else:
-        _print(found)
+@common_options("as_json", "config", "data_dir")
+def status(console: Console) -> None:
+    """Show Redis, the server, the sidecars and each namespace's contents. Exits with 1 if Redis does not run."""
+    found = asyncio.run(lazy.status.read_status(console.settings))
+    console.show(found.model_dump(mode="json"), lambda: _print(found))
     if not found.redis.answers:
-        raise typer.Exit(TO_MEND)
+        raise typer.Exit(CHECK_FAILED)
 
 
 def _print(found: Status) -> None:
-    from memory_server.cli import printing
-
-    redis, server = found.redis, found.server
-    kind = "embedded, " if redis.embedded else ""
-    up, size = timedelta(seconds=redis.uptime_seconds or 0), (redis.used_memory or 0) >> 20
-    told = f"{redis.version}, {kind}{redis.address}, up {up}, {size} MiB, {redis.clients} clients"
-    printing.pairs(
-        [
-            ("Redis", told if redis.answers else f"does not run: {redis.why}"),
-            ("HTTP server", _server(found)),
-            ("server processes", ("at work" if server.servers else "none at work") if redis.answers else None),
-        ]
+    processes = ("running" if found.server.servers else "none running") if found.redis.answers else None
+    lazy.printing.pairs(
+        [("Redis", _redis(found.redis)), ("HTTP server", _server(found.server)), ("server processes", processes)]
     )
     if found.sidecars:
         typer.echo("")
-        rows = (
-            (
-                one.id,
-                one.state,
-                one.model,
-                one.device,
-                one.backend,
-                f"{one.texts_per_second:.0f}",
-                one.queue_depth,
-                one.host,
-            )
-            for one in found.sidecars
-        )
-        printing.table(("sidecar", "state", "model", "device", "by", "texts/s", "queue", "host"), rows)
-    elif redis.answers:
-        typer.echo("No sidecar is alive: searches go by words only. redis-memory doctor tells more.")
+        lazy.printing.table(_SIDECAR_COLUMNS, map(_sidecar, found.sidecars))
+    elif found.redis.answers:
+        typer.echo("No sidecar is running: search uses keywords only. Run `redis-memory doctor` for details.")
     if found.namespaces:
         typer.echo("")
-        rows = (
-            (n.namespace, _known(n.memories), _known(n.waiting_for_vectors), jobs, agents, tasks)
-            for n in found.namespaces
-            for jobs in [f"{n.embed_jobs}, {n.failed_jobs} failed"]
-            for agents in [f"{n.agents_alive} of {n.agents}"]
-            for tasks in [f"{n.open_tasks} open, {n.dead_tasks} dead"]
-        )
-        names = ("namespace", "memories", "no vector yet", "embed jobs", "agents alive", "tasks")
-        printing.table(names, rows)
+        lazy.printing.table(_NAMESPACE_COLUMNS, map(_namespace, found.namespaces))
 
 
-def _server(found: Status) -> str:
-    server = found.server
+def _redis(redis: RedisState) -> str:
+    if not redis.answers:
+        return f"not running: {redis.why}"
+    kind = "embedded, " if redis.embedded else ""
+    uptime, size = timedelta(seconds=redis.uptime_seconds or 0), (redis.used_memory or 0) >> 20
+    return f"{redis.version}, {kind}{redis.address}, up {uptime}, {size} MiB, {redis.clients} clients"
+
+
+def _server(server: ServerState) -> str:
     if not server.answers:
         return f"none at {server.url}"
     return f"{server.url}, {'ready' if server.ready else f'not ready: {server.why}'}"
 
 
-def _known(number: int | None) -> object:
+def _sidecar(one: SidecarStatus) -> tuple[object, ...]:
+    rate = f"{one.texts_per_second:.0f}"
+    return one.id, one.state, one.model, one.device, one.backend, rate, one.queue_depth, one.host
+
+
+def _namespace(one: NamespaceState) -> tuple[object, ...]:
+    return (
+        one.namespace,
+        _count(one.memories),
+        _count(one.waiting_for_vectors),
+        f"{one.embed_jobs}, {one.failed_jobs} failed",
+        f"{one.agents_alive} of {one.agents}",
+        f"{one.open_tasks} open, {one.dead_tasks} dead",
+    )
+
+
+def _count(number: int | None) -> object:
     return "no index" if number is None else number

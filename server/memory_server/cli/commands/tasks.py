@@ -1,127 +1,85 @@
-"""`redis-memory tasks`: what agents have in hand, and the dead letters, seen and put right from a shell."""
+"""`redis-memory tasks`: lists, requeues and cancels tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memory_core.records.task import TaskState
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, carry_out, load_settings, operator
+from memory_server.cli import lazy
+from memory_server.cli.console import Console, common_options, group
 
 if TYPE_CHECKING:
-    from memory_core.settings.settings import Settings
-    from memory_server.contract.tasks import TaskStateAnswer
-    from memory_server.engine.principals import Caller
-    from memory_server.service import Service
+    from memory_server.contract.tasks import TaskAnswer, TaskStateAnswer
 
-tasks = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Look at tasks, revive and end them.")
-TaskId = Annotated[str, typer.Argument(help="Id of the task, as `list` gives it.")]
+tasks = group("List, requeue and cancel tasks.")
+TaskId = Annotated[str, typer.Argument(help="Id of the task, from `list`.")]
 
 
 @tasks.command("list")
-def listing(
-    state: Annotated[list[TaskState] | None, typer.Option(help="Only in this state; may be repeated.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Only what this agent submitted or has had.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Most tasks.")] = 50,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+@common_options()
+def list_tasks(
+    console: Console,
+    state: Annotated[list[TaskState] | None, typer.Option(help="Only in this state; repeatable.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only tasks that this agent submitted or worked on.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number of tasks.")] = 50,
 ) -> None:
-    """List tasks of all agents, newest first; `--state dead` lists the dead letters."""
-    from memory_server.cli import printing
-    from memory_server.operations.admin_view import all_tasks
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = operator(settings.namespace)
-
-    answer = carry_out(
-        settings,
-        caller,
+    """List tasks of all agents, newest first. `--state dead` lists the dead letters."""
+    answer = console.as_operator(
         "list_tasks",
-        lambda service: all_tasks(service, caller, states=state or (), agent=agent, limit=limit),
+        lambda service, request: lazy.admin_view.all_tasks(
+            service.backend, request.caller, states=state or (), agent=agent, limit=limit
+        ),
     )
-    if as_json:
-        return printing.emit_answer(answer)
     rows = (
         (t.task_id, t.state, t.priority, t.submitted_by, t.assigned_to, attempt, t.error, t.description)
         for t in answer.tasks
         for attempt in [f"{t.attempt}/{t.max_retries + 1}"]
     )
-    printing.table(("task", "state", "priority", "by", "with", "attempt", "error", "description"), rows)
-    return None
+    columns = ("task", "state", "priority", "submitter", "worker", "attempt", "error", "description")
+    console.show_answer(answer, lambda: lazy.printing.table(columns, rows))
 
 
 @tasks.command()
-def show(
-    task_id: TaskId,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Show one task with its whole history."""
-    from memory_server.cli import printing
-    from memory_server.tasks.lifecycle import get_task
-
-    settings = load_settings(config, data_dir, namespace)
-    caller = operator(settings.namespace)
-
-    answer = carry_out(settings, caller, "get_task", lambda service: get_task(service, caller, task_id), ids=[task_id])
-    if as_json:
-        return printing.emit_answer(answer)
-    printing.pairs((name, value) for name, value in answer.task.model_dump(mode="json").items() if value)
-    rows = ((e.at, e.op, e.agent or "", e.attempt or "", e.error or e.handoff or "") for e in answer.history)
-    printing.table(("at", "what", "agent", "attempt", "error or handoff"), rows)
-    return None
+@common_options()
+def show(console: Console, task_id: TaskId) -> None:
+    """Show one task with its full history."""
+    answer = console.as_operator(
+        "get_task", lambda service, request: lazy.tasks.get_task(service, request.caller, task_id), task_id
+    )
+    console.show_answer(answer, lambda: _print_task(answer))
 
 
 @tasks.command()
-def requeue(
-    task_id: TaskId,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Give a dead task a new life with all its attempts."""
-    from memory_server.tasks.lifecycle import requeue_task
-
-    settings = load_settings(config, data_dir, namespace)
-    _change(settings, as_json, "requeue_task", task_id, lambda service, who: requeue_task(service, who, task_id))
+@common_options()
+def requeue(console: Console, task_id: TaskId) -> None:
+    """Queue a dead task again with all its attempts."""
+    answer = console.as_operator(
+        "requeue_task", lambda service, request: lazy.tasks.requeue_task(service, request, task_id), task_id
+    )
+    _show_state(console, answer)
 
 
 @tasks.command()
+@common_options()
 def cancel(
+    console: Console,
     task_id: TaskId,
-    reason: Annotated[str, typer.Option(help="Why; whoever works on it is told.")] = "cancelled at the console",
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    reason: Annotated[str, typer.Option(help="Reason, sent to the worker.")] = "cancelled at the console",
 ) -> None:
-    """End an open task, whoever has it."""
-    from memory_server.tasks.lifecycle import cancel_task
+    """Cancel an open task of any agent."""
+    answer = console.as_operator(
+        "cancel_task", lambda service, request: lazy.tasks.cancel_task(service, request, task_id, reason), task_id
+    )
+    _show_state(console, answer)
 
-    settings = load_settings(config, data_dir, namespace)
-    _change(settings, as_json, "cancel_task", task_id, lambda service, who: cancel_task(service, who, task_id, reason))
+
+def _print_task(answer: TaskAnswer) -> None:
+    lazy.printing.pairs((name, value) for name, value in answer.task.model_dump(mode="json").items() if value)
+    rows = ((e.at, e.op, e.agent or "", e.attempt or "", e.error or e.handoff or "") for e in answer.history)
+    lazy.printing.table(("time", "event", "agent", "attempt", "error or handoff"), rows)
 
 
-def _change(
-    settings: Settings,
-    as_json: bool,
-    op: str,
-    task_id: str,
-    use_case: Callable[[Service, Caller], Awaitable[TaskStateAnswer]],
-) -> None:
-    from memory_server.cli import printing
-
-    caller = operator(settings.namespace)
-
-    answer = carry_out(settings, caller, op, lambda service: use_case(service, caller), ids=[task_id])
-    if as_json:
-        printing.emit_answer(answer)
-    else:
-        typer.echo(f"Task {answer.task_id} is {answer.state}.")
+def _show_state(console: Console, answer: TaskStateAnswer) -> None:
+    console.show_answer(answer, f"Task {answer.task_id} is {answer.state}.")

@@ -1,4 +1,4 @@
-"""`redis-memory quarantine | purge | integrity`: what to do about memories that are not to be trusted."""
+"""`redis-memory quarantine | purge | integrity`: hides or deletes untrusted memories, and finds altered records."""
 
 from __future__ import annotations
 
@@ -9,127 +9,103 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memory_core.errors import ConfirmationNeeded
-from memory_server.cli.console import AsJson, Config, DataDir, Namespace, load_settings, with_service
+from memory_core.records.times import parse_time, to_iso
+from memory_server.cli import lazy
+from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 
 if TYPE_CHECKING:
     from memory_server.operations.verify_integrity import Report
     from memory_server.service import Service
 
-quarantine = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Hide what an agent wrote.")
-integrity = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Find records that were altered.")
-Agent = Annotated[str, typer.Argument(help="Name of the agent that wrote.")]
-AlwaysJson = Annotated[bool, typer.Option("--json", help="It always answers in JSON.")]
-Since = Annotated[str | None, typer.Option(help="Only what it wrote since then: a time, or such as '2 days ago'.")]
+quarantine = group("Hide what an agent wrote.")
+integrity = group("Find altered records.")
+Agent = Annotated[str, typer.Argument(help="Name of the writing agent.")]
+Since = Annotated[str | None, typer.Option(help="Only what it wrote since this time, such as '2 days ago'.")]
 
 
 @quarantine.command()
-def add(
-    agent: Agent,
-    since: Since = None,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
-) -> None:
-    """Hide from all others, at once, what an agent wrote and will write."""
-    from memory_server.operations import quarantine as use_case
-
-    settings, start = load_settings(config, data_dir, namespace), _since(since)
+@common_options()
+def add(console: Console, agent: Agent, since: Since = None) -> None:
+    """Hide everything that an agent wrote and will write from all other agents, immediately."""
+    namespace, start = console.namespace, _since(since)
 
     async def act(service: Service) -> int:
-        await use_case.quarantine(service.backend, settings.namespace, agent, start)
-        return await use_case.count_written(service, settings.namespace, agent, start)
+        await lazy.quarantine.quarantine(service.backend, namespace, agent, start)
+        return await lazy.quarantine.count_written(service, namespace, agent, start)
 
-    number = with_service(settings, act)
-    hidden = f"Nobody but {agent} sees the {number} memories of {settings.namespace} that it wrote."
-    _say(as_json, hidden, agent=agent, namespace=settings.namespace, hidden=number)
+    number = console.with_service(act)
+    console.show(
+        {"agent": agent, "namespace": namespace, "hidden": number},
+        f"{number} memories that {agent} wrote in {namespace} are hidden from all other agents.",
+    )
 
 
 @quarantine.command()
-def remove(
-    agent: Agent, namespace: Namespace = None, as_json: AsJson = False, config: Config = None, data_dir: DataDir = None
-) -> None:
-    """Show again what an agent wrote."""
-    from memory_server.operations.quarantine import lift
-
-    settings = load_settings(config, data_dir, namespace)
-    with_service(settings, lambda service: lift(service.backend, settings.namespace, agent))
-    shown = f"What {agent} wrote in {settings.namespace} is shown again."
-    _say(as_json, shown, agent=agent, namespace=settings.namespace)
+@common_options()
+def remove(console: Console, agent: Agent) -> None:
+    """Show an agent's memories again."""
+    namespace = console.namespace
+    console.with_service(lambda service: lazy.quarantine.lift(service.backend, namespace, agent))
+    console.show(
+        {"agent": agent, "namespace": namespace}, f"The memories that {agent} wrote in {namespace} are visible again."
+    )
 
 
 @quarantine.command("list")
-def show(namespace: Namespace = None, as_json: AsJson = False, config: Config = None, data_dir: DataDir = None) -> None:
-    """List the agents under quarantine, and since when what they wrote is hidden."""
-    from memory_core.records.times import to_iso
-    from memory_server.operations.quarantine import quarantined
+@common_options()
+def list_quarantined(console: Console) -> None:
+    """List the agents in quarantine and the time since when their memories are hidden."""
+    namespace = console.namespace
+    found = console.with_service(lambda service: lazy.quarantine.quarantined(service.backend, namespace))
 
-    settings = load_settings(config, data_dir, namespace)
-    found = with_service(settings, lambda service: quarantined(service.backend, settings.namespace))
-    if as_json:
-        typer.echo(json.dumps([{"agent": one.agent, "since": to_iso(one.since or None)} for one in found], indent=2))
-        return
-    for one in found:
-        typer.echo(f"{one.agent}  {f'since {to_iso(one.since)}' if one.since else 'all'}")
+    def show() -> None:
+        for one in found:
+            typer.echo(f"{one.agent}  {f'since {to_iso(one.since)}' if one.since else 'all'}")
+
+    console.show([{"agent": one.agent, "since": to_iso(one.since or None)} for one in found], show)
 
 
+@common_options()
 def purge(
+    console: Console,
     agent: Agent,
     since: Since = None,
-    confirm: Annotated[bool, typer.Option("--confirm", help="Do it; without, only count.")] = False,
-    namespace: Namespace = None,
-    as_json: AsJson = False,
-    config: Config = None,
-    data_dir: DataDir = None,
+    confirm: Annotated[bool, typer.Option("--confirm", help="Delete; without it, only count.")] = False,
 ) -> None:
-    """Remove for good what an agent wrote. Stopped midway, call it again."""
-    from memory_server.operations import quarantine as use_case
-
-    settings, start = load_settings(config, data_dir, namespace), _since(since)
+    """Delete everything that an agent wrote, permanently. Run it again to resume after an interruption."""
+    namespace, start = console.namespace, _since(since)
+    act = lazy.quarantine.purge if confirm else lazy.quarantine.count_written
+    number = console.with_service(lambda service: act(service, namespace, agent, start))
     if not confirm:
-        number = with_service(
-            settings, lambda service: use_case.count_written(service, settings.namespace, agent, start)
-        )
-        raise ConfirmationNeeded(f"this would delete {number} memories for good", hint="add --confirm")
-    number = with_service(settings, lambda service: use_case.purge(service, settings.namespace, agent, start))
-    gone = f"{number} memories that {agent} wrote in {settings.namespace} are deleted."
-    _say(as_json, gone, agent=agent, namespace=settings.namespace, deleted=number)
+        raise ConfirmationNeeded(f"this would permanently delete {number} memories", hint="add --confirm")
+    console.show(
+        {"agent": agent, "namespace": namespace, "deleted": number},
+        f"{number} memories that {agent} wrote in {namespace} are deleted.",
+    )
 
 
 @integrity.command()
-def verify(
-    namespace: Namespace = None, as_json: AlwaysJson = True, config: Config = None, data_dir: DataDir = None
-) -> None:
-    """Check all records and report in JSON; exit code 1 if any is not as it was written."""
-    from memory_server.operations.verify_integrity import verify as use_case
-
-    settings = load_settings(config, data_dir, namespace)
-    report = with_service(settings, lambda service: use_case(service, settings.namespace))
-    _report(report)
+@common_options()
+def verify(console: Console) -> None:
+    """Verify all records and report in JSON. Exits with 1 if one was altered."""
+    namespace = console.namespace
+    report = console.with_service(lambda service: lazy.integrity.verify(service.backend, namespace))
+    _print_report(report)
     if not report.healthy:
-        raise typer.Exit(1)
+        raise typer.Exit(CHECK_FAILED)
 
 
 @integrity.command()
-def adopt(
-    namespace: Namespace = None, as_json: AlwaysJson = True, config: Config = None, data_dir: DataDir = None
-) -> None:
-    """Sign the records that were written before there was a key, as they are now; never those with a wrong code."""
-    from memory_server.operations.verify_integrity import adopt as use_case
-
-    settings = load_settings(config, data_dir, namespace)
-    _report(with_service(settings, lambda service: use_case(service, settings.namespace)))
+@common_options()
+def adopt(console: Console) -> None:
+    """Sign the records that were written without a key, and report in JSON. Never signs records with a wrong code."""
+    namespace = console.namespace
+    _print_report(console.with_service(lambda service: lazy.integrity.adopt(service, namespace)))
 
 
-def _report(report: Report) -> None:
+def _print_report(report: Report) -> None:
     typer.echo(json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2))
 
 
-def _say(as_json: bool, words: str, **fields: object) -> None:
-    typer.echo(json.dumps(fields, indent=2) if as_json else words)
-
-
 def _since(text: str | None) -> float:
-    from memory_core.records.times import parse_time
-
     return 0.0 if text is None else parse_time(text, "since")

@@ -1,69 +1,40 @@
-"""The tools by which agents register, say that they live and see each other."""
+"""The tools by which agents register, send heartbeats and see each other."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from mcp.server.mcpserver import Context
-
-from memory_server.access.identity import caller_of
 from memory_server.contract import task_arguments as arguments_of
 from memory_server.contract.agents import AgentListAnswer, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-
-Ctx = Context[Any, Any]
 
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
-    async def register_agent(ctx: Ctx, args: arguments_of.RegisterArguments) -> RegisterAnswer:
+    async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
         """Say who you are and what you can do, so that work and shared context reach you."""
         from memory_server.agents import registry
-        from memory_server.engine.principals import check_writes_as
 
-        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        said = args.model_dump(exclude={"agent_id", "capabilities"})
-        profile = registry.Profile(**said, capabilities=args.capabilities or ())
-        return await registry.register_agent(await runtime.service(), caller, profile)
+        return await registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
-    async def unregister_agent(ctx: Ctx, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
+    async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
         """Leave: your tasks go to others, your grants end, your memories are kept, transferred or deleted."""
         from memory_server.agents import registry
-        from memory_server.engine.principals import check_writes_as
 
-        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        return await registry.unregister_agent(
-            await runtime.service(), caller, memories=args.memories, transfer_to=args.transfer_to
-        )
+        return await registry.unregister_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
-    async def update_agent_heartbeat(ctx: Ctx, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:
+    async def update_agent_heartbeat(request: RequestContext, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:
         """Say that you live and renew your leases; the answer tells which are lost and what waits for you."""
         from memory_server.agents import registry
-        from memory_server.engine.principals import check_writes_as
 
-        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        return await registry.heartbeat(
-            await runtime.service(),
-            caller,
-            status=args.status,
-            load=args.load,
-            lease_tokens=args.lease_tokens or (),
-            metrics=args.metrics,
-        )
+        return await registry.heartbeat(await runtime.service(), request.acting_as(args.agent_id), args)
 
-    async def list_agents(ctx: Ctx, args: arguments_of.ListAgentsArguments) -> AgentListAnswer:
+    async def list_agents(request: RequestContext, args: arguments_of.ListAgentsArguments) -> AgentListAnswer:
         """See who is registered, alive, able and free."""
         from memory_server.agents import registry
 
-        return await registry.list_agents(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            types=args.agent_types or (),
-            able_to=args.capabilities or (),
-            alive_only=args.alive_only,
-        )
+        return await registry.list_agents(await runtime.service(), request.caller, args)
 
     return [
         make_tool(register_agent, arguments_of.RegisterArguments, scope="tasks"),

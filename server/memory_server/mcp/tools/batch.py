@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import nullcontext
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,9 +11,11 @@ from mcp.server.mcpserver import Context
 from mcp_types import CallToolResult, InputRequiredResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
-from memory_server.access.identity import caller_of
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.batch import BatchAnswer, Outcome
+from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.deferred_writes import DeferredWrites
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -31,7 +32,7 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
     """Make the tool over the other tools."""
     by_name = {tool.name: tool for tool in tools}
 
-    async def batch_operations(ctx: Ctx, args: arguments_of.BatchArguments) -> BatchAnswer:
+    async def batch_operations(ctx: Ctx, request: RequestContext, args: arguments_of.BatchArguments) -> BatchAnswer:
         """Run up to 1,000 operations, each {op: a tool's name, ...its arguments}; writes keep their order.
 
         Stores do not wait for their vectors unless they say wait: true.
@@ -40,20 +41,19 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         if len(args.operations) > limit:
             raise InvalidArgument(f"{len(args.operations)} operations; at most {limit} are allowed", hint="split them")
         operations = [_read(operation) for operation in args.operations]
-        await runtime.gate.admit(ctx.request_context, None, calls=len(operations))
-        await _embed_together(ctx, runtime, [one for one in operations if _allowed(ctx, by_name, one[0])])
+        runtime.gate.take(request.caller, len(operations))
+        await _embed_together(request, runtime, [one for one in operations if _allowed(request, by_name, one[0])])
         outcomes: list[Outcome] = []
-        caller, service = caller_of(ctx, runtime.settings), await runtime.service()
-        from memory_server.engine.durability import deferring
-
-        with service.readers.reading(caller.namespace, caller.agent), deferring() as deferred:
-            async for outcome in _run(ctx, by_name, operations):
+        service = await runtime.service()
+        batch = request.of_batch(DeferredWrites())
+        with service.inflight_reads.reading(request.caller.namespace, request.caller.agent):
+            async for outcome in _run(ctx, batch, by_name, operations):
                 outcomes.append(outcome)
                 if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
                     await ctx.report_progress(len(outcomes), len(operations))
                 if args.stop_on_error and not outcome.ok:
                     break
-        _tell_how_far(outcomes, await service.syncing.settled(deferred))
+        _tell_how_far(outcomes, await service.durability.settled(batch))
         outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
@@ -74,9 +74,9 @@ def _tell_how_far(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -
 _SKIPPED = Outcome(ok=False, error={"code": "skipped", "message": "an operation before this one failed"})
 
 
-def _allowed(ctx: Ctx, tools: Mapping[str, StrictTool], name: str) -> bool:
+def _allowed(request: RequestContext, tools: Mapping[str, StrictTool], name: str) -> bool:
     tool = tools.get(name)
-    return tool is not None and tool.refused(ctx) is None
+    return tool is not None and tool.is_allowed(request)
 
 
 def _read(operation: Mapping[str, Any]) -> Operation:
@@ -87,18 +87,18 @@ def _read(operation: Mapping[str, Any]) -> Operation:
     return name if isinstance(name, str) else "", arguments
 
 
-async def _embed_together(ctx: Ctx, runtime: Runtime, operations: Sequence[Operation]) -> None:
+async def _embed_together(request: RequestContext, runtime: Runtime, operations: Sequence[Operation]) -> None:
     """Bring the vectors that single operations will ask for into the cache, in a few large asks."""
-    from memory_server.memories.forms import embed_ahead
-    from memory_server.search.query_hints import texts_to_embed
+    from memory_server.memories.chunks import embed_ahead
+    from memory_server.search.query_parser import texts_to_embed
 
     wanted = [_wanted(name, arguments) for name, arguments in operations]
     queries = [text for kind, text in wanted if kind == "hybrid"]
-    texts = [text for kind, text in wanted if kind == "as it stands"]
+    texts = [text for kind, text in wanted if kind == "verbatim"]
     if not queries and not texts:
         return
-    service, caller = await runtime.service(), caller_of(ctx, runtime.settings)
-    await embed_ahead(service, texts + await texts_to_embed(service, caller, queries), caller)
+    service = await runtime.service()
+    await embed_ahead(service.embeddings, texts + await texts_to_embed(service, request, queries), request.caller)
 
 
 def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
@@ -108,42 +108,45 @@ def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         return "", ""
     if name == "semantic_search":
         mode = arguments.get("mode", "hybrid")
-        return "as it stands" if mode == "vector" else str(mode), text
+        return "verbatim" if mode == "vector" else str(mode), text
     if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
-        from memory_server.memories.forms import embedding_text
+        from memory_server.memories.record_encoder import embedding_text
 
         source = arguments.get("source")
-        return "as it stands", embedding_text(text, source if isinstance(source, str) else None)
+        return "verbatim", embedding_text(text, source if isinstance(source, str) else None)
     return "", ""
 
 
-async def _run(ctx: Ctx, tools: Mapping[str, StrictTool], operations: Sequence[Operation]) -> AsyncGenerator[Outcome]:
+async def _run(
+    ctx: Ctx, batch: RequestContext, tools: Mapping[str, StrictTool], operations: Sequence[Operation]
+) -> AsyncGenerator[Outcome]:
     """Run operations in order; neighbouring reads run together."""
 
     def is_read(operation: Operation) -> bool:
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
-    from memory_server.engine.batch_cache import together as sharing
-
     for reads, group in groupby(operations, key=is_read):
         neighbours = list(group)
         size = _TOGETHER if reads else 1
         for start in range(0, len(neighbours), size):
             together = neighbours[start : start + size]
-            # What a write reads may change under it, by its own hand first of all: it shares nothing.
-            with sharing() if reads else nullcontext():
-                outcomes = await asyncio.gather(*(_one(ctx, tools, *operation) for operation in together))
+            # A write shares no cache, because what it reads changes, by the write itself first of all.
+            cache = BatchCache() if reads else None
+            outcomes = await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in together))
             for outcome in outcomes:
                 yield outcome
 
 
-async def _one(ctx: Ctx, tools: Mapping[str, StrictTool], name: str, arguments: dict[str, Any]) -> Outcome:
+async def _one(
+    ctx: Ctx, batch: RequestContext, cache: BatchCache | None, tools: Mapping[str, StrictTool], operation: Operation
+) -> Outcome:
+    name, arguments = operation
     tool = tools.get(name)
     if tool is None:
         message = f"op {echo(name)} is not an operation; allowed: {', '.join(tools)}"
         return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
-    result = cast(CallToolResult | InputRequiredResult, await tool.run_within(arguments, ctx))
+    result = cast(CallToolResult | InputRequiredResult, await tool.run_within(batch, arguments, ctx, cache))
     if isinstance(result, InputRequiredResult):
         message = "more than one memory would go, and nobody can be asked within a batch; send confirm: true"
         return Outcome(ok=False, error={"code": "confirmation_needed", "message": message})

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mcp.server.mcpserver import Context
 
-from memory_server.access.identity import caller_of
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.events import EventsAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -24,16 +24,14 @@ T = TypeVar("T")
 def event_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
-    async def wait_for_events(ctx: Ctx, args: arguments_of.WaitArguments) -> EventsAnswer:
+    async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
         """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
 
         Call it again with the cursor it gave, and you miss nothing.
         """
         from memory_server.events import waiting
 
-        request = waiting.WaitRequest(**args.model_dump(exclude={"kinds"}), kinds=tuple(args.kinds or ()))
-        caller = caller_of(ctx, runtime.settings)
-        wait = waiting.wait_for_events(await runtime.service(), caller, request)
+        wait = waiting.wait_for_events(await runtime.service(), request, args)
         answer = await _while_connected(ctx.request_context.request, wait)
         await runtime.gate.check_still_in(ctx.request_context)
         return answer

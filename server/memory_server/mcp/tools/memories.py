@@ -2,59 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mcp.server.mcpserver import Context
-
-from memory_server.access.identity import caller_of
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer, UpdateAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.clear import clear_tool
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-
-Ctx = Context[Any, Any]
 
 
 def memory_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime. Use cases are imported when first called (see `runtime`)."""
 
-    async def store_memory(ctx: Ctx, args: arguments_of.StoreArguments) -> StoreAnswer:
+    async def store_memory(request: RequestContext, args: arguments_of.StoreArguments) -> StoreAnswer:
         """Remember something: a fact, decision, preference or result worth finding again later."""
-        from memory_server.engine.principals import check_writes_as
         from memory_server.memories import store
 
-        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        said = args.model_dump(exclude={"agent_id", "tags"})
-        new = store.NewMemory(**said, tags=tuple(args.tags or ()))
-        return await store.store_memory(await runtime.service(), caller, new)
+        return await store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)
 
-    async def retrieve_memory(ctx: Ctx, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
+    async def retrieve_memory(request: RequestContext, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
         """Read one memory whole by its id."""
         from memory_server.memories import get
 
-        return await get.retrieve_memory(await runtime.service(), caller_of(ctx, runtime.settings), args.memory_id)
+        return await get.retrieve_memory(await runtime.service(), request, args.memory_id)
 
-    async def get_agent_memories(ctx: Ctx, args: arguments_of.ListArguments) -> MemoryListAnswer:
+    async def get_agent_memories(request: RequestContext, args: arguments_of.ListArguments) -> MemoryListAnswer:
         """List an agent's memories that you may read, newest first; your own by default."""
         from memory_server.memories import get
 
-        return await get.list_memories(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            agent_id=args.agent_id,
-            selection=args.selection(),
-            limit=args.limit,
-            cursor=args.cursor,
-        )
+        return await get.list_memories(await runtime.service(), request, args)
 
-    async def update_memory(ctx: Ctx, args: arguments_of.UpdateArguments) -> UpdateAnswer:
+    async def update_memory(request: RequestContext, args: arguments_of.UpdateArguments) -> UpdateAnswer:
         """Change one of your memories; what you leave out stays."""
         from memory_server.memories import update
 
-        changes = update.Changes(**args.model_dump(exclude={"memory_id", "expected_rev"}))
-        caller = caller_of(ctx, runtime.settings)
-        return await update.update_memory(await runtime.service(), caller, args.memory_id, changes, args.expected_rev)
+        return await update.update_memory(await runtime.service(), request, args)
 
     return [
         make_tool(store_memory, arguments_of.StoreArguments),

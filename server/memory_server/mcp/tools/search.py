@@ -2,53 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mcp.server.mcpserver import Context
-
-from memory_server.access.identity import caller_of
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import SearchAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-
-Ctx = Context[Any, Any]
 
 
 def search_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
-    async def semantic_search(ctx: Ctx, args: arguments_of.SearchArguments) -> SearchAnswer:
+    async def semantic_search(request: RequestContext, args: arguments_of.SearchArguments) -> SearchAnswer:
         """Find memories by meaning and by words. Use it before you start a task or answer from memory."""
         from memory_server.search import search
 
-        request = search.SearchRequest(
-            query=args.query,
-            mode=search.Mode(args.mode),
-            limit=args.limit,
-            min_score=args.min_score,
-            selection=args.selection(),
-            recency_weight=args.recency_weight,
-            priority_weight=args.priority_weight,
-            rerank=args.rerank,
-            max_tokens=args.max_tokens,
-            deadline_ms=args.deadline_ms,
-        )
-        return await search.semantic_search(await runtime.service(), caller_of(ctx, runtime.settings), request)
+        return await search.semantic_search(await runtime.service(), request, args)
 
-    async def find_similar_memories(ctx: Ctx, args: arguments_of.SimilarArguments) -> SearchAnswer:
+    async def find_similar_memories(request: RequestContext, args: arguments_of.SimilarArguments) -> SearchAnswer:
         """Find the memories closest in meaning to one you have."""
         from memory_server.search import search
 
-        return await search.find_similar(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.memory_id,
-            limit=args.limit,
-            min_score=args.min_score,
-            selection=args.selection(),
-            exact=args.exact,
-        )
+        return await search.find_similar(await runtime.service(), request, args)
 
     return [
         make_tool(semantic_search, arguments_of.SearchArguments, read_only=True),

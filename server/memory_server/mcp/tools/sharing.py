@@ -2,61 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from mcp.server.mcpserver import Context
-
-from memory_server.access.identity import caller_of
 from memory_server.contract import sharing_arguments as arguments_of
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, SharedContextAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-
-Ctx = Context[Any, Any]
 
 
 def context_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
-    async def share_context_with_agent(ctx: Ctx, args: arguments_of.ShareArguments) -> ShareAnswer:
+    async def share_context_with_agent(request: RequestContext, args: arguments_of.ShareArguments) -> ShareAnswer:
         """Let another agent see memories of yours, private ones included, by ids, context, tags or types.
 
         It covers what you store later too. Sharing the same again renews it.
         """
         from memory_server.sharing import grants
 
-        share = grants.Share(
-            target=args.target_agent,
-            memory_ids=args.memory_ids,
-            context=args.context,
-            tags=args.tags,
-            memory_types=args.memory_types,
-            permission=args.permission,
-            bidirectional=args.bidirectional,
-            seconds=args.expires_in_seconds,
-            note=args.note,
-        )
-        return await grants.share_context(await runtime.service(), caller_of(ctx, runtime.settings), share)
+        return await grants.share_context(await runtime.service(), request, args)
 
-    async def get_shared_context(ctx: Ctx, args: arguments_of.SharedContextArguments) -> SharedContextAnswer:
+    async def get_shared_context(
+        request: RequestContext, args: arguments_of.SharedContextArguments
+    ) -> SharedContextAnswer:
         """See what others share with you, or what of it changed since a cursor; and all grants and offers."""
         from memory_server.sharing import shared_context
 
-        wanted = shared_context.Wanted(
-            grantor=args.agent_id,
-            context=args.context,
-            query=args.query,
-            since=args.since,
-            max_tokens=args.max_tokens,
-        )
-        caller = caller_of(ctx, runtime.settings)
-        return await shared_context.get_shared_context(await runtime.service(), caller, wanted)
+        return await shared_context.get_shared_context(await runtime.service(), request, args)
 
-    async def revoke_shared_context(ctx: Ctx, args: arguments_of.RevokeArguments) -> RevokeAnswer:
+    async def revoke_shared_context(request: RequestContext, args: arguments_of.RevokeArguments) -> RevokeAnswer:
         """End a grant you gave, or an offer, at once."""
         from memory_server.sharing import grants
 
-        return await grants.revoke_shared(await runtime.service(), caller_of(ctx, runtime.settings), args.grant_id)
+        return await grants.revoke_shared(await runtime.service(), request, args.grant_id)
 
     return [
         make_tool(share_context_with_agent, arguments_of.ShareArguments),

@@ -1,95 +1,64 @@
-"""The tools that hand work to whoever is able and free."""
+"""The tools that hand work to able and free agents."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from mcp.server.mcpserver import Context
-
-from memory_server.access.identity import caller_of
 from memory_server.contract import task_arguments as arguments_of
 from memory_server.contract.tasks import DistributeAnswer, PendingAnswer, TaskAnswer, TaskListAnswer, TaskStateAnswer
+from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
-
-Ctx = Context[Any, Any]
 
 
 def task_tools(runtime: Runtime) -> list[StrictTool]:
     """Make the tools over one runtime."""
 
-    async def distribute_task(ctx: Ctx, args: arguments_of.DistributeArguments) -> DistributeAnswer:
+    async def distribute_task(request: RequestContext, args: arguments_of.DistributeArguments) -> DistributeAnswer:
         """Hand work to the best able agent, or queue it until one is free; the answer says why."""
         from memory_server.tasks import submit
 
-        said = args.model_dump(exclude={"required_capabilities", "depends_on"})
-        new = submit.NewTask(
-            **said, required_capabilities=args.required_capabilities or (), depends_on=args.depends_on or ()
-        )
-        return await submit.distribute_task(await runtime.service(), caller_of(ctx, runtime.settings), new)
+        return await submit.distribute_task(await runtime.service(), request, args)
 
-    async def get_pending_tasks(ctx: Ctx, args: arguments_of.PendingArguments) -> PendingAnswer:
+    async def get_pending_tasks(request: RequestContext, args: arguments_of.PendingArguments) -> PendingAnswer:
         """Take your next tasks, each with a lease_token, earlier failures and the memories that bear on it."""
-        from memory_server.engine.principals import check_writes_as
         from memory_server.tasks import leases
 
-        caller = check_writes_as(caller_of(ctx, runtime.settings), args.agent_id)
-        wanted = leases.Claim(**args.model_dump(exclude={"agent_id"}))
-        return await leases.get_pending_tasks(await runtime.service(), caller, wanted)
+        return await leases.get_pending_tasks(await runtime.service(), request.acting_as(args.agent_id), args)
 
-    async def complete_task(ctx: Ctx, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
+    async def complete_task(request: RequestContext, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
         """Finish a task that you hold the lease of."""
         from memory_server.tasks import leases
 
-        return await leases.complete_task(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.task_id,
-            args.lease_token,
-            result=args.result,
-            metrics=args.metrics,
-            store_result=args.store_result,
-        )
+        return await leases.complete_task(await runtime.service(), request, args)
 
-    async def fail_task(ctx: Ctx, args: arguments_of.FailArguments) -> TaskStateAnswer:
+    async def fail_task(request: RequestContext, args: arguments_of.FailArguments) -> TaskStateAnswer:
         """Give a task up; say what failed and leave a handoff for the next agent."""
         from memory_server.tasks import leases
 
-        return await leases.fail_task(
-            await runtime.service(),
-            caller_of(ctx, runtime.settings),
-            args.task_id,
-            args.lease_token,
-            error=args.error,
-            retry=args.retry,
-            handoff=args.handoff,
-        )
+        return await leases.fail_task(await runtime.service(), request, args)
 
-    async def get_task(ctx: Ctx, args: arguments_of.TaskArguments) -> TaskAnswer:
+    async def get_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskAnswer:
         """Show a task with its whole history."""
         from memory_server.tasks import lifecycle
 
-        return await lifecycle.get_task(await runtime.service(), caller_of(ctx, runtime.settings), args.task_id)
+        return await lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
 
-    async def list_tasks(ctx: Ctx, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
+    async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
         """List the tasks that you submitted; states=dead shows the dead letters."""
         from memory_server.tasks import lifecycle
 
-        caller = caller_of(ctx, runtime.settings)
-        return await lifecycle.list_tasks(await runtime.service(), caller, args.states or (), args.limit)
+        return await lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
 
-    async def cancel_task(ctx: Ctx, args: arguments_of.CancelArguments) -> TaskStateAnswer:
+    async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
         """Cancel a task that you submitted; whoever works on it is told."""
         from memory_server.tasks import lifecycle
 
-        caller = caller_of(ctx, runtime.settings)
-        return await lifecycle.cancel_task(await runtime.service(), caller, args.task_id, args.reason)
+        return await lifecycle.cancel_task(await runtime.service(), request, args.task_id, args.reason)
 
-    async def requeue_task(ctx: Ctx, args: arguments_of.TaskArguments) -> TaskStateAnswer:
+    async def requeue_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskStateAnswer:
         """Try a dead task of yours again."""
         from memory_server.tasks import lifecycle
 
-        return await lifecycle.requeue_task(await runtime.service(), caller_of(ctx, runtime.settings), args.task_id)
+        return await lifecycle.requeue_task(await runtime.service(), request, args.task_id)
 
     return [
         make_tool(distribute_task, arguments_of.DistributeArguments, scope="tasks"),

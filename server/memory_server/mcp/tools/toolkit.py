@@ -1,4 +1,4 @@
-"""Makes MCP tools of typed methods: strict arguments, small schemas, typed errors, a short text form."""
+"""Makes MCP tools from typed methods: strict arguments, small schemas, typed errors, a short text form."""
 
 from __future__ import annotations
 
@@ -7,91 +7,126 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.resolve import (
+    build_resolver_plans,
+    find_resolved_parameters,
+    resolve_arguments,
+)
 from mcp.server.mcpserver.tools import Tool
-from mcp.server.mcpserver.utilities.func_metadata import FuncMetadata
+from mcp.server.mcpserver.utilities.context_injection import find_context_parameter
+from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
+from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, InputRequiredResult, TextContent, ToolAnnotations
 from pydantic import PrivateAttr, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, Overloaded, echo
+from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError, echo
 from memory_core.records.access import Scope
 from memory_server.access.gate import Gate
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments
-from memory_server.engine.audited_calls import Call, named_ids
+from memory_server.engine.audited_calls import named_ids
+from memory_server.engine.batch_cache import BatchCache
+from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
 _UTF_8 = "send UTF-8, and little nesting"
 
 
-class _Metadata(FuncMetadata):
-    """Leaves strings alone: the argument models say themselves which texts they take for lists and objects."""
-
-    def pre_parse_json(self, data: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments as they came."""
-        return data
-
-
 class StrictTool(Tool):
-    """A tool that looks at its caller first, refuses unknown arguments and answers every refusal in one typed form."""
+    """A tool that admits its caller first, refuses unknown arguments and answers every refusal in one typed form."""
 
+    _arguments: type[Arguments] = PrivateAttr()
     _scope: Scope | None = PrivateAttr(default="admin")
     _gate: Gate = PrivateAttr()
 
     @property
     def scope(self) -> Scope | None:
-        """What a caller's token must allow; None where the operations of a batch are asked one by one."""
+        """The scope that a caller's token needs; None for a batch, whose operations are checked one by one."""
         return self._scope
 
+    @property
+    def arguments(self) -> type[Arguments]:
+        """The model of its arguments, which knows itself which texts stand for lists and objects."""
+        return self._arguments
+
     def guarded(self, gate: Gate) -> StrictTool:
-        """Let calls in by a gate."""
+        """Admit calls by a gate."""
         self._gate = gate
         return self
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; errors that the caller should read come back as an error result."""
         try:
-            async with self._gate.working(context.request_context, self.name):
-                return await self._run(arguments, context)
-        except Overloaded as error:
+            named = named_ids(arguments)
+            async with self._gate.call(context.request_context, self.name, named, self._scope) as request:
+                return await self._answer(request, arguments, context)
+        except MemoryServiceError as error:
             return refusal(error)
 
-    async def _run(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
-        with self._gate.noting(context.request_context, self.name, named_ids(arguments)) as call:
-            try:
-                await self._gate.admit(context.request_context, self._scope)
-            except MemoryServiceError as error:
-                return _refused(call, error)
-            return await self._answer(arguments, context, call)
-
-    async def run_within(self, arguments: dict[str, Any], context: Context[Any, Any]) -> Any:
-        """Run the tool as a part of a call that was let in and counted."""
-        with self._gate.noting(context.request_context, self.name, named_ids(arguments)) as call:
-            refused = self.refused(context)
-            return _refused(call, refused) if refused else await self._answer(arguments, context, call)
-
-    def refused(self, context: Context[Any, Any]) -> MemoryServiceError | None:
-        """Why the caller may not use the tool at all, if so."""
+    async def run_within(
+        self,
+        batch: RequestContext,
+        arguments: dict[str, Any],
+        context: Context[Any, Any],
+        cache: BatchCache | None,
+    ) -> Any:
+        """Run the tool as one operation of a batch."""
         try:
-            self._gate.check(context.request_context, self._scope)
+            with self._gate.operation(batch, self.name, named_ids(arguments), self._scope, cache) as request:
+                return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
-            return error
-        return None
+            return refusal(error)
 
-    async def _answer(self, arguments: dict[str, Any], context: Context[Any, Any], call: Call) -> Any:
+    def is_allowed(self, request: RequestContext) -> bool:
+        """Whether the caller's token has the scope of the tool."""
+        try:
+            request.check(self._scope)
+        except MemoryServiceError:
+            return False
+        return True
+
+    async def _answer(
+        self, request: RequestContext, arguments: dict[str, Any], context: Context[Any, Any]
+    ) -> CallToolResult | InputRequiredResult:
+        """Call the method with its validated arguments.
+
+        Raises:
+            MemoryServiceError: a refusal, or an unexpected error, which the log has.
+        """
         if not _is_json(arguments):
             problem = "the arguments hold a lone surrogate or are nested too deeply"
-            return _refused(call, InvalidArgument(problem, hint=_UTF_8))
+            raise InvalidArgument(problem, hint=_UTF_8)
         try:
-            answer = await super().run(arguments, context, convert_result=False)
-        except ToolError as error:
-            return _refused(call, _cause(self, error))
+            given = {"request": request, "args": self._arguments.model_validate(arguments)}
+        except ValidationError as error:
+            raise _invalid(self, error) from None
+        try:
+            answer = await self._call(given, context)
+        except (MemoryServiceError, MCPError):
+            raise
+        except Exception as error:
+            log.exception("tool %s failed", self.name)
+            raise MemoryServiceError("an unexpected error; the server's log has it") from error
         if isinstance(answer, InputRequiredResult):
-            call.outcome = ConfirmationNeeded.code
+            request.call.outcome = ConfirmationNeeded.code
             return answer
-        return _success(call, cast(Answer, answer))
+        request.call.succeeded(answer.shown(), answer.shown_besides())
+        return CallToolResult(
+            content=[TextContent(type="text", text=answer.text())],
+            structured_content=answer.model_dump(mode="json", exclude_none=True),
+        )
+
+    async def _call(self, given: dict[str, Any], context: Context[Any, Any]) -> Answer | InputRequiredResult:
+        if self.resolved_params:
+            resolved = await resolve_arguments(self.resolved_params, self.resolver_plans, given, context)
+            if isinstance(resolved, InputRequiredResult):
+                return resolved
+            given |= resolved
+        if self.context_kwarg is not None:
+            given[self.context_kwarg] = context
+        return cast(Answer | InputRequiredResult, await self.fn(**given))
 
 
 def _is_json(arguments: dict[str, Any]) -> bool:
@@ -104,6 +139,8 @@ def _is_json(arguments: dict[str, Any]) -> bool:
 
 
 _BY_KIND = "by kind"
+_GIVEN = ("request", "args")
+"""The parameters that each method takes."""
 
 
 def make_tool(
@@ -114,22 +151,36 @@ def make_tool(
     destructive: bool = False,
     scope: Scope | Literal["by kind"] | None = _BY_KIND,
 ) -> StrictTool:
-    """Make a tool named and described after a method that takes `ctx` and `args`, an `arguments` model.
+    """Make a tool named and described after a method.
 
-    Its callers need `scope`: unless said otherwise `read` if it is read-only, else `write`.
+    The method takes `request`, the context of the call, and `args`, an `arguments` model. It may also take the SDK's
+    context and resolved parameters. Callers need `scope`: by default `read` if the tool is read-only, else `write`.
     """
     hints = ToolAnnotations(
         read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
     )
-    loose = Tool.from_function(method, description=(method.__doc__ or "").strip(), annotations=hints)
-    answer = loose.fn_metadata
-    output_schema = refusable(compact(answer.output_schema or {}))
-    metadata = _Metadata(arg_model=arguments, output_schema=output_schema, output_model=answer.output_model)
-    fields = {name: getattr(loose, name) for name in Tool.model_fields}
-    parameters = compact(arguments.model_json_schema())
-    tool = StrictTool.model_validate(fields | {"fn_metadata": metadata, "parameters": parameters})
+    context, resolved = find_context_parameter(method), find_resolved_parameters(method)
+    answer = func_metadata(method, skip_names=[*_GIVEN, *resolved, *([context] if context else [])])
+    tool = StrictTool(
+        fn=method,
+        name=method.__name__,
+        title=None,
+        description=(method.__doc__ or "").strip(),
+        parameters=compact(arguments.model_json_schema()),
+        fn_metadata=FuncMetadata(
+            arg_model=ArgModelBase,
+            output_schema=refusable(compact(answer.output_schema or {})),
+            output_model=answer.output_model,
+        ),
+        is_async=True,
+        context_kwarg=context,
+        resolved_params=dict(resolved),
+        resolver_plans=build_resolver_plans(resolved, set(_GIVEN)),
+        annotations=hints,
+    )
     by_kind: Scope = "read" if read_only else "write"
-    tool._scope = by_kind if scope == _BY_KIND else scope  # pyright: ignore[reportPrivateUsage] - it is made here
+    tool._arguments = arguments  # pyright: ignore[reportPrivateUsage] - it is made here
+    tool._scope = by_kind if scope == _BY_KIND else scope  # pyright: ignore[reportPrivateUsage]
     return tool
 
 
@@ -180,39 +231,13 @@ def refusable(schema: dict[str, Any]) -> dict[str, Any]:
     return described
 
 
-def _success(call: Call, answer: Answer) -> CallToolResult:
-    call.succeeded(answer.shown(), answer.shown_besides())
-    return CallToolResult(
-        content=[TextContent(type="text", text=answer.text())],
-        structured_content=answer.model_dump(mode="json", exclude_none=True),
-    )
-
-
-def _refused(call: Call, cause: MemoryServiceError) -> CallToolResult:
-    call.outcome = cause.code
-    return refusal(cause)
-
-
-def refusal(cause: MemoryServiceError) -> CallToolResult:
+def refusal(error: MemoryServiceError) -> CallToolResult:
     """Make an error result of a refusal."""
-    details = {"code": cause.code, "message": cause.message, "hint": cause.hint, "retry_after": cause.retry_after}
-    hint = f" ({cause.hint})" if cause.hint else ""
     return CallToolResult(
-        content=[TextContent(type="text", text=f"{cause.code}: {cause.message}{hint}")],
-        structured_content={"error": {key: value for key, value in details.items() if value not in (None, "")}},
+        content=[TextContent(type="text", text=error.text())],
+        structured_content={"error": error.details()},
         is_error=True,
     )
-
-
-def _cause(tool: Tool, error: ToolError) -> MemoryServiceError:
-    cause = error.__cause__
-    if isinstance(cause, ValidationError):
-        return _invalid(tool, cause)
-    if isinstance(cause, MemoryServiceError):
-        return cause
-    if not isinstance(cause, ToolError | None):
-        log.error("tool %s failed", tool.name, exc_info=cause)
-    return MemoryServiceError(str(error) if cause is None else "an unexpected error; the server's log has it")
 
 
 def _invalid(tool: Tool, error: ValidationError) -> InvalidArgument:

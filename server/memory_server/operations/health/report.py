@@ -1,17 +1,21 @@
-"""What the doctor says: findings, each with an id that scripts can rely on, how grave it is, and how to mend it."""
+"""The doctor's report: findings with a stable id, a severity and a remedy, and what the checks share."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from pydantic import BaseModel
 
-from memory_core.records.sidecar import SidecarStatus
+from memory_core.crypto.keyring import Keyring
+from memory_core.redis_client import Client
+from memory_core.settings.settings import Settings
+from memory_core.store.sidecar import SidecarStatus
 
 
 class Severity(StrEnum):
-    """How grave a finding is. With an `error` something does not work or data is at risk; a `warning` can wait."""
+    """With an `error` something does not work or data is at risk; a `warning` can wait."""
 
     OK = "ok"
     WARNING = "warning"
@@ -19,7 +23,7 @@ class Severity(StrEnum):
 
 
 class Finding(BaseModel):
-    """One check: `where` names the namespace, sidecar or file; `remedy` is empty where nothing is to be mended."""
+    """The result of one check. `where` names the namespace, sidecar or file; `remedy` is empty if all is well."""
 
     id: str
     severity: Severity
@@ -28,15 +32,15 @@ class Finding(BaseModel):
     remedy: str = ""
 
     def line(self) -> str:
-        """Give it as a line, and the remedy as another."""
+        """Return the finding as one line, and its remedy as another."""
         mark = {Severity.OK: "ok  ", Severity.WARNING: "WARN", Severity.ERROR: "FAIL"}[self.severity]
         where = f" {self.where}" if self.where else ""
         remedy = f"\n     -> {self.remedy}" if self.remedy else ""
         return f"{mark} {self.id}{where}: {self.seen}{remedy}"
 
 
-class Report(BaseModel):
-    """Everything that was found; process ids and addresses are there for scripts."""
+class DoctorReport(BaseModel):
+    """All findings, with process ids and addresses for scripts."""
 
     healthy: bool = True
     findings: list[Finding] = []
@@ -44,34 +48,37 @@ class Report(BaseModel):
     sidecars: list[SidecarStatus] = []
     namespaces: list[str] = []
 
-    def well(self, check: str, seen: str, *, where: str = "") -> None:
-        """Say that something is as it should be."""
+    def ok(self, check: str, seen: str, *, where: str = "") -> None:
+        """Add a check that found no problem."""
         self.findings.append(Finding(id=check, severity=Severity.OK, where=where, seen=seen))
 
-    def fault(
+    def error(
         self, check: str, seen: str, remedy: str, *, where: str = "", severity: Severity = Severity.ERROR
     ) -> None:
-        """Say what is not, and how to mend it."""
-        assert remedy, "a fault without a remedy helps nobody"
+        """Add a problem and how to fix it."""
+        assert remedy, "a problem needs a remedy"
         self.findings.append(Finding(id=check, severity=severity, where=where, seen=seen, remedy=remedy))
         self.healthy = False
 
-    def warn(self, check: str, seen: str, remedy: str, *, where: str = "") -> None:
-        """Say what could be better, and how."""
-        self.fault(check, seen, remedy, where=where, severity=Severity.WARNING)
-
-    def judge(self, check: str, seen: str, remedy: str | None, *, where: str = "") -> None:
-        """Say how something is: as it should be, unless there is something to mend."""
-        if remedy:
-            self.fault(check, seen, remedy, where=where)
-        else:
-            self.well(check, seen, where=where)
+    def warning(self, check: str, seen: str, remedy: str, *, where: str = "") -> None:
+        """Add a problem that can wait."""
+        self.error(check, seen, remedy, where=where, severity=Severity.WARNING)
 
     @property
     def faults(self) -> list[Finding]:
-        """What is to be mended."""
+        """The findings that are problems."""
         return [finding for finding in self.findings if finding.severity is not Severity.OK]
 
     def text(self) -> str:
-        """Give a line for each finding."""
+        """Return all findings as text."""
         return "\n".join(finding.line() for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """Where the checks read, and the report that they write."""
+
+    client: Client
+    settings: Settings
+    keyring: Keyring
+    report: DoctorReport

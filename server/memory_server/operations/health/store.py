@@ -1,4 +1,4 @@
-"""Looks at Redis itself: what it is, whether it keeps what it is given, its clock, and whom it refused what."""
+"""Checks Redis: version, safety, persistence, memory, clock, ACL denials, timeouts and Functions."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from redis.exceptions import ResponseError
 
 from memory_core.errors import StoreRefused
 from memory_core.package_data import resource
+from memory_core.redis_client import Client
 from memory_core.store import functions
-from memory_core.store.connection import Client, store_errors, unsafe
-from memory_server.operations.health.report import Report
+from memory_core.store.connection import store_errors, unsafe
+from memory_server.engine.index_definition import text_of
+from memory_server.operations.health.report import DoctorReport
 
 CLOCKS_DIFFER_SECONDS = 1.0
-"""Sidecars and agents live by deadlines of a few seconds, which each process reads by its own clock."""
-_FULL = 0.9
-_ASKED_IN_VAIN = frozenset({"config|get", "acl|log"})
-"""What the product itself asks for and does without; see docs/decisions/0011."""
-_SHOWN = 3
+"""Heartbeats and leases last a few seconds, and each process reads them by its own clock."""
+_FULL_SHARE = 0.9
+_OPTIONAL_COMMANDS = frozenset({"config|get", "acl|log"})
+"""Commands that the product tries and works without; see docs/decisions/0011."""
+_MOST_SHOWN = 3
 
 
-async def check_redis(client: Client, report: Report, clock: Callable[[], float] = time.time) -> bool:
-    """Look at all of it; whether it can be used at all.
+async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], float] = time.time) -> bool:
+    """Check Redis; return whether a server can use it.
 
     Raises:
-        StoreUnavailable: it does not answer.
+        StoreUnavailable: Redis does not answer.
     """
     async with store_errors():
         info = await client.info()
@@ -36,15 +38,15 @@ async def check_redis(client: Client, report: Report, clock: Callable[[], float]
     _check_persistence(report, info)
     _check_memory(report, info)
     await _check_clock(client, report, clock)
-    await _check_refusals(client, report, info)
+    await _check_denials(client, report, info)
     if usable:
         await _check_timeouts(client, report)
         await _check_functions(client, report)
     return usable
 
 
-def _check_safety(report: Report, info: dict[str, Any], modules: Any, client: Client) -> bool:
-    """Look for what a server would refuse to start on."""
+def _check_safety(report: DoctorReport, info: dict[str, Any], modules: Any, client: Client) -> bool:
+    """Check what a server requires at start."""
     problems = unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0))
     good = {
         "version": f"Redis {info['redis_version']}",
@@ -54,117 +56,114 @@ def _check_safety(report: Report, info: dict[str, Any], modules: Any, client: Cl
     }
     for name, seen in good.items():
         if problem := problems.get(name):
-            report.fault(f"redis.{name}", problem.message, problem.hint)
+            report.error(f"redis.{name}", problem.message, problem.hint)
         else:
-            report.well(f"redis.{name}", seen)
+            report.ok(f"redis.{name}", seen)
     return not problems
 
 
-def _check_persistence(report: Report, info: dict[str, Any]) -> None:
+def _check_persistence(report: DoctorReport, info: dict[str, Any]) -> None:
     if not int(info.get("aof_enabled", 0)):
-        report.fault(
+        report.error(
             "redis.persistence",
-            "the append-only file is off: memories are lost when Redis ends",
-            "CONFIG SET appendonly yes, and write it into redis.conf",
+            "the append-only file is off: memories are lost when Redis stops",
+            "CONFIG SET appendonly yes, and set it in redis.conf",
         )
     elif info.get("aof_last_write_status", "ok") != "ok" or info.get("aof_last_bgrewrite_status", "ok") != "ok":
-        remedy = "see Redis's log; make room on its disk, then BGREWRITEAOF"
-        report.fault("redis.persistence", "the append-only file could not be written", remedy)
+        remedy = "read the log of Redis; free space on its disk, then BGREWRITEAOF"
+        report.error("redis.persistence", "Redis failed to write the append-only file", remedy)
     else:
-        report.well("redis.persistence", "the append-only file is on and written")
+        report.ok("redis.persistence", "the append-only file is on")
 
 
-def _check_memory(report: Report, info: dict[str, Any]) -> None:
+def _check_memory(report: DoctorReport, info: dict[str, Any]) -> None:
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     seen = f"{used >> 20} MiB used" + (f" of {most >> 20} MiB" if most else ", no limit set")
-    if most and used > _FULL * most:
-        report.fault("redis.memory", seen, "raise maxmemory, or clear memories: at the limit every write is refused")
+    if most and used > _FULL_SHARE * most:
+        report.error("redis.memory", seen, "raise maxmemory or delete memories; at the limit Redis refuses every write")
     else:
-        report.well("redis.memory", seen)
+        report.ok("redis.memory", seen)
 
 
-async def _check_clock(client: Client, report: Report, clock: Callable[[], float]) -> None:
+async def _check_clock(client: Client, report: DoctorReport, clock: Callable[[], float]) -> None:
     async with store_errors():
         before = clock()
         seconds, microseconds = await client.time()
-        apart = (before + clock()) / 2 - (int(seconds) + int(microseconds) / 1e6)
-    if abs(apart) > CLOCKS_DIFFER_SECONDS:
-        seen = f"this machine's clock is {abs(apart):.1f} s {'ahead of' if apart > 0 else 'behind'} Redis's"
-        report.fault("clock", seen, "set both by NTP (timedatectl set-ntp true); leases and heartbeats go by them")
+        difference = (before + clock()) / 2 - (int(seconds) + int(microseconds) / 1e6)
+    if abs(difference) > CLOCKS_DIFFER_SECONDS:
+        seen = f"this machine's clock is {abs(difference):.1f} s {'ahead of' if difference > 0 else 'behind'} Redis's"
+        report.error("clock", seen, "set both by NTP (timedatectl set-ntp true); leases and heartbeats depend on them")
     else:
-        report.well("clock", f"{abs(apart) * 1000:.0f} ms apart from Redis's")
+        report.ok("clock", f"{abs(difference) * 1000:.0f} ms from the clock of Redis")
 
 
-async def _check_refusals(client: Client, report: Report, info: dict[str, Any]) -> None:
-    """Look whether Redis refused its users anything: by its log where that may be read, else by its counters."""
+async def _check_denials(client: Client, report: DoctorReport, info: dict[str, Any]) -> None:
+    """Check for ACL denials, by the ACL log if it may be read, else by its counters."""
     counted = {kind: int(info.get(f"acl_access_denied_{kind}", 0)) for kind in ("auth", "cmd", "key", "channel")}
     if not any(counted.values()):
-        report.well("redis.acl", "no user was refused anything")
+        report.ok("redis.acl", "no denials")
         return
-    denials = None if _is_shipped(client) else await _denials(client)
+    denials = None if _is_shipped(client) else await _logged_denials(client)
     if denials is None:
-        denials = [f"{counted['key'] + counted['channel']} keys or channels"] * bool(
-            counted["key"] + counted["channel"]
-        )
+        number = counted["key"] + counted["channel"]
+        denials = [f"{number} keys or channels"] if number else []
     if denials:
-        more = f" and {len(denials) - _SHOWN} more" if len(denials) > _SHOWN else ""
-        report.fault(
+        more = f" and {len(denials) - _MOST_SHOWN} more" if len(denials) > _MOST_SHOWN else ""
+        report.error(
             "redis.acl",
-            f"Redis refused {', '.join(denials[:_SHOWN])}{more}",
-            "compare the user's rules with redis/users.acl of this release, ACL LOAD, then ACL LOG RESET",
+            f"Redis denied {', '.join(denials[:_MOST_SHOWN])}{more}",
+            "compare the user's rules with this release's redis/users.acl, ACL LOAD, then ACL LOG RESET",
         )
     else:
-        report.well("redis.acl", "nothing was refused but what is asked for in vain")
+        report.ok("redis.acl", "no denials, except of optional commands")
 
 
 def _is_shipped(client: Client) -> bool:
-    """Whether the user is one of redis/users.acl: those may not read the log, and asking would leave an entry in it."""
+    """Whether the user is from redis/users.acl. Those may not read the log, and trying adds an entry to it."""
     name = client.connection_pool.connection_kwargs.get("username")
     return bool(name) and f"user {name} " in resource("redis/users.acl").read_text()
 
 
-async def _denials(client: Client) -> list[str] | None:
-    """Tell whom Redis refused what; None where the log may not be read."""
+async def _logged_denials(client: Client) -> list[str] | None:
+    """Return the denials of the ACL log; None if it may not be read."""
     try:
         async with store_errors():
             entries = await client.acl_log()
     except (ResponseError, StoreRefused):
         return None
-    found = [{_text(name): _text(value) for name, value in entry.items()} for entry in entries]
-    told = [
-        f"{one['username']} the {one['reason']} {one['object']}" for one in found if one["object"] not in _ASKED_IN_VAIN
+    found = [{text_of(name): text_of(value) for name, value in entry.items()} for entry in entries]
+    denials = [
+        f"{one['username']} the {one['reason']} {one['object']}"
+        for one in found
+        if one["object"] not in _OPTIONAL_COMMANDS
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(denials))
 
 
-async def _check_timeouts(client: Client, report: Report) -> None:
+async def _check_timeouts(client: Client, report: DoctorReport) -> None:
     try:
         async with store_errors():
             answer = await client.execute_command("FT.CONFIG", "GET", "ON_TIMEOUT")
     except (ResponseError, StoreRefused):
-        report.well("redis.search", "what a search out of time gives may not be asked")
+        report.ok("redis.search", "the behaviour of a search that times out is unknown: FT.CONFIG is not allowed")
         return
     if "fail" in repr(answer).lower():
-        report.well("redis.search", "a search out of time fails")
+        report.ok("redis.search", "a search that times out fails")
     else:
         remedy = "load the Query Engine with ON_TIMEOUT FAIL, or FT.CONFIG SET ON_TIMEOUT FAIL"
-        report.warn("redis.search", "a search out of time answers in part", remedy)
+        report.warning("redis.search", "a search that times out returns a partial result", remedy)
 
 
-async def _check_functions(client: Client, report: Report) -> None:
+async def _check_functions(client: Client, report: DoctorReport) -> None:
     try:
         async with store_errors():
             present = await client.execute_command("FUNCTION", "LIST", "LIBRARYNAME", functions.LIBRARY, "WITHCODE")
     except (ResponseError, StoreRefused):
         return
     if not present:
-        report.well("redis.functions", "not loaded yet: a server does that")
+        report.ok("redis.functions", "not loaded yet; a server loads it")
     elif present[0].get(b"library_code", b"").decode() != functions.library_code():
-        remedy = "restart the servers of the other release: the last that starts brings its own"
-        report.warn("redis.functions", f"the library {functions.LIBRARY} is of another release than this", remedy)
+        remedy = "restart the servers of the other release; the last one to start loads its library"
+        report.warning("redis.functions", f"the library {functions.LIBRARY} is from another release", remedy)
     else:
-        report.well("redis.functions", f"the library {functions.LIBRARY} is of this release")
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+        report.ok("redis.functions", f"the library {functions.LIBRARY} is from this release")

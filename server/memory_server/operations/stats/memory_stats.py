@@ -5,24 +5,27 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from memory_core.records import sidecar
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.scope import Principal
-from memory_core.records.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_core.records.times import parse_time
+from memory_core.redis_client import Client
 from memory_core.settings.settings import DAY
-from memory_core.store import index, redis_time
-from memory_core.store.connection import Client
+from memory_core.store import index, sidecar
+from memory_core.store.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_server.contract.answer import partial_reason
+from memory_server.contract.arguments import StatsArguments
 from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
+from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.namespaces import Prepared
-from memory_server.engine.principals import Caller, owners_of, resolve
+from memory_server.engine.principals import owners_of, resolve
+from memory_server.engine.request import Caller, RequestContext
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.query import Filters
+from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
 
@@ -31,41 +34,42 @@ _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 
 @reads
-async def memory_stats(
-    service: Service, caller: Caller, *, agent_id: str | None, since: str | float | None
-) -> StatsAnswer:
+async def memory_stats(service: Service, request: RequestContext, args: StatsArguments) -> StatsAnswer:
     """Count what the caller may read, or of it what one agent wrote. The archive counts too.
 
     Raises:
         InvalidArgument: `since` is not a time.
     """
-    start = None if since is None else parse_time(since, "since")
-    prepared = await service.namespaces.get(caller.namespace)
-    principal = await resolve(service.backend, caller)
-    owners = await owners_of(service.backend, principal, [agent_id]) if agent_id else ()
-    base = Filters(owners=owners, include_archive=True)
+    start = None if args.since is None else parse_time(args.since, "since")
+    prepared = await service.namespaces.get(request.caller.namespace)
+    principal = await resolve(service.backend, request)
+    owners = await owners_of(service.backend, principal, [args.agent_id]) if args.agent_id else ()
+    base = ResolvedFilters(owners=owners, include_archive=True)
 
     async def fetch(client: Client) -> dict[str, Any]:
         return await _count(service, client, prepared, principal, base, start)
 
-    figures = await service.namespaces.search(caller.namespace, fetch)
+    figures = await service.namespaces.search(request.caller.namespace, fetch)
     progress = await service.namespaces.covered(prepared)
     reason = partial_reason(progress)
-    model, measured = await service.models.current(caller.namespace), None if caller.sees_server else caller
+    model, measured = (
+        await service.models.current(request.caller.namespace),
+        None if request.caller.sees_server else request.caller,
+    )
     return StatsAnswer(
-        namespace=caller.namespace,
-        agent=caller.agent,
+        namespace=request.caller.namespace,
+        agent=request.caller.agent,
         index=IndexHealth(
             progress=progress,
-            failures=await _failures(service, prepared.keys) if caller.sees_server else None,
+            failures=await _failures(service.backend, prepared.keys) if request.caller.sees_server else None,
             model=model.name,
             dimension=model.dimension,
         ),
-        cache=_cache_figures(service.embeddings.cache.hits(caller)),
+        cache=_cache_figures(service.embeddings.cache.hits(request.caller)),
         search_latency_ms=service.search_latency.percentiles(measured),
         embedding_latency_ms=service.embedding_latency.percentiles(measured),
-        tasks=await task_figures(service, caller),
-        agents=await agent_figures(service, caller),
+        tasks=await task_figures(service.backend, request.caller),
+        agents=await agent_figures(service.backend, request.caller),
         partial=bool(reason),
         reason=reason,
         **figures,
@@ -134,7 +138,12 @@ async def is_ready(service: Service) -> str | None:
 
 
 async def _count(
-    service: Service, client: Client, prepared: Prepared, principal: Principal, base: Filters, start: float | None
+    service: Service,
+    client: Client,
+    prepared: Prepared,
+    principal: Principal,
+    base: ResolvedFilters,
+    start: float | None,
 ) -> dict[str, Any]:
     """Run all counts in one round trip."""
     now, timeout = redis_time.now(), service.settings.search_timeout_ms
@@ -181,8 +190,8 @@ def _cache_figures(hits: Hits) -> CacheFigures:
     )
 
 
-async def _failures(service: Service, keys: Keys) -> int:
-    return await service.backend.read(lambda client: index.failures(client, keys))
+async def _failures(backend: Backend, keys: Keys) -> int:
+    return await backend.read(lambda client: index.failures(client, keys))
 
 
 async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:

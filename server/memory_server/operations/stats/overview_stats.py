@@ -8,21 +8,23 @@ from typing import Any
 
 from cachetools import LRUCache
 
+from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.times import to_iso
+from memory_core.redis_client import Client
 from memory_core.settings.settings import DAY
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.contract.stats import CacheFigures
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import Caller, resolve
+from memory_server.engine.principals import resolve
+from memory_server.engine.request import RequestContext
 from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.query import Filters, Query
+from memory_server.index.filters import ResolvedFilters
+from memory_server.index.query import Query
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
 
@@ -44,54 +46,54 @@ class Census:
         self._known: LRUCache[Any, tuple[float, float, dict[str, Any]]] = LRUCache(_REMEMBERED)
         self._counting: LRUCache[str, asyncio.Lock] = LRUCache(_REMEMBERED)
 
-    async def take(self, service: Service, caller: Caller) -> CensusAnswer:
+    async def take(self, service: Service, request: RequestContext) -> CensusAnswer:
         """Give the figures on what the caller may read, or on the whole namespace to an admin.
 
         Raises:
             StoreUnavailable: Redis does not answer.
         """
-        at, figures = await self._figures(service, caller)
+        at, figures = await self._figures(service, request)
         reason = partial_reason(figures["index_progress"])
-        measured = None if caller.sees_server else caller
+        measured = None if request.caller.sees_server else request.caller
         return CensusAnswer(
-            namespace=caller.namespace,
-            agent=caller.agent,
-            whole=caller.admin,
-            model=(await service.models.current(caller.namespace)).name,
-            cache=_cache(service.embeddings.cache.hits(caller)),
+            namespace=request.caller.namespace,
+            agent=request.caller.agent,
+            whole=request.caller.admin,
+            model=(await service.models.current(request.caller.namespace)).name,
+            cache=_cache(service.embeddings.cache.hits(request.caller)),
             search_latency_ms=service.search_latency.percentiles(measured),
             embedding_latency_ms=service.embedding_latency.percentiles(measured),
-            tasks=await task_figures(service, caller),
-            agents=await agent_figures(service, caller),
+            tasks=await task_figures(service.backend, request.caller),
+            agents=await agent_figures(service.backend, request.caller),
             counted_at=to_iso(at) or "",
             partial=bool(reason),
             reason=reason,
             **figures,
         )
 
-    async def _figures(self, service: Service, caller: Caller) -> tuple[float, dict[str, Any]]:
-        principal = None if caller.admin else await resolve(service.backend, caller)
-        key = (caller.namespace, principal)
-        async with self._counting.setdefault(caller.namespace, asyncio.Lock()):
+    async def _figures(self, service: Service, request: RequestContext) -> tuple[float, dict[str, Any]]:
+        principal = None if request.caller.admin else await resolve(service.backend, request)
+        key = (request.caller.namespace, principal)
+        async with self._counting.setdefault(request.caller.namespace, asyncio.Lock()):
             at, until, figures = self._known.get(key, (0.0, 0.0, _EMPTY))
             if time.monotonic() < until:
                 return at, figures
             at, began = redis_time.now(), time.monotonic()
-            if await service.namespaces.knows(caller.namespace):
+            if await service.namespaces.knows(request.caller.namespace):
                 selected = build.living(at) if principal is None else build.readable(principal, _ALL, at)
-                figures = await _count(service, caller, selected, at)
+                figures = await _count(service, request, selected, at)
             now = time.monotonic()
             self._known[key] = (at, now + max(_FRESH_SECONDS, (now - began) / _SHARE), figures)
             return at, figures
 
 
-_ALL = Filters(include_archive=True)
+_ALL = ResolvedFilters(include_archive=True)
 
 
 @reads
-async def _count(service: Service, caller: Caller, pieces: Query, now: float) -> dict[str, Any]:
-    prepared, timeout = await service.namespaces.get(caller.namespace), service.settings.search_timeout_ms
-    model, selected = await service.models.current(caller.namespace), build.memories(pieces)
+async def _count(service: Service, request: RequestContext, pieces: Query, now: float) -> dict[str, Any]:
+    prepared, timeout = await service.namespaces.get(request.caller.namespace), service.settings.search_timeout_ms
+    model, selected = await service.models.current(request.caller.namespace), build.memories(pieces)
     queries: dict[tuple[str, str], Query] = {
         ("", "total"): selected,
         ("", "pieces"): pieces,
@@ -112,7 +114,7 @@ async def _count(service: Service, caller: Caller, pieces: Query, now: float) ->
             await candidates.count_by_day(client, keys, recent, timeout),
         )
 
-    counts, by_agent, by_day = await service.namespaces.search(caller.namespace, fetch)
+    counts, by_agent, by_day = await service.namespaces.search(request.caller.namespace, fetch)
     progress = await service.namespaces.covered(prepared)
     figures: dict[str, Any] = {
         "index_progress": progress,

@@ -1,8 +1,4 @@
-"""Writes the figures of a server in the form that Prometheus reads.
-
-The client library is imported here alone, and this module by the first scrape: a server that nobody watches, and one on
-stdio, never loads it.
-"""
+"""Writes the counters of a server in the form that Prometheus reads."""
 
 from __future__ import annotations
 
@@ -18,21 +14,19 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from memory_core.observe.metric_families import Families
-from memory_server.engine.counters import Figures
+from memory_server.engine.counters import FAMILIES, Counters
 from memory_server.operations.stats.stock import Stock
 from memory_server.service import Service
 
-PREFIX = "memory_server_"
-_new = Families(PREFIX)
+PREFIX = FAMILIES.prefix
 _process = CollectorRegistry()
 ProcessCollector(registry=_process)
 
 
-def exposition(figures: Figures, service: Service | None, stock: Stock, accept: str) -> tuple[bytes, str]:
+def exposition(counters: Counters, service: Service | None, stock: Stock, accept: str) -> tuple[bytes, str]:
     """Give the body and its type; `service` is None while it is not up yet."""
     registry = CollectorRegistry()
-    registry.register(_Collected([*_of_process(figures, service), *_of_stock(stock), *_process.collect()]))
+    registry.register(_Collected([*_of_process(counters, service), *_of_stock(stock), *_process.collect()]))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 
@@ -46,61 +40,63 @@ class _Collected(Collector):
         return iter(self._metrics)
 
 
-def _of_process(figures: Figures, service: Service | None) -> Iterator[Metric]:
+def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]:
     """What this process counted."""
     yield InfoMetricFamily(PREFIX.rstrip("_"), "Release of the server.", {"version": version("redis-memory-gpu")})
     calls = CounterMetricFamily(
         PREFIX + "calls", "Operations by name and outcome; each of a batch is one.", labels=("operation", "outcome")
     )
-    for labels, number in figures.calls.items():
+    for labels, number in counters.calls.items():
         calls.add_metric(labels, number)
     yield calls
-    yield _new.histograms("call_seconds", "How long operations took.", "operation", figures.call_seconds)
-    yield _new.counter("turned_away", "Calls refused at the door under overload.", figures.turned_away)
-    yield _new.counter("bad_tokens", "Requests with a token that is not to be believed.", figures.bad_tokens)
-    yield _new.histograms("search_part_seconds", "How long the parts of searches took.", "part", figures.search_seconds)
-    yield _new.counters(
-        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", figures.sweeps
+    yield from counters.call_seconds.collect()
+    yield FAMILIES.counter("turned_away", "Calls refused at the door under overload.", counters.turned_away)
+    yield FAMILIES.counter("bad_tokens", "Requests with a token that is not to be believed.", counters.bad_tokens)
+    yield from counters.search_part_seconds.collect()
+    yield FAMILIES.counters(
+        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", counters.sweeps
     )
     if service is None:
         return
-    yield _new.histogram("search_seconds", "How long searches took.", service.search_latency.histogram)
-    yield _new.histogram("embedding_seconds", "How long vectors were waited for.", service.embedding_latency.histogram)
+    yield from service.search_latency.histogram.collect()
+    yield from service.embedding_latency.histogram.collect()
     hits, recorder = service.embeddings.cache.total, service.auditor.recorder
     found = {"process": hits.process, "redis": hits.redis, "nowhere": hits.missed}
-    yield _new.counters("cached_vectors", "Texts by where their vector was found.", "found", found)
+    yield FAMILIES.counters("cached_vectors", "Texts by where their vector was found.", "found", found)
     entries = {"written": recorder.written_total, "lost": recorder.lost_total}
-    yield _new.counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
-    yield _new.gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
-    yield _new.counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
-    flaws = service.backend.integrity.flaws
-    yield _new.counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
+    yield FAMILIES.counters("audit_entries", "Entries of reads and refusals.", "outcome", entries)
+    yield FAMILIES.gauge("audit_entries_held", "Entries that wait to be written.", recorder.held)
+    yield FAMILIES.counter("audit_write_failures", "Times that entries could not be written.", service.auditor.failures)
+    flaws = service.backend.integrity.failures
+    yield FAMILIES.counter("integrity_flaws", "Memories that failed their integrity check, each once.", flaws)
 
 
 def _of_stock(stock: Stock) -> Iterator[Metric]:
     """What Redis holds. All servers on one Redis tell the same."""
-    yield _new.gauge("redis_up", "Whether Redis answered.", stock.redis_up)
+    yield FAMILIES.gauge("redis_up", "Whether Redis answered.", stock.redis_up)
     if not stock.redis_up or stock.round_trip_seconds is None:
         return
     info = stock.redis
-    yield _new.gauge("redis_round_trip_seconds", "How long a PING took.", stock.round_trip_seconds)
-    yield _new.gauge("redis_used_bytes", "Memory that Redis uses.", info.get("used_memory", 0))
-    yield _new.gauge("redis_limit_bytes", "Memory that Redis may use; 0 is all.", info.get("maxmemory", 0))
-    yield _new.gauge("redis_clients", "Connections to Redis.", info.get("connected_clients", 0))
-    yield _new.gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
+    yield FAMILIES.gauge("redis_round_trip_seconds", "How long a PING took.", stock.round_trip_seconds)
+    yield FAMILIES.gauge("redis_used_bytes", "Memory that Redis uses.", info.get("used_memory", 0))
+    yield FAMILIES.gauge("redis_limit_bytes", "Memory that Redis may use; 0 is all.", info.get("maxmemory", 0))
+    yield FAMILIES.gauge("redis_clients", "Connections to Redis.", info.get("connected_clients", 0))
+    yield FAMILIES.gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
     written = info.get("aof_last_write_status", "ok") == "ok"
-    yield _new.gauge("redis_append_only_ok", "Whether its last write went well.", written)
-    yield _new.counter("redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0))
-    yield _new.counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
-    yield _new.gauge("namespaces", "Namespaces.", stock.namespaces)
-    yield _new.gauge(
+    yield FAMILIES.gauge("redis_append_only_ok", "Whether its last write went well.", written)
+    yield FAMILIES.counter(
+        "redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0)
+    )
+    yield FAMILIES.counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
+    yield FAMILIES.gauge("namespaces", "Namespaces.", stock.namespaces)
+    yield FAMILIES.gauge(
         "namespaces_uncounted", "Namespaces left out of the sums below, for they are many.", stock.uncounted
     )
-    yield _new.gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
-    yield _new.gauge(
+    yield FAMILIES.gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
+    yield FAMILIES.gauge(
         "dead_jobs", "Texts that could not be embedded and were set aside, the last of each namespace.", stock.dead_jobs
     )
-    yield _new.gauges("tasks", "Open tasks; `queued` are those that nobody holds.", "state", stock.tasks)
-    yield _new.counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
-    yield _new.gauge("dead_tasks", "Tasks given up and not requeued.", stock.dead_tasks)
-    yield _new.gauges("sidecars", "Sidecars that live.", "state", stock.sidecars)
+    yield FAMILIES.gauges("tasks", "Open tasks; `queued` are those that nobody holds.", "state", stock.tasks)
+    yield FAMILIES.counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
+    yield FAMILIES.gauge("dead_tasks", "Tasks given up and not requeued.", stock.dead_tasks)
+    yield FAMILIES.gauges("sidecars", "Sidecars that live.", "state", stock.sidecars)

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memory_core.errors import MemoryServiceError
-from memory_core.records import sidecar
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import count_jobs
 from memory_core.records.task import ENDED
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
+from memory_core.store import sidecar
 from memory_server.service import Service
 
 KEEP_SECONDS = 5.0

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from collections import Counter
 
+from memory_core.records import redis_time
 from memory_core.records.agent import Agent, load_agents
 from memory_core.records.keys import Keys
 from memory_core.records.task import ENDED, TaskState
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.contract.stats import AgentFigures, TaskFigures
-from memory_server.engine.principals import Caller
-from memory_server.service import Service
+from memory_server.engine.backend import Backend
+from memory_server.engine.request import Caller
 
 _LOOK = 1000
 
 
-async def task_figures(service: Service, caller: Caller) -> TaskFigures:
+async def task_figures(backend: Backend, caller: Caller) -> TaskFigures:
     """Count tasks by state: those that the caller submitted, or all of the namespace for an admin."""
     keys = Keys(caller.namespace)
     count = _count_all if caller.admin else _count_own
-    states = await service.backend.read(lambda client: count(client, keys, caller.agent))
+    states = await backend.read(lambda client: count(client, keys, caller.agent))
     ended = sum(states[state] for state in ENDED)
     rate = round(states[TaskState.COMPLETED] / ended, 4) if ended else None
     return TaskFigures(by_state={state: number for state, number in states.items() if number}, completion_rate=rate)
 
 
-async def agent_figures(service: Service, caller: Caller) -> list[AgentFigures]:
+async def agent_figures(backend: Backend, caller: Caller) -> list[AgentFigures]:
     """Show each registered agent's load beside the others', or the caller's alone."""
     agents, now = (
-        await service.backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
+        await backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
         redis_time.now(),
     )
     if not caller.sees_server:

@@ -6,12 +6,12 @@ import logging
 from collections.abc import Sequence
 
 from memory_core.crypto.keyring import Keyring
+from memory_core.crypto.signed_entry import Entry
 from memory_core.errors import KeyMissing
+from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
 from memory_core.records.times import to_redis
-from memory_core.store import redis_time
 from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
 from memory_server.security.audit import reader

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from memory_core.crypto.keyring import Keyring
+from memory_core.crypto.signed_entry import Entry
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
-from memory_core.store.connection import Client
+from memory_core.redis_client import Client
 from memory_server.security.audit import reader as trail
 from memory_server.security.audit.seals import Seal, read_seal
 from memory_server.security.audit.verifier import Check, Counters, Report

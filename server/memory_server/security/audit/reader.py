@@ -6,9 +6,10 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 from memory_core.crypto.keyring import Keyring
+from memory_core.crypto.signed_entry import Entry
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import Entry
-from memory_core.store.connection import Client, store_errors
+from memory_core.redis_client import Client
+from memory_core.store.connection import store_errors
 from memory_server.security.audit.seals import Seal, read_seal
 from memory_server.security.audit.verifier import Check, Counters, Report
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memory_core.crypto.signed_entry import TRIM
+from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
-from memory_core.records.signed_entry import TRIM
+from memory_core.redis_client import Client
 from memory_core.settings.audit import AuditSettings
-from memory_core.store import redis_time
-from memory_core.store.connection import Client
 from memory_server.engine.backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memory_core.crypto.keyring import Keyring, Secret, framed
+from memory_core.crypto.signed_entry import Entry, id_of, key_of, position_of
 from memory_core.errors import KeyMissing
-from memory_core.records.signed_entry import Entry, id_of, key_of, position_of
 
 GENESIS = bytes(32)
 """What the first seal continues."""

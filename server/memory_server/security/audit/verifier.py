@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from memory_core.crypto.keyring import Keyring
+from memory_core.crypto.signed_entry import TRIM, Entry
 from memory_core.errors import KeyMissing
-from memory_core.records.signed_entry import TRIM, Entry
 from memory_server.security.audit.seals import Seal, start
 
 MOST_PROBLEMS = 100

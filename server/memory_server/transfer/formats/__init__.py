@@ -1,1 +1,1 @@
-"""Readers of other products' files."""
+"""InflightReads of other products' files."""

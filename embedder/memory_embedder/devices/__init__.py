@@ -1,0 +1,1 @@
+"""The GPUs and CPU cores of this machine: their readings, and which sidecar uses which GPU."""

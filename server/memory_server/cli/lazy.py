@@ -1,0 +1,93 @@
+"""Modules that a command imports on first use, so that `redis-memory --help` and stdio servers start fast.
+
+Type checkers read the imports; at run time `_MODULES` lists the same modules.
+"""
+# ruff: noqa: F401
+# pyright: reportUnusedImport=false
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import uvloop
+
+    from memory_core.crypto import signed_entry as audit_entries
+    from memory_core.observe import logs
+    from memory_core.settings import settings
+    from memory_core.store import connection
+    from memory_server import service
+    from memory_server.access import operator_login, tokens
+    from memory_server.agents import registry as agents
+    from memory_server.cli import printing as printing
+    from memory_server.cli import settings_reference
+    from memory_server.cli.client_config import writer as client_files
+    from memory_server.contract import arguments, task_arguments
+    from memory_server.engine import audited_calls as audit_calls
+    from memory_server.engine import backend, request
+    from memory_server.http import app as http
+    from memory_server.local import running
+    from memory_server.local import stop as stop
+    from memory_server.mcp import stdio, tools_reference
+    from memory_server.memories import get as read
+    from memory_server.operations import admin_view, bench, doctor, key_rotation, quarantine, reindex, status
+    from memory_server.operations import verify_integrity as integrity
+    from memory_server.operations.health import machine
+    from memory_server.search import reports, search
+    from memory_server.security.audit import export as audit_export
+    from memory_server.security.audit import reader as audit_reader
+    from memory_server.sharing import grants
+    from memory_server.tasks import lifecycle as tasks
+    from memory_server.transfer import arrivals, exporter, importer
+
+_MODULES = {
+    "uvloop": "uvloop",
+    "connection": "memory_core.store.connection",
+    "logs": "memory_core.observe.logs",
+    "settings": "memory_core.settings.settings",
+    "audit_calls": "memory_server.engine.audited_calls",
+    "audit_entries": "memory_core.crypto.signed_entry",
+    "audit_export": "memory_server.security.audit.export",
+    "audit_reader": "memory_server.security.audit.reader",
+    "backend": "memory_server.engine.backend",
+    "bench": "memory_server.operations.bench",
+    "printing": "memory_server.cli.printing",
+    "client_files": "memory_server.cli.client_config.writer",
+    "machine": "memory_server.operations.health.machine",
+    "doctor": "memory_server.operations.doctor",
+    "stop": "memory_server.local.stop",
+    "arrivals": "memory_server.transfer.arrivals",
+    "exporter": "memory_server.transfer.exporter",
+    "importer": "memory_server.transfer.importer",
+    "running": "memory_server.local.running",
+    "service": "memory_server.service",
+    "settings_reference": "memory_server.cli.settings_reference",
+    "status": "memory_server.operations.status",
+    "tools_reference": "memory_server.mcp.tools_reference",
+    "http": "memory_server.http.app",
+    "stdio": "memory_server.mcp.stdio",
+    "agents": "memory_server.agents.registry",
+    "operator_login": "memory_server.access.operator_login",
+    "admin_view": "memory_server.operations.admin_view",
+    "request": "memory_server.engine.request",
+    "integrity": "memory_server.operations.verify_integrity",
+    "quarantine": "memory_server.operations.quarantine",
+    "read": "memory_server.memories.get",
+    "reindex": "memory_server.operations.reindex",
+    "reports": "memory_server.search.reports",
+    "key_rotation": "memory_server.operations.key_rotation",
+    "search": "memory_server.search.search",
+    "arguments": "memory_server.contract.arguments",
+    "task_arguments": "memory_server.contract.task_arguments",
+    "grants": "memory_server.sharing.grants",
+    "tasks": "memory_server.tasks.lifecycle",
+    "tokens": "memory_server.access.tokens",
+}
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in _MODULES:
+        raise AttributeError(name)
+    return import_module(_MODULES[name])
