@@ -1,4 +1,4 @@
-"""Each rule of the task Functions is needed: with any one of them dropped, a behaviour breaks that holds with it."""
+"""Every rule of the task Functions is needed: without any one of them, at least one behaviour breaks."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ _OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'ki
 _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
-    # what is checked
-    "no token check": ("wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
-    "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
-    "no check of the lease's end": (
-        "token_ends_with_its_lease",
+    # checks
+    "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
+    "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
+    "no check of lease expiry": (
+        "a_token_dies_with_its_time",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
     "no holder check": (
         "token_is_refused_from_another_agent",
         [(" or task.assigned ~= request.agent then", " then")],
     ),
-    "no check who ever had it": (
-        "agent_that_never_held_a_task_learns_nothing_of_it",
+    "no check of earlier holders": (
+        "whoever_never_had_a_task_learns_nothing_of_it",
         [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
-    "no avoiding": (
-        "failed_task_goes_to_another_agent",
+    "agents that failed are not avoided": (
+        "a_failed_task_goes_to_another",
         [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
-    "avoiding for ever": (
-        "failed_task_returns_to_the_only_agent",
+    "agents that failed are avoided forever": (
+        "a_failed_task_comes_back_if_there_is_nobody_else",
         [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
-    "no check that an agent fell silent": (
-        "live_agent_keeps_its_lease",
+    "no check for silent agents": (
+        "a_living_agent_keeps_its_lease",
         [
             (
                 "if deadline > 0 and deadline * 1000000 > now then return {status = 'alive'",
@@ -70,8 +70,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who cancels": (
-        "only_the_submitter_cancels_and_then_completion_fails",
+    "no check of the canceller": (
+        "only_its_submitter_cancels_a_task_and_nobody_completes_it_then",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if rm.contains(",
@@ -79,8 +79,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who requeues": (
-        "requeued_task_has_all_its_attempts_again",
+    "no check of the requeuer": (
+        "a_requeued_task_has_all_its_attempts_and_no_past",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
@@ -97,20 +97,20 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "only_capable_agents_get_a_task",
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
-    "no check for whom it is": (
-        "only_capable_agents_get_a_task",
+    "no check of the assigned agent": (
+        "only_the_able_get_a_task",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
     ),
-    "no bound on what is leased": (
-        "agent_gets_no_more_than_its_capacity",
+    "no limit on leased tasks": (
+        "an_agent_has_no_more_than_it_can_do",
         [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
-    "no bound on what is assigned": (
-        "agent_gets_no_more_than_its_capacity",
+    "no limit on assigned tasks": (
+        "an_agent_has_no_more_than_it_can_do",
         [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
     ),
-    "no check of the payload under a key": (
-        "idempotency_key_creates_one_task",
+    "no payload check for a repeated idempotency key": (
+        "an_idempotency_key_stands_for_one_task",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
     "no check of past deadlines": (
@@ -138,8 +138,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "repeated_call_has_one_effect_and_one_answer",
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
-    "no retries left is no end": (
-        "exhausted_attempts_end_in_the_dead_letters",
+    "exhausted retries do not end a task": (
+        "attempts_are_counted_and_end_in_the_dead_letters",
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
     "a failed dependency counts as completed": (
@@ -151,29 +151,29 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    # what is written
+    # writes
     "completion keeps the lease": (
         "ended_task_leaves_no_keys_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
-    "the lease stays among the leases": (
-        "ended_task_leaves_no_keys_behind",
+    "the lease index keeps the lease": (
+        "an_ended_task_leaves_nothing_behind",
         [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
-    "the task stays in the agent's hands": (
-        "ended_task_leaves_no_keys_behind",
+    "the agent still holds the task": (
+        "an_ended_task_leaves_nothing_behind",
         [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
-    "ended tasks are kept for ever": (
-        "ended_task_leaves_no_keys_behind",
+    "ended tasks never expire": (
+        "an_ended_task_leaves_nothing_behind",
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
     "attempts are not counted": (
         "exhausted_attempts_end_in_the_dead_letters",
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
-    "dead tasks get no letter": (
-        "exhausted_attempts_end_in_the_dead_letters",
+    "dead tasks are not added to the dead letters": (
+        "attempts_are_counted_and_end_in_the_dead_letters",
         [
             (
                 "redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
@@ -181,8 +181,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "who failed is forgotten": (
-        "failed_task_goes_to_another_agent",
+    "agents that failed are forgotten": (
+        "a_failed_task_goes_to_another",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
@@ -194,40 +194,40 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the number of tokens stands still": (
-        "fencing_numbers_increase",
+    "the fence does not increase": (
+        "the_numbers_of_tokens_rise",
         [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
-    "a lease that ran out is renewed": (
-        "expired_lease_goes_to_another_agent",
+    "an expired lease is renewed": (
+        "a_lease_that_ran_out_goes_to_another",
         [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
-    "leases never run out": (
-        "expired_lease_goes_to_another_agent",
+    "leases never expire": (
+        "a_lease_that_ran_out_goes_to_another",
         [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
-    "renewal leaves the old end": (
-        "heartbeat_renews_a_lease",
+    "renewal keeps the old expiry": (
+        "a_heartbeat_renews_a_lease",
         [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
     ),
-    "what is leased is not noted as held": (
-        "leased_task_is_not_given_to_another",
+    "leased tasks are not recorded as held": (
+        "a_lease_is_nobody_elses",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
-    "what is leased counts as unclaimed": (
-        "leased_task_is_not_given_to_another",
+    "leased tasks count as unclaimed": (
+        "a_lease_is_nobody_elses",
         [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
-    "what is assigned stays queued": (
-        "assigned_task_is_not_given_to_another",
+    "assigned tasks stay queued": (
+        "an_assigned_task_is_nobody_elses",
         [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
-    "assignments last for ever": (
-        "unclaimed_assignment_is_taken_back",
+    "assignments never expire": (
+        "an_assignment_that_is_not_claimed_is_taken_back",
         [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
-    "a requeued task has its old attempts": (
-        "requeued_task_has_all_its_attempts_again",
+    "a requeued task keeps its attempts": (
+        "a_requeued_task_has_all_its_attempts_and_no_past",
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
     "a requeued task still expires": (
@@ -247,8 +247,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "namespace_task_quota_is_enforced",
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
-    "deadlines are not noted": (
-        "deadline_ends_a_task",
+    "deadlines are not recorded": (
+        "a_deadline_ends_a_task",
         [
             (
                 "if request.deadline then redis.call('ZADD', names.deadlines, ",
@@ -256,10 +256,10 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
-    "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
-    "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
-    # in which order
+    "pauses do not grow": ("pauses_between_attempts_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
+    "no priorities": ("the_more_urgent_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
+    "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
+    # order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
         [
@@ -271,8 +271,8 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "whoever lives is able": (
-        "failed_task_does_not_wait_for_incapable_agents",
+    "every living agent counts as able": (
+        "whoever_failed_waits_for_nobody_that_is_not_able",
         [
             (
                 "agent.status ~= 'draining' and rm.is_able(agent, kind) then return true",
@@ -280,27 +280,27 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the last of a history is cut off": (
-        "long_history_keeps_the_newest_entries",
+    "history loses its last entry": (
+        "a_long_history_keeps_what_came_last",
         [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
     ),
-    "newcomers begin at the first turn": (
-        "new_submitter_starts_at_the_current_turn",
+    "new submitters start at the first turn": (
+        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
         [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
-    "what ends in its queue stays there": (
-        "cancelled_task_leaves_its_queue",
+    "tasks that end in a queue stay there": (
+        "a_task_that_ends_in_its_queue_leaves_it",
         [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
-    "asked whether anything blocks, then unblocked": (
-        "task_waits_for_all_its_dependencies",
+    "blockers are checked before unblocking": (
+        "a_task_waits_for_all_that_it_depends_on",
         [
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
-    "queued again, then opened to all": (
-        "pinned_task_goes_to_others_when_its_agent_dies",
+    "requeued before it is opened to all": (
+        "a_task_for_one_agent_goes_to_others_when_that_one_dies",
         [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
 }
@@ -308,7 +308,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
 
 @pytest.fixture(scope="module")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis of this module's own, whose library is broken again and again."""
+    """A Redis for this module alone. Its library is broken repeatedly."""
     redis = RedisServer(tmp_path_factory.mktemp("mutants"))
     redis.start()
     yield redis
@@ -317,7 +317,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer
 
 @pytest.fixture
 async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
-    """A client of it."""
+    """A client of that Redis."""
     async with connect(own_redis.url) as connected:
         yield connected
 
@@ -330,23 +330,23 @@ async def _tasks(client: Client, code: str) -> TaskNamespace:
 def _mutated(replacements: list[tuple[str, str]]) -> str:
     code = library_code()
     for old, new in replacements:
-        assert code.count(old) == 1, f"{code.count(old)} places say {old!r}"
+        assert code.count(old) == 1, f"{code.count(old)} occurrences of {old!r}"
         code = code.replace(old, new)
     return code
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-async def test_the_library_behaves(client: Client, behaviour: str) -> None:
+async def test_unchanged_library_has_every_behaviour(client: Client, behaviour: str) -> None:
     await BEHAVIOURS[behaviour](await _tasks(client, library_code()))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
+async def test_mutation_breaks_a_behaviour(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
     tasks = await _tasks(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
         await BEHAVIOURS[behaviour](tasks)
 
 
-def test_every_behaviour_catches_a_mutation() -> None:
+def test_every_behaviour_detects_a_mutation() -> None:
     assert {behaviour for behaviour, _ in MUTATIONS.values()} == set(BEHAVIOURS)
