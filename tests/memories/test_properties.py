@@ -34,7 +34,7 @@ from support.histories import (
     Rev,
 )
 from support.model import Model
-from support.model_records import Moment, Outcome, Said, Selected
+from support.model_records import Arguments, Moment, Outcome, Selected
 from support.stack import Agent, Stack, in_own_task
 
 from memory_core.records.keys import Keys
@@ -136,13 +136,13 @@ class World:
         assert {key.removeprefix(keys.use("")) for key in found if key.startswith(keys.use(""))} <= heads
 
     async def _check_view(self, model: Model, actor: str) -> None:
-        everything: Said = {"include_archive": True, "limit": 100}
+        everything: Arguments = {"include_archive": True, "limit": 100}
         name = "alice" if actor == OUTSIDER else actor
         await self._check_pages(actor)
         now = time.time()
         mine = model.readable(name, everything, Moment(now, now)).memories
         wanted = {(memory.source, memory.pieces[0]): memory.id for memory in mine}
-        looks: list[Said] = [
+        looks: list[Arguments] = [
             {"op": "memory_stats"},
             *({"op": "get_agent_memories", "agent_id": other, **everything} for other in ACTORS),
             *({"op": "get_agent_memories", "priorities": [priority]} for priority in PRIORITIES),
@@ -183,8 +183,8 @@ async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) ->
             agents[actor] = await connections.enter_async_context(in_own_task(stack.server.agent(name, where)))
         world = World(stack, agents, namespace)
         for call in history:
-            await world.call(call.actor, call.tool, call.said)
-            steps += len(call.said.get("operations", "1"))
+            await world.call(call.actor, call.tool, call.arguments)
+            steps += len(call.arguments.get("operations", "1"))
         await world.check_everything()
     tally.update(world.here.tally + world.elsewhere.tally)
     return steps

@@ -10,13 +10,13 @@ import pytest
 from redis.exceptions import ResponseError
 from support import task_behaviours
 from support.embedder_fixtures import RedisServer
-from support.task_functions import Ground
+from support.task_functions import TaskNamespace
 
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_core.store.functions import library_code
 
-Behaviour = Callable[[Ground], Awaitable[None]]
+Behaviour = Callable[[TaskNamespace], Awaitable[None]]
 BEHAVIOURS: dict[str, Behaviour] = {
     name: behaviour
     for name, behaviour in inspect.getmembers(task_behaviours, inspect.iscoroutinefunction)
@@ -46,7 +46,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
     "no holder check": (
-        "a_token_is_worth_nothing_in_other_hands",
+        "token_is_refused_from_another_agent",
         [(" or task.assigned ~= request.agent then", " then")],
     ),
     "no check of earlier holders": (
@@ -88,13 +88,13 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no quota": ("the_namespace_has_a_quota", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
+    "no quota": ("namespace_task_quota_is_enforced", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
     "no check of capabilities": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("    if not agent.has[capability] then return false end\n", "")],
     ),
     "no check of the context window": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
     "no check of the assigned agent": (
@@ -114,15 +114,15 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
     "no check of past deadlines": (
-        "a_deadline_ends_a_task",
+        "deadline_ends_a_task",
         [("  if is_past(request.deadline, now) then return {status = 'past_deadline'} end\n", "")],
     ),
     "a stale token renews": (
-        "a_token_dies_with_its_time",
+        "token_ends_with_its_lease",
         [("  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end\n", "")],
     ),
     "repeated submissions not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [
             (
                 "  if known.state then return {status = 'submitted'",
@@ -131,11 +131,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "repeated claims not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [("if agent.last_claim == request.call then", "if false then")],
     ),
     "repeated ends not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
     "exhausted retries do not end a task": (
@@ -143,7 +143,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
     "a failed dependency counts as completed": (
-        "a_task_ends_with_what_it_depends_on",
+        "task_is_cancelled_when_a_dependency_dies",
         [
             (
                 "    local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'\n",
@@ -153,7 +153,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     # writes
     "completion keeps the lease": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
     "the lease index keeps the lease": (
@@ -169,7 +169,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
     "attempts are not counted": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
     "dead tasks are not added to the dead letters": (
@@ -186,7 +186,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
-        "each_lease_has_a_token_of_its_own",
+        "each_lease_has_its_own_token",
         [
             (
                 "local token = id .. '.' .. fence .. '.' .. secret",
@@ -231,11 +231,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
     "a requeued task still expires": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [("do redis.call('PERSIST', key .. id) end", "do local _ = key end")],
     ),
     "a requeued task waits for nothing": (
-        "a_requeued_task_waits_again_for_what_it_depends_on",
+        "requeued_task_waits_for_its_dependencies_again",
         [
             (
                 "  if #blockers > 0 then\n    redis.call('HSET', names.task .. id, 'state', 'waiting')",
@@ -244,7 +244,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "ended tasks stay counted as open": (
-        "the_namespace_has_a_quota",
+        "namespace_task_quota_is_enforced",
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
     "deadlines are not recorded": (
@@ -261,7 +261,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
     # order
     "assigned, then queued": (
-        "an_assigned_task_is_nobody_elses",
+        "assigned_task_is_not_given_to_another",
         [
             (
                 "  rm.queue_task(names, id, task)\n"
@@ -322,9 +322,9 @@ async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
         yield connected
 
 
-async def _ground(client: Client, code: str) -> Ground:
+async def _tasks(client: Client, code: str) -> TaskNamespace:
     await client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
-    return Ground(client, f"mutant-{next(_numbers)}")
+    return TaskNamespace(client, f"mutant-{next(_numbers)}")
 
 
 def _mutated(replacements: list[tuple[str, str]]) -> str:
@@ -343,9 +343,9 @@ async def test_unchanged_library_has_every_behaviour(client: Client, behaviour: 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 async def test_mutation_breaks_a_behaviour(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
-    ground = await _ground(client, _mutated(replacements))
+    tasks = await _tasks(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
-        await BEHAVIOURS[behaviour](ground)
+        await BEHAVIOURS[behaviour](tasks)
 
 
 def test_every_behaviour_detects_a_mutation() -> None:

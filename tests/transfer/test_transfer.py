@@ -200,12 +200,12 @@ async def test_sensitive_memories_need_the_same_master_key(
     file, url, here = tmp_path / "all.jsonl", shell.url, namespace
     refused = await Shell(url, key=None).run("export", file, "--namespace", filled.namespace)
     assert refused.code == 78
-    assert refused.said.startswith("key_missing")
+    assert refused.output.startswith("key_missing")
     await shell.done("export", file, "--namespace", filled.namespace)
     refused = await Shell(url, key=new_key()).run("import", file, "--namespace", here)
     assert refused.code == 78
-    assert "2 of 13 records cannot be read" in refused.said
-    assert "key that this server does not have" in refused.said
+    assert "2 of 13 records cannot be read" in refused.output
+    assert "key that this server does not have" in refused.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
     without = tmp_path / "clear.jsonl"
@@ -279,7 +279,7 @@ async def test_export_refuses_existing_files_and_unknown_namespaces(
 ) -> None:
     file = tmp_path / "all.jsonl"
     await shell.done("export", file, "--namespace", filled.namespace)
-    assert (await shell.run("export", file, "--namespace", filled.namespace)).said.startswith("conflict")
+    assert (await shell.run("export", file, "--namespace", filled.namespace)).output.startswith("conflict")
     await shell.done("export", file, "--namespace", filled.namespace, "--force")
     result = await shell.run("export", tmp_path / "none.jsonl", "--namespace", "never-used")
     assert result.said.startswith("invalid_argument: nothing was ever stored")

@@ -118,7 +118,7 @@ async def test_foreign_memories_can_be_imported_as_sensitive(
 ) -> None:
     file, options = mem0(tmp_path, 3), ("--agent", "ann", "--namespace", namespace, "--sensitive")
     keyless = await Shell(redis.url_of(SERVER), key=None).run("import", file, *options)
-    assert keyless.said.startswith("key_missing")
+    assert keyless.output.startswith("key_missing")
     public = await shell.run("import", file, *options, "--visibility", "public")
     assert "cannot be public" in public.said
     await imported(shell, file, namespace, "--sensitive")
@@ -213,7 +213,7 @@ async def test_unreadable_entries_stop_an_import_unless_skipped(
     file.write_text(text)
     refused = await shell.run("import", file, "--agent", "ann", "--namespace", namespace)
     assert refused.code == 78
-    assert reason in refused.said
+    assert reason in refused.output
     assert not [key async for key in client.scan_iter(f"rm:{{{namespace}}}*")]
     result = await shell.run(
         "import", file, "--agent", "ann", "--namespace", namespace, "--skip-bad", "--format", name, "--json"
