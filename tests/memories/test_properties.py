@@ -56,7 +56,7 @@ class World:
     here: Model = field(default_factory=Model)
     elsewhere: Model = field(default_factory=Model)
 
-    async def call(self, actor: str, tool: str, arguments: Said) -> dict[str, Any]:
+    async def call(self, actor: str, tool: str, arguments: Arguments) -> dict[str, Any]:
         """Call a tool, compare its outcome with the model's and return its answer."""
         model, name = self._view(actor)
         arguments = self._resolved(arguments, actor)
@@ -74,7 +74,7 @@ class World:
     def _view(self, actor: str) -> tuple[Model, str]:
         return (self.elsewhere, "alice") if actor == OUTSIDER else (self.here, actor)
 
-    def _resolved(self, arguments: Said, actor: str) -> Said:
+    def _resolved(self, arguments: Arguments, actor: str) -> Arguments:
         """Replace each Ref and Rev by its id or revision."""
         model, name = self._view(actor)
         everyones = [*self.elsewhere.memories, *self.here.memories]

@@ -252,7 +252,7 @@ async def test_change_stopped_after_any_write_completes_when_rerun(
     assert (models.current.name, models.other) == (NEW.name, None)
     assert await lacking(stack.client, namespace, NEW) == []
     await server.service.models.get(namespace, afresh=True)  # skip the one-second cache
-    assert await alice.search(said(2), mode="vector", limit=1) == [said(2)]
+    assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
 
 
 async def test_open_tasks_and_agents_are_routed_by_the_new_model(

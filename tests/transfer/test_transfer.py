@@ -239,12 +239,12 @@ async def test_altered_lines_of_a_file_are_refused(
             "import", rewrite(file, [*good[:number], changed, *good[number + 1 :]]), "--namespace", here
         )
         assert result.code == 78, changed
-        assert f"line {number + 1}: " in result.said
-        assert reason in result.said
+        assert f"line {number + 1}: " in result.output
+        assert reason in result.output
     result = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
-    assert "not whole" in result.said
+    assert "not whole" in result.output
     result = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
-    assert "should be here" in result.said
+    assert "should be here" in result.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
 
@@ -282,7 +282,7 @@ async def test_export_refuses_existing_files_and_unknown_namespaces(
     assert (await shell.run("export", file, "--namespace", filled.namespace)).output.startswith("conflict")
     await shell.done("export", file, "--namespace", filled.namespace, "--force")
     result = await shell.run("export", tmp_path / "none.jsonl", "--namespace", "never-used")
-    assert result.said.startswith("invalid_argument: nothing was ever stored")
+    assert result.output.startswith("invalid_argument: nothing was ever stored")
     assert os.listdir(tmp_path) == ["all.jsonl"]
 
 

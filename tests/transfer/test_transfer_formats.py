@@ -120,7 +120,7 @@ async def test_foreign_memories_can_be_imported_as_sensitive(
     keyless = await Shell(redis.url_of(SERVER), key=None).run("import", file, *options)
     assert keyless.output.startswith("key_missing")
     public = await shell.run("import", file, *options, "--visibility", "public")
-    assert "cannot be public" in public.said
+    assert "cannot be public" in public.output
     await imported(shell, file, namespace, "--sensitive")
     async with here.agent("ann", namespace) as ann:
         memories = (await ann.call("get_agent_memories"))["memories"]
@@ -245,7 +245,7 @@ async def test_import_that_cannot_run_says_why(
     mem0(tmp_path, 1).rename(tmp_path / "good.json")
     result = await shell.run("import", tmp_path / arguments[0], *arguments[1:], "--namespace", namespace)
     assert result.code == 78
-    assert reason in result.said
+    assert reason in result.output
     assert not [key async for key in client.scan_iter(f"rm:{{{namespace}}}*")]
 
 
@@ -268,7 +268,7 @@ async def test_import_over_the_quota_is_refused(redis: RedisServer, namespace: s
     result = await shell.run(
         "import", mem0(tmp_path, 9), "--agent", "ann", "--namespace", namespace, "--config", config
     )
-    assert (result.code, result.said.partition(":")[0]) == (78, "quota_exceeded")
+    assert (result.code, result.output.partition(":")[0]) == (78, "quota_exceeded")
 
 
 async def test_ten_thousand_memories_are_imported_without_waiting_for_vectors(
@@ -340,7 +340,7 @@ async def test_unfinished_export_is_not_resumed_with_other_options(
     part = tmp_path / f"all.jsonl.{large_namespace}.part"
     part.write_bytes(b'{"kind":"redis-memory","version":1,"model":"another","dimension":7,"vectors":true}\n')
     result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", large_namespace)
-    assert result.said.startswith("conflict: an unfinished export with other options")
+    assert result.output.startswith("conflict: an unfinished export with other options")
 
 
 async def test_killed_import_runs_again_and_imports_the_rest(
