@@ -239,7 +239,7 @@ class Cluster(Redis):
             if not self._is_stale:
                 return
             known = self._known | ({first} if first else set())
-            known_nodes = random.sample(sorted(known), len(known))
+            known_nodes = random.sample(sorted(known), len(known))  # nosec B311
             for address in sorted(known_nodes, key=lambda one: (one != first, one == self._suspect)):
                 found = await self._slots_by(address)
                 if found is not None:
