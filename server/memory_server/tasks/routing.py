@@ -1,26 +1,27 @@
-"""Chooses who should do a task: among able, living agents with room, by how free, apt and close each is."""
+"""Ranks the agents that are able to do a task, by free capacity, track record, speed and closeness of meaning."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from memory_core.records.agent import Agent, AgentStatus, load_agents
 from memory_core.records.keys import Keys
 from memory_core.records.task import TaskPriority
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import Matrix
+from memory_server.contract.tasks import Suited
 from memory_server.tasks.services import TaskServices
 
 ROSTER_SECONDS = 0.25
-"""How long the agents of a namespace are remembered for routing; the Functions check capacity again."""
+"""How long agents are cached for routing; the Functions check capacity again."""
 _UNKNOWN = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class RoutingWeights:
-    """Shares of a score, which sum to 1."""
+class Factors(NamedTuple):
+    """What routing compares, each from 0 to 1; also their weights, which sum to 1."""
 
     free: float
     success: float
@@ -29,29 +30,17 @@ class RoutingWeights:
 
 
 _WEIGHTS = {
-    TaskPriority.CRITICAL: RoutingWeights(free=0.15, success=0.40, speed=0.20, closeness=0.25),
-    TaskPriority.HIGH: RoutingWeights(free=0.25, success=0.30, speed=0.20, closeness=0.25),
-    TaskPriority.MEDIUM: RoutingWeights(free=0.35, success=0.25, speed=0.15, closeness=0.25),
-    TaskPriority.LOW: RoutingWeights(free=0.50, success=0.15, speed=0.10, closeness=0.25),
+    TaskPriority.CRITICAL: Factors(free=0.15, success=0.40, speed=0.20, closeness=0.25),
+    TaskPriority.HIGH: Factors(free=0.25, success=0.30, speed=0.20, closeness=0.25),
+    TaskPriority.MEDIUM: Factors(free=0.35, success=0.25, speed=0.15, closeness=0.25),
+    TaskPriority.LOW: Factors(free=0.50, success=0.15, speed=0.10, closeness=0.25),
 }
-"""The more a task matters, the more a good record counts; the less it matters, the more it goes to whoever idles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """How well an agent suits a task; every figure lies between 0 and 1."""
-
-    agent: str
-    score: float
-    free: float
-    success: float
-    speed: float
-    closeness: float
+"""Urgent tasks go to agents with a good record, the others to idle agents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What is known of a task when it is routed; `vector` has shape (dimension,) or is not known."""
+    """A task to route; `vector` has shape (dimension,), None while unknown."""
 
     kind: TaskKind
     type: str
@@ -61,7 +50,7 @@ class Demand:
 
 
 async def roster(service: TaskServices, namespace: str) -> list[Agent]:
-    """Give the agents of a namespace with their vectors, as they were a moment ago."""
+    """Return the agents of a namespace with their vectors, from a short-lived cache."""
     known = service.rosters.get(namespace)
     if known and known[0] > time.monotonic():
         return known[1]
@@ -72,7 +61,7 @@ async def roster(service: TaskServices, namespace: str) -> list[Agent]:
 
 
 def note_assigned(service: TaskServices, namespace: str, name: str | None) -> None:
-    """Count a task just assigned among what an agent has in hand, until the roster is read again."""
+    """Count a newly assigned task in the cached roster."""
     _, agents = service.rosters.get(namespace, (0.0, []))
     for position, agent in enumerate(agents):
         if agent.name == name:
@@ -80,7 +69,7 @@ def note_assigned(service: TaskServices, namespace: str, name: str | None) -> No
 
 
 def able(agents: Iterable[Agent], kind: TaskKind, now: float) -> list[Agent]:
-    """Keep those that live, take work and can do a kind of task."""
+    """Keep living agents that accept work and are able to do a kind of task."""
     return [
         agent
         for agent in agents
@@ -88,22 +77,24 @@ def able(agents: Iterable[Agent], kind: TaskKind, now: float) -> list[Agent]:
     ]
 
 
-def rank(agents: Sequence[Agent], demand: Demand) -> list[Choice]:
+def rank(agents: Sequence[Agent], demand: Demand) -> list[Suited]:
     """Order able agents by how well they suit a task, best first; those that failed at it come last."""
     fastest = min((mean for agent in agents if (mean := _mean_ms(agent, demand.type)) is not None), default=None)
-    choices = [_weigh(agent, demand, fastest) for agent in agents]
-    return sorted(choices, key=lambda choice: (choice.agent in demand.avoid, -choice.score, choice.agent))
+    ranked = [_suited(agent, demand, fastest) for agent in agents]
+    return sorted(ranked, key=lambda suited: (suited.agent in demand.avoid, -suited.score, suited.agent))
 
 
-def _weigh(agent: Agent, demand: Demand, fastest: float | None) -> Choice:
-    weights, record = _WEIGHTS[demand.priority], agent.records.get(demand.type)
-    free = agent.room / agent.max_tasks
-    success = (record.done + 1) / (record.done + record.failed + 2) if record else _UNKNOWN
-    mean = _mean_ms(agent, demand.type)
-    speed = _UNKNOWN if mean is None or fastest is None else (fastest + 1) / (mean + 1)
-    closeness = _closeness(agent, demand.vector)
-    score = weights.free * free + weights.success * success + weights.speed * speed + weights.closeness * closeness
-    return Choice(agent.name, *(round(part, 3) for part in (score, free, success, speed, closeness)))
+def _suited(agent: Agent, demand: Demand, fastest: float | None) -> Suited:
+    record, mean = agent.records.get(demand.type), _mean_ms(agent, demand.type)
+    factors = Factors(
+        free=agent.room / agent.max_tasks,
+        success=(record.done + 1) / (record.done + record.failed + 2) if record else _UNKNOWN,
+        speed=_UNKNOWN if mean is None or fastest is None else (fastest + 1) / (mean + 1),
+        closeness=_closeness(agent, demand.vector),
+    )
+    score = sum(weight * factor for weight, factor in zip(_WEIGHTS[demand.priority], factors, strict=True))
+    rounded = {name: round(factor, 3) for name, factor in factors._asdict().items()}
+    return Suited(agent=agent.name, score=round(score, 3), **rounded)
 
 
 def _mean_ms(agent: Agent, task_type: str) -> float | None:
@@ -112,7 +103,7 @@ def _mean_ms(agent: Agent, task_type: str) -> float | None:
 
 
 def _closeness(agent: Agent, vector: Matrix | None) -> float:
-    """The best cosine between the task and the agent's description or something that it completed."""
+    """The best cosine between the task and the agent's description or a task that it completed."""
     if vector is None or agent.vectors is None or agent.vectors.shape[1:] != vector.shape:
-        return 0.0  # nothing is known, or the model was changed in between
+        return 0.0  # a vector is missing, or the model has changed
     return min(max(float((agent.vectors @ vector).max()), 0.0), 1.0)
