@@ -1,4 +1,4 @@
-"""Finds the listeners of a namespace that an event concerns."""
+"""Finds the listeners of a namespace that may be concerned by an event."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ROUNDING = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class _Queries:
-    """The standing queries that one model embedded; rows of shape (waiters, dimension), None without any."""
+    """The standing queries that one model embedded; `rows` has shape (waiters, dimension), None if there are none."""
 
     model: Model
     waiters: list[Waiter]
@@ -49,7 +49,6 @@ class Audience:
         return bool(self._asking)
 
     def add(self, listener: Waiter | Follower) -> None:
-        """Add a listener."""
         self._all.add(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -62,10 +61,9 @@ class Audience:
         if listener.query is not None:
             self._asking.append(listener)
             self._queries = None
-        self._file(listener)
+        self._index_tokens(listener)
 
     def remove(self, listener: Waiter | Follower) -> None:
-        """Remove a listener."""
         self._all.discard(listener)
         if isinstance(listener, Follower):
             for uri in listener.uris:
@@ -82,13 +80,13 @@ class Audience:
             self._queries = None
 
     def trust(self, waiter: Waiter, tokens: Iterable[str], doubts: int) -> None:
-        """Remember the tokens of a waiter, as looked up when it had so many doubts."""
+        """Store the tokens of a waiter that were resolved when it had so many doubts."""
         if waiter in self._waiters:
             for token in waiter.tokens:
                 _drop(self._by_token, token, waiter)
         waiter.trust(tokens, doubts)
         if waiter in self._waiters:
-            self._file(waiter)
+            self._index_tokens(waiter)
 
     def close(self) -> None:
         """End all waits."""
@@ -101,13 +99,13 @@ class Audience:
             waiter.lose()
 
     def ask(self, waiter: Waiter, query: Matrix, model: Model) -> None:
-        """Replace the standing query of a waiter by its vector of another model."""
+        """Replace the standing query of a waiter by its vector from another model."""
         waiter.query, waiter.model, self._queries = query, model, None
 
     def near(self, vector: Matrix, model: Model) -> set[Waiter]:
         """Find the waiters whose standing query is close to a vector of a model, shape (dimension,).
 
-        Waiters whose query is of another model are included: they compare again themselves.
+        Waiters whose query is of another model are included: they compare themselves.
         """
         if self._queries is None or self._queries.model != model:
             known = [waiter for waiter in self._asking if waiter.query is not None and waiter.model == model]
@@ -116,18 +114,14 @@ class Audience:
         queries = self._queries
         near = set(self._asking).difference(queries.waiters)
         if queries.rows is not None:
-            scores = queries.rows @ vector
-            near |= {
-                waiter
-                for waiter, score in zip(queries.waiters, scores, strict=True)
-                if score >= waiter.min_score - _ROUNDING
-            }
+            scored = zip(queries.waiters, queries.rows @ vector, strict=True)
+            near |= {waiter for waiter, score in scored if score >= waiter.min_score - _ROUNDING}
         return near
 
     def offer(self, entry: Entry, near: set[Waiter] | None) -> None:
-        """Offer an entry to the listeners it may concern; `near` are those whose query it matches, None if unknown."""
+        """Offer an entry to the listeners it may concern; `near` has the waiters it matches, None if unknown."""
         self.position = max(self.position, entry.position)
-        self._notice(entry)
+        self._doubt(entry)
         for waiter in self._concerned(entry, near) | self._watching:
             if waiter.concerns(entry):
                 waiter.offer(entry)
@@ -135,14 +129,14 @@ class Audience:
             for follower in self._followers[entry.uri]:
                 follower.offer(entry)
 
-    def _notice(self, entry: Entry) -> None:
+    def _doubt(self, entry: Entry) -> None:
         if entry.op == "unregistered":
             named = self._waiters
         else:
             named = {waiter for name in (*entry.to, entry.subject) for waiter in self._by_agent.get(name, ())}
         for waiter in named:
-            waiter.notice(entry)
-            self._file(waiter)
+            waiter.doubt(entry)
+            self._index_tokens(waiter)
 
     def _concerned(self, entry: Entry, near: set[Waiter] | None) -> set[Waiter]:
         if entry.kind == MEMORY:
@@ -155,8 +149,7 @@ class Audience:
             return self._waiters
         return {waiter for name in entry.to for waiter in self._by_agent.get(name, ())}
 
-    def _file(self, waiter: Waiter) -> None:
-        """Update the indexes after the tokens of a waiter changed."""
+    def _index_tokens(self, waiter: Waiter) -> None:
         if waiter.is_stale:
             self._stale.add(waiter)
             return

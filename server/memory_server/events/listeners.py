@@ -1,7 +1,7 @@
 """Listeners: calls, subscriptions and dashboards that wait for events.
 
-The hub offers them the entries that may concern them, by their remembered permissions. That is a first filter, which
-must never drop too much: the code that takes an entry out checks current permissions.
+The hub offers them entries by their cached permissions. That is a first filter, which must never drop too much: the
+code that takes an entry out checks current permissions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterable
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
+from memory_server.events.entries import KINDS, MEMORY, Entry
 
-_MOST_KEPT = 5000
+_MAX_QUEUED = 5000
 
 
 class Listener:
@@ -63,7 +63,7 @@ class Waiter(Listener):
         self.min_score = min_score
         self.tokens: frozenset[str] = frozenset()
         self.doubts = 1
-        """How often its permissions may have changed; `trust` says up to which of these `tokens` are right."""
+        """How often its permissions may have changed; `tokens` covers the first `trusted` of these changes."""
         self.trusted = 0
         self.queue: deque[Entry] = deque()
         self.overflown = False
@@ -72,20 +72,20 @@ class Waiter(Listener):
 
     @property
     def is_stale(self) -> bool:
-        """Whether `tokens` may lack some."""
+        """Whether `tokens` may be incomplete."""
         return self.trusted < self.doubts
 
     def trust(self, tokens: Iterable[str], doubts: int) -> None:
-        """Remember tokens that were looked up when there were so many doubts."""
+        """Store tokens that were resolved when there were so many doubts."""
         self.tokens, self.trusted = frozenset(tokens), doubts
 
-    def notice(self, entry: Entry) -> None:
-        """Doubt the tokens where an event may have changed them."""
+    def doubt(self, entry: Entry) -> None:
+        """Mark the tokens as stale if an event may have changed them."""
         if entry.may_change(self.agent):
             self.doubts += 1
 
     def may_read(self, entry: Entry) -> bool:
-        """Whether the scope of a memory's event may be among what is readable."""
+        """Whether the memory of an event may be readable."""
         return self.is_stale or not self.tokens.isdisjoint(entry.scope)
 
     def concerns(self, entry: Entry) -> bool:
@@ -93,20 +93,20 @@ class Waiter(Listener):
         if entry.by and entry.by == self.agent:
             return False
         if entry.kind == MEMORY:
-            wanted = (entry.is_news and MEMORY in self.kinds) or (entry.has_vector and self.query is not None)
-            return wanted and self.may_read(entry)
+            is_match = entry.has_vector and self.query is not None
+            return (is_match or (entry.is_news and MEMORY in self.kinds)) and self.may_read(entry)
         return entry.kind in self.kinds and entry.is_for(self.agent)
 
     def offer(self, entry: Entry) -> None:
-        """Queue an entry. If there are too many, the queue is dropped and read from the stream instead."""
-        if len(self.queue) < _MOST_KEPT and not self.overflown:
+        """Queue an entry. If the queue is full, it is dropped and the stream is read instead."""
+        if len(self.queue) < _MAX_QUEUED and not self.overflown:
             self.queue.append(entry)
         else:
             self.lose()
         self.wake()
 
     def lose(self) -> None:
-        """Note that entries may have been lost."""
+        """Mark entries as possibly lost."""
         self.queue.clear()
         self.overflown = True
         self.wake()
@@ -116,11 +116,10 @@ class Watcher(Waiter):
     """The live feed of a dashboard: an agent also sees its own actions, an operator sees all events."""
 
     def __init__(self, agent: str, *, sees_all: bool) -> None:
-        super().__init__(agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
+        super().__init__(agent, KINDS)
         self.sees_all = sees_all
 
     def concerns(self, entry: Entry) -> bool:
-        """Whether an entry may be for it."""
         if self.sees_all or entry.kind != MEMORY:
             return entry.is_news and (self.sees_all or entry.is_for(self.agent))
         return entry.is_news and self.may_read(entry)
@@ -135,11 +134,10 @@ class Follower(Listener):
         self._changed: dict[str, Entry] = {}
 
     def offer(self, entry: Entry) -> None:
-        """Note that a resource changed."""
         self._changed[entry.uri or ""] = entry
         self.wake()
 
     def take(self) -> list[Entry]:
-        """Give what changed since the last time."""
+        """Return and forget the changes since the last call."""
         changed, self._changed = self._changed, {}
         return list(changed.values())

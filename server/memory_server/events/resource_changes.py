@@ -1,4 +1,4 @@
-"""Follows resources: a subscriber receives a change only if it may read the resource when it happens.
+"""Resource subscriptions: a subscriber receives a change only if it may read the resource at that time.
 
 A subscriber of an unknown or forbidden resource receives nothing, so that the two look the same.
 """
@@ -25,7 +25,7 @@ _RETRY_SECONDS = 0.5
 async def following(
     service: EventServices, request: RequestContext, uris: frozenset[str]
 ) -> AsyncGenerator[AsyncIterator[str]]:
-    """Give the URIs of what changes from now on, until left or until the server stops.
+    """Give the URIs of resources that change from now on, until the block or the server ends.
 
     Raises:
         StoreUnavailable: Redis does not answer.

@@ -63,9 +63,10 @@ async def distribute_task(
     model = await service.models.current(request.caller.namespace)
     vector = await _embed(service.embeddings, request.caller, args.description, model)
     agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
-    ranked = rank(agents, Demand(kind, args.task_type, args.priority, vector))
+    demand = Demand(kind, args.task_type, args.priority, vector)
+    ranked = rank(agents, demand)
     similar = await _similar(service, request.caller, vector, model)
-    answer = await _submit(service, request, args, kind, vector, model, ranked)
+    answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
         return await _replayed(service.backend, request.caller, answer["id"])
     assigned = answer.get("assigned")
@@ -115,8 +116,7 @@ async def _submit(
     service: TaskServices,
     request: RequestContext,
     args: DistributeArguments,
-    kind: TaskKind,
-    vector: Matrix | None,
+    demand: Demand,
     model: Model,
     ranked: Sequence[Suited],
 ) -> dict[str, Any]:
@@ -129,11 +129,11 @@ async def _submit(
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service.settings, request.caller, args, kind, deadline),
+        fields=_fields(service.settings, request.caller, args, demand.kind, deadline),
         depends_on=args.depends_on or [],
-        only=kind.only,
+        only=demand.kind.only,
         deadline=deadline,
-        vector=None if vector is None else to_bytes(vector),
+        vector=None if demand.vector is None else to_bytes(demand.vector),
         vector_field=model.field,
         candidates=[suited.agent for suited in free_first[:_MAX_CANDIDATES]],
         quota=service.settings.tasks.open_tasks,
@@ -142,13 +142,7 @@ async def _submit(
         audited_call=request.call,
         audit=request.caller.audit("distribute_task", [task_id]),
     )
-    if answer["status"] == "own_quota":
-        raise QuotaExceeded(
-            f"you have {service.settings.quotas.open_tasks} open tasks, the limit for one agent",
-            hint="wait until some have ended, or cancel_task",
-            retry_after=5.0,
-        )
-    _raise_for(answer, args)
+    _raise_for(answer, args, service.settings)
     return answer
 
 
@@ -183,8 +177,11 @@ def _idempotency(args: DistributeArguments) -> dict[str, Any] | None:
     return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
 
 
-def _raise_for(answer: dict[str, Any], args: DistributeArguments) -> None:
+def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Settings) -> None:
     match answer["status"]:
+        case "own_quota":
+            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
+            raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
         case "idempotency_conflict":
             message = "this idempotency_key was used for another task within the last day"
             raise Conflict(message, hint="use a new key for a new task")
