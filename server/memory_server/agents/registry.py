@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
@@ -98,8 +99,7 @@ async def unregister_agent(
     """
     caller = request.caller
     if (args.memories == "transfer") != (args.transfer_to is not None):
-        message = "transfer_to is required with memories=transfer, and allowed only with it"
-        raise InvalidArgument(message, hint="name the agent that gets the memories")
+        raise InvalidArgument("memories=transfer and transfer_to need each other", hint="give both or neither")
     if args.transfer_to == caller.agent:
         raise InvalidArgument("transfer_to is the agent that leaves", hint="name another, or keep the memories")
     target = check_name(args.transfer_to, "transfer_to") if args.transfer_to else ""
@@ -232,14 +232,12 @@ def _unknown_agent(name: str) -> NotFound:
 
 async def _embed(service: TaskServices, caller: Caller, text: str) -> bytes:
     """Embed an agent's profile; empty without a text or without an embedding."""
-    if not text:
-        return b""
-    try:
-        model = await service.models.current(caller.namespace)
-        (vector,) = await service.embeddings.embed([text], caller, model=model, wait=_EMBED_SECONDS)
-        return profile_vector(model, to_bytes(vector))
-    except MemoryServiceError:
-        return b""
+    with suppress(MemoryServiceError):
+        if text:
+            model = await service.models.current(caller.namespace)
+            (vector,) = await service.embeddings.embed([text], caller, model=model, wait=_EMBED_SECONDS)
+            return profile_vector(model, to_bytes(vector))
+    return b""
 
 
 async def _pending(backend: Backend, keys: Keys, agent: Agent) -> int:

@@ -16,7 +16,7 @@ from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
 KINDS = frozenset({MEMORY, TASK, GRANT, AGENT})
-STORED, DELETED, EMBEDDED = "stored", "deleted", "embedded"
+DELETED, EMBEDDED = "deleted", "embedded"
 _CURSOR = re.compile(r"(\d{1,15})-(\d{1,15})")
 _AHEAD_SECONDS = 3600
 

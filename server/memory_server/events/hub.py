@@ -23,9 +23,8 @@ from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
 from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.events.audience import Audience
 from memory_server.events.entries import MEMORY, Entry, Position
-from memory_server.events.listeners import Follower, Waiter
+from memory_server.events.listeners import Audience, Follower, Waiter
 
 log = logging.getLogger(__name__)
 _MAX_IDLE = 32

@@ -11,9 +11,8 @@ from memory_core.records.keys import Keys
 from memory_server.contract.events import Event
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
-from memory_server.events.audience import Audience
 from memory_server.events.entries import MEMORY, Entry, parse_entries
-from memory_server.events.listeners import Watcher
+from memory_server.events.listeners import Audience, Watcher
 from memory_server.events.services import EventServices
 from memory_server.events.waiting import event_of, last_position, readable
 

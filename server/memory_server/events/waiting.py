@@ -26,9 +26,8 @@ from memory_server.contract.validation import check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import Caller, RequestContext
-from memory_server.events.audience import Audience
 from memory_server.events.entries import DELETED, KINDS, MEMORY, START, Entry, Position, parse_entries, read_cursor
-from memory_server.events.listeners import Waiter
+from memory_server.events.listeners import Audience, Waiter
 from memory_server.events.services import EventServices
 from memory_server.index import loader
 from memory_server.index.loader import Ref
@@ -95,7 +94,7 @@ async def unread(service: EventServices, request: RequestContext, cursor: str | 
 
 
 async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
-    """Wait for an event, without an admission slot; False if the time ran out."""
+    """Wait for an event without the admission slot; False if the time ran out."""
     with request.without_slot():
         return await waiter.wait(deadline - time.monotonic())
 

@@ -21,7 +21,7 @@ from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record, Visibility
-from memory_core.records.scope import Grant, Part, Principal
+from memory_core.records.scope import Grant, Principal
 from memory_core.records.times import parse_time
 from memory_core.redis_client import Client
 from memory_server.engine.request import RequestContext
@@ -142,7 +142,8 @@ class View:
     def since(self) -> dict[str, float]:
         """All tokens that it shows, and when each was first granted."""
         given: dict[str, float] = {}
-        for part in sorted(self._parts, key=lambda part: -part.at):
+        parts = [part for grant in self.grants for part in grant.parts if part.at <= self.now]
+        for part in sorted(parts, key=lambda part: -part.at):
             given |= dict.fromkeys(part.tokens, part.at)
         return given
 
@@ -155,10 +156,6 @@ class View:
     def grants_digest(self) -> str:
         """Identifies the grants. While all of them last, a memory moves to a later position only when it is changed."""
         return digest(json.dumps(sorted((grant.id, part.at) for grant in self.grants for part in grant.parts)))[:16]
-
-    @property
-    def _parts(self) -> list[Part]:
-        return [part for grant in self.grants for part in grant.parts if part.at <= self.now]
 
     def position_of(self, record: Record) -> ChangePosition | None:
         """Return a memory's position; None if it is not in view."""
@@ -176,20 +173,17 @@ class View:
         Raises:
             StoreUnavailable: Redis does not answer, or a search was cut short.
         """
-        spans = [cut for span in self._spans() if (cut := span.within(start, stop))]
+        moments = sorted(set(self.since.values()))
+        spans = [
+            cut
+            for given, following in pairwise([*moments, self.now])
+            for span in (_Span(given, 0.0, given, old=True), _Span(given, given, following))
+            if (cut := span.within(start, stop))
+        ]
         for span in reversed(spans) if newest_first else spans:
             async for position, record in self._walk_span(span, newest_first):
                 if start < position <= stop:
                     yield position, record
-
-    def _spans(self) -> list[_Span]:
-        """Divide all positions, in order."""
-        moments = sorted(set(self.since.values()))
-        return [
-            span
-            for given, following in pairwise([*moments, self.now])
-            for span in (_Span(given, 0.0, given, old=True), _Span(given, given, following))
-        ]
 
     async def _walk_span(self, span: _Span, newest_first: bool) -> AsyncGenerator[tuple[ChangePosition, Record]]:
         """Give the memories of one span, without those that moved on meanwhile or belong to another span."""

@@ -119,21 +119,13 @@ def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selecto
     if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
     if args.expires_in_seconds is not None and not 1 <= args.expires_in_seconds <= _MAX_SECONDS:
-        raise InvalidArgument(
-            f"expires_in_seconds is {echo(args.expires_in_seconds)}; 1 to {_MAX_SECONDS} are allowed",
-            hint="leave it out",
-        )
+        message = f"expires_in_seconds is {echo(args.expires_in_seconds)}; 1 to {_MAX_SECONDS} are allowed"
+        raise InvalidArgument(message, hint="leave it out")
     if args.note is not None:
         check_text(args.note, "note", _NOTE_BYTES)
     if args.bidirectional and args.memory_ids is not None:
-        raise InvalidArgument(
-            "bidirectional goes with context, tags or memory_types: the other agent has no memories with these ids",
-            hint="leave bidirectional out",
-        )
-    return _selector(settings, args)
-
-
-def _selector(settings: Settings, args: ShareArguments) -> _Selector:
+        message = "bidirectional needs context, tags or memory_types: the other agent has no memories with these ids"
+        raise InvalidArgument(message, hint="leave bidirectional out")
     given = (args.memory_ids, args.context, args.tags, args.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
         hint = "give memory_ids, context, tags or memory_types"

@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
+from memory_core.errors import MemoryServiceError, NotFound
 from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
@@ -21,7 +21,7 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.contract.memories import Hit
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
-from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
+from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.request import Caller, RequestContext
@@ -69,12 +69,14 @@ async def complete_task(service: TaskServices, request: RequestContext, args: Co
         "result": validation.check_json(args.result, "result", limit),
         "metrics": validation.check_json(args.metrics, "metrics", limit),
     }
-    answer = await _end_attempt(
+    answer = await act_on_task(
         service,
         request,
         "rm1_task_complete",
-        args,
+        args.task_id,
         "complete_task",
+        repeatable=True,
+        token=args.lease_token,
         call=call,
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
         duration_ms=_duration(args.metrics),
@@ -96,12 +98,14 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
         NotFound: the caller never had a task with that id. LeaseLost: the token is not in force.
     """
     settings = service.settings.tasks
-    answer = await _end_attempt(
+    answer = await act_on_task(
         service,
         request,
         "rm1_task_fail",
-        args,
+        args.task_id,
         "fail_task",
+        repeatable=True,
+        token=args.lease_token,
         call=new_id(),
         error=validation.check_text(args.error, "error", DESCRIPTION_BYTES),
         handoff=validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
@@ -178,68 +182,46 @@ async def _describe(
     keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
     number = args.with_memories if request.caller.may_read else 0
-    background = await asyncio.gather(*(_load_background(service, request, task, number) for task in tasks))
-    claimed: list[ClaimedTask] = []
-    reasons: list[str] = []
-    for task, (history, memories, reason) in zip(tasks, background, strict=True):
-        failures = [event for event in history if event.op in _FAILURES]
-        handoffs = [event.handoff for event in failures if event.handoff]
-        lease = leases[task.id]
-        extra = {
-            "lease_token": lease["lease_token"],
-            "lease_until": to_iso(float(lease["lease_until"])),
-            "attempt": int(lease["attempt"]),
-            "earlier_failures": failures,
-            "handoff": handoffs[-1] if handoffs else None,
-            "memories": memories,
-        }
-        claimed.append(_claimed(task).model_copy(update=extra))
-        reasons += [reason] if reason else []
+    described = await asyncio.gather(
+        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+    )
+    reasons = dict.fromkeys(reason for _, reason in described if reason)
     return PendingAnswer(
-        tasks=claimed,
+        tasks=[task for task, _ in described],
         open_tasks=answer["held"],
         max_tasks=answer["most"],
         partial=bool(reasons),
-        reason="; ".join(dict.fromkeys(reasons)) or None,
+        reason="; ".join(reasons) or None,
     )
 
 
-async def _load_background(
-    service: TaskServices, request: RequestContext, task: Task, memories: int
-) -> tuple[list[TaskEvent], list[Hit], str | None]:
-    """Load a task's history and related memories, or why memories are missing. A failed search keeps the lease."""
+async def _describe_task(
+    service: TaskServices, request: RequestContext, task: Task, lease: dict[str, Any], memories: int
+) -> tuple[ClaimedTask, str | None]:
+    """Describe a leased task; also return why memories are missing. A failed search keeps the lease."""
     history = await load_history(service.backend, request.caller.namespace, task.id)
-    if not memories:
-        return history, [], None
-    try:
-        args = SearchArguments(query=task.description, limit=memories)
-        found = await semantic_search(service, request, args)
-    except MemoryServiceError as error:
-        return history, [], f"memories could not be searched: {error.message}"
-    return history, found.hits, found.reason
+    failures = [event for event in history if event.op in _FAILURES]
+    handoffs = [event.handoff for event in failures if event.handoff]
+    hits, reason = list[Hit](), None
+    if memories:
+        try:
+            found = await semantic_search(service, request, SearchArguments(query=task.description, limit=memories))
+            hits, reason = found.hits, found.reason
+        except MemoryServiceError as error:
+            reason = f"memories could not be searched: {error.message}"
+    extra = {
+        "lease_token": lease["lease_token"],
+        "lease_until": to_iso(float(lease["lease_until"])),
+        "attempt": int(lease["attempt"]),
+        "earlier_failures": failures,
+        "handoff": handoffs[-1] if handoffs else None,
+        "memories": hits,
+    }
+    return _claimed(task).model_copy(update=extra), reason
 
 
 def _claimed(task: Task) -> ClaimedTask:
     return ClaimedTask.model_validate(TaskView.of(task).model_dump())
-
-
-async def _end_attempt(
-    service: TaskServices,
-    request: RequestContext,
-    function: str,
-    args: CompleteArguments | FailArguments,
-    op: str,
-    **fields: Any,
-) -> dict[str, Any]:
-    answer = await act_on_task(
-        service, request, function, args.task_id, op, repeatable=True, token=args.lease_token, **fields
-    )
-    if answer["status"] == "stale":
-        raise LeaseLost(
-            f"this lease_token is not in force: the task is {answer['state']}",
-            hint="stop working on it; claim again with get_pending_tasks",
-        )
-    return answer
 
 
 def _duration(metrics: dict[str, Any] | None) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
+from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, echo
 from memory_core.records.agent import load_agent
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
@@ -97,11 +97,8 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
         if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
-
-        def may_see(task: Task) -> bool:
-            return caller.admin or task.may_see(caller.agent, profile is not None and profile.is_able(task.kind))
-
-        return list(filter(may_see, tasks))
+        able = {task.id for task in tasks if profile is not None and profile.is_able(task.kind)}
+        return [task for task in tasks if caller.admin or task.may_see(caller.agent, task.id in able)]
 
     return await backend.read(fetch)
 
@@ -135,7 +132,7 @@ async def act_on_task(
     """Call a Function that changes one task for the caller, then dispatch.
 
     Raises:
-        NotFound: no such task that the caller may change.
+        NotFound: no such task that the caller may change. LeaseLost: the lease token is not in force.
     """
     keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
@@ -152,5 +149,8 @@ async def act_on_task(
     )
     if answer["status"] == "unknown":
         raise no_task(task_id)
+    if answer["status"] == "stale":
+        message = f"this lease_token is not in force: the task is {answer['state']}"
+        raise LeaseLost(message, hint="stop working on it; claim again with get_pending_tasks")
     dispatch_soon(service, request.caller.namespace)
     return answer

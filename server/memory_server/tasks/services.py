@@ -17,4 +17,3 @@ class TaskServices(MemoryServices, EventServices, Protocol):
 
     def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = ...) -> None:
         """Run an action shortly, once for all requests with the same key."""
-        ...

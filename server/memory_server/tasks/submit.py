@@ -24,17 +24,15 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.backend import Backend
-from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
+from memory_server.tasks.dispatch import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
-from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.services import TaskServices
 
-EMBED_SECONDS = 0.5
+_EMBED_SECONDS = 0.5
 """How long a submission waits for the vector of its text. Without it, routing ignores meaning."""
-IDEMPOTENCY_SECONDS = 86_400
+_IDEMPOTENCY_SECONDS = 86_400
 _MAX_KEY_BYTES = 256
 _MAX_DEPENDENCIES = 256
 _MAX_CANDIDATES = 8
@@ -56,21 +54,26 @@ async def distribute_task(
         InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
-    args = _checked(service.settings, args)
+    caller, args = request.caller, _checked(service.settings, args)
     kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
-    await service.namespaces.get(request.caller.namespace)
-    await _check_dependencies(service.backend, request.caller, args.depends_on or ())
-    model = await service.models.current(request.caller.namespace)
-    vector = await _embed(service.embeddings, request.caller, args.description, model)
-    agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
+    await service.namespaces.get(caller.namespace)
+    known = {task.id for task in await visible_tasks(service.backend, caller, args.depends_on or ())}
+    for task_id in args.depends_on or ():
+        if task_id not in known:
+            raise no_task(task_id)
+    model, vector = await service.models.current(caller.namespace), None
+    with suppress(MemoryServiceError):
+        (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
     demand = Demand(kind, args.task_type, args.priority, vector)
-    ranked = rank(agents, demand)
-    similar = await _similar(service, request.caller, vector, model)
+    ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
+    similar = await _similar(service, caller, vector, model)
     answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
-        return await _replayed(service.backend, request.caller, answer["id"])
+        task = await find_task(service.backend, caller, answer["id"])
+        why = Why(reason="a task was already submitted with this idempotency_key")
+        return DistributeAnswer(task_id=task.id, state=task.state, assigned_to=task.assigned, why=why, replayed=True)
     assigned = answer.get("assigned")
-    note_assigned(service, request.caller.namespace, assigned)
+    note_assigned(service, caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
@@ -81,9 +84,8 @@ async def distribute_task(
 
 
 def _checked(settings: Settings, args: DistributeArguments) -> DistributeArguments:
-    limits = settings.tasks
     validation.check_text(args.description, "description", DESCRIPTION_BYTES)
-    validation.check_json(args.payload, "payload", limits.payload_bytes)
+    validation.check_json(args.payload, "payload", settings.tasks.payload_bytes)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY_BYTES)
     depends_on = args.depends_on or []
@@ -96,20 +98,6 @@ def _checked(settings: Settings, args: DistributeArguments) -> DistributeArgumen
         "depends_on": list(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in depends_on)),
     }
     return args.model_copy(update=checked)
-
-
-async def _check_dependencies(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> None:
-    known = {task.id for task in await visible_tasks(backend, caller, task_ids)} if task_ids else set[str]()
-    for task_id in task_ids:
-        if task_id not in known:
-            raise no_task(task_id)
-
-
-async def _embed(embeddings: Embeddings, caller: Caller, text: str, model: Model) -> Matrix | None:
-    try:
-        return (await embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
-    except MemoryServiceError:
-        return None
 
 
 async def _submit(
@@ -174,7 +162,7 @@ def _idempotency(args: DistributeArguments) -> dict[str, Any] | None:
     if args.idempotency_key is None:
         return None
     text = json.dumps(args.model_dump(exclude={"idempotency_key"}), sort_keys=True, default=list)
-    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
+    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": _IDEMPOTENCY_SECONDS}
 
 
 def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Settings) -> None:
@@ -260,14 +248,3 @@ async def _nearest(service: TaskServices, caller: Caller, vector: Matrix, model:
         if is_complete or furthest < service.settings.tasks.similar_from or k >= _MAX_COMPARED:
             return found
         k *= 4
-
-
-async def _replayed(backend: Backend, caller: Caller, task_id: str) -> DistributeAnswer:
-    task = await find_task(backend, caller, task_id)
-    return DistributeAnswer(
-        task_id=task.id,
-        state=task.state,
-        assigned_to=task.assigned,
-        why=Why(reason="a task was already submitted with this idempotency_key"),
-        replayed=True,
-    )
