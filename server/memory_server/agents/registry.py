@@ -39,7 +39,7 @@ from memory_server.events.waiting import unread
 from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.tasks.dispatch import dispatch, dispatch_soon
+from memory_server.tasks.dispatch import dispatch, dispatch_soon, write_in_slices
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
 from memory_server.tasks.services import TaskServices
@@ -114,7 +114,10 @@ async def unregister_agent(
     for owner in answer["owners"] if args.memories == "delete" else ():
         service.vault.forget(caller.namespace, owner)
     with after_write():
-        moved = await _release_tasks(service, keys, caller.agent)
+        reason = f"{caller.agent} was unregistered"
+        moved = await write_in_slices(
+            service, caller.namespace, "rm1_agent_release", keys.agent(caller.agent), agent=caller.agent, reason=reason
+        )
     dispatch_soon(service, caller.namespace)
     return UnregisterAnswer(tasks_reassigned=moved, memories_affected=count, grants_revoked=answer["grants"])
 
@@ -136,23 +139,6 @@ async def _write(
     if answer.get("status") == "unknown":
         raise not_registered(caller)
     return answer
-
-
-async def _release_tasks(service: TaskServices, keys: Keys, name: str) -> int:
-    """Take an agent's tasks from it, slice by slice; return how many there were."""
-    moved, more = 0, True
-    while more:
-        answer = await service.backend.write(
-            "rm1_agent_release",
-            [keys.agent(name)],
-            repeatable=True,
-            prefix=keys.prefix,
-            agent=name,
-            reason=f"{name} was unregistered",
-            keep=service.settings.tasks.keep_seconds,
-        )
-        moved, more = moved + answer["taken"], answer["more"]
-    return moved
 
 
 async def heartbeat(service: TaskServices, request: RequestContext, args: HeartbeatArguments) -> HeartbeatAnswer:

@@ -102,20 +102,15 @@ async def get_shared_context(
     index_reason = partial_reason(await service.namespaces.covered(prepared))
     if index_reason:
         after, reason = cursor, index_reason
-    listed = await _load_grants(service.backend, principal, args.agent_id)
+    answer = await _list_grants(service.backend, principal, args.agent_id)
     cut = "a content was cut to fit; retrieve_memory returns all of it" if budget.cut else None
-    reason = "; ".join(filter(None, [reason, *dict.fromkeys(view.warnings), listed.note, cut])) or None
+    answer.reason = "; ".join(filter(None, [reason, *dict.fromkeys(view.warnings), answer.reason, cut])) or None
+    answer.partial = bool(answer.reason)
+    answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
+    answer.next_cursor = after.write() if after else None
+    answer.more = budget.full
     service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
-    return SharedContextAnswer(
-        memories=[_shared_memory(view, position, record, model) for position, record in budget.kept],
-        next_cursor=after.write() if after else None,
-        more=budget.full,
-        granted_to_me=listed.to_me,
-        granted_by_me=listed.by_me,
-        offers=listed.offers,
-        partial=bool(reason),
-        reason=reason,
-    )
+    return answer
 
 
 async def _now(backend: Backend, keys: Keys) -> float:
@@ -186,34 +181,8 @@ def _shared_memory(view: View, position: ChangePosition, record: Record, model: 
     )
 
 
-@dataclass(slots=True)
-class _Listed:
-    to_me: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    by_me: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    offers: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    note: str | None = None
-
-    def add(self, principal: Principal, other: str | None, grant_id: str, row: dict[str, bytes]) -> None:
-        """List a grant or an offer, if the principal still owns its side of it and `other` has the other side."""
-        mine, theirs = ("from", "to") if row["from"].decode() == principal.agent else ("to", "from")
-        if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, row[theirs].decode()):
-            return
-        if row["state"] == b"offered":
-            self.offers.append(grant_info(grant_id, row))
-        elif row["state"] == b"active":
-            (self.by_me if mine == "from" else self.to_me).append(grant_info(grant_id, row))
-
-    def shorten(self) -> None:
-        """Drop the oldest entries of long lists, and note how many."""
-        dropped = 0
-        for grants in (self.to_me, self.by_me, self.offers):
-            dropped += max(len(grants) - _MAX_GRANTS, 0)
-            del grants[_MAX_GRANTS:]
-        self.note = f"{dropped} older grants and offers are not listed" if dropped else None
-
-
-async def _load_grants(backend: Backend, principal: Principal, other: str | None) -> _Listed:
-    """Load the principal's grants in force and open offers, newest first."""
+async def _list_grants(backend: Backend, principal: Principal, other: str | None) -> SharedContextAnswer:
+    """List the principal's grants in force and open offers, newest first. The reason tells how many are left out."""
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[float, list[str], list[dict[bytes, bytes]]]:
@@ -228,12 +197,29 @@ async def _load_grants(backend: Backend, principal: Principal, other: str | None
         return float(seconds), sorted(named, reverse=True), await pipe.execute()
 
     now, ids, rows = await backend.read(fetch)
-    listed = _Listed()
+    answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
         if row and float(row[b"until"]) > now:
-            listed.add(principal, other, grant_id, {name.decode(): value for name, value in row.items()})
-    listed.shorten()
-    return listed
+            _add_grant(answer, principal, other, grant_id, {name.decode(): value for name, value in row.items()})
+    dropped = 0
+    for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
+        dropped += max(len(grants) - _MAX_GRANTS, 0)
+        del grants[_MAX_GRANTS:]
+    answer.reason = f"{dropped} older grants and offers are not listed" if dropped else None
+    return answer
+
+
+def _add_grant(
+    answer: SharedContextAnswer, principal: Principal, other: str | None, grant_id: str, row: dict[str, bytes]
+) -> None:
+    """Add a grant or an offer, if the principal still owns its side of it and `other` has the other side."""
+    mine, theirs = ("from", "to") if row["from"].decode() == principal.agent else ("to", "from")
+    if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, row[theirs].decode()):
+        return
+    if row["state"] == b"offered":
+        answer.offers.append(grant_info(grant_id, row))
+    elif row["state"] == b"active":
+        (answer.granted_by_me if mine == "from" else answer.granted_to_me).append(grant_info(grant_id, row))
 
 
 def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:

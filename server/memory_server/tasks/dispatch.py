@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, TrackRecord, load_agents
@@ -154,13 +154,19 @@ async def dispatch(service: TaskServices, namespace: str) -> int:
 
 async def sweep_tasks(service: TaskServices, namespace: str) -> None:
     """End tasks and leases whose time is up, update dependent tasks, and dispatch."""
-    keys, keep, more = Keys(namespace), service.settings.tasks.keep_seconds, True
+    await write_in_slices(service, namespace, "rm1_task_sweep", Keys(namespace).leases)
+    await dispatch(service, namespace)
+
+
+async def write_in_slices(service: TaskServices, namespace: str, function: str, key: str, **fields: Any) -> int:
+    """Call a Function that ends or takes tasks, until no more are left; return how many it took from an agent."""
+    keep, taken, more = service.settings.tasks.keep_seconds, 0, True
     while more:
         answer = await service.backend.write(
-            "rm1_task_sweep", [keys.leases], repeatable=True, prefix=keys.prefix, keep=keep
+            function, [key], repeatable=True, prefix=Keys(namespace).prefix, keep=keep, **fields
         )
-        more = answer["more"]
-    await dispatch(service, namespace)
+        taken, more = taken + answer.get("taken", 0), answer["more"]
+    return taken
 
 
 async def _first_queued(client: Client, keys: Keys, kinds: Sequence[str]) -> list[Task]:
