@@ -11,7 +11,6 @@ from typing import NamedTuple
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.names import SEPARATOR
-from memory_core.records.times import to_iso
 from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
@@ -36,11 +35,6 @@ class Position(NamedTuple):
     def id(self) -> str:
         """The stream id, which is the cursor that callers hold."""
         return f"{self.milliseconds}-{self.number}"
-
-    @property
-    def at(self) -> str:
-        """The time, as ISO 8601."""
-        return to_iso(self.milliseconds / 1000) or ""
 
 
 START = Position(0, 0)

@@ -199,7 +199,7 @@ class _Reader:
         """Find the waiters whose query is close to each entry's chunk; None where that is unknown."""
         near: list[set[Waiter] | None] = [set() for _ in batch]
         asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]
-        if not asked or not audience.has_queries:
+        if not asked or not audience.with_query:
             return near
         keys = Keys(namespace)
 

@@ -168,16 +168,12 @@ class Audience:
         self._by_token: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._stale: set[Waiter] = set()
         self._watching: set[Waiter] = set()
-        self._asking: list[Waiter] = []
+        self.with_query: list[Waiter] = []
+        """Waiters with a standing query."""
         self._queries: _Queries | None = None
 
     def __len__(self) -> int:
         return len(self._all)
-
-    @property
-    def has_queries(self) -> bool:
-        """Whether a listener has a standing query."""
-        return bool(self._asking)
 
     def add(self, listener: Waiter | Follower) -> None:
         self._all.add(listener)
@@ -190,7 +186,7 @@ class Audience:
             self._watching.add(listener)
         self._by_agent[listener.agent].add(listener)
         if listener.query is not None:
-            self._asking.append(listener)
+            self.with_query.append(listener)
             self._queries = None
         self._index_tokens(listener)
 
@@ -206,8 +202,8 @@ class Audience:
         _drop(self._by_agent, listener.agent, listener)
         for token in listener.tokens:
             _drop(self._by_token, token, listener)
-        if listener in self._asking:
-            self._asking.remove(listener)
+        if listener in self.with_query:
+            self.with_query.remove(listener)
             self._queries = None
 
     def trust(self, waiter: Waiter, tokens: Iterable[str], doubts: int) -> None:
@@ -239,11 +235,11 @@ class Audience:
         Waiters whose query is of another model are included: they compare themselves.
         """
         if self._queries is None or self._queries.model != model:
-            known = [waiter for waiter in self._asking if waiter.query is not None and waiter.model == model]
+            known = [waiter for waiter in self.with_query if waiter.query is not None and waiter.model == model]
             rows = np.stack([waiter.query for waiter in known if waiter.query is not None]) if known else None
             self._queries = _Queries(model, known, rows)
         queries = self._queries
-        near = set(self._asking).difference(queries.waiters)
+        near = set(self.with_query).difference(queries.waiters)
         if queries.rows is not None:
             scored = zip(queries.waiters, queries.rows @ vector, strict=True)
             near |= {waiter for waiter, score in scored if score >= waiter.min_score - _ROUNDING}
@@ -271,7 +267,7 @@ class Audience:
 
     def _concerned(self, entry: Entry, near: set[Waiter] | None) -> set[Waiter]:
         if entry.kind == MEMORY:
-            asking: set[Waiter] = set() if not entry.has_vector else set(self._asking) if near is None else near
+            asking: set[Waiter] = set() if not entry.has_vector else set(self.with_query) if near is None else near
             if not entry.is_news:
                 return asking
             readers = {waiter for token in entry.scope for waiter in self._by_token.get(token, ())} | self._stale

@@ -18,6 +18,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
+from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_server.contract.arguments import WaitArguments
@@ -73,14 +74,13 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
     return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
 
-async def unread(service: EventServices, request: RequestContext, cursor: str | None = None) -> int:
-    """Count the events after a cursor that the caller may see, at most 100.
+async def unread(service: EventServices, request: RequestContext) -> int:
+    """Count the events after the caller's last cursor that it may see, at most 100.
 
-    Without a cursor it counts from the last one that the caller sent or received. An agent without any gets one
-    here, so that later events count.
+    A caller without a cursor gets one here, so that later events count.
     """
     caller = request.caller
-    cursor = cursor or await service.positions.get(caller.namespace, caller.agent)
+    cursor = await service.positions.get(caller.namespace, caller.agent)
     if cursor is None:
         end = await last_position(service.backend, caller.namespace)
         service.positions.note(caller.namespace, caller.agent, end)
@@ -282,7 +282,7 @@ def event_of(entry: Entry) -> Event:
         op=entry.op,
         id=entry.subject,
         by=entry.by or None,
-        at=entry.position.at,
+        at=to_iso(entry.position.milliseconds / 1000) or "",
         uri=None if entry.op == DELETED else entry.uri,
     )
 

@@ -8,7 +8,6 @@ given (all visible since then), then those that changed before the next grant.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import AsyncGenerator, Sequence
@@ -78,25 +77,22 @@ def read_cursor(text: str | float, view: str) -> Cursor:
     if not isinstance(text, str) or not text.startswith(_PREFIX):
         moment = parse_time(text, "since")
         return Cursor(view, ChangePosition(moment, moment))
-    cursor = _decoded(text)
-    if cursor is None:
-        raise InvalidArgument(f"unknown cursor {echo(text)}", hint="use next_cursor unchanged, or a time")
+    try:
+        cursor = _decode(text.removeprefix(_PREFIX))
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        raise InvalidArgument(f"unknown cursor {echo(text)}", hint="use next_cursor unchanged, or a time") from None
     if cursor.view != view:
         hint = "keep agent_id and context, or start without since"
         raise InvalidArgument("this cursor is of a call with other filters", hint=hint)
     return cursor
 
 
-def _decoded(text: str) -> Cursor | None:
-    try:
-        rest = text.removeprefix(_PREFIX)
-        view, *numbers = json.loads(base64.urlsafe_b64decode(rest + "=" * (-len(rest) % 4)))
-        grants = numbers.pop() if len(numbers) == 7 else None
-        times = [float(number) for number in numbers]
-        if not all(map(math.isfinite, times)) or len(times) != (2 if grants is None else 6):
-            return None
-    except (ValueError, TypeError, binascii.Error, RecursionError, OverflowError):
-        return None
+def _decode(text: str) -> Cursor:
+    view, *numbers = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    grants = numbers.pop() if len(numbers) == 7 else None
+    times = [float(number) for number in numbers]
+    if not all(map(math.isfinite, times)) or len(times) != (2 if grants is None else 6):
+        raise ValueError("malformed cursor")
     position, *later = (ChangePosition(*pair) for pair in zip(times[::2], times[1::2], strict=True))
     return Cursor(str(view), position, Delivered(later[0], later[1], str(grants)) if later else None)
 

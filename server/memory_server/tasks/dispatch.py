@@ -123,19 +123,19 @@ def dispatch_soon(service: TaskServices, namespace: str) -> None:
     service.soon(("dispatch", namespace), lambda: dispatch(service, namespace), seconds)
 
 
-async def dispatch(service: TaskServices, namespace: str) -> int:
-    """Assign the first queued tasks to agents with free capacity; return how many were assigned."""
+async def dispatch(service: TaskServices, namespace: str) -> None:
+    """Assign the first queued tasks to agents with free capacity."""
     keys, now = Keys(namespace), redis_time.now()
     kinds = await service.backend.read(lambda client: client.hgetall(keys.kinds))
     if not kinds:
-        return 0
+        return
     service.rosters.pop(namespace, None)
     agents = [agent for agent in await roster(service, namespace) if agent.room]
     open_kinds = {
         name.decode(): fit for name, spec in kinds.items() if (fit := able(agents, TaskKind.parse(spec), now))
     }
     if not open_kinds:
-        return 0
+        return
     tasks = await service.backend.read(lambda client: _first_queued(client, keys, list(open_kinds)))
     model = await service.models.current(namespace)
     demands = await service.backend.read(lambda client: _demands(client, keys, tasks, model))
@@ -149,7 +149,6 @@ async def dispatch(service: TaskServices, namespace: str) -> int:
     )
     for name in dict(answer["assigned"]).values():
         note_assigned(service, namespace, name)
-    return len(answer["assigned"])
 
 
 async def sweep_tasks(service: TaskServices, namespace: str) -> None:
