@@ -44,15 +44,13 @@ def read_cursor(cursor: str) -> Position:
     """Decode a caller's cursor.
 
     Raises:
-        InvalidArgument: it is no cursor, or lies in the future, where it would match no event.
+        InvalidArgument: it is no cursor, or is in the future, where it would match no event.
     """
     match = _CURSOR.fullmatch(cursor)
     position = Position(*map(int, match.groups())) if match else None
     if position is None or position.milliseconds > (redis_time.now() + _AHEAD_SECONDS) * 1000:
-        raise InvalidArgument(
-            f"unknown cursor {echo(cursor)}",
-            hint="send the cursor of the last wait_for_events answer, or leave it out to begin now",
-        )
+        hint = "send the cursor of the last wait_for_events answer, or leave it out to begin now"
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint=hint)
     return position
 
 
@@ -99,7 +97,7 @@ class Entry:
 
     @property
     def is_news(self) -> bool:
-        """Whether it is a change of its own; the arrival of a vector only serves standing queries."""
+        """Whether it is a change; the arrival of a vector is not, and only serves standing queries."""
         return self.op != EMBEDDED
 
     def is_for(self, agent: str) -> bool:

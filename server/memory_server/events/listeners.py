@@ -29,7 +29,6 @@ class Listener:
         self._awake = asyncio.Event()
 
     def wake(self) -> None:
-        """Make `wait` return."""
         self._awake.set()
 
     def close(self) -> None:
@@ -216,7 +215,6 @@ class Audience:
             self._index_tokens(waiter)
 
     def close(self) -> None:
-        """End all waits."""
         for listener in self._all:
             listener.close()
 

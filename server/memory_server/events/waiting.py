@@ -100,7 +100,6 @@ async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bo
 
 
 async def last_position(backend: Backend, namespace: str) -> Position:
-    """Return the end of a namespace's stream."""
     key = Keys(namespace).events
     newest = await backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START

@@ -99,7 +99,7 @@ def _decode(text: str) -> Cursor:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Memories changed after `low` and up to `high`, visible by grants given at `given` or before.
+    """Memories changed after `low` and up to `high`, visible through grants given at `given` or before.
 
     With `old`: memories that were there when the grants of exactly that moment were given, visible since then.
     """

@@ -99,8 +99,7 @@ async def get_shared_context(
         after, reason = None, await _add_best(view, query, budget)
     else:
         after, reason = await _add_next(view, cursor, budget, label), None
-    index_reason = partial_reason(await service.namespaces.covered(prepared))
-    if index_reason:
+    if index_reason := partial_reason(await service.namespaces.covered(prepared)):
         after, reason = cursor, index_reason
     answer = await _list_grants(service.backend, principal, args.agent_id)
     cut = "a content was cut to fit; retrieve_memory returns all of it" if budget.cut else None

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from memory_core.records import redis_time
 from memory_core.records.agent import Agent, AgentStatus, TrackRecord, load_agents
 from memory_core.records.keys import Keys
-from memory_core.records.model import Model
 from memory_core.records.task import Task, TaskPriority, load_tasks, load_vectors
 from memory_core.records.task_kind import TaskKind
 from memory_core.records.vectors import Matrix, from_bytes
@@ -138,12 +137,14 @@ async def dispatch(service: TaskServices, namespace: str) -> None:
         return
     tasks = await service.backend.read(lambda client: _first_queued(client, keys, list(open_kinds)))
     model = await service.models.current(namespace)
-    demands = await service.backend.read(lambda client: _demands(client, keys, tasks, model))
-    items = [
-        {"id": task.id, "candidates": [suited.agent for suited in rank(open_kinds[task.kind.id], demand)]}
-        for task, demand in zip(tasks, demands, strict=True)
-        if task.kind.id in open_kinds
-    ]
+    task_ids = [task.id for task in tasks]
+    vectors = await service.backend.read(lambda client: load_vectors(client, keys, task_ids, model))
+    items: list[dict[str, Any]] = []
+    for task, vector in zip(tasks, vectors, strict=True):
+        if task.kind.id in open_kinds:
+            row = from_bytes(vector, len(vector) // 4)[0] if vector else None
+            ranked = rank(open_kinds[task.kind.id], Demand(task.kind, task.type, task.priority, row, task.avoid))
+            items.append({"id": task.id, "candidates": [suited.agent for suited in ranked]})
     answer = await service.backend.write(
         "rm1_task_assign", [keys.leases], repeatable=True, prefix=keys.prefix, items=items
     )
@@ -174,9 +175,3 @@ async def _first_queued(client: Client, keys: Keys, kinds: Sequence[str]) -> lis
         pipe.zrange(keys.backlog(kind), 0, _BATCH - 1, withscores=True)
     queued = sorted((score, name.decode()) for row in await pipe.execute() for name, score in row)
     return await load_tasks(client, keys, [name for _, name in queued[:_BATCH]])
-
-
-async def _demands(client: Client, keys: Keys, tasks: Sequence[Task], model: Model) -> list[Demand]:
-    vectors = await load_vectors(client, keys, [task.id for task in tasks], model)
-    rows = [from_bytes(vector, len(vector) // 4)[0] if vector else None for vector in vectors]
-    return [Demand(task.kind, task.type, task.priority, row, task.avoid) for task, row in zip(tasks, rows, strict=True)]

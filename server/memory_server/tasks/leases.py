@@ -159,7 +159,6 @@ async def _wait_and_claim(service: TaskServices, request: RequestContext, args: 
 
 
 def not_registered(caller: Caller) -> NotFound:
-    """Return the error for agents that must register first."""
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
