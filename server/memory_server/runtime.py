@@ -40,7 +40,7 @@ _HEAVY = (
     "memory_server.sharing.grants",
     "memory_server.sharing.shared_context",
     "memory_server.events.waiting",
-    "memory_server.events.resource_changes",
+    "memory_server.events.live_feed",
     "memory_server.operations.sweeper",
 )
 

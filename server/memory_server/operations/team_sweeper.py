@@ -14,7 +14,7 @@ from memory_server.index import queries
 from memory_server.index import query as build
 from memory_server.memories.clear import delete
 from memory_server.service import Service
-from memory_server.tasks.dispatch import sweep_tasks
+from memory_server.tasks.dispatch import sweep_tasks, write_in_slices
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 100
@@ -56,24 +56,10 @@ async def _sweep_agents(service: Service, namespace: str) -> None:
     """Mark agents dead whose next sign of life is overdue, and hand their tasks on."""
     keys = Keys(namespace)
     overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
-    for name in overdue:
-        await _declare_dead(service, keys, name.decode())
-
-
-async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
-    more = True
-    while more:
-        answer = await service.backend.write(
-            "rm1_agent_lost",
-            [keys.agent(name)],
-            repeatable=True,
-            prefix=keys.prefix,
-            agent=name,
-            reason=f"{name} fell silent",
-            audit=by_itself("server", "agent_died", [name]),
-            keep=service.settings.tasks.keep_seconds,
-        )
-        more = answer["more"]
+    for name in [raw.decode() for raw in overdue]:
+        reason, audit = f"{name} fell silent", by_itself("server", "agent_died", [name])
+        key = keys.agent(name)
+        await write_in_slices(service, namespace, "rm1_agent_lost", key, agent=name, reason=reason, audit=audit)
 
 
 async def _purge(service: Service, namespace: str) -> None:
