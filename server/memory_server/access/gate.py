@@ -1,7 +1,7 @@
-"""Admits requests: checks the token, the scope and the rate of each call, and makes the context of its work.
+"""Admits requests: checks token, scope and rate, and creates the request context.
 
-Over HTTP the SDK's middleware has the token checked before anything is read; on stdio it is checked here. Both happen
-for each request, so that a revoked token stops working at once.
+Over HTTP the SDK's middleware checks the token before it reads the body; on stdio the gate checks it. Both check each
+request, so a revoked token stops working immediately.
 """
 
 from __future__ import annotations
@@ -50,29 +50,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
-"""Ids of the calls of this process, for its log."""
-_HINT = "ask whoever runs the memory for a new one"
+_HINT = "ask the operator for a new one"
 
 
 class Verifier(Protocol):
     """Checks one kind of token."""
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not valid."""
+        """Return what a token grants; None if it is invalid."""
         ...
 
 
 class OwnTokens:
-    """Checks the tokens that this deployment issued, in Redis, each time."""
+    """Checks the tokens that this deployment issued. Reads Redis each time."""
 
     def __init__(self, backend: Callable[[], Awaitable[Backend]]) -> None:
         self._backend = backend
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not valid."""
-        backend = await self._backend()
-        from memory_core.records import token as tokens
+        """Return what a token grants; None if it is invalid."""
+        from memory_core.records import token as tokens  # not needed before the first call
 
+        backend = await self._backend()
         return await backend.read(lambda client: tokens.verify(client, token))
 
 
@@ -94,15 +93,9 @@ class Gate:
     async def call(
         self, context: ServerRequestContext[Any, Any], op: str, named: list[str], scope: Scope | None
     ) -> AsyncGenerator[RequestContext]:
-        """Admit a call, hold an admission slot while inside, and write its audit entry at the end.
-
-        Raises:
-            Overloaded: the server has too much to do. The call is counted, and leaves no audit entry.
-            MemoryServiceError: as `admitted`.
-        """
-        on_its_way = context.request.scope.get(ON_ITS_WAY) if context.request is not None else None
-        if on_its_way is not None:
-            on_its_way.arrive()
+        """Admit a call and hold an admission slot; raises as `admitted`, and Overloaded without an audit entry."""
+        if context.request is not None and (coming := context.request.scope.get(ON_ITS_WAY)):
+            coming.arrive()
         async with AsyncExitStack() as held:
             try:
                 slot = await held.enter_async_context(self.admission.slot())
@@ -120,10 +113,10 @@ class Gate:
         scope: Scope | None,
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
-        """Admit an operation, and write its audit entry however it ends.
+        """Admit an operation, and write its audit entry when it ends or fails.
 
         Raises:
-            Unauthenticated: the token given on stdio is not, or no longer, valid.
+            Unauthenticated: the token given on stdio is invalid.
             Forbidden: the request names another agent or namespace than its token, or lacks the scope.
             RateLimited: the agent calls too often.
         """
@@ -134,7 +127,7 @@ class Gate:
 
     @asynccontextmanager
     async def audited(self, context: ServerRequestContext[Any, Any], op: str) -> AsyncGenerator[RequestContext]:
-        """Write the audit entry of an operation that needs no scope and counts for no rate."""
+        """Write the audit entry of an operation that has no scope and no rate limit."""
         async with self._identified(context, op, [], None) as request:
             yield request
 
@@ -142,11 +135,7 @@ class Gate:
     def operation(
         self, batch: RequestContext, op: str, named: list[str], scope: Scope | None, cache: BatchCache | None
     ) -> Generator[RequestContext]:
-        """Admit one operation of a batch that was admitted, and write its audit entry however it ends.
-
-        Raises:
-            Forbidden: the token lacks the scope.
-        """
+        """Admit one operation of an admitted batch; raises Forbidden if the token lacks the scope."""
         call = AuditedCall(op, named)
         with self._followed(call, lambda: batch.caller):
             request = batch.operation(call, cache)
@@ -154,11 +143,7 @@ class Gate:
             yield request
 
     def take(self, caller: Caller, calls: int = 1) -> None:
-        """Count calls against the rate limit of an agent.
-
-        Raises:
-            RateLimited: the agent calls too often.
-        """
+        """Count calls against an agent's rate limit; raises RateLimited if there are too many."""
         self._rates.take(caller.namespace, caller.agent, calls)
 
     @asynccontextmanager
@@ -174,9 +159,8 @@ class Gate:
 
     @contextmanager
     def _followed(self, call: AuditedCall, caller: Callable[[], Caller]) -> Generator[None]:
-        """Count and trace an operation, and write its audit entry under the name that is known when it ends."""
-        started = time.perf_counter()
-        mark = request_id.set(next(_request_ids))
+        """Count, trace and audit an operation, under the caller that is known when it ends."""
+        started, log_id = time.perf_counter(), request_id.set(next(_request_ids))
         try:
             with tracing.span(call.op, server=True) as span:
                 try:
@@ -191,34 +175,28 @@ class Gate:
                     span.set_attribute("outcome", call.outcome)
         finally:
             self._ended(call, time.perf_counter() - started)
-            request_id.reset(mark)
-            entry = call.entry(caller().agent, caller().origin)
-            if entry is not None:
+            request_id.reset(log_id)
+            if entry := call.entry(caller().agent, caller().origin):
                 self._recorder.add(caller().namespace, entry)
 
     def _ended(self, call: AuditedCall, seconds: float) -> None:
         self._counters.called(call.op, call.outcome, seconds)
         if self._settings.observe.log_calls:
-            said = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
-            log.info("%s: %s in %s ms", *said.values(), extra={"fields": said})
+            fields = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
+            log.info("%s: %s in %s ms", *fields.values(), extra={"fields": fields})
 
     def turn_away(self) -> Overloaded:
-        """Refuse a call before its operation is known: the name would be the caller's own word."""
+        """Count and return the refusal of a call whose operation is not known yet."""
         self._counters.turned_away += 1
         return self.admission.refusal()
 
     async def _access(self, context: ServerRequestContext[Any, Any]) -> Access | None:
-        """Give what the token of a request grants; None where no token is needed.
-
-        Raises:
-            Unauthenticated: the token is missing or not valid.
-        """
         if context.request is not None:
             return http_access(context.request, self._settings)
         return await self.stdio_access() if self._settings.token is not None else None
 
     async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
-        """Tell whether the token of a long request is still valid."""
+        """Whether the token of a long request is still valid."""
         try:
             access = await self._access(context)
             if access is None or context.request is None or OPERATOR in context.request.scope:
@@ -229,26 +207,18 @@ class Gate:
             return False
 
     async def check_still_in(self, context: ServerRequestContext[Any, Any]) -> None:
-        """Refuse the answer to a long call whose token is no longer valid.
-
-        Raises:
-            Unauthenticated: it is not.
-        """
+        """Raise Unauthenticated if the token of a long call is no longer valid."""
         if not await self.still_in(context):
             raise Unauthenticated("the token is no longer valid", hint=_HINT)
 
     def note_bad_token(self) -> None:
-        """Write the audit entry of a request with an invalid token; its caller is not known."""
+        """Write the audit entry of a request with an invalid token. Its caller is unknown."""
         self._counters.bad_tokens += 1
         entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
         self._recorder.add(self._settings.namespace, entry)
 
     async def stdio_access(self) -> Access:
-        """Give what the token of the settings grants.
-
-        Raises:
-            Unauthenticated: it is not valid.
-        """
+        """Return what the token of the settings grants; raises Unauthenticated if it is invalid."""
         assert self._settings.token is not None
         access = await self.verifier.verify(self._settings.token.get_secret_value())
         if access is None:
@@ -256,11 +226,11 @@ class Gate:
         return access
 
     async def warn_of_bad_token(self) -> None:
-        """Log at start that the token of the settings is refused, as every call will be."""
+        """Log an error at start if every call will fail because of the configured token."""
         try:
             check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
         except MemoryServiceError as error:
-            log.error("calls will be refused, because of MEMORY_TOKEN: %s", error.message)
+            log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
 
 
 class SdkVerifier:
@@ -271,28 +241,23 @@ class SdkVerifier:
         self._issuer = issuer
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """Give what a token grants. By `client_id` the SDK keeps a session to one agent of one namespace."""
+        """Return what a token grants. The SDK binds a session to its `client_id`: one agent of one namespace."""
         access = await self._gate.verifier.verify(token)
         if access is None:
             self._gate.note_bad_token()
             return None
-        claims = {
-            "iss": self._issuer,
-            AGENT_CLAIM: access.agent,
-            NAMESPACE_CLAIM: access.namespace,
-            TOKEN_CLAIM: access.token,
-        }
+        claims = {AGENT_CLAIM: access.agent, NAMESPACE_CLAIM: access.namespace, TOKEN_CLAIM: access.token}
         return AccessToken(
             token=token,
             client_id=f"{access.namespace}/{access.agent}",
             scopes=sorted(access.scopes),
             subject=access.agent,
-            claims=claims,
+            claims={"iss": self._issuer, **claims},
         )
 
 
 def sdk_auth(gate: Gate, settings: Settings) -> dict[str, Any]:
-    """Give the SDK's server the settings of authentication; none while it is off."""
+    """Return the SDK server's authentication arguments; none while authentication is off."""
     auth = settings.auth
     if auth.mode == "off":
         return {}

@@ -30,7 +30,7 @@ from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.index.loader import Ref
 from memory_server.operations.quarantine import CONSOLE
-from memory_server.operations.sweeper import ask_again
+from memory_server.operations.sweeper import queue_jobs
 from memory_server.service import Service
 
 Tell = Callable[[str, int, int], None]
@@ -120,7 +120,7 @@ class Filling:
     async def _ask(self, records: Sequence[Record]) -> None:
         for start in range(0, len(records), _SLICE):
             part = records[start : start + _SLICE]
-            self.asked += await ask_again(self.service, self.namespace, part, self.model)
+            self.asked += await queue_jobs(self.service, self.namespace, part, self.model)
             self._tries.update(Ref(record.id, record.part) for record in part)
 
     async def _until_done(self) -> None:
@@ -174,8 +174,7 @@ async def embed_tasks(service: Service, namespace: str, model: Model, other: Mod
     """Give open tasks that have a vector of another model one of this: tasks that say the same are told by it."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
     ids = await service.namespaces.search(
-        namespace,
-        lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout),
+        namespace, lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout)
     )
     known = await service.backend.read(lambda client: load_vectors(client, keys, ids, model)) if ids else []
     lacking = [name for name, vector in zip(ids, known, strict=True) if vector is None]

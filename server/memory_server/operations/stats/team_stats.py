@@ -28,10 +28,7 @@ async def task_figures(backend: Backend, caller: Caller) -> TaskFigures:
 
 async def agent_figures(backend: Backend, caller: Caller) -> list[AgentFigures]:
     """Show each registered agent's load beside the others', or the caller's alone."""
-    agents, now = (
-        await backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
-        redis_time.now(),
-    )
+    agents, now = (await backend.read(lambda client: load_agents(client, Keys(caller.namespace))), redis_time.now())
     if not caller.sees_server:
         return [_figures(agent, now, None) for agent in agents if agent.name == caller.agent]
     in_hand = sum(agent.open_tasks for agent in agents if agent.is_alive(now))

@@ -1,4 +1,4 @@
-"""The audit as a file of JSON lines, which can be checked where there is no Redis: a head, then seals, then entries."""
+"""Exports the audit as JSON lines (a head, the seals, the entries), and checks such a file without Redis."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+
+import zstandard
 
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.signed_entry import Entry
@@ -27,7 +29,7 @@ _BYTES = "surrogateescape"
 
 
 async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
-    """Give the whole audit of a namespace, line by line."""
+    """Yield the whole audit of a namespace, line by line."""
     counted = await trail.counters(client, keys)
     yield _line({"audit": FORM, "namespace": keys.namespace, **asdict(counted)})
     for seal in await trail.all_seals(client, keys):
@@ -38,16 +40,14 @@ async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
 
 
 def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Report:
-    """Check a file that was exported.
-
-    Raises:
-        InvalidArgument: it cannot be read, or is none.
-    """
+    """Check an exported file; raises InvalidArgument if it is unreadable or not an export."""
     with opened(path) as file:
         rows = _rows(file)
         head = next(rows, {})
         if head.get("audit") != FORM or not isinstance(head.get("namespace"), str):
-            raise InvalidArgument(f"{path} is no export of an audit", hint="make one with `redis-memory audit export`")
+            raise InvalidArgument(
+                f"{path} is not an export of an audit", hint="make one with `redis-memory audit export`"
+            )
         seals, first = _seals(rows)
         given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
         check = Check(head["namespace"], seals, Counters(given, sealed), keyring)
@@ -58,13 +58,7 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Repor
 
 @contextmanager
 def opened(path: Path) -> Generator[IO[str]]:
-    """Open a file for reading, unpacking one whose name ends in .zst.
-
-    Raises:
-        InvalidArgument: it cannot be read.
-    """
-    import zstandard
-
+    """Open a file for reading, and decompress a .zst file; raises InvalidArgument if it is unreadable."""
     try:
         with path.open("rb") as raw:
             reader: Any = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
@@ -81,12 +75,12 @@ def _rows(file: Iterable[str]) -> Generator[dict[str, Any]]:
     for number, text in enumerate(file, 1):
         row = json.loads(text)
         if not isinstance(row, dict):
-            raise InvalidArgument(f"line {number} is no JSON object")
+            raise InvalidArgument(f"line {number} is not a JSON object")
         yield row
 
 
 def _seals(rows: Iterable[dict[str, Any]]) -> tuple[list[Seal | None], list[dict[str, Any]]]:
-    """Read the seals; give the row after the last, which had to be read too."""
+    """Return the seals, and the row that follows the last one."""
     seals: list[Seal | None] = []
     for row in rows:
         if "seal" not in row:
@@ -101,7 +95,7 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 def _id(given: Any) -> bytes:
     if not isinstance(given, str) or not _STREAM_ID.fullmatch(given):
-        raise InvalidArgument("a line has no id of a stream's entry", hint="export it again")
+        raise InvalidArgument("a line has no valid stream id", hint="export it again")
     return given.encode()
 
 
