@@ -24,18 +24,7 @@ from memory_core.observe.logs import request_id
 from memory_core.records.access import Access, Scope
 from memory_core.records.audit_entry import said
 from memory_core.settings.settings import Settings
-from memory_server.access.identity import (
-    AGENT_CLAIM,
-    ANONYMOUS,
-    NAMESPACE_CLAIM,
-    OPERATOR,
-    TOKEN_CLAIM,
-    caller_of,
-    check_names,
-    declared_on_stdio,
-    http_access,
-    refused_caller,
-)
+from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
 from memory_server.access.rate_limits import Rates
 from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
@@ -82,9 +71,9 @@ class Gate:
         self, settings: Settings, recorder: Recorder, counters: Counters, backend: Callable[[], Awaitable[Backend]]
     ) -> None:
         self._settings = settings
-        oauth = settings.auth.mode == "oauth"
-        self.verifier: Verifier = OAuthVerifier(settings.auth, settings.namespace) if oauth else OwnTokens(backend)
-        limits = settings.limits
+        auth, limits = settings.auth, settings.limits
+        is_oauth = auth.mode == "oauth"
+        self.verifier: Verifier = OAuthVerifier(auth, settings.namespace) if is_oauth else OwnTokens(backend)
         self._rates = Rates(limits.calls_per_second, limits.burst)
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
         self._recorder, self._counters = recorder, counters
@@ -150,11 +139,11 @@ class Gate:
     async def _identified(
         self, context: ServerRequestContext[Any, Any], op: str, named: list[str], slot: Slot | None
     ) -> AsyncGenerator[RequestContext]:
-        call, caller = AuditedCall(op, named), refused_caller(context, self._settings, None)
+        call, caller = AuditedCall(op, named), identity.refused_caller(context, self._settings, None)
         with self._followed(call, lambda: caller):
             access = await self._access(context)
-            caller = refused_caller(context, self._settings, access)
-            caller = caller_of(context, self._settings, access)
+            caller = identity.refused_caller(context, self._settings, access)
+            caller = identity.caller_of(context, self._settings, access)
             yield RequestContext(caller, call=call, access=access, slot=slot)
 
     @contextmanager
@@ -192,14 +181,14 @@ class Gate:
 
     async def _access(self, context: ServerRequestContext[Any, Any]) -> Access | None:
         if context.request is not None:
-            return http_access(context.request, self._settings)
+            return identity.http_access(context.request, self._settings)
         return await self.stdio_access() if self._settings.token is not None else None
 
     async def still_in(self, context: ServerRequestContext[Any, Any]) -> bool:
         """Whether the token of a long request is still valid."""
         try:
             access = await self._access(context)
-            if access is None or context.request is None or OPERATOR in context.request.scope:
+            if access is None or context.request is None or identity.OPERATOR in context.request.scope:
                 return True  # the dashboard checks an operator's session itself
             token: AccessToken = context.request.user.access_token
             return await self.verifier.verify(token.token) is not None
@@ -214,8 +203,8 @@ class Gate:
     def note_bad_token(self) -> None:
         """Write the audit entry of a request with an invalid token. Its caller is unknown."""
         self._counters.bad_tokens += 1
-        entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
-        self._recorder.add(self._settings.namespace, entry)
+        entry = said(identity.ANONYMOUS, "authenticate", (), "http")
+        self._recorder.add(self._settings.namespace, {**entry, "outcome": Unauthenticated.code})
 
     async def stdio_access(self) -> Access:
         """Return what the token of the settings grants; raises Unauthenticated if it is invalid."""
@@ -228,7 +217,7 @@ class Gate:
     async def warn_of_bad_token(self) -> None:
         """Log an error at start if every call will fail because of the configured token."""
         try:
-            check_names(await self.stdio_access(), *declared_on_stdio(self._settings))
+            identity.check_names(await self.stdio_access(), *identity.declared_on_stdio(self._settings))
         except MemoryServiceError as error:
             log.error("all calls will be refused because of MEMORY_TOKEN: %s", error.message)
 
@@ -246,7 +235,11 @@ class SdkVerifier:
         if access is None:
             self._gate.note_bad_token()
             return None
-        claims = {AGENT_CLAIM: access.agent, NAMESPACE_CLAIM: access.namespace, TOKEN_CLAIM: access.token}
+        claims = {
+            identity.AGENT_CLAIM: access.agent,
+            identity.NAMESPACE_CLAIM: access.namespace,
+            identity.TOKEN_CLAIM: access.token,
+        }
         return AccessToken(
             token=token,
             client_id=f"{access.namespace}/{access.agent}",

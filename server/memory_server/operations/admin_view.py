@@ -14,6 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.task import Task, TaskState, load_tasks
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
 from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState
 from memory_server.contract.sharing_arguments import SharedContextArguments
@@ -137,7 +138,7 @@ async def _load_grants(client: Client, keys: Keys, ids: Sequence[str]) -> dict[s
     return {grant_id: {name.decode(): value for name, value in row.items()} for grant_id, row in rows if row}
 
 
-async def _newest_ids(backend: Backend, prefix: str) -> AsyncGenerator[list[str]]:
+async def _newest_ids(backend: Backend, prefix: str) -> AsyncGenerator[Sequence[str]]:
     """Yield slices of the ids of all keys with a prefix, newest first. May omit keys created meanwhile."""
     names, cursor, more = set[bytes](), 0, True
     while more:
@@ -147,8 +148,8 @@ async def _newest_ids(backend: Backend, prefix: str) -> AsyncGenerator[list[str]
         names.update(found)
         more = bool(cursor)
     ids = sorted((name.decode()[len(prefix) :] for name in names), reverse=True)
-    for start in range(0, len(ids), _SLICE):
-        yield ids[start : start + _SLICE]
+    for part in slices(ids, _SLICE):
+        yield part
 
 
 def _grant_state(grant_id: str, row: dict[str, bytes]) -> GrantState:

@@ -10,6 +10,7 @@ from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_server.index import query as build
 from memory_server.memories.clear import delete
 from memory_server.operations.quarantine import memory_ids
@@ -40,7 +41,7 @@ async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int]:
         for clock in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
             pipe.zcount(clock, "-inf", now)
     counts = await pipe.execute() if namespaces else []
-    return [sum(counts[start : start + _CLOCKS]) for start in range(0, len(counts), _CLOCKS)]
+    return [sum(part) for part in slices(counts, _CLOCKS)]
 
 
 async def sweep_team(service: Service, namespace: str) -> None:

@@ -97,20 +97,12 @@ class Vault:
         return hmac.digest(key, framed(part.encode() for part in (namespace, owner, text)), "sha256").hex()
 
     async def current(self, namespace: str, owner: str) -> Key:
-        """Return an owner's current key; an owner's first store creates it.
-
-        Raises:
-            KeyMissing: this server has no master key. NotFound: the owner was deleted meanwhile.
-        """
+        """Return an owner's current key, creating it if missing; raises KeyMissing, NotFound for a deleted owner."""
         found = await self._keys_of(namespace, owner) or await self._issue(namespace, owner)
         return found.versions[found.current]
 
     async def find(self, namespace: str, owner: str, version: str) -> Key:
-        """Return one version of an owner's key.
-
-        Raises:
-            KeyMissing: this server lacks the master key. Tampered: there is no such version.
-        """
+        """Return one version of an owner's key; raises KeyMissing, Tampered if the version does not exist."""
         found = await self._keys_of(namespace, owner)
         if found is None or version not in found.versions:
             found = await self.all_versions(namespace, owner)
@@ -119,11 +111,7 @@ class Vault:
         return found.versions[version]
 
     async def all_versions(self, namespace: str, owner: str) -> OwnerKeys | None:
-        """Read an owner's keys again from Redis; None if it has none.
-
-        Raises:
-            KeyMissing: this server lacks the master key. Tampered: a wrapped key was altered.
-        """
+        """Read an owner's keys from Redis, None if it has none; raises KeyMissing, Tampered if one was altered."""
         self._check_master()
         wrapped = await self._backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
         if not wrapped:

@@ -17,6 +17,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
+from memory_core.slices import slices
 from memory_core.store.connection import store_errors
 from memory_server.index import queries
 from memory_server.index.loader import Ref
@@ -59,9 +60,8 @@ class RecordScan:
             while True:
                 async with store_errors():
                     cursor, found = await self.client.scan(cursor, match=f"{prefix}*", count=1000)
-                names = [name.decode() for name in found]
-                for start in range(0, len(names), BATCH):
-                    yield names[start : start + BATCH]
+                for names in slices(found, BATCH):
+                    yield [name.decode() for name in names]
                 if not cursor:
                     break
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_core.errors import RateLimited, Unauthenticated
 from memory_core.records.audit_entry import Said, by_itself
 from memory_core.records.ids import new_id
+from memory_core.slices import slices
 
 BATCH = 256
 MOST_HELD = 20_000
@@ -23,7 +25,7 @@ class Batch:
 
     id: str
     namespace: str
-    entries: list[Said]
+    entries: Sequence[Said]
 
 
 class Recorder:
@@ -63,8 +65,7 @@ class Recorder:
             self._waiting.setdefault(namespace, []).append(entry)
             self.held += 1
         for namespace, entries in self._waiting.items():
-            for start in range(0, len(entries), BATCH):
-                self._batches.append(Batch(new_id(), namespace, entries[start : start + BATCH]))
+            self._batches += [Batch(new_id(), namespace, part) for part in slices(entries, BATCH)]
         self._waiting.clear()
         self._repeated.clear()
         self._lost.clear()
