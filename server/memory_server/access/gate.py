@@ -163,16 +163,14 @@ class Gate:
                 finally:
                     span.set_attribute("outcome", call.outcome)
         finally:
-            self._ended(call, time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._counters.called(call.op, call.outcome, seconds)
+            if self._settings.observe.log_calls:
+                fields = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
+                log.info("%s: %s in %s ms", *fields.values(), extra={"fields": fields})
             request_id.reset(log_id)
             if entry := call.entry(caller().agent, caller().origin):
                 self._recorder.add(caller().namespace, entry)
-
-    def _ended(self, call: AuditedCall, seconds: float) -> None:
-        self._counters.called(call.op, call.outcome, seconds)
-        if self._settings.observe.log_calls:
-            fields = {"operation": call.op, "outcome": call.outcome, "milliseconds": round(seconds * 1000, 2)}
-            log.info("%s: %s in %s ms", *fields.values(), extra={"fields": fields})
 
     def turn_away(self) -> Overloaded:
         """Count and return the refusal of a call whose operation is not known yet."""

@@ -42,7 +42,7 @@ def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, acces
     agent, namespace = _declared_names(context, settings)
     if access is None:
         name = agent or settings.agent or _client_name(context)
-        return Caller(namespace or settings.namespace, name, origin=_origin(context))
+        return Caller(namespace or settings.namespace, name, origin=_origin(context, None))
     check_names(access, agent, namespace)
     return Caller(
         access.namespace,
@@ -50,15 +50,15 @@ def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, acces
         admin=access.admin,
         may_read=access.admin or "read" in access.scopes,
         sees_server=access.admin,
-        origin=_origin_of_token(context, access),
+        origin=_origin(context, access),
     )
 
 
 def refused_caller(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
     """Return the caller for the audit entry if `caller_of` refuses the declared names."""
     if access is not None:
-        return Caller(access.namespace, access.agent, origin=_origin_of_token(context, access))
-    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context))
+        return Caller(access.namespace, access.agent, origin=_origin(context, access))
+    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context, None))
 
 
 def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
@@ -86,15 +86,13 @@ def http_access(request: Request, settings: Settings) -> Access | None:
     return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
 
 
-def _origin(context: ServerRequestContext[Any, Any]) -> str:
+def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> str:
     if context.request is None:
-        return f"stdio {os.getpid()}"
-    client = context.request.client
-    return f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
-
-
-def _origin_of_token(context: ServerRequestContext[Any, Any], access: Access) -> str:
-    return f"{_origin(context)} token {access.token}" if access.token else _origin(context)
+        origin = f"stdio {os.getpid()}"
+    else:
+        client = context.request.client
+        origin = f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
+    return f"{origin} token {access.token}" if access and access.token else origin
 
 
 def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:

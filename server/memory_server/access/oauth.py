@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +92,7 @@ class _Keys:
     """The issuer's keys. Fetched again when they are old or when a token names an unknown one."""
 
     def __init__(self, source: str) -> None:
-        self._load = _from_url(source) if source.startswith(("https://", "http://")) else _from_file(Path(source))
+        self._source = source
         self._keys: list[PyJWK] = []
         self._loaded_at = self._tried_at = float("-inf")
         self._loading = asyncio.Lock()
@@ -119,27 +118,17 @@ class _Keys:
             if time.monotonic() - self._tried_at < _COOL_SECONDS:
                 return
             try:
-                self._keys = await asyncio.to_thread(self._load)
+                self._keys = await asyncio.to_thread(_load_keys, self._source)
                 self._loaded_at = time.monotonic()
             except Exception as error:
                 log.warning("the token issuer's keys cannot be read: %s", type(error).__name__)
             self._tried_at = time.monotonic()
 
 
-def _from_url(url: str) -> Callable[[], list[PyJWK]]:
-    def load() -> list[PyJWK]:
-        from jwt import PyJWKClient
+def _load_keys(source: str) -> list[PyJWK]:
+    from jwt import PyJWKClient, PyJWKSet
 
-        return PyJWKClient(url, cache_jwk_set=False, timeout=_FETCH_SECONDS).get_signing_keys(refresh=True)
-
-    return load
-
-
-def _from_file(path: Path) -> Callable[[], list[PyJWK]]:
-    def load() -> list[PyJWK]:
-        from jwt import PyJWKSet
-
-        keys = PyJWKSet.from_json(path.read_text(encoding="utf-8")).keys
-        return [key for key in keys if key.public_key_use in ("sig", None)]
-
-    return load
+    if source.startswith(("https://", "http://")):
+        return PyJWKClient(source, cache_jwk_set=False, timeout=_FETCH_SECONDS).get_signing_keys(refresh=True)
+    keys = PyJWKSet.from_json(Path(source).read_text(encoding="utf-8")).keys
+    return [key for key in keys if key.public_key_use in ("sig", None)]

@@ -27,10 +27,7 @@ async def admit_once(backend: Backend, namespace: str, seconds: int = SECONDS) -
 
 
 async def redeem(backend: Backend, key: str) -> str | None:
-    """Use up a key and return its namespace; None if it is unknown, wrong, expired or used.
-
-    Raises StoreUnavailable if Redis does not answer.
-    """
+    """Use up a key and return its namespace; None if it is unknown, wrong, expired or used. Raises StoreUnavailable."""
     if (parsed := _KEY.fullmatch(key)) is None:
         return None
     name = operator_key(parsed[1])

@@ -39,7 +39,6 @@ class Rates:
             self._forget(now)
 
     def _forget(self, now: float) -> None:
-        """Drop full buckets."""
         self._buckets = {
             who: (left, seen)
             for who, (left, seen) in self._buckets.items()

@@ -21,10 +21,7 @@ LONGEST_SECONDS = 10 * 365 * 86_400.0
 async def issue_token(
     backend: Backend, *, agent: str, namespace: str, scopes: frozenset[Scope], seconds: float
 ) -> tuple[Token, str]:
-    """Issue a token and return its text, which cannot be read again.
-
-    Raises InvalidArgument if a name is malformed or the lifetime is over ten years.
-    """
+    """Issue a token and return its text, which cannot be read again; raises InvalidArgument."""
     check_name(agent, "agent")
     check_name(namespace, "namespace")
     if not 0 < seconds <= LONGEST_SECONDS:

@@ -80,7 +80,6 @@ def _matches(fields: dict[str, str], args: AuditArguments) -> bool:
 
 
 async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[Entry], str | None]:
-    """Collect matching entries until the page is full, the audit ends, or `_SCANNED` entries were read."""
     found, seen, end = list[Entry](), 0, f"({args.cursor}" if args.cursor else "+"
     while True:
         async with store_errors():

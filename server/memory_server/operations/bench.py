@@ -111,7 +111,6 @@ async def _embed(service: Service, caller: Caller, texts: Sequence[str], progres
 
 
 async def _store(service: Service, caller: Caller, texts: Sequence[str], progress: Progress) -> None:
-    """Store one memory per call, several calls at once, without waiting for vectors."""
     waiting, done = iter(texts), 0
 
     async def work() -> None:
@@ -136,7 +135,6 @@ async def _until_vectors(service: Service, since: float) -> float | None:
 
 
 async def _search(service: Service, caller: Caller, number: int, total: int, progress: Progress) -> float:
-    """Search once with a new query; return the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
     seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchArguments(query=query)))
     progress("searching", number + 1, total)

@@ -82,31 +82,24 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
 
 
 async def rewrap(backend: Backend, namespace: str, owner: str) -> int:
-    """Encrypt an owner's data keys with the current master key; return how many used another one.
-
-    Raises KeyMissing if this process lacks the previous master key, and Tampered if a data key was altered.
-    """
-    keyring, keys = backend.keyring, Keys(namespace)
-    wrapped = await backend.read(lambda client: client.hgetall(keys.data_key(owner)))
-    done = 0
-    for name, before in wrapped.items():
+    """Encrypt an owner's data keys with the current master key; return how many. Raises KeyMissing, Tampered."""
+    keyring, done = backend.keyring, 0
+    versions = await backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
+    for name, before in versions.items():
         if name == _CURRENT or key_id(before) == keyring.master.id:
             continue
         version = name.decode()
         key = unwrap(keyring.secret, before, version, namespace, owner)
-        wrapped_anew = wrap(keyring.master, key, namespace, owner)
-        request: dict[str, Any] = {"version": version, "before": before, "wrapped": wrapped_anew}
+        wrapped = wrap(keyring.master, key, namespace, owner)
+        request: dict[str, Any] = {"version": version, "before": before, "wrapped": wrapped}
         done += await _write(backend, namespace, owner, "rm1_key_rewrap", "rewrap data key", **request) == "rewrapped"
     return done
 
 
 async def _add_version(backend: Backend, namespace: str, owner: str, before: str) -> None:
     key = Key.new()
-    request: dict[str, Any] = {
-        "before": before,
-        "version": key.id,
-        "wrapped": wrap(backend.keyring.master, key, namespace, owner),
-    }
+    wrapped = wrap(backend.keyring.master, key, namespace, owner)
+    request: dict[str, Any] = {"before": before, "version": key.id, "wrapped": wrapped}
     if await _write(backend, namespace, owner, "rm1_key_turn", "rotate data key", **request) != "turned":
         raise Conflict("another rotation is in progress", hint="run it again when that one is done")
 
@@ -134,7 +127,6 @@ async def _reseal_all(service: Service, namespace: str, owner: str, version: str
 
 
 async def _slice(service: Service, namespace: str, owner: str, position: float | None) -> list[Record]:
-    """Load the next sensitive memories of an owner that were stored before `position`."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
     selected = build.created_before(build.memories(build.sensitive(build.of_owner(owner))), position)
 

@@ -30,10 +30,7 @@ class Quarantined:
 
 
 async def quarantine(backend: Backend, namespace: str, agent: str, since: float) -> None:
-    """Hide from other agents what an agent wrote since a time and will write.
-
-    Raises InvalidArgument if the name is malformed or too many agents are under quarantine.
-    """
+    """Hide from others what an agent wrote since a time and will write; raises InvalidArgument if there are too many."""
     if await _change(backend, namespace, agent, since) == "too_many":
         raise InvalidArgument(
             f"{_MOST} agents are under quarantine already", hint="purge some and lift their quarantine"
@@ -60,10 +57,7 @@ async def count_written(service: Service, namespace: str, agent: str, since: flo
 
 
 async def purge(service: Service, namespace: str, agent: str, since: float) -> int:
-    """Delete permanently what an agent wrote since a time; return how many memories.
-
-    An interrupted purge has deleted a part; another call deletes the rest. Raises StoreUnavailable, OutcomeUnknown.
-    """
+    """Delete permanently what an agent wrote since a time; return how many memories. If interrupted, call again."""
     await service.namespaces.get(namespace)
     written, total = build.written_by(check_name(agent, "agent"), since), 0
     while ids := await memory_ids(service, namespace, written, _SLICE):

@@ -67,11 +67,7 @@ class Filling:
     _alive_at: float = 0.0
 
     async def run(self) -> Filling:
-        """Embed all chunks that exist now; later ones bring their own job.
-
-        Raises EmbeddingUnavailable without a living sidecar of the model, and KeyMissing if sensitive memories need a
-        master key.
-        """
+        """Embed all chunks that exist now; later ones bring their own job. Raises EmbeddingUnavailable, KeyMissing."""
         query = build.not_embedded(self.model, await self.service.backend.read(redis_time.ask))
         await self._report()
         while records := await self._next(query):

@@ -40,6 +40,11 @@ KEEP_SECONDS = 10.0
 _SLICE = 8
 """Records changed by one Function call: each change inserts vectors again."""
 _POLL_SECONDS = 0.1
+_NEXT = {
+    Phase.BUILDING: "reindex continues; --back cancels",
+    Phase.SWITCHED: "--back returns to the previous model; --drop-old finishes the change",
+    Phase.DROPPING: "--drop-old continues",
+}
 
 
 class Index(BaseModel):
@@ -103,7 +108,7 @@ async def look(service: Service, namespace: str) -> Reindexing:
         other=indexes[1] if models.other else None,
         phase=models.phase,
         drift=differs,
-        next=_next(models, differs),
+        next=_NEXT[models.phase] if models.phase else "reindex rebuilds the index" if differs else "",
     )
 
 
@@ -120,10 +125,8 @@ async def choose(service: Service, namespace: str, name: str | None) -> Model:
         return other
     is_own = name is None or _is(current, name)
     if other and other.name != current.name and not (is_own and models.phase is Phase.SWITCHED):
-        raise Conflict(
-            f"the vectors of {other.name} are still kept",
-            hint=f"redis-memory reindex --namespace {namespace} --drop-old finishes that change, --back undoes it",
-        )
+        hint = f"redis-memory reindex --namespace {namespace} --drop-old finishes that change, --back undoes it"
+        raise Conflict(f"the vectors of {other.name} are still kept", hint=hint)
     if name is None or is_own:
         return current
     for wanted in dict.fromkeys((name, PurePath(name).name)):
@@ -192,10 +195,7 @@ async def change(
 
 
 async def back(service: Service, namespace: str, progress: Progress) -> Reindexed:
-    """Switch back to the previous model and index, or cancel a change that has not switched yet.
-
-    Raises Conflict if there is no previous model, and as `change`, which first embeds what was stored since.
-    """
+    """Switch back to the previous model, or cancel a change that has not switched; raises Conflict, and as `change`."""
     models = await _models(service, namespace)
     if models.other and models.phase is Phase.BUILDING:
         return await drop(service, namespace, progress)
@@ -211,9 +211,8 @@ async def drop(
     started, models = time.perf_counter(), await _models(service, namespace)
     current = Keys(namespace).index(models.current.version)
     if models.other is None:
-        return Reindexed(
-            namespace=namespace, done="there was no previous index", model=models.current.name, index=current
-        )
+        done = "there was no previous index"
+        return Reindexed(namespace=namespace, done=done, model=models.current.name, index=current)
     if models.phase is not Phase.DROPPING:
         while await _step(service.backend, namespace, "drop", models.other, grace=keep_seconds) == "early":
             await asyncio.sleep(_POLL_SECONDS)
@@ -241,18 +240,6 @@ async def _count(service: Service, keys: Keys, queries: Sequence[build.Query]) -
     )
 
 
-def _next(models: Models, differs: Sequence[str]) -> str:
-    match models.phase:
-        case Phase.BUILDING:
-            return "reindex continues; --back cancels"
-        case Phase.SWITCHED:
-            return "--back returns to the previous model; --drop-old finishes the change"
-        case Phase.DROPPING:
-            return "--drop-old continues"
-        case None:
-            return "reindex rebuilds the index" if differs else ""
-
-
 def _is(model: Model, name: str) -> bool:
     """Whether `name` is the name of a model or the path of its folder."""
     return model.name in {name, PurePath(name).name}
@@ -261,12 +248,15 @@ def _is(model: Model, name: str) -> bool:
 async def _switch(
     service: Service, namespace: str, target: Model, progress: Progress, *, leave_failed: bool
 ) -> Filling:
-    """Build the index and all vectors, then switch."""
     before, target = (await _models(service, namespace)).current, await _begin(service, namespace, target)
     await _build(service, namespace, target, progress)
     filling = await Filling(service, namespace, target, progress).run()
     if filling.failed and not leave_failed:
-        raise _failure(target, filling.failed)
+        named = ", ".join(ref.memory_id for ref in filling.failed[:3]) + (", …" if len(filling.failed) > 3 else "")
+        raise Conflict(
+            f"{len(filling.failed)} texts could not be embedded by {target.name} ({named}); the model is unchanged",
+            hint="fix the cause (see the sidecar's log) and run it again, or add --leave-failed: keywords still find them",
+        )
     await _mark(service.backend, namespace, filling.failed)
     await embed_tasks(service, namespace, target, before)
     await _step(service.backend, namespace, "switch", target)
@@ -284,7 +274,6 @@ async def _begin(service: Service, namespace: str, target: Model) -> Model:
 
 
 async def _build(service: Service, namespace: str, target: Model, progress: Progress) -> None:
-    """Create the index, and wait until it covers all records."""
     keys, client = Keys(namespace), await service.backend.client()
     async with store_errors():
         await index.ensure_index(client, keys, target, service.settings.vector_store)
@@ -319,7 +308,6 @@ async def _mark(backend: Backend, namespace: str, refs: Sequence[Ref], remove: s
 
 
 async def _drop(service: Service, namespace: str, models: Models, progress: Progress) -> None:
-    """Delete the rest of the other model, then its entry."""
     keys, other = Keys(namespace), models.other
     assert other is not None
     client = await service.backend.client()
@@ -370,11 +358,3 @@ async def _step(backend: Backend, namespace: str, step: str, model: Model, *, gr
     if answer["status"] not in {"begun", "switched", "early", "dropping", "forgotten"}:
         raise Conflict(f"{step}: another change of model interfered ({answer['status']})", hint="see --status")
     return answer["status"]
-
-
-def _failure(target: Model, failed: Sequence[Ref]) -> Conflict:
-    named = ", ".join(ref.memory_id for ref in failed[:3]) + (", …" if len(failed) > 3 else "")
-    return Conflict(
-        f"{len(failed)} texts could not be embedded by {target.name} ({named}); the model is unchanged",
-        hint="fix the cause (see the sidecar's log) and run it again, or add --leave-failed: keyword search finds them",
-    )

@@ -114,24 +114,20 @@ async def sweep_audits(service: Service) -> None:
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
-    for chore in await _due_chores(service.backend, Keys(namespace), patience):
-        try:
-            await settle(service, namespace, chore.decode())
-        except (Tampered, KeyMissing) as error:
-            log.warning("the chunks of %s in %s are left unchanged: %s", chore.decode(), namespace, error.message)
-
-
-async def _due_chores(backend: Backend, keys: Keys, patience: float) -> list[bytes]:
-    """Return chores that are old enough, or dated in the future because Redis's clock was set back."""
-    now = redis_time.now()
+    keys, now = Keys(namespace), redis_time.now()
 
     async def fetch(client: Client) -> list[bytes]:
         pipe = client.pipeline(transaction=False)
         pipe.zrangebyscore(keys.chores, "-inf", now - patience, start=0, num=_AT_ONCE)
+        # Redis's clock may have been set back since these were noted:
         pipe.zrangebyscore(keys.chores, now + patience, "+inf", start=0, num=_AT_ONCE)
         return [chore for chores in await pipe.execute() for chore in chores]
 
-    return await backend.read(fetch)
+    for chore in await service.backend.read(fetch):
+        try:
+            await settle(service, namespace, chore.decode())
+        except (Tampered, KeyMissing) as error:
+            log.warning("the chunks of %s in %s are left unchanged: %s", chore.decode(), namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:

@@ -29,8 +29,6 @@ _UNIT_TOLERANCE = 1e-3
 
 
 class Problem(StrEnum):
-    """A problem of a record."""
-
     UNINDEXED = "unindexed"
     INVALID = "vectors.invalid"
     OTHER_MODEL = "vectors.model"
@@ -115,7 +113,9 @@ class RecordScan:
             return {}
         counts = long | await self._chunk_counts({ref.memory_id for ref in pieces.values()} - set(long))
         incomplete = await self._incomplete(long)
-        pending = await self._pending_chores()
+        async with store_errors():
+            chores = await self.client.zrange(self.keys.chores, 0, -1)
+        pending = {chore.decode().rpartition(":")[0] for chore in chores}
         orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
             **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
@@ -137,11 +137,6 @@ class RecordScan:
         async with store_errors():
             there = await pipe.execute() if long else []
         return [one for (one, number), found in zip(long.items(), there, strict=True) if found < number - 1]
-
-    async def _pending_chores(self) -> set[str]:
-        async with store_errors():
-            chores = await self.client.zrange(self.keys.chores, 0, -1)
-        return {chore.decode().rpartition(":")[0] for chore in chores}
 
 
 def _is_live(row: Sequence[Any]) -> bool:

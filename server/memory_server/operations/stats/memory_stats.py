@@ -31,10 +31,7 @@ _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 @reads
 async def memory_stats(service: Service, request: RequestContext, args: StatsArguments) -> StatsAnswer:
-    """Count the memories that the caller may read, of one agent or all, including archived ones.
-
-    Raises InvalidArgument if `since` is not a time.
-    """
+    """Count the memories that the caller may read, archived ones too; raises InvalidArgument for a bad `since`."""
     caller, start = request.caller, None if args.since is None else parse_time(args.since, "since")
     prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, request)
@@ -135,7 +132,6 @@ async def is_ready(service: Service) -> str | None:
 
 
 async def _mean_bytes(client: Client, keys: Keys, selection: build.Query, timeout_ms: int) -> float:
-    """Return the mean Redis memory of the newest few of a selection."""
     refs, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout_ms)
     if not refs:
         return 0

@@ -37,9 +37,8 @@ class _Collected(Collector):
 
 def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]:
     yield InfoMetricFamily(PREFIX.rstrip("_"), "Release of the server.", {"version": version("redis-memory-gpu")})
-    calls = CounterMetricFamily(
-        PREFIX + "calls", "Operations by name and outcome; each of a batch is one.", labels=("operation", "outcome")
-    )
+    by = ("operation", "outcome")
+    calls = CounterMetricFamily(PREFIX + "calls", "Operations, also of batches, by name and outcome.", labels=by)
     for labels, number in counters.calls.items():
         calls.add_metric(labels, number)
     yield calls
@@ -47,9 +46,8 @@ def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]
     yield FAMILIES.counter("turned_away", "Calls refused under overload.", counters.turned_away)
     yield FAMILIES.counter("bad_tokens", "Requests with an invalid token.", counters.bad_tokens)
     yield from counters.search_part_seconds.collect()
-    yield FAMILIES.counters(
-        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", counters.sweeps
-    )
+    sweeps = "Rounds of the sweeper; `elsewhere`: by another server."
+    yield FAMILIES.counters("sweeps", sweeps, "outcome", counters.sweeps)
     if service is None:
         return
     yield from service.search_latency.histogram.collect()
@@ -78,16 +76,12 @@ def _of_stock(stock: Stock) -> Iterator[Metric]:
     yield FAMILIES.gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
     written = info.get("aof_last_write_status", "ok") == "ok"
     yield FAMILIES.gauge("redis_append_only_ok", "Whether its last write went well.", written)
-    yield FAMILIES.counter(
-        "redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0)
-    )
+    yield FAMILIES.counter("redis_evicted_keys", "Keys that Redis evicted to free memory.", info.get("evicted_keys", 0))
     yield FAMILIES.counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
     yield FAMILIES.gauge("namespaces", "Namespaces.", stock.namespaces)
     yield FAMILIES.gauge("namespaces_uncounted", "Namespaces left out of the sums below: too many.", stock.uncounted)
     yield FAMILIES.gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
-    yield FAMILIES.gauge(
-        "dead_jobs", "Texts that could not be embedded and were set aside, the last of each namespace.", stock.dead_jobs
-    )
+    yield FAMILIES.gauge("dead_jobs", "Recent texts that could not be embedded.", stock.dead_jobs)
     yield FAMILIES.gauges("tasks", "Open tasks; no agent holds the `queued` ones.", "state", stock.tasks)
     yield FAMILIES.counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
     yield FAMILIES.gauge("dead_tasks", "Failed tasks that were not requeued.", stock.dead_tasks)

@@ -94,7 +94,6 @@ async def _take(client: Client) -> Stock:
 
 
 async def _sums(client: Client, names: Sequence[bytes]) -> Counter[str]:
-    """Add up the queue lengths of some namespaces in two round trips."""
     pipe, what = client.pipeline(transaction=False), ("dead_jobs", "dead_tasks", "leased", "retrying")
     for name in names:
         keys = Keys(name.decode())

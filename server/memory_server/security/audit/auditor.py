@@ -71,26 +71,19 @@ class Auditor:
     async def flush(self) -> bool:
         """Write the held entries; return whether all were written. The others stay held."""
         async with self._flushing:
-            return await self._flush()
-
-    async def _flush(self) -> bool:
-        held = self.recorder.batches()
-        for batch in list(held):
-            try:
-                await self._write(batch)
-            except MemoryServiceError as error:
-                self.failures += 1
-                log.warning("audit entries are held until Redis takes them: %s", error.message)
-                break
-            except Exception:
-                self.failures += 1
-                log.exception("audit entries of %s cannot be written", batch.namespace)
-                continue
-            self.recorder.done(batch)
-            held.remove(batch)
-        if held:
-            self.recorder.some.set()
-        return not held
+            for batch in self.recorder.batches():
+                try:
+                    await self._write(batch)
+                except MemoryServiceError as error:
+                    self.failures += 1
+                    log.warning("audit entries are held until Redis accepts them: %s", error.message)
+                    break
+                except Exception:
+                    self.failures += 1
+                    log.exception("audit entries of %s cannot be written", batch.namespace)
+                else:
+                    self.recorder.done(batch)
+            return self.recorder.all_done()
 
     async def seal(self) -> bool:
         """Seal the namespaces that have new entries; return whether all are sealed."""

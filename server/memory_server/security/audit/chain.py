@@ -54,7 +54,6 @@ async def is_unsealed(backend: Backend, namespace: str) -> bool:
 
 
 async def _seal_some(backend: Backend, keys: Keys) -> bool:
-    """Seal one slice; return whether there was one."""
     client = await backend.client()
     last_id, previous = await reader.last_seal(client, keys)
     found = await reader.entries_after(client, keys, last_id, AT_ONCE)

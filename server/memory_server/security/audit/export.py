@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
@@ -52,7 +53,7 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Repor
         given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
         check = Check(head["namespace"], seals, Counters(given, sealed), keyring)
         for row in chain(first, rows):
-            check.feed(_entry(row))
+            check.feed(Entry(_id(row.get("entry")), tuple(_parts(row))))
         return check.finish(expect)
 
 
@@ -67,8 +68,7 @@ def opened(path: Path) -> Generator[IO[str]]:
         raise InvalidArgument(f"cannot read {path}: {type(error).__name__}", hint="export it again") from None
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, separators=(",", ":"))
+_line = partial(json.dumps, separators=(",", ":"))
 
 
 def _rows(file: Iterable[str]) -> Generator[dict[str, Any]]:
@@ -87,10 +87,6 @@ def _seals(rows: Iterable[dict[str, Any]]) -> tuple[list[Seal | None], list[dict
             return seals, [row]
         seals.append(read_seal(_id(row["seal"]), _parts(row)) if row["seal"] else None)
     return seals, []
-
-
-def _entry(row: dict[str, Any]) -> Entry:
-    return Entry(_id(row.get("entry")), tuple(_parts(row)))
 
 
 def _id(given: Any) -> bytes:

@@ -79,6 +79,12 @@ class Recorder:
         self.held -= len(batch.entries)
         self.written_total += len(batch.entries)
 
+    def all_done(self) -> bool:
+        """Whether all batches were written; if not, wake the writer again."""
+        if self._batches:
+            self.some.set()
+        return not self._batches
+
     def _is_repeated(self, namespace: str, entry: Said) -> bool:
         key = (namespace, entry["who"], entry["op"], entry["from"])
         first = self._repeated.setdefault(key, entry)

@@ -6,6 +6,7 @@ A seal's stream id is that of the last entry it covers.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from memory_core.errors import KeyMissing
 
 GENESIS = bytes(32)
 """The chain value before the first seal."""
+_NUMBER, _CODES = re.compile(r"0|[1-9][0-9]{0,17}"), re.compile(r"[0-9a-f]{128}")
 _FIELDS = ("first", "last", "chain", "at", "unsigned", "broken", "key")
 
 
@@ -110,13 +112,9 @@ def read_seal(stream_id: bytes, parts: Iterable[bytes]) -> Seal | None:
         return None
     fields = dict(zip(texts[::2], texts[1::2], strict=True))
     numbers = [fields[name] for name in ("first", "last", "unsigned")]
-    is_well_formed = all(text.isascii() and text.isdigit() and len(text) < 19 for text in numbers)
-    hexes = fields["chain"] + fields["mac"]
-    if not is_well_formed or len(hexes) != 128 or not set(hexes) <= set("0123456789abcdef"):
+    if not all(map(_NUMBER.fullmatch, numbers)) or not _CODES.fullmatch(fields["chain"] + fields["mac"]):
         return None
     first, last, unsigned = map(int, numbers)
-    if numbers != [str(first), str(last), str(unsigned)]:
-        return None
     text = {name: fields[name] for name in ("chain", "at", "broken", "key", "mac")}
     return Seal(id=stream_id, first=first, last=last, unsigned=unsigned, **text)
 

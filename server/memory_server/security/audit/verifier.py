@@ -183,24 +183,16 @@ class Check:
         found = entry.check(self._keyring, self._namespace)
         if found == "ok":
             self._signed = True
-            self._check_new(entry)
+            code = int(entry.fields["mac"][:15], 16)
+            if code in self._seen:  # a copied entry keeps its valid signature
+                self.report.add(entry.number, "repeated", "a copy of an earlier entry")
+            self._seen.add(code)
             self._note_trim(entry)
-        elif found == "unsigned" and self._may_be_unsigned(entry):
+        elif found == "unsigned" and not self._signed and (self._seal is None or entry.number <= self._seal.unsigned):
             self.report.unsigned = max(entry.number, 0)
             self._note_trim(entry)
         else:
             self.report.add(max(entry.number, 0), found, f"op {entry.fields.get('op', '')[:40]!a}")
-
-    def _may_be_unsigned(self, entry: Entry) -> bool:
-        """Whether it was written before there was a key: before all signed entries, and its seal agrees."""
-        return not self._signed and (self._seal is None or entry.number <= self._seal.unsigned)
-
-    def _check_new(self, entry: Entry) -> None:
-        """Detect a copy of an earlier entry; its signature is valid."""
-        mark = int(entry.fields["mac"][:15], 16)
-        if mark in self._seen:
-            self.report.add(entry.number, "repeated", "a copy of an earlier entry")
-        self._seen.add(mark)
 
     def _note_trim(self, entry: Entry) -> None:
         """Remember up to which number entries were deleted by age or number."""
