@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -62,7 +62,7 @@ class Service:
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
         self._due: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
-        self._touched: Counter[tuple[str, str]] = Counter()
+        self._touched: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
@@ -80,7 +80,7 @@ class Service:
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory; counts are written in bulk, a second later."""
-        self._touched.update((namespace, memory_id) for memory_id in memory_ids)
+        self._touched[namespace].update(memory_ids)
 
     def ring(self, namespace: str) -> None:
         """Wake the sidecars soon because a namespace has jobs. Sidecars also poll, so a lost wake-up is harmless."""
@@ -122,12 +122,9 @@ class Service:
                 log.exception("access counts were lost")
 
     async def _flush_touches(self) -> None:
-        pending, self._touched = self._touched, Counter()
-        by_namespace: dict[str, list[tuple[str, int]]] = {}
-        for (namespace, memory_id), count in pending.items():
-            by_namespace.setdefault(namespace, []).append((memory_id, count))
-        for namespace, counts in by_namespace.items():
-            for part in slices(counts, _TOUCHES_PER_CALL):
+        pending, self._touched = self._touched, defaultdict(Counter)
+        for namespace, counts in pending.items():
+            for part in slices(list(counts.items()), _TOUCHES_PER_CALL):
                 await self._write_touches(Keys(namespace), part)
 
     async def _write_touches(self, keys: Keys, counts: Sequence[tuple[str, int]]) -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings as SdkSettings
@@ -42,28 +42,6 @@ _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))
 _HINT = "ask the operator for a new one"
 
 
-class Verifier(Protocol):
-    """Checks one kind of token."""
-
-    async def verify(self, token: str) -> Access | None:
-        """Return what a token grants; None if it is invalid."""
-        ...
-
-
-class OwnTokens:
-    """Checks the tokens that this deployment issued. Reads Redis each time."""
-
-    def __init__(self, backend: Callable[[], Awaitable[Backend]]) -> None:
-        self._backend = backend
-
-    async def verify(self, token: str) -> Access | None:
-        """Return what a token grants; None if it is invalid."""
-        from memory_core.records import token as tokens  # not needed before the first call
-
-        backend = await self._backend()
-        return await backend.read(lambda client: tokens.verify(client, token))
-
-
 class Gate:
     """Admits requests to one server process."""
 
@@ -72,11 +50,20 @@ class Gate:
     ) -> None:
         self._settings = settings
         auth, limits = settings.auth, settings.limits
-        is_oauth = auth.mode == "oauth"
-        self.verifier: Verifier = OAuthVerifier(auth, settings.namespace) if is_oauth else OwnTokens(backend)
+        self._oauth = OAuthVerifier(auth, settings.namespace) if auth.mode == "oauth" else None
+        self._backend = backend
         self._rates = Rates(limits.calls_per_second, limits.burst)
         self.admission = Admission(limits.calls_at_once, limits.calls_waiting, limits.patience_seconds)
         self._recorder, self._counters = recorder, counters
+
+    async def verify(self, token: str) -> Access | None:
+        """Return what a token grants, None if it is invalid. Reads this deployment's tokens from Redis each time."""
+        from memory_core.records import token as tokens  # not needed before the first call
+
+        if self._oauth:
+            return await self._oauth.verify(token)
+        backend = await self._backend()
+        return await backend.read(lambda client: tokens.verify(client, token))
 
     @asynccontextmanager
     async def call(
@@ -102,13 +89,7 @@ class Gate:
         scope: Scope | None,
         slot: Slot | None = None,
     ) -> AsyncGenerator[RequestContext]:
-        """Admit an operation, and write its audit entry when it ends or fails.
-
-        Raises:
-            Unauthenticated: the token given on stdio is invalid.
-            Forbidden: the request names another agent or namespace than its token, or lacks the scope.
-            RateLimited: the agent calls too often.
-        """
+        """Admit an operation, and write its audit entry at the end. Raises Unauthenticated, Forbidden, RateLimited."""
         async with self._identified(context, op, named, slot) as request:
             self.take(request.caller)
             request.check(scope)
@@ -189,7 +170,7 @@ class Gate:
             if access is None or context.request is None or identity.OPERATOR in context.request.scope:
                 return True  # the dashboard checks an operator's session itself
             token: AccessToken = context.request.user.access_token
-            return await self.verifier.verify(token.token) is not None
+            return await self.verify(token.token) is not None
         except MemoryServiceError:
             return False
 
@@ -207,7 +188,7 @@ class Gate:
     async def stdio_access(self) -> Access:
         """Return what the token of the settings grants; raises Unauthenticated if it is invalid."""
         assert self._settings.token is not None
-        access = await self.verifier.verify(self._settings.token.get_secret_value())
+        access = await self.verify(self._settings.token.get_secret_value())
         if access is None:
             raise Unauthenticated("the token is not valid", hint=_HINT)
         return access
@@ -229,7 +210,7 @@ class SdkVerifier:
 
     async def verify_token(self, token: str) -> AccessToken | None:
         """Return what a token grants. The SDK binds a session to its `client_id`: one agent of one namespace."""
-        access = await self._gate.verifier.verify(token)
+        access = await self._gate.verify(token)
         if access is None:
             self._gate.note_bad_token()
             return None

@@ -33,12 +33,7 @@ OPERATOR = "memory.operator"
 
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
-    """Return the caller of a request; `access` is what its token grants.
-
-    Raises:
-        InvalidArgument: a declared name is malformed, or header and URL differ.
-        Forbidden: a declared name is not the token's.
-    """
+    """Return the caller of a request; `access` is what its token grants. Raises InvalidArgument, Forbidden."""
     agent, namespace = _declared_names(context, settings)
     if access is None:
         name = agent or settings.agent or _client_name(context)

@@ -49,26 +49,23 @@ class OAuthVerifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 return None
-            key = await self._keys.find(header.get("kid"))
-            return None if key is None else self._access(self._claims(token, key))
+            if (key := await self._keys.find(header.get("kid"))) is None:
+                return None
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=ALGORITHMS,
+                issuer=self._settings.issuer,
+                audience=self._settings.audience,
+                leeway=self._settings.leeway_seconds,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+            return self._access(claims)
         except IssuerUnavailable:
             raise
         except Exception as error:  # a hostile token, or an unsuitable key, can raise anything
             log.info("a token was refused: %s", type(error).__name__)
             return None
-
-    def _claims(self, token: str, key: PyJWK) -> dict[str, Any]:
-        import jwt
-
-        return jwt.decode(
-            token,
-            key.key,
-            algorithms=ALGORITHMS,
-            issuer=self._settings.issuer,
-            audience=self._settings.audience,
-            leeway=self._settings.leeway_seconds,
-            options={"require": ["exp", "iss", "aud"]},
-        )
 
     def _access(self, claims: dict[str, Any]) -> Access | None:
         agent, namespace = claims.get(self._settings.agent_claim), claims.get(self._settings.namespace_claim)

@@ -19,10 +19,7 @@ class Rates:
         self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
 
     def take(self, namespace: str, agent: str, calls: int = 1) -> None:
-        """Take calls out of an agent's bucket; raises RateLimited if it has too few.
-
-        More calls than `burst` pass if the bucket is full, and leave it negative.
-        """
+        """Take calls from an agent's bucket; raises RateLimited. A full bucket allows more than `burst` at once."""
         now = time.monotonic()
         left, seen = self._buckets.get((namespace, agent), (self._burst, now))
         left = min(self._burst, left + (now - seen) * self._per_second)

@@ -25,9 +25,7 @@ async def issue_token(
     check_name(agent, "agent")
     check_name(namespace, "namespace")
     if not 0 < seconds <= LONGEST_SECONDS:
-        raise InvalidArgument(
-            "a token's lifetime must be more than 0 seconds and at most ten years", hint="such as 90d"
-        )
+        raise InvalidArgument("a token's lifetime must be over 0 seconds and at most ten years", hint="such as 90d")
     token, secret = tokens.new_token(agent, namespace, scopes, seconds)
     await _note(backend, token, "token_issue", expires_at=token.expires_at)
     fields = [part for pair in token.fields(secret).items() for part in pair]

@@ -56,17 +56,12 @@ async def owners_with_keys(backend: Backend, namespace: str, agent: str | None =
 
 
 async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
-    """Give an owner a new data key and encrypt its memories with it, or finish an interrupted rotation.
-
-    Raises KeyMissing without the master key, and StoreUnavailable if the index is incomplete or memories kept changing.
-    """
+    """Encrypt an owner's memories with a new data key, or finish a rotation. Raises KeyMissing, StoreUnavailable."""
     if (await service.namespaces.get(namespace)).progress < 1:
         raise StoreUnavailable("the index is being built", hint="run it again in a while", retry_after=5.0)
     rotated = Rotated(owner)
     known = await service.vault.all_versions(namespace, owner)
-    if known is None:
-        return rotated
-    if len(known.versions) == 1:
+    if known and len(known.versions) == 1:
         await _add_version(service.backend, namespace, owner, known.current)
         known = await service.vault.all_versions(namespace, owner)
     if known is None:

@@ -30,11 +30,9 @@ class Quarantined:
 
 
 async def quarantine(backend: Backend, namespace: str, agent: str, since: float) -> None:
-    """Hide from others what an agent wrote since a time and will write; raises InvalidArgument if there are too many."""
+    """Hide from others what an agent wrote since a time and will write; raises InvalidArgument at the limit."""
     if await _change(backend, namespace, agent, since) == "too_many":
-        raise InvalidArgument(
-            f"{_MOST} agents are under quarantine already", hint="purge some and lift their quarantine"
-        )
+        raise InvalidArgument(f"{_MOST} agents are under quarantine already", hint="purge and lift some of them")
 
 
 async def lift(backend: Backend, namespace: str, agent: str) -> None:

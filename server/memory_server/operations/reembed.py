@@ -110,7 +110,6 @@ class Filling:
             self._tries.update(Ref(record.id, record.part) for record in part)
 
     async def _until_done(self) -> None:
-        """Wait until the jobs that are queued now are done."""
         stream = Keys(self.namespace).jobs(self.model.name)
         newest = await self.service.backend.read(lambda client: client.xrevrange(stream, count=1))
         while newest:

@@ -255,7 +255,7 @@ async def _switch(
         named = ", ".join(ref.memory_id for ref in filling.failed[:3]) + (", …" if len(filling.failed) > 3 else "")
         raise Conflict(
             f"{len(filling.failed)} texts could not be embedded by {target.name} ({named}); the model is unchanged",
-            hint="fix the cause (see the sidecar's log) and run it again, or add --leave-failed: keywords still find them",
+            hint="fix the cause (see the sidecar's log) and run it again, or add --leave-failed (keywords find them)",
         )
     await _mark(service.backend, namespace, filling.failed)
     await embed_tasks(service, namespace, target, before)
@@ -300,7 +300,6 @@ async def _catch_up(filled: Filling, before: Model) -> None:
 
 
 async def _mark(backend: Backend, namespace: str, refs: Sequence[Ref], remove: str | None = None) -> None:
-    """Update the marks of chunks that tell of which models they have or await vectors."""
     keys = Keys(namespace)
     for part in slices(refs, _SLICE):
         names = [keys.hash_of_chunk(ref.memory_id, ref.chunk) for ref in part]

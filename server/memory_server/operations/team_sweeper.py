@@ -71,7 +71,6 @@ async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
 
 
 async def _purge(service: Service, namespace: str) -> None:
-    """Delete the memories of deleted owner ids, slice by slice, then the tombstones."""
     keys = Keys(namespace)
     for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
         owner = raw.decode()

@@ -117,11 +117,13 @@ class Vault:
         if not wrapped:
             self.forget(namespace, owner)
             return None
+        find, names = self._backend.keyring.secret, [name.decode() for name in wrapped if name != _CURRENT]
         try:
-            found = self._unwrapped(namespace, owner, wrapped)
+            keys = {name: unwrap(find, wrapped[name.encode()], name, namespace, owner) for name in names}
+            current = keys[wrapped[_CURRENT].decode()].id
         except (KeyError, ValueError):
             raise Tampered("the data key of an owner was altered in Redis") from None
-        self._owners[namespace, owner] = found
+        found = self._owners[namespace, owner] = OwnerKeys(current, keys, time.monotonic())
         return found
 
     def forget(self, namespace: str, owner: str) -> None:
@@ -140,11 +142,9 @@ class Vault:
         return opened
 
     async def open(self, namespace: str, record: Record) -> Record:
-        """Return a record with its content; a record that is not sensitive is returned unchanged.
+        """Decrypt a sensitive record, or return another unchanged.
 
-        Raises:
-            KeyMissing: it is sensitive, and this server lacks the master key.
-            Tampered: a part of it was altered or moved, or its key was destroyed.
+        Raises KeyMissing without the master key, Tampered if a part was altered or moved or the key was destroyed.
         """
         if (sealed := record.sealed) is None:
             return record
@@ -158,13 +158,6 @@ class Vault:
         if known and time.monotonic() - known.read_at < REMEMBER_SECONDS:
             return known
         return await self.all_versions(namespace, owner)
-
-    def _unwrapped(self, namespace: str, owner: str, wrapped: dict[bytes, bytes]) -> OwnerKeys:
-        find = self._backend.keyring.secret
-        versions = {name.decode(): value for name, value in wrapped.items() if name != _CURRENT}
-        keys = {name: unwrap(find, value, name, namespace, owner) for name, value in versions.items()}
-        current = wrapped[_CURRENT].decode()
-        return OwnerKeys(keys[current].id, keys, time.monotonic())
 
     async def _issue(self, namespace: str, owner: str) -> OwnerKeys:
         """Create a data key, or read the one that another server created meanwhile."""

@@ -87,7 +87,6 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
 
 
 async def _check_neighbours(report: DoctorReport, scan: RecordScan, queries: Matrix) -> None:
-    """Compare the graph's neighbours with the exact ones, over all records of the namespace."""
     best = np.full((len(queries), NEIGHBOURS), -np.inf, dtype=np.float32)
     async for names in scan.batches():
         _, vectors = await scan.vectors(names)

@@ -84,13 +84,11 @@ async def check_port(report: DoctorReport, settings: Settings) -> None:
     if settings.port == 0:
         return
     answer = await livez(settings)
-    if answer is None:
-        report.ok("ports.http", "free: no HTTP server is running", where=where)
-    elif answer:
-        report.ok("ports.http", "a server answers", where=where)
-    else:
+    if answer is False:
         remedy = f"stop the program that listens there, or serve with --port {settings.port + 1}"
         report.error("ports.http", "another program listens there", remedy, where=where)
+    else:
+        report.ok("ports.http", "a server answers" if answer else "free: no HTTP server is running", where=where)
 
 
 async def livez(settings: Settings) -> bool | None:

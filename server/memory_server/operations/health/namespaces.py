@@ -93,7 +93,6 @@ def _last_error(info: dict[bytes, Any]) -> str:
 
 
 async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
-    """Check the texts that wait for vectors, by the clock of Redis, and those that failed."""
     client, report, where = inspection.client, inspection.report, keys.namespace
     async with store_errors():
         (seconds, _), number = await client.time(), int(await client.xlen(keys.jobs(model.name)))

@@ -46,11 +46,6 @@ class RecordScan:
     settings: Settings
     model: Model
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields to read."""
-        return (self.model.field, "model", "codec", "pieces", "updated_at", "expires_at")
-
     async def batches(self) -> AsyncGenerator[list[str]]:
         """Yield the keys of all records, memories first. A key may appear twice."""
         for prefix in (self.keys.memory_prefix, self.keys.chunk_prefix):
@@ -88,7 +83,7 @@ class RecordScan:
     async def _load(self, names: Sequence[str]) -> dict[str, list[Any]]:
         pipe = self.client.pipeline(transaction=False)
         for name in names:
-            pipe.hmget(name, self.fields)
+            pipe.hmget(name, [self.model.field, "model", "codec", "pieces", "updated_at", "expires_at"])
         async with store_errors():
             rows = await pipe.execute()
         return {name: row for name, row in zip(names, rows, strict=True) if any(value is not None for value in row)}

@@ -43,12 +43,8 @@ async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], 
 
 def _check_safety(report: DoctorReport, info: dict[str, Any], modules: Any, client: Client) -> bool:
     problems = unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0))
-    good = {
-        "version": f"Redis {info['redis_version']}",
-        "modules": "the Query Engine is loaded",
-        "policy": "nothing is evicted",
-        "database": "database 0",
-    }
+    good = {"version": f"Redis {info['redis_version']}", "modules": "the Query Engine is loaded"}
+    good |= {"policy": "nothing is evicted", "database": "database 0"}
     for name, seen in good.items():
         if problem := problems.get(name):
             report.error(f"redis.{name}", problem.message, problem.hint)

@@ -22,7 +22,7 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader as trail
 from memory_server.security.audit.seals import Seal, read_seal
-from memory_server.security.audit.verifier import Check, Counters, Report
+from memory_server.security.audit.verifier import Counters, Report, verify
 
 FORM = 1
 _STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
@@ -46,15 +46,11 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Repor
         rows = _rows(file)
         head = next(rows, {})
         if head.get("audit") != FORM or not isinstance(head.get("namespace"), str):
-            raise InvalidArgument(
-                f"{path} is not an export of an audit", hint="make one with `redis-memory audit export`"
-            )
+            raise InvalidArgument(f"{path} is not an audit export", hint="make one with `redis-memory audit export`")
         seals, first = _seals(rows)
         given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
-        check = Check(head["namespace"], seals, Counters(given, sealed), keyring)
-        for row in chain(first, rows):
-            check.feed(Entry(_id(row.get("entry")), tuple(_parts(row))))
-        return check.finish(expect)
+        entries = (Entry(_id(row.get("entry")), tuple(_parts(row))) for row in chain(first, rows))
+        return verify(head["namespace"], entries, seals, Counters(given, sealed), keyring, expect)
 
 
 @contextmanager

@@ -35,7 +35,6 @@ async def trim(backend: Backend, namespace: str, settings: AuditSettings, *, now
 
 
 async def _trim_some(backend: Backend, keys: Keys, before: float, most: int) -> int:
-    """Delete one slice of the entries before a time in milliseconds, or numbered up to `most`."""
     client = await backend.client()
     oldest = await reader.entries_after(client, keys, b"", 1)
     if not oldest:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memory_core.crypto.keyring import Keyring
@@ -125,7 +126,12 @@ class Check:
         if report.sealed_to < sealed:
             report.add(report.sealed_to + 1, "seal removed", f"there were seals up to {sealed}")
         if expect is not None:
-            self._compare(expect)
+            number = int(expect.partition(":")[0])
+            seal = next((seal for seal in self._seals if seal.last == number), None)
+            if seal is None:
+                report.add(number, "head", "no seal ends there: it was removed, or deleted by age")
+            elif seal.head != expect:
+                report.add(number, "head", "the seal that ends there has a different chain")
         report.problems.sort(key=lambda problem: problem.number)
         return report
 
@@ -177,25 +183,18 @@ class Check:
         self._expected = (number if number > 0 else expected) + 1
 
     def _check_signature(self, entry: Entry) -> None:
-        if not self.report.keyed:
-            self._note_trim(entry)
-            return
-        found = entry.check(self._keyring, self._namespace)
+        found = entry.check(self._keyring, self._namespace) if self.report.keyed else None
         if found == "ok":
             self._signed = True
             code = int(entry.fields["mac"][:15], 16)
             if code in self._seen:  # a copied entry keeps its valid signature
                 self.report.add(entry.number, "repeated", "a copy of an earlier entry")
             self._seen.add(code)
-            self._note_trim(entry)
         elif found == "unsigned" and not self._signed and (self._seal is None or entry.number <= self._seal.unsigned):
             self.report.unsigned = max(entry.number, 0)
-            self._note_trim(entry)
-        else:
+        elif found is not None:
             self.report.add(max(entry.number, 0), found, f"op {entry.fields.get('op', '')[:40]!a}")
-
-    def _note_trim(self, entry: Entry) -> None:
-        """Remember up to which number entries were deleted by age or number."""
+            return
         fields = entry.fields
         if fields.get("op") == TRIM and fields.get("ids", "").isdigit():
             self._trimmed = max(self._trimmed, int(fields["ids"]))
@@ -216,16 +215,5 @@ class Check:
     def _continue(self, chain: str | None) -> None:
         """Start the chain of the next seal. A seal under an unknown key was reported already."""
         self._chain, self._problems_before = None, self.report.number_of_problems
-        if self._seal:
-            try:
-                self._chain = start(self._keyring.secret(self._seal.key), chain)
-            except KeyMissing:
-                return
-
-    def _compare(self, expect: str) -> None:
-        number = int(expect.partition(":")[0])
-        found = next((seal for seal in self._seals if seal.last == number), None)
-        if found is None:
-            self.report.add(number, "head", "no seal ends there: it was removed, or deleted by age")
-        elif found.head != expect:
-            self.report.add(number, "head", "the seal that ends there has a different chain")
+        with suppress(KeyMissing):
+            self._chain = start(self._keyring.secret(self._seal.key), chain) if self._seal else None
