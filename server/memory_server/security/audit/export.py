@@ -33,7 +33,7 @@ async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
     """Yield the whole audit of a namespace, line by line."""
     counted = await trail.counters(client, keys)
     yield _line({"audit": FORM, "namespace": keys.namespace, **asdict(counted)})
-    for seal in await trail.all_seals(client, keys):
+    async for seal in trail.walk_seals(client, keys):
         yield _line({"seal": None} if seal is None else {"seal": seal.id.decode(), "fields": seal.fields()})
     async for page in trail.walk(client, keys):
         for entry in page:

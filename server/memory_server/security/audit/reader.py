@@ -37,11 +37,6 @@ async def entries_after(client: Client, keys: Keys, stream_id: bytes, most: int)
     return [Entry(at, tuple(parts)) for at, parts in await _page(client, keys.audit, stream_id, most)]
 
 
-async def seals_after(client: Client, keys: Keys, stream_id: bytes, most: int) -> list[tuple[bytes, Seal | None]]:
-    """Return the seals after an id, with their ids."""
-    return [(at, read_seal(at, parts)) for at, parts in await _page(client, keys.seals, stream_id, most)]
-
-
 async def walk(client: Client, keys: Keys) -> AsyncGenerator[list[Entry]]:
     """Yield all entries, page by page."""
     at = b""
@@ -50,19 +45,18 @@ async def walk(client: Client, keys: Keys) -> AsyncGenerator[list[Entry]]:
         at = page[-1].id
 
 
-async def all_seals(client: Client, keys: Keys) -> list[Seal | None]:
-    """Return all seals; None for an unreadable one."""
-    found, at = list[Seal | None](), b""
-    while page := await seals_after(client, keys, at, AT_ONCE):
-        found += [seal for _, seal in page]
-        at = page[-1][0]
-    return found
+async def walk_seals(client: Client, keys: Keys) -> AsyncGenerator[Seal | None]:
+    """Yield all seals; None for an unreadable one."""
+    at = b""
+    while page := await _page(client, keys.seals, at, AT_ONCE):
+        for at, parts in page:
+            yield read_seal(at, parts)
 
 
 async def check(client: Client, keys: Keys, keyring: Keyring, expect: str | None = None) -> Report:
     """Check the whole audit of a namespace. Entries written meanwhile count as unsealed."""
     counted = await counters(client, keys)
-    running = Check(keys.namespace, await all_seals(client, keys), counted, keyring)
+    running = Check(keys.namespace, [seal async for seal in walk_seals(client, keys)], counted, keyring)
     async for page in walk(client, keys):
         for entry in page:
             running.feed(entry)

@@ -14,7 +14,7 @@ from memory_server.engine.backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal
 
-Goes = Callable[[int, int], bool]
+Deletable = Callable[[int, int], bool]
 """Whether to delete an entry, by its number and its time in milliseconds."""
 SLICE = 10_000
 """About how many entries one Function call deletes at most, so that Redis never stalls."""
@@ -41,15 +41,15 @@ async def _trim_some(backend: Backend, keys: Keys, before: float, most: int) -> 
         return 0
     first = oldest[0]
 
-    def goes(number: int, milliseconds: int) -> bool:
+    def deletable(number: int, milliseconds: int) -> bool:
         return first.number <= number < first.number + SLICE and (number <= most or milliseconds < before)
 
-    if not goes(first.number, first.position[0]):
+    if not deletable(first.number, first.position[0]):
         return 0
     if backend.keyring.signer is None:
-        base, last, at = None, *await _last_entry_that_goes(client, keys, goes)
+        base, last, at = None, *await _last_deletable_entry(client, keys, deletable)
     else:
-        seal = await _last_seal_that_goes(client, keys, goes, first.number)
+        seal = await _last_deletable_seal(client, keys, deletable, first.number)
         if seal is None:
             return 0
         base, last, at = seal.id, seal.last, seal.id
@@ -66,24 +66,22 @@ async def _trim_some(backend: Backend, keys: Keys, before: float, most: int) -> 
     return last if answer["status"] == "trimmed" else 0
 
 
-async def _last_seal_that_goes(client: Client, keys: Keys, goes: Goes, first: int) -> Seal | None:
+async def _last_deletable_seal(client: Client, keys: Keys, deletable: Deletable, first: int) -> Seal | None:
     """Find the newest seal of a slice whose entries may all be deleted. The entries begin at `first`."""
-    found, at = None, b""
-    while page := await reader.seals_after(client, keys, at, reader.AT_ONCE):
-        at = page[-1][0]
-        for _, seal in page:
-            if seal is None or (seal.last >= first and not goes(seal.last, seal.position[0])):
-                return found
-            found = seal if seal.last >= first else None
+    found = None
+    async for seal in reader.walk_seals(client, keys):
+        if seal is None or (seal.last >= first and not deletable(seal.last, seal.position[0])):
+            return found
+        found = seal if seal.last >= first else None
     return found
 
 
-async def _last_entry_that_goes(client: Client, keys: Keys, goes: Goes) -> tuple[int, bytes]:
+async def _last_deletable_entry(client: Client, keys: Keys, deletable: Deletable) -> tuple[int, bytes]:
     """Find the newest entry of a slice that may be deleted, in an audit without seals."""
     last, at = 0, b""
-    while page := await reader.entries_after(client, keys, at, reader.AT_ONCE):
+    async for page in reader.walk(client, keys):
         for entry in page:
-            if not goes(entry.number, entry.position[0]):
+            if not deletable(entry.number, entry.position[0]):
                 return last, at
             last, at = entry.number, entry.id
     return last, at
