@@ -156,7 +156,7 @@ async def test_change_can_be_reverted_and_drop_leaves_nothing(
     indexes = {name.decode() for name in await stack.client.execute_command("FT._LIST") if namespace in name.decode()}
     assert indexes == {keys.index(1), keys.task_index(OLD.name)}
     assert not await stack.client.exists(keys.jobs(NEW.name))
-    with pytest.raises(Conflict, match="nothing is kept"):
+    with pytest.raises(Conflict, match="has no previous model"):
         await reindex.back(service, namespace, quiet)
 
 
@@ -197,7 +197,7 @@ async def test_changed_index_is_rebuilt_from_the_same_vectors(
     assert f"vec has m 24 instead of 16; to rebuild it: redis-memory reindex --namespace {namespace}" in caplog.text
 
     done = await change(service, namespace)
-    assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was made anew")
+    assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was rebuilt")
     assert (await reindex.look(service, namespace)).drift == []
     assert await records(stack.client, namespace) == before
     assert await stack.client.execute_command("FT.INFO", keys.index_alias)
@@ -327,7 +327,7 @@ async def test_reindex_command_shows_its_plan_and_progress(
 
     shell = Shell(stack, namespace)
     would = await shell.json("reindex", "--model", NEW.name, "--dry-run")
-    assert would["next"] == f"4 texts would be embedded by {NEW}, which would answer then"
+    assert would["next"] == f"4 texts would be embedded by {NEW}, which would then answer"
     status = await shell.json("reindex", "--status")
     assert (status["answers"]["embedded"], status.get("other"), status["next"]) == (4, None, "")
     assert await lacking(stack.client, namespace, NEW) != []
