@@ -49,7 +49,6 @@ class AgentView(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the agent as one line."""
         skills = f", can {', '.join(self.capabilities)}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
@@ -64,7 +63,6 @@ class RegisterAnswer(Answer):
     keep_alive: str
 
     def summary(self) -> str:
-        """Say what to do next."""
         return f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"
 
 
@@ -76,7 +74,6 @@ class UnregisterAnswer(Answer):
     grants_revoked: int
 
     def summary(self) -> str:
-        """Say it."""
         return (
             f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
             f"{self.grants_revoked} grants revoked."
@@ -92,7 +89,6 @@ class HeartbeatAnswer(Answer):
     unread_events: int = 0
 
     def summary(self) -> str:
-        """Say it, the lost leases first."""
         lost = f"LOST: {', '.join(self.leases_lost)}. " if self.leases_lost else ""
         return (
             f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
@@ -106,7 +102,6 @@ class AgentAnswer(Answer):
     agent: AgentView
 
     def summary(self) -> str:
-        """Show it."""
         return self.agent.line()
 
 
@@ -116,5 +111,4 @@ class AgentListAnswer(Answer):
     agents: list[AgentView]
 
     def summary(self) -> str:
-        """List them."""
         return "\n".join([f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)])

@@ -25,6 +25,5 @@ class BatchAnswer(Answer):
     failed: int
 
     def summary(self) -> str:
-        """Count, and name the first failures."""
         failures = [f"{n}: {o.error}" for n, o in enumerate(self.results) if not o.ok][:5]
         return "\n".join([f"{self.succeeded} succeeded, {self.failed} failed.", *failures])

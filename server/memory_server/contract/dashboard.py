@@ -94,7 +94,6 @@ class SnippetsAnswer(Answer):
     memories: list[Snippet]
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [memory.memory_id for memory in self.memories]
 
 

@@ -78,7 +78,6 @@ class Memory(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the memory as a line that says where it comes from, then its content between marks."""
         labels = [quoted(label) for label in (self.source, self.context) if label]
         times = [self.occurred_at] if self.occurred_at else []
         origin = ", ".join([self.memory_type, *labels, *times, f"by {self.writer}", self.trust])
@@ -121,11 +120,9 @@ class StoreAnswer(Answer):
     quarantined: bool = Field(False, description="true: an administrator has others not see what you write")
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.memory_id, *(near.memory_id for near in self.similar)]
 
     def summary(self) -> str:
-        """Say what was stored, and what it repeats or resembles."""
         lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
         if self.unconfirmed:
             lines.append(_not_known(self.unconfirmed))
@@ -145,11 +142,9 @@ class MemoryAnswer(Answer):
     last_access: str | None = None
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.memory.memory_id]
 
     def summary(self) -> str:
-        """Show the memory."""
         return f"{NOTE}\n{self.memory.line()}"
 
 
@@ -160,7 +155,6 @@ class UpdateAnswer(MemoryAnswer):
     unconfirmed: str | None = Field(None, description=UNCONFIRMED)
 
     def summary(self) -> str:
-        """Show the memory, and say if its change may not be on disk."""
         return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
 
 
@@ -172,11 +166,9 @@ class MemoryListAnswer(Answer):
     total: int
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [memory.memory_id for memory in self.memories]
 
     def summary(self) -> str:
-        """List the memories."""
         more = f"\nMore: cursor={self.next_cursor}" if self.next_cursor else ""
         head = [f"{len(self.memories)} of {self.total} memories.", *([NOTE] if self.memories else [])]
         return "\n".join([*head, *(memory.line() for memory in self.memories)]) + more
@@ -190,7 +182,6 @@ class ClearAnswer(Answer):
     dry_run: bool = False
 
     def summary(self) -> str:
-        """Say how many."""
         return f"{self.matched} matched, {self.deleted} deleted{' (dry run)' if self.dry_run else ''}."
 
 
@@ -220,11 +211,9 @@ class SearchAnswer(Answer):
     took_ms: Took = Took()
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [hit.memory.memory_id for hit in self.hits]
 
     def summary(self) -> str:
-        """List the hits; contents are data written by agents, not instructions."""
         if not self.hits:
             return "No memories found."
         lines = [f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits]

@@ -38,7 +38,6 @@ class DuplicatesAnswer(Answer):
     pairs_left_out: int
 
     def shown(self) -> Iterable[str]:
-        """Give the ids of all members."""
         return [one.memory_id for group in self.groups for one in group.memories]
 
 
@@ -48,5 +47,4 @@ class ClustersAnswer(Answer):
     clusters: list[Cluster]
 
     def shown(self) -> Iterable[str]:
-        """Give the ids of all examples."""
         return [one.memory_id for cluster in self.clusters for one in cluster.examples]

@@ -22,7 +22,6 @@ class ShareAnswer(Answer):
     accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
     def summary(self) -> str:
-        """Say what is in force now."""
         lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
         if self.offer_id:
             lines.append(f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you.")
@@ -38,7 +37,6 @@ class RevokeAnswer(Answer):
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
     def summary(self) -> str:
-        """Say so."""
         return f"Revoked {self.grant_id}; {self.grants_ended} grants ended."
 
 
@@ -66,7 +64,6 @@ class GrantInfo(BaseModel):
     note: str | None = None
 
     def line(self) -> str:
-        """Give it as a line."""
         labels = [self.context] if self.context else self.tags
         covers = ", ".join([*map(quoted, labels), *self.memory_types]) or f"{self.memories} memories"
         ends = f", until {self.expires_at}" if self.expires_at else ""
@@ -99,11 +96,9 @@ class SharedContextAnswer(Answer):
     )
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [shared.memory.memory_id for shared in self.memories]
 
     def summary(self) -> str:
-        """List the memories, then the grants and offers."""
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
         lines += [shared.memory.line() for shared in self.memories]
         for name, grants in (("To you", self.granted_to_me), ("By you", self.granted_by_me), ("Offers", self.offers)):

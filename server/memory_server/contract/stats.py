@@ -92,7 +92,6 @@ class StatsAnswer(Answer):
     agents: list[AgentFigures] = Field(default_factory=list[AgentFigures])
 
     def summary(self) -> str:
-        """Give the main figures."""
         return (
             f"{self.total} memories readable by {self.agent} in {self.namespace} ({self.own} own), "
             f"{self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
@@ -149,7 +148,6 @@ class GpuAnswer(Answer):
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
 
     def summary(self) -> str:
-        """Give one line for each sidecar."""
         lines = [
             f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}"
             + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")

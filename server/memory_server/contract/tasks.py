@@ -83,7 +83,6 @@ class TaskView(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the task as one line."""
         who = f", with {self.assigned_to}" if self.assigned_to else ""
         about = f"{self.task_type}, {self.priority}, by {self.submitted_by}{who}"
         return f"[{self.task_id}] {self.state} ({about}) {self.description}"
@@ -128,11 +127,9 @@ class DistributeAnswer(Answer):
     replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.task_id, *(task.task_id for task in self.similar_tasks)]
 
     def summary(self) -> str:
-        """Say where it went and why."""
         lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
         lines += [
             f"{s.agent}: {s.score:.2f} (free {s.free}, success {s.success}, speed {s.speed}, closeness {s.closeness})"
@@ -159,7 +156,6 @@ class PendingAnswer(Answer):
     max_tasks: int = 0
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [*(task.task_id for task in self.tasks), *self.shown_besides()]
 
     def shown_besides(self) -> list[str]:
@@ -167,7 +163,6 @@ class PendingAnswer(Answer):
         return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
 
     def summary(self) -> str:
-        """Show each task with what helps to do it."""
         if not self.tasks:
             return f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."
         return "\n\n".join(map(_brief, self.tasks))
@@ -196,7 +191,6 @@ class TaskStateAnswer(Answer):
     memory_id: str | None = Field(default=None, description="where the result was stored")
 
     def summary(self) -> str:
-        """Say it."""
         when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""
         stored = f"; its result is memory {self.memory_id}" if self.memory_id else ""
         return f"Task {self.task_id} is {self.state}{when}{stored}."
@@ -209,11 +203,9 @@ class TaskAnswer(Answer):
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.task.task_id]
 
     def summary(self) -> str:
-        """Show the task, then its history line by line."""
         lines = [self.task.line()]
         if self.task.result is not None:
             lines.append(f"Result: {json.dumps(self.task.result, ensure_ascii=False)}")
@@ -227,9 +219,7 @@ class TaskListAnswer(Answer):
     tasks: list[TaskView]
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [task.task_id for task in self.tasks]
 
     def summary(self) -> str:
-        """List them."""
         return "\n".join([f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)])

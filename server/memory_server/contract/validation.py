@@ -15,8 +15,7 @@ from memory_core.settings.settings import Settings
 def check_text(text: str, what: str, max_bytes: int) -> str:
     """Accept a text that is not blank, is valid Unicode without NUL and no longer than `max_bytes` in UTF-8.
 
-    Raises:
-        InvalidArgument: otherwise.
+    Raises InvalidArgument.
     """
     if not text.strip():
         raise InvalidArgument(f"{what} is empty", hint=f"send 1 to {max_bytes} bytes of text")
@@ -34,8 +33,7 @@ def check_text(text: str, what: str, max_bytes: int) -> str:
 def check_tags(tags: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Accept distinct labels, at most as many as the limit.
 
-    Raises:
-        InvalidArgument: too many, or one that is not a label.
+    Raises InvalidArgument (too many, or one that is not a label).
     """
     if len(tags) > settings.limits.tags:
         raise InvalidArgument(f"{len(tags)} tags; at most {settings.limits.tags} are allowed")
@@ -45,8 +43,7 @@ def check_tags(tags: Sequence[str], settings: Settings) -> tuple[str, ...]:
 def check_metadata(metadata: dict[str, Any] | None, settings: Settings) -> str | None:
     """Give metadata as JSON.
 
-    Raises:
-        InvalidArgument: too large, too deep, or with values that JSON does not have (NaN, infinities).
+    Raises InvalidArgument (too large, too deep, or with values that JSON does not have (NaN, infinities)).
     """
     if not metadata:
         return None
@@ -56,8 +53,7 @@ def check_metadata(metadata: dict[str, Any] | None, settings: Settings) -> str |
 def check_json(document: Any, what: str, most_bytes: int) -> str | None:
     """Give a JSON value as text; none for none.
 
-    Raises:
-        InvalidArgument: too large, too deep, or with values that JSON does not have (NaN, infinities).
+    Raises InvalidArgument (too large, too deep, or with values that JSON does not have (NaN, infinities)).
     """
     if document is None:
         return None
@@ -88,8 +84,7 @@ def _is_deep(value: Any) -> bool:
 def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
     """Accept distinct ids, at most as many as the limit. Ids of no known form simply match nothing.
 
-    Raises:
-        InvalidArgument: too many.
+    Raises InvalidArgument (too many).
     """
     distinct = tuple(dict.fromkeys(memory_ids))
     if len(distinct) > settings.limits.ids:
@@ -100,32 +95,20 @@ def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
 
 
 def check_secrecy(sensitive: bool, visibility: Visibility) -> None:
-    """Refuse to show to everyone what is sensitive.
-
-    Raises:
-        InvalidArgument: it is both.
-    """
+    """Refuse to show to everyone what is sensitive. Raises InvalidArgument (it is both)."""
     if sensitive and visibility is Visibility.PUBLIC:
         raise InvalidArgument("a sensitive memory cannot be public", hint="grant it by its id, or leave out sensitive")
 
 
 def check_limit(limit: int, settings: Settings) -> int:
-    """Accept a number of results that the deployment allows.
-
-    Raises:
-        InvalidArgument: too many.
-    """
+    """Accept a number of results that the deployment allows. Raises InvalidArgument (too many)."""
     if limit > settings.limits.results:
         raise InvalidArgument(f"limit is {limit}; at most {settings.limits.results} are allowed here")
     return limit
 
 
 def check_id(some_id: str, what: str = "memory_id") -> str:
-    """Accept what could be an id: short printable ASCII.
-
-    Raises:
-        InvalidArgument: it cannot be one.
-    """
+    """Accept what could be an id: short printable ASCII. Raises InvalidArgument."""
     if not (0 < len(some_id) <= 64 and some_id.isascii() and some_id.isprintable()):
         raise InvalidArgument(f"{what} {echo(some_id)} is not an id", hint="use an id that a tool gave you")
     return some_id

@@ -33,11 +33,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncGenerator[Slot]:
-        """Hold a slot while inside.
-
-        Raises:
-            Overloaded: too many calls wait already.
-        """
+        """Hold a slot while inside. Raises Overloaded (too many calls wait already)."""
         await self._enter()
         slot = Slot(self)
         try:

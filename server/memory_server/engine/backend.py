@@ -55,8 +55,7 @@ _WATCH_SECONDS = 2.0
 def after_write() -> Generator[None]:
     """Keep reads that follow a write from claiming that nothing was changed.
 
-    Raises:
-        OutcomeUnknown: instead of StoreUnavailable.
+    Raises OutcomeUnknown (instead of StoreUnavailable).
     """
     try:
         yield
@@ -107,9 +106,7 @@ class Backend:
     async def client(self) -> Client:
         """Wait for Redis.
 
-        Raises:
-            UnsafeStart: it must not be used as it is configured.
-            StoreUnavailable: it did not come up in time.
+        Raises UnsafeStart (it must not be used as it is configured) or StoreUnavailable (it did not come up in time).
         """
         if not self._connected.is_set():
             try:
@@ -124,8 +121,7 @@ class Backend:
     async def read(self, command: Callable[[Client], Awaitable[T]]) -> T:
         """Run a command that changes nothing, once more if a stale connection broke.
 
-        Raises:
-            StoreUnavailable: Redis does not answer, or is loading.
+        Raises StoreUnavailable (Redis does not answer, or is loading).
         """
         client = await self.client()
         async for attempt in AsyncRetrying(
@@ -152,9 +148,7 @@ class Backend:
 
         The audit entry (`audit`) is signed here. It is the entry of `audited_call`, which then writes none.
 
-        Raises:
-            StoreUnavailable: nothing was changed.
-            OutcomeUnknown: it was sent and not answered.
+        Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (it was sent and not answered).
         """
         client = await self.client()
         with tracing.span(function):
@@ -173,8 +167,7 @@ class Backend:
     async def remember_audited(self, namespace: str) -> None:
         """Register the audit of a namespace for the sweep, even if nothing is ever stored there.
 
-        Raises:
-            StoreUnavailable: Redis does not answer.
+        Raises StoreUnavailable.
         """
         if namespace not in self._audited:
             client = await self.client()

@@ -69,9 +69,7 @@ class BulkClient:
     ) -> list[list[Piece]]:
         """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
 
-        Raises:
-            BulkUnavailable: no sidecar offers it, or none answered in time.
-            StoreUnavailable: Redis does not answer.
+        Raises BulkUnavailable (no sidecar offers it, or none answered in time) or StoreUnavailable.
         """
         vector_store = self._backend.settings.vector_store
         request = Nearest(

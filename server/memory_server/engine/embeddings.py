@@ -76,9 +76,7 @@ class Embeddings:
         is remembered. `asked` is set once sidecars are asked for what is missing, so that the caller can send
         other commands to Redis after them.
 
-        Raises:
-            EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
-            StoreUnavailable: Redis does not answer.
+        Raises EmbeddingUnavailable (no sidecar lives, none answered in time, or it refused) or StoreUnavailable.
         """
         model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)

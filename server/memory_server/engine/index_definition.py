@@ -36,8 +36,7 @@ class DriftWarnings:
     async def once(self, client: Client, keys: Keys) -> None:
         """Check a namespace, unless it was checked before. Uses a thread, because building the definition is slow.
 
-        Raises:
-            StoreUnavailable: Redis does not answer.
+        Raises StoreUnavailable.
         """
         if keys.namespace in self._checked:
             return

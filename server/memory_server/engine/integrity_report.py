@@ -25,11 +25,7 @@ class IntegrityReport:
         self._failed[memory_id] = failure
 
     def check(self, memory_id: str) -> None:
-        """Refuse to show a memory that failed.
-
-        Raises:
-            Tampered: it did.
-        """
+        """Refuse to show a memory that failed. Raises Tampered."""
         if memory_id in self._failed:
             raise tampered(memory_id, self._failed[memory_id])
 

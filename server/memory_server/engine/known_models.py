@@ -30,8 +30,7 @@ class KnownModels:
     async def get(self, namespace: str, *, afresh: bool = False) -> Models:
         """Give the models of a namespace; one that is new will have the settings' own.
 
-        Raises:
-            StoreUnavailable: Redis does not answer, and nothing was known before.
+        Raises StoreUnavailable (Redis does not answer, and nothing was known before).
         """
         read_at, known = self._known.get(namespace, (0.0, None))
         started = time.monotonic()

@@ -88,8 +88,7 @@ class Namespaces:
     async def get(self, name: str, *, renew: bool = False) -> Prepared:
         """Make sure that a namespace has its index; `renew` says that it was just found missing.
 
-        Raises:
-            StoreUnavailable: Redis does not answer.
+        Raises StoreUnavailable.
         """
         self._used[name] = time.monotonic()
         known = self._known.get(name)
@@ -105,8 +104,7 @@ class Namespaces:
     async def search(self, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
         """Run commands on a namespace's index. Where the index is missing, create it and run them once more.
 
-        Raises:
-            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+        Raises StoreUnavailable (Redis does not answer, or the search was stopped at its deadline).
         """
         for attempt in range(2):
             try:
@@ -122,8 +120,7 @@ class Namespaces:
     async def covered(self, before: Prepared) -> float:
         """Say how much of a namespace its index covered at the least, from `before` until now.
 
-        Raises:
-            StoreUnavailable: Redis does not answer.
+        Raises StoreUnavailable.
         """
         now = await self.get(before.keys.namespace)
         return min(before.progress, now.progress) if now.made == before.made else 0.0

@@ -83,9 +83,7 @@ class Replies:
     async def exchange(self, stream: str, question: Question, wait: float) -> Reply:
         """Send a question and wait for the reply that names its id; one in clear to a sealed question is an error.
 
-        Raises:
-            TimeoutError: none came within `wait` seconds.
-            StoreUnavailable: Redis does not answer.
+        Raises TimeoutError (none came within `wait` seconds) or StoreUnavailable.
         """
         client, transports = await self._backend.client(), self._backend.transports
         future = self._waiting[question.id] = asyncio.get_running_loop().create_future()

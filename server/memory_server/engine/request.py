@@ -63,11 +63,7 @@ class RequestContext:
     deferred: DeferredWrites | None = None
 
     def check(self, scope: Scope | None) -> None:
-        """Require a scope of the caller's token.
-
-        Raises:
-            Forbidden: the token lacks it.
-        """
+        """Require a scope of the caller's token. Raises Forbidden (the token lacks it)."""
         if self.access is not None:
             self.access.check(scope)
 
@@ -100,8 +96,7 @@ class RequestContext:
 def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
     """Accept an `agent_id` argument of a write only from the agent itself or an admin.
 
-    Raises:
-        Forbidden: it names another agent.
+    Raises Forbidden (it names another agent).
     """
     if agent_id is None or agent_id == caller.agent:
         return caller

@@ -43,8 +43,7 @@ async def resolve_filters(
 ) -> ResolvedFilters:
     """Check filters and look up the owner ids of the agents that they name; `owners` replaces these.
 
-    Raises:
-        InvalidArgument: a value is not valid, or `since` is later than `until`.
+    Raises InvalidArgument (a value is not valid, or `since` is later than `until`).
     """
     agents = filters.agent_ids or []
     if len(agents) > _MAX_AGENTS:

@@ -138,8 +138,7 @@ async def by_words(
     Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
     BM25 orders the memories of one word only, and the words are weighed here.
 
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
+    Raises redis.exceptions.ResponseError (the index is missing, or the query timed out).
     """
     pipe = client.pipeline(transaction=False)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
@@ -178,8 +177,7 @@ async def by_vector(
 
     The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
 
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
+    Raises redis.exceptions.ResponseError (the index is missing, or the query timed out).
     """
     nearest = build.with_neighbours(selection, vector, depth, way)
     answer = await client.execute_command(
@@ -217,8 +215,7 @@ async def by_change(
 ) -> list[Ref]:
     """Fetch the memories that a query selects in the order in which they were last changed.
 
-    Raises:
-        StoreUnavailable: the answer was cut short.
+    Raises StoreUnavailable (the answer was cut short).
     """
     order = "DESC" if newest_first else "ASC"
     answer = await client.execute_command(
@@ -238,8 +235,7 @@ async def with_content(
 ) -> tuple[list[tuple[Ref, str, str]], int]:
     """Fetch chunks that a query selects, in no order, each with its owner and the hash of its content; count all.
 
-    Raises:
-        StoreUnavailable: the answer was cut short.
+    Raises StoreUnavailable (the answer was cut short).
     """
     answer = await client.execute_command(
         *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit

@@ -26,13 +26,7 @@ from memory_server.engine.integrity_report import tampered
 from memory_server.engine.vector_cache import Asker
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.memories.record_encoder import (
-    RecordEncoder,
-    embedding_text,
-    encoder_of,
-    flat,
-    signed_elsewhere,
-)
+from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere
 from memory_server.memories.services import MemoryServices
 from memory_server.memories.splitter import split
 
@@ -105,9 +99,8 @@ async def settle(
     `record` is the memory as this process just wrote it, if it did. `content` saves splitting and embedding, as long
     as the memory still has that content.
 
-    Raises:
-        StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
-        Tampered: it fails its integrity check. KeyMissing: it is signed, and this server has no key.
+    Raises StoreUnavailable (the memory kept changing; the chore stays for the sweeper), Tampered (it fails its
+    integrity check) or KeyMissing (it is signed, and this server has no key).
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")

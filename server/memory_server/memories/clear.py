@@ -44,9 +44,8 @@ class ClearPlan:
 async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
     """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
 
-    Raises:
-        InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
-        Forbidden: the filters name another agent.
+    Raises InvalidArgument (nothing was selected, ids and filters were mixed, or several agents are named) or Forbidden
+    (the filters name another agent).
     """
     by_filter = args.has_filters or args.expired_only
     if not args.memory_ids and not by_filter:
@@ -66,8 +65,7 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
     """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
 
-    Raises:
-        ConfirmationNeeded: more than one memory, and no confirmation.
+    Raises ConfirmationNeeded (more than one memory, and no confirmation).
     """
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)

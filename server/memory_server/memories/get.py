@@ -30,11 +30,7 @@ from memory_server.security.open_records import load_readable
 
 @reads
 async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one memory whole, with how often it was read before.
-
-    Raises:
-        NotFound: see `load_readable`.
-    """
+    """Read one memory whole, with how often it was read before. Raises NotFound."""
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
@@ -52,8 +48,7 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
 async def list_memories(service: MemoryServices, request: RequestContext, args: ListArguments) -> MemoryListAnswer:
     """List an agent's memories that the caller may read, newest first; the caller's own by default.
 
-    Raises:
-        InvalidArgument: a filter or the cursor is not valid.
+    Raises InvalidArgument (a filter or the cursor is not valid).
     """
     principal = await resolve(service.backend, request)
     check_limit(args.limit, service.settings)

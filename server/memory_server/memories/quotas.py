@@ -49,9 +49,7 @@ class Quotas:
     async def take(self, principal: Principal, memories: int, chunks: int) -> None:
         """Count something as stored that is about to be.
 
-        Raises:
-            QuotaExceeded: it would be more than one agent may keep.
-            StoreUnavailable: Redis does not answer.
+        Raises QuotaExceeded (it would be more than one agent may keep) or StoreUnavailable.
         """
         if not (self._limits.memories or self._limits.pieces):
             return
@@ -67,11 +65,7 @@ class Quotas:
         self._known[owner] = counted_at, after
 
     async def count(self, principal: Principal) -> Usage:
-        """Count what an agent keeps.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Count what an agent keeps. Raises StoreUnavailable."""
         keys = Keys(principal.namespace)
 
         async def fetch(client: Client) -> list[int]:

@@ -112,8 +112,8 @@ async def encoder_of(
 ) -> RecordEncoder:
     """Choose the encoder of an owner's memory with vectors of `model`; an owner's first sensitive one creates its key.
 
-    Raises:
-        KeyMissing: it is sensitive, and this server has no master key. NotFound: its owner was deleted meanwhile.
+    Raises KeyMissing (it is sensitive, and this server has no master key) or NotFound (its owner was deleted
+    meanwhile).
     """
     if not sensitive:
         return RecordEncoder(model)
@@ -123,8 +123,7 @@ async def encoder_of(
 def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) -> int | None:
     """Give the seconds that a memory lives; None if it never expires.
 
-    Raises:
-        InvalidArgument: `ttl_seconds` is not positive or beyond a century.
+    Raises InvalidArgument (`ttl_seconds` is not positive or beyond a century).
     """
     if ttl_seconds is None:
         return getattr(settings.lifetimes, priority.value)

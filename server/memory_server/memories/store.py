@@ -107,11 +107,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
 
 
 def _check(settings: Settings, args: StoreArguments) -> Record:
-    """Make a record without an owner of the caller's arguments.
-
-    Raises:
-        InvalidArgument: one of them is not valid.
-    """
+    """Make a record without an owner of the caller's arguments. Raises InvalidArgument (one of them is not valid)."""
     validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -155,8 +151,7 @@ async def _quota_problem(
 ) -> QuotaExceeded | None:
     """Count a new memory against the quota. One with an idempotency key may be stored already, so it is tried still.
 
-    Raises:
-        QuotaExceeded: there is no room, and the memory has no idempotency key.
+    Raises QuotaExceeded (there is no room, and the memory has no idempotency key).
     """
     try:
         await service.quotas.take(principal, 1, chunks)
@@ -168,12 +163,7 @@ async def _quota_problem(
 
 
 async def _similar(
-    service: MemoryServices,
-    request: RequestContext,
-    principal: Principal,
-    record: Record,
-    vector: Matrix,
-    model: Model,
+    service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
     """Find what the new memory resembles; advice only, so its failure never fails a store.
 

@@ -36,12 +36,9 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
     A new priority restarts its lifetime; nothing else moves the expiry. A grant to write covers the content and
     metadata of another agent's memory: other changes would share it further or take it from its owner.
 
-    Raises:
-        NotFound: no such memory that the caller may read.
-        Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
-        Conflict: its revision is not `expected_rev`.
-        Tampered: it is not as a server of ours wrote it.
-        InvalidArgument: a value is not valid, or nothing was to change.
+    Raises NotFound (no such memory that the caller may read), Forbidden (the caller may read it but it is another's,
+    and no grant lets the caller change this), Conflict (its revision is not `expected_rev`), Tampered (it is not as a
+    server of ours wrote it) or InvalidArgument (a value is not valid, or nothing was to change).
     """
     memory_id, expected_rev = args.memory_id, args.expected_rev
     if not args.changed:

@@ -59,8 +59,7 @@ async def match_words(
     It needs no vector, so it runs while a sidecar is at work on that. It comes before neighbours are found, since
     memories that still wait for their vectors may get them meanwhile.
 
-    Raises:
-        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    Raises StoreUnavailable (Redis does not answer, or the search was stopped at its deadline).
     """
 
     async def fetch(client: Client) -> WordMatches:
@@ -108,20 +107,13 @@ class Search:
     async def run(self, limit: int) -> Candidates:
         """Fetch candidates for so many hits, deeper while records that vanished leave too few.
 
-        Raises:
-            StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
+        Raises StoreUnavailable (Redis does not answer, or a search was stopped at its deadline).
         """
         source, words, terms = self.neighbours, self.words, self.query.terms
         depth = 2 * limit if source and self.by_cosine else self.depth
         while True:
             words = words or await match_words(
-                self.service,
-                self.request,
-                self.selected,
-                terms,
-                self.model,
-                depth=depth,
-                timeout_ms=self.timeout_ms,
+                self.service, self.request, self.selected, terms, self.model, depth=depth, timeout_ms=self.timeout_ms
             )
             neighbours = await source(depth) if source else None
             if source and neighbours is None:

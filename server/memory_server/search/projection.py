@@ -86,9 +86,7 @@ class Maps:
     async def draw(self, service: SearchServices, request: RequestContext, args: MapArguments) -> MapAnswer:
         """Show the newest memories that the caller may read and that have a vector; sensitive ones have none.
 
-        Raises:
-            InvalidArgument: a filter is not valid.
-            StoreUnavailable: Redis does not answer.
+        Raises InvalidArgument (a filter is not valid) or StoreUnavailable.
         """
         who = (request.caller.namespace, request.caller.agent)
         async with self._drawing.setdefault(who, asyncio.Lock()):
@@ -135,8 +133,7 @@ async def _draw(
 async def snippets(service: SearchServices, request: RequestContext, memory_ids: Sequence[str]) -> SnippetsAnswer:
     """Show the beginnings of those memories that the caller may read.
 
-    Raises:
-        InvalidArgument: too many ids, or one that is none.
+    Raises InvalidArgument (too many ids, or one that is none).
     """
     principal = await resolve(service.backend, request)
     refs = [Ref(memory_id) for memory_id in check_ids(memory_ids, service.settings)]

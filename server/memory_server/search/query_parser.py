@@ -47,8 +47,7 @@ async def parse_all(
 ) -> list[ParsedQuery]:
     """Parse queries in one round trip. Sources count that the principal can read, whatever a search is narrowed to.
 
-    Raises:
-        StoreUnavailable: Redis does not answer.
+    Raises StoreUnavailable.
     """
     keys, now = Keys(principal.namespace), redis_time.now()
     terms = {text: query_terms(text) for text in texts}

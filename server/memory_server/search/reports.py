@@ -33,9 +33,8 @@ async def near_duplicates(
 ) -> DuplicatesAnswer:
     """Group the caller's own memories whose chunks have a cosine of at least `least`.
 
-    Raises:
-        InvalidArgument: `least` is not from .5 to 1.
-        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
+    Raises InvalidArgument (`least` is not from .5 to 1) or BulkUnavailable (no sidecar offers the bulk engine, or it
+    did not answer within `wait` seconds).
     """
     if not 0.5 <= least <= 1:
         raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
@@ -58,8 +57,7 @@ async def clusters(
 ) -> ClustersAnswer:
     """Part the caller's own memories by meaning, the largest part first.
 
-    Raises:
-        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
+    Raises BulkUnavailable (no sidecar offers the bulk engine, or it did not answer within `wait` seconds).
     """
     principal = await resolve(service.backend, request)
     asked = Clusters(selection=own_selection(principal), count=count, show=show)

@@ -60,10 +60,8 @@ async def semantic_search(
 
     Without a sidecar a hybrid search answers from words alone and says so.
 
-    Raises:
-        InvalidArgument: the query or a filter is not valid.
-        EmbeddingUnavailable: vector mode, and no sidecar gave a vector.
-        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    Raises InvalidArgument (the query or a filter is not valid), EmbeddingUnavailable (vector mode, and no sidecar gave
+    a vector) or StoreUnavailable (Redis does not answer, or the search was stopped at its deadline).
     """
     started = time.perf_counter()
     if args.recency_weight + args.priority_weight > 1:
@@ -98,9 +96,8 @@ async def semantic_search(
 async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
     """Find the memories nearest in meaning to one the caller may read, leaving that one out.
 
-    Raises:
-        NotFound: no such memory that the caller may read.
-        EmbeddingUnavailable: the memory still waits for its vector.
+    Raises NotFound (no such memory that the caller may read) or EmbeddingUnavailable (the memory still waits for its
+    vector).
     """
     started = time.perf_counter()
     prepared = await service.namespaces.get(request.caller.namespace)
