@@ -141,7 +141,7 @@ async def test_a_write_that_redis_lost_before_the_wait_is_not_called_synced(ever
         reached = await service.durability.settled(batch)
         assert reached[kept].level == "synced"
         assert reached[lost].level == USUAL
-        assert "not there any more" in (reached[lost].unconfirmed or "")
+        assert "it is gone" in (reached[lost].unconfirmed or "")
         alone = RequestContext(Caller(TEAM, "alice"))
         older = await service.durability.reached(alone, Written(TEAM, kept, 2), critical=True)
         assert older.level == USUAL, "revision 2 is not there yet"

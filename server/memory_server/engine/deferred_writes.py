@@ -1,4 +1,4 @@
-"""The writes of a batch, which wait for the disk together."""
+"""Collects the writes of a batch, which waits for the disk once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class Written:
 
 
 class DeferredWrites:
-    """The writes of a batch, which waits for all of them together at its end."""
+    """The writes of a batch. `wait` says that one of them must be confirmed on disk."""
 
     def __init__(self) -> None:
         self.written: dict[str, Written] = {}
-        self.wanted = False
+        self.wait = False
 
-    def add(self, written: Written, wanted: bool) -> None:
-        """Note a write, the last of its memory so far."""
+    def add(self, written: Written, wait: bool) -> None:
+        """Record the latest write of a memory."""
         self.written[written.memory_id] = written
-        self.wanted = self.wanted or wanted
+        self.wait = self.wait or wait

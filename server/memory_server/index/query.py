@@ -254,18 +254,7 @@ def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
 
 
 def _filter_clauses(query: Query, filters: ResolvedFilters) -> list[str]:
-    chosen: tuple[tuple[str, Sequence[str]], ...] = (
-        ("owner", filters.owners),
-        ("type", filters.types),
-        ("priority", filters.priorities),
-        ("context", (filters.context,) if filters.context else ()),
-        ("source", (filters.source,) if filters.source else ()),
-    )
-    clauses = [_tagged(query, name, values) for name, values in chosen if values]
-    if filters.tag_match == "all":
-        clauses += [_tagged(query, "tags", (tag,)) for tag in filters.tags]
-    elif filters.tags:
-        clauses.append(_tagged(query, "tags", filters.tags))
+    clauses = [_tagged(query, name, values) for name, values in filters.chosen]
     if filters.since is not None or filters.until is not None:
         low = query.bind(to_redis(filters.since)) if filters.since is not None else "-inf"
         high = query.bind(to_redis(filters.until)) if filters.until is not None else "inf"

@@ -27,12 +27,12 @@ from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
 _SLICE = 200
-"""Memories removed by one Function call, so that Redis never stalls."""
+"""Memories removed per Function call, so that Redis never stalls."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClearPlan:
-    """What a clear would remove: named ids, or the memories that a query selects."""
+    """The memories to clear: named ids, or those that a query selects."""
 
     request: RequestContext
     principal: Principal
@@ -42,7 +42,7 @@ class ClearPlan:
 
 
 async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
-    """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
+    """Find the caller's own memories that a clear would remove; an admin may name another agent.
 
     Raises InvalidArgument (nothing was selected, ids and filters were mixed, or several agents are named) or Forbidden
     (the filters name another agent).
@@ -52,8 +52,7 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
     if args.memory_ids and by_filter:
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    named = list(dict.fromkeys(args.agent_ids or ()))
-    acting = [request.acting_as(agent_id) for agent_id in named] or [request]
+    acting = [request.acting_as(agent_id) for agent_id in dict.fromkeys(args.agent_ids or ())] or [request]
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
@@ -63,7 +62,7 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
 
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
-    """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
+    """Remove the selected memories; if it fails midway, the answer counts those removed.
 
     Raises ConfirmationNeeded (more than one memory, and no confirmation).
     """
@@ -80,14 +79,9 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
 
 
 async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> ClearPlan:
-    keys = Keys(principal.namespace)
-
-    async def fetch(client: Client) -> tuple[str, ...]:
-        refs = [Ref(memory_id) for memory_id in ids]
-        found = await loader.load_all(client, keys, refs, backend.integrity)
-        return tuple(record.id for record in found if principal.owns(record.owner))
-
-    owned = await backend.read(fetch)
+    keys, refs = Keys(principal.namespace), [Ref(memory_id) for memory_id in ids]
+    found = await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity))
+    owned = tuple(record.id for record in found if principal.owns(record.owner))
     return ClearPlan(request, principal, len(owned), ids=owned)
 
 
@@ -100,24 +94,22 @@ async def _selected(
     now = await service.backend.read(lambda client: _latest(client, prepared.keys))
     query = build.expired(own, filters, now) if args.expired_only else build.readable(own, filters, now)
     query = build.memories(build.created_before(query, now))
-
-    async def fetch(client: Client) -> int:
-        return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
-
-    return ClearPlan(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
+    timeout = service.settings.search_timeout_ms
+    matched = await service.namespaces.search(
+        principal.namespace, lambda client: queries.count(client, prepared.keys, query, timeout)
+    )
+    return ClearPlan(request, principal, matched, query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
-    """Give a time after all that was stored by now: a namespace's own clock goes on where Redis's is set back."""
+    """Return a time after every stored memory: a namespace's own clock never goes back, Redis's may."""
     now, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
     return max(now, (int(clock or 0) + 1) / 1_000_000)
 
 
 async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:
-    """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
-    namespace = plan.principal.namespace
-    keys = Keys(namespace)
-    total = 0
+    """Remove slices until the query finds none, none is deleted, or Redis fails."""
+    keys, total = Keys(plan.principal.namespace), 0
 
     async def fetch(client: Client) -> list[str]:
         timeout = service.settings.search_timeout_ms
@@ -126,12 +118,12 @@ async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Quer
 
     while total < service.settings.limits.clear:
         try:
-            ids = await service.namespaces.search(namespace, fetch)
+            ids = await service.namespaces.search(keys.namespace, fetch)
             deleted = await _delete(service, plan, ids) if ids else 0
         except MemoryServiceError as error:
             if not total:
                 raise
-            reason = f"it stopped midway, and some more may have gone: {error.message}"
+            reason = f"it stopped midway, and more may be deleted: {error.message}"
             return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
         total += deleted
         if not deleted:
@@ -140,11 +132,9 @@ async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Quer
 
 
 async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
-    principal, request = plan.principal, plan.request
-    audit = request.caller.audit("clear_memory", ids)
-    return await delete(
-        service, principal.namespace, ids, owners=principal.owners, audit=audit, audited_call=request.call
-    )
+    namespace, owners, call = plan.principal.namespace, plan.principal.owners, plan.request.call
+    audit = plan.request.caller.audit("clear_memory", ids)
+    return await delete(service, namespace, ids, owners=owners, audit=audit, audited_call=call)
 
 
 async def delete(
@@ -158,7 +148,7 @@ async def delete(
     writer: str | None = None,
     since: float = 0.0,
 ) -> int:
-    """Remove those of some memories that belong to some owner ids or, to purge, that `writer` wrote; give how many."""
+    """Remove the memories of some owner ids or, to purge, of `writer`. Returns how many were removed."""
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(

@@ -30,7 +30,7 @@ from memory_server.security.open_records import load_readable
 
 @reads
 async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one memory whole, with how often it was read before. Raises NotFound."""
+    """Read one whole memory, with how often it was read before. Raises NotFound."""
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
@@ -61,13 +61,11 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     if not await service.namespaces.knows(request.caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
     prepared = await service.namespaces.get(request.caller.namespace)
-
-    async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
-        return await _page(
-            service, request, client, prepared.keys, principal, selected, limit=args.limit, position=position
-        )
-
-    total, records, warnings, more = await service.namespaces.search(request.caller.namespace, fetch)
+    keys, limit = prepared.keys, args.limit
+    total, records, warnings, more = await service.namespaces.search(
+        keys.namespace,
+        lambda client: _page(service, request, client, keys, principal, selected, limit=limit, position=position),
+    )
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
     return MemoryListAnswer(
@@ -90,14 +88,13 @@ async def _page(
     limit: int,
     position: float | None,
 ) -> tuple[int, list[Record], list[str], bool]:
-    """Collect `limit` records, fetching on past entries that vanished, by which later ones may have moved up."""
+    """Collect `limit` records. Fetches more if some vanished; later ones may have moved up by then."""
     timeout = service.settings.search_timeout_ms
     total = await queries.count(client, keys, selected, timeout, request.cache)
-    records: list[Record] = []
-    warnings: list[str] = []
+    records, warnings = list[Record](), list[str]()
     offset, seen = 0, set[Ref]()
+    query = build.created_before(selected, position)
     while True:
-        query = build.created_before(selected, position)
         refs, new_warnings = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
         warnings += new_warnings
         new = [ref for ref in refs if ref not in seen]
@@ -107,8 +104,7 @@ async def _page(
         if len(records) > limit or len(refs) <= limit:
             return total, records[:limit], warnings, len(records) > limit
         seen.update(refs)
-        vanished = len(new) - len(loaded)
-        offset += len(refs) - (vanished if new else 0)
+        offset += len(refs) - (len(new) - len(loaded))
 
 
 def _write_cursor(created_at: float) -> str:
@@ -124,4 +120,4 @@ def _read_cursor(cursor: str | None) -> float | None:
             raise ValueError
         return position
     except (ValueError, binascii.Error):
-        raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given") from None
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged") from None

@@ -44,7 +44,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A checked memory before it has its owner. `full` refuses it unless its idempotency key stored it before."""
+    """A checked memory without an owner. `full` refuses it unless its idempotency key stored it before."""
 
     args: StoreArguments
     record: Record
@@ -56,12 +56,11 @@ class _Draft:
 async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
     """Store one memory as the caller's own.
 
-    With `wait` the vectors of a content of few chunks are asked for first, so that they are written with the record;
-    where no sidecar answers in time jobs are left instead and the answer says `pending`.
+    With `wait`, the vectors of few chunks are computed first and written with the record. If no sidecar answers in
+    time, jobs are queued instead and the answer says `pending`.
 
-    Raises:
-        InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
-        OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
+    Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
+    OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
     """
     record = _check(service.settings, args)
     if record.is_sensitive:
@@ -81,8 +80,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         similar = await _similar(service, request, principal, record, vectors[0], model)
     draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
-    replayed = answer["status"] == "replayed"
-    ready, reason = vectors is not None, None
+    replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None
     if replayed:
         state = await service.backend.read(lambda client: client.hget(keys.memory(answer["id"]), "model"))
         ready = model.is_ready(state)
@@ -107,7 +105,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
 
 
 def _check(settings: Settings, args: StoreArguments) -> Record:
-    """Make a record without an owner of the caller's arguments. Raises InvalidArgument (one of them is not valid)."""
+    """Build a record without an owner from the caller's arguments. Raises InvalidArgument."""
     validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -138,7 +136,7 @@ def _check(settings: Settings, args: StoreArguments) -> Record:
 
 
 def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | None:
-    """Check a ready-made vector, and repeat it for every chunk; shape (chunks, dimension)."""
+    """Check a given vector and repeat it for every chunk; shape (chunks, dimension)."""
     if args.vector is None:
         return None
     with np.errstate(over="ignore"):
@@ -149,10 +147,7 @@ def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | 
 async def _quota_problem(
     service: MemoryServices, principal: Principal, chunks: int, args: StoreArguments
 ) -> QuotaExceeded | None:
-    """Count a new memory against the quota. One with an idempotency key may be stored already, so it is tried still.
-
-    Raises QuotaExceeded (there is no room, and the memory has no idempotency key).
-    """
+    """Count a new memory against the quota. With an idempotency key it may be stored already: return the error then."""
     try:
         await service.quotas.take(principal, 1, chunks)
     except QuotaExceeded as error:
@@ -165,9 +160,9 @@ async def _quota_problem(
 async def _similar(
     service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
-    """Find what the new memory resembles; advice only, so its failure never fails a store.
+    """Find similar memories; a failure never fails the store.
 
-    A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
+    A sensitive memory is compared with sensitive ones only: its vector never goes to Redis in clear.
     """
     try:
         found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
@@ -182,10 +177,7 @@ async def _similar(
 async def _write(
     service: MemoryServices, request: RequestContext, principal: Principal, draft: _Draft, shown: Sequence[str]
 ) -> tuple[Record, dict[str, Any]]:
-    """Call the store Function, again if the agent's owner id or its data key changed in between.
-
-    Gives the record as the Function received it, and its answer.
-    """
+    """Call the store Function, again if the agent's owner id or data key changed. Returns the record and the answer."""
     args, content, record, answer = draft.args, draft.content, draft.record, dict[str, Any]()
     keys, audit = Keys(principal.namespace), request.caller.audit("store_memory", [record.id], shown)
     for _ in range(_ATTEMPTS):
@@ -198,21 +190,14 @@ async def _write(
             scope=scope_of(draft.record, owner),
             content_hash=encoder.content_hash(content.content),
         )
+        names = [
+            keys.memory(record.id), keys.agent(record.writer), keys.job_streams, keys.audit, keys.seq(owner),
+            keys.same(owner, record.content_hash), keys.counters, keys.idempotency(owner, args.idempotency_key or ""),
+            keys.chores, keys.events, keys.data_key(owner),
+        ]  # fmt: skip
         answer = await service.backend.write(
             "rm1_store",
-            [
-                keys.memory(record.id),
-                keys.agent(record.writer),
-                keys.job_streams,
-                keys.audit,
-                keys.seq(record.owner),
-                keys.same(record.owner, record.content_hash),
-                keys.counters,
-                keys.idempotency(record.owner, args.idempotency_key or ""),
-                keys.chores,
-                keys.events,
-                keys.data_key(record.owner),
-            ],
+            names,
             repeatable=True,
             id=record.id,
             full=draft.full is not None,
@@ -257,7 +242,7 @@ def _raise_for(answer: dict[str, Any]) -> None:
         case "key_missing":
             raise signed_elsewhere()
         case "owner_changed" | "key_changed":
-            raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
+            raise StoreUnavailable("the agent was registered again meanwhile", hint="try again", retry_after=0.1)
         case _:
             return
 
@@ -265,10 +250,7 @@ def _raise_for(answer: dict[str, Any]) -> None:
 def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
     if args.idempotency_key is None:
         return None
-    said = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
-    text = json.dumps(said, sort_keys=True, default=list)
-    if args.sensitive:
-        payload = vault.fingerprint(keys.namespace, record.owner, text)
-    else:
-        payload = hashlib.sha256(text.encode()).hexdigest()
-    return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}
+    stored = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
+    text = json.dumps(stored, sort_keys=True, default=list)
+    sealed = vault.fingerprint(keys.namespace, record.owner, text) if args.sensitive else None
+    return {"payload": sealed or hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}

@@ -1,6 +1,6 @@
 """Reports over an agent's own memories: near duplicates, and clusters by meaning.
 
-Sensitive ones are left out: the bulk engine holds vectors in clear alone.
+They exclude sensitive memories: the bulk engine holds only clear vectors.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ async def near_duplicates(
 ) -> DuplicatesAnswer:
     """Group the caller's own memories whose chunks have a cosine of at least `least`.
 
-    Raises InvalidArgument (`least` is not from .5 to 1) or BulkUnavailable (no sidecar offers the bulk engine, or it
-    did not answer within `wait` seconds).
+    Raises InvalidArgument (`least` is not from 0.5 to 1) or BulkUnavailable (no answer within `wait` seconds).
     """
     if not 0.5 <= least <= 1:
-        raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
+        raise InvalidArgument("the minimum cosine is from 0.5 to 1", hint="0.95 finds near copies")
     principal = await resolve(service.backend, request)
     asked = Duplicates(selection=own_selection(principal), least=least, most=MOST_PAIRS)
     found = await service.bulk.duplicates(request.caller.namespace, asked, wait)
@@ -55,10 +54,7 @@ async def near_duplicates(
 async def clusters(
     service: SearchServices, request: RequestContext, *, count: int, show: int, wait: float
 ) -> ClustersAnswer:
-    """Part the caller's own memories by meaning, the largest part first.
-
-    Raises BulkUnavailable (no sidecar offers the bulk engine, or it did not answer within `wait` seconds).
-    """
+    """Cluster the caller's own memories, largest cluster first. Raises BulkUnavailable (no answer within `wait` s)."""
     principal = await resolve(service.backend, request)
     asked = Clusters(selection=own_selection(principal), count=count, show=show)
     found = await service.bulk.clusters(request.caller.namespace, asked, wait)
@@ -73,7 +69,7 @@ async def clusters(
 
 
 async def _load(backend: Backend, request: RequestContext, principal: Principal, found: Found) -> dict[str, Record]:
-    """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
+    """Load current records, without those that are no longer the caller's own, or are sensitive now."""
     keys, integrity = Keys(principal.namespace), backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
     records: dict[str, Record] = {}
@@ -90,8 +86,7 @@ async def _load(backend: Backend, request: RequestContext, principal: Principal,
 
 def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
     """Join pairs that share a memory; the most alike group first."""
-    group_of: dict[str, list[Record]] = {}
-    best: dict[str, float] = {}
+    group_of, best = dict[str, list[Record]](), dict[str, float]()
     for left, right, score in pairs:
         joined = group_of.setdefault(left.id, [left])
         other = group_of.setdefault(right.id, [right])
@@ -103,18 +98,17 @@ def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
                 group_of[record.id] = joined
     groups = {id(group): group for group in group_of.values()}.values()
     alike = [
-        Alike(cosine=round(max(best[one.id] for one in group), 4), memories=_texts(sorted(group, key=_age)))
+        Alike(
+            cosine=round(max(best[one.id] for one in group), 4),
+            memories=_texts(sorted(group, key=lambda one: one.created_at)),
+        )
         for group in groups
     ]
     return sorted(alike, key=lambda one: -one.cosine)
 
 
-def _age(record: Record) -> float:
-    return record.created_at
-
-
 def _known(records: Mapping[str, Record], found: Found, places: Iterable[int]) -> list[Record]:
-    """Give the records at some places, each once."""
+    """Return the records at some places, each once."""
     return [records[name] for name in dict.fromkeys(found.ids[place] for place in places) if name in records]
 
 

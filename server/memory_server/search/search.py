@@ -1,4 +1,4 @@
-"""Searches by meaning and by words, and finds memories that resemble a memory or a vector."""
+"""Searches by meaning and by words, and finds memories similar to a memory or a vector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from memory_server.index.filters import ResolvedFilters, resolve_filters
 from memory_server.index.queries import WordMatches
 from memory_server.search import ranking
 from memory_server.search.bulk_neighbours import batch_neighbours, exact_neighbours
-from memory_server.search.candidates import DEPTH, Candidates, Search, match_words
+from memory_server.search.candidates import DEPTH, Candidates, Search
 from memory_server.search.query_parser import parse
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, RankingWeights, ScoredRecord
 from memory_server.search.services import SearchServices
@@ -41,7 +41,7 @@ _CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class _Results:
-    """What a search found, why it may be incomplete, and the milliseconds that each stage took."""
+    """The hits of a search, why it may be incomplete, and the milliseconds of each stage."""
 
     hits: list[ScoredRecord]
     reason: str | None
@@ -58,14 +58,14 @@ async def semantic_search(
 ) -> SearchAnswer:
     """Find memories that the caller may read, best first.
 
-    Without a sidecar a hybrid search answers from words alone and says so.
+    Without a sidecar a hybrid search uses only words and says so.
 
-    Raises InvalidArgument (the query or a filter is not valid), EmbeddingUnavailable (vector mode, and no sidecar gave
-    a vector) or StoreUnavailable (Redis does not answer, or the search was stopped at its deadline).
+    Raises InvalidArgument, EmbeddingUnavailable (vector mode, and no sidecar answered) or StoreUnavailable (no answer,
+    or the deadline passed).
     """
     started = time.perf_counter()
     if args.recency_weight + args.priority_weight > 1:
-        raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
+        raise InvalidArgument("recency_weight and priority_weight add up to more than 1", hint="lower one of them")
     check_limit(args.limit, service.settings)
     check_text(args.query, "query", service.settings.limits.query_bytes)
     principal = await resolve(service.backend, request)
@@ -94,10 +94,9 @@ async def semantic_search(
 @reads
 @reports_integrity
 async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
-    """Find the memories nearest in meaning to one the caller may read, leaving that one out.
+    """Find the memories nearest in meaning to one that the caller may read, without that one.
 
-    Raises NotFound (no such memory that the caller may read) or EmbeddingUnavailable (the memory still waits for its
-    vector).
+    Raises NotFound or EmbeddingUnavailable (the memory still waits for its vector).
     """
     started = time.perf_counter()
     prepared = await service.namespaces.get(request.caller.namespace)
@@ -134,8 +133,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
     service.touch(request.caller.namespace, [scored.record.id for scored in hits])
     total_ms = round((time.perf_counter() - started) * 1000, 2)
-    progress = await service.namespaces.covered(prepared)
-    reason = partial_reason(progress, found.warnings, waiting=found.words.waiting)
+    reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -154,7 +152,7 @@ async def nearest(
     *,
     secret: bool = False,
 ) -> list[ScoredRecord]:
-    """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
+    """Find the readable memories nearest to a vector of `model`, shape (dimension,); if secret, sensitive ones."""
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
@@ -169,7 +167,7 @@ async def nearest(
 async def best_of(
     service: SearchServices, request: RequestContext, principal: Principal, selected: build.Query, text: str, limit: int
 ) -> tuple[list[ScoredRecord], str | None]:
-    """Find what matches a text within a selection, best first, and why it may be incomplete."""
+    """Find matches of a text within a selection, best first, and why they may be incomplete."""
     args = SearchArguments(query=text, limit=limit)
     found = await _find(service, request, principal, selected, args)
     return found.hits, found.reason
@@ -185,7 +183,7 @@ async def _find(
     filters: ResolvedFilters | None = None,
     weights: RankingWeights = IN_CONTEXT,
 ) -> _Results:
-    """Search within a selection. A batch asks the bulk engine if it knows the `filters` that the selection is of."""
+    """Search within a selection. A batch uses the bulk engine if the `filters` of the selection are given."""
     prepared = await service.namespaces.get(request.caller.namespace)
     model = await service.models.current(request.caller.namespace)
     began = time.perf_counter()
@@ -196,7 +194,17 @@ async def _find(
         return min(max(int((ends - time.perf_counter()) * 1000), 1), timeout_ms)
 
     query = await parse(service, principal, args, weights)
-    depth = max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit)
+    search = Search(
+        service,
+        request,
+        principal,
+        selected,
+        query,
+        model,
+        depth=max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit),
+        timeout_ms=left(),
+        exact=args.rerank,
+    )
     asked = asyncio.Event()
 
     async def embed() -> tuple[Matrix | None, str | None]:
@@ -207,9 +215,8 @@ async def _find(
 
     async def words() -> WordMatches:
         await asked.wait()
-        return await match_words(service, request, selected, query.terms, model, depth=depth, timeout_ms=words_ms)
+        return await search.match_words(search.depth)
 
-    words_ms = left()
     (vector, failure), matched = await both(embed(), words())
     query = replace(query, vector=vector)
     embedded = time.perf_counter()
@@ -217,20 +224,8 @@ async def _find(
     if filters and not args.rerank:
         neighbours = await batch_neighbours(service, request.cache, principal, filters, vector, model)
     searching = time.perf_counter()
-    search = Search(
-        service,
-        request,
-        principal,
-        selected,
-        query,
-        model,
-        depth=depth,
-        timeout_ms=left(),
-        exact=args.rerank,
-        by_cosine=query.is_vector_alone and not (args.recency_weight or args.priority_weight),
-        neighbours=neighbours,
-        words=matched,
-    )
+    by_cosine = query.is_vector_alone and not (args.recency_weight or args.priority_weight)
+    search = replace(search, query=query, timeout_ms=left(), by_cosine=by_cosine, neighbours=neighbours, words=matched)
     found = await search.run(args.limit)
     ranking_began = time.perf_counter()
     hits, left_out = _cut(_rank(found, query, args), args)
@@ -257,9 +252,7 @@ async def _query_vector(
     ends: float,
     asked: asyncio.Event,
 ) -> tuple[Matrix | None, str | None]:
-    """Get the vector, or why there is none, in what the deadline leaves of the usual wait; words are matched already
-    while a sidecar is at work on it.
-    """
+    """Get the query's vector within the deadline, or why there is none."""
     if args.mode == "keyword":
         return None, None
     started = time.perf_counter()
@@ -275,7 +268,7 @@ async def _query_vector(
 
 
 def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = None) -> list[ScoredRecord]:
-    """Score every candidate and order memories by their best chunk; ties go to the newer. Nothing matched: no hit."""
+    """Score candidates and order memories by their best chunk, newest first among equals; drop non-matches."""
     at = redis_time.now()
     scored = [
         item
@@ -300,7 +293,7 @@ def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = 
 
 
 def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[ScoredRecord], int]:
-    """Apply the limit, the minimum score and the token budget; count what the budget alone left out."""
+    """Apply the limit, the minimum score and the token budget; count what the budget leaves out."""
     best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
     if args.max_tokens is None:
         return best, 0
