@@ -125,7 +125,7 @@ async def test_a_write_that_never_reaches_the_disk_stands_and_is_not_called_sync
             await client.config_set("appendfsync", "everysec")
         assert stored["durability"] == USUAL
         assert "did not sync it within 0.3 s" in stored["unconfirmed"]
-        assert "not known to be on every disk" in str(whole.content)
+        assert "not confirmed on every disk" in str(whole.content)
         read = await agent.call("retrieve_memory", memory_id=stored["memory_id"])
         assert read["memory"]["content"] == "The safe is in the wall."
 

@@ -1,4 +1,4 @@
-"""What the tools of agents answer."""
+"""Answers of the agent tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AgentView(BaseModel):
 
     @classmethod
     def of(cls, agent: Agent, now: float) -> AgentView:
-        """Show an agent."""
+        """Build the view of an agent."""
         alive = agent.is_alive(now)
         return cls(
             agent_id=agent.name,
@@ -67,7 +67,7 @@ class RegisterAnswer(Answer):
 
 
 class UnregisterAnswer(Answer):
-    """What became of what an agent leaves."""
+    """What happened to the tasks, memories and grants of an agent that left."""
 
     tasks_reassigned: int
     memories_affected: int
@@ -81,7 +81,7 @@ class UnregisterAnswer(Answer):
 
 
 class HeartbeatAnswer(Answer):
-    """What a sign of life renewed, and what waits."""
+    """The leases that a heartbeat renewed, and what waits."""
 
     leases_renewed: dict[str, str] = Field(description="task id: until when")
     leases_lost: list[str] = Field(description="ids of tasks that are yours no more; stop working on them")

@@ -1,4 +1,4 @@
-"""What `wait_for_events` answers."""
+"""Answer of `wait_for_events`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EventKind = Literal["task", "memory", "grant", "agent", "match"]
 
 
 class Event(BaseModel):
-    """Something that happened. A match is a memory close to your query."""
+    """One event. A match is a memory close to your query."""
 
     kind: EventKind
     op: str = Field(description="what was done, such as stored, deleted, assigned, granted")
@@ -31,7 +31,7 @@ class Event(BaseModel):
 
 
 class EventsAnswer(Answer):
-    """What happened since the cursor, oldest first; none if the time ran out."""
+    """Events since the cursor, oldest first; none after a timeout."""
 
     events: list[Event]
     cursor: str = Field(description="send it with the next call, so that nothing is missed")

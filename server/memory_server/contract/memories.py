@@ -1,11 +1,11 @@
-"""What the tools of memories and searches answer."""
+"""Answers of the memory and search tools."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from memory_core.records.memory import MemoryType, Priority, Record, Visibility
 from memory_core.records.model import Model
@@ -14,6 +14,8 @@ from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.framing import NOTE, framed, quoted
 
+Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
+Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 VectorState = Literal["ready", "pending"]
 Trust = Literal["own", "received", "granted", "public"]
 
@@ -21,7 +23,7 @@ Trust = Literal["own", "received", "granted", "public"]
 class Memory(BaseModel):
     """One memory. Times are ISO 8601 in UTC; `expires_at` is null for never.
 
-    A long memory is shown by one of its pieces, except where it is retrieved by id.
+    Lists and searches show one piece of a long memory; retrieve_memory shows all.
     """
 
     memory_id: str
@@ -51,7 +53,7 @@ class Memory(BaseModel):
 
     @classmethod
     def of(cls, record: Record, principal: Principal, model: Model) -> Memory:
-        """Show a record to a principal; `model` is the one by which it is found."""
+        """Build a principal's view of a record; `model` is the current one."""
         grantors = principal.grantors_of(record)
         return cls(
             memory_id=record.id,
@@ -91,19 +93,19 @@ def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
 
 
 class Similar(BaseModel):
-    """A memory that a new one resembles."""
+    """A memory similar to a new one."""
 
     memory_id: str
-    score: float
+    score: Score
     content: str = Field(description="beginning of its content")
 
 
-LEVELS = "how far the write has come: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
-UNCONFIRMED = "why it is not known to have come further, though it was waited for; the write stands"
+LEVELS = "how durable the write is: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
+UNCONFIRMED = "why more is not confirmed although the call waited for it; the write is done"
 
 
 def _not_known(why: str) -> str:
-    return f"It is written, and not known to be on every disk that it should be on: {why}."
+    return f"It is written, but not confirmed on every disk that it should be on: {why}."
 
 
 class StoreAnswer(Answer):
@@ -117,7 +119,7 @@ class StoreAnswer(Answer):
     duplicate_of: str | None = Field(None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
     replayed: bool = Field(False, description="true: this idempotency_key had stored it before")
-    quarantined: bool = Field(False, description="true: an administrator has others not see what you write")
+    quarantined: bool = Field(False, description="true: an administrator hides your memories from others")
 
     def shown(self) -> list[str]:
         return [self.memory_id, *(near.memory_id for near in self.similar)]
@@ -127,7 +129,7 @@ class StoreAnswer(Answer):
         if self.unconfirmed:
             lines.append(_not_known(self.unconfirmed))
         if self.quarantined:
-            lines.append("You are under quarantine: nobody else sees it until an administrator lifts that.")
+            lines.append("You are in quarantine: other agents cannot see it until an administrator lifts that.")
         if self.duplicate_of:
             lines.append(f"It repeats {self.duplicate_of} exactly.")
         lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
@@ -149,7 +151,7 @@ class MemoryAnswer(Answer):
 
 
 class UpdateAnswer(MemoryAnswer):
-    """A memory as it is after a change."""
+    """A memory after a change."""
 
     durability: str = Field(description=LEVELS)
     unconfirmed: str | None = Field(None, description=UNCONFIRMED)
@@ -175,7 +177,7 @@ class MemoryListAnswer(Answer):
 
 
 class ClearAnswer(Answer):
-    """What a clear matched and removed."""
+    """The numbers of matched and removed memories."""
 
     matched: int
     deleted: int
@@ -186,22 +188,22 @@ class ClearAnswer(Answer):
 
 
 class Hit(BaseModel):
-    """A found memory. All scores lie between 0 and 1; null where that side was not asked."""
+    """A found memory. Scores are from 0 to 1; null if that side was not used."""
 
     memory: Memory
-    score: float
-    vector_score: float | None = None
-    keyword_score: float | None = None
+    score: Score
+    vector_score: Score | None = None
+    keyword_score: Score | None = None
     part: int | None = Field(None, description="which piece of a long memory matched, from 0; content is that piece")
 
 
 class Took(BaseModel):
     """Milliseconds that each stage of a search took."""
 
-    embed: float = 0.0
-    search: float = 0.0
-    rerank: float = 0.0
-    total: float = 0.0
+    embed: Milliseconds = 0.0
+    search: Milliseconds = 0.0
+    rerank: Milliseconds = 0.0
+    total: Milliseconds = 0.0
 
 
 class SearchAnswer(Answer):

@@ -1,4 +1,4 @@
-"""What the tools of context sharing answer."""
+"""Arguments and answers of the sharing tools."""
 
 from __future__ import annotations
 
@@ -6,13 +6,49 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
+from memory_server.contract.arguments import Arguments, ListOf, Time
 from memory_server.contract.framing import NOTE, quoted
 from memory_server.contract.memories import Memory
 
 
+class ShareArguments(Arguments):
+    """share_context_with_agent"""
+
+    target_agent: str = Field(description="a registered agent")
+    memory_ids: ListOf[str] | None = Field(default=None, description="these; or give context, tags or memory_types")
+    context: str | None = None
+    tags: ListOf[str] | None = Field(default=None, description="memories with any of them")
+    memory_types: ListOf[MemoryType] | None = None
+    permission: Literal["read", "write"] = Field(
+        default="read", description="write: may change content and metadata, and share on, one level"
+    )
+    bidirectional: bool = Field(default=False, description="also offer the other direction")
+    expires_in_seconds: int | None = Field(default=None, description="default never")
+    note: str | None = Field(default=None, description="why, for the other agent")
+
+
+class RevokeArguments(Arguments):
+    """revoke_shared_context"""
+
+    grant_id: str = Field(description="a grant_id or offer_id")
+
+
+class SharedContextArguments(Arguments):
+    """get_shared_context"""
+
+    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
+    context: str | None = None
+    query: str | None = Field(default=None, description="only what matches, best first; not with since")
+    since: Time | None = Field(
+        default=None, description="next_cursor of the call before, or a time: what changed since"
+    )
+    max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")
+
+
 class ShareAnswer(Answer):
-    """A grant, and the offer of the other direction."""
+    """A new grant, and the offer of the other direction."""
 
     grant_id: str
     target_agent: str
@@ -31,7 +67,7 @@ class ShareAnswer(Answer):
 
 
 class RevokeAnswer(Answer):
-    """What a revoke has ended."""
+    """The grants that a revoke ended."""
 
     grant_id: str
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
@@ -45,7 +81,7 @@ class SharedMemory(BaseModel):
 
     memory: Memory
     granted_by: list[str] = Field(description="agents whose grants show it")
-    changed_at: str = Field(description="since when you see it as it is: its last change, or the grant")
+    changed_at: str = Field(description="its last change or the grant, whichever is later")
 
 
 class GrantInfo(BaseModel):
@@ -72,7 +108,7 @@ class GrantInfo(BaseModel):
 
 
 class GrantState(GrantInfo):
-    """A grant or an offer, whoever its sides are, and what has become of it."""
+    """A grant or an offer with its state."""
 
     state: Literal["active", "offered", "expired", "revoked", "accepted"]
 
@@ -84,10 +120,10 @@ class GrantListAnswer(Answer):
 
 
 class SharedContextAnswer(Answer):
-    """What others let the caller see, and the grants and offers that it is a side of."""
+    """Memories that others share with the caller, and its grants and offers."""
 
     memories: list[SharedMemory] = Field(default_factory=list[SharedMemory])
-    next_cursor: str | None = Field(default=None, description="give it as since, for what this answer did not tell")
+    next_cursor: str | None = Field(default=None, description="pass it as since for what this answer left out")
     more: bool = Field(default=False, description="the budget left something out")
     granted_to_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     granted_by_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])

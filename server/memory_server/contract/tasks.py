@@ -1,4 +1,4 @@
-"""What the tools of tasks answer."""
+"""Answers of the task tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory_server.contract.memories import Hit
 
 
 class TaskEvent(BaseModel):
-    """One thing that happened to a task."""
+    """One event of a task."""
 
     at: str
     op: str
@@ -55,7 +55,7 @@ class TaskView(BaseModel):
 
     @classmethod
     def of(cls, task: Task, *, whole: bool = True) -> TaskView:
-        """Show a task: to whoever is no party to it without payload, result and metrics."""
+        """Build the view of a task; without `whole` it has no payload, result and metrics."""
         return cls(
             task_id=task.id,
             state=task.state,
@@ -89,7 +89,7 @@ class TaskView(BaseModel):
 
 
 class Suited(BaseModel):
-    """How well an agent suits the task; every figure lies between 0 and 1."""
+    """How well an agent suits the task; all figures from 0 to 1."""
 
     agent: str
     score: float
@@ -100,7 +100,7 @@ class Suited(BaseModel):
 
 
 class SimilarTask(BaseModel):
-    """An open task that looks the same."""
+    """A similar open task."""
 
     task_id: str
     score: float
@@ -110,7 +110,7 @@ class SimilarTask(BaseModel):
 
 
 class Why(BaseModel):
-    """Why a task went where it went."""
+    """Why a task was assigned as it was."""
 
     reason: str
     considered: list[Suited] = []
@@ -140,16 +140,16 @@ class DistributeAnswer(Answer):
 
 
 class ClaimedTask(TaskView):
-    """A task to work on: what is known of it, from earlier attempts and from memory."""
+    """A task to work on, with earlier attempts and related memories."""
 
     lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
     earlier_failures: list[TaskEvent] = []
-    handoff: str | None = Field(default=None, description="what the agent before left for you")
+    handoff: str | None = Field(default=None, description="note of the previous agent")
     memories: list[Hit] = []
 
 
 class PendingAnswer(Answer):
-    """Tasks of an agent: leased to it now, or only shown."""
+    """Tasks of an agent, leased to it now or only shown."""
 
     tasks: list[ClaimedTask]
     open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
@@ -159,7 +159,6 @@ class PendingAnswer(Answer):
         return [*(task.task_id for task in self.tasks), *self.shown_besides()]
 
     def shown_besides(self) -> list[str]:
-        """Give the ids of the memories that come with the tasks."""
         return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
 
     def summary(self) -> str:
@@ -183,7 +182,7 @@ def _brief(task: ClaimedTask) -> str:
 
 
 class TaskStateAnswer(Answer):
-    """What became of a task."""
+    """The state of a task."""
 
     task_id: str
     state: str
@@ -197,7 +196,7 @@ class TaskStateAnswer(Answer):
 
 
 class TaskAnswer(Answer):
-    """One task with all that happened to it."""
+    """One task with its history."""
 
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])

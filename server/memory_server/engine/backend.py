@@ -115,16 +115,17 @@ class Backend:
     async def read(self, command: Callable[[Client], Awaitable[T]]) -> T:
         """Run a command that changes nothing, with retries. Raises StoreUnavailable (no answer, or loading)."""
         client = await self.client()
-        async for attempt in AsyncRetrying(
+
+        async def attempt() -> T:
+            async with store_errors(deadline=self.settings.redis.timeout_seconds):
+                return await command(client)
+
+        return await AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable) & retry_if_not_exception_type(StoreRefused) & _not_loading,
             stop=stop_after_delay(1.0),
             wait=wait_random_exponential(multiplier=0.02, max=0.3),
             reraise=True,
-        ):
-            with attempt:
-                async with store_errors(deadline=self.settings.redis.timeout_seconds):
-                    return await command(client)
-        raise AssertionError("unreachable")
+        )(attempt)
 
     async def write(
         self,
@@ -167,24 +168,26 @@ class Backend:
     ) -> dict[str, Any]:
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
         unknown: OutcomeUnknown | None = None
-        async for attempt in AsyncRetrying(
+
+        async def attempt() -> dict[str, Any]:
+            nonlocal unknown
+            try:
+                async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
+                    return await functions.call(client, function, keys, **request)
+            except OutcomeUnknown as error:
+                unknown = error
+                raise
+            except StoreUnavailable:
+                if unknown:
+                    raise unknown from None
+                raise
+
+        return await AsyncRetrying(
             retry=retry_if_exception_type(outcomes) & retry_if_not_exception_type(StoreRefused),
             stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             reraise=True,
-        ):
-            with attempt:
-                try:
-                    async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
-                        return await functions.call(client, function, keys, **request)
-                except OutcomeUnknown as error:
-                    unknown = error
-                    raise
-                except StoreUnavailable:
-                    if unknown:
-                        raise unknown from None
-                    raise
-        raise AssertionError("unreachable")
+        )(attempt)
 
     def starts_sidecar(self) -> bool:
         """Whether the embedded Redis is about to start its own sidecar."""

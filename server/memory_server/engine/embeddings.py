@@ -1,6 +1,6 @@
-"""Vectors on request: asks go to the sidecars by stream, answers come back through `replies`.
+"""Embeds texts: sends requests to the sidecars by stream and receives the vectors through `replies`.
 
-Texts that are wanted at the same time travel in one ask: while some are on their way, others gather.
+While requests are under way, further texts gather for the next one.
 """
 
 from __future__ import annotations
@@ -29,25 +29,24 @@ from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
 
 log = logging.getLogger(__name__)
 _TRUST_SECONDS = 2.0
-"""A sidecar that answered this recently is taken to be alive."""
+"""A sidecar that answered this recently counts as alive."""
 _ASKS_AT_ONCE = 4
 _TEXTS_PER_ASK = 32
-"""Small enough that a sidecar can answer another agent's ask in between."""
+"""Small enough that a sidecar can serve another agent in between."""
 
 Request = tuple[str, asyncio.Future[bytes], str]
-"""A text, the future of its vector, and the trace it belongs to."""
+"""A text, the future of its vector, and its trace."""
 
 
 class Embeddings:
-    """Gives vectors from the cache, else asks sidecars and waits for them."""
+    """Returns vectors from the cache or from sidecars."""
 
     def __init__(self, backend: Backend, models: KnownModels) -> None:
         settings = backend.settings
         self.cache = VectorCache(backend, settings.cache)
-        self._backend = backend
-        self._models = models
+        self._backend, self._models = backend, models
         self.replies = Replies(backend)
-        self._wanted: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
+        self._queued: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
         self._answering: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
         self._asking: set[asyncio.Task[None]] = set()
 
@@ -70,13 +69,12 @@ class Embeddings:
         secret: bool = False,
         asked: asyncio.Event | None = None,
     ) -> Matrix:
-        """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+        """Return unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
 
-        They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered. `asked` is set once sidecars are asked for what is missing, so that the caller can send
-        other commands to Redis after them.
+        `model` defaults to the current one of the asker's namespace. Vectors of `secret` texts are not cached. `asked`
+        is set once the sidecars have their requests, so that the caller's own commands to Redis come after them.
 
-        Raises EmbeddingUnavailable (no sidecar lives, none answered in time, or it refused) or StoreUnavailable.
+        Raises EmbeddingUnavailable (no live sidecar, no answer in time, or refused) or StoreUnavailable.
         """
         model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)
@@ -91,11 +89,9 @@ class Embeddings:
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
-        """Get the vectors of texts if this process knows all of them, without a round trip."""
+        """Return the vectors of texts if this process has all of them cached."""
         known = await self.cache.get(asker, texts, model, far=False)
-        if any(text not in known for text in texts):
-            return None
-        return _rows(known, texts, model)
+        return _rows(known, texts, model) if all(text in known for text in texts) else None
 
     async def _remember(self, asker: Asker, vectors: Vectors, model: Model) -> None:
         try:
@@ -110,7 +106,7 @@ class Embeddings:
         where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
         trace = tracing.carrier()
-        self._wanted[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
+        self._queued[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
         self._pump()
         if asked:
             asked.set()
@@ -123,10 +119,10 @@ class Embeddings:
             ) from None
 
     def _pump(self) -> None:
-        """Send what is wanted, lane by lane, as long as not too many asks are under way."""
-        for (lane, model), wanted in self._wanted.items():
-            while wanted and len(self._asking) < _ASKS_AT_ONCE:
-                batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
+        """Send queued texts, lane by lane, while few requests are under way."""
+        for (lane, model), queue in self._queued.items():
+            while queue and len(self._asking) < _ASKS_AT_ONCE:
+                batch = [queue.popleft() for _ in range(min(len(queue), _TEXTS_PER_ASK))]
                 if batch := [one for one in batch if not one[1].done()]:
                     task = asyncio.create_task(self._ask(lane, model, batch))
                     self._asking.add(task)
@@ -137,7 +133,7 @@ class Embeddings:
         self._pump()
 
     async def _ask(self, lane: int, model: Model, batch: list[Request]) -> None:
-        """Ask for a batch and hand each its vector, or all the same error."""
+        """Request a batch and pass each text its vector, or all the same error."""
         try:
             trace = next((trace for _, _, trace in batch if trace), "")
             vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, model, trace)
@@ -151,7 +147,7 @@ class Embeddings:
                 future.set_result(vector)
 
     async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> list[bytes]:
-        """Ask a sidecar; give the unit vectors as Redis and the cache keep them."""
+        """Ask a sidecar. Returns the unit vectors as Redis and the cache store them."""
         wait = self._backend.settings.embed_wait_seconds
 
         async def send() -> Reply:

@@ -1,4 +1,4 @@
-"""Reports which memories an answer leaves out because their integrity check failed."""
+"""Reports the memories missing from an answer because their integrity check failed."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from memory_core.errors import Tampered
 from memory_server.contract.answer import Answer
 
 A = TypeVar("A", bound=Answer)
-_UNSIGNED_HINT = "an administrator can have them signed by `redis-memory integrity adopt`"
-_ALTERED_HINT = "an administrator sees more in the log and by `redis-memory integrity verify`"
+_UNSIGNED_HINT = "an administrator can sign them with `redis-memory integrity adopt`"
+_ALTERED_HINT = "an administrator sees details in the log and with `redis-memory integrity verify`"
 
 
 class IntegrityReport:
-    """The memories that one answer leaves out, each with the reason."""
+    """The memories missing from one answer, each with the reason."""
 
     def __init__(self) -> None:
         self._failed: dict[str, IntegrityFailure] = {}
 
     def add(self, memory_id: str, failure: IntegrityFailure) -> None:
-        """Report a memory that the caller could read otherwise."""
+        """Add a memory that the caller could read otherwise."""
         self._failed[memory_id] = failure
 
     def check(self, memory_id: str) -> None:
-        """Refuse to show a memory that failed. Raises Tampered."""
+        """Raise Tampered if a memory failed its check."""
         if memory_id in self._failed:
             raise tampered(memory_id, self._failed[memory_id])
 
     def applied_to(self, answer: A) -> A:
-        """Mark an answer as partial if memories are left out of it."""
+        """Mark an answer as partial if memories are missing from it."""
         if not self._failed:
             return answer
         reasons = [answer.reason, *self._reasons()]
@@ -46,7 +46,7 @@ class IntegrityReport:
 
 
 def tampered(memory_id: str, failure: IntegrityFailure) -> Tampered:
-    """Build the refusal to show a memory."""
+    """Build the error for a memory that failed its check."""
     if failure is IntegrityFailure.UNSIGNED:
         return Tampered(f"memory {memory_id} has no integrity code", hint=_UNSIGNED_HINT)
-    return Tampered(f"memory {memory_id} fails its integrity check and is not shown", hint=_ALTERED_HINT)
+    return Tampered(f"memory {memory_id} failed its integrity check and is not shown", hint=_ALTERED_HINT)

@@ -1,7 +1,7 @@
-"""Tracks which namespaces have an index on the connected Redis, and how much of each namespace it covers.
+"""Tracks which namespaces have an index on the connected Redis, and how much of each it covers.
 
-An answer is complete only if the index was complete from before the search until after it. A check afterwards is not
-enough: an index that was dropped meanwhile may have been created again.
+An answer is complete only if the same index was complete before and after the search: it may have been dropped and
+created again in between.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _WATCH_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A namespace whose index stands on one run of Redis, and how much of it (0 to 1) and how many pieces it covers.
+    """A namespace's index on one run of Redis, its progress (0 to 1) and the pieces it covers.
 
-    Of two with one `made` no index was made in between.
+    Two with the same `made` mean the same index.
     """
 
     keys: Keys
@@ -49,11 +49,10 @@ class Prepared:
 
 
 class Namespaces:
-    """The namespaces that this process used lately."""
+    """The namespaces that this process used recently."""
 
     def __init__(self, backend: Backend, models: KnownModels) -> None:
-        self._backend = backend
-        self._models = models
+        self._backend, self._models = backend, models
         backend.on_moved = self.doubt
         self._known: dict[str, Prepared] = {}
         self._used: dict[str, float] = {}
@@ -63,7 +62,7 @@ class Namespaces:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Namespaces]:
-        """Watch the namespaces in use until left."""
+        """Watch the namespaces in use while inside."""
         watching = asyncio.create_task(self._watch())
         try:
             yield self
@@ -75,21 +74,18 @@ class Namespaces:
         return sorted(raw.decode() for raw in await self._backend.read(lambda client: client.smembers(NAMESPACES)))
 
     async def knows(self, name: str) -> bool:
-        """Whether anything was ever stored in a namespace. Reading alone creates none."""
+        """Whether anything was ever stored in a namespace. Reading does not create one."""
         if name in self._known:
             return True
         return bool(await self._backend.read(lambda client: client.sismember(NAMESPACES, name)))
 
     def documents(self, name: str) -> int:
-        """Pieces that a namespace's index covers, as last seen."""
+        """Number of pieces in a namespace's index, as last seen."""
         known = self._known.get(name)
         return known.documents if known else 0
 
     async def get(self, name: str, *, renew: bool = False) -> Prepared:
-        """Make sure that a namespace has its index; `renew` says that it was just found missing.
-
-        Raises StoreUnavailable.
-        """
+        """Ensure that a namespace has its index; `renew`: it was just found missing. Raises StoreUnavailable."""
         self._used[name] = time.monotonic()
         known = self._known.get(name)
         if known and not renew and known.progress >= 1 and not self._backend.is_suspect:
@@ -102,9 +98,9 @@ class Namespaces:
             return known if known.progress >= 1 else await self._look(known)
 
     async def search(self, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
-        """Run commands on a namespace's index. Where the index is missing, create it and run them once more.
+        """Run commands on a namespace's index; if it is missing, create it and run them again.
 
-        Raises StoreUnavailable (Redis does not answer, or the search was stopped at its deadline).
+        Raises StoreUnavailable (no answer, or the deadline passed).
         """
         for attempt in range(2):
             try:
@@ -114,19 +110,16 @@ class Namespaces:
                     raise index.search_error(error) from error
                 await self.get(namespace, renew=True)
                 if attempt:
-                    raise StoreUnavailable("another index took the place of this one", retry_after=0.1) from error
+                    raise StoreUnavailable("the index was replaced meanwhile", retry_after=0.1) from error
         raise AssertionError("unreachable")
 
     async def covered(self, before: Prepared) -> float:
-        """Say how much of a namespace its index covered at the least, from `before` until now.
-
-        Raises StoreUnavailable.
-        """
+        """Return the minimum progress of an index from `before` until now. Raises StoreUnavailable."""
         now = await self.get(before.keys.namespace)
         return min(before.progress, now.progress) if now.made == before.made else 0.0
 
     def doubt(self) -> None:
-        """Namespaces may have moved: until they are checked, no index is known to be complete."""
+        """Namespaces may have moved: no index counts as complete until it is checked."""
         for name, known in self._known.items():
             self._known[name] = replace(known, run_id="", made=next(self._made), progress=0.0)
 
@@ -136,7 +129,7 @@ class Namespaces:
             await self.look_after()
 
     async def look_after(self) -> None:
-        """Create indexes again that vanished between searches, and forget unused namespaces."""
+        """Create missing indexes again, and forget unused namespaces."""
         for name, known in list(self._known.items()):
             if self._used[name] < time.monotonic() - _FORGET_SECONDS:
                 del self._known[name], self._used[name]
@@ -149,7 +142,7 @@ class Namespaces:
             except MemoryServiceError as error:
                 log.warning("namespace %s: %s", name, error.message)
             except Exception:
-                log.exception("namespace %s could not be looked at", name)
+                log.exception("namespace %s could not be checked", name)
 
     async def _make(self, name: str) -> Prepared:
         run_id, made = self._backend.run_id, next(self._made)
@@ -163,7 +156,7 @@ class Namespaces:
         return self._known[name]
 
     async def _look(self, known: Prepared) -> Prepared:
-        """Ask how much an index covers; one that is missing belongs to no run of Redis."""
+        """Ask how much an index covers; a missing one gets an empty `run_id`."""
         covered = await self._backend.read(lambda client: index.coverage(client, known.keys.index_alias))
         if covered is None:
             found = replace(known, run_id="", progress=0.0, documents=0)

@@ -43,18 +43,13 @@ async def resolve_writer(backend: Backend, request: RequestContext) -> Principal
         return principal
     caller, candidate = request.caller, new_id()
     keys = Keys(caller.namespace)
-    await backend.write(
-        "rm1_owner",
-        [keys.agent(caller.agent), keys.owner(candidate)],
-        repeatable=True,
-        candidate=candidate,
-        agent=caller.agent,
-    )
+    names = [keys.agent(caller.agent), keys.owner(candidate)]
+    await backend.write("rm1_owner", names, repeatable=True, candidate=candidate, agent=caller.agent)
     return await resolve(backend, request)
 
 
 async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
-    """Give the owner ids behind agent names, for filtering. Unknown names match nothing."""
+    """Return the owner ids behind agent names, for filters. Unknown names match nothing."""
     if not names:
         return ()
     keys = Keys(principal.namespace)

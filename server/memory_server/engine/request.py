@@ -1,4 +1,4 @@
-"""The context of one request: who calls, and what the parts of its work share. Every use case receives it."""
+"""The context of one request: its caller and shared state. Every use case receives it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ A = TypeVar("A", bound=Answer)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The agent and namespace that the connection proves for a request.
+    """The authenticated agent and namespace of a request.
 
-    Without `may_read` the answer shows no memories beside those asked for. With `sees_server` it shows figures that
-    the activity of all agents moves: for admins, and for every agent while authentication is off. `by` is the admin
-    who acts as the agent, and `origin` where the request came from.
+    Without `may_read` the answer shows no memories beyond those asked for. `sees_server` allows figures on all agents'
+    activity: for admins, and for everyone while authentication is off. `by` is the admin who acts as the agent, and
+    `origin` where the request came from.
     """
 
     namespace: str
@@ -41,17 +41,16 @@ class Caller:
     origin: str = ""
 
     def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> Said:
-        """Build the audit entry of what this caller does to some ids, and of which memories that shows it."""
+        """Build the audit entry of an operation of this caller on some ids, with the memories it shows."""
         return said(self.agent, op, ids, self.origin, by=self.by, shown=shown)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """One operation under way. `RequestContext(caller)` is enough for background work and the console.
+    """The state of one operation. `RequestContext(caller)` is enough for background work and the console.
 
-    `access` is what the token grants; None where no token is needed. Reads of one batch share `cache`, and its writes
-    share `deferred`. `integrity` collects the memories that the answer leaves out. `slot` is the admission slot that
-    the call holds.
+    `access` is what the token grants; None if no token is needed. Reads of one batch share `cache`, its writes
+    `deferred`. `integrity` collects the memories that failed their check. `slot` is the call's admission slot.
     """
 
     caller: Caller
@@ -63,7 +62,7 @@ class RequestContext:
     deferred: DeferredWrites | None = None
 
     def check(self, scope: Scope | None) -> None:
-        """Require a scope of the caller's token. Raises Forbidden (the token lacks it)."""
+        """Require a scope of the caller's token. Raises Forbidden."""
         if self.access is not None:
             self.access.check(scope)
 
@@ -72,20 +71,20 @@ class RequestContext:
         return replace(self, caller=check_writes_as(self.caller, agent_id))
 
     def of_batch(self, deferred: DeferredWrites) -> RequestContext:
-        """Give the context of a batch, whose writes wait for the disk together at its end."""
+        """Return the context of a batch, which waits for the disk once, at its end."""
         return replace(self, deferred=deferred)
 
     def operation(self, call: AuditedCall, cache: BatchCache | None) -> RequestContext:
-        """Give the context of one operation of a batch."""
+        """Return the context of one operation of a batch."""
         return replace(self, call=call, cache=cache, integrity=IntegrityReport())
 
     def with_own_report(self) -> RequestContext:
-        """Collect integrity failures of a part of the work separately."""
+        """Collect integrity failures of a part separately."""
         return replace(self, integrity=IntegrityReport())
 
     @contextmanager
     def without_slot(self) -> Generator[None]:
-        """Let other calls work while this one only waits: for an event, a task or a disk."""
+        """Let other calls run while this one only waits for an event, a task or the disk."""
         if self.slot is None:
             yield
             return
@@ -94,10 +93,7 @@ class RequestContext:
 
 
 def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
-    """Accept an `agent_id` argument of a write only from the agent itself or an admin.
-
-    Raises Forbidden (it names another agent).
-    """
+    """Accept an `agent_id` argument of a write only from that agent or an admin. Raises Forbidden."""
     if agent_id is None or agent_id == caller.agent:
         return caller
     if caller.admin:
@@ -111,7 +107,7 @@ def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
 def reports_integrity(
     use_case: Callable[Concatenate[S, RequestContext, P], Awaitable[A]],
 ) -> Callable[Concatenate[S, RequestContext, P], Awaitable[A]]:
-    """Mark a use case whose answer says which memories failed their integrity check and are left out."""
+    """Decorate a use case whose answer reports memories that failed their integrity check."""
 
     @wraps(use_case)
     async def reporting(service: S, request: RequestContext, *args: P.args, **kwargs: P.kwargs) -> A:

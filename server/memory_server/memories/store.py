@@ -168,10 +168,8 @@ async def _similar(
         found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
-    return [
-        Similar(memory_id=near.record.id, score=round(near.score, 4), content=near.record.content[:_SNIPPET])
-        for near in found
-    ]
+    records = [(near.record, near.score) for near in found]
+    return [Similar(memory_id=one.id, score=score, content=one.content[:_SNIPPET]) for one, score in records]
 
 
 async def _write(

@@ -24,8 +24,7 @@ from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
-from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
-from memory_server.contract.dashboard_arguments import MapArguments
+from memory_server.contract.dashboard import MapAnswer, MapArguments, Snippet, SnippetsAnswer
 from memory_server.contract.validation import check_ids
 from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads

@@ -80,12 +80,7 @@ async def semantic_search(
     service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
     return SearchAnswer(
         hits=[_hit(scored, principal, found.model) for scored in found.hits],
-        took_ms=Took(
-            embed=round(found.embed_ms, 2),
-            search=round(found.search_ms, 2),
-            rerank=round(found.rank_ms, 2),
-            total=round(total_ms, 2),
-        ),
+        took_ms=Took(embed=found.embed_ms, search=found.search_ms, rerank=found.rank_ms, total=total_ms),
         partial=bool(found.reason),
         reason=found.reason,
     )
@@ -132,7 +127,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
     service.touch(request.caller.namespace, [scored.record.id for scored in hits])
-    total_ms = round((time.perf_counter() - started) * 1000, 2)
+    total_ms = (time.perf_counter() - started) * 1000
     reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
@@ -309,8 +304,8 @@ def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[Sc
 def _hit(scored: ScoredRecord, principal: Principal, model: Model) -> Hit:
     return Hit(
         memory=Memory.of(scored.record, principal, model),
-        score=round(scored.score, 4),
-        vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
-        keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
+        score=scored.score,
+        vector_score=scored.vector_score,
+        keyword_score=scored.keyword_score,
         part=scored.record.part if scored.record.chunks > 1 else None,
     )

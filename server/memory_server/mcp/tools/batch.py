@@ -12,7 +12,7 @@ from mcp_types import CallToolResult, InputRequiredResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
-from memory_server.contract.batch import BatchAnswer, Outcome
+from memory_server.contract.answer import BatchAnswer, Outcome
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.deferred_writes import DeferredWrites
 from memory_server.engine.request import RequestContext
