@@ -1,6 +1,6 @@
-"""Random histories of several agents, run on the real stack and on a plain model of the contract, agree.
+"""Random histories of several agents give the same results on the real stack and on a plain model of the contract.
 
-`FUZZ_STEPS` sets the least number of steps of the long test; see tests/fuzz/run.py for many.
+`FUZZ_STEPS` is the minimum number of steps; see tests/fuzz/run.py for many.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from support.histories import (
     Rev,
 )
 from support.model import Model
-from support.model_records import Moment, Outcome, Said, Selected
+from support.model_records import Arguments, Moment, Outcome, Selected
 from support.stack import Agent, Stack, in_own_task
 
 from memory_core.records.keys import Keys
@@ -48,7 +48,7 @@ _namespaces = count()
 
 @dataclass(slots=True)
 class World:
-    """The actors of one history with the models of their two namespaces."""
+    """The agents of one history and the models of their two namespaces."""
 
     stack: Stack
     agents: dict[str, Agent]
@@ -56,26 +56,26 @@ class World:
     here: Model = field(default_factory=Model)
     elsewhere: Model = field(default_factory=Model)
 
-    async def call(self, actor: str, tool: str, said: Said) -> dict[str, Any]:
-        """Call a tool, compare its outcome with the model's, and give its answer."""
+    async def call(self, actor: str, tool: str, arguments: Arguments) -> dict[str, Any]:
+        """Call a tool, compare its outcome with the model's and return its answer."""
         model, name = self._view(actor)
-        said = self._resolved(said, actor)
+        arguments = self._resolved(arguments, actor)
         start = time.time()
-        result = await self.agents[actor].raw(tool, **said)
+        result = await self.agents[actor].raw(tool, **arguments)
         answer = result.structured_content or {}
         outcome: Outcome = answer["error"]["code"] if result.is_error else answer
         try:
-            model.check(name, tool, said, outcome, Moment(start, time.time()))
+            model.check(name, tool, arguments, outcome, Moment(start, time.time()))
         except AssertionError as error:
-            error.add_note(f"{actor} called {tool}({str(said)[:2000]})\nand got {str(outcome)[:2000]}")
+            error.add_note(f"{actor} called {tool}({str(arguments)[:2000]})\nand got {str(outcome)[:2000]}")
             raise
         return answer
 
     def _view(self, actor: str) -> tuple[Model, str]:
         return (self.elsewhere, "alice") if actor == OUTSIDER else (self.here, actor)
 
-    def _resolved(self, said: Said, actor: str) -> Said:
-        """Put ids and revisions where a Ref or Rev stands."""
+    def _resolved(self, arguments: Arguments, actor: str) -> Arguments:
+        """Replace each Ref and Rev by its id or revision."""
         model, name = self._view(actor)
         everyones = [*self.elsewhere.memories, *self.here.memories]
         own = [memory.id for memory in model.memories.values() if memory.owner == name and not memory.removed]
@@ -86,7 +86,7 @@ class World:
                     ids = own if mine and own else everyones
                     return ids[-1 - back % len(ids)] if ids else UNKNOWN
                 case Rev(off):
-                    memory = model.memories.get(said["memory_id"])
+                    memory = model.memories.get(arguments["memory_id"])
                     return (memory.rev if memory else 1) + off
                 case Long(number):
                     return LONG[number]
@@ -97,12 +97,12 @@ class World:
                 case _:
                     return value
 
-        if "memory_id" in said:
-            said = {**said, "memory_id": resolve(said["memory_id"])}
-        return {name: resolve(value) for name, value in said.items()}
+        if "memory_id" in arguments:
+            arguments = {**arguments, "memory_id": resolve(arguments["memory_id"])}
+        return {name: resolve(value) for name, value in arguments.items()}
 
     async def check_everything(self) -> None:
-        """Once all vectors are there, everything that each actor can see is as the models say."""
+        """Once all vectors are ready, compare everything that each agent can see with the models."""
         for model, actors, namespace in (
             (self.here, ACTORS[:3], self.namespace),
             (self.elsewhere, (OUTSIDER,), f"{self.namespace}-else"),
@@ -119,7 +119,7 @@ class World:
         return await client.xlen(keys.jobs(DEFAULT_MODEL)) == 0 and await client.zcard(keys.chores) == 0
 
     async def _check_keys(self, model: Model, keys: Keys) -> None:
-        """Redis holds every memory that was not removed, with all of its pieces and vectors, and nothing else."""
+        """Redis contains exactly the memories that were not removed, with all their chunks and vectors."""
         found = [
             key.decode() async for key in self.stack.client.scan_iter(match=f"{keys.memory('')[:-4]}*", count=1000)
         ]
@@ -136,13 +136,13 @@ class World:
         assert {key.removeprefix(keys.use("")) for key in found if key.startswith(keys.use(""))} <= heads
 
     async def _check_view(self, model: Model, actor: str) -> None:
-        everything: Said = {"include_archive": True, "limit": 100}
+        everything: Arguments = {"include_archive": True, "limit": 100}
         name = "alice" if actor == OUTSIDER else actor
         await self._check_pages(actor)
         now = time.time()
         mine = model.readable(name, everything, Moment(now, now)).memories
         wanted = {(memory.source, memory.pieces[0]): memory.id for memory in mine}
-        looks: list[Said] = [
+        looks: list[Arguments] = [
             {"op": "memory_stats"},
             *({"op": "get_agent_memories", "agent_id": other, **everything} for other in ACTORS),
             *({"op": "get_agent_memories", "priorities": [priority]} for priority in PRIORITIES),
@@ -162,19 +162,19 @@ class World:
             assert {memory.id for memory in same if memory.lives(moment)} <= near, "not found by its own content"
 
     async def _check_pages(self, actor: str) -> None:
-        """Pages of a list hold, one after the other, what the list holds."""
-        agent, said = self.agents[actor], {"include_archive": True, "agent_ids": ["alice", "bob", "carol"]}
+        """The pages of a list add up to the list."""
+        agent, arguments = self.agents[actor], {"include_archive": True, "agent_ids": ["alice", "bob", "carol"]}
         start, cursor, listed = time.time(), {}, list[str]()
         while cursor is not None:
-            page = await agent.call("get_agent_memories", limit=13, **said, **cursor)
+            page = await agent.call("get_agent_memories", limit=13, **arguments, **cursor)
             listed += [memory["memory_id"] for memory in page["memories"]]
             cursor = {"cursor": page["next_cursor"]} if "next_cursor" in page else None
         model, name = self._view(actor)
-        model.readable(name, said, Moment(start, time.time())).check_listed(listed, 1000)
+        model.readable(name, arguments, Moment(start, time.time())).check_listed(listed, 1000)
 
 
 async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) -> int:
-    """Run a history in two fresh namespaces, compare throughout, and give the number of steps."""
+    """Run a history in two fresh namespaces, compare throughout and return the number of steps."""
     namespace, steps = f"history-{next(_namespaces)}", 0
     async with AsyncExitStack() as connections:
         agents: dict[str, Agent] = {}
@@ -183,8 +183,8 @@ async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) ->
             agents[actor] = await connections.enter_async_context(in_own_task(stack.server.agent(name, where)))
         world = World(stack, agents, namespace)
         for call in history:
-            await world.call(call.actor, call.tool, call.said)
-            steps += len(call.said.get("operations", "1"))
+            await world.call(call.actor, call.tool, call.arguments)
+            steps += len(call.arguments.get("operations", "1"))
         await world.check_everything()
     tally.update(world.here.tally + world.elsewhere.tally)
     return steps
@@ -192,7 +192,7 @@ async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) ->
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def session_loop() -> AsyncGenerator[asyncio.AbstractEventLoop]:
-    """The event loop that the stack's server runs on."""
+    """The event loop of the stack's server."""
     yield asyncio.get_running_loop()
 
 
@@ -204,7 +204,7 @@ _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 def test_random_histories_agree_with_the_model(
     stack: Stack, session_loop: asyncio.AbstractEventLoop, least: int, record_property: Any
 ) -> None:
-    """Each seed gives a trivial history and two random ones: from more, Hypothesis would make likenesses."""
+    """Each seed gives a trivial history and two random ones. From more, Hypothesis would make similar ones."""
     steps, tally, began, current = 0, Counter[str](), time.monotonic(), SEED
 
     @settings(max_examples=3, deadline=None, database=None, suppress_health_check=_SLOW)
