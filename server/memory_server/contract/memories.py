@@ -21,10 +21,7 @@ Trust = Literal["own", "received", "granted", "public"]
 
 
 class Memory(BaseModel):
-    """One memory. Times are ISO 8601 in UTC; `expires_at` is null for never.
-
-    Lists and searches show one piece of a long memory; retrieve_memory shows all.
-    """
+    """One memory, or a piece of a long one. Times are ISO 8601 in UTC; `expires_at` is null for never."""
 
     memory_id: str
     content: str

@@ -48,7 +48,7 @@ class TaskFigures(BaseModel):
     """Tasks that the caller submitted, the newest thousand; an admin sees those of the namespace."""
 
     by_state: dict[str, int] = {}
-    completion_rate: float | None = Field(default=None, description="completed tasks to all that ended")
+    completion_rate: float | None = Field(None, description="completed tasks to all that ended")
 
 
 class AgentFigures(BaseModel):

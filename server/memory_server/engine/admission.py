@@ -1,7 +1,6 @@
 """Admission control: limits how many calls run and wait, and refuses the rest at once.
 
-A burst may wait. When calls have waited without a break for `patience` seconds, only a quarter as many may wait as run,
-so that an admitted call takes less than twice its usual time.
+A burst may wait. After `patience` seconds of unbroken waiting, only a quarter as many calls may wait as run.
 """
 
 from __future__ import annotations

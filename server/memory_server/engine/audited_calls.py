@@ -1,7 +1,4 @@
-"""Tracks each operation to its end, so that it gets an audit entry whether it changed, read or was refused.
-
-The Function that makes a change writes its entry. All other entries are written later, from a buffer.
-"""
+"""Tracks each operation to its end, so that it gets an audit entry whether it changed, read or was refused."""
 
 from __future__ import annotations
 

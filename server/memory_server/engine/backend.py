@@ -136,10 +136,9 @@ class Backend:
         audited_call: AuditedCall | None = None,
         **request: Any,
     ) -> dict[str, Any]:
-        """Call a Redis Function. Only a `repeatable` one is retried when its answer is lost.
+        """Call a Redis Function with a signed audit entry. Only a `repeatable` one is retried when its answer is lost.
 
-        Signs the audit entry (`audit`). If it is written, `audited_call` writes none. Raises StoreUnavailable (nothing
-        was changed) or OutcomeUnknown (sent, but not answered).
+        Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
         client = await self.client()
         with tracing.span(function):
@@ -287,7 +286,6 @@ class Backend:
         self.is_suspect = True
 
     def _doubt_coverage(self) -> None:
-        """Namespaces have moved: no index counts as complete until it is checked."""
         self.is_suspect = True
         self.on_moved()
 

@@ -64,10 +64,7 @@ class BulkClient:
         wait: float,
         model: Model | None = None,
     ) -> list[list[Piece]]:
-        """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
-
-        Raises BulkUnavailable (no sidecar offers it, or none answered in time) or StoreUnavailable.
-        """
+        """Find the k nearest pieces to each query, shape (n, dimension). Raises BulkUnavailable or StoreUnavailable."""
         vector_store = self._backend.settings.vector_store
         request = Nearest(
             selection=selection,

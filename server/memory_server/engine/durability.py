@@ -25,13 +25,11 @@ from memory_server.engine.deferred_writes import Written
 from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
-_GATHER_SECONDS = 0.05
-"""Calls that come within so long after a wait began share the next, so that few run at once."""
+_GATHER_SECONDS = 0.05  # calls that come within so long after a wait began share the next, so that few run at once
 _AT_ONCE = 32
 _MARK_MS = 60_000
 _LOOK_SECONDS = 2.0
-_FORGIVE_SECONDS = 60.0
-"""After replicas did not sync in time, writes do not wait for replicas for so long."""
+_FORGIVE_SECONDS = 60.0  # after replicas did not sync in time, writes do not wait for replicas for so long
 _SLOW_REPLICAS = "replicas are too slow, or have no append-only file"
 
 
@@ -106,7 +104,6 @@ class Durability:
                 await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
 
     async def _sync(self, group: Sequence[Waiter]) -> None:
-        """Answer the waiting calls, grouped by shard."""
         shards: dict[Client, list[Waiter]] = {}
         for waiter in group:
             try:

@@ -1,7 +1,4 @@
-"""Embeds texts: sends requests to the sidecars by stream and receives the vectors through `replies`.
-
-While requests are under way, further texts gather for the next one.
-"""
+"""Embeds texts through the sidecars. While requests are under way, further texts gather for the next one."""
 
 from __future__ import annotations
 
@@ -28,11 +25,9 @@ from memory_server.engine.replies import Replies, until_a_key_fits
 from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
 
 log = logging.getLogger(__name__)
-_TRUST_SECONDS = 2.0
-"""A sidecar that answered this recently counts as alive."""
+_TRUST_SECONDS = 2.0  # a sidecar that answered this recently counts as alive
 _ASKS_AT_ONCE = 4
-_TEXTS_PER_ASK = 32
-"""Small enough that a sidecar can serve another agent in between."""
+_TEXTS_PER_ASK = 32  # small enough that a sidecar can serve another agent in between
 
 Request = tuple[str, asyncio.Future[bytes], str]
 """A text, the future of its vector, and its trace."""
@@ -69,12 +64,10 @@ class Embeddings:
         secret: bool = False,
         asked: asyncio.Event | None = None,
     ) -> Matrix:
-        """Return unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+        """Return unit vectors, shape (len(texts), dimension). Vectors of `secret` texts are not cached.
 
-        `model` defaults to the current one of the asker's namespace. Vectors of `secret` texts are not cached. `asked`
-        is set once the sidecars have their requests, so that the caller's own commands to Redis come after them.
-
-        Raises EmbeddingUnavailable (no live sidecar, no answer in time, or refused) or StoreUnavailable.
+        `asked` is set once the sidecars have their requests, so that the caller's own commands to Redis come after
+        them. Raises EmbeddingUnavailable (no live sidecar, no answer in time, or refused) or StoreUnavailable.
         """
         model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)

@@ -74,7 +74,6 @@ def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> 
 
 
 def _declared_field(field: Any) -> tuple[str, Traits]:
-    """Return the name and traits of a field of this release."""
     declared = [str(getattr(part, "value", part)) for part in field.redis_args()]
     head = declared.index("AS") + 2 if "AS" in declared[:2] else 1
     options, name = declared[head:], declared[head - 1]
@@ -88,7 +87,6 @@ def _declared_field(field: Any) -> tuple[str, Traits]:
 
 
 def _actual_field(attribute: dict[bytes, Any]) -> Traits:
-    """Return a field's traits from FT.INFO."""
     traits = {"TYPE": text_of(attribute[b"type"]), "FIELD": text_of(attribute[b"identifier"])}
     traits |= _flags([text_of(flag) for flag in attribute[b"flags"]])
     if b"SEPARATOR" in attribute:

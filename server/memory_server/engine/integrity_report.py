@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 from memory_core.crypto.integrity import IntegrityFailure
@@ -33,16 +32,13 @@ class IntegrityReport:
         """Mark an answer as partial if memories are missing from it."""
         if not self._failed:
             return answer
-        reasons = [answer.reason, *self._reasons()]
-        return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
-
-    def _reasons(self) -> Iterator[str]:
         unsigned = sum(failure is IntegrityFailure.UNSIGNED for failure in self._failed.values())
-        altered = len(self._failed) - unsigned
+        reasons, altered = [answer.reason], len(self._failed) - unsigned
         if altered:
-            yield f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}"
+            reasons.append(f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}")
         if unsigned:
-            yield f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}"
+            reasons.append(f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}")
+        return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
 
 
 def tampered(memory_id: str, failure: IntegrityFailure) -> Tampered:

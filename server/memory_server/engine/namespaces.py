@@ -36,10 +36,7 @@ _WATCH_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A namespace's index on one run of Redis, its progress (0 to 1) and the pieces it covers.
-
-    Two with the same `made` mean the same index.
-    """
+    """A namespace's index, identified by `made`, on one run of Redis, with its progress (0 to 1) and its pieces."""
 
     keys: Keys
     run_id: str
@@ -98,10 +95,7 @@ class Namespaces:
             return known if known.progress >= 1 else await self._look(known)
 
     async def search(self, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
-        """Run commands on a namespace's index; if it is missing, create it and run them again.
-
-        Raises StoreUnavailable (no answer, or the deadline passed).
-        """
+        """Run commands on an index; if it is missing, create it and run them again. Raises StoreUnavailable."""
         for attempt in range(2):
             try:
                 return await self._backend.read(command)

@@ -75,10 +75,7 @@ class Replies:
             await cancel([listener])
 
     async def exchange(self, stream: str, question: Question, wait: float) -> Reply:
-        """Send a question and wait for its reply; a clear reply to a sealed question is an error.
-
-        Raises TimeoutError (no reply within `wait` seconds) or StoreUnavailable.
-        """
+        """Send a question and wait for its reply. Raises TimeoutError or StoreUnavailable."""
         client, transports = await self._backend.client(), self._backend.transports
         future = self._waiting[question.id] = asyncio.get_running_loop().create_future()
         try:

@@ -1,7 +1,4 @@
-"""Caches vectors in this process and in Redis, so that a known text costs no inference.
-
-Each agent has its own cache: a hit on another agent's text would reveal that the text is stored.
-"""
+"""Caches vectors per agent: a hit on another agent's text would reveal that the text is stored."""
 
 from __future__ import annotations
 

@@ -51,10 +51,7 @@ class ResolvedFilters:
 async def resolve_filters(
     backend: Backend, principal: Principal, filters: Filters, *, owners: Sequence[str] | None = None
 ) -> ResolvedFilters:
-    """Check filters and look up the owner ids of the agents that they name; `owners` replaces these.
-
-    Raises InvalidArgument (a value is not valid, or `since` is later than `until`).
-    """
+    """Check filters and look up the owner ids of their agents; `owners` replaces these. Raises InvalidArgument."""
     agents = filters.agent_ids or []
     if len(agents) > _MAX_AGENTS:
         raise InvalidArgument(f"{len(agents)} agent_ids; at most {_MAX_AGENTS} are allowed")

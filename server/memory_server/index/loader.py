@@ -67,10 +67,9 @@ async def load(
     model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Load the records of `refs` in their order, without missing ones and those that fail their integrity check.
+    """Load valid records of `refs` in their order. A further chunk is its memory's record with its own text.
 
-    A further chunk becomes its memory's record with the chunk's own text and vector; a chunk of older content is
-    skipped. `whole` loads the full content of long memories. Sensitive memories stay sealed; `Vault.open` opens them.
+    `whole` loads the full content of long memories. Sensitive memories stay sealed; `Vault.open` opens them.
     """
     found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
     return [record for record in found if isinstance(record, Record)]
@@ -105,10 +104,9 @@ async def load_readable(
     model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Like `load`, without expired records and those that the principal may not see.
+    """Like `load`, without expired and unreadable records; invalid ones go into the request's report.
 
-    Grants are read again in the same transaction as the records, so an ended grant shows nothing. Readable records
-    that fail their integrity check go into the request's report. A batch loads each record once.
+    Grants are read again in the same transaction, so an ended grant shows nothing. A batch loads each record once.
     """
     reader = RecordReader(keys, integrity, model, whole)
 
@@ -160,11 +158,10 @@ class RecordReader:
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
         """Queue the commands whose answers `read` takes."""
-        head, chunk = self.head_fields, self._chunk_fields
         for ref in refs:
-            pipe.hmget(self.keys.memory(ref.memory_id), head)
+            pipe.hmget(self.keys.memory(ref.memory_id), self.head_fields)
             if ref.chunk:
-                pipe.hmget(self.keys.chunk(*ref), chunk)
+                pipe.hmget(self.keys.chunk(*ref), self._chunk_fields)
 
     def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | UnverifiedRecord]:
         """Build records from the answers to `ask`'s commands."""
@@ -231,14 +228,11 @@ def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
 
 
 def _unverified(ref: Ref, row: _Row, failure: IntegrityFailure) -> UnverifiedRecord:
-    scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
-    return UnverifiedRecord(
-        ref.memory_id, ref.chunk, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
-    )
+    scope, owner = ((row[name] or b"").decode(errors="replace") for name in ("scope", "owner"))
+    return UnverifiedRecord(ref.memory_id, ref.chunk, failure, frozenset(scope.split(SEPARATOR)), owner)
 
 
 def _with_body(ref: Ref, record: Record, row: _Row) -> Record | UnverifiedRecord:
-    """Set the whole content of a record if it matches the signed hash."""
     try:
         content = decompress(row["body"] or b"")
     except (zstandard.ZstdError, ValueError, KeyError, TypeError):

@@ -22,8 +22,7 @@ from memory_server.index.loader import Ref
 from memory_server.index.query import Query
 
 MAX_DEPTH = 6400
-_WORD_BUDGET = 1600
-"""Entries fetched for all words of a query together."""
+_WORD_BUDGET = 1600  # entries fetched for all words of a query together
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +161,10 @@ async def by_words(
 async def by_vector(
     client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
-    """Fetch the `depth` nearest of a selection by a `knn_policy`, and Redis's warnings.
-
-    Uses the index of the vector's `model`, even if the alias has moved to another. Raises
-    redis.exceptions.ResponseError (missing index, or timeout).
-    """
+    """Fetch the `depth` nearest by a `knn_policy` from the index of `model`, not the alias; and Redis's warnings."""
     nearest = build.with_neighbours(selection, vector, depth, way)
-    answer = await client.execute_command(
-        *_search(keys, nearest, timeout_ms, keys.index(model.version)),
-        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth,
-    )  # fmt: skip
+    options = ("NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
+    answer = await client.execute_command(*_search(keys, nearest, timeout_ms, keys.index(model.version)), *options)
     return _refs(keys, answer), list(_warnings(answer))
 
 
@@ -192,9 +185,8 @@ async def page(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
     """Fetch the newest memories that a query selects, newest first, and Redis's warnings."""
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit
-    )
+    options = ("NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     return _refs(keys, answer), list(_warnings(answer))
 
 
@@ -202,10 +194,8 @@ async def by_change(
     client: Client, keys: Keys, query: Query, *, newest_first: bool, offset: int, limit: int, timeout_ms: int
 ) -> list[Ref]:
     """Fetch the memories that a query selects by their last change. Raises StoreUnavailable (answer cut short)."""
-    sorting = ("SORTBY", "updated_at", "DESC" if newest_first else "ASC")
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", *sorting, "LIMIT", offset, limit
-    )
+    options = ("NOCONTENT", "SORTBY", "updated_at", "DESC" if newest_first else "ASC", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     _refuse_partial([answer])
     return _refs(keys, answer)
 
@@ -218,13 +208,9 @@ async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_
 async def with_content(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[tuple[Ref, str, str]], int]:
-    """Fetch unordered chunks of a query, each with its owner and content hash, and count all.
-
-    Raises StoreUnavailable (the answer was cut short).
-    """
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit
-    )
+    """Fetch unordered chunks with owner and content hash, and count all. Raises StoreUnavailable (cut short)."""
+    options = ("RETURN", 2, "owner", "hash", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     _refuse_partial([answer])
     found = [
         (Ref.of_key(keys, result[b"id"].decode()), *(fields[name].decode() for name in (b"owner", b"hash")))
@@ -236,10 +222,8 @@ async def with_content(
 
 async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: int) -> set[str]:
     """Return those keys of some hashes that the index covers."""
-    query, number = build.everything(), len(names)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number
-    )
+    command, number = _search(keys, build.everything(), timeout_ms), len(names)
+    answer = await client.execute_command(*command, "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number)
     _refuse_partial([answer])
     return {result[b"id"].decode() for result in answer[b"results"]}
 
@@ -249,10 +233,8 @@ async def graph_neighbours(
 ) -> list[tuple[str, float]]:
     """Fetch the k nearest to a vector of all owners by the index's graph, as keys and cosines."""
     query = build.with_neighbours(build.everything(), vector, k)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms, keys.index(model.version)),
-        "RETURN", 1, "distance", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
-    )  # fmt: skip
+    options = ("RETURN", 1, "distance", "SORTBY", "distance", "ASC", "LIMIT", 0, k)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms, keys.index(model.version)), *options)
     _refuse_partial([answer])
     return [(row[b"id"].decode(), 1.0 - float(row[b"extra_attributes"][b"distance"])) for row in answer[b"results"]]
 

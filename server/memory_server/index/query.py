@@ -1,7 +1,4 @@
-"""Builds every FT.SEARCH text. User text is never part of it: values are PARAMS.
-
-The permission clause comes from the principal alone.
-"""
+"""Builds every FT.SEARCH text. User text is always a PARAM; only the principal sets the permission clause."""
 
 from __future__ import annotations
 
@@ -206,7 +203,6 @@ def updated_between(query: Query, after: float, until: float) -> Query:
 
 
 def _with(query: Query, clause: Callable[[Query], str]) -> Query:
-    """Copy a query and add a clause."""
     narrowed = Query(params=dict(query.params))
     narrowed.text = f"{query.text} {clause(narrowed)}".lstrip()
     return narrowed
@@ -241,7 +237,7 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _without_mistrusted(query: Query, principal: Principal) -> list[str]:
-    """Exclude what agents under quarantine wrote since then."""
+    """Exclude what quarantined agents wrote since then."""
     return [
         f"-(@writer:{{{query.bind(name)}}} -@updated_at:[-inf ({query.bind(to_redis(since))}])"
         for name, since in principal.mistrusted.items()

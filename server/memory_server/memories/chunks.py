@@ -32,8 +32,7 @@ from memory_server.memories.splitter import split
 AHEAD_SECONDS = 30.0
 EMBED_AT_ONCE = 8
 """A store that waits for vectors embeds at most so many chunks before it writes; longer contents leave jobs."""
-_SLICE = 8
-"""Chunks written by one Function call: each may insert a vector into the graph."""
+_SLICE = 8  # chunks written by one Function call: each may insert a vector into the graph
 _ATTEMPTS = 10
 _IN_THREAD = 20_000
 _OPTIONAL = ("tags", "context", "source", "occurred_at")
@@ -63,10 +62,7 @@ async def split_content(content: str) -> list[str]:
 async def embed_or_none(
     service: MemoryServices, record: Record, chunks: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
 ) -> Matrix | None:
-    """Return a vector for each chunk, or None. Without `wait`, and for many chunks, only from the cache.
-
-    Vectors of sensitive memories are never cached.
-    """
+    """Return a vector per chunk, or None. Many chunks, or no `wait`: only from the cache; never for sensitive ones."""
     texts, secret = [embedding_text(chunk, record.source) for chunk in chunks], record.is_sensitive
     if not wait or len(chunks) > EMBED_AT_ONCE:
         return None if secret else await service.embeddings.known(texts, asker, model)
@@ -93,12 +89,9 @@ async def settle(
     record: Record | None = None,
     content: ChunkedContent | None = None,
 ) -> None:
-    """Update all chunk records of a memory, or remove them if it is gone.
+    """Update all chunk records of a memory, or remove them if it is gone. `record` is the memory if just written here.
 
-    `record` is the memory if this process just wrote it. `content` saves splitting and embedding while it is current.
-
-    Raises StoreUnavailable (the memory kept changing; the chore stays for the sweeper), Tampered (it fails its
-    integrity check) or KeyMissing (it is signed, and this server has no key).
+    `content` saves splitting and embedding. Raises StoreUnavailable (the memory kept changing), Tampered or KeyMissing.
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")

@@ -15,7 +15,6 @@ from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.validation import check_ids
 from memory_server.engine.audited_calls import AuditedCall
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
@@ -26,8 +25,7 @@ from memory_server.index.query import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
-_SLICE = 200
-"""Memories removed per Function call, so that Redis never stalls."""
+_SLICE = 200  # memories removed per Function call, so that Redis never stalls
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,7 @@ class ClearPlan:
 
 
 async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
-    """Find the caller's own memories that a clear would remove; an admin may name another agent.
-
-    Raises InvalidArgument (nothing was selected, ids and filters were mixed, or several agents are named) or Forbidden
-    (the filters name another agent).
-    """
+    """Find the caller's memories to clear; an admin may name one other agent. Raises InvalidArgument or Forbidden."""
     by_filter = args.has_filters or args.expired_only
     if not args.memory_ids and not by_filter:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
@@ -56,16 +50,17 @@ async def select(service: MemoryServices, request: RequestContext, args: ClearAr
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
-    if args.memory_ids:
-        return await _named(service.backend, request, principal, check_ids(args.memory_ids, service.settings))
-    return await _selected(service, request, principal, args)
+    if not args.memory_ids:
+        return await _selected(service, request, principal, args)
+    backend, keys = service.backend, Keys(principal.namespace)
+    refs = [Ref(memory_id) for memory_id in check_ids(args.memory_ids, service.settings)]
+    found = await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity))
+    owned = tuple(record.id for record in found if principal.owns(record.owner))
+    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
-    """Remove the selected memories; if it fails midway, the answer counts those removed.
-
-    Raises ConfirmationNeeded (more than one memory, and no confirmation).
-    """
+    """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
     if plan.matched > 1 and not confirmed:
@@ -76,13 +71,6 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
     if plan.query is not None:
         return await _delete_selected(service, plan, plan.query)
     return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))
-
-
-async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> ClearPlan:
-    keys, refs = Keys(principal.namespace), [Ref(memory_id) for memory_id in ids]
-    found = await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity))
-    owned = tuple(record.id for record in found if principal.owns(record.owner))
-    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def _selected(

@@ -46,10 +46,7 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
 @reads
 @reports_integrity
 async def list_memories(service: MemoryServices, request: RequestContext, args: ListArguments) -> MemoryListAnswer:
-    """List an agent's memories that the caller may read, newest first; the caller's own by default.
-
-    Raises InvalidArgument (a filter or the cursor is not valid).
-    """
+    """List an agent's readable memories, newest first; the caller's own by default. Raises InvalidArgument."""
     principal = await resolve(service.backend, request)
     check_limit(args.limit, service.settings)
     if args.agent_id and args.agent_ids:

@@ -19,8 +19,7 @@ from memory_server.index import queries
 from memory_server.index import query as build
 
 _SECONDS, _RELAXED_SECONDS = 1.0, 30.0
-_FAR = 10_000
-"""With so much left, no process reaches the limit within the longer time."""
+_FAR = 10_000  # with so much left, no process reaches the limit within the longer time
 _MOST_KNOWN = 10_000
 Owner = tuple[str, tuple[str, ...]]
 """A namespace and the owner ids of one agent."""
@@ -56,7 +55,9 @@ class Quotas:
             counted_at = time.monotonic()
             before = await self.count(principal)
         after = before + Usage(memories, chunks)
-        self._remember(owner, counted_at, before)
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[owner] = counted_at, before
         self._check(before, after)
         self._known[owner] = counted_at, after
 
@@ -73,11 +74,6 @@ class Quotas:
         """Discard the counts of a namespace after something was removed."""
         for owner in [owner for owner in self._known if owner[0] == namespace]:
             del self._known[owner]
-
-    def _remember(self, owner: Owner, counted_at: float, usage: Usage) -> None:
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        self._known[owner] = counted_at, usage
 
     def _left(self, usage: Usage) -> int:
         limits = [(self._limits.memories, usage.memories), (self._limits.pieces, usage.chunks)]

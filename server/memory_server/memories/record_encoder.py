@@ -109,10 +109,7 @@ class SealedRecordEncoder(RecordEncoder):
 async def encoder_of(
     service: MemoryServices, namespace: str, owner: str, model: Model, *, sensitive: bool
 ) -> RecordEncoder:
-    """Return the encoder of an owner's memory; an owner's first sensitive memory creates the owner's key.
-
-    Raises KeyMissing (sensitive, and this server has no master key) or NotFound (the owner was deleted meanwhile).
-    """
+    """Return the encoder of an owner's memory. Raises KeyMissing (no master key) or NotFound (the owner is deleted)."""
     if not sensitive:
         return RecordEncoder(model)
     return SealedRecordEncoder(service, namespace, await service.vault.current(namespace, owner), model)

@@ -10,8 +10,7 @@ from semantic_text_splitter import MarkdownSplitter
 PIECE_TOKENS = 200
 """Target size, below the models' usual window of 256, because tokens are only estimated here."""
 _OVERLAP = 0.12
-_BLOCK = 16_384
-"""Characters split at once: the splitter takes quadratic time for texts without borders."""
+_BLOCK = 16_384  # characters split at once: the splitter takes quadratic time for texts without borders
 _SAMPLE = 4096
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}]")
 _WORDS = regex.compile(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]")

@@ -54,10 +54,7 @@ class _Draft:
 
 @reads
 async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
-    """Store one memory as the caller's own.
-
-    With `wait`, the vectors of few chunks are computed first and written with the record. If no sidecar answers in
-    time, jobs are queued instead and the answer says `pending`.
+    """Store one memory as the caller's own. Without a sidecar jobs are queued, and the answer says `pending`.
 
     Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
     OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
@@ -105,7 +102,6 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
 
 
 def _check(settings: Settings, args: StoreArguments) -> Record:
-    """Build a record without an owner from the caller's arguments. Raises InvalidArgument."""
     validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -160,10 +156,7 @@ async def _quota_problem(
 async def _similar(
     service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
-    """Find similar memories; a failure never fails the store.
-
-    A sensitive memory is compared with sensitive ones only: its vector never goes to Redis in clear.
-    """
+    """Find similar memories; only sensitive ones if it is sensitive. A failure never fails the store."""
     try:
         found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:

@@ -31,13 +31,10 @@ _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY,
 
 @reads
 async def update_memory(service: MemoryServices, request: RequestContext, args: UpdateArguments) -> UpdateAnswer:
-    """Update a memory and return it.
+    """Update a memory and return it. Only a new priority restarts its lifetime.
 
-    A new priority restarts the lifetime; nothing else changes the expiry. A grant to write covers only the content and
-    metadata of another agent's memory: other changes would share it further or take it from its owner.
-
-    Raises NotFound, Forbidden (another agent's memory, and no grant covers the change), Conflict (its revision is not
-    `expected_rev`), Tampered (its integrity check failed) or InvalidArgument.
+    A grant covers only content and metadata: other changes would share the memory further or take it from its owner.
+    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), Tampered or InvalidArgument.
     """
     memory_id, expected_rev = args.memory_id, args.expected_rev
     if not args.changed:

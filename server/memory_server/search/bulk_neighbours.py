@@ -23,8 +23,7 @@ log = logging.getLogger(__name__)
 Neighbour = tuple[Ref, float]
 NeighbourSource = Callable[[int], Awaitable[list[Neighbour] | None]]
 """Returns the nearest chunks, as many as asked for, with their cosines, nearest first; None to use the index."""
-_SHARE_OF_WAIT = 0.5
-"""Of a search's time; the rest is for Redis if the engine does not answer."""
+_SHARE_OF_WAIT = 0.5  # of a search's time; the rest is for Redis if the engine does not answer
 
 
 def readable_selection(principal: Principal, filters: ResolvedFilters) -> Selection:

@@ -24,10 +24,8 @@ from memory_server.search.services import SearchServices
 
 DEPTH = 40
 """Candidates taken from each side before scoring; more do not help (docs/decisions/0017-ranking.md)."""
-_CENTRES = 8
-"""How many of the best candidates get their surrounding turns."""
-_MOST_HERE = 20_000
-"""At most so many vectors are fetched to compare them here with a sensitive memory's."""
+_CENTRES = 8  # how many of the best candidates get their surrounding turns
+_MOST_HERE = 20_000  # at most so many vectors are fetched to compare them here with a sensitive memory's
 
 
 @dataclass(slots=True)
@@ -68,11 +66,7 @@ class Search:
         return self.principal.namespace
 
     async def match_words(self, depth: int) -> WordMatches:
-        """Count the selection and match the query's words. Raises StoreUnavailable (no answer, or the deadline passed).
-
-        It needs no vector, so it can run while a sidecar computes that. It runs before neighbours are searched, because
-        waiting memories may get their vectors meanwhile.
-        """
+        """Count the selection and match words, before neighbours: waiting memories may get vectors meanwhile."""
         return await self.service.namespaces.search(
             self._namespace,
             lambda client: queries.by_words(
@@ -88,10 +82,7 @@ class Search:
         )
 
     async def run(self, limit: int) -> Candidates:
-        """Fetch candidates for so many hits, and more while vanished records leave too few.
-
-        Raises StoreUnavailable (no answer, or the deadline passed).
-        """
+        """Fetch candidates for so many hits, and more while vanished records leave too few. Raises StoreUnavailable."""
         source, words = self.neighbours, self.words
         depth = 2 * limit if source and self.by_cosine else self.depth
         while True:
@@ -172,7 +163,6 @@ class Search:
         found.records = await self._open(found, [*found.records, *more])
 
     async def _add_turns(self, found: Candidates) -> None:
-        """Add missing turns of conversations around the best candidates."""
         if not self.query.weights.around or not self.query.terms:
             return
         scored = ranking.score(found.features, self.query, found.words.statistics)
@@ -189,7 +179,6 @@ class Search:
         found.features += ranking.features_of(await self._open(found, records), self.query)
 
     async def _open(self, found: Candidates, records: list[Record]) -> list[Record]:
-        """Open sensitive memories; those that cannot be opened give a warning."""
         if not any(record.is_sensitive for record in records):
             return records
         opened = await self.service.vault.open_all(self._namespace, records)

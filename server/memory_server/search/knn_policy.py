@@ -10,8 +10,7 @@ EXACT_UP_TO = 5000
 COMPARE = "HYBRID_POLICY ADHOC_BF"
 WALK = "HYBRID_POLICY BATCHES EF_RUNTIME 300"
 _EF = 300
-_STEP = 5
-"""Cost of a step in the graph, in comparisons."""
+_STEP = 5  # cost of a step in the graph, in comparisons
 
 
 def choose(selected: int, documents: int, k: int) -> str:

@@ -1,7 +1,6 @@
 """A map of memories: projects their vectors onto the two axes along which they differ most.
 
-Positions are cached for some minutes; permission is checked in the index each time. The map shows positions, writers
-and types; contents come from `snippets`.
+Positions are cached for some minutes; permission is checked in the index each time.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ _SNIPPET = 240
 _SLICE = 250
 _FRESH_SECONDS = 300.0
 _REMEMBERED = 16
-_SPREAD = 99.0
-"""Percentile of the distances from the middle that is scaled to 1."""
+_SPREAD = 99.0  # percentile of the distances from the middle that is scaled to 1
 
 
 class Point(NamedTuple):

@@ -1,7 +1,4 @@
-"""Parses a query: names are matched as words, only the rest by meaning.
-
-A name occurs in every turn of its speaker, so in a vector it would outweigh the subject of the question.
-"""
+"""Parses a query: names match as words, because in a vector they would outweigh the subject of the question."""
 
 from __future__ import annotations
 
@@ -24,8 +21,7 @@ from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, Ranking
 from memory_server.search.services import SearchServices
 from memory_server.search.time_hints import moments
 
-_NAME_WORDS = 2
-"""A source with more words is a path or a title, whose words have a meaning in a query."""
+_NAME_WORDS = 2  # a source with more words is a path or a title, whose words have a meaning in a query
 
 
 async def parse(

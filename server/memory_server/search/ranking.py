@@ -141,7 +141,8 @@ def score(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: Wo
 def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[tuple[float, list[float]]]:
     """Return the weight and shares of the source and the time, if the query names them."""
     if query.names:
-        yield query.weights.source, [_from(item.record, query.names) for item in features]
+        stems = [source_stems(item.record.source or "") for item in features]
+        yield query.weights.source, [len(query.names & each) / len(query.names) for each in stems]
     if query.moments:
         yield query.weights.time, [float(is_near(query.moments, item.record.occurred_at)) for item in features]
 
@@ -159,10 +160,7 @@ def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None
 
 
 def _each(rows: NDArray[Any], column: NDArray[Any]) -> NDArray[Any]:
-    """Multiply each row by a column, one by one: a matrix product rounds a row depending on its position.
-
-    The order of equal memories would then reveal what else was compared.
-    """
+    """Multiply rows by a column one by one: a matrix product rounds by position and so reveals other rows."""
     return (rows * column).sum(axis=1)
 
 
@@ -234,11 +232,6 @@ def _beside(features: Sequence[RecordFeatures], where: dict[Turn, int], step: in
     none = len(features)
     turns = (item.turn for item in features)
     return [where.get((turn[0], turn[1], turn[2] + step), none) if turn else none for turn in turns]
-
-
-def _from(record: Record, names: frozenset[str]) -> float:
-    """Return the share of the names that a record's source contains."""
-    return len(names & source_stems(record.source or "")) / len(names)
 
 
 def _discount(chunks: int) -> float:

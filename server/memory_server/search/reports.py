@@ -1,7 +1,4 @@
-"""Reports over an agent's own memories: near duplicates, and clusters by meaning.
-
-They exclude sensitive memories: the bulk engine holds only clear vectors.
-"""
+"""Reports over an agent's own memories, except sensitive ones: the bulk engine holds only clear vectors."""
 
 from __future__ import annotations
 
@@ -31,10 +28,7 @@ _LOAD_AT_ONCE = 500
 async def near_duplicates(
     service: SearchServices, request: RequestContext, *, least: float, wait: float
 ) -> DuplicatesAnswer:
-    """Group the caller's own memories whose chunks have a cosine of at least `least`.
-
-    Raises InvalidArgument (`least` is not from 0.5 to 1) or BulkUnavailable (no answer within `wait` seconds).
-    """
+    """Group the caller's memories with cosines from `least`, .5 to 1. Raises InvalidArgument or BulkUnavailable."""
     if not 0.5 <= least <= 1:
         raise InvalidArgument("the minimum cosine is from 0.5 to 1", hint="0.95 finds near copies")
     principal = await resolve(service.backend, request)
@@ -108,7 +102,6 @@ def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
 
 
 def _known(records: Mapping[str, Record], found: Found, places: Iterable[int]) -> list[Record]:
-    """Return the records at some places, each once."""
     return [records[name] for name in dict.fromkeys(found.ids[place] for place in places) if name in records]
 
 

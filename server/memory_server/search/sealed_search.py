@@ -1,7 +1,4 @@
-"""Finds sensitive memories by meaning: Redis never sees their vectors, so the server compares them.
-
-It compares all chunks of a selection in slices. Decrypted vectors stay in memory for a while.
-"""
+"""Finds sensitive memories by meaning. Redis never sees their vectors, so the server compares them in slices."""
 
 from __future__ import annotations
 
@@ -30,14 +27,11 @@ from memory_server.security.vault import Opened
 _PAGE = 10_000
 _SLICE = 1000
 _HEAD = ("owner", "rev", "hash", "codec")
-_NOTHING = -2.0
-"""Score of a chunk without a vector; below any cosine."""
+_NOTHING = -2.0  # score of a chunk without a vector; below any cosine
 
 
 @dataclass(frozen=True, slots=True)
 class _SealedVector:
-    """A sealed vector to open, and the row to put it into."""
-
     row: int
     which: Which
     binding: Binding
@@ -125,7 +119,6 @@ async def _fetch(
 
 
 def _open(closed: Sequence[_SealedVector], model: Model, rows: Matrix, opened: Opened) -> list[_SealedVector]:
-    """Open vectors into their rows. Returns the opened ones."""
     done: list[_SealedVector] = []
     for one in closed:
         try:

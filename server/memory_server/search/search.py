@@ -56,12 +56,9 @@ class _Results:
 async def semantic_search(
     service: SearchServices, request: RequestContext, args: SearchArguments, *, weights: RankingWeights = IN_CONTEXT
 ) -> SearchAnswer:
-    """Find memories that the caller may read, best first.
+    """Find memories that the caller may read, best first. Without a sidecar a hybrid search uses only words.
 
-    Without a sidecar a hybrid search uses only words and says so.
-
-    Raises InvalidArgument, EmbeddingUnavailable (vector mode, and no sidecar answered) or StoreUnavailable (no answer,
-    or the deadline passed).
+    Raises InvalidArgument, EmbeddingUnavailable (vector mode, and no sidecar answered) or StoreUnavailable.
     """
     started = time.perf_counter()
     if args.recency_weight + args.priority_weight > 1:
@@ -89,10 +86,7 @@ async def semantic_search(
 @reads
 @reports_integrity
 async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
-    """Find the memories nearest in meaning to one that the caller may read, without that one.
-
-    Raises NotFound or EmbeddingUnavailable (the memory still waits for its vector).
-    """
+    """Find the nearest to a readable memory. Raises NotFound or EmbeddingUnavailable (its vector is pending)."""
     started = time.perf_counter()
     prepared = await service.namespaces.get(request.caller.namespace)
     principal = await resolve(service.backend, request)
@@ -151,11 +145,9 @@ async def nearest(
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
-    query, timeout_ms = ParsedQuery(vector=vector, weights=PLAIN), service.settings.search_timeout_ms
-    depth = max(_FEW, 2 * limit)
-    search = Search(
-        service, request, principal, selected, query, model, depth=depth, timeout_ms=timeout_ms, secret=secret
-    )
+    query, depth = ParsedQuery(vector=vector, weights=PLAIN), max(_FEW, 2 * limit)
+    timeout_ms = service.settings.search_timeout_ms
+    search = Search(service, request, principal, selected, query, model, depth, timeout_ms, secret=secret)
     return _rank(await search.run(limit), query)[:limit]
 
 
@@ -203,8 +195,15 @@ async def _find(
     asked = asyncio.Event()
 
     async def embed() -> tuple[Matrix | None, str | None]:
+        wait = min(service.settings.embed_wait_seconds, max(ends - time.perf_counter(), 0.001))
         try:
-            return await _query_vector(service, request.caller, query.text, args, model, ends, asked)
+            if args.mode == "keyword":
+                return None, None
+            return await _query_vector(service, request.caller, query.text, model, wait, asked), None
+        except EmbeddingUnavailable as error:
+            if args.mode == "vector":
+                raise
+            return None, error.message
         finally:
             asked.set()
 
@@ -239,27 +238,12 @@ async def _find(
 
 
 async def _query_vector(
-    service: SearchServices,
-    caller: Caller,
-    text: str,
-    args: SearchArguments,
-    model: Model,
-    ends: float,
-    asked: asyncio.Event,
-) -> tuple[Matrix | None, str | None]:
-    """Get the query's vector within the deadline, or why there is none."""
-    if args.mode == "keyword":
-        return None, None
+    service: SearchServices, caller: Caller, text: str, model: Model, wait: float, asked: asyncio.Event
+) -> Matrix:
     started = time.perf_counter()
-    try:
-        wait = min(service.settings.embed_wait_seconds, max(ends - started, 0.001))
-        vectors = await service.embeddings.embed([text], caller, model=model, wait=wait, asked=asked)
-    except EmbeddingUnavailable as error:
-        if args.mode == "vector":
-            raise
-        return None, error.message
+    vectors = await service.embeddings.embed([text], caller, model=model, wait=wait, asked=asked)
     service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
-    return vectors[0], None
+    return vectors[0]
 
 
 def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = None) -> list[ScoredRecord]:
@@ -288,12 +272,11 @@ def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = 
 
 
 def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[ScoredRecord], int]:
-    """Apply the limit, the minimum score and the token budget; count what the budget leaves out."""
+    """Apply the limit, the minimum score and the token budget; count the hits beyond the budget."""
     best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
     if args.max_tokens is None:
         return best, 0
-    kept: list[ScoredRecord] = []
-    budget = args.max_tokens * _CHARS_PER_TOKEN
+    kept, budget = list[ScoredRecord](), args.max_tokens * _CHARS_PER_TOKEN
     for scored in best:
         if len(scored.record.content) <= budget:
             budget -= len(scored.record.content)

@@ -27,8 +27,7 @@ _ABSOLUTE = tuple(
 _RELATIVE = regex.compile(
     r"\b(?:(?P<near>today|yesterday)|(?P<which>last|this)\s+(?P<unit>week|month|year))\b", regex.IGNORECASE
 )
-_DAYS_LATER = 3
-"""For so many days agents still write about an event as recent."""
+_DAYS_LATER = 3  # for so many days agents still write about an event as recent
 
 
 @dataclass(frozen=True, slots=True)
