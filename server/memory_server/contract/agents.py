@@ -20,16 +20,15 @@ class AgentView(BaseModel):
     description: str = ""
     status: AgentStatus
     alive: bool
-    open_tasks: int = Field(0, description="assigned to it or leased by it")
+    open_tasks: int = Field(default=0, description="assigned to it or leased by it")
     leased_tasks: int = 0
-    load: float | None = Field(None, description="as it says itself, 0 to 1")
+    load: float | None = Field(default=None, description="as it says itself, 0 to 1")
     completed: int = 0
     failed: int = 0
     last_seen: str | None = None
 
     @classmethod
     def of(cls, agent: Agent, now: float) -> AgentView:
-        """Build the view of an agent."""
         alive = agent.is_alive(now)
         return cls(
             agent_id=agent.name,
@@ -57,8 +56,8 @@ class RegisterAnswer(Answer):
     """A registered agent, and how it stays alive."""
 
     agent: AgentView
-    again: bool = Field(False, description="true: it was registered already and has been changed")
-    pending_tasks: int = Field(0, description="tasks that wait for it now")
+    again: bool = Field(default=False, description="true: it was registered already and has been changed")
+    pending_tasks: int = Field(default=0, description="tasks that wait for it now")
     heartbeat_seconds: float
     keep_alive: str
 

@@ -54,20 +54,19 @@ class NoArguments(Arguments):
 class Filters(Arguments):
     """Filters of searches and lists."""
 
-    agent_ids: ListOf[str] | None = Field(None, description="only memories of these agents")
+    agent_ids: ListOf[str] | None = Field(default=None, description="only memories of these agents")
     memory_types: ListOf[MemoryType] | None = None
     priorities: ListOf[Priority] | None = None
     tags: ListOf[str] | None = None
     tag_match: Literal["any", "all"] = "any"
-    context: str | None = Field(None, description="only this session, thread or project")
-    source: str | None = Field(None, description="only from this speaker, file or URL")
-    since: Time | None = Field(None, description="happened at or after: ISO 8601, epoch or '2 days ago'")
-    until: Time | None = Field(None, description="happened at or before")
+    context: str | None = Field(default=None, description="only this session, thread or project")
+    source: str | None = Field(default=None, description="only from this speaker, file or URL")
+    since: Time | None = Field(default=None, description="happened at or after: ISO 8601, epoch or '2 days ago'")
+    until: Time | None = Field(default=None, description="happened at or before")
     include_archive: bool = False
 
     @property
     def has_filters(self) -> bool:
-        """Whether any filter is set."""
         named = (self.agent_ids, self.memory_types, self.priorities, self.tags, self.context, self.source)
         return any(named) or self.since is not None or self.until is not None
 
@@ -85,16 +84,16 @@ class StoreArguments(Arguments):
         default=Visibility.PRIVATE, description="private: yours; shared: meant for grants; public: everyone here"
     )
     tags: ListOf[str] | None = None
-    context: str | None = Field(None, description="session, thread or project it belongs to")
-    source: str | None = Field(None, description="who or what said it: a speaker, a file, a URL")
-    occurred_at: Time | None = Field(None, description="default now")
+    context: str | None = Field(default=None, description="session, thread or project it belongs to")
+    source: str | None = Field(default=None, description="who or what said it: a speaker, a file, a URL")
+    occurred_at: Time | None = Field(default=None, description="default now")
     metadata: JsonObject | None = None
-    sensitive: bool = Field(False, description="encrypt it")
-    ttl_seconds: int | None = Field(None, description="lifetime instead of the priority's")
-    idempotency_key: str | None = Field(None, description="makes retries safe: same key, same memory")
-    wait: bool = Field(True, description="wait up to 2 s for the vector")
+    sensitive: bool = Field(default=False, description="encrypt it")
+    ttl_seconds: int | None = Field(default=None, description="lifetime instead of the priority's")
+    idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same memory")
+    wait: bool = Field(default=True, description="wait up to 2 s for the vector")
     agent_id: AgentId = None
-    vector: ListOf[float] | None = Field(None, description="ready-made, for memory_type embedding only")
+    vector: ListOf[float] | None = Field(default=None, description="ready-made, for memory_type embedding only")
 
 
 class RetrieveArguments(Arguments):
@@ -107,8 +106,8 @@ class ListArguments(Filters):
     """get_agent_memories"""
 
     agent_id: AgentId = None
-    limit: int = Field(20, ge=1, le=100)
-    cursor: str | None = Field(None, description="next_cursor of the page before")
+    limit: int = Field(default=20, ge=1, le=100)
+    cursor: str | None = Field(default=None, description="next_cursor of the page before")
 
 
 class UpdateArguments(Arguments):
@@ -116,12 +115,12 @@ class UpdateArguments(Arguments):
 
     memory_id: str
     content: str | None = None
-    priority: Priority | None = Field(None, description="a new one restarts its lifetime")
+    priority: Priority | None = Field(default=None, description="a new one restarts its lifetime")
     visibility: Visibility | None = None
-    tags: ListOf[str] | None = Field(None, description="replaces all; [] removes all")
-    context: str | None = Field(None, description="'' removes it")
-    metadata: JsonObject | None = Field(None, description="replaces all; {} removes it")
-    expected_rev: int | None = Field(None, description="refuse if it was changed since this revision")
+    tags: ListOf[str] | None = Field(default=None, description="replaces all; [] removes all")
+    context: str | None = Field(default=None, description="'' removes it")
+    metadata: JsonObject | None = Field(default=None, description="replaces all; {} removes it")
+    expected_rev: int | None = Field(default=None, description="refuse if it was changed since this revision")
 
     @property
     def changed(self) -> frozenset[str]:
@@ -133,10 +132,10 @@ class UpdateArguments(Arguments):
 class ClearArguments(Filters):
     """clear_memory"""
 
-    memory_ids: ListOf[str] | None = Field(None, description="these, or use the filters")
-    expired_only: bool = Field(False, description="those past their lifetime")
-    dry_run: bool = Field(False, description="only count")
-    confirm: bool = Field(False, description="needed for more than one where no person can be asked")
+    memory_ids: ListOf[str] | None = Field(default=None, description="these, or use the filters")
+    expired_only: bool = Field(default=False, description="those past their lifetime")
+    dry_run: bool = Field(default=False, description="only count")
+    confirm: bool = Field(default=False, description="needed for more than one where no person can be asked")
 
 
 class SearchArguments(Filters):
@@ -144,29 +143,29 @@ class SearchArguments(Filters):
 
     query: str = Field(description="what to look for, in any words")
     mode: Literal["hybrid", "vector", "keyword"] = "hybrid"
-    limit: int = Field(10, ge=1, le=100)
+    limit: int = Field(default=10, ge=1, le=100)
     min_score: MinScore = 0.0
-    recency_weight: float = Field(0.0, ge=0, le=1, description="share of the score given to newness")
-    priority_weight: float = Field(0.0, ge=0, le=1, description="share given to the priority")
-    rerank: bool = Field(False, description="take more candidates and compare exactly; slower")
-    max_tokens: int | None = Field(None, ge=1, description="budget for the contents returned")
-    deadline_ms: int | None = Field(None, ge=1, le=60_000)
+    recency_weight: float = Field(default=0.0, ge=0, le=1, description="share of the score given to newness")
+    priority_weight: float = Field(default=0.0, ge=0, le=1, description="share given to the priority")
+    rerank: bool = Field(default=False, description="take more candidates and compare exactly; slower")
+    max_tokens: int | None = Field(default=None, ge=1, description="budget for the contents returned")
+    deadline_ms: int | None = Field(default=None, ge=1, le=60_000)
 
 
 class SimilarArguments(Filters):
     """find_similar_memories"""
 
     memory_id: str
-    limit: int = Field(10, ge=1, le=100)
+    limit: int = Field(default=10, ge=1, le=100)
     min_score: MinScore = 0.0
-    exact: bool = Field(False, description="compare with every memory")
+    exact: bool = Field(default=False, description="compare with every memory")
 
 
 class StatsArguments(Arguments):
     """memory_stats"""
 
-    agent_id: str | None = Field(None, description="only what this agent wrote")
-    since: Time | None = Field(None, description="also count what was stored since")
+    agent_id: str | None = Field(default=None, description="only what this agent wrote")
+    since: Time | None = Field(default=None, description="also count what was stored since")
 
 
 class BatchArguments(Arguments):
@@ -179,8 +178,8 @@ class BatchArguments(Arguments):
 class WaitArguments(Arguments):
     """wait_for_events"""
 
-    cursor: str | None = Field(None, description="of the last answer; default: from now on")
-    kinds: ListOf[EventKind] | None = Field(None, description="default: all; match needs query")
-    query: str | None = Field(None, description="wake when a readable memory close to this is stored")
-    timeout_seconds: float = Field(30, ge=0, le=300)
-    min_score: MinScore = Field(MATCH_MIN_SCORE, description="how close is close")
+    cursor: str | None = Field(default=None, description="of the last answer; default: from now on")
+    kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
+    query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
+    timeout_seconds: float = Field(default=30, ge=0, le=300)
+    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="how close is close")

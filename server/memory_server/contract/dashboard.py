@@ -75,7 +75,7 @@ class MapAnswer(Answer):
     stored: list[int] = Field(description="epoch seconds")
     agents: list[str]
     types: list[str]
-    explained: float | None = Field(None, description="share of the vectors' variance that the two axes show")
+    explained: float | None = Field(default=None, description="share of the vectors' variance that the two axes show")
 
 
 class Snippet(BaseModel):
@@ -152,7 +152,7 @@ class AuditCheckAnswer(Answer):
 class MapArguments(Filters):
     """dashboard_map"""
 
-    limit: int = Field(MOST_POINTS, ge=1, le=MOST_POINTS)
+    limit: int = Field(default=MOST_POINTS, ge=1, le=MOST_POINTS)
     include_archive: bool = True
 
 
@@ -169,5 +169,5 @@ class AuditArguments(Arguments):
     op: str | None = None
     outcome: str | None = None
     names: str | None = None
-    limit: int = Field(50, ge=1, le=500)
+    limit: int = Field(default=50, ge=1, le=500)
     cursor: str | None = None

@@ -18,11 +18,11 @@ class Event(BaseModel):
     kind: EventKind
     op: str = Field(description="what was done, such as stored, deleted, assigned, granted")
     id: str = Field(description="of the memory, task or grant; the name of an agent")
-    by: str | None = Field(None, description="agent that did it")
+    by: str | None = Field(default=None, description="agent that did it")
     at: str
     score: float | None = None
-    snippet: str | None = Field(None, description="beginning of the matching text")
-    uri: str | None = Field(None, description="resource to read it by")
+    snippet: str | None = Field(default=None, description="beginning of the matching text")
+    uri: str | None = Field(default=None, description="resource to read it by")
 
     def line(self) -> str:
         score = f" {self.score:.2f}" if self.score is not None else ""

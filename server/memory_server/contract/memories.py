@@ -33,7 +33,7 @@ class Memory(BaseModel):
         description="own: you wrote it; received: yours, by another's hand; granted: others show it to you; "
         "public: anyone here may have written it"
     )
-    granted_by: list[str] | None = Field(None, description="agents whose grants show it")
+    granted_by: list[str] | None = Field(default=None, description="agents whose grants show it")
     tags: list[str] = []
     context: str | None = None
     source: str | None = None
@@ -45,8 +45,10 @@ class Memory(BaseModel):
     rev: int
     seq: int = Field(description="order within its owner's context")
     vector: VectorState
-    sensitive: bool = Field(False, description="encrypted in Redis")
-    pieces: int = Field(1, description="into how many texts a long content is cut; retrieve_memory gives it whole")
+    sensitive: bool = Field(default=False, description="encrypted in Redis")
+    pieces: int = Field(
+        default=1, description="into how many texts a long content is cut; retrieve_memory gives it whole"
+    )
 
     @classmethod
     def of(cls, record: Record, principal: Principal, model: Model) -> Memory:
@@ -112,11 +114,11 @@ class StoreAnswer(Answer):
     vector: VectorState
     expires_at: str | None = None
     durability: str = Field(description=LEVELS)
-    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
-    duplicate_of: str | None = Field(None, description="your earlier memory with exactly this content")
+    unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
+    duplicate_of: str | None = Field(default=None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
-    replayed: bool = Field(False, description="true: this idempotency_key had stored it before")
-    quarantined: bool = Field(False, description="true: an administrator hides your memories from others")
+    replayed: bool = Field(default=False, description="true: this idempotency_key had stored it before")
+    quarantined: bool = Field(default=False, description="true: an administrator hides your memories from others")
 
     def shown(self) -> list[str]:
         return [self.memory_id, *(near.memory_id for near in self.similar)]
@@ -151,7 +153,7 @@ class UpdateAnswer(MemoryAnswer):
     """A memory after a change."""
 
     durability: str = Field(description=LEVELS)
-    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
+    unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
 
     def summary(self) -> str:
         return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
@@ -191,7 +193,9 @@ class Hit(BaseModel):
     score: Score
     vector_score: Score | None = None
     keyword_score: Score | None = None
-    part: int | None = Field(None, description="which piece of a long memory matched, from 0; content is that piece")
+    part: int | None = Field(
+        default=None, description="which piece of a long memory matched, from 0; content is that piece"
+    )
 
 
 class Took(BaseModel):

@@ -17,16 +17,16 @@ class ShareArguments(Arguments):
     """share_context_with_agent"""
 
     target_agent: str = Field(description="a registered agent")
-    memory_ids: ListOf[str] | None = Field(None, description="these; or give context, tags or memory_types")
+    memory_ids: ListOf[str] | None = Field(default=None, description="these; or give context, tags or memory_types")
     context: str | None = None
-    tags: ListOf[str] | None = Field(None, description="memories with any of them")
+    tags: ListOf[str] | None = Field(default=None, description="memories with any of them")
     memory_types: ListOf[MemoryType] | None = None
     permission: Literal["read", "write"] = Field(
         default="read", description="write: may change content and metadata, and share on, one level"
     )
-    bidirectional: bool = Field(False, description="also offer the other direction")
-    expires_in_seconds: int | None = Field(None, description="default never")
-    note: str | None = Field(None, description="why, for the other agent")
+    bidirectional: bool = Field(default=False, description="also offer the other direction")
+    expires_in_seconds: int | None = Field(default=None, description="default never")
+    note: str | None = Field(default=None, description="why, for the other agent")
 
 
 class RevokeArguments(Arguments):
@@ -38,13 +38,13 @@ class RevokeArguments(Arguments):
 class SharedContextArguments(Arguments):
     """get_shared_context"""
 
-    agent_id: str | None = Field(None, description="only what this agent shares with you")
+    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
     context: str | None = None
-    query: str | None = Field(None, description="only what matches, best first; not with since")
+    query: str | None = Field(default=None, description="only what matches, best first; not with since")
     since: Time | None = Field(
         default=None, description="next_cursor of the call before, or a time: what changed since"
     )
-    max_tokens: int = Field(4000, ge=1, description="budget for the contents returned")
+    max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")
 
 
 class ShareAnswer(Answer):
@@ -54,8 +54,8 @@ class ShareAnswer(Answer):
     target_agent: str
     permission: Literal["read", "write"]
     expires_at: str | None = None
-    offer_id: str | None = Field(None, description="in force once the other shares the same with you")
-    accepted_offer: str | None = Field(None, description="the other agent's offer that this accepted")
+    offer_id: str | None = Field(default=None, description="in force once the other shares the same with you")
+    accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
     def summary(self) -> str:
         lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
@@ -94,7 +94,7 @@ class GrantInfo(BaseModel):
     context: str | None = None
     tags: list[str] = []
     memory_types: list[str] = []
-    memories: int | None = Field(None, description="number of single memories")
+    memories: int | None = Field(default=None, description="number of single memories")
     granted_at: str
     expires_at: str | None = None
     note: str | None = None
@@ -123,8 +123,8 @@ class SharedContextAnswer(Answer):
     """Memories that others share with the caller, and its grants and offers."""
 
     memories: list[SharedMemory] = Field(default_factory=list[SharedMemory])
-    next_cursor: str | None = Field(None, description="pass it as since for what this answer left out")
-    more: bool = Field(False, description="the budget left something out")
+    next_cursor: str | None = Field(default=None, description="pass it as since for what this answer left out")
+    more: bool = Field(default=False, description="the budget left something out")
     granted_to_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     granted_by_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     offers: list[GrantInfo] = Field(

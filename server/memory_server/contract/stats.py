@@ -23,7 +23,7 @@ class CacheFigures(BaseModel):
     process_hits: int
     redis_hits: int
     misses: int
-    hit_rate: float | None = Field(None, description="hits to all requests")
+    hit_rate: float | None = Field(default=None, description="hits to all requests")
 
 
 class Retention(BaseModel):
@@ -39,7 +39,9 @@ class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
     progress: float = Field(description="share of the records that it covers")
-    failures: int | None = Field(None, description="records that the index refused; only if you may see all figures")
+    failures: int | None = Field(
+        default=None, description="records that the index refused; only if you may see all figures"
+    )
     model: str
     dimension: int
 
@@ -48,7 +50,7 @@ class TaskFigures(BaseModel):
     """Tasks that the caller submitted, the newest thousand; an admin sees those of the namespace."""
 
     by_state: dict[str, int] = {}
-    completion_rate: float | None = Field(None, description="completed tasks to all that ended")
+    completion_rate: float | None = Field(default=None, description="completed tasks to all that ended")
 
 
 class AgentFigures(BaseModel):
@@ -58,10 +60,10 @@ class AgentFigures(BaseModel):
     alive: bool
     open_tasks: int
     max_tasks: int
-    share: float | None = Field(None, description="of all open tasks of live agents; equal shares are balance")
+    share: float | None = Field(default=None, description="of all open tasks of live agents; equal shares are balance")
     completed: int
     failed: int
-    mean_ms: float | None = Field(None, description="of its completed tasks")
+    mean_ms: float | None = Field(default=None, description="of its completed tasks")
 
 
 class StatsAnswer(Answer):
@@ -79,7 +81,7 @@ class StatsAnswer(Answer):
     created_last_day: int
     created_since: int | None = None
     bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
-    pieces: int = Field(0, description="texts that are searched, one or more a memory")
+    pieces: int = Field(default=0, description="texts that are searched, one or more a memory")
     vector_backlog: int
     retention: Retention
     index: IndexHealth
@@ -140,7 +142,7 @@ class GpuAnswer(Answer):
     """Each embedding sidecar and what accelerates it."""
 
     sidecars: list[Sidecar]
-    queue_depth: int | None = Field(None, description="embed jobs waiting in this namespace")
+    queue_depth: int | None = Field(default=None, description="embed jobs waiting in this namespace")
     libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
     bulk: str = Field(description="the sidecars that compare many vectors at once, and of what")
     fallbacks: list[str] = Field(description="what runs on the CPU although acceleration is configured, and why")

@@ -19,27 +19,27 @@ class DistributeArguments(Arguments):
     """distribute_task"""
 
     description: str = Field(description="what is to be done, understandable alone")
-    task_type: str = Field("general", description="agents are judged by how they did at this type")
+    task_type: str = Field(default="general", description="agents are judged by how they did at this type")
     payload: JsonObject | None = None
     required_capabilities: ListOf[str] | None = None
     priority: TaskPriority = TaskPriority.MEDIUM
-    assign_to: str | None = Field(None, description="only this agent")
-    min_context_window: int = Field(0, ge=0, le=MOST_TOKENS, description="tokens")
-    depends_on: ListOf[str] | None = Field(None, description="task ids that must complete first")
-    max_retries: int = Field(3, ge=0, le=100)
+    assign_to: str | None = Field(default=None, description="only this agent")
+    min_context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
+    depends_on: ListOf[str] | None = Field(default=None, description="task ids that must complete first")
+    max_retries: int = Field(default=3, ge=0, le=100)
     lease_seconds: Seconds = 300
     deadline: Time | None = None
-    idempotency_key: str | None = Field(None, description="makes retries safe: same key, same task")
+    idempotency_key: str | None = Field(default=None, description="makes retries safe: same key, same task")
 
 
 class PendingArguments(Arguments):
     """get_pending_tasks"""
 
     agent_id: AgentId = None
-    claim: bool = Field(True, description="false: only look")
-    limit: int = Field(1, ge=1, le=100)
-    wait_seconds: float = Field(0, ge=0, le=300, description="wait for a task so long")
-    with_memories: int = Field(5, ge=0, le=20)
+    claim: bool = Field(default=True, description="false: only look")
+    limit: int = Field(default=1, ge=1, le=100)
+    wait_seconds: float = Field(default=0, ge=0, le=300, description="wait for a task so long")
+    with_memories: int = Field(default=5, ge=0, le=20)
 
 
 class TaskArguments(Arguments):
@@ -53,8 +53,8 @@ class CompleteArguments(TaskArguments):
 
     lease_token: str
     result: Json = None
-    metrics: JsonObject | None = Field(None, description="duration_ms, tokens, ...")
-    store_result: bool = Field(False, description="keep the result as a memory too")
+    metrics: JsonObject | None = Field(default=None, description="duration_ms, tokens, ...")
+    store_result: bool = Field(default=False, description="keep the result as a memory too")
 
 
 class FailArguments(TaskArguments):
@@ -63,7 +63,7 @@ class FailArguments(TaskArguments):
     lease_token: str
     error: str
     retry: bool = True
-    handoff: str | None = Field(None, description="what you did and what the next agent should know")
+    handoff: str | None = Field(default=None, description="what you did and what the next agent should know")
 
 
 class CancelArguments(TaskArguments):
@@ -76,7 +76,7 @@ class ListTasksArguments(Arguments):
     """list_tasks"""
 
     states: ListOf[TaskState] | None = None
-    limit: int = Field(20, ge=1, le=100)
+    limit: int = Field(default=20, ge=1, le=100)
 
 
 class RegisterArguments(Arguments):
@@ -84,11 +84,11 @@ class RegisterArguments(Arguments):
 
     agent_id: AgentId = None
     agent_type: AgentType = AgentType.CUSTOM
-    capabilities: ListOf[str] | None = Field(None, description="what you can do; tasks ask for these")
-    context_window: int = Field(0, ge=0, le=MOST_TOKENS, description="tokens")
-    max_tasks: int = Field(1, ge=1, le=1000, description="how many at a time")
-    heartbeat_seconds: float = Field(60, ge=0.2, le=3600, description="how often you will call in")
-    description: str = Field("", description="what you are good at, for routing by meaning")
+    capabilities: ListOf[str] | None = Field(default=None, description="what you can do; tasks ask for these")
+    context_window: int = Field(default=0, ge=0, le=MOST_TOKENS, description="tokens")
+    max_tasks: int = Field(default=1, ge=1, le=1000, description="how many at a time")
+    heartbeat_seconds: float = Field(default=60, ge=0.2, le=3600, description="how often you will call in")
+    description: str = Field(default="", description="what you are good at, for routing by meaning")
 
 
 class UnregisterArguments(Arguments):
@@ -103,15 +103,15 @@ class HeartbeatArguments(Arguments):
     """update_agent_heartbeat"""
 
     agent_id: AgentId = None
-    status: AgentStatus | None = Field(None, description="draining: finish and take no more")
-    load: float | None = Field(None, ge=0, le=1)
-    lease_tokens: ListOf[str] | None = Field(None, description="of the tasks you work on, to renew them")
-    metrics: JsonObject | None = Field(None, description="progress; handed on if you fall silent")
+    status: AgentStatus | None = Field(default=None, description="draining: finish and take no more")
+    load: float | None = Field(default=None, ge=0, le=1)
+    lease_tokens: ListOf[str] | None = Field(default=None, description="of the tasks you work on, to renew them")
+    metrics: JsonObject | None = Field(default=None, description="progress; handed on if you fall silent")
 
 
 class ListAgentsArguments(Arguments):
     """list_agents"""
 
     agent_types: ListOf[AgentType] | None = None
-    capabilities: ListOf[str] | None = Field(None, description="that can do all of these")
+    capabilities: ListOf[str] | None = Field(default=None, description="that can do all of these")
     alive_only: bool = True

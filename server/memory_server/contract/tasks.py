@@ -21,7 +21,7 @@ class TaskEvent(BaseModel):
     op: str
     agent: str | None = None
     attempt: int | None = None
-    fence: int | None = Field(None, description="number of the lease's fencing token")
+    fence: int | None = Field(default=None, description="number of the lease's fencing token")
     error: str | None = None
     handoff: str | None = None
 
@@ -124,7 +124,7 @@ class DistributeAnswer(Answer):
     assigned_to: str | None = None
     why: Why
     similar_tasks: list[SimilarTask] = Field(default_factory=list[SimilarTask])
-    replayed: bool = Field(False, description="true: this idempotency_key had submitted it before")
+    replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
 
     def shown(self) -> list[str]:
         return [self.task_id, *(task.task_id for task in self.similar_tasks)]
@@ -142,9 +142,9 @@ class DistributeAnswer(Answer):
 class ClaimedTask(TaskView):
     """A task to work on, with earlier attempts and related memories."""
 
-    lease_token: str | None = Field(None, description="present it to renew, complete or fail")
+    lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
     earlier_failures: list[TaskEvent] = []
-    handoff: str | None = Field(None, description="note of the previous agent")
+    handoff: str | None = Field(default=None, description="note of the previous agent")
     memories: list[Hit] = []
 
 
@@ -152,7 +152,7 @@ class PendingAnswer(Answer):
     """Tasks of an agent, leased to it now or only shown."""
 
     tasks: list[ClaimedTask]
-    open_tasks: int = Field(0, description="how many tasks you hold leases of")
+    open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
     max_tasks: int = 0
 
     def shown(self) -> list[str]:
@@ -187,7 +187,7 @@ class TaskStateAnswer(Answer):
     task_id: str
     state: str
     next_attempt_at: str | None = None
-    memory_id: str | None = Field(None, description="where the result was stored")
+    memory_id: str | None = Field(default=None, description="where the result was stored")
 
     def summary(self) -> str:
         when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""

@@ -52,7 +52,6 @@ class Admission:
             on_its_way.arrive()
 
     def arrived(self) -> None:
-        """Count one request less."""
         self._coming -= 1
 
     def is_full(self) -> bool:
@@ -161,7 +160,6 @@ class Slot:
         self._admission, self._outside, self._ended = admission, 0, False
 
     def end(self) -> None:
-        """Free the slot at the end of the call."""
         self._ended = True
         if not self._outside:
             self._admission.leave()

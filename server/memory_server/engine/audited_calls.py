@@ -26,7 +26,6 @@ class AuditedCall:
     """Whether a Function wrote the entry together with a change."""
 
     def succeeded(self, shown: Iterable[str] = (), shown_besides: Iterable[str] = ()) -> None:
-        """Record success and the ids whose contents the answer shows."""
         self.outcome, self.shown, self.shown_besides = "ok", list(shown), list(shown_besides)
 
     def entry(self, who: str, origin: str) -> Said | None:

@@ -86,7 +86,6 @@ class Backend:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
-        """Connect, watch and finally disconnect."""
         async with asyncio.TaskGroup() as tasks:
             own = [tasks.create_task(self._connect()), tasks.create_task(self._watch())]
             try:

@@ -25,11 +25,9 @@ class Counters:
         self.sweeps: Counter[str] = Counter({"done": 0, "failed": 0, "elsewhere": 0})
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:
-        """Count an operation that ended."""
         self.calls[operation, outcome] += 1
         self.call_seconds.labels(operation).observe(seconds)
 
     def searched(self, **milliseconds: float) -> None:
-        """Count a search by how long its parts took."""
         for part, took in milliseconds.items():
             self.search_part_seconds.labels(part).observe(took / 1000)

@@ -21,8 +21,7 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import MEMORY, connect, shard_of, store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.deferred_writes import Written
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 
 log = logging.getLogger(__name__)
 _GATHER_SECONDS = 0.05  # calls that come within so long after a wait began share the next, so that few run at once
@@ -59,7 +58,6 @@ class Durability:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Durability]:
-        """Allow waits while inside."""
         try:
             yield self
         finally:

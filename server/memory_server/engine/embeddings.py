@@ -47,7 +47,6 @@ class Embeddings:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Embeddings]:
-        """Listen for replies until left."""
         async with self.replies.running():
             try:
                 yield self

@@ -103,5 +103,4 @@ def _flags(options: list[str]) -> Traits:
 
 
 def text_of(value: object) -> str:
-    """Decode a reply of Redis."""
     return value.decode() if isinstance(value, bytes) else str(value)

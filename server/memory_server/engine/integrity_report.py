@@ -20,7 +20,6 @@ class IntegrityReport:
         self._failed: dict[str, IntegrityFailure] = {}
 
     def add(self, memory_id: str, failure: IntegrityFailure) -> None:
-        """Add a memory that the caller could read otherwise."""
         self._failed[memory_id] = failure
 
     def check(self, memory_id: str) -> None:

@@ -43,9 +43,7 @@ class KnownModels:
         return models
 
     async def current(self, namespace: str) -> Model:
-        """Return the current model of a namespace."""
         return (await self.get(namespace)).current
 
     def put(self, namespace: str, models: Models) -> None:
-        """Cache models that were just read elsewhere."""
         self._known[namespace] = time.monotonic(), models

@@ -24,7 +24,6 @@ class Latency:
         self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
     def add(self, asker: Asker, milliseconds: float) -> None:
-        """Record one duration."""
         self.histogram.observe(milliseconds / 1000)
         own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
         for samples in (self._samples, own):

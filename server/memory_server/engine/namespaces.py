@@ -59,7 +59,6 @@ class Namespaces:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Namespaces]:
-        """Watch the namespaces in use while inside."""
         watching = asyncio.create_task(self._watch())
         try:
             yield self
@@ -67,7 +66,6 @@ class Namespaces:
             await cancel([watching])
 
     async def names(self) -> list[str]:
-        """List all namespaces."""
         return sorted(raw.decode() for raw in await self._backend.read(lambda client: client.smembers(NAMESPACES)))
 
     async def knows(self, name: str) -> bool:

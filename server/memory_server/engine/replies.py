@@ -35,9 +35,7 @@ class Question(Protocol):
     def id(self) -> str: ...
     @property
     def seal(self) -> str: ...
-    def fields(self, transports: Transports) -> dict[str, str | int | bytes]:
-        """Return the stream entry."""
-        ...
+    def fields(self, transports: Transports) -> dict[str, str | int | bytes]: ...
 
 
 async def until_a_key_fits(ask: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -62,12 +60,10 @@ class Replies:
 
     @property
     def address(self) -> str:
-        """The stream for replies."""
         return keys.reply(self._server_id)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Replies]:
-        """Listen while inside."""
         listener = asyncio.create_task(self._listen())
         try:
             yield self

@@ -15,7 +15,6 @@ from memory_server.contract.answer import Answer
 from memory_server.engine.admission import Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.deferred_writes import DeferredWrites
 from memory_server.engine.integrity_report import IntegrityReport
 
 S = TypeVar("S")
@@ -43,6 +42,27 @@ class Caller:
     def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> Said:
         """Build the audit entry of an operation of this caller on some ids, with the memories it shows."""
         return said(self.agent, op, ids, self.origin, by=self.by, shown=shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A revision of a memory that Redis acknowledged."""
+
+    namespace: str
+    memory_id: str
+    rev: int
+
+
+class DeferredWrites:
+    """The writes of a batch. `wait` says that one of them must be confirmed on disk."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, Written] = {}
+        self.wait = False
+
+    def add(self, written: Written, wait: bool) -> None:
+        self.written[written.memory_id] = written
+        self.wait = self.wait or wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,6 @@ class RequestContext:
         return replace(self, deferred=deferred)
 
     def operation(self, call: AuditedCall, cache: BatchCache | None) -> RequestContext:
-        """Return the context of one operation of a batch."""
         return replace(self, call=call, cache=cache, integrity=IntegrityReport())
 
     def with_own_report(self) -> RequestContext:

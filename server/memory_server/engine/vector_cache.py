@@ -50,7 +50,6 @@ class VectorCache:
         self.total = Hits()
 
     def hits(self, asker: Asker) -> Hits:
-        """Return the hits of one agent since this process started."""
         return self._hits.setdefault((asker.namespace, asker.agent), Hits())
 
     async def get(self, asker: Asker, texts: Sequence[str], model: Model, *, far: bool = True) -> Vectors:
@@ -68,7 +67,6 @@ class VectorCache:
         return known
 
     async def put(self, asker: Asker, vectors: Vectors, model: Model) -> None:
-        """Cache vectors in both tiers."""
         for text, vector in vectors.items():
             self._near[_near(asker, text, model)] = vector
         lifetime = self.settings.redis_ttl_seconds

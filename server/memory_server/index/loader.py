@@ -51,7 +51,6 @@ class Ref(NamedTuple):
 
     @classmethod
     def of_key(cls, keys: Keys, key: str) -> Ref:
-        """Parse a key from a search result."""
         if key.startswith(keys.memory_prefix):
             return cls(key[len(keys.memory_prefix) :])
         memory_id, _, chunk = key[len(keys.chunk_prefix) :].rpartition(":")

@@ -55,7 +55,6 @@ class WordMatches:
 
 
 async def count(client: Client, keys: Keys, query: Query, timeout_ms: int, cache: BatchCache | None = None) -> int:
-    """Count the memories that a query selects."""
     key = ("count", keys, query.text, tuple(query.params.items()))
     return (await once(cache, key, lambda: count_all(client, keys, [query], timeout_ms)))[0]
 

@@ -30,7 +30,6 @@ class Query:
         return f"${name}"
 
     def bind_any(self, values: Iterable[Value]) -> str:
-        """Bind alternatives for a TAG list or a text clause."""
         return "|".join(self.bind(value) for value in values)
 
     def arguments(self) -> list[Value]:
@@ -125,7 +124,6 @@ def with_word(query: Query, word: str) -> Query:
 
 
 def with_source(query: Query, word: str) -> Query:
-    """Narrow a selection to what has a word in its source."""
     return _with(query, lambda narrowed: f"@source_text:({narrowed.bind(word)})")
 
 
@@ -160,32 +158,26 @@ def without_vector(query: Query, model: Model) -> Query:
 
 
 def with_vector(query: Query, model: Model) -> Query:
-    """Narrow a selection to what has its vector of a model."""
     return having(query, "model", model.name)
 
 
 def sensitive(query: Query) -> Query:
-    """Narrow a selection to what is encrypted."""
     return having(query, "codec", SEALED_CODEC)
 
 
 def without_sensitive(query: Query) -> Query:
-    """Narrow a selection to what is not encrypted."""
     return _with(query, lambda narrowed: f"-@codec:{{{narrowed.bind(SEALED_CODEC)}}}")
 
 
 def owned(query: Query, owners: Sequence[str]) -> Query:
-    """Narrow a selection to some owner ids."""
     return having(query, "owner", *(owners or (NOBODY,)))
 
 
 def created_since(query: Query, created_at: float) -> Query:
-    """Narrow a selection to what was stored at or after a time."""
     return _with(query, lambda narrowed: f"@created_at:[{narrowed.bind(to_redis(created_at))} inf]")
 
 
 def expiring(query: Query, before: float) -> Query:
-    """Narrow a selection to what expires before a time."""
     return _with(query, lambda narrowed: _expired(narrowed, before))
 
 

@@ -40,15 +40,18 @@ _OPTIONAL = ("tags", "context", "source", "occurred_at")
 
 @dataclass(frozen=True, slots=True)
 class ChunkedContent:
-    """A content in chunks, with their vectors of `model` if known: shape (chunks, dimension)."""
+    """A content in chunks, with their vectors of `model` if known: shape (chunks, dimension).
+
+    `record` is the memory, if this process just wrote it.
+    """
 
     content: str
     chunks: Sequence[str]
     model: Model
     vectors: Matrix | None = None
+    record: Record | None = None
 
     def vector(self, number: int) -> bytes | None:
-        """Return the vector of one chunk as Redis stores it."""
         return None if self.vectors is None else to_bytes(self.vectors[number])
 
 
@@ -81,22 +84,16 @@ async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker
         await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
 
 
-async def settle(
-    service: MemoryServices,
-    namespace: str,
-    chore: str,
-    *,
-    record: Record | None = None,
-    content: ChunkedContent | None = None,
-) -> None:
-    """Update all chunk records of a memory, or remove them if it is gone. `record` is the memory if just written here.
+async def settle(service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None) -> None:
+    """Update all chunk records of a memory, or remove them if it is gone.
 
-    `content` saves splitting and embedding. Raises StoreUnavailable (the memory kept changing), Tampered or KeyMissing.
+    `content` saves loading, splitting and embedding. Raises StoreUnavailable, Tampered or KeyMissing.
     """
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
     for attempt in range(_ATTEMPTS):
-        current = record if record and not attempt else await _load_whole(service, keys, memory_id)
+        current = content.record if content and not attempt else None
+        current = current or await _load_whole(service, keys, memory_id)
         if current and (content is None or content.content != current.content):
             model = await service.models.current(namespace)
             content = ChunkedContent(current.content, await split_content(current.content), model)
@@ -108,16 +105,11 @@ async def settle(
 
 
 async def settle_or_tell(
-    service: MemoryServices,
-    namespace: str,
-    chore: str,
-    *,
-    record: Record | None = None,
-    content: ChunkedContent | None = None,
+    service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None
 ) -> str | None:
     """Settle after an acknowledged change. Returns why it failed; the sweeper repairs that."""
     try:
-        await settle(service, namespace, chore, record=record, content=content)
+        await settle(service, namespace, chore, content)
     except MemoryServiceError as error:
         return f"the further pieces of a long memory cannot be searched yet: {error.message}"
     return None

@@ -10,7 +10,6 @@ from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
@@ -58,11 +57,26 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     if not await service.namespaces.knows(request.caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
     prepared = await service.namespaces.get(request.caller.namespace)
-    keys, limit = prepared.keys, args.limit
-    total, records, warnings, more = await service.namespaces.search(
-        keys.namespace,
-        lambda client: _page(service, request, client, keys, principal, selected, limit=limit, position=position),
-    )
+    keys, limit, timeout = prepared.keys, args.limit, service.settings.search_timeout_ms
+
+    async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
+        """Collect `limit` records. Fetches more if some vanished; later ones may have moved up by then."""
+        total = await queries.count(client, keys, selected, timeout, request.cache)
+        records, warnings = list[Record](), list[str]()
+        offset, seen = 0, set[Ref]()
+        query = build.created_before(selected, position)
+        while True:
+            refs, news = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
+            new = [ref for ref in refs if ref not in seen]
+            loaded = await loader.load_readable(client, keys, new, request, principal, service.backend.integrity)
+            opened = await service.vault.open_all(keys.namespace, loaded)
+            records, warnings = records + opened.records, [*warnings, *news, *opened.warnings]
+            if len(records) > limit or len(refs) <= limit:
+                return total, records[:limit], warnings, len(records) > limit
+            seen.update(refs)
+            offset += len(refs) - (len(new) - len(loaded))
+
+    total, records, warnings, more = await service.namespaces.search(keys.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
     return MemoryListAnswer(
@@ -72,36 +86,6 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
         partial=bool(reason),
         reason=reason,
     )
-
-
-async def _page(
-    service: MemoryServices,
-    request: RequestContext,
-    client: Client,
-    keys: Keys,
-    principal: Principal,
-    selected: build.Query,
-    *,
-    limit: int,
-    position: float | None,
-) -> tuple[int, list[Record], list[str], bool]:
-    """Collect `limit` records. Fetches more if some vanished; later ones may have moved up by then."""
-    timeout = service.settings.search_timeout_ms
-    total = await queries.count(client, keys, selected, timeout, request.cache)
-    records, warnings = list[Record](), list[str]()
-    offset, seen = 0, set[Ref]()
-    query = build.created_before(selected, position)
-    while True:
-        refs, new_warnings = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
-        warnings += new_warnings
-        new = [ref for ref in refs if ref not in seen]
-        loaded = await loader.load_readable(client, keys, new, request, principal, service.backend.integrity)
-        opened = await service.vault.open_all(keys.namespace, loaded)
-        records, warnings = records + opened.records, warnings + opened.warnings
-        if len(records) > limit or len(refs) <= limit:
-            return total, records[:limit], warnings, len(records) > limit
-        seen.update(refs)
-        offset += len(refs) - (len(new) - len(loaded))
 
 
 def _write_cursor(created_at: float) -> str:

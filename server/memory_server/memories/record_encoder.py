@@ -75,7 +75,7 @@ class SealedRecordEncoder(RecordEncoder):
         return keyed_hash(self._key, content)
 
     def head(self, record: Record, chunks: Sequence[str]) -> dict[str, str | bytes]:
-        place = self._binding(record, 0)
+        place = Binding.of(self._namespace, record, 0)
         fields: dict[str, str | bytes] = {
             **filter_fields(record),
             "part": HEAD,
@@ -88,22 +88,19 @@ class SealedRecordEncoder(RecordEncoder):
         return fields
 
     def chunk(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, self._binding(record, number), text)}
+        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, Binding.of(self._namespace, record, number), text)}
 
     def vector(self, record: Record, number: int, vector: bytes | None) -> dict[str, Any] | None:
         clear = super().vector(record, number, vector)
         if clear is None or vector is None:
             return None
-        lock = self._binding(record, number).lock(self._key, "vector")
+        lock = Binding.of(self._namespace, record, number).lock(self._key, "vector")
         return clear | {"bytes": seal_vector(lock, self._model, vector), "sealed": True}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        binding, body = self._binding(record, number), embedding_text(text, record.source)
+        binding, body = Binding.of(self._namespace, record, number), embedding_text(text, record.source)
         sealed = seal_job(self._transports, binding, body, binding.lock(self._key, "vector"))
         return {"trace": tracing.carrier(), **sealed}
-
-    def _binding(self, record: Record, number: int) -> Binding:
-        return Binding.of(self._namespace, record, number)
 
 
 async def encoder_of(
@@ -125,7 +122,6 @@ def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) ->
 
 
 def scope_of(record: Record, owner: str) -> frozenset[str]:
-    """Return the scope tokens of an owner's record."""
     return record_tokens(
         memory_id=record.id,
         owner=owner,

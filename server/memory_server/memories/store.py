@@ -25,10 +25,9 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
-from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve_writer
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices
@@ -83,7 +82,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         ready = model.is_ready(state)
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
-        reason = await settle_or_tell(service, keys.namespace, chore, record=record, content=draft.content)
+        reason = await settle_or_tell(service, keys.namespace, chore, replace(draft.content, record=record))
     written = Written(keys.namespace, answer["id"], record.rev)
     reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(

@@ -15,10 +15,9 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.backend import after_write
-from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
@@ -165,7 +164,8 @@ async def _write(
             service.ring(principal.namespace)
         if most > 1:
             chore = f"{old.id}:{most}"
-            return "updated", await settle_or_tell(service, principal.namespace, chore, record=new, content=content)
+            content = replace(content, record=new)
+            return "updated", await settle_or_tell(service, principal.namespace, chore, content)
     if answer["status"] == "key_missing":
         raise signed_elsewhere()
     return answer["status"], None

@@ -65,7 +65,6 @@ def query_terms(query: str) -> list[str]:
 
 
 def stem_counts(*texts: str | None) -> Counter[str]:
-    """Count the stems in some texts."""
     return Counter(word for text in texts if text for word in _stems_of(text))
 
 

@@ -37,7 +37,6 @@ def readable_selection(principal: Principal, filters: ResolvedFilters) -> Select
 
 
 def own_selection(principal: Principal) -> Selection:
-    """Select the principal's own memories."""
     own = [owner_token(owner) for owner in principal.owners]
     return Selection(every=[("scope", own)], mistrusted=list(principal.mistrusted.items()))
 

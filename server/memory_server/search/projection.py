@@ -64,7 +64,6 @@ class _Layout:
     points: dict[str, Point] = field(default_factory=dict[str, Point])
 
     def place(self, records: Sequence[Record]) -> None:
-        """Add records with vectors."""
         if not records:
             return
         places = (np.stack([vector_of(record) for record in records]) - self.middle) @ self.axes

@@ -73,12 +73,10 @@ class ParsedQuery:
 
     @property
     def is_vector_alone(self) -> bool:
-        """Whether only the cosine counts."""
         return self.vector is not None and not (self.terms or self.names or self.moments)
 
     @property
     def stems(self) -> dict[str, int]:
-        """The distinct stems of the words, each with its column."""
         return {word: column for column, word in enumerate(dict.fromkeys(map(stem, self.terms)))}
 
 

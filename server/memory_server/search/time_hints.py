@@ -39,7 +39,6 @@ class Moment:
     day: int | None = None
 
     def holds(self, day: date) -> bool:
-        """Whether it includes a day."""
         return self.year in (None, day.year) and self.month in (None, day.month) and self.day in (None, day.day)
 
 
