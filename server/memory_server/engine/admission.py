@@ -1,7 +1,4 @@
-"""Admission control: limits how many calls run and wait, and refuses the rest at once.
-
-A burst may wait. After `patience` seconds of unbroken waiting, only a quarter as many calls may wait as run.
-"""
+"""Admission control: limits running and waiting calls. After `patience` seconds of waiting fewer may wait."""
 
 from __future__ import annotations
 

@@ -96,8 +96,22 @@ class BulkClient:
         if not await self.is_offered(model):
             raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
         deadline = redis_time.now() + wait
+
+        async def send() -> Reply:
+            ask = BulkAsk(
+                id=new_id(),
+                reply_to=self._replies.address,
+                namespace=namespace,
+                model=model.name,
+                deadline=int(deadline * 1000),
+                request=request,
+                seal=self._backend.transports.current,
+            )
+            left = max(deadline - redis_time.now(), 0.0)
+            return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)
+
         try:
-            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, model, deadline))
+            reply = await until_a_key_fits(send)
         except TimeoutError:
             raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
         if reply.error:
@@ -106,16 +120,3 @@ class BulkClient:
             return read_body(reply.vectors, kind)
         except BadMessage as error:
             raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
-
-    async def _reply_to(self, namespace: str, request: Request, model: Model, deadline: float) -> Reply:
-        ask = BulkAsk(
-            id=new_id(),
-            reply_to=self._replies.address,
-            namespace=namespace,
-            model=model.name,
-            deadline=int(deadline * 1000),
-            request=request,
-            seal=self._backend.transports.current,
-        )
-        left = max(deadline - redis_time.now(), 0.0)
-        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)

@@ -1,8 +1,7 @@
 """Waits until writes are on disk. One WAITAOF serves all calls that wait at the time.
 
-WAITAOF covers only writes of its own connection. So one connection checks that the writes are there, writes a mark
-after them and waits for the mark: the append-only file has one order. The check also finds writes that a restart or
-failover lost.
+WAITAOF covers only its own connection, so one connection checks that the writes exist, writes a mark after them and
+waits for it: the append-only file has one order.
 """
 
 from __future__ import annotations

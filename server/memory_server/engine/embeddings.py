@@ -63,10 +63,9 @@ class Embeddings:
         secret: bool = False,
         asked: asyncio.Event | None = None,
     ) -> Matrix:
-        """Return unit vectors, shape (len(texts), dimension). Vectors of `secret` texts are not cached.
+        """Return unit vectors, shape (len(texts), dimension); those of `secret` texts are not cached.
 
-        `asked` is set once the sidecars have their requests, so that the caller's own commands to Redis come after
-        them. Raises EmbeddingUnavailable (no live sidecar, no answer in time, or refused) or StoreUnavailable.
+        `asked` is set when the sidecars have their requests. Raises EmbeddingUnavailable or StoreUnavailable.
         """
         model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)

@@ -1,7 +1,6 @@
 """Tracks which namespaces have an index on the connected Redis, and how much of each it covers.
 
-An answer is complete only if the same index was complete before and after the search: it may have been dropped and
-created again in between.
+An answer is complete only if the same index was complete before and after the search.
 """
 
 from __future__ import annotations

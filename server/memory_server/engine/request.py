@@ -69,8 +69,7 @@ class DeferredWrites:
 class RequestContext:
     """The state of one operation. `RequestContext(caller)` is enough for background work and the console.
 
-    `access` is what the token grants; None if no token is needed. Reads of one batch share `cache`, its writes
-    `deferred`. `integrity` collects the memories that failed their check. `slot` is the call's admission slot.
+    `access` is what the token grants, None if no token is needed. A batch shares `cache` and `deferred`.
     """
 
     caller: Caller

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,13 +82,11 @@ class VectorCache:
     async def _from_redis(self, asker: Asker, texts: Sequence[str], model: Model) -> Vectors:
         places = [self._far(asker, text, model) for text in texts]
         found = await self._backend.read(lambda client: client.mget([name for name, _ in places]))
-        known = {
-            text: vector
-            for text, value, (_, lock) in zip(texts, found, places, strict=True)
-            if value and (vector := _opened(value, lock))
-        }
-        for text, vector in known.items():
-            self._near[_near(asker, text, model)] = vector
+        known: Vectors = {}
+        for text, value, (_, lock) in zip(texts, found, places, strict=True):
+            with suppress(Tampered):
+                if vector := lock.open(value) if value and lock else value:
+                    known[text] = self._near[_near(asker, text, model)] = vector
         return known
 
     def _far(self, asker: Asker, text: str, model: Model) -> tuple[str, Lock | None]:
@@ -100,14 +99,6 @@ class VectorCache:
         name = hmac.digest(self._key.value, text.encode(), "sha256").hex()[:32]
         place = keys.cached_vector(model.name, asker.agent, name)
         return place, Lock.at(self._key, "cached vector", place)
-
-
-def _opened(value: bytes, lock: Lock | None) -> bytes | None:
-    """Open a cached vector; None if it was altered."""
-    try:
-        return lock.open(value) if lock else value
-    except Tampered:
-        return None
 
 
 def _near(asker: Asker, text: str, model: Model) -> _Near:

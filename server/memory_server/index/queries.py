@@ -40,10 +40,9 @@ class WordStatistics:
 
 @dataclass(frozen=True, slots=True)
 class WordMatches:
-    """The chunks of a selection that hold most of the query's words, best first, with the figures to score them.
+    """Chunks with most of the query's words, best first, and the figures to score them.
 
-    `waiting` chunks have no vector yet; Redis sees neither words nor vectors of `sensitive` ones. `full`: there may be
-    more matches.
+    `waiting` chunks have no vector yet; Redis cannot compare `sensitive` ones. `full`: there may be more.
     """
 
     statistics: WordStatistics

@@ -33,7 +33,7 @@ class Query:
         return "|".join(self.bind(value) for value in values)
 
     def arguments(self) -> list[Value]:
-        """Give the tail that every FT.SEARCH needs."""
+        """Return the options that every FT.SEARCH needs."""
         flat = [part for pair in self.params.items() for part in pair]
         return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 

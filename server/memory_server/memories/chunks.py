@@ -40,10 +40,7 @@ _OPTIONAL = ("tags", "context", "source", "occurred_at")
 
 @dataclass(frozen=True, slots=True)
 class ChunkedContent:
-    """A content in chunks, with their vectors of `model` if known: shape (chunks, dimension).
-
-    `record` is the memory, if this process just wrote it.
-    """
+    """A content in chunks, with vectors of `model`, shape (chunks, dimension), and its `record` if just written."""
 
     content: str
     chunks: Sequence[str]
@@ -85,10 +82,7 @@ async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker
 
 
 async def settle(service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None) -> None:
-    """Update all chunk records of a memory, or remove them if it is gone.
-
-    `content` saves loading, splitting and embedding. Raises StoreUnavailable, Tampered or KeyMissing.
-    """
+    """Update all chunk records of a memory, or remove them. Raises StoreUnavailable, Tampered or KeyMissing."""
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
     for attempt in range(_ATTEMPTS):

@@ -1,7 +1,6 @@
-"""Enforces per-agent storage quotas without counting for every store.
+"""Enforces per-agent storage quotas. A count from Redis is used for a second, or longer if far from any limit.
 
-A count from Redis is used for a second, or longer if far from any limit, and this process adds what it stores. So
-several processes together may exceed a limit by what they store within that time.
+Several processes together may exceed a limit by what they store within that time.
 """
 
 from __future__ import annotations

@@ -68,7 +68,13 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     model = await service.models.current(keys.namespace)
     vectors = _given_vectors(model, args, len(chunks))
     principal = await resolve_writer(service.backend, request)
-    full = await _quota_problem(service, principal, len(chunks), args)
+    full: QuotaExceeded | None = None
+    try:
+        await service.quotas.take(principal, 1, len(chunks))
+    except QuotaExceeded as error:
+        if args.idempotency_key is None:
+            raise
+        full = error  # it may be stored already
     if vectors is None and full is None:
         vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
     similar: list[Similar] = []
@@ -137,19 +143,6 @@ def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | 
     with np.errstate(over="ignore"):
         given = normalise(np.array([args.vector], dtype=np.float32), model.dimension)
     return np.repeat(given, chunks, axis=0)
-
-
-async def _quota_problem(
-    service: MemoryServices, principal: Principal, chunks: int, args: StoreArguments
-) -> QuotaExceeded | None:
-    """Count a new memory against the quota. With an idempotency key it may be stored already: return the error then."""
-    try:
-        await service.quotas.take(principal, 1, chunks)
-    except QuotaExceeded as error:
-        if args.idempotency_key is None:
-            raise
-        return error
-    return None
 
 
 async def _similar(
@@ -233,8 +226,6 @@ def _raise_for(answer: dict[str, Any]) -> None:
             raise signed_elsewhere()
         case "owner_changed" | "key_changed":
             raise StoreUnavailable("the agent was registered again meanwhile", hint="try again", retry_after=0.1)
-        case _:
-            return
 
 
 def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:

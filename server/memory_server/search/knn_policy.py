@@ -1,7 +1,4 @@
-"""Chooses how Redis finds the nearest of a selection: compare with all of it, or walk the graph.
-
-Redis's own choice ignores `k` and the cost of a graph step, and can be several times slower (benchmarks/filtered.py).
-"""
+"""Chooses how Redis finds the nearest; its own choice can be several times slower (benchmarks/filtered.py)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A map of memories: projects their vectors onto the two axes along which they differ most.
-
-Positions are cached for some minutes; permission is checked in the index each time.
-"""
+"""A map of memories: projects their vectors onto two axes. Positions are cached; permission is always checked."""
 
 from __future__ import annotations
 
@@ -151,14 +148,14 @@ async def _with_vectors(
     backend: Backend, request: RequestContext, principal: Principal, model: Model, refs: Sequence[Ref]
 ) -> list[Record]:
     """Load readable memories with vectors, in slices so that other commands can run in between."""
-    keys, found = Keys(principal.namespace), list[Record]()
+    keys, integrity, found = Keys(principal.namespace), backend.integrity, list[Record]()
     for start in range(0, len(refs), _SLICE):
         part = refs[start : start + _SLICE]
-
-        async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, request, principal, backend.integrity, model=model)
-
-        loaded = await backend.read(fetch)
+        loaded = await backend.read(
+            lambda client, part=part: loader.load_readable(
+                client, keys, part, request, principal, integrity, model=model
+            )
+        )
         found += [record for record in loaded if len(record.vector or b"") == 4 * model.dimension]
     return found
 

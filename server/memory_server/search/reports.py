@@ -10,7 +10,6 @@ from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.scope import Principal
-from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, Found
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
 from memory_server.engine.backend import Backend
@@ -69,11 +68,9 @@ async def _load(backend: Backend, request: RequestContext, principal: Principal,
     records: dict[str, Record] = {}
     for start in range(0, len(refs), _LOAD_AT_ONCE):
         part = refs[start : start + _LOAD_AT_ONCE]
-
-        async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, request, principal, integrity)
-
-        loaded = await backend.read(fetch)
+        loaded = await backend.read(
+            lambda client, part=part: loader.load_readable(client, keys, part, request, principal, integrity)
+        )
         records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
     return records
 
