@@ -39,10 +39,10 @@ _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # checks
-    "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
-    "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
+    "no token check": ("wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
+    "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
     "no check of lease expiry": (
-        "a_token_dies_with_its_time",
+        "token_ends_with_its_lease",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
     "no holder check": (
@@ -50,19 +50,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [(" or task.assigned ~= request.agent then", " then")],
     ),
     "no check of earlier holders": (
-        "whoever_never_had_a_task_learns_nothing_of_it",
+        "agent_that_never_held_a_task_learns_nothing_of_it",
         [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
     "agents that failed are not avoided": (
-        "a_failed_task_goes_to_another",
+        "failed_task_goes_to_another_agent",
         [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
     "agents that failed are avoided forever": (
-        "a_failed_task_comes_back_if_there_is_nobody_else",
+        "failed_task_returns_to_the_only_agent",
         [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
     "no check for silent agents": (
-        "a_living_agent_keeps_its_lease",
+        "live_agent_keeps_its_lease",
         [
             (
                 "if deadline > 0 and deadline * 1000000 > now then return {status = 'alive'",
@@ -71,7 +71,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "no check of the canceller": (
-        "only_its_submitter_cancels_a_task_and_nobody_completes_it_then",
+        "only_the_submitter_cancels_and_then_completion_fails",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if rm.contains(",
@@ -80,7 +80,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "no check of the requeuer": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
@@ -98,19 +98,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
     "no check of the assigned agent": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
     ),
     "no limit on leased tasks": (
-        "an_agent_has_no_more_than_it_can_do",
+        "agent_gets_no_more_than_its_capacity",
         [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
     "no limit on assigned tasks": (
-        "an_agent_has_no_more_than_it_can_do",
+        "agent_gets_no_more_than_its_capacity",
         [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
     ),
     "no payload check for a repeated idempotency key": (
-        "an_idempotency_key_stands_for_one_task",
+        "idempotency_key_creates_one_task",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
     "no check of past deadlines": (
@@ -139,7 +139,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
     "exhausted retries do not end a task": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
     "a failed dependency counts as completed": (
@@ -157,15 +157,15 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
     "the lease index keeps the lease": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
     "the agent still holds the task": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
     "ended tasks never expire": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
     "attempts are not counted": (
@@ -173,7 +173,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
     "dead tasks are not added to the dead letters": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [
             (
                 "redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
@@ -182,7 +182,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "agents that failed are forgotten": (
-        "a_failed_task_goes_to_another",
+        "failed_task_goes_to_another_agent",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
@@ -195,39 +195,39 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "the fence does not increase": (
-        "the_numbers_of_tokens_rise",
+        "fencing_numbers_increase",
         [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
     "an expired lease is renewed": (
-        "a_lease_that_ran_out_goes_to_another",
+        "expired_lease_goes_to_another_agent",
         [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
     "leases never expire": (
-        "a_lease_that_ran_out_goes_to_another",
+        "expired_lease_goes_to_another_agent",
         [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
     "renewal keeps the old expiry": (
-        "a_heartbeat_renews_a_lease",
+        "heartbeat_renews_a_lease",
         [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
     ),
     "leased tasks are not recorded as held": (
-        "a_lease_is_nobody_elses",
+        "leased_task_is_not_given_to_another",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
     "leased tasks count as unclaimed": (
-        "a_lease_is_nobody_elses",
+        "leased_task_is_not_given_to_another",
         [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
     "assigned tasks stay queued": (
-        "an_assigned_task_is_nobody_elses",
+        "assigned_task_is_not_given_to_another",
         [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
     "assignments never expire": (
-        "an_assignment_that_is_not_claimed_is_taken_back",
+        "unclaimed_assignment_is_taken_back",
         [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
     "a requeued task keeps its attempts": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
     "a requeued task still expires": (
@@ -248,7 +248,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
     "deadlines are not recorded": (
-        "a_deadline_ends_a_task",
+        "deadline_ends_a_task",
         [
             (
                 "if request.deadline then redis.call('ZADD', names.deadlines, ",
@@ -256,9 +256,9 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "pauses do not grow": ("pauses_between_attempts_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
-    "no priorities": ("the_more_urgent_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
-    "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
+    "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
+    "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
+    "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
     # order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
@@ -272,7 +272,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "every living agent counts as able": (
-        "whoever_failed_waits_for_nobody_that_is_not_able",
+        "failed_task_does_not_wait_for_incapable_agents",
         [
             (
                 "agent.status ~= 'draining' and rm.is_able(agent, kind) then return true",
@@ -281,26 +281,26 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "history loses its last entry": (
-        "a_long_history_keeps_what_came_last",
+        "long_history_keeps_the_newest_entries",
         [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
     ),
     "new submitters start at the first turn": (
-        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
+        "new_submitter_starts_at_the_current_turn",
         [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
     "tasks that end in a queue stay there": (
-        "a_task_that_ends_in_its_queue_leaves_it",
+        "cancelled_task_leaves_its_queue",
         [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
     "blockers are checked before unblocking": (
-        "a_task_waits_for_all_that_it_depends_on",
+        "task_waits_for_all_its_dependencies",
         [
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
     "requeued before it is opened to all": (
-        "a_task_for_one_agent_goes_to_others_when_that_one_dies",
+        "pinned_task_goes_to_others_when_its_agent_dies",
         [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
 }
