@@ -226,6 +226,8 @@ def _raise_for(answer: dict[str, Any]) -> None:
             raise signed_elsewhere()
         case "owner_changed" | "key_changed":
             raise StoreUnavailable("the agent was registered again meanwhile", hint="try again", retry_after=0.1)
+        case _:
+            pass
 
 
 def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
