@@ -81,7 +81,7 @@ class StoreArguments(Arguments):
         description="lifetime: critical forever, high 90 days, medium 30, low 7, archive forever but hidden",
     )
     visibility: Visibility = Field(
-        default=Visibility.PRIVATE, description="private: yours; shared: meant for grants; public: everyone here"
+        default=Visibility.PRIVATE, description="private; shared: by grants; public: everyone"
     )
     tags: ListOf[str] | None = None
     context: str | None = Field(default=None, description="session, thread or project it belongs to")

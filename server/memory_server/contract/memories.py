@@ -46,9 +46,7 @@ class Memory(BaseModel):
     seq: int = Field(description="order within its owner's context")
     vector: VectorState
     sensitive: bool = Field(default=False, description="encrypted in Redis")
-    pieces: int = Field(
-        default=1, description="into how many texts a long content is cut; retrieve_memory gives it whole"
-    )
+    pieces: int = Field(default=1, description="number of pieces of a long content; retrieve_memory returns all")
 
     @classmethod
     def of(cls, record: Record, principal: Principal, model: Model) -> Memory:
@@ -193,9 +191,7 @@ class Hit(BaseModel):
     score: Score
     vector_score: Score | None = None
     keyword_score: Score | None = None
-    part: int | None = Field(
-        default=None, description="which piece of a long memory matched, from 0; content is that piece"
-    )
+    part: int | None = Field(default=None, description="number from 0 of the piece of a long memory in content")
 
 
 class Took(BaseModel):

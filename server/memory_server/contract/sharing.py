@@ -41,9 +41,7 @@ class SharedContextArguments(Arguments):
     agent_id: str | None = Field(default=None, description="only what this agent shares with you")
     context: str | None = None
     query: str | None = Field(default=None, description="only what matches, best first; not with since")
-    since: Time | None = Field(
-        default=None, description="next_cursor of the call before, or a time: what changed since"
-    )
+    since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")
     max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")
 
 

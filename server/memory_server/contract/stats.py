@@ -39,9 +39,7 @@ class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
     progress: float = Field(description="share of the records that it covers")
-    failures: int | None = Field(
-        default=None, description="records that the index refused; only if you may see all figures"
-    )
+    failures: int | None = Field(default=None, description="records that the index refused; null if hidden from you")
     model: str
     dimension: int
 

@@ -57,9 +57,8 @@ def after_write() -> Generator[None]:
     try:
         yield
     except StoreUnavailable as error:
-        raise OutcomeUnknown(
-            "it was done, but Redis did not return the result", hint=error.hint, retry_after=error.retry_after
-        ) from error
+        message = "it was done, but Redis did not return the result"
+        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error
 
 
 class Backend:

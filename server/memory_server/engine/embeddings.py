@@ -105,9 +105,8 @@ class Embeddings:
             async with asyncio.timeout(wait):
                 return await asyncio.gather(*futures)
         except TimeoutError:
-            raise EmbeddingUnavailable(
-                f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
-            ) from None
+            hint = "see gpu_status; start another sidecar"
+            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", hint=hint, retry_after=2.0) from None
 
     def _pump(self) -> None:
         """Send queued texts, lane by lane, while few requests are under way."""
@@ -170,9 +169,8 @@ class Embeddings:
             return
         others = f" for {model.name}" if living else ""
         command = "redis-memory-embedder" + (f" --model {model.name}" if living else "")
-        raise EmbeddingUnavailable(
-            f"no embedding sidecar{others} is alive", hint=f"start one: {command}", retry_after=5.0
-        )
+        hint = f"start one: {command}"
+        raise EmbeddingUnavailable(f"no embedding sidecar{others} is alive", hint=hint, retry_after=5.0)
 
 
 def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:

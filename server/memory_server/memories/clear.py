@@ -64,10 +64,8 @@ async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: b
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
     if plan.matched > 1 and not confirmed:
-        raise ConfirmationNeeded(
-            f"this would delete {plan.matched} memories for good",
-            hint="call again with confirm: true, or dry_run: true to look first",
-        )
+        hint = "call again with confirm: true, or dry_run: true to look first"
+        raise ConfirmationNeeded(f"this would delete {plan.matched} memories for good", hint=hint)
     if plan.query is not None:
         return await _delete_selected(service, plan, plan.query)
     return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))

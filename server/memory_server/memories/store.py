@@ -216,10 +216,7 @@ async def _write(
 def _raise_for(answer: dict[str, Any]) -> None:
     match answer["status"]:
         case "idempotency_conflict":
-            raise Conflict(
-                "this idempotency_key was used for another memory within the last day",
-                hint="use a new key for a new memory",
-            )
+            raise Conflict("this idempotency_key was used for another memory within the last day", hint="use a new key")
         case "bad_vector":
             raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
         case "key_missing":

@@ -82,10 +82,8 @@ def _check_may_change(principal: Principal, old: Record, args: UpdateArguments) 
     if not principal.grants_to_write(old.scope):
         raise Forbidden(f"memory {old.id} belongs to another agent", hint="store one of your own instead")
     if args.changed - {"content", "metadata"}:
-        raise Forbidden(
-            f"memory {old.id} belongs to another agent; a grant to write covers only content and metadata",
-            hint="leave out priority, visibility, tags and context",
-        )
+        message = f"memory {old.id} belongs to another agent; a grant to write covers only content and metadata"
+        raise Forbidden(message, hint="leave out priority, visibility, tags and context")
 
 
 def _changed(settings: Settings, principal: Principal, old: Record, args: UpdateArguments) -> Record:

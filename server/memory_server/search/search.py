@@ -93,9 +93,8 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     model = await service.models.current(request.caller.namespace)
     record = await load_readable(service, request, principal, args.memory_id, model=model)
     if record.vector is None:
-        raise EmbeddingUnavailable(
-            "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
-        )
+        hint = "try again shortly, or see gpu_status"
+        raise EmbeddingUnavailable("this memory still waits for its vector", hint=hint, retry_after=2.0)
     filters = await resolve_filters(service.backend, principal, args)
     vector, exact = queries.vector_of(record), args.exact and not record.is_sensitive
     search = Search(
