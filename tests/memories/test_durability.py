@@ -22,8 +22,7 @@ from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import StoreAnswer
-from memory_server.engine.deferred_writes import DeferredWrites, Written
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request import Caller, DeferredWrites, RequestContext, Written
 from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
@@ -123,7 +122,7 @@ async def test_write_that_never_reaches_the_disk_is_not_called_synced(everysec: 
             await client.config_set("appendfsync", "everysec")
         assert stored["durability"] == USUAL
         assert "did not sync it within 0.3 s" in stored["unconfirmed"]
-        assert "not known to be on every disk" in str(whole.content)
+        assert "not confirmed on every disk" in str(whole.content)
         read = await agent.call("retrieve_memory", memory_id=stored["memory_id"])
         assert read["memory"]["content"] == "The safe is in the wall."
 
@@ -139,7 +138,7 @@ async def test_write_lost_before_the_wait_is_not_called_synced(everysec: RedisSe
         reached = await service.durability.settled(batch)
         assert reached[kept].level == "synced"
         assert reached[lost].level == USUAL
-        assert "not there any more" in (reached[lost].unconfirmed or "")
+        assert "it is gone" in (reached[lost].unconfirmed or "")
         alone = RequestContext(Caller(TEAM, "alice"))
         older = await service.durability.reached(alone, Written(TEAM, kept, 2), critical=True)
         assert older.level == USUAL, "revision 2 is not there yet"

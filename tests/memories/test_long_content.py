@@ -140,8 +140,8 @@ async def test_settling_an_outdated_record_loads_the_current_one(
     await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
     current = await pieces_in_redis(stack, namespace)
     model = await service.models.current(namespace)
-    content = ChunkedContent(old.content, split(old.content), model)
-    await settle(service, namespace, f"{memory_id}:{len(current) + 1}", record=old, content=content)
+    content = ChunkedContent(old.content, split(old.content), model, record=old)
+    await settle(service, namespace, f"{memory_id}:{len(current) + 1}", content)
     assert await pieces_in_redis(stack, namespace) == current
     last = await stack.client.hget(keys.chunk(memory_id, len(current)), "content")
     assert last.decode() == split(prose(200) + FACT)[-1]

@@ -17,7 +17,7 @@ from memory_server.index.queries import WordStatistics
 from memory_server.search import ranking
 from memory_server.search.analysis import count_stems, query_terms, stem, stem_counts, without
 from memory_server.search.ranking import PLAIN, ParsedQuery
-from memory_server.search.time_hints import Moment, moments, told_of
+from memory_server.search.time_hints import Moment, is_near, moments
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC).timestamp()
 SAME = np.array([1.0, 0.0], dtype=np.float32)
@@ -184,10 +184,10 @@ def test_last_week_is_the_seven_days_from_monday() -> None:
 
 def test_time_hint_of_a_day_matches_memories_shortly_after_it() -> None:
     day = (Moment(2026, 11, 20),)
-    assert [told_of(day, NOW + days * 86_400) for days in (-3, -2, 1, 2)] == [False, True, True, False]
-    assert not told_of(day, None)
-    assert not told_of((), NOW)
-    assert told_of((Moment(None, 1),), datetime(1, 1, 2, tzinfo=UTC).timestamp())
+    assert [is_near(day, NOW + days * 86_400) for days in (-3, -2, 1, 2)] == [False, True, True, False]
+    assert not is_near(day, None)
+    assert not is_near((), NOW)
+    assert is_near((Moment(None, 1),), datetime(1, 1, 2, tzinfo=UTC).timestamp())
 
 
 @given(st.text())

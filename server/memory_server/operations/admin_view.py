@@ -16,8 +16,7 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
-from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState
-from memory_server.contract.sharing_arguments import SharedContextArguments
+from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState, SharedContextArguments
 from memory_server.contract.tasks import TaskListAnswer, TaskView
 from memory_server.engine.backend import Backend
 from memory_server.engine.request import Caller, RequestContext

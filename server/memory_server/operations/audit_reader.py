@@ -14,8 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
-from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
-from memory_server.contract.dashboard_arguments import AuditArguments
+from memory_server.contract.dashboard import AuditAnswer, AuditArguments, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.engine.request import Caller
 from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader

@@ -14,8 +14,7 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
 from memory_core.settings.settings import Settings
-from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
-from memory_server.contract.sharing_arguments import ShareArguments
+from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.request import Caller, RequestContext

@@ -20,8 +20,7 @@ from memory_core.records.times import NEVER, to_iso
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
-from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
-from memory_server.contract.sharing_arguments import SharedContextArguments
+from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
 from memory_server.contract.validation import check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
