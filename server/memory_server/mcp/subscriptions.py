@@ -1,7 +1,7 @@
-"""Notifies clients that subscribed to a resource when it changes, on both eras of the protocol.
+"""Notifies clients when a resource that they subscribed to changes.
 
-Since 2026-07-28 one `subscriptions/listen` request is one stream of changes; before, `resources/subscribe` made the
-connection's own channel carry them. The SDK knows no caller here, so each stream has its own bus.
+Since protocol 2026-07-28, each `subscriptions/listen` request opens a stream. Older clients use `resources/subscribe`
+and receive changes on the connection. The SDK does not know the caller here, so each stream has its own bus.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mcp_types import (
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_server.engine.audited_calls import named_ids
+from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Request = ServerRequestContext[Any, Any]
 
 
 def add_subscriptions(server: MCPServer[Any], runtime: Runtime, bus: InMemorySubscriptionBus) -> None:
-    """Serve subscriptions; `bus` carries what concerns all clients alike, such as changed lists."""
+    """Serve subscriptions; `bus` carries events for all clients, such as changed lists."""
     handlers = Subscriptions(runtime, bus)
     methods = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to add these
     methods.add_request_handler("subscriptions/listen", SubscriptionsListenRequestParams, handlers.listen)
@@ -57,15 +58,13 @@ class Subscriptions:
 
     async def listen(self, ctx: Request, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
         """Serve one stream until the client leaves or the server stops."""
-        from memory_server.events.resource_changes import following
-
         uris = frozenset(params.notifications.resource_subscriptions or ())
         _check_number(len(uris))
         bus = _CallersBus(self._bus)
         handler = ListenHandler(bus)
         try:
             request = await self._admit(ctx, uris)
-            async with following(await self._runtime.service(), request, uris) as changes:
+            async with lazy.resource_changes.following(await self._runtime.service(), request, uris) as changes:
                 relay = asyncio.create_task(_relay(self._while_let_in(ctx, changes), bus, handler))
                 try:
                     return await handler(ctx, params)
@@ -75,7 +74,7 @@ class Subscriptions:
             raise _refusal(error) from error
 
     async def subscribe(self, ctx: Request, params: SubscribeRequestParams) -> EmptyResult:
-        """Follow one resource for as long as the connection lasts; an unknown one never changes."""
+        """Follow one resource while the connection lasts; an unknown one never changes."""
         tasks = _tasks_of(_connection_of(ctx))
         if params.uri not in tasks:
             _check_number(len(tasks) + 1)
@@ -89,18 +88,17 @@ class Subscriptions:
         return EmptyResult()
 
     async def unsubscribe(self, ctx: Request, params: UnsubscribeRequestParams) -> EmptyResult:
-        """Follow a resource no longer."""
+        """Stop following a resource."""
         task = _tasks_of(_connection_of(ctx)).pop(params.uri, None)
         if task:
             task.cancel()
         return EmptyResult()
 
     async def _tell(self, ctx: Request, uri: str, begun: asyncio.Future[None]) -> None:
-        from memory_server.events.resource_changes import following
-
         try:
             request = await self._admit(ctx, [uri])
-            async with following(await self._runtime.service(), request, frozenset({uri})) as changes:
+            service = await self._runtime.service()
+            async with lazy.resource_changes.following(service, request, frozenset({uri})) as changes:
                 begun.set_result(None)
                 async for changed in self._while_let_in(ctx, changes):
                     await ctx.session.send_resource_updated(changed)
@@ -110,18 +108,13 @@ class Subscriptions:
             log.exception("a subscription ended")
 
     async def _admit(self, ctx: Request, uris: Iterable[str]) -> RequestContext:
-        """Admit a subscription; the audit entry says when it began.
-
-        Raises:
-            MemoryServiceError: as `Gate.admitted`.
-        """
         ids = [uri.rpartition("/")[2] for uri in uris]
         async with self._runtime.gate.admitted(ctx, "subscribe", named_ids({"memory_ids": ids}), "read") as request:
             request.call.succeeded()
             return request
 
     async def _while_let_in(self, ctx: Request, changes: AsyncIterator[str]) -> AsyncIterator[str]:
-        """Pass changes on until the caller's token is no longer good."""
+        """Pass changes on until the caller's token is no longer valid."""
         async for changed in changes:
             if not await self._runtime.gate.still_in(ctx):
                 return
@@ -129,15 +122,13 @@ class Subscriptions:
 
 
 class _CallersBus(InMemorySubscriptionBus):
-    """Carries one caller's resources, and from the shared bus what is no resource."""
+    """Carries one caller's resource changes, and the other events of the shared bus."""
 
     def __init__(self, shared: InMemorySubscriptionBus) -> None:
         super().__init__()
         self._shared = shared
 
     def subscribe(self, listener: Callable[[ServerEvent], None]) -> Callable[[], None]:
-        """Register a listener with both."""
-
         def hear(event: ServerEvent) -> None:
             if not isinstance(event, ResourceUpdated):
                 listener(event)
@@ -158,22 +149,16 @@ async def _relay(changes: AsyncIterator[str], bus: InMemorySubscriptionBus, hand
 
 
 def _connection_of(ctx: Request) -> Connection:
-    return ctx.session._connection  # pyright: ignore[reportPrivateUsage] - nothing public tells when it closes
+    return ctx.session._connection  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to see it close
 
 
 def _tasks_of(connection: Connection) -> dict[str, asyncio.Task[None]]:
-    """Give the connection's subscriptions, which end with it."""
-    tasks: dict[str, asyncio.Task[None]] | None = connection.state.get(_STATE)
-    if tasks is None:
-        own: dict[str, asyncio.Task[None]] = {}
-
-        def end() -> None:
-            for task in own.values():
-                task.cancel()
-
-        connection.exit_stack.callback(end)
-        tasks = connection.state[_STATE] = own
-    return tasks
+    """Return the connection's subscriptions, which end with it."""
+    if _STATE not in connection.state:
+        tasks: dict[str, asyncio.Task[None]] = {}
+        connection.exit_stack.callback(lambda: [task.cancel() for task in tasks.values()])
+        connection.state[_STATE] = tasks
+    return connection.state[_STATE]
 
 
 def _check_number(number: int) -> None:
