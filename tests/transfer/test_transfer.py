@@ -158,7 +158,7 @@ async def test_vectors_of_another_model_are_not_taken(
     header, *rest = lines_of(file)
     other = rewrite(file, [{**header, "model": "another", "dimension": 7}, *rest])
     done = await shell.done("import", other, "--namespace", namespace)
-    assert done["notes"] == ["its vectors are of another; all are made anew with all-MiniLM-L6-v2"]
+    assert done["notes"] == ["its vectors are of another; all vectors are computed again with all-MiniLM-L6-v2"]
     assert done["memories"] == {"new": 7}
     async with server.agent("alice", namespace) as alice:
         await wait_until(lambda: settled(alice), 60)
@@ -240,9 +240,9 @@ async def test_what_was_altered_in_the_file_is_refused_line_by_line(
         assert f"line {number + 1}: " in told.said
         assert reason in told.said
     told = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
-    assert "not whole" in told.said
+    assert "file is incomplete" in told.said
     told = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
-    assert "should be here" in told.said
+    assert "expected " in told.said
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
 
