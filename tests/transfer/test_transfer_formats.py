@@ -188,7 +188,8 @@ async def test_what_expired_there_is_left_out(shell: Shell, namespace: str, tmp_
 ENTITY = '{"type":"entity","name":"A","entityType":"b","observations":["c"]}'
 BAD: list[tuple[str, str, str]] = [
     ("mcp-memory", f"{ENTITY}\n{{", "line 2: it is not JSON"),
-    ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":7}', "observations is not a list"),
+    ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":7}',
+     "line 1: observations is not a list"),
     ("mcp-memory", '{"type":"relation","from":"A","relationType":"b"}', "line 1: to is missing"),
     ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":[{}]}', "line 1: an observation"),
     ("mem0", '{"results":[{"id":"1","memory":"a"},{"id":"2","memory":""}]}', "results[1]: memory is not a text"),
