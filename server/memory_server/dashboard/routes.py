@@ -1,6 +1,6 @@
-"""The dashboard's pages and its API: sessions, calls of tools, and a stream of what happens.
+"""The dashboard's pages and its API: sessions, tool calls, and a stream of events.
 
-`POST /api/call/<tool>` runs a tool as /mcp would: same caller, gate, strict arguments, isolation and audit.
+`POST /api/call/<tool>` runs a tool as /mcp does, with the same caller, gate, strict arguments, isolation and audit.
 """
 
 from __future__ import annotations
@@ -40,10 +40,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecuritySettings) -> list[BaseRoute]:
-    """Make what is served beside /mcp: the page at /, its files, and its API.
-
-    `named` says which Host and Origin headers name this server.
-    """
+    """Make the routes of the page, its files and its API. `named` has the Host and Origin headers of this server."""
     pages = _Pages(server, runtime, OwnPages(named, runtime.settings))
     api = [
         Route("/session", pages.guarded(pages.session)),
@@ -56,10 +53,9 @@ def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecurity
 
 
 class _Files(StaticFiles):
-    """The dashboard's own files, which a browser asks about again each time: an update is seen at once."""
+    """The dashboard's files. Browsers revalidate them, so an update takes effect immediately."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Answer with a file."""
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
@@ -76,7 +72,7 @@ class _Pages:
         self._own_pages = own_pages
 
     def guarded(self, handler: Handler) -> Handler:
-        """Have a handler refuse foreign pages, and answer its refusals in one form."""
+        """Have a handler refuse foreign pages, and return errors as JSON."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -88,11 +84,11 @@ class _Pages:
         return handle
 
     async def index(self, _: Request) -> Response:
-        """Give the page; who looks at it is found out by its first call."""
+        """Return the page; its first call identifies the caller."""
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def session(self, request: Request) -> Response:
-        """Say who the page acts as, and whether a login is needed first."""
+        """Report who the page acts as, or that a login is needed."""
         settings = self._runtime.settings
         about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:
@@ -123,7 +119,7 @@ class _Pages:
         elif isinstance(key, str):
             cookie, op = await self._who.open_for_operator(request, key), "dashboard_operator_login"
         else:
-            raise InvalidArgument("there is neither a token nor a key", hint="send one of them")
+            raise InvalidArgument("a token or a key is missing", hint="send one of them")
         context = await self._who.identify(request)
         async with self._runtime.gate.audited(context, op) as login:
             login.call.succeeded()
@@ -132,14 +128,14 @@ class _Pages:
         return response
 
     async def log_out(self, request: Request) -> Response:
-        """End the session."""
+        """Close the session."""
         self._who.drop_session(request)
         response = JSONResponse({"ok": True})
         response.delete_cookie(self._who.cookie_name(request), path="/")
         return response
 
     async def call(self, request: Request) -> Response:
-        """Run a tool for who sent the request."""
+        """Run a tool for the caller."""
         name = request.path_params["tool"]
         arguments = await self._body(request, self._runtime.settings.limits.body_bytes)
         context = self._who.tool_context(await self._who.identify(request))
@@ -147,15 +143,15 @@ class _Pages:
             own = self._own.get(name)
             result = await (own.run(arguments, context) if own else self._server.call_tool(name, arguments, context))
         except ToolError:
-            raise NotFound(f"no tool {echo(name)}", hint="tools/list at /mcp names them") from None
+            raise NotFound(f"no tool {echo(name)}", hint="list them with tools/list at /mcp") from None
         if not isinstance(result, CallToolResult):
-            raise InvalidArgument("this call asks something back", hint="send confirm: true")
+            raise InvalidArgument("this call asks for confirmation", hint="send confirm: true")
         content: dict[str, Any] = result.structured_content or {}
         code = content.get("error", {}).get("code", "") if result.is_error else ""
         return JSONResponse(content, status_code=_STATUS.get(code, _UNAVAILABLE) if result.is_error else 200)
 
     async def events(self, request: Request) -> Response:
-        """Stream events until the page is left or the caller is no longer admitted."""
+        """Stream events until the page closes or the caller is no longer admitted."""
         context = await self._who.identify(request)
         gate = self._runtime.gate
         async with gate.admitted(context, "dashboard_events", [], "read") as looking:
@@ -168,24 +164,19 @@ class _Pages:
         stream = live_events(service, looking, still_in)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
-    async def _body(self, request: Request, most: int) -> dict[str, Any]:
-        """Read a request's JSON object.
-
-        Raises:
-            InvalidArgument: it is none, or too long.
-        """
+    async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > most:
-                raise InvalidArgument(f"the request is longer than {most} bytes")
+            if len(body) > max_bytes:
+                raise InvalidArgument(f"the request is longer than {max_bytes} bytes")
         try:
-            found = json.loads(body)
+            arguments = json.loads(body)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise InvalidArgument("the request is no JSON object", hint="send the arguments as one")
-        return found
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise InvalidArgument("the request is not a JSON object", hint="send the arguments as one")
+        return arguments
 
 
 def _refusal(error: MemoryServiceError) -> Response:
