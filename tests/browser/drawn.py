@@ -12,4 +12,4 @@ async def drawn(page: Page, view: str) -> None:
         "sharing": ".grant", "audit": "tbody tr",
     }  # fmt: skip
     await expect(page.locator(signs[view]).first).to_be_visible()
-    await expect(page.get_by_text("Opening…")).to_have_count(0)
+    await expect(page.get_by_text("Loading…")).to_have_count(0)

@@ -227,10 +227,10 @@ async def test_what_cannot_be_read_is_named_and_nothing_is_imported_unless_it_ma
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("nowhere.json", "--agent", "ann"), "there is no"),
+        (("nowhere.json", "--agent", "ann"), "does not exist"),
         (("text.json", "--agent", "ann"), "unknown format"),
         (("empty.json", "--agent", "ann"), "unknown format"),
-        (("damaged.jsonl.zst", "--agent", "ann"), "damaged, or no zstandard"),
+        (("damaged.jsonl.zst", "--agent", "ann"), "damaged or not a zstandard"),
         (("good.json",), "these memories need an owner"),
         (("good.json", "--agent", "Ann!"), "is not a name"),
         (("good.json", "--agent", "ann", "--format", "notes"), "unknown format"),
@@ -339,7 +339,7 @@ async def test_an_unfinished_export_is_not_continued_with_other_options(
     part = tmp_path / f"all.jsonl.{some}.part"
     part.write_bytes(b'{"kind":"redis-memory","version":1,"model":"another","dimension":7,"vectors":true}\n')
     result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", some)
-    assert result.output.startswith("conflict: an unfinished export with other options")
+    assert result.output.startswith("conflict: an unfinished export used other options")
 
 
 async def test_an_import_that_is_killed_is_run_again_and_brings_in_the_rest(
