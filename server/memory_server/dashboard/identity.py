@@ -17,16 +17,8 @@ from starlette.responses import Response
 from memory_core.errors import Forbidden, Unauthenticated
 from memory_core.records.access import SCOPES, Access
 from memory_core.records.names import check_name
+from memory_server.access import identity
 from memory_server.access.gate import SdkVerifier
-from memory_server.access.identity import (
-    AGENT_HEADER,
-    AGENT_PARAMETER,
-    NAMESPACE_HEADER,
-    NAMESPACE_PARAMETER,
-    OPERATOR,
-    caller_of,
-    http_access,
-)
 from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
 from memory_server.engine.request import Caller
 from memory_server.mcp import lazy
@@ -66,7 +58,7 @@ class Identifier:
         session = self._session_for_page(request)
         request.scope[_BY_SESSION] = session
         if session and session.is_operator:
-            request.scope[OPERATOR] = self._operator(request, session)
+            request.scope[identity.OPERATOR] = self._operator(request, session)
         elif session and not isinstance(request.scope.get("user"), AuthenticatedUser):
             access = await self._verifier.verify_token(session.token or "")
             if access is None:
@@ -81,7 +73,7 @@ class Identifier:
     async def caller(self, request: Request) -> Caller:
         """Return the sender of a request; raises as `identify` and `caller_of`."""
         context = await self.identify(request)
-        return caller_of(context, self._settings, http_access(request, self._settings))
+        return identity.caller_of(context, self._settings, identity.http_access(request, self._settings))
 
     def tool_context(self, context: ServerRequestContext[Any, Any]) -> Context[Any, Any]:
         """Return the context that a tool is called with."""
@@ -100,7 +92,9 @@ class Identifier:
     def _session_for_page(self, request: Request) -> Session | None:
         """Return the session of a request. An operator's session is valid only for pages of its namespace."""
         session = self.session_of(request)
-        declared = request.headers.get(NAMESPACE_HEADER) or request.query_params.get(NAMESPACE_PARAMETER)
+        declared = request.headers.get(identity.NAMESPACE_HEADER) or request.query_params.get(
+            identity.NAMESPACE_PARAMETER
+        )
         if session and session.is_operator and declared not in (None, "", session.namespace):
             return None
         return session
@@ -128,7 +122,7 @@ class Identifier:
                 "this one-time URL was used already or has expired", hint="`redis-memory dashboard` prints another"
             )
         cookie = self.sessions.open(namespace)
-        request.scope[OPERATOR] = self._operator(request, Session(namespace))
+        request.scope[identity.OPERATOR] = self._operator(request, Session(namespace))
         return cookie
 
     def set_cookie(self, request: Request, response: Response, cookie: str) -> None:
@@ -159,7 +153,7 @@ class Identifier:
 
     def _operator(self, request: Request, session: Session) -> Access:
         """Return access with all scopes. If authentication is off, an operator may act as any agent."""
-        declared = request.headers.get(AGENT_HEADER) or request.query_params.get(AGENT_PARAMETER)
+        declared = request.headers.get(identity.AGENT_HEADER) or request.query_params.get(identity.AGENT_PARAMETER)
         may_choose = self._settings.auth.mode == "off"
         agent = check_name(declared, "agent") if declared and may_choose else OPERATOR_NAME
         return Access(agent, session.namespace, frozenset(SCOPES), float("inf"), "operator-session")

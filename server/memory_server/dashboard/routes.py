@@ -62,8 +62,6 @@ class _Files(StaticFiles):
 
 
 class _Pages:
-    """The handlers over one server."""
-
     def __init__(self, server: MCPServer[Any], runtime: Runtime, own_pages: OwnPages) -> None:
         self._server = server
         self._runtime = runtime
@@ -128,14 +126,12 @@ class _Pages:
         return response
 
     async def log_out(self, request: Request) -> Response:
-        """Close the session."""
         self._who.drop_session(request)
         response = JSONResponse({"ok": True})
         response.delete_cookie(self._who.cookie_name(request), path="/")
         return response
 
     async def call(self, request: Request) -> Response:
-        """Run a tool for the caller."""
         name = request.path_params["tool"]
         arguments = await self._body(request, self._runtime.settings.limits.body_bytes)
         context = self._who.tool_context(await self._who.identify(request))

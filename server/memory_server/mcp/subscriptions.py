@@ -11,20 +11,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from mcp.server.connection import Connection
+import mcp_types as types
 from mcp.server.context import ServerRequestContext
 from mcp.server.mcpserver import MCPServer
 from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated, ServerEvent
 from mcp.shared.exceptions import MCPError
-from mcp_types import (
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
-    EmptyResult,
-    SubscribeRequestParams,
-    SubscriptionsListenRequestParams,
-    SubscriptionsListenResult,
-    UnsubscribeRequestParams,
-)
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_server.engine.audited_calls import named_ids
@@ -44,9 +35,9 @@ def add_subscriptions(server: MCPServer[Any], runtime: Runtime, bus: InMemorySub
     """Serve subscriptions; `bus` carries events for all clients, such as changed lists."""
     handlers = Subscriptions(runtime, bus)
     methods = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to add these
-    methods.add_request_handler("subscriptions/listen", SubscriptionsListenRequestParams, handlers.listen)
-    methods.add_request_handler("resources/subscribe", SubscribeRequestParams, handlers.subscribe)
-    methods.add_request_handler("resources/unsubscribe", UnsubscribeRequestParams, handlers.unsubscribe)
+    methods.add_request_handler("subscriptions/listen", types.SubscriptionsListenRequestParams, handlers.listen)
+    methods.add_request_handler("resources/subscribe", types.SubscribeRequestParams, handlers.subscribe)
+    methods.add_request_handler("resources/unsubscribe", types.UnsubscribeRequestParams, handlers.unsubscribe)
 
 
 class Subscriptions:
@@ -56,7 +47,9 @@ class Subscriptions:
         self._runtime = runtime
         self._bus = bus
 
-    async def listen(self, ctx: Request, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
+    async def listen(
+        self, ctx: Request, params: types.SubscriptionsListenRequestParams
+    ) -> types.SubscriptionsListenResult:
         """Serve one stream until the client leaves or the server stops."""
         uris = frozenset(params.notifications.resource_subscriptions or ())
         _check_number(len(uris))
@@ -73,9 +66,9 @@ class Subscriptions:
         except MemoryServiceError as error:
             raise _refusal(error) from error
 
-    async def subscribe(self, ctx: Request, params: SubscribeRequestParams) -> EmptyResult:
+    async def subscribe(self, ctx: Request, params: types.SubscribeRequestParams) -> types.EmptyResult:
         """Follow one resource while the connection lasts; an unknown one never changes."""
-        tasks = _tasks_of(_connection_of(ctx))
+        tasks = _tasks_of(ctx)
         if params.uri not in tasks:
             _check_number(len(tasks) + 1)
             begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -85,14 +78,14 @@ class Subscriptions:
             except MemoryServiceError as error:
                 del tasks[params.uri]
                 raise _refusal(error) from error
-        return EmptyResult()
+        return types.EmptyResult()
 
-    async def unsubscribe(self, ctx: Request, params: UnsubscribeRequestParams) -> EmptyResult:
+    async def unsubscribe(self, ctx: Request, params: types.UnsubscribeRequestParams) -> types.EmptyResult:
         """Stop following a resource."""
-        task = _tasks_of(_connection_of(ctx)).pop(params.uri, None)
+        task = _tasks_of(ctx).pop(params.uri, None)
         if task:
             task.cancel()
-        return EmptyResult()
+        return types.EmptyResult()
 
     async def _tell(self, ctx: Request, uri: str, begun: asyncio.Future[None]) -> None:
         try:
@@ -148,12 +141,9 @@ async def _relay(changes: AsyncIterator[str], bus: InMemorySubscriptionBus, hand
     handler.close()
 
 
-def _connection_of(ctx: Request) -> Connection:
-    return ctx.session._connection  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to see it close
-
-
-def _tasks_of(connection: Connection) -> dict[str, asyncio.Task[None]]:
-    """Return the connection's subscriptions, which end with it."""
+def _tasks_of(ctx: Request) -> dict[str, asyncio.Task[None]]:
+    """Return the subscriptions of the client's connection, which end with it."""
+    connection = ctx.session._connection  # pyright: ignore[reportPrivateUsage] - no public way to see it close
     if _STATE not in connection.state:
         tasks: dict[str, asyncio.Task[None]] = {}
         connection.exit_stack.callback(lambda: [task.cancel() for task in tasks.values()])
@@ -163,9 +153,9 @@ def _tasks_of(connection: Connection) -> dict[str, asyncio.Task[None]]:
 
 def _check_number(number: int) -> None:
     if number > MOST_RESOURCES:
-        raise MCPError(INVALID_PARAMS, f"{number} resources; at most {MOST_RESOURCES} can be subscribed to")
+        raise MCPError(types.INVALID_PARAMS, f"{number} resources; at most {MOST_RESOURCES} can be subscribed to")
 
 
 def _refusal(error: MemoryServiceError) -> MCPError:
-    code = INVALID_PARAMS if isinstance(error, InvalidArgument) else INTERNAL_ERROR
+    code = types.INVALID_PARAMS if isinstance(error, InvalidArgument) else types.INTERNAL_ERROR
     return MCPError(code, f"{error.code}: {error.message}")

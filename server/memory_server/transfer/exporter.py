@@ -25,23 +25,8 @@ from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.operations.quarantine import CONSOLE, quarantined
 from memory_server.service import Service
-from memory_server.transfer import files
-from memory_server.transfer.lines import (
-    ORDER,
-    AgentLine,
-    AnyLine,
-    End,
-    GrantLine,
-    Header,
-    MemoryLine,
-    QuarantineLine,
-    SealedPart,
-    Via,
-    expiry_to_text,
-    parse,
-    position,
-    to_text,
-)
+from memory_server.transfer import files, lines
+from memory_server.transfer.lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.sealed import FileSeal, Inside
 
 _SLICE = 100
@@ -160,7 +145,7 @@ class _Exporter:
             if content["kind"] == "memory":
                 self._already_written.add(content["id"])
         if last:
-            self._after = position(parse(last))
+            self._after = lines.position(lines.parse(last))
         self._exported.resumed_from = len(self._already_written)
 
     async def write(self, on_progress: Progress | None) -> None:
@@ -168,9 +153,9 @@ class _Exporter:
         agents = await self._agents()
         quarantine = await quarantined(self._backend, self._keys.namespace)
         self._add([self._header, *agents])
-        self._add(QuarantineLine(name=one.agent, since=to_text(one.since)) for one in quarantine)
+        self._add(QuarantineLine(name=one.agent, since=lines.to_text(one.since)) for one in quarantine)
         await self._write_memories({owner for agent in agents for owner in agent.owners}, on_progress)
-        self._add(sorted(await self._grants(), key=position))
+        self._add(sorted(await self._grants(), key=lines.position))
         count = self._exported.counts
         agent_lines, quarantine_lines = count["agent"], count["quarantine"]
         end = End(agents=agent_lines, quarantine=quarantine_lines, memories=count["memory"], grants=count["grant"])
@@ -178,7 +163,7 @@ class _Exporter:
 
     def _add(self, found: Iterable[AnyLine]) -> None:
         for line in found:
-            if position(line) > self._after:
+            if lines.position(line) > self._after:
                 self._writer.write(line.dump())
                 self._exported.counts[line.kind] += 1
 
@@ -214,7 +199,7 @@ class _Exporter:
 
         An earlier export has passed some positions: memories stored there since then are only counted as left out.
         """
-        section, done = ORDER.index("memory"), len(self._already_written)
+        section, done = lines.ORDER.index("memory"), len(self._already_written)
         names = [name for name in await self._names(self._keys.memory("")) if name not in self._already_written]
         for start in range(0, len(names), _SLICE):
             refs = [Ref(name) for name in names[start : start + _SLICE]]
@@ -274,17 +259,17 @@ class _Exporter:
             source=record.source,
             seq=record.seq,
             rev=record.rev,
-            occurred_at=None if record.occurred_at is None else to_text(record.occurred_at),
-            created_at=to_text(record.created_at),
-            updated_at=to_text(record.updated_at),
-            expires_at=expiry_to_text(record.expires_at),
+            occurred_at=None if record.occurred_at is None else lines.to_text(record.occurred_at),
+            created_at=lines.to_text(record.created_at),
+            updated_at=lines.to_text(record.updated_at),
+            expires_at=lines.expiry_to_text(record.expires_at),
         )
         self._add([line.model_copy(update=content)])
         return None
 
-    def _sealed(self, record: Record, vectors: Sequence[bytes], cut: str | None) -> SealedPart:
+    def _sealed(self, record: Record, vectors: Sequence[bytes], cut: str | None) -> lines.SealedPart:
         seal, bound_to = FileSeal(self._backend.keyring), binding(record.id, record.owner, record.rev)
-        return SealedPart(
+        return lines.SealedPart(
             key=seal.key_id,
             text=seal.seal(bound_to, Inside(record.content, record.metadata, cut)),
             vectors=[seal.seal_vector(bound_to, number, vector) for number, vector in enumerate(vectors)] or None,
@@ -329,7 +314,7 @@ def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]
     """Make the line of a grant from its entry at the grantee, which has times in microseconds, and its record."""
     now = redis_time.now() * 1_000_000
     via = [
-        Via(
+        lines.Via(
             parent=parent,
             tokens=sorted(part["tokens"]),
             since=_to_text(part["at"]),
@@ -352,7 +337,7 @@ def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]
         values=[str(value) for value in unpack(record[b"values"])],
         selector=entry["selector"],
         note=record[b"note"].decode() or None,
-        at=to_text(float(record[b"at"])),
+        at=lines.to_text(float(record[b"at"])),
         since=_to_text(entry["at"]),
         until=_expiry_to_text(entry["ends"]),
         tokens=own,
@@ -361,8 +346,8 @@ def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]
 
 
 def _to_text(microseconds: float) -> str:
-    return to_text(microseconds / 1_000_000)
+    return lines.to_text(microseconds / 1_000_000)
 
 
 def _expiry_to_text(microseconds: float) -> str | None:
-    return expiry_to_text(microseconds / 1_000_000)
+    return lines.expiry_to_text(microseconds / 1_000_000)

@@ -180,6 +180,11 @@ def label(value: Any) -> str | None:
     return short.decode(errors="ignore").strip() or None
 
 
+def conversation_context(title: Any, conversation_id: str) -> str | None:
+    """Make the context of a conversation's memories: its title, and the start of its id if there is one."""
+    return label(f"{(label(title) or 'untitled')[:60]} ({conversation_id[:8]})" if conversation_id else title)
+
+
 def labels(values: Any) -> tuple[str, ...]:
     """Make tags of a list, or of a text with commas."""
     parts: list[Any] = values.split(",") if isinstance(values, str) else list(values or ())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from memory_server.service import Service
 from memory_server.transfer import lines
 from memory_server.transfer.arrivals import Arrival, ForeignDefaults, from_foreign, from_line
 from memory_server.transfer.detection import OWN, detect
+from memory_server.transfer.exporter import Progress
 from memory_server.transfer.foreign import Bad, Format, Source
 from memory_server.transfer.lines import AgentLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.restore import OP, restore
@@ -28,8 +29,6 @@ from memory_server.transfer.writer import FAILURES, ImportWriter
 
 _MAX_NAMED = 20
 _PROGRESS_EVERY = 100
-Progress = Callable[[int, int], None]
-"""Receives how many records were read, and how many there are."""
 Item = Arrival | AgentLine | QuarantineLine | GrantLine | Bad
 
 

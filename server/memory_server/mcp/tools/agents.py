@@ -11,8 +11,6 @@ from memory_server.runtime import Runtime
 
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
         """Say who you are and what you can do, so that work and shared context reach you."""
         return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)

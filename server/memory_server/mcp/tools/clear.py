@@ -25,8 +25,6 @@ class Confirmation(BaseModel):
 
 
 def clear_tool(runtime: Runtime) -> StrictTool:
-    """Make the tool over one runtime."""
-
     async def selected(request: RequestContext, args: arguments_of.ClearArguments) -> Any:
         """Find what to delete, once for both the question and the deletion."""
         return await lazy.clear.select(await runtime.service(), request, args)

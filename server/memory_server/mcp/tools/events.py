@@ -23,8 +23,6 @@ T = TypeVar("T")
 
 
 def event_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
         """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
 

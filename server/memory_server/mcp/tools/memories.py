@@ -12,8 +12,6 @@ from memory_server.runtime import Runtime
 
 
 def memory_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def store_memory(request: RequestContext, args: arguments_of.StoreArguments) -> StoreAnswer:
         """Remember something: a fact, decision, preference or result worth finding again later."""
         return await lazy.store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)

@@ -11,8 +11,6 @@ from memory_server.runtime import Runtime
 
 
 def monitor_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def memory_stats(request: RequestContext, args: arguments_of.StatsArguments) -> StatsAnswer:
         """Count the memories that you may read, and report the state of index, vectors and searches."""
         return await lazy.memory_stats.memory_stats(await runtime.service(), request, args)

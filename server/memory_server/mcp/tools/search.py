@@ -11,8 +11,6 @@ from memory_server.runtime import Runtime
 
 
 def search_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def semantic_search(request: RequestContext, args: arguments_of.SearchArguments) -> SearchAnswer:
         """Find memories by meaning and by words. Use it before you start a task or answer from memory."""
         return await lazy.search.semantic_search(await runtime.service(), request, args)

@@ -11,8 +11,6 @@ from memory_server.runtime import Runtime
 
 
 def context_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def share_context_with_agent(request: RequestContext, args: arguments_of.ShareArguments) -> ShareAnswer:
         """Let another agent see memories of yours, private ones included, by ids, context, tags or types.
 

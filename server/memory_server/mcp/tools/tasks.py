@@ -11,8 +11,6 @@ from memory_server.runtime import Runtime
 
 
 def task_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def distribute_task(request: RequestContext, args: arguments_of.DistributeArguments) -> DistributeAnswer:
         """Hand work to the best able agent, or queue it until one is free; the answer says why."""
         return await lazy.submit.distribute_task(await runtime.service(), request, args)

@@ -32,19 +32,10 @@ _SHOWN_PROBLEMS = 3
 class StrictTool(Tool):
     """A tool that admits its caller, refuses unknown arguments and returns refusals as typed errors."""
 
-    _arguments: type[Arguments] = PrivateAttr()
-    _scope: Scope | None = PrivateAttr(default="admin")
+    arguments: type[Arguments]
+    scope: Scope | None
+    """What a caller's token needs; None for a batch, whose operations are checked one by one."""
     _gate: Gate = PrivateAttr()
-
-    @property
-    def scope(self) -> Scope | None:
-        """The scope that a caller's token needs; None for a batch, whose operations are checked one by one."""
-        return self._scope
-
-    @property
-    def arguments(self) -> type[Arguments]:
-        """The model of its arguments."""
-        return self._arguments
 
     def guarded(self, gate: Gate) -> StrictTool:
         """Admit calls by a gate."""
@@ -55,7 +46,7 @@ class StrictTool(Tool):
         """Run the tool; errors for the caller become an error result."""
         try:
             named = named_ids(arguments)
-            async with self._gate.call(context.request_context, self.name, named, self._scope) as request:
+            async with self._gate.call(context.request_context, self.name, named, self.scope) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
@@ -65,7 +56,7 @@ class StrictTool(Tool):
     ) -> Any:
         """Run the tool as one operation of a batch."""
         try:
-            with self._gate.operation(batch, self.name, named_ids(arguments), self._scope, cache) as request:
+            with self._gate.operation(batch, self.name, named_ids(arguments), self.scope, cache) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
@@ -73,7 +64,7 @@ class StrictTool(Tool):
     def is_allowed(self, request: RequestContext) -> bool:
         """Whether the caller's token has the scope of the tool."""
         try:
-            request.check(self._scope)
+            request.check(self.scope)
         except MemoryServiceError:
             return False
         return True
@@ -85,7 +76,7 @@ class StrictTool(Tool):
             problem = "the arguments contain a lone surrogate or are nested too deeply"
             raise InvalidArgument(problem, hint="send UTF-8, with less nesting")
         try:
-            given = {"request": request, "args": self._arguments.model_validate(arguments)}
+            given = {"request": request, "args": self.arguments.model_validate(arguments)}
         except ValidationError as error:
             raise _invalid(self, error) from None
         try:
@@ -146,7 +137,8 @@ def make_tool(
     )
     context, resolved = find_context_parameter(method), find_resolved_parameters(method)
     answer = func_metadata(method, skip_names=[*_COMMON_PARAMETERS, *resolved, *([context] if context else [])])
-    tool = StrictTool(
+    by_kind: Scope = "read" if read_only else "write"
+    return StrictTool(
         fn=method,
         name=method.__name__,
         title=None,
@@ -162,11 +154,9 @@ def make_tool(
         resolved_params=dict(resolved),
         resolver_plans=build_resolver_plans(resolved, set(_COMMON_PARAMETERS)),
         annotations=hints,
+        arguments=arguments,
+        scope=by_kind if scope == _BY_KIND else scope,
     )
-    by_kind: Scope = "read" if read_only else "write"
-    tool._arguments = arguments  # pyright: ignore[reportPrivateUsage] - it is made here
-    tool._scope = by_kind if scope == _BY_KIND else scope  # pyright: ignore[reportPrivateUsage]
-    return tool
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
@@ -191,14 +181,10 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     return shrink(schema)
 
 
+_ERROR_FIELDS = {"code": "string", "message": "string", "hint": "string", "retry_after": "number"}
 _ERROR_SCHEMA = {
     "type": "object",
-    "properties": {
-        "code": {"type": "string"},
-        "message": {"type": "string"},
-        "hint": {"type": "string"},
-        "retry_after": {"type": "number"},
-    },
+    "properties": {name: {"type": kind} for name, kind in _ERROR_FIELDS.items()},
     "required": ["code", "message"],
 }
 

@@ -62,7 +62,7 @@ def _message(node: dict[str, Any], where: str, conversation: dict[str, Any]) -> 
         content=content,
         memory_type=MemoryType.CONVERSATION,
         tags=("chatgpt",),
-        context=_context(conversation.get("title"), known),
+        context=foreign.conversation_context(conversation.get("title"), known),
         source=role,
         occurred_at=foreign.moment(message.get("create_time") or conversation.get("create_time"), "create_time"),
         metadata=foreign.without_empty(
@@ -76,10 +76,6 @@ def _content(content: dict[str, Any]) -> str:
         return ""
     parts: list[Any] = content.get("parts") or [content.get("text")]
     return "\n".join(part for part in parts if isinstance(part, str)).strip()
-
-
-def _context(title: Any, known: str) -> str | None:
-    return foreign.label(f"{(foreign.label(title) or 'untitled')[:60]} ({known[:8]})" if known else title)
 
 
 FORMAT = Format("chatgpt", _matches, _read)

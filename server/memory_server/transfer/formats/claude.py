@@ -50,7 +50,9 @@ def _message(message: dict[str, Any], where: str, conversation: dict[str, Any]) 
         content=content,
         memory_type=MemoryType.CONVERSATION,
         tags=("claude",),
-        context=_context(conversation),
+        context=foreign.conversation_context(
+            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
+        ),
         source=_SPEAKERS.get(str(message["sender"]), foreign.label(message["sender"])),
         occurred_at=foreign.moment(message.get("created_at"), "created_at"),
         metadata=_metadata(conversation),
@@ -76,7 +78,9 @@ def _attachment(
         content=content,
         memory_type=MemoryType.DOCUMENT,
         tags=("claude", "attachment"),
-        context=_context(conversation),
+        context=foreign.conversation_context(
+            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
+        ),
         source=foreign.label(attachment.get("file_name")),
         occurred_at=foreign.moment(message.get("created_at"), "created_at"),
         metadata=_metadata(conversation),
@@ -88,8 +92,8 @@ def _metadata(conversation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _context(conversation: dict[str, Any]) -> str | None:
-    title, known = foreign.label(conversation.get("name")) or "untitled", str(conversation.get("uuid") or "")
-    return foreign.label(f"{title[:60]} ({known[:8]})" if known else title)
+    title = foreign.label(conversation.get("name")) or "untitled"
+    return foreign.conversation_context(title, str(conversation.get("uuid") or ""))
 
 
 FORMAT = Format("claude", _matches, _read)
