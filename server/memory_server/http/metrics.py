@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 from mcp.server.transport_security import TransportSecurityMiddleware
 from starlette.requests import Request
@@ -24,12 +25,11 @@ _CLOSED = "metrics need their token; set observe.metrics_token here and in Prome
 
 def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
     """Make the route of a runtime; raises UnsafeStart if the file of the token cannot be read."""
-    settings, stocktaking = runtime.settings, None
+    settings, stocktaking = runtime.settings, cache(lambda: lazy.stock.Stocktaking())
     token = secret_of(settings.observe.metrics_token, settings.observe.metrics_token_file, "observe.metrics_token")
     hosts = TransportSecurityMiddleware(transport_security(settings))
 
     async def metrics(request: Request) -> Response:
-        nonlocal stocktaking
         refused = await hosts.validate_request(request)
         if refused is not None:
             return refused
@@ -41,8 +41,7 @@ def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
                 service = await runtime.service()
         except (MemoryServiceError, TimeoutError):
             pass
-        stocktaking = stocktaking or lazy.stock.Stocktaking()
-        stock = await stocktaking.stock(service) if service else lazy.stock.Stock()
+        stock = await stocktaking().stock(service) if service else lazy.stock.Stock()
         body, content_type = lazy.prometheus.exposition(
             runtime.counters, service, stock, request.headers.get("accept", "")
         )

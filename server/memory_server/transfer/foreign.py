@@ -141,12 +141,12 @@ def first(documents: Sequence[Any], key: str = "") -> Mapping[str, Any]:
     return {}
 
 
-def gather(where: str, member: Any, make: Callable[[dict[str, Any]], Foreign | None]) -> Iterator[Found]:
+def gather(where: str, member: Any, make: Callable[[dict[str, Any], str], Foreign | None]) -> Iterator[Found]:
     """Yield the memory that `make` makes of an object, if any, or why that failed."""
     try:
         if not isinstance(member, dict):
             raise ValueError("it is not an object")
-        made = make(cast(dict[str, Any], member))
+        made = make(cast(dict[str, Any], member), where)
     except KeyError as error:
         yield Bad(where, f"{error.args[0]} is missing")
     except MemoryServiceError as error:
@@ -156,6 +156,14 @@ def gather(where: str, member: Any, make: Callable[[dict[str, Any]], Foreign | N
     else:
         if made is not None:
             yield made
+
+
+def gather_records(
+    documents: Sequence[Any], key: str, make: Callable[[dict[str, Any], str], Foreign]
+) -> Iterator[Found]:
+    """Make a memory of each record of documents; `make` takes the record and where it is."""
+    for where, member in records(documents, key):
+        yield from gather(where, member, make)
 
 
 def _reason(error: Exception) -> str:

@@ -14,9 +14,7 @@ from memory_core.records.names import NAME_PATTERN, check_label
 from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
-VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BASE64 = r"^[A-Za-z0-9+/]+={0,2}$"
 
 
 def to_text(seconds: float) -> str:
@@ -47,7 +45,7 @@ Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Label = Annotated[str, AfterValidator(lambda text: check_label(text))]
 Time = Annotated[str, AfterValidator(_is_time)]
-Base64 = Annotated[str, Field(pattern=_BASE64)]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
 Token = Annotated[str, Field(pattern=r"^[citoy]:[\x21-\x7e]{1,100}$")]
 
 
@@ -66,7 +64,7 @@ class Header(Line):
     """The first line."""
 
     kind: Literal["redis-memory"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     model: str = Field(min_length=1, description="embedding model of the vectors")
     dimension: int = Field(ge=1)
     vectors: bool = Field(description="whether vectors are in the file")

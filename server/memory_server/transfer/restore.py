@@ -23,7 +23,10 @@ async def restore(
         case AgentLine():
             status = await _restore_agent(backend, Keys(namespace), line)
         case QuarantineLine():
-            status = await _restore_quarantine(backend, namespace, line)
+            status = "kept"
+            if all(one.agent != line.name for one in await quarantined(backend, namespace)):
+                await quarantine(backend, namespace, line.name, from_text(line.since))
+                status = "imported"
         case GrantLine():
             status = await _restore_grant(backend, Keys(namespace), line)
     counts[f"{line.kind} {status}"] += 1
@@ -41,13 +44,6 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
         audit=by_itself(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
-
-
-async def _restore_quarantine(backend: Backend, namespace: str, line: QuarantineLine) -> str:
-    if any(one.agent == line.name for one in await quarantined(backend, namespace)):
-        return "kept"
-    await quarantine(backend, namespace, line.name, from_text(line.since))
-    return "imported"
 
 
 async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:

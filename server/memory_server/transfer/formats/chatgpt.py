@@ -18,10 +18,6 @@ _SPEAKERS = ("user", "assistant")
 _TYPES = ("text", "multimodal_text", "code")
 
 
-def _matches(source: Source) -> bool:
-    return "mapping" in foreign.first(source.documents)
-
-
 def _read(source: Source) -> Iterator[Found]:
     for where, member in foreign.records(source.documents):
         mapping: Any = member.get("mapping") if isinstance(member, dict) else None
@@ -31,7 +27,7 @@ def _read(source: Source) -> Iterator[Found]:
         conversation, nodes = cast(dict[str, Any], member), cast(dict[str, Any], mapping)
         for node in _branch(conversation, nodes):
             place = f"{where}.mapping[{foreign.label(node)}]"
-            yield from foreign.gather(place, nodes[node], partial(_message, where=place, conversation=conversation))
+            yield from foreign.gather(place, nodes[node], partial(_message, conversation=conversation))
 
 
 def _branch(conversation: dict[str, Any], mapping: dict[str, Any]) -> list[str]:
@@ -78,4 +74,4 @@ def _content(content: dict[str, Any]) -> str:
     return "\n".join(part for part in parts if isinstance(part, str)).strip()
 
 
-FORMAT = Format("chatgpt", _matches, _read)
+FORMAT = Format("chatgpt", lambda source: "mapping" in foreign.first(source.documents), _read)

@@ -16,10 +16,6 @@ from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 _SPEAKERS = {"human": "user", "assistant": "assistant"}
 
 
-def _matches(source: Source) -> bool:
-    return "chat_messages" in foreign.first(source.documents)
-
-
 def _read(source: Source) -> Iterator[Found]:
     for where, member in foreign.records(source.documents):
         messages: Any = member.get("chat_messages") if isinstance(member, dict) else None
@@ -32,11 +28,11 @@ def _read(source: Source) -> Iterator[Found]:
 
 
 def _turn(where: str, message: Any, conversation: dict[str, Any]) -> Iterator[Found]:
-    yield from foreign.gather(where, message, partial(_message, where=where, conversation=conversation))
+    yield from foreign.gather(where, message, partial(_message, conversation=conversation))
     attached: Any = message.get("attachments") if isinstance(message, dict) else None
     for number, file in enumerate(cast(list[Any], attached) if isinstance(attached, list) else []):
         place = f"{where}.attachments[{number}]"
-        make = partial(_attachment, where=place, number=number, message=message, conversation=conversation)
+        make = partial(_attachment, number=number, message=message, conversation=conversation)
         yield from foreign.gather(place, file, make)
 
 
@@ -96,4 +92,4 @@ def _context(conversation: dict[str, Any]) -> str | None:
     return foreign.conversation_context(title, str(conversation.get("uuid") or ""))
 
 
-FORMAT = Format("claude", _matches, _read)
+FORMAT = Format("claude", lambda source: "chat_messages" in foreign.first(source.documents), _read)

@@ -31,7 +31,7 @@ def _read(source: Source) -> Iterator[Found]:
             continue
         kind = record.get("type") if isinstance(record, dict) else None
         if kind == "relation":
-            yield from foreign.gather(where, record, partial(_relation, where=where))
+            yield from foreign.gather(where, record, _relation)
         elif kind == "entity":
             yield from _entity(where, record)
         else:
@@ -44,7 +44,7 @@ def _entity(where: str, entity: dict[str, Any]) -> Iterator[Found]:
         yield Bad(where, "observations is not a list")
         return
     for observation in cast(list[Any], observations) or [None]:
-        yield from foreign.gather(where, entity, partial(_observation, where=where, observation=observation))
+        yield from foreign.gather(where, entity, partial(_observation, observation=observation))
 
 
 def _observation(entity: dict[str, Any], where: str, observation: Any) -> Foreign:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, cast
 
 from memory_core.records.memory import MemoryType
@@ -27,8 +26,7 @@ def _matches(source: Source) -> bool:
 
 
 def _read(source: Source) -> Iterator[Found]:
-    for where, member in foreign.records(source.documents, _KEY):
-        yield from foreign.gather(where, member, partial(_memory, where=where))
+    return foreign.gather_records(source.documents, _KEY, _memory)
 
 
 def _memory(memory: dict[str, Any], where: str) -> Foreign:

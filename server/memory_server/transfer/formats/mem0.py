@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 from memory_server.transfer import foreign
@@ -14,8 +13,7 @@ _METADATA = ("user_id", "agent_id", "app_id", "run_id", "actor_id", "role", "has
 
 
 def _key(source: Source) -> str:
-    found = (key for one in source.documents if isinstance(one, dict) for key in _KEYS if key in one)
-    return next(found, "")
+    return next((key for one in source.documents if isinstance(one, dict) for key in _KEYS if key in one), "")
 
 
 def _matches(source: Source) -> bool:
@@ -24,8 +22,7 @@ def _matches(source: Source) -> bool:
 
 
 def _read(source: Source) -> Iterator[Found]:
-    for where, member in foreign.records(source.documents, _key(source)):
-        yield from foreign.gather(where, member, partial(_memory, where=where))
+    return foreign.gather_records(source.documents, _key(source), _memory)
 
 
 def _memory(memory: dict[str, Any], where: str) -> Foreign:
