@@ -88,25 +88,16 @@ class _Pages:
     async def session(self, request: Request) -> Response:
         """Report who the page acts as, or that a login is needed."""
         settings = self._runtime.settings
-        about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
+        answer: dict[str, Any] = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:
             caller = await self._who.caller(request)
         except MemoryServiceError as error:
             if error.code != "unauthenticated":
                 raise
-            return JSONResponse({**about, "login": True})
-        session = self._who.session_of(request)
-        return JSONResponse(
-            {
-                **about,
-                "login": False,
-                "agent": caller.agent,
-                "namespace": caller.namespace,
-                "operator": caller.admin,
-                "session": session is not None,
-                "may_choose": settings.auth.mode == "off",
-            }
-        )
+            return JSONResponse({**answer, "login": True})
+        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace, "operator": caller.admin}
+        answer |= {"session": self._who.session_of(request) is not None, "may_choose": settings.auth.mode == "off"}
+        return JSONResponse(answer)
 
     async def log_in(self, request: Request) -> Response:
         """Open a session by a bearer token, or by the key of a one-time URL."""
