@@ -390,7 +390,7 @@ def test_file_cut_anywhere_keeps_its_complete_lines(tmp_path: Path, packed: bool
     rows = [f"line {number}\n".encode() for number in range(2 * files.FRAME + 10)]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     with files.Writer(whole, packed=packed) as writer:
-        assert list(writer.kept()) == []
+        assert list(writer.complete_lines()) == []
         for row in rows:
             writer.write(row)
         writer.finish()
@@ -398,7 +398,7 @@ def test_file_cut_anywhere_keeps_its_complete_lines(tmp_path: Path, packed: bool
     for size in (0, 1, 5, len(data) // 2, len(data) - 1, len(data)):
         torn.write_bytes(data[:size])
         with files.Writer(torn, packed=packed) as writer:
-            kept = list(writer.kept())
+            kept = list(writer.complete_lines())
             assert kept == rows[: len(kept)]
             for row in rows[len(kept) :]:
                 writer.write(row)

@@ -85,7 +85,7 @@ class Identifier:
             return None
         return self.sessions.find(request.cookies.get(self.cookie_name(request)))
 
-    def is_held(self, request: Request) -> bool:
+    def is_open(self, request: Request) -> bool:
         """Whether a long-running request has no session, or one that is still open."""
         return request.scope.get(_BY_SESSION) is None or self.session_of(request) is not None
 

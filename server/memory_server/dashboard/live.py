@@ -20,13 +20,13 @@ RETRY_MS = 3000
 
 
 async def live_events(
-    service: Service, request: RequestContext, still_in: Callable[[], Awaitable[bool]]
+    service: Service, request: RequestContext, is_admitted: Callable[[], Awaitable[bool]]
 ) -> AsyncGenerator[str]:
     """Yield the stream's text until the server stops or the caller is no longer admitted."""
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
         async for page in lazy.live_feed.watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
-            if not await still_in():
+            if not await is_admitted():
                 yield "event: closed\ndata: {}\n\n"
                 return
             if page.events or page.more:

@@ -39,9 +39,9 @@ _LONGEST_LOGIN = 20_000
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecuritySettings) -> list[BaseRoute]:
-    """Make the routes of the page, its files and its API. `named` has the Host and Origin headers of this server."""
-    pages = _Pages(server, runtime, OwnPages(named, runtime.settings))
+def dashboard(server: MCPServer[Any], runtime: Runtime, transport: TransportSecuritySettings) -> list[BaseRoute]:
+    """Make the routes of the page, its files and its API. `transport` names the Host and Origin headers."""
+    pages = _Pages(server, runtime, OwnPages(transport, runtime.settings))
     api = [
         Route("/session", pages.guarded(pages.session)),
         Route("/login", pages.guarded(pages.log_in), methods=["POST"]),
@@ -66,7 +66,7 @@ class _Pages:
         self._server = server
         self._runtime = runtime
         self._own = dashboard_tools(runtime)
-        self._who = Identifier(runtime, server)
+        self._identifier = Identifier(runtime, server)
         self._own_pages = own_pages
 
     def guarded(self, handler: Handler) -> Handler:
@@ -90,13 +90,16 @@ class _Pages:
         settings = self._runtime.settings
         answer: dict[str, Any] = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:
-            caller = await self._who.caller(request)
+            caller = await self._identifier.caller(request)
         except MemoryServiceError as error:
             if error.code != "unauthenticated":
                 raise
             return JSONResponse({**answer, "login": True})
         answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace, "operator": caller.admin}
-        answer |= {"session": self._who.session_of(request) is not None, "may_choose": settings.auth.mode == "off"}
+        answer |= {
+            "session": self._identifier.session_of(request) is not None,
+            "may_choose": settings.auth.mode == "off",
+        }
         return JSONResponse(answer)
 
     async def log_in(self, request: Request) -> Response:
@@ -104,28 +107,28 @@ class _Pages:
         body = await self._body(request, _LONGEST_LOGIN)
         token, key = body.get("token"), body.get("key")
         if isinstance(token, str):
-            cookie, op = await self._who.log_in(request, token.strip()), "dashboard_login"
+            cookie, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
         elif isinstance(key, str):
-            cookie, op = await self._who.open_for_operator(request, key), "dashboard_operator_login"
+            cookie, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
         else:
             raise InvalidArgument("a token or a key is missing", hint="send one of them")
-        context = await self._who.identify(request)
+        context = await self._identifier.identify(request)
         async with self._runtime.gate.audited(context, op) as login:
             login.call.succeeded()
         response = JSONResponse({"ok": True})
-        self._who.set_cookie(request, response, cookie)
+        self._identifier.set_cookie(request, response, cookie)
         return response
 
     async def log_out(self, request: Request) -> Response:
-        self._who.drop_session(request)
+        self._identifier.drop_session(request)
         response = JSONResponse({"ok": True})
-        response.delete_cookie(self._who.cookie_name(request), path="/")
+        response.delete_cookie(self._identifier.cookie_name(request), path="/")
         return response
 
     async def call(self, request: Request) -> Response:
         name = request.path_params["tool"]
         arguments = await self._body(request, self._runtime.settings.limits.body_bytes)
-        context = self._who.tool_context(await self._who.identify(request))
+        context = self._identifier.tool_context(await self._identifier.identify(request))
         try:
             own = self._own.get(name)
             result = await (own.run(arguments, context) if own else self._server.call_tool(name, arguments, context))
@@ -139,16 +142,16 @@ class _Pages:
 
     async def events(self, request: Request) -> Response:
         """Stream events until the page closes or the caller is no longer admitted."""
-        context = await self._who.identify(request)
+        context = await self._identifier.identify(request)
         gate = self._runtime.gate
-        async with gate.admitted(context, "dashboard_events", [], "read") as looking:
-            looking.call.succeeded()
+        async with gate.admitted(context, "dashboard_events", [], "read") as request_context:
+            request_context.call.succeeded()
         service = await self._runtime.service()
 
-        async def still_in() -> bool:
-            return self._who.is_held(request) and await gate.still_in(context)
+        async def is_admitted() -> bool:
+            return self._identifier.is_open(request) and await gate.still_in(context)
 
-        stream = live_events(service, looking, still_in)
+        stream = live_events(service, request_context, is_admitted)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:

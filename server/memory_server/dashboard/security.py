@@ -53,14 +53,14 @@ class SecurityHeaders:
 class OwnPages:
     """Admits requests that name this server, as /mcp does, and POST requests only from the dashboard's own pages."""
 
-    def __init__(self, named: TransportSecuritySettings, settings: Settings) -> None:
-        self._named = TransportSecurityMiddleware(named)
+    def __init__(self, transport: TransportSecuritySettings, settings: Settings) -> None:
+        self._transport = TransportSecurityMiddleware(transport)
         self._origins = frozenset(settings.allowed_origins)
 
     async def check(self, request: Request) -> None:
         """Raise Forbidden if the Host or Origin is foreign, or the dashboard did not make the request."""
         is_post = request.method == "POST"
-        if await self._named.validate_request(request, is_post):
+        if await self._transport.validate_request(request, is_post):
             raise Forbidden("the Host, Origin or Content-Type is not one of this server's")
         origin = request.headers.get("origin")
         foreign = origin not in (None, *self._origins) and urlsplit(origin or "").netloc != request.headers.get("host")

@@ -119,9 +119,11 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
 
     server.custom_route("/metrics", methods=["GET"])(metrics_route(runtime))
     settings = runtime.settings
-    named = transport_security(settings)
-    application = server.streamable_http_app(transport_security=named, max_request_body_size=settings.limits.body_bytes)
-    application.router.routes.extend(dashboard(server, runtime, named))
+    transport = transport_security(settings)
+    application = server.streamable_http_app(
+        transport_security=transport, max_request_body_size=settings.limits.body_bytes
+    )
+    application.router.routes.extend(dashboard(server, runtime, transport))
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
-MOST_RESOURCES = 256
+MAX_RESOURCES = 256
 _STATE = "subscriptions"
 Request = ServerRequestContext[Any, Any]
 
@@ -152,8 +152,8 @@ def _tasks_of(ctx: Request) -> dict[str, asyncio.Task[None]]:
 
 
 def _check_number(number: int) -> None:
-    if number > MOST_RESOURCES:
-        raise MCPError(types.INVALID_PARAMS, f"{number} resources; at most {MOST_RESOURCES} can be subscribed to")
+    if number > MAX_RESOURCES:
+        raise MCPError(types.INVALID_PARAMS, f"{number} resources; at most {MAX_RESOURCES} can be subscribed to")
 
 
 def _refusal(error: MemoryServiceError) -> MCPError:

@@ -136,7 +136,7 @@ class _Exporter:
             Conflict: it used other options.
         """
         last = b""
-        for line in self._writer.kept():
+        for line in self._writer.complete_lines():
             if not last and line != self._header.dump():
                 raise Conflict("an unfinished export used other options", hint="remove the .part file")
             last = line

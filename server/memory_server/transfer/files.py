@@ -56,7 +56,7 @@ def unreadable(path: Path, error: Exception) -> InvalidArgument:
 
 
 class Writer:
-    """Appends lines to a file, after `kept` has cut off what is incomplete."""
+    """Appends lines to a file, after `complete_lines` has cut off what is incomplete."""
 
     def __init__(self, path: Path, *, packed: bool) -> None:
         self._packed = packed
@@ -69,7 +69,7 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def kept(self) -> Iterator[bytes]:
+    def complete_lines(self) -> Iterator[bytes]:
         """Yield the complete lines, and cut off the rest. Read it to its end before `write`."""
         self._file.seek(0)
         keep = 0
