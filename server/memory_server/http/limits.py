@@ -44,7 +44,7 @@ class RequestLimits:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         size = _length(headers, self._limits.body_bytes)
         if self._requests >= self._limits.requests or self._bytes + size > self._limits.request_bytes:
-            await _unavailable(_PAUSE)(scope, receive, send)
+            await _unavailable()(scope, receive, send)
             return
         self._requests, self._bytes = self._requests + 1, self._bytes + size
         try:
@@ -59,7 +59,7 @@ class RequestLimits:
             return
         if admission.is_full():
             if size > _MAX_PARSED:
-                await _unavailable(_PAUSE)(scope, receive, send)
+                await _unavailable()(scope, receive, send)
                 return
             body = await _read(receive)
             call_id = _id_of_call(body)
@@ -117,7 +117,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-def _unavailable(pause: int) -> Response:
-    description = f"the server has too many open requests; try again in {pause} s"
-    content = {"error": Overloaded.code, "error_description": description, "retry_after": pause}
-    return JSONResponse(content, status_code=503, headers={"Retry-After": str(pause), "Connection": "close"})
+def _unavailable() -> Response:
+    description = f"the server has too many open requests; try again in {_PAUSE} s"
+    content = {"error": Overloaded.code, "error_description": description, "retry_after": _PAUSE}
+    return JSONResponse(content, status_code=503, headers={"Retry-After": str(_PAUSE), "Connection": "close"})

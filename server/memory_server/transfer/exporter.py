@@ -270,7 +270,7 @@ class _Exporter:
     def _sealed(self, record: Record, vectors: Sequence[bytes], cut: str | None) -> lines.SealedPart:
         seal, bound_to = FileSeal(self._backend.keyring), binding(record.id, record.owner, record.rev)
         return lines.SealedPart(
-            key=seal.key_id,
+            key=self._backend.keyring.master.id,
             text=seal.seal(bound_to, Inside(record.content, record.metadata, cut)),
             vectors=[seal.seal_vector(bound_to, number, vector) for number, vector in enumerate(vectors)] or None,
         )

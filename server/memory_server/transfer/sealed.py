@@ -34,11 +34,6 @@ class FileSeal:
         self._keyring = keyring
         self._ciphers: dict[str, AESSIV] = {}
 
-    @property
-    def key_id(self) -> str:
-        """The id of the master key; raises KeyMissing if there is none."""
-        return self._keyring.master.id
-
     def seal(self, where: tuple[str, ...], inside: Inside) -> str:
         """Encrypt the text of a memory."""
         return self._seal(("text", *where), pack([inside.content, inside.metadata, inside.cut]))
