@@ -34,23 +34,26 @@ export function within(polygon, x, y) {
 
 function options(map, groups, selected) {
   const { quiet } = ink();
-  const axis = { type: 'value', show: false, min: (range) => Math.min(-1.1, range.min - 0.05),
-    max: (range) => Math.max(1.1, range.max + 0.05) };
+  const axis = {
+    type: 'value', show: false,
+    min: (range) => Math.min(-1.1, range.min - 0.05), max: (range) => Math.max(1.1, range.max + 0.05),
+  };
   const zoom = { type: 'inside', filterMode: 'none', minSpan: 0.5, throttle: 16 };
   const many = map.ids.length > 5000; // below 4 pixels points are drawn as squares, many times faster
   return {
     ...common(), animation: false, hoverLayerThreshold: 30000,
-    grid: { left: 0, right: 0, top: 0, bottom: 0 }, xAxis: axis, yAxis: axis, tooltip: { show: false },
-      toolbox: { show: false },
+    grid: { left: 0, right: 0, top: 0, bottom: 0 }, xAxis: axis, yAxis: axis,
+    tooltip: { show: false }, toolbox: { show: false },
     dataZoom: [{ ...zoom, xAxisIndex: 0 }, { ...zoom, yAxisIndex: 0 }],
-    brush: { xAxisIndex: 0, yAxisIndex: 0, seriesIndex: [], brushStyle: { borderWidth: 1.5,
-      color: 'rgba(120,120,120,0.12)', borderColor: quiet }, outOfBrush: {}, throttleType: 'debounce',
-      throttleDelay: 100 },
+    brush: {
+      xAxisIndex: 0, yAxisIndex: 0, seriesIndex: [], outOfBrush: {}, throttleType: 'debounce', throttleDelay: 100,
+      brushStyle: { borderWidth: 1.5, color: 'rgba(120,120,120,0.12)', borderColor: quiet },
+    },
     series: groups.map((group, number) => ({
       type: 'scatter', name: group.name, large: true, largeThreshold: 500, progressive: 0, symbolSize: many ? 3.5 : 6,
       itemStyle: { color: palette()[number % 10], opacity: 0.75 },
-      data: group.points.filter((index) => !selected || selected.has(index)).map((index) => [map.x[index], map.y[index],
-        index]),
+      data: group.points.filter((index) => !selected || selected.has(index))
+        .map((index) => [map.x[index], map.y[index], index]),
       cursor: 'pointer', emphasis: { disabled: true },
     })),
   };
@@ -184,15 +187,18 @@ function Plane({ newest, session, by }) {
   const [groups, setGroups] = useState(all);
   useEffect(() => setGroups(all.map((group) => (off.has(group.name) ? { ...group, points: [] } : group))), [all, off]);
   const select = (polygon) => {
-    const inside = groups.flatMap((group) => group.points).filter((index) => within(polygon, map.x[index],
-      map.y[index]));
+    const points = groups.flatMap((group) => group.points);
+    const inside = points.filter((index) => within(polygon, map.x[index], map.y[index]));
     setLasso(false);
     setSelected(new Set(inside));
   };
-  const [ref, move, view] = useCanvas(map, groups, selected, lasso, { onPoint: show, onPick: (id) => id
-    && setOpened(id), onLasso: select });
-  const flip = (name) => setOff((old) => { const next = new Set(old); if (!next.delete(name)) next.add(name);
-    return next; });
+  const handlers = { onPoint: show, onPick: (id) => id && setOpened(id), onLasso: select };
+  const [ref, move, view] = useCanvas(map, groups, selected, lasso, handlers);
+  const flip = (name) => setOff((old) => {
+    const next = new Set(old);
+    if (!next.delete(name)) next.add(name);
+    return next;
+  });
   const key = (event) => { const found = KEYS[event.key]; if (found) { event.preventDefault(); move(...found); } };
   const ids = selected ? [...selected].sort((one, other) => one - other).map((index) => map.ids[index]) : [];
   return html`<div class="map">
@@ -200,7 +206,7 @@ function Plane({ newest, session, by }) {
       <div class="tools">
         <button aria-pressed=${lasso} onClick=${() => setLasso(!lasso)}>Lasso</button>
         <button onClick=${() => move(0, 0, 0.7)} aria-label="Zoom in">+</button>
-          <button onClick=${() => move(0, 0, 1.43)} aria-label="Zoom out">−</button>
+        <button onClick=${() => move(0, 0, 1.43)} aria-label="Zoom out">−</button>
         <button onClick=${() => move(0, 0, 1000)}>Reset</button>
         <button onClick=${() => select(view())} title="Select all points in view">List</button>
         ${selected && html`<button class="primary" onClick=${() => setSelected(undefined)}>Show all</button>`}
@@ -221,17 +227,23 @@ function Plane({ newest, session, by }) {
 export default function MapView({ session }) {
   const { data, error, loading, reload } = useTool('dashboard_map', {}, ['memory'], 15000);
   const [by, setBy] = useState('agent');
+  let title = 'Loading…';
+  if (data) {
+    const older = data.total > data.ids.length ? ` of ${count(data.total)}, the newest` : '';
+    title = `${count(data.ids.length)} memories${older}`;
+  }
+  const change = (event) => setBy(event.target.value);
+  const colours = html`<label class="inline">Colour by <select value=${by} onChange=${change}>
+    <option>agent</option><option>type</option></select></label>`;
   return html`<${Trouble} error=${error} retry=${reload} /><${Partial} data=${data} />
-    <${Card} className="fill" title=${data ? `${count(data.ids.length)} memories${data.total > data.ids.length
-      ? ` of ${count(data.total)}, the newest` : ''}` : 'Loading…'}
-      aside=${html`<label class="inline">Colour by <select value=${by} onChange=${(event) => setBy(event.target.value)}>
-      <option>agent</option><option>type</option></select></label>`}>
+    <${Card} className="fill" title=${title} aside=${colours}>
       ${data && !data.ids.length
         && html`<${Empty} title="No memories to show">
           The map shows readable memories that have a vector, but no encrypted ones.</${Empty}>`}
       ${!data && loading && html`<p class="quiet">Computing the layout…</p>`}
       ${data?.ids.length > 0 && html`<${Plane} newest=${data} session=${session} by=${by} />
-        <p class="quiet small">Close points are similar. The two axes show ${Math.round((data.explained
-          || 0) * 100)} % of the variance.</p>`}
+        <p class="quiet small">
+          Close points are similar. The two axes show ${Math.round((data.explained || 0) * 100)} % of the variance.
+        </p>`}
     </${Card}>`;
 }

@@ -1,18 +1,20 @@
 // One memory: read, edit, share or delete it.
 import { html, useEffect, useState } from '../lib.js';
 import { call } from '../api.js';
-import { Badge, Confirm, Dialog, Field, PRIORITIES, Trouble, VISIBILITIES, label, list, notify,
-  when } from '../parts.js';
+import {
+  Badge, Confirm, Dialog, Field, PRIORITIES, Trouble, VISIBILITIES, label, list, notify,
+  when,
+} from '../parts.js';
 
 function Facts({ answer }) {
   const { memory } = answer;
   const rows = [
     ['writer', memory.writer], ['trust', memory.trust], ['granted by', memory.granted_by?.join(', ')],
-      ['context', memory.context],
+    ['context', memory.context],
     ['source', memory.source], ['occurred', when(memory.occurred_at)], ['stored', when(memory.created_at)],
-      ['changed', memory.rev > 1 && when(memory.updated_at)],
+    ['changed', memory.rev > 1 && when(memory.updated_at)],
     ['expires', when(memory.expires_at)], ['revision', memory.rev], ['chunks', memory.pieces > 1 && memory.pieces],
-      ['vector', memory.vector],
+    ['vector', memory.vector],
     ['read', `${answer.access_count} times`], ['id', memory.memory_id],
   ];
   return html`<dl class="facts">${rows.filter(([, value]) => value).map(([name, value]) => html`<dt>${name}</dt>
@@ -24,7 +26,7 @@ function Facts({ answer }) {
 function Edit({ memory, onDone, onCancel }) {
   const [form, setForm] = useState({
     content: memory.content, priority: memory.priority, visibility: memory.visibility,
-      tags: (memory.tags || []).join(', '), context: memory.context || '',
+    tags: (memory.tags || []).join(', '), context: memory.context || '',
   });
   const [state, setState] = useState({});
   const field = (name) => ({ value: form[name], onInput: (event) => setForm({ ...form, [name]: event.target.value }) });

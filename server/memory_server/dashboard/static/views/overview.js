@@ -1,8 +1,10 @@
 // The overview: counts, latencies, sidecars, tasks and the live feed.
 import { html, useEffect, useState } from '../lib.js';
 import { onEvents, recent } from '../api.js';
-import { Badge, Card, Empty, Meter, Partial, Stat, Time, Trouble, brief, bytes, count, label,
-  shortId } from '../parts.js';
+import {
+  Badge, Card, Empty, Meter, Partial, Stat, Time, Trouble, brief, bytes, count, label,
+  shortId,
+} from '../parts.js';
 import { Bars, Chart, ink, palette } from '../chart.js';
 import { useTool } from '../data.js';
 
@@ -65,8 +67,9 @@ function Sidecar({ sidecar }) {
       ${sidecar.queue_depth !== undefined && html`<dt>queue</dt><dd>${count(sidecar.queue_depth)}</dd>`}
       ${sidecar.temperature !== undefined && html`<dt>temperature</dt><dd>${Math.round(sidecar.temperature)} °C</dd>`}
     </dl>
-    ${utilisation !== undefined && html`<div class="line"><span>load</span><${Meter} value=${utilisation > 1
-      ? utilisation / 100 : utilisation} label=${`Load of ${sidecar.device}`} /></div>`}
+    ${utilisation !== undefined && html`<div class="line"><span>load</span>
+      <${Meter} value=${utilisation > 1 ? utilisation / 100 : utilisation} label=${`Load of ${sidecar.device}`} />
+    </div>`}
     ${used !== undefined && all && html`<div class="line"><span>${bytes(used)} of ${bytes(all)}</span>
       <${Meter} value=${used / all} label=${`Memory of ${sidecar.device}`} /></div>`}
   </article>`;
@@ -80,18 +83,20 @@ function Figures({ census, gpu }) {
   const healthy = gpu && ready > 0 && census.index_progress >= 1 && !gpu.partial;
   const says = !gpu ? '…' : healthy ? 'healthy' : ready ? 'degraded' : 'keyword only';
   const waiting = census.vector_backlog + (gpu?.queue_depth || 0);
+  const hitRate = Math.round((census.cache.hit_rate || 0) * 100);
+  const sidecars = `${ready ?? '–'} ${ready === 1 ? 'sidecar' : 'sidecars'}`;
   return html`<div class="stats">
     <${Stat} name="Memories" value=${brief(census.total)}
       note=${`${brief(census.created_last_hour)} in the last hour, ${brief(census.created_last_day)} today`} />
-    <${Stat} name="Search" value=${ms(search.p50)} note=${search.count ? `p95 ${ms(search.p95)} · p99 ${ms(search.p99)}`
-      : 'no search yet'} />
-    <${Stat} name="Embedding" value=${ms(embedding.p50)} note=${embedding.count
-      ? `p95 ${ms(embedding.p95)} · cache ${Math.round((census.cache.hit_rate || 0) * 100)} %` : 'none yet'} />
-    <${Stat} name="Waiting for vectors" value=${brief(waiting)} note=${gpu?.queue_depth === undefined ? 'texts'
-      : `${count(gpu.queue_depth)} in the queue`} tone=${waiting > 1000 ? 'warn' : ''} />
+    <${Stat} name="Search" value=${ms(search.p50)}
+      note=${search.count ? `p95 ${ms(search.p95)} · p99 ${ms(search.p99)}` : 'no search yet'} />
+    <${Stat} name="Embedding" value=${ms(embedding.p50)}
+      note=${embedding.count ? `p95 ${ms(embedding.p95)} · cache ${hitRate} %` : 'none yet'} />
+    <${Stat} name="Waiting for vectors" value=${brief(waiting)} tone=${waiting > 1000 ? 'warn' : ''}
+      note=${gpu?.queue_depth === undefined ? 'texts' : `${count(gpu.queue_depth)} in the queue`} />
     <${Stat} name="Agents alive" value=${alive} note=${`${census.agents.length} registered`} />
-    <${Stat} name="Health" value=${says} note=${`index ${Math.floor(census.index_progress * 100)} %, ${ready
-      ?? '–'} ${ready === 1 ? 'sidecar' : 'sidecars'} ready`} tone=${!gpu || healthy ? 'good' : 'warn'} />
+    <${Stat} name="Health" value=${says} tone=${!gpu || healthy ? 'good' : 'warn'}
+      note=${`index ${Math.floor(census.index_progress * 100)} %, ${sidecars} ready`} />
   </div>`;
 }
 

@@ -1,8 +1,10 @@
 // Grants and offers: create, list and revoke them.
 import { html, useState } from '../lib.js';
 import { call } from '../api.js';
-import { Badge, Card, Confirm, Empty, Field, Partial, TYPES, Time, Trouble, label, list, notify,
-  when } from '../parts.js';
+import {
+  Badge, Card, Confirm, Empty, Field, Partial, TYPES, Time, Trouble, label, list, notify,
+  when,
+} from '../parts.js';
 import { useTool } from '../data.js';
 import { DAYS } from './memory.js';
 

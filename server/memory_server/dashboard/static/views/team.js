@@ -1,8 +1,10 @@
 // Agents and tasks: leases, retries and dead letters.
 import { html, useState } from '../lib.js';
 import { call } from '../api.js';
-import { Badge, Card, Confirm, Dialog, Empty, Meter, Partial, Time, Trouble, label, shortId, notify, until,
-  when } from '../parts.js';
+import {
+  Badge, Card, Confirm, Dialog, Empty, Meter, Partial, Time, Trouble, label, shortId, notify, until,
+  when,
+} from '../parts.js';
 import { useNow, useTool } from '../data.js';
 
 const LANES = [
