@@ -24,8 +24,8 @@ from memory_core.records.ids import new_id
 from memory_core.settings.settings import Settings
 from memory_server.cli.console import with_service
 from memory_server.service import Service
-from memory_server.transfer.exporter import What, export
-from memory_server.transfer.importer import How, import_path
+from memory_server.transfer.exporter import ExportOptions, export
+from memory_server.transfer.importer import ImportOptions, import_path
 
 T = TypeVar("T")
 _DIMENSION = 384
@@ -61,22 +61,25 @@ def main() -> None:
     def show(what: str, seconds: float) -> None:
         table.add_row(what, f"{seconds:.2f}", f"{number / seconds:,.0f}")
 
-    def import_file(path: Path, name: str, how: How) -> float:
+    def import_file(path: Path, name: str, how: ImportOptions) -> float:
         return _timed(settings, lambda service: import_path(service, f"bench-{run}-{name}", path, how))
 
     with tempfile.TemporaryDirectory() as folder:
         for name, make in FORMATS.items():
             home = Path(folder) / name
             home.mkdir()
-            path, how = make(home, number), How(agent="ann")
+            path, how = make(home, number), ImportOptions(agent="ann")
             show(f"import {name}", import_file(path, name, how))
             show(f"import {name} again", import_file(path, name, how))
         plain, packed, again = (Path(folder) / name for name in ("a.jsonl", "v.jsonl", "v2.jsonl.zst"))
         source, copy = f"bench-{run}-mem0", f"bench-{run}-copy"
-        show("export", _timed(settings, lambda service: export(service, source, plain, What())))
-        show("import of it", import_file(plain, "plain", How()))
-        show("import of it with vectors", import_file(_with_vectors(plain, packed), "copy", How()))
-        show("export with vectors, packed", _timed(settings, lambda service: export(service, copy, again, What())))
+        show("export", _timed(settings, lambda service: export(service, source, plain, ExportOptions())))
+        show("import of it", import_file(plain, "plain", ImportOptions()))
+        show("import of it with vectors", import_file(_with_vectors(plain, packed), "copy", ImportOptions()))
+        show(
+            "export with vectors, packed",
+            _timed(settings, lambda service: export(service, copy, again, ExportOptions())),
+        )
     Console().print(table)
 
 

@@ -53,7 +53,7 @@ async def token_server(stack: Stack) -> AsyncGenerator[Server]:
         ({"auth": {"mode": "tokens"}, "allowed_hosts": ["a.example"]}, "without TLS"),
         ({"allowed_hosts": ["a.example"], "behind_proxy": True}, "needs authentication"),
         ({"auth": {"mode": "tokens"}, "behind_proxy": True}, "needs allowed_hosts"),
-        ({"tls_cert": __file__}, "go together"),
+        ({"tls_cert": __file__}, "need each other"),
         ({"tls_cert": __file__, "tls_key": "/none-such"}, "cannot be used"),
         ({"tls_cert": __file__, "tls_key": __file__}, "cannot be used"),
     ],

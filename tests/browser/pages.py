@@ -69,7 +69,7 @@ async def wait_for_view(page: Page, view: str) -> None:
         "sharing": ".grant", "audit": "tbody tr",
     }  # fmt: skip
     await expect(page.locator(signs[view]).first).to_be_visible()
-    await expect(page.get_by_text("Opening…")).to_have_count(0)
+    await expect(page.get_by_text("Loading…")).to_have_count(0)
 
 
 async def shoot(page: Page, name: str) -> None:

@@ -270,7 +270,7 @@ async def test_user_is_asked_before_many_memories_are_deleted(
         for number in range(2):
             await alice.store(f"note {number}", tags=["note"], wait=False)
         result = await alice.raw("clear_memory", tags=["note"])
-        assert asked == ["Delete 2 memories for good?"]
+        assert asked == ["Delete 2 memories permanently?"]
         assert bool(result.is_error) is not agreed
         assert (await alice.call("get_agent_memories"))["total"] == (0 if agreed else 2)
 

@@ -160,7 +160,7 @@ async def test_vectors_of_another_model_are_not_imported(
     header, *rest = lines_of(file)
     other = rewrite(file, [{**header, "model": "another", "dimension": 7}, *rest])
     done = await shell.done("import", other, "--namespace", namespace)
-    assert done["notes"] == ["its vectors are of another; all are made anew with all-MiniLM-L6-v2"]
+    assert done["notes"] == ["its vectors are of another; all vectors are computed again with all-MiniLM-L6-v2"]
     assert done["memories"] == {"new": 7}
     async with server.agent("alice", namespace) as alice:
         await wait_until(lambda: settled(alice), 60)
@@ -242,9 +242,9 @@ async def test_altered_lines_of_a_file_are_refused(
         assert f"line {number + 1}: " in result.output
         assert reason in result.output
     result = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
-    assert "not whole" in result.output
+    assert "file is incomplete" in result.output
     result = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
-    assert "should be here" in result.output
+    assert "expected " in result.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
 

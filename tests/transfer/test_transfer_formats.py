@@ -188,16 +188,17 @@ async def test_expired_foreign_memories_are_left_out(shell: Shell, namespace: st
 ENTITY = '{"type":"entity","name":"A","entityType":"b","observations":["c"]}'
 BAD: list[tuple[str, str, str]] = [
     ("mcp-memory", f"{ENTITY}\n{{", "line 2: it is not JSON"),
-    ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":7}', "line 1: observations is no list"),
+    ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":7}',
+     "line 1: observations is not a list"),
     ("mcp-memory", '{"type":"relation","from":"A","relationType":"b"}', "line 1: to is missing"),
     ("mcp-memory", '{"type":"entity","name":"A","entityType":"b","observations":[{}]}', "line 1: an observation"),
-    ("mem0", '{"results":[{"id":"1","memory":"a"},{"id":"2","memory":""}]}', "results[1]: memory is no text"),
-    ("mem0", '[{"id":"1","memory":"a"},7]', "[1]: it is no object"),
+    ("mem0", '{"results":[{"id":"1","memory":"a"},{"id":"2","memory":""}]}', "results[1]: memory is not a text"),
+    ("mem0", '[{"id":"1","memory":"a"},7]', "[1]: it is not an object"),
     ("mem0", '[{"id":"1","memory":"a","created_at":"long ago, maybe"}]', "[0]: created_at"),
     ("mem0", '[{"id":"1","memory":"a\\u0000b"}]', "[0]: content holds a NUL character"),
     ("mem0", '[{"id":"1","memory":"a\\ud800b"}]', "[0]: content holds a lone surrogate"),
     ("mem0", '[{"id":"1","memory":"a","metadata":7}]', "[0]: a value is of the wrong type"),
-    ("mcp-memory-service", '{"export_metadata":{},"memories":{}}', "memories: it is no object"),
+    ("mcp-memory-service", '{"export_metadata":{},"memories":{}}', "memories: it is not an object"),
     ("mcp-memory-service", '{"export_metadata":{},"memories":[{}]}', "memories[0]: content is missing"),
     ("chatgpt", '[{"mapping":{}},{"mapping":[]}]', "[1]: mapping is missing"),
     ("chatgpt", '[{"mapping":{"a":{"message":{"author":null}}}}]', "[0].mapping[a]: a value is of the wrong type"),
@@ -226,13 +227,13 @@ async def test_unreadable_entries_stop_an_import_unless_skipped(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (("nowhere.json", "--agent", "ann"), "there is no"),
-        (("text.json", "--agent", "ann"), "is not known"),
-        (("empty.json", "--agent", "ann"), "is not known"),
-        (("damaged.jsonl.zst", "--agent", "ann"), "damaged, or no zstandard"),
-        (("good.json",), "whose shall these memories be"),
+        (("nowhere.json", "--agent", "ann"), "does not exist"),
+        (("text.json", "--agent", "ann"), "unknown format"),
+        (("empty.json", "--agent", "ann"), "unknown format"),
+        (("damaged.jsonl.zst", "--agent", "ann"), "damaged or not a zstandard"),
+        (("good.json",), "these memories need an owner"),
         (("good.json", "--agent", "Ann!"), "is not a name"),
-        (("good.json", "--agent", "ann", "--format", "notes"), "is not known"),
+        (("good.json", "--agent", "ann", "--format", "notes"), "unknown format"),
         (("good.json", "--agent", "ann", "--format", "chatgpt"), "mapping is missing"),
     ],
 )
@@ -340,7 +341,7 @@ async def test_unfinished_export_is_not_resumed_with_other_options(
     part = tmp_path / f"all.jsonl.{large_namespace}.part"
     part.write_bytes(b'{"kind":"redis-memory","version":1,"model":"another","dimension":7,"vectors":true}\n')
     result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", large_namespace)
-    assert result.output.startswith("conflict: an unfinished export with other options")
+    assert result.output.startswith("conflict: an unfinished export used other options")
 
 
 async def test_killed_import_runs_again_and_imports_the_rest(
@@ -389,7 +390,7 @@ def test_file_cut_anywhere_keeps_its_complete_lines(tmp_path: Path, packed: bool
     rows = [f"line {number}\n".encode() for number in range(2 * files.FRAME + 10)]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     with files.Writer(whole, packed=packed) as writer:
-        assert list(writer.kept()) == []
+        assert list(writer.complete_lines()) == []
         for row in rows:
             writer.write(row)
         writer.finish()
@@ -397,7 +398,7 @@ def test_file_cut_anywhere_keeps_its_complete_lines(tmp_path: Path, packed: bool
     for size in (0, 1, 5, len(data) // 2, len(data) - 1, len(data)):
         torn.write_bytes(data[:size])
         with files.Writer(torn, packed=packed) as writer:
-            kept = list(writer.kept())
+            kept = list(writer.complete_lines())
             assert kept == rows[: len(kept)]
             for row in rows[len(kept) :]:
                 writer.write(row)

@@ -1,1 +1,1 @@
-"""The dashboard: pages and a small API over the same tools, identity and audit that agents meet at /mcp."""
+"""The dashboard: pages and a small API with the same tools, identity and audit as /mcp."""

@@ -1,4 +1,4 @@
-"""Writes the live feed as server-sent events, which a browser reads and requests again when cut off."""
+"""Writes the live feed as server-sent events; browsers reconnect automatically."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from memory_core.errors import MemoryServiceError
+from memory_server.mcp import lazy
 
 if TYPE_CHECKING:
     from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
 PAUSE_SECONDS = 15.0
-"""The longest silence of a stream; proxies close streams that are silent for long."""
+"""The longest silence of a stream; proxies close silent streams."""
 _GATHER_SECONDS = 0.25
 RETRY_MS = 3000
 
 
 async def live_events(
-    service: Service, request: RequestContext, still_in: Callable[[], Awaitable[bool]]
+    service: Service, request: RequestContext, is_admitted: Callable[[], Awaitable[bool]]
 ) -> AsyncGenerator[str]:
-    """Give the stream's text, until the server stops or the caller is no longer let in."""
-    from memory_server.events.live_feed import watching
-
+    """Yield the stream's text until the server stops or the caller is no longer admitted."""
     yield f"retry: {RETRY_MS}\nevent: open\ndata: {{}}\n\n"
     try:
-        async for page in watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
-            if not await still_in():
+        async for page in lazy.live_feed.watching(service, request, PAUSE_SECONDS, _GATHER_SECONDS):
+            if not await is_admitted():
                 yield "event: closed\ndata: {}\n\n"
                 return
             if page.events or page.more:

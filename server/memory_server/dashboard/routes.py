@@ -1,6 +1,6 @@
-"""The dashboard's pages and its API: sessions, calls of tools, and a stream of what happens.
+"""The dashboard's pages and its API: sessions, tool calls, and a stream of events.
 
-`POST /api/call/<tool>` runs a tool as /mcp would: same caller, gate, strict arguments, isolation and audit.
+`POST /api/call/<tool>` runs a tool as /mcp does, with the same caller, gate, strict arguments, isolation and audit.
 """
 
 from __future__ import annotations
@@ -39,12 +39,9 @@ _LONGEST_LOGIN = 20_000
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecuritySettings) -> list[BaseRoute]:
-    """Make what is served beside /mcp: the page at /, its files, and its API.
-
-    `named` says which Host and Origin headers name this server.
-    """
-    pages = _Pages(server, runtime, OwnPages(named, runtime.settings))
+def dashboard(server: MCPServer[Any], runtime: Runtime, transport: TransportSecuritySettings) -> list[BaseRoute]:
+    """Make the routes of the page, its files and its API. `transport` names the Host and Origin headers."""
+    pages = _Pages(server, runtime, OwnPages(transport, runtime.settings))
     api = [
         Route("/session", pages.guarded(pages.session)),
         Route("/login", pages.guarded(pages.log_in), methods=["POST"]),
@@ -56,27 +53,24 @@ def dashboard(server: MCPServer[Any], runtime: Runtime, named: TransportSecurity
 
 
 class _Files(StaticFiles):
-    """The dashboard's own files, which a browser asks about again each time: an update is seen at once."""
+    """The dashboard's files. Browsers revalidate them, so an update takes effect immediately."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
-        """Answer with a file."""
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
 
 
 class _Pages:
-    """The handlers over one server."""
-
     def __init__(self, server: MCPServer[Any], runtime: Runtime, own_pages: OwnPages) -> None:
         self._server = server
         self._runtime = runtime
         self._own = dashboard_tools(runtime)
-        self._who = Identifier(runtime, server)
+        self._identifier = Identifier(runtime, server)
         self._own_pages = own_pages
 
     def guarded(self, handler: Handler) -> Handler:
-        """Have a handler refuse foreign pages, and answer its refusals in one form."""
+        """Have a handler refuse foreign pages, and return errors as JSON."""
 
         async def handle(request: Request) -> Response:
             try:
@@ -88,104 +82,91 @@ class _Pages:
         return handle
 
     async def index(self, _: Request) -> Response:
-        """Give the page; who looks at it is found out by its first call."""
+        """Return the page; its first call identifies the caller."""
         return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def session(self, request: Request) -> Response:
-        """Say who the page acts as, and whether a login is needed first."""
+        """Report who the page acts as, or that a login is needed."""
         settings = self._runtime.settings
-        about = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
+        answer: dict[str, Any] = {"auth": settings.auth.mode, "version": version("redis-memory-gpu")}
         try:
-            caller = await self._who.caller(request)
+            caller = await self._identifier.caller(request)
         except MemoryServiceError as error:
             if error.code != "unauthenticated":
                 raise
-            return JSONResponse({**about, "login": True})
-        session = self._who.session_of(request)
-        return JSONResponse(
-            {
-                **about,
-                "login": False,
-                "agent": caller.agent,
-                "namespace": caller.namespace,
-                "operator": caller.admin,
-                "session": session is not None,
-                "may_choose": settings.auth.mode == "off",
-            }
-        )
+            return JSONResponse({**answer, "login": True})
+        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace, "operator": caller.admin}
+        answer |= {
+            "session": self._identifier.session_of(request) is not None,
+            "may_choose": settings.auth.mode == "off",
+        }
+        return JSONResponse(answer)
 
     async def log_in(self, request: Request) -> Response:
         """Open a session by a bearer token, or by the key of a one-time URL."""
         body = await self._body(request, _LONGEST_LOGIN)
         token, key = body.get("token"), body.get("key")
         if isinstance(token, str):
-            cookie, op = await self._who.log_in(request, token.strip()), "dashboard_login"
+            cookie, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
         elif isinstance(key, str):
-            cookie, op = await self._who.open_for_operator(request, key), "dashboard_operator_login"
+            cookie, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
         else:
-            raise InvalidArgument("there is neither a token nor a key", hint="send one of them")
-        context = await self._who.identify(request)
+            raise InvalidArgument("a token or a key is missing", hint="send one of them")
+        context = await self._identifier.identify(request)
         async with self._runtime.gate.audited(context, op) as login:
             login.call.succeeded()
         response = JSONResponse({"ok": True})
-        self._who.set_cookie(request, response, cookie)
+        self._identifier.set_cookie(request, response, cookie)
         return response
 
     async def log_out(self, request: Request) -> Response:
-        """End the session."""
-        self._who.drop_session(request)
+        self._identifier.drop_session(request)
         response = JSONResponse({"ok": True})
-        response.delete_cookie(self._who.cookie_name(request), path="/")
+        response.delete_cookie(self._identifier.cookie_name(request), path="/")
         return response
 
     async def call(self, request: Request) -> Response:
-        """Run a tool for who sent the request."""
         name = request.path_params["tool"]
         arguments = await self._body(request, self._runtime.settings.limits.body_bytes)
-        context = self._who.tool_context(await self._who.identify(request))
+        context = self._identifier.tool_context(await self._identifier.identify(request))
         try:
             own = self._own.get(name)
             result = await (own.run(arguments, context) if own else self._server.call_tool(name, arguments, context))
         except ToolError:
-            raise NotFound(f"no tool {echo(name)}", hint="tools/list at /mcp names them") from None
+            raise NotFound(f"no tool {echo(name)}", hint="list them with tools/list at /mcp") from None
         if not isinstance(result, CallToolResult):
-            raise InvalidArgument("this call asks something back", hint="send confirm: true")
+            raise InvalidArgument("this call asks for confirmation", hint="send confirm: true")
         content: dict[str, Any] = result.structured_content or {}
         code = content.get("error", {}).get("code", "") if result.is_error else ""
         return JSONResponse(content, status_code=_STATUS.get(code, _UNAVAILABLE) if result.is_error else 200)
 
     async def events(self, request: Request) -> Response:
-        """Stream events until the page is left or the caller is no longer admitted."""
-        context = await self._who.identify(request)
+        """Stream events until the page closes or the caller is no longer admitted."""
+        context = await self._identifier.identify(request)
         gate = self._runtime.gate
-        async with gate.admitted(context, "dashboard_events", [], "read") as looking:
-            looking.call.succeeded()
+        async with gate.admitted(context, "dashboard_events", [], "read") as request_context:
+            request_context.call.succeeded()
         service = await self._runtime.service()
 
-        async def still_in() -> bool:
-            return self._who.is_held(request) and await gate.still_in(context)
+        async def is_admitted() -> bool:
+            return self._identifier.is_open(request) and await gate.still_in(context)
 
-        stream = live_events(service, looking, still_in)
+        stream = live_events(service, request_context, is_admitted)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
-    async def _body(self, request: Request, most: int) -> dict[str, Any]:
-        """Read a request's JSON object.
-
-        Raises:
-            InvalidArgument: it is none, or too long.
-        """
+    async def _body(self, request: Request, max_bytes: int) -> dict[str, Any]:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
-            if len(body) > most:
-                raise InvalidArgument(f"the request is longer than {most} bytes")
+            if len(body) > max_bytes:
+                raise InvalidArgument(f"the request is longer than {max_bytes} bytes")
         try:
-            found = json.loads(body)
+            arguments = json.loads(body)
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise InvalidArgument("the request is no JSON object", hint="send the arguments as one")
-        return found
+            arguments = None
+        if not isinstance(arguments, dict):
+            raise InvalidArgument("the request is not a JSON object", hint="send the arguments as one")
+        return arguments
 
 
 def _refusal(error: MemoryServiceError) -> Response:

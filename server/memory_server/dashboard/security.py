@@ -1,4 +1,4 @@
-"""What protects the dashboard: the headers of every answer, and which requests come from its own pages."""
+"""Protects the dashboard with security headers and with a check that requests come from its own pages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memory_core.errors import Forbidden
 from memory_core.settings.settings import Settings
 
 PAGE_HEADER = "x-memory-dashboard"
-"""What the dashboard's own requests carry: another site's page cannot add it without asking first, and is refused."""
+"""A header of the dashboard's own requests; a page of another site cannot add it without a preflight request."""
 _PATHS = ("/api/", "/static/")
 HEADERS = {
     "Content-Security-Policy": (
@@ -30,13 +30,12 @@ HEADERS = {
 
 
 class SecurityHeaders:
-    """Adds the headers to all that is served of the dashboard, or is not found there."""
+    """Adds the headers to all answers under the dashboard's paths."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
         if scope["type"] != "http" or not (scope["path"] == "/" or scope["path"].startswith(_PATHS)):
             await self.app(scope, receive, send)
             return
@@ -44,8 +43,7 @@ class SecurityHeaders:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    headers[name] = value
+                headers.update(HEADERS)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
@@ -53,23 +51,19 @@ class SecurityHeaders:
 
 
 class OwnPages:
-    """Lets in what names this server as /mcp demands it, and requests that change something from its own pages only."""
+    """Admits requests that name this server, as /mcp does, and POST requests only from the dashboard's own pages."""
 
-    def __init__(self, named: TransportSecuritySettings, settings: Settings) -> None:
-        self._named = TransportSecurityMiddleware(named)
+    def __init__(self, transport: TransportSecuritySettings, settings: Settings) -> None:
+        self._transport = TransportSecurityMiddleware(transport)
         self._origins = frozenset(settings.allowed_origins)
 
     async def check(self, request: Request) -> None:
-        """Let a request pass.
-
-        Raises:
-            Forbidden: its Host or Origin is foreign, or it was not made by the dashboard.
-        """
+        """Raise Forbidden if the Host or Origin is foreign, or the dashboard did not make the request."""
         is_post = request.method == "POST"
-        if await self._named.validate_request(request, is_post):
+        if await self._transport.validate_request(request, is_post):
             raise Forbidden("the Host, Origin or Content-Type is not one of this server's")
         origin = request.headers.get("origin")
         foreign = origin not in (None, *self._origins) and urlsplit(origin or "").netloc != request.headers.get("host")
         cross = request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")
         if foreign or cross or (is_post and request.headers.get(PAGE_HEADER) != "1"):
-            raise Forbidden("this request was not made by the dashboard", hint=f"send {PAGE_HEADER}: 1")
+            raise Forbidden("the dashboard did not make this request", hint=f"send {PAGE_HEADER}: 1")

@@ -1,7 +1,7 @@
-"""Sessions of people at the dashboard: kept in this process, ended by time, and never more than what opened them.
+"""Dashboard sessions, in the memory of this process.
 
-The browser holds 256 random bits in a cookie; kept here is their hash, and behind it a bearer token, which is checked
-for each request as on /mcp, or the fact that the session began with an operator's one-time URL.
+The browser has 256 random bits in a cookie, and the server their hash. A session has either a bearer token, which is
+checked for each request as on /mcp, or was opened by an operator's one-time URL.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 
 LONGEST_SECONDS = 12 * 3600.0
 IDLE_SECONDS = 3600.0
-_MOST = 1000
+_MAX_SESSIONS = 1000
 
 
 @dataclass(slots=True)
 class Session:
-    """What a cookie stands for: a bearer token, or an operator of one namespace."""
+    """A session by a bearer token, or of an operator of one namespace."""
 
     namespace: str
     token: str | None = field(default=None, repr=False)
@@ -32,7 +32,7 @@ class Session:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its time is over."""
+        """Whether it has expired."""
         now = time.monotonic()
         return now - self.began > LONGEST_SECONDS or now - self.used > IDLE_SECONDS
 
@@ -44,17 +44,17 @@ class Sessions:
         self._open: dict[str, Session] = {}
 
     def open(self, namespace: str, token: str | None = None) -> str:
-        """Begin a session and give what its cookie says; of too many the longest unused ends."""
+        """Open a session and return its cookie. If there are too many, the least recently used one is closed."""
         for key in [key for key, session in self._open.items() if session.has_ended]:
             del self._open[key]
-        if len(self._open) >= _MOST:
+        if len(self._open) >= _MAX_SESSIONS:
             del self._open[min(self._open, key=lambda key: self._open[key].used)]
         cookie = secrets.token_urlsafe(32)
         self._open[_hash(cookie)] = Session(namespace, token)
         return cookie
 
     def find(self, cookie: str | None) -> Session | None:
-        """Give the session of a cookie, and count it as used."""
+        """Return the session of a cookie, and mark it as used."""
         session = self._open.get(_hash(cookie)) if cookie else None
         if session is None or session.has_ended:
             self.close(cookie)
@@ -63,7 +63,7 @@ class Sessions:
         return session
 
     def close(self, cookie: str | None) -> None:
-        """End the session of a cookie, if there is one."""
+        """Close the session of a cookie, if any."""
         if cookie:
             self._open.pop(_hash(cookie), None)
 

@@ -1,4 +1,4 @@
-"""Serves many clients over streamable HTTP, with probes for whoever runs the server."""
+"""Serves MCP over streamable HTTP, the dashboard, probes and metrics."""
 
 from __future__ import annotations
 
@@ -21,25 +21,22 @@ from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
 from memory_server.http.binding import check_bind, transport_security
 from memory_server.http.greeting import greeting, operators_greeting
-from memory_server.http.limits import Doors
+from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
+from memory_server.mcp import lazy
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
 
 log = logging.getLogger(__name__)
 _READY_SECONDS = 2.0
 _KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open: longer than clients keep theirs (httpx 5 s). If both gave it up at the same
-moment, a call would be sent on a connection that is being closed, and nobody could tell whether it was done.
+"""How long an idle connection stays open: longer than clients keep theirs (httpx 5 s). If both closed it at the same
+moment, a client could send a call on a closing connection and would not know whether it ran.
 """
 
 
 def bind(settings: Settings) -> socket.socket:
-    """Take the address to listen on.
-
-    Raises:
-        InvalidArgument: it is taken, or not of this machine.
-    """
+    """Open the listening socket; raises InvalidArgument if the address is taken or not of this machine."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
     )[0]
@@ -56,11 +53,10 @@ def bind(settings: Settings) -> socket.socket:
 
 
 async def serve_http(settings: Settings) -> None:
-    """Serve until told to stop.
+    """Serve until the process is stopped.
 
     Raises:
-        UnsafeStart: the address or the Redis must not be used as configured.
-        InvalidArgument: the address is taken.
+        UnsafeStart: the address or the Redis is unsafe as configured. InvalidArgument: the address is taken.
     """
     check_bind(settings)
     listener = bind(settings)
@@ -84,8 +80,7 @@ async def serve_http(settings: Settings) -> None:
         scheme = "https" if settings.tls_cert else "http"
         url = f"{scheme}://{host}:{listener.getsockname()[1]}/mcp"
         helpers = [
-            asyncio.create_task(_stop_if_unsafe(runtime, server)),
-            asyncio.create_task(_greet(runtime, server, url)),
+            asyncio.create_task(work) for work in (_stop_if_unsafe(runtime, server), _greet(runtime, server, url))
         ]
         try:
             await server.serve(sockets=[listener])
@@ -99,14 +94,13 @@ async def serve_http(settings: Settings) -> None:
 
 
 class HttpServer(uvicorn.Server):
-    """Answers the calls that wait before it waits for its connections to end."""
+    """Ends waiting calls before it waits for connections to close."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
         self._runtime = runtime
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop serving."""
         self._runtime.stop_waiting()
         await super().shutdown(sockets)
 
@@ -125,37 +119,37 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
 
     server.custom_route("/metrics", methods=["GET"])(metrics_route(runtime))
     settings = runtime.settings
-    named = transport_security(settings)
-    application = server.streamable_http_app(transport_security=named, max_request_body_size=settings.limits.body_bytes)
-    application.router.routes.extend(dashboard(server, runtime, named))
+    transport = transport_security(settings)
+    application = server.streamable_http_app(
+        transport_security=transport, max_request_body_size=settings.limits.body_bytes
+    )
+    application.router.routes.extend(dashboard(server, runtime, transport))
     application.add_middleware(Refusals)
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
-    application.add_middleware(Doors, gate=runtime.gate, limits=settings.limits)
+    application.add_middleware(RequestLimits, gate=runtime.gate, limits=settings.limits)
     return application
 
 
 class TrimmedHeaders:
-    """Drops the white space after header values, which is no part of them (RFC 9110, 5.5); httptools leaves it."""
+    """Strips white space around header values, which httptools does not (RFC 9110, 5.5)."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
         if scope["type"] == "http":
             scope = {**scope, "headers": [(name, value.strip(b" \t")) for name, value in scope["headers"]]}
         await self.app(scope, receive, send)
 
 
 class Refusals:
-    """Answers 503 where a token cannot be checked, because Redis or the issuer's keys cannot be reached."""
+    """Answers 503 if a token cannot be checked because Redis or the issuer's keys are unavailable."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
         try:
             await self.app(scope, receive, send)
         except MemoryServiceError as error:
@@ -167,38 +161,32 @@ class Refusals:
 async def _unready_reason(runtime: Runtime) -> str | None:
     try:
         async with asyncio.timeout(_READY_SECONDS):
-            service = await runtime.service()
-            from memory_server.operations.stats.memory_stats import is_ready
-
-            return await is_ready(service)
+            return await lazy.memory_stats.is_ready(await runtime.service())
     except MemoryServiceError as error:
         return error.message
     except TimeoutError:
-        return "Redis is not up yet"
+        return "Redis is not ready"
 
 
 async def _greet(runtime: Runtime, server: uvicorn.Server, url: str) -> None:
-    """Tell the person at the terminal how clients connect, then when everything is up."""
+    """Print how clients connect, and then when everything is ready."""
     while not server.started:
         await asyncio.sleep(0.05)
     print(greeting(url), flush=True)
-    page = url.removesuffix("mcp")
-    said = None
+    last_reason = None
     while reason := await _unready_reason(runtime):
-        if reason != said:
+        if reason != last_reason:
             log.info("not ready yet: %s", reason)
-        said = reason
+        last_reason = reason
         await asyncio.sleep(0.25)
     print("Ready: memories can be stored and searched.", flush=True)
-    from memory_server.access.operator_login import admit_once
-
     service = await runtime.service()
-    key = await admit_once(service.backend, runtime.settings.namespace)
-    print(operators_greeting(page, key), flush=True)
+    key = await lazy.operator_login.admit_once(service.backend, runtime.settings.namespace)
+    print(operators_greeting(url.removesuffix("mcp"), key), flush=True)
 
 
 async def _stop_if_unsafe(runtime: Runtime, server: uvicorn.Server) -> None:
-    """End the process when Redis turns out to be one that must not be used."""
+    """Stop the process if Redis turns out to be unsafe."""
     service = await runtime.service()
     error: UnsafeStart = await asyncio.shield(service.backend.fatal)
     server.should_exit = True

@@ -1,4 +1,4 @@
-"""Where the server may listen, and which Host and Origin headers it takes for its own."""
+"""Checks the listening address, and which Host and Origin headers are allowed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _ORIGINS = ("http://127.0.0.1:*", "http://localhost:*", "http://[::1]:*")
 
 
 def check_bind(settings: Settings) -> None:
-    """Refuse to listen where strangers could reach a server that does not know them, or could listen in.
+    """Refuse an address beyond loopback without authentication, allowed hosts and TLS, and incomplete TLS settings.
 
     Raises:
-        UnsafeStart: beyond loopback something is missing, or one half of the TLS settings is.
+        UnsafeStart: a setting is missing or cannot be used.
     """
     _check_tls(settings)
     if _is_loopback(settings.host):
@@ -34,8 +34,8 @@ def check_bind(settings: Settings) -> None:
         )
     if settings.tls_cert is None and not settings.behind_proxy:
         raise UnsafeStart(
-            f"binding to {settings.host} without TLS would show tokens to who listens in",
-            hint="set tls_cert and tls_key, or behind_proxy: true where a proxy does TLS",
+            f"binding to {settings.host} without TLS would expose tokens to eavesdroppers",
+            hint="set tls_cert and tls_key, or behind_proxy: true if a proxy terminates TLS",
         )
 
 
@@ -43,16 +43,16 @@ def _check_tls(settings: Settings) -> None:
     if settings.tls_cert is None and settings.tls_key is None:
         return
     if settings.tls_cert is None or settings.tls_key is None:
-        raise UnsafeStart("tls_cert and tls_key go together", hint="set both, or neither")
+        raise UnsafeStart("tls_cert and tls_key need each other", hint="set both or neither")
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.tls_cert, settings.tls_key, "")
-    except OSError:  # of which ssl.SSLError is one
-        hint = "both are paths of PEM files, the key without a password"
+    except OSError:  # includes ssl.SSLError
+        hint = "both must be paths of PEM files, and the key must not have a password"
         raise UnsafeStart("tls_cert and tls_key cannot be used", hint=hint) from None
 
 
 def transport_security(settings: Settings) -> TransportSecuritySettings:
-    """Give what the SDK checks of each request's Host and Origin."""
+    """Return the Host and Origin headers that the SDK accepts."""
     hosts = [form for host in settings.allowed_hosts for form in _with_any_port(host)]
     return TransportSecuritySettings(
         allowed_hosts=[*_HOSTS, *hosts], allowed_origins=[*_ORIGINS, *settings.allowed_origins]

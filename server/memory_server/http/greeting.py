@@ -1,10 +1,10 @@
-"""What `make run` prints: how the usual clients connect."""
+"""The text that `make run` prints: how common clients connect."""
 
 from __future__ import annotations
 
 
 def greeting(url: str) -> str:
-    """Name the endpoint and the line or snippet that each client needs."""
+    """Name the endpoint, and the command or code for each client."""
     return f"""
 redis-memory-gpu serves MCP at {url}
 
@@ -13,15 +13,15 @@ redis-memory-gpu serves MCP at {url}
   VS Code       code --add-mcp '{{"name":"redis-memory","type":"http","url":"{url}?agent=vscode"}}'
   Python        async with mcp.Client("{url}?agent=me") as client: ...
 
-  Dashboard     {url.removesuffix("mcp")}?agent=claude shows what that agent sees
+  Dashboard     {url.removesuffix("mcp")}?agent=claude shows the view of that agent
 
-Ctrl-C leaves; the embedded Redis stops ten seconds after its last user.
+Ctrl-C stops the server; the embedded Redis stops ten seconds after its last user.
 """
 
 
 def operators_greeting(page: str, key: str) -> str:
-    """Name the one-time address of the operator's view; the key stands where browsers do not send it along."""
+    """Name the one-time URL of the operator's view. Browsers do not send the part after `#`."""
     return f"""
-The dashboard of all agents, for you alone (once, within the hour; `redis-memory dashboard` prints another):
+The operator's dashboard of all agents (a one-time URL, valid for an hour; `redis-memory dashboard` prints another):
   {page}#operator={key}
 """

@@ -1,7 +1,7 @@
-"""Turns HTTP requests away before anything is made of them: that is many times cheaper than to refuse a parsed call.
+"""Refuses HTTP requests under load before they are parsed, which is many times cheaper than to refuse a parsed call.
 
-Under a load that lasts a call of a tool is answered here, as the tool itself would refuse it. Any request is answered
-503 when those at hand would take too much memory with one more.
+Under sustained load a tool call is refused here with the tool's own error. If the open requests would take too much
+memory, any request is answered with 503.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from memory_server.engine.admission import ON_ITS_WAY
 from memory_server.mcp.tools.toolkit import refusal
 
 _PAUSE = 1
-_MOST_READ = 65_536
-"""Bytes of a body that is read to be refused in the terms of MCP; calls with longer ones get the 503."""
-_HELD, _MOST_HELD = 0.25, 1.0
-"""The share of its pause, and the seconds at most, for which a refusal is held back."""
+_MAX_PARSED = 65_536
+"""A body up to this size in bytes is parsed, to refuse its call in the terms of MCP; a longer one gets the 503."""
+_DELAY_SHARE, _MAX_DELAY = 0.25, 1.0
+"""A refusal is delayed by this share of its `retry_after`, up to this many seconds."""
 _ALIVE = "/livez"
-"""Always answered: who asks would end a server that is only busy."""
+"""Always answered: the prober would kill a server that is only busy."""
 _FIRST_MODERN = b"2026"
 
 
-class Doors:
-    """Counts the requests at hand and the bytes of their bodies; a body of untold length counts as the longest."""
+class RequestLimits:
+    """Limits the open requests and the bytes of their bodies; a body of unknown length counts as the longest."""
 
     def __init__(self, app: ASGIApp, gate: Gate, limits: LimitSettings) -> None:
         self.app = app
@@ -38,43 +38,42 @@ class Doors:
         self._requests = self._bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
         if scope["type"] != "http" or scope["path"] == _ALIVE:
             await self.app(scope, receive, send)
             return
         headers: dict[bytes, bytes] = dict(scope["headers"])
         size = _length(headers, self._limits.body_bytes)
         if self._requests >= self._limits.requests or self._bytes + size > self._limits.request_bytes:
-            await _unavailable(_PAUSE)(scope, receive, send)
+            await _unavailable()(scope, receive, send)
             return
         self._requests, self._bytes = self._requests + 1, self._bytes + size
         try:
-            await self._let_in(scope, receive, send, headers, size)
+            await self._admit(scope, receive, send, headers, size)
         finally:
             self._requests, self._bytes = self._requests - 1, self._bytes - size
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], size: int) -> None:
+    async def _admit(self, scope: Scope, receive: Receive, send: Send, headers: dict[bytes, bytes], size: int) -> None:
         admission = self._gate.admission
         if scope["method"] != "POST" or scope["path"] != "/mcp":
             await self.app(scope, receive, send)
             return
         if admission.is_full():
-            if size > _MOST_READ:
-                await _unavailable(_PAUSE)(scope, receive, send)
+            if size > _MAX_PARSED:
+                await _unavailable()(scope, receive, send)
                 return
             body = await _read(receive)
             call_id = _id_of_call(body)
             if call_id is not None:
                 await (await self._refused(call_id, headers))(scope, receive, send)
                 return
-            receive = _again(body, receive)
-        with admission.coming() as on_its_way:
-            await self.app({**scope, ON_ITS_WAY: on_its_way}, receive, send)
+            receive = _replay(body, receive)
+        with admission.coming() as arriving:
+            await self.app({**scope, ON_ITS_WAY: arriving}, receive, send)
 
     async def _refused(self, call_id: int | str, headers: dict[bytes, bytes]) -> Response:
-        """Refuse a call of a tool, not at once: who comes back at once, whatever it is told, is slowed down so."""
+        """Refuse a tool call after a delay, which slows down clients that retry immediately."""
         error = self._gate.turn_away()
-        await asyncio.sleep(min((error.retry_after or 0.0) * _HELD, _MOST_HELD))
+        await asyncio.sleep(min((error.retry_after or 0.0) * _DELAY_SHARE, _MAX_DELAY))
         result = refusal(error).model_dump(mode="json", by_alias=True, exclude_none=True)
         if headers.get(b"mcp-protocol-version", b"") < _FIRST_MODERN:
             result.pop("resultType", None)
@@ -82,21 +81,21 @@ class Doors:
 
 
 def _id_of_call(body: bytes) -> int | str | None:
-    """Give the id of a call of a tool; None for everything else, which is let pass."""
+    """Return the id of a tool call; None for anything else, which passes."""
     try:
-        said: Any = json.loads(body)
+        message: Any = json.loads(body)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(said, dict) or said.get("method") != "tools/call":
+    if not isinstance(message, dict) or message.get("method") != "tools/call":
         return None
-    return said["id"] if isinstance(said.get("id"), int | str) else None
+    return message["id"] if isinstance(message.get("id"), int | str) else None
 
 
-def _length(headers: dict[bytes, bytes], most: int) -> int:
-    if b"transfer-encoding" in headers:
-        return most
-    told = headers.get(b"content-length", b"0")
-    return min(int(told), most) if told.isdigit() else most
+def _length(headers: dict[bytes, bytes], longest: int) -> int:
+    declared = headers.get(b"content-length", b"0")
+    if b"transfer-encoding" in headers or not declared.isdigit():
+        return longest
+    return min(int(declared), longest)
 
 
 async def _read(receive: Receive) -> bytes:
@@ -108,24 +107,17 @@ async def _read(receive: Receive) -> bytes:
     return b"".join(parts)
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
-    """Give a body once more that was read already."""
-    first = True
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that begins with a body that was read already."""
+    replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def given() -> Message:
-        nonlocal first
-        if first:
-            first = False
-            return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+    async def replay() -> Message:
+        return replayed.pop() if replayed else await receive()
 
-    return given
+    return replay
 
 
-def _unavailable(pause: int) -> Response:
-    said = {
-        "error": Overloaded.code,
-        "error_description": f"the server holds as many requests as it can; try again in {pause} s",
-        "retry_after": pause,
-    }
-    return JSONResponse(said, status_code=503, headers={"Retry-After": str(pause), "Connection": "close"})
+def _unavailable() -> Response:
+    description = f"the server has too many open requests; try again in {_PAUSE} s"
+    content = {"error": Overloaded.code, "error_description": description, "retry_after": _PAUSE}
+    return JSONResponse(content, status_code=503, headers={"Retry-After": str(_PAUSE), "Connection": "close"})

@@ -1,10 +1,11 @@
-"""Answers `/metrics`: to whom, and with what."""
+"""Answers `/metrics`, and checks its token."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 from collections.abc import Awaitable, Callable
+from functools import cache
 
 from mcp.server.transport_security import TransportSecurityMiddleware
 from starlette.requests import Request
@@ -14,49 +15,43 @@ from memory_core.crypto.secret_files import secret_of
 from memory_core.errors import MemoryServiceError
 from memory_core.settings.settings import Settings
 from memory_server.http.binding import transport_security
+from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 _WAIT_SECONDS = 1.0
-"""For a service that is not up yet; then what there is is told."""
+"""How long to wait for a service that is starting; then its figures are left out."""
 _CLOSED = "metrics need their token; set observe.metrics_token here and in Prometheus (authorization)\n"
 
 
 def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
-    """Make the route of a runtime.
-
-    Raises:
-        UnsafeStart: the token is to come from a file that cannot be read.
-    """
-    settings, stocktaking = runtime.settings, None
+    """Make the route of a runtime; raises UnsafeStart if the file of the token cannot be read."""
+    settings, stocktaking = runtime.settings, cache(lambda: lazy.stock.Stocktaking())
     token = secret_of(settings.observe.metrics_token, settings.observe.metrics_token_file, "observe.metrics_token")
     hosts = TransportSecurityMiddleware(transport_security(settings))
 
     async def metrics(request: Request) -> Response:
-        nonlocal stocktaking
         refused = await hosts.validate_request(request)
         if refused is not None:
             return refused
         if not _may_see(request, settings, token):
             return PlainTextResponse(_CLOSED, status_code=401, headers={"WWW-Authenticate": "Bearer"})
-        service, stock = None, None
+        service = None
         try:
             async with asyncio.timeout(_WAIT_SECONDS):
                 service = await runtime.service()
         except (MemoryServiceError, TimeoutError):
             pass
-        from memory_server.operations.stats.prometheus import exposition
-        from memory_server.operations.stats.stock import Stock, Stocktaking
-
-        stocktaking = stocktaking or Stocktaking()
-        stock = await stocktaking.stock(service) if service else Stock()
-        body, content_type = exposition(runtime.counters, service, stock, request.headers.get("accept", ""))
+        stock = await stocktaking().stock(service) if service else lazy.stock.Stock()
+        body, content_type = lazy.prometheus.exposition(
+            runtime.counters, service, stock, request.headers.get("accept", "")
+        )
         return Response(body, headers={"Content-Type": content_type})
 
     return metrics
 
 
 def _may_see(request: Request, settings: Settings, token: str | None) -> bool:
-    """Whether a request has the token, or none is needed: on loopback without authentication."""
+    """Whether a request has the token. None is needed on loopback without authentication."""
     if token is None:
         return settings.auth.mode == "off"
     given = request.headers.get("authorization", "")

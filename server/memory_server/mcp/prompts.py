@@ -1,4 +1,4 @@
-"""Prompts that remind an agent to use its memory at the two moments that matter."""
+"""Prompts that remind an agent to search before a task and to store after it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def add_prompts(server: MCPServer[Any]) -> None:
         """Store what the next agent would want to know."""
         done = f"\n\nWhat was done: {summary}" if summary else ""
         return (
-            f"Save what was learned for whoever comes next.{done}\n\n"
+            f"Save what was learned for the next agent.{done}\n\n"
             "For each decision, fact, preference or pitfall worth knowing in a month:\n"
             "1. Call semantic_search first; if it is known, correct it by update_memory instead of repeating it.\n"
             "2. Else call store_memory: one fact a memory, understandable alone, with names and dates; set source,\n"

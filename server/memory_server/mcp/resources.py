@@ -11,58 +11,52 @@ from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
 from memory_server.contract.answer import Answer
 from memory_server.engine.audited_calls import named_ids
+from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
     from memory_server.engine.request import RequestContext
     from memory_server.service import Service
 
+Ctx = Context[Any, Any]
 T = TypeVar("T", bound=Answer)
 
 
 def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
-    """Register the resource template."""
+    """Register the resource templates."""
+
+    async def read(ctx: Ctx, some_id: str, get: Callable[[Service, RequestContext], Awaitable[T]]) -> T:
+        named = named_ids({"memory_id": some_id})
+        try:
+            async with runtime.gate.call(ctx.request_context, "read_resource", named, "read") as request:
+                answer = await get(await runtime.service(), request)
+                request.call.succeeded(answer.shown())
+                return answer
+        except (NotFound, InvalidArgument) as error:
+            raise ResourceNotFoundError(error.message) from error
+        except MemoryServiceError as error:
+            raise ResourceError(f"{error.code}: {error.message}") from error
 
     @server.resource("task://{task_id}", title="A task", mime_type="application/json")
-    async def task(task_id: str, ctx: Context[Any, Any]) -> str:
+    async def task(task_id: str, ctx: Ctx) -> str:
         """Give one task that the caller may see, with its history, as JSON."""
-        from memory_server.tasks.lifecycle import get_task
-
-        answer = await _read(runtime, ctx, task_id, lambda service, request: get_task(service, request.caller, task_id))
+        answer = await read(
+            ctx, task_id, lambda service, request: lazy.lifecycle.get_task(service, request.caller, task_id)
+        )
         return answer.model_dump_json()
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
-    async def agent(agent_id: str, ctx: Context[Any, Any]) -> str:
+    async def agent(agent_id: str, ctx: Ctx) -> str:
         """Give one registered agent, as JSON."""
-        from memory_server.agents.registry import get_agent
-
-        answer = await _read(
-            runtime, ctx, agent_id, lambda service, request: get_agent(service.backend, request.caller, agent_id)
+        answer = await read(
+            ctx, agent_id, lambda service, request: lazy.registry.get_agent(service.backend, request.caller, agent_id)
         )
         return answer.agent.model_dump_json()
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
-    async def memory(memory_id: str, ctx: Context[Any, Any]) -> str:
+    async def memory(memory_id: str, ctx: Ctx) -> str:
         """Give one memory that the caller may read, as JSON."""
-        from memory_server.memories.get import retrieve_memory
-
-        answer = await _read(
-            runtime, ctx, memory_id, lambda service, request: retrieve_memory(service, request, memory_id)
+        answer = await read(
+            ctx, memory_id, lambda service, request: lazy.get.retrieve_memory(service, request, memory_id)
         )
         return answer.memory.model_dump_json()
-
-
-async def _read(
-    runtime: Runtime, ctx: Context[Any, Any], some_id: str, answer: Callable[[Service, RequestContext], Awaitable[T]]
-) -> T:
-    """Give an answer to a caller who may read, or its refusal in the protocol's form."""
-    named = named_ids({"memory_id": some_id})
-    try:
-        async with runtime.gate.call(ctx.request_context, "read_resource", named, "read") as request:
-            found = await answer(await runtime.service(), request)
-            request.call.succeeded(found.shown())
-            return found
-    except (NotFound, InvalidArgument) as error:
-        raise ResourceNotFoundError(error.message) from error
-    except MemoryServiceError as error:
-        raise ResourceError(f"{error.code}: {error.message}") from error

@@ -1,4 +1,4 @@
-"""Puts the MCP server together: one object for every transport."""
+"""Builds the MCP server, which all transports share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ INSTRUCTIONS = (
 
 
 def tool_groups(runtime: Runtime) -> dict[str, list[StrictTool]]:
-    """Make all tools over a runtime, by what they are for."""
+    """Make all tools over a runtime, by group."""
     groups = {
         "Memories": memory_tools(runtime),
         "Search": search_tools(runtime),
@@ -46,7 +46,7 @@ def tool_groups(runtime: Runtime) -> dict[str, list[StrictTool]]:
 
 
 def build_server(runtime: Runtime) -> MCPServer[Any]:
-    """Make the server over a runtime; it lists its tools before Redis or a model is up."""
+    """Make the server over a runtime. It can list its tools before Redis or a model is ready."""
     everything = [tool for tools in tool_groups(runtime).values() for tool in tools]
     bus = InMemorySubscriptionBus()
     server: MCPServer[Any] = MCPServer(

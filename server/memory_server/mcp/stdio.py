@@ -15,7 +15,7 @@ from memory_server.mcp.stdio_lines import Lines, claim_stdin
 from memory_server.runtime import Runtime
 
 _PATIENCE_SECONDS = 1.0
-"""How long the first request may take to come before the rest of the server is started anyway."""
+"""If no request comes within this time, the rest of the server starts anyway."""
 
 
 async def serve_stdio(settings: Settings) -> None:
@@ -38,7 +38,7 @@ async def serve_stdio(settings: Settings) -> None:
 
 
 async def _run(server: MCPServer[Any], lines: Lines) -> None:
-    """Do what the SDK's `run_stdio_async` does, with a reader of our own."""
+    """Run as the SDK's `run_stdio_async`, with a stricter reader."""
     low = server._lowlevel_server  # pyright: ignore[reportPrivateUsage] - the SDK has no public way to change the reader
     async with stdio_server(stdin=cast(Any, lines)) as (read, write):
         lines.answer = write.send
@@ -46,7 +46,7 @@ async def _run(server: MCPServer[Any], lines: Lines) -> None:
 
 
 async def _check_token(runtime: Runtime) -> None:
-    """Say at start that a token is not good; every call is refused then."""
+    """Warn at start if the token is not valid: every call will be refused."""
     if runtime.settings.token is not None:
         await runtime.until_first_answer()
         await runtime.gate.warn_of_bad_token()

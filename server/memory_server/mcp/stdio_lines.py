@@ -1,6 +1,6 @@
-"""Reads a client's lines from stdin as the SDK does not: of bounded length, in strict UTF-8, none left unanswered.
+"""Reads a client's lines from stdin. Lines have a bounded length and are strict UTF-8, and bad ones get an error.
 
-The SDK's own reader takes lines of any length, replaces bytes that are no UTF-8, and drops what is no JSON-RPC.
+The SDK's own reader accepts lines of any length, replaces bytes that are not UTF-8, and drops what is not JSON-RPC.
 """
 
 from __future__ import annotations
@@ -12,14 +12,8 @@ from typing import Any, BinaryIO
 
 import anyio.to_thread
 from mcp.shared.message import SessionMessage
-from mcp_types import (
-    INVALID_REQUEST,
-    PARSE_ERROR,
-    ErrorData,
-    JSONRPCError,
-    JSONRPCNotification,
-    jsonrpc_message_adapter,
-)
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError, JSONRPCNotification
+from mcp_types import jsonrpc_message_adapter as message_adapter
 from pydantic import ValidationError
 from pydantic_core import from_json
 
@@ -28,7 +22,7 @@ _SHOWN_ID_BYTES = 128
 
 
 class _Bad(Exception):
-    """A line that is no message."""
+    """A line that is not a message."""
 
     def __init__(self, code: int, message: str, request_id: str | int | None = None) -> None:
         super().__init__(message)
@@ -37,16 +31,16 @@ class _Bad(Exception):
 
 
 class Lines:
-    """The lines that are messages; the others are answered with an error."""
+    """The lines that are messages; other lines are answered with an error."""
 
-    def __init__(self, file: BinaryIO, most_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, max_bytes: int) -> None:
         self._file = file
-        self._most = most_bytes
+        self._max_bytes = max_bytes
         self.answer: Callable[[SessionMessage], Awaitable[Any]] | None = None
 
     async def __aiter__(self) -> AsyncIterator[str]:
-        """Give line after line until the client closes its end."""
-        while line := await anyio.to_thread.run_sync(self._file.readline, self._most + 1):
+        """Yield lines until the client closes its end."""
+        while line := await anyio.to_thread.run_sync(self._file.readline, self._max_bytes + 1):
             try:
                 if text := await self._text(line):
                     yield text
@@ -54,10 +48,10 @@ class Lines:
                 await self._refuse(bad)
 
     async def _text(self, line: bytes) -> str:
-        """Give a line's text, which is a message; nothing of an empty line."""
-        if len(line) > self._most and not line.endswith(b"\n"):
+        """Return the message of a line; empty for an empty line."""
+        if len(line) > self._max_bytes and not line.endswith(b"\n"):
             await anyio.to_thread.run_sync(self._skip)
-            raise _Bad(INVALID_REQUEST, f"the line is longer than {self._most} bytes")
+            raise _Bad(INVALID_REQUEST, f"the line is longer than {self._max_bytes} bytes")
         try:
             text = line.decode().strip()
         except UnicodeDecodeError:
@@ -67,7 +61,6 @@ class Lines:
         return text
 
     def _skip(self) -> None:
-        """Read the rest of a line, keeping none of it."""
         while (part := self._file.readline(_SKIPPED_AT_ONCE)) and not part.endswith(b"\n"):
             pass
 
@@ -78,7 +71,7 @@ class Lines:
 
 
 def claim_stdin() -> BinaryIO:
-    """Take stdin for the protocol, so that nothing else in the process, and no child, reads of it."""
+    """Take stdin for the protocol, so that nothing else in the process, and no child, reads from it."""
     sys.stdin.close()
     own = os.fdopen(os.dup(0), "rb")
     nothing = os.open(os.devnull, os.O_RDONLY)
@@ -89,7 +82,7 @@ def claim_stdin() -> BinaryIO:
 
 def _check(text: str) -> None:
     try:
-        message = jsonrpc_message_adapter.validate_json(text, by_name=False)
+        message = message_adapter.validate_json(text, by_name=False)
         if isinstance(message, JSONRPCNotification) and "id" in from_json(text):
             raise _Bad(INVALID_REQUEST, "the id is neither a string nor a whole number")
     except ValidationError:

@@ -1,4 +1,4 @@
-"""Makes of what a file says a memory as it is to be stored, by the same checks as of what agents send."""
+"""Makes memories to store from what a file contains, with the same checks as for what agents send."""
 
 from __future__ import annotations
 
@@ -23,49 +23,45 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.memories.record_encoder import lifetime, scope_of
 from memory_server.service import Service
-from memory_server.transfer.exporter import cut_of, place_of
+from memory_server.transfer.exporter import binding, chunking_digest
 from memory_server.transfer.foreign import Foreign
 from memory_server.transfer.lines import Header, MemoryLine, from_text
-from memory_server.transfer.sealed import FileSeal
+from memory_server.transfer.sealed import FileSeal, Inside
 
 _RANDOM_BYTES = 10
-_UNIT = 1e-2
+_NORM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A memory on its way in. `kept` says that it keeps its times and its place; else it gets those of now.
+    """A memory to import. With `keeps_times` it keeps its times and sequence number; otherwise it gets new ones.
 
-    `vectors` stand for all its pieces, as they were cut where `cut` says so; shape (pieces, dimension). `owners` are
-    the owner ids whose memory of this id is taken for it.
+    `vectors` are those of all its chunks, shape (chunks, dimension), if `cut` identifies how it is split. A memory
+    with the same id is the same memory if its owner is one of `owners`.
     """
 
-    where: str
     record: Record
     owners: tuple[str, ...]
-    kept: bool
+    keeps_times: bool
     expires_at: str | None = None
     ttl: int | None = None
     vectors: Matrix | None = None
     cut: str | None = None
 
-    def same_as(self, rev: int, hash_here: str) -> bool:
-        """Whether a memory here is at the same revision, with the same content as far as can be told."""
-        return rev == self.record.rev and (self.record.is_sensitive or hash_here == content_hash(self.record.content))
+    def same_as(self, rev: int, stored_hash: str) -> bool:
+        """Whether a stored memory has the same revision, and the same content unless that is sensitive."""
+        return rev == self.record.rev and (self.record.is_sensitive or stored_hash == content_hash(self.record.content))
 
-    def fits(self, pieces: Sequence[str]) -> Matrix | None:
-        """Give the vectors, if they are of these pieces."""
-        if self.vectors is None or len(self.vectors) != len(pieces):
+    def vectors_of(self, chunks: Sequence[str]) -> Matrix | None:
+        """Return the vectors, if they are those of these chunks."""
+        if self.vectors is None or len(self.vectors) != len(chunks):
             return None
-        return self.vectors if len(pieces) == 1 or self.cut == cut_of(pieces[1:]) else None
+        return self.vectors if len(chunks) == 1 or self.cut == chunking_digest(chunks[1:]) else None
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What the person who imports foreign memories says of all of them.
-
-    Without a priority they get `medium` and never expire, as where they come from.
-    """
+class ForeignDefaults:
+    """What applies to all foreign memories of an import. Without a priority they get `medium` and never expire."""
 
     visibility: Visibility = Visibility.PRIVATE
     priority: Priority | None = None
@@ -74,59 +70,58 @@ class Wish:
 
 
 def foreign_id(format_name: str, agent: str, source_id: str) -> str:
-    """Give the id of a foreign memory, the same whenever this agent imports it: a ULID of the time 0."""
-    said = framed(part.encode(errors="surrogatepass") for part in ("import", format_name, agent, source_id))
-    return str(ULID.from_bytes(bytes(6) + hashlib.sha256(said).digest()[:_RANDOM_BYTES])).lower()
+    """Return the id of a foreign memory, a ULID of the time 0: the same each time this agent imports the memory."""
+    key = framed(part.encode(errors="surrogatepass") for part in ("import", format_name, agent, source_id))
+    return str(ULID.from_bytes(bytes(6) + hashlib.sha256(key).digest()[:_RANDOM_BYTES])).lower()
 
 
-def from_foreign(settings: Settings, principal: Principal, format_name: str, said: Foreign, wish: Wish) -> Arrival:
-    """Make a memory of the agent that imports.
-
-    Raises:
-        InvalidArgument: a value is not valid here.
-    """
-    validation.check_secrecy(wish.sensitive, wish.visibility)
+def from_foreign(
+    settings: Settings, principal: Principal, format_name: str, foreign: Foreign, defaults: ForeignDefaults
+) -> Arrival:
+    """Make a memory of the importing agent; raises InvalidArgument if a value is not valid."""
+    validation.check_secrecy(defaults.sensitive, defaults.visibility)
     now = redis_time.now()
     record = Record(
-        id=foreign_id(format_name, principal.agent, said.source_id),
-        content=validation.check_text(said.content, "content", settings.limits.content_bytes),
-        type=said.memory_type,
-        priority=wish.priority or Priority.MEDIUM,
+        id=foreign_id(format_name, principal.agent, foreign.source_id),
+        content=validation.check_text(foreign.content, "content", settings.limits.content_bytes),
+        type=foreign.memory_type,
+        priority=defaults.priority or Priority.MEDIUM,
         owner=principal.owner or "",
         writer=principal.agent,
-        visibility=wish.visibility,
+        visibility=defaults.visibility,
         scope=frozenset(),
-        tags=validation.check_tags([*said.tags, *wish.tags], settings),
-        context=check_label(said.context, "context") if said.context else None,
-        source=check_label(said.source, "source") if said.source else None,
+        tags=validation.check_tags([*foreign.tags, *defaults.tags], settings),
+        context=check_label(foreign.context, "context") if foreign.context else None,
+        source=check_label(foreign.source, "source") if foreign.source else None,
         seq=0,
-        occurred_at=said.occurred_at,
+        occurred_at=foreign.occurred_at,
         created_at=now,
         updated_at=now,
         expires_at=NEVER,
         rev=1,
         state="",
-        metadata=validation.check_metadata(said.metadata, settings),
-        codec=SEALED_CODEC if wish.sensitive else "text",
+        metadata=validation.check_metadata(foreign.metadata, settings),
+        codec=SEALED_CODEC if defaults.sensitive else "text",
     )
-    ttl = lifetime(settings, wish.priority, None) if wish.priority else None
-    ends = None if said.expires_at is None else to_redis(said.expires_at)
-    owners = principal.owners
     return Arrival(
-        said.where, replace(record, scope=scope_of(record, record.owner)), owners, False, expires_at=ends, ttl=ttl
+        replace(record, scope=scope_of(record, record.owner)),
+        principal.owners,
+        keeps_times=False,
+        expires_at=None if foreign.expires_at is None else to_redis(foreign.expires_at),
+        ttl=lifetime(settings, defaults.priority, None) if defaults.priority else None,
     )
 
 
-def from_line(service: Service, header: Header, model: Model, where: str, line: MemoryLine) -> Arrival:
-    """Make the memory that a line of ours stands for.
+def from_line(service: Service, header: Header, model: Model, line: MemoryLine) -> Arrival:
+    """Make the memory of a line of an export.
 
     Raises:
-        InvalidArgument: a value is not valid here. KeyMissing, Tampered: it is encrypted, and cannot be opened.
+        InvalidArgument: a value is not valid. KeyMissing, Tampered: it is encrypted and cannot be opened.
     """
-    opened = _open(service, line)
+    inside, vectors = _open(service, line)
     record = Record(
         id=line.id,
-        content=validation.check_text(opened.content, "content", service.settings.limits.content_bytes),
+        content=validation.check_text(inside.content, "content", service.settings.limits.content_bytes),
         type=line.type,
         priority=line.priority,
         owner=line.owner,
@@ -143,44 +138,40 @@ def from_line(service: Service, header: Header, model: Model, where: str, line: 
         expires_at=from_text(line.expires_at),
         rev=line.rev,
         state="",
-        metadata=opened.metadata,
+        metadata=inside.metadata,
         codec=SEALED_CODEC if line.sealed else "text",
     )
     validation.check_secrecy(record.is_sensitive, record.visibility)
     usable = (header.model, header.dimension) == (model.name, model.dimension)
-    vectors = _matrix(opened.vectors, model.dimension) if usable and opened.vectors else None
-    record = replace(record, scope=scope_of(record, record.owner))
-    ends = to_redis(record.expires_at)
-    return Arrival(where, record, (line.owner,), True, expires_at=ends, vectors=vectors, cut=opened.cut)
+    return Arrival(
+        replace(record, scope=scope_of(record, record.owner)),
+        (line.owner,),
+        keeps_times=True,
+        expires_at=to_redis(record.expires_at),
+        vectors=_matrix(vectors, model.dimension) if usable and vectors else None,
+        cut=inside.cut,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    content: str
-    metadata: str | None
-    vectors: list[bytes] | None
-    cut: str | None
-
-
-def _open(service: Service, line: MemoryLine) -> _Opened:
+def _open(service: Service, line: MemoryLine) -> tuple[Inside, list[bytes]]:
+    """Return the content and the vectors of a line."""
     if (line.content is None) == (line.sealed is None):
         raise InvalidArgument("a memory has either content or sealed")
     if line.sealed is None:
         metadata = validation.check_metadata(line.metadata, service.settings)
         vectors = [base64.b64decode(vector) for vector in line.vectors or ()]
-        return _Opened(line.content or "", metadata, vectors or None, line.cut)
-    sealed, where = line.sealed, place_of(line.id, line.owner, line.rev)
-    seal = FileSeal(service.backend.keyring)
-    inside = seal.open(sealed.key, where, sealed.text)
-    vectors = [seal.open_vector(sealed.key, where, piece, vector) for piece, vector in enumerate(sealed.vectors or ())]
-    return _Opened(inside.content, inside.metadata, vectors or None, inside.cut)
+        return Inside(line.content or "", metadata, line.cut), vectors
+    key, bound_to = line.sealed.key, binding(line.id, line.owner, line.rev)
+    seal, vectors = FileSeal(service.backend.keyring), line.sealed.vectors or []
+    inside = seal.open(key, bound_to, line.sealed.text)
+    return inside, [seal.open_vector(key, bound_to, number, vector) for number, vector in enumerate(vectors)]
 
 
 def _matrix(vectors: Sequence[bytes], dimension: int) -> Matrix:
-    """Read vectors, which must be whole and of unit length; shape (n, dimension)."""
+    """Decode vectors, which must have unit length, to the shape (n, dimension)."""
     if any(len(vector) != 4 * dimension for vector in vectors):
         raise InvalidArgument(f"a vector does not have {dimension} dimensions")
     matrix = np.concatenate([from_bytes(vector, dimension) for vector in vectors])
-    if not bool((np.abs(np.square(matrix).sum(axis=1) - 1) < _UNIT).all()):
+    if not bool((np.abs(np.square(matrix).sum(axis=1) - 1) < _NORM_TOLERANCE).all()):
         raise InvalidArgument("a vector is not of unit length")
     return matrix

@@ -1,4 +1,4 @@
-"""Finds out what a file or folder holds, by what stands in it and not by its name."""
+"""Detects the format of a file or folder by its content."""
 
 from __future__ import annotations
 
@@ -12,37 +12,33 @@ from memory_server.transfer.lines import FORMAT
 OWN = FORMAT
 _DOCUMENTS = (mcp_memory_service.FORMAT, chatgpt.FORMAT, claude.FORMAT, mem0.FORMAT)
 _EXPORTS = (".json", ".jsonl")
-"""A single such file is hardly meant as a piece of code."""
+"""A single file of these is an export in an unknown format, not code."""
 FORMATS = {one.name: one for one in (mcp_memory.FORMAT, *_DOCUMENTS, folder.FORMAT)}
 NAMES = (OWN, *FORMATS)
 
 
 def detect(path: Path, name: str | None = None) -> tuple[Source, Format | None]:
-    """Give what a path is read from, and its format: None for our own.
+    """Return the source at a path and its format, None for our own.
 
     Raises:
-        InvalidArgument: it cannot be read, or is of no known format.
+        InvalidArgument: it cannot be read, or its format is unknown.
     """
     source = Source(path)
     if name is not None and name not in NAMES:
-        raise InvalidArgument(f"format {echo(name)} is not known", hint=f"one of {', '.join(NAMES)}")
+        raise InvalidArgument(f"unknown format {echo(name)}", hint=f"one of {', '.join(NAMES)}")
     if name is not None:
         return source, FORMATS.get(name)
     if any(one.get("kind") == OWN for one in source.head[:1]):
         return source, None
-    found = _of_lines(source) or _of_documents(source)
+    found = mcp_memory.FORMAT if mcp_memory.FORMAT.matches(source) else _document_format(source)
     if found is None and folder.FORMAT.matches(source) and path.suffix.lower() not in _EXPORTS:
         found = folder.FORMAT
     if found is None:
-        raise InvalidArgument(f"the format of {path} is not known", hint=f"--format with one of {', '.join(NAMES)}")
+        raise InvalidArgument(f"{path} has an unknown format", hint=f"pass --format with one of {', '.join(NAMES)}")
     return source, found
 
 
-def _of_lines(source: Source) -> Format | None:
-    return mcp_memory.FORMAT if mcp_memory.FORMAT.matches(source) else None
-
-
-def _of_documents(source: Source) -> Format | None:
+def _document_format(source: Source) -> Format | None:
     if source.path.is_dir() and not any(source.path.glob(CONVERSATIONS)):
         return None
     try:

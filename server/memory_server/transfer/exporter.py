@@ -1,4 +1,4 @@
-"""Writes a namespace to a file, in one order, so that the same memories always give the same file."""
+"""Exports a namespace to a file in a fixed order: the same memories always give the same file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,34 +20,23 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
-from memory_core.records.times import NEVER
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.operations.quarantine import CONSOLE, quarantined
 from memory_server.service import Service
 from memory_server.transfer import files, lines
-from memory_server.transfer.lines import (
-    AgentLine,
-    AnyLine,
-    End,
-    GrantLine,
-    Header,
-    MemoryLine,
-    QuarantineLine,
-    SealedPart,
-)
+from memory_server.transfer.lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.sealed import FileSeal, Inside
 
 _SLICE = 100
 Progress = Callable[[int, int], None]
-"""Told how many memories are done, of how many."""
+"""Receives how many records are done, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
-class What:
-    """What goes into the file."""
+class ExportOptions:
+    """What to include in the file."""
 
     vectors: bool = True
     sensitive: bool = True
@@ -55,313 +44,282 @@ class What:
 
 @dataclass(slots=True)
 class Exported:
-    """What came of an export. `left_out` counts memories by why they are not in the file."""
+    """The result of an export. `counts` has written lines by kind, `left_out` omitted memories by reason."""
 
     file: str
     resumed_from: int = 0
     counts: Counter[str] = field(default_factory=Counter[str])
     left_out: Counter[str] = field(default_factory=Counter[str])
-    ids: set[str] = field(default_factory=set[str])
-    """Of the memories that an earlier try wrote."""
 
     @property
     def whole(self) -> bool:
-        """Whether nothing failed; what was left out on purpose is no failure."""
+        """Whether no memory failed; memories left out on purpose are no failure."""
         return not self.left_out["tampered"]
 
 
-def part_of(file: Path, namespace: str) -> Path:
-    """Name the file that an export is written to until it is whole."""
-    return file.with_name(f"{file.name}.{namespace}.part")
-
-
 async def export(
-    service: Service, namespace: str, file: Path, what: What, *, force: bool = False, tell: Progress | None = None
+    service: Service,
+    namespace: str,
+    file: Path,
+    options: ExportOptions,
+    *,
+    force: bool = False,
+    on_progress: Progress | None = None,
 ) -> Exported:
-    """Write all memories of a namespace, with their owners and grants; going on where an earlier try was stopped.
+    """Write all memories of a namespace, with their owners and grants. Resumes an interrupted export.
 
-    It is no snapshot: what is changed meanwhile is in it as it is when its turn comes.
+    The file is not a snapshot: it has each memory as it is when it is written.
 
     Raises:
-        Conflict: the file is there already, or the unfinished one was begun with other options.
-        KeyMissing: there are sensitive memories, and no master key. InvalidArgument: the file cannot be written.
+        Conflict: the file exists, or an interrupted export used other options.
+        KeyMissing: there are sensitive memories but no master key. InvalidArgument: the file cannot be written.
     """
-    _check_free(file, force)
+    if not force:
+        _check_free(file)
     if not await service.namespaces.knows(namespace):
         raise InvalidArgument(f"nothing was ever stored in namespace {namespace}", hint="check --namespace")
-    part, model = part_of(file, namespace), await service.models.current(namespace)
-    exported = Exported(str(file))
+    part = file.with_name(f"{file.name}.{namespace}.part")
+    exported, model = Exported(str(file)), await service.models.current(namespace)
     try:
         with files.Writer(part, packed=file.suffix == files.PACKED) as writer:
-            after = _resume(writer, header_of(model, what), exported)
-            await _write(service, namespace, what, model, writer, after, exported, tell)
+            exporter = _Exporter(service, namespace, options, model, writer, exported)
+            exporter.resume()
+            await exporter.write(on_progress)
             writer.finish()
         os.replace(part, file)
     except OSError as error:
         raise InvalidArgument(f"cannot write {part}: {error.strerror}", hint="choose another file") from None
-    ids = exported.counts["memory"]
-    service.auditor.recorder.add(namespace, {**by_itself(CONSOLE, "export"), "count": ids})
+    entry = {**by_itself(CONSOLE, "export"), "count": exported.counts["memory"]}
+    service.auditor.recorder.add(namespace, entry)
     await service.auditor.flush()
     return exported
 
 
-def _check_free(file: Path, force: bool) -> None:
-    if file.exists() and not force:
-        raise Conflict(f"{file} is there already", hint="choose another name, or give --force")
+def _check_free(file: Path) -> None:
+    if file.exists():
+        raise Conflict(f"{file} already exists", hint="choose another name, or pass --force")
 
 
-def header_of(model: Model, what: What) -> Header:
-    """Make the first line."""
-    return Header(
-        model=model.name,
-        dimension=model.dimension,
-        vectors=what.vectors,
-        sensitive=what.sensitive,
-    )
-
-
-def _resume(writer: files.Writer, header: Header, exported: Exported) -> tuple[int, str]:
-    """Find out how far an earlier try came: the place of its last line.
-
-    Raises:
-        Conflict: it was begun with other options.
-    """
-    after, last = (-1, ""), b""
-    for line in writer.kept():
-        if not last and line != header.dump():
-            raise Conflict("an unfinished export with other options lies there", hint="remove the .part file")
-        last = line
-        said = json.loads(line)
-        exported.counts[said["kind"]] += 1
-        if said["kind"] == "memory":
-            exported.ids.add(said["id"])
-    if last:
-        after = lines.position(lines.parse(last))
-    exported.resumed_from = exported.counts["memory"]
-    return after
-
-
-async def _write(
-    service: Service,
-    namespace: str,
-    what: What,
-    model: Model,
-    writer: files.Writer,
-    after: tuple[int, str],
-    exported: Exported,
-    tell: Progress | None,
-) -> None:
-    agents = await _agents(service.backend, namespace)
-    known = {owner for agent in agents for owner in agent.owners}
-    quarantine = [
-        QuarantineLine(name=one.agent, since=lines.to_text(one.since) or "")
-        for one in await quarantined(service.backend, namespace)
-    ]
-
-    def add(found: Sequence[AnyLine]) -> None:
-        for line in found:
-            if lines.position(line) > after:
-                writer.write(line.dump())
-                exported.counts[line.kind] += 1
-
-    add([header_of(model, what), *agents, *quarantine])
-    async for some, done, total in _memories(service, namespace, what, model, after, known, exported):
-        add(some)
-        if tell:
-            tell(done, total)
-    add(sorted(await _grants(service.backend, namespace), key=lines.position))
-    count = exported.counts
-    add([End(agents=count["agent"], quarantine=count["quarantine"], memories=count["memory"], grants=count["grant"])])
-
-
-async def _names(backend: Backend, pattern: str) -> list[str]:
-    """Give the ends of all keys that begin so, in order."""
-    found, cursor = set[str](), 0
-    while True:
-        cursor, raws = await backend.read(
-            lambda client, cursor=cursor: client.scan(cursor, match=f"{pattern}*", count=1000)
-        )
-        found.update(raw.decode()[len(pattern) :] for raw in raws)
-        if not cursor:
-            return sorted(found)
-
-
-async def _agents(backend: Backend, namespace: str) -> list[AgentLine]:
-    keys = Keys(namespace)
-    names = await _names(backend, keys.agent(""))
-
-    async def fetch(client: Client) -> list[list[bytes | None]]:
-        pipe = client.pipeline(transaction=False)
-        for name in names:
-            pipe.hmget(keys.agent(name), ["owner", "owners"])
-        return await pipe.execute()
-
-    rows = await backend.read(fetch) if names else []
-    found = [(name, *(part.decode() if part else None for part in row)) for name, row in zip(names, rows, strict=True)]
-    return [
-        AgentLine(name=name, owner=owner, owners=owners.split(SEPARATOR)) for name, owner, owners in found if owners
-    ]
-
-
-async def _memories(
-    service: Service,
-    namespace: str,
-    what: What,
-    model: Model,
-    after: tuple[int, str],
-    owners: set[str],
-    exported: Exported,
-) -> AsyncGenerator[tuple[list[MemoryLine], int, int]]:
-    """Give the lines of memories by id, slice by slice, and how many are done, of how many.
-
-    Of those whose place an earlier try has passed, only why they are not in the file is counted.
-    """
-    keys, section = Keys(namespace), lines.ORDER.index("memory")
-    names = [name for name in await _names(service.backend, keys.memory("")) if name not in exported.ids]
-    for start in range(0, len(names), _SLICE):
-        refs = [Ref(name) for name in names[start : start + _SLICE]]
-        some: list[MemoryLine] = []
-        for one in await _load(service.backend, keys, refs, model if what.vectors else None, whole=True):
-            passed = "stored meanwhile" if (section, one.id) <= after else None
-            reason = _why_not(one, what, owners) or passed
-            if reason or isinstance(one, UnverifiedRecord):
-                exported.left_out[reason or ""] += 1
-            else:
-                some += await _lines(service, keys, one, what, model, exported)
-        yield some, len(exported.ids) + start + len(refs), len(exported.ids) + len(names)
-
-
-async def _lines(
-    service: Service, keys: Keys, one: Record, what: What, model: Model, exported: Exported
-) -> list[MemoryLine]:
-    """Give the line of a memory, or none where it is sensitive and was altered or its key destroyed.
-
-    Raises:
-        KeyMissing: it is sensitive, and there is no master key.
-    """
-    try:
-        return [await _line(service, keys, one, what, model)]
-    except Tampered:
-        exported.left_out["tampered"] += 1
-        return []
-
-
-def _why_not(one: Record | UnverifiedRecord, what: What, owners: set[str]) -> str | None:
-    """Say why a record is not written: one that was altered would be signed anew where it is imported."""
-    if isinstance(one, UnverifiedRecord):
-        return "tampered"
-    if one.owner not in owners:
-        return "deleted agent"
-    if not one.is_live(redis_time.now()):
-        return "expired"
-    return "sensitive" if one.is_sensitive and not what.sensitive else None
-
-
-async def _load(
-    backend: Backend, keys: Keys, refs: Sequence[Ref], model: Model | None, *, whole: bool = False
-) -> list[Record | UnverifiedRecord]:
-    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
-        return await loader.load_all(client, keys, refs, backend.integrity, model=model, whole=whole)
-
-    return await backend.read(fetch)
-
-
-async def _line(service: Service, keys: Keys, closed: Record, what: What, model: Model) -> MemoryLine:
-    """Make the line of a memory.
-
-    Raises:
-        KeyMissing, Tampered: it is sensitive, and cannot be opened.
-    """
-    record = await service.vault.open(keys.namespace, closed)
-    vectors, cut = await _vectors(service, keys, record, model) if what.vectors else (None, None)
-    line = MemoryLine(
-        id=record.id,
-        owner=record.owner,
-        writer=record.writer,
-        type=record.type,
-        priority=record.priority,
-        visibility=record.visibility,
-        tags=list(record.tags) or None,
-        context=record.context,
-        source=record.source,
-        seq=record.seq,
-        rev=record.rev,
-        occurred_at=None if record.occurred_at is None else lines.to_text(record.occurred_at),
-        created_at=lines.to_text(record.created_at) or "",
-        updated_at=lines.to_text(record.updated_at) or "",
-        expires_at=None if record.expires_at == NEVER else lines.to_text(record.expires_at),
-    )
-    if record.is_sensitive:
-        return line.model_copy(update={"sealed": _sealed(FileSeal(service.backend.keyring), record, vectors, cut)})
-    return line.model_copy(
-        update={
-            "content": record.content,
-            "metadata": json.loads(record.metadata) if record.metadata else None,
-            "cut": cut,
-            "vectors": [base64.b64encode(vector).decode() for vector in vectors] if vectors else None,
-        }
-    )
-
-
-def place_of(memory_id: str, owner: str, rev: int) -> tuple[str, ...]:
-    """What the encrypted parts of a memory in a file are bound to."""
+def binding(memory_id: str, owner: str, rev: int) -> tuple[str, ...]:
+    """Return what binds the encrypted parts of a memory in a file to that memory."""
     return memory_id, owner, str(rev)
 
 
-def cut_of(pieces: Sequence[str]) -> str:
-    """Tell one way of cutting a content from another, by its further pieces."""
-    return digest(framed(piece.encode() for piece in pieces).decode(errors="replace"))
+def chunking_digest(further_chunks: Sequence[str]) -> str:
+    """Identify how a content was split, by its chunks after the first."""
+    return digest(framed(chunk.encode() for chunk in further_chunks).decode(errors="replace"))
 
 
-def _sealed(seal: FileSeal, record: Record, vectors: Sequence[bytes] | None, cut: str | None) -> SealedPart:
-    where = place_of(record.id, record.owner, record.rev)
-    return SealedPart(
-        key=seal.key_id,
-        text=seal.seal(where, Inside(record.content, record.metadata, cut)),
-        vectors=[seal.seal_vector(where, piece, vector) for piece, vector in enumerate(vectors)] if vectors else None,
-    )
+class _Exporter:
+    def __init__(
+        self,
+        service: Service,
+        namespace: str,
+        options: ExportOptions,
+        model: Model,
+        writer: files.Writer,
+        exported: Exported,
+    ) -> None:
+        self._service, self._backend, self._keys = service, service.backend, Keys(namespace)
+        self._options, self._model, self._writer, self._exported = options, model, writer, exported
+        self._header = Header(
+            model=model.name, dimension=model.dimension, vectors=options.vectors, sensitive=options.sensitive
+        )
+        self._already_written: set[str] = set()
+        self._after = (-1, "")
+        """The position of the last line that an interrupted export wrote."""
 
+    def resume(self) -> None:
+        """Find out what an interrupted export wrote.
 
-async def _vectors(service: Service, keys: Keys, record: Record, model: Model) -> tuple[list[bytes] | None, str | None]:
-    """Give the vectors of all pieces of a memory, and how it was cut; nothing where one of them is missing."""
-    if record.vector is None:
-        return None, None
-    pieces: list[Record] = []
-    for start in range(1, record.chunks, _SLICE):
-        refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
-        found = [one for one in await _load(service.backend, keys, refs, model) if isinstance(one, Record)]
-        pieces += (await service.vault.open_all(keys.namespace, found)).records
-    vectors = [record.vector, *(piece.vector for piece in pieces if piece.vector)]
-    if len(vectors) != record.chunks:
-        return None, None
-    return vectors, cut_of([piece.content for piece in pieces]) if pieces else None
+        Raises:
+            Conflict: it used other options.
+        """
+        last = b""
+        for line in self._writer.complete_lines():
+            if not last and line != self._header.dump():
+                raise Conflict("an unfinished export used other options", hint="remove the .part file")
+            last = line
+            content = json.loads(line)
+            self._exported.counts[content["kind"]] += 1
+            if content["kind"] == "memory":
+                self._already_written.add(content["id"])
+        if last:
+            self._after = lines.position(lines.parse(last))
+        self._exported.resumed_from = len(self._already_written)
 
+    async def write(self, on_progress: Progress | None) -> None:
+        """Write the lines that are missing."""
+        agents = await self._agents()
+        quarantine = await quarantined(self._backend, self._keys.namespace)
+        self._add([self._header, *agents])
+        self._add(QuarantineLine(name=one.agent, since=lines.to_text(one.since)) for one in quarantine)
+        await self._write_memories({owner for agent in agents for owner in agent.owners}, on_progress)
+        self._add(sorted(await self._grants(), key=lines.position))
+        count = self._exported.counts
+        agent_lines, quarantine_lines = count["agent"], count["quarantine"]
+        end = End(agents=agent_lines, quarantine=quarantine_lines, memories=count["memory"], grants=count["grant"])
+        self._add([end])
 
-async def _grants(backend: Backend, namespace: str) -> list[GrantLine]:
-    """Give the grants in force."""
-    keys, found = Keys(namespace), list[GrantLine]()
-    for name in await _names(backend, keys.granted("")):
+    def _add(self, found: Iterable[AnyLine]) -> None:
+        for line in found:
+            if lines.position(line) > self._after:
+                self._writer.write(line.dump())
+                self._exported.counts[line.kind] += 1
 
-        async def fetch(client: Client, name: str = name) -> list[Any]:
+    async def _names(self, prefix: str) -> list[str]:
+        """Return the keys that begin with a prefix, without it, sorted."""
+        found, cursor = set[str](), 0
+        while True:
+            cursor, keys = await self._backend.read(
+                lambda client, cursor=cursor: client.scan(cursor, match=f"{prefix}*", count=1000)
+            )
+            found.update(key.decode()[len(prefix) :] for key in keys)
+            if not cursor:
+                return sorted(found)
+
+    async def _agents(self) -> list[AgentLine]:
+        names = await self._names(self._keys.agent(""))
+
+        async def fetch(client: Client) -> list[list[bytes | None]]:
             pipe = client.pipeline(transaction=False)
-            pipe.hgetall(keys.granted(name))
-            pipe.hget(keys.agent(name), "owner")
+            for name in names:
+                pipe.hmget(self._keys.agent(name), ["owner", "owners"])
             return await pipe.execute()
 
-        entries, owner = await backend.read(fetch)
-        for grant_id, packed in entries.items():
-            entry = unpack(packed)
-            record = await backend.read(lambda client, grant_id=grant_id: client.hgetall(keys.grant(grant_id.decode())))
-            if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
-                line = _grant_line(grant_id.decode(), entry, record)
-                found += [line] if line else []
-    return found
+        rows = await self._backend.read(fetch) if names else []
+        return [
+            AgentLine(name=name, owner=owner.decode() if owner else None, owners=owners.decode().split(SEPARATOR))
+            for name, (owner, owners) in zip(names, rows, strict=True)
+            if owners
+        ]
+
+    async def _write_memories(self, owners: set[str], on_progress: Progress | None) -> None:
+        """Write memories by id.
+
+        An earlier export has passed some positions: memories stored there since then are only counted as left out.
+        """
+        section, done = lines.ORDER.index("memory"), len(self._already_written)
+        names = [name for name in await self._names(self._keys.memory("")) if name not in self._already_written]
+        for start in range(0, len(names), _SLICE):
+            refs = [Ref(name) for name in names[start : start + _SLICE]]
+            for record in await self._load(refs, whole=True):
+                reason = self._reason_to_omit(record, owners)
+                if reason is None and (section, record.id) <= self._after:
+                    reason = "stored meanwhile"
+                if reason is None and isinstance(record, Record):
+                    reason = await self._write_memory(record)
+                if reason:
+                    self._exported.left_out[reason] += 1
+            if on_progress:
+                on_progress(done + start + len(refs), done + len(names))
+
+    async def _load(self, refs: Sequence[Ref], *, whole: bool = False) -> list[Record | UnverifiedRecord]:
+        model = self._model if self._options.vectors else None
+
+        async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
+            return await loader.load_all(client, self._keys, refs, self._backend.integrity, model=model, whole=whole)
+
+        return await self._backend.read(fetch)
+
+    def _reason_to_omit(self, record: Record | UnverifiedRecord, owners: set[str]) -> str | None:
+        if isinstance(record, UnverifiedRecord):
+            return "tampered"  # an import would sign it
+        if record.owner not in owners:
+            return "deleted agent"
+        if not record.is_live(redis_time.now()):
+            return "expired"
+        return "sensitive" if record.is_sensitive and not self._options.sensitive else None
+
+    async def _write_memory(self, closed: Record) -> str | None:
+        """Write a memory. Return why not if it is sensitive and was altered or its key was destroyed."""
+        try:
+            record = await self._service.vault.open(self._keys.namespace, closed)
+            vectors, cut = await self._vectors(record)
+        except Tampered:
+            return "tampered"
+        if record.is_sensitive:
+            content: dict[str, Any] = {"sealed": self._sealed(record, vectors, cut)}
+        else:
+            content = {
+                "content": record.content,
+                "metadata": json.loads(record.metadata) if record.metadata else None,
+                "cut": cut,
+                "vectors": [base64.b64encode(vector).decode() for vector in vectors] or None,
+            }
+        line = MemoryLine(
+            id=record.id,
+            owner=record.owner,
+            writer=record.writer,
+            type=record.type,
+            priority=record.priority,
+            visibility=record.visibility,
+            tags=list(record.tags) or None,
+            context=record.context,
+            source=record.source,
+            seq=record.seq,
+            rev=record.rev,
+            occurred_at=None if record.occurred_at is None else lines.to_text(record.occurred_at),
+            created_at=lines.to_text(record.created_at),
+            updated_at=lines.to_text(record.updated_at),
+            expires_at=lines.expiry_to_text(record.expires_at),
+        )
+        self._add([line.model_copy(update=content)])
+        return None
+
+    def _sealed(self, record: Record, vectors: Sequence[bytes], cut: str | None) -> lines.SealedPart:
+        seal, bound_to = FileSeal(self._backend.keyring), binding(record.id, record.owner, record.rev)
+        return lines.SealedPart(
+            key=self._backend.keyring.master.id,
+            text=seal.seal(bound_to, Inside(record.content, record.metadata, cut)),
+            vectors=[seal.seal_vector(bound_to, number, vector) for number, vector in enumerate(vectors)] or None,
+        )
+
+    async def _vectors(self, record: Record) -> tuple[list[bytes], str | None]:
+        """Return the vectors of all chunks and how the content was split; nothing if a vector is missing."""
+        if record.vector is None or not self._options.vectors:
+            return [], None
+        chunks: list[Record] = []
+        for start in range(1, record.chunks, _SLICE):
+            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
+            found = [one for one in await self._load(refs) if isinstance(one, Record)]
+            chunks += (await self._service.vault.open_all(self._keys.namespace, found)).records
+        vectors = [record.vector, *(chunk.vector for chunk in chunks if chunk.vector)]
+        if len(vectors) != record.chunks:
+            return [], None
+        return vectors, chunking_digest([chunk.content for chunk in chunks]) if chunks else None
+
+    async def _grants(self) -> list[GrantLine]:
+        """Return the grants in force."""
+        keys, found = self._keys, list[GrantLine]()
+        for name in await self._names(keys.granted("")):
+
+            async def fetch(client: Client, name: str = name) -> list[Any]:
+                pipe = client.pipeline(transaction=False)
+                pipe.hgetall(keys.granted(name))
+                pipe.hget(keys.agent(name), "owner")
+                return await pipe.execute()
+
+            entries, owner = await self._backend.read(fetch)
+            for grant_id, packed in entries.items():
+                entry, key = unpack(packed), keys.grant(grant_id.decode())
+                record = await self._backend.read(lambda client, key=key: client.hgetall(key))
+                if owner and entry["owner"] == owner.decode() and record.get(b"state") == b"active":
+                    line = _grant_line(grant_id.decode(), entry, record)
+                    found += [line] if line else []
+        return found
 
 
 def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]) -> GrantLine | None:
+    """Make the line of a grant from its entry at the grantee, which has times in microseconds, and its record."""
     now = redis_time.now() * 1_000_000
     via = [
-        lines.Via(parent=parent, tokens=sorted(part["tokens"]), since=_moment(part["at"]), until=_end(part["ends"]))
+        lines.Via(
+            parent=parent,
+            tokens=sorted(part["tokens"]),
+            since=_to_text(part["at"]),
+            until=_expiry_to_text(part["ends"]),
+        )
         for parent, part in sorted(dict(entry["via"]).items())
         if part["ends"] > now
     ]
@@ -379,17 +337,17 @@ def _grant_line(grant_id: str, entry: dict[str, Any], record: dict[bytes, bytes]
         values=[str(value) for value in unpack(record[b"values"])],
         selector=entry["selector"],
         note=record[b"note"].decode() or None,
-        at=lines.to_text(float(record[b"at"])) or "",
-        since=_moment(entry["at"]),
-        until=_end(entry["ends"]),
+        at=lines.to_text(float(record[b"at"])),
+        since=_to_text(entry["at"]),
+        until=_expiry_to_text(entry["ends"]),
         tokens=own,
         via=via or None,
     )
 
 
-def _moment(microseconds: float) -> str:
-    return lines.to_text(microseconds / 1_000_000) or ""
-
-
-def _end(microseconds: float) -> str | None:
+def _to_text(microseconds: float) -> str:
     return lines.to_text(microseconds / 1_000_000)
+
+
+def _expiry_to_text(microseconds: float) -> str | None:
+    return lines.expiry_to_text(microseconds / 1_000_000)

@@ -1,7 +1,7 @@
-"""Reads and writes files of lines, plain or packed with zstandard, so that a writer that was killed can go on.
+"""Reads and writes files of lines, plain or compressed with zstandard. An interrupted writer can resume.
 
-A packed file is a row of frames of FRAME lines each, and a line or frame that is not whole is cut off before going on:
-what comes of it is the same file, byte for byte, as without the interruption.
+A compressed file has frames of FRAME lines each. A writer that resumes first cuts off an incomplete line or frame, so
+the file is byte for byte the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CHUNK = 1 << 20
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Give the lines of a file with their numbers, from 1 on; blank ones are passed over.
+    """Yield the lines of a file with their numbers, from 1 on, without blank lines.
 
     Raises:
-        InvalidArgument: it cannot be read or unpacked.
+        InvalidArgument: it cannot be read or decompressed.
     """
     try:
         with opened(path) as file:
@@ -40,7 +40,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 @contextmanager
 def opened(path: Path) -> Generator[BinaryIO]:
-    """Open a file to read its bytes, unpacking it if its name says that it is packed."""
+    """Open a file to read its bytes, and decompress it if its name ends in .zst."""
     with path.open("rb") as raw:
         if path.suffix != PACKED:
             yield raw
@@ -51,17 +51,16 @@ def opened(path: Path) -> Generator[BinaryIO]:
 
 
 def unreadable(path: Path, error: Exception) -> InvalidArgument:
-    """Say that a file cannot be read."""
-    why = error.strerror if isinstance(error, OSError) else "it is damaged, or no zstandard file"
+    why = error.strerror if isinstance(error, OSError) else "it is damaged or not a zstandard file"
     return InvalidArgument(f"cannot read {path}: {why}", hint="choose another file")
 
 
 class Writer:
-    """Appends lines to a file that it first cuts back to what is whole; `lines` are those already there."""
+    """Appends lines to a file, after `complete_lines` has cut off what is incomplete."""
 
     def __init__(self, path: Path, *, packed: bool) -> None:
         self._packed = packed
-        self._waiting: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
 
     def __enter__(self) -> Writer:
@@ -70,8 +69,8 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
-    def kept(self) -> Iterator[bytes]:
-        """Give the whole lines that are there, and cut off the rest; to be read to its end before `write`."""
+    def complete_lines(self) -> Iterator[bytes]:
+        """Yield the complete lines, and cut off the rest. Read it to its end before `write`."""
         self._file.seek(0)
         keep = 0
         for size, lines in self._frames() if self._packed else self._rows():
@@ -85,21 +84,21 @@ class Writer:
         if not self._packed:
             self._file.write(line)
             return
-        self._waiting.append(line)
-        if len(self._waiting) >= FRAME:
+        self._buffer.append(line)
+        if len(self._buffer) >= FRAME:
             self._pack()
 
     def finish(self) -> None:
-        """Write what waits, and have all of it on the disk."""
-        if self._waiting:
+        """Write buffered lines and sync the file to disk."""
+        if self._buffer:
             self._pack()
         self._file.flush()
         os.fsync(self._file.fileno())
 
     def _pack(self) -> None:
-        self._file.write(zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(b"".join(self._waiting)))
+        self._file.write(zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(b"".join(self._buffer)))
         self._file.flush()
-        self._waiting.clear()
+        self._buffer.clear()
 
     def _rows(self) -> Iterator[tuple[int, list[bytes]]]:
         for line in self._file:
@@ -108,7 +107,7 @@ class Writer:
             yield len(line), [line]
 
     def _frames(self) -> Iterator[tuple[int, list[bytes]]]:
-        """Give each whole frame: its size in the file and its lines. The last of a finished file may be short."""
+        """Yield each full frame: its size in the file and its lines. The last frame of a finished file may be short."""
         rest = b""
         while True:
             frame, plain, size = zstandard.ZstdDecompressor().decompressobj(), b"", 0

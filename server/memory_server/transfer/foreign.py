@@ -1,4 +1,4 @@
-"""What readers of foreign files give, and how it is found out whose format a file has."""
+"""The memories, sources and formats of other products, and helpers for their readers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.memory import MemoryType
 from memory_core.records.names import LABEL_MAX_BYTES
 from memory_core.records.times import parse_time
 from memory_server.transfer import files
+from memory_server.transfer.lines import reasons
 
-_SNIFFED = 20
+_HEAD_LINES = 20
 CONVERSATIONS = "conversations*.json"
 
 
 class Foreign(BaseModel):
-    """A memory from elsewhere. `source_id` tells it from all others of its format, in every export alike."""
+    """A memory of another product. `source_id` is unique in its format and the same in every export."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +43,7 @@ class Foreign(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Something that cannot be read, where it stands, and why."""
+    """A record that cannot be read, where it is, and why."""
 
     where: str
     reason: str
@@ -52,25 +53,25 @@ Found = Foreign | Bad
 
 
 class Source:
-    """A file or folder that is read as often as needed; what it is parsed to is kept."""
+    """A file or folder. Its parsed content is cached."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            raise InvalidArgument(f"there is no {path}", hint="check the path")
+            raise InvalidArgument(f"{path} does not exist", hint="check the path")
         self.path = path
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Give the lines of a file with their numbers."""
+        """Yield the lines of a file with their numbers."""
         return files.read_lines(self.path)
 
     @cached_property
     def documents(self) -> list[Any]:
-        """The JSON documents in it: of a file, or of the conversations in an archive or a folder.
+        """The JSON documents of a file, or of the conversations in an archive or a folder.
 
         Raises:
-            InvalidArgument: it holds none.
+            InvalidArgument: it cannot be read as JSON.
         """
-        return [self._parsed(name, data) for name, data in self._texts()]
+        return [_parsed(name, data) for name, data in self._texts()]
 
     @cached_property
     def head(self) -> list[dict[str, Any]]:
@@ -79,14 +80,14 @@ class Source:
             return []
         found: list[dict[str, Any]] = []
         for number, line in self.lines():
-            if number > _SNIFFED:
+            if number > _HEAD_LINES:
                 break
             try:
-                said = json.loads(line)
+                record = json.loads(line)
             except (ValueError, RecursionError):
                 continue
-            if isinstance(said, dict):
-                found.append(cast(dict[str, Any], said))
+            if isinstance(record, dict):
+                found.append(cast(dict[str, Any], record))
         return found
 
     def _texts(self) -> list[tuple[str, bytes]]:
@@ -94,30 +95,26 @@ class Source:
             if self.path.is_dir():
                 return [(str(file), file.read_bytes()) for file in sorted(self.path.glob(CONVERSATIONS))]
             if zipfile.is_zipfile(self.path):
-                return _of_archive(self.path)
+                with zipfile.ZipFile(self.path) as archive:
+                    names = [name for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
+                    return [(name, archive.read(name)) for name in names]
             with files.opened(self.path) as file:
                 return [(str(self.path), file.read())]
         except (OSError, zipfile.BadZipFile, ValueError) as error:
             raise files.unreadable(self.path, error) from None
 
-    @staticmethod
-    def _parsed(name: str, data: bytes) -> Any:
-        try:
-            return json.loads(data)
-        except (ValueError, RecursionError) as error:
-            line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-            raise InvalidArgument(f"{name} is not JSON{line}", hint="is it whole?") from None
 
-
-def _of_archive(path: Path) -> list[tuple[str, bytes]]:
-    with zipfile.ZipFile(path) as archive:
-        names = [name for name in sorted(archive.namelist()) if Path(name).match(CONVERSATIONS)]
-        return [(name, archive.read(name)) for name in names]
+def _parsed(name: str, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise InvalidArgument(f"{name} is not JSON{line}", hint="is the file complete?") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A foreign format: how it is known, and how it is read."""
+    """A foreign format: how to recognize it, and how to read it."""
 
     name: str
     matches: Callable[[Source], bool]
@@ -125,7 +122,7 @@ class Format:
 
 
 def records(documents: Sequence[Any], key: str = "") -> Iterator[tuple[str, Any]]:
-    """Give the members of the lists that documents are, or have under a key, with where each stands."""
+    """Yield the members of the lists that documents are, or have under a key, and where each is."""
     for number, document in enumerate(documents):
         prefix = f"document {number + 1}: " if len(documents) > 1 else ""
         holder: Any = document.get(key) if key and isinstance(document, dict) else document
@@ -137,58 +134,63 @@ def records(documents: Sequence[Any], key: str = "") -> Iterator[tuple[str, Any]
 
 
 def first(documents: Sequence[Any], key: str = "") -> Mapping[str, Any]:
-    """Give the first object of the lists that documents are, or have under a key; an empty one if there is none."""
+    """Return the first object that `records` yields, or an empty one."""
     for _, member in records(documents, key):
         if isinstance(member, dict):
             return cast(dict[str, Any], member)
     return {}
 
 
-def gather(where: str, member: Any, make: Callable[[dict[str, Any]], Foreign | None]) -> Iterator[Found]:
-    """Make a memory of an object; what fails is told, and what `make` gives None for is none."""
+def gather(where: str, member: Any, make: Callable[[dict[str, Any], str], Foreign | None]) -> Iterator[Found]:
+    """Yield the memory that `make` makes of an object, if any, or why that failed."""
     try:
         if not isinstance(member, dict):
-            raise ValueError("it is no object")
-        made = make(cast(dict[str, Any], member))
+            raise ValueError("it is not an object")
+        made = make(cast(dict[str, Any], member), where)
     except KeyError as error:
         yield Bad(where, f"{error.args[0]} is missing")
     except MemoryServiceError as error:
         yield Bad(where, error.message)
     except (ValueError, TypeError, AttributeError) as error:
-        yield Bad(where, _short(error))
+        yield Bad(where, _reason(error))
     else:
         if made is not None:
             yield made
 
 
-def _short(error: Exception) -> str:
-    from pydantic import ValidationError
+def gather_records(
+    documents: Sequence[Any], key: str, make: Callable[[dict[str, Any], str], Foreign]
+) -> Iterator[Found]:
+    """Make a memory of each record of documents; `make` takes the record and where it is."""
+    for where, member in records(documents, key):
+        yield from gather(where, member, make)
 
-    from memory_server.transfer.lines import reasons
 
+def _reason(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return reasons(error)
     return str(error) if type(error) is ValueError else "a value is of the wrong type"
 
 
 def text(value: Any, name: str) -> str:
-    """Accept a text that is not blank.
-
-    Raises:
-        ValueError: otherwise.
-    """
+    """Return a text; raises ValueError if it is blank or not a text."""
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{name} is no text")
+        raise ValueError(f"{name} is not a text")
     return value
 
 
 def label(value: Any) -> str | None:
-    """Make a label of whatever stands for one elsewhere: on one line, trimmed, cut to its length."""
+    """Make a label of a value: on one line, trimmed, cut to the maximum length."""
     if value is None or isinstance(value, dict | list):
         return None
     plain = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in str(value))
     short = unicodedata.normalize("NFC", " ".join(plain.split())).encode(errors="ignore")[:LABEL_MAX_BYTES]
     return short.decode(errors="ignore").strip() or None
+
+
+def conversation_context(title: Any, conversation_id: str) -> str | None:
+    """Make the context of a conversation's memories: its title, and the start of its id if there is one."""
+    return label(f"{(label(title) or 'untitled')[:60]} ({conversation_id[:8]})" if conversation_id else title)
 
 
 def labels(values: Any) -> tuple[str, ...]:
@@ -198,18 +200,14 @@ def labels(values: Any) -> tuple[str, ...]:
 
 
 def moment(value: Any, name: str) -> float | None:
-    """Read a time: epoch seconds or ISO 8601, as all these formats have them.
-
-    Raises:
-        InvalidArgument: it is none.
-    """
+    """Parse a time in epoch seconds or ISO 8601; raises ValueError or InvalidArgument if it is not one."""
     if value is None or value == "":
         return None
     if not isinstance(value, str | int | float):
-        raise ValueError(f"{name} is no time")
+        raise ValueError(f"{name} is not a time")
     return parse_time(value, name)
 
 
-def without_nothing(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what has no value."""
+def without_empty(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out empty values."""
     return {name: value for name, value in values.items() if value not in (None, "", [], {})}

@@ -14,23 +14,22 @@ from memory_core.records.names import NAME_PATTERN, check_label
 from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
-VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_BASE64 = r"^[A-Za-z0-9+/]+={0,2}$"
 
 
-def to_text(seconds: float) -> str | None:
-    """Write a time with the microseconds that Redis keeps; None for never."""
-    if seconds == NEVER:
-        return None
+def to_text(seconds: float) -> str:
+    """Write a time with the microseconds that Redis stores."""
     return (_EPOCH + timedelta(microseconds=round(seconds * 1_000_000))).strftime("%Y-%m-%dT%H:%M:%S.%fZ").zfill(27)
 
 
+def expiry_to_text(seconds: float) -> str | None:
+    """Write a time, or None for never."""
+    return None if seconds == NEVER else to_text(seconds)
+
+
 def from_text(text: str | None) -> float:
-    """Read a time that `to_text` wrote, to the same number."""
-    if text is None:
-        return NEVER
-    return (datetime.fromisoformat(text) - _EPOCH).total_seconds()
+    """Read a time that `to_text` or `expiry_to_text` wrote, without loss."""
+    return NEVER if text is None else (datetime.fromisoformat(text) - _EPOCH).total_seconds()
 
 
 def _is_time(text: str) -> str:
@@ -42,34 +41,30 @@ def _is_time(text: str) -> str:
     raise ValueError("a time has the form 2026-05-04T10:00:00.000000Z")
 
 
-def _is_label(text: str) -> str:
-    return check_label(text)
-
-
 Id = Annotated[str, Field(pattern=ID_PATTERN)]
 Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
-Label = Annotated[str, AfterValidator(_is_label)]
+Label = Annotated[str, AfterValidator(lambda text: check_label(text))]
 Time = Annotated[str, AfterValidator(_is_time)]
-Base64 = Annotated[str, Field(pattern=_BASE64)]
+Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
 Token = Annotated[str, Field(pattern=r"^[citoy]:[\x21-\x7e]{1,100}$")]
 
 
 class Line(BaseModel):
-    """One line. What has no value is left out."""
+    """A line. Fields without a value are omitted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def dump(self) -> bytes:
-        """Write it: the same line for the same values, in whatever process."""
-        said = self.model_dump(mode="json", exclude_none=True)
-        return json.dumps(said, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        """Encode the line; the same values always give the same bytes."""
+        values = self.model_dump(mode="json", exclude_none=True)
+        return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 class Header(Line):
     """The first line."""
 
     kind: Literal["redis-memory"] = FORMAT
-    version: Literal[1] = VERSION
+    version: Literal[1] = 1
     model: str = Field(min_length=1, description="embedding model of the vectors")
     dimension: int = Field(ge=1)
     vectors: bool = Field(description="whether vectors are in the file")
@@ -77,7 +72,7 @@ class Header(Line):
 
 
 class AgentLine(Line):
-    """A name, and the owner ids whose memories are its own; `owner` is the one that new memories get."""
+    """An agent name and its owner ids; new memories get `owner`."""
 
     kind: Literal["agent"] = "agent"
     name: Name
@@ -86,7 +81,7 @@ class AgentLine(Line):
 
 
 class QuarantineLine(Line):
-    """An agent of whom nobody else is shown what it wrote since a time; without one, ever."""
+    """An agent under quarantine: other agents do not see what it wrote since a time."""
 
     kind: Literal["quarantine"] = "quarantine"
     name: Name
@@ -94,7 +89,7 @@ class QuarantineLine(Line):
 
 
 class SealedPart(Line):
-    """What of a sensitive memory is encrypted for the file, and the id of the master key that opens it."""
+    """The encrypted part of a sensitive memory, and the id of the master key that opens it."""
 
     key: str = Field(pattern="^[0-9a-f]{16}$")
     text: Base64
@@ -102,7 +97,7 @@ class SealedPart(Line):
 
 
 class MemoryLine(Line):
-    """One memory. `content` and `metadata` of a sensitive one are in `sealed`."""
+    """A memory. If it is sensitive, `content` and `metadata` are in `sealed`."""
 
     kind: Literal["memory"] = "memory"
     id: Id
@@ -128,7 +123,7 @@ class MemoryLine(Line):
 
 
 class Via(Line):
-    """What a grant passes on under another one."""
+    """What a grant passes on under its parent grant."""
 
     parent: Id
     tokens: list[Token] = Field(min_length=1)
@@ -137,7 +132,7 @@ class Via(Line):
 
 
 class GrantLine(Line):
-    """A grant in force. `until` is absent for ever."""
+    """A grant in force. It never ends if `until` is absent."""
 
     kind: Literal["grant"] = "grant"
     id: Id
@@ -158,7 +153,7 @@ class GrantLine(Line):
 
 
 class End(Line):
-    """The last line: how much came before it. A file without it is not whole."""
+    """The last line, with the number of lines of each kind. A file without it is incomplete."""
 
     kind: Literal["end"] = "end"
     agents: int
@@ -176,27 +171,26 @@ def parse(raw: bytes) -> AnyLine:
     """Read a line.
 
     Raises:
-        ValueError: it is none; the message says where, and never what stands there.
+        ValueError: it is not valid. The message says where, without quoting the line.
     """
     try:
-        said = json.loads(raw)
+        values = json.loads(raw)
     except (ValueError, RecursionError):
         raise ValueError("it is not JSON") from None
     try:
-        return _LINES.validate_python(said)
+        return _LINES.validate_python(values)
     except ValidationError as error:
         raise ValueError(reasons(error)) from None
 
 
 def reasons(error: ValidationError) -> str:
-    """Say what is wrong with a record, without quoting from it."""
+    """Describe what is wrong with a record, without quoting from it."""
     found = error.errors(include_url=False, include_input=False, include_context=False)
-    told = (f"{'.'.join(str(part) for part in one['loc'][-3:]) or 'it'}: {one['msg']}" for one in found[:3])
-    return "; ".join(told)
+    return "; ".join(f"{'.'.join(map(str, one['loc'][-3:])) or 'it'}: {one['msg']}" for one in found[:3])
 
 
 def position(line: AnyLine) -> tuple[int, str]:
-    """Where a line stands in the order of a file."""
+    """Return the place of a line in the order of a file."""
     match line:
         case MemoryLine():
             key = line.id
@@ -210,7 +204,7 @@ def position(line: AnyLine) -> tuple[int, str]:
 
 
 def schema() -> dict[str, Any]:
-    """Give the JSON Schema of a line, which schemas/export.json holds."""
+    """Return the JSON Schema of a line, which schemas/export.json contains."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "https://redis-memory-gpu.invalid/schemas/export.json",

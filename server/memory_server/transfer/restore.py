@@ -1,4 +1,4 @@
-"""Brings what stands around memories into a namespace: whose they are, who may see them, and of whom nobody shall."""
+"""Imports the owners, quarantine and grants of an export."""
 
 from __future__ import annotations
 
@@ -15,18 +15,28 @@ from memory_server.transfer.lines import AgentLine, GrantLine, QuarantineLine, f
 OP = "import"
 
 
-async def restore_agent(backend: Backend, namespace: str, line: AgentLine) -> str:
-    """Give a name the owner ids that it has in the file; say what came of it: imported or kept."""
-    keys = Keys(namespace)
+async def restore(
+    backend: Backend, namespace: str, line: AgentLine | QuarantineLine | GrantLine, counts: Counter[str]
+) -> None:
+    """Import a line, and count its outcome by kind."""
+    match line:
+        case AgentLine():
+            status = await _restore_agent(backend, Keys(namespace), line)
+        case QuarantineLine():
+            status = "kept"
+            if all(one.agent != line.name for one in await quarantined(backend, namespace)):
+                await quarantine(backend, namespace, line.name, from_text(line.since))
+                status = "imported"
+        case GrantLine():
+            status = await _restore_grant(backend, Keys(namespace), line)
+    counts[f"{line.kind} {status}"] += 1
+
+
+async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
+    owner_keys = [keys.owner(owner) for owner in line.owners]
     answer = await backend.write(
         "rm1_import_agent",
-        [
-            keys.agent(line.name),
-            keys.audit,
-            keys.counters,
-            keys.tombstones,
-            *(keys.owner(owner) for owner in line.owners),
-        ],
+        [keys.agent(line.name), keys.audit, keys.counters, keys.tombstones, *owner_keys],
         repeatable=True,
         agent=line.name,
         owner=line.owner,
@@ -36,18 +46,12 @@ async def restore_agent(backend: Backend, namespace: str, line: AgentLine) -> st
     return answer["status"]
 
 
-async def restore_quarantine(backend: Backend, namespace: str, line: QuarantineLine) -> str:
-    """Put an agent under quarantine unless it is, since whenever; say what came of it."""
-    if any(one.agent == line.name for one in await quarantined(backend, namespace)):
-        return "kept"
-    await quarantine(backend, namespace, line.name, from_text(line.since))
-    return "imported"
+async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
+    def period(since: str, until: str | None) -> dict[str, Any]:
+        return {"since": to_redis(from_text(since)), "ends": to_redis(from_text(until))}
 
-
-async def restore_grant(backend: Backend, namespace: str, line: GrantLine) -> str:
-    """Let the grantee see what it saw; say what came of it, as rm1_import_grant does."""
-    keys = Keys(namespace)
-    giver: dict[str, Any] = {"from": line.grantor}
+    # The Function's argument `from` is a Python keyword.
+    grantor: dict[str, Any] = {"from": line.grantor}
     answer = await backend.write(
         "rm1_import_grant",
         [keys.audit, keys.counters],
@@ -63,32 +67,10 @@ async def restore_grant(backend: Backend, namespace: str, line: GrantLine) -> st
         selector=line.selector,
         note=line.note or "",
         at=to_redis(from_text(line.at)),
-        since=to_redis(from_text(line.since)),
-        ends=to_redis(from_text(line.until)),
         own=line.tokens,
-        via={
-            part.parent: {
-                "tokens": part.tokens,
-                "since": to_redis(from_text(part.since)),
-                "ends": to_redis(from_text(part.until)),
-            }
-            for part in line.via or ()
-        },
+        via={part.parent: {"tokens": part.tokens, **period(part.since, part.until)} for part in line.via or ()},
         audit=by_itself(CONSOLE, OP, [line.id]),
-        **giver,
+        **grantor,
+        **period(line.since, line.until),
     )
     return answer["status"]
-
-
-async def restore(
-    backend: Backend, namespace: str, line: AgentLine | QuarantineLine | GrantLine, counts: Counter[str]
-) -> None:
-    """Bring in one of them, and count what came of it."""
-    match line:
-        case AgentLine():
-            status = await restore_agent(backend, namespace, line)
-        case QuarantineLine():
-            status = await restore_quarantine(backend, namespace, line)
-        case GrantLine():
-            status = await restore_grant(backend, namespace, line)
-    counts[f"{line.kind} {status}"] += 1

@@ -1,4 +1,4 @@
-"""Brings memories into a namespace, many in one Function call, each of them once however often it comes."""
+"""Writes imported memories, many in one Function call. A memory that was imported before is not written again."""
 
 from __future__ import annotations
 
@@ -19,28 +19,26 @@ from memory_server.memories.record_encoder import encoder_of, flat, signed_elsew
 from memory_server.service import Service
 from memory_server.transfer.arrivals import Arrival
 
-AT_ONCE = 50
+MAX_MEMORIES = 50
 """Memories in one Function call."""
-VECTORS_AT_ONCE = 8
-"""Vectors in one: each is inserted into the graph, and Redis must never stall."""
-LOOKED_UP = 500
+MAX_VECTORS = 8
+"""Vectors in one Function call: each is inserted into the graph, and Redis must not stall."""
+_LOOKUP_SIZE = 500
 _ATTEMPTS = 5
 FAILURES = ("taken", "unknown_owner")
-"""What became of memories that could not be brought in."""
+"""The outcomes of memories that could not be imported."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Ready:
-    """A memory whose content is split into chunks."""
-
+class _Split:
     arrival: Arrival
     content: ChunkedContent
 
 
-class Incoming:
-    """Memories on their way into one namespace; `fates` counts what became of them.
+class ImportWriter:
+    """Writes memories to one namespace; `outcomes` counts what happened to them.
 
-    With a `principal` they count against its quota. Known vectors are of `model`. `dry` only looks.
+    With a `principal` they count against its quota. Their vectors are of `model`. `dry_run` only counts.
     """
 
     def __init__(
@@ -51,51 +49,49 @@ class Incoming:
         principal: Principal | None = None,
         *,
         model: Model,
-        dry: bool = False,
+        dry_run: bool = False,
     ) -> None:
         self._service, self._keys, self._audit, self._principal = service, Keys(namespace), audit, principal
-        self._model, self._dry = model, dry
+        self._model, self._dry_run = model, dry_run
         self._waiting: dict[str, Arrival] = {}
-        self.fates: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
         self.warnings: set[str] = set()
 
     async def add(self, arrival: Arrival) -> None:
-        """Take a memory, and bring in those that wait if they are enough."""
+        """Buffer a memory; writes when the buffer is full."""
         if arrival.record.id in self._waiting:
-            self.fates["kept"] += 1
+            self.outcomes["kept"] += 1
             return
         self._waiting[arrival.record.id] = arrival
-        if len(self._waiting) >= LOOKED_UP:
+        if len(self._waiting) >= _LOOKUP_SIZE:
             await self.flush()
 
     async def flush(self) -> None:
-        """Bring in those that wait.
+        """Write the buffered memories.
 
         Raises:
-            QuotaExceeded: the agent has no room for more. KeyMissing: records are signed here, and there is no key.
+            QuotaExceeded: the agent's quota is used up. KeyMissing: records are signed here, and there is no key.
             StoreUnavailable, OutcomeUnknown.
         """
-        new = await self._unknown(list(self._waiting.values()))
+        new = await self._new_ones(list(self._waiting.values()))
         self._waiting.clear()
-        if self._dry:
-            self.fates["new"] += len(new)
+        if self._dry_run:
+            self.outcomes["new"] += len(new)
             return
-        ready = [await self._cut(arrival) for arrival in new]
+        ready = [await self._split(arrival) for arrival in new]
         if self._principal and ready:
             chunks = sum(len(one.content.chunks) for one in ready)
             await self._service.quotas.take(self._principal, len(ready), chunks)
-        batch: list[_Ready] = []
+        batch: list[_Split] = []
         for one in ready:
             batch.append(one)
-            if len(batch) >= AT_ONCE or sum(some.content.vectors is not None for some in batch) >= VECTORS_AT_ONCE:
+            if len(batch) >= MAX_MEMORIES or sum(some.content.vectors is not None for some in batch) >= MAX_VECTORS:
                 await self._write(batch)
                 batch = []
         if batch:
             await self._write(batch)
 
-    async def _unknown(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
-        """Leave out what is here already."""
-
+    async def _new_ones(self, arrivals: Sequence[Arrival]) -> list[Arrival]:
         async def fetch(client: Client) -> list[list[bytes | None]]:
             pipe = client.pipeline(transaction=False)
             for arrival in arrivals:
@@ -104,25 +100,24 @@ class Incoming:
 
         rows = await self._service.backend.read(fetch) if arrivals else []
         new: list[Arrival] = []
-        for arrival, (owner, rev, here) in zip(arrivals, rows, strict=True):
+        for arrival, (owner, rev, stored_hash) in zip(arrivals, rows, strict=True):
             if owner is None:
                 new.append(arrival)
             elif owner.decode() not in arrival.owners:
-                self.fates["taken"] += 1
+                self.outcomes["taken"] += 1
             else:
-                same = arrival.same_as(int(rev or 0), (here or b"").decode())
-                self.fates["kept" if same else "differs"] += 1
+                same = arrival.same_as(int(rev or 0), (stored_hash or b"").decode())
+                self.outcomes["kept" if same else "differs"] += 1
         return new
 
-    async def _cut(self, arrival: Arrival) -> _Ready:
+    async def _split(self, arrival: Arrival) -> _Split:
         chunks = await split_content(arrival.record.content)
-        return _Ready(arrival, ChunkedContent(arrival.record.content, chunks, self._model, arrival.fits(chunks)))
+        return _Split(arrival, ChunkedContent(arrival.record.content, chunks, self._model, arrival.vectors_of(chunks)))
 
-    async def _write(self, batch: Sequence[_Ready]) -> None:
-        answer = await self._call(batch)
-        fates: list[str] = answer["fates"]
-        self.fates.update(fates)
-        written = [one for one, fate in zip(batch, fates, strict=True) if fate == "new"]
+    async def _write(self, batch: Sequence[_Split]) -> None:
+        outcomes: list[str] = (await self._call(batch))["fates"]
+        self.outcomes.update(outcomes)
+        written = [one for one, outcome in zip(batch, outcomes, strict=True) if outcome == "new"]
         if any(one.content.vectors is None for one in written):
             self._service.ring(self._keys.namespace)
         for one in written:
@@ -131,17 +126,17 @@ class Incoming:
                 reason = await settle_or_tell(self._service, self._keys.namespace, chore, content=one.content)
                 self.warnings.update([reason] if reason else [])
 
-    async def _call(self, batch: Sequence[_Ready]) -> dict[str, Any]:
-        """Call the Function, again if a data key was replaced in between."""
+    async def _call(self, batch: Sequence[_Split]) -> dict[str, Any]:
+        """Call the Function, again if a data key was replaced meanwhile."""
         keys, records = self._keys, [one.arrival.record for one in batch]
         for _ in range(_ATTEMPTS):
-            made = [await self._item(one) for one in batch]
+            items = [await self._item(one) for one in batch]
             names = [keys.audit, keys.counters, keys.job_streams, keys.chores, keys.events, keys.tombstones]
             answer = await self._service.backend.write(
                 "rm1_import",
-                [*names, *(key for own, _ in made for key in own)],
+                [*names, *(key for own, _ in items for key in own)],
                 repeatable=True,
-                items=[item for _, item in made],
+                items=[item for _, item in items],
                 grace=self._service.settings.lifetimes.grace,
                 audit=self._audit([record.id for record in records]),
             )
@@ -150,12 +145,12 @@ class Incoming:
             if answer["status"] == "key_missing":
                 raise signed_elsewhere()
             if answer["status"] == "bad_vector":
-                raise InvalidArgument(f"the vector of memory {answer['id']} is not of unit length")
+                raise InvalidArgument(f"the vector of memory {answer['id']} does not have unit length")
             for record in records:
                 self._service.vault.forget(keys.namespace, record.owner)
-        raise StoreUnavailable("data keys keep being replaced", hint="run it again", retry_after=1.0)
+        raise StoreUnavailable("data keys are being replaced repeatedly", hint="run it again", retry_after=1.0)
 
-    async def _item(self, one: _Ready) -> tuple[list[str], dict[str, Any]]:
+    async def _item(self, one: _Split) -> tuple[list[str], dict[str, Any]]:
         keys, arrival, record = self._keys, one.arrival, one.arrival.record
         chunks, sensitive = one.content.chunks, record.is_sensitive
         encoder = await encoder_of(self._service, keys.namespace, record.owner, self._model, sensitive=sensitive)
@@ -177,7 +172,7 @@ class Incoming:
             "key": encoder.key_version,
             "seal": self._service.backend.integrity.seal(keys.namespace, record.id, record.rev),
         }
-        if arrival.kept:
+        if arrival.keeps_times:
             times = {"created_at": to_redis(record.created_at), "updated_at": to_redis(record.updated_at)}
             item |= {"seq": record.seq, **times}
         own = [

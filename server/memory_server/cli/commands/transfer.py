@@ -44,16 +44,16 @@ def export(
 
     Run it again to resume after an interruption. Exits with 1 if altered memories were left out.
     """
-    what, namespace = lazy.exporter.What(vectors, sensitive), console.namespace
+    options, namespace = lazy.exporter.ExportOptions(vectors, sensitive), console.namespace
     with console.progress() as progress:
         done = console.with_service(
             lambda service: lazy.exporter.export(
                 service,
                 namespace,
                 file,
-                what,
+                options,
                 force=force,
-                tell=lambda done, total: progress("memories", done, total),
+                on_progress=lambda done, total: progress("memories", done, total),
             )
         )
     console.show(_export_result(done), lambda: _print_export(done))
@@ -82,13 +82,14 @@ def import_(
     Existing memories stay unchanged, so the command may be run again, also after an interruption. Missing vectors are
     computed in the background; until then keyword search finds the memories.
     """
-    wish = lazy.arrivals.Wish(visibility, priority, tuple(tag or ()), sensitive)
-    how, namespace = lazy.importer.How(format_name, agent, wish, skip_bad, dry_run), console.namespace
+    defaults = lazy.arrivals.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
+    options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, dry_run)
+    namespace = console.namespace
     started = time.perf_counter()
     with console.progress() as progress:
         done = console.with_service(
             lambda service: lazy.importer.import_path(
-                service, namespace, path, how, lambda done, total: progress("records", done, total)
+                service, namespace, path, options, lambda done, total: progress("records", done, total)
             )
         )
     seconds = time.perf_counter() - started

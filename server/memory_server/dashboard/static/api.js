@@ -1,11 +1,11 @@
-// Talks to the server: calls of tools, the session, and what happens meanwhile.
+// Talks to the server: tool calls, the session and the live feed.
 const base = new URL('../', import.meta.url);
 const page = new URLSearchParams(location.search);
 export const isLive = page.get('live') !== '0';
 const scope = new URLSearchParams();
 for (const name of ['agent', 'namespace']) if (page.get(name)) scope.set(name, page.get(name));
 
-/** A refusal of the server: what was wrong, what to do. */
+/** An error that the server returned, with a hint. */
 export class Refused extends Error {
   constructor(status, error) {
     super(error?.message || `the server answered ${status}`);
@@ -43,7 +43,7 @@ const post = (path, body) => ask(path, {
 export const session = () => ask('session');
 export const login = (proof) => post('login', proof);
 export const logout = () => post('logout', {});
-/** Calls a tool, as an agent would over MCP. */
+/** Calls a tool, as an agent does over MCP. */
 export const call = (tool, args = {}) => post(`call/${tool}`, args);
 
 /** Opens the page as another agent. */
@@ -59,51 +59,51 @@ const states = new Set();
 let source;
 let state = isLive ? 'trying' : 'off';
 const say = (next) => { state = next; states.forEach((each) => each(next)); };
-/** What had happened last when the stream was opened, oldest first. */
+/** The latest events when the stream was opened, oldest first. */
 export let recent = [];
 
-/** Hears of what happens; gives a function that ends it. */
-export function hear(listener) {
+/** Calls a listener for new events; returns a function that stops this. */
+export function onEvents(listener) {
   listeners.add(listener);
   return () => listeners.delete(listener);
 }
 
-/** Hears whether the stream is open. */
-export function hearState(listener) {
+/** Calls a listener with the state of the stream. */
+export function onStreamState(listener) {
   states.add(listener);
   listener(state);
   return () => states.delete(listener);
 }
 
-export function listen() {
+export function startListening() {
   if (!isLive || source) return;
   source = new EventSource(url('events'));
   source.addEventListener('open', () => say('live'));
   source.addEventListener('error', () => say(source.readyState === EventSource.CLOSED ? 'off' : 'trying'));
-  source.addEventListener('closed', () => { hush(); dispatchEvent(new Event('memory:login')); });
+  source.addEventListener('closed', () => { stopListening(); dispatchEvent(new Event('memory:login')); });
   source.addEventListener('recent', (event) => {
     recent = JSON.parse(event.data).events;
     dispatchEvent(new Event('memory:recent'));
   });
   source.addEventListener('happened', (event) => {
-    const told = JSON.parse(event.data);
-    listeners.forEach((each) => each(told.events, told.more));
+    const { events, more } = JSON.parse(event.data);
+    listeners.forEach((each) => each(events, more));
   });
 }
 
-export function hush() {
+export function stopListening() {
   source?.close();
   source = undefined;
   if (isLive) say('trying');
 }
 
-// A browser holds few connections to one host: a page that nobody sees lets its own go, and catches up when seen again.
+// Browsers allow few connections per host, so a hidden page closes its stream and catches up when it is shown again.
 let paused = false;
-const rest = () => { if (source) { paused = true; hush(); } };
+const rest = () => { if (source) { paused = true; stopListening(); } };
 const wake = () => {
   if (!paused) return;
   paused = false;
-  listen();
+  startListening();
   listeners.forEach((each) => each([], 1));
 };
 addEventListener('pagehide', rest);

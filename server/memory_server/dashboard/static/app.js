@@ -1,20 +1,31 @@
-// The frame around the views: who acts, where one can go, and which view is shown.
+// The frame around the views: session, navigation and current view.
 import { html, render, useEffect, useState } from './lib.js';
-import { session as askSession, login, logout, listen, hush, hearState, actAs } from './api.js';
+import { session as askSession, login, logout, startListening, stopListening, onStreamState, actAs } from './api.js';
 import { Notices, Trouble } from './parts.js';
 import { Login } from './views/login.js';
 
+const ICONS = {
+  overview: 'M3 13h8V3H3zm0 8h8v-6H3zm10 0h8V11h-8zm0-18v6h8V3z',
+  memories: 'M10 2a8 8 0 1 0 4.9 14.3l5.4 5.4 1.4-1.4-5.4-5.4A8 8 0 0 0 10 2m0 2a6 6 0 1 1 0 12 6 6 0 0 1 0-12',
+  map: 'M6 4a3 3 0 1 0 0 6 3 3 0 0 0 0-6m11 2a2 2 0 1 0 0 4 2 2 0 0 0 0-4'
+    + 'M9 15a3 3 0 1 0 0 6 3 3 0 0 0 0-6m9-1a4 4 0 1 0 0 8 4 4 0 0 0 0-8',
+  team: 'M8 4a4 4 0 1 0 0 8 4 4 0 0 0 0-8m9 2a3 3 0 1 0 0 6 3 3 0 0 0 0-6M8 14c-4 0-7 2-7 5v1h14v-1c0-3-3-5-7-5'
+    + 'm9 0c-.7 0-1.3.1-1.9.3 1.2 1.2 1.9 2.8 1.9 4.7v1h6v-1c0-3-3-5-6-5',
+  sharing: 'M18 2a3.5 3.5 0 0 0-3.4 4.3L8.8 9.7a3.5 3.5 0 1 0 0 4.6l5.8 3.4'
+    + 'A3.5 3.5 0 1 0 15.7 15.7L9.9 12.3v-.6l5.8-3.4A3.5 3.5 0 1 0 18 2',
+  audit: 'M12 2 4 5v6c0 5 3.4 9.7 8 11 4.6-1.3 8-6 8-11V5zm-1.2 14L7 12.2l1.4-1.4 2.4 2.4 4.8-4.8L17 9.8z',
+};
 const VIEWS = [
-  ['overview', 'Overview', 'M3 13h8V3H3zm0 8h8v-6H3zm10 0h8V11h-8zm0-18v6h8V3z', () => import('./views/overview.js')],
-  ['memories', 'Memories', 'M10 2a8 8 0 1 0 4.9 14.3l5.4 5.4 1.4-1.4-5.4-5.4A8 8 0 0 0 10 2m0 2a6 6 0 1 1 0 12 6 6 0 0 1 0-12', () => import('./views/memories.js')],
-  ['map', 'Map', 'M6 4a3 3 0 1 0 0 6 3 3 0 0 0 0-6m11 2a2 2 0 1 0 0 4 2 2 0 0 0 0-4M9 15a3 3 0 1 0 0 6 3 3 0 0 0 0-6m9-1a4 4 0 1 0 0 8 4 4 0 0 0 0-8', () => import('./views/map.js')],
-  ['team', 'Agents', 'M8 4a4 4 0 1 0 0 8 4 4 0 0 0 0-8m9 2a3 3 0 1 0 0 6 3 3 0 0 0 0-6M8 14c-4 0-7 2-7 5v1h14v-1c0-3-3-5-7-5m9 0c-.7 0-1.3.1-1.9.3 1.2 1.2 1.9 2.8 1.9 4.7v1h6v-1c0-3-3-5-6-5', () => import('./views/team.js')],
-  ['sharing', 'Sharing', 'M18 2a3.5 3.5 0 0 0-3.4 4.3L8.8 9.7a3.5 3.5 0 1 0 0 4.6l5.8 3.4A3.5 3.5 0 1 0 15.700 15.700L9.900 12.300v-.6l5.800-3.400A3.500 3.500 0 1 0 18 2', () => import('./views/sharing.js')],
-  ['audit', 'Audit', 'M12 2 4 5v6c0 5 3.400 9.700 8 11 4.600-1.300 8-6 8-11V5zm-1.200 14L7 12.200l1.400-1.400 2.400 2.400 4.800-4.800L17 9.800z', () => import('./views/audit.js')],
+  ['overview', 'Overview', () => import('./views/overview.js')],
+  ['memories', 'Memories', () => import('./views/memories.js')],
+  ['map', 'Map', () => import('./views/map.js')],
+  ['team', 'Agents', () => import('./views/team.js')],
+  ['sharing', 'Sharing', () => import('./views/sharing.js')],
+  ['audit', 'Audit', () => import('./views/audit.js')],
 ];
 const where = () => location.hash.match(/^#\/([a-z]+)/)?.[1] || 'overview';
 
-/** Follows the part of the address after #. */
+/** Returns the name of the view in the URL's hash. */
 function useHash() {
   const [view, setView] = useState(where());
   useEffect(() => {
@@ -35,56 +46,71 @@ function Theme() {
     dispatchEvent(new Event('memory:theme'));
     setTheme(next);
   };
-  return html`<button class="plain" onClick=${change} aria-label=${`Theme: ${theme}. Change to ${next}`} title=${`Theme: ${theme}`}>
+  return html`<button class="plain" onClick=${change} aria-label=${`Theme: ${theme}. Change to ${next}`}
+    title=${`Theme: ${theme}`}>
     ${{ auto: '◐', light: '☀', dark: '☾' }[theme]}</button>`;
 }
 
 function Live() {
   const [state, setState] = useState('trying');
-  useEffect(() => hearState(setState), []);
+  useEffect(() => onStreamState(setState), []);
   const says = { live: 'live', trying: 'connecting', off: 'not live' }[state];
-  return html`<span class="live ${state}" title="Whether changes are shown as they happen">${says}</span>`;
+  return html`<span class="live ${state}" title="Whether the page updates live">${says}</span>`;
 }
 
-/** Who the page acts as; while names are believed it can be changed. */
+/** The current agent, which can be changed if authentication is off. */
 function Who({ session }) {
   const [agent, setAgent] = useState(session.agent);
-  if (!session.may_choose) return html`<span class="who" title="namespace / agent">${session.namespace} / <b>${session.agent}</b></span>`;
+  if (!session.may_choose) return html`<span class="who" title="namespace / agent">${session.namespace} / <b>
+    ${session.agent}</b></span>`;
   return html`<form class="who" onSubmit=${(event) => { event.preventDefault(); actAs(agent.trim()); }}>
     <span class="wide-only">${session.namespace} / </span>
-    <input aria-label="Act as agent" title="Act as this agent" value=${agent} size="12" spellcheck="false" autocomplete="off"
+    <input aria-label="Act as agent" title="Act as this agent" value=${agent} size="12" spellcheck="false"
+      autocomplete="off"
       onInput=${(event) => setAgent(event.target.value)} />
     <button class=${agent === session.agent ? 'hidden' : ''}>Act as</button>
   </form>`;
 }
 
+const focusMain = (event) => {
+  event.preventDefault();
+  document.getElementById('main').focus();
+};
+
 function Frame({ session, onLeave }) {
   const view = useHash();
   const [loaded, setLoaded] = useState({});
-  const found = VIEWS.find(([name]) => name === view) || VIEWS[0];
+  const [current, title, load] = VIEWS.find(([name]) => name === view) || VIEWS[0];
   useEffect(() => {
-    document.title = `${found[1]} · Redis memory`;
-    found[3]().then((module) => setLoaded({ name: found[0], View: module.default }), (error) => setLoaded({ name: found[0], error }));
-  }, [found[0]]);
+    document.title = `${title} · Redis memory`;
+    load().then(
+      (module) => setLoaded({ name: current, View: module.default }),
+      (error) => setLoaded({ name: current, error }),
+    );
+  }, [current]);
   const { View, name, error } = loaded;
-  return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById('main').focus(); }}>Skip to content</a>
+  return html`<a class="skip" href="#main" onClick=${focusMain}>Skip to content</a>
     <header class="top">
-      <a class="brand" href="#/overview" aria-label="Redis memory"><img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
+      <a class="brand" href="#/overview" aria-label="Redis memory">
+        <img src="static/icon.svg" alt="" width="24" height="24" /><span class="wide-only">Redis memory</span></a>
       <${Who} session=${session} />
-      ${session.operator && html`<span class="badge" data-kind="operator" title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
+      ${session.operator && html`<span class="badge" data-kind="operator"
+        title="You see figures, tasks, grants and the audit of the whole namespace">operator</span>`}
       <span class="gap"></span><${Live} /><${Theme} />
       ${session.session && html`<button onClick=${onLeave}>Log out</button>`}
     </header>
-    <nav aria-label="Views">${VIEWS.map(([key, title, path]) => html`<a key=${key} href=${`#/${key}`} aria-current=${key === found[0] ? 'page' : null}>
-      <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${path} /></svg><span>${title}</span></a>`)}</nav>
+    <nav aria-label="Views">
+      ${VIEWS.map(([key, text]) => html`<a key=${key} href=${`#/${key}`}
+        aria-current=${key === current ? 'page' : null}>
+        <svg viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[key]} /></svg><span>${text}</span></a>`)}</nav>
     <main class="page" id="main" tabindex="-1">
-      <h1 class="sr">${found[1]}</h1>
+      <h1 class="sr">${title}</h1>
       <${Trouble} error=${error} />
-      ${name === found[0] && View ? html`<${View} session=${session} />` : html`<p class="quiet">Opening…</p>`}
+      ${name === current && View ? html`<${View} session=${session} />` : html`<p class="quiet">Loading…</p>`}
     </main>`;
 }
 
-/** Takes the key of a one-time URL out of the address, so that it stays neither in sight nor in the history. */
+/** Removes the key of a one-time URL from the address bar and the history, and returns it. */
 function takeKey() {
   const key = location.hash.match(/^#operator=(.+)$/)?.[1];
   if (key) history.replaceState(null, '', location.pathname + location.search + '#/overview');
@@ -94,26 +120,29 @@ function takeKey() {
 function App() {
   const [session, setSession] = useState();
   const [error, setError] = useState();
-  const [spent, setSpent] = useState();
+  const [keyError, setKeyError] = useState();
   const open = async () => {
     try {
       const found = await askSession();
       setSession(found);
       setError(undefined);
-      if (!found.login) listen();
+      if (!found.login) startListening();
     } catch (refused) { setError(refused); }
   };
   useEffect(() => {
-    const ask = () => { hush(); setSession((old) => ({ ...old, login: true })); };
+    const ask = () => { stopListening(); setSession((old) => ({ ...old, login: true })); };
     addEventListener('memory:login', ask);
     const key = takeKey();
-    (key ? login({ key }).catch(setSpent) : Promise.resolve()).then(open, open);
+    (key ? login({ key }).catch(setKeyError) : Promise.resolve()).then(open, open);
     return () => removeEventListener('memory:login', ask);
   }, []);
-  const leave = async () => { await logout(); hush(); location.reload(); };
-  if (!session) return html`<main class="page"><${Trouble} error=${error} retry=${open} />${!error && html`<p class="quiet">Opening…</p>`}</main>`;
-  if (session.login) return html`<${Login} error=${spent || error} onLogin=${() => { setSpent(undefined); return open(); }} />`;
-  return html`<${Frame} session=${session} onLeave=${leave} />${(spent || error) && html`<div class="float"><${Trouble} error=${spent || error} /></div>`}<${Notices} />`;
+  const leave = async () => { await logout(); stopListening(); location.reload(); };
+  if (!session) return html`<main class="page"><${Trouble} error=${error} retry=${open} />
+    ${!error && html`<p class="quiet">Loading…</p>`}</main>`;
+  if (session.login) return html`<${Login} error=${keyError || error} onLogin=${() => { setKeyError(undefined);
+    return open(); }} />`;
+  return html`<${Frame} session=${session} onLeave=${leave} />
+    ${(keyError || error) && html`<div class="float"><${Trouble} error=${keyError || error} /></div>`}<${Notices} />`;
 }
 
 const root = document.getElementById('app');

@@ -1,5 +1,5 @@
-// Draws charts with Apache ECharts, which is loaded when the first one comes. Its tooltips are drawn on the canvas:
-// nothing that agents wrote becomes HTML.
+// Draws charts with Apache ECharts, which is loaded with the first chart. Tooltips are drawn on the canvas, so text
+// that agents wrote never becomes HTML.
 import { html, useEffect, useRef } from './lib.js';
 
 let loading;
@@ -7,9 +7,10 @@ const load = () => (loading ||= import('./vendor/echarts.js'));
 
 const value = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 export const palette = () => [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map((number) => value(`--series-${number}`));
-export const ink = () => ({ text: value('--text'), quiet: value('--quiet'), line: value('--line'), card: value('--card'), accent: value('--accent') });
+export const ink = () => ({ text: value('--text'), quiet: value('--quiet'), line: value('--line'),
+  card: value('--card'), accent: value('--accent') });
 
-/** Calls back when the theme changes, by choice or by the system. */
+/** Calls a function when the theme changes; returns a function that stops this. */
 export function onTheme(action) {
   const dark = matchMedia('(prefers-color-scheme: dark)');
   dark.addEventListener('change', action);
@@ -17,7 +18,7 @@ export function onTheme(action) {
   return () => { dark.removeEventListener('change', action); removeEventListener('memory:theme', action); };
 }
 
-/** Makes a chart in an element and keeps its size; gives it with a function that ends it. */
+/** Creates a chart that follows the size of its element; returns it with a function that removes it. */
 export async function chartIn(element) {
   const echarts = await load();
   if (!element.isConnected) return undefined;
@@ -33,33 +34,35 @@ const still = () => matchMedia('(prefers-reduced-motion: reduce)').matches;
 export function common() {
   const { text, line, card } = ink();
   return {
-    color: palette(), animation: !still(), animationDuration: 300, textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: text },
-    tooltip: { renderMode: 'richText', backgroundColor: card, borderColor: line, textStyle: { color: text, fontSize: 12 }, confine: true },
+    color: palette(), animation: !still(), animationDuration: 300,
+      textStyle: { fontFamily: getComputedStyle(document.body).fontFamily, color: text },
+    tooltip: { renderMode: 'richText', backgroundColor: card, borderColor: line, textStyle: { color: text,
+      fontSize: 12 }, confine: true },
   };
 }
 
-/** A chart whose options `options()` makes, again for each new `data`; `says` is what it shows, for who cannot see it. */
+/** A chart with options from `options()`, drawn again when `data` changes; `says` describes it to screen readers. */
 export function Chart({ options, data, says, height = 200 }) {
   const ref = useRef();
-  const made = useRef();
+  const drawn = useRef();
   const latest = useRef(options);
   latest.current = options;
-  const draw = () => made.current?.chart.setOption({ ...common(), ...latest.current() }, true);
+  const draw = () => drawn.current?.chart.setOption({ ...common(), ...latest.current() }, true);
   useEffect(() => {
     let left = false;
     chartIn(ref.current).then((found) => {
       if (left) { found?.end(); return; }
-      made.current = found;
+      drawn.current = found;
       draw();
     });
     const forget = onTheme(draw);
-    return () => { left = true; forget(); made.current?.end(); made.current = undefined; };
+    return () => { left = true; forget(); drawn.current?.end(); drawn.current = undefined; };
   }, []);
   useEffect(() => { draw(); }, [JSON.stringify(data)]);
   return html`<div class="chart" role="img" aria-label=${says} ref=${ref} style=${{ height: `${height}px` }}></div>`;
 }
 
-/** Bars that lie, the longest first. */
+/** Horizontal bars, longest first. */
 export function Bars({ figures, says, name = (text) => text }) {
   const rows = Object.entries(figures || {}).sort((one, other) => one[1] - other[1]).slice(-10);
   const options = () => {
@@ -67,10 +70,14 @@ export function Bars({ figures, says, name = (text) => text }) {
     return {
       grid: { left: 104, right: 40, top: 0, bottom: 0 },
       xAxis: { type: 'value', show: false },
-      yAxis: { type: 'category', data: rows.map(([key]) => name(key)), axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: quiet, width: 96, overflow: 'truncate' } },
-      series: [{ type: 'bar', data: rows.map(([, number]) => number), barMaxWidth: 14, itemStyle: { borderRadius: 4 }, label: { show: true, position: 'right', color: text }, showBackground: true, backgroundStyle: { color: line, opacity: 0.35, borderRadius: 4 } }],
+      yAxis: { type: 'category', data: rows.map(([key]) => name(key)), axisLine: { show: false },
+        axisTick: { show: false }, axisLabel: { color: quiet, width: 96, overflow: 'truncate' } },
+      series: [{ type: 'bar', data: rows.map(([, number]) => number), barMaxWidth: 14, itemStyle: { borderRadius: 4 },
+        label: { show: true, position: 'right', color: text }, showBackground: true, backgroundStyle: { color: line,
+        opacity: 0.35, borderRadius: 4 } }],
     };
   };
-  const told = `${says}: ${[...rows].reverse().map(([key, number]) => `${name(key)} ${number}`).join(', ')}`;
-  return html`<${Chart} options=${options} data=${rows} says=${told} height=${Math.max(64, rows.length * 27)} />`;
+  const description = `${says}: ${[...rows].reverse().map(([key, number]) => `${name(key)} ${number}`).join(', ')}`;
+  return html`<${Chart} options=${options} data=${rows} says=${description}
+    height=${Math.max(64, rows.length * 27)} />`;
 }

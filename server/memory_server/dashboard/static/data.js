@@ -1,17 +1,17 @@
-// Hooks that load what a view shows, and load it again when something happened that may have changed it.
+// Hooks that load data, and load it again after events that may have changed it.
 import { useState, useEffect, useRef, useCallback } from './lib.js';
-import { call, hear } from './api.js';
+import { call, onEvents } from './api.js';
 
 const PAUSE = 1500;
 
-/** Calls a function soon after something of one of the kinds happened, and no more often than each pause. */
-export function useHappening(kinds, action, pause = PAUSE) {
+/** Calls a function soon after an event of one of the kinds, at most once per pause. */
+export function useEvents(kinds, action, pause = PAUSE) {
   const latest = useRef(action);
   latest.current = action;
   useEffect(() => {
     let timer;
     let last = 0;
-    const forget = hear((events, more) => {
+    const forget = onEvents((events, more) => {
       if (timer || !(more || events.some((event) => kinds.includes(event.kind)))) return;
       timer = setTimeout(() => {
         timer = undefined;
@@ -23,33 +23,33 @@ export function useHappening(kinds, action, pause = PAUSE) {
   }, [kinds.join(), pause]);
 }
 
-/** Loads a tool's answer: {data, error, loading, reload}. What is shown stays until there is something newer. */
+/** Calls a tool: {data, error, loading, reload}. Old data stays until new data arrives. */
 export function useTool(tool, args, kinds = [], pause = PAUSE) {
   const key = JSON.stringify([tool, args]);
   const [state, setState] = useState({ loading: true });
-  const current = useRef(key);
-  current.current = key;
+  const latestKey = useRef(key);
+  latestKey.current = key;
   const reload = useCallback(async () => {
     if (!tool) return;
     setState((old) => ({ ...old, loading: true }));
     try {
       const data = await call(tool, args);
-      if (current.current === key) setState({ data, loading: false });
+      if (latestKey.current === key) setState({ data, loading: false });
     } catch (error) {
-      if (current.current === key) setState((old) => ({ data: old.data, error, loading: false }));
+      if (latestKey.current === key) setState((old) => ({ data: old.data, error, loading: false }));
     }
   }, [key]);
   useEffect(() => { reload(); }, [key]);
-  useHappening(kinds, reload, pause);
+  useEvents(kinds, reload, pause);
   return { ...state, reload };
 }
 
-/** The time, ticking, in milliseconds; `ahead` is by how much the server's clock is. */
-export function useNow(every = 1000, ahead = 0) {
+/** The current time in milliseconds, updated regularly. */
+export function useNow(every = 1000) {
   const [now, setNow] = useState(Date.now());
   useEffect(() => {
     const timer = setInterval(() => setNow(Date.now()), every);
     return () => clearInterval(timer);
   }, [every]);
-  return now + ahead;
+  return now;
 }

@@ -1,4 +1,4 @@
-// The parts that views are made of.
+// Components that the views share.
 import { html, useEffect, useRef, useState } from './lib.js';
 
 const numbers = new Intl.NumberFormat('en');
@@ -10,7 +10,8 @@ export const count = (value) => (value === undefined || value === null ? '–' :
 export const brief = (value) => (value === undefined || value === null ? '–' : short.format(value));
 export const when = (iso) => (iso ? day.format(new Date(iso)) : 'never');
 export const label = (text) => String(text).replaceAll('_', ' ');
-export const bytes = (value) => (value === undefined || value === null ? '–' : `${short.format(value / 1073741824)} GiB`);
+export const bytes = (value) => (value === undefined || value === null ? '–'
+  : `${short.format(value / 1073741824)} GiB`);
 export const shortId = (id) => (id && id.length > 12 ? `…${id.slice(-6)}` : id);
 
 export function ago(iso, now = Date.now()) {
@@ -21,7 +22,7 @@ export function ago(iso, now = Date.now()) {
   return Math.abs(seconds) < 5 ? 'just now' : relative.format(Math.round(seconds / size), unit);
 }
 
-/** How long until a moment, as 1:05 or 2 h. */
+/** The time left until a moment, as 1:05 or 2 h. */
 export function until(iso, now) {
   const seconds = Math.max(0, Math.round((new Date(iso) - now) / 1000));
   if (seconds >= 7200) return `${Math.round(seconds / 3600)} h`;
@@ -29,20 +30,23 @@ export function until(iso, now) {
 }
 
 export const Time = ({ at }) => html`<time datetime=${at} title=${when(at)}>${ago(at)}</time>`;
-export const Badge = ({ kind = '', children, title }) => html`<span class="badge" data-kind=${kind} title=${title}>${children}</span>`;
-export const Empty = ({ title, children }) => html`<div class="empty"><strong>${title}</strong><p>${children}</p></div>`;
+export const Badge = ({ kind = '', children, title }) => html`<span class="badge" data-kind=${kind} title=${title}>
+  ${children}</span>`;
+export const Empty = ({ title, children }) => html`<div class="empty"><strong>${title}</strong><p>${children}</p>
+  </div>`;
 
-/** Says what went wrong, or nothing. */
+/** Shows an error, if any. */
 export function Trouble({ error, retry }) {
   if (!error) return null;
   return html`<div class="trouble" role="alert">
     <div><strong>${error.message}</strong>${error.hint && html`<div class="quiet">${error.hint}</div>`}</div>
-    ${retry && html`<button onClick=${retry}>Try again</button>`}
+    ${retry && html`<button onClick=${retry}>Retry</button>`}
   </div>`;
 }
 
-/** A notice that an answer lacks something. */
-export const Partial = ({ data }) => (data?.partial ? html`<p class="notice" role="status">Not everything is here: ${data.reason}</p>` : null);
+/** A notice that an answer is incomplete. */
+export const Partial = ({ data }) => (data?.partial ? html`<p class="notice" role="status">Incomplete: ${data.reason}
+  </p>` : null);
 
 export const Card = ({ title, aside, children, className = '' }) => html`<section class="card ${className}">
   ${title && html`<header><h2>${title}</h2>${aside}</header>`}
@@ -53,15 +57,16 @@ export const Stat = ({ name, value, note, tone = '' }) => html`<div class="stat 
   <div class="name">${name}</div><div class="value">${value}</div><div class="note">${note}</div>
 </div>`;
 
-/** A share of a whole, between 0 and 1. */
+/** A share between 0 and 1. */
 export function Meter({ value, label: name, tone = '' }) {
   const share = Math.max(0, Math.min(1, value || 0));
-  return html`<div class="meter ${tone}" role="meter" aria-label=${name} aria-valuemin="0" aria-valuemax="1" aria-valuenow=${share.toFixed(2)}>
+  return html`<div class="meter ${tone}" role="meter" aria-label=${name} aria-valuemin="0" aria-valuemax="1"
+    aria-valuenow=${share.toFixed(2)}>
     <div class="fill" style=${{ width: `${share * 100}%` }}></div>
   </div>`;
 }
 
-/** A window over the page; Escape or a click beside it closes it. */
+/** A dialog. Escape or a click outside closes it. */
 export function Dialog({ title, onClose, children, wide }) {
   const ref = useRef();
   useEffect(() => {
@@ -79,7 +84,7 @@ export function Dialog({ title, onClose, children, wide }) {
   </dialog>`;
 }
 
-/** Asks before something that cannot be taken back. */
+/** Asks for confirmation. */
 export function Confirm({ title, children, action, onConfirm, onClose }) {
   const [state, setState] = useState({});
   const go = async () => {
@@ -88,42 +93,47 @@ export function Confirm({ title, children, action, onConfirm, onClose }) {
   };
   return html`<${Dialog} title=${title} onClose=${onClose}>
     <div class="body">${children}<${Trouble} error=${state.error} /></div>
-    <footer><button onClick=${onClose}>Keep</button>
+    <footer><button onClick=${onClose}>Cancel</button>
       <button class="danger" disabled=${state.busy} onClick=${go}>${action}</button></footer>
   </${Dialog}>`;
 }
 
 const notices = new Set();
-/** Tells the person at the page that something was done. */
-export const tell = (text) => notices.forEach((each) => each(text));
+/** Shows a notice for a few seconds. */
+export const notify = (text) => notices.forEach((each) => each(text));
 
 export function Notices() {
-  const [told, setTold] = useState([]);
+  const [shown, setShown] = useState([]);
   useEffect(() => {
     const add = (text) => {
       const notice = { text };
-      setTold((old) => [...old, notice]);
-      setTimeout(() => setTold((old) => old.filter((each) => each !== notice)), 4000);
+      setShown((old) => [...old, notice]);
+      setTimeout(() => setShown((old) => old.filter((each) => each !== notice)), 4000);
     };
     notices.add(add);
     return () => notices.delete(add);
   }, []);
-  return html`<div class="notices" role="status" aria-live="polite">${told.map((each) => html`<div>${each.text}</div>`)}</div>`;
+  return html`<div class="notices" role="status" aria-live="polite">
+    ${shown.map((each) => html`<div>${each.text}</div>`)}</div>`;
 }
 
-/** A field with its name. */
-export const Field = ({ name, children, hint }) => html`<label class="field"><span>${name}</span>${children}${hint && html`<small>${hint}</small>`}</label>`;
+/** A labelled field. */
+export const Field = ({ name, children, hint }) => html`<label class="field"><span>${name}</span>${children}
+  ${hint && html`<small>${hint}</small>`}</label>`;
 
-/** Choices of which any number may be on. */
+/** A group of checkboxes. */
 export function Chips({ name, options, chosen, onChange }) {
-  const flip = (option) => onChange(chosen.includes(option) ? chosen.filter((each) => each !== option) : [...chosen, option]);
+  const flip = (option) => onChange(chosen.includes(option) ? chosen.filter((each) => each !== option)
+    : [...chosen, option]);
   return html`<fieldset class="chips"><legend>${name}</legend>${options.map((option) => html`<label key=${option}>
-    <input type="checkbox" checked=${chosen.includes(option)} onChange=${() => flip(option)} /><span>${label(option)}</span>
+    <input type="checkbox" checked=${chosen.includes(option)} onChange=${() => flip(option)} /><span>${label(option)}
+      </span>
   </label>`)}</fieldset>`;
 }
 
-export const TYPES = ['conversation', 'code', 'document', 'task', 'context', 'embedding', 'search_result', 'system_state'];
+export const TYPES = ['conversation', 'code', 'document', 'task', 'context', 'embedding', 'search_result',
+  'system_state'];
 export const PRIORITIES = ['critical', 'high', 'medium', 'low', 'archive'];
 export const VISIBILITIES = ['private', 'shared', 'public'];
-/** Reads a list that somebody wrote with commas. */
+/** Parses a comma-separated list. */
 export const list = (text) => String(text || '').split(',').map((part) => part.trim()).filter(Boolean);

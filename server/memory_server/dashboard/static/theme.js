@@ -1,4 +1,4 @@
-// Sets the chosen theme before anything is drawn, so that nothing flashes.
+// Sets the theme before the first paint, so that the page does not flash.
 (() => {
   let theme = 'auto';
   try { theme = localStorage.getItem('theme') || 'auto'; } catch { /* storage may be off */ }

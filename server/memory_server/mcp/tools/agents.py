@@ -1,40 +1,31 @@
-"""The tools by which agents register, send heartbeats and see each other."""
+"""The tools that register agents, take heartbeats and list agents."""
 
 from __future__ import annotations
 
 from memory_server.contract import task_arguments as arguments_of
 from memory_server.contract.agents import AgentListAnswer, HeartbeatAnswer, RegisterAnswer, UnregisterAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 
 def agent_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def register_agent(request: RequestContext, args: arguments_of.RegisterArguments) -> RegisterAnswer:
         """Say who you are and what you can do, so that work and shared context reach you."""
-        from memory_server.agents import registry
-
-        return await registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
+        return await lazy.registry.register_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def unregister_agent(request: RequestContext, args: arguments_of.UnregisterArguments) -> UnregisterAnswer:
         """Leave: your tasks go to others, your grants end, your memories are kept, transferred or deleted."""
-        from memory_server.agents import registry
-
-        return await registry.unregister_agent(await runtime.service(), request.acting_as(args.agent_id), args)
+        return await lazy.registry.unregister_agent(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def update_agent_heartbeat(request: RequestContext, args: arguments_of.HeartbeatArguments) -> HeartbeatAnswer:
-        """Say that you live and renew your leases; the answer tells which are lost and what waits for you."""
-        from memory_server.agents import registry
-
-        return await registry.heartbeat(await runtime.service(), request.acting_as(args.agent_id), args)
+        """Report that you are alive and renew your leases. The answer lists lost leases and what waits for you."""
+        return await lazy.registry.heartbeat(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def list_agents(request: RequestContext, args: arguments_of.ListAgentsArguments) -> AgentListAnswer:
-        """See who is registered, alive, able and free."""
-        from memory_server.agents import registry
-
-        return await registry.list_agents(await runtime.service(), request.caller, args)
+        """List agents: registered, alive, able and free."""
+        return await lazy.registry.list_agents(await runtime.service(), request.caller, args)
 
     return [
         make_tool(register_agent, arguments_of.RegisterArguments, scope="tasks"),

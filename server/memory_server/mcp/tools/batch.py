@@ -1,4 +1,4 @@
-"""The tool that runs many operations in one call: errors isolated, results in order, embeddings together."""
+"""The tool that runs many operations in one call. Results keep their order, and each error stays its own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from memory_server.contract import arguments as arguments_of
 from memory_server.contract.answer import BatchAnswer, Outcome
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.request import DeferredWrites, RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from memory_server.engine.durability import Reached
 
 Ctx = Context[Any, Any]
-_TOGETHER = 64
-"""Reads that run at the same time."""
+_CONCURRENT_READS = 64
 Operation = tuple[str, dict[str, Any]]
 
 
@@ -39,20 +39,20 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
         limit = runtime.settings.limits.operations
         if len(args.operations) > limit:
             raise InvalidArgument(f"{len(args.operations)} operations; at most {limit} are allowed", hint="split them")
-        operations = [_read(operation) for operation in args.operations]
+        operations = [_parse(operation) for operation in args.operations]
         runtime.gate.take(request.caller, len(operations))
-        await _embed_together(request, runtime, [one for one in operations if _allowed(request, by_name, one[0])])
+        await _embed_ahead(request, runtime, [one for one in operations if _allowed(request, by_name, one[0])])
         outcomes: list[Outcome] = []
         service = await runtime.service()
         batch = request.of_batch(DeferredWrites())
         with service.inflight_reads.reading(request.caller.namespace, request.caller.agent):
             async for outcome in _run(ctx, batch, by_name, operations):
                 outcomes.append(outcome)
-                if len(outcomes) % _TOGETHER == 0 or len(outcomes) == len(operations):
+                if len(outcomes) % _CONCURRENT_READS == 0 or len(outcomes) == len(operations):
                     await ctx.report_progress(len(outcomes), len(operations))
                 if args.stop_on_error and not outcome.ok:
                     break
-        _tell_how_far(outcomes, await service.durability.settled(batch))
+        _set_durability(outcomes, await service.durability.settled(batch))
         outcomes += [_SKIPPED] * (len(operations) - len(outcomes))
         failed = sum(not outcome.ok for outcome in outcomes)
         return BatchAnswer(results=outcomes, succeeded=len(outcomes) - failed, failed=failed)
@@ -60,8 +60,8 @@ def batch_tool(runtime: Runtime, tools: Sequence[StrictTool]) -> StrictTool:
     return make_tool(batch_operations, arguments_of.BatchArguments, destructive=True, scope=None)
 
 
-def _tell_how_far(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -> None:
-    """Put into each answer how far its write has come by the end of the batch."""
+def _set_durability(outcomes: Sequence[Outcome], reached: Mapping[str, Reached]) -> None:
+    """Set the durability that each write has reached at the end of the batch."""
     for outcome in outcomes:
         answer = outcome.result or {}
         memory_id = answer.get("memory_id") or answer.get("memory", {}).get("memory_id")
@@ -78,7 +78,7 @@ def _allowed(request: RequestContext, tools: Mapping[str, StrictTool], name: str
     return tool is not None and tool.is_allowed(request)
 
 
-def _read(operation: Mapping[str, Any]) -> Operation:
+def _parse(operation: Mapping[str, Any]) -> Operation:
     arguments = dict(operation)
     name = arguments.pop("op", None)
     if name == "store_memory":
@@ -86,22 +86,20 @@ def _read(operation: Mapping[str, Any]) -> Operation:
     return name if isinstance(name, str) else "", arguments
 
 
-async def _embed_together(request: RequestContext, runtime: Runtime, operations: Sequence[Operation]) -> None:
-    """Bring the vectors that single operations will ask for into the cache, in a few large asks."""
-    from memory_server.memories.chunks import embed_ahead
-    from memory_server.search.query_parser import texts_to_embed
-
-    wanted = [_wanted(name, arguments) for name, arguments in operations]
-    queries = [text for kind, text in wanted if kind == "hybrid"]
-    texts = [text for kind, text in wanted if kind == "verbatim"]
+async def _embed_ahead(request: RequestContext, runtime: Runtime, operations: Sequence[Operation]) -> None:
+    """Embed the texts of all operations in a few large requests, so that each operation finds its vector cached."""
+    to_embed = [_text_to_embed(name, arguments) for name, arguments in operations]
+    queries = [text for kind, text in to_embed if kind == "hybrid"]
+    texts = [text for kind, text in to_embed if kind == "verbatim"]
     if not queries and not texts:
         return
     service = await runtime.service()
-    await embed_ahead(service.embeddings, texts + await texts_to_embed(service, request, queries), request.caller)
+    texts += await lazy.query_parser.texts_to_embed(service, request, queries)
+    await lazy.chunks.embed_ahead(service.embeddings, texts, request.caller)
 
 
-def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
-    """Say what text an operation will have embedded, and whether that is a query in which names are to be found."""
+def _text_to_embed(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the text that an operation embeds, preceded by its kind: `verbatim`, or the mode of a search."""
     text = arguments.get("query" if name == "semantic_search" else "content")
     if not isinstance(text, str) or not text.strip():
         return "", ""
@@ -109,31 +107,28 @@ def _wanted(name: str, arguments: Mapping[str, Any]) -> tuple[str, str]:
         mode = arguments.get("mode", "hybrid")
         return "verbatim" if mode == "vector" else str(mode), text
     if name == "store_memory" and arguments["wait"] is True and arguments.get("sensitive") in (None, False):
-        from memory_server.memories.record_encoder import embedding_text
-
         source = arguments.get("source")
-        return "verbatim", embedding_text(text, source if isinstance(source, str) else None)
+        return "verbatim", lazy.record_encoder.embedding_text(text, source if isinstance(source, str) else None)
     return "", ""
 
 
 async def _run(
     ctx: Ctx, batch: RequestContext, tools: Mapping[str, StrictTool], operations: Sequence[Operation]
 ) -> AsyncGenerator[Outcome]:
-    """Run operations in order; neighbouring reads run together."""
+    """Run operations in order; adjacent reads run concurrently."""
 
     def is_read(operation: Operation) -> bool:
         tool = tools.get(operation[0])
         return bool(tool and tool.annotations and tool.annotations.read_only_hint)
 
     for reads, group in groupby(operations, key=is_read):
-        neighbours = list(group)
-        size = _TOGETHER if reads else 1
-        for start in range(0, len(neighbours), size):
-            together = neighbours[start : start + size]
-            # A write shares no cache, because what it reads changes, by the write itself first of all.
+        adjacent = list(group)
+        size = _CONCURRENT_READS if reads else 1
+        for start in range(0, len(adjacent), size):
+            # Writes use no cache, because they change the data that they read.
             cache = BatchCache() if reads else None
-            outcomes = await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in together))
-            for outcome in outcomes:
+            some = adjacent[start : start + size]
+            for outcome in await asyncio.gather(*(_one(ctx, batch, cache, tools, operation) for operation in some)):
                 yield outcome
 
 
@@ -147,7 +142,7 @@ async def _one(
         return Outcome(ok=False, error={"code": InvalidArgument.code, "message": message})
     result = cast(CallToolResult | InputRequiredResult, await tool.run_within(batch, arguments, ctx, cache))
     if isinstance(result, InputRequiredResult):
-        message = "more than one memory would go, and nobody can be asked within a batch; send confirm: true"
+        message = "this would delete more than one memory, and a batch cannot ask for confirmation; send confirm: true"
         return Outcome(ok=False, error={"code": "confirmation_needed", "message": message})
     structured = result.structured_content or {}
     if not result.is_error:

@@ -1,4 +1,4 @@
-"""The tool that removes memories, after asking the person where more than one would go.
+"""The tool that deletes memories. It asks the person first if there is more than one.
 
 Annotations are evaluated here, not kept as text: the SDK must find the resolver, which is a local function.
 """
@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import ClearAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -18,27 +19,23 @@ Ctx = Context[Any, Any]
 
 
 class Confirmation(BaseModel):
-    """What the person is asked before memories are deleted."""
+    """The question to the person before memories are deleted."""
 
-    delete: bool = Field(description="Delete them for good?")
+    delete: bool = Field(description="Delete them permanently?")
 
 
 def clear_tool(runtime: Runtime) -> StrictTool:
-    """Make the tool over one runtime."""
-
     async def selected(request: RequestContext, args: arguments_of.ClearArguments) -> Any:
-        """Find what would go, once for the question and the deed."""
-        from memory_server.memories import clear
-
-        return await clear.select(await runtime.service(), request, args)
+        """Find what to delete, once for both the question and the deletion."""
+        return await lazy.clear.select(await runtime.service(), request, args)
 
     async def confirmation(
         ctx: Ctx, args: arguments_of.ClearArguments, plan: Annotated[Any, Resolve(selected)]
     ) -> Confirmation | Elicit[Confirmation]:
-        """Ask the person where that is needed and possible."""
+        """Ask the person if that is needed and possible."""
         if args.confirm or args.dry_run or plan.matched <= 1 or not _can_ask(ctx):
             return Confirmation(delete=args.confirm)
-        return Elicit(f"Delete {plan.matched} memories for good?", Confirmation)
+        return Elicit(f"Delete {plan.matched} memories permanently?", Confirmation)
 
     async def clear_memory(
         request: RequestContext,
@@ -46,11 +43,9 @@ def clear_tool(runtime: Runtime) -> StrictTool:
         plan: Annotated[Any, Resolve(selected)],
         asked: Annotated[ElicitationResult[Confirmation], Resolve(confirmation)],
     ) -> ClearAnswer:
-        """Delete memories of your own for good, by id or by filter. More than one needs confirmation."""
-        from memory_server.memories import clear
-
+        """Permanently delete your own memories, by id or by filter. More than one needs confirmation."""
         confirmed = asked.action == "accept" and asked.data.delete
-        return await clear.clear_memory(await runtime.service(), plan, confirmed=confirmed, dry_run=args.dry_run)
+        return await lazy.clear.clear_memory(await runtime.service(), plan, confirmed=confirmed, dry_run=args.dry_run)
 
     return make_tool(clear_memory, arguments_of.ClearArguments, destructive=True)
 

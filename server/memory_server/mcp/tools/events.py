@@ -1,4 +1,4 @@
-"""The tool that waits for what happens."""
+"""The tool that waits for events."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from mcp.server.mcpserver import Context
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.events import EventsAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
@@ -22,16 +23,12 @@ T = TypeVar("T")
 
 
 def event_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def wait_for_events(ctx: Ctx, request: RequestContext, args: arguments_of.WaitArguments) -> EventsAnswer:
         """Wait until something happens that concerns you: a task, grant, agent or memory, or a match of your query.
 
-        Call it again with the cursor it gave, and you miss nothing.
+        Call it again with the returned cursor to miss nothing.
         """
-        from memory_server.events import waiting
-
-        wait = waiting.wait_for_events(await runtime.service(), request, args)
+        wait = lazy.waiting.wait_for_events(await runtime.service(), request, args)
         answer = await _while_connected(ctx.request_context.request, wait)
         await runtime.gate.check_still_in(ctx.request_context)
         return answer
@@ -40,7 +37,7 @@ def event_tools(runtime: Runtime) -> list[StrictTool]:
 
 
 async def _while_connected(request: Request | None, work: Awaitable[T]) -> T:
-    """Await work, ending it when the client goes away: of the older protocols' requests the SDK lets it run on."""
+    """Await work, and cancel it when the client disconnects; for older protocols the SDK does not."""
     if request is None:
         return await work
     task, gone = asyncio.ensure_future(work), asyncio.create_task(_disconnected(request))

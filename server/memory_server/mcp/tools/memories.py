@@ -5,37 +5,28 @@ from __future__ import annotations
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer, UpdateAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.clear import clear_tool
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 
 def memory_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime. Use cases are imported when first called (see `runtime`)."""
-
     async def store_memory(request: RequestContext, args: arguments_of.StoreArguments) -> StoreAnswer:
         """Remember something: a fact, decision, preference or result worth finding again later."""
-        from memory_server.memories import store
-
-        return await store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)
+        return await lazy.store.store_memory(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def retrieve_memory(request: RequestContext, args: arguments_of.RetrieveArguments) -> MemoryAnswer:
-        """Read one memory whole by its id."""
-        from memory_server.memories import get
-
-        return await get.retrieve_memory(await runtime.service(), request, args.memory_id)
+        """Read one whole memory by its id."""
+        return await lazy.get.retrieve_memory(await runtime.service(), request, args.memory_id)
 
     async def get_agent_memories(request: RequestContext, args: arguments_of.ListArguments) -> MemoryListAnswer:
         """List an agent's memories that you may read, newest first; your own by default."""
-        from memory_server.memories import get
-
-        return await get.list_memories(await runtime.service(), request, args)
+        return await lazy.get.list_memories(await runtime.service(), request, args)
 
     async def update_memory(request: RequestContext, args: arguments_of.UpdateArguments) -> UpdateAnswer:
-        """Change one of your memories; what you leave out stays."""
-        from memory_server.memories import update
-
-        return await update.update_memory(await runtime.service(), request, args)
+        """Change one of your memories; omitted fields stay unchanged."""
+        return await lazy.update.update_memory(await runtime.service(), request, args)
 
     return [
         make_tool(store_memory, arguments_of.StoreArguments),

@@ -5,24 +5,19 @@ from __future__ import annotations
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import SearchAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 
 def search_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def semantic_search(request: RequestContext, args: arguments_of.SearchArguments) -> SearchAnswer:
         """Find memories by meaning and by words. Use it before you start a task or answer from memory."""
-        from memory_server.search import search
-
-        return await search.semantic_search(await runtime.service(), request, args)
+        return await lazy.search.semantic_search(await runtime.service(), request, args)
 
     async def find_similar_memories(request: RequestContext, args: arguments_of.SimilarArguments) -> SearchAnswer:
         """Find the memories closest in meaning to one you have."""
-        from memory_server.search import search
-
-        return await search.find_similar(await runtime.service(), request, args)
+        return await lazy.search.find_similar(await runtime.service(), request, args)
 
     return [
         make_tool(semantic_search, arguments_of.SearchArguments, read_only=True),

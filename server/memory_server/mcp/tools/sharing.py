@@ -1,39 +1,32 @@
-"""The tools by which agents let each other see memories."""
+"""The tools that share memories between agents."""
 
 from __future__ import annotations
 
 from memory_server.contract import sharing as arguments_of
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, SharedContextAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 
 def context_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def share_context_with_agent(request: RequestContext, args: arguments_of.ShareArguments) -> ShareAnswer:
         """Let another agent see memories of yours, private ones included, by ids, context, tags or types.
 
         It covers what you store later too. Sharing the same again renews it.
         """
-        from memory_server.sharing import grants
-
-        return await grants.share_context(await runtime.service(), request, args)
+        return await lazy.grants.share_context(await runtime.service(), request, args)
 
     async def get_shared_context(
         request: RequestContext, args: arguments_of.SharedContextArguments
     ) -> SharedContextAnswer:
-        """See what others share with you, or what of it changed since a cursor; and all grants and offers."""
-        from memory_server.sharing import shared_context
-
-        return await shared_context.get_shared_context(await runtime.service(), request, args)
+        """List memories shared with you, or their changes since a cursor, and all grants and offers."""
+        return await lazy.shared_context.get_shared_context(await runtime.service(), request, args)
 
     async def revoke_shared_context(request: RequestContext, args: arguments_of.RevokeArguments) -> RevokeAnswer:
-        """End a grant you gave, or an offer, at once."""
-        from memory_server.sharing import grants
-
-        return await grants.revoke_shared(await runtime.service(), request, args.grant_id)
+        """End a grant that you gave, or an offer, immediately."""
+        return await lazy.grants.revoke_shared(await runtime.service(), request, args.grant_id)
 
     return [
         make_tool(share_context_with_agent, arguments_of.ShareArguments),

@@ -1,64 +1,47 @@
-"""The tools that hand work to able and free agents."""
+"""The tools that submit, claim and finish tasks."""
 
 from __future__ import annotations
 
 from memory_server.contract import task_arguments as arguments_of
 from memory_server.contract.tasks import DistributeAnswer, PendingAnswer, TaskAnswer, TaskListAnswer, TaskStateAnswer
 from memory_server.engine.request import RequestContext
+from memory_server.mcp import lazy
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 
 def task_tools(runtime: Runtime) -> list[StrictTool]:
-    """Make the tools over one runtime."""
-
     async def distribute_task(request: RequestContext, args: arguments_of.DistributeArguments) -> DistributeAnswer:
         """Hand work to the best able agent, or queue it until one is free; the answer says why."""
-        from memory_server.tasks import submit
-
-        return await submit.distribute_task(await runtime.service(), request, args)
+        return await lazy.submit.distribute_task(await runtime.service(), request, args)
 
     async def get_pending_tasks(request: RequestContext, args: arguments_of.PendingArguments) -> PendingAnswer:
-        """Take your next tasks, each with a lease_token, earlier failures and the memories that bear on it."""
-        from memory_server.tasks import leases
-
-        return await leases.get_pending_tasks(await runtime.service(), request.acting_as(args.agent_id), args)
+        """Take your next tasks, each with a lease_token, earlier failures and relevant memories."""
+        return await lazy.leases.get_pending_tasks(await runtime.service(), request.acting_as(args.agent_id), args)
 
     async def complete_task(request: RequestContext, args: arguments_of.CompleteArguments) -> TaskStateAnswer:
-        """Finish a task that you hold the lease of."""
-        from memory_server.tasks import leases
-
-        return await leases.complete_task(await runtime.service(), request, args)
+        """Complete a task whose lease you hold."""
+        return await lazy.leases.complete_task(await runtime.service(), request, args)
 
     async def fail_task(request: RequestContext, args: arguments_of.FailArguments) -> TaskStateAnswer:
-        """Give a task up; say what failed and leave a handoff for the next agent."""
-        from memory_server.tasks import leases
-
-        return await leases.fail_task(await runtime.service(), request, args)
+        """Give up a task; say what failed and leave a handoff for the next agent."""
+        return await lazy.leases.fail_task(await runtime.service(), request, args)
 
     async def get_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskAnswer:
         """Show a task with its whole history."""
-        from memory_server.tasks import lifecycle
-
-        return await lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
+        return await lazy.lifecycle.get_task(await runtime.service(), request.caller, args.task_id)
 
     async def list_tasks(request: RequestContext, args: arguments_of.ListTasksArguments) -> TaskListAnswer:
         """List the tasks that you submitted; states=dead shows the dead letters."""
-        from memory_server.tasks import lifecycle
-
-        return await lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
+        return await lazy.lifecycle.list_tasks(await runtime.service(), request.caller, args.states or (), args.limit)
 
     async def cancel_task(request: RequestContext, args: arguments_of.CancelArguments) -> TaskStateAnswer:
-        """Cancel a task that you submitted; whoever works on it is told."""
-        from memory_server.tasks import lifecycle
-
-        return await lifecycle.cancel_task(await runtime.service(), request, args.task_id, args.reason)
+        """Cancel a task that you submitted; the agent that works on it is notified."""
+        return await lazy.lifecycle.cancel_task(await runtime.service(), request, args.task_id, args.reason)
 
     async def requeue_task(request: RequestContext, args: arguments_of.TaskArguments) -> TaskStateAnswer:
-        """Try a dead task of yours again."""
-        from memory_server.tasks import lifecycle
-
-        return await lifecycle.requeue_task(await runtime.service(), request, args.task_id)
+        """Retry a dead task that you submitted."""
+        return await lazy.lifecycle.requeue_task(await runtime.service(), request, args.task_id)
 
     return [
         make_tool(distribute_task, arguments_of.DistributeArguments, scope="tasks"),

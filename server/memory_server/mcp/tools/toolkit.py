@@ -1,4 +1,4 @@
-"""Makes MCP tools from typed methods: strict arguments, small schemas, typed errors, a short text form."""
+"""Makes MCP tools from typed methods, with strict arguments, small schemas and typed errors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from mcp.server.mcpserver import Context
-from mcp.server.mcpserver.resolve import (
-    build_resolver_plans,
-    find_resolved_parameters,
-    resolve_arguments,
-)
+from mcp.server.mcpserver.resolve import build_resolver_plans, find_resolved_parameters, resolve_arguments
 from mcp.server.mcpserver.tools import Tool
 from mcp.server.mcpserver.utilities.context_injection import find_context_parameter
 from mcp.server.mcpserver.utilities.func_metadata import ArgModelBase, FuncMetadata, func_metadata
@@ -31,25 +27,15 @@ from memory_server.engine.request import RequestContext
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3
-_UTF_8 = "send UTF-8, and little nesting"
 
 
 class StrictTool(Tool):
-    """A tool that admits its caller first, refuses unknown arguments and answers every refusal in one typed form."""
+    """A tool that admits its caller, refuses unknown arguments and returns refusals as typed errors."""
 
-    _arguments: type[Arguments] = PrivateAttr()
-    _scope: Scope | None = PrivateAttr(default="admin")
+    arguments: type[Arguments]
+    scope: Scope | None
+    """What a caller's token needs; None for a batch, whose operations are checked one by one."""
     _gate: Gate = PrivateAttr()
-
-    @property
-    def scope(self) -> Scope | None:
-        """The scope that a caller's token needs; None for a batch, whose operations are checked one by one."""
-        return self._scope
-
-    @property
-    def arguments(self) -> type[Arguments]:
-        """The model of its arguments, which knows itself which texts stand for lists and objects."""
-        return self._arguments
 
     def guarded(self, gate: Gate) -> StrictTool:
         """Admit calls by a gate."""
@@ -57,24 +43,20 @@ class StrictTool(Tool):
         return self
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
-        """Run the tool; errors that the caller should read come back as an error result."""
+        """Run the tool; errors for the caller become an error result."""
         try:
             named = named_ids(arguments)
-            async with self._gate.call(context.request_context, self.name, named, self._scope) as request:
+            async with self._gate.call(context.request_context, self.name, named, self.scope) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
 
     async def run_within(
-        self,
-        batch: RequestContext,
-        arguments: dict[str, Any],
-        context: Context[Any, Any],
-        cache: BatchCache | None,
+        self, batch: RequestContext, arguments: dict[str, Any], context: Context[Any, Any], cache: BatchCache | None
     ) -> Any:
         """Run the tool as one operation of a batch."""
         try:
-            with self._gate.operation(batch, self.name, named_ids(arguments), self._scope, cache) as request:
+            with self._gate.operation(batch, self.name, named_ids(arguments), self.scope, cache) as request:
                 return await self._answer(request, arguments, context)
         except MemoryServiceError as error:
             return refusal(error)
@@ -82,7 +64,7 @@ class StrictTool(Tool):
     def is_allowed(self, request: RequestContext) -> bool:
         """Whether the caller's token has the scope of the tool."""
         try:
-            request.check(self._scope)
+            request.check(self.scope)
         except MemoryServiceError:
             return False
         return True
@@ -90,16 +72,11 @@ class StrictTool(Tool):
     async def _answer(
         self, request: RequestContext, arguments: dict[str, Any], context: Context[Any, Any]
     ) -> CallToolResult | InputRequiredResult:
-        """Call the method with its validated arguments.
-
-        Raises:
-            MemoryServiceError: a refusal, or an unexpected error, which the log has.
-        """
         if not _is_json(arguments):
-            problem = "the arguments hold a lone surrogate or are nested too deeply"
-            raise InvalidArgument(problem, hint=_UTF_8)
+            problem = "the arguments contain a lone surrogate or are nested too deeply"
+            raise InvalidArgument(problem, hint="send UTF-8, with less nesting")
         try:
-            given = {"request": request, "args": self._arguments.model_validate(arguments)}
+            given = {"request": request, "args": self.arguments.model_validate(arguments)}
         except ValidationError as error:
             raise _invalid(self, error) from None
         try:
@@ -108,7 +85,7 @@ class StrictTool(Tool):
             raise
         except Exception as error:
             log.exception("tool %s failed", self.name)
-            raise MemoryServiceError("an unexpected error; the server's log has it") from error
+            raise MemoryServiceError("an unexpected error; see the server's log") from error
         if isinstance(answer, InputRequiredResult):
             request.call.outcome = ConfirmationNeeded.code
             return answer
@@ -130,7 +107,7 @@ class StrictTool(Tool):
 
 
 def _is_json(arguments: dict[str, Any]) -> bool:
-    """Whether it could be sent as UTF-8: neither Redis nor an answer can carry anything else."""
+    """Whether the arguments can be sent as UTF-8; Redis and answers carry nothing else."""
     try:
         to_json(arguments)
     except ValueError:
@@ -139,8 +116,7 @@ def _is_json(arguments: dict[str, Any]) -> bool:
 
 
 _BY_KIND = "by kind"
-_GIVEN = ("request", "args")
-"""The parameters that each method takes."""
+_COMMON_PARAMETERS = ("request", "args")
 
 
 def make_tool(
@@ -160,8 +136,9 @@ def make_tool(
         read_only_hint=read_only, destructive_hint=destructive, idempotent_hint=read_only, open_world_hint=False
     )
     context, resolved = find_context_parameter(method), find_resolved_parameters(method)
-    answer = func_metadata(method, skip_names=[*_GIVEN, *resolved, *([context] if context else [])])
-    tool = StrictTool(
+    answer = func_metadata(method, skip_names=[*_COMMON_PARAMETERS, *resolved, *([context] if context else [])])
+    by_kind: Scope = "read" if read_only else "write"
+    return StrictTool(
         fn=method,
         name=method.__name__,
         title=None,
@@ -175,13 +152,11 @@ def make_tool(
         is_async=True,
         context_kwarg=context,
         resolved_params=dict(resolved),
-        resolver_plans=build_resolver_plans(resolved, set(_GIVEN)),
+        resolver_plans=build_resolver_plans(resolved, set(_COMMON_PARAMETERS)),
         annotations=hints,
+        arguments=arguments,
+        scope=by_kind if scope == _BY_KIND else scope,
     )
-    by_kind: Scope = "read" if read_only else "write"
-    tool._arguments = arguments  # pyright: ignore[reportPrivateUsage] - it is made here
-    tool._scope = by_kind if scope == _BY_KIND else scope  # pyright: ignore[reportPrivateUsage]
-    return tool
 
 
 def compact(schema: dict[str, Any]) -> dict[str, Any]:
@@ -206,14 +181,10 @@ def compact(schema: dict[str, Any]) -> dict[str, Any]:
     return shrink(schema)
 
 
+_ERROR_FIELDS = {"code": "string", "message": "string", "hint": "string", "retry_after": "number"}
 _ERROR_SCHEMA = {
     "type": "object",
-    "properties": {
-        "code": {"type": "string"},
-        "message": {"type": "string"},
-        "hint": {"type": "string"},
-        "retry_after": {"type": "number"},
-    },
+    "properties": {name: {"type": kind} for name, kind in _ERROR_FIELDS.items()},
     "required": ["code", "message"],
 }
 
@@ -221,8 +192,8 @@ _ERROR_SCHEMA = {
 def refusable(schema: dict[str, Any]) -> dict[str, Any]:
     """Let the schema of an answer describe refusals too.
 
-    Clients on the TypeScript SDK 1.x check error results against the output schema: what it does not describe they
-    throw away, and the agent reads of a broken schema instead of what it did wrong.
+    Clients on the TypeScript SDK 1.x check error results against the output schema. They replace an error that the
+    schema does not describe with a schema error, which hides the cause from the agent.
     """
     described = {key: value for key, value in schema.items() if key != "required"}
     described["properties"] = {**schema.get("properties", {}), "error": _ERROR_SCHEMA}

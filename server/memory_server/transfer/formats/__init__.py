@@ -1,1 +1,1 @@
-"""InflightReads of other products' files."""
+"""Readers of other products' files."""

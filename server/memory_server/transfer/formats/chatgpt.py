@@ -1,7 +1,7 @@
-"""ChatGPT's data export: `conversations.json`, alone or in the archive or folder that it comes in.
+"""ChatGPT's data export: `conversations.json`, alone or in its archive or folder.
 
-What the person and the assistant said on the branch that the conversation was left at; not what tools said, what was
-hidden, nor what was replaced by editing or regenerating.
+Reads the messages of the person and the assistant on the current branch of each conversation. Leaves out messages of
+tools, hidden messages, and messages that were replaced by editing or regenerating.
 """
 
 from __future__ import annotations
@@ -11,42 +11,27 @@ from functools import partial
 from typing import Any, cast
 
 from memory_core.records.memory import MemoryType
-from memory_server.transfer.foreign import (
-    Bad,
-    Foreign,
-    Format,
-    Found,
-    Source,
-    first,
-    gather,
-    label,
-    moment,
-    records,
-    without_nothing,
-)
+from memory_server.transfer import foreign
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _SPEAKERS = ("user", "assistant")
 _TYPES = ("text", "multimodal_text", "code")
 
 
-def _matches(source: Source) -> bool:
-    return "mapping" in first(source.documents)
-
-
 def _read(source: Source) -> Iterator[Found]:
-    for where, member in records(source.documents):
+    for where, member in foreign.records(source.documents):
         mapping: Any = member.get("mapping") if isinstance(member, dict) else None
         if not isinstance(mapping, dict):
             yield Bad(where, "mapping is missing")
             continue
         conversation, nodes = cast(dict[str, Any], member), cast(dict[str, Any], mapping)
         for node in _branch(conversation, nodes):
-            place = f"{where}.mapping[{label(node)}]"
-            yield from gather(place, nodes[node], partial(_message, where=place, conversation=conversation))
+            place = f"{where}.mapping[{foreign.label(node)}]"
+            yield from foreign.gather(place, nodes[node], partial(_message, conversation=conversation))
 
 
 def _branch(conversation: dict[str, Any], mapping: dict[str, Any]) -> list[str]:
-    """Give the nodes from the first to the current one; all of them in their order where that is not known."""
+    """Return the nodes from the first to the current one, or all nodes if the current one is unknown."""
     node: Any = conversation.get("current_node")
     found: list[str] = []
     seen: set[str] = set()
@@ -73,28 +58,20 @@ def _message(node: dict[str, Any], where: str, conversation: dict[str, Any]) -> 
         content=content,
         memory_type=MemoryType.CONVERSATION,
         tags=("chatgpt",),
-        context=_context(conversation.get("title"), known),
+        context=foreign.conversation_context(conversation.get("title"), known),
         source=role,
-        occurred_at=moment(message.get("create_time") or conversation.get("create_time"), "create_time"),
-        metadata=without_nothing(
-            {
-                "title": conversation.get("title"),
-                "conversation_id": known,
-                "model": metadata.get("model_slug"),
-            }
+        occurred_at=foreign.moment(message.get("create_time") or conversation.get("create_time"), "create_time"),
+        metadata=foreign.without_empty(
+            {"title": conversation.get("title"), "conversation_id": known, "model": metadata.get("model_slug")}
         ),
     )
 
 
-def _content(said: dict[str, Any]) -> str:
-    if said.get("content_type", "text") not in _TYPES:
+def _content(content: dict[str, Any]) -> str:
+    if content.get("content_type", "text") not in _TYPES:
         return ""
-    parts: list[Any] = said.get("parts") or [said.get("text")]
+    parts: list[Any] = content.get("parts") or [content.get("text")]
     return "\n".join(part for part in parts if isinstance(part, str)).strip()
 
 
-def _context(title: Any, known: str) -> str | None:
-    return label(f"{(label(title) or 'untitled')[:60]} ({known[:8]})" if known else title)
-
-
-FORMAT = Format("chatgpt", _matches, _read)
+FORMAT = Format("chatgpt", lambda source: "mapping" in foreign.first(source.documents), _read)

@@ -1,6 +1,6 @@
-"""Claude's data export: `conversations.json`, alone or in the archive or folder that it comes in.
+"""Claude's data export: `conversations.json`, alone or in its archive or folder.
 
-Each message becomes a memory, and each attachment whose text is in the export a document.
+Each message becomes a memory. Each attachment whose text is in the export becomes a document.
 """
 
 from __future__ import annotations
@@ -10,29 +10,14 @@ from functools import partial
 from typing import Any, cast
 
 from memory_core.records.memory import MemoryType
-from memory_server.transfer.foreign import (
-    Bad,
-    Foreign,
-    Format,
-    Found,
-    Source,
-    first,
-    gather,
-    label,
-    moment,
-    records,
-    without_nothing,
-)
+from memory_server.transfer import foreign
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _SPEAKERS = {"human": "user", "assistant": "assistant"}
 
 
-def _matches(source: Source) -> bool:
-    return "chat_messages" in first(source.documents)
-
-
 def _read(source: Source) -> Iterator[Found]:
-    for where, member in records(source.documents):
+    for where, member in foreign.records(source.documents):
         messages: Any = member.get("chat_messages") if isinstance(member, dict) else None
         if not isinstance(messages, list):
             yield Bad(where, "chat_messages is missing")
@@ -43,42 +28,44 @@ def _read(source: Source) -> Iterator[Found]:
 
 
 def _turn(where: str, message: Any, conversation: dict[str, Any]) -> Iterator[Found]:
-    yield from gather(where, message, partial(_message, where=where, conversation=conversation))
+    yield from foreign.gather(where, message, partial(_message, conversation=conversation))
     attached: Any = message.get("attachments") if isinstance(message, dict) else None
     for number, file in enumerate(cast(list[Any], attached) if isinstance(attached, list) else []):
         place = f"{where}.attachments[{number}]"
-        make = partial(_attachment, where=place, number=number, message=message, conversation=conversation)
-        yield from gather(place, file, make)
+        make = partial(_attachment, number=number, message=message, conversation=conversation)
+        yield from foreign.gather(place, file, make)
 
 
-def _message(said: dict[str, Any], where: str, conversation: dict[str, Any]) -> Foreign | None:
-    content = _content(said)
+def _message(message: dict[str, Any], where: str, conversation: dict[str, Any]) -> Foreign | None:
+    content = _content(message)
     if not content:
         return None
     return Foreign(
         where=where,
-        source_id=str(said["uuid"]),
+        source_id=str(message["uuid"]),
         content=content,
         memory_type=MemoryType.CONVERSATION,
         tags=("claude",),
-        context=_context(conversation),
-        source=_SPEAKERS.get(str(said["sender"]), label(said["sender"])),
-        occurred_at=moment(said.get("created_at"), "created_at"),
-        metadata=_of(conversation),
+        context=foreign.conversation_context(
+            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
+        ),
+        source=_SPEAKERS.get(str(message["sender"]), foreign.label(message["sender"])),
+        occurred_at=foreign.moment(message.get("created_at"), "created_at"),
+        metadata=_metadata(conversation),
     )
 
 
-def _content(said: dict[str, Any]) -> str:
-    """Join what was said; the summary in `text` also names tools where there were any."""
-    blocks: list[Any] = said.get("content") or []
-    told = [block.get("text") for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
-    return "\n".join(one for one in told if isinstance(one, str)).strip() or str(said.get("text") or "").strip()
+def _content(message: dict[str, Any]) -> str:
+    """Join the text blocks. The summary in `text` is the last resort, because it also names tools."""
+    blocks: list[Any] = message.get("content") or []
+    texts = [block.get("text") for block in blocks if isinstance(block, dict) and block.get("type") == "text"]
+    return "\n".join(one for one in texts if isinstance(one, str)).strip() or str(message.get("text") or "").strip()
 
 
 def _attachment(
-    said: dict[str, Any], where: str, number: int, message: dict[str, Any], conversation: dict[str, Any]
+    attachment: dict[str, Any], where: str, number: int, message: dict[str, Any], conversation: dict[str, Any]
 ) -> Foreign | None:
-    content: Any = said.get("extracted_content")
+    content: Any = attachment.get("extracted_content")
     if not isinstance(content, str) or not content.strip():
         return None
     return Foreign(
@@ -87,20 +74,22 @@ def _attachment(
         content=content,
         memory_type=MemoryType.DOCUMENT,
         tags=("claude", "attachment"),
-        context=_context(conversation),
-        source=label(said.get("file_name")),
-        occurred_at=moment(message.get("created_at"), "created_at"),
-        metadata=_of(conversation),
+        context=foreign.conversation_context(
+            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
+        ),
+        source=foreign.label(attachment.get("file_name")),
+        occurred_at=foreign.moment(message.get("created_at"), "created_at"),
+        metadata=_metadata(conversation),
     )
 
 
-def _of(conversation: dict[str, Any]) -> dict[str, Any]:
-    return without_nothing({"title": conversation.get("name"), "conversation_id": conversation.get("uuid")})
+def _metadata(conversation: dict[str, Any]) -> dict[str, Any]:
+    return foreign.without_empty({"title": conversation.get("name"), "conversation_id": conversation.get("uuid")})
 
 
 def _context(conversation: dict[str, Any]) -> str | None:
-    title, known = label(conversation.get("name")) or "untitled", str(conversation.get("uuid") or "")
-    return label(f"{title[:60]} ({known[:8]})" if known else title)
+    title = foreign.label(conversation.get("name")) or "untitled"
+    return foreign.conversation_context(title, str(conversation.get("uuid") or ""))
 
 
-FORMAT = Format("claude", _matches, _read)
+FORMAT = Format("claude", lambda source: "chat_messages" in foreign.first(source.documents), _read)

@@ -1,4 +1,4 @@
-"""A folder of Markdown, text and code, or one such file: each file becomes a memory named by its path."""
+"""A folder of Markdown, text and code, or one such file. Each file becomes a memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from memory_core.records.memory import MemoryType
-from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source, label
+from memory_server.transfer import foreign
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _DOCUMENTS = ".md .markdown .mdx .rst .txt .text .org .adoc .tex .html .htm .csv .tsv"
 _CODE = (
@@ -19,7 +20,7 @@ KINDS: dict[str, MemoryType] = {
     **dict.fromkeys(_DOCUMENTS.split(), MemoryType.DOCUMENT),
     **dict.fromkeys(_CODE.split(), MemoryType.CODE),
 }
-_PASSED_OVER = {"node_modules", "__pycache__", "venv", "dist", "build", "target", "vendor"}
+_SKIPPED = {"node_modules", "__pycache__", "venv", "dist", "build", "target", "vendor"}
 
 
 def _matches(source: Source) -> bool:
@@ -31,7 +32,7 @@ def _read(source: Source) -> Iterator[Found]:
         yield from _file(source.path, source.path.name)
         return
     for folder, folders, names in os.walk(source.path):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _PASSED_OVER)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _SKIPPED)
         for name in sorted(names):
             path = Path(folder) / name
             if path.suffix.lower() in KINDS and not name.startswith(".") and not path.is_symlink():
@@ -55,7 +56,7 @@ def _file(path: Path, name: str) -> Iterator[Found]:
             content=content,
             memory_type=KINDS[path.suffix.lower()],
             tags=(path.suffix.lower()[1:],),
-            source=label(name),
+            source=foreign.label(name),
             occurred_at=changed,
         )
 

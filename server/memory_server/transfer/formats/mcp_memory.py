@@ -1,6 +1,6 @@
 """The reference memory server of the Model Context Protocol: `memory.jsonl`, a graph of entities and relations.
 
-Each observation of an entity becomes a memory, each relation one, and an entity without observations one.
+Each observation, each relation and each entity without observations becomes a memory.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
-from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source, gather, label, labels, text
+from memory_server.transfer import foreign
+from memory_server.transfer.foreign import Bad, Foreign, Format, Found, Source
 
 _KINDS = ("entity", "relation")
 _TAG = "knowledge-graph"
@@ -24,49 +25,51 @@ def _read(source: Source) -> Iterator[Found]:
     for number, line in source.lines():
         where = f"line {number}"
         try:
-            said: Any = json.loads(line)
+            record: Any = json.loads(line)
         except (ValueError, RecursionError):
             yield Bad(where, "it is not JSON")
             continue
-        kind = said.get("type") if isinstance(said, dict) else None
+        kind = record.get("type") if isinstance(record, dict) else None
         if kind == "relation":
-            yield from gather(where, said, partial(_relation, where=where))
+            yield from foreign.gather(where, record, _relation)
         elif kind == "entity":
-            yield from _entity(where, said)
+            yield from _entity(where, record)
         else:
             yield Bad(where, "it is neither an entity nor a relation")
 
 
-def _entity(where: str, said: dict[str, Any]) -> Iterator[Found]:
-    observations: Any = said.get("observations")
+def _entity(where: str, entity: dict[str, Any]) -> Iterator[Found]:
+    observations: Any = entity.get("observations")
     if not isinstance(observations, list):
-        yield Bad(where, "observations is no list")
+        yield Bad(where, "observations is not a list")
         return
     for observation in cast(list[Any], observations) or [None]:
-        yield from gather(where, said, partial(_observation, where=where, seen=observation))
+        yield from foreign.gather(where, entity, partial(_observation, observation=observation))
 
 
-def _observation(said: dict[str, Any], where: str, seen: Any) -> Foreign:
-    name, kind = text(said["name"], "name"), text(said["entityType"], "entityType")
-    content = f"{name} is a {kind}." if seen is None else f"{name}: {text(seen, 'an observation')}"
+def _observation(entity: dict[str, Any], where: str, observation: Any) -> Foreign:
+    name, kind = foreign.text(entity["name"], "name"), foreign.text(entity["entityType"], "entityType")
+    content = f"{name} is a {kind}."
+    if observation is not None:
+        content = f"{name}: {foreign.text(observation, 'an observation')}"
     return Foreign(
         where=where,
-        source_id=json.dumps(["entity", name, seen]),
+        source_id=json.dumps(["entity", name, observation]),
         content=content,
-        tags=labels([_TAG, kind]),
-        context=label(name),
+        tags=foreign.labels([_TAG, kind]),
+        context=foreign.label(name),
         metadata={"entity": name, "entity_type": kind},
     )
 
 
-def _relation(said: dict[str, Any], where: str) -> Foreign:
-    parts = [text(said[name], name) for name in ("from", "relationType", "to")]
+def _relation(relation: dict[str, Any], where: str) -> Foreign:
+    parts = [foreign.text(relation[name], name) for name in ("from", "relationType", "to")]
     return Foreign(
         where=where,
         source_id=json.dumps(["relation", *parts]),
         content=f"{parts[0]} {parts[1].replace('_', ' ')} {parts[2]}.",
-        tags=labels([_TAG, "relation"]),
-        context=label(parts[0]),
+        tags=foreign.labels([_TAG, "relation"]),
+        context=foreign.label(parts[0]),
         metadata=dict(zip(("from", "relation", "to"), parts, strict=True)),
     )
 

@@ -5,23 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, cast
 
 from memory_core.records.memory import MemoryType
-from memory_server.transfer.foreign import (
-    Foreign,
-    Format,
-    Found,
-    Source,
-    gather,
-    label,
-    labels,
-    moment,
-    records,
-    text,
-    without_nothing,
-)
+from memory_server.transfer import foreign
+from memory_server.transfer.foreign import Foreign, Format, Found, Source
 
 _KEY = "memories"
 _TYPES = {
@@ -38,28 +26,25 @@ def _matches(source: Source) -> bool:
 
 
 def _read(source: Source) -> Iterator[Found]:
-    for where, member in records(source.documents, _KEY):
-        yield from gather(where, member, partial(_memory, where=where))
+    return foreign.gather_records(source.documents, _KEY, _memory)
 
 
-def _memory(said: dict[str, Any], where: str) -> Foreign:
-    content, store = text(said["content"], "content"), str(said.get("store") or "default")
-    known = said.get("content_hash") or hashlib.sha256(content.encode()).hexdigest()
-    kind = said.get("memory_type")
-    metadata = said.get("metadata") or {}
+def _memory(memory: dict[str, Any], where: str) -> Foreign:
+    content, store = foreign.text(memory["content"], "content"), str(memory.get("store") or "default")
+    content_hash = memory.get("content_hash") or hashlib.sha256(content.encode()).hexdigest()
+    kind, metadata = memory.get("memory_type"), memory.get("metadata") or {}
     if not isinstance(metadata, dict):
-        raise ValueError("metadata is no object")
-    told = cast(dict[str, Any], metadata)
+        raise ValueError("metadata is not an object")
     return Foreign(
         where=where,
-        source_id=json.dumps([store, known]),
+        source_id=json.dumps([store, content_hash]),
         content=content,
         memory_type=_TYPES.get(str(kind), MemoryType.CONTEXT),
-        tags=labels(said.get("tags")),
-        context=None if store == "default" else label(store),
-        source=label(said.get("export_source")),
-        occurred_at=moment(said.get("created_at"), "created_at"),
-        metadata=without_nothing({**told, "memory_type": kind}),
+        tags=foreign.labels(memory.get("tags")),
+        context=None if store == "default" else foreign.label(store),
+        source=foreign.label(memory.get("export_source")),
+        occurred_at=foreign.moment(memory.get("created_at"), "created_at"),
+        metadata=foreign.without_empty({**cast(dict[str, Any], metadata), "memory_type": kind}),
     )
 
 
