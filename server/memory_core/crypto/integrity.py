@@ -42,7 +42,7 @@ class Integrity:
         self._signer = keyring.signer.id if keyring.signer else None
         self._keys: dict[str, bytes] = {}
         self._logged: set[tuple[str, str]] = set()
-        self.flaws = 0
+        self.failures = 0
         """Memories that failed their check, each counted once."""
         self._warned = False
 
