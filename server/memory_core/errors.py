@@ -102,11 +102,11 @@ class StoreUnavailable(MemoryServiceError, code="store_unavailable"):
     """Redis does not answer, is loading, or refuses. Nothing was changed."""
 
 
-class StoreRefused(StoreUnavailable, code="outcome_unknown"):
+class StoreRefused(StoreUnavailable):
     """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
-class OutcomeUnknown(MemoryServiceError):
+class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):
     """The connection broke after a write was sent. The write is applied in full or not at all."""
 
 

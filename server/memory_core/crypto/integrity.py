@@ -115,11 +115,6 @@ class Integrity:
         return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str) -> bytes:
-        """Return the signing key derived from a secret.
-
-        Raises:
-            KeyMissing: this process does not have the secret.
-        """
         if secret_id not in self._keys:
             self._keys[secret_id] = self._keyring.secret(secret_id).derive(_PURPOSE)
         return self._keys[secret_id]

@@ -115,11 +115,6 @@ def written(secret: Secret) -> str:
 
 
 def _masters(settings: Settings) -> list[Secret]:
-    """Read the master keys from the one setting that names them.
-
-    Raises:
-        UnsafeStart: several settings name them, or there is no key.
-    """
     sources = [settings.master_key, settings.master_key_file, settings.master_key_command]
     if sum(source is not None for source in sources) > 1:
         raise UnsafeStart("several of master_key, master_key_file and master_key_command are set", hint="keep one")
@@ -161,7 +156,6 @@ def _of_file(path: Path) -> str:
 
 
 def _of_command(command: str) -> str:
-    """Run a command without a shell and return its output."""
     try:
         done = subprocess.run(  # noqa: S603
             shlex.split(command), capture_output=True, timeout=COMMAND_SECONDS, check=True, stdin=subprocess.DEVNULL

@@ -37,13 +37,11 @@ class _Text(logging.Formatter):
         self._messages = messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one line, and the lines of an exception."""
         record.exc_text = None
         request = request_id.get()
         return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
 
     def formatException(self, ei: _ExcInfo) -> str:
-        """Format an exception and its causes."""
         return "\n".join(f"  {line}" for line in _describe(ei[1], self._messages))
 
 
@@ -53,7 +51,6 @@ class _Json(logging.Formatter):
         self._messages = messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one JSON object."""
         entry: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from memory_core.settings.group import SettingsGroup
+from memory_core.settings.groups import SettingsGroup
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -153,7 +153,6 @@ class Cluster(Redis):
         return [answer for answer in last if answer is not None]
 
     async def _answer_of_any(self, command: Command) -> Any:
-        """Ask the shards in turn until one answers."""
         *others, last = await self.shards()
         for shard in others:
             try:
@@ -202,11 +201,6 @@ class Cluster(Redis):
         return address
 
     async def _ask(self, error: redis_errors.AskError, asked: Address, command: Command) -> Any:
-        """Run a command on the node that its slot is moving to.
-
-        Raises:
-            redis.exceptions.AskError: the command needs the whole slot.
-        """
         args, options = command
         if str(args[0]).upper().startswith(_WHOLE_SLOT):
             raise error
@@ -227,12 +221,7 @@ class Cluster(Redis):
         return self._nodes[address]
 
     async def _learn(self, first: Address | None = None) -> None:
-        """Ask a node which master has which slots, if that may have changed. Asks a suspect node last.
-
-        Raises:
-            redis.exceptions.ConnectionError: no node answers.
-            UnsafeStart: this Redis is no cluster.
-        """
+        """Ask a node which master has which slots, if that may have changed. Asks a suspect node last."""
         if not self._is_stale:
             return
         async with self._learning:
@@ -285,14 +274,11 @@ class Cluster(Redis):
 
 
 class _ClusterPipeline(Pipeline):
-    """Collects commands and gives them to the cluster."""
-
     def __init__(self, cluster: Cluster, transaction: bool) -> None:
         super().__init__(cluster.connection_pool, {}, transaction, None)
         self._cluster = cluster
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Run the collected commands and return their answers in order."""
         commands: Any = list(self.command_stack)
         await self.reset()
         if not commands:

@@ -123,7 +123,6 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
 
 
 async def _known_fields(client: Client, alias: str) -> set[str] | None:
-    """Return the names of an index's fields; None if there is no index."""
     info = await _info(client, alias)
     return None if info is None else {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
 

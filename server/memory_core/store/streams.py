@@ -167,7 +167,6 @@ def entries(answer: Any) -> Iterator[tuple[bytes, bytes, Fields]]:
 
 
 def _trace(fields: Fields) -> str:
-    """Return the W3C `traceparent` of a message; empty if it has none."""
     return fields.get(b"trace", b"").decode("ascii", "replace")
 
 

@@ -235,11 +235,7 @@ async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _check_redis(settings: Settings) -> None:
-    """Fail at once if the configured Redis cannot be used; a server would wait for it to start.
-
-    Raises:
-        StoreUnavailable, UnsafeStart: it cannot be used.
-    """
+    """Fail at once if the configured Redis cannot be used; a server would wait for it to start."""
     url = lazy.connection.redis_url(settings)
     if url is None or settings.uses_config_default_redis:
         return

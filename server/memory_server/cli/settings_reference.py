@@ -117,7 +117,6 @@ def _origin(path: SettingPath, content: Mapping[str, Any]) -> Origin:
 
 
 def _in_group_variable(path: SettingPath, set_variables: Mapping[str, str]) -> bool:
-    """Whether the variable of one of the setting's groups contains it."""
     for depth in range(1, len(path)):
         text = set_variables.get(variable(path[:depth]))
         if text is not None and _holds(json.loads(text), path[depth:]):
@@ -134,7 +133,6 @@ def _holds(content: Any, path: SettingPath) -> bool:
 
 
 def _allowed(info: FieldInfo) -> str:
-    """Return the allowed values, from the declaration."""
     kinds = [kind for kind in get_args(info.annotation) or (info.annotation,) if kind is not type(None)]
     if get_origin(info.annotation) is Literal:
         return ", ".join(map(str, get_args(info.annotation)))

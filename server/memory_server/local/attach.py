@@ -172,7 +172,6 @@ async def _until_ready(paths: LocalPaths, launch: Launch, users: int, deadline: 
 
 
 async def _answering(paths: LocalPaths, launch: Launch, users: int, state: State) -> LocalRedis | None:
-    """Return the reference if Redis answers now."""
     # Importing redis-py takes .25 s; in a thread, so that the loop can answer a client meanwhile.
     await asyncio.to_thread(importlib.import_module, "redis.asyncio")
     password = password_of(paths)

@@ -48,6 +48,5 @@ def choose_port(last: Address | None) -> int:
 
 
 def _quote(value: str | Path) -> str:
-    """Quote a value for redis.conf."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n").replace("\r", "\\r") + '"'

@@ -167,7 +167,6 @@ class Supervisor:
             os.close(lock)
 
     async def _serve(self, redis: subprocess.Popen[bytes]) -> None:
-        """Record Redis as ready, and return when it has ended."""
         while await client.health(self._url) != "ready":
             if await self.children.exit_of(redis, 0.02) is not None:
                 log.error("Redis did not start: %s", log_tail(self.paths.redis_log, 1))

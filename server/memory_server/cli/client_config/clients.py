@@ -138,7 +138,6 @@ def _codex_entry(server: Server) -> dict[str, Any]:
 
 
 def _application_folder(environment: Environment) -> Path:
-    """Return the folder in which programs keep a user's settings."""
     if environment.platform == "darwin":
         return environment.home / "Library" / "Application Support"
     if environment.platform == "win32":

@@ -103,11 +103,6 @@ def read(file: Path) -> str | None:
 
 
 def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Return a JSON text with the entry. Other fields of an existing entry stay.
-
-    Raises:
-        ValueError: the text is not JSON, or a part of it is not an object.
-    """
     text = text if text.strip() else "{}\n"
     servers = _object(_object(json.loads(text), "the file").get(section, {}), section)
     earlier = _object(servers.get(name, {}), f"{section}.{name}")
@@ -116,11 +111,6 @@ def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _with_toml(text: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Return a TOML text with the entry. Other fields of an existing entry stay.
-
-    Raises:
-        ValueError: the text is not TOML, or a part of it is not a table.
-    """
     document = tomlkit.parse(text)
     section = SECTION[Client.CODEX]
     if section not in document:
@@ -144,7 +134,6 @@ def _object(value: Any, what: str) -> MutableMapping[str, Any]:
 
 
 def _back_up(file: Path) -> Path:
-    """Copy a file beside itself, under a new name."""
     stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
     while (backup := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")).exists():
         number += 1

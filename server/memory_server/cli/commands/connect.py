@@ -66,11 +66,7 @@ def connect(
 
 
 def _check(name: str, token_env: str | None, stdio: bool, url: str | None) -> None:
-    """Refuse values that would have another meaning in a file.
-
-    Raises:
-        InvalidArgument: one does, or a URL is given for a server that the client starts.
-    """
+    """Refuse values that would have another meaning in a file."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise InvalidArgument(f"--name {echo(name)} may contain only letters, digits, - and _")
     if token_env is not None and not (token_env.isidentifier() and token_env.isascii()):

@@ -13,7 +13,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
-from memory_core.settings.settings import DAY
+from memory_core.settings.groups import DAY
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.contract.stats import CacheFigures

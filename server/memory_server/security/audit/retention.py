@@ -9,7 +9,7 @@ from memory_core.records import redis_time
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_core.settings.audit import AuditSettings
+from memory_core.settings.groups import AuditSettings
 from memory_server.engine.backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal
