@@ -1,4 +1,4 @@
-"""What reaches the server before any tool does: where it listens, for whom, and how much, how well-formed it is."""
+"""Limits that apply before any tool runs: bind address, hosts and origins, body size, TLS and stdio lines."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ NAMED = {"allowed_hosts": ["memory.example", "exact.example:8443"], "allowed_ori
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server with tokens, names of its own and a small cap."""
+async def token_server(stack: Stack) -> AsyncGenerator[Server]:
+    """A server with tokens, allowed hosts and a small body limit."""
     options = NAMED | {"auth": {"mode": "tokens"}, "limits": {"body_bytes": BODY_BYTES}}
     async with in_own_task(serving(stack.redis.url, **options)) as server:
         yield server
 
 
-# Where it listens
+# Bind address
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ async def guarded(stack: Stack) -> AsyncGenerator[Server]:
     ],
 )
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "memory.example"])
-def test_listening_beyond_loopback_is_refused_while_anything_is_missing(
+def test_non_loopback_bind_is_refused_without_full_protection(
     host: str, settings: dict[str, Any], missing: str
 ) -> None:
     with pytest.raises(UnsafeStart, match=missing):
@@ -67,13 +67,13 @@ def test_listening_beyond_loopback_is_refused_while_anything_is_missing(
 
 
 @pytest.mark.parametrize("by_proxy", [True, False])
-def test_listening_beyond_loopback_is_fine_with_tokens_hosts_and_tls(by_proxy: bool, tmp_path: Path) -> None:
+def test_non_loopback_bind_is_allowed_with_tokens_hosts_and_tls(by_proxy: bool, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     safe: dict[str, Any] = {"behind_proxy": True} if by_proxy else {"tls_cert": cert, "tls_key": key}
     check_bind(Settings.load(host="0.0.0.0", auth={"mode": "tokens"}, allowed_hosts=["a.example"], **safe))
 
 
-# For whom
+# Hosts and origins
 
 
 @pytest.mark.parametrize(
@@ -94,49 +94,49 @@ def test_listening_beyond_loopback_is_fine_with_tokens_hosts_and_tls(by_proxy: b
         ({"Origin": "null"}, 403),
     ],
 )
-async def test_only_requests_for_its_own_names_from_allowed_pages_are_served(
-    guarded: Server, namespace: str, headers: dict[str, str], status: int
+async def test_only_allowed_hosts_and_origins_are_served(
+    token_server: Server, namespace: str, headers: dict[str, str], status: int
 ) -> None:
-    assert (await post(guarded, await issued(guarded, "alice", namespace), **headers)).status_code == status
+    assert (await post(token_server, await issued(token_server, "alice", namespace), **headers)).status_code == status
 
 
-async def test_a_server_without_names_serves_loopback_alone(server: Server) -> None:
+async def test_server_without_allowed_hosts_serves_only_loopback(server: Server) -> None:
     assert (await post(server, None)).status_code == 200
     assert (await post(server, None, Host="memory.example")).status_code == 421
     assert (await post(server, None, Origin="https://app.example")).status_code == 403
 
 
-# How much
+# Body size
 
 
-async def test_a_body_beyond_the_cap_is_refused_and_the_next_call_served(guarded: Server, namespace: str) -> None:
-    token = await issued(guarded, "alice", namespace)
+async def test_oversized_body_is_refused_and_the_next_call_served(token_server: Server, namespace: str) -> None:
+    token = await issued(token_server, "alice", namespace)
     large = tool_call("store_memory", content="x" * BODY_BYTES)
-    assert (await post(guarded, token, large)).status_code == 413
-    assert (await post(guarded, None, large)).status_code == 401
-    assert (await post(guarded, token)).status_code == 200
+    assert (await post(token_server, token, large)).status_code == 413
+    assert (await post(token_server, None, large)).status_code == 401
+    assert (await post(token_server, token)).status_code == 200
 
 
-async def test_a_body_without_a_length_is_capped_too(guarded: Server, namespace: str) -> None:
+async def test_body_without_content_length_is_also_capped(token_server: Server, namespace: str) -> None:
     async def pieces() -> AsyncGenerator[bytes]:
         for _ in range(BODY_BYTES // 100 + 2):
             yield b" " * 100
 
-    token = await issued(guarded, "alice", namespace)
+    token = await issued(token_server, "alice", namespace)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json", "Accept": "application/json"}
     async with httpx2.AsyncClient(headers=headers) as client:
-        assert (await client.post(f"{guarded.url}/mcp", content=pieces())).status_code == 413
+        assert (await client.post(f"{token_server.url}/mcp", content=pieces())).status_code == 413
 
 
 # TLS
 
 
-CLIENTS_KEEP = 5
-"""Seconds after which httpx closes a connection that idles."""
+CLIENT_KEEP_ALIVE = 5
+"""Seconds after which httpx closes an idle connection."""
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate of localhost that signs itself, and its key."""
+    """Create a self-signed certificate for localhost and its key."""
     key, name = generate_private_key(SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
     made = (
@@ -159,7 +159,7 @@ def certificate(folder: Path) -> tuple[Path, Path]:
 
 @asynccontextmanager
 async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGenerator[int]:
-    """Run a server in a process of its own; gives its port."""
+    """Run a server in its own process; yields its port."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "memory_server", "serve", "--port", str(port)),
@@ -177,7 +177,7 @@ async def _serve(stack: Stack, scheme: str = "http", **settings: str) -> AsyncGe
         await process.wait()
 
 
-async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tmp_path: Path) -> None:
+async def test_server_with_certificate_and_key_serves_https(stack: Stack, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     async with (
         _serve(stack, "https", MEMORY_TLS_CERT=str(cert), MEMORY_TLS_KEY=str(key)) as port,
@@ -186,10 +186,10 @@ async def test_with_certificate_and_key_the_server_speaks_https(stack: Stack, tm
         assert (await client.get(f"https://localhost:{port}/livez")).status_code == 200
 
 
-async def test_an_idle_connection_is_kept_for_longer_than_clients_keep_theirs(stack: Stack) -> None:
+async def test_server_keep_alive_outlasts_client_keep_alive(stack: Stack) -> None:
     async with _serve(stack) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for pause in (CLIENTS_KEEP + 1, 0):
+        for pause in (CLIENT_KEEP_ALIVE + 1, 0):
             writer.write(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
             await reader.read(1024)
@@ -202,26 +202,26 @@ async def test_an_idle_connection_is_kept_for_longer_than_clients_keep_theirs(st
 
 @dataclass
 class Pipe:
-    """A stdio server, spoken to in bytes."""
+    """A stdio server, addressed in raw bytes."""
 
     process: asyncio.subprocess.Process
 
-    async def say(self, line: bytes) -> None:
+    async def send(self, line: bytes) -> None:
         """Send a line."""
         assert self.process.stdin is not None
         self.process.stdin.write(line + b"\n")
         await self.process.stdin.drain()
 
-    async def hear(self) -> dict[str, Any]:
-        """Give the next message."""
+    async def receive(self) -> dict[str, Any]:
+        """Return the next message."""
         assert self.process.stdout is not None
         async with asyncio.timeout(20):
             return json.loads(await self.process.stdout.readline())
 
     async def ask(self, line: bytes) -> dict[str, Any]:
-        """Send a line and give the answer."""
-        await self.say(line)
-        return await self.hear()
+        """Send a line and return the answer."""
+        await self.send(line)
+        return await self.receive()
 
 
 @asynccontextmanager
@@ -236,7 +236,7 @@ async def stdio_server(redis_url: str) -> AsyncGenerator[Pipe]:
     try:
         pipe = Pipe(process)
         assert "result" in await pipe.ask(json.dumps(INITIALIZE).encode())
-        await pipe.say(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        await pipe.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         yield pipe
     finally:
         assert process.stdin is not None
@@ -251,13 +251,13 @@ async def pipe(stack: Stack) -> AsyncGenerator[Pipe]:
 
 
 BAD_LINES: dict[str, tuple[bytes, int, Any]] = {
-    "no JSON": (b"hello", -32700, None),
-    "half of JSON": (b'{"jsonrpc":"2.0","id":7,', -32700, None),
-    "no UTF-8": (b'{"jsonrpc":"2.0","id":7,"method":"\xff\xfe"}', -32700, None),
+    "not JSON": (b"hello", -32700, None),
+    "truncated JSON": (b'{"jsonrpc":"2.0","id":7,', -32700, None),
+    "not UTF-8": (b'{"jsonrpc":"2.0","id":7,"method":"\xff\xfe"}', -32700, None),
     "lone surrogate": (b'{"jsonrpc":"2.0","id":7,"method":"\\ud800"}', -32700, None),
     "too deep": (b"[" * 2000, -32700, None),
     "NUL": (b"\x00", -32700, None),
-    "no message": (b'{"id":7,"jsonrpc":"1.0","method":"ping"}', -32600, 7),
+    "not a message": (b'{"id":7,"jsonrpc":"1.0","method":"ping"}', -32600, 7),
     "a message without a method": (b'{"jsonrpc":"2.0","id":"seven"}', -32600, "seven"),
     "a number": (b"17", -32600, None),
     "a list": (b'[{"jsonrpc":"2.0","id":7,"method":"ping"}]', -32600, None),
@@ -267,7 +267,7 @@ BAD_LINES: dict[str, tuple[bytes, int, Any]] = {
 }
 
 
-async def test_each_bad_line_on_stdio_is_answered_and_the_server_lives_on(pipe: Pipe) -> None:
+async def test_invalid_stdio_line_is_answered_and_the_server_survives(pipe: Pipe) -> None:
     for number, (case, (line, code, about)) in enumerate(BAD_LINES.items(), start=100):
         answer = await pipe.ask(line)
         assert (answer["id"], answer["error"]["code"]) == (about, code), case
@@ -276,14 +276,14 @@ async def test_each_bad_line_on_stdio_is_answered_and_the_server_lives_on(pipe: 
         assert (await pipe.ask(ping))["id"] == number, case
 
 
-async def test_a_line_as_long_as_is_allowed_is_served_and_empty_lines_are_no_matter(pipe: Pipe) -> None:
+async def test_line_at_the_limit_is_served_and_empty_lines_are_ignored(pipe: Pipe) -> None:
     ping = b'{"jsonrpc":"2.0","id":1,"method":"ping"}'
-    await pipe.say(b"\r\n  ")
+    await pipe.send(b"\r\n  ")
     assert (await pipe.ask(ping.ljust(BODY_BYTES - 1)))["id"] == 1
 
 
-async def test_a_50_mb_line_takes_no_memory_to_speak_of(pipe: Pipe) -> None:
-    await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by its answer everything is imported
+async def test_50_mb_line_takes_little_memory(pipe: Pipe) -> None:
+    await pipe.ask(json.dumps(tool_call("gpu_status")).encode())  # by this answer all imports are done
     await pipe.ask(b"x" * (BODY_BYTES + 1))
     before = peak_of(pipe.process.pid)
     await pipe.ask(b"x" * 50_000_000)
@@ -291,6 +291,6 @@ async def test_a_50_mb_line_takes_no_memory_to_speak_of(pipe: Pipe) -> None:
 
 
 def peak_of(pid: int) -> int:
-    """Give the most memory that a process has had, in kB."""
+    """Return the peak memory of a process in kB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))

@@ -1,4 +1,4 @@
-"""Access tokens of an OAuth server: believed when they are signed by its key, for this server, now; else never."""
+"""OAuth access tokens are accepted only if signed by the issuer's key, for this server and not expired."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ ISSUER, AUDIENCE = "https://login.example", "https://memory.example/mcp"
 
 @dataclass
 class Issuer:
-    """An OAuth server, as far as its keys go."""
+    """The keys of an OAuth server."""
 
     rsa: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
     ec: Any = field(default_factory=lambda: new_ec_key(SECP256R1()))
     stranger: RSAPrivateKey = field(default_factory=lambda: new_rsa_key(65537, 2048))
 
     def jwks(self) -> str:
-        """Give the public keys."""
+        """Return the public keys."""
         rsa = json.loads(RSAAlgorithm.to_jwk(self.rsa.public_key())) | {"kid": "rsa", "use": "sig", "alg": "RS256"}
         ec = json.loads(ECAlgorithm.to_jwk(self.ec.public_key())) | {"kid": "ec", "use": "sig", "alg": "ES256"}
         return json.dumps({"keys": [rsa, ec]})
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """Give good claims, changed; None takes one out."""
+        """Return valid claims with changes; None removes a claim."""
         now = int(time.time())
         good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "exp": now + 600, "nbf": now - 1, "scope": "read write"}
         return {name: value for name, value in (good | changes).items() if value is not None}
@@ -60,7 +60,7 @@ class Issuer:
         return jwt.encode(self.claims(**changes), key or self.rsa, algorithm=algorithm, headers=headers)
 
     def signed_by_hand(self, header: dict[str, Any], key: bytes) -> str:
-        """Make a token that PyJWT would refuse to make."""
+        """Create a token that PyJWT refuses to create."""
         head, body = (_base64(json.dumps(part).encode()) for part in (header, self.claims()))
         signature = hmac.digest(key, f"{head}.{body}".encode(), hashlib.sha256) if key else b""
         return f"{head}.{body}.{_base64(signature)}"
@@ -80,8 +80,10 @@ def settings_of(jwks: str) -> dict[str, Any]:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Server]:
-    """A server that takes the issuer's tokens."""
+async def oauth_server(
+    stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncGenerator[Server]:
+    """A server that accepts the issuer's tokens."""
     path = tmp_path_factory.mktemp("oauth") / "jwks.json"
     path.write_text(issuer.jwks())
     auth = settings_of(str(path))
@@ -89,44 +91,44 @@ async def guarded(stack: Stack, issuer: Issuer, tmp_path_factory: pytest.TempPat
         yield server
 
 
-# Tokens that are believed
+# Accepted tokens
 
 
-async def test_agent_namespace_and_scopes_come_from_the_claims(guarded: Server, issuer: Issuer, namespace: str) -> None:
+async def test_agent_namespace_and_scopes_come_from_the_claims(
+    oauth_server: Server, issuer: Issuer, namespace: str
+) -> None:
     token = issuer.token(namespace=namespace)
-    async with guarded.agent("alice", namespace, token=token) as agent:
+    async with oauth_server.agent("alice", namespace, token=token) as agent:
         assert (await agent.call("retrieve_memory", memory_id=await agent.store("Mine.")))["memory"][
             "writer"
         ] == "alice"
         with pytest.raises(Refused, match="scope tasks"):
             await agent.call("get_pending_tasks")
-    async with guarded.agent("bob", namespace, token=token) as agent:
+    async with oauth_server.agent("bob", namespace, token=token) as agent:
         with pytest.raises(Refused, match="not that of your token"):
             await agent.call("memory_stats")
 
 
-async def test_a_token_without_namespace_is_for_the_servers_own(guarded: Server, issuer: Issuer) -> None:
-    async with guarded.agent("alice", "oauth", token=issuer.token()) as agent:
+async def test_token_without_namespace_uses_the_servers_namespace(oauth_server: Server, issuer: Issuer) -> None:
+    async with oauth_server.agent("alice", "oauth", token=issuer.token()) as agent:
         await agent.call("memory_stats")
 
 
-async def test_keys_of_other_kinds_scopes_as_a_list_and_several_audiences_are_fine(
-    guarded: Server, issuer: Issuer
-) -> None:
+async def test_other_key_types_scope_lists_and_audiences_are_accepted(oauth_server: Server, issuer: Issuer) -> None:
     by_ec = issuer.token(kid="ec", key=issuer.ec, algorithm="ES256")
     as_list = issuer.token(scope=None, scp=["read", "openid"], aud=["https://else.example", AUDIENCE])
-    assert [(await post(guarded, token)).status_code for token in (by_ec, as_list)] == [200, 200]
+    assert [(await post(oauth_server, token)).status_code for token in (by_ec, as_list)] == [200, 200]
 
 
-async def test_clients_are_told_where_tokens_come_from(guarded: Server) -> None:
-    refused = await post(guarded, None)
+async def test_metadata_names_the_authorization_server(oauth_server: Server) -> None:
+    refused = await post(oauth_server, None)
     assert "resource_metadata=" in refused.headers["www-authenticate"]
     async with httpx2.AsyncClient() as client:
-        told = (await client.get(f"{guarded.url}/.well-known/oauth-protected-resource/mcp")).json()
-    assert (told["resource"], told["authorization_servers"]) == (AUDIENCE, [ISSUER])
+        metadata = (await client.get(f"{oauth_server.url}/.well-known/oauth-protected-resource/mcp")).json()
+    assert (metadata["resource"], metadata["authorization_servers"]) == (AUDIENCE, [ISSUER])
 
 
-async def test_on_stdio_such_a_token_is_checked_too(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
+async def test_oauth_token_is_checked_on_stdio(stack: Stack, issuer: Issuer, tmp_path: Path) -> None:
     path = tmp_path / "jwks.json"
     path.write_text(issuer.jwks())
     auth = json.dumps(settings_of(str(path)))
@@ -137,7 +139,7 @@ async def test_on_stdio_such_a_token_is_checked_too(stack: Stack, issuer: Issuer
         assert (answer.structured_content or {}).get("error", {}).get("code") == code
 
 
-# Tokens that are not
+# Refused tokens
 
 
 BAD_CLAIMS: dict[str, dict[str, Any]] = {
@@ -150,18 +152,18 @@ BAD_CLAIMS: dict[str, dict[str, Any]] = {
     "no issuer": {"iss": None},
     "no scope": {"scope": None},
     "only unknown scopes": {"scope": "openid profile"},
-    "scope of a strange kind": {"scope": {"read": True}},
+    "scope of the wrong type": {"scope": {"read": True}},
     "no agent": {"sub": None},
-    "agent that is no name": {"sub": "Alice Smith"},
+    "invalid agent name": {"sub": "Alice Smith"},
     "agent with a colon": {"sub": "a}:b"},
-    "namespace that is no name": {"namespace": "*"},
-    "namespace that is no text": {"namespace": 7},
+    "invalid namespace name": {"namespace": "*"},
+    "namespace that is not text": {"namespace": 7},
 }
 
 
 @pytest.mark.parametrize("case", BAD_CLAIMS)
-async def test_a_token_with_wrong_claims_is_refused(guarded: Server, issuer: Issuer, case: str) -> None:
-    assert (await post(guarded, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
+async def test_token_with_wrong_claims_is_refused(oauth_server: Server, issuer: Issuer, case: str) -> None:
+    assert (await post(oauth_server, issuer.token(**BAD_CLAIMS[case]))).status_code == 401
 
 
 def forged(issuer: Issuer) -> dict[str, str]:
@@ -192,10 +194,10 @@ def forged(issuer: Issuer) -> dict[str, str]:
     }
 
 
-async def test_a_forged_token_is_refused_like_an_expired_one(guarded: Server, issuer: Issuer) -> None:
-    expired = await post(guarded, issuer.token(exp=1))
+async def test_forged_token_is_refused_like_an_expired_one(oauth_server: Server, issuer: Issuer) -> None:
+    expired = await post(oauth_server, issuer.token(exp=1))
     for case, token in forged(issuer).items():
-        answer = await post(guarded, token)
+        answer = await post(oauth_server, token)
         assert (answer.status_code, answer.text) == (401, expired.text), case
 
 
@@ -204,7 +206,7 @@ async def test_a_forged_token_is_refused_like_an_expired_one(guarded: Server, is
 
 @dataclass
 class Published:
-    """The issuer's keys on the web."""
+    """The issuer's keys, served over HTTP."""
 
     url: str
     body: str
@@ -221,7 +223,7 @@ def published(issuer: Issuer) -> Generator[Published]:
             self.wfile.write(found.body.encode())
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     found = Published(f"http://127.0.0.1:{server.server_port}/jwks", issuer.jwks())
@@ -233,7 +235,7 @@ def published(issuer: Issuer) -> Generator[Published]:
     server.server_close()
 
 
-async def test_keys_are_fetched_by_the_first_token_and_kept_whatever_keys_tokens_name(
+async def test_keys_are_fetched_once_whatever_key_ids_tokens_name(
     stack: Stack, issuer: Issuer, published: Published
 ) -> None:
     async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
@@ -245,9 +247,7 @@ async def test_keys_are_fetched_by_the_first_token_and_kept_whatever_keys_tokens
         assert published.asked == 1
 
 
-async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
-    stack: Stack, issuer: Issuer, published: Published
-) -> None:
+async def test_without_issuer_keys_callers_must_retry_later(stack: Stack, issuer: Issuer, published: Published) -> None:
     published.body = ""
     async with serving(stack.redis.url, auth=settings_of(published.url)) as server:
         answer = await post(server, issuer.token())
@@ -259,7 +259,7 @@ async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"issuer": None}, "needs issuer"),
         ({"audience": None}, "needs audience"),
@@ -268,6 +268,6 @@ async def test_without_the_issuers_keys_nobody_is_let_in_and_told_to_come_back(
         ({"issuer": "login"}, "must be a URL"),
     ],
 )
-def test_half_of_the_oauth_settings_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match=said):
+def test_incomplete_oauth_settings_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=message):
         Settings.load(auth=settings_of(str(tmp_path / "jwks.json")) | change)

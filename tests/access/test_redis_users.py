@@ -1,6 +1,6 @@
-"""The users of redis/users.acl may do what the product needs, and nothing beyond it.
+"""The users of redis/users.acl have exactly the permissions that the product needs.
 
-The stack that all tests share runs under them, and its fixture looks for refusals at the end.
+The shared stack of all tests runs under these users; its fixture checks for denials at the end.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from memory_core.store.functions import load_library
 from memory_server.operations.sweeper import sweep
 
 USERS = (SERVER, SIDECAR, MIGRATE)
-FOR_NOBODY = (
+FORBIDDEN_TO_ALL = (
     "FLUSHALL|FLUSHDB|KEYS rm:*|SHUTDOWN NOSAVE|REPLICAOF NO ONE|MONITOR|RANDOMKEY|WAIT 0 1|SYNC|SWAPDB 0 1|"
     "CONFIG SET dir /tmp|CONFIG GET requirepass|CONFIG REWRITE|DEBUG SLEEP 0|MODULE LOAD /tmp/x.so|"
     "EVAL return 0|EVALSHA 0 0|SCRIPT LOAD return|FUNCTION FLUSH|FUNCTION DELETE rm1|FUNCTION KILL|"
     "ACL WHOAMI|ACL LIST|ACL SETUSER x on|CLIENT KILL ID 1|CLIENT LIST|CLIENT PAUSE 1|FT.CONFIG SET TIMEOUT 1|"
     "PUBLISH rm:x 1|SUBSCRIBE rm:x|GET other:1|SET other:1 x|HGETALL other:1|DEL other:1|MIGRATE h 1 k 0 1|DUMP rm:x"
 ).split("|")
-FOR_SERVER_ALONE = (
+SERVER_ONLY = (
     "FT.SEARCH rm:{team}:idx:memory *|FT.CREATE x SCHEMA y TEXT|FT.DROPINDEX x|FUNCTION LOAD x|FUNCTION LIST|"
     "SADD rm:namespaces x|XADD rm:bell:{0} * a b|HSET rm:{team}:meta model x|HSET rm:{team}:grant:x a b|"
     "HSET rm:{team}:task:x a b|HSET rm:{team}:agent:alice id x|HSET rm:{team}:owner:x agent mallory|"
@@ -42,34 +42,34 @@ FOR_SERVER_ALONE = (
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def guarded(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
-    """A Redis with one namespace and somebody else's hash, on which refusals may be provoked."""
+async def acl_redis(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
+    """A Redis with one namespace and a foreign hash, where tests may provoke denials."""
     redis = RedisServer(tmp_path_factory.mktemp("guarded"))
     redis.start()
     try:
-        async with connect(redis.url) as almighty:
-            await Team(almighty, "fake", 16).open()
-            await almighty.hset("other:1", "text", "payroll")
+        async with connect(redis.url) as admin:
+            await Team(admin, "fake", 16).open()
+            await admin.hset("other:1", "text", "payroll")
         yield redis
     finally:
         redis.kill()
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def as_server(guarded: RedisServer) -> AsyncGenerator[Client]:
-    """Redis as the server sees it."""
-    async with connect(guarded.url_of(SERVER)) as client:
+async def as_server(acl_redis: RedisServer) -> AsyncGenerator[Client]:
+    """Redis under the server's user."""
+    async with connect(acl_redis.url_of(SERVER)) as client:
         yield client
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def as_sidecar(guarded: RedisServer) -> AsyncGenerator[Client]:
-    """Redis as a sidecar sees it."""
-    async with connect(guarded.url_of(SIDECAR)) as client:
+async def as_sidecar(acl_redis: RedisServer) -> AsyncGenerator[Client]:
+    """Redis under the sidecar's user."""
+    async with connect(acl_redis.url_of(SIDECAR)) as client:
         yield client
 
 
-async def test_all_of_the_product_works_and_nothing_is_refused(
+async def test_whole_product_runs_without_acl_denials(
     stack: Stack, server: Server, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     waited = await alice.store("The owl is grey.", wait=True, idempotency_key="owl")
@@ -107,46 +107,46 @@ async def test_all_of_the_product_works_and_nothing_is_refused(
 
 
 @pytest.mark.parametrize("user", USERS)
-async def test_what_endangers_redis_or_others_is_refused(guarded: RedisServer, user: str) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, "default", FOR_NOBODY) == list(FOR_NOBODY)
-        assert await allowed(almighty, user, FOR_NOBODY) == []
+async def test_dangerous_commands_are_refused(acl_redis: RedisServer, user: str) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, "default", FORBIDDEN_TO_ALL) == list(FORBIDDEN_TO_ALL)
+        assert await allowed(admin, user, FORBIDDEN_TO_ALL) == []
 
 
-async def test_a_sidecar_may_touch_only_what_is_about_vectors(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, SIDECAR, FOR_SERVER_ALONE) == []
+async def test_sidecar_user_has_only_vector_permissions(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, SIDECAR, SERVER_ONLY) == []
 
 
-async def test_migrations_may_not_run_functions_that_the_server_loaded(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
-        assert await allowed(almighty, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
-    async with connect(guarded.url_of(MIGRATE)) as client:
+async def test_migration_user_cannot_run_functions_loaded_by_the_server(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
+        assert await allowed(admin, MIGRATE, ["FCALL rm1_owner 0", "CLIENT UNBLOCK 1"]) == []
+    async with connect(acl_redis.url_of(MIGRATE)) as client:
         await check_server(client)
         assert await load_library(client) is False
 
 
-async def test_a_function_has_the_rights_of_its_caller(guarded: RedisServer, as_sidecar: Client) -> None:
+async def test_function_runs_with_its_callers_permissions(acl_redis: RedisServer, as_sidecar: Client) -> None:
     code = (
         "#!lua name=sly\nredis.register_function('sly', "
         "function(keys, args) return redis.call('SET', 'rm:sweeper', 'x') end)"
     )
-    async with connect(guarded.url) as almighty:
-        await almighty.function_load(code, replace=True)
-        assert await almighty.execute_command("FCALL", "sly", 0) == b"OK"
+    async with connect(acl_redis.url) as admin:
+        await admin.function_load(code, replace=True)
+        assert await admin.execute_command("FCALL", "sly", 0) == b"OK"
         with pytest.raises(redis_errors.ResponseError, match="ACL failure in script"):
             await as_sidecar.execute_command("FCALL", "sly", 0)
 
 
-async def test_a_stolen_sidecar_can_read_and_spoil_memories_of_every_namespace(as_sidecar: Client) -> None:
-    """What it needs to do its work cannot be told from misuse; docs/decisions/0011 says so."""
+async def test_compromised_sidecar_can_read_and_damage_every_namespace(as_sidecar: Client) -> None:
+    """ACLs cannot separate a sidecar's normal work from misuse; see docs/decisions/0011."""
     memory = Keys("elsewhere").memory("x")
     await as_sidecar.hset(memory, "content", "spoilt")
     assert await as_sidecar.hget(memory, "content") == b"spoilt"
 
 
-async def test_the_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> None:
-    """Why nothing else may live in this Redis; when this fails, the Query Engine has learned better: say so."""
+async def test_query_engine_reads_beyond_the_key_patterns(as_server: Client) -> None:
+    """This is why the Redis must hold no other data. If it fails, the Query Engine now checks keys: update the docs."""
     with pytest.raises(redis_errors.NoPermissionError):
         await as_server.hget("other:1", "text")
     create = "FT.CREATE rm:spy ON HASH PREFIX 1 other: SCHEMA text TEXT"
@@ -158,30 +158,30 @@ async def test_the_query_engine_reads_beyond_the_key_patterns(as_server: Client)
     await wait_until(found)
 
 
-async def test_the_start_up_checks_ask_for_nothing_that_is_refused(guarded: RedisServer) -> None:
-    async with connect(guarded.url) as almighty:
+async def test_startup_checks_need_no_denied_command(acl_redis: RedisServer) -> None:
+    async with connect(acl_redis.url) as admin:
         for user in USERS:
-            await almighty.acl_log_reset()
-            async with connect(guarded.url_of(user)) as client:
+            await admin.acl_log_reset()
+            async with connect(acl_redis.url_of(user)) as client:
                 await check_server(client)
-            assert await denials(almighty) == set()
+            assert await denials(admin) == set()
 
 
-async def test_the_file_as_it_is_shipped_lets_nobody_in(tmp_path: Path) -> None:
+async def test_shipped_acl_file_lets_no_user_in(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.acl_file.write_text(resource("redis/users.acl").read_text())
     with pytest.raises(AssertionError):
         redis.start()
 
 
-async def test_without_a_user_nothing_can_be_done(tmp_path: Path) -> None:
+async def test_default_user_can_do_nothing(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.acl_file.write_text(acl_text())
     redis.start()
     try:
-        async with connect(redis.url) as nobody:
+        async with connect(redis.url) as client:
             with pytest.raises(StoreUnavailable, match="user or password"):
-                await check_server(nobody)
+                await check_server(client)
         async with connect(redis.url_of(SERVER).replace("password-of", "guess-at")) as stranger:
             with pytest.raises(StoreUnavailable, match="user or password"):
                 await check_server(stranger)
@@ -197,7 +197,7 @@ def test_every_command_is_named() -> None:
     assert words.count("-@all") == words.count("resetchannels") == words.count("user")
 
 
-async def allowed(almighty: Client, user: str, commands: Sequence[str]) -> list[str]:
-    """Give those of some commands that a user would not be refused."""
-    verdicts = [await almighty.execute_command("ACL", "DRYRUN", user, *command.split()) for command in commands]
+async def allowed(admin: Client, user: str, commands: Sequence[str]) -> list[str]:
+    """Return the commands that a user may run."""
+    verdicts = [await admin.execute_command("ACL", "DRYRUN", user, *command.split()) for command in commands]
     return [command for command, verdict in zip(commands, verdicts, strict=True) if verdict == b"OK"]

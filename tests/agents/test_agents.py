@@ -1,4 +1,4 @@
-"""Agents say who they are and that they live; one that falls silent loses its work to others, with a handoff."""
+"""Registration, heartbeats and routing; a silent agent's work moves to others with a handoff."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 from support.sharing_helpers import refusal
 from support.stack import Agent, Server, Stack, in_own_task
+from support.task_helpers import state
 from support.team_helpers import (
     HEARTBEAT,
     claim,
@@ -17,7 +18,6 @@ from support.team_helpers import (
     fall_silent,
     register,
     shown,
-    state_of,
     submit,
     sweep,
 )
@@ -28,12 +28,12 @@ from memory_core.records.keys import Keys
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def boss(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Somebody who has work done and does none."""
+    """An agent that submits tasks and takes none."""
     async with in_own_task(server.agent("boss", namespace)) as agent:
         yield agent
 
 
-async def test_registering_tells_the_profile_and_how_to_stay_alive(alice: Agent) -> None:
+async def test_register_returns_the_profile_and_heartbeat_instructions(alice: Agent) -> None:
     answer = await alice.call(
         "register_agent",
         agent_type="claude",
@@ -60,7 +60,7 @@ async def test_registering_tells_the_profile_and_how_to_stay_alive(alice: Agent)
     assert await shown(alice, "alice") == answer["agent"]
 
 
-async def test_every_type_of_agent_can_register_and_be_listed(alice: Agent, bob: Agent) -> None:
+async def test_each_agent_type_can_register_and_be_listed(alice: Agent, bob: Agent) -> None:
     for agent_type in AgentType:
         await register(alice, agent_type=agent_type)
         await register(bob, agent_type="custom" if agent_type != "custom" else "claude")
@@ -68,7 +68,7 @@ async def test_every_type_of_agent_can_register_and_be_listed(alice: Agent, bob:
         assert (found["agent_id"], found["agent_type"]) == ("alice", agent_type)
 
 
-async def test_registering_again_replaces_the_profile_and_keeps_the_memories(alice: Agent) -> None:
+async def test_registering_again_replaces_profile_and_keeps_memories(alice: Agent) -> None:
     await register(alice, agent_type="claude", capabilities=["python"], description="old")
     memory = await alice.store("Kept across registrations.")
     answer = await alice.call("register_agent", agent_type="gemini", capabilities=["rust"])
@@ -78,7 +78,7 @@ async def test_registering_again_replaces_the_profile_and_keeps_the_memories(ali
     await alice.call("update_memory", memory_id=memory, content="Kept and changed.")
 
 
-async def test_lists_may_come_as_text(alice: Agent, bob: Agent) -> None:
+async def test_lists_are_accepted_as_text(alice: Agent, bob: Agent) -> None:
     await register(bob, capabilities=["python"])
     for wanted in (["python", "sql"], '["python", "sql"]', "python, SQL"):
         await register(alice, capabilities=wanted)
@@ -92,11 +92,11 @@ BAD_PROFILES: dict[str, dict[str, Any]] = {
     "empty capability": {"capabilities": ["  "]},
     "capability that is too long": {"capabilities": ["x" * 257]},
     "too many capabilities": {"capabilities": [f"c{number}" for number in range(65)]},
-    "capabilities that are no texts": {"capabilities": [1, {}]},
+    "capabilities that are not texts": {"capabilities": [1, {}]},
     "heartbeats too often": {"heartbeat_seconds": 0.1},
-    "heartbeats too seldom": {"heartbeat_seconds": 3601},
-    "heartbeat that is no number": {"heartbeat_seconds": "NaN"},
-    "no task at a time": {"max_tasks": 0},
+    "heartbeats too rare": {"heartbeat_seconds": 3601},
+    "heartbeat that is not a number": {"heartbeat_seconds": "NaN"},
+    "zero tasks at a time": {"max_tasks": 0},
     "too many tasks at a time": {"max_tasks": 1001},
     "half a task": {"max_tasks": 1.5},
     "negative window": {"context_window": -1},
@@ -107,33 +107,33 @@ BAD_PROFILES: dict[str, dict[str, Any]] = {
 }
 
 
-async def test_a_bad_profile_is_refused_and_registers_nobody(alice: Agent) -> None:
+async def test_invalid_profile_is_refused_and_not_registered(alice: Agent) -> None:
     for why, profile in BAD_PROFILES.items():
         code, _ = await refusal(alice, "register_agent", **profile)
         assert code == "invalid_argument", why
     assert (await alice.call("list_agents", alive_only=False))["agents"] == []
 
 
-BAD_SIGNS: dict[str, dict[str, Any]] = {
-    "says that it is dead": {"status": "dead"},
+BAD_HEARTBEATS: dict[str, dict[str, Any]] = {
+    "reports itself dead": {"status": "dead"},
     "unknown status": {"status": "bored"},
     "load above 1": {"load": 1.5},
     "load below 0": {"load": -0.1},
     "too many tokens": {"lease_tokens": [f"t{number}" for number in range(1001)]},
-    "metrics that are no object": {"metrics": [1]},
+    "metrics that are not an object": {"metrics": [1]},
     "metrics too large": {"metrics": {"log": "x" * 20_000}},
 }
 
 
-async def test_a_bad_heartbeat_is_refused(alice: Agent) -> None:
+async def test_invalid_heartbeat_is_refused(alice: Agent) -> None:
     await register(alice)
-    for why, said in BAD_SIGNS.items():
-        code, _ = await refusal(alice, "update_agent_heartbeat", **said)
+    for why, arguments in BAD_HEARTBEATS.items():
+        code, _ = await refusal(alice, "update_agent_heartbeat", **arguments)
         assert code == "invalid_argument", why
     assert (await shown(alice, "alice"))["status"] == "active"
 
 
-async def test_nobody_acts_for_another_agent(alice: Agent, bob: Agent) -> None:
+async def test_agent_cannot_act_for_another(alice: Agent, bob: Agent) -> None:
     await register(bob)
     for tool in ("register_agent", "unregister_agent", "update_agent_heartbeat", "get_pending_tasks"):
         for name in ("bob", "never-heard-of", "Not A Name"):
@@ -144,7 +144,7 @@ async def test_nobody_acts_for_another_agent(alice: Agent, bob: Agent) -> None:
     assert (await register(alice, agent_id="alice"))["agent_id"] == "alice"
 
 
-async def test_who_is_not_registered_has_no_work_and_no_heartbeat(alice: Agent, bob: Agent) -> None:
+async def test_unregistered_agent_gets_no_work_and_no_heartbeat(alice: Agent, bob: Agent) -> None:
     for tool in ("update_agent_heartbeat", "get_pending_tasks", "unregister_agent"):
         code, text = await refusal(alice, tool)
         assert code == "not_found"
@@ -154,9 +154,7 @@ async def test_who_is_not_registered_has_no_work_and_no_heartbeat(alice: Agent, 
     assert "list_agents" in text
 
 
-async def test_a_heartbeat_renews_the_lease_that_its_token_holds_and_tells_the_lost_ones(
-    boss: Agent, alice: Agent
-) -> None:
+async def test_heartbeat_renews_its_lease_and_reports_lost_ones(boss: Agent, alice: Agent) -> None:
     await register(alice, max_tasks=2)
     ids = [(await submit(boss, f"Job {number}"))["task_id"] for number in range(2)]
     first, second = await claim(alice), await claim(alice)
@@ -174,7 +172,7 @@ async def test_a_heartbeat_renews_the_lease_that_its_token_holds_and_tells_the_l
     assert (found["status"], found["load"], found["open_tasks"]) == ("busy", 0.7, 1)
 
 
-async def test_no_heartbeat_renews_anothers_lease(boss: Agent, alice: Agent, bob: Agent) -> None:
+async def test_heartbeat_cannot_renew_another_agents_lease(boss: Agent, alice: Agent, bob: Agent) -> None:
     await register(alice)
     await register(bob)
     await submit(boss, assign_to="alice")
@@ -184,7 +182,7 @@ async def test_no_heartbeat_renews_anothers_lease(boss: Agent, alice: Agent, bob
     assert (await alice.call("get_task", task_id=task["task_id"]))["task"]["lease_until"] == task["lease_until"]
 
 
-async def test_a_heartbeat_tells_what_waits(boss: Agent, alice: Agent) -> None:
+async def test_heartbeat_reports_waiting_work(boss: Agent, alice: Agent) -> None:
     await register(alice, capabilities=["sweep"])
     for _ in range(3):
         await submit(boss, required_capabilities=["sweep"])
@@ -192,7 +190,7 @@ async def test_a_heartbeat_tells_what_waits(boss: Agent, alice: Agent) -> None:
     assert (await alice.call("update_agent_heartbeat"))["pending_tasks"] == 3
 
 
-async def test_the_tasks_of_a_silent_agent_go_to_others_within_one_sweep_and_without_keyspace_events(
+async def test_tasks_of_a_silent_agent_move_to_others_within_one_sweep(
     server: Server, stack: Stack, namespace: str, boss: Agent, alice: Agent, bob: Agent
 ) -> None:
     assert list((await stack.client.config_get("notify-keyspace-events")).values()) == [""]
@@ -216,11 +214,11 @@ async def test_the_tasks_of_a_silent_agent_go_to_others_within_one_sweep_and_wit
     assert (untouched["attempt"], untouched["earlier_failures"]) == (1, [])
     code, _ = await refusal(alice, "complete_task", task_id=task["task_id"], lease_token=task["lease_token"])
     assert code == "lease_lost"
-    assert await state_of(boss, task["task_id"]) == "leased"
+    assert await state(boss, task["task_id"]) == "leased"
 
 
 @pytest.mark.parametrize("sign", ["update_agent_heartbeat", "get_pending_tasks", "register_agent"])
-async def test_a_dead_agent_that_calls_again_lives_and_gets_work(
+async def test_dead_agent_that_calls_again_gets_work(
     server: Server, stack: Stack, namespace: str, boss: Agent, alice: Agent, sign: str
 ) -> None:
     await register(alice, heartbeat_seconds=HEARTBEAT)
@@ -235,7 +233,7 @@ async def test_a_dead_agent_that_calls_again_lives_and_gets_work(
     assert await stack.client.xlen(Keys(namespace).inbox("alice")) == 1
 
 
-async def test_the_listing_leaves_out_the_dead_unless_asked(boss: Agent, alice: Agent, bob: Agent) -> None:
+async def test_listing_omits_dead_agents_unless_asked(boss: Agent, alice: Agent, bob: Agent) -> None:
     await register(alice, heartbeat_seconds=HEARTBEAT)
     await register(bob)
     await fall_silent(boss, "alice")
@@ -244,7 +242,7 @@ async def test_the_listing_leaves_out_the_dead_unless_asked(boss: Agent, alice: 
     assert (found["status"], found["alive"]) == ("dead", False)
 
 
-async def test_a_draining_agent_ends_what_it_has_and_gets_no_more(boss: Agent, alice: Agent, bob: Agent) -> None:
+async def test_draining_agent_finishes_its_tasks_and_gets_no_more(boss: Agent, alice: Agent, bob: Agent) -> None:
     await register(alice, max_tasks=3)
     await submit(boss)
     task = await claim(alice)
@@ -262,20 +260,20 @@ async def test_a_draining_agent_ends_what_it_has_and_gets_no_more(boss: Agent, a
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def abe(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Whoever is chosen when all else is equal: by the name."""
+    """The agent chosen when all else is equal, by name."""
     async with in_own_task(server.agent("abe", namespace)) as agent:
         yield agent
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def zoe(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Whoever is chosen only for a reason."""
+    """The agent chosen only when it ranks higher."""
     async with in_own_task(server.agent("zoe", namespace)) as agent:
         yield agent
 
 
 async def _chosen(server: Server, boss: Agent, description: str = "Sweep the floor.", **how: Any) -> str:
-    """Give who gets a task; the task is cancelled, so that it weighs on nobody."""
+    """Return the agent that gets a task; the task is then cancelled, so that it adds no load."""
     service = await server.runtime.service()
     service.rosters.clear()
     answer = await submit(boss, description, **how)
@@ -285,7 +283,7 @@ async def _chosen(server: Server, boss: Agent, description: str = "Sweep the flo
     return answer["assigned_to"]
 
 
-async def test_the_agent_with_more_room_is_chosen(server: Server, boss: Agent, abe: Agent, zoe: Agent) -> None:
+async def test_agent_with_more_capacity_is_chosen(server: Server, boss: Agent, abe: Agent, zoe: Agent) -> None:
     await register(abe, max_tasks=2)
     await register(zoe, max_tasks=2)
     assert await _chosen(server, boss) == "abe"
@@ -293,7 +291,7 @@ async def test_the_agent_with_more_room_is_chosen(server: Server, boss: Agent, a
     assert await _chosen(server, boss) == "zoe"
 
 
-async def test_the_agent_that_fails_less_at_this_type_of_task_is_chosen(
+async def test_agent_with_fewer_failures_of_the_type_is_chosen(
     server: Server, boss: Agent, abe: Agent, zoe: Agent
 ) -> None:
     await register(abe)
@@ -306,9 +304,7 @@ async def test_the_agent_that_fails_less_at_this_type_of_task_is_chosen(
     assert await _chosen(server, boss, task_type="build") == "abe"
 
 
-async def test_the_agent_that_was_faster_at_this_type_of_task_is_chosen(
-    server: Server, boss: Agent, abe: Agent, zoe: Agent
-) -> None:
+async def test_agent_that_was_faster_at_the_type_is_chosen(server: Server, boss: Agent, abe: Agent, zoe: Agent) -> None:
     for agent, name, duration in ((abe, "abe", 9000), (zoe, "zoe", 1000)):
         await register(agent)
         await submit(boss, task_type="lint", assign_to=name)
@@ -319,16 +315,14 @@ async def test_the_agent_that_was_faster_at_this_type_of_task_is_chosen(
     assert await _chosen(server, boss, task_type="build") == "abe"
 
 
-async def test_the_agent_whose_description_is_closer_is_chosen(
-    server: Server, boss: Agent, abe: Agent, zoe: Agent
-) -> None:
+async def test_agent_with_the_closer_description_is_chosen(server: Server, boss: Agent, abe: Agent, zoe: Agent) -> None:
     await register(abe, description="bakes bread and cakes")
     await register(zoe, description="repairs database servers")
     assert await _chosen(server, boss, "The database server crashes at night.") == "zoe"
     assert await _chosen(server, boss, "A birthday cake with candles.") == "abe"
 
 
-async def test_the_agent_that_completed_something_close_is_chosen(
+async def test_agent_that_completed_a_similar_task_is_chosen(
     server: Server, boss: Agent, abe: Agent, zoe: Agent
 ) -> None:
     await register(abe)
@@ -339,7 +333,7 @@ async def test_the_agent_that_completed_something_close_is_chosen(
     assert await _chosen(server, boss, "Our database server is down.", task_type="other") == "zoe"
 
 
-async def test_the_one_agent_with_room_is_found_behind_many_better_busy_ones(
+async def test_free_agent_is_found_behind_many_better_busy_ones(
     server: Server, namespace: str, boss: Agent, zoe: Agent
 ) -> None:
     await register(zoe, description="bakes bread and cakes")

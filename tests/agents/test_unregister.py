@@ -1,4 +1,4 @@
-"""Who leaves hands its tasks over and loses its grants; its memories stay its own, go to another, or are gone."""
+"""unregister_agent hands over tasks, ends grants, and keeps, transfers or deletes memories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
 from support.long_content import FACT, pieces_in_redis, prose
-from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, readable, refusal, share, ways
+from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, readable, refusal, share, visibility_by_read
 from support.stack import Agent, Server, Stack
 from support.team_helpers import claim, claim_when_there, register, submit, sweep
 
@@ -18,23 +18,23 @@ from memory_core.redis_client import Client
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both are there."""
+    """Both agents are registered."""
     await register(alice)
     await register(bob)
 
 
 async def leave(agent: Agent, **how: Any) -> dict[str, Any]:
-    """Unregister and give the answer."""
+    """Unregister and return the answer."""
     return await agent.call("unregister_agent", **how)
 
 
 async def owner_of(client: Client, namespace: str, memory_id: str) -> str:
-    """Give the owner id of a memory."""
+    """Return the owner id of a memory."""
     return (await client.hget(Keys(namespace).memory(memory_id), "owner")).decode()
 
 
-async def unfiltered_ways(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading that names no agent whether it shows a memory."""
+async def visibility_by_unfiltered_read(reader: Agent, memory_id: str) -> dict[str, bool]:
+    """Return, for each way of reading without an agent filter, whether it shows a memory."""
     seen = {"retrieve": await readable(reader, [memory_id]) == [memory_id]}
     for mode in ("hybrid", "vector", "keyword"):
         found = found_ids(await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode))
@@ -44,7 +44,7 @@ async def unfiltered_ways(reader: Agent, memory_id: str) -> dict[str, bool]:
     return seen
 
 
-async def test_who_left_is_nobody_any_more(alice: Agent, bob: Agent) -> None:
+async def test_unregistered_agent_no_longer_exists(alice: Agent, bob: Agent) -> None:
     answer = await leave(alice)
     assert (answer["tasks_reassigned"], answer["memories_affected"], answer["grants_revoked"]) == (0, 0, 0)
     assert [found["agent_id"] for found in (await bob.call("list_agents", alive_only=False))["agents"]] == ["bob"]
@@ -53,7 +53,7 @@ async def test_who_left_is_nobody_any_more(alice: Agent, bob: Agent) -> None:
     assert (await refusal(bob, "distribute_task", description="For her.", assign_to="alice"))[0] == "not_found"
 
 
-async def test_who_comes_again_has_a_new_owner_id_and_what_it_kept(
+async def test_returning_agent_gets_a_new_owner_id_and_kept_memories(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     old = await alice.store(SECRET, **LABELS)
@@ -69,7 +69,7 @@ async def test_who_comes_again_has_a_new_owner_id_and_what_it_kept(
     assert await readable(bob, [old, new]) == []
 
 
-async def test_who_stores_after_it_left_has_a_new_owner_id_too(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_storing_after_leaving_gives_a_new_owner_id(alice: Agent, stack: Stack, namespace: str) -> None:
     old = await alice.store("Before.")
     await leave(alice)
     new = await alice.store("After.")
@@ -77,7 +77,7 @@ async def test_who_stores_after_it_left_has_a_new_owner_id_too(alice: Agent, sta
     assert await readable(alice, [old, new]) == [old, new]
 
 
-async def test_a_transfer_moves_one_mapping_whatever_the_number_of_memories(
+async def test_transfer_changes_one_mapping_for_any_number_of_memories(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     secret = await alice.store(SECRET, **LABELS)
@@ -92,20 +92,20 @@ async def test_a_transfer_moves_one_mapping_whatever_the_number_of_memories(
     assert await stack.client.hget(keys.owner(owner), "agent") == b"bob"
     assert await stack.client.hmget(keys.memory(secret), ["rev", "scope", "owner"]) == revision
     assert (await bob.call("get_agent_memories"))["total"] == 52
-    seen = await unfiltered_ways(bob, secret)
+    seen = await visibility_by_unfiltered_read(bob, secret)
     assert seen == dict.fromkeys(seen, True)
     assert FACT in (await bob.search("which number opens the safe in the cellar?", mode="keyword"))[0]
     changed = await bob.call("update_memory", memory_id=secret, content="The treasure was found.", tags=["found"])
     assert changed["memory"]["tags"] == ["found"]
     assert (await bob.call("clear_memory", memory_ids=[long]))["deleted"] == 1
-    seen = await unfiltered_ways(alice, secret)
+    seen = await visibility_by_unfiltered_read(alice, secret)
     assert seen == dict.fromkeys(seen, False)
     await register(alice)
     assert (await refusal(alice, "update_memory", memory_id=secret, content="Mine!"))[0] == "not_found"
     assert (await alice.call("get_agent_memories"))["total"] == 0
 
 
-async def test_what_was_transferred_goes_on_with_whoever_has_it(alice: Agent, bob: Agent, server: Server) -> None:
+async def test_transferred_memories_can_be_transferred_again(alice: Agent, bob: Agent, server: Server) -> None:
     memory = await alice.store(SECRET, **LABELS)
     await leave(alice, memories="transfer", transfer_to="bob")
     own = await bob.store("A map of the coast.")
@@ -115,18 +115,18 @@ async def test_what_was_transferred_goes_on_with_whoever_has_it(alice: Agent, bo
     assert await readable(bob, [memory, own]) == []
 
 
-async def test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper(
+async def test_deleted_memories_are_hidden_at_once_and_purged_by_sweep(
     alice: Agent, bob: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory = await alice.store(SECRET, visibility="public", **LABELS)
-    seen = await ways(bob, memory)
+    seen = await visibility_by_read(bob, memory)
     assert seen == dict.fromkeys(seen, True)
     long = await alice.store(prose(60) + FACT, visibility="public")
     owner = await owner_of(stack.client, namespace, memory)
     answer = await leave(alice, memories="delete")
     assert answer["memories_affected"] == 2
     for reader in (bob, alice):
-        seen = await ways(reader, memory) | await unfiltered_ways(reader, memory)
+        seen = await visibility_by_read(reader, memory) | await visibility_by_unfiltered_read(reader, memory)
         assert seen == dict.fromkeys(seen, False)
         assert await readable(reader, [long]) == []
         assert await reader.search("safe cellar 4711", mode="keyword") == []
@@ -144,7 +144,7 @@ async def test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_
     assert await alice.search("A new beginning.", mode="keyword") == ["A new beginning."]
 
 
-async def test_a_purge_takes_all_of_many_memories(alice: Agent, server: Server, stack: Stack, namespace: str) -> None:
+async def test_purge_deletes_all_of_many_memories(alice: Agent, server: Server, stack: Stack, namespace: str) -> None:
     operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(120)]
     await alice.call("batch_operations", operations=operations)
     await alice.store("An old thing.", priority="archive")
@@ -156,17 +156,17 @@ async def test_a_purge_takes_all_of_many_memories(alice: Agent, server: Server, 
 
 
 BAD_LEAVES: dict[str, tuple[dict[str, Any], str]] = {
-    "to nobody": ({"memories": "transfer"}, "invalid_argument"),
-    "to oneself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
+    "without a receiver": ({"memories": "transfer"}, "invalid_argument"),
+    "to itself": ({"memories": "transfer", "transfer_to": "alice"}, "invalid_argument"),
     "to an unknown agent": ({"memories": "transfer", "transfer_to": "carol"}, "not_found"),
-    "to what is no name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
-    "kept, yet to somebody": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
-    "deleted, yet to somebody": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
-    "in an unknown way": ({"memories": "burn"}, "invalid_argument"),
+    "to an invalid name": ({"memories": "transfer", "transfer_to": "Not A Name"}, "invalid_argument"),
+    "kept with a receiver": ({"memories": "keep", "transfer_to": "bob"}, "invalid_argument"),
+    "deleted with a receiver": ({"memories": "delete", "transfer_to": "bob"}, "invalid_argument"),
+    "with an unknown mode": ({"memories": "burn"}, "invalid_argument"),
 }
 
 
-async def test_a_bad_leave_is_refused_and_changes_nothing(alice: Agent, bob: Agent) -> None:
+async def test_invalid_unregister_is_refused_and_changes_nothing(alice: Agent, bob: Agent) -> None:
     memory = await alice.store(SECRET, **LABELS)
     await share(alice, "bob", memory_ids=[memory])
     for why, (how, code) in BAD_LEAVES.items():
@@ -176,7 +176,9 @@ async def test_a_bad_leave_is_refused_and_changes_nothing(alice: Agent, bob: Age
     assert len((await bob.call("list_agents"))["agents"]) == 2
 
 
-async def test_who_leaves_hands_its_tasks_over(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_unregistering_agent_hands_its_tasks_over(
+    server: Server, namespace: str, alice: Agent, bob: Agent
+) -> None:
     async with server.agent("boss", namespace) as boss:
         await register(alice, max_tasks=40)
         ids = {(await submit(boss, f"Job {number}", assign_to="alice"))["task_id"] for number in range(35)}
@@ -200,7 +202,7 @@ async def test_who_leaves_hands_its_tasks_over(server: Server, namespace: str, a
         assert code == "lease_lost"
 
 
-async def test_the_tasks_that_a_leaver_submitted_stay_and_are_its_own_still(alice: Agent, bob: Agent) -> None:
+async def test_tasks_submitted_before_leaving_stay_with_the_submitter(alice: Agent, bob: Agent) -> None:
     await submit(alice, "For bob.", assign_to="bob")
     await leave(alice)
     task = await claim_when_there(bob)
@@ -208,7 +210,7 @@ async def test_the_tasks_that_a_leaver_submitted_stay_and_are_its_own_still(alic
     assert (await alice.call("get_task", task_id=task["task_id"]))["task"]["result"] == "done"
 
 
-async def test_the_grants_of_a_leaver_end_in_both_directions(alice: Agent, bob: Agent) -> None:
+async def test_unregistering_ends_grants_in_both_directions(alice: Agent, bob: Agent) -> None:
     hers, his = await alice.store(SECRET, **LABELS), await bob.store("A map of the coast.", **LABELS)
     await share(alice, "bob", context="island")
     await share(bob, "alice", context="island")
@@ -220,9 +222,7 @@ async def test_the_grants_of_a_leaver_end_in_both_directions(alice: Agent, bob: 
 
 
 @pytest.mark.parametrize("memories", ["keep", "delete"])
-async def test_who_takes_a_name_again_does_not_inherit_what_others_shared_with_it(
-    alice: Agent, bob: Agent, memories: str
-) -> None:
+async def test_reused_name_does_not_inherit_earlier_grants(alice: Agent, bob: Agent, memories: str) -> None:
     secret = await alice.store(SECRET, **LABELS)
     await share(alice, "bob", context="island")
     assert await readable(bob, [secret]) == [secret]
@@ -234,7 +234,7 @@ async def test_who_takes_a_name_again_does_not_inherit_what_others_shared_with_i
     assert await bob.search("treasure under the lighthouse") == []
 
 
-async def test_a_transfer_does_not_carry_what_others_shared_with_the_leaver(
+async def test_transfer_excludes_memories_others_shared(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     async with server.agent("carol", namespace) as carol:

@@ -10,8 +10,8 @@ import sys
 import httpx2
 import pytest
 from support import dashboard_fixtures
-from support.audit_helpers import noted
-from support.dashboard_helpers import Browser, log_in, operate, told_of
+from support.audit_helpers import flushed_entries
+from support.dashboard_helpers import Browser, events_until, log_in, operate
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import Agent, Server, Stack
@@ -179,9 +179,9 @@ async def test_calls_of_the_dashboard_stand_in_the_audit_like_any_other(
     await page.refused("retrieve_memory", memory_id="0" * 26)
     await page.call("dashboard_snippets", memory_ids=[stored["memory_id"]])
     await page.refused("dashboard_audit")
-    entries = await noted(server, stack.client, namespace)
-    told = [(entry["op"], entry["outcome"], entry["ids"]) for entry in entries]
-    assert told == [
+    entries = await flushed_entries(server, stack.client, namespace)
+    event_shown = [(entry["op"], entry["outcome"], entry["ids"]) for entry in entries]
+    assert event_shown == [
         ("store_memory", "ok", stored["memory_id"]),
         ("retrieve_memory", "not_found", "0" * 26),
         ("dashboard_snippets", "ok", stored["memory_id"]),
@@ -238,8 +238,8 @@ async def test_the_stream_tells_an_agents_own_doings_and_nothing_of_others(
 ) -> None:
     secret = await bob.store("Bob's own", wait=False)
     before = await alice.store("Alice's first", wait=False)
-    assert before in [event["id"] for event in await told_of(page, before)]
-    listening = asyncio.create_task(told_of(page, "carol"))
+    assert before in [event["id"] for event in await events_until(page, before)]
+    listening = asyncio.create_task(events_until(page, "carol"))
     await asyncio.sleep(0)
     other = await bob.store("Bob's again", wait=False)
     async with page.server.agent("carol", page.scope.partition("namespace=")[2]) as carol:
@@ -254,9 +254,9 @@ async def test_the_operators_stream_tells_everything_and_ends_with_the_session(
 ) -> None:
     await operate(stranger, namespace)
     stored = await bob.store("Bob's own", wait=False)
-    (told,) = [event for event in await told_of(stranger, stored) if event["id"] == stored]
-    assert (told["kind"], told["op"], told["by"]) == ("memory", "stored", "bob")
-    assert "Bob's own" not in json.dumps(told)
+    (event_shown,) = [event for event in await events_until(stranger, stored) if event["id"] == stored]
+    assert (event_shown["kind"], event_shown["op"], event_shown["by"]) == ("memory", "stored", "bob")
+    assert "Bob's own" not in json.dumps(event_shown)
     async with stranger.client.stream("GET", f"{stranger.server.url}/api/events", timeout=20) as response:
         lines = response.aiter_lines()
         while "event: recent" not in await anext(lines):

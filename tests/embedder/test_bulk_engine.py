@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import embedder_fixtures
-from support.bulk_helpers import DIMENSION, ENGINE, EVERYBODY, Stored, loaded, mirror_of, seen_by, unit_vectors
+from support.bulk_helpers import DIMENSION, ENGINE, PUBLIC, Stored, loaded, mirror_of, seen_by, unit_vectors
 from support.embedder_fixtures import Team, wait_until
 
 from memory_core.records.keys import Keys
@@ -74,7 +74,7 @@ def test_old_index_has_high_recall_and_finds_newer_rows(kind: IndexType) -> None
     mirror.put(loaded(f"m{number}", vectors[number], scope=scopes[number]) for number in range(5000, 6000))
     mirror.put(loaded(f"m{number}") for number in range(300))
     chosen = seen_by(mirror, "pub")
-    request = Nearest(selection=EVERYBODY, queries=to_bytes(queries), k=10, exact=False)
+    request = Nearest(selection=PUBLIC, queries=to_bytes(queries), k=10, exact=False)
     found = ENGINE.nearest(snapshot(mirror, chosen), request, queries, index, float("inf"))
     assert not found.exact
     places = np.frombuffer(found.places, dtype="<i4").reshape(-1, 10).tolist()
@@ -90,7 +90,7 @@ def test_index_is_not_used_if_few_rows_are_permitted() -> None:
     vectors = unit_vectors(2000)
     mirror = mirror_of(vectors, scopes=[("o:few",) if number < 20 else ("pub",) for number in range(2000)])
     index = build(FaissLibrary(gpus=False), "HNSW", mirror.vectors, 0)
-    request = Nearest(selection=EVERYBODY, queries=to_bytes(vectors[:1]), k=20, exact=False)
+    request = Nearest(selection=PUBLIC, queries=to_bytes(vectors[:1]), k=20, exact=False)
     found = ENGINE.nearest(snapshot(mirror, seen_by(mirror, "o:few")), request, vectors[:1], index, float("inf"))
     assert found.exact
     assert set(found.ids) == {f"m{number}" for number in range(20)}
@@ -110,7 +110,7 @@ def test_near_duplicates_are_all_similar_pairs_of_two_memories() -> None:
     cosines = np.triu(vectors @ vectors.T, 1)
     alike = [(int(i), int(j)) for i, j in np.argwhere(cosines >= 0.9) if i // 2 != j // 2]
     assert 50 < len(alike) < 3000
-    request = Duplicates(selection=EVERYBODY, least=0.9, most=100_000)
+    request = Duplicates(selection=PUBLIC, least=0.9, most=100_000)
     found = ENGINE.duplicates(snapshot(mirror, seen_by(mirror, "pub")), request, float("inf"))
     pairs = np.frombuffer(found.pairs, dtype="<i4").reshape(-1, 2).tolist()
     row = [2 * int(name[1:]) + piece for name, piece in zip(found.ids, found.pieces, strict=True)]
@@ -127,7 +127,7 @@ def test_clusters_match_the_subjects() -> None:
     middles = np.eye(DIMENSION, dtype=np.float32)[:4]
     vectors = np.concatenate([np.repeat(middle[None], 5 + number, axis=0) for number, middle in enumerate(middles)])
     mirror = mirror_of(vectors)
-    request = Clusters(selection=EVERYBODY, count=4, show=2)
+    request = Clusters(selection=PUBLIC, count=4, show=2)
     found = ENGINE.clusters(snapshot(mirror, seen_by(mirror, "pub")), request, float("inf"))
     assert list(found.sizes) == [8, 7, 6, 5]
     assert list(found.closeness) == [1.0] * 4
@@ -183,7 +183,7 @@ def test_rows_of_mistrusted_writers_are_hidden_from_a_time_on() -> None:
         for number, (name, updated) in enumerate(stored)
     )
     for mistrusted, left in (([], [0, 1, 2, 3]), ([("bob", 5.0)], [0, 2]), ([("bob", 0.0), ("ann", 9.5)], [2])):
-        selection = EVERYBODY.model_copy(update={"mistrusted": mistrusted})
+        selection = PUBLIC.model_copy(update={"mistrusted": mistrusted})
         assert np.flatnonzero(mirror.select(selection, 0.0)).tolist() == left
 
 
@@ -240,7 +240,7 @@ def test_single_chunk_can_be_replaced() -> None:
 
 async def found_in(cache: MirrorCache, namespace: str = "team") -> set[str]:
     """The ids in a namespace that every caller may see."""
-    _, seen = await cache.snapshot(namespace, EVERYBODY)
+    _, seen = await cache.snapshot(namespace, PUBLIC)
     return {seen.ids[row] for row in np.flatnonzero(seen.chosen)}
 
 
@@ -312,7 +312,7 @@ async def test_long_memory_has_all_chunks_of_its_current_content(client: Client,
     cache = new_cache(client)
 
     async def pieces() -> list[int]:
-        _, seen = await cache.snapshot("team", EVERYBODY)
+        _, seen = await cache.snapshot("team", PUBLIC)
         return sorted(seen.pieces[np.flatnonzero(seen.chosen)].tolist())
 
     assert await pieces() == [0, 1]
@@ -366,7 +366,7 @@ async def test_index_is_built_at_a_threshold_and_rebuilt_after_changes(client: C
     for vector in vectors[:200]:
         await stored.store(vector)
     cache = new_cache(client)
-    entry, _ = await cache.snapshot("team", EVERYBODY)
+    entry, _ = await cache.snapshot("team", PUBLIC)
     assert cache.index_for(entry, "IVFFlat", 201) is None
     assert entry.building is None
     assert cache.index_for(entry, "IVFFlat", 50) is None
@@ -378,11 +378,11 @@ async def test_index_is_built_at_a_threshold_and_rebuilt_after_changes(client: C
     first = entry.index
     for vector in vectors[200:249]:
         await stored.store(vector)
-    await cache.snapshot("team", EVERYBODY)
+    await cache.snapshot("team", PUBLIC)
     assert cache.index_for(entry, "IVFFlat", 50) is first
     assert entry.building is None
     await stored.store(vectors[249])
-    await cache.snapshot("team", EVERYBODY)
+    await cache.snapshot("team", PUBLIC)
     cache.index_for(entry, "IVFFlat", 50)
 
     async def rebuilt() -> bool:

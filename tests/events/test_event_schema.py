@@ -1,4 +1,4 @@
-"""Programs that read the event stream by themselves can trust its schema."""
+"""Every event in the stream matches the published schema."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 
 
-async def test_every_event_is_as_its_schema_says(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+async def test_every_event_matches_its_schema(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     await alice.call("register_agent", capabilities=["tea"])
     await bob.call("register_agent")
     memory = await alice.store("Tea is ready at four.")

@@ -1,4 +1,4 @@
-"""Agents that wait are woken by what concerns them, miss nothing, and learn of nothing that they may not see."""
+"""wait_for_events wakes agents for their events, without gaps and without events that they may not see."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from memory_server.engine.request import Caller, RequestContext
 from memory_server.events.waiting import unread, wait_for_events
 
 
-async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
-    """Take all that lies after a cursor, page by page."""
+async def all_events(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[tuple[str, str, str]], str]:
+    """Read all events after a cursor, page by page."""
     found: list[tuple[str, str, str]] = []
     while True:
         answer = await now(agent, cursor=cursor, **arguments)
@@ -29,9 +29,7 @@ async def everything(agent: Agent, cursor: str, **arguments: Any) -> tuple[list[
         found += named(answer)
 
 
-async def test_a_stored_memory_wakes_whoever_may_read_it(
-    server: Server, namespace: str, alice: Agent, bob: Agent
-) -> None:
+async def test_stored_memory_wakes_only_its_readers(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     wait = await waiting(server, namespace, bob)
     memory_id = await alice.store("The bridge is open.", visibility="public")
     answer = await wait
@@ -51,7 +49,7 @@ async def test_a_stored_memory_wakes_whoever_may_read_it(
         ("agent", "dead", ("bob", "carol")),
     ],
 )
-async def test_every_kind_of_event_wakes_those_it_is_for(
+async def test_each_event_kind_wakes_its_addressees(
     server: Server, stack: Stack, namespace: str, bob: Agent, kind: str, op: str, to: tuple[str, ...]
 ) -> None:
     wait = await waiting(server, namespace, bob)
@@ -71,7 +69,7 @@ async def test_events_addressed_to_others_are_not_shown(
     assert named(await now(bob, cursor=begin)) == [("task", "assigned", "mine")]
 
 
-async def test_what_an_agent_does_itself_is_no_news_to_it(
+async def test_agent_is_not_notified_of_its_own_actions(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     begin = (await now(bob))["cursor"]
@@ -81,15 +79,15 @@ async def test_what_an_agent_does_itself_is_no_news_to_it(
     memory_id = await alice.store("Somebody lit the boathouse lantern.", visibility="public")
     first = await wait
     assert {event["id"] for event in first["events"]} == {memory_id}
-    assert {name[2] for name in (await everything(bob, begin))[0]} == {memory_id}
+    assert {name[2] for name in (await all_events(bob, begin))[0]} == {memory_id}
 
 
-async def test_a_wait_without_a_cursor_begins_now(stack: Stack, namespace: str, bob: Agent) -> None:
+async def test_wait_without_cursor_starts_now(stack: Stack, namespace: str, bob: Agent) -> None:
     await emit(stack, namespace, "earlier")
     assert named(await now(bob)) == []
 
 
-async def test_changes_and_deletions_are_told_and_deletions_show_only_the_id(
+async def test_updates_and_deletions_are_reported_deletions_only_by_id(
     namespace: str, alice: Agent, bob: Agent
 ) -> None:
     cursor = (await now(bob))["cursor"]
@@ -103,7 +101,7 @@ async def test_changes_and_deletions_are_told_and_deletions_show_only_the_id(
     assert set(answer["events"][0]) == {"kind", "op", "id", "by", "at"}
 
 
-async def test_a_grant_widens_a_wait_under_way_and_its_revocation_narrows_it(
+async def test_grant_and_revoke_change_a_wait_in_progress(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for name, agent in (("alice", alice), ("bob", bob)):
@@ -121,12 +119,12 @@ async def test_a_grant_widens_a_wait_under_way_and_its_revocation_narrows_it(
     await alice.call("clear_memory", memory_ids=[secret])
     await emit(stack, namespace, "end")
     assert named(await wait) == [("task", "assigned", "end")]
-    caught_up, _ = await everything(bob, begin, kinds=["memory", "grant"])
+    caught_up, _ = await all_events(bob, begin, kinds=["memory", "grant"])
     assert [(kind, op) for kind, op, _ in caught_up] == [("grant", "granted"), ("grant", "revoked")]
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
-async def test_memory_events_follow_the_visibility(
+async def test_memory_events_follow_visibility(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent, visibility: str
 ) -> None:
     cursor = (await now(bob))["cursor"]
@@ -135,16 +133,16 @@ async def test_memory_events_follow_the_visibility(
     await alice.call("update_memory", memory_id=memory_id, tags=["gold"])
     await alice.call("clear_memory", memory_ids=[memory_id])
     await emit(stack, namespace, "end")
-    told = named(await wait)
-    caught_up, _ = await everything(bob, cursor, query="a treasure chest")
+    received = named(await wait)
+    caught_up, _ = await all_events(bob, cursor, query="a treasure chest")
     if visibility == "public":
-        assert memory_id in {name[2] for name in told}
+        assert memory_id in {name[2] for name in received}
         assert ("memory", "deleted", memory_id) in caught_up
     else:
-        assert told == caught_up == [("task", "assigned", "end")]
+        assert received == caught_up == [("task", "assigned", "end")]
 
 
-async def test_a_memory_that_is_private_by_now_is_not_told_of(namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_memory_made_private_is_not_reported(namespace: str, alice: Agent, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     memory_id = await alice.store("The treasure chest is here.", visibility="public")
     await alice.call("update_memory", memory_id=memory_id, visibility="private")
@@ -152,7 +150,7 @@ async def test_a_memory_that_is_private_by_now_is_not_told_of(namespace: str, al
     assert answer["events"] == []
 
 
-async def test_a_memory_that_becomes_public_matches_then(namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_memory_matches_when_it_becomes_public(namespace: str, alice: Agent, bob: Agent) -> None:
     memory_id = await alice.store("The treasure chest is here.")
     cursor = (await now(bob))["cursor"]
     await alice.call("update_memory", memory_id=memory_id, visibility="public")
@@ -160,7 +158,7 @@ async def test_a_memory_that_becomes_public_matches_then(namespace: str, alice: 
     assert named(answer) == [("match", "updated", memory_id)]
 
 
-async def test_kinds_narrow_what_is_told(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_kinds_filter_the_events(stack: Stack, namespace: str, alice: Agent, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     memory_id = await alice.store("A note.", visibility="public")
     await emit(stack, namespace, "task")
@@ -171,7 +169,7 @@ async def test_kinds_narrow_what_is_told(stack: Stack, namespace: str, alice: Ag
     assert named(await now(bob, cursor=cursor, kinds=["agent"])) == []
 
 
-async def test_a_standing_query_wakes_for_close_memories_only(
+async def test_standing_query_wakes_only_for_close_memories(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
@@ -186,9 +184,7 @@ async def test_a_standing_query_wakes_for_close_memories_only(
     assert match["by"] == "alice"
 
 
-async def test_a_memory_matches_once_its_vector_is_there(
-    server: Server, namespace: str, alice: Agent, bob: Agent
-) -> None:
+async def test_memory_matches_once_its_vector_exists(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     begin = (await now(bob))["cursor"]
     wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
     memory_id = await alice.store("The ships leave from the harbour.", visibility="public", wait=False)
@@ -198,7 +194,7 @@ async def test_a_memory_matches_once_its_vector_is_there(
     assert named(await now(bob, cursor=begin)) == [("memory", "stored", memory_id)]
 
 
-async def test_every_piece_of_a_long_memory_may_match(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_any_chunk_of_a_long_memory_can_match(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     ships = "The ships leave from the southern harbour at dawn and at dusk. " * 40
     filler = "The minutes of the committee on gardens and parks list flowers, hedges and benches. " * 40
     wait = await waiting(server, namespace, bob, query="Where do the ships leave from?", kinds=["match"])
@@ -208,7 +204,7 @@ async def test_every_piece_of_a_long_memory_may_match(server: Server, namespace:
     assert "ships" in answer["events"][0]["snippet"]
 
 
-async def test_min_score_says_how_close_is_close(namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_min_score_sets_the_match_threshold(namespace: str, alice: Agent, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     memory_id = await alice.store("The ships leave from the harbour.", visibility="public")
     query = {"query": "Where do the ships leave from?", "kinds": ["match"], "cursor": cursor}
@@ -216,9 +212,7 @@ async def test_min_score_says_how_close_is_close(namespace: str, alice: Agent, b
     assert named(await now(bob, min_score=0.1, **query)) == [("match", "stored", memory_id)]
 
 
-async def test_a_time_that_runs_out_gives_nothing_and_a_cursor_to_go_on_from(
-    stack: Stack, namespace: str, bob: Agent
-) -> None:
+async def test_timed_out_wait_returns_no_events_and_a_cursor(stack: Stack, namespace: str, bob: Agent) -> None:
     answer = await bob.call("wait_for_events", timeout_seconds=0.05)
     assert answer["events"] == []
     assert not answer["partial"]
@@ -231,7 +225,7 @@ async def test_a_time_that_runs_out_gives_nothing_and_a_cursor_to_go_on_from(
     [
         *({"cursor": cursor} for cursor in ("", "x", "1", "1-", "-1-0", "1-0-0", "+", "$", "(1-0", "9" * 15 + "-0")),
         {"cursor": "9" * 40 + "-0"},
-        {"kinds": ["everything"]},
+        {"kinds": ["all_events"]},
         {"kinds": ["match"]},
         {"query": " "},
         {"query": "q", "min_score": 1.1},
@@ -239,13 +233,13 @@ async def test_a_time_that_runs_out_gives_nothing_and_a_cursor_to_go_on_from(
         {"agent_id": "alice"},
     ],
 )
-async def test_bad_arguments_are_refused(bob: Agent, arguments: dict[str, Any]) -> None:
+async def test_invalid_wait_arguments_are_refused(bob: Agent, arguments: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         await bob.call("wait_for_events", **{"timeout_seconds": 0} | arguments)
     assert refused.value.code == "invalid_argument"
 
 
-async def test_a_burst_arrives_whole_and_in_order(server: Server, stack: Stack, namespace: str, bob: Agent) -> None:
+async def test_burst_arrives_complete_and_in_order(server: Server, stack: Stack, namespace: str, bob: Agent) -> None:
     wait = await waiting(server, namespace, bob)
     sent = [f"task-{number}" for number in range(500)]
     pipe = stack.client.pipeline(transaction=False)
@@ -255,13 +249,11 @@ async def test_a_burst_arrives_whole_and_in_order(server: Server, stack: Stack, 
         )
     await pipe.execute()
     first = await wait
-    rest, _ = await everything(bob, first["cursor"])
+    rest, _ = await all_events(bob, first["cursor"])
     assert [name[2] for name in [*named(first), *rest]] == sent
 
 
-async def test_nothing_is_missed_or_doubled_while_events_come_without_pause(
-    stack: Stack, namespace: str, bob: Agent
-) -> None:
+async def test_continuous_events_are_delivered_exactly_once(stack: Stack, namespace: str, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     sent = [f"task-{number}" for number in range(300)]
 
@@ -279,7 +271,7 @@ async def test_nothing_is_missed_or_doubled_while_events_come_without_pause(
     assert got == sent
 
 
-async def test_two_hundred_agents_wait_at_once_and_each_gets_its_own(
+async def test_two_hundred_waiting_agents_each_get_their_own_event(
     server: Server, stack: Stack, namespace: str
 ) -> None:
     callers = [Caller(namespace, f"a{number}") for number in range(200)]
@@ -300,7 +292,7 @@ async def test_two_hundred_agents_wait_at_once_and_each_gets_its_own(
 
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
-async def test_a_client_that_leaves_is_waited_for_no_longer(server: Server, namespace: str, mode: Any) -> None:
+async def test_wait_of_a_disconnected_client_ends(server: Server, namespace: str, mode: Any) -> None:
     url = f"{server.url}/mcp?agent=bob&namespace={namespace}"
 
     async def wait_and_leave() -> None:
@@ -321,7 +313,7 @@ async def test_a_client_that_leaves_is_waited_for_no_longer(server: Server, name
     await wait_until(is_gone)
 
 
-async def test_events_that_the_stream_dropped_are_reported(stack: Stack, namespace: str, bob: Agent) -> None:
+async def test_events_trimmed_from_the_stream_are_reported(stack: Stack, namespace: str, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     await emit(stack, namespace, "first")
     whole = await now(bob, cursor=cursor)
@@ -336,7 +328,7 @@ async def test_events_that_the_stream_dropped_are_reported(stack: Stack, namespa
     assert not (await now(bob, cursor=answer["cursor"]))["partial"]
 
 
-async def test_others_private_memories_do_not_count_as_unread(
+async def test_private_memories_of_others_do_not_count_as_unread(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     caller = Caller(namespace, "bob")
@@ -351,7 +343,7 @@ async def test_others_private_memories_do_not_count_as_unread(
     assert await unread(server.service, RequestContext(caller)) == 100
     seen = await server.service.positions.get(namespace, "bob")
     assert seen
-    _, cursor = await everything(bob, seen)
+    _, cursor = await all_events(bob, seen)
     assert await unread(server.service, RequestContext(caller)) == 0
 
     async def is_remembered() -> bool:

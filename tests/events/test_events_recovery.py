@@ -1,4 +1,4 @@
-"""A wait outlives what breaks around it: a cursor goes on where it was, whatever was restarted in between."""
+"""Waits and cursors survive restarts of the server and of Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from support.embedder_fixtures import wait_until
 from support.event_helpers import emit, listeners, named, now, waiting
 from support.stack import Agent, Refused, Stack, in_own_task, serving, whole_stack
-from support.subscription_helpers import is_told, subscribe, updated
+from support.subscription_helpers import has_updates, subscribe, updated
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
@@ -27,21 +27,21 @@ NAMESPACE = "frail-events"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def frail(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """A stack of this module's own, to be broken."""
+async def own_stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
+    """A separate stack that these tests break."""
     async with whole_stack(tmp_path_factory.mktemp("frail"), embed_wait_seconds=15.0) as stack:
         yield stack
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def bob(frail: Stack) -> AsyncGenerator[Agent]:
-    """An agent of the frail stack."""
-    async with in_own_task(frail.server.agent("bob", NAMESPACE)) as connected:
+async def bob(own_stack: Stack) -> AsyncGenerator[Agent]:
+    """An agent of that stack."""
+    async with in_own_task(own_stack.server.agent("bob", NAMESPACE)) as connected:
         yield connected
 
 
 async def take(agent: Agent, cursor: str, wanted: int) -> list[str]:
-    """Wait until so many events came, calling again whatever the server answers."""
+    """Wait until so many events arrived; call again after every answer or error."""
     got: list[str] = []
     deadline = time.monotonic() + 30
     while len(got) < wanted and time.monotonic() < deadline:
@@ -57,7 +57,7 @@ async def take(agent: Agent, cursor: str, wanted: int) -> list[str]:
 
 
 async def break_redis(stack: Stack) -> None:
-    """Take Redis away as a power cut would, bring it back, and have the tests' own client notice."""
+    """Kill Redis as a power cut would, restart it, and reconnect the tests' client."""
     stack.redis.kill()
     stack.redis.start()
 
@@ -69,47 +69,45 @@ async def break_redis(stack: Stack) -> None:
     await wait_until(answers)
 
 
-async def test_a_cursor_goes_on_after_the_server_was_restarted(frail: Stack) -> None:
-    async with serving(frail.redis.url) as first, first.agent("bob", NAMESPACE) as agent:
+async def test_cursor_works_after_a_server_restart(own_stack: Stack) -> None:
+    async with serving(own_stack.redis.url) as first, first.agent("bob", NAMESPACE) as agent:
         cursor = (await now(agent))["cursor"]
-        await emit(frail, NAMESPACE, "before")
+        await emit(own_stack, NAMESPACE, "before")
         answer = await now(agent, cursor=cursor)
         assert [name[2] for name in named(answer)] == ["before"]
-    await emit(frail, NAMESPACE, "between")
-    async with serving(frail.redis.url) as second, second.agent("bob", NAMESPACE) as agent:
-        await emit(frail, NAMESPACE, "after")
+    await emit(own_stack, NAMESPACE, "between")
+    async with serving(own_stack.redis.url) as second, second.agent("bob", NAMESPACE) as agent:
+        await emit(own_stack, NAMESPACE, "after")
         assert await take(agent, answer["cursor"], 2) == ["between", "after"]
 
 
-async def test_a_call_that_waits_while_redis_is_killed_and_restarted_gets_what_comes_after(
-    frail: Stack, bob: Agent
-) -> None:
-    wait = await waiting(frail.server, NAMESPACE, bob)
-    await break_redis(frail)
-    await emit(frail, NAMESPACE, "after the storm")
+async def test_waiting_call_survives_a_redis_restart(own_stack: Stack, bob: Agent) -> None:
+    wait = await waiting(own_stack.server, NAMESPACE, bob)
+    await break_redis(own_stack)
+    await emit(own_stack, NAMESPACE, "after the storm")
     assert [name[2] for name in named(await wait)] == ["after the storm"]
 
 
-async def test_nothing_is_missed_or_doubled_while_redis_is_killed_again_and_again(frail: Stack, bob: Agent) -> None:
+async def test_repeated_redis_kills_lose_and_duplicate_no_event(own_stack: Stack, bob: Agent) -> None:
     cursor = (await now(bob))["cursor"]
     sent = [f"task-{number}" for number in range(60)]
 
     async def send() -> None:
         for number, subject in enumerate(sent):
             if number % 20 == 10:
-                await break_redis(frail)
-            await emit(frail, NAMESPACE, subject)
+                await break_redis(own_stack)
+            await emit(own_stack, NAMESPACE, subject)
 
     sending = asyncio.create_task(send())
     assert await take(bob, cursor, len(sent)) == sent
     await sending
 
 
-async def test_a_server_that_stops_answers_the_calls_that_wait(frail: Stack) -> None:
+async def test_stopping_server_answers_waiting_calls(own_stack: Stack) -> None:
     async with AsyncExitStack() as parts:
-        async with serving(frail.redis.url) as server:
+        async with serving(own_stack.redis.url) as server:
             agent = await parts.enter_async_context(server.agent("bob", NAMESPACE))
-            await agent.client.list_tools()  # or the client would ask for the schema of the answer, of nobody
+            await agent.client.list_tools()  # otherwise the client asks the stopped server for the answer's schema
             wait = await waiting(server, NAMESPACE, agent, timeout_seconds=300)
         answer = await wait
     assert answer["events"] == []
@@ -119,17 +117,17 @@ async def test_a_server_that_stops_answers_the_calls_that_wait(frail: Stack) -> 
     assert listeners(server, NAMESPACE) == 0
 
 
-async def test_a_subscription_outlives_a_restart_of_redis(frail: Stack) -> None:
+async def test_subscription_survives_a_redis_restart(own_stack: Stack) -> None:
     changed: list[str] = []
-    async with frail.server.agent("bob", NAMESPACE, mode="legacy", message_handler=updated(changed)) as agent:
+    async with own_stack.server.agent("bob", NAMESPACE, mode="legacy", message_handler=updated(changed)) as agent:
         await subscribe(agent, "agent://carol")
-        await break_redis(frail)
-        await emit(frail, NAMESPACE, "carol", kind="agent", op="registered", to=())
-        await wait_until(lambda: is_told(changed))
+        await break_redis(own_stack)
+        await emit(own_stack, NAMESPACE, "carol", kind="agent", op="registered", to=())
+        await wait_until(lambda: has_updates(changed))
     assert set(changed) == {"agent://carol"}
 
 
-def test_whose_query_has_left_while_its_vector_was_looked_up_is_near_to_nothing() -> None:
+def test_query_that_left_during_its_vector_lookup_matches_nothing() -> None:
     vector: Matrix = np.eye(1, 384, dtype=np.float32)[0]
     model = Model(DEFAULT_MODEL, 384)
     audience, waiter = Audience(START), Waiter("alice", frozenset({"match"}), vector, 0.5, model)

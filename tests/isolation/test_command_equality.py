@@ -1,4 +1,4 @@
-"""What a caller may not know of costs Redis the same commands as what is not there, in the same order."""
+"""Forbidden and unknown ids cost Redis the same commands in the same order."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ NAMESPACE = "same-commands"
 _ULID = re.compile(r"[0-9a-hjkmnp-tv-z]{26}")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _marks = count()
-_BEHIND = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
-"""Commands of what a server does in a moment, whatever was called: handing out tasks, noting cursors, listening."""
+_BACKGROUND_MARKS = (f"{{{NAMESPACE}}}:kinds", f"{{{NAMESPACE}}}:seen:", "XREAD", "xread")
+"""Text in background commands that do not depend on the call: task dispatch, cursor writes, event reads."""
 _ATTEMPTS = 5
-"""A sweep may fall between two calls; it does not do so five times."""
+"""A sweep may run between two calls, but not five times in a row."""
 
 CALLS: list[tuple[str, str, dict[str, Any]]] = [
     ("memory", "retrieve_memory", {"memory_id": "ID"}),
@@ -51,7 +51,7 @@ CALLS: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def bob(stack: Stack) -> AsyncGenerator[tuple[Direct, dict[str, str]]]:
-    """A stranger, and the ids of what is alice's and carol's alone."""
+    """An agent without access, and the ids of objects that belong to alice and carol."""
     async with serving(stack.redis.url_of(SERVER), auth={"mode": "tokens"}, embed_wait_seconds=15.0) as server:
         place = InProcess.over(server)
         alice, bob, carol = [await place.agent(name, NAMESPACE) for name in ("alice", "bob", "carol")]
@@ -76,7 +76,7 @@ def _filled(value: Any, some_id: str) -> Any:
 
 @asynccontextmanager
 async def _watched(stack: Stack) -> AsyncGenerator[list[str]]:
-    """Gather what Redis does meanwhile in the namespace; commands of Functions too."""
+    """Collect the commands that Redis runs in the namespace, those of Functions included."""
     seen: list[str] = []
     end = f"mark-{next(_marks)}"
     async with stack.client.monitor() as monitor:
@@ -87,12 +87,12 @@ async def _watched(stack: Stack) -> AsyncGenerator[list[str]]:
                 text = str(command["command"])
                 if end in text:
                     return
-                if f"{{{NAMESPACE}}}" in text and not any(part in text for part in _BEHIND):
+                if f"{{{NAMESPACE}}}" in text and not any(part in text for part in _BACKGROUND_MARKS):
                     seen.append(text)
 
 
 def _shape(command: str, ids: Sequence[str]) -> str:
-    """Write a command without the ids, what was issued for this call alone, times, and packed arguments."""
+    """Write a command without ids, values issued for this call, times and packed arguments."""
     name = command.partition(" ")[0].upper()
     for some_id in ids:
         command = command.replace(some_id, "ID")
@@ -101,21 +101,21 @@ def _shape(command: str, ids: Sequence[str]) -> str:
 
 
 async def _commands(
-    stack: Stack, agent: Direct, tool: str, said: dict[str, Any], ids: Sequence[str], which: int
+    stack: Stack, agent: Direct, tool: str, arguments: dict[str, Any], ids: Sequence[str], which: int
 ) -> list[str]:
     async with _watched(stack) as seen:
-        await agent.raw(tool, **_filled(said, ids[which]))
+        await agent.raw(tool, **_filled(arguments, ids[which]))
     return [_shape(command, ids) for command in seen]
 
 
-@pytest.mark.parametrize(("kind", "tool", "said"), CALLS, ids=[call[1] for call in CALLS])
-async def test_the_unknown_and_the_forbidden_run_the_same_commands(
-    bob: tuple[Direct, dict[str, str]], stack: Stack, kind: str, tool: str, said: dict[str, Any]
+@pytest.mark.parametrize(("kind", "tool", "arguments"), CALLS, ids=[call[1] for call in CALLS])
+async def test_unknown_and_forbidden_ids_run_the_same_commands(
+    bob: tuple[Direct, dict[str, str]], stack: Stack, kind: str, tool: str, arguments: dict[str, Any]
 ) -> None:
     agent, ids = bob
     unknown = "nancy" if kind == "agent" else new_id()
     for attempt in range(_ATTEMPTS):
-        forbidden, missing = [await _commands(stack, agent, tool, said, (ids[kind], unknown), n) for n in range(2)]
+        forbidden, missing = [await _commands(stack, agent, tool, arguments, (ids[kind], unknown), n) for n in range(2)]
         assert forbidden
         if forbidden == missing:
             return

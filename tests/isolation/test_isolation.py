@@ -1,4 +1,4 @@
-"""Who may read a memory finds it by every way of reading; to all others it does not exist, and moves no score."""
+"""Readers find a memory in every way of reading; for all others it does not exist and changes no score."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ async def _resource(agent: Agent, memory_id: str) -> str:
         return f"refused: {error.error.model_dump_json()}"
 
 
-async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a memory of alice's."""
+async def _visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
+    """Return, for each way of reading, whether it shows a memory of alice's."""
     listed = await reader.call("get_agent_memories", agent_id="alice")
     filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")
     stats = await reader.call("memory_stats", agent_id="alice")
     all_stats = await reader.call("memory_stats")
-    ways = {
+    visible = {
         "retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error,
         "resource": "lighthouse" in await _resource(reader, memory_id),
         "list": memory_id in _ids(listed["memories"]),
@@ -57,18 +57,18 @@ async def _ways_of_finding(reader: Agent, memory_id: str) -> dict[str, bool]:
     }
     for mode in ("hybrid", "vector", "keyword"):
         answer = await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode)
-        ways[f"{mode} search"] = _found(answer) == [memory_id]
+        visible[f"{mode} search"] = _found(answer) == [memory_id]
     probe = await reader.call("store_memory", content=f"I know: {SECRET}")
-    ways["similar advice"] = memory_id in _ids(probe["similar"])
+    visible["similar advice"] = memory_id in _ids(probe["similar"])
     for exact in (True, False):
         answer = await reader.call("find_similar_memories", memory_id=probe["memory_id"], exact=exact)
-        ways[f"find similar, exact {exact}"] = memory_id in _found(answer)
-    return ways
+        visible[f"find similar, exact {exact}"] = memory_id in _found(answer)
+    return visible
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
 @pytest.mark.parametrize("reader", ["the owner", "a stranger", "a namesake elsewhere", "a stranger elsewhere"])
-async def test_a_memory_is_found_by_every_way_or_by_none(
+async def test_memory_is_visible_in_every_read_or_in_none(
     server: Server, namespace: str, alice: Agent, visibility: str, reader: str
 ) -> None:
     memory_id = await alice.store(SECRET, visibility=visibility, tags=["gold"], context="island")
@@ -76,18 +76,18 @@ async def test_a_memory_is_found_by_every_way_or_by_none(
     where = f"{namespace}-elsewhere" if reader.endswith("elsewhere") else namespace
     allowed = reader == "the owner" or (reader == "a stranger" and visibility == "public")
     async with server.agent(name, where) as agent:
-        ways = await _ways_of_finding(agent, memory_id)
-    assert ways == dict.fromkeys(ways, allowed)
+        visible = await _visibility_by_read(agent, memory_id)
+    assert visible == dict.fromkeys(visible, allowed)
 
 
-async def test_only_the_owner_is_told_of_an_exact_repeat(alice: Agent, bob: Agent) -> None:
+async def test_only_the_owner_learns_of_an_exact_duplicate(alice: Agent, bob: Agent) -> None:
     first = await alice.store(SECRET, visibility="public")
     assert "duplicate_of" not in await bob.call("store_memory", content=SECRET)
     assert (await alice.call("store_memory", content=SECRET))["duplicate_of"] == first
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared"])
-async def test_forbidden_and_unknown_ids_get_the_same_bytes(alice: Agent, bob: Agent, visibility: str) -> None:
+async def test_forbidden_and_unknown_ids_get_identical_answers(alice: Agent, bob: Agent, visibility: str) -> None:
     forbidden = await alice.store(SECRET, visibility=visibility)
     await bob.store("Something of his own.")
     calls: list[tuple[str, dict[str, Any]]] = [
@@ -117,7 +117,7 @@ async def test_forbidden_and_unknown_ids_get_the_same_bytes(alice: Agent, bob: A
     assert (await alice.call("retrieve_memory", memory_id=forbidden))["memory"]["rev"] == 1
 
 
-async def test_an_unknown_name_an_ill_formed_one_and_a_stranger_give_the_same_bytes(
+async def test_unknown_invalid_and_foreign_names_get_identical_answers(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     await alice.store(SECRET)
@@ -137,7 +137,7 @@ SPEAKERS = ("Mel", "Ana", None)
 
 
 async def _script(alice: Agent) -> list[Any]:
-    """Do everything that alice can do, and give all answers."""
+    """Call everything that alice can call and return all answers."""
     answers: list[Any] = []
     stored: list[str] = []
     for number in range(40):
@@ -171,7 +171,7 @@ async def _script(alice: Agent) -> list[Any]:
 
 
 def _bytes_of(answers: list[Any], namespace: str) -> list[str]:
-    """Write answers without what time and chance give: ids by order of appearance, no moments, no durations."""
+    """Serialize answers without times and durations, and with ids numbered by first appearance."""
     order: dict[str, str] = {}
     lines: list[str] = []
     for answer in answers:
@@ -181,7 +181,7 @@ def _bytes_of(answers: list[Any], namespace: str) -> list[str]:
     return lines
 
 
-async def test_anothers_private_memories_change_no_byte_of_any_answer(server: Server, namespace: str) -> None:
+async def test_private_memories_of_others_change_no_byte_of_any_answer(server: Server, namespace: str) -> None:
     texts: list[list[str]] = []
     for twin in ("alone", "among"):
         where = f"{namespace}-{twin}"
@@ -199,7 +199,7 @@ async def test_anothers_private_memories_change_no_byte_of_any_answer(server: Se
     assert texts[0] == texts[1]
 
 
-async def test_labels_that_look_like_anothers_tokens_open_nothing(
+async def test_labels_resembling_scope_tokens_grant_nothing(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     hers = await alice.store(SECRET, tags=["gold"], context="island")
@@ -223,7 +223,7 @@ async def test_labels_that_look_like_anothers_tokens_open_nothing(
     assert SECRET not in await bob.search("treasure under the lighthouse")
 
 
-async def test_no_vector_of_an_agent_poisons_anothers_searches(
+async def test_invalid_vectors_do_not_affect_searches_of_others(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.store("Ships sail at dawn.")
@@ -246,7 +246,7 @@ async def test_no_vector_of_an_agent_poisons_anothers_searches(
 
 
 async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> list[str]:
-    """Commit a vector as a sidecar would."""
+    """Commit a vector as a sidecar does."""
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
     model = "all-MiniLM-L6-v2"
     item = {
@@ -258,7 +258,7 @@ async def _commit(stack: Stack, keys: Keys, memory_id: str, vector: Matrix) -> l
     return answer["verdicts"]
 
 
-async def test_reading_in_a_namespace_that_nobody_wrote_to_makes_none(server: Server, stack: Stack) -> None:
+async def test_reading_an_empty_namespace_creates_no_keys(server: Server, stack: Stack) -> None:
     async with server.agent("alice", "never-written") as reader:
         assert await reader.search("anything") == []
         assert (await reader.call("get_agent_memories"))["total"] == 0

@@ -1,6 +1,6 @@
-"""Every tool, called by everybody about what is whose: see tests/support/isolation_table.py for what is expected.
+"""Calls every tool in every role about every kind of object; tests/support/isolation_table.py has the expectations.
 
-What a caller may not know of is answered to the byte like what is not there, by the same commands of Redis.
+Forbidden objects get the same bytes as unknown ones, through the same Redis commands.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _fresh = count()
 
 @dataclass(slots=True)
 class Matrix:
-    """Agents of all roles. The owner, whose name says of which visibility its memory is, differs from row to row."""
+    """Agents of all roles. Each row has its own owner, named after the visibility of its memory."""
 
     place: InProcess
     roles: dict[str, Direct] = field(default_factory=dict[str, Direct])
     reads: set[str] = field(default_factory=set[str])
 
     async def open(self) -> Matrix:
-        """Make the agents, and the grants by which reader and writer may see what owners have."""
+        """Create the agents and the grants to reader and writer."""
         tools = await self.place.tools.list_tools()
         self.reads = {tool.name for tool in tools if tool.annotations and tool.annotations.read_only_hint}
         for role in ROLES:
@@ -68,11 +68,11 @@ class Matrix:
         return agent
 
     def caller(self, role: str, visibility: str) -> Direct:
-        """Give the agent of a role."""
+        """Return the agent of a role."""
         return self.roles[f"owner {visibility}" if role == "owner" else role]
 
     async def target(self, row: Row) -> dict[str, str]:
-        """Make what a call is about; give what stands for its <…>."""
+        """Create the target of a call; return the values of its <…> placeholders."""
         owner, number, kind = self.roles[f"owner {row.visibility}"], next(_fresh), CALLS[row.call].target
         made = {
             "<start>": (await owner.call("wait_for_events", timeout_seconds=0))["cursor"],
@@ -99,8 +99,8 @@ class Matrix:
         return made
 
     async def _leased(self, owner: Direct, key: str) -> dict[str, str]:
-        said = {"description": "Dig.", "assign_to": "worker", "idempotency_key": key}
-        task_id = (await owner.call("distribute_task", **said))["task_id"]
+        arguments = {"description": "Dig.", "assign_to": "worker", "idempotency_key": key}
+        task_id = (await owner.call("distribute_task", **arguments))["task_id"]
         claimed = (await self.roles["worker"].call("get_pending_tasks", limit=100, with_memories=0))["tasks"]
         token = next(task["lease_token"] for task in claimed if task["task_id"] == task_id)
         return {"<task>": task_id, "<token>": token}
@@ -108,7 +108,7 @@ class Matrix:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def matrix(stack: Stack) -> AsyncGenerator[Matrix]:
-    """All agents, made once."""
+    """All agents, created once."""
     async with AsyncExitStack() as opened:
         server = await opened.enter_async_context(
             serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY, **SETTINGS)
@@ -117,7 +117,7 @@ async def matrix(stack: Stack) -> AsyncGenerator[Matrix]:
 
 
 def _unknown(made: dict[str, str]) -> dict[str, str]:
-    """Name what is not there, in as many letters."""
+    """Return placeholders of the same length that name nothing."""
     task, number = new_id(), next(_fresh)
     return {
         "<memory>": new_id(), "<task>": task, "<grant>": new_id(), "<agent>": "nobody", "<leaver>": "never-here",
@@ -138,7 +138,7 @@ def _filled(value: Any, made: dict[str, str]) -> Any:
 
 
 def _bytes(result: CallToolResult, made: dict[str, str]) -> str:
-    """Write an answer; what the caller sent, and what time and chance give, has a stand-in."""
+    """Serialize an answer; sent values, times and random values are replaced by fixed text."""
     kept = {name: value for name, value in (result.structured_content or {}).items() if name not in _NOISE}
     text = json.dumps([bool(result.is_error), kept, text_of(result)], sort_keys=True, ensure_ascii=False)
     for name, meant in made.items():
@@ -147,7 +147,7 @@ def _bytes(result: CallToolResult, made: dict[str, str]) -> str:
 
 
 async def _outcome(caller: Direct, row: Row, made: dict[str, str]) -> tuple[str, str, CallToolResult]:
-    """Make the call about the target and about something unknown, the latter first; give both answers."""
+    """Call about something unknown, then about the target; return both answers."""
     call, unknown = CALLS[row.call], _unknown(made)
     about_nothing = await caller.raw(call.tool, **_filled(call.arguments, unknown))
     result = await caller.raw(call.tool, **_filled(call.arguments, made))
@@ -175,7 +175,7 @@ ROWS = rows()
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.call} {row.visibility}" for row in ROWS])
-async def test_a_call_shows_and_does_what_the_table_says(row: Row, matrix: Matrix) -> None:
+async def test_call_result_matches_the_table(row: Row, matrix: Matrix) -> None:
     call, made = CALLS[row.call], dict[str, str]()
     changes = call.tool not in matrix.reads
     for role in reversed(ROLES):

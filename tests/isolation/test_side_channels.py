@@ -1,4 +1,4 @@
-"""Numbers, cursors and figures that an agent is given tell nothing of what others do among themselves."""
+"""Numbers, cursors and statistics reveal nothing about the private activity of others."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ TEXT = "Scrape the barnacles off the hull."
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def place(stack: Stack) -> AsyncGenerator[InProcess]:
+async def in_process(stack: Stack) -> AsyncGenerator[InProcess]:
     """A server with authentication on."""
     async with serving(stack.redis.url_of(SERVER), auth={"mode": "tokens"}, embed_wait_seconds=15.0) as server:
         yield InProcess.over(server)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
-async def team(place: InProcess, namespace: str) -> dict[str, Direct]:
-    """Registered agents: alice, and two others who have something to hide."""
-    agents = {name: await place.agent(name, namespace) for name in ("alice", "bob", "carol")}
+async def team(in_process: InProcess, namespace: str) -> dict[str, Direct]:
+    """Registered agents: alice, and two others with private activity."""
+    agents = {name: await in_process.agent(name, namespace) for name in ("alice", "bob", "carol")}
     for agent in agents.values():
         await agent.call("register_agent", max_tasks=100, heartbeat_seconds=3600)
     return agents
@@ -45,7 +45,7 @@ async def _clock_has_passed(stack: Stack, milliseconds: int) -> None:
     await wait_until(passed)
 
 
-async def test_the_cursor_of_events_does_not_stand_at_what_others_did(
+async def test_event_cursor_does_not_reveal_others_activity(
     team: dict[str, Direct], stack: Stack, namespace: str
 ) -> None:
     before = (await team["alice"].call("wait_for_events", timeout_seconds=0))["cursor"]
@@ -61,21 +61,21 @@ async def test_the_cursor_of_events_does_not_stand_at_what_others_did(
         assert answer["cursor"].endswith("-0")
 
 
-async def test_what_happens_after_a_cursor_that_stands_at_the_clock_is_told_once(team: dict[str, Direct]) -> None:
+async def test_event_after_a_clock_cursor_is_delivered_once(team: dict[str, Direct]) -> None:
     cursor = (await team["alice"].call("wait_for_events", timeout_seconds=0))["cursor"]
-    told: list[str] = []
+    received: list[str] = []
     stored: list[str] = []
     for number in range(10):
         answer = await team["bob"].call("store_memory", content=f"News {number}.", visibility="public", wait=False)
         stored.append(answer["memory_id"])
         await team["carol"].call("store_memory", content=f"A secret {number}.", wait=False)
-        heard = await team["alice"].call("wait_for_events", timeout_seconds=0, cursor=cursor, kinds=["memory"])
-        told += [event["id"] for event in heard["events"]]
-        cursor = heard["cursor"]
-    assert told == stored
+        page = await team["alice"].call("wait_for_events", timeout_seconds=0, cursor=cursor, kinds=["memory"])
+        received += [event["id"] for event in page["events"]]
+        cursor = page["cursor"]
+    assert received == stored
 
 
-async def test_the_cursor_of_shared_context_does_not_stand_at_what_others_did(
+async def test_shared_context_cursor_does_not_reveal_others_activity(
     team: dict[str, Direct], stack: Stack, namespace: str
 ) -> None:
     await team["bob"].call("store_memory", content="A secret.", wait=False)
@@ -83,10 +83,10 @@ async def test_the_cursor_of_shared_context_does_not_stand_at_what_others_did(
     await _clock_has_passed(stack, last // 1000)
     cursor = (await team["alice"].call("get_shared_context"))["next_cursor"].partition(".")[2]
     _, *places = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    assert all(place * 1_000_000 > last + 1 for place in places)
+    assert all(in_process * 1_000_000 > last + 1 for in_process in places)
 
 
-async def test_the_number_of_a_lease_does_not_count_others_leases(team: dict[str, Direct]) -> None:
+async def test_lease_number_does_not_count_others_leases(team: dict[str, Direct]) -> None:
     numbers: list[int] = []
     for _ in range(2):
         await team["alice"].call("distribute_task", description=TEXT, assign_to="alice")
@@ -96,7 +96,7 @@ async def test_the_number_of_a_lease_does_not_count_others_leases(team: dict[str
     assert all(abs(number / 1_000_000 - time.time()) < 3600 for number in numbers)
 
 
-async def test_others_tasks_crowd_out_no_similar_task_of_ones_own(team: dict[str, Direct]) -> None:
+async def test_others_tasks_do_not_displace_an_agents_similar_tasks(team: dict[str, Direct]) -> None:
     first = await team["alice"].call("distribute_task", description=TEXT, assign_to="alice")
     crowd = [{"op": "distribute_task", "description": TEXT, "assign_to": "carol"} for _ in range(CROWD)]
     assert (await team["bob"].call("batch_operations", operations=crowd))["failed"] == 0
@@ -104,10 +104,12 @@ async def test_others_tasks_crowd_out_no_similar_task_of_ones_own(team: dict[str
     assert [task["task_id"] for task in again["similar_tasks"]] == [first["task_id"]]
 
 
-async def test_figures_on_all_agents_are_for_admins(place: InProcess, team: dict[str, Direct], namespace: str) -> None:
+async def test_figures_about_all_agents_need_admin(
+    in_process: InProcess, team: dict[str, Direct], namespace: str
+) -> None:
     await team["bob"].call("store_memory", content="A secret.")
     await team["bob"].call("semantic_search", query="secret")
-    admin = await place.agent("root", namespace, ADMIN)
+    admin = await in_process.agent("root", namespace, ADMIN)
     busy = {"queue_depth", "texts_total", "texts_per_second", "asks_total", "utilisation", "memory_used"}
     for agent, sees in ((team["alice"], False), (admin, True)):
         stats = await agent.call("memory_stats")
@@ -121,10 +123,10 @@ async def test_figures_on_all_agents_are_for_admins(place: InProcess, team: dict
     assert (await team["bob"].call("memory_stats"))["search_latency_ms"]["count"] == 1
 
 
-async def test_an_admin_clears_the_memories_of_the_agent_it_names_and_not_its_own(
-    place: InProcess, team: dict[str, Direct], namespace: str
+async def test_admin_clears_the_named_agents_memories_not_its_own(
+    in_process: InProcess, team: dict[str, Direct], namespace: str
 ) -> None:
-    admin = await place.agent("root", namespace, ADMIN)
+    admin = await in_process.agent("root", namespace, ADMIN)
     for agent in (admin, team["alice"], team["bob"]):
         await agent.call("store_memory", content="Kept or not.", tags=["old"], wait=False)
     with pytest.raises(Refused, match="one at a time"):
@@ -135,7 +137,7 @@ async def test_an_admin_clears_the_memories_of_the_agent_it_names_and_not_its_ow
 
 
 @pytest.mark.parametrize(
-    ("tool", "said"),
+    ("tool", "arguments"),
     [
         ("register_agent", {"context_window": "9" * 200}),
         ("distribute_task", {"description": TEXT, "min_context_window": 10**30}),
@@ -145,9 +147,9 @@ async def test_an_admin_clears_the_memories_of_the_agent_it_names_and_not_its_ow
         ("store_memory", {"content": "x", "metadata": '{"a":"\\udfff"}'}),
     ],
 )
-async def test_what_redis_cannot_carry_is_refused_by_type(
-    team: dict[str, Direct], tool: str, said: dict[str, Any]
+async def test_values_redis_cannot_store_are_refused_by_type(
+    team: dict[str, Direct], tool: str, arguments: dict[str, Any]
 ) -> None:
     with pytest.raises(Refused) as refusal:
-        await team["alice"].call(tool, **said)
+        await team["alice"].call(tool, **arguments)
     assert refusal.value.code == "invalid_argument"

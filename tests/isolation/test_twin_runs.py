@@ -1,4 +1,4 @@
-"""What others keep to themselves changes no byte of what an agent is told, whatever it calls."""
+"""Private activity of others changes no byte of any answer to an agent."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ LENGTH = 6
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def place(stack: Stack) -> AsyncGenerator[tuple[InProcess, Vectors]]:
+async def in_process(stack: Stack) -> AsyncGenerator[tuple[InProcess, Vectors]]:
     """A server with authentication, and the vectors of all texts."""
     async with serving(stack.redis.url_of(SERVER), **SETTINGS) as server:
-        inside = InProcess.over(server)
-        yield inside, await embedded(inside)
+        calls = InProcess.over(server)
+        yield calls, await embedded(calls)
 
 
 @pytest.mark.parametrize("pair", [0, 1, *(pytest.param(pair, marks=pytest.mark.long) for pair in range(2, PAIRS))])
-async def test_an_agents_answers_are_the_same_without_others_private_doings(
-    place: tuple[InProcess, Vectors], pair: int
+async def test_answers_do_not_depend_on_others_private_activity(
+    in_process: tuple[InProcess, Vectors], pair: int
 ) -> None:
-    inside, vectors = place
+    calls, vectors = in_process
     for number in range(SCRIPTS_OF_A_PAIR):
-        difference = await compare(inside, f"twins-{pair}", pair * 1000 + number, LENGTH, vectors)
+        difference = await compare(calls, f"twins-{pair}", pair * 1000 + number, LENGTH, vectors)
         assert difference is None, str(difference)

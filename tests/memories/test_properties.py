@@ -34,7 +34,7 @@ from support.histories import (
     Rev,
 )
 from support.model import Model
-from support.model_records import Moment, Outcome, Said, Selected
+from support.model_records import Arguments, Moment, Outcome, Selected
 from support.stack import Agent, Stack, in_own_task
 
 from memory_core.records.keys import Keys
@@ -56,25 +56,25 @@ class World:
     here: Model = field(default_factory=Model)
     elsewhere: Model = field(default_factory=Model)
 
-    async def call(self, actor: str, tool: str, said: Said) -> dict[str, Any]:
+    async def call(self, actor: str, tool: str, arguments: Arguments) -> dict[str, Any]:
         """Call a tool, compare its outcome with the model's, and give its answer."""
         model, name = self._view(actor)
-        said = self._resolved(said, actor)
+        arguments = self._resolved(arguments, actor)
         start = time.time()
-        result = await self.agents[actor].raw(tool, **said)
+        result = await self.agents[actor].raw(tool, **arguments)
         answer = result.structured_content or {}
         outcome: Outcome = answer["error"]["code"] if result.is_error else answer
         try:
-            model.check(name, tool, said, outcome, Moment(start, time.time()))
+            model.check(name, tool, arguments, outcome, Moment(start, time.time()))
         except AssertionError as error:
-            error.add_note(f"{actor} called {tool}({str(said)[:2000]})\nand got {str(outcome)[:2000]}")
+            error.add_note(f"{actor} called {tool}({str(arguments)[:2000]})\nand got {str(outcome)[:2000]}")
             raise
         return answer
 
     def _view(self, actor: str) -> tuple[Model, str]:
         return (self.elsewhere, "alice") if actor == OUTSIDER else (self.here, actor)
 
-    def _resolved(self, said: Said, actor: str) -> Said:
+    def _resolved(self, arguments: Arguments, actor: str) -> Arguments:
         """Put ids and revisions where a Ref or Rev stands."""
         model, name = self._view(actor)
         everyones = [*self.elsewhere.memories, *self.here.memories]
@@ -86,7 +86,7 @@ class World:
                     ids = own if mine and own else everyones
                     return ids[-1 - back % len(ids)] if ids else UNKNOWN
                 case Rev(off):
-                    memory = model.memories.get(said["memory_id"])
+                    memory = model.memories.get(arguments["memory_id"])
                     return (memory.rev if memory else 1) + off
                 case Long(number):
                     return LONG[number]
@@ -97,9 +97,9 @@ class World:
                 case _:
                     return value
 
-        if "memory_id" in said:
-            said = {**said, "memory_id": resolve(said["memory_id"])}
-        return {name: resolve(value) for name, value in said.items()}
+        if "memory_id" in arguments:
+            arguments = {**arguments, "memory_id": resolve(arguments["memory_id"])}
+        return {name: resolve(value) for name, value in arguments.items()}
 
     async def check_everything(self) -> None:
         """Once all vectors are there, everything that each actor can see is as the models say."""
@@ -136,13 +136,13 @@ class World:
         assert {key.removeprefix(keys.use("")) for key in found if key.startswith(keys.use(""))} <= heads
 
     async def _check_view(self, model: Model, actor: str) -> None:
-        everything: Said = {"include_archive": True, "limit": 100}
+        everything: Arguments = {"include_archive": True, "limit": 100}
         name = "alice" if actor == OUTSIDER else actor
         await self._check_pages(actor)
         now = time.time()
         mine = model.readable(name, everything, Moment(now, now)).memories
         wanted = {(memory.source, memory.pieces[0]): memory.id for memory in mine}
-        looks: list[Said] = [
+        looks: list[Arguments] = [
             {"op": "memory_stats"},
             *({"op": "get_agent_memories", "agent_id": other, **everything} for other in ACTORS),
             *({"op": "get_agent_memories", "priorities": [priority]} for priority in PRIORITIES),
@@ -163,14 +163,14 @@ class World:
 
     async def _check_pages(self, actor: str) -> None:
         """Pages of a list hold, one after the other, what the list holds."""
-        agent, said = self.agents[actor], {"include_archive": True, "agent_ids": ["alice", "bob", "carol"]}
+        agent, arguments = self.agents[actor], {"include_archive": True, "agent_ids": ["alice", "bob", "carol"]}
         start, cursor, listed = time.time(), {}, list[str]()
         while cursor is not None:
-            page = await agent.call("get_agent_memories", limit=13, **said, **cursor)
+            page = await agent.call("get_agent_memories", limit=13, **arguments, **cursor)
             listed += [memory["memory_id"] for memory in page["memories"]]
             cursor = {"cursor": page["next_cursor"]} if "next_cursor" in page else None
         model, name = self._view(actor)
-        model.readable(name, said, Moment(start, time.time())).check_listed(listed, 1000)
+        model.readable(name, arguments, Moment(start, time.time())).check_listed(listed, 1000)
 
 
 async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) -> int:
@@ -183,8 +183,8 @@ async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) ->
             agents[actor] = await connections.enter_async_context(in_own_task(stack.server.agent(name, where)))
         world = World(stack, agents, namespace)
         for call in history:
-            await world.call(call.actor, call.tool, call.said)
-            steps += len(call.said.get("operations", "1"))
+            await world.call(call.actor, call.tool, call.arguments)
+            steps += len(call.arguments.get("operations", "1"))
         await world.check_everything()
     tally.update(world.here.tally + world.elsewhere.tally)
     return steps

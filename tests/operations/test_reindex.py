@@ -21,10 +21,10 @@ from support.reindex_helpers import (
     hits,
     lacking,
     nearest,
+    note_text,
     overlap,
     quiet,
     records,
-    said,
     sidecar_of,
     start_command,
     transports,
@@ -62,7 +62,7 @@ async def fill(agent: Agent, numbers: range) -> None:
     """Store notes, and wait until all have their vectors."""
     for start in range(numbers.start, numbers.stop, 100):
         part = range(start, min(start + 100, numbers.stop))
-        operations = [{"op": "store_memory", "content": said(number), "visibility": "shared"} for number in part]
+        operations = [{"op": "store_memory", "content": note_text(number), "visibility": "shared"} for number in part]
         assert (await agent.call("batch_operations", operations=operations))["succeeded"] == len(part)
     await settled(agent)
 
@@ -115,7 +115,7 @@ async def test_a_change_under_load_that_is_killed_in_the_middle_fails_no_search_
     ]
     kept = await records(stack.client, namespace)
     contents = {memory_id: kept[keys.memory(memory_id)][b"content"].decode() for memory_id in load.stored}
-    assert contents == {memory_id: said(number) for memory_id, number in load.stored.items()}
+    assert contents == {memory_id: note_text(number) for memory_id, number in load.stored.items()}
     assert len(load.stored) > 20
     await alice.call("clear_memory", memory_ids=list(load.stored)[:100], confirm=True)
     await alice.call("clear_memory", memory_ids=list(load.stored)[100:] or [secret], confirm=True)
@@ -168,8 +168,8 @@ async def test_a_model_of_another_dimension_takes_over(
     await settled(alice)
     async with running(stack.redis.url_of(SIDECAR), FakeEncoder("wide", 48), BESIDE, transports()):
         await change(server.service, namespace, "wide")
-        answer = await alice.call("semantic_search", query=said(7), mode="vector", limit=1)
-        assert answer["hits"][0]["memory"]["content"] == said(7)
+        answer = await alice.call("semantic_search", query=note_text(7), mode="vector", limit=1)
+        assert answer["hits"][0]["memory"]["content"] == note_text(7)
         assert answer["hits"][0]["vector_score"] == 1.0
         assert not answer["partial"]
         stored = await alice.call("store_memory", content="A new one.", wait=True)
@@ -199,7 +199,7 @@ async def test_an_index_that_differs_is_made_anew_for_the_same_vectors(
     assert await stack.client.execute_command("FT.INFO", keys.index_alias)
     with pytest.raises(Exception, match=r"(?i)no such index|unknown index"):
         await stack.client.execute_command("FT.INFO", keys.index(1))
-    assert await alice.search(said(3), mode="vector", limit=1) == [said(3)]
+    assert await alice.search(note_text(3), mode="vector", limit=1) == [note_text(3)]
 
 
 class Killed(BaseException):
@@ -243,7 +243,7 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
     assert (models.current.name, models.other) == (NEW.name, None)
     assert await lacking(stack.client, namespace, NEW) == []
     await server.service.models.get(namespace, afresh=True)  # nothing was kept for the second that it may not know
-    assert await alice.search(said(2), mode="vector", limit=1) == [said(2)]
+    assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
 
 
 async def test_open_tasks_and_agents_are_routed_by_the_new_model(
@@ -265,7 +265,7 @@ async def test_open_tasks_and_agents_are_routed_by_the_new_model(
 async def test_a_standing_query_goes_on_by_the_new_model(
     stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, bob: Agent, namespace: str
 ) -> None:
-    await alice.store(said(1), visibility="shared", wait=True)
+    await alice.store(note_text(1), visibility="shared", wait=True)
     await register(bob, "bob")
     waiting = asyncio.create_task(
         bob.call("wait_for_events", query="a lighthouse keeper", kinds=["match"], min_score=0.4, timeout_seconds=20)
@@ -302,7 +302,7 @@ async def test_what_cannot_be_embedded_keeps_the_change_from_switching_unless_it
 async def test_without_a_sidecar_of_the_model_nothing_is_begun(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
-    await alice.store(said(1), wait=True)
+    await alice.store(note_text(1), wait=True)
     with pytest.raises(EmbeddingUnavailable, match="no embedding sidecar for bge-small is alive") as refused:
         await change(server.service, namespace, "bge-small")
     assert "redis-memory-embedder --model bge-small" in refused.value.hint
@@ -337,17 +337,17 @@ async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_t
     async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
         await change(server.service, namespace, "alien")
         models.put(namespace, Models(OLD))
-        assert await alice.search(said(4), mode="vector", limit=1) == [said(4)]
-        stored = await alice.store(said(77), wait=True)
+        assert await alice.search(note_text(4), mode="vector", limit=1) == [note_text(4)]
+        stored = await alice.store(note_text(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]
         assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the one that answers is asked for its vector"
         assert (await models.get(namespace, afresh=True)).current.name == "alien"
         await settled(alice)
-        assert await alice.search(said(77), mode="vector", limit=1) == [said(77)]
+        assert await alice.search(note_text(77), mode="vector", limit=1) == [note_text(77)]
 
 
 def test_a_model_is_told_by_its_name_within_what_a_piece_says() -> None:
     model = Model("a", 8)
-    assert [model.is_ready(said) for said in (None, "", "none:a", "b\x1fnone:a", "a", b"b\x1fa")] == [
+    assert [model.is_ready(note_text) for note_text in (None, "", "none:a", "b\x1fnone:a", "a", b"b\x1fa")] == [
         False, False, False, False, True, True,
     ]  # fmt: skip

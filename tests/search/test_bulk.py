@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.bulk_helpers import EVERYBODY, unit_vectors
+from support.bulk_helpers import PUBLIC, unit_vectors
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Agent, Server, Stack
@@ -175,7 +175,7 @@ async def test_a_sidecar_that_falls_silent_is_told_of_and_redis_compares(
     try:
         _, answer = await similar(alice, ids[0])
         with pytest.raises(BulkUnavailable, match="within"):
-            await server.service.bulk.nearest(namespace, EVERYBODY, unit_vectors(1, 384), 1, exact=True, wait=0.1)
+            await server.service.bulk.nearest(namespace, PUBLIC, unit_vectors(1, 384), 1, exact=True, wait=0.1)
     finally:
         process.send_signal(signal.SIGCONT)
     assert answer["hits"] == expected

@@ -11,7 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 from support import embedder_fixtures
-from support.bulk_helpers import EVERYBODY, Stored, unit_vectors
+from support.bulk_helpers import PUBLIC, Stored, unit_vectors
 from support.embedder_fixtures import FAST, RedisServer, Team, await_reply, running, wait_until
 
 from memory_core.crypto.keyring import Secret
@@ -49,7 +49,7 @@ async def request_bulk(
 
 
 def nearest_to(vectors: Any, k: int = 3) -> Nearest:
-    return Nearest(selection=EVERYBODY, queries=to_bytes(vectors), k=k)
+    return Nearest(selection=PUBLIC, queries=to_bytes(vectors), k=k)
 
 
 async def test_what_cannot_be_answered_is_refused_with_a_reason(

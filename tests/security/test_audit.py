@@ -1,4 +1,4 @@
-"""The audit on the real stack: each operation leaves its entry, and the entries are sealed."""
+"""Audit on the real stack: each operation writes an entry, and entries are sealed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from support.audit_helpers import checked, in_redis, is_sealed, noted
+from support.audit_helpers import flushed_entries, is_sealed, read_entries, verify_audit
 from support.auth_helpers import issued, post
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER, SIDECAR
@@ -32,7 +32,7 @@ from memory_server.security.audit import chain
 CANARY = "canary-7f3a"
 
 
-async def test_every_tool_leaves_one_entry_per_call_and_no_content(
+async def test_each_tool_call_writes_one_entry_without_content(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     called: Counter[str] = Counter()
@@ -41,8 +41,8 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
         called[tool] += 1
         return await alice.call(tool, **arguments)
 
-    said = {"content": f"{CANARY} sleeps.", "context": CANARY, "tags": [CANARY], "metadata": {"of": CANARY}}
-    mine = (await call("store_memory", wait=False, **said))["memory_id"]
+    arguments = {"content": f"{CANARY} sleeps.", "context": CANARY, "tags": [CANARY], "metadata": {"of": CANARY}}
+    mine = (await call("store_memory", wait=False, **arguments))["memory_id"]
     await call("update_memory", memory_id=mine, content=f"{CANARY} wakes.")
     await call("retrieve_memory", memory_id=mine)
     await call("get_agent_memories", tags=[CANARY])
@@ -77,7 +77,7 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     await call("unregister_agent", memories="keep")
     tools = {tool.name for tool in (await alice.client.list_tools()).tools}
     assert tools == set(called)
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert Counter(entry["op"] for entry in entries) == called
     assert {entry["outcome"] for entry in entries} == {"ok"}
     assert {entry["who"] for entry in entries} == {"alice", "ben"}
@@ -89,8 +89,10 @@ async def test_every_tool_leaves_one_entry_per_call_and_no_content(
     assert CANARY not in json.dumps(entries)
 
 
-async def test_a_change_and_its_entry_are_one_write(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
-    """What the Functions did not note, the server would when the call has ended, if it still lives then."""
+async def test_change_and_audit_entry_are_written_atomically(
+    alice: Agent, bob: Agent, stack: Stack, namespace: str
+) -> None:
+    """The Function writes the entry, so that a server that dies before the call ends loses none."""
     await bob.call("register_agent")
     mine = await alice.store("The anchor holds.")
     await alice.call("update_memory", memory_id=mine, tags=["harbour"])
@@ -101,7 +103,7 @@ async def test_a_change_and_its_entry_are_one_write(alice: Agent, bob: Agent, st
     task = await alice.call("distribute_task", description="Weigh the anchor.", assign_to="alice")
     (held,) = (await alice.call("get_pending_tasks", with_memories=0))["tasks"]
     await alice.call("complete_task", task_id=task["task_id"], lease_token=held["lease_token"])
-    assert [entry["op"] for entry in await in_redis(stack.client, namespace) if "count" not in entry] == [
+    assert [entry["op"] for entry in await read_entries(stack.client, namespace) if "count" not in entry] == [
         *(
             "register_agent",
             "store_memory",
@@ -118,7 +120,7 @@ async def has_vector(client: Client, namespace: str, memory_id: str) -> bool:
     return await client.hget(Keys(namespace).memory(memory_id), "model") == DEFAULT_MODEL.encode()
 
 
-async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
+async def test_refused_call_is_audited_without_its_arguments(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     unknown = new_id()
@@ -139,18 +141,18 @@ async def test_what_is_refused_leaves_an_entry_too_and_never_what_was_sent(
         assert refusal.value.code == code, tool
     inner = [{"op": tool, **arguments} for tool, arguments, _ in refused]
     await alice.call("batch_operations", operations=inner)
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert [(entry["op"], entry["outcome"]) for entry in entries[: len(refused)]] == [
         (tool, code) for tool, _, code in refused
     ]
-    among = Counter((entry["op"], entry["outcome"]) for entry in entries[len(refused) :])
-    assert among == Counter((tool, code) for tool, _, code in refused) + Counter([("batch_operations", "ok")])
+    outcomes = Counter((entry["op"], entry["outcome"]) for entry in entries[len(refused) :])
+    assert outcomes == Counter((tool, code) for tool, _, code in refused) + Counter([("batch_operations", "ok")])
     assert entries[0]["ids"] == unknown
     assert entries[1]["ids"] == ""
     assert CANARY not in json.dumps(entries)
 
 
-async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(stack: Stack, namespace: str) -> None:
+async def test_entry_names_the_token_and_the_acting_admin(stack: Stack, namespace: str) -> None:
     settings = {"auth": {"mode": "tokens"}, "master_key": MASTER_KEY, "namespace": namespace}
     async with serving(stack.redis.url_of(SERVER), **settings) as guarded:
         boss = await issued(guarded, "boss", namespace, ["admin"])
@@ -161,7 +163,7 @@ async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(sta
             with pytest.raises(Refused):
                 await agent.store("Not hers to do.")
         assert (await post(guarded, boss[:-1])).status_code == 401
-        entries = await noted(guarded, stack.client, namespace)
+        entries = await flushed_entries(guarded, stack.client, namespace)
         for_alice = next(entry for entry in entries if entry["ids"] == stored)
         assert (for_alice["who"], for_alice["as"]) == ("boss", "alice")
         assert for_alice["from"] == f"http 127.0.0.1 token {boss.split('_')[1]}"
@@ -171,49 +173,49 @@ async def test_an_entry_tells_of_tokens_and_of_an_admin_who_acts_for_another(sta
         assert any(entry["op"] == "authenticate" and entry["outcome"] == "unauthenticated" for entry in entries)
         assert not any(part.split("_", 2)[2] in json.dumps(entries) for part in (boss, reader))
         await wait_until(lambda: is_sealed(stack.client, namespace))
-        assert (await checked(guarded, stack.client, namespace)).ok
+        assert (await verify_audit(guarded, stack.client, namespace)).ok
 
 
-async def test_numbers_have_no_gap_under_many_calls_at_once_and_all_is_sealed_and_whole(
-    server: Server, stack: Stack, namespace: str
-) -> None:
+async def test_concurrent_calls_leave_sealed_entries_without_gaps(server: Server, stack: Stack, namespace: str) -> None:
     async with AsyncExitStack() as opened:
         agents = [await opened.enter_async_context(server.agent(f"a{n}", namespace)) for n in range(8)]
         mine = [await agent.store(f"Number {n}.", wait=False) for n, agent in enumerate(agents)]
 
-        async def some(number: int) -> None:
+        async def mixed_calls(number: int) -> None:
             agent, memory_id = agents[number % 8], mine[number % 8]
             await agent.store(f"More {number}.", wait=False)
             await agent.call("retrieve_memory", memory_id=memory_id)
             await agent.raw("retrieve_memory", memory_id=new_id())
             await agent.call("semantic_search", query="number", mode="keyword")
 
-        await asyncio.gather(*(some(number) for number in range(64)))
-    entries = await noted(server, stack.client, namespace)
+        await asyncio.gather(*(mixed_calls(number) for number in range(64)))
+    entries = await flushed_entries(server, stack.client, namespace)
     assert len(entries) == 8 + 4 * 64
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    report = await checked(server, stack.client, namespace)
+    report = await verify_audit(server, stack.client, namespace)
     assert (report.ok, report.sealed_to, report.unsealed) == (True, len(entries), 0)
 
 
-async def test_each_change_on_redis_itself_is_found(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_every_change_made_directly_in_redis_is_detected(
+    server: Server, alice: Agent, stack: Stack, namespace: str
+) -> None:
     for number in range(6):
         await alice.store(f"Number {number}.", wait=False)
         await wait_until(lambda: is_sealed(stack.client, namespace))
     keys, client, random = Keys(namespace), stack.client, Random(4)
     was = {key: await client.execute_command(b"XRANGE", key, "-", "+") for key in (keys.audit, keys.seals)}
-    assert (await checked(server, client, namespace)).ok
+    assert (await verify_audit(server, client, namespace)).ok
     for _ in range(40):
         key = random.choice(list(was))
-        await rewrite(client, key, spoilt(was[key], random))
-        assert not (await checked(server, client, namespace)).ok
+        await rewrite(client, key, corrupted(was[key], random))
+        assert not (await verify_audit(server, client, namespace)).ok
         await rewrite(client, key, was[key])
-    assert (await checked(server, client, namespace)).ok
+    assert (await verify_audit(server, client, namespace)).ok
 
 
-def spoilt(rows: list[Any], random: Random) -> list[Any]:
-    """Change, remove, copy or exchange something."""
+def corrupted(rows: list[Any], random: Random) -> list[Any]:
+    """Change, remove, copy or swap entries."""
     rows = [[at, list(parts)] for at, parts in rows]
     one, two = random.sample(range(len(rows)), 2)
     match random.randrange(4):
@@ -231,13 +233,13 @@ def spoilt(rows: list[Any], random: Random) -> list[Any]:
 
 
 async def rewrite(client: Client, key: str, rows: list[Any]) -> None:
-    """Put a stream in the place of one, as only somebody can who may do everything."""
+    """Replace a stream, which needs full rights in Redis."""
     await client.delete(key)
     for at, parts in rows:
         await client.execute_command("XADD", key, at, *parts)
 
 
-async def test_sealers_that_race_never_fork_the_chain(
+async def test_racing_sealers_never_fork_the_chain(
     server: Server, alice: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "AT_ONCE", 3)
@@ -251,20 +253,20 @@ async def test_sealers_that_race_never_fork_the_chain(
 
     await asyncio.gather(*(alice.store(f"Number {n}.", wait=False) for n in range(30)), *(race() for _ in range(4)))
     await wait_until(lambda: is_sealed(client, namespace))
-    report = await checked(server, client, namespace)
+    report = await verify_audit(server, client, namespace)
     assert (report.ok, report.unsealed, report.entries) == (True, 0, 31)
 
 
-async def test_a_sealer_that_died_with_the_lease_is_followed(
+async def test_another_sealer_takes_over_an_expired_lease(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await stack.client.set(Keys(namespace).sealer, "a dead process", px=chain.LEASE_MS)
     await alice.store("Sealed none the less.", wait=False)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(server, stack.client, namespace)).ok
+    assert (await verify_audit(server, stack.client, namespace)).ok
 
 
-async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_another(
+async def test_sweep_seals_what_a_killed_server_left_unsealed(
     server: Server, stack: Stack, namespace: str, tmp_path: Path
 ) -> None:
     port = server.url.rpartition(":")[2]
@@ -275,9 +277,9 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
         "MEMORY_DATA_DIR": str(tmp_path),
     }
     command = [sys.executable, "-m", "memory_server", "serve", "--port", "0"]
-    process = started(command, environment)
+    process = start_server(command, environment)
     try:
-        url = await asyncio.to_thread(announced, process)
+        url = await asyncio.to_thread(announced_url, process)
         assert f":{port}/" not in url
         doomed = Server(url.removesuffix("/mcp"), server.runtime, server.service)
         calling = asyncio.create_task(call_on(doomed, namespace))
@@ -287,20 +289,20 @@ async def test_what_a_killed_server_left_unsealed_is_sealed_by_the_sweep_of_anot
     finally:
         process.kill()
         process.communicate()
-    entries = await in_redis(stack.client, namespace)
+    entries = await read_entries(stack.client, namespace)
     assert [int(entry["n"]) for entry in entries] == list(range(1, len(entries) + 1))
     await sweep_audits(server.service)
     await wait_until(lambda: is_sealed(stack.client, namespace))
-    assert (await checked(server, stack.client, namespace)).ok
+    assert (await verify_audit(server, stack.client, namespace)).ok
 
 
-def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a server of which only what it says is heard."""
+def start_server(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server and capture its output."""
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
 
-def announced(process: subprocess.Popen[bytes]) -> str:
-    """Give the address that a server prints at its start."""
+def announced_url(process: subprocess.Popen[bytes]) -> str:
+    """Return the address that a server prints at start-up."""
     assert process.stdout is not None
     for line in process.stdout:
         found = [word for word in line.decode().split() if word.startswith("http://") and word.endswith("/mcp")]
@@ -324,24 +326,22 @@ async def has_entries(client: Client, namespace: str, number: int) -> bool:
     return await client.xlen(Keys(namespace).audit) >= number
 
 
-async def test_reading_a_namespace_that_nobody_wrote_to_makes_no_index(
+async def test_reading_an_empty_namespace_creates_no_index(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("get_agent_memories")
-    assert await noted(server, stack.client, namespace)
+    assert await flushed_entries(server, stack.client, namespace)
     assert not await server.service.namespaces.knows(namespace)
 
 
-async def test_a_resource_that_is_read_leaves_an_entry(
-    server: Server, alice: Agent, stack: Stack, namespace: str
-) -> None:
+async def test_reading_a_resource_writes_an_entry(server: Server, alice: Agent, stack: Stack, namespace: str) -> None:
     stored = await alice.store("To be attached.", wait=False)
     await alice.client.read_resource(f"memory://{stored}")
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert (entries[-1]["op"], entries[-1]["ids"], entries[-1]["outcome"]) == ("read_resource", stored, "ok")
 
 
-async def test_the_sidecars_user_cannot_touch_audit_or_seals(stack: Stack, namespace: str) -> None:
+async def test_sidecar_user_cannot_touch_audit_or_seals(stack: Stack, namespace: str) -> None:
     keys = Keys(namespace)
     async with connect(stack.redis.url_of(SIDECAR)) as sidecar:
         for key in (keys.audit, keys.seals, keys.counters):
@@ -351,11 +351,11 @@ async def test_the_sidecars_user_cannot_touch_audit_or_seals(stack: Stack, names
     await stack.client.execute_command("ACL", "LOG", "RESET")
 
 
-async def test_a_purge_of_a_deleted_agent_leaves_its_entries(
+async def test_purging_a_deleted_agent_keeps_its_audit_entries(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     await alice.call("register_agent")
     await alice.store("Gone with me.", wait=False)
-    before = len(await noted(server, stack.client, namespace))
+    before = len(await flushed_entries(server, stack.client, namespace))
     await alice.call("unregister_agent", memories="delete")
-    assert len(await in_redis(stack.client, namespace)) == before + 1
+    assert len(await read_entries(stack.client, namespace)) == before + 1

@@ -1,4 +1,4 @@
-"""The audit's chain: whatever single thing is changed in what was sealed, the check finds it."""
+"""Audit chain: verification detects any single change to sealed entries."""
 
 from __future__ import annotations
 
@@ -21,36 +21,36 @@ SEALED = GOOD.counters.sealed
 OTHER_KEY = Keyring([Secret(bytes(range(100, 132)))])
 
 
-def test_an_untouched_trail_is_whole() -> None:
+def test_unchanged_trail_is_intact() -> None:
     report = GOOD.check()
     assert report.ok
     assert (report.entries, report.first, report.unsealed) == (24, 1, 24 - SEALED)
     assert report.head == f"{SEALED}:{GOOD.seals[-1].chain}"
 
 
-def test_an_empty_trail_is_whole_unless_numbers_were_given() -> None:
+def test_empty_trail_is_intact_unless_numbers_were_issued() -> None:
     assert Trail((), (), Counters(0, 0)).check().ok
     assert {problem.kind for problem in Trail((), (), Counters(3, 2)).check().problems} == {"tail cut", "seal removed"}
 
 
-def test_ten_thousand_single_changes_are_all_found() -> None:
+def test_ten_thousand_single_changes_are_all_detected() -> None:
     random, missed = Random(2), Counter[str]()
     for _ in range(CHANGES):
-        name, change = random.choice(list(SINGLE.items()))
+        name, change = random.choice(list(SINGLE_CHANGES.items()))
         changed = change(GOOD, random)
         if (changed.entries, changed.seals) != (GOOD.entries, GOOD.seals) and changed.check().ok:
             missed[name] += 1
     assert not missed
 
 
-def test_what_a_whole_trail_would_need_is_made_of_it_by_the_changes_too() -> None:
+def test_every_kind_of_change_can_be_applied_to_an_intact_trail() -> None:
     random = Random(3)
-    for name, change in SINGLE.items():
+    for name, change in SINGLE_CHANGES.items():
         assert any(change(GOOD, random) != GOOD for _ in range(20)), name
 
 
-def flipped(value: bytes, random: Random) -> bytes:
-    """Change one byte, add one or take one."""
+def with_byte_changed(value: bytes, random: Random) -> bytes:
+    """Change, add or remove one byte."""
     at, byte = random.randrange(len(value) + 1), bytes([random.randrange(32, 127)])
     kept = value[at + 1 :] if random.random() < 0.5 else value[at:]
     return value[:at] + random.choice([byte, b""]) + kept
@@ -60,7 +60,7 @@ def field_changed(trail: Trail, random: Random) -> Trail:
     at = random.randrange(SEALED)
     parts = list(trail.entries[at].parts)
     place = random.randrange(len(parts))
-    parts[place] = flipped(parts[place], random)
+    parts[place] = with_byte_changed(parts[place], random)
     return with_entry(trail, at, tuple(parts))
 
 
@@ -92,7 +92,7 @@ def entry_removed(trail: Trail, random: Random) -> Trail:
 
 
 def entries_swapped(trail: Trail, random: Random) -> Trail:
-    """Two entries change places, with their ids or without."""
+    """Swap two entries, with or without their ids."""
     one, two = sorted(random.sample(range(SEALED), 2))
     entries = list(trail.entries)
     if random.random() < 0.5:
@@ -104,7 +104,7 @@ def entries_swapped(trail: Trail, random: Random) -> Trail:
 
 
 def entry_inserted(trail: Trail, random: Random) -> Trail:
-    """A copy, or one that was forged under another key, among what was sealed."""
+    """Insert a copy, or an entry forged under another key, among the sealed ones."""
     at = random.randrange(SEALED)
     forged = written(at + 1, random, OTHER_KEY) if random.random() < 0.5 else random.choice(trail.entries)
     milliseconds, _, number = trail.entries[at].id.partition(b"-")
@@ -112,16 +112,16 @@ def entry_inserted(trail: Trail, random: Random) -> Trail:
     return trail.but([*trail.entries[:at], new, *trail.entries[at:]])
 
 
-def cut_short(trail: Trail, random: Random) -> Trail:
-    """All entries from one on are gone, with the seals over them."""
+def tail_removed(trail: Trail, random: Random) -> Trail:
+    """Remove all entries from one on, with their seals."""
     kept = random.randrange(SEALED)
     entries = trail.entries[:kept]
     last = entries[-1].position if entries else (0, 0)
     return trail.but(entries, [seal for seal in trail.seals if seal.position <= last])
 
 
-def begun_late(trail: Trail, random: Random) -> Trail:
-    """The first seals' entries are gone, as if they had gone by age."""
+def start_removed(trail: Trail, random: Random) -> Trail:
+    """Remove the entries of the first seals, as retention would."""
     at = random.randrange(len(trail.seals) - 1)
     base = trail.seals[at]
     return trail.but([entry for entry in trail.entries if entry.position > base.position], trail.seals[at:])
@@ -131,7 +131,7 @@ def seal_changed(trail: Trail, random: Random) -> Trail:
     at = random.randrange(len(trail.seals))
     parts = [part.encode() for part in trail.seals[at].fields()]
     place = 2 * random.randrange(len(parts) // 2) + 1
-    parts[place] = flipped(parts[place], random)
+    parts[place] = with_byte_changed(parts[place], random)
     read = read_seal(trail.seals[at].id, parts)
     return trail.but(seals=[*trail.seals[:at], *([read] if read else []), *trail.seals[at + 1 :]])
 
@@ -155,7 +155,7 @@ def seals_swapped(trail: Trail, random: Random) -> Trail:
 
 
 def seal_inserted(trail: Trail, random: Random) -> Trail:
-    """A copy of a seal, or one by another key, somewhere."""
+    """Insert a copy of a seal, or a seal under another key."""
     at = random.randrange(len(trail.seals))
     forged = seal_over(trail.entries[:3], None, OTHER_KEY)
     return trail.but(seals=[*trail.seals[:at], random.choice([*trail.seals, forged]), *trail.seals[at:]])
@@ -166,7 +166,7 @@ def with_entry(trail: Trail, at: int, parts: tuple[bytes, ...]) -> Trail:
     return trail.but([*trail.entries[:at], changed, *trail.entries[at + 1 :]])
 
 
-SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
+SINGLE_CHANGES: dict[str, Callable[[Trail, Random], Trail]] = {
     change.__name__: change
     for change in (
         field_changed,
@@ -176,8 +176,8 @@ SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
         entry_removed,
         entries_swapped,
         entry_inserted,
-        cut_short,
-        begun_late,
+        tail_removed,
+        start_removed,
         seal_changed,
         seal_moved,
         seal_removed,
@@ -187,13 +187,13 @@ SINGLE: dict[str, Callable[[Trail, Random], Trail]] = {
 }
 
 
-def test_what_is_not_sealed_yet_cannot_be_forged_or_taken_from_the_middle() -> None:
+def test_forged_or_missing_unsealed_entries_are_detected() -> None:
     tail = GOOD.entries[SEALED:]
     assert len(tail) >= 3
     forged = written(SEALED + 2, Random(5), OTHER_KEY)
     kinds: dict[str, Trail] = {
         "unknown key": GOOD.but([*GOOD.entries[: SEALED + 1], replace(forged, id=tail[1].id), *tail[2:]]),
-        "forged": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, changed_who(tail[-1]))]),
+        "forged": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, with_other_agent(tail[-1]))]),
         "unsigned": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, tail[-1].parts[:-2])]),
         "removed": GOOD.but([*GOOD.entries[:SEALED], *tail[1:]]),
         "tail cut": GOOD.but(GOOD.entries[:-1]),
@@ -203,16 +203,16 @@ def test_what_is_not_sealed_yet_cannot_be_forged_or_taken_from_the_middle() -> N
         assert kind in {problem.kind for problem in changed.check().problems}
 
 
-def changed_who(entry: Entry) -> tuple[bytes, ...]:
-    """Its fields with another agent's name."""
+def with_other_agent(entry: Entry) -> tuple[bytes, ...]:
+    """Return its fields with another agent's name."""
     return tuple(b"mallory" if part in {b"alice", b"bob"} else part for part in entry.parts)
 
 
-def test_a_trail_of_another_namespace_is_not_taken_for_this_ones() -> None:
+def test_trail_of_another_namespace_is_refused() -> None:
     assert not GOOD.check(namespace="elsewhere").ok
 
 
-def test_a_rollback_of_everything_shows_by_a_head_kept_elsewhere_alone() -> None:
+def test_full_rollback_is_detected_only_by_a_head_kept_elsewhere() -> None:
     head = GOOD.check().head
     before = sealed_trail(24, [1, 4, 2, 7], Random(1))
     older = Trail(before.entries[:7], before.seals[:3], Counters(7, 7))
@@ -224,15 +224,15 @@ def test_a_rollback_of_everything_shows_by_a_head_kept_elsewhere_alone() -> None
     assert GOOD.check(expect=GOOD.seals[1].head).ok
 
 
-def test_a_genuine_beginning_of_another_course_of_things_does_not_fit_the_rest() -> None:
-    """Who rolls everything back lets a server seal other entries under the same numbers, and puts these before."""
+def test_genuine_start_of_a_rolled_back_trail_does_not_fit_the_rest() -> None:
+    """After a rollback, a server seals other entries under the same numbers; an attacker splices those in front."""
     other = sealed_trail(24, [1, 4, 2, 7], Random(8))
     assert other.check().ok
     spliced = GOOD.but([*other.entries[:5], *GOOD.entries[5:]], [*other.seals[:2], *GOOD.seals[2:]])
     assert [problem.number for problem in spliced.check().problems] == [GOOD.seals[2].first]
 
 
-def test_what_the_sealer_found_is_told_for_ever_and_the_chain_goes_on() -> None:
+def test_sealers_findings_stay_reported_and_the_chain_continues() -> None:
     random = Random(4)
     entries = [written(number, random) for number in (1, 2, 4, 5)]
     first = seal_over(entries[:3], None)
@@ -243,7 +243,7 @@ def test_what_the_sealer_found_is_told_for_ever_and_the_chain_goes_on() -> None:
     assert {(problem.number, problem.kind) for problem in report.problems} == {(3, "recorded: removed"), (3, "removed")}
 
 
-def test_entries_from_before_there_was_a_key_are_told_apart_and_none_may_come_later() -> None:
+def test_unkeyed_entries_are_accepted_only_before_the_first_keyed_one() -> None:
     random, bare = Random(6), Keyring()
     entries = [written(number, random, bare) for number in (1, 2, 3)]
     entries += [written(number, random) for number in (4, 5)]
@@ -259,7 +259,7 @@ def test_entries_from_before_there_was_a_key_are_told_apart_and_none_may_come_la
     assert not trail.but([*entries[:3], *stripped, entries[4]]).check().ok
 
 
-def test_a_change_of_keys_leaves_the_trail_whole() -> None:
+def test_key_change_leaves_the_trail_intact() -> None:
     random, new = Random(7), Secret(bytes(range(200, 232)))
     both = Keyring([new, *KEYRING.masters])
     entries = [written(1, random), written(2, random), written(3, random, both)]
@@ -271,11 +271,11 @@ def test_a_change_of_keys_leaves_the_trail_whole() -> None:
 
 
 @pytest.mark.parametrize("fields", [[], [b"first", b"1"], [b"first", b"x"] * 8, [b"\xff"] * 16])
-def test_what_is_no_seal_is_not_read_as_one(fields: list[bytes]) -> None:
+def test_malformed_seal_is_not_accepted(fields: list[bytes]) -> None:
     assert read_seal(b"1-1", fields) is None
 
 
-def test_without_a_key_only_numbers_are_checked_and_that_is_said() -> None:
+def test_without_key_only_numbers_are_checked_and_reported() -> None:
     bare = sealed_trail(5, [9], Random(9), Keyring())
     assert not bare.seals
     report = bare.check(Keyring())

@@ -92,7 +92,7 @@ async def test_doctor_reports_sealed_entries_and_a_missing_key(stack: Stack, sea
     assert "no key is configured" in details[1]["seen"]
 
 
-async def test_audit_of_the_embedded_redis_is_verified_without_a_configured_key(tmp_path: Path) -> None:
+async def test_embedded_redis_needs_no_configured_key(tmp_path: Path) -> None:
     async with attached(tmp_path):
         where = ("--data-dir", str(tmp_path), "--namespace", "home")
         assert (await run_without_settings("agents", "token", "ann", *where)).exit_code == 0

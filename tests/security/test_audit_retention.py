@@ -1,9 +1,9 @@
-"""How long the audit keeps entries, and that none is lost on its way to Redis."""
+"""Audit retention, and the buffer that loses no entry on its way to Redis."""
 
 from __future__ import annotations
 
 import pytest
-from support.audit_helpers import checked, in_redis, is_sealed, noted
+from support.audit_helpers import flushed_entries, is_sealed, read_entries, verify_audit
 from support.embedder_fixtures import wait_until
 from support.redis_users import SERVER
 from support.stack import MASTER_KEY, Agent, Server, Stack, serving
@@ -15,7 +15,7 @@ from memory_server.security.audit import chain, recorder
 from memory_server.security.audit.retention import trim
 
 
-async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
+async def test_expired_entries_go_up_to_a_seal_and_the_rest_is_intact(
     server: Server, alice: Agent, stack: Stack, namespace: str
 ) -> None:
     for number in range(5):
@@ -27,26 +27,26 @@ async def test_what_goes_by_age_goes_up_to_a_seal_and_the_rest_stays_whole(
     went = await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5))
     assert 0 < went <= 5
     assert await trim(backend, namespace, AuditSettings(keep_days=0, keep_entries=5)) <= 6
-    entries = await in_redis(client, namespace)
+    entries = await read_entries(client, namespace)
     assert int(entries[0]["n"]) > went
     await chain.seal(backend, namespace)
-    report = await checked(server, client, namespace)
+    report = await verify_audit(server, client, namespace)
     assert (report.ok, report.first, report.unsealed) == (True, int(entries[0]["n"]), 0)
     await client.xtrim(keys.audit, maxlen=len(entries) - 2, approximate=False)
-    assert not (await checked(server, client, namespace)).ok
+    assert not (await verify_audit(server, client, namespace)).ok
 
 
-async def test_without_a_key_entries_go_by_age_too_and_stay_without_gaps(stack: Stack, namespace: str) -> None:
+async def test_without_key_entries_expire_and_leave_no_gaps(stack: Stack, namespace: str) -> None:
     async with serving(stack.redis.url_of(SERVER)) as keyless:
         async with keyless.agent("alice", namespace) as alice:
             for number in range(6):
                 await alice.store(f"Number {number}.", wait=False)
         assert await trim(keyless.service.backend, namespace, AuditSettings(keep_entries=4)) == 2
-        report = await checked(keyless, stack.client, namespace)
+        report = await verify_audit(keyless, stack.client, namespace)
     assert (report.ok, report.keyed, report.first, report.entries) == (True, False, 3, 5)
 
 
-async def test_entries_are_held_while_redis_is_away_and_what_is_too_much_is_counted(
+async def test_entries_are_buffered_while_redis_is_down_and_drops_counted(
     server: Server, alice: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "MOST_HELD", 5)
@@ -54,37 +54,37 @@ async def test_entries_are_held_while_redis_is_away_and_what_is_too_much_is_coun
     assert await server.service.auditor.flush()
     for _ in range(9):
         held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
-    entries = await noted(server, stack.client, namespace)
+    entries = await flushed_entries(server, stack.client, namespace)
     assert [(entry["op"], entry.get("count")) for entry in entries] == [("gpu_status", None)] * 5 + [
         ("audit_lost", "4")
     ]
 
 
-async def test_a_batch_whose_answer_was_lost_is_written_once(server: Server, stack: Stack, namespace: str) -> None:
+async def test_batch_with_a_lost_reply_is_written_once(server: Server, stack: Stack, namespace: str) -> None:
     held = server.runtime.recorder
     held.add(namespace, {"who": "alice", "op": "gpu_status", "ids": [], "from": "here", "nonce": new_id()})
     batch = next(one for one in held.batches() if one.namespace == namespace)
     await server.service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
-    assert len(await noted(server, stack.client, namespace)) == 1
+    assert len(await flushed_entries(server, stack.client, namespace)) == 1
 
 
-async def test_refusals_for_calling_too_often_become_one_entry_that_counts(stack: Stack, namespace: str) -> None:
+async def test_rate_limit_refusals_are_merged_into_one_counting_entry(stack: Stack, namespace: str) -> None:
     limits = {"calls_per_second": 0.01, "burst": 2}
     async with serving(stack.redis.url_of(SERVER), limits=limits, master_key=MASTER_KEY) as slow:
         async with slow.agent("alice", namespace) as agent:
             outcomes = [(await agent.raw("gpu_status")).is_error for _ in range(6)]
         assert outcomes.count(True) == 4
-        entries = await noted(slow, stack.client, namespace)
+        entries = await flushed_entries(slow, stack.client, namespace)
     limited = [entry for entry in entries if entry["outcome"] == "rate_limited"]
     assert sum(int(entry.get("times", 1)) for entry in limited) == 4
     assert len(limited) < 4
 
 
-async def test_a_server_that_stops_writes_what_it_still_holds(stack: Stack, namespace: str) -> None:
+async def test_stopping_server_writes_its_buffered_entries(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url_of(SERVER), master_key=MASTER_KEY) as server,
         server.agent("alice", namespace) as agent,
     ):
         await agent.call("gpu_status")
-    assert [entry["op"] for entry in await in_redis(stack.client, namespace)] == ["gpu_status"]
+    assert [entry["op"] for entry in await read_entries(stack.client, namespace)] == ["gpu_status"]
     assert await is_sealed(stack.client, namespace)

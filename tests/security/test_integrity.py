@@ -1,4 +1,4 @@
-"""A record that was changed past the server is seen: nobody is shown it, and everybody is told that it is missing."""
+"""A record changed directly in Redis is detected, hidden from all callers and reported as missing."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.audit_helpers import in_redis
+from support.audit_helpers import read_entries
+from support.console import console
 from support.redis_users import SERVER
 from support.sharing_helpers import found_ids, ids_of, refusal
 from support.stack import Agent, Server, Stack, in_own_task, serving
-from support.trust_helpers import console
 
 from memory_core.crypto.integrity import Integrity, IntegrityFailure
 from memory_core.crypto.keyring import Keyring, Secret
@@ -46,7 +46,7 @@ Row = dict[str, bytes | None]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def keyless(stack: Stack) -> AsyncGenerator[Server]:
-    """A server without any key, on the Redis of the others."""
+    """A server without a key on the shared Redis."""
     async with in_own_task(serving(stack.redis.url_of(SERVER))) as running:
         yield running
 
@@ -59,7 +59,7 @@ async def ann(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 
 def _signed(integrity: Integrity, namespace: str, memory_id: str, row: Row) -> Row:
-    """Sign a row as the Functions do: with the pads alone."""
+    """Sign a row as the Functions do: from the HMAC pads."""
     seal = integrity.seal(namespace, memory_id, int(row["rev"] or 0))
     assert seal is not None
     values = [row.get(name) for name in SIGNED_FIELDS]
@@ -93,7 +93,7 @@ def _changes(chance: random.Random) -> list[Callable[[Row], None]]:
         row[one], row[other] = row[other], row[one]
 
     def shift(row: Row) -> None:
-        """Move the end of one field to the beginning of the next that is there."""
+        """Move the end of one field to the start of the next existing one."""
         there = [field for field in SIGNED_FIELDS if row[field]]
         place = chance.randrange(len(there) - 1)
         value, following = row[there[place]] or b"", row[there[place + 1]] or b""
@@ -102,7 +102,7 @@ def _changes(chance: random.Random) -> list[Callable[[Row], None]]:
     return [flip, drop, lengthen, move, shift]
 
 
-def test_ten_thousand_random_single_changes_are_all_seen() -> None:
+def test_ten_thousand_random_single_changes_are_detected() -> None:
     chance, integrity = random.Random(7), Integrity(Keyring([Secret(bytes(range(32)))]))
     seen = tried = 0
     while tried < 10_000:
@@ -116,7 +116,7 @@ def test_ten_thousand_random_single_changes_are_all_seen() -> None:
     assert seen == tried
 
 
-def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None:
+def test_code_is_bound_to_memory_namespace_revision_and_key() -> None:
     integrity = Integrity(Keyring([Secret(bytes(range(32)))]))
     row = _signed(integrity, "team", "m1", _random_row(random.Random(1)))
     assert integrity.check_head("team", "m1", row) is None
@@ -133,14 +133,14 @@ def test_a_code_counts_for_its_memory_namespace_revision_and_key_alone() -> None
     assert Integrity(Keyring()).check_head("team", "m2", row) is None
 
 
-def test_the_function_signs_the_very_fields_that_are_checked() -> None:
+def test_lua_function_signs_the_same_fields_that_are_checked() -> None:
     code = resource("redis/functions/07_integrity.lua").read_text()
     found = re.search(r"local SIGNED = \{(.*?)\}", code, re.DOTALL)
     assert found is not None
     assert tuple(re.findall(r"'(\w+)'", found[1])) == SIGNED_FIELDS
 
 
-async def test_every_field_of_a_record_is_signed_or_a_known_exception(ann: Agent, stack: Stack, namespace: str) -> None:
+async def test_every_record_field_is_signed_or_a_known_exception(ann: Agent, stack: Stack, namespace: str) -> None:
     short = await ann.store(CONTENT, **ALL)
     long = await ann.store("A word after another makes a sentence. " * 100, wait=False, **ALL)
     await ann.call("update_memory", memory_id=short, content=CONTENT + " Surely.", tags=[])
@@ -152,7 +152,7 @@ async def test_every_field_of_a_record_is_signed_or_a_known_exception(ann: Agent
 
 
 async def _missing_everywhere(agent: Agent, memory_id: str) -> None:
-    """The memory is refused by name, left out of what lists, and said to be missing."""
+    """The memory is refused by id, omitted from lists and reported as missing."""
     assert (await refusal(agent, "retrieve_memory", memory_id=memory_id))[0] == "tampered"
     assert (await refusal(agent, "update_memory", memory_id=memory_id, tags=["mine"]))[0] == "tampered"
     assert (await refusal(agent, "find_similar_memories", memory_id=memory_id))[0] == "tampered"
@@ -167,14 +167,14 @@ async def _set(stack: Stack, key: str, field: str, value: bytes | None) -> None:
 
 
 @pytest.mark.parametrize("field", ["content", "owner", "expires_at"])
-async def test_an_altered_memory_is_missing_everywhere(ann: Agent, stack: Stack, namespace: str, field: str) -> None:
+async def test_altered_memory_is_missing_everywhere(ann: Agent, stack: Stack, namespace: str, field: str) -> None:
     memory_id = await ann.store(CONTENT, **ALL)
     await _set(stack, Keys(namespace).memory(memory_id), field, b"999")
     await _missing_everywhere(ann, memory_id)
     await stack.client.delete(Keys(namespace).memory(memory_id))
 
 
-async def test_any_field_changed_added_or_removed_in_redis_is_seen_until_it_is_put_right(
+async def test_changed_added_or_removed_field_is_detected_until_restored(
     ann: Agent, stack: Stack, namespace: str
 ) -> None:
     memory_id = await ann.store(CONTENT, wait=False, **ALL)
@@ -188,7 +188,7 @@ async def test_any_field_changed_added_or_removed_in_redis_is_seen_until_it_is_p
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == CONTENT
 
 
-async def test_lists_and_searches_say_that_a_memory_is_left_out(ann: Agent, stack: Stack, namespace: str) -> None:
+async def test_lists_and_searches_report_an_omitted_memory(ann: Agent, stack: Stack, namespace: str) -> None:
     memory_id, other = await ann.store(CONTENT), await ann.store("Another lighthouse.")
     assert not (await ann.call("semantic_search", query="lighthouse"))["partial"]
     await stack.client.hset(Keys(namespace).memory(memory_id), "content", "The lighthouse is for sale.")
@@ -203,7 +203,7 @@ async def test_lists_and_searches_say_that_a_memory_is_left_out(ann: Agent, stac
         assert "for sale" not in json.dumps(answer)
 
 
-async def test_who_may_not_read_a_memory_is_not_told_that_it_was_altered(
+async def test_caller_without_access_does_not_learn_of_the_alteration(
     ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory_id = await ann.store(CONTENT)
@@ -215,9 +215,7 @@ async def test_who_may_not_read_a_memory_is_not_told_that_it_was_altered(
     assert code == "not_found"
 
 
-async def test_a_record_copied_to_another_place_or_from_nowhere_is_no_memory(
-    ann: Agent, stack: Stack, namespace: str
-) -> None:
+async def test_copied_or_unsigned_record_is_refused(ann: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await ann.store(CONTENT)
     keys, elsewhere = Keys(namespace), "1" * 26
     row = await stack.client.hgetall(keys.memory(memory_id))
@@ -232,7 +230,7 @@ async def test_a_record_copied_to_another_place_or_from_nowhere_is_no_memory(
     assert (await ann.call("clear_memory", memory_ids=[elsewhere]))["deleted"] == 1
 
 
-async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, server: Server, namespace: str) -> None:
+async def test_every_tool_change_is_signed_again(ann: Agent, server: Server, namespace: str) -> None:
     memory_id = await ann.store(CONTENT, **ALL)
     for change in (
         {"content": "It was dug out."},
@@ -249,7 +247,7 @@ async def test_every_change_by_a_tool_is_signed_anew(ann: Agent, server: Server,
     assert (await verify(server.service.backend, namespace)).healthy
 
 
-async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
+async def test_record_altered_between_read_and_write_is_not_signed(
     ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory_id = await ann.store(CONTENT)
@@ -269,8 +267,8 @@ async def test_what_is_altered_between_its_reading_and_its_change_is_not_signed(
 LONG = "".join(f"Sentence number {number} tells of the harbour and its boats. " for number in range(120))
 
 
-@pytest.mark.parametrize("what", ["a piece's text", "a piece's code", "the body"])
-async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
+@pytest.mark.parametrize("what", ["a chunk's text", "a chunk's code", "the body"])
+async def test_change_in_a_long_memorys_body_or_chunks_is_detected(
     ann: Agent, server: Server, stack: Stack, namespace: str, what: str
 ) -> None:
     memory_id = await ann.store(LONG + "The zebra lives in the attic.")
@@ -279,9 +277,9 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
     assert last >= 2
     assert (await verify(server.service.backend, namespace)).healthy
     assert "zebra" in (await ann.search("zebra attic"))[0]
-    if what == "a piece's text":
+    if what == "a chunk's text":
         await stack.client.hset(keys.chunk(memory_id, last), "content", "The zebra lives in the cellar, obey it.")
-    elif what == "a piece's code":
+    elif what == "a chunk's code":
         await stack.client.hdel(keys.chunk(memory_id, last), "mac")
     else:
         other = await ann.store(LONG + "The tiger lives in the attic.")
@@ -296,7 +294,7 @@ async def test_a_change_in_the_rest_of_a_long_memory_is_seen(
         assert all("zebra" not in hit["memory"]["content"] for hit in answer["hits"])
 
 
-async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_there(
+async def test_keyless_server_reads_signed_memories_but_cannot_write(
     ann: Agent, keyless: Server, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory_id = await ann.store(CONTENT)
@@ -311,9 +309,7 @@ async def test_a_server_without_a_key_reads_what_is_signed_and_writes_nothing_th
     assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == []
 
 
-async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten(
-    keyless: Server, namespace: str
-) -> None:
+async def test_without_key_a_concurrent_change_is_not_overwritten(keyless: Server, namespace: str) -> None:
     service, request = keyless.service, RequestContext(Caller(namespace, "ann"))
     async with keyless.agent("ann", namespace) as ann:
         memory_id = await ann.store(CONTENT, wait=False)
@@ -332,7 +328,7 @@ async def test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overw
         assert (await ann.call("retrieve_memory", memory_id=memory_id))["memory"]["tags"] == ["first"]
 
 
-async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
+async def test_adopt_signs_unsigned_records_but_not_wrongly_signed_ones(
     keyless: Server, server: Server, stack: Stack, namespace: str
 ) -> None:
     keys = Keys(namespace)
@@ -356,10 +352,10 @@ async def test_adopting_signs_what_had_no_code_and_nothing_that_has_a_wrong_one(
         assert "pieces are missing" in {bad["problem"] for bad in report.bad}
 
 
-async def test_what_changed_since_it_was_looked_at_is_not_adopted(
+async def test_record_changed_since_inspection_is_not_adopted(
     ann: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
-    """Neither what has a code by now, nor what is no longer as its code says."""
+    """Skips records signed in the meantime and records that no longer match their code."""
     genuine, altered = await ann.store(CONTENT), await ann.store("Altered meanwhile.")
     await stack.client.hset(Keys(namespace).memory(altered), "content", "Now.")
     signer = server.service.backend.integrity.signer or ""
@@ -369,14 +365,14 @@ async def test_what_changed_since_it_was_looked_at_is_not_adopted(
     assert (await refusal(ann, "retrieve_memory", memory_id=altered))[0] == "tampered"
 
 
-async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:
+async def test_cli_verifies_and_adopts(keyless: Server, stack: Stack, namespace: str) -> None:
     async with keyless.agent("ann", namespace) as reader:
         memory_id = await reader.store(CONTENT)
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["unsigned"]) == (1, 1)
     code, output = await console(stack, "integrity", "adopt", "--namespace", namespace)
     assert (code, json.loads(output)["adopted"]) == (0, 1)
-    entries = await in_redis(stack.client, namespace)
+    entries = await read_entries(stack.client, namespace)
     assert [entry["ids"] for entry in entries if entry["op"] == "adopt"] == [memory_id]
     code, output = await console(stack, "integrity", "verify", "--namespace", namespace)
     assert (code, json.loads(output)["healthy"]) == (0, True)
@@ -384,7 +380,7 @@ async def test_the_console_verifies_and_adopts(keyless: Server, stack: Stack, na
     assert (code, "key_missing" in output) == (78, True)
 
 
-async def test_a_flaw_is_logged_once_without_any_content(
+async def test_flaw_is_logged_once_without_content(
     ann: Agent, stack: Stack, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     memory_id = await ann.store(CONTENT)
@@ -396,5 +392,5 @@ async def test_a_flaw_is_logged_once_without_any_content(
     assert "canary" not in caplog.text
 
 
-def test_what_is_loaded_is_what_is_checked() -> None:
+def test_loaded_fields_are_the_checked_fields() -> None:
     assert {*SIGNED_FIELDS, *CODE_FIELDS} <= {*loader.LOADED_FIELDS}

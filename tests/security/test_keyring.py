@@ -1,4 +1,4 @@
-"""The secrets of a process: where they are read from, what is refused, and what is derived from them."""
+"""Keyring: key sources, refused keys and derived keys."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory_core.errors import KeyMissing, UnsafeStart
 from memory_core.settings.settings import Settings
 
 
-def test_a_key_is_read_from_the_setting_a_file_or_a_command(tmp_path: Path) -> None:
+def test_key_is_read_from_setting_file_or_command(tmp_path: Path) -> None:
     key = new_key()
     file = tmp_path / "master.key"
     file.write_text(f"{key}\n")
@@ -30,7 +30,7 @@ def test_a_key_is_read_from_the_setting_a_file_or_a_command(tmp_path: Path) -> N
     assert len({keyring.master.id for keyring in loaded}) == 1
 
 
-def test_the_first_key_is_in_force_and_older_ones_still_open() -> None:
+def test_first_key_is_active_and_older_keys_still_open() -> None:
     new, old = new_key(), new_key()
     keyring = load_keyring(Settings.load(master_key=f"{new},{old}"))
     only_old = load_keyring(Settings.load(master_key=old))
@@ -38,30 +38,30 @@ def test_the_first_key_is_in_force_and_older_ones_still_open() -> None:
     assert keyring.secret(only_old.master.id) == only_old.master
 
 
-def test_hex_and_base64_say_the_same_key() -> None:
+def test_hex_and_base64_give_the_same_key() -> None:
     key = Secret(bytes(range(32)))
     assert load_keyring(Settings.load(master_key=key.value.hex())).master == key
 
 
 @pytest.mark.parametrize("text", ["short", "", "A" * 44, "0" * 64, "z" * 64, "ключ" * 11])
-def test_what_is_no_random_key_is_refused_without_quoting_it(text: str) -> None:
+def test_weak_key_is_refused_without_being_quoted(text: str) -> None:
     with pytest.raises(UnsafeStart) as refusal:
         load_keyring(Settings.load(master_key=text))
     assert not text or text not in str(refusal.value)
 
 
-def test_two_places_at_once_are_refused() -> None:
+def test_two_key_sources_are_refused() -> None:
     with pytest.raises(UnsafeStart, match="several"):
         load_keyring(Settings.load(master_key=new_key(), master_key_file=Path("elsewhere")))
 
 
 @pytest.mark.parametrize("command", ["/nowhere/at-all", "false", "'unbalanced"])
-def test_a_command_that_fails_is_refused(command: str) -> None:
+def test_failing_key_command_is_refused(command: str) -> None:
     with pytest.raises(UnsafeStart, match="master_key_command failed"):
         load_keyring(Settings.load(master_key_command=command))
 
 
-def test_a_file_that_others_may_read_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_file_readable_by_others_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "master.key"
     file.write_text(new_key())
     file.chmod(0o644)
@@ -70,7 +70,7 @@ def test_a_file_that_others_may_read_is_told(tmp_path: Path, caplog: pytest.LogC
     assert "chmod 600" in caplog.text
 
 
-def test_without_a_master_key_the_own_key_signs_and_nothing_encrypts(tmp_path: Path) -> None:
+def test_without_master_key_the_local_key_signs_and_nothing_encrypts(tmp_path: Path) -> None:
     file = tmp_path / "integrity.key"
     file.write_text(new_key())
     keyring = load_keyring(Settings(), file)
@@ -82,7 +82,7 @@ def test_without_a_master_key_the_own_key_signs_and_nothing_encrypts(tmp_path: P
     assert Keyring().signer is None
 
 
-def test_a_master_key_signs_and_the_own_key_still_verifies(tmp_path: Path) -> None:
+def test_master_key_signs_and_the_local_key_still_verifies(tmp_path: Path) -> None:
     file = tmp_path / "integrity.key"
     file.write_text(new_key())
     before = load_keyring(Settings(), file).signer
@@ -92,12 +92,12 @@ def test_a_master_key_signs_and_the_own_key_still_verifies(tmp_path: Path) -> No
     assert keyring.secret(before.id) == before
 
 
-def test_each_purpose_has_a_key_of_its_own_and_no_secret_shows_itself() -> None:
+def test_each_purpose_has_its_own_key_and_repr_hides_secrets() -> None:
     secret = Secret(bytes(range(32)))
     assert len({secret.derive("a"), secret.derive("b"), secret.value}) == 3
     assert secret.value.hex() not in repr(secret)
     assert repr(secret.value) not in repr(secret)
 
 
-def test_different_lists_are_never_framed_alike() -> None:
+def test_different_lists_never_encode_to_the_same_bytes() -> None:
     assert len({framed(parts) for parts in ([b"ab", b"c"], [b"a", b"bc"], [b"abc"], [b"ab", b"", b"c"])}) == 4

@@ -1,4 +1,4 @@
-"""Hostile vectors and floods of text by one agent change nothing of what another finds among its own memories."""
+"""Hostile vectors and floods of text by one agent do not change what another finds among its own memories."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ from memory_server.engine.request import Caller, RequestContext
 from memory_server.operations.quarantine import quarantine
 
 
-async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_quarantine(
-    server: Server, namespace: str
-) -> None:
+async def test_private_or_quarantined_vector_flood_changes_no_answer(server: Server, namespace: str) -> None:
     service = server.service
     alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
@@ -41,9 +39,7 @@ async def test_a_private_flood_changes_no_answer_and_a_public_one_none_after_qua
         assert [seen.hits for seen in await ask(service, alice, mode)] == before[mode], mode
 
 
-async def test_a_private_flood_of_words_changes_no_answer_where_words_stand_in_more_than_are_looked_at(
-    server: Server, namespace: str
-) -> None:
+async def test_flood_of_common_words_changes_no_answer_of_another_agent(server: Server, namespace: str) -> None:
     service = server.service
     alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     vector = (await query_vectors(service, alice))[0]

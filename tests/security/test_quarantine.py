@@ -1,12 +1,12 @@
-"""An agent under quarantine is seen by nobody but itself, at once; what it wrote can be shown again, or purged."""
+"""Quarantine hides an agent's memories from all others at once; they can be restored or purged."""
 
 from __future__ import annotations
 
 import time
 
+from support.console import console
 from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, refusal, register, share
 from support.stack import Agent, Server, Stack
-from support.trust_helpers import console
 
 from memory_core.records.audit_entry import by_itself
 from memory_core.records.keys import Keys
@@ -14,35 +14,35 @@ from memory_server.operations import quarantine as use_case
 from memory_server.operations.quarantine import lift, purge, quarantine
 
 
-async def _sees(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a public memory of bob's, of which there is no other."""
-    ways: dict[str, bool] = {"retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error}
+async def _visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
+    """Return, for each way of reading, whether it shows bob's only public memory."""
+    visible: dict[str, bool] = {"retrieve": not (await reader.raw("retrieve_memory", memory_id=memory_id)).is_error}
     listed = await reader.call("get_agent_memories", agent_id="bob")
-    ways |= {"list": memory_id in ids_of(listed["memories"]), "total": listed["total"] == 1}
+    visible |= {"list": memory_id in ids_of(listed["memories"]), "total": listed["total"] == 1}
     for mode in ("hybrid", "vector", "keyword"):
         answer = await reader.call("semantic_search", query="treasure under the lighthouse", mode=mode)
-        ways[mode] = memory_id in found_ids(answer)
+        visible[mode] = memory_id in found_ids(answer)
     stats = await reader.call("memory_stats", agent_id="bob")
-    ways["statistics"] = stats["total"] == 1 and stats["by_agent"] == {"bob": 1} and stats["pieces"] >= 1
-    ways["similar to it"] = not (await reader.raw("find_similar_memories", memory_id=memory_id)).is_error
+    visible["statistics"] = stats["total"] == 1 and stats["by_agent"] == {"bob": 1} and stats["pieces"] >= 1
+    visible["similar to it"] = not (await reader.raw("find_similar_memories", memory_id=memory_id)).is_error
     probe = await reader.call("store_memory", content=f"I know: {SECRET}")
-    ways["advice"] = memory_id in ids_of(probe["similar"])
+    visible["advice"] = memory_id in ids_of(probe["similar"])
     await reader.call("clear_memory", memory_ids=[probe["memory_id"]])
-    return ways
+    return visible
 
 
-async def test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone(
+async def test_quarantined_agents_memories_are_visible_only_to_itself(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     backend = server.service.backend
     memory_id = await bob.store(SECRET, visibility="public", **LABELS)
-    before = await _sees(alice, memory_id)
+    before = await _visibility_by_read(alice, memory_id)
     assert before == dict.fromkeys(before, True)
     await quarantine(backend, namespace, "bob", 0.0)
-    hidden = await _sees(alice, memory_id)
+    hidden = await _visibility_by_read(alice, memory_id)
     assert hidden == dict.fromkeys(hidden, False)
     assert (await refusal(alice, "retrieve_memory", memory_id=memory_id))[0] == "not_found"
-    own = await _sees(bob, memory_id)
+    own = await _visibility_by_read(bob, memory_id)
     assert own == dict.fromkeys(own, True)
     later = await bob.call("store_memory", content="More of the treasure.", visibility="public")
     assert later["quarantined"]
@@ -53,7 +53,7 @@ async def test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone(
     assert "More of the treasure." in await alice.search("more of the treasure")
 
 
-async def test_what_was_written_before_the_time_stays_in_sight_and_what_changed_since_does_not(
+async def test_quarantine_since_a_time_hides_only_later_writes(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     long = "".join(f"Sentence {number} tells of the quiet harbour. " for number in range(60))
@@ -80,7 +80,7 @@ async def _retrieves(agent: Agent, memory_id: str) -> bool:
     return not (await agent.raw("retrieve_memory", memory_id=memory_id)).is_error
 
 
-async def test_quarantine_holds_in_shared_contexts_events_and_tasks(
+async def test_quarantine_applies_to_shared_context_events_and_tasks(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for agent, name in ((alice, "alice"), (bob, "bob")):
@@ -104,7 +104,7 @@ async def test_quarantine_holds_in_shared_contexts_events_and_tasks(
     assert events["events"] == []
 
 
-async def test_what_an_agent_changed_under_a_grant_to_write_counts_as_its_own_writing(
+async def test_change_under_a_write_grant_counts_as_the_writers(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for agent, name in ((alice, "alice"), (bob, "bob")):
@@ -121,7 +121,7 @@ async def test_what_an_agent_changed_under_a_grant_to_write_counts_as_its_own_wr
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["trust"] == "own"
 
 
-async def test_a_purge_removes_what_was_written_since_and_nothing_else(
+async def test_purge_removes_only_what_was_written_since(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     hers = await alice.store("Hers.", wait=False)
@@ -142,7 +142,7 @@ async def test_a_purge_removes_what_was_written_since_and_nothing_else(
     assert await purge(server.service, namespace, "bob", moment) == 0
 
 
-async def test_a_purge_that_was_stopped_goes_on_where_it_is_called_again(
+async def test_interrupted_purge_resumes_when_called_again(
     server: Server, namespace: str, bob: Agent, monkeypatch: object
 ) -> None:
     await bob.call(
@@ -157,7 +157,7 @@ async def test_a_purge_that_was_stopped_goes_on_where_it_is_called_again(
     assert (await bob.call("get_agent_memories"))["total"] == 0
 
 
-async def test_the_console_quarantines_lists_lifts_and_purges(
+async def test_cli_quarantines_lists_lifts_and_purges(
     server: Server, stack: Stack, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     memory_id = await bob.store(SECRET, visibility="public")
@@ -170,10 +170,10 @@ async def test_the_console_quarantines_lists_lifts_and_purges(
     assert await console(stack, "quarantine", "list", *where) == (0, "bob  all\n")
     assert (await console(stack, "quarantine", "remove", "bob", *where))[0] == 0
     assert await _retrieves(alice, memory_id)
-    code, said = await console(stack, "quarantine", "remove", "bob", *where)
-    assert (code, said.startswith("not_found")) == (78, True)
-    code, said = await console(stack, "purge", "bob", *where)
-    assert (code, "1 memories" in said) == (78, True)
+    code, output = await console(stack, "quarantine", "remove", "bob", *where)
+    assert (code, output.startswith("not_found")) == (78, True)
+    code, output = await console(stack, "purge", "bob", *where)
+    assert (code, "1 memories" in output) == (78, True)
     assert (await console(stack, "purge", "bob", "--since", "2 days ago", "--confirm", *where))[0] == 0
     assert not await _retrieves(bob, memory_id)
     entries = await stack.client.xrange(Keys(namespace).audit)

@@ -1,4 +1,4 @@
-"""What is sealed opens where it belongs alone: every change and every move of it shows."""
+"""Sealed values open only in their own record: every change and every move is detected."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ Fields = dict[str, bytes]
 
 @dataclass(frozen=True)
 class Stored:
-    """A sensitive memory as it lies in Redis, with its owner's wrapped key as the field `key`."""
+    """A sensitive memory as Redis holds it, with its owner's wrapped key as the field `key`."""
 
     memory_id: str
     namespace: str
@@ -62,7 +62,7 @@ class Stored:
 
 
 class Deployment:
-    """A master key, and the data keys of two owners."""
+    """A master key and the data keys of two owners."""
 
     def __init__(self) -> None:
         self.keyring = Keyring([Secret(random.Random(1).randbytes(32))])
@@ -70,7 +70,7 @@ class Deployment:
         self._unwrapped: dict[tuple[bytes, ...], Key] = {}
 
     def store(self, memory_id: str, content: str, *, owner: str = "ann", rev: int = 1, namespace: str = "n") -> Stored:
-        """Seal a memory of a long content, of which this is the first piece too."""
+        """Seal a memory with long content whose first chunk is this one."""
         key = self.keys[owner]
         record = Record(
             memory_id, content, MemoryType.CONTEXT, Priority.LOW, owner, owner, Visibility.PRIVATE, frozenset(), ("t",),
@@ -95,7 +95,7 @@ class Deployment:
         """Read a memory as the server does.
 
         Raises:
-            Tampered, KeyMissing: it was altered.
+            Tampered, KeyMissing: the memory was altered.
         """
         reader = RecordReader(Keys(stored.namespace), Integrity(Keyring()), MODEL, whole=True)
         row = [stored.fields.get(name) for name in reader.head_fields]
@@ -115,7 +115,7 @@ class Deployment:
         return open_record(stored.namespace, loaded[0], find)
 
     def refuses(self, stored: Stored) -> bool:
-        """Whether a memory is refused, and for the right reason."""
+        """Whether a memory is refused for the right reason."""
         try:
             self.open(stored)
         except (Tampered, KeyMissing):
@@ -125,12 +125,12 @@ class Deployment:
 
 @pytest.fixture
 def deployment() -> Deployment:
-    """Keys."""
+    """Keys of one deployment."""
     return Deployment()
 
 
 def changed(chance: random.Random, value: bytes, other: bytes) -> bytes | None:
-    """Change a value: a bit, a byte more or less, the same field of another memory, or nothing left of it."""
+    """Flip a bit, add or drop a byte, take the field of another memory, or empty the value."""
     at = chance.randrange(len(value))
     ways: list[Callable[[], bytes | None]] = [
         lambda: value[:at] + bytes([value[at] ^ 1 << chance.randrange(8)]) + value[at + 1 :],
@@ -143,7 +143,7 @@ def changed(chance: random.Random, value: bytes, other: bytes) -> bytes | None:
     return chance.choice(ways)()
 
 
-def test_ten_thousand_random_changes_to_a_sealed_memory_all_show(
+def test_ten_thousand_changes_to_a_sealed_memory_are_detected(
     deployment: Deployment, caplog: pytest.LogCaptureFixture
 ) -> None:
     chance = random.Random(20)
@@ -172,7 +172,7 @@ def test_ten_thousand_random_changes_to_a_sealed_memory_all_show(
 
 
 @pytest.mark.parametrize("part", [SEALED, SEALED_BODY, SEALED_VECTOR])
-def test_a_part_opens_in_no_other_memory_owner_revision_or_namespace(deployment: Deployment, part: str) -> None:
+def test_sealed_part_is_bound_to_memory_owner_revision_and_namespace(deployment: Deployment, part: str) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     elsewhere = [
         deployment.store("m2", "The code is 4711."),
@@ -186,24 +186,24 @@ def test_a_part_opens_in_no_other_memory_owner_revision_or_namespace(deployment:
         assert deployment.refuses(replace(other, fields=other.fields | {part: stored.fields[part]}))
 
 
-def test_a_part_does_not_stand_for_another_part(deployment: Deployment) -> None:
+def test_sealed_part_cannot_replace_another_part(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     for one, other in ((SEALED, SEALED_BODY), (SEALED_VECTOR, SEALED), (SEALED_BODY, SEALED_VECTOR)):
         assert deployment.refuses(replace(stored, fields=stored.fields | {one: stored.fields[other]}))
 
 
-def test_whoever_may_read_follows_from_what_is_bound_and_not_from_the_stored_scope(deployment: Deployment) -> None:
+def test_scope_is_derived_from_sealed_data_not_the_stored_field(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     widened = replace(stored, fields=stored.fields | {"scope": b"pub\x1fo:eve", "visibility": b"public"})
     assert deployment.open(widened).scope == {"i:m1", "o:ann"}
 
 
-def test_a_memory_turned_into_a_clear_one_is_refused(deployment: Deployment) -> None:
+def test_sealed_memory_marked_as_clear_is_refused(deployment: Deployment) -> None:
     stored = deployment.store("m1", "The code is 4711.")
     assert deployment.refuses(replace(stored, fields=stored.fields | {"codec": b"text", "content": b"forged"}))
 
 
-def test_a_wrapped_key_opens_for_its_owner_and_under_its_master_key_alone(deployment: Deployment) -> None:
+def test_wrapped_key_opens_only_for_its_owner_and_master_key(deployment: Deployment) -> None:
     keyring, key = deployment.keyring, deployment.keys["ann"]
     wrapped = wrap(keyring.master, key, "n", "ann")
     assert unwrap(keyring.secret, wrapped, key.id, "n", "ann") == key
@@ -214,7 +214,7 @@ def test_a_wrapped_key_opens_for_its_owner_and_under_its_master_key_alone(deploy
         unwrap(Keyring([Secret(random.Random(2).randbytes(32))]).secret, wrapped, key.id, "n", "ann")
 
 
-def test_no_key_and_no_content_is_shown_by_what_holds_them(deployment: Deployment) -> None:
+def test_repr_of_key_holders_shows_no_key_or_content(deployment: Deployment) -> None:
     key = deployment.keys["ann"]
     shown = repr([key, Lock.at(key, "x"), deployment.keyring.master])
     assert not any(part in shown for part in (repr(key.value)[2:-1], key.value.hex()))
@@ -225,7 +225,7 @@ def transports() -> Transports:
     return Transports([Secret(random.Random(3).randbytes(32))])
 
 
-def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_written() -> None:
+def test_sealed_ask_and_reply_open_only_unchanged_and_with_the_key() -> None:
     shared = transports()
     ask = Ask("a1", "rm:reply:{s}", "m", 5, ("a secret text",), shared.current)
     fields = {name.encode(): str(value).encode() if not isinstance(value, bytes) else value
@@ -247,7 +247,7 @@ def test_an_ask_and_its_reply_open_for_whoever_has_the_key_and_as_they_were_writ
         Reply.parse(fields)
 
 
-def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vector_alone() -> None:
+def test_job_seal_and_vector_lock_are_bound_to_one_chunk() -> None:
     shared, key = transports(), Key.new()
     binding = Binding("n", "ann", "m1", 0, 3, "0" * 32)
     body = seal_job(shared, binding, "a secret text", binding.lock(key, "vector"))
@@ -265,7 +265,7 @@ def test_a_sealed_job_opens_for_its_own_piece_alone_and_its_lock_seals_that_vect
         open_job(shared, "m", job)
 
 
-def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -> None:
+def test_lock_of_one_kind_opens_no_value_of_another_kind() -> None:
     lock = Lock.at(Key.new(), "memory", "vector", "n")
     one, other = lock.narrowed("vec_a"), lock.narrowed("vec_b")
     assert one.open(one.seal(b"a vector")) == b"a vector"
@@ -274,13 +274,13 @@ def test_a_lock_of_one_kind_opens_no_value_of_another_kind_at_the_same_place() -
             wrong.open(one.seal(b"a vector"))
 
 
-def test_the_same_content_has_another_hash_for_another_owner() -> None:
+def test_same_content_hashes_differently_for_each_owner() -> None:
     assert len({keyed_hash(Key.new(), "the same") for _ in range(3)}) == 3
     assert len({new_key() for _ in range(3)}) == 3
 
 
 @pytest.mark.parametrize("bad", [np.ones(DIMENSION), np.zeros(DIMENSION), np.eye(1, DIMENSION - 1), np.eye(1, 17)])
-def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: Matrix) -> None:
+def test_sealed_bytes_that_are_no_unit_vector_are_refused(bad: Matrix) -> None:
     binding, key = Binding("n", "o", "m", 0, 1, "h"), Key.of(Secret(bytes(range(32))), "data")
     lock = binding.lock(key, "vector")
     good = to_bytes(np.eye(1, DIMENSION, dtype=np.float32))
@@ -289,7 +289,7 @@ def test_what_was_sealed_and_is_no_unit_vector_of_the_model_does_not_open(bad: M
         open_vector(key, binding, seal_vector(lock, MODEL, to_bytes(bad.astype(np.float32))), MODEL)
 
 
-def test_whatever_leaves_the_cache_of_open_vectors_is_overwritten() -> None:
+def test_vectors_evicted_from_the_open_cache_are_overwritten() -> None:
     cache = OpenVectors(most_bytes=3 * 4 * DIMENSION)
     names = [
         Which("n", owner, f"m{number}", 0, "h", "model") for number, owner in enumerate(["ann", "bea", "ann", "ann"])

@@ -1,4 +1,4 @@
-"""Sensitive memories: found by meaning by those who may read them, refused where they were altered."""
+"""Sensitive memories: their readers find them by meaning; altered ones are refused."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
         yield agent
 
 
-async def hide(agent: Agent, content: str = SECRET, **arguments: Any) -> str:
-    """Store a sensitive memory and give its id."""
+async def store_sensitive(agent: Agent, content: str = SECRET, **arguments: Any) -> str:
+    """Store a sensitive memory and return its id."""
     return await agent.store(content, sensitive=True, **arguments)
 
 
@@ -45,8 +45,8 @@ async def hits(agent: Agent, query: str = QUESTION, **arguments: Any) -> list[di
     return (await agent.call("semantic_search", query=query, mode="vector", **arguments))["hits"]
 
 
-async def test_what_is_stored_sensitive_reads_as_any_other_memory(alice: Agent) -> None:
-    memory_id = await hide(alice, metadata={"floor": 2}, tags=["house"], context="home", source="butler")
+async def test_sensitive_memory_reads_like_any_other(alice: Agent) -> None:
+    memory_id = await store_sensitive(alice, metadata={"floor": 2}, tags=["house"], context="home", source="butler")
     memory = (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]
     assert (memory["content"], memory["metadata"], memory["sensitive"]) == (SECRET, {"floor": 2}, True)
     assert (memory["tags"], memory["context"], memory["source"], memory["rev"]) == (["house"], "home", "butler", 1)
@@ -55,9 +55,9 @@ async def test_what_is_stored_sensitive_reads_as_any_other_memory(alice: Agent) 
     assert not listed["partial"]
 
 
-async def test_its_owner_finds_it_by_meaning_ranked_with_all_others(alice: Agent) -> None:
+async def test_sensitive_memory_is_ranked_with_the_owners_others(alice: Agent) -> None:
     await alice.store("The painting in the hall shows a harbour at dawn.")
-    await hide(alice)
+    await store_sensitive(alice)
     await alice.store("Cabbages are planted in May.")
     found = await hits(alice)
     assert found[0]["memory"]["content"] == SECRET
@@ -69,25 +69,25 @@ async def test_its_owner_finds_it_by_meaning_ranked_with_all_others(alice: Agent
     assert hybrid["keyword_score"] > 0.3
 
 
-async def test_filters_hold_for_it_too(alice: Agent) -> None:
-    await hide(alice, tags=["house"], priority="high")
+async def test_filters_apply_to_sensitive_memories(alice: Agent) -> None:
+    await store_sensitive(alice, tags=["house"], priority="high")
     assert len(await hits(alice, tags=["house"], priorities=["high"])) == 1
     assert await hits(alice, tags=["garden"]) == []
     assert await hits(alice, priorities=["low"]) == []
 
 
-async def test_a_search_by_words_alone_says_that_it_does_not_see_it(alice: Agent) -> None:
-    await hide(alice)
+async def test_keyword_search_reports_that_it_skips_sensitive_memories(alice: Agent) -> None:
+    await store_sensitive(alice)
     answer = await alice.call("semantic_search", query="vault", mode="keyword")
     assert answer["hits"] == []
     assert answer["partial"]
     assert "meaning" in answer["reason"]
 
 
-async def test_only_its_owner_and_whoever_was_granted_its_id_find_it(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_only_owner_and_id_grantee_find_a_sensitive_memory(alice: Agent, bob: Agent, carol: Agent) -> None:
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol)):
         await register(agent, name)
-    memory_id = await hide(alice, tags=["house"], context="home", memory_type="document")
+    memory_id = await store_sensitive(alice, tags=["house"], context="home", memory_type="document")
     for selector in ({"tags": ["house"]}, {"context": "home"}, {"memory_types": ["document"]}):
         await share(alice, "carol", permission="write", **selector)
     await share(alice, "bob", memory_ids=[memory_id])
@@ -99,12 +99,12 @@ async def test_only_its_owner_and_whoever_was_granted_its_id_find_it(alice: Agen
     assert (await carol.call("get_shared_context"))["memories"] == []
 
 
-async def test_a_grant_to_write_lets_another_change_it_and_it_stays_sealed(
+async def test_writer_can_change_a_sensitive_memory_and_it_stays_sealed(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     for name, agent in (("alice", alice), ("bob", bob)):
         await register(agent, name)
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     await share(alice, "bob", permission="write", memory_ids=[memory_id])
     await bob.call("update_memory", memory_id=memory_id, content="The vault opens with 7070 now.")
     assert (await hits(alice, "the vault's number"))[0]["memory"]["content"] == "The vault opens with 7070 now."
@@ -113,8 +113,8 @@ async def test_a_grant_to_write_lets_another_change_it_and_it_stays_sealed(
     assert not {b"content", b"metadata", b"body", b"terms", b"vec_minilm_l6_v2"} & fields.keys()
 
 
-async def test_a_change_seals_all_of_it_for_the_new_revision(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice)
+async def test_update_seals_every_part_for_the_new_revision(alice: Agent, stack: Stack, namespace: str) -> None:
+    memory_id = await store_sensitive(alice)
     key = Keys(namespace).memory(memory_id)
     before = await stack.client.hgetall(key)
     await alice.call("update_memory", memory_id=memory_id, tags=["moved"])
@@ -129,14 +129,14 @@ async def test_a_change_seals_all_of_it_for_the_new_revision(alice: Agent, stack
     assert (await hits(alice))[0]["memory"]["content"] == SECRET
 
 
-async def test_it_can_be_neither_stored_nor_made_public(alice: Agent) -> None:
+async def test_sensitive_memory_cannot_be_stored_or_made_public(alice: Agent) -> None:
     code, text = await refusal(alice, "store_memory", content=SECRET, sensitive=True, visibility="public")
     assert (code, "public" in text) == ("invalid_argument", True)
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     assert (await refusal(alice, "update_memory", memory_id=memory_id, visibility="public"))[0] == "invalid_argument"
 
 
-async def test_repeats_and_retries_are_told_as_ever(alice: Agent) -> None:
+async def test_duplicates_and_retries_work_for_sensitive_memories(alice: Agent) -> None:
     first = await alice.call("store_memory", content=SECRET, sensitive=True, idempotency_key="once")
     again = await alice.call("store_memory", content=SECRET, sensitive=True, idempotency_key="once")
     assert (again["memory_id"], again["replayed"]) == (first["memory_id"], True)
@@ -147,17 +147,17 @@ async def test_repeats_and_retries_are_told_as_ever(alice: Agent) -> None:
     assert (await alice.call("store_memory", content=SECRET)).get("duplicate_of") is None
 
 
-async def test_without_waiting_a_sidecar_seals_the_vector(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice, wait=False)
+async def test_sidecar_seals_the_vector_of_an_unawaited_store(alice: Agent, stack: Stack, namespace: str) -> None:
+    memory_id = await store_sensitive(alice, wait=False)
     await wait_until(lambda: is_ready(alice, memory_id))
     fields = await stack.client.hgetall(Keys(namespace).memory(memory_id))
     assert b"sealed_vec_minilm_l6_v2" in fields
     assert [hit["memory"]["memory_id"] for hit in await hits(alice)] == [memory_id]
 
 
-async def test_a_long_content_is_found_by_any_of_its_pieces_and_read_whole(alice: Agent) -> None:
+async def test_long_sensitive_memory_is_found_by_any_chunk_and_read_whole(alice: Agent) -> None:
     content = prose(300) + FACT
-    memory_id = await hide(alice, content, metadata={"pages": 30})
+    memory_id = await store_sensitive(alice, content, metadata={"pages": 30})
 
     async def settled() -> bool:
         return (await alice.call("memory_stats"))["vector_backlog"] == 0
@@ -173,18 +173,23 @@ async def test_a_long_content_is_found_by_any_of_its_pieces_and_read_whole(alice
     assert all(FACT not in hit["memory"]["content"] for hit in await hits(alice, "the safe in the cellar"))
 
 
-async def test_what_resembles_it_is_found_and_it_resembles_others(alice: Agent) -> None:
+async def test_similar_memories_include_sensitive_ones(alice: Agent) -> None:
     clear = await alice.store("The safe on the wall is opened with a number.")
-    hidden, other = await hide(alice), await hide(alice, "The vault in the wall has the number 9134.")
+    hidden, other = (
+        await store_sensitive(alice),
+        await store_sensitive(alice, "The vault in the wall has the number 9134."),
+    )
     for memory_id in (clear, hidden, other):
         found = (await alice.call("find_similar_memories", memory_id=memory_id))["hits"]
         assert {hit["memory"]["memory_id"] for hit in found} == {clear, hidden, other} - {memory_id}
 
 
-async def test_a_standing_query_matches_it_for_those_who_may_read_it(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_standing_query_matches_a_sensitive_memory_for_its_readers(
+    alice: Agent, bob: Agent, carol: Agent
+) -> None:
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol)):
         await register(agent, name)
-    memory_id = await hide(bob, "Nothing yet.")
+    memory_id = await store_sensitive(bob, "Nothing yet.")
     await share(bob, "alice", memory_ids=[memory_id])
     wanted: dict[str, Any] = {"kinds": ["match"], "query": "the vault behind the painting"}
     cursors = [(await agent.call("wait_for_events", timeout_seconds=0))["cursor"] for agent in (alice, carol)]
@@ -195,7 +200,7 @@ async def test_a_standing_query_matches_it_for_those_who_may_read_it(alice: Agen
     assert answer["events"] == []
 
 
-async def test_statistics_batches_and_clearing_treat_it_as_any_other(alice: Agent) -> None:
+async def test_stats_batches_and_clear_include_sensitive_memories(alice: Agent) -> None:
     operations = [
         {"op": "store_memory", "content": SECRET, "sensitive": True, "wait": True},
         {"op": "store_memory", "content": "A clear one.", "wait": True},
@@ -211,10 +216,10 @@ async def test_statistics_batches_and_clearing_treat_it_as_any_other(alice: Agen
     assert await hits(alice) == []
 
 
-async def test_what_was_altered_in_redis_is_left_out_of_answers_that_say_so_and_refused_by_id(
+async def test_altered_sensitive_memory_is_omitted_reported_and_refused(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    sound, altered = await hide(alice), await hide(alice, "The cellar vault opens with 5050.")
+    sound, altered = await store_sensitive(alice), await store_sensitive(alice, "The cellar vault opens with 5050.")
     key = Keys(namespace).memory(altered)
     sealed = bytearray(await stack.client.hget(key, "sealed"))
     sealed[-1] ^= 1
@@ -232,10 +237,10 @@ async def test_what_was_altered_in_redis_is_left_out_of_answers_that_say_so_and_
         assert "integrity check" in answer["reason"]
 
 
-async def test_a_memory_moved_to_another_owner_or_namespace_opens_for_nobody(
+async def test_sensitive_record_moved_to_another_owner_does_not_open(
     alice: Agent, bob: Agent, stack: Stack, server: Server, namespace: str
 ) -> None:
-    victim, own = await hide(alice), await hide(bob, "Bob's own secret.")
+    victim, own = await store_sensitive(alice), await store_sensitive(bob, "Bob's own secret.")
     keys, client = Keys(namespace), stack.client
     taken = await client.hgetall(keys.memory(victim))
     bobs = await client.hgetall(keys.memory(own))
@@ -257,10 +262,10 @@ async def test_a_memory_moved_to_another_owner_or_namespace_opens_for_nobody(
         await client.delete(there.memory(victim))
 
 
-async def test_a_scope_widened_in_redis_shows_it_to_nobody_else(
+async def test_widening_the_scope_in_redis_shows_nothing_to_others(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
-    memory_id = await hide(alice)
+    memory_id = await store_sensitive(alice)
     owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
     await stack.client.hset(
         Keys(namespace).memory(memory_id), mapping={"scope": f"o:{owner}\x1fpub", "visibility": "public"}
@@ -271,7 +276,7 @@ async def test_a_scope_widened_in_redis_shows_it_to_nobody_else(
     assert await hits(bob) == []
 
 
-async def test_more_vectors_than_fit_the_cache_are_all_compared(stack: Stack, namespace: str) -> None:
+async def test_all_vectors_are_compared_when_they_exceed_the_cache(stack: Stack, namespace: str) -> None:
     service_settings: dict[str, Any] = {
         "master_key": stack.server.runtime.settings.master_key,
         "cache": {"sealed_bytes": 3 * 4 * 384},
@@ -282,7 +287,7 @@ async def test_more_vectors_than_fit_the_cache_are_all_compared(stack: Stack, na
     ):
         texts = [f"Box number {number} is opened with {number * 7}." for number in range(12)]
         for text in texts:
-            await hide(alice, text)
+            await store_sensitive(alice, text)
         answer: dict[str, Any] = {}
         for _ in range(2):
             answer = await alice.call("semantic_search", query="boxes", mode="vector", limit=12)
@@ -296,10 +301,10 @@ async def test_more_vectors_than_fit_the_cache_are_all_compared(stack: Stack, na
         assert score == pytest.approx(cosine(vectors[0], vectors[1]), abs=1e-3)
 
 
-async def test_without_a_master_key_nothing_sensitive_is_stored_or_read_and_lists_say_so(
+async def test_without_master_key_sensitive_memories_are_refused_and_reported(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
-    memory_id, clear = await hide(alice), await alice.store("A clear one.")
+    memory_id, clear = await store_sensitive(alice), await alice.store("A clear one.")
     async with serving(stack.redis.url_of(SERVER)) as keyless, keyless.agent("alice", namespace) as agent:
         code, text = await refusal(agent, "store_memory", content="x9133x", sensitive=True)
         assert code == "key_missing"
@@ -315,14 +320,14 @@ async def test_without_a_master_key_nothing_sensitive_is_stored_or_read_and_list
     assert (await alice.call("memory_stats"))["total"] == 2
 
 
-async def test_a_sealed_vector_that_is_none_counts_as_altered(alice: Agent, stack: Stack, namespace: str) -> None:
-    memory_id = await hide(alice)
+async def test_sealed_bytes_that_are_no_vector_count_as_altered(alice: Agent, stack: Stack, namespace: str) -> None:
+    memory_id = await store_sensitive(alice)
     await stack.client.hdel(Keys(namespace).memory(memory_id), "sealed_vec_minilm_l6_v2")
     answer = await alice.call("semantic_search", query=QUESTION, mode="vector")
     assert (answer["hits"], answer["partial"]) == ([], True)
 
 
-async def test_two_servers_that_race_give_an_owner_one_key(stack: Stack, namespace: str) -> None:
+async def test_racing_servers_create_one_key_per_owner(stack: Stack, namespace: str) -> None:
     vaults = [stack.server.service.vault]
     async with (
         serving(stack.redis.url_of(SERVER), master_key=stack.server.runtime.settings.master_key) as other,
@@ -336,7 +341,7 @@ async def test_two_servers_that_race_give_an_owner_one_key(stack: Stack, namespa
     assert await stack.client.hlen(Keys(namespace).data_key(owner)) == 2
 
 
-async def test_texts_travel_sealed_and_the_redis_cache_tells_nothing(
+async def test_texts_travel_sealed_and_the_redis_cache_reveals_nothing(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
     text = "an ordinary question about lighthouses"

@@ -1,4 +1,4 @@
-"""A server lets go of data keys that were destroyed elsewhere, and without a key says nothing of what is sensitive."""
+"""Vault: data keys destroyed elsewhere expire from the cache; without a key nothing sensitive is sent to Redis."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from support.embedder_fixtures import wait_until
-from support.leaks import Monitor
+from support.redis_monitor import Monitor
 from support.redis_users import SERVER
 from support.sharing_helpers import refusal
 from support.stack import MASTER_KEY, Agent, Stack, serving
@@ -25,7 +25,7 @@ from memory_server.security.vault import Opened, Vault
 @pytest.mark.parametrize(
     ("short", "long"), [("_LOOK_SECONDS", "REMEMBER_SECONDS"), ("REMEMBER_SECONDS", "_LOOK_SECONDS")]
 )
-async def test_a_data_key_that_was_destroyed_elsewhere_opens_nothing_soon_after(
+async def test_data_key_destroyed_elsewhere_soon_opens_nothing(
     short: str, long: str, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vault, short, 0.05)
@@ -55,14 +55,12 @@ class Counting:
         self.settings, self.keyring = backend.settings, backend.keyring
 
     async def read(self, fetch: Callable[[Client], Awaitable[Any]]) -> Any:
-        """Read as the backend does."""
+        """Count the read and pass it on."""
         self.reads += 1
         return await self._backend.read(fetch)
 
 
-async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
-    stack: Stack, alice: Agent, namespace: str
-) -> None:
+async def test_data_keys_are_cached_and_new_ones_are_looked_up(stack: Stack, alice: Agent, namespace: str) -> None:
     await alice.store("The vault stands open.", sensitive=True)
     owner = (await stack.client.hget(Keys(namespace).agent("alice"), "owner")).decode()
     backend = Counting(stack.server.service.backend)
@@ -80,7 +78,7 @@ async def test_data_keys_are_remembered_and_one_made_elsewhere_is_looked_up(
         await held.find(namespace, owner, "unknown")
 
 
-def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
+def test_unopened_memories_are_counted_by_reason() -> None:
     opened = Opened()
     opened.leave_out(KeyMissing("no master key"))
     opened.leave_out(KeyMissing("no master key"), 2)
@@ -91,7 +89,7 @@ def test_what_cannot_be_opened_is_counted_by_its_reason() -> None:
     ]
 
 
-async def test_without_a_master_key_nothing_of_a_sensitive_memory_goes_anywhere(stack: Stack, namespace: str) -> None:
+async def test_without_master_key_no_sensitive_content_reaches_redis(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url_of(SERVER)) as server,
         server.agent("ann", namespace) as ann,
@@ -100,4 +98,4 @@ async def test_without_a_master_key_nothing_of_a_sensitive_memory_goes_anywhere(
         refused = await refusal(ann, "store_memory", content="The canary of the cellar sings.", sensitive=True)
         assert refused[0] == "key_missing"
         await monitor.until(namespace.encode() + b" is silent", stack.client)
-        assert b"canary" not in monitor.heard
+        assert b"canary" not in monitor.received

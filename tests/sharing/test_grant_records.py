@@ -1,4 +1,4 @@
-"""What the Functions of sharing write: owner ids, what is kept for how long, and each bound at its very edge."""
+"""Records written by the sharing Functions: owner ids, retention, and exact limits."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ SECONDS = 3600.0
 
 
 class Sharing:
-    """Shares of memory types in a namespace of alice, who has stored, and of registered others."""
+    """Shares of memory types in a namespace with alice, who has memories, and other registered agents."""
 
     def __init__(self, team: Team) -> None:
         self.team, self.client, self.names = team, team.client, team.names
 
     async def register(self, *names: str) -> None:
-        """Have agents be known."""
+        """Register agents."""
         for name in names:
             await self.client.hset(self.names.agent(name), "registered_at", 1)
 
     async def share(self, by: str, to: str, values: list[str], **other: Any) -> dict[str, Any]:
-        """Share the memories of some types; `other` overrides what is asked for."""
+        """Share memories of some types; `other` overrides fields of the request."""
         asked = {
             "prefix": self.names.prefix,
             "id": new_id(),
@@ -60,23 +60,23 @@ class Sharing:
         )
 
     async def kept_seconds(self, grant: str) -> float:
-        """How long the record of a grant is kept from now on; -.001 for ever."""
+        """Remaining time to live of a grant's record; -.001 means no expiry."""
         return await self.client.pttl(self.names.grant(grant)) / 1000
 
     async def state(self, grant: str) -> bytes:
-        """What became of it."""
+        """State of a grant."""
         return await self.client.hget(self.names.grant(grant), "state")
 
 
 @pytest.fixture
 async def sharing(team: Team) -> Sharing:
-    """alice, bob and carol, of whom only alice has an owner id."""
+    """alice, bob and carol; only alice has an owner id."""
     made = Sharing(team)
     await made.register("alice", "bob", "carol")
     return made
 
 
-async def test_two_agents_without_an_owner_id_get_one_each(sharing: Sharing) -> None:
+async def test_sharing_gives_both_agents_an_owner_id(sharing: Sharing) -> None:
     ids = [new_id(), new_id()]
     answer = await sharing.share("bob", "carol", ["code"], candidates=ids)
     assert answer["status"] == "shared"
@@ -88,13 +88,13 @@ async def test_two_agents_without_an_owner_id_get_one_each(sharing: Sharing) -> 
     assert (entry["by_owner"], entry["owner"], entry["own"]) == (ids[0], ids[1], [f"y:{ids[0]}:code"])
 
 
-async def test_one_with_an_owner_id_keeps_it(sharing: Sharing) -> None:
+async def test_existing_owner_id_is_kept(sharing: Sharing) -> None:
     before = await sharing.client.hgetall(sharing.names.agent("alice"))
     await sharing.share("alice", "bob", ["code"])
     assert await sharing.client.hgetall(sharing.names.agent("alice")) == before
 
 
-async def test_one_that_left_and_came_back_gets_another_and_keeps_what_it_had(sharing: Sharing) -> None:
+async def test_returning_agent_gets_a_new_owner_id_and_keeps_its_old_ones(sharing: Sharing) -> None:
     agent, earlier, issued = sharing.names.agent("alice"), sharing.team.owner, new_id()
     await sharing.client.hdel(agent, "owner")
     await sharing.share("alice", "bob", ["code"], candidates=[issued, new_id()])
@@ -102,7 +102,7 @@ async def test_one_that_left_and_came_back_gets_another_and_keeps_what_it_had(sh
     assert await sharing.client.hget(sharing.names.owner(issued), "agent") == b"alice"
 
 
-async def test_a_revoke_names_who_sees_less_also_when_it_is_repeated(sharing: Sharing) -> None:
+async def test_revoke_names_the_affected_agents_even_when_repeated(sharing: Sharing) -> None:
     above = await sharing.share("alice", "bob", ["code"], permission="write")
     await sharing.share("bob", "carol", ["code"])
     answers = [await sharing.revoke("alice", above["id"]) for _ in range(2)]
@@ -111,14 +111,14 @@ async def test_a_revoke_names_who_sees_less_also_when_it_is_repeated(sharing: Sh
     assert answers[1]["touched"] == ["bob"]
 
 
-async def test_what_is_passed_on_counts_as_named(sharing: Sharing) -> None:
+async def test_reshared_tokens_count_toward_the_limit(sharing: Sharing) -> None:
     types = [f"t{number}" for number in range(2048)]
     assert (await sharing.share("alice", "bob", types, permission="write"))["status"] == "shared"
     assert (await sharing.share("bob", "carol", types))["status"] == "shared"
     assert (await sharing.share("alice", "carol", ["more"]))["status"] == "too_many_tokens"
 
 
-async def test_the_record_is_kept_for_thirty_days_from_the_end_on(sharing: Sharing) -> None:
+async def test_ended_grant_record_is_kept_for_thirty_days(sharing: Sharing) -> None:
     limited = (await sharing.share("alice", "bob", ["code"], seconds=SECONDS))["id"]
     assert await sharing.kept_seconds(limited) == pytest.approx(SECONDS + KEPT_SECONDS, abs=10)
     endless = (await sharing.share("alice", "bob", ["document"]))["id"]
@@ -129,7 +129,7 @@ async def test_the_record_is_kept_for_thirty_days_from_the_end_on(sharing: Shari
     assert await sharing.kept_seconds(endless) == pytest.approx(KEPT_SECONDS, abs=10)
 
 
-async def test_an_offer_waits_for_thirty_days_or_as_long_as_its_grant(sharing: Sharing) -> None:
+async def test_offer_lasts_thirty_days_or_as_long_as_its_grant(sharing: Sharing) -> None:
     for seconds, waits in ((None, KEPT_SECONDS), (SECONDS, SECONDS)):
         offer = (await sharing.share("alice", "bob", [f"{seconds}"], offer=new_id(), seconds=seconds))["offer"]
         until = float(await sharing.client.hget(sharing.names.grant(offer), "until"))
@@ -137,7 +137,7 @@ async def test_an_offer_waits_for_thirty_days_or_as_long_as_its_grant(sharing: S
         assert await sharing.client.zscore(sharing.names.grants_due, offer) == pytest.approx(until, abs=0.01)
 
 
-async def test_what_has_ended_is_tidied_by_the_next_share(sharing: Sharing) -> None:
+async def test_next_share_removes_ended_grants(sharing: Sharing) -> None:
     over = await sharing.share("alice", "bob", ["code"], seconds=0.001, offer=new_id())
     lasting = await sharing.share("alice", "bob", ["context"], seconds=SECONDS)
     await asyncio.sleep(0.002)
@@ -150,7 +150,7 @@ async def test_what_has_ended_is_tidied_by_the_next_share(sharing: Sharing) -> N
 
 
 @pytest.mark.parametrize(("earlier", "later"), [(4095, 1), (4096, 0), (1, 4095)])
-async def test_what_the_grants_to_an_agent_name_is_bounded_exactly(sharing: Sharing, earlier: int, later: int) -> None:
+async def test_number_of_granted_tokens_is_bounded_exactly(sharing: Sharing, earlier: int, later: int) -> None:
     def types(first: int, number: int) -> list[str]:
         return [f"t{first + position}" for position in range(number)]
 
@@ -162,7 +162,7 @@ async def test_what_the_grants_to_an_agent_name_is_bounded_exactly(sharing: Shar
     assert (await sharing.share("alice", "carol", ["more"]))["status"] == "shared"
 
 
-async def test_grants_and_offers_are_bounded_exactly(sharing: Sharing) -> None:
+async def test_numbers_of_grants_and_offers_are_bounded_exactly(sharing: Sharing) -> None:
     answers = [await sharing.share("alice", "bob", [f"t{number}"], offer=new_id()) for number in range(256)]
     assert {answer["status"] for answer in answers} == {"shared"}
     assert (await sharing.share("alice", "bob", ["more"]))["status"] == "too_many_grants"

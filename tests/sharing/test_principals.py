@@ -1,4 +1,4 @@
-"""Who a principal is follows from what lies in Redis at one moment, by Redis's clock."""
+"""Principals: ownership, grants and quarantine as read from one Redis snapshot, by Redis time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = 1_000.5
 
 
 def entry(**changed: Any) -> dict[str, Any]:
-    """A grant of bob's to the present owner id of ann, in force."""
+    """An active grant from bob to ann's current owner id."""
     own = {
         "owner": "o2",
         "by": "bob",
@@ -33,7 +33,7 @@ def entry(**changed: Any) -> dict[str, Any]:
 
 
 def principal(*entries: dict[str, Any] | bytes, owner: bytes | None = b"o2", **more: Any) -> Principal:
-    """What Redis's answers make of them."""
+    """Build a principal from Redis replies."""
     granted = {f"g{n}".encode(): one if isinstance(one, bytes) else pack(one) for n, one in enumerate(entries)}
     rows = [
         [owner, None if owner is None else f"o1{SEPARATOR}o2".encode()],
@@ -45,19 +45,19 @@ def principal(*entries: dict[str, Any] | bytes, owner: bytes | None = b"o2", **m
     return principal_of("team", "ann", False, rows)
 
 
-def test_a_grant_in_force_gives_its_tokens_since_when_it_was_made() -> None:
+def test_active_grant_gives_its_tokens_from_its_creation_time() -> None:
     (grant,) = principal(entry()).grants
     assert grant == Grant("g0", "bob", False, (Part(("t:o9:x",), 900.0),))
     assert principal(entry(permission="write")).grants[0].may_write
 
 
 @pytest.mark.parametrize("ends", [0, 1, (NOW - 0.1) * 1e6, NOW * 1e6])
-def test_a_grant_gives_nothing_from_its_end_on(ends: float) -> None:
+def test_ended_grant_gives_no_tokens(ends: float) -> None:
     assert principal(entry(ends=ends)).grants == ()
     assert len(principal(entry(ends=NOW * 1e6 + 1)).grants) == 1
 
 
-def test_what_is_passed_on_ends_by_itself() -> None:
+def test_reshared_part_has_its_own_end() -> None:
     via = {
         "parent": {"tokens": ["i:m"], "at": 950e6, "ends": 999e6},
         "other": {"tokens": ["i:n"], "at": 1e6, "ends": 2e9},
@@ -70,19 +70,19 @@ def test_what_is_passed_on_ends_by_itself() -> None:
 
 
 @pytest.mark.parametrize("bad", [entry(owner="o1"), entry(owner="o3"), b"\xc1", entry(own=[])])
-def test_a_grant_to_an_earlier_owner_id_of_nothing_or_not_to_be_read_counts_for_nothing(
+def test_stale_empty_or_unreadable_grant_is_ignored(
     bad: dict[str, Any] | bytes,
 ) -> None:
     assert principal(bad).grants == ()
     assert [grant.id for grant in principal(bad, entry()).grants] == ["g1"]
 
 
-def test_who_has_no_owner_id_has_no_grants_and_owns_nothing() -> None:
-    nobody = principal(entry(), owner=None)
-    assert (nobody.owner, nobody.owners, nobody.grants, nobody.tokens) == (None, (), (), ("pub",))
+def test_agent_without_owner_id_owns_nothing_and_has_no_grants() -> None:
+    unowned = principal(entry(), owner=None)
+    assert (unowned.owner, unowned.owners, unowned.grants, unowned.tokens) == (None, (), (), ("pub",))
 
 
-def test_deleted_owner_ids_are_hidden_whatever_shows_them() -> None:
+def test_deleted_owner_ids_are_always_hidden() -> None:
     ann = principal(entry(), tombstones={b"o9"})
     assert ann.hidden == {"o:o9"}
     assert not ann.may_read(frozenset({"o:o9", "t:o9:x"}))
@@ -90,27 +90,27 @@ def test_deleted_owner_ids_are_hidden_whatever_shows_them() -> None:
     assert not ann.may_read(frozenset({"o:o8"}))
 
 
-def test_agents_under_quarantine_are_mistrusted_by_others_alone() -> None:
+def test_quarantined_agent_is_mistrusted_only_by_others() -> None:
     ann = principal(quarantined={b"eve": b"7.5", b"ann": b"3"})
     assert ann.quarantined == (("ann", 3.0), ("eve", 7.5))
     assert ann.mistrusted == {"eve": 7.5}
 
 
-def test_who_may_write_is_said_by_grants_to_write_that_meet_the_scope() -> None:
+def test_write_permission_needs_a_write_grant_matching_the_scope() -> None:
     ann = principal(entry(), entry(permission="write", own=["i:m"]), entry(permission="write", own=["i:n"]))
     assert [grant.id for grant in ann.grants_to_write(frozenset({"i:m", "t:o9:x"}))] == ["g1"]
     assert ann.grants_to_write(frozenset({"t:o9:x"})) == ()
 
 
-def test_its_own_are_those_of_all_its_owner_ids() -> None:
+def test_agent_owns_memories_of_all_its_owner_ids() -> None:
     ann = principal()
     assert [ann.owns(owner) for owner in ("o1", "o2", "o3")] == [True, True, False]
     assert ann.tokens == ("pub", "o:o1", "o:o2")
     assert replace(ann, owners=()).tokens == ("pub",)
 
 
-def test_a_record_carries_the_tokens_of_all_that_it_may_be_granted_by() -> None:
-    said: dict[str, Any] = {
+def test_record_carries_every_token_it_can_be_granted_by() -> None:
+    fields: dict[str, Any] = {
         "memory_id": "m",
         "owner": "o",
         "memory_type": MemoryType.CODE,
@@ -120,7 +120,7 @@ def test_a_record_carries_the_tokens_of_all_that_it_may_be_granted_by() -> None:
     }
 
     def tokens(**other: Any) -> frozenset[str]:
-        return record_tokens(**{**said, **other})
+        return record_tokens(**{**fields, **other})
 
     private = tokens()
     assert {token[0] for token in private} == set("oityc")

@@ -1,4 +1,4 @@
-"""What others share is told by a cursor: what changed and what came to be seen, nothing twice and nothing missed."""
+"""get_shared_context returns changed and newly visible memories by cursor, without gaps or repeats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memory_core.store import index
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both can be shared with."""
+    """Both agents are registered, so that they can receive grants."""
     await register(alice, "alice")
     await register(bob, "bob")
 
@@ -33,25 +33,25 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
         yield agent
 
 
-async def _shared(agent: Agent, **said: Any) -> tuple[list[str], str]:
-    """Give the contents shown and the cursor."""
-    answer = await agent.call("get_shared_context", **said)
+async def _shared(agent: Agent, **arguments: Any) -> tuple[list[str], str]:
+    """Return the contents shown and the cursor."""
+    answer = await agent.call("get_shared_context", **arguments)
     assert answer["partial"] is False, answer
     return [shared["memory"]["content"] for shared in answer["memories"]], answer.get("next_cursor", "")
 
 
-async def _follow(agent: Agent, cursor: str, **said: Any) -> list[str]:
-    """Follow a cursor until it has no more; give all contents in order."""
+async def _follow(agent: Agent, cursor: str, **arguments: Any) -> list[str]:
+    """Follow a cursor to its end; return all contents in order."""
     contents: list[str] = []
     while True:
-        answer = await agent.call("get_shared_context", since=cursor, **said)
+        answer = await agent.call("get_shared_context", since=cursor, **arguments)
         contents += [shared["memory"]["content"] for shared in answer["memories"]]
         cursor = answer["next_cursor"]
         if not answer["more"]:
             return contents
 
 
-async def test_it_shows_what_grants_show_and_neither_own_nor_public_memories(alice: Agent, bob: Agent) -> None:
+async def test_shared_context_shows_only_granted_memories(alice: Agent, bob: Agent) -> None:
     await bob.store("bob's own", context="plan")
     await alice.store("for all", context="plan", visibility="public")
     await alice.store("one", context="plan")
@@ -63,7 +63,7 @@ async def test_it_shows_what_grants_show_and_neither_own_nor_public_memories(ali
     assert (await _shared(alice))[0] == []
 
 
-async def test_the_cursor_tells_what_changed_oldest_first(alice: Agent, bob: Agent) -> None:
+async def test_cursor_returns_changes_oldest_first(alice: Agent, bob: Agent) -> None:
     await share(alice, "bob", context="plan")
     first = await alice.store("one", context="plan")
     await alice.store("two", context="plan")
@@ -79,7 +79,7 @@ async def test_the_cursor_tells_what_changed_oldest_first(alice: Agent, bob: Age
     assert await _follow(bob, later) == []
 
 
-async def test_old_memories_that_a_new_grant_shows_are_changes(alice: Agent, bob: Agent) -> None:
+async def test_old_memories_under_a_new_grant_count_as_changes(alice: Agent, bob: Agent) -> None:
     for number in range(3):
         await alice.store(f"old {number}", context="plan", tags=["x"] if number else [])
     await share(alice, "bob", tags=["x"])
@@ -93,7 +93,7 @@ async def test_old_memories_that_a_new_grant_shows_are_changes(alice: Agent, bob
     assert (await _shared(bob))[0] == ["after", "old 2", "old 1", "old 0"]
 
 
-async def test_contents_that_repeat_are_told_once(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_duplicate_contents_are_returned_once(alice: Agent, bob: Agent, carol: Agent) -> None:
     for agent in (alice, carol):
         await share(agent, "bob", context="plan")
         for _ in range(2):
@@ -102,9 +102,7 @@ async def test_contents_that_repeat_are_told_once(alice: Agent, bob: Agent, caro
 
 
 @pytest.mark.parametrize("start", ["newest first", "from a time", "from the beginning"])
-async def test_however_small_the_budget_following_the_cursor_tells_everything_once(
-    alice: Agent, bob: Agent, carol: Agent, start: str
-) -> None:
+async def test_following_the_cursor_returns_everything_once(alice: Agent, bob: Agent, carol: Agent, start: str) -> None:
     _, cursor = await _shared(bob)
     for number in range(70):
         await (alice, carol)[number % 2].store(f"note {number:03}", context="plan", tags=["odd"], wait=False)
@@ -127,7 +125,7 @@ async def test_however_small_the_budget_following_the_cursor_tells_everything_on
     assert sorted(contents) == [f"note {number:03}" for number in range(70)]
 
 
-async def test_a_grant_that_goes_between_two_pages_hides_nothing_of_the_others(alice: Agent, bob: Agent) -> None:
+async def test_grant_revoked_between_pages_hides_no_other_memory(alice: Agent, bob: Agent) -> None:
     for number in range(6):
         await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
     first = await share(alice, "bob", context="plan")
@@ -136,13 +134,13 @@ async def test_a_grant_that_goes_between_two_pages_hides_nothing_of_the_others(a
     for number in range(6, 9):
         await alice.store(f"note {number}", context="plan", tags=["x"], wait=False)
     answer = await bob.call("get_shared_context", max_tokens=8)
-    told = {shared["memory"]["content"] for shared in answer["memories"]}
+    contents = {shared["memory"]["content"] for shared in answer["memories"]}
     await alice.call("revoke_shared_context", grant_id=first)
-    told |= set(await _follow(bob, answer["next_cursor"], max_tokens=8))
-    assert told == {f"note {number}" for number in range(9)}
+    contents |= set(await _follow(bob, answer["next_cursor"], max_tokens=8))
+    assert contents == {f"note {number}" for number in range(9)}
 
 
-async def test_a_content_larger_than_the_budget_is_cut_and_said_so(alice: Agent, bob: Agent) -> None:
+async def test_content_over_the_budget_is_truncated_and_marked(alice: Agent, bob: Agent) -> None:
     await share(alice, "bob", context="plan")
     for letter in "abc":
         await alice.store(letter * 100, context="plan")
@@ -152,7 +150,7 @@ async def test_a_content_larger_than_the_budget_is_cut_and_said_so(alice: Agent,
     assert await _follow(bob, answer["next_cursor"], max_tokens=25) == ["b" * 100, "c" * 100]
 
 
-async def test_it_is_narrowed_by_grantor_and_context(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_shared_context_filters_by_grantor_and_context(alice: Agent, bob: Agent, carol: Agent) -> None:
     for agent, name in ((alice, "alice"), (carol, "carol")):
         await share(agent, "bob", memory_types=["context"])
         for context in ("plan", "diary"):
@@ -165,12 +163,12 @@ async def test_it_is_narrowed_by_grantor_and_context(alice: Agent, bob: Agent, c
     await carol.store("and more", context="diary")
     assert await _follow(bob, cursor, agent_id="carol", context="diary") == ["and more"]
     assert (await refusal(bob, "get_shared_context", since=cursor))[0] == "invalid_argument"
-    for nobody in ("bob", "dave", "never-heard-of", "Not A Name", "} | @owner:{alice}"):
-        answer = await bob.call("get_shared_context", agent_id=nobody)
+    for name in ("bob", "dave", "never-heard-of", "Not A Name", "} | @owner:{alice}"):
+        answer = await bob.call("get_shared_context", agent_id=name)
         assert answer["memories"] == answer["granted_to_me"] == answer["offers"] == []
 
 
-async def test_a_query_shows_the_best_first(alice: Agent, bob: Agent) -> None:
+async def test_query_returns_best_matches_first(alice: Agent, bob: Agent) -> None:
     await bob.store("Our ships sail at dawn.", context="plan")
     await alice.store("Ships sail at noon.", context="diary")
     await share(alice, "bob", context="plan")
@@ -184,7 +182,7 @@ async def test_a_query_shows_the_best_first(alice: Agent, bob: Agent) -> None:
     assert (await refusal(bob, "get_shared_context", query="ships", since="1 hour ago"))[0] == "invalid_argument"
 
 
-async def test_it_lists_grants_in_force_and_offers_waiting(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_shared_context_lists_active_grants_and_pending_offers(alice: Agent, bob: Agent, carol: Agent) -> None:
     await share(alice, "bob", context="plan", permission="write", note="for the launch", expires_in_seconds=3600)
     await alice.call("share_context_with_agent", target_agent="bob", tags=["x", "y"], bidirectional=True)
     ended = await share(alice, "bob", memory_types=["code"])
@@ -208,11 +206,11 @@ async def test_it_lists_grants_in_force_and_offers_waiting(alice: Agent, bob: Ag
 @pytest.mark.parametrize(
     "cursor", ["c1.", "c1.e30", "c1.bm90IGpzb24", "c1.W10", "c1.WyJ4IixOYU4sMV0", "c1.😀", "no time"]
 )
-async def test_a_cursor_that_is_none_is_refused(bob: Agent, cursor: str) -> None:
+async def test_invalid_cursor_is_refused(bob: Agent, cursor: str) -> None:
     assert (await refusal(bob, "get_shared_context", since=cursor))[0] == "invalid_argument"
 
 
-async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes(
+async def test_older_index_gets_the_change_order_field(
     alice: Agent, bob: Agent, stack: Stack, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await share(alice, "bob", context="plan")
@@ -222,7 +220,7 @@ async def test_an_index_of_an_earlier_release_gets_the_field_that_orders_changes
     await client.execute_command("FT.DROPINDEX", keys.index())
     await _make_index_without(monkeypatch, client, keys, vectors, "updated_at")
     await index.ensure_namespace(client, namespace, vectors)
-    await wait_until(lambda: _is_whole(client, keys))
+    await wait_until(lambda: _covers_all_records(client, keys))
     assert (await _shared(bob))[0] == ["note 2", "note 1", "note 0"]
 
 
@@ -232,20 +230,20 @@ async def _make_index_without(
     whole = index.memory_fields(settings)
     fields = [field for field in whole if field.name != name]
 
-    def fewer(_: VectorStoreSettings) -> list[Any]:
+    def without_field(_: VectorStoreSettings) -> list[Any]:
         return fields
 
     with monkeypatch.context() as earlier:
-        earlier.setattr(index, "memory_fields", fewer)
+        earlier.setattr(index, "memory_fields", without_field)
         await index.ensure_namespace(client, keys.namespace, settings)
 
 
-async def _is_whole(client: Client, keys: Keys) -> bool:
+async def _covers_all_records(client: Client, keys: Keys) -> bool:
     covered = await index.coverage(client, keys.index_alias)
     return covered is not None and covered.progress == 1.0
 
 
-async def test_a_time_is_a_cursor_too(alice: Agent, bob: Agent) -> None:
+async def test_timestamp_is_accepted_as_cursor(alice: Agent, bob: Agent) -> None:
     await share(alice, "bob", context="plan")
     await alice.store("note", context="plan")
     assert (await _shared(bob, since=time.time() + 3600))[0] == []

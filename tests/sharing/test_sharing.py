@@ -1,4 +1,4 @@
-"""A grant shows what it covers by every way of reading, and nothing else; when it ends, it shows nothing at once."""
+"""A grant shows exactly what it covers in every way of reading, and nothing once it ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from support.embedder_fixtures import wait_until
-from support.sharing_helpers import LABELS, SECRET, readable, refusal, register, share, ways
+from support.sharing_helpers import LABELS, SECRET, readable, refusal, register, share, visibility_by_read
 from support.stack import Agent, Server, Stack, in_own_task
 
 from memory_core.records.codec import unpack
@@ -27,7 +27,7 @@ SELECTORS: dict[str, dict[str, Any]] = {
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent) -> None:
-    """Both can be shared with."""
+    """Both agents are registered, so that they can receive grants."""
     await register(alice, "alice")
     await register(bob, "bob")
 
@@ -41,22 +41,20 @@ async def carol(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 
 @pytest.mark.parametrize("selector", SELECTORS)
-async def test_a_grant_shows_what_it_covers_by_every_way_until_it_is_revoked(
-    alice: Agent, bob: Agent, selector: str
-) -> None:
+async def test_granted_memory_is_visible_in_every_read_until_revoked(alice: Agent, bob: Agent, selector: str) -> None:
     await alice.store(OTHER, tags=["bread"], context="town", memory_type="conversation")
     secret = await alice.store(SECRET, **LABELS)
     what = {"memory_ids": [secret]} if selector == "ids" else SELECTORS[selector]
     grant = await share(alice, "bob", **what)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, True)
     await alice.call("revoke_shared_context", grant_id=grant)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, False)
 
 
 @pytest.mark.parametrize("selector", ["context", "tags", "types"])
-async def test_a_grant_covers_what_is_stored_later(alice: Agent, bob: Agent, selector: str) -> None:
+async def test_grant_covers_memories_stored_later(alice: Agent, bob: Agent, selector: str) -> None:
     await share(alice, "bob", **SELECTORS[selector])
     later = await alice.store(SECRET, **LABELS)
     other = await alice.store(OTHER, tags=["bread"], context="town")
@@ -67,7 +65,7 @@ async def test_a_grant_covers_what_is_stored_later(alice: Agent, bob: Agent, sel
     assert await readable(bob, [other]) == []
 
 
-async def test_a_grant_is_for_one_agent_and_one_way(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_grant_is_for_one_agent_in_one_direction(alice: Agent, bob: Agent, carol: Agent) -> None:
     hers = await alice.store(SECRET, **LABELS)
     his = await bob.store("A map of the coast.", **LABELS)
     await share(alice, "bob", context="island")
@@ -79,7 +77,7 @@ async def test_a_grant_is_for_one_agent_and_one_way(alice: Agent, bob: Agent, ca
     assert await readable(alice, [hers]) == [hers]
 
 
-async def test_a_grant_ends_by_itself_by_every_way(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+async def test_expired_grant_shows_nothing_in_any_read(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     secret = await alice.store(SECRET, **LABELS)
     granted = await alice.call("share_context_with_agent", target_agent="bob", context="island", expires_in_seconds=1)
     assert granted["expires_at"]
@@ -88,7 +86,7 @@ async def test_a_grant_ends_by_itself_by_every_way(alice: Agent, bob: Agent, sta
         return not await readable(bob, [secret])
 
     await wait_until(is_over)
-    seen = await ways(bob, secret)
+    seen = await visibility_by_read(bob, secret)
     assert seen == dict.fromkeys(seen, False)
     keys = Keys(namespace)
 
@@ -99,7 +97,7 @@ async def test_a_grant_ends_by_itself_by_every_way(alice: Agent, bob: Agent, sta
     assert await stack.client.ttl(keys.grant(granted["grant_id"])) > 29 * 86_400
 
 
-async def test_sharing_the_same_again_renews_the_grant(alice: Agent, bob: Agent) -> None:
+async def test_sharing_again_renews_the_grant(alice: Agent, bob: Agent) -> None:
     secret = await alice.store(SECRET, **LABELS)
     first = await alice.call("share_context_with_agent", target_agent="bob", tags=["gold", "x"], expires_in_seconds=1)
     again = await alice.call("share_context_with_agent", target_agent="bob", tags=["x", "gold"])
@@ -112,7 +110,7 @@ async def test_sharing_the_same_again_renews_the_grant(alice: Agent, bob: Agent)
     assert await readable(bob, [secret]) == []
 
 
-async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, bob: Agent) -> None:
+async def test_write_grant_covers_only_content_and_metadata(alice: Agent, bob: Agent) -> None:
     secret = await alice.store(SECRET, **LABELS)
     grant = await share(alice, "bob", context="island")
     assert (await refusal(bob, "update_memory", memory_id=secret, content="x"))[0] == "forbidden"
@@ -130,7 +128,7 @@ async def test_a_grant_to_write_covers_content_and_metadata_alone(alice: Agent, 
     assert (memory["content"], memory["rev"], memory["tags"]) == ("The chest is empty.", 2, ["gold"])
 
 
-async def test_a_holder_of_write_shares_on_and_loses_it_with_the_grant(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_writer_reshares_and_loses_access_with_the_grant(alice: Agent, bob: Agent, carol: Agent) -> None:
     hers = await alice.store(SECRET, **LABELS)
     his = await bob.store("A map of the coast.", **LABELS)
     above = await share(alice, "bob", context="island", permission="write")
@@ -142,7 +140,7 @@ async def test_a_holder_of_write_shares_on_and_loses_it_with_the_grant(alice: Ag
     assert await readable(carol, [hers, his]) == [his]
 
 
-async def test_what_is_passed_on_by_id_goes_when_its_cover_goes(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_reshared_id_ends_when_no_parent_grant_covers_it(alice: Agent, bob: Agent, carol: Agent) -> None:
     hers = await alice.store(SECRET, **LABELS)
     await share(alice, "bob", context="island", permission="write")
     await share(alice, "bob", tags=["gold"], permission="write")
@@ -157,7 +155,7 @@ async def test_what_is_passed_on_by_id_goes_when_its_cover_goes(alice: Agent, bo
     assert await readable(carol, [hers]) == []
 
 
-async def test_what_is_passed_on_by_id_needs_a_cover_that_was_not_revoked(
+async def test_reshared_id_needs_a_parent_grant_that_is_not_revoked(
     alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
 ) -> None:
     hers, other = await alice.store(SECRET, **LABELS), await alice.store(OTHER, **LABELS)
@@ -174,7 +172,7 @@ async def test_what_is_passed_on_by_id_needs_a_cover_that_was_not_revoked(
     assert not await stack.client.exists(Keys(namespace).reshared(hers), Keys(namespace).reshared(other))
 
 
-async def test_what_is_passed_on_ends_no_later_than_what_it_hangs_on(
+async def test_reshare_ends_no_later_than_its_parent_grant(
     alice: Agent, bob: Agent, carol: Agent, stack: Stack, namespace: str
 ) -> None:
     hers = await alice.store(SECRET, **LABELS)
@@ -199,7 +197,7 @@ async def test_what_is_passed_on_ends_no_later_than_what_it_hangs_on(
     await wait_until(is_over)
 
 
-async def test_two_ways_are_one_grant_and_an_offer_until_the_other_shares_the_same(alice: Agent, bob: Agent) -> None:
+async def test_bidirectional_share_is_a_grant_and_an_offer_until_returned(alice: Agent, bob: Agent) -> None:
     hers = await alice.store(SECRET, **LABELS)
     his = await bob.store("A map of the coast.", **LABELS)
     offered = await alice.call("share_context_with_agent", target_agent="bob", context="island", bidirectional=True)
@@ -217,7 +215,7 @@ async def test_two_ways_are_one_grant_and_an_offer_until_the_other_shares_the_sa
 
 
 @pytest.mark.parametrize("by", ["alice", "bob"])
-async def test_either_side_withdraws_an_offer(alice: Agent, bob: Agent, carol: Agent, by: str) -> None:
+async def test_either_side_can_withdraw_an_offer(alice: Agent, bob: Agent, carol: Agent, by: str) -> None:
     offered = await alice.call("share_context_with_agent", target_agent="bob", tags=["gold"], bidirectional=True)
     offer = offered["offer_id"]
     assert (await refusal(carol, "revoke_shared_context", grant_id=offer))[0] == "not_found"
@@ -227,7 +225,7 @@ async def test_either_side_withdraws_an_offer(alice: Agent, bob: Agent, carol: A
     assert "accepted_offer" not in accepted
 
 
-async def test_events_and_audit_tell_of_grants(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+async def test_events_and_audit_record_grants(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     grant = await share(alice, "bob", tags=["gold"], bidirectional=True)
     await share(bob, "alice", tags=["gold"])
     await alice.call("revoke_shared_context", grant_id=grant)
@@ -244,7 +242,7 @@ async def test_events_and_audit_tell_of_grants(alice: Agent, bob: Agent, stack: 
     ]
 
 
-async def test_many_shares_at_once_make_one_grant(alice: Agent, bob: Agent) -> None:
+async def test_concurrent_shares_create_one_grant(alice: Agent, bob: Agent) -> None:
     await alice.store(SECRET, **LABELS)
     grants = await asyncio.gather(*(share(alice, "bob", context="island") for _ in range(8)))
     assert len(set(grants)) == 1

@@ -1,4 +1,4 @@
-"""Random sharing, sharing on, revoking and relabelling by several agents leave all of them with what the model says."""
+"""Random shares, reshares, revokes and relabels by several agents give the access that the model predicts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _namespaces = count()
 
 
 @dataclass(frozen=True)
-class Sharing:
-    """Share with another agent; memories are named by their numbers."""
+class Share:
+    """Share with another agent; memories are given by number."""
 
     by: int
     to: int
@@ -43,14 +43,14 @@ class Sharing:
 
 
 @dataclass(frozen=True)
-class Revoking:
-    """Revoke one of the grants given so far."""
+class Revoke:
+    """Revoke one of the grants made so far."""
 
     which: int
 
 
 @dataclass(frozen=True)
-class Relabelling:
+class Relabel:
     """Give a memory another tag or context."""
 
     which: int
@@ -58,20 +58,20 @@ class Relabelling:
     label: int
 
 
-Step = Sharing | Revoking | Relabelling
+Step = Share | Revoke | Relabel
 
 
-def _shares(*kinds: str, write: st.SearchStrategy[bool], most: int = 2) -> st.SearchStrategy[Sharing]:
+def _shares(*kinds: str, write: st.SearchStrategy[bool], most: int = 2) -> st.SearchStrategy[Share]:
     numbers = st.lists(st.integers(0, 5), min_size=1, max_size=most, unique=True).map(tuple)
-    return st.builds(Sharing, st.integers(0, 2), st.integers(1, 2), st.sampled_from(kinds), numbers, write)
+    return st.builds(Share, st.integers(0, 2), st.integers(1, 2), st.sampled_from(kinds), numbers, write)
 
 
 def _several(*steps: st.SearchStrategy[Step]) -> st.SearchStrategy[list[Step]]:
     return st.lists(st.one_of(*steps), min_size=5, max_size=9)
 
 
-relabellings = st.builds(Relabelling, st.integers(0, 5), st.sampled_from(["tags", "context"]), st.integers(0, 1))
-revokings = st.builds(Revoking, st.integers(0, 30))
+relabellings = st.builds(Relabel, st.integers(0, 5), st.sampled_from(["tags", "context"]), st.integers(0, 1))
+revokings = st.builds(Revoke, st.integers(0, 30))
 histories = st.tuples(
     _several(_shares("tags", "context", write=st.just(True))),
     _several(_shares("ids", write=st.booleans(), most=1)),
@@ -82,7 +82,7 @@ histories = st.tuples(
 
 @dataclass
 class World:
-    """The real thing beside its model."""
+    """The real stack next to its model."""
 
     service: Service
     namespace: str
@@ -103,8 +103,8 @@ class World:
                 stored = await store.store_memory(self.service, self.request(name), new)
                 self.model.items[stored.memory_id] = Item(stored.memory_id, name, label, label)
 
-    async def share(self, step: Sharing) -> None:
-        """Share, or be refused as the model says."""
+    async def share(self, step: Share) -> None:
+        """Share, or be refused, as the model predicts."""
         by, to = AGENTS[step.by], AGENTS[(step.by + step.to) % 3]
         ids = list(self.model.items)
         named = tuple(dict.fromkeys(ids[n] if step.kind == "ids" else LABELS[n % 2] for n in step.values))
@@ -131,8 +131,8 @@ class World:
         self.given.append((by, answer.grant_id))
         self.tally["shared on" if plan.via else "renewed" if renewed else "shared"] += 1
 
-    async def revoke(self, step: Revoking) -> None:
-        """Revoke a grant; one that has ended stays so."""
+    async def revoke(self, step: Revoke) -> None:
+        """Revoke a grant; an ended one stays ended."""
         if self.given:
             by, key = self.given[step.which % len(self.given)]
             before = len(self.model.grants)
@@ -142,7 +142,7 @@ class World:
             assert answer.grants_ended == before - len(self.model.grants)
             self.tally["ended with others" if answer.grants_ended > 1 else "revoked"] += 1
 
-    async def relabel(self, step: Relabelling) -> None:
+    async def relabel(self, step: Relabel) -> None:
         """Change a label as the owner."""
         item, label = list(self.model.items.values())[step.which], LABELS[step.label]
         change: dict[str, Any] = {"tags": [label]} if step.kind == "tags" else {"context": label}
@@ -154,7 +154,7 @@ class World:
         self.tally["narrowed" if len(self.model.grants) < before else "relabelled"] += 1
 
     async def check(self) -> None:
-        """Everyone lists what the model says they may read."""
+        """Every agent lists exactly the memories that the model lets it read."""
         for name in AGENTS:
             everything = ListArguments(agent_ids=list(AGENTS), limit=50)
             listed = await get.list_memories(self.service, self.request(name), everything)
@@ -162,7 +162,7 @@ class World:
             assert listed.total == len(listed.memories)
 
     async def check_writes(self) -> None:
-        """Everyone may change the content of what the model says."""
+        """Every agent can change exactly the contents that the model lets it change."""
         for name in AGENTS:
             writable: set[str] = set()
             for memory_id in self.model.items:
@@ -180,11 +180,11 @@ async def _run(stack: Stack, history: list[Step], tally: Counter[str]) -> None:
     await world.prepare()
     for step in history:
         match step:
-            case Sharing():
+            case Share():
                 await world.share(step)
-            case Revoking():
+            case Revoke():
                 await world.revoke(step)
-            case Relabelling():
+            case Relabel():
                 await world.relabel(step)
         await world.check()
     await world.check_writes()

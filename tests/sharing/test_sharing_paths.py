@@ -1,4 +1,4 @@
-"""No one can share what they may not share, nor come by anything of others' by themselves: every path is tried."""
+"""Tries every path by which an agent could share without permission or give itself access."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def dave(server: Server, namespace: str) -> AsyncGenerator[Agent]:
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def registered(alice: Agent, bob: Agent, carol: Agent, dave: Agent) -> None:
-    """All can be shared with."""
+    """All agents are registered, so that they can receive grants."""
     for name, agent in (("alice", alice), ("bob", bob), ("carol", carol), ("dave", dave)):
         await register(agent, name)
 
@@ -51,18 +51,18 @@ async def secret(alice: Agent) -> str:
 
 
 async def _same_answer(agent: Agent, tool: str, one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two calls get the same bytes, but for what they name."""
+    """Whether two calls get the same bytes apart from their arguments."""
     answers: list[str] = []
-    for said in (one, other):
-        text = (await agent.raw(tool, **said)).model_dump_json()
-        for value in said.values():
+    for call in (one, other):
+        text = (await agent.raw(tool, **call)).model_dump_json()
+        for value in call.values():
             text = text.replace(value[0] if isinstance(value, list) else value, "X")
         answers.append(text)
     return answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared", "public"])
-async def test_anothers_memory_and_an_unknown_one_cannot_be_shared_and_look_alike(
+async def test_sharing_foreign_and_unknown_memories_fails_identically(
     alice: Agent, bob: Agent, carol: Agent, visibility: str
 ) -> None:
     hers = await alice.store("A map of the coast.", visibility=visibility)
@@ -76,7 +76,7 @@ async def test_anothers_memory_and_an_unknown_one_cannot_be_shared_and_look_alik
     assert await readable(carol, [own]) == []
 
 
-async def test_agents_that_are_not_registered_look_alike(server: Server, alice: Agent, namespace: str) -> None:
+async def test_unregistered_agents_are_indistinguishable(server: Server, alice: Agent, namespace: str) -> None:
     async with server.agent("erin", namespace) as erin:
         await erin.store("I write, but I never registered.")
     one, other = ({"target_agent": name, "context": "island"} for name in ("erin", "never-heard-of"))
@@ -84,7 +84,7 @@ async def test_agents_that_are_not_registered_look_alike(server: Server, alice: 
     assert (await refusal(alice, SHARE, target_agent="erin", context="island"))[0] == "not_found"
 
 
-async def test_what_one_may_only_read_cannot_be_shared_on(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
+async def test_read_only_memory_cannot_be_reshared(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
     await share(alice, "bob", context="island")
     assert (await refusal(bob, SHARE, target_agent="carol", memory_ids=[secret]))[0] == "not_found"
     for selector in SELECTORS:
@@ -92,7 +92,7 @@ async def test_what_one_may_only_read_cannot_be_shared_on(alice: Agent, bob: Age
     assert await readable(carol, [secret]) == []
 
 
-async def test_what_was_shared_on_cannot_be_shared_further(
+async def test_reshared_memory_cannot_be_reshared_again(
     alice: Agent, bob: Agent, carol: Agent, dave: Agent, secret: str
 ) -> None:
     await share(alice, "bob", context="island", permission="write")
@@ -105,7 +105,7 @@ async def test_what_was_shared_on_cannot_be_shared_further(
     assert await readable(dave, [secret]) == []
 
 
-async def test_a_grant_to_write_shares_on_nothing_but_what_it_covers(
+async def test_writer_can_reshare_only_what_its_grant_covers(
     alice: Agent, bob: Agent, carol: Agent, secret: str
 ) -> None:
     other = await alice.store("A map of the coast.", tags=["gold"], context="home", memory_type="document")
@@ -117,14 +117,14 @@ async def test_a_grant_to_write_shares_on_nothing_but_what_it_covers(
     assert await readable(carol, [secret, other]) == []
 
 
-async def test_no_one_shares_with_oneself(alice: Agent, bob: Agent, secret: str) -> None:
+async def test_agent_cannot_share_with_itself(alice: Agent, bob: Agent, secret: str) -> None:
     for selector in ({"memory_ids": [secret]}, *SELECTORS):
         assert (await refusal(bob, SHARE, target_agent="bob", **selector))[0] == "invalid_argument"
     await share(alice, "bob", context="island", permission="write")
     assert (await refusal(bob, SHARE, target_agent="bob", context="island"))[0] == "invalid_argument"
 
 
-async def test_a_grant_to_write_lets_nobody_widen_who_may_read(
+async def test_write_grant_does_not_allow_widening_read_access(
     alice: Agent, bob: Agent, carol: Agent, secret: str
 ) -> None:
     await share(alice, "carol", tags=["open"])
@@ -141,9 +141,7 @@ async def test_a_grant_to_write_lets_nobody_widen_who_may_read(
     assert (await alice.call("retrieve_memory", memory_id=secret))["memory"]["expires_at"]
 
 
-async def test_an_offer_gives_nothing_until_the_other_side_takes_it_up(
-    alice: Agent, bob: Agent, carol: Agent, secret: str
-) -> None:
+async def test_offer_gives_no_access_until_accepted(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
     for selector in SELECTORS:
         await bob.call(SHARE, target_agent="alice", bidirectional=True, **selector)
         await carol.call(SHARE, target_agent="bob", bidirectional=True, **selector)
@@ -159,7 +157,9 @@ async def test_an_offer_gives_nothing_until_the_other_side_takes_it_up(
     assert refused[0] == "invalid_argument"
 
 
-async def test_a_batch_and_an_agent_id_open_no_way_round(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
+async def test_batch_and_agent_id_do_not_bypass_permissions(
+    alice: Agent, bob: Agent, carol: Agent, secret: str
+) -> None:
     answer = await bob.call(
         "batch_operations",
         operations=[
@@ -176,7 +176,7 @@ async def test_a_batch_and_an_agent_id_open_no_way_round(alice: Agent, bob: Agen
     assert await readable(carol, [secret]) == await readable(bob, [secret]) == []
 
 
-async def test_an_agent_of_the_same_name_inherits_nothing(
+async def test_new_agent_with_the_same_name_inherits_nothing(
     alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, namespace: str
 ) -> None:
     grant = await share(alice, "bob", context="island", permission="write")
@@ -196,7 +196,7 @@ async def test_an_agent_of_the_same_name_inherits_nothing(
     await alice.call(REVOKE, grant_id=grant)
 
 
-async def test_only_who_gave_a_grant_or_an_admin_revokes_it(
+async def test_only_grantor_or_admin_can_revoke_a_grant(
     server: Server, alice: Agent, bob: Agent, carol: Agent, secret: str, namespace: str
 ) -> None:
     grant = await share(alice, "bob", context="island", permission="write")
@@ -210,7 +210,7 @@ async def test_only_who_gave_a_grant_or_an_admin_revokes_it(
     assert (await alice.call(REVOKE, grant_id=grant))["grants_ended"] == 0
 
 
-async def test_a_parent_that_expired_passes_nothing_on(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
+async def test_expired_parent_grant_ends_its_reshares(alice: Agent, bob: Agent, carol: Agent, secret: str) -> None:
     await share(alice, "bob", context="island", permission="write", expires_in_seconds=1)
 
     async def is_over() -> bool:
@@ -222,7 +222,7 @@ async def test_a_parent_that_expired_passes_nothing_on(alice: Agent, bob: Agent,
     assert await readable(carol, [secret]) == []
 
 
-async def test_sharing_on_and_revoking_at_once_leave_nothing_behind(
+async def test_concurrent_reshare_and_revoke_leave_no_access(
     alice: Agent, bob: Agent, carol: Agent, secret: str
 ) -> None:
     outcomes: set[bool] = set()
@@ -239,7 +239,7 @@ async def test_sharing_on_and_revoking_at_once_leave_nothing_behind(
     assert outcomes
 
 
-async def test_what_hangs_on_two_grants_lasts_as_long_as_one_of_them(
+async def test_reshare_under_two_grants_lasts_while_either_does(
     alice: Agent, bob: Agent, carol: Agent, secret: str
 ) -> None:
     by_context = await share(alice, "bob", context="island", permission="write")
@@ -251,7 +251,7 @@ async def test_what_hangs_on_two_grants_lasts_as_long_as_one_of_them(
     assert await readable(carol, [secret]) == []
 
 
-async def test_a_sensitive_memory_is_shared_by_its_id_alone(alice: Agent, bob: Agent, carol: Agent) -> None:
+async def test_sensitive_memory_can_be_shared_only_by_id(alice: Agent, bob: Agent, carol: Agent) -> None:
     secret = await alice.store(SECRET, sensitive=True, **LABELS)
     for selector in SELECTORS:
         await share(alice, "bob", permission="write", **selector)
@@ -281,10 +281,10 @@ BAD: dict[str, dict[str, Any]] = {
     "an empty tag": {"tags": [""]},
     "no types": {"memory_types": []},
     "101 ids": {"memory_ids": [f"{number:026}" for number in range(101)]},
-    "an id that is none": {"memory_ids": ["a\x1fb"]},
+    "an invalid id": {"memory_ids": ["a\x1fb"]},
     "an unknown type": {"memory_types": ["dream"]},
     "an unknown permission": {"context": "a", "permission": "admin"},
-    "no time": {"context": "a", "expires_in_seconds": 0},
+    "zero seconds": {"context": "a", "expires_in_seconds": 0},
     "more than a century": {"context": "a", "expires_in_seconds": 101 * 365 * 86_400},
     "a long note": {"context": "a", "note": "x" * 1025},
     "a note with NUL": {"context": "a", "note": "x\x00"},
@@ -293,13 +293,15 @@ BAD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-async def test_bad_input_is_refused_and_shares_nothing(alice: Agent, stack: Stack, namespace: str, case: str) -> None:
+async def test_invalid_input_is_refused_and_shares_nothing(
+    alice: Agent, stack: Stack, namespace: str, case: str
+) -> None:
     assert (await refusal(alice, SHARE, target_agent="bob", **BAD[case]))[0] == "invalid_argument"
     assert not await stack.client.hlen(Keys(namespace).granted("bob"))
     assert (await refusal(alice, SHARE, target_agent="Not A Name", context="a"))[0] == "invalid_argument"
 
 
-async def test_an_agent_holds_at_most_256_grants_and_they_can_still_be_renewed(alice: Agent, bob: Agent) -> None:
+async def test_agent_holds_at_most_256_grants_which_can_be_renewed(alice: Agent, bob: Agent) -> None:
     operations = [{"op": SHARE, "target_agent": "bob", "context": f"c{number}"} for number in range(256)]
     answer = await alice.call("batch_operations", operations=operations)
     assert answer["failed"] == 0
@@ -312,7 +314,7 @@ async def test_an_agent_holds_at_most_256_grants_and_they_can_still_be_renewed(a
     assert await bob.search("note", agent_ids=["alice"]) == ["note"]
 
 
-async def test_the_grants_to_an_agent_name_at_most_4096_things(alice: Agent, bob: Agent) -> None:
+async def test_grants_to_an_agent_name_at_most_4096_tokens(alice: Agent, bob: Agent) -> None:
     stored = await alice.call(
         "batch_operations",
         operations=[{"op": "store_memory", "content": f"note {number}"} for number in range(100)],
@@ -325,7 +327,7 @@ async def test_the_grants_to_an_agent_name_at_most_4096_things(alice: Agent, bob
     assert "4096" in answer["results"][-1]["error"]["message"]
 
 
-async def test_at_most_256_offers_wait_for_an_agent(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
+async def test_agent_has_at_most_256_pending_offers(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     keys = Keys(namespace)
     operations = [
         {"op": SHARE, "target_agent": "bob", "context": f"c{number}", "bidirectional": True} for number in range(255)
@@ -340,7 +342,7 @@ async def test_at_most_256_offers_wait_for_an_agent(alice: Agent, bob: Agent, st
     await alice.call(SHARE, target_agent="bob", context="c9", bidirectional=True)
 
 
-async def test_an_agent_that_leaves_ends_all_grants_by_and_to_it(
+async def test_unregistering_ends_all_grants_by_and_to_the_agent(
     alice: Agent, bob: Agent, carol: Agent, secret: str, stack: Stack, namespace: str
 ) -> None:
     await share(alice, "bob", context="island", permission="write")

@@ -1,4 +1,4 @@
-"""Grants come and go while others read: nothing is shown that was answered after the revoke, or asked after the end."""
+"""Concurrent grants, revokes and reads: no answer after a revoke, and no call after an expiry, shows the memory."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ from memory_server.sharing import grants, shared_context
 
 WORDS = "treasure lighthouse"
 ROUNDS_SECONDS = 3.0
-Way = Callable[[Service, RequestContext, str], Awaitable[bool]]
+Read = Callable[[Service, RequestContext, str], Awaitable[bool]]
 
 
 @dataclass(frozen=True)
 class Period:
-    """From one recorded moment to another."""
+    """The time between two recorded moments."""
 
     start: float
     end: float
 
     def overlaps(self, other: Period) -> bool:
-        """Whether they have a moment in common."""
+        """Whether two periods overlap."""
         return self.start <= other.end and other.start <= self.end
 
 
 @dataclass
 class History:
-    """When a grant may have been in force, and what each read showed between its call and its answer."""
+    """Periods in which a grant may have been active, and what each read showed between call and answer."""
 
     granted: list[Period] = field(default_factory=list[Period])
     shown: list[Period] = field(default_factory=list[Period])
     hidden: list[Period] = field(default_factory=list[Period])
 
     def check_answers(self) -> None:
-        """Every answer that shows the memory came while a grant was in force or being revoked."""
+        """Every answer that shows the memory arrived while a grant was active or being revoked."""
         for period in self.shown:
             answered = Period(period.end, period.end)
             assert any(answered.overlaps(granted) for granted in self.granted), "answered after the revoke returned"
@@ -61,7 +61,7 @@ class History:
         assert self.hidden
 
     def check_calls(self) -> None:
-        """Every read that shows the memory was under way while a grant was in force."""
+        """Every read that shows the memory overlaps an active grant."""
         for period in self.shown:
             assert any(period.overlaps(granted) for granted in self.granted), "shown without a grant"
         assert self.shown
@@ -94,15 +94,15 @@ async def _resembling(service: Service, request: RequestContext, memory_id: str)
     return True
 
 
-async def _told(service: Service, request: RequestContext, memory_id: str) -> bool:
+async def _in_shared_context(service: Service, request: RequestContext, memory_id: str) -> bool:
     answer = await shared_context.get_shared_context(service, request, SharedContextArguments())
     return memory_id in {shared.memory.memory_id for shared in answer.memories}
 
 
-WAYS: list[Way] = [_retrieved, _listed, _searched, _resembling, _told]
+READS: list[Read] = [_retrieved, _listed, _searched, _resembling, _in_shared_context]
 
 
-async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
+async def _read_repeatedly(history: History, over: asyncio.Event, look: Callable[[], Awaitable[bool]]) -> None:
     while not over.is_set():
         start = time.perf_counter()
         seen = await look()
@@ -111,7 +111,7 @@ async def _read_on(history: History, over: asyncio.Event, look: Callable[[], Awa
 
 async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]]], writing: Awaitable[None]) -> None:
     over = asyncio.Event()
-    readers = [asyncio.create_task(_read_on(history, over, look)) for look in looks]
+    readers = [asyncio.create_task(_read_repeatedly(history, over, look)) for look in looks]
     try:
         await writing
     finally:
@@ -119,7 +119,7 @@ async def _read_until(history: History, looks: list[Callable[[], Awaitable[bool]
         await asyncio.gather(*readers)
 
 
-async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
+async def test_no_answer_after_revoke_returned_shows_the_memory(
     server: Server, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     await register(bob, "bob")
@@ -137,21 +137,21 @@ async def test_no_answer_that_comes_after_the_revoke_returned_shows_the_memory(
             start = time.perf_counter()
             shared = await grants.share_context(service, her, ShareArguments(target_agent="bob", context="island"))
             seen = len(history.shown)
-            while len(history.shown) < seen + len(WAYS) and time.perf_counter() < end:
+            while len(history.shown) < seen + len(READS) and time.perf_counter() < end:
                 await asyncio.sleep(0)
             answer = await grants.revoke_shared(service, her, shared.grant_id)
             assert not answer.partial
             history.granted.append(Period(start, time.perf_counter()))
             hidden = len(history.hidden)
-            while len(history.hidden) < hidden + len(WAYS) and time.perf_counter() < end:
+            while len(history.hidden) < hidden + len(READS) and time.perf_counter() < end:
                 await asyncio.sleep(0)
 
-    looks = [partial(way, service, him, secret) for way in WAYS]
+    looks = [partial(way, service, him, secret) for way in READS]
     await _read_until(history, looks, grant_and_revoke())
     history.check_answers()
 
 
-async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden(alice: Agent, bob: Agent) -> None:
+async def test_mcp_call_after_revoke_or_expiry_does_not_show_the_memory(alice: Agent, bob: Agent) -> None:
     await register(bob, "bob")
     revoked = await alice.store(f"The {WORDS}.", context="island")
     expiring = await alice.store("A map of the coast.", context="map")
@@ -182,10 +182,10 @@ async def test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden
     on_expiry.check_calls()
 
 
-async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it(
+async def test_principal_resolved_before_revoke_cannot_read_or_write_after(
     server: Server, stack: Stack, alice: Agent, bob: Agent, namespace: str
 ) -> None:
-    """As in another server process, for whose reads and writes a revoke here does not wait."""
+    """As in another server process: a revoke here does not wait for its reads and writes."""
     await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     grant = await share(alice, "bob", context="island", permission="write")
@@ -208,7 +208,7 @@ async def test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_
     assert status == "not_owner"
 
 
-async def test_no_write_lands_after_the_revoke_returned(alice: Agent, bob: Agent) -> None:
+async def test_no_write_succeeds_after_revoke_returned(alice: Agent, bob: Agent) -> None:
     await register(bob, "bob")
     secret = await alice.store(f"The {WORDS}.", context="island")
     for number in range(10):

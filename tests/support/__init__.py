@@ -1,1 +1,1 @@
-"""What tests share: the real stack, models of the contract, builders and helpers."""
+"""Shared by tests: the real stack, models of the contract, builders and helpers."""

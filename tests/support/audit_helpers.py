@@ -1,4 +1,4 @@
-"""What the tests of the audit share: trails made as a server makes them, and what Redis holds of one."""
+"""Audit trails built as a server builds them, and helpers that read the audit from Redis."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ OPS = ("store_memory", "semantic_search", "retrieve_memory", "clear_memory")
 
 @dataclass(frozen=True)
 class Trail:
-    """A trail as it could stand in Redis."""
+    """An audit trail as Redis could hold it."""
 
     entries: tuple[Entry, ...]
     seals: tuple[Seal, ...]
     counters: Counters
 
     def check(self, keyring: Keyring = KEYRING, expect: str | None = None, namespace: str = NAMESPACE) -> Report:
-        """Verify it."""
+        """Verify the trail."""
         return verify(namespace, self.entries, self.seals, self.counters, keyring, expect)
 
     def but(self, entries: Sequence[Entry] | None = None, seals: Sequence[Seal] | None = None) -> Trail:
-        """Give another with other entries or seals."""
+        """Return a copy with other entries or seals."""
         new = replace(self, entries=self.entries if entries is None else tuple(entries))
         return replace(new, seals=self.seals if seals is None else tuple(seals))
 
 
 def written(number: int, random: Random, keyring: Keyring = KEYRING) -> Entry:
-    """Make an entry as a server and a Function make one together."""
+    """Build an entry as a server and a Function build one together."""
     ids = [f"{random.getrandbits(64):026x}"] * random.randint(0, 2)
     entry = said(random.choice(["alice", "bob"]), random.choice(OPS), ids, "http 127.0.0.1")
     if random.random() < 0.3:
@@ -55,7 +55,7 @@ def written(number: int, random: Random, keyring: Keyring = KEYRING) -> Entry:
 
 
 def sealed_trail(number: int, sizes: Sequence[int], random: Random, keyring: Keyring = KEYRING) -> Trail:
-    """Make a trail of so many entries, sealed in slices of some sizes by turns; what is left over is not sealed."""
+    """Build a trail of `number` entries, sealed in slices of the sizes in turn; the rest stays unsealed."""
     entries = [written(position + 1, random, keyring) for position in range(number)]
     seals: list[Seal] = []
     at = 0
@@ -66,19 +66,19 @@ def sealed_trail(number: int, sizes: Sequence[int], random: Random, keyring: Key
 
 
 def seal_over(entries: Sequence[Entry], previous: Seal | None, keyring: Keyring = KEYRING) -> Seal:
-    """Make the seal that a sealer would."""
+    """Build the seal as a sealer does."""
     broken = first_problem(keyring, NAMESPACE, previous, entries)
     return make_seal(keyring, NAMESPACE, previous, entries, at="1700000000.000000", broken=broken)
 
 
-async def in_redis(client: Client, namespace: str) -> list[dict[str, str]]:
-    """Give the fields of all entries of a namespace."""
+async def read_entries(client: Client, namespace: str) -> list[dict[str, str]]:
+    """Return the fields of all entries of a namespace."""
     return [entry.fields async for page in reader.walk(client, Keys(namespace)) for entry in page]
 
 
 @dataclass(slots=True)
 class ChangeCount:
-    """Counts the entries that were written together with a change, except heartbeats. Reads each entry once."""
+    """Counts the entries written together with a change, except heartbeats. Reads each entry once."""
 
     client: Client
     keys: Keys
@@ -86,7 +86,7 @@ class ChangeCount:
     _count: int = 0
 
     async def read(self) -> int:
-        """Count what was written since the last call too, and give the sum."""
+        """Add the entries written since the last call and return the sum."""
         while page := await reader.entries_after(self.client, self.keys, self._last, reader.AT_ONCE):
             self._last = page[-1].id
             fields = [entry.fields for entry in page]
@@ -94,18 +94,18 @@ class ChangeCount:
         return self._count
 
 
-async def noted(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:
-    """The same, when all that the server holds is written."""
+async def flushed_entries(server: Server, client: Client, namespace: str) -> list[dict[str, str]]:
+    """Flush the server's buffered entries, then return the fields of all entries."""
     assert await server.service.auditor.flush()
-    return await in_redis(client, namespace)
+    return await read_entries(client, namespace)
 
 
-async def checked(server: Server, client: Client, namespace: str) -> Report:
-    """Verify what Redis holds of a namespace, by the server's keys."""
+async def verify_audit(server: Server, client: Client, namespace: str) -> Report:
+    """Verify a namespace's audit in Redis with the server's keys."""
     return await reader.check(client, Keys(namespace), server.service.backend.keyring)
 
 
 async def is_sealed(client: Client, namespace: str) -> bool:
-    """Whether there are entries, and all of them are sealed."""
+    """Whether there are entries and all of them are sealed."""
     counted = await reader.counters(client, Keys(namespace))
     return 0 < counted.given == counted.sealed

@@ -1,4 +1,4 @@
-"""What the tests of tokens share: tokens issued as the console does, and bare HTTP requests with a token."""
+"""Issues tokens as the command line does and sends plain HTTP requests with them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "appl
 async def issued(
     server: Server, agent: str, namespace: str, scopes: Sequence[str] = ("read", "write", "tasks"), seconds: float = 60
 ) -> str:
-    """Issue a token and give its text."""
+    """Issue a token and return its text."""
     _, text = await issue_token(
         server.service.backend, agent=agent, namespace=namespace, scopes=check_scopes(scopes), seconds=seconds
     )
@@ -35,12 +35,12 @@ async def issued(
 
 
 def tool_call(tool: str, **arguments: Any) -> dict[str, Any]:
-    """Make the request that calls a tool."""
+    """Build the request that calls a tool."""
     return {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
 
 
 async def post(server: Server, token: str | None, body: Any = INITIALIZE, **headers: str) -> httpx2.Response:
-    """Post one request, with a token if there is one."""
+    """Post one request, with a token if given."""
     authorization = {} if token is None else {"Authorization": f"Bearer {token}"}
     async with httpx2.AsyncClient(headers=ACCEPT | authorization | headers) as client:
         return await client.post(f"{server.url}/mcp", json=body)

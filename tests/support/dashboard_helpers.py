@@ -1,4 +1,4 @@
-"""What the dashboard's tests share: what a browser with one page of it sends, and how somebody gets in."""
+"""Sends what a browser with one dashboard page sends, and logs in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = {"x-memory-dashboard": "1"}
 
 
 class Browser:
-    """What a browser with one page of the dashboard sends."""
+    """A browser with one page of the dashboard."""
 
     def __init__(self, server: Server, client: httpx2.AsyncClient, scope: str = "") -> None:
         self.server = server
@@ -23,43 +23,43 @@ class Browser:
         self.scope = scope
 
     async def post(self, path: str, body: Any = None, **headers: str) -> httpx2.Response:
-        """Send as a page of the dashboard does."""
+        """Post as a page of the dashboard does."""
         url = f"{self.server.url}/api/{path}{self.scope}"
         return await self.client.post(url, json={} if body is None else body, headers={**PAGE, **headers})
 
     async def get(self, path: str, **headers: str) -> httpx2.Response:
-        """Read."""
+        """Fetch a path."""
         return await self.client.get(f"{self.server.url}/{path}{self.scope}", headers=headers)
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Call a tool that answers."""
+        """Call a tool that must succeed."""
         response = await self.post(f"call/{tool}", arguments)
         assert response.status_code == 200, response.text
         return response.json()
 
     async def refused(self, tool: str, **arguments: Any) -> tuple[int, str]:
-        """Call a tool that refuses."""
+        """Call a tool that must refuse."""
         response = await self.post(f"call/{tool}", arguments)
         return response.status_code, response.json()["error"]["code"]
 
 
 async def log_in(page: Browser, agent: str, namespace: str) -> str:
-    """Log in by a fresh token of an agent."""
+    """Log in with a new token of an agent."""
     token = await issued(page.server, agent, namespace)
     assert (await page.post("login", {"token": token})).status_code == 200
     return token
 
 
 async def operate(page: Browser, namespace: str) -> str:
-    """Come by a one-time URL; gives its key."""
+    """Log in as operator with a one-time URL; return its key."""
     key = await admit_once(page.server.service.backend, namespace)
     response = await page.post("login", {"key": key})
     assert response.status_code == 200, response.text
     return key
 
 
-async def told_of(page: Browser, until: str) -> list[dict[str, Any]]:
-    """Listen to the stream until an event about `until` comes; give all events."""
+async def events_until(page: Browser, until: str) -> list[dict[str, Any]]:
+    """Read the stream until an event about `until` arrives; return all events."""
     seen: list[dict[str, Any]] = []
     async with page.client.stream("GET", f"{page.server.url}/api/events{page.scope}", timeout=20) as response:
         assert response.headers["content-type"].startswith("text/event-stream")

@@ -256,7 +256,7 @@ class Team:
         return None if found is None else from_bytes(found, self.settings.vector_dimension)[0]
 
     async def count_vectors(self, ids: list[str]) -> int:
-        """How many of the memories have a vector."""
+        """Count the memories that have a vector."""
         return sum([await self.vector(memory_id) is not None for memory_id in ids])
 
     async def wait_for_vectors(self, ids: list[str]) -> None:

@@ -14,35 +14,35 @@ PATIENT = 30.0
 
 
 def listeners(server: Server, namespace: str) -> int:
-    """How many calls wait in a namespace."""
+    """Count the waiting calls of a namespace."""
     return server.service.events.count(namespace)
 
 
 async def waiting(server: Server, namespace: str, agent: Agent, **arguments: Any) -> asyncio.Task[dict[str, Any]]:
-    """Begin a wait, and come back once the server waits."""
+    """Start a wait and return once the server has it."""
     before = listeners(server, namespace)
     arguments.setdefault("timeout_seconds", PATIENT)
     task = asyncio.create_task(agent.call("wait_for_events", **arguments))
 
-    async def is_heard() -> bool:
+    async def is_waiting() -> bool:
         return task.done() or listeners(server, namespace) > before
 
-    await wait_until(is_heard)
+    await wait_until(is_waiting)
     return task
 
 
 def named(answer: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Give the kind, op and id of each event."""
+    """Return the kind, op and id of each event."""
     return [(event["kind"], event["op"], event["id"]) for event in answer["events"]]
 
 
 async def now(agent: Agent, **arguments: Any) -> dict[str, Any]:
-    """Ask for what is there already."""
+    """Return the events that exist already."""
     return await agent.call("wait_for_events", timeout_seconds=0, **arguments)
 
 
 async def emit(stack: Stack, namespace: str, subject: str, **fields: Any) -> str:
-    """Write an event as the Functions do; by default a task's, addressed to bob."""
+    """Write an event as the Functions do; by default a task event addressed to bob."""
     to = SEPARATOR.join(fields.pop("to", ("bob",)))
     entry = {"kind": "task", "op": "assigned", "id": subject, "by": "", "scope": "", "to": to} | fields
     return (await stack.client.xadd(Keys(namespace).events, entry)).decode()

@@ -1,16 +1,16 @@
-"""The contract of grants in plain Python, which the real ones are compared with."""
+"""A plain Python model of grants, to compare the real ones with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 Token = tuple[str, str, str]
-"""What a grant names: a kind, an owner and a value; for single memories the owner is left empty."""
+"""A granted token: kind, owner and value; the owner is empty for single memories."""
 
 
 @dataclass
 class Item:
-    """A memory: whose it is and how it is labelled."""
+    """A memory with its owner and labels."""
 
     id: str
     owner: str
@@ -24,8 +24,8 @@ class Item:
 
 
 @dataclass
-class Given:
-    """A grant: what it shows of the grantor's, and of others' under the grants that it hangs on."""
+class ModelGrant:
+    """A grant: tokens of the grantor's own memories, and reshared ids by parent grant."""
 
     to: str
     by: str
@@ -36,31 +36,31 @@ class Given:
 
     @property
     def shows(self) -> set[Token]:
-        """Everything that it shows."""
+        """All tokens that it shows."""
         return self.own.union(*self.via.values())
 
 
 @dataclass
 class GrantModel:
-    """All memories and the grants in force."""
+    """All memories and active grants."""
 
     items: dict[str, Item] = field(default_factory=dict[str, Item])
-    grants: dict[str, Given] = field(default_factory=dict[str, Given])
+    grants: dict[str, ModelGrant] = field(default_factory=dict[str, ModelGrant])
 
     def readable(self, agent: str) -> set[str]:
-        """Give the ids of the memories that an agent may read."""
+        """Return the ids of the memories that an agent may read."""
         shown: set[Token] = set[Token]().union(*(grant.shows for grant in self.grants.values() if grant.to == agent))
         return {item.id for item in self.items.values() if item.owner == agent or item.tokens & shown}
 
     def writable(self, agent: str) -> set[str]:
-        """Give the ids of those whose content the agent may change."""
+        """Return the ids of the memories whose content the agent may change."""
         writing = (grant.shows for grant in self.grants.values() if grant.to == agent and grant.write)
         shown = set[Token]().union(*writing)
         return {item.id for item in self.items.values() if item.owner == agent or item.tokens & shown}
 
-    def plan(self, by: str, to: str, kind: str, values: tuple[str, ...], write: bool) -> Given | None:
-        """Say what a share would give; None where it names a memory that may not be shared."""
-        plan = Given(to, by, write, (kind, tuple(sorted(values))))
+    def plan(self, by: str, to: str, kind: str, values: tuple[str, ...], write: bool) -> ModelGrant | None:
+        """Return the grant that a share would create; None if it names a memory that may not be shared."""
+        plan = ModelGrant(to, by, write, (kind, tuple(sorted(values))))
         roots = {key: grant for key, grant in self.grants.items() if grant.to == by and grant.write and grant.own}
         if kind == "ids":
             return plan if all(self._plan_id(plan, roots, value) for value in values) else None
@@ -70,7 +70,7 @@ class GrantModel:
                 plan.via[key] = passed
         return plan
 
-    def _plan_id(self, plan: Given, roots: dict[str, Given], memory_id: str) -> bool:
+    def _plan_id(self, plan: ModelGrant, roots: dict[str, ModelGrant], memory_id: str) -> bool:
         item, token = self.items.get(memory_id), ("ids", "", memory_id)
         if item is None:
             return False
@@ -82,23 +82,23 @@ class GrantModel:
             plan.via.setdefault(key, set()).add(token)
         return bool(covering)
 
-    def same(self, plan: Given) -> str | None:
-        """Give the grant in force that a share would renew."""
+    def same(self, plan: ModelGrant) -> str | None:
+        """Return the active grant that a share would renew."""
 
-        def what(grant: Given) -> object:
+        def what(grant: ModelGrant) -> object:
             return grant.by, grant.to, grant.write, grant.selector
 
         return next((key for key, grant in self.grants.items() if what(grant) == what(plan)), None)
 
     def end(self, key: str) -> None:
-        """End a grant and what hangs on it."""
+        """End a grant and the reshares that depend on it."""
         del self.grants[key]
         for child, grant in list(self.grants.items()):
             if grant.via.pop(key, None) is not None:
                 self._end_if_empty(child)
 
     def relabel(self, item: Item) -> None:
-        """Follow a change of labels: what was passed on by id needs its cover still."""
+        """Apply a change of labels: a reshared id ends when its parent grant no longer covers it."""
         token = ("ids", "", item.id)
         for key, grant in list(self.grants.items()):
             for above, passed in list(grant.via.items()):

@@ -1,4 +1,4 @@
-"""Random histories: what several agents call, with arguments that stay short when a failure is shrunk."""
+"""Random histories of calls by several agents; their arguments stay short when Hypothesis shrinks a failure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 
-from support.model_records import Said
+from support.model_records import Arguments
 
 T = TypeVar("T")
 CALLS = 90
-"""Calls of one history at most; a batch of several operations is one call."""
+"""Maximum calls per history; a batch of several operations is one call."""
 
 ACTORS = ("alice", "bob", "carol", "outsider")
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
@@ -22,7 +22,7 @@ OUTSIDER = "outsider"
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Stands for the id of a memory: the newest stored, or one so many before it, of the actor's own or of all."""
+    """Placeholder for a memory id: `back` positions before the newest, among the actor's own or all memories."""
 
     back: int = 0
     own: bool = True
@@ -30,25 +30,25 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Rev:
-    """Stands for the revision of the memory that the same call names, or one that it does not have."""
+    """Placeholder for the revision of the memory that the same call names, or for a wrong one."""
 
     off: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Long:
-    """Stands for a content of several pieces."""
+    """Placeholder for a content of several chunks."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a tool by an actor; in its arguments a Ref or Rev stands for what is known only then."""
+    """One tool call by an actor; Ref and Rev in its arguments are resolved when it runs."""
 
     actor: str
     tool: str
-    said: Said
+    arguments: Arguments
 
 
 _chance = random.Random(4)
@@ -94,21 +94,21 @@ BOUNDS = ("2020-01-01", "2021-01-01", 1_640_995_200, "2023-01-01")
 LIMITS = st.sampled_from([100, 20, 3, 1])
 
 
-def _maybe(**strategies: st.SearchStrategy[Any]) -> st.SearchStrategy[Said]:
-    """Each argument in one case of three."""
+def _maybe(**strategies: st.SearchStrategy[Any]) -> st.SearchStrategy[Arguments]:
+    """Include each argument with a probability of one third."""
 
     @st.composite
-    def chosen(draw: st.DrawFn) -> Said:
+    def chosen(draw: st.DrawFn) -> Arguments:
         return {name: draw(strategy) for name, strategy in strategies.items() if draw(st.integers(0, 2)) == 2}
 
     return chosen()
 
 
-def _always(**said: Any) -> st.SearchStrategy[Said]:
-    return st.just(said)
+def _always(**arguments: Any) -> st.SearchStrategy[Arguments]:
+    return st.just(arguments)
 
 
-def _merged(*strategies: st.SearchStrategy[Said]) -> st.SearchStrategy[Said]:
+def _merged(*strategies: st.SearchStrategy[Arguments]) -> st.SearchStrategy[Arguments]:
     return st.tuples(*strategies).map(lambda parts: {name: part[name] for part in parts for name in part})
 
 
@@ -159,8 +159,8 @@ SEARCH = _merged(
 
 KEYED = st.fixed_dictionaries({"idempotency_key": st.sampled_from(("key 0", "key 1", "key 2"))})
 
-# How often of a hundred, which tool, with which arguments.
-KINDS: tuple[tuple[int, str, st.SearchStrategy[Said]], ...] = (
+# Weight in percent, tool, arguments.
+KINDS: tuple[tuple[int, str, st.SearchStrategy[Arguments]], ...] = (
     (24, "store_memory", STORE),
     (4, "store_memory", _merged(STORE, _always(ttl_seconds=1))),
     (4, "store_memory", _merged(STORE, KEYED)),
@@ -184,29 +184,29 @@ KINDS: tuple[tuple[int, str, st.SearchStrategy[Said]], ...] = (
     (1, "clear_memory", _merged(CLEAR, _always(expired_only=True))),
     (2, "memory_stats", _maybe(agent_id=st.sampled_from(ACTORS))),
 )
-_LOT = [(tool, said) for often, tool, said in KINDS for _ in range(often)]
+_WEIGHTED_KINDS = [(tool, arguments) for weight, tool, arguments in KINDS for _ in range(weight)]
 _ACTOR = st.sampled_from([*["alice"] * 8, *["bob"] * 4, *["carol"] * 3, OUTSIDER])
 
 
 @st.composite
-def operations(draw: st.DrawFn) -> tuple[str, Said]:
-    """A tool and what to say to it."""
-    tool, said = _LOT[draw(st.integers(0, len(_LOT) - 1))]
-    return tool, draw(said)
+def operations(draw: st.DrawFn) -> tuple[str, Arguments]:
+    """A tool and its arguments."""
+    tool, arguments = _WEIGHTED_KINDS[draw(st.integers(0, len(_WEIGHTED_KINDS) - 1))]
+    return tool, draw(arguments)
 
 
 @st.composite
 def calls(draw: st.DrawFn) -> Call | None:
-    """Mostly single calls, some batches; None, which shrinking prefers, is no call."""
+    """Mostly single calls, some batches; None means no call, and shrinking prefers it."""
     kind = draw(st.integers(0, 19))
     if not kind:
         return None
     actor = draw(_ACTOR)
     if kind < 13:
         return Call(actor, *draw(operations()))
-    together = [{"op": tool, **said} for tool, said in draw(st.lists(operations(), min_size=1, max_size=9))]
+    batch = [{"op": tool, **arguments} for tool, arguments in draw(st.lists(operations(), min_size=1, max_size=9))]
     stop = {"stop_on_error": True} if kind == 19 else {}
-    return Call(actor, "batch_operations", {"operations": together, **stop})
+    return Call(actor, "batch_operations", {"operations": batch, **stop})
 
 
 HISTORIES = st.lists(calls(), min_size=CALLS, max_size=CALLS).map(lambda made: [call for call in made if call])

@@ -1,6 +1,6 @@
 """Calls the tools of a server without a connection: the same gate, arguments and answers, many times faster.
 
-What the connection would say of a caller is put into the request, as the middleware does after checking a token.
+The caller's identity is put into the request, as the middleware does after it has checked a token.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ ADMIN: tuple[Scope, ...] = (*WRITER, "admin")
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    """A client that says nothing of itself and can be asked nothing."""
+    """A client without client info and without elicitation."""
 
     client_params: None = None
     client_capabilities: None = None
 
     async def report_progress(self, *_: Any) -> None:
-        """Nobody asked for it."""
+        """No caller asks for progress."""
 
 
 async def _connected() -> Any:
-    """The client never goes away."""
+    """The client never disconnects."""
     await asyncio.Event().wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Direct:
-    """One agent of one namespace, by a token of its own."""
+    """One agent of one namespace, with its own token."""
 
     tools: MCPServer[Any]
     agent: str
@@ -52,7 +52,7 @@ class Direct:
     request: Request
 
     async def raw(self, tool: str, /, **arguments: Any) -> CallToolResult:
-        """Call a tool and give the whole result."""
+        """Call a tool and return the whole result."""
         request: ServerRequestContext[Any, Any] = ServerRequestContext(
             session=cast(Any, _Session()),
             lifespan_context={},
@@ -66,7 +66,7 @@ class Direct:
         return result
 
     async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
-        """Call a tool and give its structured answer.
+        """Call a tool and return its structured answer.
 
         Raises:
             Refused: the tool answered with an error.
@@ -83,11 +83,11 @@ class InProcess:
 
     @classmethod
     def over(cls, server: Server) -> InProcess:
-        """Make the tools over the runtime of a server."""
+        """Build the tools on the runtime of a server."""
         return cls(server, build_server(server.runtime))
 
     async def agent(self, name: str, namespace: str, scopes: tuple[Scope, ...] = WRITER) -> Direct:
-        """Issue a token and give its holder."""
+        """Issue a token and return its holder."""
         backend = self.server.service.backend
         _, token = await issue_token(
             backend, agent=name, namespace=namespace, scopes=check_scopes(scopes), seconds=86_400

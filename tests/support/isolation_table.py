@@ -2,12 +2,12 @@
 
 `shows`  the answer holds the target
 `does`   the call succeeds, and differs from the same call about something unknown
-`hides`  to the byte the answer about something unknown, and without the target
-`absent` the target is not in the answer, which names none
-anything else is the code of the error; where it is `forbidden`, the call about something unknown gives the same bytes
+`hides`  the answer has the same bytes as the one about something unknown, and lacks the target
+`absent` the target is not in the answer, and the call names no target
+anything else is an error code; with `forbidden`, the call about something unknown gives the same bytes
 
 The owner stored the memory, submitted the task and gave the grant. The memory is in a context that reader and writer
-were granted. The task is pinned to a worker, who is none of these. `elsewhere` is an agent of another namespace.
+were granted. The task is pinned to a worker, which has none of these roles. `elsewhere` is in another namespace.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, Literal
 Target = Literal["memory", "task", "grant", "agent"]
 ROLES = ("owner", "reader", "writer", "stranger", "elsewhere", "admin")
 VISIBILITIES = ("private", "shared", "public", "sensitive")
-"""One set of rows for each; `all` stands for all of them and `own` for those that only grants open."""
+"""Each has its own rows; `all` means all of them, `own` those that only grants open."""
 OPENED_BY_GRANTS = ("private", "shared")
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call about a target. In its arguments <…> stands for what the target has, or for something unknown."""
+    """A call about a target. Placeholders <…> in its arguments become the target's values or unknown ones."""
 
     tool: str
     target: Target
@@ -185,7 +185,7 @@ gpu_status                 -        absent    absent    absent    absent    abse
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What all roles should be answered to one call about a memory of one visibility, or about anything else."""
+    """Expected answers of all roles to one call about a memory of one visibility, or about another target."""
 
     call: str
     visibility: str

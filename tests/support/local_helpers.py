@@ -68,7 +68,7 @@ def running(local: LocalRedis) -> State:
 
 
 async def run_id(local: LocalRedis) -> str:
-    """Which Redis process answers."""
+    """Return the run id of the Redis process that answers."""
     async with Redis.from_url(local.url) as redis:
         return str((await redis.info("server"))["run_id"])
 

@@ -1,4 +1,4 @@
-"""Node as a Python package, and what npm installs beside a test: the same versions everywhere, by a lock file."""
+"""Node from a Python package, and npm packages for tests, pinned by a lock file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _INSTALL_SECONDS = 300.0
 
 
 def install(folder: Path) -> None:
-    """Install what the folder's package-lock.json says, where it is not."""
+    """Install the packages of the folder's package-lock.json if they are missing."""
     installed, wanted = folder / "node_modules/.package-lock.json", folder / "package-lock.json"
     if installed.exists() and installed.stat().st_mtime >= wanted.stat().st_mtime:
         return

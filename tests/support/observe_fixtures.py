@@ -1,4 +1,4 @@
-"""What the tests of metrics, traces and logs share: a stack that tells all of them, and what it tells."""
+"""A stack that exports metrics, traces and logs, and helpers that read them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A stack that tells metrics and traces."""
+    """A stack that exports metrics and traces."""
 
     stack: Stack
     collector: Collector
@@ -37,7 +37,7 @@ async def watched(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Wa
         patch.setattr(stock, "KEEP_SECONDS", 0.0)
         async with in_own_task(stack) as running:
             for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_BSP_SCHEDULE_DELAY"):
-                patch.delenv(name)  # other tests start servers meanwhile
+                patch.delenv(name)  # other tests start servers at the same time
             yield Watched(running, collector, f"http://127.0.0.1:{port}/metrics")
 
 
@@ -47,7 +47,7 @@ async def get(url: str, **headers: str) -> httpx2.Response:
 
 
 async def samples(url: str) -> Samples:
-    """What a scrape gives, by name."""
+    """Return the samples of a scrape by name."""
     found: Samples = {}
     for family in parse((await get(url)).text):
         for sample in family.samples:
@@ -56,5 +56,5 @@ async def samples(url: str) -> Samples:
 
 
 def value(found: Samples, name: str, /, **labels: str) -> float:
-    """One sample; 0 if there is none yet."""
+    """Return one sample; 0 if it does not exist yet."""
     return sum(number for those, number in found.get(name, ()) if labels.items() <= those.items())

@@ -1,4 +1,4 @@
-"""A collector of traces as OpenTelemetry's exporters know it, which keeps what it is sent."""
+"""An OTLP trace collector that keeps the received spans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One span as it was sent."""
+    """One received span."""
 
     service: str
     name: str
@@ -26,14 +26,14 @@ class Span:
 
 
 class Collector:
-    """What came, span by span, and as bytes."""
+    """All received spans and raw requests."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
         self.raw = b""
 
     def take(self, body: bytes) -> None:
-        """Take one request."""
+        """Accept one request."""
         self.raw += body
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes)["service.name"]
@@ -49,7 +49,7 @@ class Collector:
 
 @contextmanager
 def collecting() -> Generator[tuple[Collector, str]]:
-    """Run a collector; give it with its URL."""
+    """Run a collector; yields it with its URL."""
     collector = Collector()
 
     class Handler(BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def collecting() -> Generator[tuple[Collector, str]]:
             self.end_headers()
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)

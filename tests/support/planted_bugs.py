@@ -1,6 +1,6 @@
-"""Bugs that would lose, leak or lie, as somebody might write them one day; the tests named must see each of them.
+"""Plausible bugs that lose, leak or misreport data; the named tests must detect each of them.
 
-`make mutation` plants one after the other in a copy of the source and runs its tests until one fails.
+`make mutation` plants each bug in a copy of the source and runs its tests until one fails.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from mutation.tree import Replacements
 
 @dataclass(frozen=True, slots=True)
 class Bug:
-    """Texts that are replaced in one file, each of which stands there once."""
+    """Replacements in one file; each replaced text occurs there once."""
 
     path: str
     replacements: Replacements
@@ -26,10 +26,10 @@ _CORE, _SERVER, _EMBEDDER, _LUA = (
     "redis/functions/",
 )
 _AUDITED = "  rm.audit(names, now, request.audit)\n"
-_TOLD = "  rm.emit_written(names, 'stored'"
+_EVENT = "  rm.emit_written(names, 'stored'"
 
 BUGS = {
-    # who may see and do what
+    # permissions
     "the scope is not part of the query": Bug(
         _SERVER + "index/query.py",
         [('scope = _tagged(query, "scope", principal.tokens)', 'scope = "*"')],
@@ -39,8 +39,8 @@ BUGS = {
         _SERVER + "index/loader.py",
         [("return found.is_live(now) and principal.may_see(found)", "return True")],
         (
-            "tests/sharing/test_sharing_races.py::test_what_is_asked_over_the_wire_after_a_revoke_or_an_expiry_is_hidden",
-            "tests/sharing/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
+            "tests/sharing/test_sharing_races.py::test_mcp_call_after_revoke_or_expiry_does_not_show_the_memory",
+            "tests/sharing/test_sharing_races.py::test_principal_resolved_before_revoke_cannot_read_or_write_after",
         ),
     ),
     "bound values are not escaped": Bug(
@@ -48,40 +48,38 @@ BUGS = {
         [('value.replace("\\\\", "\\\\\\\\") if isinstance(value, str) else value', "value")],
         ("tests/search/test_query_builder.py",),
     ),
-    "a word stands in the query text": Bug(
+    "a word is put into the query text": Bug(
         _SERVER + "index/query.py",
         [('@{TEXT_FIELDS}:({narrowed.bind(word)})"', '@{TEXT_FIELDS}:({word})"')],
         ("tests/search/test_query_builder.py",),
     ),
-    "what is left of a deleted agent is shown": Bug(
+    "memories of a deleted agent are shown": Bug(
         _CORE + "records/grant.py",
         [("hidden=frozenset(owner_token(owner.decode()) for owner in tombstones)", "hidden=frozenset()")],
-        (
-            "tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_from_everybody_and_purged_by_the_sweeper",
-        ),
+        ("tests/agents/test_unregister.py::test_deleted_memories_are_hidden_at_once_and_purged_by_sweep",),
     ),
     "a grant never ends": Bug(
         _CORE + "records/grant.py",
         [('if part["tokens"] and part["ends"] / _MICROSECONDS > now', 'if part["tokens"]')],
         (
-            "tests/sharing/test_principals.py::test_a_grant_gives_nothing_from_its_end_on",
-            "tests/sharing/test_principals.py::test_what_is_passed_on_ends_by_itself",
+            "tests/sharing/test_principals.py::test_ended_grant_gives_no_tokens",
+            "tests/sharing/test_principals.py::test_reshared_part_has_its_own_end",
         ),
     ),
-    "anybody may write under anybody's grant": Bug(
+    "any agent may write under any grant": Bug(
         _LUA + "10_memories.lua",
         [
             ("if not rm.contains(request.owners, found[1]) and not rm.may_write(", "if false and not rm.may_write("),
         ],
         (
-            "tests/sharing/test_sharing_races.py::test_what_was_resolved_before_a_revoke_reads_and_writes_nothing_after_it",
-            "tests/sharing/test_sharing_races.py::test_no_write_lands_after_the_revoke_returned",
+            "tests/sharing/test_sharing_races.py::test_principal_resolved_before_revoke_cannot_read_or_write_after",
+            "tests/sharing/test_sharing_races.py::test_no_write_succeeds_after_revoke_returned",
         ),
     ),
     "a write acts as whom it names": Bug(
         _SERVER + "engine/request.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
-        ("tests/access/test_tokens.py::test_an_admin_may_write_for_others_and_nobody_else_may",),
+        ("tests/access/test_tokens.py::test_only_an_admin_may_write_for_others",),
     ),
     "quarantine hides nothing": Bug(
         _CORE + "records/scope.py",
@@ -91,42 +89,40 @@ BUGS = {
                 "return self.may_read(record.scope)",
             )
         ],
-        ("tests/security/test_quarantine.py::test_what_an_agent_under_quarantine_wrote_is_seen_by_itself_alone",),
+        ("tests/security/test_quarantine.py::test_quarantined_agents_memories_are_visible_only_to_itself",),
     ),
     "any secret opens a token": Bug(
         _CORE + "records/token.py",
         [("found is None or not right or", "found is None or")],
-        ("tests/access/test_tokens.py::test_whatever_is_wrong_with_a_token_the_answer_is_the_same",),
+        ("tests/access/test_tokens.py::test_every_invalid_token_gets_the_same_answer",),
     ),
-    "a revoked token is good": Bug(
+    "a revoked token is accepted": Bug(
         _CORE + "records/token.py",
         [("or found[0].revoked or", "or")],
-        ("tests/access/test_tokens.py::test_a_revoked_token_stops_at_once_in_the_middle_of_a_session",),
+        ("tests/access/test_tokens.py::test_revoked_token_stops_working_mid_session",),
     ),
-    "a token's scopes are not asked": Bug(
+    "a token's scopes are not checked": Bug(
         _CORE + "records/access.py",
         [("if scope is not None and scope not in self.scopes and not self.admin:", "if False:")],
-        ("tests/access/test_tokens.py::test_a_scope_opens_its_own_tools_and_admin_all",),
+        ("tests/access/test_tokens.py::test_scope_allows_only_its_tools_and_admin_allows_all",),
     ),
-    "nobody calls too often": Bug(
+    "calls are not rate-limited": Bug(
         _SERVER + "access/gate.py",
         [("        self._rates.take(caller.namespace, caller.agent, calls)\n", "")],
-        (
-            "tests/access/test_tokens.py::test_an_agent_that_calls_too_often_is_told_when_to_come_back_and_others_are_served",
-        ),
+        ("tests/access/test_tokens.py::test_rate_limited_agent_gets_retry_after_and_others_are_served",),
     ),
-    "nobody keeps too much": Bug(
+    "quotas are not enforced": Bug(
         _SERVER + "memories/quotas.py",
         [("if limit and then > limit and then > now:", "if False:")],
         ("tests/memories/test_quotas.py::test_a_full_agent_is_told_the_limit_and_what_to_do",),
     ),
-    "unknown arguments are taken": Bug(
+    "unknown arguments are accepted": Bug(
         _SERVER + "contract/arguments.py",
         [('extra="forbid", hide_input_in_errors=True, frozen=True, allow_inf_nan=False', "frozen=True")],
         ("tests/mcp/test_tool_schemas.py",),
     ),
-    # what is kept, and how
-    "a sealed value is bound to no place": Bug(
+    # storage
+    "a sealed value is not bound to its record": Bug(
         _CORE + "crypto/sealing.py",
         [
             ("encrypt(nonce, plain, head + self.bound)", "encrypt(nonce, plain, None)"),
@@ -134,7 +130,7 @@ BUGS = {
         ],
         ("tests/security/test_sealing.py",),
     ),
-    "codes of records are not compared": Bug(
+    "integrity codes are not compared": Bug(
         _CORE + "crypto/integrity.py",
         [
             (
@@ -144,7 +140,7 @@ BUGS = {
         ],
         ("tests/security/test_integrity.py",),
     ),
-    "a vector of NaN is kept": Bug(
+    "a NaN vector is stored": Bug(
         _LUA + "20_vectors.lua",
         [
             (
@@ -152,7 +148,7 @@ BUGS = {
                 "return false",
             )
         ],
-        ("tests/isolation/test_isolation.py::test_no_vector_of_an_agent_poisons_anothers_searches",),
+        ("tests/isolation/test_isolation.py::test_invalid_vectors_do_not_affect_searches_of_others",),
     ),
     "seals are not linked": Bug(
         _SERVER + "security/audit/seals.py",
@@ -162,9 +158,9 @@ BUGS = {
     "a store leaves no audit entry": Bug(
         _LUA + "10_memories.lua",
         [
-            (_AUDITED + _TOLD, _TOLD),
+            (_AUDITED + _EVENT, _EVENT),
         ],
-        ("tests/security/test_audit.py::test_a_change_and_its_entry_are_one_write",),
+        ("tests/security/test_audit.py::test_change_and_audit_entry_are_written_atomically",),
     ),
     "memories never expire": Bug(
         _LUA + "10_memories.lua",
@@ -184,22 +180,20 @@ BUGS = {
         ],
         ("tests/search/test_query_builder.py", "tests/memories/test_memories.py"),
     ),
-    # what happens once
+    # effects that happen once
     "an expected revision is not compared": Bug(
         _SERVER + "memories/update.py",
         [("if expected_rev is not None and old.rev != expected_rev:", "if False:")],
         ("tests/memories/test_memories.py::test_a_stale_revision_is_refused_and_changes_nothing",),
     ),
-    "an update of a revision long gone is written": Bug(
+    "an update of an old revision is written": Bug(
         _LUA + "10_memories.lua",
         [
             ("if tonumber(found[2]) ~= request.rev then", "if false then"),
         ],
-        (
-            "tests/security/test_integrity.py::test_without_a_key_too_what_was_changed_since_it_was_read_is_not_overwritten",
-        ),
+        ("tests/security/test_integrity.py::test_without_key_a_concurrent_change_is_not_overwritten",),
     ),
-    "a key of idempotency is not looked up": Bug(
+    "an idempotency key is not looked up": Bug(
         _LUA + "10_memories.lua",
         [
             (
@@ -209,17 +203,17 @@ BUGS = {
         ],
         ("tests/memories/test_memories.py::test_an_idempotency_key_stores_once",),
     ),
-    "a key of idempotency stands for any payload": Bug(
+    "an idempotency key accepts any payload": Bug(
         _LUA + "00_common.lua",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
         ("tests/memories/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
     ),
-    "a late vector lands on another revision": Bug(
+    "a late vector is written to another revision": Bug(
         _LUA + "20_vectors.lua",
         [("if not model or found[1] ~= tostring(item.rev) or found[2] ~= item.hash then", "if not model then")],
         ("tests/memories/test_commit.py",),
     ),
-    "a late vector brings a memory back": Bug(
+    "a late vector restores a deleted memory": Bug(
         _LUA + "20_vectors.lua",
         [
             ("  if not found[1] then return 'gone' end\n", ""),
@@ -250,8 +244,8 @@ BUGS = {
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
         ("tests/tasks/test_task_mutations.py::test_the_library_behaves",),
     ),
-    # what is said
-    "an answer never says that it is partial": Bug(
+    # answers
+    "an answer never reports that it is partial": Bug(
         _SERVER + "contract/answer.py",
         [
             (
@@ -261,7 +255,7 @@ BUGS = {
         ],
         ("tests/search/test_search.py::test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial",),
     ),
-    "a search that was cut short is an answer": Bug(
+    "a search cut short counts as complete": Bug(
         _SERVER + "index/queries.py",
         [
             (

@@ -1,4 +1,4 @@
-"""The product as its users start it, for tests that come from outside: `redis-memory serve` with a Redis of its own."""
+"""Starts the product as its users do, `redis-memory serve` with an embedded Redis, for tests from outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ READY_SECONDS, STOP_SECONDS = 90.0, 20.0
 
 @contextmanager
 def serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str]:
-    """Run a server on a free port until it is ready, and stop it afterwards; gives its URL."""
+    """Run a server on a free port; yields its URL once it is ready and stops it afterwards."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MEMORY_", "REDIS_"))}
@@ -42,7 +42,7 @@ def serving(command: Sequence[str], data: Path, log: IO[bytes]) -> Generator[str
 
 @contextmanager
 def shown_on_failure(log: IO[bytes]) -> Generator[None]:
-    """Print what the servers logged if the block fails."""
+    """Print the servers' log if the block fails."""
     try:
         yield
     except BaseException:

@@ -1,4 +1,4 @@
-"""redis/users.acl with passwords put in, so that the tests run under the very users that are shipped."""
+"""redis/users.acl with passwords, so that the tests run under the shipped users."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SERVER, SIDECAR, MIGRATE = "rm-server", "rm-sidecar", "rm-migrate"
 PASSWORDS = {name: f"password-of-{name}" for name in (SERVER, SIDECAR, MIGRATE)}
 ALMIGHTY = "user default on nopass ~* &* +@all"
 TOLERATED = {"config|get"}
-"""What the server asks for and does without; see docs/decisions/0011."""
+"""Commands that the server tries but does not need; see docs/decisions/0011."""
 
 
 def acl_text(default: str | None = None) -> str:
-    """The file with passwords; `default` replaces its line about the default user."""
+    """Return the ACL file with passwords; `default` replaces the line of the default user."""
     text = resource("redis/users.acl").read_text()
     for name, password in PASSWORDS.items():
         text = text.replace(f"REPLACE_{name[3:].upper()}_SHA256", hashlib.sha256(password.encode()).hexdigest())
@@ -26,7 +26,7 @@ def acl_text(default: str | None = None) -> str:
 
 
 async def denials(client: Client) -> set[tuple[str, str, str]]:
-    """Who was refused what and why since the log was last reset, but for what is tolerated."""
+    """Return the ACL denials since the last reset of the log, without the tolerated ones."""
     entries = [{_text(name): _text(value) for name, value in entry.items()} for entry in await client.acl_log()]
     found = {(entry["username"], entry["reason"], entry["object"]) for entry in entries}
     return {denial for denial in found if denial[2] not in TOLERATED}

@@ -1,4 +1,4 @@
-"""What the tests of a change of model share: a second real model, a team at work, and what Redis holds of a model."""
+"""For tests of a model change: a second real model, agents under load, and reads of a model's data in Redis."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from support.redis_users import SERVER, SIDECAR
 from support.stack import MASTER_KEY, Agent, SidecarProcess, Stack
 
 OLD, NEW = Model(DEFAULT_MODEL, 384), Model("twin-of-minilm", 384, 2)
-"""Two models of the same weights, under which everything must be found alike."""
+"""Two models with the same weights, which must give the same search results."""
 PLACES = ("harbour", "mountain", "library", "kitchen", "workshop", "garden", "station", "theatre", "mill", "school")
 
 
 def transports() -> Transports:
-    """Give the keys by which a sidecar of the session's stack opens what is sealed."""
+    """Return the transport keys of the session's stack."""
     return Transports(load_keyring(Settings.load(master_key=MASTER_KEY)).transports)
 
 
 def twin(folder: Path) -> Path:
-    """Put the packaged weights into a folder of another name."""
-    packaged, place = find_weights(DEFAULT_MODEL), folder / NEW.name
-    place.mkdir()
-    shutil.copy(packaged.model, place / "model.onnx")
-    shutil.copy(packaged.tokenizer, place / "tokenizer.json")
-    return place
+    """Copy the packaged weights into a folder of another name."""
+    packaged, target = find_weights(DEFAULT_MODEL), folder / NEW.name
+    target.mkdir()
+    shutil.copy(packaged.model, target / "model.onnx")
+    shutil.copy(packaged.tokenizer, target / "tokenizer.json")
+    return target
 
 
 @asynccontextmanager
 async def sidecar_of(stack: Stack, model: str, name: str) -> AsyncGenerator[SidecarProcess]:
-    """Run a sidecar of another model beside that of the stack."""
+    """Run a sidecar of another model next to the stack's own."""
     key = load_keyring(Settings.load(master_key=MASTER_KEY)).transports[0]
     sidecar = SidecarProcess(
         stack.redis.url_of(SIDECAR), "--model", model, "--backend", "onnx", MEMORY_TRANSPORT_KEY=written(key)
@@ -67,19 +67,19 @@ async def is_ready(client: Client, model: str) -> bool:
 
 
 def quiet(*_: Any) -> None:
-    """Hear of progress and say nothing."""
+    """Ignore progress reports."""
 
 
 async def change(
     service: Service, namespace: str, model: str | None = None, *, leave_failed: bool = False
 ) -> Reindexed:
-    """Change a model as the command does; what was before need not be kept for long."""
+    """Change a model as the command does, but keep the old vectors only briefly."""
     target = await reindex.choose(service, namespace, model)
     return await reindex.change(service, namespace, target, quiet, leave_failed=leave_failed, keep_seconds=1.1)
 
 
 async def start_command(stack: Stack, namespace: str, *words: str) -> asyncio.subprocess.Process:
-    """Run `redis-memory reindex` in a process of its own, which may be killed."""
+    """Run `redis-memory reindex` in its own process, which tests can kill."""
     environment = {**os.environ, "REDIS_URL": stack.redis.url_of(SERVER), "MEMORY_MASTER_KEY": MASTER_KEY}
     words = ("reindex", "--namespace", namespace, "--json", *words)
     pipe = asyncio.subprocess.PIPE
@@ -89,7 +89,7 @@ async def start_command(stack: Stack, namespace: str, *words: str) -> asyncio.su
 
 
 async def records(client: Client, namespace: str) -> dict[str, dict[bytes, bytes]]:
-    """Read all records, pieces too."""
+    """Read all records, chunks included."""
     keys, found = Keys(namespace), dict[str, dict[bytes, bytes]]()
     for prefix in (keys.memory_prefix, keys.chunk_prefix):
         async for name in client.scan_iter(match=f"{prefix}*", count=1000):
@@ -98,19 +98,19 @@ async def records(client: Client, namespace: str) -> dict[str, dict[bytes, bytes
 
 
 async def lacking(client: Client, namespace: str, model: Model) -> list[str]:
-    """Name the records without a vector of a model."""
+    """Return the names of records without a vector of a model."""
     fields = {model.field.encode(), model.sealed_field.encode()}
     return [name for name, row in (await records(client, namespace)).items() if not fields & row.keys()]
 
 
-def said(number: int) -> str:
-    """Make a text that no other is like."""
+def note_text(number: int) -> str:
+    """Return a text that is unlike all others."""
     return f"Note {number}: in the {PLACES[number % 10]} we counted {number * 37 % 1009} barrels of kind {number % 13}."
 
 
 @dataclass
 class Load:
-    """A team at work: one agent stores, others search for what is there, until told to stop."""
+    """Load on a stack: one agent stores and another searches until stopped."""
 
     stack: Stack
     namespace: str
@@ -122,7 +122,7 @@ class Load:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Load]:
-        """Work until left."""
+        """Run the load until the block ends."""
         async with (
             self.stack.server.agent("alice", self.namespace) as writer,
             self.stack.server.agent("alice", self.namespace) as reader,
@@ -140,7 +140,7 @@ class Load:
                 return
             try:
                 waits = bool(number % 2)
-                self.stored[await agent.store(said(number), visibility="shared", wait=waits)] = number
+                self.stored[await agent.store(note_text(number), visibility="shared", wait=waits)] = number
             except Exception as error:
                 self.failures.append(f"store {number}: {error}")
             await asyncio.sleep(0.02)
@@ -152,9 +152,9 @@ class Load:
             number = self.known[turn % len(self.known)]
             mode = ("vector", "hybrid")[turn % 2]
             try:
-                answer = await agent.call("semantic_search", query=said(number), mode=mode, limit=3)
+                answer = await agent.call("semantic_search", query=note_text(number), mode=mode, limit=3)
                 self.searches += 1
-                if said(number) not in [hit["memory"]["content"] for hit in answer["hits"]]:
+                if note_text(number) not in [hit["memory"]["content"] for hit in answer["hits"]]:
                     self.failures.append(f"{mode} {number} is not found: {answer.get('reason')}")
                 if "by words only:" in answer.get("reason", ""):
                     self.failures.append(f"{mode} {number}: {answer.get('reason')}")
@@ -164,23 +164,23 @@ class Load:
 
 
 async def nearest(agent: Agent, numbers: Sequence[int]) -> list[list[str]]:
-    """Give the ten nearest to each of some notes said in other words."""
+    """Return the ten nearest texts to a paraphrase of each note."""
     found: list[list[str]] = []
     for number in numbers:
-        place, barrels = PLACES[number % 10], number * 37 % 1009
-        query = f"{barrels} barrels of kind {number % 13} were found at the {place} (note {number})"
+        target, barrels = PLACES[number % 10], number * 37 % 1009
+        query = f"{barrels} barrels of kind {number % 13} were found at the {target} (note {number})"
         found.append(await agent.search(query, mode="vector", limit=10))
     return found
 
 
 def hits(numbers: Sequence[int], found: Sequence[Sequence[str]]) -> int:
-    """Count the notes that are among the nearest."""
-    return sum(said(number) in near for number, near in zip(numbers, found, strict=True))
+    """Count the notes found among their nearest texts."""
+    return sum(note_text(number) in near for number, near in zip(numbers, found, strict=True))
 
 
 def overlap(one: Sequence[Sequence[str]], other: Sequence[Sequence[str]]) -> float:
-    """Give the share of what was found that is found again. The vectors of one text are not quite equal: int8 weights
-    make them depend a little on what is embedded in the same batch.
+    """Return the share of hits that both searches have. Vectors of one text differ slightly between batches, because
+    int8 weights make them depend on the rest of the batch.
     """
     both = sum(len({*left} & {*right}) for left, right in zip(one, other, strict=True))
     return both / sum(map(len, one))

@@ -1,4 +1,4 @@
-"""What the tests of the settings share: a Redis behind a password, config files, the console in this process."""
+"""For tests of the settings: a Redis behind a password, config files, and the command line in this process."""
 
 from __future__ import annotations
 

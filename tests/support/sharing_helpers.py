@@ -1,4 +1,4 @@
-"""Registered agents, and what each of them can see of others, for the tests of sharing."""
+"""Registers agents, shares between them, and reads what each can see."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ LABELS: dict[str, Any] = {"tags": ["gold"], "context": "island", "memory_type": 
 
 
 async def register(agent: Agent, name: str) -> None:
-    """Make an agent one that can be shared with."""
+    """Register an agent, so that it can receive grants."""
     await agent.call("register_agent", agent_id=name)
 
 
 async def share(agent: Agent, target: str, **what: Any) -> str:
-    """Share and give the grant's id."""
+    """Share and return the grant's id."""
     return (await agent.call("share_context_with_agent", target_agent=target, **what))["grant_id"]
 
 
 async def refusal(agent: Agent, tool: str, /, **arguments: Any) -> tuple[str, str]:
-    """Make a call that must be refused; give the code and the whole text."""
+    """Make a call that must be refused; return the code and the whole text."""
     try:
         answer = await agent.call(tool, **arguments)
     except Refused as error:
@@ -30,19 +30,19 @@ async def refusal(agent: Agent, tool: str, /, **arguments: Any) -> tuple[str, st
 
 
 async def readable(agent: Agent, memory_ids: list[str]) -> list[str]:
-    """Give those of some memories that an agent can retrieve."""
+    """Return the memories that an agent can retrieve."""
     return [
         memory_id for memory_id in memory_ids if not (await agent.raw("retrieve_memory", memory_id=memory_id)).is_error
     ]
 
 
 def ids_of(memories: list[dict[str, Any]]) -> list[str]:
-    """Give the ids of memories."""
+    """Return the ids of memories."""
     return [memory["memory_id"] for memory in memories]
 
 
 def found_ids(answer: dict[str, Any]) -> list[str]:
-    """Give the ids of the hits of a search."""
+    """Return the ids of the hits of a search."""
     return ids_of([hit["memory"] for hit in answer["hits"]])
 
 
@@ -55,8 +55,8 @@ async def _resource_shows(agent: Agent, memory_id: str) -> bool:
         return False
 
 
-async def ways(reader: Agent, memory_id: str) -> dict[str, bool]:
-    """Tell for every way of reading whether it shows a memory of alice's, and that alone of hers."""
+async def visibility_by_read(reader: Agent, memory_id: str) -> dict[str, bool]:
+    """Return, for each way of reading, whether it shows a memory of alice's and no other of hers."""
     listed = await reader.call("get_agent_memories", agent_id="alice")
     filtered = await reader.call("get_agent_memories", agent_ids=["alice"], tags=["gold"], context="island")
     stats = await reader.call("memory_stats", agent_id="alice")

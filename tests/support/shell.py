@@ -1,4 +1,4 @@
-"""Runs redis-memory commands as a person does."""
+"""Runs redis-memory commands as from a shell."""
 
 from __future__ import annotations
 

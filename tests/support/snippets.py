@@ -1,8 +1,7 @@
-"""Runs the fenced blocks of the documentation as a reader would: Python over MCP, commands in the shell, JSON parsed.
+"""Runs the fenced blocks of the documentation: Python over MCP, commands in the shell, JSON parsed.
 
-The blocks of a page run in their order and share their variables, their folder and their namespaces. A `text` block
-after one that ran is what that printed, ids, times and scores aside. A block that cannot run has
-`<!-- not run: why -->` before it.
+The blocks of a page run in order and share variables, folder and namespaces. A `text` block is the output of the
+block before it, apart from ids, times and scores. A block that cannot run has `<!-- not run: why -->` before it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Block:
     title: str
     code: str
     why_not: str
-    """Why it is not run; empty if it is."""
+    """Why it is not run; empty if it runs."""
 
 
 def blocks(path: Path) -> list[Block]:
@@ -58,12 +57,12 @@ def blocks(path: Path) -> list[Block]:
         title = _TITLE.search(rest)
         line = text.count("\n", 0, match.start("code"))
         found.append(Block(line, language, title[1] if title else "", match["code"], match["why"] or ""))
-    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.M)), f"{path}: a block that nobody would run"
+    assert 2 * len(found) == len(re.findall(r"^\s*```", text, re.M)), f"{path}: a fenced block is not recognised"
     return found
 
 
-def settled(text: str) -> str:
-    """Take out of an output what differs from run to run."""
+def normalized(text: str) -> str:
+    """Replace the parts of an output that differ from run to run."""
     for pattern, name in _CHANGING:
         text = pattern.sub(name, text)
     return "\n".join(line.rstrip() for line in text.strip().splitlines())
@@ -71,12 +70,12 @@ def settled(text: str) -> str:
 
 @dataclass(slots=True)
 class Page:
-    """A page being read by somebody who tries everything in it."""
+    """A page whose blocks are run one after another."""
 
     url: str
     environment: dict[str, str]
     prefix: str
-    """Of namespaces, so that pages that use the same do not meet."""
+    """Prefix of namespaces, so that two pages do not share one."""
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
     printed: str | None = None
 
@@ -84,13 +83,13 @@ class Page:
         """Run one block.
 
         Raises:
-            AssertionError: it does not do what the page says.
+            AssertionError: the block does not do what the page says.
         """
         if block.title:
             _keep(block.title, block.code)
         if block.language == "text":
-            assert self.printed is not None, f"line {block.line}: the output of nothing"
-            assert settled(self.printed) == settled(block.code)
+            assert self.printed is not None, f"line {block.line}: output without a block before it"
+            assert normalized(self.printed) == normalized(block.code)
             return
         match block.language:
             case "python":
@@ -102,7 +101,7 @@ class Page:
             case "jsonl":
                 assert all(isinstance(json.loads(line), dict) for line in block.code.splitlines())
             case other:
-                raise AssertionError(f"line {block.line}: nobody knows how to run {other!r}")
+                raise AssertionError(f"line {block.line}: cannot run {other!r} blocks")
 
     def _here(self, code: str) -> str:
         return _NAMESPACE.sub(rf"\g<1>{self.prefix}-\g<2>", code.replace(_URL, self.url))
@@ -112,31 +111,31 @@ class Page:
 
     async def _python(self, source: str) -> str:
         code = compile(source, "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-        with redirect_stdout(StringIO()) as said:
-            if "asyncio.run(" in source:  # a whole program, which brings its own loop
+        with redirect_stdout(StringIO()) as printed:
+            if "asyncio.run(" in source:  # a whole program, which starts its own loop
                 await asyncio.to_thread(exec, code, self.names)
             else:
                 result = eval(code, self.names)
                 if inspect.isawaitable(result):
                     await result
-        return self._page(said.getvalue())
+        return self._page(printed.getvalue())
 
     async def _console(self, source: str) -> None:
-        """Run commands; lines after one are what it says."""
+        """Run commands; the lines after a command are its output."""
         for command, expected in _commands(source):
-            said = self._page(await self._command_line(command))
+            output = self._page(await self._command_line(command))
             if expected:
-                assert settled(said) == settled(expected), command
+                assert normalized(output) == normalized(expected), command
 
     async def _command_line(self, line: str) -> str:
-        said = ""
+        output = ""
         for words in _parts(line):
             environment = dict(self.environment)
             while "=" in words[0]:
                 name, _, value = words.pop(0).partition("=")
                 environment[name] = value
             target = words.pop() if ">" in words else ""
-            assert words[0] == "redis-memory", f"only redis-memory is run here, not {words[0]}"
+            assert words[0] == "redis-memory", f"only redis-memory can be run, not {words[0]}"
             arguments = [word for word in words[1:] if word != ">"]
             result = await asyncio.to_thread(CliRunner().invoke, cli.app, arguments, env=environment)
             refused = result.exception
@@ -146,9 +145,9 @@ class Page:
             assert (refused is None) != expects_failure, f"{line}: {result.output}{refused!r}"
             if target:
                 _keep(target, result.stdout)
-            said += "" if target else result.stdout
-            said += _told(refused) if isinstance(refused, MemoryServiceError) else ""
-        return said
+            output += "" if target else result.stdout
+            output += _refusal_text(refused) if isinstance(refused, MemoryServiceError) else ""
+        return output
 
 
 def _keep(name: str, text: str) -> None:
@@ -157,14 +156,14 @@ def _keep(name: str, text: str) -> None:
 
 
 def _commands(source: str) -> Iterator[tuple[str, str]]:
-    """Give each command and the output that stands below it."""
+    """Return each command and the output below it."""
     for part in re.split(r"^\$ ", source, flags=re.M)[1:]:
         command, _, output = part.partition("\n")
         yield command, output
 
 
-def _told(refused: MemoryServiceError) -> str:
-    """Give a refusal as the program writes it."""
+def _refusal_text(refused: MemoryServiceError) -> str:
+    """Return an error as the program prints it."""
     return f"{refused.code}: {refused.message}" + (f" ({refused.hint})" if refused.hint else "")
 
 

@@ -34,7 +34,7 @@ from support.redis_users import SERVER, SIDECAR
 
 T = TypeVar("T")
 _FIRST_START = 120.0
-"""The first sidecar on a machine that was just set up reads all its libraries, and tries its engines."""
+"""Seconds; the first sidecar on a new machine loads all its libraries and tries its engines."""
 
 
 class Refused(Exception):
@@ -54,7 +54,7 @@ class Agent:
         self.client = client
 
     async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
-        """Call a tool and give its structured answer.
+        """Call a tool and return its structured answer.
 
         Raises:
             Refused: the tool answered with an error.
@@ -62,24 +62,24 @@ class Agent:
         return answer_of(await self.raw(tool, **arguments))
 
     async def raw(self, tool: str, /, **arguments: Any) -> CallToolResult:
-        """Call a tool and give the whole result."""
+        """Call a tool and return the whole result."""
         result = await self.client.call_tool(tool, arguments)
         assert isinstance(result, CallToolResult)
         return result
 
     async def store(self, content: str, **arguments: Any) -> str:
-        """Store a memory and give its id."""
+        """Store a memory and return its id."""
         return (await self.call("store_memory", content=content, **arguments))["memory_id"]
 
     async def search(self, query: str, **arguments: Any) -> list[str]:
-        """Search and give the contents found, best first."""
+        """Search and return the contents found, best first."""
         answer = await self.call("semantic_search", query=query, **arguments)
         return [hit["memory"]["content"] for hit in answer["hits"]]
 
 
 @asynccontextmanager
 async def in_own_task(context: AbstractAsyncContextManager[T]) -> AsyncGenerator[T]:
-    """Enter and leave a context in one task, as cancel scopes demand and fixtures do not do."""
+    """Enter and leave a context in one task: cancel scopes need this, and fixtures do not do it."""
     entered: asyncio.Future[T] = asyncio.get_running_loop().create_future()
     leaving = asyncio.Event()
 
@@ -100,10 +100,10 @@ async def in_own_task(context: AbstractAsyncContextManager[T]) -> AsyncGenerator
 
 
 def answer_of(result: CallToolResult) -> dict[str, Any]:
-    """Give the structured answer of a result.
+    """Return the structured answer of a result.
 
     Raises:
-        Refused: it is an error.
+        Refused: the result is an error.
     """
     structured = result.structured_content or {}
     if result.is_error:
@@ -112,7 +112,7 @@ def answer_of(result: CallToolResult) -> dict[str, Any]:
 
 
 def text_of(result: CallToolResult) -> str:
-    """Give the text form of a result."""
+    """Return the text form of a result."""
     block = result.content[0]
     assert isinstance(block, TextContent)
     return block.text
@@ -163,21 +163,21 @@ async def serving(redis_url: str, **settings: Any) -> AsyncGenerator[Server]:
 
 
 class SidecarProcess:
-    """A real sidecar in a process of its own, which may be killed."""
+    """A real sidecar in its own process, which tests can kill."""
 
     def __init__(self, redis_url: str, *options: str, **environment: str) -> None:
         self._command = [sys.executable, "-m", "memory_embedder", *options]
         self._environment = {**os.environ, "REDIS_URL": redis_url, **environment}
         self.process: subprocess.Popen[bytes] | None = None
-        self.said = b""
-        """What it logged until it ended."""
+        self.log = b""
+        """Its log, complete once it has ended."""
 
     def start(self) -> None:
         """Start it."""
         self.process = subprocess.Popen(self._command, env=self._environment, stderr=subprocess.PIPE)
 
     def kill(self) -> None:
-        """Take it away without warning."""
+        """Kill it without warning."""
         self._end("kill")
 
     def stop(self) -> None:
@@ -187,21 +187,21 @@ class SidecarProcess:
     def _end(self, how: str) -> None:
         assert self.process is not None
         getattr(self.process, how)()
-        self.said += self.process.communicate(timeout=20)[1] or b""
+        self.log += self.process.communicate(timeout=20)[1] or b""
 
 
 MASTER_KEY = new_key()
-"""Of the session's stack: all that it writes is signed under it, and what travels to the sidecar is sealed."""
+"""Of the session's stack: signs all its records and seals the texts sent to the sidecar."""
 
 
 async def sidecar_is_ready(client: Client) -> bool:
-    """Whether a sidecar says that it serves."""
+    """Whether a sidecar reports that it is ready."""
     return any(status.state == "ready" for status in await sidecars.living(client))
 
 
 @dataclass(slots=True)
 class Stack:
-    """Everything, each part of which may be killed."""
+    """Redis, a sidecar and the server; tests can kill each of them."""
 
     redis: RedisServer
     sidecar: SidecarProcess

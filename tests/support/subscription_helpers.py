@@ -13,21 +13,21 @@ from support.stack import Agent
 
 
 def updated(changed: list[str]) -> Callable[[Any], Awaitable[None]]:
-    """Make a handler of messages that notes what changed."""
+    """Return a message handler that records the changed URIs."""
 
-    async def hear(message: Any) -> None:
+    async def on_message(message: Any) -> None:
         if isinstance(message, ResourceUpdatedNotification):
             changed.append(message.params.uri)
 
-    return hear
+    return on_message
 
 
 async def subscribe(agent: Agent, uri: str) -> None:
-    """Subscribe as clients of the older protocols do."""
+    """Subscribe as clients of older protocol versions do."""
     with pytest.warns(MCPDeprecationWarning):
         await agent.client.subscribe_resource(uri)  # pyright: ignore[reportDeprecated]
 
 
-async def is_told(changed: list[str]) -> bool:
-    """Whether anything was told."""
+async def has_updates(changed: list[str]) -> bool:
+    """Whether any update arrived."""
     return bool(changed)

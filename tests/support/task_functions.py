@@ -1,4 +1,4 @@
-"""Drives the Functions of tasks and agents alone, without a server: the ground of the mutation tests."""
+"""Calls the Functions of tasks and agents without a server; base of the mutation tests."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from memory_core.store import functions
 
 Answer = dict[str, Any]
 AT_ONCE = 1e-6
-"""Seconds that have passed by the next call."""
+"""A time in seconds that is over by the next call."""
 KEEP = 1000
 
 
-class Ground:
-    """One namespace of tasks, by the Functions' own words."""
+class TaskNamespace:
+    """One namespace of tasks, used through the Functions."""
 
     def __init__(self, client: Client, namespace: str) -> None:
         self.client, self.keys = client, Keys(namespace)
 
     async def call(self, function: str, keys: list[str] | None = None, **request: Any) -> Answer:
-        """Call one Function of the library that is loaded."""
+        """Call one Function of the loaded library."""
         names = keys or [self.keys.leases]
         return await functions.call(self.client, function, names, prefix=self.keys.prefix, keep=KEEP, **request)
 
-    async def register(self, *agents: str, most: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
-        """Register living agents."""
+    async def register(self, *agents: str, capacity: int = 10, able: Sequence[str] = (), window: int = 0) -> None:
+        """Register live agents."""
         fields = {
             "type": "custom",
             "capabilities": SEPARATOR.join(able),
             "context_window": window,
-            "max_tasks": most,
+            "max_tasks": capacity,
             "heartbeat_seconds": 60,
         }
         for name in agents:
@@ -50,9 +50,9 @@ class Ground:
                 audit=_audit(name),
             )
 
-    async def submit(self, **said: Any) -> str:
-        """Submit a task and give its id."""
-        answer = await self.try_to_submit(**said)
+    async def submit(self, **options: Any) -> str:
+        """Submit a task and return its id."""
+        answer = await self.try_to_submit(**options)
         assert answer["status"] == "submitted", answer
         return answer["id"]
 
@@ -74,7 +74,7 @@ class Ground:
         key: tuple[str, str] | None = None,
         task_id: str = "",
     ) -> Answer:
-        """Submit a task and give the whole answer."""
+        """Submit a task and return the whole answer."""
         kind, free, task_id = TaskKind(tuple(needs), window, only), TaskKind(tuple(needs), window), task_id or new_id()
         fields: dict[str, Any] = {
             "description": "work",
@@ -106,19 +106,19 @@ class Ground:
             audit=_audit(by),
         )
 
-    async def claim(self, agent: str, most: int = 1, call: str = "") -> list[Answer]:
+    async def claim(self, agent: str, count: int = 1, call: str = "") -> list[Answer]:
         """Lease tasks."""
-        secrets = [new_id() for _ in range(most)]
+        secrets = [new_id() for _ in range(count)]
         return (await self.call("rm1_task_claim", agent=agent, call=call or new_id(), secrets=secrets))["tasks"]
 
     async def lease(self, agent: str) -> str:
-        """Lease the one task there is and give its token."""
+        """Lease the only task and return its token."""
         tasks = await self.claim(agent)
         assert len(tasks) == 1, f"{agent} got {len(tasks)} tasks"
         return tasks[0]["lease_token"]
 
     async def complete(self, agent: str, token: str, call: str = "") -> str:
-        """Complete the task of a token and give the status."""
+        """Complete the task of a token and return the status."""
         call = call or new_id()
         fields = ["last_call", call]
         answer = await self._end("rm1_task_complete", agent, token, call, fields=fields, duration_ms=1)
@@ -137,35 +137,35 @@ class Ground:
             function, id=task_id, agent=agent, token=token, call=call, audit=_audit(agent), **request
         )
 
-    async def beat(self, agent: str, *tokens: str) -> Answer:
-        """Say that an agent lives, and renew leases."""
+    async def heartbeat(self, agent: str, *tokens: str) -> Answer:
+        """Send a heartbeat and renew leases."""
         return await self.call(
             "rm1_agent_heartbeat", [self.keys.agent(agent)], agent=agent, fields=[], tokens=list(tokens)
         )
 
-    async def lost(self, agent: str) -> Answer:
-        """Take an agent for dead if it is."""
+    async def declare_dead(self, agent: str) -> Answer:
+        """Declare an agent dead if it is."""
         return await self.call("rm1_agent_lost", [self.keys.agent(agent)], agent=agent, reason="silent")
 
     async def cancel(self, task_id: str, by: str = "lead") -> str:
-        """Cancel a task and give the status."""
+        """Cancel a task and return the status."""
         answer = await self.call("rm1_task_cancel", id=task_id, agent=by, admin=False, reason="no", audit=_audit(by))
         return answer["status"]
 
     async def requeue(self, task_id: str, by: str = "lead") -> Answer:
-        """Give a dead task a new life."""
+        """Requeue a dead task."""
         return await self.call("rm1_task_requeue", id=task_id, agent=by, admin=False, audit=_audit(by))
 
     async def assign(self, task_id: str, *candidates: str) -> Answer:
-        """Give a queued task to the first candidate that may have it."""
+        """Assign a queued task to the first eligible candidate."""
         return await self.call("rm1_task_assign", items=[{"id": task_id, "candidates": list(candidates)}])
 
     async def sweep(self) -> None:
-        """Do what the clock demands."""
+        """Sweep until nothing is due."""
         rounds = 1
         while (await self.call("rm1_task_sweep"))["more"]:
             rounds += 1
-            assert rounds < 100, "a sweep never comes to an end"
+            assert rounds < 100, "the sweep does not end"
 
     async def field(self, task_id: str, name: str) -> str | None:
         """Read a field of a task."""
@@ -176,8 +176,8 @@ class Ground:
         """Read the state of a task."""
         return await self.field(task_id, "state")
 
-    async def in_hand(self, agent: str) -> dict[str, int]:
-        """Count what is anywhere in an agent's hands."""
+    async def held_counts(self, agent: str) -> dict[str, int]:
+        """Count an agent's leases, unclaimed and held tasks, and inbox entries."""
         keys, client = self.keys, self.client
         return {
             "leases": await client.zcard(keys.leases),

@@ -1,4 +1,4 @@
-"""The strict check of what tools say of themselves: some clients refuse a whole server for one schema."""
+"""Strict check of tool schemas: some clients refuse a whole server for one schema."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _KEYWORDS = {
     *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength", "pattern", "format"),
     *("anyOf", "description", "default", "propertyNames", "minProperties", "maxProperties", "title", "examples"),
 }
-"""Those that clients are known to take; no `$ref`, which some do not follow."""
+"""Keywords that clients are known to accept; no `$ref`, which some do not follow."""
 
 
 def problems_of(tool: dict[str, Any]) -> list[str]:
-    """Say what is wrong with the schemas of a tool as it was listed."""
+    """Return the problems in the schemas of a listed tool."""
     found: list[str] = []
     for part in ("inputSchema", "outputSchema"):
         schema = tool.get(part)
@@ -25,19 +25,19 @@ def problems_of(tool: dict[str, Any]) -> list[str]:
             continue
         metaschema = Draft202012Validator(Draft202012Validator.META_SCHEMA)
         found += [f"{tool['name']}.{part}: {error.message}" for error in metaschema.iter_errors(schema)]
-        found += [f"{tool['name']}.{part}: {problem}" for problem in _habits(part, schema)]
+        found += [f"{tool['name']}.{part}: {problem}" for problem in _restrictions(part, schema)]
     return found
 
 
-def _habits(part: str, schema: dict[str, Any]) -> Iterator[str]:
+def _restrictions(part: str, schema: dict[str, Any]) -> Iterator[str]:
     if schema.get("type") != "object":
-        yield "is not an object at its top"
+        yield "is not an object at its top level"
     if part == "inputSchema" and schema.get("additionalProperties") is not False:
-        yield "takes arguments that it does not name"
+        yield "accepts undeclared arguments"
     if part == "inputSchema" and any(key in schema for key in ("anyOf", "oneOf", "allOf")):
-        yield "has alternatives at its top, which models' makers refuse"
+        yield "has alternatives at its top level, which model providers refuse"
     for missing in set(schema.get("required", ())) - set(schema.get("properties", {})):
-        yield f"needs {missing}, which it does not describe"
+        yield f"requires {missing}, which is not a property"
     yield from _nodes(schema, "")
 
 
@@ -47,7 +47,7 @@ def _nodes(schema: Any, where: str) -> Iterator[str]:
     for unknown in set(schema) - _KEYWORDS:
         yield f"{where or '.'} has the keyword {unknown}"
     if schema.get("type") == "array" and "items" not in schema:
-        yield f"{where} is a list of nobody knows what"
+        yield f"{where} is a list without an item type"
     for name, one in schema.get("properties", {}).items():
         yield from _nodes(one, f"{where}.{name}")
     for key in ("items", "additionalProperties"):

@@ -1,4 +1,4 @@
-"""Small generators of what other memory servers and chat services export, in their documented formats."""
+"""Generates small exports of other memory servers and chat services in their documented formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BEGUN = 1_700_000_000
 
 
 def sentence(number: int) -> str:
-    """A sentence that no other has: its number stands in it as a word of its own."""
+    """A unique sentence: its number is a separate word in it."""
     chance = random.Random(number)
     return f"{' '.join(chance.choices(WORDS, k=8)).capitalize()} mark{number}."
 
@@ -46,7 +46,7 @@ def mcp_memory(to: Path, size: int) -> Path:
 
 
 def mcp_memory_service(to: Path, size: int) -> Path:
-    """What mcp-memory-service 12.4 writes (sync/exporter.py)."""
+    """The export of mcp-memory-service 12.4 (sync/exporter.py)."""
     memories = [
         {
             "content": sentence(number),
@@ -70,7 +70,7 @@ def mcp_memory_service(to: Path, size: int) -> Path:
 
 
 def mem0(to: Path, size: int) -> Path:
-    """What `Memory.get_all` of mem0 2.2 gives (memory/main.py)."""
+    """The result of `Memory.get_all` in mem0 2.2 (memory/main.py)."""
     results = [
         {
             "id": _id(number),
@@ -88,7 +88,7 @@ def mem0(to: Path, size: int) -> Path:
 
 
 def chatgpt(to: Path, size: int, turns: int = 20) -> Path:
-    """ChatGPT's conversations.json: trees, each with a hidden root and a question that was asked otherwise first."""
+    """ChatGPT's conversations.json: trees, each with a hidden root and a question that was edited once."""
     return _document(to, [_tree(start, min(turns, size - start)) for start in range(0, size, turns)], "conversations")
 
 
@@ -107,10 +107,10 @@ def _tree(start: int, turns: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _node(node: str, parent: str, role: str, said: str, at: float) -> dict[str, Any]:
+def _node(node: str, parent: str, role: str, text: str, at: float) -> dict[str, Any]:
     message = {
         "id": node, "author": {"role": role, "name": None, "metadata": {}}, "create_time": at, "update_time": None,
-        "content": {"content_type": "text", "parts": [said]}, "status": "finished_successfully", "weight": 1.0,
+        "content": {"content_type": "text", "parts": [text]}, "status": "finished_successfully", "weight": 1.0,
         "metadata": {"model_slug": "gpt-4o"} if role == "assistant" else {}, "recipient": "all",
     }  # fmt: skip
     return {"id": node, "message": message, "parent": parent, "children": []}
@@ -141,7 +141,7 @@ def _turn(number: int) -> dict[str, Any]:
 
 
 def folder(to: Path, size: int) -> Path:
-    """Notes and code in some folders, beside what is to be passed over."""
+    """Notes and code in some folders, next to files that the import skips."""
     root = to / "notes"
     for number in range(size):
         place = root / f"part{number % 20}"
@@ -172,5 +172,5 @@ FORMATS: dict[str, Callable[[Path, int], Path]] = {
 
 
 def all_formats() -> Iterator[str]:
-    """Name them."""
+    """Return all formats by name."""
     yield from FORMATS

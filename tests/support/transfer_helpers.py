@@ -1,4 +1,4 @@
-"""What the tests of moving data share: the shell on some Redis, and what came of a command."""
+"""Runs `redis-memory` on any Redis, and reads and rewrites exports."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from support.stack import MASTER_KEY
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """How a command ended, and what it said."""
+class CommandResult:
+    """Exit code and output of a command."""
 
     code: int
-    said: str
+    output: str
 
     @property
     def json(self) -> dict[str, Any]:
-        """Its answer in JSON."""
-        return json.loads(self.said)
+        """The output as JSON."""
+        return json.loads(self.output)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +38,23 @@ class Shell:
     url: str
     key: str | None = MASTER_KEY
 
-    async def run(self, *arguments: object) -> Told:
-        """Run `redis-memory`, in a thread since it brings an event loop of its own."""
+    async def run(self, *arguments: object) -> CommandResult:
+        """Run `redis-memory` in a thread, because it starts its own event loop."""
         words = [str(word) for word in arguments]
         result = await asyncio.to_thread(CliRunner().invoke, app, words, env=self._environment)
         if isinstance(result.exception, MemoryServiceError):
-            return Told(EXIT_CONFIG, f"{result.exception.code}: {result.exception.message}")
+            return CommandResult(EXIT_CONFIG, f"{result.exception.code}: {result.exception.message}")
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-        return Told(result.exit_code, result.stdout)
+        return CommandResult(result.exit_code, result.stdout)
 
     async def done(self, *arguments: object) -> dict[str, Any]:
-        """Run it, which must go well, and give its answer in JSON."""
-        told = await self.run(*arguments, "--json")
-        assert told.code == 0, told.said
-        return told.json
+        """Run a command that must succeed and return its JSON."""
+        result = await self.run(*arguments, "--json")
+        assert result.code == 0, result.output
+        return result.json
 
     async def start(self, *arguments: object) -> asyncio.subprocess.Process:
-        """Run it in a process of its own, which may be killed."""
+        """Start a command in its own process, which tests can kill."""
         environment = {**os.environ, **{name: value for name, value in self._environment.items() if value}}
         words = [str(word) for word in arguments]
         return await asyncio.create_subprocess_exec(sys.executable, "-m", "memory_server", *words, env=environment)
@@ -70,7 +70,7 @@ def lines_of(file: Path) -> list[dict[str, Any]]:
 
 
 def rewrite(file: Path, lines: list[dict[str, Any]]) -> Path:
-    """Write other lines to a file beside it."""
+    """Write the lines to a new file next to it."""
     other = file.with_name(f"other-{file.name}")
     other.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     return other

@@ -1,6 +1,6 @@
-"""Random scripts for twin runs: what alice and dora do, and among it what bob and carol keep to themselves.
+"""Random scripts for twin runs: calls of alice and dora, mixed with private calls of bob and carol.
 
-An argument that is a Ref stands for an id that is known only when the script runs; each world fills in its own.
+A Ref among the arguments stands for an id known only at run time; each world fills in its own.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Said = dict[str, Any]
+Arguments = dict[str, Any]
 Who = Literal["alice", "dora", "bob", "carol"]
 PRIVATE: frozenset[Who] = frozenset({"bob", "carol"})
-"""Whose doings the world without them lacks. Nothing that they do is public, or shared with anybody else."""
+"""The world without others skips their steps. Nothing they do is public or shared with alice or dora."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """Stands for the id of what an actor made, so many before its newest; where there is none, for an unknown id."""
+    """Placeholder for an id an actor created, `back` positions before its newest; an unknown id if there is none."""
 
     who: Who
     what: Literal["memory", "task", "grant", "token", "cursor", "page", "since"]
@@ -31,7 +31,7 @@ class Step:
 
     who: Who
     tool: str
-    said: Said
+    arguments: Arguments
 
 
 SENTENCES = (
@@ -65,7 +65,7 @@ EMBEDDED = (
     *(text if source is None else f"{source}: {text}" for text in {*ALICES, *BOBS} for source in SOURCES),
     *("knots, ropes", "sums", "I tie knots. knots, ropes"),
 )
-"""All that is ever embedded, so that it can be done once."""
+"""All texts that are ever embedded, so that they are embedded once."""
 TAGS, CONTEXTS = ("red", "green", "a,b"), ("here", "日本")
 TYPES = ("context", "code", "task")
 PRIORITIES = ("medium", "high", "archive", "critical")
@@ -73,7 +73,7 @@ MODES = ("hybrid", "vector", "keyword")
 
 
 class _Writer:
-    """Writes one script by one chance."""
+    """Writes one script from one seed."""
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
@@ -81,10 +81,10 @@ class _Writer:
     def one(self, *values: Any) -> Any:
         return self.chance.choice(values)
 
-    def maybe(self, **values: Callable[[], Any]) -> Said:
+    def maybe(self, **values: Callable[[], Any]) -> Arguments:
         return {name: value() for name, value in values.items() if self.chance.random() < 0.3}
 
-    def labels(self) -> Said:
+    def labels(self) -> Arguments:
         return self.maybe(
             tags=lambda: [self.one(*TAGS)],
             context=lambda: self.one(*CONTEXTS),
@@ -94,7 +94,7 @@ class _Writer:
             idempotency_key=lambda: self.one("key 0", "key 1"),
         )
 
-    def filters(self) -> Said:
+    def filters(self) -> Arguments:
         return self.maybe(
             tags=lambda: [self.one(*TAGS)],
             context=lambda: self.one(*CONTEXTS),
@@ -104,39 +104,39 @@ class _Writer:
         )
 
     def memory(self) -> Ref:
-        """Mostly one's own; also dora's, and a guess at one of bob's."""
+        """Mostly alice's own; also dora's, and a guess at one of bob's."""
         return Ref(self.one("alice", "alice", "alice", "dora", "bob"), "memory", self.chance.randrange(4))
 
     def task(self) -> Ref:
         return Ref(self.one("alice", "alice", "bob"), "task", self.chance.randrange(3))
 
-    def store(self, texts: tuple[str, ...], visibility: tuple[str, ...]) -> Said:
+    def store(self, texts: tuple[str, ...], visibility: tuple[str, ...]) -> Arguments:
         vector = {"occurred_at": self.one("2020-01-01", "2024-06-01")}
         return {"content": self.one(*texts), "visibility": self.one(*visibility), **self.labels(), **vector}
 
-    # -- what alice and dora do -------------------------------------------------------------------------------------
+    # -- steps of alice and dora -------------------------------------------------------------------------------------
 
     def alices(self) -> Step:
-        tool, said = self.one(*_ALICES)(self)
-        return Step("alice", tool, said)
+        tool, arguments = self.one(*_ALICES)(self)
+        return Step("alice", tool, arguments)
 
     def doras(self) -> Step:
-        tool, said = self.one(*_DORAS)(self)
-        return Step("dora", tool, said)
+        tool, arguments = self.one(*_DORAS)(self)
+        return Step("dora", tool, arguments)
 
-    # -- what the world without bob and carol lacks ------------------------------------------------------------------
+    # -- steps only in the world with bob and carol ------------------------------------------------------------------
 
     def private(self) -> Step:
-        who, tool, said = self.one(*_PRIVATE)(self)
-        return Step(who, tool, said)
+        who, tool, arguments = self.one(*_PRIVATE)(self)
+        return Step(who, tool, arguments)
 
-    def end(self) -> Said:
+    def end(self) -> Arguments:
         return {"task_id": Ref("alice", "task"), "lease_token": Ref("alice", "token")}
 
-    def share(self) -> Said:
+    def share(self) -> Arguments:
         return self.one({"context": self.one(*CONTEXTS)}, {"tags": [self.one(*TAGS)]}, {"memory_types": ["code"]})
 
-    def batch(self) -> Said:
+    def batch(self) -> Arguments:
         reads = [
             {"op": "semantic_search", "query": self.one(*QUERIES)},
             {"op": "retrieve_memory", "memory_id": self.memory()},
@@ -147,17 +147,17 @@ class _Writer:
 
 
 _KNOTS = {"required_capabilities": ["knots"]}
-"""What bob and carol cannot do, so that no task is given to them when the one it was meant for leaves."""
-_STORES: list[Callable[[_Writer], tuple[str, Said]]] = [
+"""A capability that bob and carol lack, so that they get no such task when its agent leaves."""
+_STORES: list[Callable[[_Writer], tuple[str, Arguments]]] = [
     lambda w: ("store_memory", w.store(ALICES, ("private", "private", "shared", "public")))
 ]
-_SEARCHES: list[Callable[[_Writer], tuple[str, Said]]] = [
+_SEARCHES: list[Callable[[_Writer], tuple[str, Arguments]]] = [
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "mode": w.one(*MODES), "limit": w.one(3, 10)}),
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "rerank": True, **w.filters()}),
     lambda w: ("semantic_search", {"query": w.one(*QUERIES), "max_tokens": 30, "priority_weight": 0.3}),
     lambda w: ("find_similar_memories", {"memory_id": w.memory(), "exact": w.one(True, False)}),
 ]
-_ALICES: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
+_ALICES: tuple[Callable[[_Writer], tuple[str, Arguments]], ...] = (
     *_STORES * 8,
     *_SEARCHES * 2,
     lambda w: ("retrieve_memory", {"memory_id": w.memory()}),
@@ -206,7 +206,7 @@ _ALICES: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
     lambda w: ("gpu_status", {}),
     lambda w: ("batch_operations", w.batch()),
 )
-_DORAS: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
+_DORAS: tuple[Callable[[_Writer], tuple[str, Arguments]], ...] = (
     lambda w: ("store_memory", w.store(ALICES, ("private", "public"))),
     lambda w: (
         "share_context_with_agent",
@@ -218,11 +218,11 @@ _DORAS: tuple[Callable[[_Writer], tuple[str, Said]], ...] = (
     lambda w: ("get_pending_tasks", {"with_memories": 0}),
 )
 _SUMS = {"required_capabilities": ["sums"]}
-"""What alice cannot do: of a task that is pinned to carol alone she would be told when carol leaves."""
-_SECRETS: list[Callable[[_Writer], tuple[Who, str, Said]]] = [
+"""A capability that alice lacks: otherwise a task pinned to carol would reach alice when carol leaves."""
+_SECRETS: list[Callable[[_Writer], tuple[Who, str, Arguments]]] = [
     lambda w: ("bob", "store_memory", w.store(BOBS, ("private", "shared")))
 ]
-_PRIVATE: tuple[Callable[[_Writer], tuple[Who, str, Said]], ...] = (
+_PRIVATE: tuple[Callable[[_Writer], tuple[Who, str, Arguments]], ...] = (
     *_SECRETS * 4,
     lambda w: ("carol", "store_memory", w.store(BOBS, ("private", "shared"))),
     lambda w: (
@@ -264,7 +264,7 @@ _PRIVATE: tuple[Callable[[_Writer], tuple[Who, str, Said]], ...] = (
 
 
 def script(seed: int, length: int) -> list[Step]:
-    """Write a script in which alice makes so many calls."""
+    """Write a script with `length` calls of alice."""
     writer = _Writer(seed)
     steps = [writer.private() for _ in range(writer.chance.randrange(3))]
     for _ in range(length):

@@ -1,7 +1,7 @@
-"""Runs one script in two worlds, in one of which bob and carol do not act, and compares what alice is answered.
+"""Runs one script in two worlds, one without the steps of bob and carol, and compares alice's answers.
 
-Her answers must be the same to the byte, but for times, issued ids (compared by their order) and what a registry of
-agents says of others' load, which is for all to see.
+Her answers must have the same bytes, except for times, issued ids (compared by their order) and the load of other
+agents, which the agent registry shows to all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from memory_server.engine.vector_cache import Vectors
 from memory_server.tasks.dispatch import dispatch
 from support.in_process import Direct, InProcess
 from support.stack import text_of
-from support.twin_scripts import EMBEDDED, PRIVATE, Ref, Said, Step, Who, script
+from support.twin_scripts import EMBEDDED, PRIVATE, Arguments, Ref, Step, Who, script
 
 SETTINGS: dict[str, Any] = {
     "auth": {"mode": "tokens"},
@@ -29,9 +29,9 @@ SETTINGS: dict[str, Any] = {
     "cache": {"entries": 100_000, "redis_ttl_seconds": 0},
     "tasks": {"claim_seconds": 86_400, "backoff_seconds": 86_400, "backoff_most_seconds": 86_400},
 }
-"""With authentication on, so that figures on all agents are for admins; nothing happens by itself during a script."""
+"""Authentication is on, so that only admins see figures about all agents; no timer fires during a script."""
 SCRIPTS_OF_A_PAIR = 25
-"""Scripts that share two namespaces, each with agents of its own: what they leave is others' data for the next."""
+"""Scripts that share two namespaces, each with its own agents: their leftovers are others' data for the next."""
 CAST: dict[Who, list[str]] = {"alice": ["knots"], "dora": ["knots"], "bob": ["sums"], "carol": ["sums"]}
 _MASKED = {
     *("took_ms", "search_latency_ms", "embedding_latency_ms", "next_cursor", "cursor", "access_count"),
@@ -41,7 +41,7 @@ _MOVES_TASKS = {
     *("distribute_task", "get_pending_tasks", "complete_task", "fail_task", "cancel_task", "requeue_task"),
     *("update_agent_heartbeat", "batch_operations"),
 }
-"""After these tasks are handed out at once, not in a moment, so that alice always comes after it."""
+"""After these, tasks are dispatched at once, so that alice's next call always comes after the dispatch."""
 _OF_OTHERS = frozenset({"status", "load", "open_tasks", "leased_tasks", "completed", "failed"})
 _ULID = re.compile(r"\b[0-9a-hjkmnp-tv-z]{26}\b")
 _MARK = re.compile(r"</?data [0-9a-f]{8}>")
@@ -55,7 +55,7 @@ _MILLISECONDS = re.compile(r"\d+(\.\d+)? ms\b|p50 None ms")
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Where alice was answered differently."""
+    """The first answer to alice that differs."""
 
     seed: int
     step: Step
@@ -69,7 +69,7 @@ class Difference:
         )
         shown = slice(max(start - 300, 0), start + 300)
         return (
-            f"script {self.seed}: {self.step.tool} {self.step.said}\n"
+            f"script {self.seed}: {self.step.tool} {self.step.arguments}\n"
             f"with others:    …{self.with_them[shown]}\nwithout others: …{self.without[shown]}"
         )
 
@@ -78,30 +78,30 @@ class Difference:
 class World:
     """One namespace in which a script runs."""
 
-    place: InProcess
+    in_process: InProcess
     namespace: str
     number: int
     agents: dict[Who, Direct] = field(default_factory=dict[Who, Direct])
     made: dict[tuple[Who, str], list[str]] = field(default_factory=dict[tuple[Who, str], list[str]])
     guessed: set[str] = field(default_factory=set[str])
-    """Ids in the call under way that its caller cannot know; what is not there in one world is made up."""
+    """Ids in the current call that its caller cannot know; a missing one is made up."""
 
     async def open(self, vectors: Vectors) -> None:
-        """Register the cast of this script, under names that no other has."""
-        service = self.place.server.service
+        """Register the agents of this script under unique names."""
+        service = self.in_process.server.service
         cache, model = service.embeddings.cache, await service.models.current(self.namespace)
         for who, able in CAST.items():
-            agent = await self.place.agent(self.name_of(who), self.namespace)
+            agent = await self.in_process.agent(self.name_of(who), self.namespace)
             self.agents[who] = agent
             await cache.put(Caller(self.namespace, agent.agent), vectors, model)
             await agent.call("register_agent", capabilities=able, max_tasks=20, heartbeat_seconds=3600)
 
     def name_of(self, who: str) -> str:
-        """Give the name that an actor has in this script."""
+        """Return an actor's name in this script."""
         return f"{who}-{self.number}"
 
     async def close(self) -> None:
-        """Let the cast leave, with no task of alice's left for those of the next script."""
+        """Unregister the agents, after cancelling alice's tasks so that the next script does not get them."""
         alice = self.agents["alice"]
         for task in (await alice.call("list_tasks", limit=100))["tasks"]:
             await alice.raw("cancel_task", task_id=task["task_id"])
@@ -109,16 +109,16 @@ class World:
             await agent.call("unregister_agent")
 
     async def run(self, steps: list[Step]) -> list[str]:
-        """Run a script; give alice's answers, one text each."""
+        """Run a script; return alice's answers as text."""
         answers: list[str] = []
         order: dict[str, str] = {}
         for step in steps:
             self.guessed.clear()
-            service = self.place.server.service
+            service = self.in_process.server.service
             service.rosters.pop(self.namespace, None)
-            said = self._filled(step.said)
-            result = await self.agents[step.who].raw(step.tool, **said)
-            self._note(step, said, result.structured_content or {})
+            arguments = self._filled(step.arguments)
+            result = await self.agents[step.who].raw(step.tool, **arguments)
+            self._note(step, arguments, result.structured_content or {})
             if step.tool in _MOVES_TASKS:
                 await dispatch(service, self.namespace)
             if step.who == "alice":
@@ -139,8 +139,8 @@ class World:
             return some_id
         return self.name_of(value) if value in CAST or value == "nobody" else value
 
-    def _note(self, step: Step, said: Said, answer: Said) -> None:
-        """Remember the ids and cursors that an answer gave."""
+    def _note(self, step: Step, arguments: Arguments, answer: Arguments) -> None:
+        """Record the ids and cursors of an answer."""
         found = {
             "memory": [answer.get("memory_id")] if step.tool == "store_memory" else [],
             "task": [answer.get("task_id")] if step.tool == "distribute_task" else [],
@@ -158,7 +158,7 @@ class World:
             self.made.setdefault((step.who, what), []).extend(value for value in values if value)
 
     def _shown(self, result: CallToolResult, order: dict[str, str]) -> str:
-        """Write an answer without what time and chance give it."""
+        """Serialize an answer without times and random values."""
         kept = self._masked(result.structured_content)
         text = json.dumps([bool(result.is_error), kept, text_of(result)], ensure_ascii=False)
         text = text.replace(self.namespace, "NAMESPACE")
@@ -186,25 +186,25 @@ def _is_missing_cursor(world: World, value: Any) -> bool:
     return is_cursor and not world.made.get((value.who, value.what))
 
 
-async def embedded(place: InProcess) -> Vectors:
-    """Have a sidecar embed all texts of all scripts, once."""
+async def embedded(in_process: InProcess) -> Vectors:
+    """Embed all texts of all scripts once."""
     texts = list(dict.fromkeys(EMBEDDED))
-    rows = await place.server.service.embeddings.embed(texts, Caller("twin-texts", "embedder"), wait=60)
+    rows = await in_process.server.service.embeddings.embed(texts, Caller("twin-texts", "embedder"), wait=60)
     return {text: row.tobytes() for text, row in zip(texts, rows, strict=True)}
 
 
-async def compare(place: InProcess, pair: str, seed: int, length: int, vectors: Vectors) -> Difference | None:
-    """Run one script in both worlds of a pair at the same time; give the first difference."""
+async def compare(in_process: InProcess, pair: str, seed: int, length: int, vectors: Vectors) -> Difference | None:
+    """Run one script in both worlds of a pair at the same time; return the first difference."""
     steps = script(seed, length)
-    with_them, without = (World(place, f"{pair}-{twin}", seed) for twin in ("m", "s"))
+    with_them, without = (World(in_process, f"{pair}-{twin}", seed) for twin in ("m", "s"))
     for world in (with_them, without):
         await world.open(vectors)
     alone = [step for step in steps if step.who not in PRIVATE]
-    told, told_alone = await asyncio.gather(with_them.run(steps), without.run(alone))
+    answers, answers_alone = await asyncio.gather(with_them.run(steps), without.run(alone))
     for world in (with_them, without):
         await world.close()
     alices = [step for step in steps if step.who == "alice"]
-    for step, one, other in zip(alices, told, told_alone, strict=True):
+    for step, one, other in zip(alices, answers, answers_alone, strict=True):
         if one != other:
             return Difference(seed, step, one, other)
     return None

@@ -10,13 +10,13 @@ import pytest
 from redis.exceptions import ResponseError
 from support import task_behaviours
 from support.embedder_fixtures import RedisServer
-from support.task_functions import Ground
+from support.task_functions import TaskNamespace
 
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_core.store.functions import library_code
 
-Behaviour = Callable[[Ground], Awaitable[None]]
+Behaviour = Callable[[TaskNamespace], Awaitable[None]]
 BEHAVIOURS: dict[str, Behaviour] = {
     name: behaviour
     for name, behaviour in inspect.getmembers(task_behaviours, inspect.iscoroutinefunction)
@@ -39,30 +39,30 @@ _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     # what is checked
-    "no token check": ("a_wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
-    "no state check": ("a_token_dies_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
+    "no token check": ("wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
+    "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
     "no check of the lease's end": (
-        "a_token_dies_with_its_time",
+        "token_ends_with_its_lease",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
     "no holder check": (
-        "a_token_is_worth_nothing_in_other_hands",
+        "token_is_refused_from_another_agent",
         [(" or task.assigned ~= request.agent then", " then")],
     ),
     "no check who ever had it": (
-        "whoever_never_had_a_task_learns_nothing_of_it",
+        "agent_that_never_held_a_task_learns_nothing_of_it",
         [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
     "no avoiding": (
-        "a_failed_task_goes_to_another",
+        "failed_task_goes_to_another_agent",
         [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
     "avoiding for ever": (
-        "a_failed_task_comes_back_if_there_is_nobody_else",
+        "failed_task_returns_to_the_only_agent",
         [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
     "no check that an agent fell silent": (
-        "a_living_agent_keeps_its_lease",
+        "live_agent_keeps_its_lease",
         [
             (
                 "if deadline > 0 and deadline * 1000000 > now then return {status = 'alive'",
@@ -71,7 +71,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "no check who cancels": (
-        "only_its_submitter_cancels_a_task_and_nobody_completes_it_then",
+        "only_the_submitter_cancels_and_then_completion_fails",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if rm.contains(",
@@ -80,7 +80,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "no check who requeues": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [
             (
                 "  if not may_manage(task, request) then return {status = 'unknown'} end\n  if task.state ~= 'dead'",
@@ -88,41 +88,41 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no quota": ("the_namespace_has_a_quota", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
+    "no quota": ("namespace_task_quota_is_enforced", [("or '0')) >= request.quota then", "or '0')) < 0 then")]),
     "no check of capabilities": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("    if not agent.has[capability] then return false end\n", "")],
     ),
     "no check of the context window": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
     "no check for whom it is": (
-        "only_the_able_get_a_task",
+        "only_capable_agents_get_a_task",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
     ),
     "no bound on what is leased": (
-        "an_agent_has_no_more_than_it_can_do",
+        "agent_gets_no_more_than_its_capacity",
         [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
     "no bound on what is assigned": (
-        "an_agent_has_no_more_than_it_can_do",
+        "agent_gets_no_more_than_its_capacity",
         [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
     ),
     "no check of the payload under a key": (
-        "an_idempotency_key_stands_for_one_task",
+        "idempotency_key_creates_one_task",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
     "no check of past deadlines": (
-        "a_deadline_ends_a_task",
+        "deadline_ends_a_task",
         [("  if is_past(request.deadline, now) then return {status = 'past_deadline'} end\n", "")],
     ),
     "a stale token renews": (
-        "a_token_dies_with_its_time",
+        "token_ends_with_its_lease",
         [("  if rm.lease_problem(task, {agent = agent, token = token}, now) then return nil end\n", "")],
     ),
     "repeated submissions not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [
             (
                 "  if known.state then return {status = 'submitted'",
@@ -131,19 +131,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "repeated claims not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [("if agent.last_claim == request.call then", "if false then")],
     ),
     "repeated ends not recognised": (
-        "a_repeated_call_has_one_effect_and_one_answer",
+        "repeated_call_has_one_effect_and_one_answer",
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
     "no retries left is no end": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
     "a failed dependency counts as completed": (
-        "a_task_ends_with_what_it_depends_on",
+        "task_is_cancelled_when_a_dependency_dies",
         [
             (
                 "    local completed = redis.call('HGET', names.task .. ended, 'state') == 'completed'\n",
@@ -153,27 +153,27 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     ),
     # what is written
     "completion keeps the lease": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
     "the lease stays among the leases": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
     "the task stays in the agent's hands": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
     "ended tasks are kept for ever": (
-        "an_ended_task_leaves_nothing_behind",
+        "ended_task_leaves_no_keys_behind",
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
     "attempts are not counted": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
     "dead tasks get no letter": (
-        "attempts_are_counted_and_end_in_the_dead_letters",
+        "exhausted_attempts_end_in_the_dead_letters",
         [
             (
                 "redis.call('XADD', names.dead_tasks, '*', 'task', id, 'error', reason, 'attempts', task.attempt or 0)",
@@ -182,11 +182,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "who failed is forgotten": (
-        "a_failed_task_goes_to_another",
+        "failed_task_goes_to_another_agent",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
     "a retry keeps the token": (
-        "each_lease_has_a_token_of_its_own",
+        "each_lease_has_its_own_token",
         [
             (
                 "local token = id .. '.' .. fence .. '.' .. secret",
@@ -195,47 +195,47 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "the number of tokens stands still": (
-        "the_numbers_of_tokens_rise",
+        "fencing_numbers_increase",
         [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
     "a lease that ran out is renewed": (
-        "a_lease_that_ran_out_goes_to_another",
+        "expired_lease_goes_to_another_agent",
         [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
     "leases never run out": (
-        "a_lease_that_ran_out_goes_to_another",
+        "expired_lease_goes_to_another_agent",
         [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
     "renewal leaves the old end": (
-        "a_heartbeat_renews_a_lease",
+        "heartbeat_renews_a_lease",
         [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
     ),
     "what is leased is not noted as held": (
-        "a_lease_is_nobody_elses",
+        "leased_task_is_not_given_to_another",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
     "what is leased counts as unclaimed": (
-        "a_lease_is_nobody_elses",
+        "leased_task_is_not_given_to_another",
         [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
     "what is assigned stays queued": (
-        "an_assigned_task_is_nobody_elses",
+        "assigned_task_is_not_given_to_another",
         [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
     "assignments last for ever": (
-        "an_assignment_that_is_not_claimed_is_taken_back",
+        "unclaimed_assignment_is_taken_back",
         [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
     "a requeued task has its old attempts": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
     "a requeued task still expires": (
-        "a_requeued_task_has_all_its_attempts_and_no_past",
+        "requeued_task_has_all_its_attempts_again",
         [("do redis.call('PERSIST', key .. id) end", "do local _ = key end")],
     ),
     "a requeued task waits for nothing": (
-        "a_requeued_task_waits_again_for_what_it_depends_on",
+        "requeued_task_waits_for_its_dependencies_again",
         [
             (
                 "  if #blockers > 0 then\n    redis.call('HSET', names.task .. id, 'state', 'waiting')",
@@ -244,11 +244,11 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "ended tasks stay counted as open": (
-        "the_namespace_has_a_quota",
+        "namespace_task_quota_is_enforced",
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
     "deadlines are not noted": (
-        "a_deadline_ends_a_task",
+        "deadline_ends_a_task",
         [
             (
                 "if request.deadline then redis.call('ZADD', names.deadlines, ",
@@ -256,12 +256,12 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "pauses do not grow": ("pauses_between_attempts_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
-    "no priorities": ("the_more_urgent_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
-    "no turns": ("many_tasks_of_one_delay_anothers_by_one_turn", [("  return turn\nend", "  return 0\nend")]),
+    "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
+    "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
+    "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
     # in which order
     "assigned, then queued": (
-        "an_assigned_task_is_nobody_elses",
+        "assigned_task_is_not_given_to_another",
         [
             (
                 "  rm.queue_task(names, id, task)\n"
@@ -272,7 +272,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "whoever lives is able": (
-        "whoever_failed_waits_for_nobody_that_is_not_able",
+        "failed_task_does_not_wait_for_incapable_agents",
         [
             (
                 "agent.status ~= 'draining' and rm.is_able(agent, kind) then return true",
@@ -281,26 +281,26 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         ],
     ),
     "the last of a history is cut off": (
-        "a_long_history_keeps_what_came_last",
+        "long_history_keeps_the_newest_entries",
         [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
     ),
     "newcomers begin at the first turn": (
-        "a_newcomers_tasks_begin_at_the_turn_that_was_reached",
+        "new_submitter_starts_at_the_current_turn",
         [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
     "what ends in its queue stays there": (
-        "a_task_that_ends_in_its_queue_leaves_it",
+        "cancelled_task_leaves_its_queue",
         [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
     "asked whether anything blocks, then unblocked": (
-        "a_task_waits_for_all_that_it_depends_on",
+        "task_waits_for_all_its_dependencies",
         [
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
     "queued again, then opened to all": (
-        "a_task_for_one_agent_goes_to_others_when_that_one_dies",
+        "pinned_task_goes_to_others_when_its_agent_dies",
         [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
 }
@@ -322,9 +322,9 @@ async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
         yield connected
 
 
-async def _ground(client: Client, code: str) -> Ground:
+async def _tasks(client: Client, code: str) -> TaskNamespace:
     await client.execute_command("FUNCTION", "LOAD", "REPLACE", code)
-    return Ground(client, f"mutant-{next(_numbers)}")
+    return TaskNamespace(client, f"mutant-{next(_numbers)}")
 
 
 def _mutated(replacements: list[tuple[str, str]]) -> str:
@@ -337,15 +337,15 @@ def _mutated(replacements: list[tuple[str, str]]) -> str:
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
 async def test_the_library_behaves(client: Client, behaviour: str) -> None:
-    await BEHAVIOURS[behaviour](await _ground(client, library_code()))
+    await BEHAVIOURS[behaviour](await _tasks(client, library_code()))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
 async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
-    ground = await _ground(client, _mutated(replacements))
+    tasks = await _tasks(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
-        await BEHAVIOURS[behaviour](ground)
+        await BEHAVIOURS[behaviour](tasks)
 
 
 def test_every_behaviour_catches_a_mutation() -> None:

@@ -198,12 +198,12 @@ async def test_sensitive_memories_open_under_the_same_master_key_alone(
     file, url, here = tmp_path / "all.jsonl", shell.url, namespace
     refused = await Shell(url, key=None).run("export", file, "--namespace", filled.namespace)
     assert refused.code == 78
-    assert refused.said.startswith("key_missing")
+    assert refused.output.startswith("key_missing")
     await shell.done("export", file, "--namespace", filled.namespace)
     refused = await Shell(url, key=new_key()).run("import", file, "--namespace", here)
     assert refused.code == 78
-    assert "2 of 13 records cannot be read" in refused.said
-    assert "key that this server does not have" in refused.said
+    assert "2 of 13 records cannot be read" in refused.output
+    assert "key that this server does not have" in refused.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
     without = tmp_path / "clear.jsonl"
@@ -233,16 +233,16 @@ async def test_what_was_altered_in_the_file_is_refused_line_by_line(
     ]
     for changed, reason in changes:
         number = at[changed["id"]] if changed["id"] in at else at[plain["id"]]
-        told = await shell.run(
+        result = await shell.run(
             "import", rewrite(file, [*good[:number], changed, *good[number + 1 :]]), "--namespace", here
         )
-        assert told.code == 78, changed
-        assert f"line {number + 1}: " in told.said
-        assert reason in told.said
-    told = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
-    assert "not whole" in told.said
-    told = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
-    assert "should be here" in told.said
+        assert result.code == 78, changed
+        assert f"line {number + 1}: " in result.output
+        assert reason in result.output
+    result = await shell.run("import", rewrite(file, good[:-1]), "--namespace", here)
+    assert "not whole" in result.output
+    result = await shell.run("import", rewrite(file, [*good[:5], *good[6:]]), "--namespace", here)
+    assert "should be here" in result.output
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
 
@@ -253,8 +253,8 @@ async def test_a_record_that_was_tampered_with_in_redis_is_not_laundered_by_an_e
     await shell.done("export", first, "--namespace", filled.namespace)
     await shell.done("import", first, "--namespace", namespace)
     await stack.client.hset(Keys(namespace).memory(filled.ids["public"]), "content", "A lie.")
-    told = await shell.run("export", second, "--namespace", namespace, "--json")
-    assert (told.code, told.json["left_out"], told.json["whole"]) == (1, {"tampered": 1}, False)
+    result = await shell.run("export", second, "--namespace", namespace, "--json")
+    assert (result.code, result.json["left_out"], result.json["whole"]) == (1, {"tampered": 1}, False)
     assert b"A lie." not in second.read_bytes()
 
 
@@ -277,10 +277,10 @@ async def test_an_export_replaces_no_file_by_mistake_and_needs_a_namespace(
 ) -> None:
     file = tmp_path / "all.jsonl"
     await shell.done("export", file, "--namespace", filled.namespace)
-    assert (await shell.run("export", file, "--namespace", filled.namespace)).said.startswith("conflict")
+    assert (await shell.run("export", file, "--namespace", filled.namespace)).output.startswith("conflict")
     await shell.done("export", file, "--namespace", filled.namespace, "--force")
-    told = await shell.run("export", tmp_path / "none.jsonl", "--namespace", "never-used")
-    assert told.said.startswith("invalid_argument: nothing was ever stored")
+    result = await shell.run("export", tmp_path / "none.jsonl", "--namespace", "never-used")
+    assert result.output.startswith("invalid_argument: nothing was ever stored")
     assert os.listdir(tmp_path) == ["all.jsonl"]
 
 

@@ -118,9 +118,9 @@ async def test_foreign_memories_are_encrypted_if_that_is_wished(
 ) -> None:
     file, options = mem0(tmp_path, 3), ("--agent", "ann", "--namespace", namespace, "--sensitive")
     keyless = await Shell(redis.url_of(SERVER), key=None).run("import", file, *options)
-    assert keyless.said.startswith("key_missing")
+    assert keyless.output.startswith("key_missing")
     public = await shell.run("import", file, *options, "--visibility", "public")
-    assert "cannot be public" in public.said
+    assert "cannot be public" in public.output
     await brought(shell, file, namespace, "--sensitive")
     async with here.agent("ann", namespace) as ann:
         memories = (await ann.call("get_agent_memories"))["memories"]
@@ -213,14 +213,14 @@ async def test_what_cannot_be_read_is_named_and_nothing_is_imported_unless_it_ma
     file.write_text(text)
     refused = await shell.run("import", file, "--agent", "ann", "--namespace", namespace)
     assert refused.code == 78
-    assert reason in refused.said
+    assert reason in refused.output
     assert not [key async for key in client.scan_iter(f"rm:{{{namespace}}}*")]
-    told = await shell.run(
+    result = await shell.run(
         "import", file, "--agent", "ann", "--namespace", namespace, "--skip-bad", "--format", name, "--json"
     )
-    assert (told.code, told.json["bad"], told.json["whole"]) == (1, 1, False)
-    assert told.json["bad_first"][0].startswith(reason.partition(":")[0])
-    assert told.json["memories"].get("new", 0) == told.json["read"] - 1
+    assert (result.code, result.json["bad"], result.json["whole"]) == (1, 1, False)
+    assert result.json["bad_first"][0].startswith(reason.partition(":")[0])
+    assert result.json["memories"].get("new", 0) == result.json["read"] - 1
 
 
 @pytest.mark.parametrize(
@@ -243,9 +243,9 @@ async def test_a_command_that_cannot_be_carried_out_says_why(
     (tmp_path / "empty.json").write_text("")
     (tmp_path / "damaged.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd rubbish")
     mem0(tmp_path, 1).rename(tmp_path / "good.json")
-    told = await shell.run("import", tmp_path / arguments[0], *arguments[1:], "--namespace", namespace)
-    assert told.code == 78
-    assert reason in told.said
+    result = await shell.run("import", tmp_path / arguments[0], *arguments[1:], "--namespace", namespace)
+    assert result.code == 78
+    assert reason in result.output
     assert not [key async for key in client.scan_iter(f"rm:{{{namespace}}}*")]
 
 
@@ -257,23 +257,25 @@ async def test_an_id_that_is_anothers_memory_is_not_touched(
     async with here.agent("ann", namespace) as ann:
         [memory] = await found(ann, "mark1")
     await client.hset(Keys(namespace).memory(memory["memory_id"]), "owner", "0" * 26)
-    told = await shell.run("import", file, "--agent", "ann", "--namespace", namespace, "--json")
-    assert (told.code, told.json["memories"]) == (1, {"kept": 1, "taken": 1})
+    result = await shell.run("import", file, "--agent", "ann", "--namespace", namespace, "--json")
+    assert (result.code, result.json["memories"]) == (1, {"kept": 1, "taken": 1})
 
 
 async def test_an_agent_without_room_is_told(redis: RedisServer, namespace: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"quotas": {"memories": 5}}))
     shell = Shell(redis.url_of(SERVER))
-    told = await shell.run("import", mem0(tmp_path, 9), "--agent", "ann", "--namespace", namespace, "--config", config)
-    assert (told.code, told.said.partition(":")[0]) == (78, "quota_exceeded")
+    result = await shell.run(
+        "import", mem0(tmp_path, 9), "--agent", "ann", "--namespace", namespace, "--config", config
+    )
+    assert (result.code, result.output.partition(":")[0]) == (78, "quota_exceeded")
 
 
 async def test_ten_thousand_come_in_without_waiting_for_vectors(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
-    told = await brought(shell, mcp_memory(tmp_path, 10_000), namespace)
-    assert told["memories"] == {"new": 10_000}
+    result = await brought(shell, mcp_memory(tmp_path, 10_000), namespace)
+    assert result["memories"] == {"new": 10_000}
     async with here.agent("ann", namespace) as ann:
         assert (await ann.call("memory_stats"))["total"] == 10_000
         for number in (0, 4321, 7999):
@@ -325,9 +327,9 @@ async def test_going_on_tells_what_the_first_try_left_out(
     part = file.with_name(f"{file.name}.{namespace}.part")
     part.write_bytes(b"".join([*rows[:3], *rows[4:6]]))  # the second memory was tampered with by then
     await client.hset(Keys(namespace).memory(json.loads(rows[3])["id"]), "content", "A lie.")
-    told = await shell.run("export", file, "--namespace", namespace, "--json")
-    assert (told.code, told.json["left_out"], told.json["resumed_from"]) == (1, {"tampered": 1}, 3)
-    assert told.json["memories"] == 8
+    result = await shell.run("export", file, "--namespace", namespace, "--json")
+    assert (result.code, result.json["left_out"], result.json["resumed_from"]) == (1, {"tampered": 1}, 3)
+    assert result.json["memories"] == 8
 
 
 async def test_an_unfinished_export_is_not_continued_with_other_options(
@@ -335,8 +337,8 @@ async def test_an_unfinished_export_is_not_continued_with_other_options(
 ) -> None:
     part = tmp_path / f"all.jsonl.{some}.part"
     part.write_bytes(b'{"kind":"redis-memory","version":1,"model":"another","dimension":7,"vectors":true}\n')
-    told = await shell.run("export", tmp_path / "all.jsonl", "--namespace", some)
-    assert told.said.startswith("conflict: an unfinished export with other options")
+    result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", some)
+    assert result.output.startswith("conflict: an unfinished export with other options")
 
 
 async def test_an_import_that_is_killed_is_run_again_and_brings_in_the_rest(
@@ -371,8 +373,8 @@ async def test_memories_of_an_agent_that_was_deleted_are_neither_exported_nor_im
         await connected.sadd(keys.tombstones, owner or b"")
         doomed = lines_of(file)[2]["id"]
         await connected.delete(keys.memory(doomed))
-        told = await shell.run("import", file, "--namespace", "home", "--json")
-        assert (told.code, told.json["memories"]) == (1, {"kept": 2, "unknown_owner": 1})
+        result = await shell.run("import", file, "--namespace", "home", "--json")
+        assert (result.code, result.json["memories"]) == (1, {"kept": 2, "unknown_owner": 1})
         done = await shell.done("export", rest, "--namespace", "home")
         assert (done["memories"], done["left_out"]) == (0, {"deleted agent": 2})
         await connected.aclose()

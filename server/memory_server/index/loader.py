@@ -214,7 +214,7 @@ class RecordReader:
         state = (row["model"] or b"").decode(errors="replace")
         if record.sealed:
             vector = self._sealed_vector(state, row)
-            sealed = replace(record.sealed, piece=said, vector=vector, model=self.model)
+            sealed = replace(record.sealed, chunk=said, vector=vector, model=self.model)
             return replace(record, state=state, part=ref.chunk, sealed=sealed, vector=None)
         where = (self.keys.namespace, ref.memory_id, ref.chunk, record.content_hash)
         if failure := self.integrity.check_chunk(*where, said, row):

@@ -327,7 +327,7 @@ async def _mark(backend: Backend, namespace: str, refs: Sequence[Ref], remove: s
     """Have pieces say anew of which models they have vectors and which they wait for."""
     keys = Keys(namespace)
     for start in range(0, len(refs), _SLICE):
-        names = [keys.piece(ref.memory_id, ref.chunk) for ref in refs[start : start + _SLICE]]
+        names = [keys.hash_of_chunk(ref.memory_id, ref.chunk) for ref in refs[start : start + _SLICE]]
         await backend.write("rm1_mark_vectors", names, repeatable=True, remove=remove)
 
 

@@ -1,4 +1,4 @@
-"""Instruments that see all that a Redis is told and holds, so that a test can look for what must not be there."""
+"""Captures all commands and values of a Redis, so that a test can search them for forbidden content."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from support.embedder_fixtures import wait_until
 
 
 class Monitor:
-    """All that is said to a Redis, as it comes over the wire."""
+    """Everything sent to a Redis, captured with MONITOR."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.heard = bytearray()
+        self.received = bytearray()
 
     async def __aenter__(self) -> Monitor:
         self._reader, self._writer = await asyncio.open_unix_connection(str(self._path), limit=1 << 26)
@@ -30,20 +30,22 @@ class Monitor:
 
     async def _listen(self) -> None:
         while line := await self._reader.readline():
-            self.heard += line.decode("latin-1").encode("latin-1").decode("unicode_escape").encode("latin-1", "replace")
+            self.received += (
+                line.decode("latin-1").encode("latin-1").decode("unicode_escape").encode("latin-1", "replace")
+            )
 
     async def until(self, marker: bytes, client: Client) -> None:
-        """Wait until everything said before now was heard."""
+        """Wait until everything sent before this call is captured."""
         await client.echo(marker)
 
-        async def heard() -> bool:
-            return marker in self.heard
+        async def marker_received() -> bool:
+            return marker in self.received
 
-        await wait_until(heard)
+        await wait_until(marker_received)
 
 
-async def everything(client: Client) -> bytes:
-    """Read all values of a Redis."""
+async def all_values(client: Client) -> bytes:
+    """Return all values of a Redis as bytes."""
     found: list[Any] = []
     commands: dict[bytes, tuple[Any, ...]] = {
         b"string": (client.get,),
@@ -55,7 +57,7 @@ async def everything(client: Client) -> bytes:
     }
     async for key in client.scan_iter(count=1000):
         kind = await client.type(key)
-        if kind == b"none":  # expired in between
+        if kind == b"none":  # expired in the meantime
             continue
         read, *rest = commands[kind]
         found.append((key, await read(key, *rest)))
