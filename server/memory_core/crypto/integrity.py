@@ -22,8 +22,7 @@ _PURPOSE = "records"
 _BLOCK = 64
 _INNER, _OUTER = bytes(byte ^ 0x36 for byte in range(256)), bytes(byte ^ 0x5C for byte in range(256))
 _MOST_LOGGED = 10_000
-Row = Mapping[str, bytes | None]
-"""Fields of a Redis hash."""
+Row = Mapping[str, bytes | None]  # fields of a Redis hash
 
 
 class IntegrityFailure(StrEnum):

@@ -18,8 +18,7 @@ from memory_core.records.codec import DecodeError, pack, unpack
 from memory_core.records.memory import Record, compress, decompress
 from memory_core.records.model import Model
 
-_CHUNK_REV = 1
-"""Revision of all further chunks; their content hash identifies the version."""
+_CHUNK_REV = 1  # revision of all further chunks; their content hash identifies the version
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,7 @@ from memory_core.crypto.keyring import Keyring, Secret, framed
 from memory_core.errors import KeyMissing
 from memory_core.records.audit_entry import Said
 
-TRIM = "trim_audit"
-"""What an entry says was done when older ones were dropped."""
+TRIM = "trim_audit"  # what an entry says was done when older ones were dropped
 _SIGNED = ("who", "as", "op", "asked", "outcome", "from", "shown", "count", "times", "nonce")
 _FORM = b"1"
 

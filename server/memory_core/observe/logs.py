@@ -18,8 +18,7 @@ from typing import Literal, TextIO
 from memory_core.observe import tracing
 
 Format = Literal["text", "json"]
-request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the current call."""
+request_id: ContextVar[str] = ContextVar("request_id", default="")  # the id of the current call
 _FRAMES = 12
 _CAUSES = 5
 

@@ -20,8 +20,7 @@ class Access:
     namespace: str
     scopes: frozenset[Scope]
     expires_at: float
-    token: str = ""
-    """Id of the credential, for the audit only."""
+    token: str = ""  # id of the credential, for the audit only
 
     @property
     def admin(self) -> bool:

@@ -71,8 +71,7 @@ class Agent:
     leased_tasks: int = 0
     load: float | None = None
     records: dict[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])
-    vectors: Matrix | None = None
-    """Unit vectors of its description and latest completed tasks, shape (n, dimension)."""
+    vectors: Matrix | None = None  # unit vectors of its description and latest completed tasks, shape (n, dimension)
 
     def is_alive(self, now: float) -> bool:
         """Whether its heartbeat is not overdue."""

@@ -9,8 +9,7 @@ from typing import Any
 from memory_core.records.ids import new_id
 
 Said = dict[str, Any]
-MOST_IDS = 50
-"""Ids of shown memories that an entry names; `count` tells how many there were."""
+MOST_IDS = 50  # ids of shown memories that an entry names; `count` tells how many there were
 
 
 def said(

@@ -11,18 +11,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-NAMESPACES = "rm:namespaces"
-"""Set of all namespaces; sidecars and the sweeper iterate over it."""
-SIDECARS = "rm:sidecars"
-"""Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
-SWEEPER = "rm:sweeper"
-"""String: the server process that currently sweeps; expires if it stops."""
-AUDITED = "rm:audited"
-"""Set of the namespaces with an audit stream, including those without memories."""
-LANES = 2
-"""Fixed number of bell and ask streams; each is read on its own connection."""
-GROUP = "embedders"
-"""The consumer group of all sidecars, on job and ask streams."""
+NAMESPACES = "rm:namespaces"  # set of all namespaces; sidecars and the sweeper iterate over it
+SIDECARS = "rm:sidecars"  # sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat
+SWEEPER = "rm:sweeper"  # string: the server process that currently sweeps; expires if it stops
+AUDITED = "rm:audited"  # set of the namespaces with an audit stream, including those without memories
+LANES = 2  # fixed number of bell and ask streams; each is read on its own connection
+GROUP = "embedders"  # the consumer group of all sidecars, on job and ask streams
 
 
 def digest(text: str) -> str:

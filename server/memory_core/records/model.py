@@ -13,8 +13,7 @@ from memory_core.records.keys import Keys, vector_field
 from memory_core.records.names import split_labels
 from memory_core.redis_client import Client
 
-NO_VECTOR = "none:"
-"""Prefix in the field `model`: the chunk waits for its vector of the model that follows."""
+NO_VECTOR = "none:"  # prefix in the field `model`: the chunk waits for its vector of the model that follows
 
 
 class Phase(StrEnum):

@@ -9,8 +9,7 @@ from memory_core.errors import InvalidArgument, echo
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
-SEPARATOR = "\x1f"
-"""Separates labels in a TAG field. No label contains it, because control characters are refused."""
+SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
 
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")

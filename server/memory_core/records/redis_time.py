@@ -9,8 +9,7 @@ import time
 
 from memory_core.redis_client import Client
 
-_ahead: float | None = None
-"""Redis's clock minus the monotonic clock of this process."""
+_ahead: float | None = None  # Redis's clock minus the monotonic clock of this process
 
 
 async def ask(client: Client) -> float:

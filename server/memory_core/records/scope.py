@@ -13,8 +13,7 @@ from memory_core.records.keys import digest
 from memory_core.records.memory import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
-NOBODY = "-"
-"""An owner id or token that no record carries: a filter on it matches nothing."""
+NOBODY = "-"  # an owner id or token that no record carries: a filter on it matches nothing
 
 
 def owner_token(owner: str) -> str:

@@ -44,8 +44,7 @@ from memory_core.settings.groups import (
 SettingPath = tuple[str, ...]
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
-_MISSPELT = 0.85
-"""Similarity to a setting from which an unknown variable counts as misspelt."""
+_MISSPELT = 0.85  # similarity to a setting from which an unknown variable counts as misspelt
 
 
 class Settings(BaseSettings):

@@ -21,8 +21,7 @@ Clause = tuple[str, Sequence[str]]
 """A field and values: a record must have one of them. `id` and `scope` are fields too."""
 IndexType = Literal["Flat", "IVFFlat", "HNSW", "CAGRA"]
 MOST_QUERIES = 1024
-MOST_RESULTS = 1 << 18
-"""Most neighbours of all queries of one request together."""
+MOST_RESULTS = 1 << 18  # most neighbours of all queries of one request together
 MOST_BYTES = 8 << 20
 
 

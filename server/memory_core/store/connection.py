@@ -36,10 +36,8 @@ from memory_core.store.urls import Address, RedisUrl, read_url
 OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
-MOST_CONNECTIONS = 64
-"""Per client. Further commands wait for a connection within their deadline."""
-MEMORY = "memory"
-"""Durability level of a Redis without an append-only file."""
+MOST_CONNECTIONS = 64  # Per client. Further commands wait for a connection within their deadline.
+MEMORY = "memory"  # durability level of a Redis without an append-only file
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _URLS = (
@@ -169,9 +167,7 @@ def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUn
             retry_after=_RETRY_AFTER,
         )
     return StoreUnavailable(
-        "Redis does not answer",
-        hint="try again shortly; `redis-memory doctor` shows more",
-        retry_after=_RETRY_AFTER,
+        "Redis does not answer", hint="try again shortly; `redis-memory doctor` shows more", retry_after=_RETRY_AFTER
     )
 
 

@@ -16,8 +16,7 @@ from memory_core.records.codec import DecodeError, pack, unpack
 
 MESSAGE_VERSION = 1
 Fields = dict[bytes, bytes]
-CLEAR = Transports()
-"""The keys of a process without transport keys."""
+CLEAR = Transports()  # the keys of a process without transport keys
 
 
 class BadMessage(ValueError):

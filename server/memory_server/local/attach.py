@@ -20,16 +20,7 @@ from pathlib import Path
 from memory_core.errors import StoreUnavailable
 from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
-from memory_server.local.paths import (
-    LocalPaths,
-    State,
-    log_tail,
-    open_log,
-    password_of,
-    prepare,
-    quoted,
-    read_state,
-)
+from memory_server.local.paths import LocalPaths, State, log_tail, open_log, password_of, prepare, quoted, read_state
 
 START_SECONDS = 60.0
 WATCH_SECONDS = 2.0

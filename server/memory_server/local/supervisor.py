@@ -156,10 +156,7 @@ class Supervisor:
             config = render_config(self.paths, address, binaries, self.password)
             self.redis = self.children.start([binaries.server, config], self.paths.redis_log, inherit=lock)
             self._record(
-                redis_pid=self.redis.pid,
-                redis_origin=binaries.origin,
-                socket=address.socket,
-                port=address.port,
+                redis_pid=self.redis.pid, redis_origin=binaries.origin, socket=address.socket, port=address.port
             )
         except (MemoryServiceError, OSError) as error:
             log.error("cannot start Redis: %s", error)

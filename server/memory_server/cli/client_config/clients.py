@@ -12,8 +12,7 @@ from typing import Any
 
 from memory_core.errors import InvalidArgument
 
-STANDARD_VARIABLE = "MEMORY_TOKEN"
-"""The environment variable from which a stdio server reads its token."""
+STANDARD_VARIABLE = "MEMORY_TOKEN"  # the environment variable from which a stdio server reads its token
 
 
 class Client(StrEnum):

@@ -12,8 +12,7 @@ from memory_server.cli.console import Console, common_options
 if TYPE_CHECKING:
     from memory_server.operations.bench import Measurements
 
-_EMBED_WAIT_SECONDS = 30.0
-"""A slow machine is measured, not refused."""
+_EMBED_WAIT_SECONDS = 30.0  # A slow machine is measured, not refused
 
 
 @common_options("as_json", "config", "data_dir")

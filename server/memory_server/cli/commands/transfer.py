@@ -48,12 +48,7 @@ def export(
     with console.progress() as progress:
         done = console.with_service(
             lambda service: lazy.exporter.export(
-                service,
-                namespace,
-                file,
-                what,
-                force=force,
-                tell=lambda done, total: progress("memories", done, total),
+                service, namespace, file, what, force=force, tell=lambda done, total: progress("memories", done, total)
             )
         )
     console.show(_export_result(done), lambda: _print_export(done))
