@@ -65,11 +65,7 @@ class Keyring:
 
     @property
     def master(self) -> Secret:
-        """The current master key.
-
-        Raises:
-            KeyMissing: there is no master key.
-        """
+        """The current master key. Raises KeyMissing if there is none."""
         if not self.masters:
             raise KeyMissing("this server has no master key", hint=HOW_TO_SET)
         return self.masters[0]
@@ -80,11 +76,7 @@ class Keyring:
         return next(iter(self._all.values()), None)
 
     def secret(self, secret_id: str) -> Secret:
-        """Find a secret by its id.
-
-        Raises:
-            KeyMissing: this process does not have it.
-        """
+        """Find a secret by its id. Raises KeyMissing if this process does not have it."""
         if secret_id not in self._all:
             raise KeyMissing(
                 "this was written under a key that this server does not have", hint="add it after the current key"

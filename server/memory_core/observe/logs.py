@@ -44,11 +44,7 @@ class _Text(logging.Formatter):
         return "\n".join(f"  {line}" for line in _describe(ei[1], self._messages))
 
 
-class _Json(logging.Formatter):
-    def __init__(self, messages: bool) -> None:
-        super().__init__()
-        self._messages = messages
-
+class _Json(_Text):
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),

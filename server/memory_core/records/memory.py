@@ -227,11 +227,7 @@ def compress(content: str) -> bytes:
 
 
 def decompress(body: bytes) -> str:
-    """Reverse `compress`.
-
-    Raises:
-        zstandard.ZstdError: the body is damaged.
-    """
+    """Reverse `compress`. Raises zstandard.ZstdError if the body is damaged."""
     return unpack(zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY))["content"]
 
 

@@ -166,11 +166,7 @@ class _ConfigFile(JsonConfigSettingsSource):
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a config file without validation.
-
-    Raises:
-        InvalidArgument: not a readable file with one JSON object.
-    """
+    """Read a config file without validation. Raises InvalidArgument unless it is one JSON object."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:

@@ -175,11 +175,7 @@ def pack_body(body: BaseModel) -> bytes:
 
 
 def read_body(body: bytes, kind: type[Any]) -> Any:
-    """Unpack the output of `pack_body` as `kind`.
-
-    Raises:
-        BadMessage: the body does not fit.
-    """
+    """Unpack the output of `pack_body` as `kind`. Raises BadMessage if it does not fit."""
     try:
         return kind.model_validate(unpack(body))
     except (ValidationError, *DecodeError) as error:

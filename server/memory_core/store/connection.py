@@ -105,20 +105,12 @@ def _make_pool(url: RedisUrl, timeout: float | None, address: Address | None = N
 
 
 async def shards(client: Client) -> list[Client]:
-    """Return a client of each shard of a cluster, or else the client itself.
-
-    Raises:
-        redis.exceptions.RedisError: as `store_errors` expects.
-    """
+    """Return a client of each shard of a cluster, or else the client itself."""
     return await client.shards() if is_cluster(client) else [client]
 
 
 async def shard_of(client: Client, keys: Sequence[str]) -> Client:
-    """Return a client of the master that has some keys of one slot; without keys, of any master.
-
-    Raises:
-        redis.exceptions.RedisError: as `store_errors` expects.
-    """
+    """Return a client of the master that has some keys of one slot; without keys, of any master."""
     return await client.shard_of(keys[0] if keys else "") if is_cluster(client) else client
 
 

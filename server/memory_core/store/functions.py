@@ -68,9 +68,6 @@ async def call(client: Client, function: str, keys: list[str], **request: Any) -
     """Call a function with a msgpack map and return its unpacked answer.
 
     A missing function (Redis was flushed or replaced) did not run, so it is safe to load it and call again.
-
-    Raises:
-        redis.exceptions.RedisError: as `memory_core.store.connection.store_errors` expects.
     """
     arguments = (len(keys), *keys, pack(request))
     try:

@@ -92,11 +92,7 @@ class Ask:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Ask:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing, the version is unknown, or the body was altered.
-        """
+        """Parse an entry. Raises BadMessage: a field is missing, the version is unknown, or the body was altered."""
         try:
             check_version(fields)
             ask_id, reply_to, seal = (fields[name].decode() for name in (b"id", b"reply", b"seal"))

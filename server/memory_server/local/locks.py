@@ -18,11 +18,7 @@ if sys.platform != "win32":
 
 
 def require_posix() -> None:
-    """Refuse platforms without `flock`.
-
-    Raises:
-        NotSupported: on Windows; the hint names the ways out.
-    """
+    """Refuse platforms without `flock`. Raises NotSupported: on Windows; the hint names the ways out."""
     if sys.platform == "win32":
         raise NotSupported("the embedded Redis runs on Linux and macOS only", hint=ALTERNATIVES)
 

@@ -25,67 +25,33 @@ _Record = TypeVar("_Record", "State", "Address")
 
 
 @dataclass(frozen=True)
+class _File:
+    """A file in the data directory."""
+
+    name: str
+
+    def __get__(self, paths: LocalPaths, owner: type[LocalPaths]) -> Path:
+        return paths.data_dir / self.name
+
+
+@dataclass(frozen=True)
 class LocalPaths:
     """The files of one data directory. All are private to the user."""
 
     data_dir: Path
 
-    @property
-    def users_lock(self) -> Path:
-        """Every server process that uses this Redis holds it shared."""
-        return self.data_dir / "users.lock"
-
-    @property
-    def supervisor_lock(self) -> Path:
-        """The supervisor holds it exclusively."""
-        return self.data_dir / "supervisor.lock"
-
-    @property
-    def redis_lock(self) -> Path:
-        """The Redis process holds it: two processes must never write one AOF."""
-        return self.data_dir / "redis.lock"
-
-    @property
-    def state(self) -> Path:
-        """What the supervisor runs now (a `State`); missing while it starts and stops."""
-        return self.data_dir / "state.json"
-
-    @property
-    def address(self) -> Path:
-        """The last `Address`, reused after a restart so that clients find Redis again."""
-        return self.data_dir / "address.json"
-
-    @property
-    def stopped(self) -> Path:
-        """Exists after Redis was asked to stop, until the next `attach`."""
-        return self.data_dir / "stopped"
-
-    @property
-    def password(self) -> Path:
-        """The generated password, one line."""
-        return self.data_dir / "password"
-
-    @property
-    def integrity_key(self) -> Path:
-        """The generated key of integrity codes, for use without a master key."""
-        return self.data_dir / "integrity.key"
-
-    @property
-    def config(self) -> Path:
-        """The rendered redis.conf; it holds the password."""
-        return self.data_dir / "redis.runtime.conf"
-
-    @property
-    def redis_log(self) -> Path:
-        return self.data_dir / "redis.log"
-
-    @property
-    def sidecar_log(self) -> Path:
-        return self.data_dir / "sidecar.log"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.data_dir / "supervisor.log"
+    users_lock = _File("users.lock")  # every server process that uses this Redis holds it shared
+    supervisor_lock = _File("supervisor.lock")  # the supervisor holds it exclusively
+    redis_lock = _File("redis.lock")  # the Redis process holds it: two processes must never write one AOF
+    state = _File("state.json")  # what the supervisor runs now (a `State`); missing while it starts and stops
+    address = _File("address.json")  # the last `Address`, reused after a restart so that clients find Redis again
+    stopped = _File("stopped")  # exists after Redis was asked to stop, until the next `attach`
+    password = _File("password")  # the generated password, one line
+    integrity_key = _File("integrity.key")  # the generated key of integrity codes, for use without a master key
+    config = _File("redis.runtime.conf")  # the rendered redis.conf; it holds the password
+    redis_log = _File("redis.log")
+    sidecar_log = _File("sidecar.log")
+    supervisor_log = _File("supervisor.log")
 
     @property
     def socket_name(self) -> str:

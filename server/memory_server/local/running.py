@@ -43,11 +43,7 @@ async def find_running(settings: Settings) -> RunningRedis:
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncGenerator[Client]:
-    """Connect to the running Redis.
-
-    Raises:
-        StoreUnavailable: none is running.
-    """
+    """Connect to the running Redis. Raises StoreUnavailable: none is running."""
     client = connect((await find_running(settings)).url)
     try:
         yield client
@@ -65,10 +61,6 @@ def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
 
 
 def keyring_from_settings(settings: Settings) -> Keyring:
-    """Read a server's keys without looking for a running Redis.
-
-    Raises:
-        UnsafeStart: a key cannot be read.
-    """
+    """Read a server's keys without looking for a running Redis. Raises UnsafeStart: a key cannot be read."""
     is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
     return keyring_of(settings, locate(settings.data_dir) if is_embedded else None)
