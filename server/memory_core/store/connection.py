@@ -215,10 +215,9 @@ async def is_usable(url: str) -> bool:
     client = connect(url)
     try:
         await check_server(client)
+        return True
     except MemoryServiceError:
         return False
-    else:
-        return True
     finally:
         await client.aclose()
 

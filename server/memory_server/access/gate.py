@@ -22,7 +22,7 @@ from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
 from memory_core.observe import tracing
 from memory_core.observe.logs import request_id
 from memory_core.records.access import Access, Scope
-from memory_core.records.audit_entry import said
+from memory_core.records.audit_entry import new_entry
 from memory_core.settings.settings import Settings
 from memory_server.access.identity import (
     AGENT_CLAIM,
@@ -240,7 +240,7 @@ class Gate:
     def note_bad_token(self) -> None:
         """Write the audit entry of a request with an invalid token; its caller is not known."""
         self._counters.bad_tokens += 1
-        entry = {**said(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
+        entry = {**new_entry(ANONYMOUS, "authenticate", (), "http"), "outcome": Unauthenticated.code}
         self._recorder.add(self._settings.namespace, entry)
 
     async def stdio_access(self) -> Access:

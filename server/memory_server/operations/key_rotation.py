@@ -14,7 +14,7 @@ import numpy as np
 from memory_core.crypto.sealed_memory import unwrap, wrap
 from memory_core.crypto.sealing import Key, key_id
 from memory_core.errors import Conflict, KeyMissing, StoreUnavailable, Tampered
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -102,7 +102,7 @@ async def rewrap(backend: Backend, namespace: str, owner: str) -> int:
             version=version,
             before=before,
             wrapped=wrap(keyring.master, key, namespace, owner),
-            audit=by_itself(WHO, "rewrap data key", [owner]),
+            audit=system_entry(WHO, "rewrap data key", [owner]),
         )
         done += answer["status"] == "rewrapped"
     return done
@@ -121,7 +121,7 @@ async def _turn(backend: Backend, namespace: str, owner: str, before: str) -> No
         before=before,
         version=key.id,
         wrapped=wrap(backend.keyring.master, key, namespace, owner),
-        audit=by_itself(WHO, "rotate data key", [owner]),
+        audit=system_entry(WHO, "rotate data key", [owner]),
     )
     if answer["status"] != "turned":
         raise Conflict("another rotation is under way", hint="run it again when that is done")
@@ -134,7 +134,7 @@ async def _drop(backend: Backend, namespace: str, owner: str, version: str) -> N
         [keys.data_key(owner), keys.audit, keys.counters],
         repeatable=True,
         version=version,
-        audit=by_itself(WHO, "drop data key", [owner]),
+        audit=system_entry(WHO, "drop data key", [owner]),
     )
 
 
@@ -219,7 +219,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         pieces=most,
         seal=seal(namespace, record.id, record.rev),
         was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
-        audit=by_itself(WHO, "reseal", [record.id]),
+        audit=system_entry(WHO, "reseal", [record.id]),
     )
     if answer["status"] == "key_changed":
         service.vault.forget(namespace, record.owner)

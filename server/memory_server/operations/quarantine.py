@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memory_core.errors import InvalidArgument, NotFound, echo
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
 from memory_core.records.times import to_redis
@@ -85,7 +85,7 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
     total = 0
     while ids := await service.namespaces.search(namespace, fetch):
         removed = await delete(
-            service, namespace, ids, audit=by_itself(CONSOLE, "purge", ids), writer=agent, since=since
+            service, namespace, ids, audit=system_entry(CONSOLE, "purge", ids), writer=agent, since=since
         )
         total += removed
         if not removed:
@@ -103,6 +103,6 @@ async def _change(backend: Backend, namespace: str, agent: str, since: float | N
         agent=check_name(agent, "agent"),
         since=None if since is None else to_redis(since),
         most=_MOST,
-        audit=by_itself(CONSOLE, op, [agent]),
+        audit=system_entry(CONSOLE, op, [agent]),
     )
     return answer["status"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from memory_core.errors import MemoryServiceError
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.index import queries
@@ -70,7 +70,7 @@ async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
             prefix=keys.prefix,
             agent=name,
             reason=f"{name} fell silent",
-            audit=by_itself("server", "agent_died", [name]),
+            audit=system_entry("server", "agent_died", [name]),
             keep=service.settings.tasks.keep_seconds,
         )
         more = answer["more"]
@@ -88,7 +88,7 @@ async def _purge(service: Service, namespace: str) -> None:
             return [ref.memory_id for ref in refs]
 
         while ids := await service.namespaces.search(namespace, fetch):
-            if not await delete(service, namespace, ids, owners=[owner], audit=by_itself("server", "purge", ids)):
+            if not await delete(service, namespace, ids, owners=[owner], audit=system_entry("server", "purge", ids)):
                 break
         else:
             await service.backend.write("rm1_agent_purged", [keys.tombstones, keys.owner(owner)], owner=owner)

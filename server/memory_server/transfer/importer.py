@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
-from memory_core.records.audit_entry import Said, by_itself
+from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
 from memory_core.records.names import check_name
 from memory_core.records.scope import Principal
@@ -124,9 +124,9 @@ class _Own:
     async def begin(self) -> None:
         """Nothing is to be done before."""
 
-    def audit(self, ids: Sequence[str]) -> Said:
+    def audit(self, ids: Sequence[str]) -> AuditEntry:
         """Say that the console did it."""
-        return by_itself(CONSOLE, OP, ids)
+        return system_entry(CONSOLE, OP, ids)
 
     def items(self) -> Iterator[Item]:
         """Read it."""
@@ -172,7 +172,7 @@ class _Foreign:
         """Give the agent an owner id if it has none."""
         self.principal = await resolve_writer(self.service.backend, RequestContext(self.caller))
 
-    def audit(self, ids: Sequence[str]) -> Said:
+    def audit(self, ids: Sequence[str]) -> AuditEntry:
         """Say that the console did it as the agent."""
         return self.caller.audit(OP, ids)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
 from memory_server.engine.backend import Backend
@@ -31,7 +31,7 @@ async def restore_agent(backend: Backend, namespace: str, line: AgentLine) -> st
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
-        audit=by_itself(CONSOLE, OP, [line.name]),
+        audit=system_entry(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
 
@@ -74,7 +74,7 @@ async def restore_grant(backend: Backend, namespace: str, line: GrantLine) -> st
             }
             for part in line.via or ()
         },
-        audit=by_itself(CONSOLE, OP, [line.id]),
+        audit=system_entry(CONSOLE, OP, [line.id]),
         **giver,
     )
     return answer["status"]

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass
 
 from memory_core.errors import RateLimited, Unauthenticated
-from memory_core.records.audit_entry import Said, by_itself
+from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.ids import new_id
 
 BATCH = 256
@@ -23,7 +23,7 @@ class Batch:
 
     id: str
     namespace: str
-    entries: list[Said]
+    entries: list[AuditEntry]
 
 
 class Recorder:
@@ -34,14 +34,14 @@ class Recorder:
         """Something waits."""
         self.enough = asyncio.Event()
         """As much waits as one batch holds."""
-        self._waiting: dict[str, list[Said]] = {}
-        self._repeated: dict[tuple[str, ...], Said] = {}
+        self._waiting: dict[str, list[AuditEntry]] = {}
+        self._repeated: dict[tuple[str, ...], AuditEntry] = {}
         self._lost: Counter[str] = Counter()
         self._batches: deque[Batch] = deque()
         self._held = 0
         self.written_total = self.lost_total = 0
 
-    def add(self, namespace: str, entry: Said) -> None:
+    def add(self, namespace: str, entry: AuditEntry) -> None:
         """Take an entry. Refusals of whoever calls too often, or is nobody, become one: they are too cheap to make."""
         if entry.get("outcome") in _CHEAP and self._is_repeated(namespace, entry):
             return
@@ -58,7 +58,7 @@ class Recorder:
     def batches(self) -> list[Batch]:
         """Give all that waits, in the order in which it came; it is held until `done`."""
         for namespace, number in self._lost.items():
-            entry = {**by_itself("server", LOST), "outcome": "lost", "count": number}
+            entry = {**system_entry("server", LOST), "outcome": "lost", "count": number}
             self._waiting.setdefault(namespace, []).append(entry)
             self._held += 1
         for namespace, entries in self._waiting.items():
@@ -82,7 +82,7 @@ class Recorder:
         self._held -= len(batch.entries)
         self.written_total += len(batch.entries)
 
-    def _is_repeated(self, namespace: str, entry: Said) -> bool:
+    def _is_repeated(self, namespace: str, entry: AuditEntry) -> bool:
         key = (namespace, entry["who"], entry["op"], entry["from"])
         first = self._repeated.setdefault(key, entry)
         if first is entry:
