@@ -15,10 +15,8 @@ def echo(value: object) -> str:
 
 
 class MemoryServiceError(Exception):
-    """Base of all errors that callers see.
-
-    `code` is stable, for programs. The message says what was wrong and what is allowed; `hint` says what
-    to do next; `retry_after` is in seconds.
+    """Base of all errors that callers see. `code` is stable, for programs. The message says what was wrong and what is
+    allowed; `hint` says what to do next; `retry_after` is in seconds.
     """
 
     code: ClassVar[str] = "internal"

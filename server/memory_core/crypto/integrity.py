@@ -38,7 +38,7 @@ class Integrity:
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._signer = keyring.signer.id if keyring.signer else None
+        self.signer = keyring.signer.id if keyring.signer else None  # id of the secret for new codes
         self._keys: dict[str, bytes] = {}
         self._logged: set[tuple[str, str]] = set()
         self.failures = 0
@@ -46,32 +46,26 @@ class Integrity:
         self._warned = False
 
     @property
-    def signer(self) -> str | None:
-        """The id of the secret used for new codes; None without a key."""
-        return self._signer
-
-    @property
     def signs(self) -> bool:
-        """Whether there is a signing key."""
-        return self._signer is not None
+        return self.signer is not None
 
     def seal(self, namespace: str, memory_id: str, rev: int, signer: str | None = None) -> dict[str, Any] | None:
         """Return what the Functions sign a revision of a memory with; None without a key.
 
         `signer` is the id of the secret that already signs the memory.
         """
-        signer = signer or self._signer
-        if self._signer is None or signer is None:
+        signer = signer or self.signer
+        if self.signer is None or signer is None:
             return None
         key = self._record_key(self._key(signer), namespace, memory_id, str(rev).encode()).ljust(_BLOCK, b"\0")
         return {"signer": signer, "inner": key.translate(_INNER), "outer": key.translate(_OUTER)}
 
     def sign_chunk(self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes) -> dict[str, str]:
         """Return the code fields of a further chunk; none without a key."""
-        if self._signer is None:
+        if self.signer is None:
             return {}
-        code = self._chunk_code(self._key(self._signer), namespace, memory_id, number, content_hash, text)
-        return {"mac": code, "mac_key": self._signer}
+        code = self._chunk_code(self._key(self.signer), namespace, memory_id, number, content_hash, text)
+        return {"mac": code, "mac_key": self.signer}
 
     def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
         """Check a memory's own hash; `row` has SIGNED_FIELDS and the code. None if it is intact."""

@@ -39,7 +39,6 @@ class Key:
 
     @classmethod
     def new(cls) -> Key:
-        """Make a random key."""
         return cls(secrets.token_hex(_ID_BYTES), secrets.token_bytes(KEY_BYTES))
 
 
@@ -62,7 +61,6 @@ class Lock:
         return Lock(self.key_id, self.value, framed([self.bound, kind.encode()]))
 
     def seal(self, plain: bytes) -> bytes:
-        """Encrypt the value."""
         head, nonce = _VERSION + bytes.fromhex(self.key_id), secrets.token_bytes(_NONCE_BYTES)
         return head + nonce + AESGCM(self.value).encrypt(nonce, plain, head + self.bound)
 

@@ -88,6 +88,5 @@ class Entry:
 
 
 def position_of(stream_id: bytes) -> tuple[int, int]:
-    """Parse the id of a stream entry."""
     milliseconds, _, number = stream_id.partition(b"-")
     return int(milliseconds), int(number or 0)

@@ -59,7 +59,9 @@ def start(settings: Settings, service: str, version: str) -> bool:
         log.warning("nothing is traced: OpenTelemetry is not installed; %s", _HINT)
         return False
     url = settings.observe.traces
-    use(BatchSpanProcessor(OTLPSpanExporter(endpoint=url and _traces_url(url))), service, version)
+    # Like the environment variable, the setting may be the collector's base URL.
+    endpoint = url and url.removesuffix(_PATH).rstrip("/") + _PATH
+    use(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), service, version)
     return True
 
 
@@ -135,8 +137,3 @@ def _traceparent(span: trace.Span) -> str:
     carried: dict[str, str] = {}
     _propagator.inject(carried, context=trace.set_span_in_context(span))
     return carried.get("traceparent", "")
-
-
-def _traces_url(url: str) -> str:
-    """Append the path for traces to a collector's base URL, as the environment variable does."""
-    return url if url.endswith(_PATH) else url.rstrip("/") + _PATH

@@ -74,7 +74,6 @@ class Agent:
     vectors: Matrix | None = None  # unit vectors of its description and latest completed tasks, shape (n, dimension)
 
     def is_alive(self, now: float) -> bool:
-        """Whether its heartbeat is not overdue."""
         return self.status is not AgentStatus.DEAD and self.deadline > now
 
     def is_able(self, kind: TaskKind) -> bool:
@@ -87,7 +86,6 @@ class Agent:
 
     @property
     def room(self) -> int:
-        """How many more tasks it can take."""
         return max(self.max_tasks - self.open_tasks, 0)
 
 

@@ -25,7 +25,6 @@ def digest(text: str) -> str:
 
 
 def namespace_of(key: str) -> str:
-    """Return the namespace of a key."""
     return key.partition("{")[2].partition("}")[0]
 
 

@@ -109,11 +109,9 @@ class Record:
 
     @property
     def is_sensitive(self) -> bool:
-        """Whether it is encrypted."""
         return self.codec == SEALED_CODEC
 
     def is_live(self, now: float) -> bool:
-        """Whether it has not expired."""
         return self.expires_at > now
 
 

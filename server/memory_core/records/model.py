@@ -34,7 +34,6 @@ class Model:
 
     @property
     def field(self) -> str:
-        """The hash field of its vectors."""
         return vector_field(self.name)
 
     @property
@@ -61,7 +60,6 @@ class Models:
     switched_at: float = 0.0
 
     def serves(self, name: str, dimension: int) -> bool:
-        """Whether the namespace keeps vectors of a model."""
         kept = [self.current, *([self.other] if self.other else [])]
         return (name, dimension) in {(one.name, one.dimension) for one in kept}
 

@@ -35,11 +35,9 @@ class Token:
     revoked: bool
 
     def access(self) -> Access:
-        """The access that it grants."""
         return Access(self.agent, self.namespace, self.scopes, self.expires_at, self.id)
 
     def fields(self, secret: str) -> dict[str, str]:
-        """The fields of its Redis hash."""
         return {
             "hash": hash_of(secret),
             "agent": self.agent,

@@ -89,7 +89,6 @@ class VectorStoreSettings(SettingsGroup):
         return Model(self.embedding_model, self.vector_dimension)
 
     def with_model(self, model: Model) -> VectorStoreSettings:
-        """Copy these settings for another model."""
         return self.model_copy(update={"embedding_model": model.name, "vector_dimension": model.dimension})
 
 

@@ -22,7 +22,6 @@ Clause = tuple[str, Sequence[str]]
 IndexType = Literal["Flat", "IVFFlat", "HNSW", "CAGRA"]
 MOST_QUERIES = 1024
 MOST_RESULTS = 1 << 18  # most neighbours of all queries of one request together
-MOST_BYTES = 8 << 20
 
 
 class _Part(BaseModel):

@@ -76,7 +76,6 @@ class Cluster(Redis):
         super().__init__(connection_pool=self._node(url.seeds[0]).connection_pool)
 
     async def shards(self) -> list[Redis]:
-        """Return a client of each master."""
         await self._learn()
         return [self._node(address) for address in dict.fromkeys(self._masters)]
 
@@ -132,11 +131,9 @@ class Cluster(Redis):
         return answers
 
     async def shard_of(self, key: str) -> Redis:
-        """Return a client of the master of a key."""
         return self._node(await self._address_of(key))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the connections to all nodes."""
         for node in self._nodes.values():
             await node.aclose()
 

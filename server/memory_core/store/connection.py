@@ -44,9 +44,7 @@ _URLS = (
     "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
     "or redis+sentinel://host:port,…/service"
 )
-_MOVING = (redis_errors.AskError, redis_errors.TryAgainError)
-_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
-"""Refusals that redis-py reports by class, without their code."""
+_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)  # redis-py leaves out their codes
 
 
 def redis_url(settings: Settings) -> str | None:
@@ -115,7 +113,6 @@ async def shard_of(client: Client, keys: Sequence[str]) -> Client:
 
 
 def is_cluster(client: Client) -> bool:
-    """Whether a client is connected to a cluster."""
     return hasattr(client, "shards")
 
 
@@ -131,14 +128,12 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         async with asyncio.timeout(deadline):
             yield
     except redis_errors.BusyLoadingError as error:
-        raise StoreUnavailable(
-            "Redis is loading its data", hint="try again shortly", retry_after=_RETRY_AFTER
-        ) from error
+        raise StoreUnavailable("Redis is loading its data", hint="try again", retry_after=_RETRY_AFTER) from error
     except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
         raise _broken(error, writing) from error
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
-    except _MOVING as error:
+    except (redis_errors.AskError, redis_errors.TryAgainError) as error:
         raise StoreUnavailable(
             "this namespace is moving to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
         ) from error

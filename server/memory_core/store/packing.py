@@ -44,6 +44,5 @@ _BY_KIND: dict[Any, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSoc
 
 
 def pack_by_hiredis(pool: BlockingConnectionPool) -> BlockingConnectionPool:
-    """Make a pool pack its commands with hiredis."""
     pool.connection_class = _BY_KIND[pool.connection_class]
     return pool

@@ -102,7 +102,6 @@ class Console:
 
     @property
     def namespace(self) -> str:
-        """The namespace in which the command acts."""
         return self.settings.namespace
 
     def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
@@ -190,7 +189,6 @@ class Console:
 
 
 def exit_code(error: MemoryServiceError) -> int:
-    """Return the exit code of a refusal."""
     is_transient = isinstance(error, StoreUnavailable | OutcomeUnknown | EmbeddingUnavailable)
     return TRY_AGAIN if is_transient else EXIT_CONFIG
 

@@ -23,7 +23,6 @@ _ALLOWED = frozenset("\n\t\u200c\u200d")
 
 
 def emit(value: object) -> None:
-    """Print a value as ASCII JSON."""
     typer.echo(json.dumps(value, indent=2))
 
 

@@ -40,7 +40,6 @@ class Launch:
     transport_key: str | None = field(default=None, repr=False)
 
     def argv(self, paths: LocalPaths, lock: int) -> list[str]:
-        """Return the supervisor's command line."""
         command = [sys.executable, "-P", "-m", "memory_server.local.supervisor"]
         command += ["--data-dir", str(paths.data_dir), "--model", self.model, "--grace", str(self.grace)]
         command += ["--device", self.device]
@@ -73,7 +72,6 @@ class LocalRedis:
 
     @property
     def data_dir(self) -> Path:
-        """The folder with the data, the logs and state.json."""
         return self.paths.data_dir
 
     def state(self) -> State | None:

@@ -29,12 +29,10 @@ def open_lock(path: Path) -> int:
 
 
 def try_exclusive(fd: int) -> bool:
-    """Take the lock exclusively, without waiting."""
     return _try(fd, fcntl.LOCK_EX)
 
 
 def try_shared(fd: int) -> bool:
-    """Take the lock shared, without waiting."""
     return _try(fd, fcntl.LOCK_SH)
 
 
@@ -53,7 +51,6 @@ def take_exclusive(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock."""
     if not path.exists():
         return False
     fd = take_exclusive(path)

@@ -170,13 +170,8 @@ def make_private_dir(folder: Path) -> None:
 
 def password_of(paths: LocalPaths) -> str:
     """Read the password; the supervisor generates it on its first start."""
-    try:
-        known = paths.password.read_text().strip()
-    except FileNotFoundError:
-        known = ""
-    if known:
-        return known
-    write_private(paths.password, secrets.token_urlsafe(32) + "\n")
+    if not paths.password.exists() or not paths.password.read_text().strip():
+        write_private(paths.password, secrets.token_urlsafe(32) + "\n")
     return paths.password.read_text().strip()
 
 
@@ -197,7 +192,6 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_record(path: Path, record: State | Address) -> None:
-    """Write a record as JSON, atomically."""
     write_private(path, json.dumps(asdict(record), indent=1) + "\n")
 
 
@@ -207,7 +201,6 @@ def read_state(paths: LocalPaths) -> State | None:
 
 
 def read_address(paths: LocalPaths) -> Address | None:
-    """Return the last address of Redis."""
     return _read(paths.address, Address)
 
 
@@ -242,5 +235,4 @@ def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:
 
 
 def quoted(path: Path) -> str:
-    """Quote a path for an error message."""
     return echo(str(path))

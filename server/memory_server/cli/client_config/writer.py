@@ -32,11 +32,9 @@ class Change:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the text changes."""
         return self.before != self.after
 
     def diff(self) -> str:
-        """Return the change as a unified diff."""
         lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after))
         return "".join(difflib.unified_diff(*lines, fromfile=str(self.file), tofile=str(self.file), n=2))
 
