@@ -115,10 +115,8 @@ class Integrity:
     def _record_key(self, key: bytes, namespace: str, memory_id: str, rev: bytes) -> bytes:
         return hmac.digest(key, framed([b"head", namespace.encode(), memory_id.encode(), rev]), "sha256")
 
-    def _chunk_code(
-        self, key: bytes, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes
-    ) -> str:
-        where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), content_hash.encode()]
+    def _chunk_code(self, key: bytes, namespace: str, memory_id: str, number: int, version: str, text: bytes) -> str:
+        where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), version.encode()]
         return hmac.digest(key, framed([*where, text]), "sha256").hex()
 
 

@@ -79,17 +79,13 @@ class Keyring:
         """Find a secret by its id. Raises KeyMissing if this process does not have it."""
         if secret_id not in self._all:
             raise KeyMissing(
-                "this was written under a key that this server does not have", hint="add it after the current key"
+                "this was written under a key that this server does not have", hint="add it as an older key"
             )
         return self._all[secret_id]
 
 
 def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
-    """Read the keys that the settings name, and the embedded default's own key from its file.
-
-    Raises:
-        UnsafeStart: a key cannot be read, or is not 32 bytes in base64 or hex.
-    """
+    """Read the keys of the settings and the embedded default's own key. Raises UnsafeStart for an invalid key."""
     transport = secret_of(settings.transport_key, settings.transport_key_file, "transport_key")
     transports = [] if transport is None else _secrets(transport, "transport_key")
     keyring = Keyring(_masters(settings), transports=transports)

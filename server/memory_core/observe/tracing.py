@@ -87,10 +87,7 @@ def stop() -> None:
 
 
 def span(name: str, *, server: bool = False, **attributes: Value) -> AbstractContextManager[trace.Span]:
-    """Make a span below the current one. Without a current span, only a `server` span starts a trace.
-
-    Exceptions are not recorded.
-    """
+    """Make a span below the current one; without one, only a `server` span starts a trace. Records no exceptions."""
     if _tracer is None or not (server or trace.get_current_span().get_span_context().is_valid):
         return _OFF
     kind = trace.SpanKind.SERVER if server else trace.SpanKind.INTERNAL
@@ -126,9 +123,8 @@ def record_span(name: str, carried: str, since: int, **attributes: Value) -> str
     parent = _propagator.extract({"traceparent": carried})
     if not trace.get_current_span(parent).get_span_context().is_valid:
         return ""
-    recorded = _tracer.start_span(
-        name, context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, start_time=since
-    )
+    kind = trace.SpanKind.CONSUMER
+    recorded = _tracer.start_span(name, context=parent, kind=kind, attributes=attributes, start_time=since)
     recorded.end()
     return _traceparent(recorded)
 

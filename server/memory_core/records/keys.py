@@ -1,8 +1,4 @@
-"""Spells all Redis keys.
-
-Every key of a namespace has the hash tag `{ns}`, so that all share a cluster slot and one Redis Function can use
-several.
-"""
+"""Spells all Redis keys. Those of a namespace have the hash tag `{ns}`, so one Redis Function can use several."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class GpuSettings(SettingsGroup):
         description="auto, cpu, mps, xpu, cuda[:N] or rocm[:N]",
     )
     fallback_to_cpu: bool = Field(
-        default=True, description="without that device, use the CPU and warn; else refuse to start"
+        default=True, description="use the CPU, with a warning, if it is missing; else refuse"
     )
 
 
@@ -112,19 +112,17 @@ class CacheSettings(SettingsGroup):
     )
     ttl_seconds: float = Field(default=3600, gt=0, le=CENTURY, description="lifetime in the process with policy ttl")
     redis_ttl_seconds: int = Field(default=7 * DAY, ge=0, le=CENTURY, description="lifetime in Redis; 0 turns it off")
-    sealed_bytes: int = Field(
-        default=64 << 20, ge=0, le=1 << 40, description="decrypted vectors of sensitive memories, in bytes"
-    )
+    sealed_bytes: int = Field(default=64 << 20, ge=0, le=1 << 40, description="bytes of decrypted sensitive vectors")
 
 
 class TaskSettings(SettingsGroup):
     """How tasks are assigned, retried and kept."""
 
     claim_seconds: float = Field(
-        default=60.0, gt=0, le=DAY, description="seconds until an unclaimed task goes to another agent"
+        default=60.0, gt=0, le=DAY, description="seconds until an unclaimed task is reassigned"
     )
     backoff_seconds: float = Field(
-        default=1.0, gt=0, le=DAY, description="pause after the first failure; doubles each time, with jitter"
+        default=1.0, gt=0, le=DAY, description="first pause; it doubles each time, with jitter"
     )
     backoff_most_seconds: float = Field(default=300.0, gt=0, le=DAY, description="longest pause between two attempts")
     keep_seconds: int = Field(default=7 * DAY, ge=1, le=CENTURY, description="seconds that an ended task is kept")
@@ -149,18 +147,14 @@ class LimitSettings(SettingsGroup):
         default=500.0, gt=0, le=1e9, description="average calls per second of one agent; each batch operation counts"
     )
     burst: int = Field(default=5000, ge=1, le=1_000_000_000, description="calls of one agent in a burst")
-    calls_at_once: int = Field(
-        default=16, ge=1, le=10_000, description="calls that run at a time, without those that only wait"
-    )
+    calls_at_once: int = Field(default=16, ge=1, le=10_000, description="calls that run at a time; waits do not count")
     calls_waiting: int = Field(
-        default=5000, ge=0, le=100_000, description="calls that may wait; more get the error `overloaded`"
+        default=5000, ge=0, le=100_000, description="calls that may wait; others get `overloaded`"
     )
     patience_seconds: float = Field(
-        default=15.0, ge=0, le=600, description="seconds after which a burst is an overload and few may wait"
+        default=15.0, ge=0, le=600, description="seconds after which a burst is an overload"
     )
-    requests: int = Field(
-        default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, including waits for events"
-    )
+    requests: int = Field(default=10_000, ge=1, le=1_000_000, description="HTTP requests at a time, with event waits")
     request_bytes: int = Field(default=256 << 20, ge=1024, le=1 << 40, description="bytes of all HTTP bodies together")
 
 
@@ -186,9 +180,7 @@ class DurabilitySettings(SettingsGroup):
     level: Literal["default", "synced"] = Field(
         default="default", description="default: only critical memories wait for the disk; synced: all do"
     )
-    replicas: int = Field(
-        default=1, ge=0, le=16, description="replicas whose disks they also wait for, if there are so many"
-    )
+    replicas: int = Field(default=1, ge=0, le=16, description="replicas they also wait for, if there are so many")
     wait_seconds: float = Field(
         default=3.0, ge=0, le=60, description="longest wait; after it the sync is reported as unknown; 0 never waits"
     )
@@ -198,9 +190,7 @@ class AuditSettings(SettingsGroup):
     """Retention of the audit. Older entries are deleted up to a seal; the chain continues from that seal."""
 
     keep_days: int = Field(default=365, ge=0, le=36_500, description="days that an entry is kept; 0 is forever")
-    keep_entries: int = Field(
-        default=1_000_000, ge=0, le=1_000_000_000, description="approximate entries kept in a namespace; 0 is all"
-    )
+    keep_entries: int = Field(default=1_000_000, ge=0, le=1_000_000_000, description="entries kept, roughly; 0 is all")
 
 
 class ObserveSettings(SettingsGroup):
@@ -213,6 +203,4 @@ class ObserveSettings(SettingsGroup):
     traces: str | None = Field(
         default=None, pattern=r"^https?://\S+$", description="URL of a collector, as in OTEL_EXPORTER_OTLP_ENDPOINT"
     )
-    log_calls: bool = Field(
-        default=False, description="whether each call logs operation, outcome and time, never content"
-    )
+    log_calls: bool = Field(default=False, description="whether each call logs its operation, outcome and time")

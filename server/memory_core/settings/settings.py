@@ -1,8 +1,4 @@
-"""The settings object: defaults, then the JSON config file, then environment variables, then flags.
-
-Each description appears in `redis-memory settings` and docs/settings.md. Errors never quote a value, which may be a
-password.
-"""
+"""The settings object. Errors never quote a value, which may be a password."""
 
 from __future__ import annotations
 
@@ -78,9 +74,7 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("REDIS_URL", "redis_url"),
         description="URL of Redis; overrides `redis`",
     )
-    namespace: str = Field(
-        default="default", pattern=f"^{NAME_PATTERN}$", description="team or project whose memory this is"
-    )
+    namespace: str = Field(default="default", pattern=f"^{NAME_PATTERN}$", description="team or project of the memory")
     agent: str | None = Field(
         default=None,
         pattern=f"^{NAME_PATTERN}$",
@@ -89,9 +83,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(
         default=None, description="folder of the embedded Redis; null is redis-memory in the user's data folder"
     )
-    host: str = Field(
-        default="127.0.0.1", min_length=1, description="HTTP address; loopback while authentication is off"
-    )
+    host: str = Field(default="127.0.0.1", min_length=1, description="HTTP address; loopback without authentication")
     port: int = Field(default=8765, ge=0, le=65535, description="HTTP port; 0 picks a free one")
     allowed_hosts: Names = Field(default=(), description="allowed Host headers in addition to loopback")
     allowed_origins: Names = Field(default=(), description="allowed Origin headers in addition to loopback")
@@ -109,12 +101,8 @@ class Settings(BaseSettings):
     )
     transport_key_file: Path | None = Field(default=None, description="file that holds the transport key instead")
     embed_wait_seconds: float = Field(default=2.0, gt=0, le=30, description="seconds that a call waits for a vector")
-    search_timeout_ms: int = Field(
-        default=2000, ge=10, le=60_000, description="milliseconds that Redis may spend on a search"
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        default="INFO", description="least level that is logged"
-    )
+    search_timeout_ms: int = Field(default=2000, ge=10, le=60_000, description="deadline of a search in Redis")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="lowest level logged")
     log_format: Literal["text", "json"] = Field(default="text", description="lines for people, or one object each")
 
     @classmethod
@@ -131,11 +119,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, config: Path | None = None, **flags: Any) -> Settings:
-        """Read `config` and the environment; flags that are not None win over both.
-
-        Raises:
-            InvalidArgument: the file is not readable JSON, or a setting is unknown or of a wrong value.
-        """
+        """Read `config` and the environment; flags that are not None win. Raises InvalidArgument for a bad one."""
         if config is not None and not config.is_file():
             raise InvalidArgument(f"there is no config file {config}")
         _refuse_misspelt_variables()
@@ -179,9 +163,7 @@ def read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def leaves(
-    model: type[BaseModel] = Settings, path: tuple[str, ...] = ()
-) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def leaves(model: type[BaseModel] = Settings, path: SettingPath = ()) -> Iterator[tuple[SettingPath, FieldInfo]]:
     """Yield each setting with its path; those outside groups come last."""
     for name, info in model.model_fields.items():
         kind = info.annotation

@@ -1,7 +1,4 @@
-"""Requests to the bulk engine and their results.
-
-Their JSON Schemas are `schemas/bulk.json` and `schemas/reply.json`.
-"""
+"""Requests to the bulk engine and their results, as in `schemas/bulk.json` and `schemas/reply.json`."""
 
 from __future__ import annotations
 
@@ -138,11 +135,7 @@ class BulkAsk:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> BulkAsk:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.
-        """
+        """Parse an entry. Raises BadMessage if it is malformed or was altered."""
         try:
             check_version(fields)
             ask_id, reply_to, namespace, seal = (fields[name].decode() for name in (b"id", b"reply", b"ns", b"seal"))

@@ -30,11 +30,7 @@ _NOWHERE: Address = ("", 0)
 
 
 def key_of(args: Sequence[Any]) -> Any | None:
-    """Return the key that decides where a command goes; None if any shard may answer it.
-
-    Raises:
-        ValueError: a SCAN whose pattern names no namespace.
-    """
+    """Return the key that decides where a command goes; None for any. Raises ValueError for a SCAN of all keys."""
     words = str(args[0]).upper().split()
     name, rest = words[0], [*words[1:], *args[1:]]
     if name in _KEYLESS:
@@ -86,10 +82,7 @@ class Cluster(Redis):
             watch(node)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run a command on the shard of its key. `INFO` adds up the answers of all shards.
-
-        A command whose answer was lost is never sent again.
-        """
+        """Run a command on the shard of its key, never twice. `INFO` adds up the answers of all shards."""
         if args[0] == "INFO":
             return _merge_infos(await self._answers_of_all((args, options)))
         key = key_of(args)
@@ -301,10 +294,7 @@ _SUMMED = ("used_memory", "maxmemory", "connected_clients", "acl_access_denied_"
 
 
 def _merge_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the INFO of all shards: the oldest version, sums of memory and counters, else the first shard's value.
-
-    The run id joins those of all shards in slot order.
-    """
+    """Merge the INFO of all shards: oldest version, sums of counters, joined run ids, else the first shard's value."""
     first, *others = infos
     whole = dict(first)
     for other in others:

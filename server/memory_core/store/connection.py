@@ -48,11 +48,7 @@ _REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)  # r
 
 
 def redis_url(settings: Settings) -> str | None:
-    """Return the configured URL; None if the settings name no Redis.
-
-    Raises:
-        UnsafeStart: the password file cannot be read.
-    """
+    """Return the configured URL; None without one. Raises UnsafeStart if the password file cannot be read."""
     url = settings.redis_url or settings.redis.url
     if url is not None:
         return url.get_secret_value()
@@ -153,9 +149,7 @@ def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUn
             hint="read the memory back, or repeat the call with the same idempotency_key",
             retry_after=_RETRY_AFTER,
         )
-    return StoreUnavailable(
-        "Redis does not answer", hint="try again shortly; `redis-memory doctor` shows more", retry_after=_RETRY_AFTER
-    )
+    return StoreUnavailable("Redis does not answer", hint="see `redis-memory doctor`", retry_after=_RETRY_AFTER)
 
 
 async def check_server(client: Client) -> dict[str, Any]:
@@ -181,9 +175,7 @@ def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, Unsaf
     found: dict[str, UnsafeStart] = {}
     version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        found["version"] = UnsafeStart(
-            f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL"
-        )
+        found["version"] = UnsafeStart(f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it")
     if not any(b"search" in _flatten(module) for module in modules):
         found["modules"] = UnsafeStart(
             "this Redis has no Query Engine (module `search`)",
@@ -196,12 +188,10 @@ def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, Unsaf
         )
     if int(info.get("cluster_enabled", 0)):
         found["cluster"] = UnsafeStart(
-            "this Redis is a node of a cluster", hint="use a URL redis+cluster://host:port,host:port"
+            "this Redis is a node of a cluster", hint="use redis+cluster://host:port,host:port"
         )
     if database != 0:
-        found["database"] = UnsafeStart(
-            "the Query Engine indexes database 0 only", hint="leave the database out of the URL"
-        )
+        found["database"] = UnsafeStart("the Query Engine indexes database 0 only", hint="remove it from the URL")
     return found
 
 

@@ -137,11 +137,7 @@ async def _add_fields(client: Client, index: str, fields: list[Any]) -> None:
 async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
-    """Make an index and its alias if they are missing. `scan` indexes existing records, and walks all of Redis.
-
-    Raises:
-        StoreUnavailable: another process keeps dropping the index.
-    """
+    """Make a missing index and its alias. `scan` also indexes existing records, and walks all of Redis."""
     definition = IndexDefinition(prefix=prefixes, index_type=IndexType.HASH)
     search = client.ft(index)
     for _ in range(_ATTEMPTS):
@@ -188,7 +184,5 @@ def _read_schema(path: str, model: Model, graph: dict[str, Any] | None = None) -
 def search_error(error: redis_errors.ResponseError) -> Exception:
     """Return StoreUnavailable for a search that timed out, else the error itself."""
     if "timeout" in str(error).lower():
-        return StoreUnavailable(
-            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
-        )
+        return StoreUnavailable("the search timed out", hint="narrow it by filters, or retry", retry_after=1.0)
     return error

@@ -39,11 +39,7 @@ class Job:
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Job:
-        """Parse an entry that the store Function wrote.
-
-        Raises:
-            BadMessage: a field is missing, or the version is unknown.
-        """
+        """Parse an entry that the store Function wrote. Raises BadMessage if it is malformed."""
         try:
             check_version(fields)
             return cls(
@@ -134,11 +130,7 @@ class Reply:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Reply:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing, the version is unknown, or the body was altered or cannot be opened.
-        """
+        """Parse an entry. Raises BadMessage if it is malformed, was altered or cannot be opened."""
         try:
             check_version(fields)
             ask_id, seal, dimension = fields[b"id"].decode(), fields[b"seal"].decode(), int(fields[b"dimension"])

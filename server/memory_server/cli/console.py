@@ -53,10 +53,7 @@ def group(help_text: str) -> typer.Typer:
 
 
 def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the named common options, all of them if none is named.
-
-    The command receives them as its first argument, a `Console`.
-    """
+    """Give a command the named common options, by default all. It receives a `Console` instead of them."""
     common = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
         for name, (kind, default, option) in COMMON_OPTIONS.items()

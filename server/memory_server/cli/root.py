@@ -109,7 +109,7 @@ def settings(
 
 @app.command(hidden=True)
 def reference(
-    tools: Annotated[bool, typer.Option("--tools", help="Print the reference of all tools, docs/tools.md.")] = False,
+    tools: Annotated[bool, typer.Option("--tools", help="Print docs/tools.md instead.")] = False,
 ) -> None:
     """Print the reference of all commands, docs/cli.md."""
     page = lazy.tools_reference.markdown() if tools else markdown(typer.main.get_command(app))

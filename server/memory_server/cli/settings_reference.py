@@ -138,16 +138,10 @@ def _allowed(info: FieldInfo) -> str:
         return ", ".join(map(str, get_args(info.annotation)))
     if get_origin(info.annotation) is tuple:
         return "list of text"
-    names: dict[Any, str] = {
-        bool: "true, false",
-        int: "whole number",
-        float: "number",
-        SecretStr: "secret text",
-        Path: "path",
-    }
-    return (
-        names.get(kinds[0], "text") + _bounds(info) + (", or null" if type(None) in get_args(info.annotation) else "")
-    )
+    names: dict[Any, str] = {bool: "true, false", int: "whole number", float: "number"}
+    names |= {SecretStr: "secret text", Path: "path"}
+    null = ", or null" if type(None) in get_args(info.annotation) else ""
+    return names.get(kinds[0], "text") + _bounds(info) + null
 
 
 def _bounds(info: FieldInfo) -> str:

@@ -88,11 +88,7 @@ class LocalRedis:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def revive(self) -> bool:
-        """Start another supervisor if it was killed and not asked to stop; return whether this call did.
-
-        Raises:
-            NotSupported: there is no Redis to start any more.
-        """
+        """Start another supervisor if it was killed; return whether it did. Raises NotSupported without Redis."""
         if self.paths.stopped.exists() or not await _ensure_supervisor(self.paths, self.launch):
             return False
         log.warning("the supervisor of the embedded Redis was not running; started another")

@@ -93,11 +93,7 @@ def locate(data_dir: Path | None) -> LocalPaths:
 
 
 def prepare(data_dir: Path | None) -> LocalPaths:
-    """Create the data directory with mode 0700 and return its files.
-
-    Raises:
-        UnsafeStart: it cannot be created, belongs to another user, or other users may write to it.
-    """
+    """Create the private data directory and return its files. Raises UnsafeStart if other users may write to it."""
     paths = locate(data_dir)
     folder = paths.data_dir
     try:
@@ -113,11 +109,7 @@ def prepare(data_dir: Path | None) -> LocalPaths:
 
 
 def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
-    """Return the path of the socket, the last one if possible. Creates and checks its directory.
-
-    Raises:
-        UnsafeStart: no directory is short enough and owned by the user.
-    """
+    """Return the path of the socket, the last one if possible, in a private folder. Raises UnsafeStart without one."""
     problem = UnsafeStart("no directory is usable for the Unix socket", hint="set XDG_RUNTIME_DIR or TMPDIR")
     for folder in _socket_dirs(paths, last):
         path = folder / paths.socket_name
@@ -152,11 +144,7 @@ def _is_own_dir(folder: Path) -> bool:
 
 
 def make_private_dir(folder: Path) -> None:
-    """Create `folder` with mode 0700, or accept the user's existing directory.
-
-    Raises:
-        UnsafeStart: it is a symlink, not a directory, or belongs to another user.
-    """
+    """Create a private folder, or accept the user's. Raises UnsafeStart for a link or another user's folder."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         info = folder.lstat()

@@ -102,11 +102,7 @@ def config_file(client: Client, environment: Environment, *, project: bool = Fal
 
 
 def entry(client: Client, server: Server) -> dict[str, Any]:
-    """Return the entry of a server in a client's format.
-
-    Raises:
-        InvalidArgument: the client cannot pass a token from this variable.
-    """
+    """Return a server's entry in a client's format. Raises InvalidArgument if it cannot pass the token."""
     if client is Client.CODEX:
         return _codex_entry(server)
     reference = _VARIABLE_REFERENCE[client].format(server.token_variable)

@@ -39,9 +39,7 @@ def transport(console: Console) -> None:
 
 @keys.command()
 @common_options()
-def rotate(
-    console: Console, agent: Annotated[str | None, typer.Option(help="Only this agent; all if omitted.")] = None
-) -> None:
+def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Only this agent.")] = None) -> None:
     """Give agents new data keys and encrypt their memories again. Run it again to resume after an interruption."""
     namespace = console.namespace
     resealed: dict[str, int] = {}
@@ -66,9 +64,7 @@ def rotate(
 
 @keys.command()
 @common_options("as_json", "config", "data_dir")
-def rewrap(
-    console: Console, namespace: Annotated[str | None, typer.Option(help="Only this namespace; all if omitted.")] = None
-) -> None:
+def rewrap(console: Console, namespace: Annotated[str | None, typer.Option(help="Only this one.")] = None) -> None:
     """Encrypt all data keys under the first master key. Older master keys are not needed afterwards."""
 
     async def act(service: Service) -> int:

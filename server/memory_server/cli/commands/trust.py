@@ -46,9 +46,7 @@ def remove(console: Console, agent: Agent) -> None:
     """Show an agent's memories again."""
     namespace = console.namespace
     console.with_service(lambda service: lazy.quarantine.lift(service.backend, namespace, agent))
-    console.show(
-        {"agent": agent, "namespace": namespace}, f"The memories that {agent} wrote in {namespace} are visible again."
-    )
+    console.show({"agent": agent, "namespace": namespace}, f"The memories of {agent} in {namespace} are visible again.")
 
 
 @quarantine.command("list")
