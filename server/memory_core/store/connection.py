@@ -173,25 +173,22 @@ async def check_server(client: Client) -> dict[str, Any]:
 def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
     """Return what puts data or answers at risk: version, modules, policy, cluster, database."""
     found: dict[str, UnsafeStart] = {}
+
+    def refuse(what: str, is_unsafe: bool, message: str, hint: str) -> None:
+        if is_unsafe:
+            found[what] = UnsafeStart(message, hint=hint)
+
     version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        found["version"] = UnsafeStart(f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it")
-    if not any(b"search" in _flatten(module) for module in modules):
-        found["modules"] = UnsafeStart(
-            "this Redis has no Query Engine (module `search`)",
-            hint="use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one",
-        )
-    if policy != "noeviction":
-        found["policy"] = UnsafeStart(
-            f"maxmemory-policy is {policy}, which drops memories silently",
-            hint="CONFIG SET maxmemory-policy noeviction",
-        )
-    if int(info.get("cluster_enabled", 0)):
-        found["cluster"] = UnsafeStart(
-            "this Redis is a node of a cluster", hint="use redis+cluster://host:port,host:port"
-        )
-    if database != 0:
-        found["database"] = UnsafeStart("the Query Engine indexes database 0 only", hint="remove it from the URL")
+    is_old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS
+    refuse("version", is_old, f"Redis {version} is too old; 8.2 or newer is needed", "upgrade it")
+    has_search = any(b"search" in _flatten(module) for module in modules)
+    hint = "use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one"
+    refuse("modules", not has_search, "this Redis has no Query Engine (module `search`)", hint)
+    message = f"maxmemory-policy is {policy}, which drops memories silently"
+    refuse("policy", policy != "noeviction", message, "CONFIG SET maxmemory-policy noeviction")
+    is_node = bool(int(info.get("cluster_enabled", 0)))
+    refuse("cluster", is_node, "this Redis is a node of a cluster", "use redis+cluster://host:port,host:port")
+    refuse("database", database != 0, "the Query Engine indexes database 0 only", "remove it from the URL")
     return found
 
 

@@ -47,9 +47,9 @@ COMMON_OPTIONS = {
 }
 
 
-def group(help_text: str) -> typer.Typer:
+def group(name: str, help_text: str) -> typer.Typer:
     """Make a group of commands, such as `redis-memory tasks`."""
-    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=help_text)
+    return typer.Typer(name=name, no_args_is_help=True, pretty_exceptions_enable=False, help=help_text)
 
 
 def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from memory_server.security.audit.verifier import Report
 
 T = TypeVar("T")
-audit = group("Verify, export and read the audit log.")
+audit = group("audit", "Verify, export and read the audit log.")
 
 _MOST_SHOWN = 20
 _POLL_SECONDS = 0.2

@@ -12,7 +12,7 @@ from memory_server.cli.console import Console, common_options, group
 if TYPE_CHECKING:
     from memory_server.contract.sharing import GrantState
 
-grants = group("List and revoke grants.")
+grants = group("grants", "List and revoke grants.")
 
 
 @grants.command("list")

@@ -15,7 +15,7 @@ from memory_server.cli.console import CHECK_FAILED, Console, common_options, gro
 if TYPE_CHECKING:
     from memory_server.service import Service
 
-keys = group("Create and rotate keys.")
+keys = group("keys", "Create and rotate keys.")
 
 
 @keys.command()
