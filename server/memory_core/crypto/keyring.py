@@ -41,6 +41,11 @@ class Secret:
         """Sixteen hex digits."""
         return self.derive("id").hex()[:16]
 
+    @property
+    def encoded(self) -> str:
+        """Base64, as in the settings."""
+        return base64.b64encode(self.value).decode()
+
     def derive(self, purpose: str) -> bytes:
         """Derive the 32-byte key of one purpose. It reveals neither the secret nor other keys."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"redis-memory/{purpose}".encode()).derive(self.value)
@@ -94,12 +99,7 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
 
 def new_key() -> str:
     """Make a random key in base64."""
-    return written(Secret(secrets.token_bytes(KEY_BYTES)))
-
-
-def written(secret: Secret) -> str:
-    """Encode a secret in base64, as settings take it."""
-    return base64.b64encode(secret.value).decode()
+    return Secret(secrets.token_bytes(KEY_BYTES)).encoded
 
 
 def _masters(settings: Settings) -> list[Secret]:

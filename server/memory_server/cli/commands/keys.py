@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, new_key, written
+from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, new_key
 from memory_core.errors import KeyMissing
 from memory_core.records.names import check_name
 from memory_server.cli import lazy
@@ -33,7 +33,7 @@ def transport(console: Console) -> None:
     transports = load_keyring(console.settings).transports
     if not transports:
         raise KeyMissing("there is no master key to derive it from", hint=HOW_TO_SET)
-    key = written(transports[0])
+    key = transports[0].encoded
     console.show({"key": key}, key)
 
 
