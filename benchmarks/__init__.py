@@ -1,1 +1,1 @@
-"""Measurements against peers and floors; run them by `make bench`."""
+"""Benchmarks against peers and baselines: `make bench`."""

@@ -1,7 +1,7 @@
-"""Runs the benchmarks, each in a process of its own, and draws what they measured: `make bench`.
+"""Runs the benchmarks, each in its own process, and plots the results: `make bench`.
 
-`python -m benchmarks [NAME …]` runs those named. What needs data that is not there says SKIPPED; what fails is told at
-the end, and does not keep the others from running.
+`python -m benchmarks [NAME …]` runs the named ones. A benchmark without its data prints SKIPPED. A failure is reported
+at the end and does not stop the others.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "recovery": (),
     "crowd": (),
 }
-"""Name of each benchmark, and with what it is run."""
+"""The benchmarks, each with its command."""
 
 
 def main() -> int:
-    """Run and draw; gives 1 if any failed."""
+    """Run and plot; return 1 if any failed."""
     names = sys.argv[1:] or list(PARTS)
     unknown = [name for name in names if name not in PARTS]
     if unknown:

@@ -1,6 +1,6 @@
-"""What the audit costs: stores and searches with it and without, entries sealed and checked per second.
+"""The cost of the audit: stores and searches with and without it, entries sealed and verified per second.
 
-Run it as `python -m benchmarks.audit REDIS_URL`, on a Redis that may be filled; no sidecar is needed.
+Run it as `python -m benchmarks.audit REDIS_URL`, on a Redis that may be filled. It needs no sidecar.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Call = Callable[[], Awaitable[Any]]
 
 
 async def _cost(call: Call) -> tuple[float, float]:
-    """Give calls per second, so many under way at a time, and this process's milliseconds of CPU for each."""
+    """Calls per second with this many in parallel, and milliseconds of this process's CPU per call."""
     left = iter(range(CALLS))
 
     async def some() -> None:
@@ -49,7 +49,7 @@ async def _cost(call: Call) -> tuple[float, float]:
 
 @contextmanager
 def _silent(recorder: Recorder, auditor: Auditor, backend: Backend) -> Generator[None]:
-    """Leave out entries of reads and refusals, and sealing; the signed entries of changes stay."""
+    """Leave out sealing and the entries of reads and refusals. The signed entries of changes stay."""
     recorder.add = _ignore_entry
     auditor.noticed = _ignore
     was, backend.on_audited = backend.on_audited, _ignore
@@ -108,20 +108,20 @@ async def _sealing(url: str) -> None:
                 for batch in recorder.batches():
                     await service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
                     recorder.done(batch)
-            _tell("written", begun, spent)
+            _print_rate("written", begun, spent)
             begun, spent = time.perf_counter(), time.process_time()
             assert await seal(backend, namespace)
-            _tell("sealed", begun, spent)
+            _print_rate("sealed", begun, spent)
             begun, spent = time.perf_counter(), time.process_time()
             report = await reader.check(client, keys, backend.keyring)
             assert report.ok
             assert report.sealed_to == ENTRIES
-            _tell("verified", begun, spent)
+            _print_rate("verified", begun, spent)
             used = await client.memory_usage(keys.audit, samples=0)
             print(f"memory: {used / ENTRIES:.0f} bytes an entry with 10 ids")
 
 
-def _tell(what: str, begun: float, spent: float) -> None:
+def _print_rate(what: str, begun: float, spent: float) -> None:
     wall, cpu = time.perf_counter() - begun, time.process_time() - spent
     print(f"{what}: {ENTRIES / wall:.0f} entries/s, {cpu / ENTRIES * 1e6:.0f} us of CPU each")
 

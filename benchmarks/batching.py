@@ -1,6 +1,6 @@
-"""Texts a second of each engine that is installed, by how many texts are given at once.
+"""Texts per second of each installed engine, by batch size. `python -m benchmarks.batching`.
 
-`python -m benchmarks.batching`. The texts are turns of conversations, each size in turn in every round, one process.
+The texts are turns of conversations. Every round runs each size in turn, in one process.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MODEL = "all-MiniLM-L6-v2"
 
 
 def measure() -> dict[Backend, dict[int, float]]:
-    """Give the median rate of each engine at each size."""
+    """The median rate of each engine at each size."""
     texts = [memory["text"] for one in load("locomo") for memory in one.memories][: max(SIZES)]
     engines: list[Backend] = [name for name, package in ENGINES.items() if importlib.util.find_spec(package)]
     encoders: dict[Backend, Encoder] = {
@@ -42,9 +42,9 @@ def measure() -> dict[Backend, dict[int, float]]:
 
 
 def main() -> None:
-    """Measure, print the table and keep it as JSON."""
+    """Measure, print the table and save it as JSON."""
     measured = measure()
-    results.keep("batching", measured)
+    results.save("batching", measured)
     rows = [{"texts at once": size, **{name: row[size] for name, row in measured.items()}} for size in SIZES]
     results.show("texts a second", rows)
 

@@ -1,7 +1,7 @@
-"""The bulk engine beside raw FAISS and the Query Engine, all in one run.
+"""The bulk engine compared with raw FAISS and the Query Engine, in one run.
 
-`python -m benchmarks.bulk [vectors [rounds of batches]]`. Vectors are made up: of unit length, about some thousand
-subjects, in the dimension of MiniLM. What is measured is speed; the answers are compared too.
+`python -m benchmarks.bulk [vectors [rounds of batches]]`. The vectors are synthetic: unit length, around a thousand
+topics, in the dimension of MiniLM. The benchmark measures speed and also compares the answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Rows = dict[str, Any]
 
 
 def unit_vectors(count: int, seed: int) -> Matrix:
-    """Rows about a thousand subjects."""
+    """Rows around a thousand topics."""
     middles = np.random.default_rng(0).standard_normal((1000, DIMENSION), dtype=np.float32)
     chance = np.random.default_rng(seed)
     rows = middles[chance.integers(0, len(middles), count)]
@@ -49,7 +49,7 @@ def unit_vectors(count: int, seed: int) -> Matrix:
 
 
 def timed(*measured: Callable[[], Any]) -> list[list[float]]:
-    """Seconds of each, in turn, round by round, after one round unmeasured: what disturbs one disturbs all."""
+    """Seconds of each, in turn, round by round, after a warm-up round. A disturbance hits all of them."""
     seconds: list[list[float]] = [[] for _ in measured]
     for number in range(ROUNDS + 1):
         for place, function in enumerate(measured):
@@ -61,12 +61,12 @@ def timed(*measured: Callable[[], Any]) -> list[list[float]]:
 
 
 def spread(seconds: Sequence[float]) -> Rows:
-    """Median, least and most, in seconds."""
+    """Median, minimum and maximum, in seconds."""
     return {"median": statistics.median(seconds), "least": min(seconds), "most": max(seconds)}
 
 
 async def store_raw(redis: Client, namespace: str, vectors: Matrix) -> None:
-    """Write hashes as the product's own look, straight: storing is measured elsewhere. One in two is private."""
+    """Write hashes like the product's directly, because storing is measured elsewhere. Half of them are private."""
     names, field = Keys(namespace), vector_field(MODEL)
     for start in range(0, len(vectors), 500):
         pipe = redis.pipeline(transaction=False)
@@ -79,7 +79,7 @@ async def store_raw(redis: Client, namespace: str, vectors: Matrix) -> None:
 
 
 async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMirror, Snapshot, Rows]:
-    """Mirror a namespace, several times over."""
+    """Time filling a mirror of the namespace, several times."""
     seconds: list[float] = []
     cpu: list[float] = []
     cached, seen = await MirrorCache(redis, engine, vector_field(MODEL), DIMENSION, 1 << 34).snapshot(
@@ -104,7 +104,7 @@ async def fill(redis: Client, engine: BulkEngine, count: int) -> tuple[CachedMir
 
 
 def selecting(cached: CachedMirror) -> Rows:
-    """How long a permission takes: a thousand tokens of single memories, contexts and owners over all rows."""
+    """Time a permission filter of a thousand tokens of single memories, contexts and owners over all rows."""
     tokens = [f"i:{memory_id}" for memory_id in cached.mirror.ids[: 990 * 50 : 50]] + [f"o:owner{n}" for n in range(7)]
     wide = Selection(every=[("scope", [*tokens, "pub"])])
     (seconds,) = timed(lambda: cached.mirror.select(wide, time.time()))
@@ -112,8 +112,7 @@ def selecting(cached: CachedMirror) -> Rows:
 
 
 def comparing(engine: BulkEngine, cached: CachedMirror, seen: Snapshot, queries: Matrix) -> Rows:
-    """The exact ten nearest of a thousand queries beside FAISS's flat index, and of a tenth of
-    them with half of the rows permitted."""
+    """Exact ten nearest of a thousand queries compared with FAISS's flat index, and with half of the rows permitted."""
     library: Any = faiss
     faiss_index = library.IndexFlatIP(DIMENSION)
     faiss_index.add(cached.mirror.vectors)
@@ -121,22 +120,22 @@ def comparing(engine: BulkEngine, cached: CachedMirror, seen: Snapshot, queries:
     few = queries[:LOOPED]
     bitmap = library.IDSelectorBitmap(np.packbits(seen.chosen, bitorder="little"))
 
-    def theirs(asked: Matrix, **options: Any) -> Any:
+    def faiss_flat(asked: Matrix, **options: Any) -> Any:
         return faiss_index.search(asked, K, **options)
 
-    def ours(what: Snapshot, asked: Matrix) -> NearestFound:
+    def product(what: Snapshot, asked: Matrix) -> NearestFound:
         request = Nearest(selection=EVERYBODY, queries=to_bytes(asked), k=K)
         return engine.nearest(what, request, asked, None, float("inf"))
 
-    found = np.frombuffer(ours(everything, queries).scores, dtype="<f4").reshape(-1, K)
+    found = np.frombuffer(product(everything, queries).scores, dtype="<f4").reshape(-1, K)
     expected, _ = faiss_index.search(queries, K)
     assert np.allclose(found, expected, atol=1e-5)
     names = ("engine", "faiss_flat", "engine_half_permitted", "faiss_flat_half_permitted")
     seconds = timed(
-        lambda: ours(everything, queries),
-        lambda: theirs(queries),
-        lambda: ours(seen, few),
-        lambda: theirs(few, params=library.SearchParameters(sel=bitmap)),
+        lambda: product(everything, queries),
+        lambda: faiss_flat(queries),
+        lambda: product(seen, few),
+        lambda: faiss_flat(few, params=library.SearchParameters(sel=bitmap)),
     )
     rows: Rows = {name: spread(one) for name, one in zip(names, seconds, strict=True)}
     rows["engine_to_faiss"] = spread([a / b for a, b in zip(seconds[0], seconds[1], strict=True)])
@@ -145,7 +144,7 @@ def comparing(engine: BulkEngine, cached: CachedMirror, seen: Snapshot, queries:
 
 
 def indexes(engine: BulkEngine, seen: Snapshot, queries: Matrix) -> Rows:
-    """Each kind of index: time to build, time of a thousand queries, recall@10 against comparing with all."""
+    """Each kind of index: build time, time of a thousand queries, recall@10 against brute force."""
     from memory_embedder.bulk.faiss_index import build
 
     request = Nearest(selection=EVERYBODY, queries=to_bytes(queries), k=K, exact=False)
@@ -171,7 +170,7 @@ def indexes(engine: BulkEngine, seen: Snapshot, queries: Matrix) -> Rows:
 
 
 async def looped(redis: Client, queries: Matrix) -> Rows:
-    """The same question asked of the Query Engine's FLAT index one by one; a share of the queries, scaled up."""
+    """The same queries on the Query Engine's FLAT index one by one. Measures a share of them and scales up."""
     names = Keys("bench")
     await redis.execute_command(
         "FT.CREATE", "bench:flat", "PREFIX", 1, names.memory_prefix, "SCHEMA", vector_field(MODEL), "AS", "vec",
@@ -193,7 +192,7 @@ async def looped(redis: Client, queries: Matrix) -> Rows:
 
 
 async def batches(running: Product, rounds: int, memories: int = 2000, searches: int = 256) -> Rows:
-    """Searches in one call against as many calls, each text new to the cache, then each known to it."""
+    """Searches in one call and in as many calls, with uncached and with cached texts."""
     rows: Rows = {}
     async with McpClient(f"{running.url}?agent=one&namespace=batch") as client:
         for start in range(0, memories, 500):
@@ -231,7 +230,7 @@ def _searches(queries: Sequence[str], mode: str) -> list[dict[str, Any]]:
 
 
 async def main(count: int, rounds: int) -> None:
-    """Measure everything, print it, and keep it."""
+    """Measure everything, print it and save it."""
     vectors, queries = unit_vectors(count, 1), unit_vectors(QUERIES, 2)
     engine = BulkEngine(ArrayModule(), FaissLibrary(gpus=False))
     rows: Rows = {"vectors": count, "queries": QUERIES, "k": K}
@@ -252,7 +251,7 @@ async def main(count: int, rounds: int) -> None:
         rows["redis_to_engine"] = rows["redis_flat_looped"]["median"] / rows["exact"]["engine"]["median"]
         print("redis_to_engine", rows["redis_to_engine"])
         rows["batches"] = await batches(running, rounds)
-    results.keep("bulk", rows)
+    results.save("bulk", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What a crowd costs one who searches: 1,000 agents connected over HTTP, with 2,000 open waits.
+"""How much a crowd slows one agent's searches: 1,000 agents connected over HTTP, with 2,000 open waits.
 
-`python -m benchmarks.crowd [AGENTS]`: searches of one agent alone, then the same with the crowd beside it, in turn.
+`python -m benchmarks.crowd [AGENTS]` searches as one agent alone and with the crowd connected, in turn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _AT_ONCE = 50
 
 @asynccontextmanager
 async def waiting(running: Product, agents: int) -> AsyncGenerator[list[asyncio.Task[Any]]]:
-    """Connect so many agents, each with two waits that nothing ends; gives the waits."""
+    """Connect this many agents, each with two waits that nothing ends; yields the waits."""
     async with AsyncExitStack() as stack:
         gate = asyncio.Semaphore(_AT_ONCE)
 
@@ -47,7 +47,7 @@ async def waiting(running: Product, agents: int) -> AsyncGenerator[list[asyncio.
 
 
 async def search(running: Product, texts: Texts) -> list[float]:
-    """Milliseconds of one agent's searches that no cache knows, on a connection of their own."""
+    """Milliseconds of one agent's uncached searches, on a separate connection."""
     taken: list[float] = []
     async with clients(running.url, 1, "crowd") as (client,):
         for _ in range(SEARCHES):
@@ -58,7 +58,7 @@ async def search(running: Product, texts: Texts) -> list[float]:
 
 
 async def measure(agents: int) -> list[dict[str, Any]]:
-    """Compare the two in rounds."""
+    """Compare both in rounds."""
     texts, rows = Texts(), list[dict[str, Any]]()
     with product() as running:
         await fill(running, "crowd", SIZE, texts)
@@ -66,26 +66,28 @@ async def measure(agents: int) -> list[dict[str, Any]]:
         for _ in range(ROUNDS):
             alone = await search(running, texts)
             async with waiting(running, agents) as waits:
-                beside = await search(running, texts)
-                ended = [_said(wait) for wait in waits if wait.done()]
+                crowded = await search(running, texts)
+                ended = [_outcome_of(wait) for wait in waits if wait.done()]
             row: dict[str, Any] = {"agents": agents, "open_waits": len(waits) - len(ended), "ended_early": len(ended)}
             for why, number in Counter(ended).items():
                 print(f"{number} waits ended early: {why}")
-            for name, taken in (("alone", alone), ("crowd", beside)):
+            for name, taken in (("alone", alone), ("crowd", crowded)):
                 row |= {f"{name}_p50_ms": percentile(taken, 0.5), f"{name}_p99_ms": percentile(taken, 0.99)}
             rows.append(row | {"p99_ratio": row["crowd_p99_ms"] / row["alone_p99_ms"]})
     return rows
 
 
-def _said(wait: asyncio.Task[Any]) -> str:
+def _outcome_of(wait: asyncio.Task[Any]) -> str:
     return str(wait.exception() or wait.result())[:120]
 
 
 def main() -> None:
-    """Measure, print the rounds and their median, and keep them as JSON."""
+    """Measure, print the rounds and their median, and save them as JSON."""
     rows = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 1_000))
-    results.keep("crowd", rows)
-    results.show("searches beside a crowd", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}])
+    results.save("crowd", rows)
+    results.show(
+        "searches with a crowd connected", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}]
+    )
 
 
 if __name__ == "__main__":

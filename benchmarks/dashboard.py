@@ -1,8 +1,8 @@
-"""How soon the dashboard shows something, and how smoothly its map moves: `python -m benchmarks.dashboard`.
+"""How fast the dashboard opens, and how smoothly its map moves: `python -m benchmarks.dashboard`.
 
-Memories are copied straight into Redis, each with a ready-made vector around one of forty middles, so that no sidecar
-has to read them. The browser is Chromium without a GPU: frames are drawn by the processor. Needs the extra
-`browser`. BENCH_MEMORIES and BENCH_POINTS set the numbers.
+Memories are copied directly into Redis, each with a supplied vector around one of forty centres, so no sidecar embeds
+them. The browser is Chromium without a GPU, so the CPU draws the frames. Needs the extra `browser`. BENCH_MEMORIES and
+BENCH_POINTS set the numbers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
 
 async def main() -> None:
     """Measure everything and print a table."""
-    os.environ["MEMORY_MASTER_KEY"] = new_key()  # one for the server and for the copies made here
+    os.environ["MEMORY_MASTER_KEY"] = new_key()  # shared by the server and the copies made here
     with product() as served:
         page = served.url.removesuffix("mcp")
         async with service_on(served) as service, _browser() as browser:
@@ -71,16 +71,20 @@ async def main() -> None:
 
 
 async def _fill(url: str, service: Service) -> float:
-    """Fill the namespace with copies of one memory of each agent, with codes that prove them. Gives seconds.
+    """Fill the namespace with copies of one memory of each agent, with valid integrity codes; return the seconds.
 
-    All are public, so that one map holds them; they were stored over the last thirty days.
+    All are public, so that one map shows them, and were stored over the last thirty days.
     """
     began = time.perf_counter()
     async with httpx2.AsyncClient(timeout=120) as client:
         for agent in range(AGENTS):
             vector = [1.0] + [0.0] * (DIMENSION - 1)
-            said = {"content": f"The pattern of agent {agent}.", "memory_type": "embedding", "visibility": "public"}
-            await _call(client, url.removesuffix("mcp"), "store_memory", f"agent-{agent}", **said, vector=vector)
+            arguments = {
+                "content": f"The pattern of agent {agent}.",
+                "memory_type": "embedding",
+                "visibility": "public",
+            }
+            await _call(client, url.removesuffix("mcp"), "store_memory", f"agent-{agent}", **arguments, vector=vector)
     loader = await Loader.of(service)
     for start in range(0, MEMORIES, _BATCH):
         await loader.copy(min(_BATCH, MEMORIES - start))
@@ -88,7 +92,7 @@ async def _fill(url: str, service: Service) -> float:
 
 
 class Loader:
-    """Writes copies of memories straight into Redis, many at a time."""
+    """Writes copies of memories directly into Redis, many at a time."""
 
     def __init__(self, service: Service, client: Client, patterns: list[dict[bytes, bytes]]) -> None:
         self._integrity = service.backend.integrity
@@ -100,13 +104,13 @@ class Loader:
 
     @classmethod
     async def of(cls, service: Service) -> Loader:
-        """Take what is stored for patterns."""
+        """Use stored memories as templates."""
         client, keys = await service.backend.client(), Keys(NAMESPACE)
         names = [name async for name in client.scan_iter(match=f"{keys.memory_prefix}*")]
         return cls(service, client, [await client.hgetall(name) for name in names])
 
     async def copy(self, number: int) -> None:
-        """Write so many."""
+        """Write this many copies."""
         pipe: Any = self._client.pipeline(transaction=False)
         for _ in range(number):
             agent = int(self._random.integers(len(self._patterns)))
@@ -132,7 +136,7 @@ class Loader:
 
 
 def _mac(seal: dict[str, Any], message: bytes) -> str:
-    """Give the code of a message, as the Functions make it of the pads of HMAC-SHA-1."""
+    """The code of a message, computed from the pads of HMAC-SHA-1 as the Functions do."""
     inner = hashlib.sha1(seal["inner"] + message, usedforsecurity=False).digest()
     return hashlib.sha1(seal["outer"] + inner, usedforsecurity=False).hexdigest()
 
@@ -145,7 +149,7 @@ async def _call(client: httpx2.AsyncClient, page: str, tool: str, agent: str, **
 
 
 async def _api(page: str) -> list[tuple[str, str]]:
-    """Time the calls behind the first page and the map, each the first of its kind."""
+    """Time the API calls of the first page and the map, uncached."""
     rows: list[tuple[str, str]] = []
     async with httpx2.AsyncClient(timeout=120) as client:
         for tool, arguments in (("dashboard_census", {}), ("dashboard_map", {"limit": POINTS})):
@@ -157,7 +161,7 @@ async def _api(page: str) -> list[tuple[str, str]]:
 
 
 async def _opening(browser: Browser, name: str, address: str, ends: list[str]) -> list[tuple[str, str]]:
-    """Open the first page with an empty cache, again and again."""
+    """Open the first page repeatedly with an empty cache."""
     painted: list[float] = []
     counted: list[float] = []
     for end in ends:
@@ -174,7 +178,7 @@ async def _opening(browser: Browser, name: str, address: str, ends: list[str]) -
 
 
 async def _map(browser: Browser, page_url: str) -> list[tuple[str, str]]:
-    """Draw the map, drag it, turn the wheel and lasso half of it."""
+    """Draw the map, drag it, zoom it and lasso half of it."""
     async with _page(browser) as page:
         began = time.perf_counter()
         await page.goto(f"{page_url}?agent=agent-0&live=0#/map")
@@ -215,7 +219,7 @@ async def _map(browser: Browser, page_url: str) -> list[tuple[str, str]]:
 
 
 async def _processor_time(page: Page) -> Callable[[], Awaitable[float]]:
-    """Have the browser count the seconds that the page's thread works; waiting for a core does not count."""
+    """Let the browser count the CPU seconds of the page's thread, without waiting for a core."""
     session = await page.context.new_cdp_session(page)
     await session.send("Performance.enable", {"timeDomain": "threadTicks"})
 
@@ -236,9 +240,9 @@ async def _lasso(page: Page, box: dict[str, float] | Any) -> str:
         await page.mouse.move(*place, steps=5)
     began = time.perf_counter()
     await page.mouse.up()
-    told = page.get_by_text(re.compile(r"^[\d,]+ chosen$"))
-    await told.wait_for()
-    return f"{await told.inner_text()}, after {time.perf_counter() - began:.2f} s"
+    selected = page.get_by_text(re.compile(r"^[\d,]+ chosen$"))
+    await selected.wait_for()
+    return f"{await selected.inner_text()}, after {time.perf_counter() - began:.2f} s"
 
 
 def _median(seconds: list[float]) -> str:

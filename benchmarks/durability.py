@@ -1,4 +1,4 @@
-"""How long a store takes at each level of durability, at 1 and 8 clients, through the use case on Redis of its own."""
+"""How long a store takes at each durability level, with 1 and 8 clients, through the use case on a separate Redis."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PATIENCE = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A policy of the append-only file, with or without a replica of the same, and what is stored."""
+    """A policy of the append-only file, with or without a replica, and what is stored."""
 
     fsync: str
     priority: Priority
@@ -57,7 +57,7 @@ async def main() -> None:
     for case in CASES:
         with tempfile.TemporaryDirectory(prefix="rm-durability-") as folder, _servers(Path(folder), case) as url:
             async with Service(Settings.load(redis_url=url)).running() as service:
-                await _until_whole(url, case)
+                await _until_replicated(url, case)
                 await _store(service, "warm", case)
                 for clients in CLIENTS:
                     levels, times = await _measure(service, case, clients)
@@ -69,7 +69,7 @@ async def main() -> None:
 
 
 async def _measure(service: Service, case: Case, clients: int) -> tuple[list[str], list[float]]:
-    """Store for a while; give the levels that answers named, and the seconds that each took."""
+    """Store for a while; return the reported levels and the seconds of each store."""
     levels: set[str] = set()
     times: list[float] = []
     numbers, ends = itertools.count(), time.perf_counter() + SECONDS
@@ -89,7 +89,7 @@ async def _store(service: Service, client: str, case: Case, number: int = 0) -> 
     return (await store_memory(service, RequestContext(Caller("bench", f"agent-{client}")), new)).durability
 
 
-async def _until_whole(url: str, case: Case) -> None:
+async def _until_replicated(url: str, case: Case) -> None:
     """Wait until the replica follows."""
     ends = time.monotonic() + _PATIENCE
     async with connect(url) as client:
@@ -101,7 +101,7 @@ async def _until_whole(url: str, case: Case) -> None:
 
 @contextmanager
 def _servers(folder: Path, case: Case) -> Generator[str]:
-    """Run a Redis, and a replica of it; give its URL."""
+    """Run a Redis, and optionally a replica; yield its URL."""
     ports = [_free_port(), _free_port()]
     follow: list[Sequence[str]] = [(), ("--replicaof", f"127.0.0.1 {ports[0]}", "--repl-diskless-sync-delay", "0")]
     running = [_start(folder / str(port), port, case.fsync, more) for port, more in zip(ports, follow, strict=True)]

@@ -1,7 +1,7 @@
-"""Texts a second of each inference engine beside sentence-transformers and plain ONNX Runtime, in one run.
+"""Texts per second of each inference engine, sentence-transformers and plain ONNX Runtime, in one run.
 
-Every engine has a process of its own that stays loaded; they take turns, so that the machine's mood meets all alike.
-The Torch ones need the environment of `make test-torch`, and are left out where they are not installed.
+Every engine has its own process that stays loaded. They take turns, so that disturbances affect all of them. The Torch
+engines need the environment of `make test-torch`, and are left out where they are not installed.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ Embed = Callable[[list[str]], Matrix]
 
 
 def ours(engine: EngineName, *, exact: bool = False) -> Embed:
-    """Embed as a sidecar does: sorted by length, in batches of so many tokens, in the engine's best precision."""
+    """Embed as a sidecar does: sorted by length, in batches by tokens, in the engine's best precision."""
     encoder = open_engine(engine, EncoderOptions(MODEL, GpuSettings(), exact=exact))
     return lambda texts: encode(encoder, texts, _BUDGET)
 
 
 def sentence_transformers() -> Embed:
-    """Embed as most people do: the library's defaults."""
+    """Embed with the library's defaults."""
     library: Any = import_module("sentence_transformers")
     model = library.SentenceTransformer(str(find_folder(MODEL).folder), device="cpu")
     return lambda texts: np.asarray(model.encode(texts, normalize_embeddings=True), dtype=np.float32)
 
 
 def plain_onnx() -> Embed:
-    """Embed with ONNX Runtime and no further thought: as the texts come, 32 at a time, padded to the longest."""
+    """Embed with plain ONNX Runtime: in the given order, 32 at a time, padded to the longest."""
     import onnxruntime
 
     weights = find_weights(MODEL)
@@ -85,11 +85,11 @@ ENGINES: dict[str, tuple[tuple[str, ...], Callable[[], Embed]]] = {
     "sidecar, openvino": (("openvino",), lambda: ours("openvino")),
     REFERENCE: (("sentence_transformers",), lambda: ours("torch", exact=True)),
 }
-"""What is measured: the packages that it needs, and how it is opened."""
+"""The engines: the packages each needs, and how to open it."""
 
 
 def work(name: str) -> None:
-    """Be one engine's process: a line of JSON texts in, their vectors to a file and the seconds out, until the end."""
+    """Run one engine: reads lines of JSON texts, writes their vectors to a file and prints the seconds."""
     embed = ENGINES[name][1]()
     for line in sys.stdin:
         ask = json.loads(line)
@@ -101,7 +101,7 @@ def work(name: str) -> None:
 
 
 class Worker:
-    """One engine's process."""
+    """The process of one engine."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name = name
@@ -115,7 +115,7 @@ class Worker:
         )
 
     def embed(self, texts: list[str]) -> tuple[float, float]:
-        """Have texts embedded; gives seconds of wall and of processor time.
+        """Embed texts; return seconds of wall time and of CPU time.
 
         Raises:
             RuntimeError: the engine does not work here.
@@ -132,7 +132,7 @@ class Worker:
         return wall, processor
 
     def vectors(self) -> Matrix:
-        """Give the vectors of the last texts, shape (texts, dimension)."""
+        """The vectors of the last texts, shape (texts, dimension)."""
         return np.load(self._file)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Worker:
 
 
 def measure(texts: list[str], folder: Path) -> dict[str, Any]:
-    """Let all engines that are installed here embed the same texts in turn."""
+    """Let all installed engines embed the same texts in turn."""
     workers = [Worker(name, folder) for name, (needs, _) in ENGINES.items() if all(map(find_spec, needs))]
     try:
         for worker in workers:
@@ -175,7 +175,7 @@ def _row(
 
 
 def main() -> None:
-    """Measure, or be one engine's process."""
+    """Measure, or run as one engine's process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", choices=ENGINES)
     if engine := parser.parse_args().engine:
@@ -186,7 +186,7 @@ def main() -> None:
     texts = [memory["text"] for conversation in load("locomo") for memory in conversation.memories][:TEXTS]
     with tempfile.TemporaryDirectory() as folder:
         report = measure(texts, Path(folder))
-    results.keep("embedding", report)
+    results.save("embedding", report)
     results.show(f"{report['texts']} texts on {report['cores']} cores; ratios to {report['floor']}", report["engines"])
 
 

@@ -23,7 +23,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Memories in the order of time, each a dict of id, text, speaker, time and session."""
+    """Memories in order of time, each a dict of id, text, speaker, time and session."""
 
     id: str
     memories: tuple[dict[str, Any], ...]
@@ -31,7 +31,7 @@ class Conversation:
 
 
 def load(name: str) -> list[Conversation]:
-    """Read the set `name`; ends the program with a clear word where there is none."""
+    """Read the set `name`; exits with a message if it does not exist."""
     folder = Path(os.environ["MEMORY_EVAL_DATA"]) if "MEMORY_EVAL_DATA" in os.environ else _BESIDE
     path = folder / f"{name}.json"
     if not path.is_file():

@@ -1,7 +1,7 @@
 """How soon waiting agents wake, and what a thousand of them cost: `python -m benchmarks.events`.
 
-A thousand callers wait within this process, on the service that the HTTP server runs, so that the figures are the
-product's and not those of a thousand HTTP clients on the same cores; fifty more wait over HTTP.
+A thousand callers wait in this process, on the service of the HTTP server, so the figures do not include a thousand
+HTTP clients on the same cores. Fifty more wait over HTTP.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ async def main() -> None:
             rows = [*await _in_process(service, redis), *await _matches(service, served.url)]
         rows += await _over_http(served.url, redis)
         await redis.aclose()
-    results.keep("events", dict(rows))
+    results.save("events", dict(rows))
     print("\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]))
 
 
@@ -113,7 +113,7 @@ async def _in_process(service: Service, redis: Client) -> list[tuple[str, str]]:
 
 
 async def _matches(service: Service, url: str) -> list[tuple[str, str]]:
-    """Let all have a standing query, store what is far from it, then what is close."""
+    """Give every agent a standing query, store memories far from it, then memories close to it."""
     names = [f"agent{number}" for number in range(WAITERS)]
     waits = _wait(service, names, WaitArguments(timeout_seconds=300, query=QUERY, kinds=["match"], min_score=0.45))
     await _until(lambda: service.events.count(NAMESPACE) == WAITERS)

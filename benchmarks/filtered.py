@@ -1,7 +1,7 @@
-"""The nearest among what a caller may read, beside RediSearch's own choice of how to look: at several shares of the
-store, with the product's index and query.
+"""Nearest-neighbour search within a permission, compared with RediSearch's automatic policy, at several selectivities.
 
-`python -m benchmarks.filtered [memories]`. Each query is asked in every way in turn, so what disturbs one disturbs all.
+`python -m benchmarks.filtered [memories]` uses the product's index and query. Each query runs in every way in turn, so
+that disturbances affect all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Row = dict[str, Any]
 
 
 async def store(client: Client, keys: Keys, vectors: Matrix) -> dict[float, np.ndarray[Any, Any]]:
-    """Write bare records, each readable to some of the callers; gives the numbers that each may read."""
+    """Write bare records, each readable to some of the callers; return the numbers that each may read."""
     chance, field = np.random.default_rng(1), vector_field(MODEL)
     readable = {share: np.flatnonzero(chance.random(len(vectors)) < share) for share in SHARES}
     scopes: list[list[str]] = [[] for _ in vectors]
@@ -52,7 +52,7 @@ async def store(client: Client, keys: Keys, vectors: Matrix) -> dict[float, np.n
 async def ask(
     client: Client, keys: Keys, share: float, vector: Matrix, depth: int, way: str
 ) -> tuple[list[int], float]:
-    """Give the nearest, best first, and the milliseconds taken."""
+    """The nearest, best first, and the milliseconds taken."""
     query = with_neighbours(having(Query("@expires_at:[5 inf]"), "scope", f"o:{share}"), to_bytes(vector), depth, way)
     started = time.perf_counter()
     answer = await client.execute_command(
@@ -64,7 +64,7 @@ async def ask(
 
 
 async def measure(client: Client, keys: Keys, asked: Matrix, vectors: Matrix, count: int) -> list[Row]:
-    """Compare the automatic policy with ours at each share and depth."""
+    """Compare the automatic policy with the product's at each selectivity and depth."""
     readable = await store(client, keys, vectors)
     rows: list[Row] = []
     for share, numbers in readable.items():
@@ -98,7 +98,7 @@ async def _compare(
 
 
 async def run(count: int) -> list[Row]:
-    """Measure on a Redis of its own."""
+    """Measure on a separate Redis."""
     asked, vectors = questions_and_texts(count)
     asked = asked[np.random.default_rng(3).permutation(len(asked))[:QUERIES]]
     with product() as running:
@@ -108,10 +108,10 @@ async def run(count: int) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print the table and keep it as JSON."""
+    """Measure, print the table and save it as JSON."""
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     rows = asyncio.run(run(count))
-    results.keep("filtered", {"memories": count, "rows": rows})
+    results.save("filtered", {"memories": count, "rows": rows})
     results.show(f"the nearest among what may be read, of {count} memories", rows)
 
 

@@ -1,6 +1,6 @@
-"""What a memory costs Redis: bytes, and processor time until it stands in the graph; what docs/scaling.md reckons with.
+"""What a memory costs Redis: bytes, and CPU time until it is in the graph. docs/scaling.md uses these figures.
 
-`python -m benchmarks.footprint [NUMBER]` fills a namespace of a product of its own in steps.
+`python -m benchmarks.footprint [NUMBER]` fills a namespace of a separate product in steps.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _STEPS = 4
 
 
 async def _state(running: Product) -> dict[str, float]:
-    """Give Redis's memory, its processor time so far, and the bytes on disk."""
+    """Redis's memory, its CPU time so far, and the bytes on disk."""
     async with running.redis() as client:
         memory, cpu = await client.info("memory"), await client.info("cpu")
     disk = sum(path.stat().st_size for path in running.data_dir.rglob("*") if path.is_file())
@@ -25,11 +25,11 @@ async def _state(running: Product) -> dict[str, float]:
 
 
 async def measure(number: int) -> list[dict[str, float]]:
-    """Fill a namespace; gives what a memory of each step has cost."""
+    """Fill a namespace; return the cost per memory of each step."""
     found: list[dict[str, float]] = []
     texts = Texts()
     with product() as running:
-        await fill(running, "footprint", 1000, texts)  # what is there once, however many memories there are
+        await fill(running, "footprint", 1000, texts)  # fixed costs
         had, before = 1000, await _state(running)
         for step in range(1, _STEPS + 1):
             size = 1000 + number * step // _STEPS
@@ -42,9 +42,9 @@ async def measure(number: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Print a table, and keep it under results/."""
+    """Print a table and save it under results/."""
     found = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 20_000))
-    results.keep("footprint", found)
+    results.save("footprint", found)
     results.show("what a memory of each step costs", found)
 
 

@@ -1,8 +1,8 @@
-"""Whether searches wait while others store: their time idle, while a sidecar embeds, and beside writers, in turn.
+"""How search latency suffers while others store: idle, while a sidecar embeds, and with concurrent writers, in turn.
 
-`python -m benchmarks.ingesting [MEMORIES]`. One client searches with questions that no cache knows. In "embedding" a
-sidecar works off what was stored before, at its full rate; in "storing" four clients store batches without pause too,
-and share the server's one core with whoever searches.
+`python -m benchmarks.ingesting [MEMORIES]`. One client searches with uncached questions. In "embedding" a sidecar works
+through the backlog at its full rate. In "storing" four clients also store batches without pause, and share the server's
+one core with the searches.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from benchmarks.serving import product
 
 ROUNDS, SECONDS, WRITERS, BATCH, BEFORE = 5, 6.0, 4, 50, 1_600
 _BACKLOG = 400
-"""Texts that wait at most, so that the next idle round need not wait long."""
+"""Largest backlog, so that the next idle round starts soon."""
 
 
 async def search(client: RawClient, texts: Texts, seconds: float) -> list[float]:
-    """Search for so long; gives the milliseconds of each."""
+    """Search for a time; return the milliseconds of each search."""
     taken, until = list[float](), time.perf_counter() + seconds
     while time.perf_counter() < until:
         question, began = texts.question(), time.perf_counter()
@@ -35,7 +35,7 @@ async def search(client: RawClient, texts: Texts, seconds: float) -> list[float]
 
 
 async def store_all(client: RawClient, contents: Iterable[str]) -> int:
-    """Store texts in one batch, none of which may fail; gives how many."""
+    """Store texts in one batch, all of which must succeed; return their number."""
     operations = [{"op": "store_memory", "content": content} for content in contents]
     answer = await client.call("batch_operations", operations=operations)
     assert answer["succeeded"] == len(operations), answer["results"]
@@ -43,7 +43,7 @@ async def store_all(client: RawClient, contents: Iterable[str]) -> int:
 
 
 async def store(client: RawClient, texts: Texts, done: asyncio.Event) -> int:
-    """Store until told to stop, never far ahead of the sidecar; gives how many."""
+    """Store until stopped, never far ahead of the sidecar; return the number."""
     stored = 0
     while not done.is_set():
         if (await client.call("memory_stats"))["vector_backlog"] > _BACKLOG:
@@ -54,23 +54,23 @@ async def store(client: RawClient, texts: Texts, done: asyncio.Event) -> int:
 
 
 async def drained(client: RawClient) -> None:
-    """Wait until nothing waits for its vector."""
+    """Wait until no memory waits for its vector."""
     while (await client.call("memory_stats"))["vector_backlog"]:
         await asyncio.sleep(0.1)
 
 
-async def beside_embedding(client: RawClient, texts: Texts) -> list[float]:
-    """Search while a sidecar works off what was stored just before."""
+async def while_embedding(client: RawClient, texts: Texts) -> list[float]:
+    """Search while a sidecar embeds what was stored just before."""
     for _ in range(0, BEFORE, BATCH):
         await store_all(client, (texts.turn() for _ in range(BATCH)))
     taken = await search(client, texts, SECONDS)
-    assert (await client.call("memory_stats"))["vector_backlog"], "the sidecar was done before: store more"
+    assert (await client.call("memory_stats"))["vector_backlog"], "the sidecar finished too early: store more"
     await drained(client)
     return taken
 
 
-async def beside_writers(client: RawClient, writers: Sequence[RawClient], texts: Texts) -> tuple[list[float], int]:
-    """Search while others store; gives how many they stored too."""
+async def while_storing(client: RawClient, writers: Sequence[RawClient], texts: Texts) -> tuple[list[float], int]:
+    """Search while others store; also return how many they stored."""
     done = asyncio.Event()
     storing = [asyncio.create_task(store(writer, texts, done)) for writer in writers]
     taken = await search(client, texts, SECONDS)
@@ -88,8 +88,8 @@ async def measure(size: int) -> list[dict[str, float]]:
         async with clients(running.url, WRITERS + 1, "ingest") as (reader, *writers):
             await search(reader, texts, 3.0)
             for _ in range(ROUNDS):
-                idle, embedding = await search(reader, texts, SECONDS), await beside_embedding(reader, texts)
-                storing, stored = await beside_writers(reader, writers, texts)
+                idle, embedding = await search(reader, texts, SECONDS), await while_embedding(reader, texts)
+                storing, stored = await while_storing(reader, writers, texts)
                 row = {"stored_per_second": stored / SECONDS}
                 for name, taken in (("idle", idle), ("embedding", embedding), ("storing", storing)):
                     row |= {f"{name}_p50_ms": percentile(taken, 0.5), f"{name}_p95_ms": percentile(taken, 0.95)}
@@ -100,9 +100,9 @@ async def measure(size: int) -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print the rounds and their median, and keep them as JSON."""
+    """Measure, print the rounds and their median, and save them as JSON."""
     rows = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
-    results.keep("ingesting", rows)
+    results.save("ingesting", rows)
     results.show("searches while others store", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}])
 
 

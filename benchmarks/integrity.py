@@ -1,4 +1,4 @@
-"""What integrity codes cost in processor time of server and Redis: stores and searches with a key and without one."""
+"""The CPU cost of integrity codes in server and Redis: stores and searches with and without a key."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ ROUNDS, STORES = 15, 100
 
 
 async def _spent(service: Service) -> float:
-    """Processor seconds of this process and of Redis so far."""
+    """CPU seconds of this process and of Redis so far."""
     client = await service.backend.client()
     used = await client.info("cpu")
     return time.process_time() + used["used_cpu_user_main_thread"] + used["used_cpu_sys_main_thread"]
 
 
 async def _round(service: Service, request: RequestContext, number: int) -> tuple[float, float]:
-    """Store and search; give milliseconds of one each."""
+    """Store and search; return the milliseconds of one of each."""
     started = await _spent(service)
     for index in range(STORES):
         content = f"{QUERIES[index % len(QUERIES)]}, asked for the {number * STORES + index}th time; " * 6

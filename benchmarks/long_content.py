@@ -45,7 +45,7 @@ def text(size: int, seed: int) -> str:
 
 
 async def search_latencies(client: Client, count: int, stop: asyncio.Event | None = None) -> list[float]:
-    """Search by words and meaning, each query new, and give milliseconds."""
+    """Milliseconds of hybrid searches, each with a new query."""
     latencies: list[float] = []
     for number in range(count):
         started = time.perf_counter()
@@ -57,7 +57,7 @@ async def search_latencies(client: Client, count: int, stop: asyncio.Event | Non
 
 
 async def store_a_mebibyte(running: Product, console: Console) -> None:
-    """Time a store of 1 MiB until every piece has its vector, with searches going on beside it."""
+    """Time a store of 1 MiB until every chunk has its vector, while searches run."""
     reader_url, writer_url = (f"{running.url}?agent={agent}&namespace=long" for agent in ("reader", "writer"))
     async with Client(reader_url) as reader, Client(writer_url) as writer, running.redis() as redis:
         for number in range(200):
@@ -83,7 +83,7 @@ async def store_a_mebibyte(running: Product, console: Console) -> None:
     stalls = [entry["duration"] / 1000 for entry in slow if entry["command"].startswith(b"FCALL")]
     ratio = percentile(busy, 0.95) / percentile(idle, 0.95)
     console.print(
-        f"1 MiB in {memory['pieces']} pieces: acknowledged after {acknowledged:.1f} s, "
+        f"1 MiB in {memory['pieces']} chunks: acknowledged after {acknowledged:.1f} s, "
         f"all vectors after {ready:.1f} s, its tags changed in {retagged:.1f} s"
     )
     console.print(
@@ -105,7 +105,7 @@ async def until_embedded(client: Client) -> None:
 
 
 async def batches(running: Product, console: Console) -> None:
-    """Store the same number of short texts in one call and one by one, each as it is by default, in turn."""
+    """Store the same number of short texts in one call and one by one, with default settings, in turn."""
     ratios: list[float] = []
     for number in range(_ROUNDS):
         async with Client(f"{running.url}?agent=one&namespace=batch-{number}") as client:
@@ -129,7 +129,7 @@ async def batches(running: Product, console: Console) -> None:
 
 
 def main() -> None:
-    """Measure both on a product of its own."""
+    """Measure both on a separate product."""
     console = Console(width=160)
     with product() as running:
         asyncio.run(store_a_mebibyte(running, console))

@@ -1,4 +1,4 @@
-"""Calls tools on the product over MCP, for benchmarks: a refusal or a partial answer ends the run."""
+"""Calls tools over MCP, for benchmarks. A refusal or a partial answer ends the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from mcp_types import CallToolResult
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Call a tool and give its structured answer.
+    """Call a tool; return its structured answer.
 
     Raises:
-        RuntimeError: it refused, or answered in part.
+        RuntimeError: the tool refused, or answered in part.
     """
     result = await client.call_tool(tool, arguments)
     assert isinstance(result, CallToolResult)

@@ -1,4 +1,4 @@
-"""How good a ranking is, and how spread a set of durations."""
+"""Quality of a ranking, and percentiles of durations."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def mean(qualities: Sequence[Quality]) -> Quality:
 
 
 def percentile(durations: Sequence[float], share: float) -> float:
-    """Give a percentile of durations, in their unit."""
+    """A percentile of durations, in their unit."""
     ordered = sorted(durations)
     return ordered[min(int(share * len(ordered)), len(ordered) - 1)]

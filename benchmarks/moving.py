@@ -1,7 +1,7 @@
-"""Export and import: how many memories a second, of every format, without waiting for vectors and with them.
+"""Export and import: memories per second in every format, with and without vectors, without waiting for embedding.
 
 `python -m benchmarks.moving REDIS_URL [NUMBER]` writes namespaces named bench-… into that Redis, where no sidecar
-should run. It needs the fixtures of the tests beside it: `PYTHONPATH=tests`.
+should run. It uses fixtures of the tests: `PYTHONPATH=tests`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DIMENSION = 384
 
 
 def _timed(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> float:
-    """Give the seconds that an action takes once Redis is connected."""
+    """The seconds that an action takes once Redis is connected."""
 
     async def run(service: Service) -> float:
         started = time.perf_counter()
@@ -43,7 +43,7 @@ def _timed(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> flo
 
 
 def _with_vectors(plain: Path, packed: Path) -> Path:
-    """Give an export of ours random vectors."""
+    """Add random vectors to an export."""
     chance, rows = np.random.default_rng(7), [json.loads(row) for row in plain.read_bytes().splitlines()]
     for row in rows:
         if row["kind"] == "memory":
@@ -61,7 +61,7 @@ def main() -> None:
     def show(what: str, seconds: float) -> None:
         table.add_row(what, f"{seconds:.2f}", f"{number / seconds:,.0f}")
 
-    def bring(path: Path, name: str, how: How) -> float:
+    def import_file(path: Path, name: str, how: How) -> float:
         return _timed(settings, lambda service: import_path(service, f"bench-{run}-{name}", path, how))
 
     with tempfile.TemporaryDirectory() as folder:
@@ -69,13 +69,13 @@ def main() -> None:
             home = Path(folder) / name
             home.mkdir()
             path, how = make(home, number), How(agent="ann")
-            show(f"import {name}", bring(path, name, how))
-            show(f"import {name} again", bring(path, name, how))
+            show(f"import {name}", import_file(path, name, how))
+            show(f"import {name} again", import_file(path, name, how))
         plain, packed, again = (Path(folder) / name for name in ("a.jsonl", "v.jsonl", "v2.jsonl.zst"))
         source, copy = f"bench-{run}-mem0", f"bench-{run}-copy"
         show("export", _timed(settings, lambda service: export(service, source, plain, What())))
-        show("import of it", bring(plain, "plain", How()))
-        show("import of it with vectors", bring(_with_vectors(plain, packed), "copy", How()))
+        show("import of it", import_file(plain, "plain", How()))
+        show("import of it with vectors", import_file(_with_vectors(plain, packed), "copy", How()))
         show("export with vectors, packed", _timed(settings, lambda service: export(service, copy, again, What())))
     Console().print(table)
 

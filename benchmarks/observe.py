@@ -1,6 +1,6 @@
-"""What watching costs: stores and searches with the counting of figures and without, scraped, and traced.
+"""The cost of observability: stores and searches without metrics, with metrics scraped, and traced.
 
-Run it as `python -m benchmarks.observe REDIS_URL`, on a Redis that may be filled; no sidecar is needed.
+Run it as `python -m benchmarks.observe REDIS_URL`, on a Redis that may be filled. It needs no sidecar.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Call = Callable[[], Awaitable[Any]]
 
 
 async def _cost(call: Call) -> float:
-    """Give this process's milliseconds of CPU for one call, so many under way at a time."""
+    """Milliseconds of this process's CPU per call, with this many in parallel."""
     left = iter(range(CALLS))
 
     async def some() -> None:
@@ -67,22 +67,22 @@ async def _uncounted_too() -> AsyncGenerator[None]:
 
 @asynccontextmanager
 async def _traced() -> AsyncGenerator[None]:
-    """Trace every call, to where nothing is kept."""
-    tracing.use(BatchSpanProcessor(_Nowhere()), "bench", "0")
+    """Trace every call, to an exporter that discards."""
+    tracing.use(BatchSpanProcessor(_DiscardingExporter()), "bench", "0")
     try:
         yield
     finally:
         await asyncio.to_thread(tracing.stop)
 
 
-class _Nowhere(SpanExporter):
+class _DiscardingExporter(SpanExporter):
     def export(self, spans: Any) -> SpanExportResult:
-        """Keep nothing."""
+        """Discard."""
         return SpanExportResult.SUCCESS
 
 
 async def _compare(name: str, call: Call, how: str, other: Callable[[], AbstractAsyncContextManager[None]]) -> None:
-    """Measure by turns, so that a machine that slows down slows down both."""
+    """Measure in turns, so that a slow machine slows both."""
     usual: list[float] = []
     others: list[float] = []
     for number in range(ROUNDS):
@@ -94,8 +94,8 @@ async def _compare(name: str, call: Call, how: str, other: Callable[[], Abstract
                 others.append(await _cost(call))
     ratios = sorted(one / two for one, two in zip(others, usual, strict=True))
     low, high = ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]
-    said = f"{median(usual):.3f} ms of CPU as it is, {how} {median(others):.3f}"
-    print(f"{name}: {said}; ratio {median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
+    medians = f"{median(usual):.3f} ms of CPU without, {how} {median(others):.3f}"
+    print(f"{name}: {medians}; ratio {median(ratios):.3f} (quartiles {low:.3f} to {high:.3f})")
 
 
 async def _main(url: str) -> None:

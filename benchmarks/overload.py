@@ -1,8 +1,8 @@
-"""What ten times as many agents as the server works for at a time do to those that are let in, and to its memory.
+"""How ten times as many agents as slots affect the admitted calls, and the memory of the processes.
 
-Agents store and search without pause, first as many as there are slots, then ten times as many: those that come back
-when they were told to, and those that come back at once. Stores and searches wait for no sidecar. The rounds take
-turns, since whatever else runs on the machine weighs on all; patience is set short, so that a burst ends soon.
+Agents store and search without pause. First there are as many agents as slots, then ten times as many: those that wait
+for the given retry time, and those that retry at once. Stores and searches do not wait for a sidecar. The rounds
+alternate, because other work on the machine affects all of them. Patience is short, so that a burst ends soon.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _numbers = count()
 
 
 @dataclass(slots=True)
-class Seen:
-    """Seconds of each call that was let in, how many were turned away, and the most memory of each process, in MiB."""
+class LoadResult:
+    """Seconds of each admitted call, the number of refused ones, and the peak memory of each process, in MiB."""
 
     times: list[float] = field(default_factory=list[float])
     refused: int = 0
@@ -48,10 +48,10 @@ async def main() -> None:
     slots = Settings.load().limits.calls_at_once
     loads = {
         "as many as slots": (slots, True),
-        "10 x, when told": (10 * slots, True),
+        "10 x, retry as advised": (10 * slots, True),
         "10 x, at once": (10 * slots, False),
     }
-    seen: dict[str, list[Seen]] = {name: [] for name in loads}
+    seen: dict[str, list[LoadResult]] = {name: [] for name in loads}
     os.environ["MEMORY_LIMITS__PATIENCE_SECONDS"] = str(PATIENCE_SECONDS)
     with product() as running:
         for _ in range(rounds):
@@ -75,8 +75,8 @@ async def main() -> None:
     Console(width=120).print(table)
 
 
-def _row(of_rounds: Sequence[Seen], usual: Sequence[Seen]) -> list[str]:
-    """Give the medians of the rounds, of their ratios to the usual load of the same round, and the most memory."""
+def _row(of_rounds: Sequence[LoadResult], usual: Sequence[LoadResult]) -> list[str]:
+    """The medians of the rounds, of their ratios to the usual load of the same round, and the peak memory."""
     cells = [f"{median(len(one.times) for one in of_rounds) / SECONDS:.0f}"]
     for share in (0.5, 0.99):
         cells.append(f"{median(percentile(one.times, share) for one in of_rounds) * 1000:.0f}")
@@ -87,9 +87,9 @@ def _row(of_rounds: Sequence[Seen], usual: Sequence[Seen]) -> list[str]:
     return cells + [str(max(one.memory[name] for one in of_rounds)) for name in ("server", "redis", "sidecar")]
 
 
-async def _load(running: Product, agents: int, *, patient: bool, seconds: float) -> Seen:
-    """Have agents work for a while; what is seen begins after the server had time to notice."""
-    seen, begins = Seen(), time.perf_counter() + WARM_SECONDS
+async def _load(running: Product, agents: int, *, patient: bool, seconds: float) -> LoadResult:
+    """Run agents for a while. Recording starts after the server had time to adapt."""
+    seen, begins = LoadResult(), time.perf_counter() + WARM_SECONDS
     ends = begins + seconds
 
     async def work(client: RawClient) -> None:
@@ -106,7 +106,7 @@ async def _load(running: Product, agents: int, *, patient: bool, seconds: float)
                 seen.times.append(time.perf_counter() - started)
 
     async with AsyncExitStack() as opened:
-        namespace = f"load-{next(_numbers)}"  # one that grew under the last load would be slower to search
+        namespace = f"load-{next(_numbers)}"  # a namespace that grew under the last load would be slower to search
         urls = [f"{running.url}?agent=agent-{number}&namespace={namespace}" for number in range(agents)]
         clients = [await opened.enter_async_context(RawClient(url)) for url in urls]
         watching = asyncio.create_task(_watch(running, seen))
@@ -124,8 +124,8 @@ async def _call(client: RawClient) -> None:
         await client.call("semantic_search", query=f"who looks after the {subject}?", mode="keyword", limit=5)
 
 
-async def _watch(running: Product, seen: Seen) -> None:
-    """Look at the memory of all processes every half second."""
+async def _watch(running: Product, seen: LoadResult) -> None:
+    """Read the memory of all processes every half second."""
     while True:
         for name, resident in running.resident().items():
             seen.memory[name] = max(seen.memory.get(name, 0), int(resident))

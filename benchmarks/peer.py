@@ -1,7 +1,7 @@
-"""Stores and searches a second beside a whole peer, mcp-memory-service, over the same MCP transport, weights and texts.
+"""Stores and searches per second compared with mcp-memory-service, over the same MCP transport, weights and texts.
 
-`make bench-peer`. Both serve streamable HTTP to the same raw client, in turn.
-Where this Python cannot load SQLite extensions, PEER_PYTHON names one that can.
+`make bench-peer`. Both serve streamable HTTP to the same raw client, in turn. Where this Python cannot load SQLite
+extensions, PEER_PYTHON names one that can.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _theirs(texts: Texts) -> Side:
 
 @contextmanager
 def peer() -> Generator[str]:
-    """Serve the peer on a store of its own; yields the address of its MCP endpoint."""
+    """Serve the peer with an empty store; yields the address of its MCP endpoint."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="peer-") as folder:
@@ -83,7 +83,7 @@ def _await(url: str, process: subprocess.Popen[bytes]) -> None:
                 return
         except OSError as error:
             if hasattr(error, "code"):
-                return  # it answers, if only to refuse
+                return  # any answer means that it serves
         time.sleep(0.2)
     raise RuntimeError("the peer did not start")
 
@@ -106,7 +106,7 @@ async def _fill(url: str, call: Call) -> None:
 
 
 async def measure(urls: dict[str, str], texts: Texts) -> list[dict[str, Any]]:
-    """Fill both, then let each call in turn, at one client and at eight."""
+    """Fill both, then run each call in turn, with one client and with eight."""
     sides: dict[str, Callable[[Texts], Side]] = {"ours": _ours, "peer": _theirs}
     calls = {name: make(texts) for name, make in sides.items()}
     for name, url in urls.items():
@@ -136,12 +136,12 @@ def _row(what: str, count: int, rates: dict[str, list[float]], taken: dict[str, 
 
 
 def main() -> None:
-    """Measure, print the table and keep it as JSON."""
+    """Measure, print the table and save it as JSON."""
     texts = Texts()
     with product() as running, peer() as theirs:
         rows = asyncio.run(measure({"ours": f"{running.url}?agent=bench", "peer": theirs}, texts))
-    results.keep("peer", rows)
-    results.show("beside mcp-memory-service, the same raw client", rows)
+    results.save("peer", rows)
+    results.show("compared with mcp-memory-service, the same raw client", rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Draws what was measured last: quality against latency, throughput against batch, latency against size.
+"""Plots the last results: quality against latency, throughput against batch size, latency against size.
 
-`python -m benchmarks.plots` reads the JSON under results/ and writes SVG beside it; needs the extra `bench`.
+`python -m benchmarks.plots` reads the JSON under results/ and writes SVG files there. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _SETS = ("locomo", "realtalk", "cranfield", "beam100k")
 
 
 def quality_against_latency(axes: Any) -> bool:
-    """Recall@10 of each way to search on each set, over the median time of a search."""
-    drawn = False
+    """Recall@10 of each search mode on each set, over the median search time."""
+    plotted = False
     for name in _SETS:
-        report = results.kept(f"retrieval-{name}")
+        report = results.load(f"retrieval-{name}")
         for row in report["modes"] if report else ():
             axes.scatter(row["search_p50_ms"], row["recall_at_10"], label=f"{name}, {row['mode']}")
-            drawn = True
+            plotted = True
     axes.set(xlabel="milliseconds, p50", ylabel="recall@10", title="quality against latency")
-    return drawn
+    return plotted
 
 
 def throughput_against_batch(axes: Any) -> bool:
-    """Texts a second of the encoder, over how many are given at once."""
-    measured = results.kept("batching") or {}
+    """Texts per second of the encoder, over the batch size."""
+    measured = results.load("batching") or {}
     for engine, rates in measured.items():
         axes.plot([int(size) for size in rates], list(rates.values()), marker="o", label=engine)
     axes.set(xlabel="texts at once", ylabel="texts a second", xscale="log", title="throughput against batch")
@@ -38,8 +38,8 @@ def throughput_against_batch(axes: Any) -> bool:
 
 
 def latency_against_size(axes: Any) -> bool:
-    """Times of a search over the number of memories."""
-    rows = results.kept("scale") or []
+    """Search times over the number of memories."""
+    rows = results.load("scale") or []
     for mode in ("hybrid", "vector", "keyword"):
         for share, line in ((50, "-"), (95, "--")):
             sizes, times = [row["memories"] for row in rows], [row[f"{mode}_p{share}_ms"] for row in rows]
@@ -49,8 +49,8 @@ def latency_against_size(axes: Any) -> bool:
 
 
 def graph_curve(axes: Any) -> bool:
-    """Recall@10 of the graph over its time, by how many candidates it is searched with."""
-    rows = results.kept("scale") or []
+    """Recall@10 of the graph over its time, by the number of candidates."""
+    rows = results.load("scale") or []
     for row in rows:
         found = list(row["graph"].values())
         times, recalls = [one["p50_ms"] for one in found], [one["recall"] for one in found]
@@ -70,7 +70,7 @@ PLOTS: tuple[Callable[[Any], bool], ...] = (
 
 
 def main() -> int:
-    """Draw all for which there are figures."""
+    """Plot everything for which there are results."""
     if importlib.util.find_spec("matplotlib") is None:
         print("SKIPPED: plots need the extra `bench`")
         return 0

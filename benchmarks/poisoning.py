@@ -1,7 +1,7 @@
-"""Floods a namespace with hostile memories and asks what that changes for an agent that wants none of them.
+"""Floods a namespace with hostile memories and measures how that changes the searches of an agent.
 
-Their vectors lie closer to its queries than anything of its own, and their texts repeat the queries' words.
-`python -m benchmarks.poisoning [pieces]` measures; the tests use the same parts on a small scale.
+The hostile vectors are closer to the agent's queries than its own memories, and the texts repeat the queries' words.
+`python -m benchmarks.poisoning [pieces]` measures; the tests use the same parts at a small scale.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Mode = Literal["vector", "keyword", "hybrid"]
 MODES: tuple[Mode, ...] = ("vector", "keyword", "hybrid")
 _AT_ONCE = 16
 _WORDS = sorted({form for query in QUERIES for word in query.split() for form in (word, f"{word}s")})
-"""The words of the queries, and another form of each, by which the engine finds them too."""
+"""The words of the queries, and another form of each, which the engine also matches."""
 _FILLER = [f"word{number}" for number in range(400)]
 
 
@@ -59,15 +59,15 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What a query found: ids with scores, best first, and how long it took."""
+class SearchResult:
+    """The result of a query: ids with scores, best first, and the time taken."""
 
     hits: tuple[tuple[str, float], ...]
     milliseconds: float
 
 
 def honest(queries: Matrix, number: int, seed: int = 1) -> list[Item]:
-    """Make memories at all distances from the queries, of which every word of a query stands in many."""
+    """Make memories at all distances from the queries. Every query word occurs in many of them."""
     chance, noise = random.Random(seed), np.random.default_rng(seed)
     items: list[Item] = []
     for index in range(number):
@@ -79,7 +79,7 @@ def honest(queries: Matrix, number: int, seed: int = 1) -> list[Item]:
 
 
 def hostile(queries: Matrix, number: int, seed: int = 2) -> list[Item]:
-    """Make memories closer to the queries than any honest one, some short and some long, of their words alone."""
+    """Make memories closer to the queries than any honest one, short and long, of the query words only."""
     chance, noise = random.Random(seed), np.random.default_rng(seed)
     return [
         Item(
@@ -91,7 +91,7 @@ def hostile(queries: Matrix, number: int, seed: int = 2) -> list[Item]:
 
 
 def wordy(vector: Matrix, number: int, seed: int = 4) -> list[Item]:
-    """Make short memories of few words in several forms: a word stands in far more of them than are looked at."""
+    """Make short memories of few words in several forms: each word occurs in far more memories than are read."""
     chance = random.Random(seed)
     return [
         Item(
@@ -103,17 +103,17 @@ def wordy(vector: Matrix, number: int, seed: int = 4) -> list[Item]:
 
 
 def flood_of_words(vector: Matrix, number: int) -> list[Item]:
-    """Make memories that change how common and how long everything is."""
+    """Make memories that change the frequency of words and the average length."""
     return [Item(" ".join(["boat launching"] * (40 if index % 2 else 1)), vector) for index in range(number)]
 
 
 async def query_vectors(service: Service, request: RequestContext) -> Matrix:
-    """Get the vectors of the queries, shape (queries, dimension)."""
+    """The vectors of the queries, shape (queries, dimension)."""
     return await service.embeddings.embed(list(QUERIES), request.caller, wait=30.0)
 
 
 async def fill(service: Service, request: RequestContext, items: Sequence[Item], visibility: Visibility) -> list[str]:
-    """Store items with their vectors; give their ids in order."""
+    """Store items with their vectors; return their ids in order."""
     limit = asyncio.Semaphore(_AT_ONCE)
 
     async def store(item: Item) -> str:
@@ -130,19 +130,21 @@ async def fill(service: Service, request: RequestContext, items: Sequence[Item],
     return await asyncio.gather(*map(store, items))
 
 
-async def ask(service: Service, request: RequestContext, mode: Mode, queries: Sequence[str] = QUERIES) -> list[Seen]:
-    """Ask all queries in one mode."""
-    seen: list[Seen] = []
+async def ask(
+    service: Service, request: RequestContext, mode: Mode, queries: Sequence[str] = QUERIES
+) -> list[SearchResult]:
+    """Run all queries in one mode."""
+    seen: list[SearchResult] = []
     for query in queries:
         started = time.perf_counter()
         answer = await semantic_search(service, request, SearchArguments(query=query, mode=mode, limit=LIMIT))
         took = (time.perf_counter() - started) * 1000
-        seen.append(Seen(tuple((hit.memory.memory_id, hit.score) for hit in answer.hits), took))
+        seen.append(SearchResult(tuple((hit.memory.memory_id, hit.score) for hit in answer.hits), took))
     return seen
 
 
-def recall(before: Sequence[Seen], after: Sequence[Seen]) -> float:
-    """Share of what was found before that is still found, on the mean over the queries."""
+def recall(before: Sequence[SearchResult], after: Sequence[SearchResult]) -> float:
+    """Share of the earlier results that are still found, averaged over the queries."""
     shares = [
         len({one for one, _ in old.hits} & {one for one, _ in new.hits}) / max(len(old.hits), 1)
         for old, new in zip(before, after, strict=True)
@@ -150,13 +152,13 @@ def recall(before: Sequence[Seen], after: Sequence[Seen]) -> float:
     return sum(shares) / len(shares)
 
 
-def nearest(queries: Matrix, items: Sequence[Item], ids: list[str]) -> list[Seen]:
-    """Give the truly nearest memories of each query."""
+def nearest(queries: Matrix, items: Sequence[Item], ids: list[str]) -> list[SearchResult]:
+    """The true nearest memories of each query."""
     scores = queries @ np.stack([item.vector for item in items]).T
     order = np.argsort(-scores, axis=1)[:, :LIMIT]
-    seen: list[Seen] = []
+    seen: list[SearchResult] = []
     for best, row in zip(order.tolist(), scores, strict=True):
-        seen.append(Seen(tuple((str(ids[at]), float(row[at])) for at in best), 0.0))
+        seen.append(SearchResult(tuple((str(ids[at]), float(row[at])) for at in best), 0.0))
     return seen
 
 
@@ -168,7 +170,7 @@ def _near(vector: Matrix, distance: float, noise: np.random.Generator) -> Matrix
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Figures of one mode at one stage; `true` is against the truly nearest, for vectors alone."""
+    """Figures of one mode at one stage. `true` compares with the true nearest, for vectors only."""
 
     stage: str
     mode: Mode
@@ -178,7 +180,7 @@ class Row:
 
 
 async def measure(service: Service, namespace: str, pieces: int, console: Console) -> None:
-    """Ask alone, among a private flood, and among a public one."""
+    """Search alone, with a private flood, and with a public one."""
     alice, bob = (RequestContext(Caller(namespace, name)) for name in ("alice", "bob"))
     queries = await query_vectors(service, alice)
     items = honest(queries, pieces)
@@ -224,7 +226,7 @@ async def _main(sizes: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Measure with so many pieces."""
+    """Measure with this many memories."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pieces", nargs="*", type=int, default=[4000, 12_000])
     asyncio.run(_main(parser.parse_args().pieces))

@@ -1,6 +1,6 @@
-"""A bare MCP client over HTTP: what it measures is the server, not a client library.
+"""A bare MCP client over HTTP, so that benchmarks measure the server and not a client library.
 
-One keep-alive connection, one call at a time, no validation of answers beyond their status.
+One keep-alive connection, one call at a time. Checks only the status of answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PROTOCOL = "2025-06-18"
 
 
 class Refused(Exception):
-    """The server refused a call; `error` is what it said, for programs."""
+    """The server refused a call. `error` is the structured error."""
 
     def __init__(self, text: str, error: dict[str, Any]) -> None:
         super().__init__(text)
@@ -25,7 +25,7 @@ class Refused(Exception):
 
 
 class RawClient:
-    """One agent's connection; use it as an async context."""
+    """One agent's connection; use it as an async context manager."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -49,10 +49,10 @@ class RawClient:
             await self._writer.wait_closed()
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Call a tool and give its structured answer.
+        """Call a tool; return its structured answer.
 
         Raises:
-            Refused: it was refused.
+            Refused: the tool refused.
         """
         result = await self._post("tools/call", {"name": tool, "arguments": arguments})
         if result.get("isError"):
@@ -69,8 +69,8 @@ class RawClient:
         return answer["result"]
 
     async def _exchange(self, body: bytes) -> bytes:
-        """Send one request and give the JSON of its answer, which may come as an event stream."""
-        if self._reader.at_eof():  # the server closes connections that idle
+        """Send one request; return the JSON of its answer, which may be an event stream."""
+        if self._reader.at_eof():  # the server closes idle connections
             self._reader, self._writer = await asyncio.open_connection(self._host, self._port)
         head = f"POST {self._path} HTTP/1.1\r\nHost: {self._host}:{self._port}\r\n{_HEADERS}{self._session}"
         self._writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

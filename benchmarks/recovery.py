@@ -1,8 +1,8 @@
-"""How soon all is well again after a process of the product was killed, with 10,000 memories in it.
+"""How fast everything recovers after a process of the product was killed, with 10,000 memories.
 
-`python -m benchmarks.recovery [MEMORIES]`. Redis: until a search by meaning finds what it must and says that it is
-whole; every answer until then must be an error, or say that it is partial. The server: from starting it anew, as
-whoever runs it does, until it answers. A sidecar: until what it held has its vectors by another's hand.
+`python -m benchmarks.recovery [MEMORIES]`. Redis: until a search by meaning finds the expected memory in a complete
+answer; every earlier answer must be an error or partial. Server: from its restart until it answers. Sidecar: until
+another sidecar has embedded its jobs.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ _NAMESPACE = "recovery"
 _MARKED = "The lighthouse keeper of Skagen mends his nets on Thursdays."
 
 
-async def until_found(client: RawClient, said: Counter[str]) -> float:
-    """Search until what must be found is, in an answer that is whole; count what was said until then."""
+async def until_found(client: RawClient, counts: Counter[str]) -> float:
+    """Search until a complete answer has the expected memory; count the answers until then."""
     began = time.perf_counter()
     while time.perf_counter() - began < PATIENCE:
         try:
             answer = await client.call("semantic_search", query=_MARKED, limit=3)
         except Refused as refusal:
-            said[str(refusal)[:60]] += 1
+            counts[str(refusal)[:60]] += 1
         else:
             found = any(hit["memory"]["content"] == _MARKED for hit in answer["hits"])
             if found and not answer["partial"]:
                 return time.perf_counter() - began
-            said["partial" if answer["partial"] else "WRONG: whole, and without what is there"] += 1
+            counts["partial" if answer["partial"] else "WRONG: complete, without the expected memory"] += 1
         await asyncio.sleep(0.05)
     raise TimeoutError("it did not recover")
 
 
 async def redis_killed(running: Product) -> tuple[float, Counter[str]]:
-    """Kill Redis; gives the seconds until all is found again, and what was answered meanwhile."""
-    said: Counter[str] = Counter()
+    """Kill Redis; return the seconds until everything is found again, and the answers in the meantime."""
+    counts: Counter[str] = Counter()
     async with clients(running.url, 1, _NAMESPACE) as (client,):
         os.kill(running.state().redis_pid or 0, signal.SIGKILL)
-        return await until_found(client, said), said
+        return await until_found(client, counts), counts
 
 
 async def server_killed(running: Product) -> float:
-    """Kill the server and start it anew; gives the seconds from the start to the first right answer."""
+    """Kill and restart the server; return the seconds from the start to the first correct answer."""
     running.server.kill()
     running.server.wait(10)
     began = time.perf_counter()
@@ -69,7 +69,7 @@ async def server_killed(running: Product) -> float:
 
 
 async def sidecar_killed(running: Product, texts: Texts) -> float:
-    """Kill one of two sidecars with jobs in its hands; gives the seconds until all of these have vectors."""
+    """Kill one of two sidecars that holds jobs; return the seconds until all of these have vectors."""
     with pinned(running, [0]) as (pid,):
         await ready(running, 2)
         async with clients(running.url, 1, _NAMESPACE) as (client,):
@@ -82,14 +82,14 @@ async def sidecar_killed(running: Product, texts: Texts) -> float:
 
 async def measure(size: int) -> dict[str, Any]:
     """Measure all three, in rounds."""
-    texts, taken, said = Texts(), dict[str, list[float]](), Counter[str]()
+    texts, taken, counts = Texts(), dict[str, list[float]](), Counter[str]()
     with product() as running:
         await fill(running, _NAMESPACE, size, texts)
         async with clients(running.url, 1, _NAMESPACE) as (client,):
             await client.call("store_memory", content=_MARKED)
         for _ in range(ROUNDS):
             seconds, answers = await redis_killed(running)
-            said += answers
+            counts += answers
             taken.setdefault("redis", []).append(seconds)
             taken.setdefault("sidecar", []).append(await sidecar_killed(running, texts))
         for _ in range(ROUNDS):
@@ -98,16 +98,16 @@ async def measure(size: int) -> dict[str, Any]:
             running = replace(running, server=server, url=url)
         running.server.terminate()
         running.server.wait(20)
-    return {"memories": size, "seconds": taken, "said": dict(said)}
+    return {"memories": size, "seconds": taken, "answers": dict(counts)}
 
 
 def main() -> None:
-    """Measure, print the table and keep it as JSON."""
+    """Measure, print the table and save it as JSON."""
     measured = asyncio.run(measure(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000))
-    results.keep("recovery", measured)
+    results.save("recovery", measured)
     rows = [{"killed": name, **_spread(seconds)} for name, seconds in measured["seconds"].items()]
     results.show("seconds until all is well", rows)
-    print("answered meanwhile:", measured["said"])
+    print("answers in the meantime:", measured["answers"])
 
 
 def _spread(seconds: list[float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Keeps what a benchmark measured, with what it was measured on, and prints it as a table."""
+"""Saves the results of a benchmark with a description of the machine, and prints them as a table."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ FOLDER = Path(__file__).parent / "results"
 Row = Mapping[str, Any]
 
 
-def keep(name: str, measured: Any) -> None:
-    """Write what was measured as JSON, beside what the machine was doing: its load tells how far to trust it."""
+def save(name: str, measured: Any) -> None:
+    """Write results as JSON, with the machine's load, which shows how reliable they are."""
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
     )
     machine = {"cpu": cpu, "cores": os.cpu_count(), "load": os.getloadavg(), "python": platform.python_version()}
-    said = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "measured": measured}
-    (FOLDER / f"{name}.json").write_text(json.dumps(said, indent=1) + "\n")
+    report = {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine, "measured": measured}
+    (FOLDER / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def kept(name: str) -> Any:
-    """Read what was measured last; None if nothing was."""
+def load(name: str) -> Any:
+    """Read the last results; None if there are none."""
     path = FOLDER / f"{name}.json"
     return json.loads(path.read_text())["measured"] if path.exists() else None
 
 
 def show(title: str, rows: Sequence[Row]) -> None:
-    """Print rows as a table; its columns are the fields of the last."""
+    """Print rows as a table. The columns are the fields of the last row."""
     table = Table(*rows[-1], title=title)
     for row in rows:
         table.add_row(*(_cell(row.get(column)) for column in rows[-1]))

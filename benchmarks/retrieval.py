@@ -1,4 +1,4 @@
-"""Stores real conversations through MCP, one memory a turn, and asks their questions: quality and speed."""
+"""Stores real conversations through MCP, one memory per turn, and asks their questions: quality and speed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ WITHOUT = {
     "brevity": replace(IN_CONTEXT, brevity=0.0),
     "all of these": replace(IN_CONTEXT, source=0.0, time=0.0, around=(), question=0.0, brevity=0.0),
 }
-"""What a hybrid search does besides mixing cosine and BM25, and the weights that leave it out."""
+"""Features of a hybrid search beyond mixing cosine and BM25, with the weights that turn each off."""
 ADVERSARIAL = {"locomo": "5"}
-"""Category whose questions have no answer in the text; shown apart."""
+"""Category of questions without an answer in the text; shown separately."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,7 @@ class Outcome:
     latencies: list[float] = field(default_factory=list[float])
 
     def row(self) -> dict[str, Any]:
-        """Give the figures for the table and the JSON."""
+        """The figures for the table and the JSON."""
         return {
             "mode": self.mode,
             "questions": len(self.quality),
@@ -59,26 +59,26 @@ class Outcome:
 
 
 Ask = Callable[[str], Awaitable[list[str]]]
-"""Searches for a question and gives the ids of the memories found, best first."""
+"""Searches for a question; returns the ids of the memories found, best first."""
 
 
 def namespace(conversation: Conversation) -> str:
-    """Give every conversation a namespace of its own."""
+    """A separate namespace per conversation."""
     return f"conv-{conversation.id.lower().replace('_', '-')}"
 
 
 def namespace_url(url: str, conversation: Conversation) -> str:
-    """Where a conversation is stored and asked over MCP."""
+    """The MCP address of a conversation's namespace."""
     return f"{url}?agent=bench&namespace={namespace(conversation)}"
 
 
 async def store(url: str, conversation: Conversation, progress: Progress, task: Any) -> dict[str, str]:
-    """Store a conversation in order and return its memories' ids there by the ids we were given."""
+    """Store a conversation in order; return the set's ids by the ids of the stored memories."""
     ids: dict[str, str] = {}
     async with Client(namespace_url(url, conversation)) as client:
         for memory in conversation.memories:
-            said = {"source": memory["speaker"], "occurred_at": memory["time"], "context": memory["session"]}
-            arguments = {name: value for name, value in said.items() if value}
+            fields = {"source": memory["speaker"], "occurred_at": memory["time"], "context": memory["session"]}
+            arguments = {name: value for name, value in fields.items() if value}
             answer = await call(
                 client,
                 "store_memory",
@@ -122,7 +122,7 @@ async def ask_over_mcp(
 async def ablate(
     running: Product, conversations: list[Conversation], ids: list[dict[str, str]], skipped: str
 ) -> list[Outcome]:
-    """Ask on the same store within this process, leaving out one thing at a time."""
+    """Ask on the same store within this process, leaving out one feature at a time."""
     outcomes = [Outcome(f"without {name}") for name in WITHOUT]
     async with service_on(running) as service:
         for outcome, weights in zip(outcomes, WITHOUT.values(), strict=True):
@@ -141,7 +141,7 @@ async def ablate(
 
 
 async def measure(running: Product, name: str, conversations: list[Conversation], console: Console) -> dict[str, Any]:
-    """Store everything, four clients at most at a time, then ask in each mode."""
+    """Store everything with at most four clients, then ask in each mode."""
     total = sum(len(conversation.memories) for conversation in conversations)
     skipped = ADVERSARIAL.get(name, "")
     with Progress(console=console) as progress:
@@ -182,7 +182,7 @@ def main() -> None:
         for name, conversations in loaded:
             report = asyncio.run(measure(running, name, conversations, console))
             rate = report["stores_per_second_until_searchable"]
-            results.keep(f"retrieval-{name}", report)
+            results.save(f"retrieval-{name}", report)
             results.show(
                 f"{name}: {report['memories']} memories, {rate} stores/s until found by vector", report["modes"]
             )

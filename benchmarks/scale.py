@@ -1,7 +1,7 @@
-"""How far one Redis goes: what 10,000 and 100,000 memories cost to take in, to keep, to search and to start again with.
+"""How far one Redis scales: ingesting, keeping, searching and restarting with 10,000 and 100,000 memories.
 
-`python -m benchmarks.scale [NUMBER …]`. Vectors are those of real conversations and mixtures of them, stored through
-MCP; the index is asked as the product asks it, beside an exact comparison, and with other reaches of its graph.
+`python -m benchmarks.scale [NUMBER …]`. The vectors are those of real conversations and mixtures of them, stored
+through MCP. The index is queried as the product does, compared with brute force, and with other EF_RUNTIME values.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.redis_client import Client
 
 SIZES = (10_000, 100_000)
-REACHES = (10, 50, 100, 200, 300)
-"""EF_RUNTIME: how many candidates the graph is searched with; the product's own is the last."""
+EF_RUNTIMES = (10, 50, 100, 200, 300)
+"""EF_RUNTIME: the number of candidates of a graph search. The last is the product's."""
 QUERIES, K, DEPTH = 200, 10, 40
 _AT_ONCE = 200
 _PATIENCE = 900.0
@@ -36,7 +36,7 @@ _EXACT = f"(@expires_at:[0 inf])=>[KNN {K} @vec $v HYBRID_POLICY ADHOC_BF AS dis
 
 
 async def ingest(client: RawClient, vectors: Matrix, texts: Texts) -> float:
-    """Store one memory for each vector, by batches; gives the seconds it took."""
+    """Store one memory per vector, in batches; return the seconds."""
     began = time.perf_counter()
     for start in range(0, len(vectors), _AT_ONCE):
         operations = [
@@ -49,7 +49,7 @@ async def ingest(client: RawClient, vectors: Matrix, texts: Texts) -> float:
 
 
 async def latencies(client: RawClient, texts: Texts, mode: str) -> list[float]:
-    """Milliseconds of searches that no cache knows, one at a time."""
+    """Milliseconds of uncached searches, one at a time."""
     taken: list[float] = []
     for _ in range(QUERIES):
         question = texts.question()
@@ -59,8 +59,10 @@ async def latencies(client: RawClient, texts: Texts, mode: str) -> list[float]:
     return taken
 
 
-async def reach(redis: Client, keys: Keys, asked: Matrix, truth: Sequence[set[bytes]], ef: int) -> dict[str, float]:
-    """Recall@10 and milliseconds of the graph alone, searched with so many candidates."""
+async def graph_recall(
+    redis: Client, keys: Keys, asked: Matrix, truth: Sequence[set[bytes]], ef: int
+) -> dict[str, float]:
+    """Recall@10 and milliseconds of the graph alone, with this many candidates."""
     taken, found = list[float](), list[float]()
     for vector, best in zip(asked, truth, strict=True):
         began = time.perf_counter()
@@ -74,7 +76,7 @@ async def reach(redis: Client, keys: Keys, asked: Matrix, truth: Sequence[set[by
 
 
 async def exact(redis: Client, keys: Keys, asked: Matrix) -> list[set[bytes]]:
-    """Name the ten nearest to each question, by comparing with every memory there is."""
+    """The ten nearest of each question, by brute force over all memories."""
     truth: list[set[bytes]] = []
     for vector in asked:
         answer = await redis.execute_command(
@@ -87,7 +89,7 @@ async def exact(redis: Client, keys: Keys, asked: Matrix) -> list[set[bytes]]:
 
 
 async def restart(running: Product, client: RawClient) -> float:
-    """Kill Redis; gives the seconds until a search is answered whole again."""
+    """Kill Redis; return the seconds until a search is complete again."""
     os.kill(running.state().redis_pid or 0, signal.SIGKILL)
     began = time.perf_counter()
     while time.perf_counter() - began < _PATIENCE:
@@ -101,7 +103,7 @@ async def restart(running: Product, client: RawClient) -> float:
 
 
 async def measure(size: int, asked: Matrix, vectors: Matrix) -> dict[str, Any]:
-    """Measure all of it on a product of its own."""
+    """Measure everything on a separate product."""
     texts, keys = Texts(), Keys("scale")
     with product() as running:
         async with clients(running.url, 1, "scale") as (client,), running.redis() as redis:
@@ -113,21 +115,23 @@ async def measure(size: int, asked: Matrix, vectors: Matrix) -> dict[str, Any]:
                 taken = await latencies(client, texts, mode)
                 row |= {f"{mode}_p{share}_ms": percentile(taken, share / 100) for share in (50, 95, 99)}
             truth = await exact(redis, keys, asked)
-            row["graph"] = {ef: await reach(redis, keys, asked, truth, ef) for ef in REACHES}
+            row["graph"] = {ef: await graph_recall(redis, keys, asked, truth, ef) for ef in EF_RUNTIMES}
             row["restart_seconds"] = await restart(running, client)
     return row
 
 
 def main() -> None:
-    """Measure each size, print the table and keep it as JSON."""
+    """Measure each size, print the table and save it as JSON."""
     sizes = tuple(map(int, sys.argv[1:])) or SIZES
     asked, vectors = questions_and_texts(max(sizes))
     asked = asked[np.random.default_rng(3).permutation(len(asked))[:QUERIES]]
     rows = [asyncio.run(measure(size, asked, vectors)) for size in sizes]
-    results.keep("scale", rows)
+    results.save("scale", rows)
     results.show("one Redis", [{name: value for name, value in row.items() if name != "graph"} for row in rows])
-    curve = [{"memories": row["memories"], "reach": ef, **found} for row in rows for ef, found in row["graph"].items()]
-    results.show("the graph alone, by its reach", curve)
+    curve = [
+        {"memories": row["memories"], "ef_runtime": ef, **found} for row in rows for ef, found in row["graph"].items()
+    ]
+    results.show("the graph alone, by EF_RUNTIME", curve)
 
 
 if __name__ == "__main__":

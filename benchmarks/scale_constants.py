@@ -1,4 +1,4 @@
-"""What docs/scaling.md reckons with: what the bytes of a memory are, and how fast an index and a stream are.
+"""Constants for docs/scaling.md: the bytes of a memory by kind, and the speed of an index and a stream.
 
 `python -m benchmarks.scale_constants [MEMORIES] [JOBS]`
 """
@@ -26,18 +26,18 @@ _AT_ONCE = 200
 
 
 async def used(client: Client) -> int:
-    """Bytes that Redis says it uses."""
+    """Bytes that Redis reports as used."""
     return int((await client.info("memory"))["used_memory"])
 
 
 async def cpu(client: Client) -> float:
-    """Seconds of processor time of Redis so far, all threads."""
+    """CPU seconds of Redis so far, all threads."""
     info = await client.info("cpu")
     return float(info["used_cpu_user"]) + float(info["used_cpu_sys"])
 
 
 async def parts(client: Client, namespace: str) -> Counter[str]:
-    """Bytes of the keys of a namespace by their kind."""
+    """Bytes of the keys of a namespace by kind."""
     prefix, found = Keys(namespace).prefix, Counter[str]()
     cursor = -1
     while cursor:
@@ -51,7 +51,7 @@ async def parts(client: Client, namespace: str) -> Counter[str]:
 
 
 async def rebuild(client: Client, namespace: str, number: int) -> tuple[float, float]:
-    """Drop the index and make it anew; memories a second of the scan, and Redis's processor seconds for each."""
+    """Drop and rebuild the index; return memories per second of the scan, and Redis's CPU seconds per memory."""
     index = Keys(namespace).index()
     await client.ft(index).dropindex()
     before, began = await cpu(client), time.perf_counter()
@@ -62,7 +62,7 @@ async def rebuild(client: Client, namespace: str, number: int) -> tuple[float, f
 
 
 async def drain(running: Product, client: Client, texts: Texts, number: int) -> tuple[float, float]:
-    """Have a sidecar whose vectors cost nothing empty one stream; jobs a second, Redis's processor seconds for each."""
+    """Let a sidecar with a free encoder empty one stream; return jobs per second and Redis's CPU seconds per job."""
     model = VectorStoreSettings(embedding_model="fake", vector_dimension=384)
     await ensure_namespace(client, _QUEUE, model)
     async with clients(running.url, 1, _QUEUE) as (caller,):
@@ -83,7 +83,7 @@ async def drain(running: Product, client: Client, texts: Texts, number: int) -> 
 
 
 async def measure(number: int, jobs: int) -> dict[str, Any]:
-    """Measure all of it on a product of its own."""
+    """Measure everything on a separate product."""
     texts = Texts()
     with product() as running:
         async with running.redis() as client:
@@ -108,10 +108,10 @@ async def measure(number: int, jobs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print a table, and keep it under results/."""
-    said = [int(one) for one in sys.argv[1:]]
-    found = asyncio.run(measure(*(said + [10_000, 4_000][len(said) :])))
-    results.keep("scale_constants", found)
+    """Print a table and save it under results/."""
+    given = [int(one) for one in sys.argv[1:]]
+    found = asyncio.run(measure(*(given + [10_000, 4_000][len(given) :])))
+    results.save("scale_constants", found)
     results.show("what docs/scaling.md reckons with", [{"constant": name, "measured": found[name]} for name in found])
 
 

@@ -1,6 +1,6 @@
-"""Stores and searches a second through MCP at 1, 8 and 64 clients, and how a search's time divides.
+"""Stores and searches per second through MCP with 1, 8 and 64 clients, and the stages of a search.
 
-Beside each figure stands a floor of the same run: a tool that does nothing, and the raw FT.SEARCH of the same query.
+Each figure has a baseline from the same run: a tool that does nothing, and the raw FT.SEARCH of the same query.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Call = Callable[[RawClient], Awaitable[object]]
 
 
 class Texts:
-    """Turns and questions of real conversations, mixed so that none comes twice."""
+    """Turns and questions of real conversations, combined so that none is repeated."""
 
     def __init__(self, seed: int = 7) -> None:
         conversations = [one for name in ("locomo", "realtalk") for one in load(name)]
@@ -44,12 +44,12 @@ class Texts:
         self._number = itertools.count()
 
     def turn(self) -> str:
-        """Give a text of two turns, unlike all before it."""
+        """A text of two turns, different from all before it."""
         first, second = self._random.sample(self._turns, 2)
         return f"{first} {second} ({next(self._number)})"
 
     def question(self) -> str:
-        """Give a question that no cache knows."""
+        """An uncached question."""
         return f"{self._random.choice(self._questions)} {next(self._number)}"
 
 
@@ -63,7 +63,7 @@ async def clients(url: str, count: int, namespace: str) -> AsyncGenerator[list[R
 
 
 async def fill(running: Product, namespace: str, size: int, texts: Texts) -> None:
-    """Store memories with ready vectors, as scattered as real ones, until there are `size`."""
+    """Store memories with supplied vectors, as scattered as real ones, until there are `size`."""
     generator = np.random.default_rng(size)
     centres = generator.normal(size=(200, 384))
     async with clients(running.url, 1, namespace) as (client,):
@@ -82,7 +82,7 @@ async def fill(running: Product, namespace: str, size: int, texts: Texts) -> Non
 
 
 async def rate(pool: list[RawClient], call: Call, seconds: float) -> tuple[float, list[float], int]:
-    """Let all clients call without pause; gives calls a second, each call's milliseconds, and how many were refused."""
+    """Let all clients call without pause; return calls per second, each call's milliseconds, and the number refused."""
     taken: list[float] = []
     refused = 0
     until = time.perf_counter() + seconds
@@ -114,7 +114,7 @@ def _calls(texts: Texts) -> Iterator[tuple[str, Call]]:
 
 
 async def raw_search(running: Product, namespace: str) -> list[float]:
-    """Milliseconds of the bare KNN that stands behind a search, on a connection of its own."""
+    """Milliseconds of the bare KNN query of a search, on a separate connection."""
     query = to_bytes(np.random.default_rng(1).normal(size=384).astype(np.float32))
     taken: list[float] = []
     async with running.redis() as redis:
@@ -172,14 +172,14 @@ def _latency(milliseconds: list[float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print the table and keep it as JSON."""
+    """Measure, print the table and save it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES)
     sizes = tuple(parser.parse_args().sizes)
     texts = Texts()
     with product() as running:
         rows = asyncio.run(measure(running, sizes, texts))
-    results.keep("service", rows)
+    results.save("service", rows)
     results.show("through MCP over HTTP, a raw client", rows)
 
 

@@ -1,4 +1,4 @@
-"""Runs the product as its users do, as processes of its own, for as long as a measurement takes."""
+"""Runs the product as users do, in separate processes, for the time of a measurement."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BIN = Path(sys.executable).parent
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A running product: where it serves MCP, where its data lie, and its server process."""
+    """A running product: its MCP address, its data folder and its server process."""
 
     url: str
     data_dir: Path
@@ -32,29 +32,29 @@ class Product:
 
     @property
     def redis_url(self) -> str:
-        """Where its embedded Redis is."""
+        """The URL of its embedded Redis."""
         return socket_url(self.state().socket, password_of(locate(self.data_dir)))
 
     def state(self) -> State:
-        """Which processes run now."""
+        """The running processes."""
         state = read_state(locate(self.data_dir))
         assert state is not None
         return state
 
     def resident(self) -> dict[str, float]:
-        """How much of each process is in memory, in MiB."""
+        """Resident memory of each process, in MiB."""
         state = self.state()
         pids = {"server": self.server.pid, "sidecar": state.sidecar_pid, "redis": state.redis_pid}
         return {name: _resident(pid) for name, pid in pids.items() if pid}
 
     def redis(self) -> Client:
-        """Make a client of its embedded Redis, to look behind the curtain."""
+        """A client of its embedded Redis."""
         return connect(self.redis_url)
 
 
 @contextmanager
 def product(*options: str) -> Generator[Product]:
-    """Serve over HTTP with an embedded Redis and a sidecar of its own; yields once it is ready."""
+    """Serve over HTTP with an embedded Redis and a sidecar; yields once ready."""
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
         server, url = serve(Path(folder), *options)
         try:
@@ -66,9 +66,9 @@ def product(*options: str) -> Generator[Product]:
 
 
 def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """Start a server on a data directory; gives it and its address once it is ready."""
+    """Start a server on a data folder; return it and its address once ready."""
     environment = {name: value for name, value in os.environ.items() if name != "REDIS_URL"}
-    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent does here what many would
+    environment["MEMORY_LIMITS__BURST"] = "1000000000"  # one agent makes the calls of many
     command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", str(folder), *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     return server, _url(server)
@@ -76,7 +76,7 @@ def serve(folder: Path, *options: str) -> tuple[subprocess.Popen[str], str]:
 
 @asynccontextmanager
 async def service_on(running: Product) -> AsyncGenerator[Service]:
-    """Run the service of the HTTP server within this process, on the same Redis."""
+    """Run the service of the HTTP server in this process, on the same Redis."""
     async with Service(Settings.load(redis_url=running.redis_url, embed_wait_seconds=30.0)).running() as service:
         await service.backend.client()
         yield service

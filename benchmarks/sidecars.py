@@ -1,7 +1,7 @@
-"""How much more two sidecars embed than one, each with one core of its own.
+"""How much more two sidecars embed than one, each pinned to one core. `python -m benchmarks.sidecars`.
 
-`python -m benchmarks.sidecars`. The product's own sidecar is stopped meanwhile. Each round stores the same number of
-texts while nobody embeds, then lets one sidecar work them off, or two.
+The product's own sidecar is paused. Each round stores the same number of texts while no sidecar embeds, then lets one
+or two sidecars work through them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EMBEDDER = str(Path(sys.executable).parent / "redis-memory-embedder")
 
 @contextmanager
 def pinned(running: Product, cores: Sequence[int]) -> Generator[list[int]]:
-    """Run a sidecar on each core; gives their processes, which stand still."""
+    """Run a paused sidecar on each core; yields their processes."""
     command = [_EMBEDDER, "--threads", "1"]
     environment = os.environ | {"REDIS_URL": running.redis_url}
     started = [
@@ -47,14 +47,14 @@ def pinned(running: Product, cores: Sequence[int]) -> Generator[list[int]]:
 
 
 async def ready(running: Product, number: int) -> None:
-    """Wait until so many sidecars say that they serve, besides the one that stands still."""
+    """Wait until this many sidecars report ready, in addition to the paused one."""
     async with running.redis() as redis:
         while sum(one.state == "ready" for one in await records.living(redis)) < number:
             await asyncio.sleep(0.2)
 
 
-async def work_off(client: RawClient, running: Product, cores: Sequence[int], texts: Texts) -> float:
-    """Store, and have that many sidecars embed it; gives texts a second."""
+async def embed_with(client: RawClient, running: Product, cores: Sequence[int], texts: Texts) -> float:
+    """Store texts and let that many sidecars embed them; return texts per second."""
     with pinned(running, cores) as pids:
         await ready(running, len(cores))
         for pid in pids:
@@ -78,8 +78,8 @@ async def measure() -> list[dict[str, float]]:
             async with clients(running.url, 1, "sidecars") as (client,):
                 await asyncio.sleep(records.LIFETIME_SECONDS)
                 for number in range(ROUNDS):
-                    one = await work_off(client, running, [number % 2], texts)
-                    two = await work_off(client, running, [0, 1], texts)
+                    one = await embed_with(client, running, [number % 2], texts)
+                    two = await embed_with(client, running, [0, 1], texts)
                     rows.append({"one_per_second": one, "two_per_second": two, "ratio": two / one})
         finally:
             os.kill(own, signal.SIGCONT)
@@ -87,9 +87,9 @@ async def measure() -> list[dict[str, float]]:
 
 
 def main() -> None:
-    """Measure, print the rounds and their median, and keep them as JSON."""
+    """Measure, print the rounds and their median, and save them as JSON."""
     rows = asyncio.run(measure())
-    results.keep("sidecars", rows)
+    results.save("sidecars", rows)
     results.show("texts embedded a second", [*rows, {name: median(row[name] for row in rows) for name in rows[0]}])
 
 

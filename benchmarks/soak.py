@@ -1,7 +1,7 @@
-"""Whether the product grows for ever: its resident memory under a steady load, the number of memories held steady.
+"""Whether the product leaks memory: resident memory under a steady load with a constant number of memories.
 
 `python -m benchmarks.soak [MINUTES]`. Each round stores, searches, updates, lists, hands over a task and deletes what
-is old; the memory of the processes is read every few seconds.
+is old. The memory of the processes is read every few seconds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from benchmarks.serving import Product, product
 
 KEPT, EVERY, PAUSE = 1_000, 5.0, 0.5
 _SETTLED = 0.25
-"""Share of the time after which caches are full and memory should be flat."""
+"""Share of the time after which caches are full and memory should be constant."""
 
 
 async def rounds(client: RawClient, texts: Texts, until: float) -> int:
-    """Work at a steady pace; gives how many rounds."""
+    """Work at a steady pace; return the number of rounds."""
     mine, done = deque[str](), 0
     await client.call("register_agent", agent_type="custom")
     while time.monotonic() < until:
@@ -44,7 +44,7 @@ async def rounds(client: RawClient, texts: Texts, until: float) -> int:
 
 
 async def watch(running: Product, until: float) -> list[dict[str, float]]:
-    """Read resident memory, in MiB, until then."""
+    """Read resident memory, in MiB, until the deadline."""
     began, seen = time.monotonic(), list[dict[str, float]]()
     while time.monotonic() < until:
         seen.append({"at": time.monotonic() - began, **running.resident()})
@@ -63,9 +63,9 @@ async def measure(minutes: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, tell what the last quarter has to the second, and keep it all as JSON."""
+    """Measure, print the last quarter compared with the second, and save it all as JSON."""
     measured = asyncio.run(measure(float(sys.argv[1]) if len(sys.argv) > 1 else 60.0))
-    results.keep("soak", measured)
+    results.save("soak", measured)
     samples = measured["samples"]
     part = max(int(len(samples) * _SETTLED), 1)
     rows = [

@@ -1,4 +1,4 @@
-"""How long a client waits: stdio `initialize` beside a bare server of the same SDK, and HTTP until it is ready."""
+"""How long a client waits: stdio `initialize` compared with a bare server of the same SDK, and HTTP until ready."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def seconds_to_initialize(command: list[str]) -> float:
 
 
 def seconds_until_ready(data_dir: str) -> float:
-    """Start the HTTP server and time the line that says that memories can be stored and searched."""
+    """Start the HTTP server; time the line that says that memories can be stored and searched."""
     started = time.perf_counter()
     command = [str(_BIN / "redis-memory"), "serve", "--port", "0", "--data-dir", data_dir]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -71,7 +71,7 @@ def stop(data_dir: str) -> None:
 
 
 def main() -> None:
-    """Measure in turn, so that the machine's mood meets both alike."""
+    """Measure in turn, so that disturbances affect both."""
     console = Console(width=120)
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
         first = seconds_until_ready(folder)
@@ -83,7 +83,7 @@ def main() -> None:
         stop(folder)
     ratios = [ours / theirs for theirs, ours in pairs]
     medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
-    results.keep(
+    results.save(
         "startup", {"first": first, "later": second, "stdio_ratios": ratios, "bare": medians[0], "ours": medians[1]}
     )
     console.print(

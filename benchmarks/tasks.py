@@ -1,6 +1,6 @@
-"""Tasks a second by the Functions, beside a plain stream with a consumer group on the same Redis: the floor.
+"""Tasks per second of the Functions, compared with a plain stream and consumer group on the same Redis as baseline.
 
-Both take three calls a task. The floor knows neither states, priorities, capabilities, fairness, leases nor history.
+Both take three calls per task. The baseline has no states, priorities, capabilities, fairness, leases or history.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from memory_server.local.stop import stop
 CLIENTS = (1, 8, 64)
 ROUNDS = 7
 TASKS = 960
-"""Of a round; every number of clients divides it."""
+"""Tasks per round; divisible by every number of clients."""
 DESCRIPTION = "Read the report of the night run and write down which of the nine tests failed, and why."
 KEEP, OPEN, CLAIM_SECONDS = 7 * 86_400, 1_000_000, 60.0
 PAUSE_SECONDS = 0.2
-"""What a client of the last measurement does between two tasks."""
+"""Pause of a client between two tasks in the last measurement."""
 _GROUP = "workers"
 
 
 class Side(Protocol):
-    """One way to hand out tasks; `client` is the number of whoever calls."""
+    """One way to hand out tasks. `client` is the number of the caller."""
 
     @property
     def commands(self) -> Sequence[str]:
-        """The commands whose time in Redis counts."""
+        """The commands whose Redis time counts."""
         ...
 
     async def submit(self, client: int) -> None:
@@ -66,7 +66,7 @@ class Side(Protocol):
 
 
 class Stream:
-    """XADD, XREADGROUP, XACK."""
+    """The baseline: XADD, XREADGROUP, XACK."""
 
     commands = ("xadd", "xreadgroup", "xack")
 
@@ -90,7 +90,7 @@ class Stream:
 
 
 class Functions:
-    """The Functions of tasks, with the requests that the use cases make; a task's text has no vector here."""
+    """The task Functions, with the requests of the use cases. A task's text has no vector here."""
 
     commands = ("fcall",)
 
@@ -187,14 +187,14 @@ class Functions:
 
 @dataclass(slots=True)
 class Figures:
-    """Of one phase, by round: tasks a second, and what a call cost Redis; and by call: milliseconds."""
+    """Results of one phase, per round: tasks per second and Redis time per call; per call: milliseconds."""
 
     rates: list[float] = field(default_factory=list[float])
     redis_us: list[float] = field(default_factory=list[float])
     latencies: list[float] = field(default_factory=list[float])
 
     def row(self) -> str:
-        """Give the median rate with its spread."""
+        """The median rate with its spread."""
         return f"{statistics.median(self.rates):,.0f} ({min(self.rates):,.0f} to {max(self.rates):,.0f})"
 
 
@@ -202,7 +202,7 @@ Phase = Callable[[int], Awaitable[None]]
 
 
 async def timed(admin: Client, side: Side, phase: Phase, clients: int, tasks: int, figures: Figures) -> None:
-    """Run a phase once for every task, spread over the clients, and note how it went."""
+    """Run a phase once for every task, spread over the clients, and record the figures."""
     await admin.config_resetstat()
 
     async def work(client: int) -> None:
@@ -218,7 +218,7 @@ async def timed(admin: Client, side: Side, phase: Phase, clients: int, tasks: in
 
 
 async def one_round(admin: Client, side: Side, clients: int, figures: dict[str, Figures]) -> None:
-    """Submit all, claim all, complete all; then each task from its beginning to its end."""
+    """Submit all, claim all, complete all; then each task from beginning to end."""
     claimed: list[list[Any]] = [[] for _ in range(clients)]
 
     async def claim(client: int) -> None:
@@ -240,7 +240,7 @@ async def one_round(admin: Client, side: Side, clients: int, figures: dict[str, 
 
 
 async def claims_at_work(side: Side, clients: int) -> list[float]:
-    """Give the milliseconds of claims of clients that do something between two tasks, at their own pace."""
+    """Milliseconds of claims by clients that pause between two tasks."""
     latencies: list[float] = []
 
     async def work(client: int) -> None:
@@ -259,7 +259,7 @@ async def claims_at_work(side: Side, clients: int) -> list[float]:
 
 @asynccontextmanager
 async def redis_with(clients: int) -> AsyncGenerator[tuple[Client, list[Client]]]:
-    """Start an embedded Redis without a sidecar; give an administrator and some clients."""
+    """Start an embedded Redis without a sidecar; yields an administrator and some clients."""
     with tempfile.TemporaryDirectory(prefix="redis-memory-bench-") as folder:
         local = await attach(Path(folder), sidecar=())
         admin, *others = [connect(local.url) for _ in range(clients + 1)]
@@ -274,7 +274,7 @@ async def redis_with(clients: int) -> AsyncGenerator[tuple[Client, list[Client]]
 
 
 async def compare(console: Console) -> None:
-    """Measure both sides in turn and show them."""
+    """Measure both sides in turn and print them."""
     names, measured = ("submit", "claim", "complete", "whole"), dict[str, Any]()
     async with redis_with(max(CLIENTS)) as (admin, connections):
         for clients in CLIENTS:
@@ -292,7 +292,7 @@ async def compare(console: Console) -> None:
         clients = max(CLIENTS)
         team = await Functions(connections, "bench-pace").open()
         pace = await claims_at_work(team, clients)
-        results.keep("tasks", measured | {"claims_at_work_ms": pace})
+        results.save("tasks", measured | {"claims_at_work_ms": pace})
         console.print(
             f"Claims of {clients} clients that work {PAUSE_SECONDS * 1000:.0f} ms on each task: "
             f"p50 {percentile(pace, 0.5):.2f} ms, p99 {percentile(pace, 0.99):.2f} ms"

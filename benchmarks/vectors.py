@@ -1,4 +1,4 @@
-"""Vectors as real texts have them, in any number: those of the conversations, then such as lie between two of them."""
+"""Vectors of real texts, in any number: those of the conversations, then mixtures of two of them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from memory_embedder.engines.encoder_options import EncoderOptions
 MODEL = "all-MiniLM-L6-v2"
 _SETS = ("locomo", "realtalk", "cranfield")
 _MIXED = (0.3, 0.7)
-"""Share of one of two texts in a vector between them, about as a text that says both would lie."""
+"""Weight of one of the two texts in a mixture, chosen like a text that contains both."""
 
 
 def questions_and_texts(count: int, seed: int = 7) -> tuple[Matrix, Matrix]:
-    """Give the vectors of all questions, and `count` of memories; rows of unit length, (n, dimension) each."""
+    """The vectors of all questions, and `count` vectors of memories; rows of unit length, (n, dimension)."""
     conversations = [one for name in _SETS for one in load(name)]
     encoder = load_encoder("auto", EncoderOptions(MODEL))
     asked = encode(encoder, [question.text for one in conversations for question in one.questions])

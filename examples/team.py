@@ -1,7 +1,7 @@
-"""A team of four agents, each a process of its own, builds a small tool; one is killed at work, and nothing is lost.
+"""A team of four agents in four processes builds a small tool. One agent is killed at work, and nothing is lost.
 
-`python examples/team.py [--url http://127.0.0.1:8765/mcp]`: without a URL it starts a server of its own, with
-temporary data. It exits with 0 only if every task was completed.
+`python examples/team.py [--url http://127.0.0.1:8765/mcp]`: without a URL it starts its own server with temporary data.
+It exits with 0 only if every task was completed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _url_of(server: subprocess.Popen[str]) -> str:
 
 
 class Timeline:
-    """Shows what the agents tell, a line for each thing that happened."""
+    """Prints the agents' events, one line each."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -81,14 +81,14 @@ class Timeline:
             self.say(event["agent"], line)
 
     def say(self, who: str, what: str) -> None:
-        """Show that somebody did something."""
+        """Print what an agent did."""
         seconds = time.monotonic() - self._started
         line = Text.assemble((f"{seconds:6.2f}s  ", "dim"), (f"{who:<9}", COLOURS[who]), what)
         self._console.print(line, soft_wrap=True)
 
 
 def _lines(event: Event) -> list[str]:
-    """Put an event into words."""
+    """The text of an event."""
     match event:
         case {"event": "registered", "capabilities": capabilities}:
             return [f"registered; can {', '.join(capabilities)}"]
@@ -115,7 +115,7 @@ def _lines(event: Event) -> list[str]:
 
 
 class Team:
-    """The processes of the agents, and what they told so far."""
+    """The processes of the agents, and their events so far."""
 
     def __init__(self, url: str, namespace: str, timeline: Timeline) -> None:
         self._url = f"{url}?namespace={namespace}"
@@ -125,7 +125,7 @@ class Team:
         self._readers: list[asyncio.Task[None]] = []
         self._killed: str | None = None
         self.heir: str | None = None
-        """Who took over the task of the killed agent."""
+        """The agent that took over the task of the killed one."""
 
     async def start(self) -> None:
         """Start every agent."""
@@ -138,10 +138,11 @@ class Team:
             self._readers.append(asyncio.create_task(self._read(name, process)))
 
     async def finished(self) -> list[dict[str, Any]]:
-        """Wait until the planner says that every task has ended; give them.
+        """Wait until the planner reports that every task has ended; return the tasks.
 
         Raises:
-            RuntimeError: an agent ended that was not killed. TimeoutError: it takes too long.
+            RuntimeError: an agent ended without being killed.
+            TimeoutError: the tasks take too long.
         """
         async with asyncio.timeout(MOST_SECONDS):
             return await asyncio.shield(self._finished)
@@ -154,10 +155,10 @@ class Team:
         await asyncio.gather(*self._readers)
 
     async def leave(self) -> None:
-        """Unregister every agent and delete what it remembers.
+        """Unregister every agent and delete its memories.
 
         Raises:
-            RuntimeError: that was refused.
+            RuntimeError: a call was refused.
         """
         for name in self._processes:
             async with Client(f"{self._url}&agent={name}") as client:
@@ -195,7 +196,7 @@ class Team:
 
 
 def summary(tasks: list[dict[str, Any]]) -> Table:
-    """Show how each task went."""
+    """A table of the tasks."""
     titles = {task["task_id"]: number for number, task in enumerate(tasks, 1)}
     table = Table("", "task", "needs", "priority", "after", "attempts", "held by", "state", title="How it went")
     for number, task in enumerate(tasks, 1):
@@ -213,7 +214,7 @@ def summary(tasks: list[dict[str, Any]]) -> Table:
 
 
 async def run(url: str, console: Console) -> bool:
-    """Run the team against a server; whether every task was completed, the killed agent's too."""
+    """Run the team against a server; return whether every task was completed, including the killed agent's."""
     timeline = Timeline(console)
     team = Team(url, f"team-{uuid4().hex[:8]}", timeline)
     try:

@@ -1,6 +1,6 @@
-"""One agent of the example team, as a process of its own: `python team_agent.py NAME URL`.
+"""One agent of the example team, in its own process: `python team_agent.py NAME URL`.
 
-It works through the tools of the memory server alone, and says what it does as lines of JSON, for team.py to show.
+It uses only the tools of the memory server, and prints its events as lines of JSON for team.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROJECT = "dates"
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What an agent says of itself when it registers."""
+    """What an agent registers with."""
 
     capabilities: tuple[str, ...]
     description: str
@@ -30,7 +30,7 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A task of the plan; `learns` is what whoever does it finds out. `assign_to` holds only while that agent lives."""
+    """A task of the plan. `learns` is what its agent finds out. `assign_to` holds only while that agent is alive."""
 
     title: str
     capability: str
@@ -106,15 +106,15 @@ class Member:
         self._token: str | None = None
         self._done: list[str] = []
 
-    def tell(self, event: str, **about: Any) -> None:
-        """Say what happened."""
+    def report(self, event: str, **about: Any) -> None:
+        """Print an event."""
         print(json.dumps({"agent": self.name, "event": event, **about}), flush=True)
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
-        """Call a tool and give its structured answer.
+        """Call a tool; return its structured answer.
 
         Raises:
-            RuntimeError: it refused.
+            RuntimeError: the tool refused.
         """
         result = await self._client.call_tool(tool, arguments)
         assert isinstance(result, CallToolResult)
@@ -123,7 +123,7 @@ class Member:
         return result.structured_content or {}
 
     async def register(self) -> None:
-        """Say who this is and what it can do."""
+        """Register this agent with its capabilities."""
         role = TEAM[self.name]
         await self.call(
             "register_agent",
@@ -131,26 +131,26 @@ class Member:
             description=role.description,
             heartbeat_seconds=HEARTBEAT_SECONDS,
         )
-        self.tell("registered", capabilities=role.capabilities)
+        self.report("registered", capabilities=role.capabilities)
 
-    async def beat(self) -> None:
-        """Say that this agent lives and what it has done of its task, and renew its lease."""
+    async def send_heartbeat(self) -> None:
+        """Send a heartbeat that renews the lease and lists the steps done."""
         tokens = [self._token] if self._token else []
         await self.call("update_agent_heartbeat", lease_tokens=tokens, metrics={"steps done": self._done})
 
-    async def live(self) -> None:
-        """Give signs of life for ever."""
+    async def send_heartbeats(self) -> None:
+        """Send heartbeats forever."""
         while True:
-            await self.beat()
+            await self.send_heartbeat()
             await asyncio.sleep(HEARTBEAT_SECONDS / 2)
 
     async def remember(self, content: str, **how: str) -> None:
         """Store a memory of the project."""
         await self.call("store_memory", content=content, context=PROJECT, **how)
-        self.tell("learned", memory=content)
+        self.report("learned", memory=content)
 
     async def work(self) -> None:
-        """Do whatever task comes, for ever."""
+        """Do tasks forever."""
         while True:
             answer = await self.call("get_pending_tasks", wait_seconds=10, with_memories=3)
             for task in answer["tasks"]:
@@ -160,19 +160,19 @@ class Member:
         about, title, handoff = task["payload"], task["payload"]["title"], task.get("handoff")
         self._token, self._done = task["lease_token"], []
         known = [hit["memory"]["content"] for hit in task["memories"]]
-        self.tell("claimed", task=title, attempt=task["attempt"], handoff=handoff, memories=known)
+        self.report("claimed", task=title, attempt=task["attempt"], handoff=handoff, memories=known)
         for step in about["steps"]:
             done_before = bool(handoff and step in handoff)
             if not done_before:
                 await asyncio.sleep(STEP_SECONDS)
             self._done.append(step)
-            await self.beat()
-            self.tell("skipped" if done_before else "step", task=title, step=step)
+            await self.send_heartbeat()
+            self.report("skipped" if done_before else "step", task=title, step=step)
         if about["learns"]:
             await self.remember(about["learns"], visibility="public")
         await self.call("complete_task", task_id=task["task_id"], lease_token=self._token, result={"steps": self._done})
         self._token, self._done = None, []
-        self.tell("completed", task=title)
+        self.report("completed", task=title)
 
 
 async def wait_for_team(planner: Member) -> None:
@@ -191,11 +191,11 @@ async def share_what_is_known(planner: Member) -> None:
     for name in TEAM:
         if name != planner.name:
             await planner.call("share_context_with_agent", target_agent=name, context=PROJECT)
-            planner.tell("shared", context=PROJECT, to=name)
+            planner.report("shared", context=PROJECT, to=name)
 
 
 async def submit(planner: Member) -> dict[str, str]:
-    """Submit the plan; give the task id of each title."""
+    """Submit the plan; return the task id of each title."""
     ids: dict[str, str] = {}
     for work in PLAN:
         answer = await planner.call(
@@ -209,39 +209,39 @@ async def submit(planner: Member) -> dict[str, str]:
             depends_on=[ids[title] for title in work.after],
         )
         ids[work.title] = answer["task_id"]
-        planner.tell("submitted", task=work.title, state=answer["state"], why=answer["why"]["reason"])
+        planner.report("submitted", task=work.title, state=answer["state"], why=answer["why"]["reason"])
     return ids
 
 
 async def watch(planner: Member, ids: dict[str, str]) -> None:
-    """Wait until every task of the plan has ended, telling who is lost meanwhile; then say how each went."""
+    """Wait until every task of the plan has ended, report lost agents meanwhile, then report the results."""
     lost: set[str] = set()
     while True:
         for agent in (await planner.call("list_agents", alive_only=False))["agents"]:
             if not agent["alive"] and agent["agent_id"] not in lost:
                 lost.add(agent["agent_id"])
-                planner.tell("lost", name=agent["agent_id"])
+                planner.report("lost", name=agent["agent_id"])
         answers = [await planner.call("get_task", task_id=task_id) for task_id in ids.values()]
         if all(answer["task"]["state"] in {"completed", "dead", "cancelled"} for answer in answers):
             break
         await asyncio.sleep(WATCH_SECONDS)
-    planner.tell("finished", tasks=[answer["task"] for answer in answers])
+    planner.report("finished", tasks=[answer["task"] for answer in answers])
 
 
 async def plan(planner: Member) -> None:
-    """Do what only the planner does."""
+    """What only the planner does."""
     await wait_for_team(planner)
     await share_what_is_known(planner)
     await watch(planner, await submit(planner))
 
 
 async def main(name: str, url: str) -> None:
-    """Be an agent until stopped."""
+    """Run an agent until stopped."""
     async with Client(url) as client:
         member = Member(name, client)
         await member.register()
         async with asyncio.TaskGroup() as group:
-            group.create_task(member.live())
+            group.create_task(member.send_heartbeats())
             group.create_task(member.work())
             if name == "planner":
                 group.create_task(plan(member))

@@ -1,7 +1,7 @@
 """Starts Redis, the sidecar and the services in the background after `initialize` is answered.
 
-An agent's client waits for `initialize`, so nothing heavy is imported before. The tools import their use cases when
-they are called. After the first answer a thread imports everything else.
+The client waits for `initialize`, so heavy modules are imported later: by a thread after the first answer, or by the
+first tool call that needs them.
 """
 
 from __future__ import annotations
@@ -25,24 +25,13 @@ if TYPE_CHECKING:
     from memory_server.service import Service
 
 log = logging.getLogger(__name__)
-_HEAVY = (
-    "memory_server.service",
-    "memory_core.records.token",
-    "memory_server.local.attach",
-    "memory_server.memories.store",
-    "memory_server.memories.get",
-    "memory_server.memories.update",
-    "memory_server.memories.clear",
-    "memory_server.search.search",
-    "memory_server.operations.stats.memory_stats",
-    "memory_server.agents.registry",
-    "memory_server.tasks.submit",
-    "memory_server.sharing.grants",
-    "memory_server.sharing.shared_context",
-    "memory_server.events.waiting",
-    "memory_server.events.resource_changes",
-    "memory_server.operations.sweeper",
-)
+_HEAVY = """
+memory_server.service memory_core.records.token memory_server.local.attach memory_server.memories.store
+memory_server.memories.get memory_server.memories.update memory_server.memories.clear memory_server.search.search
+memory_server.operations.stats.memory_stats memory_server.agents.registry memory_server.tasks.submit
+memory_server.sharing.grants memory_server.sharing.shared_context memory_server.events.waiting
+memory_server.events.live_feed memory_server.operations.sweeper
+""".split()
 
 
 class Runtime:
@@ -80,11 +69,11 @@ class Runtime:
         await self._first_answer.wait()
 
     def answered(self) -> None:
-        """Note that the client has its first answer."""
+        """Record that the client has its first answer."""
         self._first_answer.set()
 
     def stop_waiting(self) -> None:
-        """End all calls that wait for events, and all subscriptions, since the server is about to stop."""
+        """End all waiting calls and subscriptions, because the server is about to stop."""
         if self._service.done() and not self._service.cancelled() and not self._service.exception():
             self._service.result().events.close()
 
@@ -104,9 +93,8 @@ class Runtime:
             from memory_server.service import Service
 
             async with AsyncExitStack() as stack:
-                service = await stack.enter_async_context(
-                    Service(self.settings, self.recorder, self.counters).running()
-                )
+                starting = Service(self.settings, self.recorder, self.counters)
+                service = await stack.enter_async_context(starting.running())
                 await stack.enter_async_context(sweeping(service))
                 self._service.set_result(service)
                 await leaving.wait()

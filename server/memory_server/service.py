@@ -1,11 +1,11 @@
-"""The services of one server process, and its small background work."""
+"""The services of one server process, and their background work."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from memory_core.cancellation import cancel
@@ -15,6 +15,7 @@ from memory_core.records.agent import Agent
 from memory_core.records.keys import Keys, bell, lane_of
 from memory_core.records.times import to_redis
 from memory_core.settings.settings import Settings
+from memory_core.slices import slices
 from memory_core.store.connection import store_errors
 from memory_server.engine.backend import Backend
 from memory_server.engine.bulk_client import BulkClient
@@ -57,26 +58,19 @@ class Service:
         self.events = Hub(self.backend, self.models)
         self.positions = Positions(self.backend)
         self.search_latency = Latency("search_seconds", "How long searches took.")
-        self.embedding_latency = Latency("embedding_seconds", "How long vectors were waited for.")
+        self.embedding_latency = Latency("embedding_seconds", "How long calls waited for vectors.")
         self.rosters: dict[str, tuple[float, list[Agent]]] = {}
         self._due: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
-        self._touched: Counter[tuple[str, str]] = Counter()
+        self._touched: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Service]:
         """Run the background work until left."""
         async with AsyncExitStack() as parts:
-            for part in (
-                self.backend,
-                self.namespaces,
-                self.auditor,
-                self.embeddings,
-                self.vault,
-                self.durability,
-                self.events,
-                self.positions,
-            ):
+            for part in (self.backend, self.namespaces, self.auditor, self.embeddings, self.vault, self.durability):
+                await parts.enter_async_context(part.running())
+            for part in (self.events, self.positions):
                 await parts.enter_async_context(part.running())
             flusher = asyncio.create_task(self._flush_forever())
             try:
@@ -86,14 +80,14 @@ class Service:
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory; counts are written in bulk, a second later."""
-        self._touched.update((namespace, memory_id) for memory_id in memory_ids)
+        self._touched[namespace].update(memory_ids)
 
     def ring(self, namespace: str) -> None:
-        """Wake the sidecars soon because a namespace has jobs. A lost wake-up is harmless: sidecars also poll."""
+        """Wake the sidecars soon because a namespace has jobs. Sidecars also poll, so a lost wake-up is harmless."""
         self.soon(("ring", namespace), lambda: self._ring(namespace))
 
     def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = _SOON_SECONDS) -> None:
-        """Run an action in a moment, once for all requests with the same key. Its failure must be harmless."""
+        """Run an action shortly, once for all requests with the same key. Its failure must be harmless."""
         if key not in self._due:
             self._due.add(key)
             task = asyncio.create_task(self._do(key, action, seconds))
@@ -110,7 +104,7 @@ class Service:
         try:
             await action()
         except MemoryServiceError as error:
-            log.warning("%s was left undone: %s", key, error.message)
+            log.warning("%s was not done: %s", key, error.message)
         except Exception:
             log.exception("%s failed", key)
 
@@ -128,19 +122,15 @@ class Service:
                 log.exception("access counts were lost")
 
     async def _flush_touches(self) -> None:
-        pending, self._touched = self._touched, Counter()
-        by_namespace: dict[str, list[tuple[str, int]]] = {}
-        for (namespace, memory_id), count in pending.items():
-            by_namespace.setdefault(namespace, []).append((memory_id, count))
-        for namespace, counts in by_namespace.items():
-            for start in range(0, len(counts), _TOUCHES_PER_CALL):
-                await self._write_touches(Keys(namespace), counts[start : start + _TOUCHES_PER_CALL])
+        pending, self._touched = self._touched, defaultdict(Counter)
+        for namespace, counts in pending.items():
+            for part in slices(list(counts.items()), _TOUCHES_PER_CALL):
+                await self._write_touches(Keys(namespace), part)
 
-    async def _write_touches(self, keys: Keys, counts: list[tuple[str, int]]) -> None:
+    async def _write_touches(self, keys: Keys, counts: Sequence[tuple[str, int]]) -> None:
         names = [key for memory_id, _ in counts for key in (keys.memory(memory_id), keys.use(memory_id))]
+        now, numbers = to_redis(redis_time.now()), [count for _, count in counts]
         try:
-            await self.backend.write(
-                "rm1_touch", names, counts=[count for _, count in counts], at=to_redis(redis_time.now())
-            )
+            await self.backend.write("rm1_touch", names, counts=numbers, at=now)
         except MemoryServiceError as error:
             log.warning("%d access counts were lost: %s", len(counts), error.message)

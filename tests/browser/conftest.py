@@ -1,4 +1,4 @@
-"""What the browser's tests share: one Chromium, and a team whose work fills the dashboard."""
+"""Fixtures of the browser tests: one Chromium, and a team whose work fills the dashboard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if importlib.util.find_spec("playwright") is None:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncGenerator[Browser]:
-    """The browser of the session; each test opens pages of nobody in it."""
+    """The session's browser. Each test opens its own pages, logged out."""
     from pages import chromium
 
     async with in_own_task(chromium()) as running:
@@ -29,7 +29,7 @@ async def browser() -> AsyncGenerator[Browser]:
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def team(server: Server, stack: Stack, namespace: str) -> Team:
-    """What three agents left in the test's namespace, all with their vectors."""
+    """What three agents left in the test's namespace, with all vectors ready."""
     from fill import fill, has_vectors
     from support.embedder_fixtures import wait_until
 
@@ -40,5 +40,5 @@ async def team(server: Server, stack: Stack, namespace: str) -> Team:
 
 @pytest.fixture
 def address(server: Server, namespace: str) -> str:
-    """The dashboard as claude sees it."""
+    """The dashboard for the agent claude."""
     return f"{server.url}/?agent=claude&namespace={namespace}"

@@ -1,4 +1,4 @@
-"""Memories, agents, tasks and grants as a small team leaves them, for the dashboard to show."""
+"""Memories, agents, tasks and grants of a small team, for the dashboard to show."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _PRIORITIES = ("medium", "high", "low", "critical", "archive")
 
 @dataclass(slots=True)
 class Team:
-    """What was made, by the ids that tests look for."""
+    """Ids that the tests look for."""
 
     memory: str
     shared: str
@@ -102,7 +102,7 @@ async def _remember(agents: list[Agent], copies: int) -> list[str]:
 
 
 async def _work(claude: Agent, gemini: Agent, vscode: Agent) -> tuple[str, str]:
-    """Leave tasks in every state: given up, at work, to be tried again, done and to do."""
+    """Leave tasks in every state: dead, leased, retrying, completed and pending."""
 
     async def held(agent: Agent) -> str:
         tasks = await agent.call("get_pending_tasks", with_memories=0, wait_seconds=10)

@@ -1,4 +1,4 @@
-"""A real Chromium for tests: pages that fail a test for anything that the browser complains about."""
+"""Pages in a real Chromium. They fail a test on any console error."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, ConsoleMessage, Page, async_playwright, expect
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 SHOTS = Path(__file__).parent / "screenshots"
@@ -32,35 +32,47 @@ async def chromium() -> AsyncGenerator[Browser]:
 async def opened(
     browser: Browser, url: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False, allowed: tuple[str, ...] = ()
 ) -> AsyncGenerator[Page]:
-    """Open a page in a browser of nobody; afterwards nothing may have gone to the console but what is `allowed`,
-    and nothing may have been asked of any other host."""
-    complaints: list[str] = []
+    """Open a page in a fresh browser context.
+
+    Fails on console messages that are not `allowed` and on requests to other hosts.
+    """
+    problems: list[str] = []
     context = await browser.new_context(
         viewport={"width": size[0], "height": size[1]}, color_scheme="dark" if dark else "light"
     )
     page = await context.new_page()
     page.set_default_timeout(20_000)
 
-    def hear(message: ConsoleMessage) -> None:
+    def check_message(message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"} and not any(part in message.text for part in allowed):
-            complaints.append(f"{message.type}: {message.text}")
+            problems.append(f"{message.type}: {message.text}")
 
-    def see(request: Any) -> None:
+    def check_request(request: Any) -> None:
         if not request.url.startswith((url.split("/", 3)[0] + "//" + url.split("/")[2], "data:")):
-            complaints.append(f"asked elsewhere: {request.url}")
+            problems.append(f"request to another host: {request.url}")
 
-    page.on("console", hear)
-    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-    page.on("request", see)
+    page.on("console", check_message)
+    page.on("pageerror", lambda error: problems.append(f"error: {error}"))
+    page.on("request", check_request)
     try:
         await page.goto(url)
         yield page
     finally:
         await context.close()
-    assert not complaints, complaints
+    assert not problems, problems
+
+
+async def wait_for_view(page: Page, view: str) -> None:
+    """Wait until a view shows its data."""
+    signs = {
+        "overview": ".chart canvas", "memories": ".hit", "map": "[data-drawn]", "team": ".lane .task",
+        "sharing": ".grant", "audit": "tbody tr",
+    }  # fmt: skip
+    await expect(page.locator(signs[view]).first).to_be_visible()
+    await expect(page.get_by_text("Opening…")).to_have_count(0)
 
 
 async def shoot(page: Page, name: str) -> None:
-    """Keep a picture of a page."""
+    """Save a screenshot."""
     SHOTS.mkdir(exist_ok=True)
     await page.screenshot(path=SHOTS / f"{name}.png", full_page=True)

@@ -1,4 +1,4 @@
-"""All views in a real browser: drawn without a complaint, open to everybody, and inert whatever memories say."""
+"""Every view in a real browser: no console errors, accessible, and safe whatever memories contain."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
-from browser.drawn import drawn
 from fill import XSS, Team
-from pages import DESKTOP, PHONE, opened, shoot
+from pages import DESKTOP, PHONE, opened, shoot, wait_for_view
 from playwright.async_api import Browser, Page, expect
 from support.stack import Server
 
@@ -20,8 +19,8 @@ VIEWS = ("overview", "memories", "map", "team", "sharing", "audit")
 LOOKS = {"light": (DESKTOP, False), "dark": (DESKTOP, True), "phone": (PHONE, False), "phone-dark": (PHONE, True)}
 
 
-async def flaws(page: Page) -> list[Any]:
-    """Give what axe-core finds serious. It is put in by the test, since the page lets nothing in."""
+async def accessibility_violations(page: Page) -> list[Any]:
+    """Serious accessibility violations found by axe-core, which the test injects into the page."""
     found = await Axe().run(page, options={"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]})
     return [
         (one["id"], [node["html"][:120] for node in one["nodes"]])
@@ -30,40 +29,40 @@ async def flaws(page: Page) -> list[Any]:
     ]
 
 
-async def operators_page(server: Server, namespace: str) -> str:
-    """Make a one-time address."""
+async def operator_address(server: Server, namespace: str) -> str:
+    """A one-time address for the operator."""
     key = await admit_once(server.service.backend, namespace)
     return f"{server.url}/?agent=claude#operator={key}"
 
 
 @pytest.mark.parametrize("look", LOOKS)
-async def test_every_view_is_drawn_without_complaint_and_open_to_everybody(
+async def test_every_view_has_no_console_errors_and_is_accessible(
     browser: Browser, server: Server, namespace: str, team: Team, look: str
 ) -> None:
     size, dark = LOOKS[look]
-    first = await operators_page(server, namespace)
+    first = await operator_address(server, namespace)
     async with opened(browser, first, size=size, dark=dark) as page:
         await expect(page.get_by_text("operator", exact=True)).to_be_visible()
         for view in VIEWS:
             await page.goto(f"{server.url}/?agent=claude#/{view}")
-            await drawn(page, view)
-            assert await flaws(page) == [], view
+            await wait_for_view(page, view)
+            assert await accessibility_violations(page) == [], view
             width = await page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert width <= 0, f"{view} is {width} px too wide"
             await shoot(page, f"{view}-{look}")
 
 
-async def test_what_agents_write_is_shown_and_never_run(
+async def test_content_of_agents_is_shown_and_never_executed(
     browser: Browser, server: Server, namespace: str, team: Team
 ) -> None:
-    first = await operators_page(server, namespace)
+    first = await operator_address(server, namespace)
     async with opened(browser, first) as page:
         await expect(page.get_by_text("operator", exact=True)).to_be_visible()
         asked: list[str] = []
         page.on("dialog", lambda dialog: asked.append(dialog.message))
         for view in VIEWS:
             await page.goto(f"{server.url}/?agent=claude#/{view}")
-            await drawn(page, view)
+            await wait_for_view(page, view)
         await page.goto(f"{server.url}/?agent=claude#/memories")
         for text in XSS[:-1]:
             await expect(page.get_by_text(text, exact=True).first).to_be_visible()
@@ -80,7 +79,7 @@ async def test_what_agents_write_is_shown_and_never_run(
         assert not asked
 
 
-async def test_even_a_script_that_got_into_the_page_would_not_run(browser: Browser, address: str) -> None:
+async def test_injected_script_is_not_executed(browser: Browser, address: str) -> None:
     refused = ("Content Security Policy", "Content-Security-Policy")
     async with opened(browser, address, allowed=refused) as page:
         await expect(page.get_by_role("navigation")).to_be_visible()
@@ -92,9 +91,9 @@ async def test_even_a_script_that_got_into_the_page_would_not_run(browser: Brows
         assert await page.evaluate("window.pwned") is None
 
 
-async def test_all_can_be_reached_by_the_keyboard(browser: Browser, address: str, team: Team) -> None:
+async def test_memories_are_usable_by_keyboard(browser: Browser, address: str, team: Team) -> None:
     async with opened(browser, f"{address}#/memories") as page:
-        await drawn(page, "memories")
+        await wait_for_view(page, "memories")
         await page.keyboard.press("Tab")
         await expect(page.get_by_text("Skip to content")).to_be_focused()
         await page.keyboard.press("Enter")
@@ -108,7 +107,7 @@ async def test_all_can_be_reached_by_the_keyboard(browser: Browser, address: str
         await expect(first).to_be_focused()
 
 
-async def test_the_theme_is_chosen_and_kept(browser: Browser, address: str) -> None:
+async def test_theme_choice_persists(browser: Browser, address: str) -> None:
     async with opened(browser, address) as page:
         button = page.get_by_role("button", name="Theme: auto")
         await button.click()

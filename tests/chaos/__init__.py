@@ -1,1 +1,1 @@
-"""Breaks a running team of agents on purpose, records every call, and proves that nothing went wrong."""
+"""Breaks a running team of agents on purpose, records every call and checks that no rule was broken."""

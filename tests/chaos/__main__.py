@@ -13,20 +13,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from . import powercuts, store, tasks, twins
+from . import power_loss, store, tasks, twins
 
 
 class Report(Protocol):
-    """What every scenario answers; as text it is for people."""
+    """The result of a scenario. Its text is for people."""
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing happened that must not happen."""
+        """Whether no rule was broken."""
         ...
 
 
 def main() -> int:
-    """Run it; 0 if nothing happened that must not happen."""
+    """Run the scenarios; return 0 if no rule was broken."""
     options = _options()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger(__package__).setLevel(logging.INFO)
@@ -45,12 +45,12 @@ def _run(name: str, options: argparse.Namespace) -> int:
         print("PASSED")
         return 0
     again = f"make chaos SCENARIO={name} SEED={options.seed} MINUTES={options.minutes:g}"
-    print(f"FAILED; what was recorded is in {folder}; again: {again}")
+    print(f"FAILED; the recorded histories are in {folder}; to repeat: {again}")
     return 1
 
 
 async def _go(name: str, options: argparse.Namespace, folder: Path) -> Report:
-    """Run a scenario; whoever ends this by SIGTERM finds neither processes nor mounts of it left."""
+    """Run a scenario. On SIGTERM it stops all its processes and unmounts its disks."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -80,7 +80,7 @@ def _store(options: argparse.Namespace, folder: Path) -> Awaitable[Report]:
 
 
 def _power(options: argparse.Namespace, folder: Path) -> Awaitable[Report]:
-    return powercuts.run(powercuts.Plan(options.seed, options.cuts, minutes=options.minutes), folder)
+    return power_loss.run(power_loss.Plan(options.seed, options.cuts, minutes=options.minutes), folder)
 
 
 SCENARIOS: dict[str, Callable[[argparse.Namespace, Path], Awaitable[Report]]] = {
@@ -95,12 +95,12 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     plan = tasks.Plan(seed=0)
     parser.add_argument("--scenario", choices=(*SCENARIOS, "all"), default="tasks")
-    parser.add_argument("--minutes", type=float, default=plan.minutes, help="the longest that it may take")
+    parser.add_argument("--minutes", type=float, default=plan.minutes, help="time limit")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--scripts", type=int, default=twins.Plan(seed=0).scripts, help="of scenario twins")
-    parser.add_argument("--ops", type=int, default=store.Plan(seed=0).ops, help="acknowledged writes of store")
-    parser.add_argument("--faults", default="", help="of scenario store: kinds of faults in order, with commas between")
-    parser.add_argument("--cuts", type=int, default=powercuts.Plan(seed=0).cuts, help="of power, at each level")
+    parser.add_argument("--scripts", type=int, default=twins.Plan(seed=0).scripts, help="scripts of scenario twins")
+    parser.add_argument("--ops", type=int, default=store.Plan(seed=0).ops, help="acknowledged writes of scenario store")
+    parser.add_argument("--faults", default="", help="kinds of faults of scenario store, in order, separated by commas")
+    parser.add_argument("--cuts", type=int, default=power_loss.Plan(seed=0).cuts, help="power losses per level")
     for name in ("tasks", "workers", "kills", "pauses", "redis_kills"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(plan, name))
     return parser.parse_args()

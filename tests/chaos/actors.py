@@ -1,6 +1,6 @@
-"""The processes of a chaos run: workers that do, fail, forget and misuse tasks, and submitters that want them done.
+"""The agents of a task run: workers that complete, fail, abandon and misuse tasks, and submitters.
 
-Everything random comes from the seed of the run and the name of the process. Each call is recorded before it is made.
+All randomness comes from the run's seed and the process name. Each call is recorded before it is made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from memory_core.records.times import parse_time
 
 from .history import Json, Recorder, Refusal
-from .surfaces import Surface, direct, remote, serve
+from .tool_clients import ToolClient, direct, remote, serve
 
 HEARTBEAT_SECONDS = 0.5
 MOST_TASKS = 4
@@ -24,15 +24,15 @@ LEASES = (1.0, 2.0)
 LONG_LEASE = 6.0
 _CLAIM_WAIT = 0.3
 _PATIENCE = 20
-"""Calls without an answer, one after the other, from which on the server is taken to be gone."""
+"""After this many consecutive calls without an answer the server counts as gone."""
 _DEMANDS: list[tuple[list[str], int]] = [([], 0), ([], 0), (["even"], 0), (["odd"], 0), (["rare"], 0), ([], 100_000)]
-"""Capabilities and context windows that tasks demand; some worker can do each."""
-_UNSURE = {"outcome_unknown", "store_unavailable"}
+"""Capabilities and context windows that tasks require. Some worker satisfies each."""
+_UNCLEAR = {"outcome_unknown", "store_unavailable"}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """What one process is to do. `address` is of the server that it goes through; without one it serves itself."""
+class ProcessSpec:
+    """What one process does. `address` is its server; without one it runs its own service."""
 
     role: str
     name: str
@@ -50,72 +50,72 @@ class Part:
 
     @property
     def process(self) -> str:
-        """Name this life of the process in histories."""
+        """The name of this life of the process in histories."""
         return f"{self.name}.{self.life}"
 
     @property
     def random(self) -> random.Random:
-        """Give the chance that this life of the process has."""
+        """The random generator of this life of the process."""
         return random.Random(f"{self.seed} {self.process}")
 
 
-async def play(part: Part) -> None:
-    """Do a part until it is done, or until killed."""
-    if part.role == "server":
-        await serve(part.redis_url, part.port)
-    elif part.address:
-        await _play_remotely(part)
+async def run_process(spec: ProcessSpec) -> None:
+    """Do the work of a process until it is done or killed."""
+    if spec.role == "server":
+        await serve(spec.redis_url, spec.port)
+    elif spec.address:
+        await _run_remotely(spec)
     else:
-        async with direct(part.redis_url, part.namespace) as surface:
-            await _perform(part, surface)
+        async with direct(spec.redis_url, spec.namespace) as tools:
+            await _perform(spec, tools)
 
 
-async def _play_remotely(part: Part) -> None:
-    """Connect again whenever the server died."""
+async def _run_remotely(spec: ProcessSpec) -> None:
+    """Reconnect whenever the server dies."""
     while True:
         with suppress(Exception):
-            async with remote(part.address, part.namespace, part.name) as surface:
-                await _perform(part, surface)
+            async with remote(spec.address, spec.namespace, spec.name) as tools:
+                await _perform(spec, tools)
         await asyncio.sleep(0.2)
 
 
-async def _perform(part: Part, surface: Surface) -> None:
-    if part.role == "worker":
-        await Worker(part, surface).work()
+async def _perform(spec: ProcessSpec, tools: ToolClient) -> None:
+    if spec.role == "worker":
+        await Worker(spec, tools).work()
     else:
-        await Submitter(part, surface).submit_all()
+        await Submitter(spec, tools).submit_all()
 
 
 class Worker:
-    """Claims tasks and treats them well or badly."""
+    """Claims tasks and handles them well or badly."""
 
-    def __init__(self, part: Part, surface: Surface) -> None:
-        self._part, self._surface, self._random = part, surface, part.random
-        self._recorder = Recorder(Path(part.folder), f"{part.process}.{time.monotonic_ns()}")
+    def __init__(self, spec: ProcessSpec, tools: ToolClient) -> None:
+        self._spec, self._tools, self._random = spec, tools, spec.random
+        self._recorder = Recorder(Path(spec.folder), f"{spec.process}.{time.monotonic_ns()}")
         self._held: dict[str, str] = {}
         self._old: list[tuple[str, str]] = []
         self._failures = 0
 
     async def work(self) -> None:
-        """Work for ever; return when the server seems gone."""
+        """Work until the server seems gone."""
         await self._register()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._beat())
+            group.create_task(self._send_heartbeats())
             while self._failures < _PATIENCE:
                 for lease in await self._claim():
-                    group.create_task(self._treat(lease))
+                    group.create_task(self._handle(lease))
                 while len(self._held) >= MOST_TASKS:
                     await asyncio.sleep(0.02)
             raise ConnectionError("the server is gone")
 
     async def _call(self, op: str, tool: str, **arguments: Any) -> Json | None:
-        """Make a call; None when it was refused or its outcome is unknown."""
+        """Make a call; return None if it was refused or its outcome is unknown."""
 
         async def act() -> Json:
-            return _trimmed(op, await self._surface(tool, self._part.name, **arguments))
+            return _trimmed(op, await self._tools(tool, self._spec.name, **arguments))
 
         try:
-            answer = await self._recorder.call(op, self._part.name, arguments, act)
+            answer = await self._recorder.call(op, self._spec.name, arguments, act)
         except Refusal as refusal:
             self._failures = self._failures + 1 if refusal.code == "outcome_unknown" else 0
             return None
@@ -126,14 +126,14 @@ class Worker:
         while not await self._call(
             "register",
             "register_agent",
-            capabilities=self._part.capabilities,
-            context_window=self._part.window,
+            capabilities=self._spec.capabilities,
+            context_window=self._spec.window,
             max_tasks=MOST_TASKS,
             heartbeat_seconds=HEARTBEAT_SECONDS,
         ):
             await asyncio.sleep(0.1)
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_SECONDS * self._random.uniform(0.4, 0.9))
             await self._call("heartbeat", "update_agent_heartbeat", lease_tokens=list(self._held.values()))
@@ -147,12 +147,12 @@ class Worker:
         self._held |= {task["task_id"]: task["lease_token"] for task in tasks}
         return tasks
 
-    async def _treat(self, lease: Json) -> None:
-        """Complete most tasks; fail, abandon or overstay some, and try tokens that must be worth nothing."""
+    async def _handle(self, lease: Json) -> None:
+        """Complete most tasks; fail, abandon or overstay some, and try invalid tokens."""
         task_id, token, fate = lease["task_id"], lease["lease_token"], self._random.random()
         await asyncio.sleep(self._random.uniform(0, 0.02) if fate < 0.95 else self._random.uniform(0.2, 2.5))
         if self._random.random() < 0.03:
-            await self._call("complete", "complete_task", task_id=task_id, lease_token=self._forged(token))
+            await self._call("complete", "complete_task", task_id=task_id, lease_token=self._forge(token))
         if fate < 0.03:
             self._held.pop(task_id)
             await self._overstay(lease)
@@ -166,12 +166,12 @@ class Worker:
             await self._misuse()
 
     async def _overstay(self, lease: Json) -> None:
-        """Wait until a lease has just run out, or for much longer."""
+        """Wait until the lease has just expired, or much longer."""
         just = max(parse_time(lease["lease_until"], "lease_until") - time.time(), 0.0) + 0.003
         await asyncio.sleep(self._random.choice([just, self._random.uniform(*LEASES)]))
 
-    def _forged(self, token: str) -> str:
-        """Make a token of one that nobody ever gave out."""
+    def _forge(self, token: str) -> str:
+        """A token that was never issued."""
         head, fence, secret = token.split(".")
         return self._random.choice([f"{head}.{int(fence) + 1}.{secret}", f"{head}.{fence}.{secret[::-1]}"])
 
@@ -179,10 +179,10 @@ class Worker:
         await self._call("fail", "fail_task", task_id=task_id, lease_token=token, error="it did not work", retry=retry)
 
     async def _misuse(self) -> None:
-        """Present an old token, or one that nobody ever gave out."""
+        """Present an old or forged token."""
         task_id, token = self._random.choice(self._old[-20:])
         if self._random.random() < 0.3:
-            token = self._forged(token)
+            token = self._forge(token)
         match self._random.randrange(3):
             case 0:
                 await self._call("complete", "complete_task", task_id=task_id, lease_token=token)
@@ -195,18 +195,18 @@ class Worker:
 class Submitter:
     """Submits its share of the tasks, and cancels and requeues some."""
 
-    def __init__(self, part: Part, surface: Surface) -> None:
-        self._part, self._surface, self._random = part, surface, part.random
-        self._recorder = Recorder(Path(part.folder), part.process)
+    def __init__(self, spec: ProcessSpec, tools: ToolClient) -> None:
+        self._spec, self._tools, self._random = spec, tools, spec.random
+        self._recorder = Recorder(Path(spec.folder), spec.process)
         self._ids: list[str] = []
         self._background: set[asyncio.Task[None]] = set()
 
     async def submit_all(self) -> None:
-        """Submit, a few at a time, and say when all is said."""
-        numbers = iter(range(self._part.tasks))
+        """Submit all tasks, a few at a time, then create the `.done` file."""
+        numbers = iter(range(self._spec.tasks))
         await asyncio.gather(*(self._submit_some(numbers) for _ in range(6)))
         await asyncio.gather(*self._background)
-        (Path(self._part.folder) / f"{self._part.name}.done").touch()
+        (Path(self._spec.folder) / f"{self._spec.name}.done").touch()
 
     async def _submit_some(self, numbers: Any) -> None:
         for number in numbers:
@@ -215,7 +215,7 @@ class Submitter:
                 await self._requeue_one()
 
     async def _submit(self, number: int) -> None:
-        """Submit one task; under its idempotency key it may be asked for until it is acknowledged."""
+        """Submit one task. Its idempotency key allows retries until it is acknowledged."""
         new = self._new_task(number)
         answer = None
         while answer is None:
@@ -223,7 +223,7 @@ class Submitter:
                 answer = await self._call("submit", "distribute_task", **new)
             except Refusal as refusal:
                 await asyncio.sleep(0.05)
-                if refusal.code not in _UNSURE:
+                if refusal.code not in _UNCLEAR:
                     new |= {"depends_on": [], "deadline": None, "assign_to": None, "idempotency_key": f"{number} again"}
         self._ids.append(answer["task_id"])
         if self._random.random() < 0.03:
@@ -238,13 +238,13 @@ class Submitter:
         one = chance.random() < 0.06
         waits_for = chance.randint(1, 3) if self._ids and chance.random() < 0.1 else 0
         return {
-            "description": f"task {number} of {self._part.name}",
+            "description": f"task {number} of {self._spec.name}",
             "task_type": chance.choice(["general", "review", "build"]),
             "payload": {"number": number},
             "required_capabilities": able,
             "min_context_window": window,
             "priority": chance.choice(["critical", "high", "medium", "low"]),
-            "assign_to": f"w{chance.randrange(self._part.workers)}" if not able and not window and one else None,
+            "assign_to": f"w{chance.randrange(self._spec.workers)}" if not able and not window and one else None,
             "depends_on": [chance.choice(self._ids[-200:]) for _ in range(waits_for)],
             "max_retries": chance.choice([0, 1, 3, 5, 10]),
             "lease_seconds": round(chance.uniform(*LEASES), 3) if short else LONG_LEASE,
@@ -254,9 +254,9 @@ class Submitter:
 
     async def _call(self, op: str, tool: str, **arguments: Any) -> Json:
         async def act() -> Json:
-            return _trimmed(op, await self._surface(tool, self._part.name, **arguments))
+            return _trimmed(op, await self._tools(tool, self._spec.name, **arguments))
 
-        return await self._recorder.call(op, self._part.name, arguments, act)
+        return await self._recorder.call(op, self._spec.name, arguments, act)
 
     async def _cancel(self, task_id: str) -> None:
         await asyncio.sleep(self._random.uniform(0, 0.5))
@@ -271,7 +271,7 @@ class Submitter:
 
 
 def _trimmed(op: str, answer: Json) -> Json:
-    """Keep of an answer what the checks read."""
+    """The part of an answer that the checks read."""
     if op == "claim":
         wanted = ("task_id", "lease_token", "lease_until", "attempt")
         return {"tasks": [{name: task[name] for name in wanted} for task in answer["tasks"]]}

@@ -1,4 +1,4 @@
-"""Judges a run by all rules that tasks must keep, whatever was killed."""
+"""Checks a run against all rules of tasks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ RULES: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     lifecycle.every_task_ends_once,
     lifecycle.submissions_are_kept,
     lifecycle.attempts_are_counted,
-    lifecycle.tokens_rise,
+    lifecycle.fences_increase,
     lifecycle.dependencies_come_first,
     effects.stale_tokens_have_no_effect,
     effects.one_lease_at_a_time,
     effects.leases_last_as_promised,
     effects.completed_once,
     effects.nothing_after_cancellation,
-    effects.memories_agree,
+    effects.records_agree,
     effects.refusals_are_typed,
 )
 
 
 def violations(evidence: Evidence) -> list[Violation]:
-    """Give all that must not have happened; nothing for a run that kept the rules."""
+    """All broken rules, in detail."""
     return [found for rule in RULES for found in rule(evidence)]

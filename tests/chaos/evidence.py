@@ -1,4 +1,4 @@
-"""What the checks judge: recorded calls, and what Redis remembers; plus the leases and effects that calls speak of."""
+"""The evidence of a task run: recorded calls and what Redis stores, with leases and effects derived from the calls."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from functools import cached_property
 from memory_core.records.times import parse_time
 
 from .history import Call, Clock
-from .kept import Kept, Leftovers
+from .task_records import Leftovers, TaskRecord
 
 Audit = Counter[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One thing that must never happen, and did."""
+    """A broken rule."""
 
     rule: str
     task: str
@@ -29,7 +29,7 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One lease as a claim answered it. `until` is on Redis's clock."""
+    """A lease that a claim returned. `until` uses Redis's clock."""
 
     task: str
     fence: int
@@ -41,7 +41,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One accepted use of a token; `until` is what a renewal answered."""
+    """An accepted use of a token. `until` is the renewed end of the lease."""
 
     op: str
     task: str
@@ -51,32 +51,32 @@ class Effect:
 
 
 def task_of(token: str) -> str:
-    """Give the task that a token is of."""
+    """The task of a token."""
     return token.partition(".")[0]
 
 
 def fence_of(token: str) -> int:
-    """Give the number of a token."""
+    """The fence of a token."""
     return int(token.split(".")[1])
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of a run."""
+    """Everything known about a run."""
 
     calls: list[Call] = field(default_factory=list[Call])
-    tasks: dict[str, Kept] = field(default_factory=dict[str, Kept])
+    tasks: dict[str, TaskRecord] = field(default_factory=dict[str, TaskRecord])
     audit: Audit | None = None
     clock: Clock = Clock()  # noqa: RUF009 it is frozen
     leftovers: Leftovers = Leftovers()  # noqa: RUF009 it is frozen
 
     def of(self, op: str) -> Iterator[Call]:
-        """Give the calls of one kind."""
+        """The calls of one kind."""
         return (call for call in self.calls if call.op == op)
 
     @cached_property
     def leases(self) -> dict[str, Lease]:
-        """Every lease that a claim answered, by its token."""
+        """Every lease that a claim returned, by token."""
         found: dict[str, Lease] = {}
         for call in self.of("claim"):
             for task in call.answer.get("tasks", ()) if call.is_ok else ():
@@ -99,7 +99,7 @@ class Evidence:
 
     @cached_property
     def leases_of(self) -> dict[str, list[Lease]]:
-        """The leases of each task by rising number."""
+        """The leases of each task, by increasing fence."""
         found: dict[str, list[Lease]] = defaultdict(list)
         for lease in sorted(self.leases.values(), key=lambda lease: lease.fence):
             found[lease.task].append(lease)
@@ -107,7 +107,7 @@ class Evidence:
 
     @cached_property
     def about(self) -> dict[str, list[Call]]:
-        """The calls about each task that may have ended it or an attempt at it."""
+        """The calls that may have ended each task or an attempt at it."""
         found: dict[str, list[Call]] = defaultdict(list)
         for call in self.calls:
             if call.op in {"complete", "fail", "cancel"} and call.may_have_worked:
@@ -116,7 +116,7 @@ class Evidence:
 
     @cached_property
     def promised(self) -> dict[str, float]:
-        """The latest end of each lease that anybody was promised, by token, on Redis's clock."""
+        """The latest end of each lease that any answer promised, by token, on Redis's clock."""
         found = {token: lease.until for token, lease in self.leases.items()}
         for effect in self.effects:
             if effect.until is not None:
@@ -125,13 +125,13 @@ class Evidence:
 
     @cached_property
     def perhaps_renewed(self) -> set[str]:
-        """Tokens whose lease may last longer than anybody was promised."""
+        """Tokens whose lease may last longer than any answer promised."""
         unknown = (call for call in self.of("heartbeat") if not call.is_ok and call.may_have_worked)
         return {token for call in unknown for token in call.arguments["lease_tokens"]}
 
 
 def _renewals(call: Call) -> Iterator[Effect]:
-    """The answer names tasks; of two tokens of one task the newer must be the one renewed."""
+    """The answer names tasks. Of two tokens of one task, the newer one must be renewed."""
     tokens = {task_of(token): token for token in sorted(call.arguments["lease_tokens"], key=fence_of)}
     for task, until in call.answer.get("leases_renewed", {}).items():
         yield Effect("renew", task, tokens[task], call, parse_time(until, "leases_renewed"))

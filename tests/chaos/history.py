@@ -1,7 +1,7 @@
-"""Records what processes called and were answered, so that a checker can judge them after many of them were killed.
+"""Records calls and their answers in files, so that a checker can judge them after processes were killed.
 
-A history is a file of JSON lines for each process. A call is two lines: `invoke`, then `ok`, `fail` (it surely had no
-effect) or `unknown`. A process that is killed leaves calls without a second line, which are unknown too.
+Each process writes a file of JSON lines. A call has two lines: `invoke`, then `ok`, `fail` (it certainly had no effect)
+or `unknown`. A killed process leaves calls without a second line, which also count as unknown.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _CLOSE = 0.0002
 
 
 class Outcome(StrEnum):
-    """What the caller knows of the effect of a call."""
+    """What the caller knows about the effect of a call."""
 
     OK = "ok"
     FAIL = "fail"
@@ -32,7 +32,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call, timed by the machine's monotonic clock. An unknown one may take effect at any time after it began."""
+    """One call, timed by the monotonic clock. An unknown one may take effect at any time after it began."""
 
     process: str
     op: str
@@ -45,42 +45,42 @@ class Call:
 
     @property
     def is_ok(self) -> bool:
-        """Whether it was answered with success."""
+        """Whether the call succeeded."""
         return self.outcome is Outcome.OK
 
     @property
     def may_have_worked(self) -> bool:
-        """Whether it had, or may have had, its effect.
+        """Whether the call had, or may have had, its effect.
 
-        A failure report that is repeated within the server after a lost answer finds its own effect, and the task
-        perhaps in other hands: `lease_lost` then.
+        When the server repeats a failure report after a lost answer, it may find its own effect and another holder.
+        Then the answer is `lease_lost`.
         """
         return self.outcome is not Outcome.FAIL or (self.op == "fail" and self.answer.get("code") == "lease_lost")
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """How far the wall clock, which Redis tells, was ahead of the monotonic one: at least and at most."""
+    """How far the wall clock, which Redis uses, was ahead of the monotonic one: at least and at most."""
 
     least: float = 0.0
     most: float = 0.0
 
     def earliest(self, wall: float) -> float:
-        """Give the earliest monotonic time that a wall time may mean."""
+        """The earliest monotonic time that a wall time may mean."""
         return wall - self.most
 
     def latest(self, wall: float) -> float:
-        """Give the latest one."""
+        """The latest one."""
         return wall - self.least
 
     @property
-    def doubt(self) -> float:
-        """Seconds by which comparisons of wall times may be wrong."""
+    def uncertainty(self) -> float:
+        """The possible error of comparisons of wall times, in seconds."""
         return self.most - self.least
 
 
 class Refusal(Exception):
-    """A call was refused, or its outcome is not known."""
+    """A call was refused, or its outcome is unknown."""
 
     def __init__(self, code: str) -> None:
         super().__init__(code)
@@ -88,7 +88,7 @@ class Refusal(Exception):
 
 
 class Recorder:
-    """Writes the history of one process. Each line is one write, which outlives the process."""
+    """Writes the history of one process. Each line is one write, so that it survives the process."""
 
     def __init__(self, folder: Path, process: str) -> None:
         self.process = process
@@ -96,10 +96,10 @@ class Recorder:
         self._calls = 0
 
     async def call(self, op: str, agent: str, arguments: Json, action: Callable[[], Awaitable[Json]]) -> Json:
-        """Do something and record it.
+        """Run and record a call.
 
-        Raises:
-            Refusal: it was refused, or its outcome is unknown.
+                Raises:
+        Refusal: the call was refused, or its outcome is unknown.
         """
         self._calls += 1
         number = self._calls
@@ -120,7 +120,7 @@ class Recorder:
 
 
 def _both_clocks() -> tuple[float, float]:
-    """Read the monotonic and the wall clock close to each other, which a busy machine does not always allow."""
+    """Read both clocks close to each other. A busy machine needs several tries."""
     at = wall = 0.0
     for _ in range(20):
         at, wall = time.monotonic(), time.time()
@@ -130,7 +130,7 @@ def _both_clocks() -> tuple[float, float]:
 
 
 def load(folder: Path) -> tuple[list[Call], Clock]:
-    """Read the histories of all processes: their calls by when they began, and what they say of the clock."""
+    """Read the histories of all processes: the calls in order of their start, and the clock's offset."""
     calls: list[Call] = []
     offsets: list[float] = []
     for path in sorted(folder.glob("*.jsonl")):
@@ -152,11 +152,11 @@ def _paired(process: str, lines: Iterable[Json]) -> Iterable[Call]:
     for line in lines:
         (invoked if line["kind"] == "invoke" else ended)[line["call"]] = line
     for number, line in invoked.items():
-        said = (process, line["op"], line["agent"], line["arguments"])
+        invocation = (process, line["op"], line["agent"], line["arguments"])
         end = ended.get(number)
         if end is None:
-            yield Call(*said, began=line["at"])
+            yield Call(*invocation, began=line["at"])
         else:
             outcome = Outcome(end["kind"])
             until = math.inf if outcome is Outcome.UNKNOWN else end["at"]
-            yield Call(*said, outcome, end["answer"], line["at"], until)
+            yield Call(*invocation, outcome, end["answer"], line["at"], until)

@@ -1,4 +1,4 @@
-"""Checks of what Redis remembers: each task's own history must be a legal life with one end."""
+"""Rules about what Redis stores: each task's history must be a valid lifecycle with one end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from .evidence import Evidence, Violation
-from .kept import Entry, Kept
+from .task_records import Entry, TaskRecord
 
 ENDS = {"completed", "dead", "cancelled"}
 _ATTEMPT_ENDS = {"completed", "failed", "expired", "lost"}
@@ -26,11 +26,11 @@ NEXT: dict[str, set[str]] = {
     "completed": set(),
     "cancelled": set(),
 }
-"""What may follow what in a history."""
+"""The entries that may follow each entry of a history."""
 
 
 def transitions_are_legal(evidence: Evidence) -> Iterator[Violation]:
-    """Each step of a life must be one that the states allow."""
+    """Each entry of a history must be allowed after the one before."""
     for task in evidence.tasks.values():
         before = ""
         for entry in task.entries:
@@ -40,7 +40,7 @@ def transitions_are_legal(evidence: Evidence) -> Iterator[Violation]:
 
 
 def every_task_ends_once(evidence: Evidence) -> Iterator[Violation]:
-    """A life has one end, which is its last entry, the state says the same, and nothing is left in any queue."""
+    """A history has one end, its last entry; the state agrees and no queue keeps the task."""
     for task in evidence.tasks.values():
         ends = [entry.op for entry in task.entries if entry.op in ENDS]
         lives = 1 + sum(entry.op == "requeued" for entry in task.entries)
@@ -48,7 +48,7 @@ def every_task_ends_once(evidence: Evidence) -> Iterator[Violation]:
         if last not in ENDS or task.state not in ENDS:
             yield Violation("task without end", task.id, f"state {task.state}, last {last or 'nothing'}")
         elif task.state != last:
-            yield Violation("state is not the end", task.id, f"state {task.state}, ended as {last}")
+            yield Violation("state differs from history", task.id, f"state {task.state}, ended as {last}")
         if len(ends) > lives:
             yield Violation("more than one end", task.id, " ".join(ends))
     for key, what in evidence.leftovers.found:
@@ -56,14 +56,14 @@ def every_task_ends_once(evidence: Evidence) -> Iterator[Violation]:
 
 
 def submissions_are_kept(evidence: Evidence) -> Iterator[Violation]:
-    """Whatever was acknowledged exists."""
+    """Every acknowledged task exists."""
     for call in evidence.of("submit"):
         if call.is_ok and call.answer["task_id"] not in evidence.tasks:
             yield Violation("lost submission", call.answer["task_id"], f"acknowledged to {call.agent}")
 
 
 def attempts_are_counted(evidence: Evidence) -> Iterator[Violation]:
-    """Attempts rise by one from one, and are no more than the task allows; each ends as what it was."""
+    """Attempts count up from one, within the allowed retries, and each is ended by its own holder."""
     for task in evidence.tasks.values():
         expected, held = 1, None
         for entry in task.entries:
@@ -73,12 +73,12 @@ def attempts_are_counted(evidence: Evidence) -> Iterator[Violation]:
                 yield from _attempt(task, entry, expected)
                 expected, held = expected + 1, entry
             elif entry.op in _ATTEMPT_ENDS and (held is None or _who(entry) != _who(held)):
-                yield Violation("end of another's attempt", task.id, f"{entry.op} {_who(entry)}, held {held}")
+                yield Violation("attempt ended by another agent", task.id, f"{entry.op} {_who(entry)}, held {held}")
             elif entry.op in _ATTEMPT_ENDS | ENDS:
                 held = None
 
 
-def _attempt(task: Kept, lease: Entry, expected: int) -> Iterator[Violation]:
+def _attempt(task: TaskRecord, lease: Entry, expected: int) -> Iterator[Violation]:
     if lease.attempt != expected:
         yield Violation("attempts miscounted", task.id, f"{lease.attempt} instead of {expected}")
     if expected > task.max_retries + 1:
@@ -89,26 +89,28 @@ def _who(entry: Entry) -> tuple[str | None, int | None]:
     return entry.agent, entry.fence
 
 
-def tokens_rise(evidence: Evidence) -> Iterator[Violation]:
-    """Numbers of tokens rise in the order of leases: within a task, in Redis's time, and as claims saw it."""
-    doubt = evidence.clock.doubt
+def fences_increase(evidence: Evidence) -> Iterator[Violation]:
+    """Fences increase in the order of leases: within a task, by Redis's time, and as claims saw them."""
+    doubt = evidence.clock.uncertainty
     for task in evidence.tasks.values():
         for older, newer in pairwise(task.leases):
             if (newer.fence or 0) <= (older.fence or 0):
-                yield Violation("tokens do not rise", task.id, f"{older.fence} then {newer.fence}")
+                yield Violation("fence does not increase", task.id, f"{older.fence} then {newer.fence}")
         if task.leases and task.fence != task.leases[-1].fence:
-            yield Violation("tokens do not rise", task.id, f"the task has {task.fence}, not {task.leases[-1].fence}")
+            yield Violation(
+                "fence does not increase", task.id, f"the task has {task.fence}, not {task.leases[-1].fence}"
+            )
     given = sorted((e.fence or 0, e.at, task.id) for task in evidence.tasks.values() for e in task.leases)
     for (fence, at, _), (other, later, task_id) in pairwise(given):
         if fence == other:
-            yield Violation("token given twice", task_id, str(fence))
+            yield Violation("fence used twice", task_id, str(fence))
         if later < at - doubt:
-            yield Violation("tokens do not rise", task_id, f"{other} at {later}, {fence} at {at}")
-    yield from _tokens_rise_for_claims(evidence)
+            yield Violation("fence does not increase", task_id, f"{other} at {later}, {fence} at {at}")
+    yield from _fences_increase_for_claims(evidence)
 
 
-def _tokens_rise_for_claims(evidence: Evidence) -> Iterator[Violation]:
-    """A claim that began after another had ended has the greater numbers."""
+def _fences_increase_for_claims(evidence: Evidence) -> Iterator[Violation]:
+    """A claim that began after another ended has greater fences."""
     leases = evidence.leases.values()
     moments = sorted(
         [(lease.claim.ended, 1, lease.fence, lease.task) for lease in leases]
@@ -119,15 +121,15 @@ def _tokens_rise_for_claims(evidence: Evidence) -> Iterator[Violation]:
         if ended:
             highest = max(highest, fence)
         elif fence <= highest:
-            yield Violation("tokens do not rise", task, f"{fence} was given after {highest} had been")
+            yield Violation("fence does not increase", task, f"{fence} after {highest}")
 
 
 def dependencies_come_first(evidence: Evidence) -> Iterator[Violation]:
-    """A task is leased only after all that it depends on completed."""
+    """A task is leased only after all its dependencies are completed."""
     for task in evidence.tasks.values():
         leased = [entry.at for entry in task.leases]
         for other in task.depends_on if leased else ():
-            kept = evidence.tasks.get(other)
-            done = [entry.at for entry in kept.entries if entry.op == "completed"] if kept else []
-            if not done or done[0] > leased[0] + evidence.clock.doubt:
+            record = evidence.tasks.get(other)
+            done = [entry.at for entry in record.entries if entry.op == "completed"] if record else []
+            if not done or done[0] > leased[0] + evidence.clock.uncertainty:
                 yield Violation("leased before its dependency completed", task.id, other)

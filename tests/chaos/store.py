@@ -1,9 +1,9 @@
-"""The chaos run of memories: agents store, change, delete and search while faults of every kind strike the real stack.
+"""The chaos scenario of memories: agents store, change, delete and search while faults strike the real stack.
 
-A run is a row of epochs, each on a machine of its own, so that neither Redis nor the histories grow for ever. Faults
-strike one after the other; after each the load must get on. At the end of an epoch everything is healed, all agents
-read back all they ever stored, and the rules judge. Then an operator flushes the database, and what follows is judged
-once more: nothing of before may be seen, and everything new is kept.
+A run is a sequence of epochs, each on a fresh machine, so that neither Redis nor the histories grow without limit.
+Faults strike one after another; after each the load must succeed again. At the end of an epoch everything is healed,
+all agents read back everything they stored, and the rules judge. Then the database is flushed, and a second part is
+judged: nothing older may be seen, and everything new is kept.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from memory_core.records.keys import Keys
 from . import history
 from .evidence import Violation
 from .history import Recorder
-from .stored import closing, kept, rules
-from .stored.clock import RedisClock
-from .stored.evidence import Evidence
-from .stored.faults import Faults
-from .stored.load import NAMESPACE, Actor, Load
-from .stored.machine import Machine, short_folder
+from .memories import final_reads, memory_records, rules
+from .memories.clock import RedisClock
+from .memories.evidence import Evidence
+from .memories.faults import Faults
+from .memories.load import NAMESPACE, Actor, Load
+from .memories.machine import Machine, short_folder
 
 _log = logging.getLogger(__name__)
 AGENTS = ("alice", "bob", "carol", "dave")
 RECOVERY_SECONDS = 45.0
-"""After a fault something must be acknowledged within so long."""
+"""Time limit for the first acknowledged write after a fault."""
 _FLUSH = "database flushed"
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a run is. It ends with whichever comes first: minutes, or epochs of so many acknowledged writes."""
+    """The size of a run. It ends at the time limit or after `ops` acknowledged writes, whichever comes first."""
 
     seed: int
     minutes: float = 60.0
@@ -46,20 +46,20 @@ class Plan:
     per_epoch: int = 20_000
     agents: int = 4
     pause: float = 4.0
-    """Seconds between faults, on the average."""
-    hard: float = 1.0
-    """How long faults last, of the usual."""
+    """Average seconds between faults."""
+    duration_factor: float = 1.0
+    """Multiplies the duration of faults."""
     kinds: tuple[str, ...] = ()
-    """Faults in this order, once; without any all kinds, again and again in random order."""
+    """Faults in this order, once. If empty, all kinds repeatedly in random order."""
     flush: bool = True
     sample: int = 120
-    """Memories of an epoch that are searched for at its end."""
+    """Memories of an epoch that are searched at its end."""
     largest_batch: int = 80
 
 
 @dataclass(slots=True)
 class Report:
-    """What a run did and what the rules say of it."""
+    """What a run did, and the broken rules."""
 
     plan: Plan
     epochs: int = 0
@@ -73,11 +73,11 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing happened that must not happen."""
+        """Whether no rule was broken."""
         return not self.violations
 
     def count(self, evidence: Evidence) -> None:
-        """Add what an epoch did."""
+        """Add the operations of an epoch."""
         for op in evidence.ops:
             self.outcomes[f"{op.name} {op.outcome}"] += 1
             if op.is_ok and op.name in {"store_memory", "update_memory", "clear_memory"}:
@@ -91,7 +91,7 @@ class Report:
             f"({_counts(self.acknowledged)})",
             f"faults: {sum(self.faults.values())} of {len(self.faults)} kinds: {_counts(self.faults)}",
             *(f"SKIPPED {name}: {why}" for name, why in sorted(self.skipped.items())),
-            f"losses of power took {self.unsynced} bytes that were not synced",
+            f"power losses removed {self.unsynced} unsynced bytes",
             f"calls: {_counts(self.outcomes)}",
             f"violations: {len(self.violations)} ({_counts(found)})",
             *(f"  {violation}" for violation in self.violations[:50]),
@@ -104,7 +104,7 @@ def _counts(counts: Counter[str]) -> str:
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """Run the scenario and judge it. Histories and logs of epochs that broke a rule are left in the folder."""
+    """Run the scenario and judge it. Keeps histories and logs of epochs that broke a rule in the folder."""
     report, began = Report(plan), time.monotonic()
     ends = began + plan.minutes * 60
     while not report.epochs or (time.monotonic() < ends and sum(report.acknowledged.values()) < plan.ops):
@@ -124,7 +124,7 @@ async def run(plan: Plan, folder: Path) -> Report:
 
 
 class _Epoch:
-    """One machine and its time."""
+    """One machine and its run."""
 
     def __init__(self, plan: Plan, report: Report, folder: Path, ends: float) -> None:
         self.plan, self.report, self.folder, self.ends = plan, report, folder, ends
@@ -134,9 +134,9 @@ class _Epoch:
         self.clock = RedisClock()
 
     async def run(self) -> None:
-        """Work, judge, flush, and work and judge once more."""
+        """Run and judge, flush the database, then run and judge again."""
         async with Machine(self.folder).running() as machine:
-            faults = Faults(machine, self.chance, self.clock, self.plan.hard)
+            faults = Faults(machine, self.chance, self.clock, self.plan.duration_factor)
             report = self.report
             try:
                 before = await self._part(machine, faults, 0, self.plan.per_epoch, frozenset())
@@ -171,7 +171,7 @@ class _Epoch:
         return await self._judge(machine, recorder, histories, forgotten)
 
     async def _strike(self, faults: Faults, load: Load, working: list[asyncio.Task[None]]) -> None:
-        """Let one fault after the other strike until the load is done; each time the load must get on."""
+        """Apply faults one after another until the load is done. After each one the load must succeed again."""
         able = sorted(faults.kinds())
         left = [kind for kind in self.plan.kinds if kind in able]
         while not load.is_done and not all(task.done() for task in working):
@@ -182,7 +182,7 @@ class _Epoch:
             kind = left.pop(0)
             _log.info("%d acknowledged; %s", load.acknowledged, kind)
             await faults.strike(kind)
-            if not await _gets_on(load):
+            if not await _recovers(load):
                 self.report.violations.append(Violation("did not recover", kind, f"within {RECOVERY_SECONDS:.0f} s"))
             if time.monotonic() > self.ends:
                 load.stopping.set()
@@ -193,24 +193,24 @@ class _Epoch:
     async def _judge(
         self, machine: Machine, recorder: Recorder, histories: Path, forgotten: frozenset[str]
     ) -> Evidence:
-        _log.info("waiting until all is at rest")
+        _log.info("waiting until nothing is pending")
         await machine.until_ready()
-        left = await kept.settle(machine.client, self.keys)
+        left = await memory_records.settle(machine.client, self.keys)
         rested = time.monotonic()
         calls, _ = history.load(histories)
-        _log.info("the last look, after %d calls", len(calls))
+        _log.info("final reads, after %d calls", len(calls))
         try:
-            await closing.look_at_all(
+            await final_reads.read_everything(
                 machine.address, recorder, calls, self.plan.sample, self.chance, sorted(forgotten)
             )
-        except* closing.StillRefused as refused:
+        except* final_reads.StillRefused as refused:
             self.report.violations.append(Violation("refused at rest", "all", str(refused.exceptions[0])))
-        await kept.settle(machine.client, self.keys)
+        await memory_records.settle(machine.client, self.keys)
         _log.info("judging")
         calls, clock = history.load(histories)
-        remains = await kept.read(machine.client, self.keys, machine.keyring, left)
+        state = await memory_records.read(machine.client, self.keys, machine.keyring, left)
         self.clock.ahead = clock.most
-        evidence = Evidence(calls, remains, self.clock, rested, forgotten)
+        evidence = Evidence(calls, state, self.clock, rested, forgotten)
         found = rules.violations(evidence)
         for violation in found:
             _log.warning("%s", violation)
@@ -219,8 +219,8 @@ class _Epoch:
         return evidence
 
 
-async def _gets_on(load: Load) -> bool:
-    """Whether something more is acknowledged soon."""
+async def _recovers(load: Load) -> bool:
+    """Whether something more is acknowledged in time."""
     before, deadline = load.acknowledged, time.monotonic() + RECOVERY_SECONDS
     while load.acknowledged <= before and not load.is_done:
         if time.monotonic() > deadline:

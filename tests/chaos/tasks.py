@@ -1,7 +1,7 @@
-"""The chaos run of tasks: a team at work while its processes are killed and paused and Redis is cut off.
+"""The chaos scenario of tasks: a team works while its processes are killed and paused and Redis is cut off.
 
-Faults come by progress, spread over the whole run, so that a faster machine has as many of them. Afterwards the
-checker judges what all processes recorded together with what Redis remembers.
+Faults are spread over the run by progress, so that a faster machine has as many. Afterwards the checker compares the
+histories of all processes with what Redis stores.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 
-from . import checker, history, kept
-from .actors import LEASES, Part
+from . import checker, history, task_records
+from .actors import LEASES, ProcessSpec
 from .evidence import Evidence, Violation
-from .troupe import Troupe
+from .processes import Processes
 
 _LAST_FAULT = 0.85
-"""Share of the tasks that have ended when the last fault comes."""
+"""Share of tasks that have ended at the last fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How large a run is, and how much goes wrong in it."""
+    """The size of a run, and its number of faults."""
 
     seed: int
     tasks: int = 10_000
@@ -49,7 +49,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """What a run did and what the checker says of it."""
+    """What a run did, and the broken rules."""
 
     plan: Plan
     faults: Counter[str] = field(default_factory=Counter[str])
@@ -63,12 +63,12 @@ class Report:
 
     @property
     def double_completions(self) -> int:
-        """How many tasks were completed more than once, by any witness."""
+        """How many tasks any source counts as completed more than once."""
         return sum(violation.rule == "completed twice" for violation in self.violations)
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing happened that must not happen."""
+        """Whether no rule was broken."""
         return not self.violations and not self.log
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Report:
             f"violations: {len(self.violations)}",
             *(f"  {violation}" for violation in self.violations[:50]),
         ]
-        return "\n".join([*lines, *(["what the processes said:", self.log[-4000:]] if self.log else [])])
+        return "\n".join([*lines, *(["output of the processes:", self.log[-4000:]] if self.log else [])])
 
 
 def _counts(counts: Counter[str]) -> str:
@@ -93,23 +93,23 @@ def _counts(counts: Counter[str]) -> str:
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """Run the scenario on a Redis of its own and judge it."""
+    """Run the scenario on a separate Redis and judge it."""
     redis = RedisServer(folder)
     redis.start()
     began = time.monotonic()
     try:
         async with connect(redis.url) as client:
-            stage = Stage(plan, folder, redis, client)
-            async with stage.playing():
-                await stage.until_all_ended()
+            the_run = Run(plan, folder, redis, client)
+            async with the_run.running():
+                await the_run.until_all_ended()
             seconds = time.monotonic() - began
-            return await _judge(stage, seconds)
+            return await _judge(the_run, seconds)
     finally:
         redis.kill()
 
 
-class Stage:
-    """The processes of one run and the faults that befall them."""
+class Run:
+    """The processes of one run and their faults."""
 
     def __init__(self, plan: Plan, folder: Path, redis: RedisServer, client: Client) -> None:
         self.plan, self.folder, self.redis, self.client = plan, folder, redis, client
@@ -120,27 +120,27 @@ class Stage:
         self._deadline = time.monotonic() + plan.minutes * 60
         self._histories = folder / "histories"
         self._histories.mkdir()
-        self._parts: dict[str, Part] = {}
+        self._parts: dict[str, ProcessSpec] = {}
         self._paused: set[str] = set()
-        self._troupe = Troupe(self.log)
+        self._processes = Processes(self.log)
 
     @asynccontextmanager
-    async def playing(self) -> AsyncGenerator[None]:
-        """Have all processes at work and faults befall them, until left."""
-        for part in self._cast():
+    async def running(self) -> AsyncGenerator[None]:
+        """Run all processes and faults within the block."""
+        for part in self._specs():
             self._parts[part.name] = part
-            self._troupe.start(part)
-        faults = asyncio.create_task(self._let_things_go_wrong())
+            self._processes.start(part)
+        faults = asyncio.create_task(self._apply_faults())
         try:
             yield
             await faults
         finally:
             faults.cancel()
             await asyncio.gather(faults, return_exceptions=True)
-            self._troupe.end()
+            self._processes.end()
 
     async def until_all_ended(self) -> None:
-        """Wait until all is submitted and all has ended, or there is no time left."""
+        """Wait until all tasks are submitted and ended, or the time is over."""
         done = [self._histories / f"s{number}.done" for number in range(self.plan.submitters)]
         while time.monotonic() < self._deadline:
             if all(path.exists() for path in done) and await self._counter("open_tasks") == 0:
@@ -148,39 +148,39 @@ class Stage:
             await asyncio.sleep(0.1)
 
     def evidence_folder(self) -> Path:
-        """Where the processes wrote their histories."""
+        """The folder of the histories."""
         return self._histories
 
-    def _cast(self) -> list[Part]:
+    def _specs(self) -> list[ProcessSpec]:
         port = free_port()
-        blank = Part("server", "server", 0, self.plan.seed, self.redis.url, str(self._histories), port=port)
-        cast = [blank]
+        base = ProcessSpec("server", "server", 0, self.plan.seed, self.redis.url, str(self._histories), port=port)
+        specs = [base]
         for number in range(self.plan.workers):
             able = ["even" if number % 2 == 0 else "odd", *(["rare"] if number < 3 else [])]
             remote = f"http://127.0.0.1:{port}" if number == 0 else ""
             window = 200_000 if number % 3 == 0 else 0
-            part = replace(blank, role="worker", name=f"w{number}", address=remote, capabilities=able, window=window)
-            cast.append(part)
+            part = replace(base, role="worker", name=f"w{number}", address=remote, capabilities=able, window=window)
+            specs.append(part)
         share = self.plan.tasks // self.plan.submitters
         for number in range(self.plan.submitters):
-            part = replace(blank, role="submitter", name=f"s{number}", tasks=share, workers=self.plan.workers)
-            cast.append(part)
-        return cast
+            part = replace(base, role="submitter", name=f"s{number}", tasks=share, workers=self.plan.workers)
+            specs.append(part)
+        return specs
 
-    async def _let_things_go_wrong(self) -> None:
+    async def _apply_faults(self) -> None:
         plan = self.plan
         faults = [self._kill_worker] * plan.kills + [self._pause_worker] * plan.pauses
         faults += [self._kill_redis] * plan.redis_kills + [self._kill_server] * plan.server_kills
         self._random.shuffle(faults)
         step = _LAST_FAULT * plan.tasks / max(len(faults), 1)
-        async with asyncio.TaskGroup() as under_way:
+        async with asyncio.TaskGroup() as pauses:
             for number, fault in enumerate(faults):
                 while await self._ended() < step * (number + self._random.random()):
                     if time.monotonic() > self._deadline:
                         return
                     await asyncio.sleep(0.02)
                 if fault == self._pause_worker:
-                    under_way.create_task(fault())
+                    pauses.create_task(fault())
                 else:
                     await fault()
 
@@ -194,19 +194,19 @@ class Stage:
         self.faults["server kills"] += 1
 
     def _restart(self, name: str) -> None:
-        self._troupe.kill(name)
+        self._processes.kill(name)
         self._parts[name] = replace(self._parts[name], life=self._parts[name].life + 1)
-        self._troupe.start(self._parts[name])
+        self._processes.start(self._parts[name])
 
     async def _pause_worker(self) -> None:
-        """Pause a worker for longer than its leases; at least two stay at work."""
+        """Pause a worker for longer than its leases. At least two keep working."""
         while len(self._paused) > self.plan.workers - 2:
             await asyncio.sleep(0.05)
         name = self._random.choice([name for name in self._parts if name[0] == "w" and name not in self._paused])
         self._paused.add(name)
-        self._troupe.pause(name)
+        self._processes.pause(name)
         await asyncio.sleep(LEASES[1] + self._random.uniform(0.1, 1.0))
-        self._troupe.resume(name)
+        self._processes.resume(name)
         self._paused.discard(name)
         self.faults["pauses"] += 1
 
@@ -226,26 +226,26 @@ class Stage:
             return 0 if name != "open_tasks" else 1
 
 
-async def _judge(stage: Stage, seconds: float) -> Report:
-    calls, clock = history.load(stage.evidence_folder())
-    workers = [f"w{number}" for number in range(stage.plan.workers)]
+async def _judge(the_run: Run, seconds: float) -> Report:
+    calls, clock = history.load(the_run.evidence_folder())
+    workers = [f"w{number}" for number in range(the_run.plan.workers)]
     evidence = Evidence(
         calls,
-        await kept.read_tasks(stage.client, stage.keys),
-        await kept.read_audit(stage.client, stage.keys),
+        await task_records.read_tasks(the_run.client, the_run.keys),
+        await task_records.read_audit(the_run.client, the_run.keys),
         clock,
-        await kept.read_leftovers(stage.client, stage.keys, workers),
+        await task_records.read_leftovers(the_run.client, the_run.keys, workers),
     )
     happened = Counter(entry.op for task in evidence.tasks.values() for entry in task.entries)
     happened["renewed"] = sum(effect.op == "renew" for effect in evidence.effects)
     return Report(
-        stage.plan,
-        stage.faults,
+        the_run.plan,
+        the_run.faults,
         Counter(task.state for task in evidence.tasks.values()),
         Counter(f"{call.op} {call.outcome}" for call in calls),
         Counter(f"{call.op} {call.answer['code']}" for call in calls if "code" in call.answer),
         happened,
         seconds,
         checker.violations(evidence),
-        stage.log.read_text(errors="replace"),
+        the_run.log.read_text(errors="replace"),
     )

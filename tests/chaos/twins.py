@@ -1,4 +1,4 @@
-"""Twin runs by the thousand: random scripts of one agent, with and without what others keep to themselves."""
+"""Runs thousands of random scripts of one agent, with and without private data of other agents."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.engine.vector_cache import Vectors
 
 LENGTH = 12
-"""Calls of alice in one script."""
-_AT_ONCE = 2
+"""Calls in one script."""
+_WORKERS = 2
 _SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many scripts are compared, from which on, and how long at most."""
+    """The number of scripts, the first seed and the time limit."""
 
     seed: int
     scripts: int = 10_000
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Report:
-    """How many scripts were compared, and in which an answer differed."""
+    """The scripts compared and the differences found."""
 
     plan: Plan
     scripts: int = 0
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing of others showed."""
+        """Whether no answer revealed private data."""
         return not self.differences
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class Report:
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """Compare scripts until there were enough, time is up, or one differs."""
+    """Compare scripts until there are enough, time is up, or one differs."""
     report, began = Report(plan), time.monotonic()
     pairs = count()
     async with AsyncExitStack() as opened:
@@ -74,13 +74,13 @@ async def run(plan: Plan, folder: Path) -> Report:
             while not is_over():
                 await _pair(stack, place, vectors, next(pairs), report)
 
-        await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
+        await asyncio.gather(*(work() for _ in range(_WORKERS)))
     report.seconds = time.monotonic() - began
     return report
 
 
 async def _pair(stack: Stack, place: InProcess, vectors: Vectors, number: int, report: Report) -> None:
-    """Run the scripts of one pair of namespaces, then remove these."""
+    """Run the scripts of one pair of namespaces, then remove the pair."""
     pair = f"twins-{number}"
     for seed in _seeds(report.plan, number):
         difference = await compare(place, pair, seed, LENGTH, vectors)
@@ -100,7 +100,7 @@ def _seeds(plan: Plan, number: int) -> Iterator[int]:
 
 
 async def _remove(stack: Stack, namespace: str) -> None:
-    """Take a namespace away, so that thousands of them fit into memory."""
+    """Remove a namespace, so that thousands of them fit into memory."""
     keys, client = Keys(namespace), stack.client
     await client.srem(NAMESPACES, namespace)
     for index in (keys.index(), keys.task_index(DEFAULT_MODEL)):

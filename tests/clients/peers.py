@@ -1,4 +1,4 @@
-"""Clients of others as the tour asks them: asked in lines while they run, or the Inspector's CLI run for each call."""
+"""Third-party clients as the scenario uses them: driven over lines, or the Inspector's CLI run once per call."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from support.node import NODE
 HERE = Path(__file__).parent
 INSPECTOR = HERE / "node_modules/@modelcontextprotocol/inspector/clients/cli/build/index.js"
 ANSWER_SECONDS, LINE_BYTES, SHOWN = 40.0, 2**22, 600
-_REFUSED = 5
-"""How the Inspector's CLI ends where the tool answered with an error; it prints the answer all the same."""
+_TOOL_ERROR = 5
+"""Exit code of the Inspector's CLI when the tool returned an error. It still prints the answer."""
 
 
 class PeerFailed(Exception):
@@ -29,11 +29,11 @@ class PeerFailed(Exception):
 class Peer(Protocol):
     """A connected client."""
 
-    async def ask(self, do: str, /, **arguments: Any) -> Any:
-        """Have it do one of what lines.py tells; arguments are as there.
+    async def ask(self, method: str, /, **arguments: Any) -> Any:
+        """Call a method of line_protocol.ClientAdapter.
 
         Raises:
-            PeerFailed: the client raised, or was refused by the protocol.
+            PeerFailed: the client raised, or the server rejected the request.
         """
         ...
 
@@ -44,34 +44,34 @@ class LinePeer:
 
     process: Process
 
-    async def ask(self, do: str, /, **arguments: Any) -> Any:
-        """Ask by a line."""
+    async def ask(self, method: str, /, **arguments: Any) -> Any:
+        """Send a request line and read the reply."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self.process.stdin.write(json.dumps({"method": method, **arguments}).encode() + b"\n")
         async with asyncio.timeout(ANSWER_SECONDS):
             line = await self.process.stdout.readline()
         if not line:
-            raise PeerFailed(f"the client ended before it answered {do}")
-        said = json.loads(line)
-        if "failed" in said:
-            raise PeerFailed(said["failed"][:SHOWN])
-        return said["gave"]
+            raise PeerFailed(f"the client ended before it answered {method}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise PeerFailed(reply["error"][:SHOWN])
+        return reply["result"]
 
 
 @asynccontextmanager
 async def connected(program: Sequence[str], url: str, command: Sequence[str], era: str) -> AsyncGenerator[LinePeer]:
-    """Start a client that answers lines; what it says besides is shown if it fails."""
+    """Start a client that answers request lines. On failure its stderr is added to the error."""
     target = json.dumps({"url": url, "command": list(command), "era": era})
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as stderr:
         process = await asyncio.create_subprocess_exec(
-            *program, target, stdin=PIPE, stdout=PIPE, stderr=said, limit=LINE_BYTES
+            *program, target, stdin=PIPE, stdout=PIPE, stderr=stderr, limit=LINE_BYTES
         )
         try:
             yield LinePeer(process)
         except BaseException as error:
-            said.seek(0)
-            error.add_note(said.read().decode(errors="replace")[-SHOWN * 4 :])
+            stderr.seek(0)
+            error.add_note(stderr.read().decode(errors="replace")[-SHOWN * 4 :])
             raise
         finally:
             await _ended(process)
@@ -90,16 +90,16 @@ async def _ended(process: Process) -> None:
 
 @dataclass(slots=True)
 class Inspector:
-    """The Inspector's CLI, which connects anew for each call and checks answers against the output schemas itself."""
+    """The Inspector's CLI. It reconnects for each call and checks answers against the output schemas."""
 
     url: str
     command: Sequence[str]
     era: str
     home: Path
 
-    async def ask(self, do: str, /, **arguments: Any) -> Any:
+    async def ask(self, method: str, /, **arguments: Any) -> Any:
         """Run the CLI."""
-        match do:
+        match method:
             case "tools":
                 return (await self._run("tools/list", "--strict"))["tools"]
             case "call":
@@ -120,19 +120,19 @@ class Inspector:
                 return (await self._run("prompts/get", *named))["messages"][0]["content"]["text"]
 
     async def _run(self, method: str, *options: str) -> dict[str, Any]:
-        asked = ["--format", "json", "--protocol-era", self.era, "--method", method, *options]
+        request = ["--format", "json", "--protocol-era", self.era, "--method", method, *options]
         process = await asyncio.create_subprocess_exec(
-            *(str(NODE), str(INSPECTOR), *self._where(), *asked, *self._server()),
+            *(str(NODE), str(INSPECTOR), *self._where(), *request, *self._server()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=PIPE,
             stderr=PIPE,
             env={**os.environ, "HOME": str(self.home), "MCP_LOG_LEVEL": "error"},
         )
         async with asyncio.timeout(ANSWER_SECONDS):
-            said, complained = await process.communicate()
-        if process.returncode not in {0, _REFUSED}:
-            raise PeerFailed(f"{method} ended with {process.returncode}: {complained.decode()[-SHOWN:]}")
-        return json.loads(said)["result"]
+            output, errors = await process.communicate()
+        if process.returncode not in {0, _TOOL_ERROR}:
+            raise PeerFailed(f"{method} ended with {process.returncode}: {errors.decode()[-SHOWN:]}")
+        return json.loads(output)["result"]
 
     def _where(self) -> list[str]:
         return [] if self.command else ["--server-url", self.url]

@@ -1,7 +1,7 @@
-"""Runs MCP clients that were not written here against the server as its users start it, over HTTP and stdio.
+"""Runs third-party MCP clients against the server as users start it, over HTTP and stdio.
 
-Each is taken through one tour (tour.py) by two agents, in the protocol versions that it speaks; tools' schemas and all
-answers are checked strictly. `make test-clients` installs them by requirements.txt and package-lock.json.
+Two agents run one scenario (scenario.py) with each client, in each protocol version it speaks. All tool schemas and
+answers are checked strictly. `make test-clients` installs the clients from requirements.txt and package-lock.json.
 """
 
 from __future__ import annotations
@@ -19,88 +19,89 @@ from itertools import count
 from pathlib import Path
 
 from peers import HERE, Inspector, connected
+from scenario import AgentClient, ScenarioFailed, expect, full_scenario, short_scenario
 from support.node import NODE, install
 from support.product import SERVE, serving, shown_on_failure, stop_redis
-from tour import Broken, Traveller, expect, short_tour, whole_tour
 
-LEG_SECONDS, AT_ONCE = 120.0, 3
+RUN_SECONDS, AT_ONCE = 120.0, 3
 FASTMCP, CHUK, SDK = "with_fastmcp.py", "with_chuk.py", "with_sdk.mjs"
 
 
 @dataclass(frozen=True, slots=True)
-class Leg:
-    """One client over one transport in one era of the protocol."""
+class Run:
+    """One client over one transport in one protocol era."""
 
     client: str
     stdio: bool
     era: str
-    """As the client names it."""
+    """The client's name for it."""
     version: str
-    """That must be agreed on; nothing where the client does not tell."""
+    """The version that must be negotiated; empty if the client does not report it."""
 
 
-LEGS = [
-    Leg("inspector", False, "legacy", ""),
-    Leg("inspector", False, "modern", ""),
-    Leg("inspector", True, "legacy", ""),
-    Leg("inspector", True, "modern", ""),
-    Leg(SDK, False, "", "2025-11-25"),
-    Leg(SDK, True, "", "2025-11-25"),
-    Leg(FASTMCP, False, "auto", "2026-07-28"),
-    Leg(FASTMCP, True, "legacy", "2025-11-25"),
-    Leg(CHUK, False, "2025-03-26", "2025-03-26"),
-    Leg(CHUK, False, "2025-06-18", "2025-06-18"),
-    Leg(CHUK, True, "2024-11-05", "2024-11-05"),
+RUNS = [
+    Run("inspector", False, "legacy", ""),
+    Run("inspector", False, "modern", ""),
+    Run("inspector", True, "legacy", ""),
+    Run("inspector", True, "modern", ""),
+    Run(SDK, False, "", "2025-11-25"),
+    Run(SDK, True, "", "2025-11-25"),
+    Run(FASTMCP, False, "auto", "2026-07-28"),
+    Run(FASTMCP, True, "legacy", "2025-11-25"),
+    Run(CHUK, False, "2025-03-26", "2025-03-26"),
+    Run(CHUK, False, "2025-06-18", "2025-06-18"),
+    Run(CHUK, True, "2024-11-05", "2024-11-05"),
 ]
 
 
 @dataclass(slots=True)
-class Ground:
-    """Where the legs run: a server, its data for servers on stdio, the clients' environment."""
+class Environment:
+    """What the runs use: a server, the data folder of stdio servers, the clients' environment."""
 
     url: str
     data: Path
     python: str
     home: Path
 
-    def at(self, agent: str, namespace: str, stdio: bool) -> tuple[str, list[str]]:
-        """Give the URL or the command by which an agent connects."""
+    def target_of(self, agent: str, namespace: str, stdio: bool) -> tuple[str, list[str]]:
+        """The URL or the command by which an agent connects."""
         if not stdio:
             return f"{self.url}?agent={agent}&namespace={namespace}", []
         named = ["--agent", agent, "--namespace", namespace, "--data-dir", str(self.data)]
         return "", [*SERVE, "--stdio", *named]
 
-    async def go(self, leg: Leg, namespace: str) -> int:
-        """Take the tour; give the number of calls.
+    async def execute(self, run: Run, namespace: str) -> int:
+        """Run the scenario; return the number of calls.
 
         Raises:
-            Broken: it went wrong. PeerFailed: the client did.
+            ScenarioFailed: the server's answer was wrong.
+            PeerFailed: the client failed.
         """
         names = ("planner", "coder")
-        if leg.client == "inspector":
-            peers = [Inspector(*self.at(name, namespace, leg.stdio), leg.era, self.home) for name in names]
-            travellers = [Traveller(name, peer) for name, peer in zip(names, peers, strict=True)]
-            short = leg.stdio or leg.era == "legacy"
-            await (short_tour(travellers[0]) if short else whole_tour(*travellers))
-            return sum(traveller.calls for traveller in travellers)
-        program = [str(NODE) if leg.client == SDK else self.python, str(HERE / leg.client)]
+        if run.client == "inspector":
+            peers = [Inspector(*self.target_of(name, namespace, run.stdio), run.era, self.home) for name in names]
+            agents = [AgentClient(name, peer) for name, peer in zip(names, peers, strict=True)]
+            short = run.stdio or run.era == "legacy"
+            await (short_scenario(agents[0]) if short else full_scenario(*agents))
+            return sum(agent.calls for agent in agents)
+        program = [str(NODE) if run.client == SDK else self.python, str(HERE / run.client)]
         async with AsyncExitStack() as opened:
-            travellers: list[Traveller] = []
+            agents: list[AgentClient] = []
             for name in names:
-                where = self.at(name, namespace, leg.stdio)
-                peer = await opened.enter_async_context(connected(program, *where, leg.era))
+                where = self.target_of(name, namespace, run.stdio)
+                peer = await opened.enter_async_context(connected(program, *where, run.era))
                 version = await peer.ask("version")
-                expect(version == leg.version, f"{leg.version} is agreed on", version)
-                travellers.append(Traveller(name, peer))
-            await whole_tour(*travellers)
-            return sum(traveller.calls for traveller in travellers)
+                expect(version == run.version, f"{run.version} is negotiated", version)
+                agents.append(AgentClient(name, peer))
+            await full_scenario(*agents)
+            return sum(agent.calls for agent in agents)
 
 
 def main() -> int:
-    """Run all and give the exit code."""
+    """Run all and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", required=True, help="of the environment in which the clients from PyPI are")
-    parser.add_argument("--only", default="", help="legs whose name has this")
+    parser.add_argument("--python", required=True, help="the Python of the environment with the clients from PyPI")
+    parser.add_argument("--only", default="", help="runs whose name contains this")
     options = parser.parse_args()
     install(HERE)
     started = time.monotonic()
@@ -110,46 +111,46 @@ def main() -> int:
         log = parts.enter_context((folder / "server.log").open("w+b"))
         parts.enter_context(shown_on_failure(log))
         url = parts.enter_context(serving(SERVE, folder / "data", log))
-        ground = Ground(url, folder / "data", options.python, folder / "home")
-        ground.home.mkdir()
-        lines, failed = asyncio.run(_run(ground, _versions(Path(options.python)), options.only))
+        environment = Environment(url, folder / "data", options.python, folder / "home")
+        environment.home.mkdir()
+        lines, failed = asyncio.run(_run(environment, _versions(Path(options.python)), options.only))
     print("\n".join(lines))
-    print(f"{len(lines) - failed} of {len(lines)} legs passed, {time.monotonic() - started:.0f} s")
+    print(f"{len(lines) - failed} of {len(lines)} runs passed, {time.monotonic() - started:.0f} s")
     return int(bool(failed))
 
 
-async def _run(ground: Ground, versions: dict[str, str], only: str) -> tuple[list[str], int]:
-    """Run a few legs at once; give a line for each and how many failed."""
+async def _run(environment: Environment, versions: dict[str, str], only: str) -> tuple[list[str], int]:
+    """Run a few clients at once; return a line for each and the number of failures."""
     turn, numbers, failures = asyncio.Semaphore(AT_ONCE), count(), 0
 
-    async def one(leg: Leg) -> str | None:
+    async def run_one(run: Run) -> str | None:
         nonlocal failures
-        name = " ".join([versions[leg.client], "stdio" if leg.stdio else "HTTP", leg.version or leg.era])
+        name = " ".join([versions[run.client], "stdio" if run.stdio else "HTTP", run.version or run.era])
         if only not in name:
             return None
         async with turn:
             began = time.monotonic()
             try:
-                async with asyncio.timeout(LEG_SECONDS):
-                    calls = await ground.go(leg, f"tour-{next(numbers)}")
+                async with asyncio.timeout(RUN_SECONDS):
+                    calls = await environment.execute(run, f"scenario-{next(numbers)}")
             except Exception as error:
                 failures += 1
                 return "\n".join([f"FAIL {name}: {type(error).__name__}: {error}", *_notes(error)])
             return f"ok   {name}: {calls} calls, {time.monotonic() - began:.1f} s"
 
-    said = await asyncio.gather(*map(one, LEGS))
-    return [line for line in said if line], failures
+    lines = await asyncio.gather(*map(run_one, RUNS))
+    return [line for line in lines if line], failures
 
 
 def _notes(error: Exception) -> list[str]:
-    """Give what the client printed, where the fault is not the server's answer."""
-    if isinstance(error, Broken):
+    """What the client printed, unless the server's answer was at fault."""
+    if isinstance(error, ScenarioFailed):
         return []
     return [f"     | {line}" for note in getattr(error, "__notes__", ()) for line in note.splitlines() if line.strip()]
 
 
 def _versions(python: Path) -> dict[str, str]:
-    """Give the names of the clients with their versions as installed."""
+    """The client's names with their installed versions."""
     (site,) = (python.parent.parent / "lib").glob("python3*/site-packages")
     pypi = {found.name: found.version for found in distributions(path=[str(site)])}
 

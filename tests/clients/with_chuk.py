@@ -1,11 +1,11 @@
-"""Connects by chuk-mcp (PyPI), an implementation of the protocol that shares no code with the official SDKs."""
+"""Connects with chuk-mcp (PyPI), an implementation of the protocol that shares no code with the official SDKs."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from chuk_mcp.protocol.messages import (  # pyright: ignore[reportMissingImports] - it has an environment of its own
+from chuk_mcp.protocol.messages import (  # pyright: ignore[reportMissingImports] - installed only in the clients' environment
     send_initialize,
     send_prompts_get,
     send_prompts_list,
@@ -21,22 +21,22 @@ from chuk_mcp.transports.http import (  # pyright: ignore[reportMissingImports]
     StreamableHTTPTransport,
 )
 from chuk_mcp.transports.stdio import StdioParameters, StdioTransport  # pyright: ignore[reportMissingImports]
-from lines import Target, answer_lines
+from line_protocol import Target, answer_lines
 
 
 class Chuk:
-    """The client, asked in lines."""
+    """The client, driven over lines."""
 
     def __init__(self, streams: tuple[Any, Any], version: str) -> None:
         self._streams = streams
         self._version = version
 
     async def version(self) -> str:
-        """Give the protocol version that was agreed on."""
+        """The negotiated protocol version."""
         return self._version
 
     async def tools(self) -> list[dict[str, Any]]:
-        """Give the tools."""
+        """The tools."""
         return [tool.model_dump(mode="json") for tool in (await send_tools_list(*self._streams)).tools]
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -45,26 +45,26 @@ class Chuk:
         return {"error": result.isError, "answer": result.structuredContent, "text": result.content[0]["text"]}
 
     async def templates(self) -> list[str]:
-        """Give the templates of resources."""
+        """The resource templates."""
         found = await send_resources_templates_list(*self._streams)
         return [template.uriTemplate for template in found.resourceTemplates]
 
     async def read(self, uri: str) -> str:
-        """Give the text of a resource."""
+        """The text of a resource."""
         return (await send_resources_read(*self._streams, uri)).contents[0].text
 
     async def prompts(self) -> list[str]:
-        """Give the names of the prompts."""
+        """The names of the prompts."""
         return [prompt.name for prompt in (await send_prompts_list(*self._streams)).prompts]
 
     async def prompt(self, name: str, arguments: dict[str, str]) -> str:
-        """Give the text of a prompt."""
+        """The text of a prompt."""
         return (await send_prompts_get(*self._streams, name, arguments)).messages[0].content["text"]
 
 
 async def main() -> None:
     """Connect and answer."""
-    target = Target.given()
+    target = Target.from_argument()
     command, environment = target.command, target.environment()
     transport = (
         StdioTransport(StdioParameters(command=command[0], args=command[1:], env=environment))

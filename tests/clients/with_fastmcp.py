@@ -1,27 +1,27 @@
-"""Connects by FastMCP's client (PyPI: fastmcp-slim)."""
+"""Connects with FastMCP's client (PyPI: fastmcp-slim)."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
 
-from fastmcp import Client  # pyright: ignore[reportMissingImports] - it has an environment of its own
+from fastmcp import Client  # pyright: ignore[reportMissingImports] - installed only in the clients' environment
 from fastmcp.client.transports import StdioTransport  # pyright: ignore[reportMissingImports]
-from lines import Target, answer_lines
+from line_protocol import Target, answer_lines
 
 
 class FastMcp:
-    """The client, asked in lines."""
+    """The client, driven over lines."""
 
     def __init__(self, client: Any) -> None:
         self._client = client
 
     async def version(self) -> str:
-        """Give the protocol version that was agreed on."""
+        """The negotiated protocol version."""
         return self._client.protocol_version
 
     async def tools(self) -> list[dict[str, Any]]:
-        """Give the tools."""
+        """The tools."""
         return [tool.model_dump(mode="json", by_alias=True) for tool in await self._client.list_tools()]
 
     async def call(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -30,25 +30,25 @@ class FastMcp:
         return {"error": result.is_error, "answer": result.structured_content, "text": result.content[0].text}
 
     async def templates(self) -> list[str]:
-        """Give the templates of resources."""
+        """The resource templates."""
         return [template.uri_template for template in await self._client.list_resource_templates()]
 
     async def read(self, uri: str) -> str:
-        """Give the text of a resource."""
+        """The text of a resource."""
         return (await self._client.read_resource(uri))[0].text
 
     async def prompts(self) -> list[str]:
-        """Give the names of the prompts."""
+        """The names of the prompts."""
         return [prompt.name for prompt in await self._client.list_prompts()]
 
     async def prompt(self, name: str, arguments: dict[str, str]) -> str:
-        """Give the text of a prompt."""
+        """The text of a prompt."""
         return (await self._client.get_prompt(name, arguments)).messages[0].content.text
 
 
 async def main() -> None:
     """Connect and answer."""
-    target = Target.given()
+    target = Target.from_argument()
     command = target.command
     where = StdioTransport(command[0], command[1:], target.environment()) if command else target.url
     async with Client(where, mode=target.era) as client:

@@ -1,5 +1,5 @@
-// Connects by the TypeScript SDK 1.x (npm: @modelcontextprotocol/sdk), on which most clients are built, and answers in
-// the lines of JSON that lines.py tells of.
+// Connects with the TypeScript SDK 1.x (npm: @modelcontextprotocol/sdk), on which most clients are built. Answers the
+// request lines of line_protocol.py.
 import { createInterface } from "node:readline";
 
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
@@ -19,10 +19,10 @@ transport.setProtocolVersion = (version) => {
   setVersion?.(version);
 };
 
-const client = new Client({ name: "tour", version: "1" });
+const client = new Client({ name: "scenario", version: "1" });
 await client.connect(transport);
 
-const doings = {
+const methods = {
   version: () => agreed,
   tools: async () => (await client.listTools()).tools,
   call: async ({ tool, arguments: given }) => {
@@ -37,13 +37,13 @@ const doings = {
 };
 
 for await (const line of createInterface({ input: process.stdin })) {
-  const { do: doing, ...asked } = JSON.parse(line);
-  let said;
+  const { method, ...request } = JSON.parse(line);
+  let reply;
   try {
-    said = { gave: await doings[doing](asked) };
+    reply = { result: await methods[method](request) };
   } catch (error) {
-    said = { failed: `${error.name}: ${error.message}` };
+    reply = { error: `${error.name}: ${error.message}` };
   }
-  console.log(JSON.stringify(said));
+  console.log(JSON.stringify(reply));
 }
 await client.close();

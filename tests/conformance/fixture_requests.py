@@ -1,11 +1,11 @@
-"""The conformance suite's tools and prompt that ask the client by `input_required` results (2026-07-28).
+"""The conformance suite's tools and prompt that ask the client through `input_required` results (2026-07-28).
 
 Annotations are evaluated here, not kept as text: the SDK must find the resolver, which is a local function.
 """
 
 from typing import Annotated, Any
 
-from fixture_tools import Ctx, Said
+from fixture_tools import Ctx, TextAnswer
 from mcp.server.mcpserver import MCPServer, Resolve, Sample
 from mcp.server.mcpserver.tools import Tool
 from mcp_types import (
@@ -28,7 +28,7 @@ from memory_server.mcp.tools.toolkit import make_tool
 
 
 def form(message: str, field: str, kind: str = "string") -> InputRequest:
-    """Ask the person for one value."""
+    """Ask the user for one value."""
     schema = {"type": "object", "properties": {field: {"type": kind}}, "required": [field]}
     return ElicitRequest(params=ElicitRequestFormParams(message=message, requested_schema=schema))
 
@@ -81,15 +81,15 @@ def add_multi_round_prompt(server: MCPServer[Any]) -> None:
 
 
 def _asking_in_rounds(name: str, rounds: list[InputRequests]) -> Tool:
-    """Make a tool that asks each round's questions; the state says which round's were asked."""
+    """A tool that asks the questions of each round. The state holds the round."""
 
-    async def ask(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said | InputRequiredResult:
+    async def ask(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer | InputRequiredResult:
         """Ask, then answer."""
         current = int(ctx.request_state or 0)
         if rounds[current].keys() <= (ctx.input_responses or {}).keys():
             current += 1
         if current == len(rounds):
-            return Said(said="state-ok" if ctx.request_state else "answered")
+            return TextAnswer(message="state-ok" if ctx.request_state else "answered")
         return InputRequiredResult(input_requests=rounds[current], request_state=str(current))
 
     ask.__name__ = name
@@ -99,7 +99,7 @@ def _asking_in_rounds(name: str, rounds: list[InputRequests]) -> Tool:
 def _asking_what_is_possible() -> Tool:
     async def test_input_required_result_capabilities(
         ctx: Ctx, request: RequestContext, args: NoArguments
-    ) -> Said | InputRequiredResult:
+    ) -> TextAnswer | InputRequiredResult:
         """Ask only what the client declared."""
         capabilities = ctx.client_capabilities
         requests: InputRequests = {}
@@ -108,7 +108,7 @@ def _asking_what_is_possible() -> Tool:
         if capabilities and capabilities.sampling:
             requests["greeting"] = sample("Generate a greeting")
         if ctx.input_responses or not requests:
-            return Said(said="answered")
+            return TextAnswer(message="answered")
         return InputRequiredResult(input_requests=requests)
 
     return make_tool(test_input_required_result_capabilities, NoArguments)
@@ -120,8 +120,8 @@ def _needing_a_capability() -> Tool:
 
     async def test_missing_capability(
         ctx: Ctx, request: RequestContext, args: NoArguments, sampled: Annotated[CreateMessageResult, Resolve(greeting)]
-    ) -> Said:
+    ) -> TextAnswer:
         """Need sampling, as clear_memory may need elicitation."""
-        return Said(said=sampled.model)
+        return TextAnswer(message=sampled.model)
 
     return make_tool(test_missing_capability, NoArguments)

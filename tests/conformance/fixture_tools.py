@@ -1,4 +1,4 @@
-"""The conformance suite's tools of both protocol eras, made by our own tool maker wherever they answer text."""
+"""The conformance suite's tools for both protocol eras, made by the product's tool factory where they return text."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ RICH_SCHEMA: dict[str, Any] = {
 }
 
 
-class Said(Answer):
-    """An answer of one text."""
+class TextAnswer(Answer):
+    """A text answer."""
 
-    said: str
+    message: str
 
     def summary(self) -> str:
-        """Give the text."""
-        return self.said
+        """The text."""
+        return self.message
 
 
 class Prompted(Arguments):
@@ -87,14 +87,14 @@ class Headed(Arguments):
 
 
 class Person(BaseModel):
-    """What test_elicitation asks."""
+    """What test_elicitation asks for."""
 
     username: str = Field(description="User's response")
     email: str = Field(description="User's email address")
 
 
 class Defaults(BaseModel):
-    """A default of each primitive type."""
+    """One default per primitive type."""
 
     name: str = "John Doe"
     age: int = 30
@@ -104,7 +104,7 @@ class Defaults(BaseModel):
 
 
 class Choices(BaseModel):
-    """Each way to write an enumeration."""
+    """Every way to write an enumeration."""
 
     untitledSingle: Literal["option1", "option2", "option3"]
     titledSingle: str = Field(
@@ -120,22 +120,22 @@ class Choices(BaseModel):
 
 
 def text_tools() -> list[Tool]:
-    """Make the tools that answer text."""
+    """The tools that return text."""
     return [*_answering_tools(), *_asking_tools(), *_notifying_tools(), _rich_schema_tool()]
 
 
 def _answering_tools() -> list[Tool]:
-    async def test_simple_text(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_simple_text(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Answer a text."""
-        return Said(said="This is a simple text response for testing.")
+        return TextAnswer(message="This is a simple text response for testing.")
 
-    async def test_error_handling(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_error_handling(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Fail."""
         raise InvalidArgument("This tool intentionally returns an error for testing")
 
-    async def test_x_mcp_header(ctx: Ctx, request: RequestContext, args: Headed) -> Said:
+    async def test_x_mcp_header(ctx: Ctx, request: RequestContext, args: Headed) -> TextAnswer:
         """Take an argument that a header repeats."""
-        return Said(said=args.region)
+        return TextAnswer(message=args.region)
 
     return [
         make_tool(test_simple_text, NoArguments),
@@ -145,23 +145,23 @@ def _answering_tools() -> list[Tool]:
 
 
 def _asking_tools() -> list[Tool]:
-    async def test_sampling(ctx: Ctx, request: RequestContext, args: Prompted) -> Said:
+    async def test_sampling(ctx: Ctx, request: RequestContext, args: Prompted) -> TextAnswer:
         """Ask the client's model."""
         message = SamplingMessage(role="user", content=TextContent(type="text", text=args.prompt))
         result = await ctx.session.create_message(  # pyright: ignore[reportDeprecated]
             [message], max_tokens=100, related_request_id=ctx.request_id
         )
-        return Said(said=f"LLM response: {result.content.text if result.content.type == 'text' else ''}")
+        return TextAnswer(message=f"LLM response: {result.content.text if result.content.type == 'text' else ''}")
 
-    async def test_elicitation(ctx: Ctx, request: RequestContext, args: Messaged) -> Said:
+    async def test_elicitation(ctx: Ctx, request: RequestContext, args: Messaged) -> TextAnswer:
         """Ask the person."""
         return await _ask(ctx, args.message, Person)
 
-    async def test_elicitation_sep1034_defaults(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_elicitation_sep1034_defaults(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Ask with defaults."""
         return await _ask(ctx, "Please provide user information", Defaults)
 
-    async def test_elicitation_sep1330_enums(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_elicitation_sep1330_enums(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Ask with enumerations."""
         return await _ask(ctx, "Please choose", Choices)
 
@@ -173,47 +173,47 @@ def _asking_tools() -> list[Tool]:
     ]
 
 
-async def _ask(ctx: Ctx, message: str, schema: type[BaseModel]) -> Said:
+async def _ask(ctx: Ctx, message: str, schema: type[BaseModel]) -> TextAnswer:
     result = await ctx.elicit(message, schema)
     content = result.data.model_dump_json() if result.action == "accept" else "{}"
-    return Said(said=f"Elicitation completed: action={result.action}, content={content}")
+    return TextAnswer(message=f"Elicitation completed: action={result.action}, content={content}")
 
 
 def _notifying_tools() -> list[Tool]:
-    async def test_tool_with_logging(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_tool_with_logging(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Log three times."""
         for message in ("Tool execution started", "Tool processing data", "Tool execution completed"):
             await ctx.log("info", message)  # pyright: ignore[reportDeprecated]
             await asyncio.sleep(STEP_SECONDS)
-        return Said(said="Logged.")
+        return TextAnswer(message="Logged.")
 
-    async def test_logging_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
-        """Log once, which must not reach a client that did not ask for logs."""
+    async def test_logging_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
+        """Log once. The message must not reach a client that did not request logs."""
         await ctx.log("info", "unasked")  # pyright: ignore[reportDeprecated]
-        return Said(said="Logged.")
+        return TextAnswer(message="Logged.")
 
-    async def test_tool_with_progress(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_tool_with_progress(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Report progress three times."""
         for progress in (0, 50, 100):
             await ctx.report_progress(progress, 100, f"{progress} of 100")
             await asyncio.sleep(STEP_SECONDS)
-        return Said(said="Done.")
+        return TextAnswer(message="Done.")
 
-    async def test_reconnection(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_reconnection(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Close the stream before answering."""
         await ctx.close_sse_stream()
         await asyncio.sleep(STEP_SECONDS)
-        return Said(said="Reconnection test completed")
+        return TextAnswer(message="Reconnection test completed")
 
-    async def test_trigger_tool_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_trigger_tool_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Say that the tools changed."""
         await ctx.notify_tools_changed()
-        return Said(said="Told.")
+        return TextAnswer(message="Told.")
 
-    async def test_trigger_prompt_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def test_trigger_prompt_change(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Say that the prompts changed."""
         await ctx.notify_prompts_changed()
-        return Said(said="Told.")
+        return TextAnswer(message="Told.")
 
     methods = (test_tool_with_logging, test_logging_tool, test_tool_with_progress, test_reconnection)
     return [
@@ -222,9 +222,9 @@ def _notifying_tools() -> list[Tool]:
 
 
 def _rich_schema_tool() -> Tool:
-    async def json_schema_2020_12_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> Said:
+    async def json_schema_2020_12_tool(ctx: Ctx, request: RequestContext, args: NoArguments) -> TextAnswer:
         """Tool with JSON Schema 2020-12 features"""
-        return Said(said="Only its schema matters.")
+        return TextAnswer(message="Only its schema matters.")
 
     return _with_schema(make_tool(json_schema_2020_12_tool, NoArguments), RICH_SCHEMA)
 

@@ -1,8 +1,8 @@
-"""The memory server plus the tools, resources and prompts that the MCP conformance suite calls.
+"""The memory server with the tools, resources and prompts that the MCP conformance suite calls.
 
-Many of the suite's scenarios need fixtures that no product should ship. Here they are added to the very server that
-`redis-memory serve` runs, by our own tool maker wherever a tool answers text, so that each scenario passes through
-our transport, limits and tools.
+Many scenarios need fixtures that no product should ship. They are added to the same server that `redis-memory serve`
+runs, through the product's tool factory where a tool returns text, so that each scenario passes through the product's
+transport, limits and tools.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def add_prompts(server: MCPServer[Any]) -> None:
 
 
 def add_optional_methods(server: MCPServer[Any]) -> None:
-    """Add the methods that a server may leave out, as the product does: it does not declare their capabilities."""
+    """Add optional methods. The product leaves them out and does not declare their capabilities."""
 
     @server.completion()
     async def complete(*_: Any) -> Completion:
@@ -118,7 +118,7 @@ def add_optional_methods(server: MCPServer[Any]) -> None:
 
 
 def main() -> None:
-    """Serve as `redis-memory serve` does, the fixtures added."""
+    """Serve like `redis-memory serve`, with the fixtures added."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--data-dir", type=Path, required=True)

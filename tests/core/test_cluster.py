@@ -1,4 +1,4 @@
-"""On a Redis Cluster each namespace lives whole on one shard, and everything works there as on a single Redis."""
+"""On a Redis Cluster each namespace is on one shard, and everything works as on a single Redis."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMESPACES = [f"team-{number}" for number in range(6)]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """A cluster of three masters with a replica each, a sidecar and a server."""
+    """A cluster of three masters with one replica each, a sidecar and a server."""
     async with cluster_stack(tmp_path_factory.mktemp("cluster"), embed_wait_seconds=15.0) as running:
         yield running
         async with connect(running.redis.url) as client:
@@ -37,14 +37,11 @@ async def stack(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stac
 
 @pytest.fixture
 def cluster(stack: Stack) -> RedisCluster:
-    """The cluster itself."""
     assert isinstance(stack.redis, RedisCluster)
     return stack.redis
 
 
-async def test_namespaces_spread_over_the_shards_and_each_is_searched_by_meaning(
-    stack: Stack, cluster: RedisCluster
-) -> None:
+async def test_namespaces_spread_over_shards_and_each_is_searchable(stack: Stack, cluster: RedisCluster) -> None:
     async def use(namespace: str) -> None:
         async with stack.server.agent("alice", namespace) as alice:
             await alice.store(f"the ferry of {namespace} leaves at nine")
@@ -56,7 +53,7 @@ async def test_namespaces_spread_over_the_shards_and_each_is_searched_by_meaning
     assert len({(await cluster.master_of(namespace)).port for namespace in NAMESPACES}) == MASTERS
 
 
-async def test_tasks_and_events_of_each_namespace_reach_those_who_wait_there(stack: Stack) -> None:
+async def test_waiting_agents_receive_tasks_and_events_on_every_shard(stack: Stack) -> None:
     async def work(namespace: str) -> None:
         async with stack.server.agent("alice", namespace) as alice, joined(stack.server, namespace, "bob") as bob:
             waits = asyncio.create_task(bob.call("wait_for_events", kinds=["task"], timeout_seconds=20))
@@ -73,7 +70,7 @@ async def test_tasks_and_events_of_each_namespace_reach_those_who_wait_there(sta
     await asyncio.gather(*map(work, NAMESPACES))
 
 
-async def test_critical_memories_stored_at_once_wait_for_the_disks_of_their_own_shards(stack: Stack) -> None:
+async def test_critical_memories_wait_for_their_own_shard_only(stack: Stack) -> None:
     async def work(namespace: str) -> None:
         async with stack.server.agent("alice", namespace) as alice:
             stored = await alice.call("store_memory", content="The key is under the mat.", priority="critical")
@@ -83,7 +80,7 @@ async def test_critical_memories_stored_at_once_wait_for_the_disks_of_their_own_
     await asyncio.gather(*map(work, NAMESPACES))
 
 
-async def test_the_doctor_finds_a_cluster_well_and_sees_all_namespaces(cluster: RedisCluster) -> None:
+async def test_doctor_reports_a_healthy_cluster_with_all_namespaces(cluster: RedisCluster) -> None:
     report = await examine(Settings.load(redis_url=cluster.url, port=0))
     assert report.healthy, report.text()
     assert report.sidecars
@@ -91,15 +88,13 @@ async def test_the_doctor_finds_a_cluster_well_and_sees_all_namespaces(cluster: 
     assert {state.namespace: state.memories for state in status.namespaces} == dict.fromkeys(NAMESPACES, 1)
 
 
-async def test_a_node_of_a_cluster_alone_is_refused(cluster: RedisCluster) -> None:
+async def test_single_cluster_node_is_refused(cluster: RedisCluster) -> None:
     async with connect(f"redis://{cluster.nodes[0].address}") as client:
         with pytest.raises(UnsafeStart, match="node of a cluster"):
             await check_server(client)
 
 
-async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_index_by_itself(
-    stack: Stack, cluster: RedisCluster
-) -> None:
+async def test_namespace_whose_slot_moves_answers_correctly_and_reindexes(stack: Stack, cluster: RedisCluster) -> None:
     namespace, texts = "moved", {f"boat number {number}" for number in range(20)}
     source = await cluster.master_of(namespace)
     target = next(node for node in cluster.nodes[:MASTERS] if node is not source)
@@ -127,14 +122,16 @@ async def test_a_namespace_whose_slot_is_moved_answers_honestly_and_gets_its_ind
         for memory_id in (*ids, await waits):
             await alice.call("retrieve_memory", memory_id=memory_id)
         async with late.pipeline(transaction=True) as pipe:
-            assert await pipe.exists(Keys(namespace).meta).time().execute(), "it still knows the slot elsewhere"
+            assert await pipe.exists(Keys(namespace).meta).time().execute(), (
+                "this client still maps the slot to the old node"
+            )
         await alice.store("a boat more")
         assert "a boat more" in await alice.search("boat", limit=50)
     async with target.client() as client:
         assert Keys(namespace).index().encode() in await client.execute_command("FT._LIST")
 
 
-async def test_nothing_is_done_by_half_while_a_slot_is_leaving(stack: Stack, cluster: RedisCluster) -> None:
+async def test_no_partial_write_while_a_slot_migrates(stack: Stack, cluster: RedisCluster) -> None:
     names = Keys("leaving")
     source = await cluster.master_of(names.namespace)
     target = next(node for node in cluster.nodes[:MASTERS] if node is not source)
@@ -162,7 +159,7 @@ async def test_nothing_is_done_by_half_while_a_slot_is_leaving(stack: Stack, clu
 
 
 async def _answer(agent: Agent, tool: str, **arguments: object) -> dict[str, Any] | None:
-    """Call a tool; None where Redis does not give an answer, the only error there may be."""
+    """Call a tool; return None if Redis gives no answer. Other errors fail the test."""
     try:
         return await agent.call(tool, **arguments)
     except Refused as refused:
@@ -176,12 +173,12 @@ async def _is_away(agent: Agent) -> bool:
 
 
 async def _boats(agent: Agent) -> set[str] | None:
-    """Search; None where the answer is an error or says that it is not whole."""
+    """Search; return None if the answer is an error or partial."""
     answer = await _answer(agent, "semantic_search", query="boat", mode="keyword", limit=50)
     return None if answer is None or answer.get("partial") else {hit["memory"]["content"] for hit in answer["hits"]}
 
 
-async def test_a_killed_master_is_followed_by_its_replica_and_the_other_shards_never_notice(
+async def test_replica_replaces_a_killed_master_without_affecting_other_shards(
     stack: Stack, cluster: RedisCluster
 ) -> None:
     lost = await cluster.master_of(NAMESPACES[0])

@@ -1,4 +1,4 @@
-"""How the Redis Functions are built: files that share nothing but one table, unique names, keys from keys.py."""
+"""How the Redis Functions are built: files share only one table, names are unique, keys come from keys.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from memory_core.records.keys import Keys
 from memory_core.store.functions import library_code
 
 MOST_LOCALS = 30
-"""Per file; Lua allows 200."""
+"""Most locals in one file; Lua allows 200."""
 
 SOURCES = {path.name: path.read_text() for path in sorted(resource("redis/functions").glob("*.lua"))}
 CODE = {name: re.sub(r"--.*", "", source) for name, source in SOURCES.items()}
@@ -45,7 +45,7 @@ def test_only_the_shared_table_is_visible_in_all_files() -> None:
     assert re.findall(r"^local (\w+)", header, re.MULTILINE) == ["rm"]
 
 
-def test_no_file_comes_near_the_limit_of_locals() -> None:
+def test_every_file_stays_below_the_limit_of_locals() -> None:
     for name, code in CODE.items():
         names = [
             local

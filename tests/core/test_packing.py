@@ -1,4 +1,4 @@
-"""Commands packed by hiredis are the ones that redis-py would send."""
+"""hiredis packs commands exactly as redis-py does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def packed(connection: Any, *command: Any) -> bytes:
 
 
 @given(st.sampled_from(COMMANDS), st.lists(VALUES, max_size=6))
-def test_any_command_is_packed_as_redis_py_packs_it(name: str | bytes, arguments: list[Any]) -> None:
+def test_commands_are_packed_as_redis_py_packs_them(name: str | bytes, arguments: list[Any]) -> None:
     ours = connect("redis://127.0.0.1:1").connection_pool.make_connection()
     assert packed(ours, name, *arguments) == packed(Connection(), name, *arguments)
     joined = b"".join(bytes(part) for part in ours.pack_commands([(name, *arguments)] * 2))
@@ -29,14 +29,14 @@ def test_any_command_is_packed_as_redis_py_packs_it(name: str | bytes, arguments
 
 
 @pytest.mark.parametrize("url", ["redis://127.0.0.1:1", "rediss://127.0.0.1:1", "unix:///nowhere.sock"])
-def test_every_kind_of_connection_packs_so(url: str) -> None:
+def test_every_kind_of_connection_packs_with_hiredis(url: str) -> None:
     connection = connect(url).connection_pool.make_connection()
     assert packed(connection, "GET", "a") == b"*2\r\n$3\r\nGET\r\n$1\r\na\r\n"
     assert len(connection.pack_command("SET", "a", b"x" * 100_000)) == 1
 
 
 @pytest.mark.parametrize("value", [None, True, [1], {"a": 1}, object()])
-def test_what_is_no_value_is_refused(value: object) -> None:
+def test_unsupported_values_are_refused(value: object) -> None:
     connection = connect("redis://127.0.0.1:1").connection_pool.make_connection()
     with pytest.raises(DataError, match="GET"):
         connection.pack_command("GET", value)

@@ -1,4 +1,4 @@
-"""Redis over TLS: what REDIS_URL says of certificates reaches the connection."""
+"""Redis over TLS: the certificate options of REDIS_URL reach the connection."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from memory_core.store.connection import check_server, connect
 
 
 @asynccontextmanager
-async def _tls_before(redis: RedisServer, certificate: Path, key: Path) -> AsyncGenerator[int]:
-    """A TLS end that asks for certificates of clients, before a Redis built without TLS; gives its port."""
+async def _tls_proxy(redis: RedisServer, certificate: Path, key: Path) -> AsyncGenerator[int]:
+    """A TLS proxy that requires client certificates, in front of a Redis without TLS; yields its port."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificate))
     context.load_cert_chain(certificate, key)
     context.verify_mode = ssl.CERT_REQUIRED
@@ -44,7 +44,7 @@ async def _tls_before(redis: RedisServer, certificate: Path, key: Path) -> Async
         server.close()
 
 
-async def test_certificates_named_in_the_url_are_used(tmp_path: Path) -> None:
+async def test_certificates_in_the_url_are_used(tmp_path: Path) -> None:
     certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
     make = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=redis -addext subjectAltName=IP:127.0.0.1"
     await asyncio.to_thread(
@@ -53,7 +53,7 @@ async def test_certificates_named_in_the_url_are_used(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path)
     redis.start()
     try:
-        async with _tls_before(redis, certificate, key) as port:
+        async with _tls_proxy(redis, certificate, key) as port:
             url = f"rediss://{SERVER}:{PASSWORDS[SERVER]}@127.0.0.1:{port}/0"
             trusting = f"?ssl_ca_certs={certificate}"
             with_own = f"{trusting}&ssl_certfile={certificate}&ssl_keyfile={key}"

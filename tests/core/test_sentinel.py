@@ -1,4 +1,4 @@
-"""Behind Sentinels the server follows the master to wherever it is."""
+"""Behind Sentinels the server follows the current master."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SERVICE = "shared"
 
 
 class SentinelNode(Node):
-    """Watches one master, alone, and takes half a second of silence for its end."""
+    """A single Sentinel that takes half a second of silence as a failure."""
 
     def __init__(self, folder: Path, master: Node) -> None:
         super().__init__(folder)
@@ -31,13 +31,13 @@ class SentinelNode(Node):
         )
 
     def command(self) -> list[str]:
-        """It takes its settings from the file that it also writes to."""
+        """The command. Sentinel reads and writes one configuration file."""
         return [str(self.folder / "sentinel.conf"), "--sentinel", "--port", str(self.port), "--bind", "127.0.0.1"]
 
 
 @pytest.fixture(scope="module")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Node, Node, Node]]:
-    """A master, its replica, and who watches both."""
+    """A master, its replica and their Sentinel."""
     folder = tmp_path_factory.mktemp("sentinel")
     master = Node(folder / "master", "--repl-diskless-sync-delay", "0")
     replica = Node(folder / "replica", "--replicaof", "127.0.0.1", str(master.port))
@@ -51,7 +51,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Generator[tuple[Node, Nod
             node.kill()
 
 
-async def test_what_was_acknowledged_is_there_after_a_failover_and_work_goes_on(
+async def test_acknowledged_writes_survive_a_failover(
     nodes: tuple[Node, Node, Node],
 ) -> None:
     master, replica, sentinel = nodes
@@ -70,7 +70,7 @@ async def test_what_was_acknowledged_is_there_after_a_failover_and_work_goes_on(
 
 
 async def _watches(sentinel: Client) -> bool:
-    """Whether it knows the replica, to which it could fail over."""
+    """Whether the Sentinel knows a replica to fail over to."""
     return "master-link-status': 'ok'" in repr(await sentinel.sentinel_slaves(SERVICE)).replace("b'", "'")
 
 
@@ -83,7 +83,7 @@ async def _finds(agent: Agent, contents: list[str]) -> bool:
         return False
 
 
-async def test_a_single_redis_named_as_a_cluster_is_refused(nodes: tuple[Node, Node, Node]) -> None:
+async def test_single_redis_configured_as_a_cluster_is_refused(nodes: tuple[Node, Node, Node]) -> None:
     async with connect(f"redis+cluster://{nodes[1].address}") as client:
         with pytest.raises(UnsafeStart, match="no cluster"):
             await check_server(client)

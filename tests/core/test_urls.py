@@ -1,4 +1,4 @@
-"""A URL says what kind of Redis there is, and how to reach it."""
+"""A URL names the kind of Redis and how to reach it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from memory_core.store.connection import connect
 from memory_core.store.urls import read_url
 
 
-def test_a_cluster_is_named_by_some_of_its_nodes() -> None:
+def test_cluster_url_lists_seed_nodes() -> None:
     parsed = read_url("redis+cluster://anna:s%40cret@one:7000,two,[::1]:7002")
     assert (parsed.kind, parsed.seeds) == ("cluster", (("one", 7000), ("two", 6379), ("::1", 7002)))
     assert parsed.options == {"username": "anna", "password": "s@cret"}
 
 
-def test_sentinels_are_named_with_the_service_they_watch() -> None:
+def test_sentinel_url_lists_sentinels_and_the_service() -> None:
     parsed = read_url("rediss+sentinel://:pw@one,two:1/shared?ssl_ca_certs=ca.pem&sentinel_password=other")
     assert (parsed.kind, parsed.seeds, parsed.service) == ("sentinel", (("one", 26379), ("two", 1)), "shared")
     assert parsed.options == {
@@ -28,7 +28,7 @@ def test_sentinels_are_named_with_the_service_they_watch() -> None:
     }
 
 
-def test_a_password_is_never_shown() -> None:
+def test_password_is_never_shown() -> None:
     assert "secret" not in repr(read_url("redis+cluster://:secret@one"))
 
 
@@ -43,7 +43,7 @@ def test_a_password_is_never_shown() -> None:
         "http://one",
     ],
 )
-def test_any_other_url_is_refused_without_being_told(url: str) -> None:
+def test_invalid_url_is_refused_without_quoting_it(url: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         connect(url)
     assert url not in str(refused.value)

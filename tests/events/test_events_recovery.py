@@ -19,9 +19,8 @@ from support.subscription_helpers import has_updates, subscribe, updated
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_embedder.engines.weights import DEFAULT_MODEL
-from memory_server.events.audience import Audience
 from memory_server.events.entries import START
-from memory_server.events.listeners import Waiter
+from memory_server.events.listeners import Audience, Waiter
 
 NAMESPACE = "frail-events"
 

@@ -1,1 +1,1 @@
-"""More of the random tests than the suite runs: histories against the model, and attacks on all tools."""
+"""Long runs of the random tests: histories against the model, and hostile calls of all tools."""

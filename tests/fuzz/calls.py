@@ -1,4 +1,4 @@
-"""Makes calls of all tools from their JSON schemas: right ones, nearly right ones, and attacks."""
+"""Generates calls of all tools from their JSON schemas: valid, nearly valid and hostile."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mcp_types import Tool
 
 from .corpus import DEEP, IDS, INJECTIONS, LONG, NUMBERS, STRINGS, WRONG
 
-Said = dict[str, Any]
+Json = dict[str, Any]
 _WORDS = ("harbour", "lantern", "launch", "the build breaks", "a note", "zeppelin", "tabs and spaces")
 _LABELS = ("red", "green", "island", "Mel", "a,b")
 _NAMES = ("mallory", "mike", "victim", "outsider", "nobody", "Not A Name")
@@ -28,14 +28,14 @@ _MOST_OPERATIONS = 6
 
 @dataclass(slots=True)
 class Calls:
-    """Calls by one chance. `ids` are those that answers gave and those of the victim, to be tried again anywhere."""
+    """A seeded generator of calls. Any argument may use `ids`: those of earlier answers and of the victim."""
 
     tools: Sequence[Tool]
     chance: random.Random
     ids: deque[str] = field(default_factory=lambda: deque(IDS, maxlen=_REMEMBERED))
 
-    def learn(self, answer: Said) -> None:
-        """Keep some of the ids and cursors of an answer."""
+    def learn(self, answer: Json) -> None:
+        """Remember some of the ids and cursors of an answer."""
         for name in ("memory_id", "task_id", "grant_id", "cursor", "next_cursor", "offer_id"):
             if isinstance(value := answer.get(name), str):
                 self.ids.append(value)
@@ -43,26 +43,26 @@ class Calls:
         for task in tasks if isinstance(tasks, list) else ():
             self.ids.extend(value for name in ("task_id", "lease_token") if (value := task.get(name)))
 
-    def make(self) -> tuple[str, Said]:
-        """Make one call."""
+    def make(self) -> tuple[str, Json]:
+        """Generate one call."""
         tool = self.chance.choice(self.tools)
         return tool.name, self._arguments(tool)
 
-    def _arguments(self, tool: Tool) -> Said:
+    def _arguments(self, tool: Tool) -> Json:
         schema = tool.input_schema
         required = set(schema.get("required", ()))
-        said: Said = {}
-        for name, wanted in schema.get("properties", {}).items():
+        arguments: Json = {}
+        for name, property_schema in schema.get("properties", {}).items():
             if self.chance.random() < (0.97 if name in required else 0.25):
-                said[name] = self._argument(tool.name, name, wanted)
+                arguments[name] = self._argument(tool.name, name, property_schema)
         for name in _WAITS:
             if name in schema["properties"]:
-                said.setdefault(name, 0)
+                arguments.setdefault(name, 0)
         if self.chance.random() < 0.02:
-            said[self.chance.choice(("extra", "__proto__", "agent", "admin", "args", "self", "ctx", ""))] = True
-        return said
+            arguments[self.chance.choice(("extra", "__proto__", "agent", "admin", "args", "self", "ctx", ""))] = True
+        return arguments
 
-    def _argument(self, tool: str, name: str, schema: Said) -> Any:
+    def _argument(self, tool: str, name: str, schema: Json) -> Any:
         if name == "operations":
             return self._operations()
         value = self._value(name, schema) if self.chance.random() < 0.75 else self._attack(name)
@@ -75,8 +75,8 @@ class Calls:
     def _operations(self) -> Any:
         if self.chance.random() < 0.1:
             return self._attack("operations")
-        made = [self.make() for _ in range(self.chance.randrange(_MOST_OPERATIONS))]
-        return [{"op": tool, **said} for tool, said in made if tool != "batch_operations"]
+        calls = [self.make() for _ in range(self.chance.randrange(_MOST_OPERATIONS))]
+        return [{"op": tool, **arguments} for tool, arguments in calls if tool != "batch_operations"]
 
     def _attack(self, name: str) -> Any:
         kind = self.chance.random()
@@ -98,8 +98,8 @@ class Calls:
             return {self.chance.choice(INJECTIONS): self.chance.choice(NUMBERS)}
         return [self.chance.choice(NUMBERS) for _ in range(self.chance.choice((3, 384, 2000)))]
 
-    def _value(self, name: str, schema: Said) -> Any:
-        """Make a value that the schema allows, more or less."""
+    def _value(self, name: str, schema: Json) -> Any:
+        """A value that usually satisfies the schema."""
         if "enum" in schema:
             return self.chance.choice(schema["enum"])
         if "const" in schema:
@@ -132,7 +132,7 @@ class Calls:
             return self.chance.choice(_LABELS)
         return f"{self.chance.choice(_WORDS)} {self.chance.randrange(50)}"
 
-    def _number(self, schema: Said, *, whole: bool) -> Any:
+    def _number(self, schema: Json, *, whole: bool) -> Any:
         low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
         high = min(schema.get("maximum", low + 20), low + 400)
         value = self.chance.choice((low, high, low - 1, high + 1, low + (high - low) * self.chance.random()))

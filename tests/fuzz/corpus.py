@@ -1,11 +1,11 @@
-"""The hostile and odd values that every argument is tried with, and what no answer may hold."""
+"""Hostile and odd values for every argument, and texts that no answer may contain."""
 
 from __future__ import annotations
 
 from typing import Any
 
 CANARY = "kzq7-canary-of-the-victim"
-"""Stands in all that the victim keeps to itself; no attacker may ever be told it."""
+"""Part of everything private of the victim. No answer to an attacker may contain it."""
 
 INJECTIONS = (
     "} | @owner:{alice}",
@@ -112,7 +112,7 @@ FORBIDDEN = (
     *("Traceback", 'File "', "redis.exceptions", "ResponseError", "WRONGTYPE", "NOPERM", "ERR ", "user_script"),
     *("Syntax error at offset", "pydantic", "KeyError", "AttributeError", "unexpected error", "SEARCH_", CANARY),
 )
-"""What would show the inside of the server, or what is the victim's."""
+"""Texts that reveal the server's internals or the victim's data."""
 
 RAW_BODIES: tuple[bytes, ...] = (
     b"",
@@ -137,4 +137,4 @@ RAW_BODIES: tuple[bytes, ...] = (
     + b"9" * 10_000
     + b"}}}",
 )
-"""Bodies of HTTP requests that are no call of a tool."""
+"""Bodies of HTTP requests that are not tool calls."""

@@ -1,6 +1,6 @@
-"""Runs the property tests over many more random histories than the test suite does, round by round.
+"""Runs the property tests over many more random histories than the test suite, in rounds.
 
-Each round is a fresh stack and says its seed; a round that fails says how to run it again and ends the run.
+Each round uses a fresh stack and prints its seed. A failing round prints how to repeat it and ends the run.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ROUND_STEPS = 5000
 SEEDS_APART = 1000
-"""More seeds than a round takes: each gives some hundred steps."""
+"""More seeds than a round uses: each seed gives some hundred steps."""
 
 
 def main() -> int:
-    """Run rounds until there were enough steps or there is no time for another."""
+    """Run rounds until there are enough steps or the time is over."""
     options = _options()
     began, done = time.monotonic(), 0
     for number in range(-(-options.steps // ROUND_STEPS)):
@@ -31,7 +31,7 @@ def main() -> int:
         again = f"python tests/fuzz/run.py --steps {steps} --seed {seed}"
         print(f"round {number + 1}: {steps} steps from seed {seed}", flush=True)
         if _round(steps, seed):
-            print(f"FAILED after {done} good steps; again: {again}")
+            print(f"FAILED after {done} good steps; to repeat: {again}")
             return 1
         done += steps
     print(f"{done} steps or more agreed with the model, in {time.monotonic() - began:.0f} s")
@@ -58,7 +58,7 @@ def _round(steps: int, seed: int) -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=int(os.environ.get("STEPS") or 50_000))
-    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 0), help="0: no bound")
+    parser.add_argument("--minutes", type=float, default=float(os.environ.get("MINUTES") or 0), help="0: no limit")
     parser.add_argument("--seed", type=int, default=int(os.environ.get("SEED") or random.randrange(10**6, 10**9)))
     return parser.parse_args()
 

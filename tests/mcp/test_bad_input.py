@@ -1,4 +1,4 @@
-"""Whatever is sent to a tool, the answer is typed or right, nothing else changes, and the next call works."""
+"""Tools answer any input with a typed error or a correct result. Nothing else changes and the next call works."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CODES = {kind.code for kind in errors.MemoryServiceError.__subclasses__()}
 
 @dataclass(frozen=True)
 class Ground:
-    """Where all cases happen: agents, a bare HTTP session, and memories that must stay as they are."""
+    """Agents, a bare HTTP session and memories that must stay unchanged."""
 
     stack: Stack
     alice: Agent
@@ -37,7 +37,7 @@ class Ground:
     changes: ChangeCount
 
     async def state(self) -> tuple[dict[str, Any], int]:
-        """Give every memory's revision, expiry and tags, and how many changes the audit tells of."""
+        """Return every memory's revision, expiry and tags, and the number of changes in the audit."""
         keys, client = Keys(NAMESPACE), self.stack.client
         found = {
             key.decode(): await client.hmget(key, ["rev", "expires_at", "hash", "scope"])
@@ -46,7 +46,7 @@ class Ground:
         return found, await self.changes.read()
 
     async def restore(self, before: dict[str, Any]) -> None:
-        """Remove what a case stored and mend what it changed."""
+        """Remove what a case stored and undo its changes."""
         after, _ = await self.state()
         added = [key.rsplit(":", 1)[1] for key in after if key not in before]
         if added:
@@ -57,7 +57,7 @@ class Ground:
             await self.alice.call("update_memory", memory_id=self.ids[OWN], tags=[], context="", metadata={})
 
     async def post(self, tool: str, arguments: str) -> dict[str, Any]:
-        """Post a call whose arguments are given as JSON text, and give the JSON-RPC answer."""
+        """Post a call whose arguments are JSON text; return the JSON-RPC answer."""
         body = f'{{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{{"name":"{tool}","arguments":{arguments}}}}}'
         response = await self.http.post("", content=body.encode())
         assert response.status_code < 500
@@ -75,19 +75,19 @@ async def _agree(_: Any, __: Any) -> ElicitResult:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def ground(stack: Stack) -> AsyncGenerator[Ground]:
-    """One namespace for all cases of this module: making one for each would take longer than the cases."""
+    """One namespace for all cases: creating one per case would take longer than the cases."""
     server: Server = stack.server
     async with AsyncExitStack() as opened:
         alice = await opened.enter_async_context(in_own_task(server.agent("alice", NAMESPACE)))
         bob = await opened.enter_async_context(in_own_task(server.agent("bob", NAMESPACE)))
-        nobody = await opened.enter_async_context(in_own_task(server.agent("nobody", NAMESPACE)))
+        other = await opened.enter_async_context(in_own_task(server.agent("nobody", NAMESPACE)))
         asked = server.agent("alice", NAMESPACE, elicitation_callback=_agree)
         ids = {
             OWN: await alice.store(OWN_CONTENT),
             OTHERS: await bob.store("A hidden cove lies behind the harbour.", tags=list(INJECTIONS.values())[:17]),
             PUBLIC: await bob.store("Ships are in the harbour.", visibility="public"),
         }
-        await nobody.store("Nobody speaks for all.", visibility="public")
+        await other.store("Nobody speaks for all.", visibility="public")
         http = await opened.enter_async_context(
             httpx2.AsyncClient(
                 base_url=f"{server.url}/mcp?agent=alice&namespace={NAMESPACE}",
@@ -111,7 +111,7 @@ def _with_ids(value: Any, ids: dict[str, str]) -> Any:
 
 
 def _texts(value: Any) -> Iterable[str]:
-    """Give every text and number that a caller wrote, names of arguments included."""
+    """All texts and numbers a caller wrote, including argument names."""
     if isinstance(value, dict):
         for name, item in value.items():
             yield from (name, *_texts(item))
@@ -123,7 +123,7 @@ def _texts(value: Any) -> Iterable[str]:
 
 
 async def _call(ground: Ground, case: Case) -> tuple[bool, str, dict[str, Any]]:
-    """Make the call; give whether it was refused, the text and the structured answer."""
+    """Make the call; return whether it was refused, the text and the structured answer."""
     if isinstance(case.arguments, str):
         answer = await ground.post(case.tool, case.arguments)
         if "error" in answer:

@@ -1,4 +1,4 @@
-"""Many operations in one call: in order, isolated, and embedded together."""
+"""Many operations in one call: ordered, isolated and embedded together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.stack import Agent, Refused, Server
 GOOD = [{"op": "store_memory", "content": f"batch item {n}", "context": "batch"} for n in range(490)]
 
 
-async def test_ten_bad_ones_among_500_leave_490_stored_in_order(alice: Agent) -> None:
+async def test_ten_invalid_stores_among_500_leave_490_in_order(alice: Agent) -> None:
     operations = [*GOOD]
     for position in range(0, 500, 50):
         operations.insert(position, {"op": "store_memory", "content": "", "context": "batch"})
@@ -57,7 +57,7 @@ async def test_operations_of_every_kind_run_together(alice: Agent) -> None:
     assert results[9]["error"]["code"] == "not_found"
 
 
-async def test_the_first_error_may_stop_the_rest(alice: Agent) -> None:
+async def test_batch_can_stop_at_the_first_error(alice: Agent) -> None:
     answer = await alice.call(
         "batch_operations",
         operations=[
@@ -79,20 +79,20 @@ async def test_the_first_error_may_stop_the_rest(alice: Agent) -> None:
     "operation",
     [{}, {"op": "nothing"}, {"op": 5}, {"op": "batch_operations", "operations": []}, {"op": "store_memory"}],
 )
-async def test_what_is_no_operation_is_refused_alone(alice: Agent, operation: dict[str, Any]) -> None:
+async def test_invalid_operation_is_refused_alone(alice: Agent, operation: dict[str, Any]) -> None:
     answer = await alice.call("batch_operations", operations=[operation, {"op": "store_memory", "content": "fine"}])
     assert [result["ok"] for result in answer["results"]] == [False, True]
     assert answer["results"][0]["error"]["code"] == "invalid_argument"
 
 
-async def test_too_many_operations_are_refused_whole(alice: Agent) -> None:
+async def test_oversized_batch_is_refused_whole(alice: Agent) -> None:
     with pytest.raises(Refused) as refused:
         await alice.call("batch_operations", operations=[{"op": "gpu_status"}] * 1001)
     assert refused.value.code == "invalid_argument"
 
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
-async def test_nothing_is_deleted_in_bulk_within_a_batch_unconfirmed(server: Server, namespace: str, mode: str) -> None:
+async def test_bulk_delete_in_a_batch_needs_confirmation(server: Server, namespace: str, mode: str) -> None:
     async with server.agent("alice", namespace, mode) as alice:
         for number in range(2):
             await alice.store(f"keep {number}", tags=["keep"], wait=False)
@@ -115,7 +115,7 @@ async def test_progress_is_reported(alice: Agent) -> None:
     assert [progress for progress, _ in seen] == sorted(progress for progress, _ in seen)
 
 
-async def test_texts_seen_before_cost_no_inference(alice: Agent) -> None:
+async def test_known_texts_are_not_embedded_again(alice: Agent) -> None:
     async def embedded() -> int:
         return (await alice.call("gpu_status"))["sidecars"][0]["texts_total"]
 

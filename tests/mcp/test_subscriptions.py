@@ -1,4 +1,4 @@
-"""Clients that subscribe to a resource are told when it changes, if they may read it, on both eras of the protocol."""
+"""Clients that subscribe to a readable resource are notified of its changes, in both protocol eras."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ UNKNOWN = "memory://01arz3ndektsv4rrffq69g5fav"
 
 @dataclass(slots=True)
 class Subscriber:
-    """A client that was told of changes."""
+    """A subscribed client and the changes it was notified of."""
 
     agent: Agent
     changed: list[str] = field(default_factory=list[str])
 
-    async def hears(self, *uris: str) -> None:
-        """Wait until the last of the URIs was told, and check that nothing else was."""
+    async def receives(self, *uris: str) -> None:
+        """Wait for a notification of the last URI; check that exactly these URIs were notified."""
 
-        async def heard() -> bool:
+        async def received() -> bool:
             return uris[-1] in self.changed
 
-        await wait_until(heard)
+        await wait_until(received)
         assert sorted(set(self.changed)) == sorted(uris)
 
 
@@ -72,25 +72,25 @@ async def test_subscribing_is_advertised(server: Server, namespace: str, era: An
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_changed_memory_is_told(server: Server, namespace: str, alice: Agent, era: Any) -> None:
+async def test_changed_memory_is_notified(server: Server, namespace: str, alice: Agent, era: Any) -> None:
     memory_id = await alice.store("The bridge is open.", visibility="public")
     other = await alice.store("The gate is shut.", visibility="public")
     async with subscribed(server, namespace, "bob", era, f"memory://{memory_id}") as bob:
         await alice.call("update_memory", memory_id=other, tags=["gate"])
         await alice.call("update_memory", memory_id=memory_id, tags=["bridge"])
-        await bob.hears(f"memory://{memory_id}")
+        await bob.receives(f"memory://{memory_id}")
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_deleted_memory_is_told(server: Server, namespace: str, alice: Agent, era: Any) -> None:
+async def test_deleted_memory_is_notified(server: Server, namespace: str, alice: Agent, era: Any) -> None:
     memory_id = await alice.store("The bridge is open.", visibility="public")
     async with subscribed(server, namespace, "bob", era, f"memory://{memory_id}") as bob:
         await alice.call("clear_memory", memory_ids=[memory_id])
-        await bob.hears(f"memory://{memory_id}")
+        await bob.receives(f"memory://{memory_id}")
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_tasks_and_agents_are_told_to_whom_they_concern(
+async def test_task_and_agent_changes_are_notified_to_their_parties(
     server: Server, stack: Stack, namespace: str, era: Any
 ) -> None:
     uris = "task://t1", "task://t2", "agent://carol"
@@ -98,11 +98,11 @@ async def test_tasks_and_agents_are_told_to_whom_they_concern(
         await emit(stack, namespace, "t2", to=("carol",))
         await emit(stack, namespace, "t1", to=("carol", "bob"))
         await emit(stack, namespace, "carol", kind="agent", op="dead", to=())
-        await bob.hears("task://t1", "agent://carol")
+        await bob.receives("task://t1", "agent://carol")
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_forbidden_and_unknown_resources_are_subscribed_to_alike_and_never_told(
+async def test_forbidden_and_unknown_subscriptions_look_alike_and_stay_silent(
     server: Server, namespace: str, alice: Agent, era: Any
 ) -> None:
     secret = await alice.store("The treasure is under the lighthouse.")
@@ -115,13 +115,15 @@ async def test_forbidden_and_unknown_resources_are_subscribed_to_alike_and_never
     ):
         await alice.call("update_memory", memory_id=secret, tags=["gold"])
         await alice.call("update_memory", memory_id=shown, tags=["white"])
-        await bob.hears(f"memory://{shown}")
-        await owner.hears(f"memory://{secret}", f"memory://{shown}")
+        await bob.receives(f"memory://{shown}")
+        await owner.receives(f"memory://{secret}", f"memory://{shown}")
         assert namesake.changed == []
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_what_becomes_private_is_told_no_longer(server: Server, namespace: str, alice: Agent, era: Any) -> None:
+async def test_memory_made_private_is_no_longer_notified(
+    server: Server, namespace: str, alice: Agent, era: Any
+) -> None:
     memory_id = await alice.store("The treasure is here.", visibility="public")
     shown = await alice.store("The lighthouse is white.", visibility="public")
     async with subscribed(server, namespace, "bob", era, f"memory://{memory_id}", f"memory://{shown}") as bob:
@@ -129,11 +131,11 @@ async def test_what_becomes_private_is_told_no_longer(server: Server, namespace:
         await alice.call("update_memory", memory_id=memory_id, tags=["gold"])
         await alice.call("clear_memory", memory_ids=[memory_id])
         await alice.call("update_memory", memory_id=shown, tags=["white"])
-        await bob.hears(f"memory://{shown}")
+        await bob.receives(f"memory://{shown}")
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_a_client_that_leaves_is_followed_for_no_longer(server: Server, namespace: str, era: Any) -> None:
+async def test_subscriptions_end_when_the_client_leaves(server: Server, namespace: str, era: Any) -> None:
     async with subscribed(server, namespace, "bob", era, "task://t1", "task://t2"):
         assert listeners(server, namespace)
 
@@ -143,16 +145,16 @@ async def test_a_client_that_leaves_is_followed_for_no_longer(server: Server, na
     await wait_until(is_gone)
 
 
-async def test_unsubscribing_ends_the_telling(server: Server, stack: Stack, namespace: str) -> None:
+async def test_unsubscribing_stops_notifications(server: Server, stack: Stack, namespace: str) -> None:
     async with subscribed(server, namespace, "bob", "legacy", "task://t1", "task://t2") as bob:
         with pytest.warns(MCPDeprecationWarning):
             await bob.agent.client.unsubscribe_resource("task://t1")  # pyright: ignore[reportDeprecated]
         await emit(stack, namespace, "t1")
         await emit(stack, namespace, "t2")
-        await bob.hears("task://t2")
+        await bob.receives("task://t2")
 
 
-async def test_a_stream_ends_gracefully_when_the_server_stops(stack: Stack, namespace: str) -> None:
+async def test_stream_ends_gracefully_when_the_server_stops(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url) as server,
         server.agent("bob", namespace, mode="2026-07-28") as agent,
@@ -163,7 +165,7 @@ async def test_a_stream_ends_gracefully_when_the_server_stops(stack: Stack, name
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_too_many_resources_are_refused(server: Server, namespace: str, era: Any) -> None:
+async def test_subscribing_to_too_many_resources_is_refused(server: Server, namespace: str, era: Any) -> None:
     uris = [f"task://{number}" for number in range(257)]
     with pytest.raises((MCPError, ExceptionGroup)) as refused:
         async with subscribed(server, namespace, "bob", era, *uris):

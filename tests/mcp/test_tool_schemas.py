@@ -1,4 +1,4 @@
-"""What tools say of themselves is what clients check: strictly described, refusals included."""
+"""Tool schemas are strict and describe what clients check, including refusals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from support.tool_schemas import problems_of
 WHOLE = {"type": "object", "additionalProperties": False, "properties": {"a": {"type": "string"}}, "required": ["a"]}
 
 
-async def test_the_schemas_of_all_tools_pass_the_strict_check(alice: Agent) -> None:
+async def test_all_tool_schemas_pass_the_strict_check(alice: Agent) -> None:
     tools = (await alice.client.list_tools()).tools
     assert len(tools) >= 23
     assert not [problem for tool in tools for problem in problems_of(tool.model_dump(mode="json", by_alias=True))]
 
 
-async def test_a_refusal_is_what_the_output_schema_of_its_tool_describes(alice: Agent) -> None:
-    """The TypeScript SDK 1.x gives its caller no error result that its tool's output schema does not describe."""
+async def test_refusals_match_the_output_schema(alice: Agent) -> None:
+    """The TypeScript SDK 1.x passes on an error result only if the tool's output schema describes it."""
     for tool in (await alice.client.list_tools()).tools:
         result = await alice.raw(tool.name, unheard_of=1)
         assert result.is_error
@@ -29,7 +29,7 @@ async def test_a_refusal_is_what_the_output_schema_of_its_tool_describes(alice: 
         Draft202012Validator(tool.output_schema or {}).validate(result.structured_content)
 
 
-async def test_an_answer_that_lacks_what_it_needs_is_not_what_the_schema_describes(server: Server) -> None:
+async def test_incomplete_answers_do_not_match_the_output_schema(server: Server) -> None:
     tools = await InProcess.over(server).tools.list_tools()
     (store,) = [tool for tool in tools if tool.name == "store_memory"]
     validator = Draft202012Validator(store.output_schema or {})
@@ -53,11 +53,11 @@ async def test_an_answer_that_lacks_what_it_needs_is_not_what_the_schema_describ
         ({"properties": {"a": {"type": "array", "items": {"if": {}}}}}, ".a.items has the keyword if"),
     ],
 )
-def test_the_strict_check_sees(change: dict[str, Any], problem: str) -> None:
+def test_strict_check_reports(change: dict[str, Any], problem: str) -> None:
     assert problems_of({"name": "t", "inputSchema": WHOLE, "outputSchema": WHOLE}) == []
     problems = problems_of({"name": "t", "inputSchema": WHOLE | change, "outputSchema": WHOLE})
     assert any(problem in one for one in problems), problems
 
 
-def test_a_tool_without_an_output_schema_is_seen() -> None:
+def test_strict_check_reports_a_missing_output_schema() -> None:
     assert problems_of({"name": "t", "inputSchema": WHOLE}) == ["t has no outputSchema"]

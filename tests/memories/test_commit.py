@@ -1,4 +1,4 @@
-"""A vector lands on the very record that it was made of, or nowhere."""
+"""A vector is committed only to the exact record it was computed from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNIT: Matrix = np.eye(1, DIMENSION, dtype=np.float32)[0]
 
 
 async def commit(stack: Stack, keys: Keys, model: str = MODEL, **item: Any) -> str:
-    """Commit a vector as a sidecar would; give the verdict."""
+    """Commit a vector as a sidecar does; return the verdict."""
     made: dict[str, Any] = {"piece": 0, "entry": "0-1", "bytes": to_bytes(UNIT), "dimension": DIMENSION} | item
     names = [keys.jobs(MODEL), keys.events, keys.memory(made["id"])]
     answer = await functions.call(stack.client, "rm1_commit", names, items=[made], model=model, group=GROUP)
@@ -26,21 +26,21 @@ async def commit(stack: Stack, keys: Keys, model: str = MODEL, **item: Any) -> s
 
 
 @pytest.mark.parametrize("other", [{"rev": 2}, {"rev": 0}, {"hash": "0" * 32}, {"model": "another"}])
-async def test_a_vector_of_another_revision_content_or_model_is_stale(
+async def test_vector_of_another_revision_content_or_model_is_stale(
     stack: Stack, namespace: str, alice: Agent, other: dict[str, Any]
 ) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     record = keys.memory(memory_id)
     digest = (await stack.client.hget(record, "hash")).decode()
-    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    target: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(record)
-    assert await commit(stack, keys, **said | other) == "stale"
+    assert await commit(stack, keys, **target | other) == "stale"
     assert await stack.client.hgetall(record) == before
     assert await commit(stack, keys, id=memory_id, rev=1, hash=digest) == "ok"
     assert await stack.client.hget(record, vector_field(MODEL)) == to_bytes(UNIT)
 
 
-async def test_a_vector_of_a_deleted_memory_brings_nothing_back(stack: Stack, namespace: str, alice: Agent) -> None:
+async def test_vector_of_a_deleted_memory_restores_nothing(stack: Stack, namespace: str, alice: Agent) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
     await alice.call("clear_memory", memory_ids=[memory_id])
@@ -57,12 +57,12 @@ async def test_a_vector_of_a_deleted_memory_brings_nothing_back(stack: Stack, na
         {"sealed": True},
     ],
 )
-async def test_what_is_no_vector_of_the_model_is_refused_and_its_job_kept(
+async def test_invalid_vector_is_refused_and_its_job_stays(
     stack: Stack, namespace: str, alice: Agent, bad: dict[str, Any]
 ) -> None:
     keys, memory_id = Keys(namespace), await alice.store("The barge is moored.")
     digest = (await stack.client.hget(keys.memory(memory_id), "hash")).decode()
-    said: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
+    target: dict[str, Any] = {"id": memory_id, "rev": 1, "hash": digest}
     before = await stack.client.hgetall(keys.memory(memory_id))
-    assert await commit(stack, keys, **said | bad) == "bad_vector"
+    assert await commit(stack, keys, **target | bad) == "bad_vector"
     assert await stack.client.hgetall(keys.memory(memory_id)) == before

@@ -1,4 +1,4 @@
-"""How far a write has come when it is answered: to Redis, to its disk, to those of its replicas."""
+"""How durable a write is when it is answered: in Redis, on its disk, on its replicas' disks."""
 
 from __future__ import annotations
 
@@ -22,15 +22,14 @@ from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import StoreAnswer
-from memory_server.engine.deferred_writes import DeferredWrites, Written
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request import Caller, DeferredWrites, RequestContext, Written
 from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
 CRITICAL = {"priority": "critical", "wait": False}
 TEAM = "durable"
 USUAL = "aof"
-"""The shipped user may not ask for the policy of the append-only file; others read `aof-everysec` here."""
+"""The shipped Redis user may not read `appendfsync`; other users see `aof-everysec` here."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -48,7 +47,7 @@ async def everysec(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[R
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def agent(everysec: RedisServer) -> AsyncGenerator[Agent]:
-    """An agent whose memory lies there."""
+    """An agent of a server on that Redis."""
     async with in_own_task(_agent(everysec)) as agent:
         yield agent
 
@@ -65,7 +64,7 @@ async def _service(redis: RedisServer, **durability: object) -> AsyncGenerator[S
         yield service
 
 
-async def test_a_critical_memory_is_synced_when_it_is_answered_and_others_do_not_wait(agent: Agent) -> None:
+async def test_only_critical_memories_are_synced_before_the_answer(agent: Agent) -> None:
     critical = await agent.call("store_memory", content="The vault opens at nine.", **CRITICAL)
     assert critical["durability"] == "synced"
     assert "unconfirmed" not in critical
@@ -73,7 +72,7 @@ async def test_a_critical_memory_is_synced_when_it_is_answered_and_others_do_not
     assert usual["durability"] == USUAL
 
 
-async def test_an_update_is_synced_if_its_memory_was_or_becomes_critical(agent: Agent) -> None:
+async def test_update_is_synced_if_the_memory_was_or_becomes_critical(agent: Agent) -> None:
     stored = await agent.call("store_memory", content="The door is green.", wait=False)
     changes = ({"content": "The door is red."}, {"priority": "critical"}, {"priority": "low"}, {"tags": ["door"]})
     levels = [
@@ -82,9 +81,7 @@ async def test_an_update_is_synced_if_its_memory_was_or_becomes_critical(agent: 
     assert levels == [USUAL, "synced", "synced", USUAL]
 
 
-async def test_a_batch_that_holds_one_critical_write_is_synced_whole_by_one_wait(
-    agent: Agent, everysec: RedisServer
-) -> None:
+async def test_batch_with_a_critical_write_is_synced_by_one_wait(agent: Agent, everysec: RedisServer) -> None:
     async with connect(everysec.url) as client:
         before = await _waits(client)
         plain = [{"op": "store_memory", "content": f"Plain {number}."} for number in range(5)]
@@ -99,14 +96,14 @@ async def test_a_batch_that_holds_one_critical_write_is_synced_whole_by_one_wait
         assert await _waits(client) == before + 1
 
 
-async def test_a_setting_has_every_write_wait(everysec: RedisServer) -> None:
+async def test_synced_level_applies_to_every_write(everysec: RedisServer) -> None:
     async with _agent(everysec, level="synced") as agent:
         stored = await agent.call("store_memory", content="The sky is blue.", wait=False)
         changed = await agent.call("update_memory", memory_id=stored["memory_id"], tags=["sky"])
     assert [stored["durability"], changed["durability"]] == ["synced", "synced"]
 
 
-async def test_who_waits_at_the_same_time_shares_few_waits(everysec: RedisServer) -> None:
+async def test_concurrent_writes_share_few_waits(everysec: RedisServer) -> None:
     async with _service(everysec) as service, connect(everysec.url) as client:
         before = await _waits(client)
         answers = await asyncio.gather(*(_store(service, f"Share {number}.") for number in range(200)))
@@ -114,8 +111,8 @@ async def test_who_waits_at_the_same_time_shares_few_waits(everysec: RedisServer
         assert await _waits(client) - before < 50
 
 
-async def test_a_write_that_never_reaches_the_disk_stands_and_is_not_called_synced(everysec: RedisServer) -> None:
-    """With `appendfsync no` earlier writes are synced and this one is not: whoever forgets the mark is told `yes`."""
+async def test_write_that_never_reaches_the_disk_is_not_called_synced(everysec: RedisServer) -> None:
+    """With `appendfsync no` only earlier writes are synced, so a wait without the write's own offset would succeed."""
     async with connect(everysec.url) as client, _agent(everysec, wait_seconds=0.3) as agent:
         await client.config_set("appendfsync", "no")
         try:
@@ -125,12 +122,12 @@ async def test_a_write_that_never_reaches_the_disk_stands_and_is_not_called_sync
             await client.config_set("appendfsync", "everysec")
         assert stored["durability"] == USUAL
         assert "did not sync it within 0.3 s" in stored["unconfirmed"]
-        assert "not known to be on every disk" in str(whole.content)
+        assert "not confirmed on every disk" in str(whole.content)
         read = await agent.call("retrieve_memory", memory_id=stored["memory_id"])
         assert read["memory"]["content"] == "The safe is in the wall."
 
 
-async def test_a_write_that_redis_lost_before_the_wait_is_not_called_synced(everysec: RedisServer) -> None:
+async def test_write_lost_before_the_wait_is_not_called_synced(everysec: RedisServer) -> None:
     async with _service(everysec) as service, connect(everysec.url) as client:
         batch = RequestContext(Caller(TEAM, "alice")).of_batch(DeferredWrites())
         news = [
@@ -141,13 +138,13 @@ async def test_a_write_that_redis_lost_before_the_wait_is_not_called_synced(ever
         reached = await service.durability.settled(batch)
         assert reached[kept].level == "synced"
         assert reached[lost].level == USUAL
-        assert "not there any more" in (reached[lost].unconfirmed or "")
+        assert "it is gone" in (reached[lost].unconfirmed or "")
         alone = RequestContext(Caller(TEAM, "alice"))
         older = await service.durability.reached(alone, Written(TEAM, kept, 2), critical=True)
         assert older.level == USUAL, "revision 2 is not there yet"
 
 
-async def test_without_an_append_only_file_a_critical_memory_is_said_to_be_in_memory_only(tmp_path: Path) -> None:
+async def test_critical_memory_without_an_aof_is_reported_as_in_memory(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, options=["--appendonly", "no"])
     redis.start()
     try:
@@ -158,7 +155,7 @@ async def test_without_an_append_only_file_a_critical_memory_is_said_to_be_in_me
         redis.kill()
 
 
-async def test_a_redis_that_dies_during_the_wait_leaves_the_level_unknown(tmp_path: Path) -> None:
+async def test_redis_killed_during_the_wait_leaves_durability_unknown(tmp_path: Path) -> None:
     redis = RedisServer(tmp_path, options=["--appendfsync", "no"])
     redis.start()
     try:
@@ -177,7 +174,7 @@ async def test_a_redis_that_dies_during_the_wait_leaves_the_level_unknown(tmp_pa
         redis.kill()
 
 
-async def test_a_critical_memory_waits_for_a_replica_where_there_is_one_and_is_there(tmp_path: Path) -> None:
+async def test_critical_memory_waits_for_its_replica(tmp_path: Path) -> None:
     async with _master_and_replica(tmp_path) as (master, replica), _service(master, wait_seconds=5) as service:
         answer = await _store(service, "Two are better than one.")
         assert (answer.durability, answer.unconfirmed) == ("synced+1 replica", None)
@@ -186,7 +183,7 @@ async def test_a_critical_memory_waits_for_a_replica_where_there_is_one_and_is_t
             assert await client.exists(Keys(TEAM).memory(answer.memory_id))
 
 
-async def test_a_replica_that_hangs_delays_one_answer_and_no_more(tmp_path: Path) -> None:
+async def test_hanging_replica_delays_only_one_answer(tmp_path: Path) -> None:
     async with _master_and_replica(tmp_path) as (master, replica), _service(master, wait_seconds=1.5) as service:
         assert (await _store(service, "Before.")).durability == "synced+1 replica"
         replica.signal(signal.SIGSTOP)

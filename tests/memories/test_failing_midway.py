@@ -1,4 +1,4 @@
-"""What a caller is told when Redis goes away in mid-operation, or clocks disagree: never a soothing lie."""
+"""Redis fails during an operation, or clocks disagree: the answer never hides it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from chaos.stored.proxy import Proxy, Trouble
+from chaos.memories.proxy import NetworkFault, Proxy
 from support.redis_users import PASSWORDS, SERVER
 from support.stack import MASTER_KEY, Agent, Refused, Stack, in_own_task, serving
 
@@ -22,7 +22,7 @@ TWO_HOURS = 7200.0
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def proxy(stack: Stack) -> AsyncGenerator[Proxy]:
-    """What stands between a second server and the session's Redis."""
+    """A proxy between a second server and the session's Redis."""
     async with in_own_task(Proxy(stack.redis.path)) as between:
         yield between
 
@@ -37,23 +37,21 @@ async def carol(proxy: Proxy, namespace: str) -> AsyncGenerator[Agent]:
     ):
         yield agent
         proxy.last_of = b""
-        proxy.begin(Trouble.NONE)
+        proxy.begin(NetworkFault.NONE)
 
 
-async def test_an_update_whose_reading_back_fails_never_says_that_nothing_was_changed(
-    carol: Agent, proxy: Proxy
-) -> None:
+async def test_update_that_cannot_be_read_back_reports_outcome_unknown(carol: Agent, proxy: Proxy) -> None:
     memory_id = await carol.store("The ferry leaves at noon.", wait=False)
     proxy.last_of = b"rm1_update"
     with pytest.raises(Refused) as refused:
         await carol.call("update_memory", memory_id=memory_id, content="The ferry leaves at one.")
     assert refused.value.code == "outcome_unknown"
     proxy.last_of = b""
-    proxy.begin(Trouble.NONE)
+    proxy.begin(NetworkFault.NONE)
     assert (await carol.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 2
 
 
-async def test_a_clear_that_fails_midway_counts_what_went_and_says_that_it_stopped(carol: Agent, proxy: Proxy) -> None:
+async def test_clear_that_fails_midway_reports_how_many_it_deleted(carol: Agent, proxy: Proxy) -> None:
     stores = [{"op": "store_memory", "content": f"draft {number}", "tags": ["draft"]} for number in range(201)]
     assert (await carol.call("batch_operations", operations=stores))["succeeded"] == 201
     proxy.last_of = b"rm1_delete"
@@ -63,7 +61,7 @@ async def test_a_clear_that_fails_midway_counts_what_went_and_says_that_it_stopp
 
 
 @pytest.mark.parametrize("wrong", [TWO_HOURS, -TWO_HOURS], ids=["fast", "slow"])
-async def test_a_server_whose_clock_is_wrong_goes_by_that_of_redis(
+async def test_server_with_a_wrong_clock_uses_redis_time(
     alice: Agent, wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = time.time
@@ -75,7 +73,7 @@ async def test_a_server_whose_clock_is_wrong_goes_by_that_of_redis(
     assert (await alice.call("clear_memory", memory_types=["context"], confirm=True))["deleted"] == 1
 
 
-def test_the_time_of_redis_is_as_last_heard_and_moves_only_as_far_as_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_time_changes_only_when_an_answer_contradicts_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(redis_time, "_ahead", None)
     assert abs(redis_time.now() - time.time()) < 1
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
@@ -87,11 +85,11 @@ def test_the_time_of_redis_is_as_last_heard_and_moves_only_as_far_as_it_must(mon
     assert redis_time.now() == 9000.0
 
 
-async def test_an_index_that_is_dropped_while_it_is_made_is_made_again(stack: Stack, namespace: str) -> None:
+async def test_index_dropped_during_its_creation_is_created_again(stack: Stack, namespace: str) -> None:
     names, settings = Keys(namespace), VectorStoreSettings()
 
     class Dropping:
-        """Redis, with an operator who drops the index once, before it has its alias."""
+        """A Redis client that drops the index once, before its alias is added."""
 
         dropped = False
 

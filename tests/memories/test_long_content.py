@@ -1,4 +1,4 @@
-"""Contents longer than the model's window: cut into pieces, each searchable, kept and given back whole."""
+"""Contents longer than the model's window are chunked; every chunk is searchable and the body is returned unchanged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from memory_server.memories.splitter import PIECE_TOKENS, split
 from memory_server.operations.sweeper import sweep
 
 
-async def test_a_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alice: Agent) -> None:
+async def test_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alice: Agent) -> None:
     content = prose(1550) + FACT
     assert len(content) > 100_000
     stored = await alice.call("store_memory", content=content, memory_type="document", source="diary.md")
@@ -40,7 +40,7 @@ async def test_a_fact_in_the_last_sentence_of_100_kb_is_found_in_every_mode(alic
     assert (await alice.call("memory_stats"))["total"] == 2
 
 
-async def test_a_ready_made_vector_stands_for_every_piece(alice: Agent) -> None:
+async def test_supplied_vector_applies_to_every_chunk(alice: Agent) -> None:
     content = prose(60) + FACT
     given = [1.0] + [0.0] * 383
     stored = await alice.call("store_memory", content=content, memory_type="embedding", vector=given)
@@ -50,7 +50,7 @@ async def test_a_ready_made_vector_stands_for_every_piece(alice: Agent) -> None:
     assert (await alice.call("memory_stats"))["vector_backlog"] == 0
 
 
-async def test_a_few_pieces_have_their_vectors_when_the_store_returns(alice: Agent) -> None:
+async def test_few_chunks_have_vectors_when_the_store_returns(alice: Agent) -> None:
     stored = await alice.call("store_memory", content=prose(60) + FACT)
     assert stored["vector"] == "ready"
     assert (await alice.call("memory_stats"))["vector_backlog"] == 0
@@ -58,9 +58,7 @@ async def test_a_few_pieces_have_their_vectors_when_the_store_returns(alice: Age
     assert FACT in hits[0]["memory"]["content"]
 
 
-async def test_a_shorter_content_leaves_no_piece_of_the_longer_behind(
-    alice: Agent, stack: Stack, namespace: str
-) -> None:
+async def test_update_to_shorter_content_removes_surplus_chunks(alice: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await alice.store(prose(300) + FACT)
     await alice.call("update_memory", memory_id=memory_id, content=prose(80, seed=8))
     assert await alice.search("safe cellar 4711", mode="keyword") == []
@@ -74,7 +72,7 @@ async def test_a_shorter_content_leaves_no_piece_of_the_longer_behind(
     assert await stack.client.zcard(Keys(namespace).chores) == 0
 
 
-async def test_a_changed_filter_reaches_every_piece(alice: Agent, bob: Agent) -> None:
+async def test_changed_filter_field_reaches_every_chunk(alice: Agent, bob: Agent) -> None:
     memory_id = await alice.store(prose(120) + FACT, tags=["old"], context="then")
     assert await bob.search("safe cellar 4711", mode="keyword") == []
     await alice.call("update_memory", memory_id=memory_id, tags=["new"], context="", visibility="public")
@@ -86,10 +84,10 @@ async def test_a_changed_filter_reaches_every_piece(alice: Agent, bob: Agent) ->
     assert await bob.search("safe cellar 4711", mode="keyword") == []
 
 
-async def test_a_piece_is_permitted_by_its_memory_even_before_it_follows(
+async def test_outdated_chunk_follows_the_permission_of_its_memory(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
-    """As if the server had died between the memory's change and its pieces'."""
+    """Simulates a server that died after changing the memory and before its chunks."""
     memory_id = await alice.store(prose(120) + FACT, visibility="public")
     assert await bob.search("safe cellar 4711", mode="keyword")
     key = Keys(namespace).memory(memory_id)
@@ -98,7 +96,7 @@ async def test_a_piece_is_permitted_by_its_memory_even_before_it_follows(
     assert await bob.search("safe cellar 4711", mode="keyword") == []
 
 
-async def test_a_deleted_long_memory_is_gone_with_all_its_pieces(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_deleting_a_long_memory_deletes_all_its_chunks(alice: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await alice.store(prose(300) + FACT)
     assert await pieces_in_redis(stack, namespace)
     await alice.call("clear_memory", memory_ids=[memory_id])
@@ -107,10 +105,10 @@ async def test_a_deleted_long_memory_is_gone_with_all_its_pieces(alice: Agent, s
     assert await stack.client.zcard(Keys(namespace).chores) == 0
 
 
-async def test_a_late_settling_does_not_remove_the_pieces_of_a_later_content(
+async def test_late_cleanup_keeps_the_chunks_of_newer_content(
     alice: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
-    """Two updates cross: the one that made it short has yet to clean up when the other has made it long again."""
+    """Two updates cross: the one that shortened the content cleans up after the other has made it long again."""
     memory_id = await alice.store("short")
     service = await server.runtime.service()
     keys = Keys(namespace)
@@ -142,14 +140,14 @@ async def test_settling_an_outdated_record_loads_the_current_one(
     await alice.call("update_memory", memory_id=memory_id, content=prose(200) + FACT)
     current = await pieces_in_redis(stack, namespace)
     model = await service.models.current(namespace)
-    content = ChunkedContent(old.content, split(old.content), model)
-    await settle(service, namespace, f"{memory_id}:{len(current) + 1}", record=old, content=content)
+    content = ChunkedContent(old.content, split(old.content), model, record=old)
+    await settle(service, namespace, f"{memory_id}:{len(current) + 1}", content)
     assert await pieces_in_redis(stack, namespace) == current
     last = await stack.client.hget(keys.chunk(memory_id, len(current)), "content")
     assert last.decode() == split(prose(200) + FACT)[-1]
 
 
-async def test_the_sweeper_settles_what_a_dead_server_left(
+async def test_sweeper_finishes_the_chunk_updates_of_a_dead_server(
     alice: Agent, server: Server, stack: Stack, namespace: str
 ) -> None:
     memory_id = await alice.store(prose(120) + FACT)
@@ -162,9 +160,7 @@ async def test_the_sweeper_settles_what_a_dead_server_left(
     assert FACT in (await alice.search("number of the safe", mode="vector"))[0]
 
 
-async def test_the_sweeper_asks_again_for_forgotten_vectors(
-    alice: Agent, server: Server, stack: Stack, namespace: str
-) -> None:
+async def test_sweeper_requeues_missing_vectors(alice: Agent, server: Server, stack: Stack, namespace: str) -> None:
     memory_id = await alice.store("Nobody remembers my vector.")
     key = Keys(namespace).memory(memory_id)
     await stack.client.hdel(key, vector_field("all-MiniLM-L6-v2"))
@@ -174,14 +170,14 @@ async def test_the_sweeper_asks_again_for_forgotten_vectors(
     assert await stack.client.hget(key, "model") == b"all-MiniLM-L6-v2"
 
 
-async def test_pieces_expire_with_their_memory(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_chunks_expire_with_their_memory(alice: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await alice.store(prose(120), ttl_seconds=1000)
     keys = Keys(namespace)
     ours = await stack.client.pttl(keys.memory(memory_id))
     assert abs(await stack.client.pttl(keys.chunk(memory_id, 1)) - ours) < 5000
 
 
-async def test_a_long_memory_is_listed_and_counted_once(alice: Agent) -> None:
+async def test_long_memory_is_listed_and_counted_once(alice: Agent) -> None:
     await alice.store(prose(200), wait=False)
     await alice.store("short", wait=False)
     listed = await alice.call("get_agent_memories")
@@ -190,7 +186,7 @@ async def test_a_long_memory_is_listed_and_counted_once(alice: Agent) -> None:
     assert (await alice.call("clear_memory", memory_types=["context"], dry_run=True))["matched"] == 2
 
 
-async def test_the_largest_content_comes_back_byte_equal_and_a_larger_one_is_refused(alice: Agent) -> None:
+async def test_largest_content_is_returned_unchanged_and_larger_is_refused(alice: Agent) -> None:
     content = ("é" + prose(16_000))[: 1 << 20]
     content = content.encode()[: 1 << 20].decode(errors="ignore")
     memory_id = await alice.store(content, wait=False, priority="low")
@@ -205,14 +201,14 @@ async def test_the_largest_content_comes_back_byte_equal_and_a_larger_one_is_ref
     ["x" * 60_000, "word " * 20_000, "日本語の文章です。" * 5000, "def f(x):\n    return x\n\n" * 3000, "🫨" * 30_000],
     ids=["one word", "no sentences", "no spaces", "code", "emoji"],
 )
-def test_any_long_text_is_cut_into_pieces_that_hold_all_of_it(content: str) -> None:
+def test_chunks_of_any_long_text_cover_it(content: str) -> None:
     pieces = split(content)
     assert len(pieces) > 1
     assert covered(content, pieces)
     assert max(map(len, pieces)) <= 8 * PIECE_TOKENS
 
 
-def test_code_blocks_and_sentences_are_kept_together() -> None:
+def test_code_blocks_and_sentences_stay_together() -> None:
     block = "```python\n" + "".join(f"value_{n} = compute({n})\n" for n in range(12)) + "```\n"
     pieces = split(f"{prose(30)}\n\n{block}\n\n{prose(30)}")
     assert any(block.strip() in piece for piece in pieces)
@@ -231,7 +227,7 @@ def test_bodies_survive_compression(text: str) -> None:
 
 
 def covered(content: str, pieces: list[Any]) -> bool:
-    """Whether the pieces, in order, can hold everything but blanks, maybe overlapping."""
+    """Whether the chunks, in order and possibly overlapping, contain everything except blanks."""
     position = 0
     for piece in pieces:
         blanks = len(content[position:]) - len(content[position:].lstrip())

@@ -1,4 +1,4 @@
-"""Storing, reading, changing and removing memories, over MCP on the real stack."""
+"""Storing, reading, changing and deleting memories, over MCP on the real stack."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.stack import Agent, Refused, Server, Stack, text_of
 from memory_core.records.keys import Keys
 
 
-async def test_a_stored_memory_comes_back_whole(alice: Agent) -> None:
+async def test_stored_memory_is_returned_complete(alice: Agent) -> None:
     stored = await alice.call(
         "store_memory",
         content="The launch is on the 4th of May.\n  Bring cake. ☂ 日本",
@@ -63,7 +63,7 @@ async def test_every_type_can_be_stored_and_filtered_by(alice: Agent, memory_typ
     assert [memory["memory_type"] for memory in listed["memories"]] == [memory_type]
 
 
-async def test_an_exact_repeat_is_stored_and_reported(alice: Agent) -> None:
+async def test_duplicate_is_stored_and_reported(alice: Agent) -> None:
     first = await alice.store("Tabs, not spaces.")
     second = await alice.call("store_memory", content="Tabs, not spaces.")
     assert second["duplicate_of"] == first
@@ -71,20 +71,20 @@ async def test_an_exact_repeat_is_stored_and_reported(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories"))["total"] == 2
 
 
-async def test_a_repeat_of_anothers_private_memory_is_not_reported(alice: Agent, bob: Agent) -> None:
+async def test_duplicate_of_another_agents_private_memory_is_not_reported(alice: Agent, bob: Agent) -> None:
     await alice.store("The password hint is blue.")
     stored = await bob.call("store_memory", content="The password hint is blue.")
     assert "duplicate_of" not in stored
     assert stored["similar"] == []
 
 
-async def test_a_deleted_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
+async def test_deleted_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
     first = await alice.store("Say it once.")
     await alice.call("clear_memory", memory_ids=[first])
     assert "duplicate_of" not in await alice.call("store_memory", content="Say it once.")
 
 
-async def test_an_expired_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
+async def test_expired_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
     brief = await alice.store("Say it twice.", ttl_seconds=1)
     async with asyncio.timeout(10):
         while not (await alice.raw("retrieve_memory", memory_id=brief)).is_error:
@@ -92,7 +92,7 @@ async def test_an_expired_memory_is_no_longer_a_duplicate(alice: Agent) -> None:
     assert "duplicate_of" not in await alice.call("store_memory", content="Say it twice.")
 
 
-async def test_an_idempotency_key_of_a_deleted_memory_stores_anew(alice: Agent) -> None:
+async def test_idempotency_key_of_a_deleted_memory_stores_again(alice: Agent) -> None:
     first = await alice.store("Gone and back.", idempotency_key="again")
     await alice.call("clear_memory", memory_ids=[first])
     second = await alice.call("store_memory", content="Gone and back.", idempotency_key="again")
@@ -101,7 +101,7 @@ async def test_an_idempotency_key_of_a_deleted_memory_stores_anew(alice: Agent) 
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"),
+    ("text", "meant"),
     [
         ("2026", "2026-01-01T00:00:00Z"),
         ("20260504", "2026-05-04T00:00:00Z"),
@@ -112,12 +112,12 @@ async def test_an_idempotency_key_of_a_deleted_memory_stores_anew(alice: Agent) 
         (-1.5, "1969-12-31T23:59:58.500Z"),
     ],
 )
-async def test_times_are_read_as_people_mean_them(alice: Agent, said: str | float, meant: str) -> None:
-    memory_id = await alice.store("Then.", occurred_at=said, wait=False)
+async def test_time_formats_are_understood(alice: Agent, text: str | float, meant: str) -> None:
+    memory_id = await alice.store("Then.", occurred_at=text, wait=False)
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["occurred_at"] == meant
 
 
-async def test_an_idempotency_key_stores_once(alice: Agent) -> None:
+async def test_idempotency_key_stores_once(alice: Agent) -> None:
     first = await alice.call("store_memory", content="Pay the invoice.", idempotency_key="invoice-7")
     again = await alice.call("store_memory", content="Pay the invoice.", idempotency_key="invoice-7")
     assert again["memory_id"] == first["memory_id"]
@@ -126,18 +126,18 @@ async def test_an_idempotency_key_stores_once(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories"))["total"] == 1
 
 
-async def test_an_idempotency_key_refuses_another_payload(alice: Agent) -> None:
+async def test_idempotency_key_with_another_payload_is_refused(alice: Agent) -> None:
     await alice.store("Pay the invoice.", idempotency_key="invoice-8")
     with pytest.raises(Refused) as refused:
         await alice.store("Pay another invoice.", idempotency_key="invoice-8")
     assert refused.value.code == "conflict"
 
 
-async def test_two_agents_may_use_the_same_idempotency_key(alice: Agent, bob: Agent) -> None:
+async def test_agents_can_use_the_same_idempotency_key(alice: Agent, bob: Agent) -> None:
     assert await alice.store("Mine.", idempotency_key="key") != await bob.store("Yours.", idempotency_key="key")
 
 
-async def test_order_within_a_context_is_the_order_of_stores(alice: Agent) -> None:
+async def test_context_is_ordered_by_store(alice: Agent) -> None:
     for turn in range(3):
         await alice.store(f"turn {turn}", context="chat", wait=False)
     await alice.store("elsewhere", context="other")
@@ -145,7 +145,7 @@ async def test_order_within_a_context_is_the_order_of_stores(alice: Agent) -> No
     assert [(memory["content"], memory["seq"]) for memory in listed] == [("turn 2", 3), ("turn 1", 2), ("turn 0", 1)]
 
 
-async def test_pages_hold_every_memory_exactly_once(alice: Agent) -> None:
+async def test_pages_contain_every_memory_exactly_once(alice: Agent) -> None:
     stored = [await alice.store(f"page item {number}", wait=False) for number in range(7)]
     seen: list[str] = []
     cursor = None
@@ -159,7 +159,7 @@ async def test_pages_hold_every_memory_exactly_once(alice: Agent) -> None:
     assert seen == stored[::-1]
 
 
-async def test_an_update_changes_what_it_names_and_raises_the_revision(alice: Agent) -> None:
+async def test_update_changes_named_fields_and_raises_the_revision(alice: Agent) -> None:
     memory_id = await alice.store("Meet at noon.", tags=["meeting"], context="day", metadata={"a": 1})
     changed = await alice.call("update_memory", memory_id=memory_id, content="Meet at one.", expected_rev=1)
     assert changed["memory"]["content"] == "Meet at one."
@@ -171,7 +171,7 @@ async def test_an_update_changes_what_it_names_and_raises_the_revision(alice: Ag
     assert await alice.search("noon", mode="keyword") == []
 
 
-async def test_an_update_can_remove_values(alice: Agent) -> None:
+async def test_update_can_remove_values(alice: Agent) -> None:
     memory_id = await alice.store("Bare.", tags=["x"], context="y", metadata={"z": 1})
     memory = (await alice.call("update_memory", memory_id=memory_id, tags=[], context="", metadata={}))["memory"]
     assert memory["tags"] == []
@@ -179,7 +179,7 @@ async def test_an_update_can_remove_values(alice: Agent) -> None:
     assert "metadata" not in memory
 
 
-async def test_a_stale_revision_is_refused_and_changes_nothing(alice: Agent) -> None:
+async def test_update_with_a_stale_revision_is_refused_and_changes_nothing(alice: Agent) -> None:
     memory_id = await alice.store("First.")
     await alice.call("update_memory", memory_id=memory_id, content="Second.")
     with pytest.raises(Refused) as refused:
@@ -188,7 +188,7 @@ async def test_a_stale_revision_is_refused_and_changes_nothing(alice: Agent) -> 
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == "Second."
 
 
-async def test_of_concurrent_updates_under_one_revision_one_wins(alice: Agent) -> None:
+async def test_one_of_concurrent_updates_with_the_same_revision_wins(alice: Agent) -> None:
     memory_id = await alice.store("Race.")
     results = await asyncio.gather(
         *(alice.raw("update_memory", memory_id=memory_id, tags=[f"t{n}"], expected_rev=1) for n in range(5))
@@ -196,13 +196,13 @@ async def test_of_concurrent_updates_under_one_revision_one_wins(alice: Agent) -
     assert sorted(result.is_error for result in results) == [False, True, True, True, True]
 
 
-async def test_concurrent_updates_without_a_revision_all_land(alice: Agent) -> None:
+async def test_concurrent_updates_without_a_revision_are_all_applied(alice: Agent) -> None:
     memory_id = await alice.store("Count me.")
     await asyncio.gather(*(alice.call("update_memory", memory_id=memory_id, tags=[f"t{n}"]) for n in range(3)))
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 4
 
 
-async def test_reads_are_counted_without_touching_the_memory(alice: Agent, stack: Stack) -> None:
+async def test_counting_reads_does_not_change_the_memory(alice: Agent, stack: Stack) -> None:
     memory_id = await alice.store("Count my reads.")
     for _ in range(3):
         await alice.call("retrieve_memory", memory_id=memory_id)
@@ -212,7 +212,7 @@ async def test_reads_are_counted_without_touching_the_memory(alice: Agent, stack
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["rev"] == 1
 
 
-async def test_an_expired_memory_is_gone_at_once(alice: Agent) -> None:
+async def test_expired_memory_is_gone_at_once(alice: Agent) -> None:
     kept = await alice.store("I stay.")
     brief = await alice.store("I go.", ttl_seconds=1)
     async with asyncio.timeout(10):
@@ -224,7 +224,7 @@ async def test_an_expired_memory_is_gone_at_once(alice: Agent) -> None:
     assert (await alice.call("clear_memory", expired_only=True))["deleted"] == 1
 
 
-async def test_the_archive_is_hidden_until_asked_for(alice: Agent) -> None:
+async def test_archived_memories_are_hidden_unless_requested(alice: Agent) -> None:
     await alice.store("The old treaty of the harbour.", priority="archive")
     assert await alice.search("treaty harbour") == []
     assert await alice.search("treaty harbour", include_archive=True) == ["The old treaty of the harbour."]
@@ -255,7 +255,7 @@ async def test_clearing_many_needs_confirmation_and_a_dry_run_only_counts(alice:
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 @pytest.mark.parametrize("agreed", [True, False])
-async def test_the_person_is_asked_before_many_are_deleted(
+async def test_user_is_asked_before_many_memories_are_deleted(
     server: Server, namespace: str, mode: str, agreed: bool
 ) -> None:
     from mcp_types import ElicitResult
@@ -275,7 +275,7 @@ async def test_the_person_is_asked_before_many_are_deleted(
         assert (await alice.call("get_agent_memories"))["total"] == (0 if agreed else 2)
 
 
-async def test_nobody_clears_anothers_memories(alice: Agent, bob: Agent) -> None:
+async def test_clearing_another_agents_memories_is_refused(alice: Agent, bob: Agent) -> None:
     memory_id = await alice.store("Public, but mine.", visibility="public")
     assert (await bob.call("clear_memory", memory_ids=[memory_id])) == {
         "partial": False, "matched": 0, "deleted": 0, "dry_run": False,
@@ -284,7 +284,7 @@ async def test_nobody_clears_anothers_memories(alice: Agent, bob: Agent) -> None
     assert (await alice.call("retrieve_memory", memory_id=memory_id))["memory"]["content"] == "Public, but mine."
 
 
-async def test_nobody_changes_anothers_memories(alice: Agent, bob: Agent) -> None:
+async def test_updating_another_agents_memory_is_refused(alice: Agent, bob: Agent) -> None:
     public = await alice.store("Public, but mine.", visibility="public")
     private = await alice.store("Private.")
     with pytest.raises(Refused) as refused:
@@ -295,7 +295,7 @@ async def test_nobody_changes_anothers_memories(alice: Agent, bob: Agent) -> Non
     assert refused.value.code == "not_found"
 
 
-async def test_the_private_the_unknown_and_the_expired_look_the_same(alice: Agent, bob: Agent) -> None:
+async def test_private_unknown_and_expired_memories_look_the_same(alice: Agent, bob: Agent) -> None:
     private = await alice.store("Secret plan.")
     texts = [
         text_of(await bob.raw("retrieve_memory", memory_id=memory_id)).replace(memory_id, "ID")
@@ -304,14 +304,14 @@ async def test_the_private_the_unknown_and_the_expired_look_the_same(alice: Agen
     assert texts[0] == texts[1]
 
 
-async def test_public_memories_are_everyones_in_the_namespace_only(alice: Agent, bob: Agent, server: Server) -> None:
+async def test_public_memories_are_readable_only_in_their_namespace(alice: Agent, bob: Agent, server: Server) -> None:
     await alice.store("The office closes at six.", visibility="public")
     assert await bob.search("when does the office close") == ["The office closes at six."]
     async with server.agent("bob", "another-namespace") as outsider:
         assert await outsider.search("when does the office close") == []
 
 
-async def test_naming_another_agent_filters_and_never_grants(alice: Agent, bob: Agent) -> None:
+async def test_agent_id_filters_and_never_grants_access(alice: Agent, bob: Agent) -> None:
     await alice.store("Private thought.")
     await alice.store("Public word.", visibility="public")
     listed = await bob.call("get_agent_memories", agent_id="alice")
@@ -322,7 +322,7 @@ async def test_naming_another_agent_filters_and_never_grants(alice: Agent, bob: 
     assert refused.value.code == "forbidden"
 
 
-async def test_a_ready_made_vector_is_searchable(alice: Agent) -> None:
+async def test_supplied_vector_is_searchable(alice: Agent) -> None:
     vector = [0.0] * 384
     vector[3] = 2.0
     stored = await alice.call("store_memory", content="An embedding.", memory_type="embedding", vector=vector)
@@ -334,7 +334,7 @@ async def test_a_ready_made_vector_is_searchable(alice: Agent) -> None:
     assert hits[0]["score"] == pytest.approx(2 / (2**2 + 0.5**2) ** 0.5, abs=1e-3)
 
 
-async def test_a_store_that_does_not_wait_gets_its_vector_soon(alice: Agent) -> None:
+async def test_store_without_waiting_gets_its_vector_soon(alice: Agent) -> None:
     stored = await alice.call("store_memory", content="Fast, then found.", wait=False)
     assert stored["vector"] == "pending"
     async with asyncio.timeout(10):
@@ -342,7 +342,7 @@ async def test_a_store_that_does_not_wait_gets_its_vector_soon(alice: Agent) -> 
             await asyncio.sleep(0.02)
 
 
-async def test_every_change_leaves_one_audit_entry_without_gaps(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_every_change_adds_one_audit_entry_without_gaps(alice: Agent, stack: Stack, namespace: str) -> None:
     memory_id = await alice.store("Audited.", wait=False)
     await alice.call("update_memory", memory_id=memory_id, tags=["seen"])
     await alice.call("clear_memory", memory_ids=[memory_id])
@@ -352,7 +352,7 @@ async def test_every_change_leaves_one_audit_entry_without_gaps(alice: Agent, st
     assert all(entry[b"who"] == b"alice" and entry[b"ids"] == memory_id.encode() for entry in entries)
 
 
-async def test_lists_may_come_as_json_text_or_commas(alice: Agent) -> None:
+async def test_lists_are_accepted_as_json_text_or_comma_separated(alice: Agent) -> None:
     await alice.store("One.", tags='["red", "blue"]')
     await alice.store("Two.", tags="red,green")
     both = await alice.call("get_agent_memories", tags="red")
@@ -361,7 +361,7 @@ async def test_lists_may_come_as_json_text_or_commas(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories", tags="blue,green", tag_match="any"))["total"] == 2
 
 
-async def test_times_may_be_phrases(alice: Agent) -> None:
+async def test_times_are_accepted_as_phrases(alice: Agent) -> None:
     await alice.store("Long ago.", occurred_at="3 weeks ago")
     await alice.store("Just now.")
     assert (await alice.call("get_agent_memories", since="2 days ago"))["total"] == 1
@@ -369,7 +369,7 @@ async def test_times_may_be_phrases(alice: Agent) -> None:
     assert (await alice.call("get_agent_memories", since="1 month ago", until="yesterday"))["total"] == 1
 
 
-async def test_a_memory_moved_to_another_context_is_ordered_there(alice: Agent) -> None:
+async def test_memory_moved_to_another_context_is_ordered_there(alice: Agent) -> None:
     moved = await alice.store("first here", context="here", wait=False)
     await alice.store("first there", context="there", wait=False)
     memory = (await alice.call("update_memory", memory_id=moved, context="there"))["memory"]
@@ -379,7 +379,7 @@ async def test_a_memory_moved_to_another_context_is_ordered_there(alice: Agent) 
     assert [memory["seq"] for memory in listed] == [3, 1, 2]
 
 
-async def test_one_agent_is_named_in_one_way(alice: Agent) -> None:
+async def test_agent_id_and_agent_ids_together_are_refused(alice: Agent) -> None:
     with pytest.raises(Refused) as refused:
         await alice.call("get_agent_memories", agent_id="alice", agent_ids=["bob"])
     assert refused.value.code == "invalid_argument"

@@ -1,4 +1,4 @@
-"""What the Functions of memories write: owner ids, retried stores, vectors, jobs for each model, what is deleted."""
+"""Records that the memory Functions write: owner ids, repeated stores, vectors, jobs per model, deletions."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ OTHER = "next"
 
 
 def unit(*values: float) -> Matrix:
-    """A vector of 16 whose last components these are."""
+    """A vector of 16 dimensions that ends with these components."""
     return np.array([0.0] * (16 - len(values)) + list(values), dtype=np.float32)
 
 
 async def with_other_model(team: Team, phase: str) -> None:
-    """Have the namespace be changed to another model, or back."""
-    said = {"other_model": OTHER, "other_field": vector_field(OTHER), "other_dimension": 8, "phase": phase}
-    await team.client.hset(team.names.meta, mapping=said)
+    """Set the namespace's second model and its phase."""
+    fields = {"other_model": OTHER, "other_field": vector_field(OTHER), "other_dimension": 8, "phase": phase}
+    await team.client.hset(team.names.meta, mapping=fields)
 
 
 async def jobs_of(team: Team, model: str) -> list[str]:
-    """Ids of the memories whose vectors by a model are waited for."""
+    """Ids of the memories with jobs for a model."""
     return [fields[b"id"].decode() for _, fields in await team.client.xrange(team.names.jobs(model))]
 
 
-async def test_a_name_gets_its_owner_id_once(team: Team) -> None:
+async def test_agent_name_gets_one_owner_id(team: Team) -> None:
     late = new_id()
     held = [team.names.agent("alice"), team.names.owner(late)]
     answer = await functions.call(team.client, "rm1_owner", held, candidate=late, agent="alice")
@@ -46,7 +46,7 @@ async def test_a_name_gets_its_owner_id_once(team: Team) -> None:
     assert not await team.client.exists(team.names.owner(late))
 
 
-async def test_a_store_that_is_repeated_answers_the_same_and_tells_of_its_audit_entry(team: Team) -> None:
+async def test_repeated_store_returns_the_same_answer_and_audit_nonce(team: Team) -> None:
     memory_id = new_id()
     audit = {"who": "alice", "op": "store_memory", "ids": [memory_id], "nonce": "n1"}
     first = await team.call_store(memory_id, "a text", audit=audit)
@@ -62,7 +62,7 @@ async def test_a_store_that_is_repeated_answers_the_same_and_tells_of_its_audit_
     assert "audited" not in unsigned
 
 
-async def test_what_an_idempotency_key_stood_for_is_forgotten_after_its_time(team: Team) -> None:
+async def test_idempotency_record_expires(team: Team) -> None:
     asked: dict[str, Any] = {"idempotency": {"payload": "p", "ttl": 60}}
     memory_id = new_id()
     await team.call_store(memory_id, "a text", **asked)
@@ -70,7 +70,7 @@ async def test_what_an_idempotency_key_stood_for_is_forgotten_after_its_time(tea
     assert 0 < await team.client.ttl(team.names.idempotency("x", "y")) <= 60
 
 
-async def test_what_says_the_same_is_known_for_as_long_as_it_lives(team: Team) -> None:
+async def test_duplicate_index_lives_as_long_as_its_longest_memory(team: Team) -> None:
     same = team.names.same(team.owner, content_hash("a text"))
     short, lasting = new_id(), new_id()
     assert "duplicate_of" not in await team.call_store(short, "a text", ttl=100)
@@ -87,7 +87,7 @@ async def test_what_says_the_same_is_known_for_as_long_as_it_lives(team: Team) -
     assert not await team.client.exists(same)
 
 
-async def test_what_has_expired_is_no_duplicate_and_is_not_kept_as_one(team: Team) -> None:
+async def test_expired_memory_leaves_the_duplicate_index(team: Team) -> None:
     same = team.names.same(team.owner, content_hash("a text"))
     lasting = new_id()
     await team.call_store(lasting, "a text", ttl=5000)
@@ -97,14 +97,14 @@ async def test_what_has_expired_is_no_duplicate_and_is_not_kept_as_one(team: Tea
     assert await team.client.zcard(same) == 2
 
 
-async def test_nothing_is_sealed_under_a_key_that_is_no_longer_in_force(team: Team) -> None:
+async def test_store_under_a_replaced_key_is_refused(team: Team) -> None:
     await team.client.hset(team.names.data_key(team.owner), "current", "2")
     assert (await team.call_store(new_id(), "a text", key="1"))["status"] == "key_changed"
     assert await team.client.xlen(team.names.audit) == 0
     assert (await team.call_store(new_id(), "a text", key="2"))["status"] == "stored"
 
 
-async def test_an_update_of_another_revision_is_told_the_one_in_force(team: Team) -> None:
+async def test_stale_update_returns_the_current_revision(team: Team) -> None:
     memory_id = await team.store("a text")
     before = await team.client.hgetall(team.names.memory(memory_id))
     answer = await team.call_update(memory_id, "a text", "another", rev=7)
@@ -113,14 +113,14 @@ async def test_an_update_of_another_revision_is_told_the_one_in_force(team: Team
     assert (await team.call_update(memory_id, "a text", "another"))["rev"] == 2
 
 
-async def test_a_job_belongs_to_the_trace_of_its_store(team: Team) -> None:
+async def test_job_carries_the_trace_of_its_store(team: Team) -> None:
     await team.store("a text", trace="00-1-2-01")
     await team.store("another text")
     traces = [fields.get(b"trace") for _, fields in await team.client.xrange(team.jobs)]
     assert traces == [b"00-1-2-01", None]
 
 
-async def test_reads_are_counted_for_as_long_as_the_memory_lives(team: Team) -> None:
+async def test_read_counter_expires_with_its_memory(team: Team) -> None:
     names, living, gone = team.names, await team.store("a text"), new_id()
     held = [key for memory_id in (living, gone) for key in (names.memory(memory_id), names.use(memory_id))]
     for _ in range(2):
@@ -151,12 +151,12 @@ async def test_reads_are_counted_for_as_long_as_the_memory_lives(team: Team) -> 
         (unit(0.994), "bad_vector"),
     ],
 )
-async def test_a_vector_is_stored_if_it_is_of_unit_length(team: Team, vector: Matrix, status: str) -> None:
+async def test_only_unit_vectors_are_stored(team: Team, vector: Matrix, status: str) -> None:
     memory_id = new_id()
-    said = {"model": "fake", "dimension": 16, "bytes": to_bytes(vector)}
-    assert (await team.call_store(memory_id, "a text", vector=said))["status"] == status
-    kept = await team.client.hgetall(team.names.memory(memory_id))
-    assert kept.get(team.vector_field.encode()) == (to_bytes(vector) if status == "stored" else None)
+    given = {"model": "fake", "dimension": 16, "bytes": to_bytes(vector)}
+    assert (await team.call_store(memory_id, "a text", vector=given))["status"] == status
+    record = await team.client.hgetall(team.names.memory(memory_id))
+    assert record.get(team.vector_field.encode()) == (to_bytes(vector) if status == "stored" else None)
     assert await jobs_of(team, "fake") == []
 
 
@@ -168,9 +168,7 @@ async def test_a_vector_is_stored_if_it_is_of_unit_length(team: Team, vector: Ma
         ("dropping", ["fake"], "none:fake"),
     ],
 )
-async def test_vectors_are_asked_of_each_model_that_is_wanted(
-    team: Team, phase: str, asked: Sequence[str], state: str
-) -> None:
+async def test_jobs_are_queued_for_every_active_model(team: Team, phase: str, asked: Sequence[str], state: str) -> None:
     await with_other_model(team, phase)
     memory_id = new_id()
     await team.call_store(memory_id, "a text")
@@ -178,18 +176,18 @@ async def test_vectors_are_asked_of_each_model_that_is_wanted(
     assert await team.client.hget(team.names.memory(memory_id), "model") == state.encode()
 
 
-async def test_a_vector_of_the_other_model_stands_in_its_own_field(team: Team) -> None:
+async def test_vector_of_the_other_model_has_its_own_field(team: Team) -> None:
     await with_other_model(team, "building")
     memory_id = new_id()
-    said = {"model": OTHER, "dimension": 8, "bytes": to_bytes(unit(1)[8:])}
-    assert (await team.call_store(memory_id, "a text", vector=said))["status"] == "stored"
-    kept = await team.client.hgetall(team.names.memory(memory_id))
-    assert kept[vector_field(OTHER).encode()] == said["bytes"]
-    assert kept[b"model"] == b"none:fake\x1fnext"
+    given = {"model": OTHER, "dimension": 8, "bytes": to_bytes(unit(1)[8:])}
+    assert (await team.call_store(memory_id, "a text", vector=given))["status"] == "stored"
+    record = await team.client.hgetall(team.names.memory(memory_id))
+    assert record[vector_field(OTHER).encode()] == given["bytes"]
+    assert record[b"model"] == b"none:fake\x1fnext"
     assert (await jobs_of(team, "fake"), await jobs_of(team, OTHER)) == ([memory_id], [])
 
 
-async def test_of_what_is_not_there_or_anothers_nothing_is_deleted_or_told(team: Team) -> None:
+async def test_unknown_and_foreign_memories_are_not_deleted_or_audited(team: Team) -> None:
     memory_id = await team.store("a text")
     entries, events = await team.client.xlen(team.names.audit), await team.client.xlen(team.names.events)
     assert (await team.call_delete([new_id(), memory_id], owners=[new_id()]))["deleted"] == []
@@ -200,7 +198,7 @@ async def test_of_what_is_not_there_or_anothers_nothing_is_deleted_or_told(team:
     assert await team.client.xlen(team.names.audit) == entries + 1
 
 
-async def test_a_purge_takes_what_one_wrote_from_a_time_on(team: Team) -> None:
+async def test_purge_deletes_what_a_writer_wrote_since_a_time(team: Team) -> None:
     ids = [await team.store(f"text {number}") for number in range(4)]
     for number, memory_id in enumerate(ids):
         written: dict[str, Any] = {"writer": "mallory" if number else "alice", "updated_at": 1000 + number}

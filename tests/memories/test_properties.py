@@ -1,6 +1,6 @@
-"""Random histories of several agents, run on the real stack and on a plain model of the contract, agree.
+"""Random histories of several agents give the same results on the real stack and on a plain model of the contract.
 
-`FUZZ_STEPS` sets the least number of steps of the long test; see tests/fuzz/run.py for many.
+`FUZZ_STEPS` is the minimum number of steps; see tests/fuzz/run.py for many.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _namespaces = count()
 
 @dataclass(slots=True)
 class World:
-    """The actors of one history with the models of their two namespaces."""
+    """The agents of one history and the models of their two namespaces."""
 
     stack: Stack
     agents: dict[str, Agent]
@@ -57,7 +57,7 @@ class World:
     elsewhere: Model = field(default_factory=Model)
 
     async def call(self, actor: str, tool: str, arguments: Arguments) -> dict[str, Any]:
-        """Call a tool, compare its outcome with the model's, and give its answer."""
+        """Call a tool, compare its outcome with the model's and return its answer."""
         model, name = self._view(actor)
         arguments = self._resolved(arguments, actor)
         start = time.time()
@@ -75,7 +75,7 @@ class World:
         return (self.elsewhere, "alice") if actor == OUTSIDER else (self.here, actor)
 
     def _resolved(self, arguments: Arguments, actor: str) -> Arguments:
-        """Put ids and revisions where a Ref or Rev stands."""
+        """Replace each Ref and Rev by its id or revision."""
         model, name = self._view(actor)
         everyones = [*self.elsewhere.memories, *self.here.memories]
         own = [memory.id for memory in model.memories.values() if memory.owner == name and not memory.removed]
@@ -102,7 +102,7 @@ class World:
         return {name: resolve(value) for name, value in arguments.items()}
 
     async def check_everything(self) -> None:
-        """Once all vectors are there, everything that each actor can see is as the models say."""
+        """Once all vectors are ready, compare everything that each agent can see with the models."""
         for model, actors, namespace in (
             (self.here, ACTORS[:3], self.namespace),
             (self.elsewhere, (OUTSIDER,), f"{self.namespace}-else"),
@@ -119,7 +119,7 @@ class World:
         return await client.xlen(keys.jobs(DEFAULT_MODEL)) == 0 and await client.zcard(keys.chores) == 0
 
     async def _check_keys(self, model: Model, keys: Keys) -> None:
-        """Redis holds every memory that was not removed, with all of its pieces and vectors, and nothing else."""
+        """Redis contains exactly the memories that were not removed, with all their chunks and vectors."""
         found = [
             key.decode() async for key in self.stack.client.scan_iter(match=f"{keys.memory('')[:-4]}*", count=1000)
         ]
@@ -162,7 +162,7 @@ class World:
             assert {memory.id for memory in same if memory.lives(moment)} <= near, "not found by its own content"
 
     async def _check_pages(self, actor: str) -> None:
-        """Pages of a list hold, one after the other, what the list holds."""
+        """The pages of a list add up to the list."""
         agent, arguments = self.agents[actor], {"include_archive": True, "agent_ids": ["alice", "bob", "carol"]}
         start, cursor, listed = time.time(), {}, list[str]()
         while cursor is not None:
@@ -174,7 +174,7 @@ class World:
 
 
 async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) -> int:
-    """Run a history in two fresh namespaces, compare throughout, and give the number of steps."""
+    """Run a history in two fresh namespaces, compare throughout and return the number of steps."""
     namespace, steps = f"history-{next(_namespaces)}", 0
     async with AsyncExitStack() as connections:
         agents: dict[str, Agent] = {}
@@ -192,7 +192,7 @@ async def run_history(stack: Stack, history: list[Call], tally: Counter[str]) ->
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def session_loop() -> AsyncGenerator[asyncio.AbstractEventLoop]:
-    """The event loop that the stack's server runs on."""
+    """The event loop of the stack's server."""
     yield asyncio.get_running_loop()
 
 
@@ -204,7 +204,7 @@ _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 def test_random_histories_agree_with_the_model(
     stack: Stack, session_loop: asyncio.AbstractEventLoop, least: int, record_property: Any
 ) -> None:
-    """Each seed gives a trivial history and two random ones: from more, Hypothesis would make likenesses."""
+    """Each seed gives a trivial history and two random ones. From more, Hypothesis would make similar ones."""
     steps, tally, began, current = 0, Counter[str](), time.monotonic(), SEED
 
     @settings(max_examples=3, deadline=None, database=None, suppress_health_check=_SLOW)

@@ -1,4 +1,4 @@
-"""No agent keeps more than its quota: it is told before anything is written, and others are not concerned."""
+"""Quotas limit each agent alone, and a store over the limit is refused before anything is written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = "".join(f"Sentence {number} tells of the quiet harbour and its many boats
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def tight(stack: Stack) -> AsyncGenerator[Server]:
-    """A server with small quotas, on the Redis of the others."""
+    """A server with small quotas, on the session's Redis."""
     limits = {"memories": 5, "pieces": 12, "open_tasks": 2}
     async with in_own_task(serving(stack.redis.url_of(SERVER), quotas=limits)) as running:
         yield running
@@ -40,7 +40,7 @@ async def _fill(agent: Agent, number: int = 5) -> list[str]:
     return [await agent.store(f"Note {index}.", wait=False) for index in range(number)]
 
 
-async def test_a_full_agent_is_told_the_limit_and_what_to_do(ann: Agent) -> None:
+async def test_refusal_over_the_quota_names_the_limit_and_the_remedy(ann: Agent) -> None:
     stored = await _fill(ann)
     code, text = await refusal(ann, "store_memory", content="One more.", wait=False)
     assert (code, "5" in text, "clear_memory" in text) == ("quota_exceeded", True, True)
@@ -50,7 +50,7 @@ async def test_a_full_agent_is_told_the_limit_and_what_to_do(ann: Agent) -> None
     assert (await refusal(ann, "store_memory", content="Another.", wait=False))[0] == "quota_exceeded"
 
 
-async def test_others_neither_feel_a_full_agent_nor_fill_it(tight: Server, ann: Agent, namespace: str) -> None:
+async def test_quota_counts_only_the_agents_own_memories(tight: Server, ann: Agent, namespace: str) -> None:
     async with tight.agent("bob", namespace) as bob:
         await _fill(bob)
         await _fill(ann)
@@ -58,14 +58,14 @@ async def test_others_neither_feel_a_full_agent_nor_fill_it(tight: Server, ann: 
         assert (await refusal(bob, "store_memory", content="x", wait=False))[0] == "quota_exceeded"
 
 
-async def test_a_batch_stores_up_to_the_limit_and_says_which_it_did_not(ann: Agent) -> None:
+async def test_batch_stores_up_to_the_limit_and_reports_the_rest(ann: Agent) -> None:
     operations = [{"op": "store_memory", "content": f"Note {number}."} for number in range(8)]
     answer = await ann.call("batch_operations", operations=operations)
     assert [result["ok"] for result in answer["results"]] == [True] * 5 + [False] * 3
     assert {result["error"]["code"] for result in answer["results"][5:]} == {"quota_exceeded"}
 
 
-async def test_a_long_content_counts_by_its_pieces_when_stored_and_when_changed(ann: Agent) -> None:
+async def test_long_content_counts_by_its_chunks_in_stores_and_updates(ann: Agent) -> None:
     assert (await refusal(ann, "store_memory", content=LONG * 3, wait=False))[0] == "quota_exceeded"
     first = await ann.store(LONG, wait=False)
     pieces = (await ann.call("retrieve_memory", memory_id=first))["memory"]["pieces"]
@@ -77,7 +77,7 @@ async def test_a_long_content_counts_by_its_pieces_when_stored_and_when_changed(
     await ann.call("update_memory", memory_id=short, content=LONG)
 
 
-async def test_a_repeat_of_an_earlier_store_is_answered_though_there_is_no_room(ann: Agent) -> None:
+async def test_repeated_store_is_answered_over_the_quota(ann: Agent) -> None:
     first = await ann.store("Keyed.", idempotency_key="k1", wait=False)
     await _fill(ann, 4)
     again = await ann.call("store_memory", content="Keyed.", idempotency_key="k1", wait=False)
@@ -86,7 +86,7 @@ async def test_a_repeat_of_an_earlier_store_is_answered_though_there_is_no_room(
     assert code == "quota_exceeded"
 
 
-async def test_open_tasks_count_by_who_submitted_them(tight: Server, ann: Agent, namespace: str) -> None:
+async def test_open_tasks_count_for_their_submitter(tight: Server, ann: Agent, namespace: str) -> None:
     first = (await ann.call("distribute_task", description="Sweep the deck."))["task_id"]
     await ann.call("distribute_task", description="Mend the sail.")
     code, text = await refusal(ann, "distribute_task", description="Paint the mast.")
@@ -99,7 +99,7 @@ async def test_open_tasks_count_by_who_submitted_them(tight: Server, ann: Agent,
 
 
 class _Counted(Quotas):
-    """Quotas with a fixed count in place of Redis's; they note how often it is asked."""
+    """Quotas with a fixed count instead of Redis's. Counts how often it is asked."""
 
     def __init__(self, most: int, memories: int) -> None:
         settings = Settings.load(quotas={"memories": most, "pieces": 0})
@@ -115,14 +115,14 @@ class _Counted(Quotas):
 OWNER = Principal("team", "ann", owner="owner")
 
 
-async def test_far_from_the_limit_redis_is_asked_once_for_many_stores() -> None:
+async def test_far_below_the_limit_many_stores_share_one_count() -> None:
     quotas = _Counted(most=1_000_000, memories=10)
     for _ in range(1000):
         await quotas.take(OWNER, 1, 1)
     assert quotas.asked == 1
 
 
-async def test_a_count_near_the_limit_is_good_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_count_near_the_limit_is_cached_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr(quotas_module.time, "monotonic", lambda: clock[0])
     quotas = _Counted(most=12, memories=10)
@@ -136,7 +136,7 @@ async def test_a_count_near_the_limit_is_good_for_a_second(monkeypatch: pytest.M
     assert quotas.asked == 2
 
 
-async def test_without_quotas_nothing_is_counted() -> None:
+async def test_disabled_quotas_count_nothing() -> None:
     quotas = _Counted(most=0, memories=10**9)
     await quotas.take(OWNER, 1, 1)
     assert quotas.asked == 0

@@ -1,4 +1,4 @@
-"""The checker of memories itself: it accepts a good history, and catches each thing that must not happen."""
+"""The checker of memory histories accepts valid histories and reports every violation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 from chaos.history import Call, Json, Outcome
-from chaos.stored import rules
-from chaos.stored.clock import RedisClock
-from chaos.stored.evidence import Evidence
-from chaos.stored.kept import Kept, Remains
+from chaos.memories import rules
+from chaos.memories.clock import RedisClock
+from chaos.memories.evidence import Evidence
+from chaos.memories.memory_records import MemoryRecord, State
 
 M, N = "01memory", "01another"
 V1, V2 = "markalice1v1", "markalice1v2"
@@ -21,7 +21,7 @@ LONG_AGO = "1970-01-01T00:00:05Z"
 RESTED = 100.0
 
 
-def said(mark: str, **more: Any) -> Json:
+def content_of(mark: str, **more: Any) -> Json:
     return {"content": f"{mark} lantern", "tags": [mark], "metadata": {"mark": mark}, **more}
 
 
@@ -37,15 +37,15 @@ def refused(made: Call, code: str = "store_unavailable") -> Call:
 
 def store(at: float = 1, mark: str = V1, memory_id: str = M, expires: str | None = None, **more: Any) -> Call:
     answer = {"memory_id": memory_id, "durability": "aof"} | ({"expires_at": expires} if expires else {})
-    return call("store_memory", at, said(mark, **{"priority": "critical", **more}), answer)
+    return call("store_memory", at, content_of(mark, **{"priority": "critical", **more}), answer)
 
 
 def memory(mark: str, rev: int, memory_id: str = M, **more: Any) -> Json:
-    return said(mark, memory_id=memory_id, rev=rev, **more)
+    return content_of(mark, memory_id=memory_id, rev=rev, **more)
 
 
 def update(at: float, mark: str = V2, rev: int = 2) -> Call:
-    return call("update_memory", at, {"memory_id": M, **said(mark)}, memory(mark, rev))
+    return call("update_memory", at, {"memory_id": M, **content_of(mark)}, memory(mark, rev))
 
 
 def delete(at: float) -> Call:
@@ -65,9 +65,9 @@ def listed(at: float, *memories: Json, **more: Any) -> Call:
     return call("get_agent_memories", at, {"agent_id": "alice"}, answer)
 
 
-def search(at: float, expected: str = M, *found: str, noted: Json | None = None, **more: Any) -> Call:
+def search(at: float, expected: str = M, *found: str, extra: Json | None = None, **more: Any) -> Call:
     hits = [{"memory_id": one, "vector": 0.999} for one in found]
-    return call("semantic_search", at, {"query": V1, "expected": [expected], **(noted or {})}, {"hits": hits, **more})
+    return call("semantic_search", at, {"query": V1, "expected": [expected], **(extra or {})}, {"hits": hits, **more})
 
 
 def batch(at: float, operations: list[Json], results: list[Json] | None) -> Call:
@@ -78,8 +78,8 @@ def unknown(made: Call) -> Call:
     return replace(made, outcome=Outcome.UNKNOWN, answer={"code": "outcome_unknown"}, ended=math.inf)
 
 
-def kept(rev: int = 1, **more: Any) -> Kept:
-    return Kept(f"rm:{{chaos}}:mem:{M}", rev=rev, model="m", expires_at="inf", **more)
+def record(rev: int = 1, **more: Any) -> MemoryRecord:
+    return MemoryRecord(f"rm:{{chaos}}:mem:{M}", rev=rev, model="m", expires_at="inf", **more)
 
 
 def audit(store: int = 1, update: int = 0, clear: int = 0, memory_id: str = M) -> Counter[tuple[str, str]]:
@@ -88,8 +88,8 @@ def audit(store: int = 1, update: int = 0, clear: int = 0, memory_id: str = M) -
     )
 
 
-def remains(memory: Kept | None = None, changes: Counter[tuple[str, str]] | None = None, **more: Any) -> Remains:
-    return Remains({M: memory or kept()}, changes=audit() if changes is None else changes, **more)
+def state(memory: MemoryRecord | None = None, changes: Counter[tuple[str, str]] | None = None, **more: Any) -> State:
+    return State({M: memory or record()}, changes=audit() if changes is None else changes, **more)
 
 
 def last(mark: str = V1, rev: int = 1, memory_id: str = M) -> list[Call]:
@@ -100,7 +100,7 @@ GONE = [missed(110), listed(111)]
 CHANGED = [store(), update(2), *last(V2, 2)]
 
 
-def evidence(calls: list[Call], left: Remains, **more: Any) -> Evidence:
+def evidence(calls: list[Call], left: State, **more: Any) -> Evidence:
     return Evidence(calls, left, RedisClock(), RESTED, **more)
 
 
@@ -109,233 +109,233 @@ def names(found: Evidence) -> set[str]:
 
 
 GOOD: dict[str, Callable[[], Evidence]] = {
-    "stored and kept": lambda: evidence([store(), *last()], remains()),
-    "changed": lambda: evidence(CHANGED, remains(kept(2), audit(update=1))),
-    "deleted": lambda: evidence([store(), delete(2), missed(3), *GONE], Remains(changes=audit(clear=1))),
+    "stored": lambda: evidence([store(), *last()], state()),
+    "changed": lambda: evidence(CHANGED, state(record(2), audit(update=1))),
+    "deleted": lambda: evidence([store(), delete(2), missed(3), *GONE], State(changes=audit(clear=1))),
     "stored in a batch": lambda: evidence(
         [batch(1, [{"op": "store_memory", **store().arguments}], [{"ok": True, "result": store().answer}]), *last()],
-        remains(),
+        state(),
     ),
-    "a store of unknown outcome that did not work": lambda: evidence([unknown(store())], Remains()),
-    "a store of unknown outcome that worked": lambda: evidence([unknown(store()), *last()], remains()),
-    "an update of unknown outcome that worked": lambda: evidence(
-        [store(), unknown(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))
+    "a store of unknown outcome without effect": lambda: evidence([unknown(store())], State()),
+    "a store of unknown outcome with effect": lambda: evidence([unknown(store()), *last()], state()),
+    "an update of unknown outcome with effect": lambda: evidence(
+        [store(), unknown(update(2)), *last(V2, 2)], state(record(2), audit(update=1))
     ),
-    "a deletion of unknown outcome that worked": lambda: evidence(
-        [store(), unknown(delete(2)), missed(3), *GONE], Remains(changes=audit(clear=1))
+    "a deletion of unknown outcome with effect": lambda: evidence(
+        [store(), unknown(delete(2)), missed(3), *GONE], State(changes=audit(clear=1))
     ),
-    "a lifetime that is over": lambda: evidence(
-        [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], Remains(changes=audit())
+    "an expired memory": lambda: evidence(
+        [store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(2), missed(6), *GONE], State(changes=audit())
     ),
-    "a lifetime that was over between being read and being listed": lambda: evidence(
+    "a memory that expired between a read and a list": lambda: evidence(
         [store(expires="1970-01-01T00:01:50.7Z", priority="low", ttl_seconds=109), seen(110), listed(111)],
-        Remains(changes=audit()),
+        State(changes=audit()),
     ),
-    "an answer that says what it lacks": lambda: evidence([store(), search(2, M, partial=True), *last()], remains()),
-    "a search under way while it was stored": lambda: evidence([store(), search(1.2, M, M), *last()], remains()),
+    "a partial answer": lambda: evidence([store(), search(2, M, partial=True), *last()], state()),
+    "a search during the store": lambda: evidence([store(), search(1.2, M, M), *last()], state()),
     "a conflict with an update of unknown outcome": lambda: evidence(
         [store(), unknown(update(2)), refused(update(3, "markalice1v3"), "conflict"), *last(V2, 2)],
-        remains(kept(2), audit(update=1)),
+        state(record(2), audit(update=1)),
     ),
 }
 
 
 @pytest.mark.parametrize("history_of", GOOD)
-def test_a_good_history_is_accepted(history_of: str) -> None:
+def test_valid_history_is_accepted(history_of: str) -> None:
     assert rules.violations(GOOD[history_of]()) == []
 
 
 BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
     "an acknowledged store that is gone": (
         "acknowledged and lost",
-        lambda: evidence([store(), *GONE], Remains(changes=audit())),
+        lambda: evidence([store(), *GONE], State(changes=audit())),
     ),
-    "an acknowledged store that the list leaves out": (
+    "an acknowledged store missing from the list": (
         "not in the list",
-        lambda: evidence([store(), seen(110), listed(111)], remains()),
+        lambda: evidence([store(), seen(110), listed(111)], state()),
     ),
-    "one that the list leaves out though it lives on": (
+    "a memory missing from one list and read later": (
         "not in the list",
         lambda: evidence(
             [store(expires="1970-01-01T00:05:00Z", priority="low", ttl_seconds=299), seen(110), listed(111)],
-            remains(replace(kept(), expires_at="300.0", expires_in=100.0)),
+            state(replace(record(), expires_at="300.0", expires_in=100.0)),
         ),
     ),
-    "a memory that nobody stored": (
-        "a memory of nobody",
-        lambda: evidence([], remains()),
+    "a memory that was never stored": (
+        "memory was never stored",
+        lambda: evidence([], state()),
     ),
     "not found for a moment": (
-        "not found though it is there",
-        lambda: evidence([store(), missed(2), *last()], remains()),
+        "present but not found",
+        lambda: evidence([store(), missed(2), *last()], state()),
     ),
-    "an expiry before its time": (
-        "not found though it is there",
+    "an early expiry": (
+        "present but not found",
         lambda: evidence(
-            [store(expires=LONG_AGO, priority="low", ttl_seconds=4), missed(3), *GONE], Remains(changes=audit())
+            [store(expires=LONG_AGO, priority="low", ttl_seconds=4), missed(3), *GONE], State(changes=audit())
         ),
     ),
     "seen after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), seen(3), *GONE], Remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), seen(3), *GONE], State(changes=audit(clear=1))),
     ),
     "in Redis after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), *GONE], remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), *GONE], state(changes=audit(clear=1))),
     ),
     "found by a search after its deletion was acknowledged": (
         "resurrected",
-        lambda: evidence([store(), delete(2), search(3, N, M, partial=True), *GONE], Remains(changes=audit(clear=1))),
+        lambda: evidence([store(), delete(2), search(3, N, M, partial=True), *GONE], State(changes=audit(clear=1))),
     ),
-    "seen after its lifetime": (
-        "outlived its lifetime",
-        lambda: evidence([store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(8)], Remains(changes=audit())),
+    "seen after its expiry": (
+        "seen after expiry",
+        lambda: evidence([store(expires=LONG_AGO, priority="low", ttl_seconds=4), seen(8)], State(changes=audit())),
     ),
     "seen after the flush": (
         "survived the flush",
-        lambda: evidence([seen(3), *last()], remains(), forgotten=frozenset([M])),
+        lambda: evidence([seen(3), *last()], state(), forgotten=frozenset([M])),
     ),
-    "content of nobody": (
+    "content that was never stored": (
         "never written",
-        lambda: evidence([store(), seen(2, "markbob1v1"), *last()], remains()),
+        lambda: evidence([store(), seen(2, "markbob1v1"), *last()], state()),
     ),
-    "a refused store that had its effect": (
+    "a refused store that took effect": (
         "never written",
-        lambda: evidence([refused(store()), *last()], remains()),
+        lambda: evidence([refused(store()), *last()], state()),
     ),
-    "a refused update that had its effect": (
+    "a refused update that took effect": (
         "never written",
-        lambda: evidence([store(), refused(update(2)), *last(V2, 2)], remains(kept(2), audit(update=1))),
+        lambda: evidence([store(), refused(update(2)), *last(V2, 2)], state(record(2), audit(update=1))),
     ),
     "new tags on an old content": (
         "half-applied",
         lambda: evidence(
             [store(), unknown(update(2)), seen(3, V2, 2, content=f"{V1} lantern"), *last(V2, 2)],
-            remains(kept(2), audit(update=1)),
+            state(record(2), audit(update=1)),
         ),
     ),
-    "another byte": (
+    "a changed byte": (
         "altered",
-        lambda: evidence([store(), seen(2, content=f"{V1} lantern "), *last()], remains()),
+        lambda: evidence([store(), seen(2, content=f"{V1} lantern "), *last()], state()),
     ),
-    "two contents of one revision": (
+    "one revision with two contents": (
         "two versions of one revision",
-        lambda: evidence([*CHANGED, seen(4, V1, 2)], remains(kept(2), audit(update=1))),
+        lambda: evidence([*CHANGED, seen(4, V1, 2)], state(record(2), audit(update=1))),
     ),
-    "an acknowledged update that never was": (
+    "an acknowledged update without effect": (
         "acknowledged update lost",
         lambda: evidence(
-            [store(), replace(update(2), answer=memory(V1, 2)), *last()], remains(kept(), audit(update=1))
+            [store(), replace(update(2), answer=memory(V1, 2)), *last()], state(record(), audit(update=1))
         ),
     ),
     "an acknowledged update that was undone": (
-        "went back",
-        lambda: evidence([store(), update(2), seen(3, V1, 1), *last(V2, 2)], remains(kept(2), audit(update=1))),
+        "revision went back",
+        lambda: evidence([store(), update(2), seen(3, V1, 1), *last(V2, 2)], state(record(2), audit(update=1))),
     ),
-    "one store that made two memories": (
+    "one store that created two memories": (
         "stored twice",
         lambda: evidence(
             [store(idempotency_key="k"), store(2, memory_id=N, idempotency_key="k"), *last(), *last(memory_id=N)],
-            Remains({M: kept(), N: kept()}, changes=audit() + audit(memory_id=N)),
+            State({M: record(), N: record()}, changes=audit() + audit(memory_id=N)),
         ),
     ),
-    "a job that nobody did": (
+    "a job that was never done": (
         "not at rest",
-        lambda: evidence([store(), *last()], remains(unfinished=("1 jobs are left",))),
+        lambda: evidence([store(), *last()], state(unfinished=("1 jobs are left",))),
     ),
     "two vectors": (
-        "not one vector",
-        lambda: evidence([store(), *last()], remains(kept(vectors=2))),
+        "wrong number of vectors",
+        lambda: evidence([store(), *last()], state(record(vectors=2))),
     ),
     "no vector": (
-        "not one vector",
-        lambda: evidence([store(), *last()], remains(kept(vectors=0))),
+        "wrong number of vectors",
+        lambda: evidence([store(), *last()], state(record(vectors=0))),
     ),
     "the vector of an older content": (
-        "its vector is not of its content",
+        "vector does not match content",
         lambda: evidence(
             [
                 store(),
                 *last(),
-                replace(search(112, M, M, noted={"exact": True}), answer={"hits": [{"memory_id": M, "vector": 0.6}]}),
+                replace(search(112, M, M, extra={"exact": True}), answer={"hits": [{"memory_id": M, "vector": 0.6}]}),
             ],
-            remains(),
+            state(),
         ),
     ),
-    "a piece of a deleted memory": (
-        "a piece of nothing",
-        lambda: evidence([store(), *last()], remains(pieces={f"rm:{{chaos}}:chunk:{N}:1": kept()})),
+    "a chunk of a deleted memory": (
+        "chunk without memory",
+        lambda: evidence([store(), *last()], state(pieces={f"rm:{{chaos}}:chunk:{N}:1": record()})),
     ),
-    "a piece that was not written": (
-        "pieces are missing",
-        lambda: evidence([store(), *last()], remains(kept(pieces=2))),
+    "a missing chunk": (
+        "chunks are missing",
+        lambda: evidence([store(), *last()], state(record(pieces=2))),
     ),
     "a critical memory that will expire": (
-        "lives too long or too short",
-        lambda: evidence([store(), *last()], remains(kept(expires_in=60.0))),
+        "wrong lifetime",
+        lambda: evidence([store(), *last()], state(record(expires_in=60.0))),
     ),
-    "a memory that should expire and does not": (
-        "lives too long or too short",
-        lambda: evidence([store(priority="low"), *last()], remains()),
+    "a memory without its promised expiry": (
+        "wrong lifetime",
+        lambda: evidence([store(priority="low"), *last()], state()),
     ),
-    "another lifetime than was promised": (
-        "expires at another time than promised",
+    "a lifetime other than promised": (
+        "expiry differs from the answer",
         lambda: evidence(
             [store(priority="low", expires="2100-01-01T00:00:00Z"), *last()],
-            remains(replace(kept(), expires_at="4102444000.0", expires_in=1e9)),
+            state(replace(record(), expires_at="4102444000.0", expires_in=1e9)),
         ),
     ),
-    "a store that is not in the audit": (
+    "a store missing from the audit": (
         "audit of a store",
-        lambda: evidence([store(), *last()], remains(changes=audit(store=0))),
+        lambda: evidence([store(), *last()], state(changes=audit(store=0))),
     ),
     "a store that is in the audit twice": (
         "audit of a store",
-        lambda: evidence([store(), *last()], remains(changes=audit(store=2))),
+        lambda: evidence([store(), *last()], state(changes=audit(store=2))),
     ),
-    "an update that is not in the audit": (
+    "an update missing from the audit": (
         "audit of update_memory",
-        lambda: evidence(CHANGED, remains(kept(2), audit(update=0))),
+        lambda: evidence(CHANGED, state(record(2), audit(update=0))),
     ),
     "a deletion that is in the audit twice": (
         "audit of clear_memory",
-        lambda: evidence([store(), delete(2), *GONE], Remains(changes=audit(clear=2))),
+        lambda: evidence([store(), delete(2), *GONE], State(changes=audit(clear=2))),
     ),
-    "a chain of the audit that does not hold": (
-        "the audit is broken",
-        lambda: evidence([store(), *last()], remains(audit_problems=("forged",))),
+    "a broken audit chain": (
+        "broken audit chain",
+        lambda: evidence([store(), *last()], state(audit_problems=("forged",))),
     ),
-    "a search that leaves out what it must find": (
+    "a search without the expected memory": (
         "silently partial",
-        lambda: evidence([store(), search(2, M, N), *last()], remains()),
+        lambda: evidence([store(), search(2, M, N), *last()], state()),
     ),
-    "a partial answer with nothing wrong any more": (
+    "a partial answer after recovery": (
         "partial at rest",
-        lambda: evidence([store(), *last(), search(112, M, M, partial=True)], remains()),
+        lambda: evidence([store(), *last(), search(112, M, M, partial=True)], state()),
     ),
-    "an error that nobody foresaw": (
+    "an unexpected error": (
         "untyped error",
-        lambda: evidence([store(), refused(search(2), "internal"), *last()], remains()),
+        lambda: evidence([store(), refused(search(2), "internal"), *last()], state()),
     ),
-    "a conflict though nobody else writes": (
-        "conflict with nobody",
-        lambda: evidence([store(), refused(update(2), "conflict"), *last()], remains()),
+    "a conflict without a concurrent writer": (
+        "conflict without another writer",
+        lambda: evidence([store(), refused(update(2), "conflict"), *last()], state()),
     ),
 }
 
 
 @pytest.mark.parametrize("history_of", BAD)
-def test_a_bad_history_is_caught(history_of: str) -> None:
+def test_invalid_history_is_reported(history_of: str) -> None:
     rule, made = BAD[history_of]
     assert rule in names(made())
 
 
-def test_every_rule_has_a_history_that_breaks_it() -> None:
+def test_every_rule_is_broken_by_some_history() -> None:
     bad = [made() for _, made in BAD.values()]
     assert [rule.__name__ for rule in rules.RULES if not any(list(rule(found)) for found in bad)] == []
 
 
-def test_a_jump_of_the_clock_excuses_what_it_explains_and_nothing_else() -> None:
+def test_clock_jump_widens_expiry_bounds_only_as_needed() -> None:
     clock = RedisClock()
     clock.jump(10.0, 7200.0)
     clock.jump(20.0, 0.0)

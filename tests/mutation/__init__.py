@@ -1,1 +1,1 @@
-"""Breaks copies of the source on purpose and runs the tests that should see it."""
+"""Breaks copies of the source on purpose and runs the tests that should fail."""

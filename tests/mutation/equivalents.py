@@ -1,4 +1,4 @@
-"""Mutants that no test can see, because the product behaves the same with them; each with the reason."""
+"""Mutants that no test can detect because they behave like the original, each with the reason."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     (
         "server/memory_server/security/vault.py",
         "time.monotonic() - known.read_at < REMEMBER_SECONDS -> (time.monotonic() - known.read_at <= REMEMBER_SECONDS)",
-    ): "nobody can tell by one tick of the clock",
+    ): "one tick of the clock makes no difference",
     (
         "server/memory_core/records/token.py",
         "found is None or not right or found[0].revoked or found[0].expires_at <= redis_time.now() -> "
         "(not right or found[0].revoked or found[0].expires_at <= redis_time.now())",
-    ): "a secret whose SHA-256 is 64 zeros would be needed: without a token nothing is right",
+    ): "differs only for a secret whose SHA-256 is 64 zeros",
     (
         "redis/functions/70_tokens.lua",
         "return {revoked = true} -> return {revoked = false}",
-    ): "nobody reads this answer",
+    ): "no caller reads this answer",
 }

@@ -1,4 +1,4 @@
-"""Mutants of the Redis Functions: one operator, condition, number or written thing changed at a time."""
+"""Mutants of the Redis Functions. Each changes one operator, condition, number or write."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _TEXT = re.compile(r"'[^'\n]*'|--.*")
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Give all mutants of a library file in the order of its lines."""
+    """All mutants of a library file, in the order of its lines."""
     lines = source.splitlines()
     found: list[Mutant] = []
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Mutants of Python source: one operator, condition, constant or statement changed at a time."""
+"""Mutants of Python source. Each changes one operator, condition, constant or statement."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ _COUNTED: dict[type[ast.operator], type[ast.operator]] = {
     ast.Div: ast.Mult,
     ast.FloorDiv: ast.Mult,
 }
-_UNSEEN = ("log.", "_log.", "tracing.", "warnings.")
-"""Calls that nothing depends on."""
+_WITHOUT_EFFECT = ("log.", "_log.", "tracing.", "warnings.")
+"""Calls without effect on behaviour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """One change of a source; `told` says which, and names it in lists."""
+    """One change of a source, identified by `description`."""
 
     line: int
-    told: str
+    description: str
     code: str
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Give all mutants of a module in the order of its lines."""
+    """All mutants of a module, in the order of its lines."""
     lines = source.splitlines(keepends=True)
     starts = [0]
     for line in lines:
@@ -63,7 +63,7 @@ def _short(text: str) -> str:
 
 
 def _changes(tree: ast.AST) -> Iterator[tuple[ast.AST, str]]:
-    for node in _living(tree):
+    for node in _executed(tree):
         for changed in (*_conditions(node), *_values(node), *_texts(node), *_statements(node)):
             yield node, changed
         if isinstance(node, ast.If | ast.While):
@@ -101,7 +101,7 @@ def _values(node: ast.AST) -> Iterator[str]:
 
 
 def _texts(node: ast.AST) -> Iterator[str]:
-    """Drop what stands between the values of a made text, and what excludes in one that is a query."""
+    """Drop the literal parts of an f-string, and the negations in one that is a query."""
     if not isinstance(node, ast.JoinedStr):
         return
     for position, part in enumerate(node.values):
@@ -119,14 +119,14 @@ def _statements(node: ast.AST) -> Iterator[str]:
             yield "return None"
         case ast.Raise():
             yield "pass"
-        case ast.Expr(value=ast.Call() | ast.Await()) if not ast.unparse(node).startswith(_UNSEEN):
+        case ast.Expr(value=ast.Call() | ast.Await()) if not ast.unparse(node).startswith(_WITHOUT_EFFECT):
             yield "pass"
         case _:
             pass
 
 
-def _living(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk what does something when it runs, leaving out annotations, imports and what is only told."""
+def _executed(node: ast.AST) -> Iterator[ast.AST]:
+    """Walk the nodes that do something at run time: no annotations, imports, messages or assertions."""
     yield node
     if isinstance(node, ast.JoinedStr | ast.Raise):
         return
@@ -134,13 +134,13 @@ def _living(node: ast.AST) -> Iterator[ast.AST]:
         if name in {"annotation", "returns", "decorator_list", "bases", "keywords"} and not isinstance(node, ast.Call):
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not _is_dead(child):
-                yield from _living(child)
+            if isinstance(child, ast.AST) and not _is_skipped(child):
+                yield from _executed(child)
 
 
-def _is_dead(node: ast.AST) -> bool:
+def _is_skipped(node: ast.AST) -> bool:
     if isinstance(node, ast.If):
         return ast.unparse(node.test) == "TYPE_CHECKING"
     if isinstance(node, ast.Expr):
-        return ast.unparse(node).startswith(_UNSEEN)
+        return ast.unparse(node).startswith(_WITHOUT_EFFECT)
     return isinstance(node, ast.Import | ast.ImportFrom | ast.Assert)

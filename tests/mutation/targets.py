@@ -1,4 +1,4 @@
-"""What is mutated, and the tests that should see it, those that see most and soonest first."""
+"""What `sample` mutates and the tests that should detect it, the most sensitive and fastest first."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Some files, and pytest's arguments for the tests that cover them."""
+    """Source files, and pytest's arguments for the tests that cover them."""
 
     files: tuple[str, ...]
     tests: tuple[str, ...]
 
 
-_BEHAVIOUR = "tests/tasks/test_task_mutations.py::test_the_library_behaves"
+_BEHAVIOUR = "tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour"
 
 TARGETS = {
     "query": Target(

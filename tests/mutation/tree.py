@@ -1,4 +1,4 @@
-"""A copy of the source and its tests in which one thing at a time is broken; the checkout itself is never touched."""
+"""A copy of the source and tests, in which one thing at a time is broken. The checkout stays untouched."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 _COPIED = ("server", "embedder", "redis", "schemas", "tests", "docs", "examples", "pyproject.toml", "README.md")
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "node_modules", ".hypothesis", "screenshots")
-_ASKED_WRONGLY = ("ERROR: not found", "ERROR: file or directory not found", "no tests ran")
+_INVALID_SELECTION = ("ERROR: not found", "ERROR: file or directory not found", "no tests ran")
 Replacements = Sequence[tuple[str, str]]
 
 
@@ -26,7 +26,7 @@ class Tree:
     root: Path
 
     @classmethod
-    def grown(cls, folder: Path) -> Tree:
+    def copied(cls, folder: Path) -> Tree:
         """Copy the checkout."""
         for name in _COPIED:
             source = ROOT / name
@@ -38,17 +38,17 @@ class Tree:
 
     @contextmanager
     def changed(self, path: str, code: str) -> Generator[None]:
-        """Give a file another text for a while."""
+        """Replace the content of a file within the block."""
         file = self.root / path
-        kept = file.read_text()
+        original = file.read_text()
         file.write_text(code)
         try:
             yield
         finally:
-            file.write_text(kept)
+            file.write_text(original)
 
     def fails(self, tests: Iterable[str], seconds: float) -> str:
-        """Run tests until one fails; name what failed, nothing if none did.
+        """Run tests until one fails; return its name, or an empty string if all pass.
 
         Raises:
             RuntimeError: there are no such tests.
@@ -68,34 +68,34 @@ class Tree:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=seconds)
+            output, _ = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             return "the tests did not end"
         finally:
             _end_all(process)
         if process.returncode == 0:
             return ""
-        if any(words in said for words in _ASKED_WRONGLY) and "Error while loading conftest" not in said:
-            raise RuntimeError(said)
-        named = [line for line in said.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        return named[0].split(" - ")[0] if named else (said.strip().splitlines() or ["it ended without a word"])[-1]
+        if any(words in output for words in _INVALID_SELECTION) and "Error while loading conftest" not in output:
+            raise RuntimeError(output)
+        named = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        return named[0].split(" - ")[0] if named else (output.strip().splitlines() or ["it ended without output"])[-1]
 
 
 def _end_all(process: subprocess.Popen[str]) -> None:
-    """End whatever the tests left running: they are a process group of their own."""
+    """Kill everything the tests left running: they have their own process group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 def broken(code: str, replacements: Replacements) -> str:
-    """Replace texts that occur exactly once each.
+    """Replace texts, each of which must occur exactly once.
 
     Raises:
         ValueError: one does not.
     """
     for old, new in replacements:
         if code.count(old) != 1:
-            raise ValueError(f"{code.count(old)} places say {old!r}")
+            raise ValueError(f"{code.count(old)} occurrences of {old!r}")
         code = code.replace(old, new)
     return code

@@ -1,4 +1,4 @@
-"""Redis's clock was two hours ahead and is set back: nothing waits until it gets there again."""
+"""After Redis's clock is set back by two hours, nothing waits for the old time to return."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from chaos.stored import clock
+from chaos.memories import clock
 from support.embedder_fixtures import RedisServer, Team, running, wait_until
 from support.stack import Server, serving
 
@@ -32,7 +32,7 @@ class Ahead:
         self.client: Client = connect(self.server.url)
 
     async def set_back(self) -> None:
-        """Have the clock be right from now on."""
+        """Correct the clock."""
         ahead, _ = await self.client.time()
         clock.set_offset(self._file, 0)
 
@@ -44,7 +44,7 @@ class Ahead:
 
 @pytest_asyncio.fixture
 async def redis(tmp_path: Path) -> AsyncGenerator[Ahead]:
-    """A Redis of one test."""
+    """A Redis for one test."""
     made = Ahead(tmp_path)
     made.server.start()
     yield made
@@ -53,13 +53,13 @@ async def redis(tmp_path: Path) -> AsyncGenerator[Ahead]:
 
 
 @pytest_asyncio.fixture
-async def serving_it(redis: Ahead) -> AsyncGenerator[Server]:
-    """A server on it, started while its clock is ahead."""
+async def running_server(redis: Ahead) -> AsyncGenerator[Server]:
+    """A server on that Redis, started while the clock is ahead."""
     async with serving(redis.server.url) as server:
         yield server
 
 
-async def test_jobs_that_a_dead_sidecar_took_are_taken_over(redis: Ahead) -> None:
+async def test_jobs_of_a_dead_sidecar_are_reclaimed(redis: Ahead) -> None:
     team = await Team(redis.client, "fake", 16).open()
     memory_ids = await team.store_many(["one text", "another text"])
     taken = await redis.client.xreadgroup(keys.GROUP, "dead", {team.jobs: ">"})
@@ -70,18 +70,18 @@ async def test_jobs_that_a_dead_sidecar_took_are_taken_over(redis: Ahead) -> Non
         await team.wait_until_drained()
 
 
-async def test_a_server_hears_replies_in_a_stream_that_was_made_anew(redis: Ahead, serving_it: Server) -> None:
-    async with running(redis.server.url, FakeEncoder(DEFAULT_MODEL, 384)), serving_it.agent("ann", "back") as ann:
+async def test_server_receives_replies_from_a_recreated_stream(redis: Ahead, running_server: Server) -> None:
+    async with running(redis.server.url, FakeEncoder(DEFAULT_MODEL, 384)), running_server.agent("ann", "back") as ann:
         assert (await ann.call("store_memory", content="The heron nests by the weir."))["vector"] == "ready"
         await redis.set_back()
-        # As it does by itself once nobody has asked for a minute.
-        await redis.client.delete(serving_it.service.embeddings.replies.address)
+        # The server does this after a minute without questions.
+        await redis.client.delete(running_server.service.embeddings.replies.address)
         assert (await ann.call("store_memory", content="The otter sleeps."))["vector"] == "ready"
 
 
-async def test_the_sweep_of_a_server_that_died_is_gone_on_with(redis: Ahead, serving_it: Server) -> None:
-    service, names = serving_it.service, keys.Keys("back")
-    async with serving_it.agent("ann", "back") as ann:
+async def test_sweep_of_a_dead_server_is_continued(redis: Ahead, running_server: Server) -> None:
+    service, names = running_server.service, keys.Keys("back")
+    async with running_server.agent("ann", "back") as ann:
         memory_id = (await ann.call("store_memory", content="A long tale. " * 600, wait=False))["memory_id"]
     await wait_until_none(redis.client, names)
     chore_at = (await redis.client.time())[0]

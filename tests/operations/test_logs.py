@@ -1,4 +1,4 @@
-"""What the log holds of an exception."""
+"""What the log contains of an exception."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CANARY = "hunter2-canary"
 
 @pytest.fixture
 def restored() -> Generator[None]:
-    """Puts back how the tests log."""
+    """Restore the logging configuration."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     for handler in handlers:
@@ -28,9 +28,9 @@ def restored() -> Generator[None]:
 
 @pytest.mark.usefixtures("restored")
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_what_an_exception_says_is_not_logged_unless_debugging(form: logs.Format) -> None:
-    said, at_length = io.StringIO(), io.StringIO()
-    for level, stream in (("INFO", said), ("DEBUG", at_length)):
+def test_exception_text_is_logged_only_when_debugging(form: logs.Format) -> None:
+    short, debug = io.StringIO(), io.StringIO()
+    for level, stream in (("INFO", short), ("DEBUG", debug)):
         logs.configure(level, form, stream=stream)
         try:
             try:
@@ -39,8 +39,8 @@ def test_what_an_exception_says_is_not_logged_unless_debugging(form: logs.Format
                 raise InvalidArgument(f"outer {CANARY}") from error
         except InvalidArgument:
             logging.getLogger("x").exception("a tool failed")
-    assert CANARY not in said.getvalue()
-    assert "InvalidArgument" in said.getvalue()
-    assert "ValueError" in said.getvalue()
-    assert "test_logs.py" in said.getvalue()
-    assert f"inner {CANARY}" in at_length.getvalue()
+    assert CANARY not in short.getvalue()
+    assert "InvalidArgument" in short.getvalue()
+    assert "ValueError" in short.getvalue()
+    assert "test_logs.py" in short.getvalue()
+    assert f"inner {CANARY}" in debug.getvalue()

@@ -1,4 +1,4 @@
-"""What whoever runs the memory can watch: metrics, traces and logs of real processes, and the files made for them."""
+"""Metrics, traces and logs of real processes, and the Prometheus and Grafana files."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ async def test_queues_tasks_and_sidecars_are_read_from_redis(watched: Watched, n
         await alice.call("get_pending_tasks", limit=1)
     await client.xadd(Keys(namespace).dead_jobs, {"id": "x", "rev": "1", "error": "was planted"})
 
-    async def told() -> bool:
+    async def is_counted() -> bool:
         found = await samples(f"{server.url}/metrics")
         tasks = {labels["state"]: number for labels, number in found["memory_server_tasks"]}
         return (
@@ -98,7 +98,7 @@ async def test_queues_tasks_and_sidecars_are_read_from_redis(watched: Watched, n
             and value(found, "memory_server_audit_entries_total", outcome="written") > 0
         )
 
-    await wait_until(told)
+    await wait_until(is_counted)
     await client.delete(Keys(namespace).dead_jobs)
 
 
@@ -122,7 +122,7 @@ async def test_both_forms_of_the_page_can_be_read(watched: Watched) -> None:
     assert {family.name for family in parse_open(page.text)} >= {"memory_server_calls", "process_cpu_seconds"}
 
 
-async def test_metrics_are_told_while_redis_is_away() -> None:
+async def test_metrics_are_served_while_redis_is_down() -> None:
     async with serving("redis://127.0.0.1:1/0") as server:
         found = await samples(f"{server.url}/metrics")
         assert value(found, "memory_server_redis_up") == 0
@@ -130,14 +130,14 @@ async def test_metrics_are_told_while_redis_is_away() -> None:
         assert value(found, "process_resident_memory_bytes") > 0
 
 
-async def test_metrics_are_for_the_servers_own_names_alone(watched: Watched) -> None:
+async def test_metrics_are_served_only_to_allowed_hosts(watched: Watched) -> None:
     server = watched.stack.server
     assert (await get(f"{server.url}/metrics")).status_code == 200
     assert (await get(f"{server.url}/metrics", Host="evil.example")).status_code == 421
     assert (await get(f"{server.url}/metrics", Origin="https://evil.example")).status_code == 403
 
 
-async def test_metrics_ask_for_their_own_token_where_tokens_are_on(
+async def test_metrics_need_their_own_token_when_tokens_are_on(
     watched: Watched, namespace: str, tmp_path: Path
 ) -> None:
     stack = watched.stack
@@ -157,32 +157,32 @@ async def test_metrics_ask_for_their_own_token_where_tokens_are_on(
         assert (await get(f"{closed.url}/metrics")).status_code == 401
 
 
-def test_lost_entries_of_the_audit_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_audit_entries_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder, "MOST_HELD", 2)
     held = recorder.Recorder()
     for _ in range(5):
         held.add("team", {"who": "alice", "op": "retrieve_memory", "from": "here", "outcome": "ok"})
     assert (held.held, held.lost_total, held.written_total) == (2, 3, 0)
     held.done(held.batches()[0])
-    assert held.written_total == 3  # the two, and that three were lost
+    assert held.written_total == 3  # two entries, and one that reports three lost
 
 
 # Metrics of the sidecar
 
 
-async def test_a_sidecar_tells_what_it_embedded_and_on_what(watched: Watched, namespace: str) -> None:
+async def test_sidecar_metrics_show_its_work_and_device(watched: Watched, namespace: str) -> None:
     before = await samples(watched.embedder_metrics)
     async with watched.stack.server.agent("alice", namespace) as alice:
         await alice.store("One that is waited for.")
         await alice.store("One that is not.", wait=False)
 
-    async def told() -> bool:
+    async def is_counted() -> bool:
         after = await samples(watched.embedder_metrics)
         return value(after, "memory_embedder_jobs_total", verdict="ok") > value(
             before, "memory_embedder_jobs_total", verdict="ok"
         )
 
-    await wait_until(told)
+    await wait_until(is_counted)
     after = await samples(watched.embedder_metrics)
     assert value(after, "memory_embedder_asks_total", outcome="answered") > value(
         before, "memory_embedder_asks_total", outcome="answered"
@@ -194,7 +194,7 @@ async def test_a_sidecar_tells_what_it_embedded_and_on_what(watched: Watched, na
     assert "texts/s" not in info["provider"]
 
 
-async def test_a_taken_metrics_port_is_said_to_be_so(watched: Watched) -> None:
+async def test_metrics_port_in_use_is_reported(watched: Watched) -> None:
     port = int(watched.embedder_metrics.rpartition(":")[2].partition("/")[0])
     sidecar = Sidecar(watched.stack.redis.url, FakeEncoder())
     with pytest.raises(InvalidArgument, match="cannot serve metrics on"), serving_metrics(sidecar, "127.0.0.1", port):
@@ -205,7 +205,7 @@ async def test_a_taken_metrics_port_is_said_to_be_so(watched: Watched) -> None:
 
 
 def expressions() -> dict[str, str]:
-    """Every expression in the rules and on the dashboard, by where it stands."""
+    """Every expression of the rules and the dashboard, by its location."""
     rules = yaml.safe_load((OPERATIONS / "alerts.yml").read_text())
     found = {rule["alert"]: rule["expr"] for group in rules["groups"] for rule in group["rules"]}
     board = json.loads((OPERATIONS / "grafana/redis-memory.json").read_text())
@@ -213,22 +213,22 @@ def expressions() -> dict[str, str]:
     return found | {f"{title} {target['refId']}": target["expr"] for title, target in targets}
 
 
-async def test_every_metric_in_the_rules_and_on_the_dashboard_is_told(watched: Watched, namespace: str) -> None:
+async def test_every_metric_in_rules_and_dashboard_exists(watched: Watched, namespace: str) -> None:
     async with watched.stack.server.agent("alice", namespace) as alice:
         await alice.search(await alice.store("Something to be counted.") and "counted")
-    told = {*(await samples(f"{watched.stack.server.url}/metrics")), *(await samples(watched.embedder_metrics)), *GPU}
+    served = {*(await samples(f"{watched.stack.server.url}/metrics")), *(await samples(watched.embedder_metrics)), *GPU}
     named = {name: where for where, text in expressions().items() for name in NAMES_IN_EXPRESSION.findall(text)}
-    assert named.keys() <= told, {name: where for name, where in named.items() if name not in told}
+    assert named.keys() <= served, {name: where for name, where in named.items() if name not in served}
     used = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
-    forgotten = {name for name in told if name.startswith("memory_") and not name.endswith(("_created", "_info"))}
-    forgotten = {re.sub(r"_(bucket|sum|count)$", "", name) for name in forgotten} - used
-    assert forgotten <= {
+    unused = {name for name in served if name.startswith("memory_") and not name.endswith(("_created", "_info"))}
+    unused = {re.sub(r"_(bucket|sum|count)$", "", name) for name in unused} - used
+    assert unused <= {
         "memory_server_namespaces", "memory_server_audit_entries_held", "memory_embedder_ready",
         "memory_embedder_refused_namespaces", "memory_embedder_texts_per_second", "memory_embedder_batch_tokens",
     }  # fmt: skip
 
 
-def test_rules_and_dashboard_are_whole() -> None:
+def test_rules_and_dashboard_are_complete() -> None:
     rules = [
         rule for group in yaml.safe_load((OPERATIONS / "alerts.yml").read_text())["groups"] for rule in group["rules"]
     ]
@@ -251,15 +251,13 @@ def test_rules_and_dashboard_are_whole() -> None:
 # Traces
 
 
-async def test_a_store_is_followed_from_its_call_through_the_stream_to_the_commit(
-    watched: Watched, namespace: str
-) -> None:
+async def test_trace_of_a_store_spans_call_stream_and_commit(watched: Watched, namespace: str) -> None:
     async with watched.stack.server.agent("alice", namespace) as alice:
         await alice.store(f"{CANARY} is followed.", wait=False)
 
     await wait_until(lambda: _has(watched.collector, "rm1_commit"))
     spans = watched.collector.trace_of("rm1_commit")
-    line = [*_line(spans, "rm1_commit")]
+    line = [*_ancestry(spans, "rm1_commit")]
     assert [(span.service, span.name) for span in line] == [
         ("redis-memory-embedder", "rm1_commit"),
         ("redis-memory-embedder", "embed_job"),
@@ -270,9 +268,7 @@ async def test_a_store_is_followed_from_its_call_through_the_stream_to_the_commi
     assert [span.parent for span in spans if span.name == "rm1_store"] == [line[2].id]
 
 
-async def test_a_question_is_followed_to_the_sidecar_and_belongs_to_its_clients_trace(
-    watched: Watched, namespace: str
-) -> None:
+async def test_trace_of_a_search_reaches_the_sidecar_and_joins_the_clients(watched: Watched, namespace: str) -> None:
     trace, parent = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
     meta: Any = {"traceparent": f"00-{trace}-{parent}-01"}
     async with watched.stack.server.agent("alice", namespace) as alice:
@@ -286,13 +282,13 @@ async def test_a_question_is_followed_to_the_sidecar_and_belongs_to_its_clients_
 
     await wait_until(answered)
     spans = [span for span in watched.collector.spans if span.trace == trace]
-    assert [span.name for span in _line(spans, "embed_ask")] == ["embed_ask", "embed", "semantic_search"]
+    assert [span.name for span in _ancestry(spans, "embed_ask")] == ["embed_ask", "embed", "semantic_search"]
     assert next(span for span in spans if span.name == "semantic_search").parent == parent
     assert CANARY.encode() not in watched.collector.raw
     assert namespace.encode() not in watched.collector.raw
 
 
-async def test_the_trace_in_a_message_is_as_its_schema_says(watched: Watched, namespace: str) -> None:
+async def test_trace_field_of_messages_matches_the_schema(watched: Watched, namespace: str) -> None:
     client, names = watched.stack.client, Keys(namespace)
     watched.stack.sidecar.kill()
     try:
@@ -308,8 +304,8 @@ async def test_the_trace_in_a_message_is_as_its_schema_says(watched: Watched, na
         watched.stack.sidecar.start()
 
 
-async def test_nothing_is_traced_nor_imported_unless_a_collector_is_named() -> None:
-    names = "('opentelemetry.sdk.trace', 'opentelemetry.exporter')"  # redis-py looks for others by itself
+async def test_tracing_is_not_imported_without_a_collector() -> None:
+    names = "('opentelemetry.sdk.trace', 'opentelemetry.exporter')"  # redis-py looks for others automatically
     imports = "import sys, memory_embedder.cli, memory_embedder.sidecar"
     code = f"{imports}\nprint([name for name in sys.modules if name.startswith({names})])"
     done = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
@@ -317,10 +313,10 @@ async def test_nothing_is_traced_nor_imported_unless_a_collector_is_named() -> N
     assert not tracing.is_configured(Settings.load())
 
 
-def test_traces_without_their_packages_are_refused_where_our_setting_names_a_collector(
+def test_configured_collector_without_tracing_packages_is_refused(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(tracing, "_tracer", None)  # a server of this module's may trace
+    monkeypatch.setattr(tracing, "_tracer", None)  # another server in this module may trace
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
     with pytest.raises(NotSupported, match="OpenTelemetry"):
         tracing.start(Settings.load(observe={"traces": "http://localhost:4318"}), "x", "1")
@@ -339,8 +335,8 @@ async def _last_asks(client: Any) -> list[dict[bytes, bytes]]:
     return [fields for lane in range(2) for _, fields in await client.xrevrange(asks(lane, DEFAULT_MODEL), count=1)]
 
 
-def _line(spans: list[Span], name: str) -> Generator[Span]:
-    """A span, the one above it, and so on."""
+def _ancestry(spans: list[Span], name: str) -> Generator[Span]:
+    """A span and its ancestors."""
     span = next((span for span in spans if span.name == name), None)
     while span is not None:
         yield span
@@ -351,10 +347,8 @@ def _line(spans: list[Span], name: str) -> Generator[Span]:
 # Logs
 
 
-async def test_a_server_logs_json_with_the_request_and_without_content(
-    watched: Watched, namespace: str, tmp_path: Path
-) -> None:
-    said = tmp_path / "stderr"
+async def test_json_log_has_the_request_and_no_content(watched: Watched, namespace: str, tmp_path: Path) -> None:
+    log = tmp_path / "stderr"
     parameters = StdioServerParameters(
         command=sys.executable,
         args=["-m", "memory_server", "serve", "--stdio", "--agent", "alice", "--namespace", namespace],
@@ -365,17 +359,17 @@ async def test_a_server_logs_json_with_the_request_and_without_content(
             "MEMORY_OBSERVE__LOG_CALLS": "true",
         },
     )
-    with said.open("w") as errlog:
+    with log.open("w") as errlog:
         async with McpClient(stdio_client(parameters, errlog=errlog)) as client:
             alice = Agent(client)
             await alice.store(CANARY)
             with pytest.raises(Refused):
                 await alice.call("retrieve_memory", memory_id=CANARY)
-    lines = [json.loads(line) for line in said.read_text().splitlines()]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert all({"at", "level", "logger", "message"} <= line.keys() for line in lines)
     calls = [line for line in lines if "operation" in line]
     assert [(line["operation"], line["outcome"]) for line in calls] == [
         ("store_memory", "ok"), ("retrieve_memory", "not_found"),
     ]  # fmt: skip
     assert len({line["request"] for line in calls}) == 2
-    assert CANARY not in said.read_text()
+    assert CANARY not in log.read_text()

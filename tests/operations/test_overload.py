@@ -1,4 +1,4 @@
-"""More calls than the server can do: some wait, some are turned away and told when to come back, none is lost."""
+"""Under overload some calls wait, some are refused with a retry time, and none is lost."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ META = {
 
 @asynccontextmanager
 async def _limited(stack: Stack, **limits: float) -> AsyncGenerator[tuple[Server, httpx2.AsyncClient]]:
-    """A server of its own on the session's Redis, and a bare client."""
+    """A separate server on the session's Redis, and a bare client."""
     async with AsyncExitStack() as opened:
         url = stack.redis.url_of(SERVER)
         server = await opened.enter_async_context(serving(url, limits=limits, master_key=MASTER_KEY))
@@ -37,7 +37,7 @@ async def _limited(stack: Stack, **limits: float) -> AsyncGenerator[tuple[Server
 
 
 async def _call(http: httpx2.AsyncClient, server: Server, namespace: str, tool: str, **arguments: Any) -> Any:
-    """Call a tool by the newer protocol, which needs no session; give the result as it came."""
+    """Call a tool by the sessionless protocol version; return the raw result."""
     params = {"name": tool, "arguments": arguments, "_meta": META}
     body = {"jsonrpc": "2.0", "id": "one", "method": "tools/call", "params": params}
     url = f"{server.url}/mcp?agent=alice&namespace={namespace}"
@@ -47,25 +47,23 @@ async def _call(http: httpx2.AsyncClient, server: Server, namespace: str, tool: 
     return response.json()["result"]
 
 
-async def test_of_many_at_once_some_are_turned_away_with_a_pause_and_those_let_in_are_right(
-    stack: Stack, namespace: str
-) -> None:
+async def test_overload_refuses_some_calls_and_answers_the_others_correctly(stack: Stack, namespace: str) -> None:
     async with _limited(stack, calls_at_once=2, calls_waiting=4) as (server, http):
         calls = [
             _call(http, server, namespace, "store_memory", content=f"Crate {number}.", wait=False)
             for number in range(CALLERS)
         ]
-        told = [result["structuredContent"] for result in await asyncio.gather(*calls)]
-        refused = [one["error"] for one in told if "error" in one]
+        answers = [result["structuredContent"] for result in await asyncio.gather(*calls)]
+        refused = [one["error"] for one in answers if "error" in one]
         assert 0 < len(refused) < CALLERS
         assert {one["code"] for one in refused} == {"overloaded"}
         assert all(one["retry_after"] > 0 for one in refused)
-        kept = await _call(http, server, namespace, "get_agent_memories", limit=100)
-        stored = {one["memory_id"]: f"Crate {number}." for number, one in enumerate(told) if "error" not in one}
-        assert {one["memory_id"]: one["content"] for one in kept["structuredContent"]["memories"]} == stored
+        stored = await _call(http, server, namespace, "get_agent_memories", limit=100)
+        expected = {one["memory_id"]: f"Crate {number}." for number, one in enumerate(answers) if "error" not in one}
+        assert {one["memory_id"]: one["content"] for one in stored["structuredContent"]["memories"]} == expected
 
 
-async def test_a_burst_many_times_the_slots_waits_and_is_done(stack: Stack, namespace: str) -> None:
+async def test_burst_of_many_times_the_slots_is_served(stack: Stack, namespace: str) -> None:
     async with _limited(stack) as (server, http):
         calls = [
             _call(http, server, namespace, "store_memory", content=f"Box {number}.", wait=False)
@@ -75,7 +73,7 @@ async def test_a_burst_many_times_the_slots_waits_and_is_done(stack: Stack, name
 
 
 @pytest.mark.parametrize("era", ["auto", "legacy"])
-async def test_a_refusal_at_the_door_is_what_the_tool_would_answer(stack: Stack, namespace: str, era: Any) -> None:
+async def test_early_refusal_matches_the_tools_own_answer(stack: Stack, namespace: str, era: Any) -> None:
     async with AsyncExitStack() as opened:
         server, http = await opened.enter_async_context(_limited(stack, calls_at_once=1, calls_waiting=0))
         agent = await opened.enter_async_context(server.agent("alice", namespace, era))
@@ -92,21 +90,21 @@ async def test_a_refusal_at_the_door_is_what_the_tool_would_answer(stack: Stack,
         assert (await agent.call("memory_stats"))["vector_backlog"] == 0
 
 
-async def test_calls_that_wait_leave_their_slot_to_others(stack: Stack, namespace: str) -> None:
+async def test_waiting_calls_free_their_slot(stack: Stack, namespace: str) -> None:
     async with AsyncExitStack() as opened:
         server, _ = await opened.enter_async_context(_limited(stack, calls_at_once=1, calls_waiting=0))
         alice, bob = [await opened.enter_async_context(server.agent(name, namespace)) for name in ("alice", "bob")]
         await alice.call("register_agent")
         claiming = asyncio.create_task(alice.call("get_pending_tasks", wait_seconds=20))
         await wait_until(lambda: _listen(server, namespace, 1))
-        waiting = asyncio.create_task(_until_let_in(alice, "wait_for_events", timeout_seconds=20, kinds=["task"]))
+        waiting = asyncio.create_task(_until_admitted(alice, "wait_for_events", timeout_seconds=20, kinds=["task"]))
         await wait_until(lambda: _listen(server, namespace, 2))
-        submitted = await _until_let_in(bob, "distribute_task", description="Row the boat.", assign_to="alice")
+        submitted = await _until_admitted(bob, "distribute_task", description="Row the boat.", assign_to="alice")
         assert (await claiming)["tasks"][0]["task_id"] == submitted["task_id"]
         assert (await waiting)["events"]
 
 
-async def test_requests_beyond_the_memory_for_them_are_refused_unread(stack: Stack, namespace: str) -> None:
+async def test_requests_over_the_memory_limit_are_refused_unread(stack: Stack, namespace: str) -> None:
     async with _limited(stack, request_bytes=50_000) as (server, http):
         answer = await http.post(f"{server.url}/mcp?namespace={namespace}", content=b" " * 60_000)
         assert answer.status_code == 503
@@ -117,12 +115,12 @@ async def test_requests_beyond_the_memory_for_them_are_refused_unread(stack: Sta
         waiting = asyncio.create_task(agent.call("wait_for_events", timeout_seconds=20))
         await wait_until(lambda: _listen(server, namespace, 1))
         assert (await http.get(f"{server.url}/readyz")).json()["error"] == "overloaded"
-        assert (await http.get(f"{server.url}/livez")).status_code == 200, "it is busy, not dead"
+        assert (await http.get(f"{server.url}/livez")).status_code == 200, "busy is not dead"
         waiting.cancel()
         await wait_until(lambda: _is_open(http, server))
 
 
-async def test_a_load_that_lasts_leaves_few_waiting_and_ends_when_it_ends() -> None:
+async def test_lasting_load_shortens_the_queue_until_it_ends() -> None:
     admission = Admission(at_once=2, waiting=100, patience=0.0)
     leave = asyncio.Event()
 
@@ -133,7 +131,7 @@ async def test_a_load_that_lasts_leaves_few_waiting_and_ends_when_it_ends() -> N
     calls = [asyncio.create_task(work()) for _ in range(10)]
     await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
     done = [call for call in calls if call.done()]
-    assert len(done) == 7, "two are worked on, half as many wait"
+    assert len(done) == 7, "two run and one waits"
     assert all(isinstance(call.exception(), Overloaded) for call in done)
     leave.set()
     await asyncio.wait(calls)
@@ -141,7 +139,7 @@ async def test_a_load_that_lasts_leaves_few_waiting_and_ends_when_it_ends() -> N
         assert not admission.is_full()
 
 
-async def test_a_burst_that_turns_out_to_last_loses_those_who_came_last() -> None:
+async def test_burst_that_lasts_refuses_the_latest_calls() -> None:
     admission = Admission(at_once=2, waiting=100, patience=0.05)
     leave = asyncio.Event()
 
@@ -169,7 +167,7 @@ async def test_a_burst_that_turns_out_to_last_loses_those_who_came_last() -> Non
     await asyncio.gather(*burst[:3])
 
 
-async def test_no_slot_is_lost_by_calls_that_are_cancelled_at_any_point() -> None:
+async def test_cancelled_calls_never_leak_a_slot() -> None:
     admission = Admission(at_once=1, waiting=10, patience=60.0)
     never = asyncio.Event()
 
@@ -195,7 +193,7 @@ async def test_no_slot_is_lost_by_calls_that_are_cancelled_at_any_point() -> Non
 
 @contextmanager
 def _busy(server: Server) -> Generator[None]:
-    """Have a call work that never ends."""
+    """Keep a call running until the block ends."""
     admission = server.runtime.gate.admission
     admission.enter_again()
     try:
@@ -212,11 +210,11 @@ async def _is_open(http: httpx2.AsyncClient, server: Server) -> bool:
     return "error" not in (await http.get(f"{server.url}/readyz")).json()
 
 
-async def _until_let_in(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
-    """Call again while the server has too much to do, as agents do."""
+async def _until_admitted(agent: Agent, tool: str, **arguments: Any) -> dict[str, Any]:
+    """Retry while the server is overloaded, as agents do."""
     while True:
         result = await agent.raw(tool, **arguments)
-        told = result.structured_content or {}
-        if told.get("error", {}).get("code") != "overloaded":
-            return told
-        await asyncio.sleep(told["error"]["retry_after"])
+        answer = result.structured_content or {}
+        if answer.get("error", {}).get("code") != "overloaded":
+            return answer
+        await asyncio.sleep(answer["error"]["retry_after"])

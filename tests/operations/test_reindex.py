@@ -1,4 +1,4 @@
-"""The model of a namespace is changed while a team works: nothing fails, nothing is lost, all is found as before."""
+"""The model of a namespace changes while a team works: no search fails, nothing is lost."""
 
 from __future__ import annotations
 
@@ -48,18 +48,18 @@ from memory_server.operations import reindex
 from memory_server.service import Service
 
 LONG = "The keeper of the lighthouse wrote down every ship. " * 60
-BESIDE = SidecarOptions(lease=0.3, scan=0.2, heartbeat=0.1, block=0.1, standby=True)
+SECOND_SIDECAR = SidecarOptions(lease=0.3, scan=0.2, heartbeat=0.1, block=0.1, standby=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def beside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[SidecarProcess]:
-    """A sidecar of the second model, beside the one that the stack has."""
+async def second_sidecar(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[SidecarProcess]:
+    """A sidecar of the second model, in addition to the stack's sidecar."""
     async with sidecar_of(stack, str(twin(tmp_path_factory.mktemp("weights"))), NEW.name) as sidecar:
         yield sidecar
 
 
 async def fill(agent: Agent, numbers: range) -> None:
-    """Store notes, and wait until all have their vectors."""
+    """Store notes and wait for all their vectors."""
     for start in range(numbers.start, numbers.stop, 100):
         part = range(start, min(start + 100, numbers.stop))
         operations = [{"op": "store_memory", "content": note_text(number), "visibility": "shared"} for number in part]
@@ -68,7 +68,7 @@ async def fill(agent: Agent, numbers: range) -> None:
 
 
 async def settled(agent: Agent) -> None:
-    """Wait until nothing waits for its vector."""
+    """Wait until no memory waits for its vector."""
 
     async def is_settled() -> bool:
         return (await agent.call("memory_stats"))["vector_backlog"] == 0
@@ -76,8 +76,8 @@ async def settled(agent: Agent) -> None:
     await wait_until(is_settled)
 
 
-async def test_a_change_under_load_that_is_killed_in_the_middle_fails_no_search_and_loses_nothing(
-    stack: Stack, beside: SidecarProcess, alice: Agent, namespace: str
+async def test_change_killed_under_load_fails_no_search_and_loses_nothing(
+    stack: Stack, second_sidecar: SidecarProcess, alice: Agent, namespace: str
 ) -> None:
     await fill(alice, range(150))
     secret = await alice.store("The code of the safe is 4711.", sensitive=True, wait=True)
@@ -87,16 +87,18 @@ async def test_a_change_under_load_that_is_killed_in_the_middle_fails_no_search_
     before = await nearest(alice, numbers)
 
     async with Load(stack, namespace, numbers).running() as load:
-        assert beside.process
-        beside.process.send_signal(signal.SIGSTOP)
+        assert second_sidecar.process
+        second_sidecar.process.send_signal(signal.SIGSTOP)
         first = await start_command(stack, namespace, "--model", NEW.name)
         await wait_until(lambda: stack.client.xlen(keys.jobs(NEW.name)))
         first.kill()
         await first.wait()
-        beside.process.send_signal(signal.SIGCONT)
+        second_sidecar.process.send_signal(signal.SIGCONT)
         models = await read_models(stack.client, keys)
         assert models
-        assert (models.current, models.phase) == (OLD, Phase.BUILDING), "it was killed too late to show anything"
+        assert (models.current, models.phase) == (OLD, Phase.BUILDING), (
+            "the kill came after the switch, so it tests nothing"
+        )
         second = await start_command(stack, namespace)
         stdout, stderr = await second.communicate()
         assert second.returncode == 0, stderr.decode()
@@ -128,14 +130,16 @@ async def further(load: Load, searches: int) -> bool:
     return load.searches >= searches
 
 
-async def test_a_change_can_be_taken_back_with_what_was_stored_since_and_its_end_leaves_nothing(
-    stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, namespace: str
+async def test_change_can_be_reverted_and_drop_leaves_nothing(
+    stack: Stack, server: Server, second_sidecar: SidecarProcess, alice: Agent, namespace: str
 ) -> None:
     service, keys = server.service, Keys(namespace)
     await fill(alice, range(20))
     await change(service, namespace, NEW.name)
     late = await alice.store("The ferry leaves at noon.", wait=True)
-    assert await lacking(stack.client, namespace, OLD) == [keys.memory(late)], "nobody asks the model before any more"
+    assert await lacking(stack.client, namespace, OLD) == [keys.memory(late)], (
+        "the old model must not receive jobs after the switch"
+    )
 
     await reindex.back(service, namespace, quiet)
     assert (await service.models.get(namespace, afresh=True)).current == OLD
@@ -152,7 +156,7 @@ async def test_a_change_can_be_taken_back_with_what_was_stored_since_and_its_end
     indexes = {name.decode() for name in await stack.client.execute_command("FT._LIST") if namespace in name.decode()}
     assert indexes == {keys.index(1), keys.task_index(OLD.name)}
     assert not await stack.client.exists(keys.jobs(NEW.name))
-    with pytest.raises(Conflict, match="nothing is kept"):
+    with pytest.raises(Conflict, match="has no previous model"):
         await reindex.back(service, namespace, quiet)
 
 
@@ -160,13 +164,13 @@ def rest_of_meta() -> list[bytes]:
     return [b"versions", b"version", b"switched_at", b"switches"]
 
 
-async def test_a_model_of_another_dimension_takes_over(
+async def test_model_of_another_dimension_takes_over(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
     await fill(alice, range(12))
     long = await alice.store(LONG)
     await settled(alice)
-    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("wide", 48), BESIDE, transports()):
+    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("wide", 48), SECOND_SIDECAR, transports()):
         await change(server.service, namespace, "wide")
         answer = await alice.call("semantic_search", query=note_text(7), mode="vector", limit=1)
         assert answer["hits"][0]["memory"]["content"] == note_text(7)
@@ -179,7 +183,7 @@ async def test_a_model_of_another_dimension_takes_over(
         assert (await alice.call("find_similar_memories", memory_id=long, limit=3))["hits"]
 
 
-async def test_an_index_that_differs_is_made_anew_for_the_same_vectors(
+async def test_changed_index_is_rebuilt_from_the_same_vectors(
     stack: Stack, server: Server, alice: Agent, namespace: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     service, keys = server.service, Keys(namespace)
@@ -193,7 +197,7 @@ async def test_an_index_that_differs_is_made_anew_for_the_same_vectors(
     assert f"vec has m 24 instead of 16; to rebuild it: redis-memory reindex --namespace {namespace}" in caplog.text
 
     done = await change(service, namespace)
-    assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was made anew")
+    assert (done.asked, done.index, done.done) == (0, keys.index(2), "the index was rebuilt")
     assert (await reindex.look(service, namespace)).drift == []
     assert await records(stack.client, namespace) == before
     assert await stack.client.execute_command("FT.INFO", keys.index_alias)
@@ -203,11 +207,16 @@ async def test_an_index_that_differs_is_made_anew_for_the_same_vectors(
 
 
 class Killed(BaseException):
-    """Stands for the end of the process."""
+    """Simulates the end of the process."""
 
 
-async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_end(
-    stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, namespace: str, monkeypatch: pytest.MonkeyPatch
+async def test_change_stopped_after_any_write_completes_when_rerun(
+    stack: Stack,
+    server: Server,
+    second_sidecar: SidecarProcess,
+    alice: Agent,
+    namespace: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     await fill(alice, range(3))
     monkeypatch.setattr(reindex, "MODELS_SECONDS", 0.0)
@@ -218,7 +227,7 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
         async def write(function: str, *rest: Any, **more: Any) -> Any:
             nonlocal left
             answer = await whole(function, *rest, **more)
-            if asyncio.current_task() is own:  # and not the audit's sealer, which writes beside
+            if asyncio.current_task() is own:  # not the audit's sealer, which writes concurrently
                 left -= 1
                 if left == 0:
                     raise Killed
@@ -242,12 +251,12 @@ async def test_stopped_after_any_of_its_writes_it_is_run_again_and_comes_to_its_
         models = await service.models.get(namespace, afresh=True)
     assert (models.current.name, models.other) == (NEW.name, None)
     assert await lacking(stack.client, namespace, NEW) == []
-    await server.service.models.get(namespace, afresh=True)  # nothing was kept for the second that it may not know
+    await server.service.models.get(namespace, afresh=True)  # skip the one-second cache
     assert await alice.search(note_text(2), mode="vector", limit=1) == [note_text(2)]
 
 
 async def test_open_tasks_and_agents_are_routed_by_the_new_model(
-    stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, bob: Agent, namespace: str
+    stack: Stack, server: Server, second_sidecar: SidecarProcess, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     service, keys = server.service, Keys(namespace)
     await bob.call("register_agent", description="I repair sails and ropes.")
@@ -262,8 +271,8 @@ async def test_open_tasks_and_agents_are_routed_by_the_new_model(
     assert profile.startswith(NEW.field.encode() + b"\0")
 
 
-async def test_a_standing_query_goes_on_by_the_new_model(
-    stack: Stack, server: Server, beside: SidecarProcess, alice: Agent, bob: Agent, namespace: str
+async def test_standing_query_continues_with_the_new_model(
+    stack: Stack, server: Server, second_sidecar: SidecarProcess, alice: Agent, bob: Agent, namespace: str
 ) -> None:
     await alice.store(note_text(1), visibility="shared", wait=True)
     await register(bob, "bob")
@@ -280,13 +289,13 @@ async def listens(service: Service, namespace: str) -> bool:
     return service.events.count(namespace) > 0
 
 
-async def test_what_cannot_be_embedded_keeps_the_change_from_switching_unless_it_is_left(
+async def test_unembeddable_memories_block_the_switch_unless_left_out(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
     await alice.store("Some poison in a cup.", visibility="shared", wait=True)
     await fill(alice, range(3))
     encoder = FakeEncoder("frail", 16, poison="poison")
-    hasty = replace(BESIDE, lease=0.1)
+    hasty = replace(SECOND_SIDECAR, lease=0.1)
     async with running(stack.redis.url_of(SIDECAR), encoder, hasty, transports()):
         with pytest.raises(Conflict, match="1 texts could not be embedded by frail"):
             await change(server.service, namespace, "frail")
@@ -299,7 +308,7 @@ async def test_what_cannot_be_embedded_keeps_the_change_from_switching_unless_it
     await stack.client.delete(Keys(namespace).dead_jobs)
 
 
-async def test_without_a_sidecar_of_the_model_nothing_is_begun(
+async def test_change_without_a_sidecar_of_the_model_does_not_start(
     stack: Stack, server: Server, alice: Agent, namespace: str
 ) -> None:
     await alice.store(note_text(1), wait=True)
@@ -311,14 +320,14 @@ async def test_without_a_sidecar_of_the_model_nothing_is_begun(
     assert (await server.service.models.get(namespace, afresh=True)).other is None
 
 
-async def test_the_command_says_what_it_would_do_and_how_far_it_is(
-    stack: Stack, beside: SidecarProcess, alice: Agent, namespace: str
+async def test_reindex_command_shows_its_plan_and_progress(
+    stack: Stack, second_sidecar: SidecarProcess, alice: Agent, namespace: str
 ) -> None:
     await fill(alice, range(4))
 
     shell = Shell(stack, namespace)
     would = await shell.json("reindex", "--model", NEW.name, "--dry-run")
-    assert would["next"] == f"4 texts would be embedded by {NEW}, which would answer then"
+    assert would["next"] == f"4 texts would be embedded by {NEW}, which would then answer"
     status = await shell.json("reindex", "--status")
     assert (status["answers"]["embedded"], status.get("other"), status["next"]) == (4, None, "")
     assert await lacking(stack.client, namespace, NEW) != []
@@ -327,27 +336,27 @@ async def test_the_command_says_what_it_would_do_and_how_far_it_is(
     assert "current" in (await shell.run("reindex", "--status")).stdout
 
 
-async def test_a_search_by_the_model_before_is_answered_by_its_own_index_while_that_is_kept(
+async def test_search_with_the_old_model_uses_the_old_index_while_it_exists(
     stack: Stack, server: Server, alice: Agent, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server may not know of the switch for a moment; the vectors of two models are never compared."""
+    """A server may not know of the switch for a moment. Vectors of two models are never compared."""
     models = server.service.models
     await fill(alice, range(10))
     monkeypatch.setattr(known_models, "MODELS_SECONDS", 60.0)
-    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), BESIDE, transports()):
+    async with running(stack.redis.url_of(SIDECAR), FakeEncoder("alien", 384), SECOND_SIDECAR, transports()):
         await change(server.service, namespace, "alien")
         models.put(namespace, Models(OLD))
         assert await alice.search(note_text(4), mode="vector", limit=1) == [note_text(4)]
         stored = await alice.store(note_text(77), wait=True)
         row = (await records(stack.client, namespace))[Keys(namespace).memory(stored)]
-        assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the one that answers is asked for its vector"
+        assert b"none:alien" in row[b"model"] or b"vec_alien" in row, "the model that answers has to embed it"
         assert (await models.get(namespace, afresh=True)).current.name == "alien"
         await settled(alice)
         assert await alice.search(note_text(77), mode="vector", limit=1) == [note_text(77)]
 
 
-def test_a_model_is_told_by_its_name_within_what_a_piece_says() -> None:
+def test_model_is_ready_if_the_vector_state_names_it() -> None:
     model = Model("a", 8)
-    assert [model.is_ready(note_text) for note_text in (None, "", "none:a", "b\x1fnone:a", "a", b"b\x1fa")] == [
+    assert [model.is_ready(state) for state in (None, "", "none:a", "b\x1fnone:a", "a", b"b\x1fa")] == [
         False, False, False, False, True, True,
     ]  # fmt: skip

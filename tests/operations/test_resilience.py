@@ -1,4 +1,4 @@
-"""What a caller sees while parts are down, and that everything comes back without a restart."""
+"""What callers see while parts are down, and that everything recovers without a restart."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ NAMESPACE = "frail"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def frail(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Stack]:
-    """A stack of this module's own, to be broken."""
+    """A stack for this module, which tests break."""
     async with whole_stack(tmp_path_factory.mktemp("frail"), "--lease", "1", embed_wait_seconds=1.0) as stack:
         yield stack
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def agent(frail: Stack) -> AsyncGenerator[Agent]:
-    """An agent of the frail stack, which is whole again at the beginning of each test."""
+    """An agent of the frail stack, which is repaired before each test."""
     async with in_own_task(frail.server.agent("alice", NAMESPACE)) as connected:
-        await wait_until(lambda: is_whole(frail))
+        await wait_until(lambda: is_ready(frail))
         yield connected
 
 
-async def is_whole(stack: Stack) -> bool:
-    """Whether the server calls itself ready."""
+async def is_ready(stack: Stack) -> bool:
+    """Whether the server reports ready."""
     async with httpx2.AsyncClient() as client:
         return (await client.get(f"{stack.server.url}/readyz")).status_code == 200
 
@@ -48,7 +48,7 @@ async def all_vectors_ready(agent: Agent) -> bool:
     return (await agent.call("memory_stats"))["vector_backlog"] == 0
 
 
-async def test_without_a_sidecar_words_still_find_and_the_answer_says_so(frail: Stack, agent: Agent) -> None:
+async def test_keyword_search_works_without_a_sidecar_and_reports_partial(frail: Stack, agent: Agent) -> None:
     await agent.store("The lantern hangs in the boathouse.")
     frail.sidecar.kill()
     answer = await agent.call("semantic_search", query="lantern")
@@ -73,7 +73,7 @@ async def _status_is_partial(agent: Agent) -> bool:
     return (await agent.call("gpu_status"))["partial"]
 
 
-async def test_a_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frail: Stack, agent: Agent) -> None:
+async def test_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frail: Stack, agent: Agent) -> None:
     await asyncio.gather(*(agent.store(f"bulk item number {n} " * 20, wait=False) for n in range(150)))
     frail.sidecar.kill()
     frail.sidecar.start()
@@ -81,9 +81,7 @@ async def test_a_sidecar_killed_mid_batch_leaves_no_memory_without_a_vector(frai
     assert int(await frail.client.xlen(Keys(NAMESPACE).jobs(DEFAULT_MODEL))) == 0
 
 
-async def test_a_redis_that_is_killed_loses_nothing_acknowledged_and_errors_are_honest(
-    frail: Stack, agent: Agent
-) -> None:
+async def test_killed_redis_loses_no_acknowledged_write_and_errors_are_typed(frail: Stack, agent: Agent) -> None:
     acknowledged = [await agent.store(f"promise {n}", wait=False) for n in range(20)]
     frail.redis.kill()
     with pytest.raises(Refused) as refused:
@@ -93,7 +91,7 @@ async def test_a_redis_that_is_killed_loses_nothing_acknowledged_and_errors_are_
         await agent.call("clear_memory", memory_ids=acknowledged[:1])
     assert refused.value.code in {"store_unavailable", "outcome_unknown"}
     frail.redis.start()
-    await wait_until(lambda: is_whole(frail))
+    await wait_until(lambda: is_ready(frail))
     for memory_id in acknowledged:
         assert (await agent.call("retrieve_memory", memory_id=memory_id))["memory"]["content"].startswith("promise")
     await wait_until(lambda: all_vectors_ready(agent))
@@ -101,21 +99,19 @@ async def test_a_redis_that_is_killed_loses_nothing_acknowledged_and_errors_are_
     assert answer["hits"][0]["memory"]["content"] == "promise 7"
 
 
-async def test_a_store_sent_while_redis_restarts_lands_exactly_once(frail: Stack, agent: Agent) -> None:
+async def test_store_sent_during_a_redis_restart_is_stored_once(frail: Stack, agent: Agent) -> None:
     frail.redis.kill()
     pending = asyncio.create_task(agent.store("I arrived during the storm.", wait=False))
     await asyncio.sleep(0)
     frail.redis.start()
     memory_id = await pending
-    await wait_until(lambda: is_whole(frail))
+    await wait_until(lambda: is_ready(frail))
     listed = await agent.call("get_agent_memories", limit=1)
     assert listed["memories"][0]["memory_id"] == memory_id
     assert await agent.search("storm", mode="keyword") == ["I arrived during the storm."]
 
 
-async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it_is_whole(
-    frail: Stack, agent: Agent
-) -> None:
+async def test_dropped_index_is_rebuilt_and_answers_are_partial_until_then(frail: Stack, agent: Agent) -> None:
     await agent.store("The heron stands in the reeds.")
     await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     answer = await agent.call("semantic_search", query="heron", mode="keyword")
@@ -124,13 +120,13 @@ async def test_a_dropped_index_is_made_anew_and_the_answers_say_partial_until_it
     await wait_until(lambda: _finds(agent, "heron", "The heron stands in the reeds."))
 
 
-async def test_a_dropped_index_comes_back_even_if_nobody_searches(frail: Stack, agent: Agent) -> None:
+async def test_dropped_index_is_rebuilt_without_a_search(frail: Stack, agent: Agent) -> None:
     await agent.call("memory_stats")
     await frail.client.execute_command("FT.DROPINDEX", Keys(NAMESPACE).index())
     await wait_until(lambda: _index_exists(frail))
 
 
-async def test_a_flushed_redis_is_a_fresh_start_and_not_an_error(frail: Stack, agent: Agent) -> None:
+async def test_flushed_redis_is_a_fresh_start(frail: Stack, agent: Agent) -> None:
     await frail.client.flushall()
     memory_id = await agent.store("First after the flood.")
     assert (await agent.call("retrieve_memory", memory_id=memory_id))["memory"]["seq"] == 1
@@ -143,7 +139,7 @@ async def test_lost_functions_are_loaded_again(frail: Stack, agent: Agent) -> No
     assert await agent.store("Functions are back.", wait=False)
 
 
-async def test_readiness_follows_the_parts(frail: Stack, agent: Agent) -> None:
+async def test_readiness_follows_redis_and_sidecar(frail: Stack, agent: Agent) -> None:
     async with httpx2.AsyncClient(base_url=frail.server.url) as client:
         assert (await client.get("/livez")).status_code == 200
         frail.sidecar.stop()
@@ -155,9 +151,7 @@ async def test_readiness_follows_the_parts(frail: Stack, agent: Agent) -> None:
         assert (await client.get("/readyz")).status_code == 200
 
 
-async def test_where_no_sidecar_has_the_model_of_a_namespace_words_answer_and_what_to_do_is_told(
-    frail: Stack, agent: Agent
-) -> None:
+async def test_without_a_sidecar_of_the_model_keywords_answer_with_advice(frail: Stack, agent: Agent) -> None:
     await frail.client.hset(Keys("other").meta, mapping={"model": "bge-small", "dimension": "512"})
     async with frail.server.agent("alice", "other") as other:
         await other.store("The owl is grey.")
@@ -169,7 +163,7 @@ async def test_where_no_sidecar_has_the_model_of_a_namespace_words_answer_and_wh
     assert "redis-memory-embedder --model bge-small" in refused.value.text
 
 
-async def test_a_server_killed_mid_call_leaves_whole_memories_only(frail: Stack, agent: Agent) -> None:
+async def test_server_killed_mid_call_leaves_only_complete_memories(frail: Stack, agent: Agent) -> None:
     process, url = await _start_server(frail.redis.url)
     acknowledged: list[str] = []
     try:

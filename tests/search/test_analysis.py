@@ -1,4 +1,4 @@
-"""Words in any script: the same analysis reads queries, feeds the index and scores, so what is stored is found."""
+"""Word analysis in any script. Queries, the index and scores share it, so stored words are found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.stack import Agent
 from memory_server.search.analysis import MAX_TERMS, extra_terms, query_terms, stem, stem_counts, words
 
 MAX_WORD_BYTES = 128
-"""The Query Engine finds no longer word."""
+"""The longest word that the Query Engine finds."""
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ MAX_WORD_BYTES = 128
         ("a\x00b", ["a", "b"]),
     ],
 )
-def test_words_of(text: str, expected: list[str]) -> None:
+def test_words_of_a_text(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
 @settings(deadline=None)
 @given(st.text(max_size=300))
-def test_words_hold_no_separator_no_case_and_always_come_out_the_same(text: str) -> None:
+def test_words_are_lower_case_stable_and_without_separators(text: str) -> None:
     found = words(text)
     assert words(text) == found
     for word in found:
@@ -62,7 +62,7 @@ def test_words_hold_no_separator_no_case_and_always_come_out_the_same(text: str)
 
 @settings(deadline=None)
 @given(st.text(max_size=300), st.text(max_size=300))
-def test_two_texts_beside_each_other_have_the_words_of_both(one: str, other: str) -> None:
+def test_words_of_joined_texts_are_the_words_of_both(one: str, other: str) -> None:
     assert words(f"{one}\n{other}") == words(one) + words(other)
 
 
@@ -76,14 +76,14 @@ def test_words_do_not_depend_on_composition_or_case(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(min_size=100, max_size=400) | st.sampled_from(["ж" * 500, "q" * 500, "𒀀" * 200, "ﷺ" * 100, "ß" * 128]))
-def test_no_word_is_longer_than_the_engine_can_find(text: str) -> None:
+def test_words_are_cut_to_the_length_the_engine_can_find(text: str) -> None:
     assert max((len(word.encode()) for word in words(text)), default=0) <= MAX_WORD_BYTES
     assert max((len(term.encode()) for term in query_terms(text)), default=0) <= MAX_WORD_BYTES
 
 
 @settings(deadline=None)
 @given(st.text(max_size=500))
-def test_query_terms_are_distinct_few_words_of_the_query(text: str) -> None:
+def test_query_terms_are_few_distinct_words_of_the_query(text: str) -> None:
     terms = query_terms(text)
     assert len(terms) <= MAX_TERMS
     assert len(set(terms)) == len(terms)
@@ -92,13 +92,13 @@ def test_query_terms_are_distinct_few_words_of_the_query(text: str) -> None:
     assert terms == query_terms(text)
 
 
-def test_stop_words_go_unless_nothing_else_is_asked() -> None:
+def test_stop_words_are_dropped_unless_nothing_else_remains() -> None:
     assert query_terms("What is the name of the boat?") == ["name", "boat"]
     assert query_terms("who was it") == ["who", "was", "it"]
     assert query_terms("The The") == ["the"]
 
 
-def test_of_too_many_terms_the_longest_stay_in_their_order() -> None:
+def test_longest_of_too_many_terms_stay_in_order() -> None:
     short = [f"a{number:02}" for number in range(60)]
     long = [f"longword{number:02}" for number in range(60)]
     mixed = [word for pair in zip(short, long, strict=True) for word in pair]
@@ -225,7 +225,7 @@ MONOTONOUS = {
 
 
 @pytest.mark.parametrize("kind", MONOTONOUS)
-def test_time_grows_with_the_length_alone(kind: str) -> None:
+def test_analysis_time_grows_linearly_with_length(kind: str) -> None:
     unit = MONOTONOUS[kind]
 
     def seconds(size: int) -> float:

@@ -1,4 +1,4 @@
-"""The bulk engine through the whole stack: permission, freshness, what becomes of requests, and who uses it."""
+"""The bulk engine through the whole stack: permissions, freshness, failing requests and its users."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ FACTS = ["The harbour opens at six.", "Ships leave the harbour at noon.", "Tea g
 
 
 async def offered(server: Server) -> bool:
-    """Whether the server knows of a bulk engine; it looks every two seconds."""
+    """Whether the server knows of a bulk engine. It checks every two seconds."""
     return await server.service.bulk.is_offered(Model(DEFAULT_MODEL, 384))
 
 
 @pytest_asyncio.fixture(autouse=True, loop_scope="session")
 async def ready(request: pytest.FixtureRequest) -> None:
-    """The sidecar's bulk engine comes up shortly after the sidecar."""
+    """The sidecar's bulk engine starts shortly after the sidecar."""
     if "server" in request.fixturenames:
         server: Server = request.getfixturevalue("server")
         await wait_until(lambda: offered(server))
 
 
 async def visible(server: Server, namespace: str, name: str, **filters: Any) -> set[str]:
-    """The ids that the engine gives an agent, before the server looks at the records."""
+    """The ids that the engine returns for an agent, before the server checks the records."""
     principal = await resolve(server.service.backend, RequestContext(Caller(namespace, name)))
     query = unit_vectors(1, 384)
     selection = readable_selection(principal, ResolvedFilters(**filters))
@@ -56,12 +56,12 @@ async def visible(server: Server, namespace: str, name: str, **filters: Any) -> 
 
 
 async def similar(agent: Agent, memory_id: str, **arguments: Any) -> tuple[list[str], dict[str, Any]]:
-    """The contents that an exact comparison finds, and the whole answer."""
+    """The contents that an exact comparison finds, and the complete answer."""
     answer = await agent.call("find_similar_memories", memory_id=memory_id, exact=True, **arguments)
     return [hit["memory"]["content"] for hit in answer["hits"]], answer
 
 
-async def test_exact_comparison_gives_what_redis_gives(server: Server, alice: Agent, bob: Agent) -> None:
+async def test_exact_comparison_agrees_with_redis(server: Server, alice: Agent, bob: Agent) -> None:
     ids = [await alice.store(fact, visibility="public", wait=True) for fact in FACTS]
     await alice.store("Ships are painted in the harbour.", wait=True)
     await bob.store("Tea grows in gardens.", visibility="public", priority="archive", wait=True)
@@ -75,7 +75,7 @@ async def test_exact_comparison_gives_what_redis_gives(server: Server, alice: Ag
                 assert answer.get("reason") is None
 
 
-async def test_strangers_memories_never_leave_the_engine(
+async def test_unreadable_memories_never_leave_the_engine(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     mine = await alice.store("The harbour opens at six.", wait=True)
@@ -87,7 +87,7 @@ async def test_strangers_memories_never_leave_the_engine(
     assert await visible(server, namespace, "nobody") == set()
 
 
-async def test_the_mirror_follows_every_change(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
+async def test_mirror_follows_every_change(server: Server, namespace: str, alice: Agent, bob: Agent) -> None:
     async def seen() -> set[str]:
         return await visible(server, namespace, "bob")
 
@@ -119,7 +119,7 @@ async def test_the_mirror_follows_every_change(server: Server, namespace: str, a
     assert await seen() == set()
 
 
-async def test_long_memories_are_compared_by_every_piece(server: Server, namespace: str, alice: Agent) -> None:
+async def test_long_memories_are_compared_by_every_chunk(server: Server, namespace: str, alice: Agent) -> None:
     long = await alice.store("The fox digs a den under the hill. " * 150, tags=["fox"])
 
     async def all_embedded() -> bool:
@@ -144,7 +144,7 @@ async def test_long_memories_are_compared_by_every_piece(server: Server, namespa
     assert await pieces("vixen") == list(range(count))
 
 
-async def test_a_deleted_agent_s_memories_are_gone_at_once(
+async def test_memories_of_a_deleted_agent_are_gone_at_once(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     await bob.call("register_agent")
@@ -154,7 +154,7 @@ async def test_a_deleted_agent_s_memories_are_gone_at_once(
     assert await visible(server, namespace, "alice") == set()
 
 
-async def test_many_queries_are_answered_at_once_and_in_order(server: Server, namespace: str, alice: Agent) -> None:
+async def test_many_queries_are_answered_together_and_in_order(server: Server, namespace: str, alice: Agent) -> None:
     ids = [await alice.store(fact, wait=True) for fact in FACTS]
     vectors = await server.service.embeddings.embed(FACTS, Caller(namespace, "alice"))
     principal = await resolve(server.service.backend, RequestContext(Caller(namespace, "alice")))
@@ -164,7 +164,7 @@ async def test_many_queries_are_answered_at_once_and_in_order(server: Server, na
         assert [[one[:2] for one in row] for row in found] == [[(memory_id, 0)] for memory_id in ids]
 
 
-async def test_a_sidecar_that_falls_silent_is_told_of_and_redis_compares(
+async def test_redis_compares_when_the_sidecar_is_silent_and_the_answer_says_so(
     stack: Stack, server: Server, namespace: str, alice: Agent
 ) -> None:
     ids = [await alice.store(fact, wait=True) for fact in FACTS]
@@ -184,7 +184,7 @@ async def test_a_sidecar_that_falls_silent_is_told_of_and_redis_compares(
 
 
 @pytest.mark.parametrize("mode", ["vector", "hybrid", "keyword"])
-async def test_searches_of_a_batch_find_what_they_find_alone(
+async def test_searches_in_a_batch_find_the_same_as_alone(
     server: Server, namespace: str, alice: Agent, bob: Agent, mode: str
 ) -> None:
     for number, fact in enumerate(FACTS * 3):
@@ -213,7 +213,7 @@ async def test_searches_of_a_batch_find_what_they_find_alone(
     await wait_until(counted)
 
 
-async def test_a_batch_reads_what_it_wrote(server: Server, alice: Agent) -> None:
+async def test_batch_reads_its_own_writes(server: Server, alice: Agent) -> None:
     memory = await alice.store("The owl is grey.", wait=True)
     search = {"op": "semantic_search", "query": "owl", "mode": "keyword"}
     answer = await alice.call(
@@ -237,12 +237,12 @@ async def test_a_batch_reads_what_it_wrote(server: Server, alice: Agent) -> None
 
 
 def _scored(hit: dict[str, Any]) -> tuple[str, float]:
-    # What counts newness changes with every call.
+    # The recency share of a score changes with every call.
     return hit["memory"]["content"], round(hit["score"], 3)
 
 
 @pytest.mark.parametrize("owner", ["alice", "bob"])
-async def test_sensitive_memories_are_compared_too_though_the_engine_never_sees_them(
+async def test_sensitive_memories_are_compared_outside_the_engine(
     server: Server, namespace: str, alice: Agent, bob: Agent, owner: str
 ) -> None:
     clear = [await alice.store(fact, visibility="public", wait=True) for fact in FACTS]
@@ -258,7 +258,7 @@ async def test_sensitive_memories_are_compared_too_though_the_engine_never_sees_
     assert "The harbour gate opens with 9133." in (await similar(agent, clear[0], limit=3))[0]
 
 
-async def test_a_batch_finds_sensitive_memories_and_tells_every_search_of_altered_ones(
+async def test_batched_searches_find_sensitive_and_report_altered_memories(
     stack: Stack, namespace: str, alice: Agent
 ) -> None:
     for fact in FACTS:
@@ -276,7 +276,7 @@ async def test_a_batch_finds_sensitive_memories_and_tells_every_search_of_altere
         assert outcome["result"]["reason"] == alone["reason"]
 
 
-async def test_what_agents_under_quarantine_wrote_never_leaves_the_engine(
+async def test_quarantined_memories_never_leave_the_engine(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     mine = await alice.store("Tea grows on hills.", wait=True)
@@ -294,15 +294,15 @@ async def test_what_agents_under_quarantine_wrote_never_leaves_the_engine(
     assert await visible(server, namespace, "alice") == everything
 
 
-async def test_gpu_status_tells_who_compares(server: Server, namespace: str, alice: Agent) -> None:
+async def test_gpu_status_shows_the_bulk_engine(server: Server, namespace: str, alice: Agent) -> None:
     await alice.store("The owl is grey.", wait=True)
     await visible(server, namespace, "alice")
 
-    async def told() -> bool:
+    async def is_reported() -> bool:
         bulk = (await alice.call("gpu_status"))["sidecars"][0]["bulk"]
         return bulk["vectors"] > 0 and bulk["namespaces"] > 0 and bulk["memory_used"] > 0
 
-    await wait_until(told)
+    await wait_until(is_reported)
     status = await alice.call("gpu_status")
     bulk = status["sidecars"][0]["bulk"]
     assert bulk["arrays"] == "numpy"
@@ -311,7 +311,7 @@ async def test_gpu_status_tells_who_compares(server: Server, namespace: str, ali
     assert status["bulk"].startswith("numpy, FAISS")
 
 
-async def test_reports_show_an_agent_s_own_near_copies_and_subjects(
+async def test_reports_show_the_agents_own_duplicates_and_clusters(
     server: Server, namespace: str, alice: Agent, bob: Agent
 ) -> None:
     for fact in (*FACTS, "The harbour opens at six!"):
@@ -319,21 +319,23 @@ async def test_reports_show_an_agent_s_own_near_copies_and_subjects(
     await bob.store("The harbour opens at six.", visibility="public", wait=True)
     service, request = server.service, RequestContext(Caller(namespace, "alice"))
     copies = await reports.near_duplicates(service, request, least=0.9, wait=20.0)
-    said = [[one.content for one in group.memories] for group in copies.groups]
-    assert said == [[FACTS[0], "The harbour opens at six!"]]
+    contents = [[one.content for one in group.memories] for group in copies.groups]
+    assert contents == [[FACTS[0], "The harbour opens at six!"]]
     assert copies.pairs_left_out == 0
     found = (await reports.clusters(service, request, count=2, show=5, wait=20.0)).clusters
     subjects = [{"tea" if "Tea" in record.content else "sea" for record in one.examples} for one in found]
     assert subjects == [{"sea"}, {"tea"}]
     assert [one.size for one in found] == [3, 2]
-    nobody = RequestContext(Caller(namespace, "nobody"))
-    assert await reports.near_duplicates(service, nobody, least=0.9, wait=20.0) == DuplicatesAnswer(
+    unknown = RequestContext(Caller(namespace, "nobody"))
+    assert await reports.near_duplicates(service, unknown, least=0.9, wait=20.0) == DuplicatesAnswer(
         groups=[], pairs_left_out=0
     )
-    assert await reports.clusters(service, nobody, count=2, show=5, wait=20.0) == ClustersAnswer(clusters=[])
+    assert await reports.clusters(service, unknown, count=2, show=5, wait=20.0) == ClustersAnswer(clusters=[])
 
 
-async def test_the_reports_can_be_had_from_a_shell(stack: Stack, namespace: str, alice: Agent, server: Server) -> None:
+async def test_reports_are_available_from_the_command_line(
+    stack: Stack, namespace: str, alice: Agent, server: Server
+) -> None:
     for fact in (FACTS[0], "The harbour opens at six!"):
         await alice.store(fact, wait=True)
 

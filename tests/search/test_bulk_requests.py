@@ -1,4 +1,4 @@
-"""Requests to the bulk engine as a sidecar takes them: refused, dropped, taken over, and as their schemas say."""
+"""How a sidecar handles bulk requests: refused, dropped, reclaimed, and valid by their schemas."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ server, client, team = embedder_fixtures.server, embedder_fixtures.client, embed
 async def request_bulk(
     client: Client, request: Request, transports: Transports = CLEAR, *, seconds: float = 10.0, **changes: Any
 ) -> str:
-    """Send a request and give its id, which names its reply stream too."""
+    """Send a request; return its id, which also names its reply stream."""
     ask_id = new_id()
     deadline = int((time.time() + seconds) * 1000)
     ask = BulkAsk(ask_id, keys.reply(ask_id), "team", "fake", deadline, request, transports.current)
@@ -52,9 +52,7 @@ def nearest_to(vectors: Any, k: int = 3) -> Nearest:
     return Nearest(selection=PUBLIC, queries=to_bytes(vectors), k=k)
 
 
-async def test_what_cannot_be_answered_is_refused_with_a_reason(
-    server: RedisServer, client: Client, team: Team
-) -> None:
+async def test_invalid_request_is_refused_with_a_reason(server: RedisServer, client: Client, team: Team) -> None:
     vectors = unit_vectors(2)
     bad = vectors.copy()
     bad[0, 0] = np.nan
@@ -81,9 +79,7 @@ async def test_what_cannot_be_answered_is_refused_with_a_reason(
         await wait_until(settled)
 
 
-async def test_a_namespace_beyond_the_budget_is_refused_and_said_so(
-    server: RedisServer, client: Client, team: Team
-) -> None:
+async def test_namespace_over_the_memory_budget_is_refused(server: RedisServer, client: Client, team: Team) -> None:
     stored = Stored(team)
     for vector in unit_vectors(3):
         await stored.store(vector)
@@ -93,13 +89,15 @@ async def test_a_namespace_beyond_the_budget_is_refused_and_said_so(
         assert reply.error.startswith("too_large: ")
 
 
-async def test_without_memory_no_engine_is_offered(server: RedisServer, client: Client, team: Team) -> None:
+async def test_sidecar_without_bulk_memory_offers_no_engine(server: RedisServer, client: Client, team: Team) -> None:
     options = replace(FAST, bulk_bytes=0)
     async with running(server.url, FakeEncoder(), options) as sidecar:
         assert sidecar.status().bulk is None
 
 
-async def test_what_a_killed_sidecar_had_taken_another_answers(server: RedisServer, client: Client, team: Team) -> None:
+async def test_request_of_a_killed_sidecar_is_answered_by_another(
+    server: RedisServer, client: Client, team: Team
+) -> None:
     (vector,) = vectors = unit_vectors(1)
     memory = await Stored(team).store(vector)
     await client.xgroup_create(keys.bulk(0, "fake"), keys.GROUP, id="0", mkstream=True)
@@ -110,7 +108,7 @@ async def test_what_a_killed_sidecar_had_taken_another_answers(server: RedisServ
     assert list(read_body(reply.vectors, NearestFound).ids) == [memory]
 
 
-async def test_sealed_requests_are_answered_sealed_and_by_who_holds_the_key_alone(
+async def test_sealed_request_needs_the_key_and_gets_a_sealed_reply(
     server: RedisServer, client: Client, team: Team
 ) -> None:
     (vector,) = vectors = unit_vectors(1)
@@ -138,7 +136,7 @@ async def test_sealed_requests_are_answered_sealed_and_by_who_holds_the_key_alon
         assert (reply.error.split(":")[0], reply.vectors) == ("not_supported", b"")
 
 
-def test_requests_are_as_their_schema_says() -> None:
+def test_requests_match_their_schema() -> None:
     rules = json.loads(resource("schemas/bulk.json").read_text())
     selection = Selection(
         every=[("scope", ["pub"])], none=[("priority", ["archive"])], mistrusted=[("bob", 5.0)], since=1.0

@@ -1,4 +1,4 @@
-"""What Redis cut short is refused, never given as if it were all: no count and no order is true then."""
+"""An answer that Redis cut short is refused, because its counts and order are wrong."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ Look = Callable[[Client, Keys, Query], Awaitable[Any]]
 
 
 class Hasty:
-    """A client whose Redis says of every answer that it was cut short."""
+    """A client whose every answer carries the warning that Redis stopped early."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     async def execute_command(self, *arguments: Any) -> dict[bytes, Any]:
-        """Ask, and add the warning."""
+        """Run the command and add the warning."""
         answer = await self._client.execute_command(*arguments)
         return {**answer, b"warning": [b"Timeout limit was reached"]}
 
@@ -51,9 +51,7 @@ async def _by_day(client: Client, keys: Keys, query: Query) -> Any:
 
 
 @pytest.mark.parametrize("look", [_changed, _with_content, _indexed, _by_writer, _by_day])
-async def test_an_answer_that_redis_cut_short_is_refused(
-    look: Look, stack: Stack, namespace: str, alice: Agent
-) -> None:
+async def test_answer_cut_short_by_redis_is_refused(look: Look, stack: Stack, namespace: str, alice: Agent) -> None:
     await alice.store("The ferry leaves at noon.")
     keys, query = Keys(namespace), all_memories()
     await look(stack.client, keys, query)

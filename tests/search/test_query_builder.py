@@ -1,4 +1,4 @@
-"""The one query builder: no text of a user ever stands in a query, and hostile values match nothing but themselves."""
+"""The query builder never puts user text into a query, and hostile values match only themselves."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _texts_of(principal: Principal, filters: ResolvedFilters) -> list[str]:
 
 
 def _bound(query: Query) -> set[Any]:
-    """Give the values of a query as the engine will read them, escaped or not."""
+    """The values of a query as the engine reads them, escaped or not."""
     return {form for value in query.params.values() for form in (value, _unescaped(value))}
 
 
@@ -137,7 +137,7 @@ def test_every_query_has_the_fixed_structure_and_binds_every_value(
 
 @settings(deadline=None)
 @given(some_filters, anything)
-def test_the_text_depends_on_the_shape_of_the_filters_alone(filters: ResolvedFilters, word: str) -> None:
+def test_query_text_depends_only_on_the_shape_of_the_filters(filters: ResolvedFilters, word: str) -> None:
     def plain(values: Sequence[str]) -> tuple[str, ...]:
         return tuple("x" for _ in values)
 
@@ -161,7 +161,7 @@ def test_the_text_depends_on_the_shape_of_the_filters_alone(filters: ResolvedFil
 
 @settings(deadline=None)
 @given(some_principals, some_filters, some_filters)
-def test_permission_is_the_first_clause_and_no_filter_changes_it(
+def test_permission_is_the_first_clause_and_filters_never_change_it(
     principal: Principal, one: ResolvedFilters, other: ResolvedFilters
 ) -> None:
     for query in (build.readable(principal, one, 1.0), build.expired(principal, other, 1.0)):
@@ -173,7 +173,7 @@ def test_permission_is_the_first_clause_and_no_filter_changes_it(
 
 @settings(deadline=None)
 @given(some_principals, some_filters)
-def test_narrowing_leaves_the_query_it_starts_from_alone(principal: Principal, filters: ResolvedFilters) -> None:
+def test_narrowing_does_not_change_the_original_query(principal: Principal, filters: ResolvedFilters) -> None:
     base = build.readable(principal, filters, 1.0)
     text, params = base.text, dict(base.params)
     build.with_word(base, "a")
@@ -182,14 +182,14 @@ def test_narrowing_leaves_the_query_it_starts_from_alone(principal: Principal, f
     assert (base.text, base.params) == (text, params)
 
 
-def test_one_without_owner_ids_reads_what_is_public_and_owns_nothing() -> None:
+def test_principal_without_owner_ids_reads_only_public_memories() -> None:
     query = build.readable(Principal("team", "alice"), ResolvedFilters(), 1.0)
     assert query.params["p0"] == PUBLIC
     assert query.text.startswith("@scope:{$p0}=>{$weight: 0} -@expires_at:")
     assert NOBODY in build.owned(query, ()).params.values()
 
 
-def test_the_archive_is_left_out_unless_asked_for() -> None:
+def test_archive_is_excluded_unless_requested() -> None:
     principal = Principal("team", "alice")
     assert "-@priority:{" in build.readable(principal, ResolvedFilters(), 1.0).text
     assert "-@priority:{" not in build.readable(principal, ResolvedFilters(include_archive=True), 1.0).text
@@ -219,7 +219,7 @@ async def _principal(client: Client, namespace: str, name: str) -> Principal:
     return Principal(namespace, name, owner, (owner,))
 
 
-async def test_a_hostile_label_matches_itself_and_nothing_else(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_hostile_label_matches_only_itself(alice: Agent, stack: Stack, namespace: str) -> None:
     stored = {
         label: await alice.store(f"memory {number}", tags=[label], context=label, source=label, wait=False)
         for number, label in enumerate(HOSTILE)
@@ -241,7 +241,7 @@ async def test_a_hostile_label_matches_itself_and_nothing_else(alice: Agent, sta
     assert wrong == {}
 
 
-async def test_no_random_text_in_any_field_fails_or_finds_what_it_should_not(
+async def test_random_text_in_any_field_neither_fails_nor_widens_results(
     alice: Agent, bob: Agent, stack: Stack, namespace: str
 ) -> None:
     mine = await alice.store("alpha", tags=["a", "b"], context="c", source="d", wait=False)
@@ -278,7 +278,7 @@ async def test_no_random_text_in_any_field_fails_or_finds_what_it_should_not(
 @pytest.mark.parametrize(
     "word", ["*", "$p0", "alpha)", "@scope:{pub}", "\\", "%alpha%", "=>{$weight: 5}", '"', "|", "-x"]
 )
-async def test_a_word_that_is_no_word_neither_fails_nor_widens(
+async def test_invalid_word_neither_fails_nor_widens_results(
     alice: Agent, bob: Agent, stack: Stack, namespace: str, word: str
 ) -> None:
     await alice.store("alpha", wait=False)
@@ -289,7 +289,7 @@ async def test_a_word_that_is_no_word_neither_fails_nor_widens(
     assert hidden not in ids
 
 
-async def test_tokens_of_a_principal_are_taken_as_they_stand(alice: Agent, stack: Stack, namespace: str) -> None:
+async def test_scope_tokens_are_bound_unchanged(alice: Agent, stack: Stack, namespace: str) -> None:
     await alice.store("alpha", wait=False)
     for token in ("*", "o:*", "$p0", "} | @scope:{*}", f"o:x{SEPARATOR}pub", "w'*'", "o:\\*"):
         stranger = Principal(namespace, "eve", grants=(Grant("g", "alice", False, (Part((token,), 0.0),)),))

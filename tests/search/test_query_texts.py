@@ -1,4 +1,4 @@
-"""Each query that the builder makes, word by word: what stands in its text, and what is bound."""
+"""Every query that the builder makes, word for word: its text and its bound values."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ EVERY = ResolvedFilters(
 )
 
 
-def given() -> Query:
-    """A selection to be narrowed."""
+def selection() -> Query:
+    """A selection to narrow."""
     return Query("@a:{$p0}", {"p0": "x"})
 
 
-def told(query: Query) -> str:
-    """Give the text with the bound values in their places, and without the weights that count for nothing."""
+def rendered(query: Query) -> str:
+    """The text with the bound values inserted and zero weights removed."""
     assert list(query.params) == [f"p{number}" for number in range(len(query.params))]
     text = re.sub(r"\$(p\d+)", lambda found: f"<{query.params[found[1]]}>", query.text)
     return text.replace("=>{$weight: 0}", "")
@@ -73,7 +73,7 @@ SELECTIONS = {
         "@scope:{<t:o9:x>} -@expires_at:[-inf <5.000000>] @context:{<c>} -@priority:{<archive>} "
         "-(@writer:{<eve>} -@updated_at:[-inf (<7.500000>]) -@visibility:{<public>} -@owner:{<o1>|<o2>}",
     ),
-    "shared with nobody": (
+    "shared with no agent": (
         build.shared(BOB, [], ResolvedFilters(), 5.0),
         "@scope:{<->} -@expires_at:[-inf <5.000000>] -@priority:{<archive>} -@visibility:{<public>} -@owner:{<->}",
     ),
@@ -82,66 +82,66 @@ SELECTIONS = {
         "@scope:{<pub>} @expires_at:[-inf <5.000000>] -@priority:{<archive>}",
     ),
     "everything": (build.everything(), "*"),
-    "all memories": (build.all_memories(), " @part:{<head>}"),
-    "unfinished": (build.unfinished(MODEL), " @model:{<none:minilm>}"),
+    "all memories": (build.all_memories(), "@part:{<head>}"),
+    "unfinished": (build.unfinished(MODEL), "@model:{<none:minilm>}"),
     "not embedded": (build.not_embedded(MODEL, 5.0), "@updated_at:[-inf (<5.000000>] -@model:{<minilm>}"),
     "living": (build.living(5.0), "@expires_at:[(<5.000000> inf]"),
-    "concerned with a model": (build.concerned_with(MODEL), " @model:{<minilm>|<none:minilm>}"),
+    "concerned with a model": (build.concerned_with(MODEL), "@model:{<minilm>|<none:minilm>}"),
     "written by": (build.written_by("eve", 5.0), "@writer:{<eve>} @updated_at:[<5.000000> inf] @part:{<head>}"),
     "kept by": (build.kept_by(("o1", "o2"), 5.0), "@owner:{<o1>|<o2>} -@expires_at:[-inf <5.000000>]"),
-    "kept by nobody": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
+    "kept by no owner": (build.kept_by((), 5.0), "@owner:{<->} -@expires_at:[-inf <5.000000>]"),
     "of an owner": (build.of_owner("o1"), "@owner:{<o1>}"),
     "near tasks": (build.near_tasks(b"v", 2), "(*)=>[KNN <2> @vec <b'v'>  AS distance]"),
 }
 NARROWED = {
-    "a word": (build.with_word(given(), "w"), "@content|terms|source_text:(<w>)"),
-    "a source": (build.with_source(given(), "w"), "@source_text:(<w>)"),
+    "a word": (build.with_word(selection(), "w"), "@content|terms|source_text:(<w>)"),
+    "a source": (build.with_source(selection(), "w"), "@source_text:(<w>)"),
     "places": (
-        build.at_turns(given(), {("o1", "c"): [5, 3, 4, 9], ("o2", "d"): [1]}),
+        build.at_turns(selection(), {("o1", "c"): [5, 3, 4, 9], ("o2", "d"): [1]}),
         "@part:{<head>} ((@context:{<c>} @owner:{<o1>} (@seq:[<3> <5>]|@seq:[<9> <9>]))"
         "|(@context:{<d>} @owner:{<o2>} (@seq:[<1> <1>])))",
     ),
-    "a field": (build.having(given(), "f", "1", "2"), "@f:{<1>|<2>}"),
-    "memories": (build.memories(given()), "@part:{<head>}"),
-    "waiting for a vector": (build.without_vector(given(), MODEL), "@model:{<none:minilm>}"),
-    "having a vector": (build.with_vector(given(), MODEL), "@model:{<minilm>}"),
-    "sensitive": (build.sensitive(given()), "@codec:{<aes-256-gcm>}"),
-    "not sensitive": (build.without_sensitive(given()), "-@codec:{<aes-256-gcm>}"),
-    "owned": (build.owned(given(), ["o1"]), "@owner:{<o1>}"),
-    "owned by nobody": (build.owned(given(), []), "@owner:{<->}"),
-    "created since": (build.created_since(given(), 5.0), "@created_at:[<5.000000> inf]"),
-    "expiring": (build.expiring(given(), 5.0), "@expires_at:[-inf <5.000000>]"),
-    "created before": (build.created_before(given(), 5.0), "@created_at:[-inf (<5.000000>]"),
-    "updated between": (build.updated_between(given(), 5.0, 6.0), "@updated_at:[(<5.000000> <6.000000>]"),
+    "a field": (build.having(selection(), "f", "1", "2"), "@f:{<1>|<2>}"),
+    "memories": (build.memories(selection()), "@part:{<head>}"),
+    "waiting for a vector": (build.without_vector(selection(), MODEL), "@model:{<none:minilm>}"),
+    "having a vector": (build.with_vector(selection(), MODEL), "@model:{<minilm>}"),
+    "sensitive": (build.sensitive(selection()), "@codec:{<aes-256-gcm>}"),
+    "not sensitive": (build.without_sensitive(selection()), "-@codec:{<aes-256-gcm>}"),
+    "owned": (build.owned(selection(), ["o1"]), "@owner:{<o1>}"),
+    "owned by no owner": (build.owned(selection(), []), "@owner:{<->}"),
+    "created since": (build.created_since(selection(), 5.0), "@created_at:[<5.000000> inf]"),
+    "expiring": (build.expiring(selection(), 5.0), "@expires_at:[-inf <5.000000>]"),
+    "created before": (build.created_before(selection(), 5.0), "@created_at:[-inf (<5.000000>]"),
+    "updated between": (build.updated_between(selection(), 5.0, 6.0), "@updated_at:[(<5.000000> <6.000000>]"),
 }
 
 
 @pytest.mark.parametrize("name", SELECTIONS)
-def test_a_selection_says(name: str) -> None:
+def test_text_of_a_selection(name: str) -> None:
     query, text = SELECTIONS[name]
-    assert told(query) == text
+    assert rendered(query) == text
 
 
 @pytest.mark.parametrize("name", NARROWED)
-def test_a_narrowed_selection_adds(name: str) -> None:
+def test_clause_added_by_narrowing(name: str) -> None:
     query, added = NARROWED[name]
-    assert told(query) == f"@a:{{<x>}} {added}"
+    assert rendered(query) == f"@a:{{<x>}} {added}"
 
 
-def test_neighbours_are_taken_within_the_selection() -> None:
-    query = build.with_neighbours(given(), b"v", 3, "HYBRID_POLICY ADHOC_BF")
-    assert told(query) == "(@a:{<x>})=>[KNN <3> @vec <b'v'> HYBRID_POLICY ADHOC_BF AS distance]"
+def test_neighbours_are_searched_within_the_selection() -> None:
+    query = build.with_neighbours(selection(), b"v", 3, "HYBRID_POLICY ADHOC_BF")
+    assert rendered(query) == "(@a:{<x>})=>[KNN <3> @vec <b'v'> HYBRID_POLICY ADHOC_BF AS distance]"
 
 
-def test_before_no_position_is_everywhere() -> None:
-    query = given()
+def test_created_before_without_a_position_adds_nothing() -> None:
+    query = selection()
     assert build.created_before(query, None) is query
 
 
-def test_what_is_bound_goes_with_the_query() -> None:
+def test_arguments_contain_the_bound_values() -> None:
     assert build.everything().arguments() == ["DIALECT", 2]
-    assert given().arguments() == ["PARAMS", 2, "p0", "x", "DIALECT", 2]
+    assert selection().arguments() == ["PARAMS", 2, "p0", "x", "DIALECT", 2]
 
 
-def test_tags_and_ranges_weigh_nothing_beside_words() -> None:
+def test_tags_and_ranges_have_no_weight() -> None:
     assert build.of_owner("o1").text == "@owner:{$p0}=>{$weight: 0}"

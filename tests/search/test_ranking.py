@@ -1,4 +1,4 @@
-"""Scores of records that were found: pure functions, so no store is needed here."""
+"""Scores of found records. Pure functions, so no store is needed."""
 
 from __future__ import annotations
 
@@ -17,52 +17,52 @@ from memory_server.index.queries import WordStatistics
 from memory_server.search import ranking
 from memory_server.search.analysis import count_stems, query_terms, stem, stem_counts, without
 from memory_server.search.ranking import PLAIN, ParsedQuery
-from memory_server.search.time_hints import Moment, moments, told_of
+from memory_server.search.time_hints import Moment, is_near, moments
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC).timestamp()
 SAME = np.array([1.0, 0.0], dtype=np.float32)
 
 
-def record(content: str, seq: int = 1, **said: Any) -> Record:
-    """A memory of a conversation, with a vector equal to the query's."""
+def record(content: str, seq: int = 1, **changes: Any) -> Record:
+    """A memory in a conversation, with the query's vector."""
     plain = Record(
         id=f"m{seq}", content=content, type=MemoryType.CONTEXT, priority=Priority.MEDIUM, owner="o1", writer="alice",
         visibility=Visibility.PRIVATE, scope=frozenset(), tags=(), context="talk", source=None, seq=seq,
         occurred_at=NOW, created_at=NOW, updated_at=NOW, expires_at=NOW + 1, rev=1, state="m", metadata=None,
         vector=SAME.tobytes(),
     )  # fmt: skip
-    return replace(plain, **said)
+    return replace(plain, **changes)
 
 
-def scores(records: list[Record], query: str = "boat harbour", **said: Any) -> list[float]:
-    """Score records against a query whose words each stand in three of twenty memories."""
+def scores(records: list[Record], query: str = "boat harbour", **options: Any) -> list[float]:
+    """Score records for a query whose words each occur in three of twenty memories."""
     terms = query_terms(query)
-    parsed = ParsedQuery(terms, **said)
+    parsed = ParsedQuery(terms, **options)
     statistics = WordStatistics(20, dict.fromkeys(terms, 3))
     return [scored.score for scored in ranking.score(ranking.features_of(records, parsed), parsed, statistics)]
 
 
-def test_the_words_of_a_turn_count_for_those_beside_it_and_less_for_those_further_off() -> None:
+def test_words_of_a_turn_count_less_for_turns_further_away() -> None:
     turns = [record("The boat left the harbour.", 1), *(record("It was a fine day for all.", seq) for seq in (2, 3, 4))]
-    own, beside, further, beyond = scores(turns)
-    assert own > beside > further > beyond == 0
+    own, next_to, further, beyond = scores(turns)
+    assert own > next_to > further > beyond == 0
 
 
 @pytest.mark.parametrize("elsewhere", [{"context": "other"}, {"owner": "o2"}, {"context": None}, {"chunks": 2}])
-def test_nothing_counts_across_conversations_owners_and_pieces(elsewhere: dict[str, Any]) -> None:
+def test_neighbouring_turns_count_only_within_one_conversation(elsewhere: dict[str, Any]) -> None:
     own, apart = scores([record("The boat left the harbour.", 1), record("A fine day.", 2, **elsewhere)])
     assert own > apart == 0
 
 
-def test_an_answer_has_the_words_of_its_question() -> None:
-    asked, told = (
+def test_answer_inherits_the_words_of_its_question() -> None:
+    question, statement = (
         scores([record(text, 1), record("Three of them, and a dog.", 2)])
         for text in ("Which boat is in the harbour?", "That boat is in the harbour.")
     )
-    assert asked[1] > told[1]
+    assert question[1] > statement[1]
 
 
-def test_a_short_turn_is_found_by_its_words_rather_than_by_its_vector() -> None:
+def test_short_turn_is_ranked_by_words_more_than_by_vector() -> None:
     long, short = record("all of it was so very nice that day", 1), record("Nice!", 5)
     without_words, with_words = scores([long, short], vector=SAME), scores([long, replace(short, content="Boat!")])
     assert without_words[0] > without_words[1]
@@ -71,7 +71,7 @@ def test_a_short_turn_is_found_by_its_words_rather_than_by_its_vector() -> None:
     assert outside[0] > outside[1]
 
 
-def test_who_is_named_counts_by_the_share_of_names() -> None:
+def test_name_score_is_the_share_of_matching_names() -> None:
     turns = [record("A boat.", seq, source=source) for seq, source in ((1, "Ann"), (5, "Bo"), (9, "Ann Bo"))]
     both = scores(turns, "boat", names=frozenset({"ann", "bo"}))
     assert both[2] > both[0] == both[1]
@@ -79,20 +79,20 @@ def test_who_is_named_counts_by_the_share_of_names() -> None:
     assert one[0] == one[2] > one[1]
 
 
-def test_what_happened_at_the_time_named_counts_for_more() -> None:
+def test_memory_from_the_named_time_ranks_higher() -> None:
     then, now = record("A boat.", 1, occurred_at=NOW - 200 * 86_400), record("A boat.", 5)
     past, present = scores([then, now], "boat", moments=(Moment(2026, 11),))
     assert present > past > 0
 
 
-def test_plain_scores_are_of_each_memory_alone() -> None:
+def test_plain_scores_ignore_other_memories() -> None:
     turns = [record("The boat left the harbour?", 1), record("Nice.", 2, source="Ann")]
     alone = [scores([turn], weights=PLAIN)[0] for turn in turns]
     assert scores(turns, weights=PLAIN) == alone
     assert alone[1] == 0
 
 
-def test_a_source_that_is_no_name_is_text() -> None:
+def test_source_that_is_not_a_name_counts_as_text() -> None:
     assert scores([record("x", 1, source="harbour log")])[0] > 0
     assert scores([record("x", 1, source="harbour log")], names=frozenset({stem("harbour")}))[0] > 0
 
@@ -104,7 +104,7 @@ def test_a_source_that_is_no_name_is_text() -> None:
     st.text("ab é", max_size=12),
     st.booleans(),
 )
-def test_scores_lie_between_zero_and_one(
+def test_scores_are_between_zero_and_one(
     turns: list[tuple[str, int, str | None]], query: str, has_vector: bool
 ) -> None:
     records = [record(text, seq, context=context, source="a") for text, seq, context in turns]
@@ -113,9 +113,9 @@ def test_scores_lie_between_zero_and_one(
         assert 0 <= score <= 1
 
 
-@pytest.mark.parametrize("beside", range(1, 40))
-def test_a_score_is_the_same_to_the_last_bit_whatever_else_is_compared(beside: int) -> None:
-    chance = np.random.default_rng(beside)
+@pytest.mark.parametrize("count", range(1, 40))
+def test_score_is_bit_identical_whatever_else_is_compared(count: int) -> None:
+    chance = np.random.default_rng(count)
     words = "boat harbour lantern storm tide of the night in autumn".split()
     rows = [
         record(
@@ -123,10 +123,10 @@ def test_a_score_is_the_same_to_the_last_bit_whatever_else_is_compared(beside: i
             context=None,
             vector=unit(chance.normal(size=384)).tobytes(),
         )
-        for _ in range(beside)
+        for _ in range(count)
     ]
-    said: dict[str, Any] = {"query": " ".join(words), "vector": unit(chance.normal(size=384))}
-    assert scores(rows, **said) == [score for one in rows for score in scores([one], **said)]
+    options: dict[str, Any] = {"query": " ".join(words), "vector": unit(chance.normal(size=384))}
+    assert scores(rows, **options) == [score for one in rows for score in scores([one], **options)]
 
 
 def unit(row: Any) -> Matrix:
@@ -149,7 +149,7 @@ def test_counting_some_stems_agrees_with_counting_all(text: str, others: list[st
     assert count_stems(text, wanted) == ([counts[word] for word in wanted], counts.total())
 
 
-def test_names_are_left_out_of_a_query_unless_nothing_would_stay() -> None:
+def test_names_are_removed_from_a_query_unless_nothing_remains() -> None:
     assert without("What did Ann's sister tell Bo?", {"ann", "bo"}) == "What did sister tell"
     assert without("Ann", {"ann"}) == "Ann"
     assert without("What about Ann?", {"ann"}) == "What about"
@@ -182,14 +182,14 @@ def test_last_week_is_the_seven_days_from_monday() -> None:
     assert [moment.day for moment in moments("last week", NOW)] == list(range(9, 16))
 
 
-def test_what_is_told_shortly_after_a_day_may_be_of_it() -> None:
+def test_time_hint_of_a_day_matches_memories_shortly_after_it() -> None:
     day = (Moment(2026, 11, 20),)
-    assert [told_of(day, NOW + days * 86_400) for days in (-3, -2, 1, 2)] == [False, True, True, False]
-    assert not told_of(day, None)
-    assert not told_of((), NOW)
-    assert told_of((Moment(None, 1),), datetime(1, 1, 2, tzinfo=UTC).timestamp())
+    assert [is_near(day, NOW + days * 86_400) for days in (-3, -2, 1, 2)] == [False, True, True, False]
+    assert not is_near(day, None)
+    assert not is_near((), NOW)
+    assert is_near((Moment(None, 1),), datetime(1, 1, 2, tzinfo=UTC).timestamp())
 
 
 @given(st.text())
-def test_any_text_is_read_for_times(text: str) -> None:
+def test_any_text_can_be_searched_for_time_hints(text: str) -> None:
     assert all(moment != Moment() for moment in moments(text, NOW))

@@ -1,4 +1,4 @@
-"""What is read while the index or the records change under the reader: either all of it, or an answer that says so."""
+"""Reads while the index or the records change either are complete or say that they are partial."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memory_server.service import Service
 
 
 @pytest.mark.parametrize("mode", ["keyword", "hybrid"])
-async def test_a_search_under_which_the_index_was_made_anew_does_not_claim_to_be_whole(
+async def test_search_during_an_index_rebuild_is_partial(
     alice: Agent, stack: Stack, service: Service, namespace: str, mode: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await alice.store("The heron nests by the weir.")
@@ -31,15 +31,15 @@ async def test_a_search_under_which_the_index_was_made_anew_does_not_claim_to_be
     assert during["partial"]
     assert "the index is being built" in during["reason"]
 
-    async def whole() -> bool:
+    async def is_complete() -> bool:
         after = await alice.call("semantic_search", query="heron", mode=mode)
         assert after["partial"] or len(after["hits"]) == 1
         return not after["partial"]
 
-    await wait_until(whole)
+    await wait_until(is_complete)
 
 
-async def test_a_list_whose_first_entries_vanish_under_it_skips_none_of_the_others(
+async def test_list_skips_nothing_when_entries_are_deleted_meanwhile(
     alice: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = [await alice.store(f"note {number}", wait=False) for number in range(7)]
@@ -55,7 +55,7 @@ async def test_a_list_whose_first_entries_vanish_under_it_skips_none_of_the_othe
     monkeypatch.setattr(queries, "page", vanishing)
     listed = await alice.call("get_agent_memories", limit=3)
     monkeypatch.setattr(queries, "page", page)
-    assert len(fetched) > 1, "nothing vanished in between: the test shows nothing"
+    assert len(fetched) > 1, "nothing was deleted in between, so the test proves nothing"
     assert [memory["memory_id"] for memory in listed["memories"]] == [ids[4], ids[3], ids[2]]
     rest = await alice.call("get_agent_memories", limit=3, cursor=listed["next_cursor"])
     assert [memory["memory_id"] for memory in rest["memories"]] == [ids[1], ids[0]]

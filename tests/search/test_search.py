@@ -24,13 +24,13 @@ FACTS = {
 
 @pytest.fixture
 async def facts(alice: Agent) -> Agent:
-    """Alice, who knows some facts."""
+    """Alice with some facts stored."""
     for content, options in FACTS.items():
         await alice.store(content, **options)
     return alice
 
 
-async def test_meaning_finds_what_words_do_not(facts: Agent) -> None:
+async def test_vector_search_finds_what_keywords_miss(facts: Agent) -> None:
     found = await facts.search("a feline taking a nap", mode="vector", limit=1)
     assert found == ["The cat sleeps on the warm windowsill every afternoon."]
 
@@ -66,56 +66,52 @@ TALK = [
 
 @pytest.fixture
 async def talk(alice: Agent) -> Agent:
-    """Alice, who knows a conversation, and the same answer outside it."""
+    """Alice with a conversation stored, and the same answer outside it."""
     for source, content in TALK:
         await alice.store(content, source=source, context="talk", occurred_at="2025-03-04")
     await alice.store("Nobody told me about that, I think.", context="elsewhere", occurred_at="2024-07-01")
     return alice
 
 
-async def test_an_answer_is_found_by_the_words_of_its_question(talk: Agent) -> None:
+async def test_answer_is_found_by_the_words_of_its_question(talk: Agent) -> None:
     found = await talk.search("flat in Lisbon", limit=2)
     assert set(found) == {TALK[1][1], TALK[2][1]}
     assert "green door" not in (await talk.search("flat in Lisbon", mode="keyword"))[0]
 
 
-async def test_what_stands_around_the_best_is_fetched_even_where_no_side_proposes_it(
-    talk: Agent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_neighbours_of_the_best_hits_are_fetched(talk: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("memory_server.search.search.DEPTH", 1)
     found = await talk.search("Lisbon", limit=1)
     assert found == [TALK[1][1]]
     assert TALK[2][1] in await talk.search("Lisbon", limit=2)
 
 
-async def test_what_stands_around_is_shown_within_the_filters_and_to_who_may_read_alone(
-    talk: Agent, bob: Agent
-) -> None:
+async def test_neighbours_obey_filters_and_permissions(talk: Agent, bob: Agent) -> None:
     await bob.store("I dream of a flat in Lisbon.", context="talk", visibility="public")
     assert await bob.search("flat in Lisbon") == ["I dream of a flat in Lisbon."]
     assert all("green door" not in content for content in await talk.search("flat in Lisbon", source="Bo"))
 
 
-async def test_who_the_query_names_comes_first(talk: Agent) -> None:
+async def test_source_named_in_the_query_ranks_first(talk: Agent) -> None:
     assert (await talk.search("Did Ann buy a bicycle?"))[0] == "I also bought a bicycle."
     assert (await talk.search("Did Bo buy a bicycle?"))[0] == "I bought a bicycle too, years ago."
 
 
-async def test_others_sources_do_not_change_how_my_query_is_read(alice: Agent, bob: Agent) -> None:
+async def test_unreadable_sources_do_not_change_how_a_query_is_parsed(alice: Agent, bob: Agent) -> None:
     await alice.store("The lighthouse keeper paints ships.", context="notes", source="diary")
     before = (await alice.call("semantic_search", query="lighthouse keeper"))["hits"]
     await bob.store("I tend the lamp.", source="lighthouse keeper")
     assert (await alice.call("semantic_search", query="lighthouse keeper"))["hits"] == before
 
 
-async def test_the_time_that_a_query_names_counts(alice: Agent) -> None:
+async def test_time_named_in_the_query_affects_ranking(alice: Agent) -> None:
     for month in (3, 4, 5):
         await alice.store(f"The team met in room {month}.", occurred_at=f"2025-0{month}-12")
     assert (await alice.search("Where did the team meet in April 2025?"))[0] == "The team met in room 4."
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "vector", "keyword"])
-async def test_scores_lie_between_zero_and_one_and_fall(facts: Agent, mode: str) -> None:
+async def test_scores_are_between_zero_and_one_and_descending(facts: Agent, mode: str) -> None:
     hits = (await facts.call("semantic_search", query="where did they meet in Paris", mode=mode))["hits"]
     scores = [hit["score"] for hit in hits]
     assert hits[0]["memory"]["content"] == "Paris is where the two of them first met."
@@ -125,7 +121,7 @@ async def test_scores_lie_between_zero_and_one_and_fall(facts: Agent, mode: str)
     assert ("keyword_score" in hits[0]) is (mode != "vector")
 
 
-async def test_a_search_tells_how_long_each_stage_took(facts: Agent) -> None:
+async def test_search_reports_the_duration_of_each_stage(facts: Agent) -> None:
     took = (await facts.call("semantic_search", query="database"))["took_ms"]
     assert took["embed"] > 0
     assert took["search"] > 0
@@ -144,12 +140,12 @@ async def test_filters_narrow_a_search(facts: Agent) -> None:
     assert await facts.search("the", agent_ids=["nobody"]) == []
 
 
-async def test_a_least_score_and_a_limit_cut_the_answer(facts: Agent) -> None:
+async def test_minimum_score_and_limit_shorten_the_answer(facts: Agent) -> None:
     assert len(await facts.search("cat", limit=1)) == 1
     assert await facts.search("cat", min_score=0.99) == []
 
 
-async def test_a_token_budget_takes_what_fits_best_first_and_says_what_did_not(facts: Agent) -> None:
+async def test_token_budget_keeps_the_best_hits_that_fit(facts: Agent) -> None:
     query = {"query": "the cat and the database in Paris", "mode": "vector"}
     everything = await facts.search(**query)
     answer = await facts.call("semantic_search", **query, max_tokens=30)
@@ -162,7 +158,7 @@ async def test_a_token_budget_takes_what_fits_best_first_and_says_what_did_not(f
     assert "did not fit into max_tokens" in answer["reason"]
 
 
-async def test_a_best_hit_beyond_the_budget_does_not_hide_the_others(alice: Agent) -> None:
+async def test_best_hit_over_the_budget_does_not_hide_the_others(alice: Agent) -> None:
     await alice.store("The heron fishes by the reeds, by the heron pond, where herons always fish. " * 6)
     await alice.store("A heron flew.")
     answer = await alice.call("semantic_search", query="heron", max_tokens=10)
@@ -188,14 +184,14 @@ async def test_priority_weight_prefers_the_important(alice: Agent) -> None:
         await alice.search(query, priority_weight=0.8, recency_weight=0.8)
 
 
-async def test_a_rare_word_weighs_more_than_a_common_one(alice: Agent) -> None:
+async def test_rare_word_weighs_more_than_a_common_one(alice: Agent) -> None:
     for number in range(30):
         await alice.store(f"report {number} on the quarterly figures", wait=False)
     await alice.store("report on the zeppelin", wait=False)
     assert (await alice.search("quarterly zeppelin", mode="keyword"))[0] == "report on the zeppelin"
 
 
-async def test_indexing_again_does_not_spoil_the_weight_of_words(alice: Agent) -> None:
+async def test_reindexing_does_not_distort_word_weights(alice: Agent) -> None:
     """Each update leaves a dead posting behind; the engine's own document frequencies would underflow."""
     ids = [await alice.store(f"Caroline spoke about topic{number}", wait=False) for number in range(20)]
     await alice.store("Melanie spoke about the lighthouse", wait=False)
@@ -204,7 +200,7 @@ async def test_indexing_again_does_not_spoil_the_weight_of_words(alice: Agent) -
     assert (await alice.search("caroline lighthouse", mode="keyword"))[0] == "Melanie spoke about the lighthouse"
 
 
-async def test_others_private_writes_do_not_move_my_scores(alice: Agent, bob: Agent) -> None:
+async def test_private_writes_of_others_do_not_change_scores(alice: Agent, bob: Agent) -> None:
     await alice.store("The red boat sails at dawn.")
     await alice.store("A blue boat stays in the harbour.")
     before = (await alice.call("semantic_search", query="red boat"))["hits"]
@@ -213,7 +209,7 @@ async def test_others_private_writes_do_not_move_my_scores(alice: Agent, bob: Ag
     assert (await alice.call("semantic_search", query="red boat"))["hits"] == before
 
 
-async def test_expired_memories_never_take_the_place_of_living_ones(alice: Agent) -> None:
+async def test_expired_memories_do_not_displace_living_ones(alice: Agent) -> None:
     await asyncio.gather(*(alice.store(f"meeting notes {n}", ttl_seconds=1, wait=True) for n in range(6)))
     kept = {f"meeting notes about plan {n}" for n in range(10)}
     for content in sorted(kept):
@@ -224,7 +220,7 @@ async def test_expired_memories_never_take_the_place_of_living_ones(alice: Agent
             await asyncio.sleep(0.05)
 
 
-async def test_similar_memories_leave_out_the_one_asked_about(facts: Agent) -> None:
+async def test_similar_memories_exclude_the_memory_itself(facts: Agent) -> None:
     first = await facts.call("store_memory", content="A cat naps in the sun by the window.")
     assert first["similar"][0]["content"] == "The cat sleeps on the warm windowsill every afternoon."
     for exact in (False, True):
@@ -235,7 +231,7 @@ async def test_similar_memories_leave_out_the_one_asked_about(facts: Agent) -> N
         assert answer["hits"][0]["memory"]["content"].startswith("The cat sleeps")
 
 
-async def test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial(
+async def test_memory_without_a_vector_is_found_by_keywords_as_partial(
     alice: Agent, stack: Stack, namespace: str
 ) -> None:
     memory_id = await alice.store("Zanzibar trip")
@@ -269,12 +265,12 @@ async def test_a_memory_without_vector_is_found_by_words_and_the_answer_says_par
     ],
     ids=lambda query: str(query)[:12],
 )
-async def test_any_text_is_a_query(facts: Agent, query: str) -> None:
+async def test_any_text_is_a_valid_query(facts: Agent, query: str) -> None:
     answer = await facts.call("semantic_search", query=query)
     assert not answer["partial"], answer.get("reason")
 
 
-async def test_stats_count_what_i_may_read(alice: Agent, bob: Agent) -> None:
+async def test_stats_count_only_readable_memories(alice: Agent, bob: Agent) -> None:
     await alice.store("one", memory_type="code", priority="high")
     await alice.store("two", visibility="public")
     await bob.store("three")
@@ -303,9 +299,7 @@ async def test_gpu_status_shows_the_sidecar(alice: Agent) -> None:
     assert status["libraries"]["onnxruntime"] is True
 
 
-async def test_a_record_of_a_form_not_known_here_harms_nobody(
-    alice: Agent, bob: Agent, stack: Stack, namespace: str
-) -> None:
+async def test_record_of_an_unknown_type_is_skipped(alice: Agent, bob: Agent, stack: Stack, namespace: str) -> None:
     """A newer release may write types that this one does not know."""
     strange = await alice.store("The comet comes in May.", visibility="public")
     await alice.store("The comet is bright.", visibility="public")
@@ -313,7 +307,7 @@ async def test_a_record_of_a_form_not_known_here_harms_nobody(
     assert await bob.search("comet") == ["The comet is bright."]
 
 
-async def test_an_impatient_search_answers_by_words_within_its_deadline(alice: Agent) -> None:
+async def test_search_with_a_short_deadline_answers_by_keywords(alice: Agent) -> None:
     await alice.store("The kettle whistles.")
     answer = await alice.call("semantic_search", query="kettle that nobody asked for before", deadline_ms=1)
     assert answer["partial"]

@@ -1,4 +1,4 @@
-"""Two things done side by side, and a search's words, which wait until a sidecar is at work on its vector."""
+"""Concurrent awaiting of two coroutines; keyword lookup runs while the sidecar embeds the query."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memory_server.index import queries
 from memory_server.service import Service
 
 
-async def test_both_are_under_way_at_once() -> None:
+async def test_both_run_concurrently() -> None:
     met = asyncio.Barrier(2)
 
     async def meet(name: str) -> str:
@@ -25,7 +25,7 @@ async def test_both_are_under_way_at_once() -> None:
         assert await both(meet("one"), meet("other")) == ("one", "other")
 
 
-async def test_when_one_fails_the_other_is_not_finished_and_the_failure_comes_as_it_is() -> None:
+async def test_failure_of_one_cancels_the_other_and_is_raised_unchanged() -> None:
     done: list[str] = []
 
     async def last_long() -> None:
@@ -44,7 +44,7 @@ async def test_when_one_fails_the_other_is_not_finished_and_the_failure_comes_as
     assert done == ["cancelled"]
 
 
-async def test_the_words_of_a_search_are_looked_up_after_the_ask_and_before_the_vector(
+async def test_keywords_are_looked_up_while_the_vector_is_computed(
     alice: Agent, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await alice.store("The heron nests by the weir.")
@@ -69,5 +69,5 @@ async def test_the_words_of_a_search_are_looked_up_after_the_ask_and_before_the_
     assert len(first["hits"]) == 1
     order.clear()
     again = await alice.call("semantic_search", query="a grey bird at the water, never asked before")
-    assert order == ["words"], "its vector was remembered"
+    assert order == ["words"], "the vector was cached"
     assert again["hits"] == first["hits"]

@@ -19,7 +19,7 @@ from memory_core.errors import Forbidden, NotFound
 from memory_core.records.keys import Keys
 from memory_server.agents import registry
 from memory_server.contract.arguments import ListArguments, StoreArguments, UpdateArguments
-from memory_server.contract.sharing_arguments import ShareArguments
+from memory_server.contract.sharing import ShareArguments
 from memory_server.contract.task_arguments import RegisterArguments
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories import get, store, update

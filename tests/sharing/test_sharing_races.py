@@ -15,7 +15,7 @@ from support.stack import Agent, Server, Stack
 from memory_core.errors import NotFound
 from memory_core.records.keys import Keys
 from memory_server.contract.arguments import ListArguments, SearchArguments, SimilarArguments
-from memory_server.contract.sharing_arguments import ShareArguments, SharedContextArguments
+from memory_server.contract.sharing import ShareArguments, SharedContextArguments
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import loader, queries

@@ -114,7 +114,7 @@ BUGS = {
     "quotas are not enforced": Bug(
         _SERVER + "memories/quotas.py",
         [("if limit and then > limit and then > now:", "if False:")],
-        ("tests/memories/test_quotas.py::test_a_full_agent_is_told_the_limit_and_what_to_do",),
+        ("tests/memories/test_quotas.py::test_refusal_over_the_quota_names_the_limit_and_the_remedy",),
     ),
     "unknown arguments are accepted": Bug(
         _SERVER + "contract/arguments.py",
@@ -167,7 +167,7 @@ BUGS = {
         [("  rm.expire({mem}, expires, grace)\n", "")],
         (
             "tests/memories/test_memories.py::test_each_priority_has_its_lifetime",
-            "tests/memories/test_memories.py::test_an_expired_memory_is_gone_at_once",
+            "tests/memories/test_memories.py::test_expired_memory_is_gone_at_once",
         ),
     ),
     "expired memories are found": Bug(
@@ -184,7 +184,7 @@ BUGS = {
     "an expected revision is not compared": Bug(
         _SERVER + "memories/update.py",
         [("if expected_rev is not None and old.rev != expected_rev:", "if False:")],
-        ("tests/memories/test_memories.py::test_a_stale_revision_is_refused_and_changes_nothing",),
+        ("tests/memories/test_memories.py::test_update_with_a_stale_revision_is_refused_and_changes_nothing",),
     ),
     "an update of an old revision is written": Bug(
         _LUA + "10_memories.lua",
@@ -201,12 +201,12 @@ BUGS = {
                 "  local earlier = false and rm.replay(idem, 'memory_id'",
             )
         ],
-        ("tests/memories/test_memories.py::test_an_idempotency_key_stores_once",),
+        ("tests/memories/test_memories.py::test_idempotency_key_stores_once",),
     ),
     "an idempotency key accepts any payload": Bug(
         _LUA + "00_common.lua",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
-        ("tests/memories/test_memories.py::test_an_idempotency_key_refuses_another_payload",),
+        ("tests/memories/test_memories.py::test_idempotency_key_with_another_payload_is_refused",),
     ),
     "a late vector is written to another revision": Bug(
         _LUA + "20_vectors.lua",
@@ -237,12 +237,12 @@ BUGS = {
     "any token holds a lease": Bug(
         _LUA + "50_tasks.lua",
         [("task.lease_token ~= request.token or ", "")],
-        ("tests/tasks/test_task_mutations.py::test_the_library_behaves",),
+        ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
     ),
     "a lease never ends": Bug(
         _LUA + "50_tasks.lua",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
-        ("tests/tasks/test_task_mutations.py::test_the_library_behaves",),
+        ("tests/tasks/test_task_mutations.py::test_unchanged_library_has_every_behaviour",),
     ),
     # answers
     "an answer never reports that it is partial": Bug(
@@ -253,7 +253,7 @@ BUGS = {
                 "    return None\n    reasons = list(dict.fromkeys(warnings))\n",
             )
         ],
-        ("tests/search/test_search.py::test_a_memory_without_vector_is_found_by_words_and_the_answer_says_partial",),
+        ("tests/search/test_search.py::test_memory_without_a_vector_is_found_by_keywords_as_partial",),
     ),
     "a search cut short counts as complete": Bug(
         _SERVER + "index/queries.py",

@@ -1,4 +1,4 @@
-"""Whatever is sent to the tools of tasks and agents is refused by type, reveals nothing of others, changes nothing."""
+"""Task and agent tools refuse bad input with a typed error, reveal nothing about other agents and change nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DEEP = json.loads("[" * 90 + "]" * 90)
 
 @dataclass(frozen=True)
 class Ground:
-    """A task that ada holds and one that ben holds, both submitted by ben; nothing a case does may change them."""
+    """Two tasks that ben submitted: ada holds one, ben the other. No case may change them."""
 
     stack: Stack
     ada: Agent
@@ -34,7 +34,7 @@ class Ground:
     changes: ChangeCount
 
     async def state(self) -> list[Any]:
-        """Give all tasks of the namespace, their histories and queues, and how many changes the audit tells of."""
+        """Return all tasks of the namespace, their queues and the number of changes in the audit."""
         keys, client = Keys(NAMESPACE), self.stack.client
         found = [
             (name, sorted((await client.hgetall(name)).items()))
@@ -60,23 +60,23 @@ async def ground(stack: Stack) -> AsyncGenerator[Ground]:
         yield Ground(stack, ada, ben, ids, ChangeCount(stack.client, Keys(NAMESPACE)))
 
 
-def filled(value: Any, ids: dict[str, str]) -> Any:
-    """Put real ids and tokens where a case names them."""
+def fill_in(value: Any, ids: dict[str, str]) -> Any:
+    """Replace placeholders by real ids and tokens."""
     if isinstance(value, dict):
-        return {name: filled(item, ids) for name, item in value.items()}
+        return {name: fill_in(item, ids) for name, item in value.items()}
     if isinstance(value, list):
-        return [filled(item, ids) for item in value]
+        return [fill_in(item, ids) for item in value]
     return ids.get(value, value) if isinstance(value, str) else value
 
 
-def new(**said: Any) -> dict[str, Any]:
-    """A submission that is right but for what is said."""
-    return {"description": "Weigh the anchor.", **said}
+def new(**overrides: Any) -> dict[str, Any]:
+    """A valid submission with some arguments replaced."""
+    return {"description": "Weigh the anchor.", **overrides}
 
 
-def end(**said: Any) -> dict[str, Any]:
-    """An end of the own task, but for what is said."""
-    return {"task_id": TASK, "lease_token": TOKEN, **said}
+def end(**overrides: Any) -> dict[str, Any]:
+    """Valid arguments to end ada's task, with some replaced."""
+    return {"task_id": TASK, "lease_token": TOKEN, **overrides}
 
 
 CASES: list[tuple[str, str, dict[str, Any], str]] = [
@@ -86,30 +86,30 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a huge description", "distribute_task", new(description="x" * 20_000), INVALID),
     ("a description that is a number", "distribute_task", new(description=7), INVALID),
     ("an unknown argument", "distribute_task", new(urgent=True), INVALID),
-    ("an id of one's own", "distribute_task", new(task_id=UNKNOWN), INVALID),
+    ("an id chosen by the caller", "distribute_task", new(task_id=UNKNOWN), INVALID),
     ("a payload over the cap", "distribute_task", new(payload={"x": "y" * 70_000}), INVALID),
-    ("a payload that is no object", "distribute_task", new(payload=[1, 2]), INVALID),
-    ("a payload that is no JSON", "distribute_task", new(payload="{"), INVALID),
+    ("a payload that is not an object", "distribute_task", new(payload=[1, 2]), INVALID),
+    ("a payload that is not JSON", "distribute_task", new(payload="{"), INVALID),
     ("a payload too deep", "distribute_task", new(payload={"x": DEEP}), INVALID),
     ("an unknown priority", "distribute_task", new(priority="urgent"), INVALID),
-    ("a priority of memories", "distribute_task", new(priority="archive"), INVALID),
+    ("a priority that only memories have", "distribute_task", new(priority="archive"), INVALID),
     ("an empty capability", "distribute_task", new(required_capabilities=[" "]), INVALID),
     ("a capability with a separator", "distribute_task", new(required_capabilities=["a\x1fb"]), INVALID),
     ("too many capabilities", "distribute_task", new(required_capabilities=[f"c{n}" for n in range(65)]), INVALID),
     ("a capability too long", "distribute_task", new(required_capabilities=["c" * 300]), INVALID),
     ("an empty type", "distribute_task", new(task_type=""), INVALID),
-    ("an agent that is no name", "distribute_task", new(assign_to="Not A Name"), INVALID),
-    ("an agent nobody is", "distribute_task", new(assign_to="nobody"), MISSING),
+    ("an invalid agent name", "distribute_task", new(assign_to="Not A Name"), INVALID),
+    ("an unknown agent", "distribute_task", new(assign_to="nobody"), MISSING),
     ("a negative window", "distribute_task", new(min_context_window=-1), INVALID),
-    ("a dependency that is no id", "distribute_task", new(depends_on=["*"]), MISSING),
-    ("a dependency nobody submitted", "distribute_task", new(depends_on=[UNKNOWN]), MISSING),
+    ("a dependency that is not an id", "distribute_task", new(depends_on=["*"]), MISSING),
+    ("an unknown dependency", "distribute_task", new(depends_on=[UNKNOWN]), MISSING),
     ("too many dependencies", "distribute_task", new(depends_on=[UNKNOWN] * 300), INVALID),
     ("negative retries", "distribute_task", new(max_retries=-1), INVALID),
     ("too many retries", "distribute_task", new(max_retries=101), INVALID),
-    ("a lease of no time", "distribute_task", new(lease_seconds=0), INVALID),
-    ("a lease for ever", "distribute_task", new(lease_seconds=1e9), INVALID),
+    ("a lease of zero seconds", "distribute_task", new(lease_seconds=0), INVALID),
+    ("a lease of 30 years", "distribute_task", new(lease_seconds=1e9), INVALID),
     ("a deadline in the past", "distribute_task", new(deadline="2001-01-01"), INVALID),
-    ("a deadline that is no time", "distribute_task", new(deadline="when the cows come home"), INVALID),
+    ("a deadline that is not a time", "distribute_task", new(deadline="when the cows come home"), INVALID),
     ("an empty idempotency key", "distribute_task", new(idempotency_key=""), INVALID),
     ("a huge idempotency key", "distribute_task", new(idempotency_key="k" * 300), INVALID),
     ("no tasks at all", "get_pending_tasks", {"limit": 0}, INVALID),
@@ -118,50 +118,55 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("a negative wait", "get_pending_tasks", {"wait_seconds": -1}, INVALID),
     ("too many memories", "get_pending_tasks", {"with_memories": 21}, INVALID),
     ("tasks for another", "get_pending_tasks", {"agent_id": "ben"}, "forbidden"),
-    ("tasks for nobody", "get_pending_tasks", {"agent_id": "nobody"}, "forbidden"),
+    ("tasks for an unknown agent", "get_pending_tasks", {"agent_id": "nobody"}, "forbidden"),
     ("no token", "complete_task", {"task_id": TASK}, INVALID),
     ("an empty token", "complete_task", end(lease_token=""), LOST),
     ("a token of another task", "complete_task", end(lease_token=OTHERS_TOKEN), LOST),
-    ("a token that is a guess", "complete_task", end(lease_token=f"{UNKNOWN}.1.0123456789abcdef"), LOST),
+    ("a guessed token", "complete_task", end(lease_token=f"{UNKNOWN}.1.0123456789abcdef"), LOST),
     ("a token with a NUL", "complete_task", end(lease_token="a\0b"), LOST),
     ("a huge token", "complete_task", end(lease_token="t" * 100_000), LOST),
-    ("a task that is no id", "complete_task", end(task_id="*"), MISSING),
-    ("a task that is a key", "complete_task", end(task_id="x}:y{"), MISSING),
-    ("another's task with one's own token", "complete_task", end(task_id=OTHERS), MISSING),
-    ("another's task with its own token", "complete_task", end(task_id=OTHERS, lease_token=OTHERS_TOKEN), MISSING),
+    ("a task id that is not an id", "complete_task", end(task_id="*"), MISSING),
+    ("a task id that looks like a key", "complete_task", end(task_id="x}:y{"), MISSING),
+    ("another agent's task with the caller's token", "complete_task", end(task_id=OTHERS), MISSING),
+    (
+        "another agent's task with that task's token",
+        "complete_task",
+        end(task_id=OTHERS, lease_token=OTHERS_TOKEN),
+        MISSING,
+    ),
     ("a result over the cap", "complete_task", end(result="x" * 70_000), INVALID),
     ("a result too deep", "complete_task", end(result=DEEP), INVALID),
-    ("metrics that are no object", "complete_task", end(metrics=3), INVALID),
+    ("metrics that are not an object", "complete_task", end(metrics=3), INVALID),
     ("no error", "fail_task", end(), INVALID),
     ("an empty error", "fail_task", end(error=""), INVALID),
     ("a huge error", "fail_task", end(error="x" * 20_000), INVALID),
     ("a NUL in the handoff", "fail_task", end(error="x", handoff="a\0b"), INVALID),
-    ("another's failure", "fail_task", end(task_id=OTHERS, lease_token=OTHERS_TOKEN, error="x"), MISSING),
-    ("a failure by a guessed token", "fail_task", end(lease_token="guess", error="x"), LOST),
-    ("a task to show that is no id", "get_task", {"task_id": "1"}, MISSING),
-    ("a task to show that nobody submitted", "get_task", {"task_id": UNKNOWN}, MISSING),
-    ("another's task to cancel", "cancel_task", {"task_id": OTHERS}, MISSING),
-    ("a task one only holds to cancel", "cancel_task", {"task_id": TASK}, MISSING),
+    ("failing another agent's task", "fail_task", end(task_id=OTHERS, lease_token=OTHERS_TOKEN, error="x"), MISSING),
+    ("failing with a guessed token", "fail_task", end(lease_token="guess", error="x"), LOST),
+    ("showing a task id that is not an id", "get_task", {"task_id": "1"}, MISSING),
+    ("showing an unknown task", "get_task", {"task_id": UNKNOWN}, MISSING),
+    ("cancelling another agent's task", "cancel_task", {"task_id": OTHERS}, MISSING),
+    ("cancelling a task the caller holds but did not submit", "cancel_task", {"task_id": TASK}, MISSING),
     ("an empty reason", "cancel_task", {"task_id": TASK, "reason": ""}, INVALID),
-    ("another's task to requeue", "requeue_task", {"task_id": OTHERS}, MISSING),
+    ("requeueing another agent's task", "requeue_task", {"task_id": OTHERS}, MISSING),
     ("an unknown state", "list_tasks", {"states": ["lost"]}, INVALID),
-    ("an endless list", "list_tasks", {"limit": 1000}, INVALID),
+    ("a list limit over the maximum", "list_tasks", {"limit": 1000}, INVALID),
     ("a heartbeat for another", "update_agent_heartbeat", {"agent_id": "ben"}, "forbidden"),
-    ("a heartbeat for nobody", "update_agent_heartbeat", {"agent_id": "nobody"}, "forbidden"),
-    ("a heartbeat of the dead", "update_agent_heartbeat", {"status": "dead"}, INVALID),
+    ("a heartbeat for an unknown agent", "update_agent_heartbeat", {"agent_id": "nobody"}, "forbidden"),
+    ("a heartbeat with status dead", "update_agent_heartbeat", {"status": "dead"}, INVALID),
     ("an unknown status", "update_agent_heartbeat", {"status": "asleep"}, INVALID),
     ("a load above one", "update_agent_heartbeat", {"load": 1.5}, INVALID),
     ("too many tokens", "update_agent_heartbeat", {"lease_tokens": [f"t{n}" for n in range(1001)]}, INVALID),
     ("metrics over the cap", "update_agent_heartbeat", {"metrics": {"x": "y" * 20_000}}, INVALID),
-    ("a registration of another", "register_agent", {"agent_id": "ben"}, "forbidden"),
-    ("an unknown type of agent", "register_agent", {"agent_type": "robot"}, INVALID),
+    ("registering another agent", "register_agent", {"agent_id": "ben"}, "forbidden"),
+    ("an unknown agent type", "register_agent", {"agent_type": "robot"}, INVALID),
     ("no capacity", "register_agent", {"max_tasks": 0}, INVALID),
-    ("heartbeats never", "register_agent", {"heartbeat_seconds": 1e6}, INVALID),
-    ("a negative window of an agent", "register_agent", {"context_window": -1}, INVALID),
-    ("another's leaving", "unregister_agent", {"agent_id": "ben"}, "forbidden"),
-    ("a transfer to nobody", "unregister_agent", {"memories": "transfer", "transfer_to": "nobody"}, MISSING),
-    ("a transfer to whom is not said", "unregister_agent", {"memories": "transfer"}, INVALID),
-    ("a transfer to oneself", "unregister_agent", {"memories": "transfer", "transfer_to": "ada"}, INVALID),
+    ("a heartbeat interval over the maximum", "register_agent", {"heartbeat_seconds": 1e6}, INVALID),
+    ("an agent with a negative context window", "register_agent", {"context_window": -1}, INVALID),
+    ("unregistering another agent", "unregister_agent", {"agent_id": "ben"}, "forbidden"),
+    ("a transfer to an unknown agent", "unregister_agent", {"memories": "transfer", "transfer_to": "nobody"}, MISSING),
+    ("a transfer without a target", "unregister_agent", {"memories": "transfer"}, INVALID),
+    ("a transfer to the caller", "unregister_agent", {"memories": "transfer", "transfer_to": "ada"}, INVALID),
 ]
 
 
@@ -172,11 +177,11 @@ async def test_bad_input_is_refused_by_type_and_changes_nothing(
     ground: Ground, tool: str, arguments: dict[str, Any], outcome: str
 ) -> None:
     before = await ground.state()
-    assert await code(ground.ada, tool, **filled(arguments, ground.ids)) == outcome
+    assert await code(ground.ada, tool, **fill_in(arguments, ground.ids)) == outcome
     assert await ground.state() == before
 
 
-async def test_tokens_that_are_no_tokens_renew_nothing(ground: Ground) -> None:
+async def test_invalid_lease_tokens_renew_nothing(ground: Ground) -> None:
     before = await ground.state()
     odd = [
         "",
@@ -195,7 +200,7 @@ async def test_tokens_that_are_no_tokens_renew_nothing(ground: Ground) -> None:
     assert await ground.state() == before
 
 
-async def test_anothers_task_and_an_unknown_one_get_the_same_bytes(ground: Ground, stack: Stack) -> None:
+async def test_forbidden_and_unknown_task_give_identical_bytes(ground: Ground, stack: Stack) -> None:
     forbidden, token = ground.ids[OTHERS], ground.ids[OTHERS_TOKEN]
     calls: list[tuple[str, dict[str, Any]]] = [
         ("get_task", {"task_id": "ID"}),
@@ -217,11 +222,11 @@ async def test_anothers_task_and_an_unknown_one_get_the_same_bytes(ground: Groun
 
 
 async def _bytes(agent: Agent, tool: str, arguments: dict[str, Any], task_id: str) -> str:
-    said = json.loads(json.dumps(arguments).replace("ID", task_id))
-    return (await agent.raw(tool, **said)).model_dump_json().replace(task_id, "ID")
+    request = json.loads(json.dumps(arguments).replace("ID", task_id))
+    return (await agent.raw(tool, **request)).model_dump_json().replace(task_id, "ID")
 
 
-async def test_only_its_holder_ends_a_task_and_only_with_the_token_in_force(server: Server, namespace: str) -> None:
+async def test_only_the_holder_ends_a_task_with_the_current_token(server: Server, namespace: str) -> None:
     async with AsyncExitStack() as opened:
         lead, ada, ben = [
             await opened.enter_async_context(joined(server, namespace, name)) for name in ("lead", "ada", "ben")
@@ -243,14 +248,12 @@ async def test_only_its_holder_ends_a_task_and_only_with_the_token_in_force(serv
 
 
 def _forged(task: Answer, *, fence: int = 0, secret: str = "", task_id: str = "") -> str:
-    """Change a part of a token."""
+    """Return the task's token with one part changed."""
     head, number, rest = task["lease_token"].split(".")
     return f"{task_id or head}.{int(number) + fence}.{secret or rest}"
 
 
-async def test_a_token_of_an_earlier_attempt_is_stale_even_for_who_holds_the_task_again(
-    server: Server, namespace: str
-) -> None:
+async def test_token_of_an_earlier_attempt_is_refused_from_the_same_agent(server: Server, namespace: str) -> None:
     async with joined(server, namespace, "ada") as ada:
         task_id = await submit(ada, lease_seconds=0.1)
         old, new_lease = await lease(ada), await lease(ada)
@@ -260,7 +263,7 @@ async def test_a_token_of_an_earlier_attempt_is_stale_even_for_who_holds_the_tas
         assert await code(ada, "fail_task", **failing) == LOST
 
 
-async def test_capabilities_nobody_has_are_no_error_and_say_so(server: Server, namespace: str) -> None:
+async def test_task_that_no_agent_can_do_is_accepted_with_a_reason(server: Server, namespace: str) -> None:
     async with joined(server, namespace, "ada", capabilities=["knots"]) as ada:
         answer = await ada.call("distribute_task", description="Fly.", required_capabilities=["wings"])
         assert (answer["state"], answer.get("assigned_to")) == ("pending", None)
@@ -268,7 +271,7 @@ async def test_capabilities_nobody_has_are_no_error_and_say_so(server: Server, n
         assert await claim(ada) == []
 
 
-async def test_nothing_can_depend_on_what_has_failed(server: Server, namespace: str) -> None:
+async def test_depending_on_a_failed_task_is_refused(server: Server, namespace: str) -> None:
     async with joined(server, namespace, "ada") as ada:
         task_id = await submit(ada, max_retries=0)
         await fail(ada, await lease(ada))

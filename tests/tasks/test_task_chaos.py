@@ -1,4 +1,4 @@
-"""A small team at work while workers are killed and paused and Redis is cut off; `make chaos` runs the large one."""
+"""Workers are killed and paused and Redis is cut off under a small team; `make chaos` runs the large scenario."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SMALL = tasks.Plan(
 
 
 @pytest.mark.long
-async def test_under_kills_and_pauses_every_task_ends_and_none_is_completed_twice(
+async def test_kills_and_pauses_lose_no_task_and_complete_none_twice(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     report = await tasks.run(SMALL, tmp_path_factory.mktemp("chaos"))
@@ -20,5 +20,5 @@ async def test_under_kills_and_pauses_every_task_ends_and_none_is_completed_twic
     assert sum(report.ends.values()) >= SMALL.tasks
     assert report.faults == {"worker kills": 4, "pauses": 3, "Redis kills": 1, "server kills": 1}
     for op in ("completed", "cancelled", "dead", "failed", "expired", "unblocked", "assigned", "renewed"):
-        assert report.happened[op], f"nothing was {op}: the run shows nothing about it"
+        assert report.happened[op], f"no task was {op}, so the run does not test it"
     assert report.refusals["complete lease_lost"]

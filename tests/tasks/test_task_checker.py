@@ -1,4 +1,4 @@
-"""The checker of task histories passes what is right and catches everything that must never happen."""
+"""The checker of task histories accepts valid histories and reports every violation."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ import pytest
 from chaos import checker, history
 from chaos.evidence import Evidence
 from chaos.history import Call, Clock, Outcome, Recorder, Refusal
-from chaos.kept import Entry, Kept, Leftovers
+from chaos.task_records import Entry, Leftovers, TaskRecord
 
 from memory_core.errors import LeaseLost, OutcomeUnknown
 from memory_core.records.times import to_iso
 
 AHEAD = 1_000_000.0
-"""The wall clock shows this when the monotonic one shows 0."""
+"""Wall clock time at monotonic time 0."""
 T = "t1"
 
 
 def token(fence: int, task: str = T) -> str:
-    """Make the token of a lease."""
+    """A lease token."""
     return f"{task}.{fence}.secret"
 
 
-def call(op: str, agent: str, began: float, ended: float, **said: Any) -> Call:
-    """Make a call that was answered."""
-    answer = said.pop("answer", {})
-    return Call(agent, op, agent, said, Outcome.OK, answer, began, ended)
+def call(op: str, agent: str, began: float, ended: float, **arguments: Any) -> Call:
+    """An answered call."""
+    answer = arguments.pop("answer", {})
+    return Call(agent, op, agent, arguments, Outcome.OK, answer, began, ended)
 
 
 def unknown(made: Call) -> Call:
-    """Nobody was told how a call ended."""
+    """The call with an unknown outcome."""
     return replace(made, outcome=Outcome.UNKNOWN, answer={}, ended=math.inf)
 
 
@@ -50,7 +50,7 @@ def submit(began: float = 0.0, task: str = T) -> Call:
 
 
 def claim(agent: str, fence: int, began: float, until: float, task: str = T) -> Call:
-    """A claim that got one lease."""
+    """A claim that received one lease."""
     lease = {"task_id": task, "lease_token": token(fence, task), "lease_until": to_iso(AHEAD + until)}
     return call("claim", agent, began, began + 0.1, answer={"tasks": [lease]})
 
@@ -73,17 +73,16 @@ def cancel(began: float) -> Call:
     return call("cancel", "lead", began, began + 0.1, task_id=T)
 
 
-def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> Kept:
-    """A task by what happened to it: (op, when, agent, fence, attempt)."""
+def life(*entries: tuple[Any, ...], task: str = T, **fields: Any) -> TaskRecord:
+    """A task from its history entries: (op, when, agent, fence, attempt)."""
     ops = [Entry(op, AHEAD + at, *rest) for op, at, *rest in entries]
     fences = [entry.fence for entry in ops if entry.op == "leased"]
     state = ops[-1].op if ops else "pending"
     made: dict[str, Any] = {"state": state, "entries": tuple(ops), "fence": fences[-1] if fences else None}
-    return Kept(task, **{**made, **fields})
+    return TaskRecord(task, **{**made, **fields})
 
 
-def evidence(calls: list[Call], *tasks: Kept, **more: Any) -> Evidence:
-    """Put it together."""
+def evidence(calls: list[Call], *tasks: TaskRecord, **more: Any) -> Evidence:
     audit = Counter(("complete_task", task.id) for task in tasks for entry in task.entries if entry.op == "completed")
     given: dict[str, Any] = {"audit": audit, "clock": Clock(AHEAD, AHEAD), **more}
     return Evidence(sorted(calls, key=lambda made: made.began), {task.id: task for task in tasks}, **given)
@@ -112,15 +111,15 @@ GOOD_LIFE = life(
 
 
 def rules(found: Evidence) -> set[str]:
-    """Which rules were broken."""
+    """The rules that were broken."""
     return {violation.rule for violation in checker.violations(found)}
 
 
-def test_a_right_history_is_passed() -> None:
+def test_valid_history_is_accepted() -> None:
     assert checker.violations(evidence(GOOD_CALLS, GOOD_LIFE)) == []
 
 
-def test_calls_of_unknown_outcome_may_or_may_not_have_had_their_effect() -> None:
+def test_call_with_unknown_outcome_may_have_had_its_effect() -> None:
     *before, last = GOOD_CALLS
     done = evidence([*before, unknown(last)], GOOD_LIFE)
     undone = evidence(
@@ -143,7 +142,7 @@ def test_calls_of_unknown_outcome_may_or_may_not_have_had_their_effect() -> None
         assert checker.violations(found) == []
 
 
-def test_a_wall_clock_that_moved_makes_no_false_alarm() -> None:
+def test_wall_clock_jump_is_not_reported() -> None:
     calls = [submit(), claim("a", 1, 1.0, until=3.0), claim("b", 2, 2.8, until=4.8), complete("b", 2, 3.0)]
     kept = life(
         *[("submitted", 0.05), ("leased", 1.05, "a", 1, 1), ("expired", 3.01, "a", 1, 1)],
@@ -154,7 +153,7 @@ def test_a_wall_clock_that_moved_makes_no_false_alarm() -> None:
 
 
 def _without(op: str, position: int) -> list[tuple[Any, ...]]:
-    """The right life without one entry."""
+    """The valid history without one entry."""
     rows = [(e.op, e.at - AHEAD, e.agent, e.fence, e.attempt) for e in GOOD_LIFE.entries]
     assert rows[position][0] == op
     return rows[:position] + rows[position + 1 :]
@@ -174,8 +173,8 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "illegal transition",
         lambda: evidence([], life(("submitted", 0.0), ("completed", 1.0, "a", 1, 1))),
     ),
-    "a life that does not begin": ("illegal transition", lambda: evidence([], life(("leased", 1.0, "a", 1, 1)))),
-    "a cancelled task that is tried again": (
+    "a history without a submission": ("illegal transition", lambda: evidence([], life(("leased", 1.0, "a", 1, 1)))),
+    "a cancelled task that is retried": (
         "illegal transition",
         lambda: evidence([], life(*LEASED, ("cancelled", 2.0), ("requeued", 3.0), ("dead", 4.0))),
     ),
@@ -184,20 +183,20 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "task without end",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="leased")),
     ),
-    "a state that is not the end": (
-        "state is not the end",
+    "a state that differs from the last entry": (
+        "state differs from history",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), state="dead")),
     ),
-    "two ends": (
+    "two terminal entries": (
         "more than one end",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "a", 1, 1), ("cancelled", 2.1))),
     ),
-    "an ended task that still is queued": (
+    "an ended task that is still queued": (
         "left in a queue",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, leftovers=Leftovers((("leases", T),))),
     ),
     "an acknowledged task that is gone": ("lost submission", lambda: evidence([submit(task="t2")])),
-    "an attempt not counted": (
+    "an uncounted attempt": (
         "attempts miscounted",
         lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 1), ("dead", 6.0))),
     ),
@@ -205,22 +204,22 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "too many attempts",
         lambda: evidence(GOOD_CALLS, replace(GOOD_LIFE, max_retries=1)),
     ),
-    "an end of another's attempt": (
-        "end of another's attempt",
+    "an attempt ended by another agent": (
+        "attempt ended by another agent",
         lambda: evidence([], life(*LEASED, ("completed", 2.0, "b", 1, 1))),
     ),
-    "an end of an earlier attempt": (
-        "end of another's attempt",
+    "an end with the fence of an earlier attempt": (
+        "attempt ended by another agent",
         lambda: evidence(
             [], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 2, 2), ("failed", 6.0, "a", 1, 1))
         ),
     ),
-    "tokens of a task that fall": (
-        "tokens do not rise",
+    "decreasing fences of one task": (
+        "fence does not increase",
         lambda: evidence([], life(*LEASED, ("expired", 4.0, "a", 1, 1), ("leased", 5.0, "a", 0, 2), ("dead", 6.0))),
     ),
-    "tokens of two tasks that fall": (
-        "tokens do not rise",
+    "decreasing fences across two tasks": (
+        "fence does not increase",
         lambda: evidence(
             [],
             life(("submitted", 0.0), ("leased", 1.0, "a", 2, 1), ("dead", 9.0)),
@@ -228,22 +227,22 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         ),
     ),
     "a later claim with the lower token": (
-        "tokens do not rise",
+        "fence does not increase",
         lambda: evidence([claim("a", 2, 1.0, 3.0), claim("b", 1, 2.0, 4.0, task="t2")]),
     ),
-    "a task that has another token than its lease": (
-        "tokens do not rise",
+    "a task whose token differs from its lease": (
+        "fence does not increase",
         lambda: evidence([], replace(GOOD_LIFE, fence=2)),
     ),
-    "one number for two leases": (
-        "token given twice",
+    "one fence for two leases": (
+        "fence used twice",
         lambda: evidence(
             [],
             life(*LEASED, ("dead", 9.0)),
             life(("submitted", 0.0), ("leased", 2.0, "b", 1, 1), ("dead", 9.0), task="t2"),
         ),
     ),
-    "a lease before what it depends on": (
+    "a lease before its dependency completed": (
         "leased before its dependency completed",
         lambda: evidence(
             [],
@@ -251,7 +250,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
             life(("submitted", 0.0), ("leased", 1.5, "b", 2, 1), ("completed", 3.0, "b", 2, 1), task="t2"),
         ),
     ),
-    "a lease though what it depends on failed": (
+    "a lease although its dependency failed": (
         "leased before its dependency completed",
         lambda: evidence(
             [],
@@ -259,15 +258,15 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
             life(("submitted", 0.0), ("dead", 0.5), task="t2"),
         ),
     ),
-    "a completion with a token that was superseded": (
+    "a completion with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, complete("a", 1, 5.4)], GOOD_LIFE),
     ),
-    "a renewal with a token that was superseded": (
+    "a renewal with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, renew("a", 1, 5.4, until=8.0)], GOOD_LIFE),
     ),
-    "a failure reported with a token that was superseded": (
+    "a failure reported with a superseded token": (
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, fail("a", 1, 5.4)], GOOD_LIFE),
     ),
@@ -275,7 +274,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, fail("a", 3, 8.5)], GOOD_LIFE),
     ),
-    "a completion after the lease ran out": (
+    "a completion after the lease expired": (
         "stale token accepted",
         lambda: evidence(
             [submit(), claim("a", 1, 1.0, until=3.0), complete("a", 1, 3.2)],
@@ -286,7 +285,7 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "stale token accepted",
         lambda: evidence([*GOOD_CALLS, cancel(7.5)], GOOD_LIFE),
     ),
-    "a token that nobody was given": (
+    "a token that was never issued": (
         "forged token accepted",
         lambda: evidence([submit(), complete("a", 1, 2.0)], life(*LEASED, ("completed", 2.05, "a", 1, 1))),
     ),
@@ -321,24 +320,24 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         "completed twice",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter({("complete_task", T): 2})),
     ),
-    "a completion that is not in the audit": (
+    "a completion missing from the audit": (
         "completion lost",
         lambda: evidence(GOOD_CALLS, GOOD_LIFE, audit=Counter()),
     ),
     "a completion that Redis forgot": (
-        "acknowledged and not remembered",
+        "acknowledged but not recorded",
         lambda: evidence(GOOD_CALLS, life(*_without("completed", 7), ("dead", 9.0))),
     ),
     "a lease that Redis forgot": (
-        "acknowledged and not remembered",
+        "acknowledged but not recorded",
         lambda: evidence([claim("a", 9, 9.0, until=11.0)], life(*LEASED, ("dead", 12.0))),
     ),
-    "a failure that nobody reported": (
-        "remembered and never asked for",
+    "a failure without a report": (
+        "recorded but never requested",
         lambda: evidence([made for made in GOOD_CALLS if made.op != "fail"], GOOD_LIFE),
     ),
-    "a refused completion that had its effect": (
-        "remembered and never asked for",
+    "a refused completion that took effect": (
+        "recorded but never requested",
         lambda: evidence([*GOOD_CALLS[:-1], refused(GOOD_CALLS[-1])], GOOD_LIFE),
     ),
     "a lease after cancellation": (
@@ -346,10 +345,10 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
         lambda: evidence([cancel(0.5), claim("a", 1, 1.0, until=3.0)], life(*LEASED, ("cancelled", 2.0))),
     ),
     "a cancelled task that completed": (
-        "not cancelled after all",
+        "cancellation lost",
         lambda: evidence([*GOOD_CALLS, cancel(8.2)], GOOD_LIFE),
     ),
-    "an error that nobody foresaw": (
+    "an unexpected error": (
         "untyped error",
         lambda: evidence([*GOOD_CALLS, refused(complete("a", 3, 8.5), "internal")], GOOD_LIFE),
     ),
@@ -357,17 +356,17 @@ BAD: dict[str, tuple[str, Callable[[], Evidence]]] = {
 
 
 @pytest.mark.parametrize("history_of", BAD)
-def test_a_bad_history_is_caught(history_of: str) -> None:
+def test_invalid_history_is_reported(history_of: str) -> None:
     rule, made = BAD[history_of]
     assert rule in rules(made())
 
 
-def test_every_rule_has_a_history_that_breaks_it() -> None:
+def test_every_rule_is_broken_by_some_history() -> None:
     bad = [made() for _, made in BAD.values()]
     assert [rule.__name__ for rule in checker.RULES if not any(list(rule(found)) for found in bad)] == []
 
 
-async def test_a_recorded_history_is_read_back_with_what_nobody_was_told(tmp_path: Path) -> None:
+async def test_recorded_history_keeps_calls_with_unknown_outcome(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path, "w1.0")
 
     async def raising(error: Exception) -> dict[str, Any]:
@@ -395,4 +394,4 @@ async def test_a_recorded_history_is_read_back_with_what_nobody_was_told(tmp_pat
         ("claim", "unknown", None),
     ]
     assert [math.isinf(made.ended) for made in calls] == [False, False, True, True]
-    assert 0 <= clock.doubt < 60
+    assert 0 <= clock.uncertainty < 60

@@ -1,4 +1,4 @@
-"""The ends of tasks, each of which comes once; and how agents look at tasks, wait for them and ask twice."""
+"""Tasks end exactly once. How agents list tasks, wait for them and retry requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from support.task_helpers import WAIT, claim, code, complete, events, joined, le
 quick, lead, ada, ben = task_helpers.quick, task_helpers.lead, task_helpers.ada, task_helpers.ben
 
 
-async def test_a_cancelled_task_is_refused_from_its_holder(lead: Agent, ada: Agent, ben: Agent) -> None:
+async def test_holder_cannot_complete_a_cancelled_task(lead: Agent, ada: Agent, ben: Agent) -> None:
     task_id = await submit(lead, assign_to="ada")
     task = await lease(ada)
     assert await code(ada, "cancel_task", task_id=task_id) == "not_found"
@@ -26,7 +26,7 @@ async def test_a_cancelled_task_is_refused_from_its_holder(lead: Agent, ada: Age
     assert await code(lead, "cancel_task", task_id=task_id) == "conflict"
 
 
-async def test_a_task_is_completed_once(lead: Agent, ada: Agent) -> None:
+async def test_task_is_completed_once(lead: Agent, ada: Agent) -> None:
     task_id = await submit(lead)
     task = await lease(ada)
     answers = await asyncio.gather(
@@ -37,7 +37,7 @@ async def test_a_task_is_completed_once(lead: Agent, ada: Agent) -> None:
     assert await code(ada, "fail_task", task_id=task_id, lease_token=task["lease_token"], error="no") == "lease_lost"
 
 
-async def test_a_task_claimed_by_many_calls_at_once_goes_to_one(lead: Agent, ada: Agent) -> None:
+async def test_concurrent_claims_lease_a_task_once(lead: Agent, ada: Agent) -> None:
     for number in range(3):
         await submit(lead, f"Haul rope {number}.")
     answers = await asyncio.gather(*(claim(ada, limit=3) for _ in range(8)))
@@ -45,21 +45,21 @@ async def test_a_task_claimed_by_many_calls_at_once_goes_to_one(lead: Agent, ada
     assert len(claimed) == len(set(claimed)) == 3
 
 
-async def test_an_idempotency_key_submits_one_task(lead: Agent, ada: Agent) -> None:
-    said = {"description": "Weigh the anchor.", "payload": {"n": 1}, "idempotency_key": "k"}
-    answers = await asyncio.gather(*(lead.call("distribute_task", **said) for _ in range(5)))
+async def test_repeated_idempotency_key_submits_one_task(lead: Agent, ada: Agent) -> None:
+    task = {"description": "Weigh the anchor.", "payload": {"n": 1}, "idempotency_key": "k"}
+    answers = await asyncio.gather(*(lead.call("distribute_task", **task) for _ in range(5)))
     assert len({answer["task_id"] for answer in answers}) == 1
     assert sorted(bool(answer.get("replayed")) for answer in answers) == [False] + [True] * 4
-    assert await code(lead, "distribute_task", **said | {"payload": {"n": 2}}) == "conflict"
-    assert (await ada.call("distribute_task", **said))["task_id"] != answers[0]["task_id"]
+    assert await code(lead, "distribute_task", **task | {"payload": {"n": 2}}) == "conflict"
+    assert (await ada.call("distribute_task", **task))["task_id"] != answers[0]["task_id"]
     await complete(ada, await lease(ada))
-    assert (await lead.call("distribute_task", **said)).get("replayed")
+    assert (await lead.call("distribute_task", **task)).get("replayed")
 
 
-# looking and waiting
+# listing and waiting
 
 
-async def test_looking_leases_nothing(lead: Agent, ada: Agent) -> None:
+async def test_listing_tasks_leases_nothing(lead: Agent, ada: Agent) -> None:
     task_id = await submit(lead)
     for _ in range(2):
         (seen,) = await claim(ada, claim=False)
@@ -67,7 +67,7 @@ async def test_looking_leases_nothing(lead: Agent, ada: Agent) -> None:
     assert (await lease(ada))["task_id"] == task_id
 
 
-async def test_a_waiting_agent_wakes_when_a_task_comes(lead: Agent, ada: Agent) -> None:
+async def test_waiting_claim_returns_when_a_task_arrives(lead: Agent, ada: Agent) -> None:
     waiting = asyncio.create_task(claim(ada, wait_seconds=WAIT))
     assert await claim(ada) == []
     task_id = await submit(lead)
@@ -75,7 +75,7 @@ async def test_a_waiting_agent_wakes_when_a_task_comes(lead: Agent, ada: Agent) 
     assert await claim(ada, wait_seconds=0.05) == []
 
 
-async def test_an_assignment_that_is_not_claimed_goes_to_whoever_is_free(stack: Stack, namespace: str) -> None:
+async def test_unclaimed_assignment_goes_to_a_free_agent(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url, tasks={"claim_seconds": 0.1}) as server,
         joined(server, namespace, "ada") as ada,
@@ -88,7 +88,7 @@ async def test_an_assignment_that_is_not_claimed_goes_to_whoever_is_free(stack: 
         assert await claim(idle) == []
 
 
-async def test_lists_and_objects_also_come_as_text(lead: Agent, ada: Agent) -> None:
+async def test_lists_and_objects_are_accepted_as_json_text(lead: Agent, ada: Agent) -> None:
     await ada.call("register_agent", capabilities='["lua", "sql"]', max_tasks=5)
     first = await submit(lead, required_capabilities="lua,sql", payload='{"n": 1}')
     await submit(lead, depends_on=json.dumps([first]))

@@ -1,4 +1,4 @@
-"""Each rule of the task Functions is needed: with any one of them dropped, a behaviour breaks that holds with it."""
+"""Every rule of the task Functions is needed: without any one of them, at least one behaviour breaks."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _OPENS = """    redis.call('HSET', names.task .. id, 'kind', task.open_kind, 'ki
 _REQUEUES = "    rm.requeue_assigned(names, id, task, now, request.reason)\n"
 
 MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
-    # what is checked
+    # checks
     "no token check": ("wrong_token_is_refused", [("task.lease_token ~= request.token or ", "")]),
     "no state check": ("token_ends_with_its_attempt", [("or task.state ~= 'leased' or ", "or ")]),
-    "no check of the lease's end": (
+    "no check of lease expiry": (
         "token_ends_with_its_lease",
         [("  if tonumber(task.lease_until) * 1000000 <= now then return 'stale' end\n", "")],
     ),
@@ -49,19 +49,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "token_is_refused_from_another_agent",
         [(" or task.assigned ~= request.agent then", " then")],
     ),
-    "no check who ever had it": (
+    "no check of earlier holders": (
         "agent_that_never_held_a_task_learns_nothing_of_it",
         [("  if not rm.contains(rm.split(task.holders), request.agent) then return 'unknown' end\n", "")],
     ),
-    "no avoiding": (
+    "agents that failed are not avoided": (
         "failed_task_goes_to_another_agent",
         [("return rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "return false")],
     ),
-    "avoiding for ever": (
+    "agents that failed are avoided forever": (
         "failed_task_returns_to_the_only_agent",
         [("rm.contains(avoid, name) and rm.has_another(names, kind, avoid, now)", "rm.contains(avoid, name)")],
     ),
-    "no check that an agent fell silent": (
+    "no check for silent agents": (
         "live_agent_keeps_its_lease",
         [
             (
@@ -70,7 +70,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who cancels": (
+    "no check of the canceller": (
         "only_the_submitter_cancels_and_then_completion_fails",
         [
             (
@@ -79,7 +79,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "no check who requeues": (
+    "no check of the requeuer": (
         "requeued_task_has_all_its_attempts_again",
         [
             (
@@ -97,19 +97,19 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "only_capable_agents_get_a_task",
         [("  if agent.window < kind.window then return false end\n", "")],
     ),
-    "no check for whom it is": (
+    "no check of the assigned agent": (
         "only_capable_agents_get_a_task",
         [("  if kind.only ~= '' and kind.only ~= agent.name then return false end\n", "")],
     ),
-    "no bound on what is leased": (
+    "no limit on leased tasks": (
         "agent_gets_no_more_than_its_capacity",
         [("#leased < #secrets and held < agent.most", "#leased < #secrets")],
     ),
-    "no bound on what is assigned": (
+    "no limit on assigned tasks": (
         "agent_gets_no_more_than_its_capacity",
         [("  return redis.call('XLEN', names.inbox .. agent.name) < agent.most\n", "  return true\n")],
     ),
-    "no check of the payload under a key": (
+    "no payload check for a repeated idempotency key": (
         "idempotency_key_creates_one_task",
         [("  if seen.payload ~= idempotency.payload then return {status = 'idempotency_conflict'} end\n", "")],
     ),
@@ -138,7 +138,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "repeated_call_has_one_effect_and_one_answer",
         [("  if not task.state or task.last_call ~= request.call then return false end\n", "  do return false end\n")],
     ),
-    "no retries left is no end": (
+    "exhausted retries do not end a task": (
         "exhausted_attempts_end_in_the_dead_letters",
         [("not how.retry or tonumber(task.attempt) > tonumber(task.max_retries)", "not how.retry")],
     ),
@@ -151,20 +151,20 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    # what is written
+    # writes
     "completion keeps the lease": (
         "ended_task_leaves_no_keys_behind",
         [("  unassign(names, id, task)\n  if not task.assigned", "  if not task.assigned")],
     ),
-    "the lease stays among the leases": (
+    "the lease index keeps the lease": (
         "ended_task_leaves_no_keys_behind",
         [("task.state == 'leased' and names.leases or names.unclaimed", "names.unclaimed")],
     ),
-    "the task stays in the agent's hands": (
+    "the agent still holds the task": (
         "ended_task_leaves_no_keys_behind",
         [("  redis.call('SREM', names.held .. task.assigned, id)\n", "")],
     ),
-    "ended tasks are kept for ever": (
+    "ended tasks never expire": (
         "ended_task_leaves_no_keys_behind",
         [("redis.call('EXPIRE', key .. id, keep)", "local _ = keep")],
     ),
@@ -172,7 +172,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "exhausted_attempts_end_in_the_dead_letters",
         [("local attempt = tonumber(task.attempt) + 1", "local attempt = tonumber(task.attempt)")],
     ),
-    "dead tasks get no letter": (
+    "dead tasks are not added to the dead letters": (
         "exhausted_attempts_end_in_the_dead_letters",
         [
             (
@@ -181,7 +181,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "who failed is forgotten": (
+    "agents that failed are forgotten": (
         "failed_task_goes_to_another_agent",
         [("  redis.call('HSET', names.task .. id, 'avoid', task.avoid)\n", "")],
     ),
@@ -194,39 +194,39 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the number of tokens stands still": (
+    "the fence does not increase": (
         "fencing_numbers_increase",
         [("local fence = rm.integer(rm.tick(names))", "local fence = '1'")],
     ),
-    "a lease that ran out is renewed": (
+    "an expired lease is renewed": (
         "expired_lease_goes_to_another_agent",
         [("rm.fail_attempt(names, id, task, now, {op = 'expired'", _RENEWS)],
     ),
-    "leases never run out": (
+    "leases never expire": (
         "expired_lease_goes_to_another_agent",
         [("  redis.call('ZADD', names.leases, ends, id)\n  redis.call('SADD'", "  redis.call('SADD'")],
     ),
-    "renewal leaves the old end": (
+    "renewal keeps the old expiry": (
         "heartbeat_renews_a_lease",
         [("  redis.call('ZADD', names.leases, ends, id)\n  return ends\n", "  return ends\n")],
     ),
-    "what is leased is not noted as held": (
+    "leased tasks are not recorded as held": (
         "leased_task_is_not_given_to_another",
         [("  redis.call('SADD', names.held .. agent.name, id)\n", "")],
     ),
-    "what is leased counts as unclaimed": (
+    "leased tasks count as unclaimed": (
         "leased_task_is_not_given_to_another",
         [("    redis.call('ZREM', names.unclaimed, id)\n  else\n", "  else\n")],
     ),
-    "what is assigned stays queued": (
+    "assigned tasks stay queued": (
         "assigned_task_is_not_given_to_another",
         [("  unqueue_task(names, id, task.kind)\n  task.assigned = name\n", "  task.assigned = name\n")],
     ),
-    "assignments last for ever": (
+    "assignments never expire": (
         "unclaimed_assignment_is_taken_back",
         [("redis.call('ZADD', names.unclaimed, rm.seconds(", "rm.contains({}, rm.seconds(")],
     ),
-    "a requeued task has its old attempts": (
+    "a requeued task keeps its attempts": (
         "requeued_task_has_all_its_attempts_again",
         [("  redis.call('HSET', names.task .. id, 'attempt', 0)\n", "")],
     ),
@@ -247,7 +247,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
         "namespace_task_quota_is_enforced",
         [("  rm.count_open(names, task.submitter, -1)\n", "")],
     ),
-    "deadlines are not noted": (
+    "deadlines are not recorded": (
         "deadline_ends_a_task",
         [
             (
@@ -259,7 +259,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "pauses do not grow": ("retry_delays_double", [(" * 2 ^ (tonumber(task.attempt) - 1)", "")]),
     "no priorities": ("more_urgent_task_goes_first", [("rm.integer(tonumber(task.rank) * BAND + ", "rm.integer(")]),
     "no turns": ("submitters_take_turns", [("  return turn\nend", "  return 0\nend")]),
-    # in which order
+    # order
     "assigned, then queued": (
         "assigned_task_is_not_given_to_another",
         [
@@ -271,7 +271,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "whoever lives is able": (
+    "every living agent counts as able": (
         "failed_task_does_not_wait_for_incapable_agents",
         [
             (
@@ -280,26 +280,26 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
             )
         ],
     ),
-    "the last of a history is cut off": (
+    "history loses its last entry": (
         "long_history_keeps_the_newest_entries",
         [("-HISTORY_KEPT, -1)", "-HISTORY_KEPT, -2)")],
     ),
-    "newcomers begin at the first turn": (
+    "new submitters start at the first turn": (
         "new_submitter_starts_at_the_current_turn",
         [("    redis.call('HSET', names.turns, task.rank, rm.integer(turn))\n", "")],
     ),
-    "what ends in its queue stays there": (
+    "tasks that end in a queue stay there": (
         "cancelled_task_leaves_its_queue",
         [("  if not task.assigned then unqueue_task(names, id, task.kind) end\n", "")],
     ),
-    "asked whether anything blocks, then unblocked": (
+    "blockers are checked before unblocking": (
         "task_waits_for_all_its_dependencies",
         [
             (_SETTLES, ""),
             (_LAST_OF_SETTLING, _LAST_OF_SETTLING + _SETTLES),
         ],
     ),
-    "queued again, then opened to all": (
+    "requeued before it is opened to all": (
         "pinned_task_goes_to_others_when_its_agent_dies",
         [(_OPENS, ""), (_REQUEUES, _REQUEUES + _OPENS)],
     ),
@@ -308,7 +308,7 @@ MUTATIONS: dict[str, tuple[str, list[tuple[str, str]]]] = {
 
 @pytest.fixture(scope="module")
 def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer]:
-    """A Redis of this module's own, whose library is broken again and again."""
+    """A Redis for this module alone. Its library is broken repeatedly."""
     redis = RedisServer(tmp_path_factory.mktemp("mutants"))
     redis.start()
     yield redis
@@ -317,7 +317,7 @@ def own_redis(tmp_path_factory: pytest.TempPathFactory) -> Generator[RedisServer
 
 @pytest.fixture
 async def client(own_redis: RedisServer) -> AsyncGenerator[Client]:
-    """A client of it."""
+    """A client of that Redis."""
     async with connect(own_redis.url) as connected:
         yield connected
 
@@ -330,23 +330,23 @@ async def _tasks(client: Client, code: str) -> TaskNamespace:
 def _mutated(replacements: list[tuple[str, str]]) -> str:
     code = library_code()
     for old, new in replacements:
-        assert code.count(old) == 1, f"{code.count(old)} places say {old!r}"
+        assert code.count(old) == 1, f"{code.count(old)} occurrences of {old!r}"
         code = code.replace(old, new)
     return code
 
 
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-async def test_the_library_behaves(client: Client, behaviour: str) -> None:
+async def test_unchanged_library_has_every_behaviour(client: Client, behaviour: str) -> None:
     await BEHAVIOURS[behaviour](await _tasks(client, library_code()))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS)
-async def test_a_mutation_is_caught(client: Client, mutation: str) -> None:
+async def test_mutation_breaks_a_behaviour(client: Client, mutation: str) -> None:
     behaviour, replacements = MUTATIONS[mutation]
     tasks = await _tasks(client, _mutated(replacements))
     with pytest.raises((AssertionError, ResponseError)):
         await BEHAVIOURS[behaviour](tasks)
 
 
-def test_every_behaviour_catches_a_mutation() -> None:
+def test_every_behaviour_detects_a_mutation() -> None:
     assert {behaviour for behaviour, _ in MUTATIONS.values()} == set(BEHAVIOURS)

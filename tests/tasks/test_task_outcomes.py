@@ -1,4 +1,4 @@
-"""What a caller is told when Redis fails in the middle of a call: never that nothing was changed if something was."""
+"""When Redis fails during a call, the answer never claims that nothing changed although something did."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ from memory_server.engine.request import Caller, RequestContext
 from memory_server.tasks import leases
 
 
-async def test_a_claim_whose_tasks_cannot_be_read_never_says_that_nothing_was_changed(
-    stack: Stack, namespace: str
-) -> None:
+async def test_claim_with_unreadable_tasks_reports_outcome_unknown(stack: Stack, namespace: str) -> None:
     async with joined(stack.server, namespace, "ada") as ada:
         await submit(ada)
     service = await stack.server.runtime.service()
@@ -40,7 +38,7 @@ async def test_a_claim_whose_tasks_cannot_be_read_never_says_that_nothing_was_ch
     assert await stack.client.scard(Keys(namespace).held("ada")) == 1
 
 
-async def test_a_write_that_may_have_been_done_stays_unknown_though_later_attempts_reach_nobody(
+async def test_interrupted_write_stays_outcome_unknown_after_failed_retries(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backends, "RESTART_WAIT_SECONDS", 1.0)
@@ -49,13 +47,13 @@ async def test_a_write_that_may_have_been_done_stays_unknown_though_later_attemp
     settings = Settings.load(redis_url=redis.url, redis={"timeout_seconds": 0.2})
     async with backends.Backend(settings).running() as backend:
         client = await backend.client()
-        said: dict[str, Any] = {"prefix": keys.prefix, "keep": 1}
-        await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said)
+        arguments: dict[str, Any] = {"prefix": keys.prefix, "keep": 1}
+        await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **arguments)
         await client.execute_command("CLIENT", "PAUSE", 10_000, "WRITE")
-        pending = asyncio.create_task(backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said))
+        pending = asyncio.create_task(backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **arguments))
         await asyncio.wait([pending], timeout=0.3)
         redis.kill()
         with pytest.raises(OutcomeUnknown):
             await pending
         with pytest.raises(StoreUnavailable):
-            await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **said)
+            await backend.write("rm1_task_sweep", [keys.leases], repeatable=True, **arguments)

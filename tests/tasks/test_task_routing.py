@@ -1,4 +1,4 @@
-"""In which order tasks go out and to whom, what the answer says of it, and what comes with a claim."""
+"""In which order tasks are handed out and to whom, how the answer explains it, and what a claim includes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from support.task_helpers import claim, complete, fail, joined, lease, show, sub
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def lead(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Who has something done."""
+    """The submitter."""
     async with in_own_task(server.agent("lead", namespace)) as agent:
         yield agent
 
 
 @pytest_asyncio.fixture(loop_scope="session")
 async def ada(server: Server, namespace: str) -> AsyncGenerator[Agent]:
-    """Who does things, once registered."""
+    """The worker, once registered."""
     async with in_own_task(server.agent("ada", namespace)) as agent:
         yield agent
 
 
-async def test_the_most_urgent_goes_first(lead: Agent, ada: Agent) -> None:
+async def test_most_urgent_task_goes_first(lead: Agent, ada: Agent) -> None:
     order = ["low", "critical", "medium", "high"]
     for priority in order:
         await submit(lead, f"{priority} work", priority=priority)
@@ -38,7 +38,7 @@ async def test_the_most_urgent_goes_first(lead: Agent, ada: Agent) -> None:
     assert taken == ["critical", "high", "medium", "low"]
 
 
-async def test_one_who_submits_fifty_does_not_make_another_wait_for_them(
+async def test_fifty_tasks_of_one_submitter_do_not_delay_another(
     server: Server, namespace: str, lead: Agent, ada: Agent
 ) -> None:
     await asyncio.gather(*(submit(lead, f"Haul rope {number}.") for number in range(50)))
@@ -51,7 +51,7 @@ async def test_one_who_submits_fifty_does_not_make_another_wait_for_them(
     assert single in [task["task_id"] for task in tasks[:2]]
 
 
-async def test_a_namespace_has_no_more_open_tasks_than_its_quota(stack: Stack, namespace: str) -> None:
+async def test_open_tasks_are_limited_by_the_quota(stack: Stack, namespace: str) -> None:
     async with (
         serving(stack.redis.url, tasks={"open_tasks": 2}) as server,
         joined(server, namespace, "ada") as ada,
@@ -68,9 +68,9 @@ async def test_a_namespace_has_no_more_open_tasks_than_its_quota(stack: Stack, n
         await submit(ada)
 
 
-async def test_the_answer_says_why(server: Server, namespace: str, lead: Agent, ada: Agent) -> None:
-    nobody = await lead.call("distribute_task", description="Mend the sail.", required_capabilities=["sewing"])
-    assert nobody["why"] == {
+async def test_submission_explains_its_assignment(server: Server, namespace: str, lead: Agent, ada: Agent) -> None:
+    unmatched = await lead.call("distribute_task", description="Mend the sail.", required_capabilities=["sewing"])
+    assert unmatched["why"] == {
         "reason": "no living agent with sewing is registered; it goes out when one is",
         "considered": [],
     }
@@ -91,7 +91,7 @@ async def test_the_answer_says_why(server: Server, namespace: str, lead: Agent, 
         assert (best["assigned_to"], best["why"]["considered"][0]["agent"]) == ("ben", "ben")
 
 
-async def test_who_did_such_work_well_gets_it_again(server: Server, namespace: str, lead: Agent, ada: Agent) -> None:
+async def test_agent_with_past_success_is_preferred(server: Server, namespace: str, lead: Agent, ada: Agent) -> None:
     await ada.call("register_agent", max_tasks=50)
     async with joined(server, namespace, "ben", max_tasks=50) as ben:
         for agent, name in ((ada, "ada"), (ben, "ben")):
@@ -101,17 +101,15 @@ async def test_who_did_such_work_well_gets_it_again(server: Server, namespace: s
                 await (complete(agent, task) if agent is ben else fail(agent, task))
 
         async def preferred() -> bool:
-            said = {"description": "Splice it.", "task_type": "splicing", "priority": "critical"}
-            answer = await lead.call("distribute_task", **said)
+            work = {"description": "Splice it.", "task_type": "splicing", "priority": "critical"}
+            answer = await lead.call("distribute_task", **work)
             success = {choice["agent"]: choice["success"] for choice in answer["why"]["considered"]}
             return answer["assigned_to"] == "ben" and success["ben"] > 0.5 > success["ada"]
 
         await wait_until(preferred)
 
 
-async def test_work_goes_to_whoever_describes_itself_as_made_for_it(
-    server: Server, namespace: str, lead: Agent
-) -> None:
+async def test_task_goes_to_the_agent_with_the_closest_description(server: Server, namespace: str, lead: Agent) -> None:
     about = {"baker": "I bake bread, cakes and pastries.", "pilot": "I fly aeroplanes and plan flight routes."}
     async with (
         joined(server, namespace, "baker", description=about["baker"]),
@@ -122,7 +120,7 @@ async def test_work_goes_to_whoever_describes_itself_as_made_for_it(
             assert answer["assigned_to"] == who, answer["why"]
 
 
-async def test_similar_open_tasks_are_told_to_those_who_may_see_them(
+async def test_similar_open_tasks_are_shown_only_if_visible_to_the_caller(
     server: Server, namespace: str, lead: Agent, ada: Agent
 ) -> None:
     await ada.call("register_agent")
@@ -145,7 +143,7 @@ async def test_similar_open_tasks_are_told_to_those_who_may_see_them(
         assert not {first, again["task_id"]} & {task["task_id"] for task in last["similar_tasks"]}
 
 
-async def test_a_claim_brings_the_memories_that_bear_on_it_and_that_its_agent_may_read(
+async def test_claim_includes_related_memories_the_agent_may_read(
     server: Server, namespace: str, lead: Agent, ada: Agent
 ) -> None:
     await ada.call("register_agent")
@@ -165,7 +163,7 @@ async def test_a_claim_brings_the_memories_that_bear_on_it_and_that_its_agent_ma
         assert len((await lease(ada, with_memories=1))["memories"]) == 1
 
 
-async def test_parties_see_all_of_a_task_the_able_see_it_and_others_nothing(
+async def test_parties_see_all_able_agents_see_part_others_see_nothing(
     server: Server, namespace: str, lead: Agent, ada: Agent
 ) -> None:
     await ada.call("register_agent", capabilities=["lua"])

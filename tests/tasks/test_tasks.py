@@ -1,4 +1,4 @@
-"""The life of a task over MCP: waiting, going out, being held, tried again, given up, cancelled, never done twice."""
+"""The life of a task over MCP: pending, leased, retried, dead or cancelled, never completed twice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ quick, lead, ada, ben = task_helpers.quick, task_helpers.lead, task_helpers.ada,
 
 
 def until(task: dict[str, str]) -> float:
-    """Give the end of a task's lease."""
+    """The end of a task's lease."""
     return parse_time(task["lease_until"], "lease_until")
 
 
-async def test_a_task_is_submitted_assigned_leased_and_completed_and_tells_all_of_it(lead: Agent, ada: Agent) -> None:
+async def test_task_history_shows_submitted_assigned_leased_completed(lead: Agent, ada: Agent) -> None:
     answer = await lead.call("distribute_task", description="Weigh the anchor.", payload={"chain": 5})
     assert (answer["state"], answer["assigned_to"]) == ("pending", "ada")
     task = await lease(ada)
@@ -44,7 +44,7 @@ async def test_a_task_is_submitted_assigned_leased_and_completed_and_tells_all_o
     assert (await lead.call("list_tasks", states=["pending"]))["tasks"] == []
 
 
-async def test_a_result_may_be_kept_as_a_memory(lead: Agent, ada: Agent) -> None:
+async def test_result_can_be_stored_as_a_memory(lead: Agent, ada: Agent) -> None:
     await submit(lead)
     ended = await complete(ada, await lease(ada), result="The anchor weighs three tonnes.", store_result=True)
     memory = (await ada.call("retrieve_memory", memory_id=ended["memory_id"]))["memory"]
@@ -54,7 +54,7 @@ async def test_a_result_may_be_kept_as_a_memory(lead: Agent, ada: Agent) -> None
 # dependencies
 
 
-async def test_a_task_waits_until_all_that_it_depends_on_is_completed(lead: Agent, ada: Agent) -> None:
+async def test_task_waits_until_its_dependencies_are_completed(lead: Agent, ada: Agent) -> None:
     first, second = await submit(lead, "Find the map."), await submit(lead, "Find the ship.")
     answer = await lead.call("distribute_task", description="Sail.", depends_on=[first, second])
     last = answer["task_id"]
@@ -70,7 +70,7 @@ async def test_a_task_waits_until_all_that_it_depends_on_is_completed(lead: Agen
 
 
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-async def test_what_depends_on_a_task_that_does_not_complete_is_cancelled(lead: Agent, ada: Agent, how: str) -> None:
+async def test_dependents_of_an_uncompleted_task_are_cancelled(lead: Agent, ada: Agent, how: str) -> None:
     first = await submit(lead, "Find the map.")
     second = await submit(lead, "Sail.", depends_on=[first])
     third = await submit(lead, "Dig.", depends_on=[second])
@@ -88,7 +88,7 @@ async def test_what_depends_on_a_task_that_does_not_complete_is_cancelled(lead: 
     assert await code(lead, "distribute_task", description="Dig again.", depends_on=[first]) == "conflict"
 
 
-async def test_dependencies_form_no_cycle_as_only_tasks_that_exist_can_be_named(lead: Agent) -> None:
+async def test_dependency_on_an_unknown_task_is_refused(lead: Agent) -> None:
     assert await code(lead, "distribute_task", description="x", depends_on=[UNKNOWN]) == "not_found"
     assert await code(lead, "distribute_task", description="x", task_id=UNKNOWN, depends_on=[UNKNOWN]) == (
         "invalid_argument"
@@ -97,7 +97,7 @@ async def test_dependencies_form_no_cycle_as_only_tasks_that_exist_can_be_named(
     assert [tool.name for tool in tools if "depends_on" in json.dumps(tool.input_schema)] == ["distribute_task"]
 
 
-async def test_a_dead_task_that_is_requeued_waits_again_for_what_it_depends_on(lead: Agent, ada: Agent) -> None:
+async def test_requeued_task_waits_for_its_dependencies_again(lead: Agent, ada: Agent) -> None:
     first = await submit(lead, "Find the map.")
     task = await lease(ada)
     last = await submit(lead, "Sail.", depends_on=[first], deadline=time.time() + 1.0)
@@ -108,10 +108,10 @@ async def test_a_dead_task_that_is_requeued_waits_again_for_what_it_depends_on(l
     assert (await lease(ada))["task_id"] == last
 
 
-# who may have it
+# eligibility
 
 
-async def test_a_task_goes_only_to_the_able_and_waits_until_there_is_one(
+async def test_task_waits_for_an_agent_with_the_capability(
     quick: Server, namespace: str, lead: Agent, ada: Agent
 ) -> None:
     demands = {"required_capabilities": ["Lua", "sql"], "min_context_window": 1000}
@@ -126,7 +126,7 @@ async def test_a_task_goes_only_to_the_able_and_waits_until_there_is_one(
         assert (await lease(zoe))["task_id"] == answer["task_id"]
 
 
-async def test_a_task_for_one_agent_is_for_that_one_until_it_leaves(lead: Agent, ada: Agent, ben: Agent) -> None:
+async def test_task_assigned_to_an_agent_is_reserved_until_it_leaves(lead: Agent, ada: Agent, ben: Agent) -> None:
     task = await submit(lead, assign_to="ben")
     assert await claim(ada) == []
     assert (await claim(ben, claim=False))[0]["task_id"] == task
@@ -135,7 +135,7 @@ async def test_a_task_for_one_agent_is_for_that_one_until_it_leaves(lead: Agent,
     assert (await lease(ada))["task_id"] == task
 
 
-async def test_an_agent_holds_no_more_than_it_can_do(lead: Agent, ada: Agent) -> None:
+async def test_agent_holds_at_most_max_tasks(lead: Agent, ada: Agent) -> None:
     await ada.call("register_agent", max_tasks=2)
     for number in range(4):
         await submit(lead, f"Haul rope {number}.")
@@ -146,7 +146,7 @@ async def test_an_agent_holds_no_more_than_it_can_do(lead: Agent, ada: Agent) ->
     assert len(await claim(ada, limit=10)) == 1
 
 
-async def test_a_draining_agent_finishes_and_takes_no_more(lead: Agent, ada: Agent) -> None:
+async def test_draining_agent_finishes_and_takes_no_more(lead: Agent, ada: Agent) -> None:
     await submit(lead)
     task = await lease(ada)
     await ada.call("update_agent_heartbeat", status="draining")
@@ -156,7 +156,7 @@ async def test_a_draining_agent_finishes_and_takes_no_more(lead: Agent, ada: Age
     assert (await complete(ada, task))["state"] == "completed"
 
 
-async def test_whoever_is_not_registered_gets_no_tasks(lead: Agent) -> None:
+async def test_unregistered_agent_gets_no_tasks(lead: Agent) -> None:
     await submit(lead)
     assert await code(lead, "get_pending_tasks") == "not_found"
     assert await code(lead, "update_agent_heartbeat") == "not_found"
@@ -165,9 +165,7 @@ async def test_whoever_is_not_registered_gets_no_tasks(lead: Agent) -> None:
 # leases
 
 
-async def test_a_lease_that_runs_out_goes_to_another_and_its_token_is_worth_nothing(
-    lead: Agent, ada: Agent, ben: Agent
-) -> None:
+async def test_expired_lease_goes_to_another_agent_and_voids_its_token(lead: Agent, ada: Agent, ben: Agent) -> None:
     task_id = await submit(lead, lease_seconds=0.2, assign_to=None)
     holder, other = (ada, ben) if (await show(lead, task_id))["assigned_to"] == "ada" else (ben, ada)
     old = await lease(holder)
@@ -182,7 +180,7 @@ async def test_a_lease_that_runs_out_goes_to_another_and_its_token_is_worth_noth
     assert fences == sorted(fences)
 
 
-async def test_a_lease_lasts_as_long_as_heartbeats_renew_it(lead: Agent, ada: Agent, ben: Agent) -> None:
+async def test_heartbeats_keep_a_lease(lead: Agent, ada: Agent, ben: Agent) -> None:
     task_id = await submit(lead, lease_seconds=2, assign_to="ada")
     task = await lease(ada)
 
@@ -196,12 +194,12 @@ async def test_a_lease_lasts_as_long_as_heartbeats_renew_it(lead: Agent, ada: Ag
     assert (await complete(ada, task))["state"] == "completed"
 
 
-async def test_a_heartbeat_without_leases_is_a_sign_of_life(ada: Agent) -> None:
+async def test_heartbeat_without_leases_keeps_the_agent_alive(ada: Agent) -> None:
     beat = await ada.call("update_agent_heartbeat")
     assert (beat["leases_renewed"], beat["leases_lost"], beat["pending_tasks"]) == ({}, [], 0)
 
 
-async def test_the_tasks_of_an_agent_that_fell_silent_go_to_others_with_what_it_said(
+async def test_tasks_of_a_silent_agent_go_to_others_with_its_handoff(
     quick: Server, namespace: str, lead: Agent, ada: Agent, ben: Agent
 ) -> None:
     await ada.call("register_agent", heartbeat_seconds=0.2)
@@ -224,9 +222,7 @@ async def test_the_tasks_of_an_agent_that_fell_silent_go_to_others_with_what_it_
 # failures
 
 
-async def test_a_failed_task_is_tried_by_another_after_a_pause_with_a_handoff(
-    lead: Agent, ada: Agent, ben: Agent
-) -> None:
+async def test_failed_task_is_retried_by_another_agent_after_a_pause(lead: Agent, ada: Agent, ben: Agent) -> None:
     task_id = await submit(lead, assign_to=None)
     first, second = (ada, ben) if (await show(lead, task_id))["assigned_to"] == "ada" else (ben, ada)
     failed = await fail(first, await lease(first), handoff="The chain is off; only the winch is left.")
@@ -240,9 +236,7 @@ async def test_a_failed_task_is_tried_by_another_after_a_pause_with_a_handoff(
     await complete(second, task)
 
 
-async def test_an_agent_that_failed_tries_again_if_there_is_nobody_else_with_longer_pauses(
-    lead: Agent, ada: Agent
-) -> None:
+async def test_lone_agent_retries_its_failed_task_with_longer_pauses(lead: Agent, ada: Agent) -> None:
     task_id, pauses = await submit(lead, max_retries=5), list[float]()
     for attempt in (1, 2, 3, 4):
         task = await lease(ada)
@@ -255,7 +249,7 @@ async def test_an_agent_that_failed_tries_again_if_there_is_nobody_else_with_lon
     assert all(most / 2 - 0.01 <= pause <= most + 0.01 for pause, most in zip(pauses, longest, strict=True)), pauses
 
 
-async def test_a_task_given_up_lies_among_the_dead_letters_until_it_is_requeued(lead: Agent, ada: Agent) -> None:
+async def test_dead_task_stays_in_dead_letters_until_requeued(lead: Agent, ada: Agent) -> None:
     task_id = await submit(lead, max_retries=1)
     assert (await fail(ada, await lease(ada)))["state"] == "retrying"
     assert (await fail(ada, await lease(ada), "The winch broke."))["state"] == "dead"
@@ -275,12 +269,12 @@ async def test_a_task_given_up_lies_among_the_dead_letters_until_it_is_requeued(
     await complete(ada, task)
 
 
-async def test_a_failure_for_good_is_not_tried_again(lead: Agent, ada: Agent) -> None:
+async def test_non_retryable_failure_is_not_retried(lead: Agent, ada: Agent) -> None:
     await submit(lead, max_retries=9)
     assert (await fail(ada, await lease(ada), retry=False))["state"] == "dead"
 
 
-async def test_a_task_that_costs_its_workers_their_lives_is_given_up(lead: Agent, ada: Agent) -> None:
+async def test_task_that_kills_its_workers_becomes_dead(lead: Agent, ada: Agent) -> None:
     task_id = await submit(lead, max_retries=1, lease_seconds=0.1)
     await lease(ada)
     await lease(ada)
@@ -288,7 +282,7 @@ async def test_a_task_that_costs_its_workers_their_lives_is_given_up(lead: Agent
     assert (await events(lead, task_id))[-2:] == ["expired", "dead"]
 
 
-async def test_a_task_ends_at_its_deadline_even_in_somebodys_hands(lead: Agent, ada: Agent) -> None:
+async def test_leased_task_ends_at_its_deadline(lead: Agent, ada: Agent) -> None:
     task_id = await submit(lead, deadline=time.time() + 0.5)
     task = await lease(ada)
     await wait_until(lambda: _is(lead, task_id, "dead", prod=ada))
@@ -297,6 +291,6 @@ async def test_a_task_ends_at_its_deadline_even_in_somebodys_hands(lead: Agent, 
 
 
 async def _is(lead: Agent, task_id: str, wanted: str, *, prod: Agent) -> bool:
-    """Whether a task has come to a state; a claim does what the clock demands."""
+    """Whether a task reaches a state. A claim triggers what is due."""
     assert await claim(prod) == []
     return await state(lead, task_id) == wanted

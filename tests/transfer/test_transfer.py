@@ -1,4 +1,4 @@
-"""A namespace goes into a file and comes out of it as it was: memories, whose they are, and who may see them."""
+"""An export and import restore a namespace: memories, owners and permissions."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ QUESTION = "how do I get into the strongbox on the wall?"
 
 @pytest.fixture
 def shell(stack: Stack) -> Shell:
-    """A shell on the Redis of the session."""
+    """A shell on the session's Redis."""
     return Shell(stack.redis.url_of(SERVER))
 
 
 @dataclass(slots=True)
 class Filled:
-    """A namespace with some of everything: the ids of alice's memories by what they are."""
+    """A namespace with every kind of memory: ids of alice's memories by kind."""
 
     namespace: str
     ids: dict[str, str]
@@ -48,8 +48,10 @@ class Filled:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def filled(stack: Stack) -> AsyncGenerator[Filled]:
-    """One memory of each kind, and grants: of a tag, of one memory, and one that passes on another. Tests change only
-    what they import elsewhere."""
+    """One memory of each kind, and three grants: a tag, one memory, and one shared on.
+
+    Tests change only what they import into other namespaces.
+    """
     connect, namespace = stack.server.agent, "moving-from"
     async with (
         in_own_task(connect("alice", namespace)) as alice,
@@ -80,7 +82,7 @@ async def filled(stack: Stack) -> AsyncGenerator[Filled]:
         yield Filled(namespace, ids, alice)
 
 
-async def test_what_is_imported_into_an_empty_namespace_is_exported_byte_for_byte(
+async def test_export_of_an_imported_namespace_is_byte_identical(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     there, here = filled.namespace, namespace
@@ -94,16 +96,16 @@ async def test_what_is_imported_into_an_empty_namespace_is_exported_byte_for_byt
     assert first.read_bytes() == second.read_bytes()
     assert SECRET.encode() not in first.read_bytes()
 
-    noted = await server.service.backend.read(lambda client: client.xlen(Keys(here).audit))
+    audit_entries = await server.service.backend.read(lambda client: client.xlen(Keys(here).audit))
     done = await shell.done("import", first, "--namespace", here)
     assert done["memories"] == {"kept": 7}
     assert done["others"] == {"agent kept": 3, "grant kept": 3}
-    assert await server.service.backend.read(lambda client: client.xlen(Keys(here).audit)) == noted
+    assert await server.service.backend.read(lambda client: client.xlen(Keys(here).audit)) == audit_entries
     await shell.done("export", again, "--namespace", here)
     assert first.read_bytes() == again.read_bytes()
 
 
-async def test_an_imported_namespace_reads_searches_and_is_shared_as_the_first(
+async def test_imported_namespace_reads_searches_and_shares_like_the_source(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     here, file = namespace, tmp_path / "all.jsonl.zst"
@@ -134,7 +136,7 @@ async def test_an_imported_namespace_reads_searches_and_is_shared_as_the_first(
     assert {b"console"} == {entry[b"who"] for _, entry in audited if entry[b"op"] == b"import"}
 
 
-async def test_without_vectors_they_are_made_anew(
+async def test_import_without_vectors_embeds_again(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     here, first, second = namespace, tmp_path / "first.jsonl", tmp_path / "second.jsonl"
@@ -150,7 +152,7 @@ async def test_without_vectors_they_are_made_anew(
     assert first.read_bytes() == second.read_bytes()
 
 
-async def test_vectors_of_another_model_are_not_taken(
+async def test_vectors_of_another_model_are_not_imported(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     file = tmp_path / "all.jsonl"
@@ -164,7 +166,7 @@ async def test_vectors_of_another_model_are_not_taken(
         await wait_until(lambda: settled(alice), 60)
 
 
-async def test_every_line_is_as_the_published_schema_says(shell: Shell, filled: Filled, tmp_path: Path) -> None:
+async def test_every_line_matches_the_published_schema(shell: Shell, filled: Filled, tmp_path: Path) -> None:
     published = json.loads(resource("schemas/export.json").read_text())
     assert published == lines.schema()
     await shell.done("export", tmp_path / "all.jsonl", "--namespace", filled.namespace)
@@ -173,7 +175,7 @@ async def test_every_line_is_as_the_published_schema_says(shell: Shell, filled: 
     assert not Draft202012Validator(published).is_valid({"kind": "memory"})
 
 
-async def test_a_namespace_that_is_in_use_keeps_what_it_has(
+async def test_import_into_a_used_namespace_overwrites_nothing(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     here, file = namespace, tmp_path / "all.jsonl"
@@ -192,7 +194,7 @@ async def test_a_namespace_that_is_in_use_keeps_what_it_has(
         assert kept["content"] == "Changed here."
 
 
-async def test_sensitive_memories_open_under_the_same_master_key_alone(
+async def test_sensitive_memories_need_the_same_master_key(
     shell: Shell, filled: Filled, namespace: str, stack: Stack, tmp_path: Path
 ) -> None:
     file, url, here = tmp_path / "all.jsonl", shell.url, namespace
@@ -211,7 +213,7 @@ async def test_sensitive_memories_open_under_the_same_master_key_alone(
     assert (done["memories"], done["left_out"]) == (5, {"sensitive": 2})
 
 
-async def test_what_was_altered_in_the_file_is_refused_line_by_line(
+async def test_altered_lines_of_a_file_are_refused(
     shell: Shell, filled: Filled, namespace: str, stack: Stack, tmp_path: Path
 ) -> None:
     file, here = tmp_path / "all.jsonl", namespace
@@ -246,7 +248,7 @@ async def test_what_was_altered_in_the_file_is_refused_line_by_line(
     assert not [key async for key in stack.client.scan_iter(f"rm:{{{here}}}*")]
 
 
-async def test_a_record_that_was_tampered_with_in_redis_is_not_laundered_by_an_export(
+async def test_export_leaves_out_records_tampered_with_in_redis(
     shell: Shell, filled: Filled, namespace: str, stack: Stack, tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
@@ -258,7 +260,7 @@ async def test_a_record_that_was_tampered_with_in_redis_is_not_laundered_by_an_e
     assert b"A lie." not in second.read_bytes()
 
 
-async def test_a_quarantine_goes_along(
+async def test_quarantine_is_exported_and_imported(
     shell: Shell, filled: Filled, namespace: str, server: Server, tmp_path: Path
 ) -> None:
     first, second, further = tmp_path / "first.jsonl", tmp_path / "second.jsonl", f"{namespace}-further"
@@ -272,7 +274,7 @@ async def test_a_quarantine_goes_along(
             assert await readable(bob, [filled.ids["public"]]) == seen
 
 
-async def test_an_export_replaces_no_file_by_mistake_and_needs_a_namespace(
+async def test_export_refuses_existing_files_and_unknown_namespaces(
     shell: Shell, filled: Filled, tmp_path: Path
 ) -> None:
     file = tmp_path / "all.jsonl"
@@ -285,7 +287,7 @@ async def test_an_export_replaces_no_file_by_mistake_and_needs_a_namespace(
 
 
 @given(st.integers(-62_135_510_400_000_000, 253_402_300_799_000_000))
-def test_a_time_comes_back_as_the_same_number(microseconds: int) -> None:
+def test_times_survive_formatting_and_parsing(microseconds: int) -> None:
     kept = float(f"{microseconds / 1_000_000:.6f}")
     text = lines.to_text(kept)
     assert text is not None

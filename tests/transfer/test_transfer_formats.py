@@ -1,4 +1,4 @@
-"""Memories of other servers and services come in by their documented formats, whole, once, and readable at once."""
+"""Memories of other servers and services are imported from their documented formats, once and complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from memory_server.transfer import files
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def redis(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[RedisServer]:
-    """A Redis of these tests, without a sidecar: nothing here waits for vectors."""
+    """A Redis for these tests, without a sidecar: no test here waits for vectors."""
     running = RedisServer(tmp_path_factory.mktemp("moving"))
     running.start()
     yield running
@@ -35,7 +35,7 @@ async def redis(tmp_path_factory: pytest.TempPathFactory) -> AsyncGenerator[Redi
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def client(redis: RedisServer) -> AsyncGenerator[Client]:
-    """All of that Redis. Afterwards it may have refused nothing."""
+    """A client with all permissions. Afterwards the ACL log must be empty."""
     connected = connect(redis.url)
     yield connected
     assert not await denials(connected)
@@ -44,24 +44,24 @@ async def client(redis: RedisServer) -> AsyncGenerator[Client]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def here(redis: RedisServer, client: Client) -> AsyncGenerator[Server]:
-    """A server on it."""
+    """A server on that Redis."""
     async with in_own_task(serving(redis.url_of(SERVER), master_key=MASTER_KEY)) as running:
         yield running
 
 
 @pytest.fixture
 def shell(redis: RedisServer) -> Shell:
-    """A shell on it."""
+    """A shell on that Redis."""
     return Shell(redis.url_of(SERVER))
 
 
-async def brought(shell: Shell, path: Path, namespace: str, *options: str) -> dict[str, Any]:
-    """Import for ann."""
+async def imported(shell: Shell, path: Path, namespace: str, *options: str) -> dict[str, Any]:
+    """Import a file for ann."""
     return await shell.done("import", path, "--agent", "ann", "--namespace", namespace, *options)
 
 
 async def found(agent: Agent, words: str) -> list[dict[str, Any]]:
-    """Search by words alone."""
+    """Search by keywords only."""
     hits = (await agent.call("semantic_search", query=words, mode="keyword"))["hits"]
     return [hit["memory"] for hit in hits]
 
@@ -77,15 +77,15 @@ EXPECTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-async def test_each_foreign_format_is_known_by_its_content_and_comes_in_once(
+async def test_foreign_format_is_detected_and_imported_once(
     shell: Shell, here: Server, namespace: str, tmp_path: Path, name: str
 ) -> None:
     path = FORMATS[name](tmp_path, 60)
-    seen = await brought(shell, path, namespace, "--dry-run")
+    seen = await imported(shell, path, namespace, "--dry-run")
     assert (seen["format"], seen["memories"], seen["bad"]) == (name, {"new": 60}, 0)
     assert not await here.service.namespaces.knows(namespace)
-    assert (await brought(shell, path, namespace))["memories"] == {"new": 60}
-    assert (await brought(shell, path, namespace))["memories"] == {"kept": 60}
+    assert (await imported(shell, path, namespace))["memories"] == {"new": 60}
+    assert (await imported(shell, path, namespace))["memories"] == {"kept": 60}
     async with here.agent("ann", namespace) as ann, here.agent("bob", namespace) as bob:
         assert (await ann.call("get_agent_memories"))["total"] == 60
         [memory] = await found(ann, "mark17")
@@ -102,18 +102,18 @@ async def test_each_foreign_format_is_known_by_its_content_and_comes_in_once(
     assert (entry[b"who"], entry[b"as"], len(entry[b"ids"].split())) == (b"console", b"ann", 50)
 
 
-async def test_what_the_person_says_of_all_of_them_holds(
+async def test_options_apply_to_every_imported_memory(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     options = ("--visibility", "public", "--priority", "low", "--tag", "old", "--tag", "from mem0")
-    await brought(shell, mem0(tmp_path, 3), namespace, *options)
+    await imported(shell, mem0(tmp_path, 3), namespace, *options)
     async with here.agent("bob", namespace) as bob:
         [memory] = await found(bob, "mark1")
         assert (memory["visibility"], memory["priority"], memory["tags"]) == ("public", "low", ["old", "from mem0"])
         assert memory["expires_at"] is not None
 
 
-async def test_foreign_memories_are_encrypted_if_that_is_wished(
+async def test_foreign_memories_can_be_imported_as_sensitive(
     shell: Shell, here: Server, client: Client, redis: RedisServer, namespace: str, tmp_path: Path
 ) -> None:
     file, options = mem0(tmp_path, 3), ("--agent", "ann", "--namespace", namespace, "--sensitive")
@@ -121,16 +121,16 @@ async def test_foreign_memories_are_encrypted_if_that_is_wished(
     assert keyless.output.startswith("key_missing")
     public = await shell.run("import", file, *options, "--visibility", "public")
     assert "cannot be public" in public.output
-    await brought(shell, file, namespace, "--sensitive")
+    await imported(shell, file, namespace, "--sensitive")
     async with here.agent("ann", namespace) as ann:
         memories = (await ann.call("get_agent_memories"))["memories"]
         assert {memory["content"] for memory in memories} == {sentence(number) for number in range(3)}
     for memory in memories:
-        kept = await client.hgetall(Keys(namespace).memory(memory["memory_id"]))
-        assert b"content" not in kept
+        record = await client.hgetall(Keys(namespace).memory(memory["memory_id"]))
+        assert b"content" not in record
 
 
-async def test_a_conversation_keeps_its_order_and_shows_only_what_was_left_of_it(
+async def test_conversation_keeps_its_order_and_omits_tool_messages(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     conversation = json.loads(chatgpt(tmp_path, 6).read_text())[0]
@@ -142,7 +142,7 @@ async def test_a_conversation_keeps_its_order_and_shows_only_what_was_left_of_it
     with zipfile.ZipFile(packed, "w") as archive:
         archive.writestr("chat.html", "<html>")
         archive.writestr("conversations.json", json.dumps([conversation]))
-    assert (await brought(shell, packed, namespace))["memories"] == {"new": 6}
+    assert (await imported(shell, packed, namespace))["memories"] == {"new": 6}
     async with here.agent("ann", namespace) as ann:
         memories = (await ann.call("get_agent_memories"))["memories"]
         assert [memory["content"] for memory in sorted(memories, key=lambda one: one["seq"])] == [
@@ -151,38 +151,38 @@ async def test_a_conversation_keeps_its_order_and_shows_only_what_was_left_of_it
         assert {memory["context"] for memory in memories} == {f"New chat ({conversation['conversation_id'][:8]})"}
 
 
-async def test_attachments_of_a_conversation_are_documents(
+async def test_conversation_attachments_become_documents(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     file = claude(tmp_path, 2)
-    said = json.loads(file.read_text())
-    said[0]["chat_messages"][0]["attachments"] = [
+    export = json.loads(file.read_text())
+    export[0]["chat_messages"][0]["attachments"] = [
         {"file_name": "plan.md", "extracted_content": "The plan is marked7x."}
     ]
-    file.write_text(json.dumps(said))
-    assert (await brought(shell, file.parent, namespace))["memories"] == {"new": 3}
+    file.write_text(json.dumps(export))
+    assert (await imported(shell, file.parent, namespace))["memories"] == {"new": 3}
     async with here.agent("ann", namespace) as ann:
         [memory] = await found(ann, "marked7x")
         assert (memory["memory_type"], memory["source"]) == ("document", "plan.md")
 
 
-async def test_long_files_are_cut_and_found_by_their_end(
+async def test_long_files_are_chunked_and_found_by_their_end(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     (tmp_path / "book.md").write_text(" ".join(sentence(number) for number in range(150)))
-    assert (await brought(shell, tmp_path / "book.md", namespace))["memories"] == {"new": 1}
+    assert (await imported(shell, tmp_path / "book.md", namespace))["memories"] == {"new": 1}
     async with here.agent("ann", namespace) as ann:
         [memory] = await found(ann, "mark149")
         assert memory["pieces"] > 3
 
 
-async def test_what_expired_there_is_left_out(shell: Shell, namespace: str, tmp_path: Path) -> None:
+async def test_expired_foreign_memories_are_left_out(shell: Shell, namespace: str, tmp_path: Path) -> None:
     results = [
         {"id": "1", "memory": "Gone.", "expiration_date": "2020-01-01"},
         {"id": "2", "memory": "Here for long.", "expiration_date": "2999-01-01"},
     ]
     (tmp_path / "all.json").write_text(json.dumps(results))
-    assert (await brought(shell, tmp_path / "all.json", namespace))["memories"] == {"expired": 1, "new": 1}
+    assert (await imported(shell, tmp_path / "all.json", namespace))["memories"] == {"expired": 1, "new": 1}
 
 
 ENTITY = '{"type":"entity","name":"A","entityType":"b","observations":["c"]}'
@@ -206,7 +206,7 @@ BAD: list[tuple[str, str, str]] = [
 
 
 @pytest.mark.parametrize(("name", "text", "reason"), BAD)
-async def test_what_cannot_be_read_is_named_and_nothing_is_imported_unless_it_may_be_left_out(
+async def test_unreadable_entries_stop_an_import_unless_skipped(
     shell: Shell, client: Client, namespace: str, tmp_path: Path, name: str, text: str, reason: str
 ) -> None:
     file = tmp_path / "some.json"
@@ -236,7 +236,7 @@ async def test_what_cannot_be_read_is_named_and_nothing_is_imported_unless_it_ma
         (("good.json", "--agent", "ann", "--format", "chatgpt"), "mapping is missing"),
     ],
 )
-async def test_a_command_that_cannot_be_carried_out_says_why(
+async def test_import_that_cannot_run_says_why(
     shell: Shell, client: Client, namespace: str, tmp_path: Path, arguments: tuple[str, ...], reason: str
 ) -> None:
     (tmp_path / "text.json").write_text('"only a text"')
@@ -249,11 +249,11 @@ async def test_a_command_that_cannot_be_carried_out_says_why(
     assert not [key async for key in client.scan_iter(f"rm:{{{namespace}}}*")]
 
 
-async def test_an_id_that_is_anothers_memory_is_not_touched(
+async def test_memory_of_another_owner_is_not_overwritten(
     shell: Shell, here: Server, client: Client, namespace: str, tmp_path: Path
 ) -> None:
     file = mem0(tmp_path, 2)
-    await brought(shell, file, namespace)
+    await imported(shell, file, namespace)
     async with here.agent("ann", namespace) as ann:
         [memory] = await found(ann, "mark1")
     await client.hset(Keys(namespace).memory(memory["memory_id"]), "owner", "0" * 26)
@@ -261,7 +261,7 @@ async def test_an_id_that_is_anothers_memory_is_not_touched(
     assert (result.code, result.json["memories"]) == (1, {"kept": 1, "taken": 1})
 
 
-async def test_an_agent_without_room_is_told(redis: RedisServer, namespace: str, tmp_path: Path) -> None:
+async def test_import_over_the_quota_is_refused(redis: RedisServer, namespace: str, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"quotas": {"memories": 5}}))
     shell = Shell(redis.url_of(SERVER))
@@ -271,10 +271,10 @@ async def test_an_agent_without_room_is_told(redis: RedisServer, namespace: str,
     assert (result.code, result.output.partition(":")[0]) == (78, "quota_exceeded")
 
 
-async def test_ten_thousand_come_in_without_waiting_for_vectors(
+async def test_ten_thousand_memories_are_imported_without_waiting_for_vectors(
     shell: Shell, here: Server, namespace: str, tmp_path: Path
 ) -> None:
-    result = await brought(shell, mcp_memory(tmp_path, 10_000), namespace)
+    result = await imported(shell, mcp_memory(tmp_path, 10_000), namespace)
     assert result["memories"] == {"new": 10_000}
     async with here.agent("ann", namespace) as ann:
         assert (await ann.call("memory_stats"))["total"] == 10_000
@@ -284,17 +284,17 @@ async def test_ten_thousand_come_in_without_waiting_for_vectors(
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def some(redis: RedisServer, here: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A namespace with so many memories that an export of it can be stopped."""
-    await brought(Shell(redis.url_of(SERVER)), mem0(tmp_path_factory.mktemp("some"), 3000), "moving-some")
-    return "moving-some"
+async def large_namespace(redis: RedisServer, here: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A namespace with enough memories that its export can be interrupted."""
+    await imported(Shell(redis.url_of(SERVER)), mem0(tmp_path_factory.mktemp("some"), 3000), "large")
+    return "large"
 
 
-async def test_an_export_that_is_killed_goes_on_to_the_same_file(some: str, shell: Shell, tmp_path: Path) -> None:
+async def test_killed_export_resumes_to_an_identical_file(large_namespace: str, shell: Shell, tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole.jsonl.zst", tmp_path / "all.jsonl.zst"
-    await shell.done("export", whole, "--namespace", some)
-    process = await shell.start("export", stopped, "--namespace", some)
-    part = stopped.with_name(f"{stopped.name}.{some}.part")
+    await shell.done("export", whole, "--namespace", large_namespace)
+    process = await shell.start("export", stopped, "--namespace", large_namespace)
+    part = stopped.with_name(f"{stopped.name}.{large_namespace}.part")
 
     async def has_a_whole_frame_of_three() -> bool:
         return part.exists() and part.stat().st_size > 0.4 * whole.stat().st_size
@@ -303,45 +303,47 @@ async def test_an_export_that_is_killed_goes_on_to_the_same_file(some: str, shel
     process.kill()
     await process.wait()
     assert not stopped.exists()
-    done = await shell.done("export", stopped, "--namespace", some)
+    done = await shell.done("export", stopped, "--namespace", large_namespace)
     assert 0 < done["resumed_from"] < 3000
     assert (done["left_out"], part.exists()) == ({}, False)
     assert whole.read_bytes() == stopped.read_bytes()
 
 
-async def test_a_plain_export_that_was_torn_in_a_line_goes_on_too(some: str, shell: Shell, tmp_path: Path) -> None:
+async def test_uncompressed_export_cut_within_a_line_resumes(
+    large_namespace: str, shell: Shell, tmp_path: Path
+) -> None:
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "all.jsonl"
-    await shell.done("export", whole, "--namespace", some)
-    stopped.with_name(f"{stopped.name}.{some}.part").write_bytes(whole.read_bytes()[:200_000])
-    assert 0 < (await shell.done("export", stopped, "--namespace", some))["resumed_from"] < 3000
+    await shell.done("export", whole, "--namespace", large_namespace)
+    stopped.with_name(f"{stopped.name}.{large_namespace}.part").write_bytes(whole.read_bytes()[:200_000])
+    assert 0 < (await shell.done("export", stopped, "--namespace", large_namespace))["resumed_from"] < 3000
     assert whole.read_bytes() == stopped.read_bytes()
 
 
-async def test_going_on_tells_what_the_first_try_left_out(
+async def test_resumed_export_reports_what_the_first_run_left_out(
     shell: Shell, client: Client, namespace: str, tmp_path: Path
 ) -> None:
     first, file = tmp_path / "first.jsonl", tmp_path / "all.jsonl"
-    await brought(shell, mem0(tmp_path, 9), namespace)
+    await imported(shell, mem0(tmp_path, 9), namespace)
     await shell.done("export", first, "--namespace", namespace)
     rows = first.read_bytes().splitlines(keepends=True)
     part = file.with_name(f"{file.name}.{namespace}.part")
-    part.write_bytes(b"".join([*rows[:3], *rows[4:6]]))  # the second memory was tampered with by then
+    part.write_bytes(b"".join([*rows[:3], *rows[4:6]]))  # the first run left out the second memory
     await client.hset(Keys(namespace).memory(json.loads(rows[3])["id"]), "content", "A lie.")
     result = await shell.run("export", file, "--namespace", namespace, "--json")
     assert (result.code, result.json["left_out"], result.json["resumed_from"]) == (1, {"tampered": 1}, 3)
     assert result.json["memories"] == 8
 
 
-async def test_an_unfinished_export_is_not_continued_with_other_options(
-    shell: Shell, some: str, tmp_path: Path
+async def test_unfinished_export_is_not_resumed_with_other_options(
+    shell: Shell, large_namespace: str, tmp_path: Path
 ) -> None:
-    part = tmp_path / f"all.jsonl.{some}.part"
+    part = tmp_path / f"all.jsonl.{large_namespace}.part"
     part.write_bytes(b'{"kind":"redis-memory","version":1,"model":"another","dimension":7,"vectors":true}\n')
-    result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", some)
+    result = await shell.run("export", tmp_path / "all.jsonl", "--namespace", large_namespace)
     assert result.output.startswith("conflict: an unfinished export with other options")
 
 
-async def test_an_import_that_is_killed_is_run_again_and_brings_in_the_rest(
+async def test_killed_import_runs_again_and_imports_the_rest(
     shell: Shell, client: Client, here: Server, namespace: str, tmp_path: Path
 ) -> None:
     file, keys = mem0(tmp_path, 1500), Keys(namespace)
@@ -353,19 +355,19 @@ async def test_an_import_that_is_killed_is_run_again_and_brings_in_the_rest(
     await wait_until(has_begun, 30)
     process.kill()
     await process.wait()
-    memories = (await brought(shell, file, namespace))["memories"]
+    memories = (await imported(shell, file, namespace))["memories"]
     assert 0 < memories["kept"] < 1500
     assert memories["kept"] + memories["new"] == 1500
     async with here.agent("ann", namespace) as ann:
         assert (await ann.call("memory_stats"))["total"] == 1500
 
 
-async def test_memories_of_an_agent_that_was_deleted_are_neither_exported_nor_imported(tmp_path: Path) -> None:
-    alone = RedisServer(tmp_path)  # no server runs on it that would purge them meanwhile
+async def test_memories_of_a_deleted_agent_are_not_exported_or_imported(tmp_path: Path) -> None:
+    alone = RedisServer(tmp_path)  # without a server, which would purge them
     alone.start()
     try:
         shell, keys, file, rest = Shell(alone.url_of(SERVER)), Keys("home"), tmp_path / "a.jsonl", tmp_path / "b.jsonl"
-        await brought(shell, mem0(tmp_path, 3), "home")
+        await imported(shell, mem0(tmp_path, 3), "home")
         await shell.done("export", file, "--namespace", "home")
         connected = connect(alone.url)
         owner = await connected.hget(keys.agent("ann"), "owner")
@@ -383,7 +385,7 @@ async def test_memories_of_an_agent_that_was_deleted_are_neither_exported_nor_im
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_a_file_is_cut_back_to_its_whole_lines_wherever_it_was_torn(tmp_path: Path, packed: bool) -> None:
+def test_file_cut_anywhere_keeps_its_complete_lines(tmp_path: Path, packed: bool) -> None:
     rows = [f"line {number}\n".encode() for number in range(2 * files.FRAME + 10)]
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     with files.Writer(whole, packed=packed) as writer:

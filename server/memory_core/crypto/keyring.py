@@ -16,13 +16,16 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from memory_core.crypto.secret_files import secret_of
 from memory_core.errors import KeyMissing, UnsafeStart
-from memory_core.settings.settings import Settings
+
+if TYPE_CHECKING:  # the supervisor starts without pydantic
+    from memory_core.settings.settings import Settings
 
 log = logging.getLogger(__name__)
 KEY_BYTES = 32

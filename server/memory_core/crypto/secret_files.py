@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from pydantic import SecretStr
+from typing import TYPE_CHECKING
 
 from memory_core.errors import UnsafeStart
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
 
 
 def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | None:

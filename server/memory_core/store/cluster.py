@@ -218,7 +218,8 @@ class Cluster(Redis):
             if not self._is_stale:
                 return
             known = self._known | ({first} if first else set())
-            for address in sorted(known, key=lambda one: (one != first, one == self._suspect, random.random())):  # noqa: S311
+            known_nodes = random.sample(sorted(known), len(known))  # nosec B311
+            for address in sorted(known_nodes, key=lambda one: (one != first, one == self._suspect)):
                 found = await self._slots_by(address)
                 if found is not None:
                     await self._take_in(address, found)

@@ -1,8 +1,7 @@
-"""Reads who is calling from the connection, never from a tool's arguments.
+"""Reads the caller's identity from the connection, never from a tool's arguments.
 
-With authentication on, the token names the caller, and a name that the caller declares must be the same. With it off
-the declared name is believed: the flag or environment on stdio, a header or URL parameter over HTTP, else the client's
-own name.
+With authentication on, the token names the caller, and a declared name must match it. With authentication off, the
+declared name counts: the flag or environment on stdio, a header or URL parameter over HTTP, else the client's name.
 """
 
 from __future__ import annotations
@@ -30,61 +29,47 @@ ANONYMOUS = "anonymous"
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:%a-z]{1,64}")
 
 OPERATOR = "memory.operator"
-"""Key of an ASGI scope: what the session of an operator at the dashboard grants. No client can set one."""
+"""Key in an ASGI scope for the access of an operator's dashboard session. Clients cannot set it."""
 
 
 def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
-    """Name the caller of a request; `access` is what its token grants.
-
-    Raises:
-        InvalidArgument: a declared name is not a Name, or header and URL disagree.
-        Forbidden: a declared name is not the token's.
-    """
+    """Return the caller of a request; `access` is what its token grants. Raises InvalidArgument, Forbidden."""
     agent, namespace = _declared_names(context, settings)
     if access is None:
         name = agent or settings.agent or _client_name(context)
-        return Caller(namespace or settings.namespace, name, origin=_origin(context))
+        return Caller(namespace or settings.namespace, name, origin=_origin(context, None))
     check_names(access, agent, namespace)
-    may_read = "read" in access.scopes or access.admin
     return Caller(
         access.namespace,
         access.agent,
         admin=access.admin,
-        may_read=may_read,
+        may_read=access.admin or "read" in access.scopes,
         sees_server=access.admin,
-        origin=_origin_of_token(context, access),
+        origin=_origin(context, access),
     )
 
 
 def refused_caller(context: ServerRequestContext[Any, Any], settings: Settings, access: Access | None) -> Caller:
-    """Name the caller for the audit where `caller_of` refuses the names that the request declares."""
+    """Return the caller for the audit entry if `caller_of` refuses the declared names."""
     if access is not None:
-        return Caller(access.namespace, access.agent, origin=_origin_of_token(context, access))
-    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context))
+        return Caller(access.namespace, access.agent, origin=_origin(context, access))
+    return Caller(settings.namespace, settings.agent or ANONYMOUS, origin=_origin(context, None))
 
 
 def check_names(access: Access, agent: str | None, namespace: str | None) -> None:
-    """Let pass names that are the token's, or none.
-
-    Raises:
-        Forbidden: one is not.
-    """
+    """Raise Forbidden if a declared name is not the token's."""
     for declared, own, what in ((agent, access.agent, "agent"), (namespace, access.namespace, "namespace")):
         if declared is not None and declared != own:
             raise Forbidden(f"{what} {echo(declared)} is not that of your token", hint=f"leave the {what} out")
 
 
 def declared_on_stdio(settings: Settings) -> tuple[str | None, str | None]:
-    """Give the agent and the namespace that a stdio server was started with."""
+    """Return the agent and the namespace that a stdio server was started with."""
     return settings.agent, settings.namespace if "namespace" in settings.model_fields_set else None
 
 
 def http_access(request: Request, settings: Settings) -> Access | None:
-    """Give what the token of an HTTP request grants; None where no token is needed.
-
-    Raises:
-        Unauthenticated: the token is missing.
-    """
+    """Return what an HTTP request's token grants, None if none is needed; raises Unauthenticated if it is missing."""
     operator: Access | None = request.scope.get(OPERATOR)
     if operator is not None or settings.auth.mode == "off":
         return operator
@@ -96,20 +81,16 @@ def http_access(request: Request, settings: Settings) -> Access | None:
     return Access(claims[AGENT_CLAIM], claims[NAMESPACE_CLAIM], scopes, float("inf"), token)
 
 
-def _origin(context: ServerRequestContext[Any, Any]) -> str:
-    """Say from where a request came: the client's address, or which stdio server took it."""
+def _origin(context: ServerRequestContext[Any, Any], access: Access | None) -> str:
     if context.request is None:
-        return f"stdio {os.getpid()}"
-    client = context.request.client
-    return f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
-
-
-def _origin_of_token(context: ServerRequestContext[Any, Any], access: Access) -> str:
-    return f"{_origin(context)} token {access.token}" if access.token else _origin(context)
+        origin = f"stdio {os.getpid()}"
+    else:
+        client = context.request.client
+        origin = f"http {client.host}" if client and _ADDRESS.fullmatch(client.host) else "http"
+    return f"{origin} token {access.token}" if access and access.token else origin
 
 
 def _declared_names(context: ServerRequestContext[Any, Any], settings: Settings) -> tuple[str | None, str | None]:
-    """Give the agent and the namespace that the client declares."""
     request: Request | None = context.request
     if request is None:
         return declared_on_stdio(settings)

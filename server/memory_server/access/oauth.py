@@ -1,6 +1,6 @@
-"""Reads access tokens of an OAuth 2.1 authorization server: signed JWTs, checked by its published keys.
+"""Checks OAuth 2.1 access tokens: JWTs signed with the authorization server's published keys.
 
-PyJWT and the keys are loaded by the first token, not at start.
+The first token loads PyJWT and the keys, to keep the start fast.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
-"""None of them is symmetric: a public key must not serve as a shared secret."""
+"""No symmetric ones: a public key must not be usable as a shared secret."""
 LONGEST_TOKEN = 16_384
 _FRESH_SECONDS = 300.0
 _COOL_SECONDS = 5.0
@@ -41,11 +40,7 @@ class OAuthVerifier:
         self._keys = _Keys(settings.jwks)
 
     async def verify(self, token: str) -> Access | None:
-        """Give what a token grants; None if it is not valid.
-
-        Raises:
-            IssuerUnavailable: there is no key to check it by.
-        """
+        """Return what a token grants, None if it is invalid; raises IssuerUnavailable without the issuer's keys."""
         import jwt
 
         if len(token) > LONGEST_TOKEN:
@@ -54,27 +49,23 @@ class OAuthVerifier:
             header = jwt.get_unverified_header(token)
             if header.get("alg") not in ALGORITHMS:
                 return None
-            key = await self._keys.find(header.get("kid"))
-            return None if key is None else self._access(self._claims(token, key))
+            if (key := await self._keys.find(header.get("kid"))) is None:
+                return None
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=ALGORITHMS,
+                issuer=self._settings.issuer,
+                audience=self._settings.audience,
+                leeway=self._settings.leeway_seconds,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+            return self._access(claims)
         except IssuerUnavailable:
             raise
-        except Exception as error:  # whatever a hostile token, or a key unfit for it, brings about
+        except Exception as error:  # a hostile token, or an unsuitable key, can raise anything
             log.info("a token was refused: %s", type(error).__name__)
             return None
-
-    def _claims(self, token: str, key: PyJWK) -> dict[str, Any]:
-        import jwt
-
-        settings = self._settings
-        return jwt.decode(
-            token,
-            key.key,
-            algorithms=ALGORITHMS,
-            issuer=settings.issuer,
-            audience=settings.audience,
-            leeway=settings.leeway_seconds,
-            options={"require": ["exp", "iss", "aud"]},
-        )
 
     def _access(self, claims: dict[str, Any]) -> Access | None:
         agent, namespace = claims.get(self._settings.agent_claim), claims.get(self._settings.namespace_claim)
@@ -82,33 +73,29 @@ class OAuthVerifier:
         if not isinstance(agent, str) or not isinstance(namespace, str | None) or not scopes:
             return None
         namespace = self._namespace if namespace is None else check_name(namespace, "namespace")
-        return Access(check_name(agent, "agent"), namespace, scopes, float(claims["exp"]), _token_id(claims))
-
-
-def _token_id(claims: dict[str, Any]) -> str:
-    """Read `jti`, where it is short and could be nothing but an id."""
-    given = claims.get("jti")
-    return given if isinstance(given, str) and _ID.fullmatch(given) else ""
+        jti = claims.get("jti")
+        token_id = jti if isinstance(jti, str) and _ID.fullmatch(jti) else ""
+        return Access(check_name(agent, "agent"), namespace, scopes, float(claims["exp"]), token_id)
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[Scope]:
-    """Read `scope` (RFC 9068) or `scp`, as a list or with spaces."""
+    """Read `scope` (RFC 9068) or `scp`: a list, or words separated by spaces."""
     given: Any = claims.get("scope", claims.get("scp", ""))
     names = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
     return known_scopes(name for name in names if isinstance(name, str))
 
 
 class _Keys:
-    """The issuer's keys, fetched again when they are old, or when a token names one that is not among them."""
+    """The issuer's keys. Fetched again when they are old or when a token names an unknown one."""
 
     def __init__(self, source: str) -> None:
-        self._load = _from_url(source) if source.startswith(("https://", "http://")) else _from_file(Path(source))
+        self._source = source
         self._keys: list[PyJWK] = []
         self._loaded_at = self._tried_at = float("-inf")
         self._loading = asyncio.Lock()
 
     async def find(self, kid: Any) -> PyJWK | None:
-        """Give the key of this id; where tokens name none, the only one."""
+        """Return the key with this id; without an id, the only key."""
         found = self._among(kid)
         if found is None or time.monotonic() - self._loaded_at > _FRESH_SECONDS:
             await self._renew()
@@ -123,32 +110,22 @@ class _Keys:
         return next((key for key in self._keys if key.key_id == kid), None)
 
     async def _renew(self) -> None:
-        """Load the keys once for all that wait, and not again soon, whatever tokens ask for."""
+        """Load the keys once for all waiting callers, at most every few seconds."""
         async with self._loading:
             if time.monotonic() - self._tried_at < _COOL_SECONDS:
                 return
             try:
-                self._keys = await asyncio.to_thread(self._load)
+                self._keys = await asyncio.to_thread(_load_keys, self._source)
                 self._loaded_at = time.monotonic()
             except Exception as error:
                 log.warning("the token issuer's keys cannot be read: %s", type(error).__name__)
             self._tried_at = time.monotonic()
 
 
-def _from_url(url: str) -> Callable[[], list[PyJWK]]:
-    def load() -> list[PyJWK]:
-        from jwt import PyJWKClient
+def _load_keys(source: str) -> list[PyJWK]:
+    from jwt import PyJWKClient, PyJWKSet
 
-        return PyJWKClient(url, cache_jwk_set=False, timeout=_FETCH_SECONDS).get_signing_keys(refresh=True)
-
-    return load
-
-
-def _from_file(path: Path) -> Callable[[], list[PyJWK]]:
-    def load() -> list[PyJWK]:
-        from jwt import PyJWKSet
-
-        keys = PyJWKSet.from_json(path.read_text(encoding="utf-8")).keys
-        return [key for key in keys if key.public_key_use in ("sig", None)]
-
-    return load
+    if source.startswith(("https://", "http://")):
+        return PyJWKClient(source, cache_jwk_set=False, timeout=_FETCH_SECONDS).get_signing_keys(refresh=True)
+    keys = PyJWKSet.from_json(Path(source).read_text(encoding="utf-8")).keys
+    return [key for key in keys if key.public_key_use in ("sig", None)]

@@ -1,6 +1,4 @@
-"""One-time keys of the operator's view: who can reach Redis or starts the server makes one, whoever shows it first
-gets in. Redis keeps the hash of one for an hour at most.
-"""
+"""One-time keys for the operator's dashboard. Redis keeps only a hash of a key, for an hour at most."""
 
 from __future__ import annotations
 
@@ -21,32 +19,23 @@ _NO_HASH = "0" * 64
 
 
 async def admit_once(backend: Backend, namespace: str, seconds: int = SECONDS) -> str:
-    """Make a key that lets one operator into a namespace once, for a while.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """Make a key that opens a namespace once; raises StoreUnavailable if Redis does not answer."""
     key_id, secret = new_id(), secrets.token_urlsafe(32)
-    kept = f"{hash_of(secret)} {check_name(namespace, 'namespace')}"
-    await backend.read(lambda client: client.set(operator_key(key_id), kept, ex=seconds))
+    stored = f"{hash_of(secret)} {check_name(namespace, 'namespace')}"
+    await backend.read(lambda client: client.set(operator_key(key_id), stored, ex=seconds))
     return f"{key_id}_{secret}"
 
 
 async def redeem(backend: Backend, key: str) -> str | None:
-    """Give the namespace that a key opens, and spend it; None if it is unknown, wrong, expired or spent.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
-    parsed = _KEY.fullmatch(key)
-    if parsed is None:
+    """Use up a key and return its namespace; None if it is unknown, wrong, expired or used. Raises StoreUnavailable."""
+    if (parsed := _KEY.fullmatch(key)) is None:
         return None
     name = operator_key(parsed[1])
     raw = await backend.read(lambda client: client.get(name))
-    kept, _, namespace = raw.decode().partition(" ") if raw else (_NO_HASH, "", "")
-    if not hmac.compare_digest(hash_of(parsed[2]), kept):
+    expected, _, namespace = raw.decode().partition(" ") if raw else (_NO_HASH, "", "")
+    if not hmac.compare_digest(hash_of(parsed[2]), expected):
         return None
     client = await backend.client()
     async with store_errors(writing=True):
-        spent = await client.delete(name)  # of all who show it at once, one alone deletes it
-    return namespace if spent else None
+        deleted = await client.delete(name)  # of several callers at once, only one deletes it
+    return namespace if deleted else None

@@ -1,4 +1,4 @@
-"""Keeps one agent from taking the server from the others: a token bucket for each."""
+"""Limits the call rate of each agent with a token bucket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FORGET_ABOVE = 10_000
 
 
 class Rates:
-    """The buckets of one server process; each fills by `per_second` up to `burst` calls."""
+    """The token buckets of one server process. Each refills by `per_second` calls up to `burst`."""
 
     def __init__(self, per_second: float, burst: int) -> None:
         self._per_second = per_second
@@ -19,17 +19,13 @@ class Rates:
         self._buckets: dict[tuple[str, str], tuple[float, float]] = {}
 
     def take(self, namespace: str, agent: str, calls: int = 1) -> None:
-        """Take calls out of an agent's bucket. More than fit into it pass when it is full, as a debt.
-
-        Raises:
-            RateLimited: there are not enough in it.
-        """
+        """Take calls from an agent's bucket; raises RateLimited. A full bucket allows more than `burst` at once."""
         now = time.monotonic()
         left, seen = self._buckets.get((namespace, agent), (self._burst, now))
         left = min(self._burst, left + (now - seen) * self._per_second)
-        wanted = min(float(calls), self._burst)
-        if left < wanted:
-            pause = max(0.001, round((wanted - left) / self._per_second, 3))
+        needed = min(float(calls), self._burst)
+        if left < needed:
+            pause = max(0.001, round((needed - left) / self._per_second, 3))
             raise RateLimited(
                 f"{agent} calls too often; {self._per_second:g} calls a second are allowed",
                 hint=f"try again in {pause} s",
@@ -40,7 +36,6 @@ class Rates:
             self._forget(now)
 
     def _forget(self, now: float) -> None:
-        """Drop the buckets that are full again."""
         self._buckets = {
             who: (left, seen)
             for who, (left, seen) in self._buckets.items()

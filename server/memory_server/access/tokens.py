@@ -1,4 +1,4 @@
-"""Issue, list and revoke bearer tokens; for whoever runs the server, not for agents."""
+"""Issues, lists and revokes bearer tokens, for operators."""
 
 from __future__ import annotations
 
@@ -21,15 +21,11 @@ LONGEST_SECONDS = 10 * 365 * 86_400.0
 async def issue_token(
     backend: Backend, *, agent: str, namespace: str, scopes: frozenset[Scope], seconds: float
 ) -> tuple[Token, str]:
-    """Issue a token and give its text, which nobody can read again.
-
-    Raises:
-        InvalidArgument: a name is none, or the lifetime is not within ten years.
-    """
+    """Issue a token and return its text, which cannot be read again; raises InvalidArgument."""
     check_name(agent, "agent")
     check_name(namespace, "namespace")
     if not 0 < seconds <= LONGEST_SECONDS:
-        raise InvalidArgument("a token lives more than 0 seconds and at most ten years", hint="such as 90d")
+        raise InvalidArgument("a token's lifetime must be over 0 seconds and at most ten years", hint="such as 90d")
     token, secret = tokens.new_token(agent, namespace, scopes, seconds)
     await _note(backend, token, "token_issue", expires_at=token.expires_at)
     fields = [part for pair in token.fields(secret).items() for part in pair]
@@ -38,7 +34,7 @@ async def issue_token(
 
 
 async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
-    """Give the tokens of a namespace that have not expired, oldest first."""
+    """List the unexpired tokens of a namespace, oldest first."""
     keys = Keys(check_name(namespace, "namespace"))
 
     async def fetch(client: Client) -> list[Token]:
@@ -50,11 +46,7 @@ async def list_tokens(backend: Backend, namespace: str) -> list[Token]:
 
 
 async def revoke_token(backend: Backend, token_id: str) -> Token:
-    """End a token at once.
-
-    Raises:
-        NotFound: there is no such token, or it has expired.
-    """
+    """End a token immediately; raises NotFound if there is none or it has expired."""
     found = await backend.read(lambda client: tokens.load(client, token_id)) if is_id(token_id) else None
     if found is None:
         raise NotFound(f"no token {echo(token_id)}", hint="`redis-memory agents tokens` lists them")

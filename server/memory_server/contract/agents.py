@@ -1,4 +1,4 @@
-"""What the tools of agents answer."""
+"""Answers of the agent tools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ class AgentView(BaseModel):
 
     @classmethod
     def of(cls, agent: Agent, now: float) -> AgentView:
-        """Show an agent."""
         alive = agent.is_alive(now)
         return cls(
             agent_id=agent.name,
@@ -49,7 +48,6 @@ class AgentView(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the agent as one line."""
         skills = f", can {', '.join(self.capabilities)}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
@@ -64,19 +62,17 @@ class RegisterAnswer(Answer):
     keep_alive: str
 
     def summary(self) -> str:
-        """Say what to do next."""
         return f"Registered: {self.agent.line()}. {self.pending_tasks} tasks wait for you. {self.keep_alive}"
 
 
 class UnregisterAnswer(Answer):
-    """What became of what an agent leaves."""
+    """What happened to the tasks, memories and grants of an agent that left."""
 
     tasks_reassigned: int
     memories_affected: int
     grants_revoked: int
 
     def summary(self) -> str:
-        """Say it."""
         return (
             f"Unregistered: {self.tasks_reassigned} tasks go to others, {self.memories_affected} memories affected, "
             f"{self.grants_revoked} grants revoked."
@@ -84,7 +80,7 @@ class UnregisterAnswer(Answer):
 
 
 class HeartbeatAnswer(Answer):
-    """What a sign of life renewed, and what waits."""
+    """The leases that a heartbeat renewed, and what waits."""
 
     leases_renewed: dict[str, str] = Field(description="task id: until when")
     leases_lost: list[str] = Field(description="ids of tasks that are yours no more; stop working on them")
@@ -92,7 +88,6 @@ class HeartbeatAnswer(Answer):
     unread_events: int = 0
 
     def summary(self) -> str:
-        """Say it, the lost leases first."""
         lost = f"LOST: {', '.join(self.leases_lost)}. " if self.leases_lost else ""
         return (
             f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
@@ -106,7 +101,6 @@ class AgentAnswer(Answer):
     agent: AgentView
 
     def summary(self) -> str:
-        """Show it."""
         return self.agent.line()
 
 
@@ -116,5 +110,4 @@ class AgentListAnswer(Answer):
     agents: list[AgentView]
 
     def summary(self) -> str:
-        """List them."""
         return "\n".join([f"{len(self.agents)} agents.", *(agent.line() for agent in self.agents)])

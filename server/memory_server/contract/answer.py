@@ -1,40 +1,40 @@
-"""What every tool's answer has: whether it is whole, and a short text form for models to read."""
+"""The base of all tools' answers: whether it is complete, and a short text for models; and the answer of a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
 
 class Answer(BaseModel):
-    """Base of all answers. `partial` says that something is missing from it and `reason` what."""
+    """Base of all answers. `partial`: something is missing; `reason` says what."""
 
     partial: bool = False
     reason: str | None = None
 
     def text(self) -> str:
-        """Give the short text form."""
-        note = f"\nPARTIAL: {self.reason}" if self.partial else ""
-        return self.summary() + note
+        """Return the short text form."""
+        return self.summary() + (f"\nPARTIAL: {self.reason}" if self.partial else "")
 
     def shown(self) -> Iterable[str]:
-        """Give the ids of the memories and tasks whose contents it shows, for the audit."""
+        """Return the ids of the memories and tasks whose contents it shows, for the audit."""
         return ()
 
     def shown_besides(self) -> Iterable[str]:
-        """Give those that an entry of the change itself could not name yet."""
+        """Return the shown ids that are unknown when the change writes its audit entry."""
         return ()
 
     def summary(self) -> str:
-        """Give the text form without the note on completeness."""
+        """Return the text form without the note on completeness."""
         return self.model_dump_json(exclude_defaults=True)
 
 
 def partial_reason(
     progress: float, warnings: Sequence[str] = (), *, failure: str | None = None, waiting: int = 0
 ) -> str | None:
-    """Say what an answer lacks, or None when it is whole."""
+    """Say what an answer lacks; None if it is complete."""
     reasons = list(dict.fromkeys(warnings))
     if progress < 1:
         reasons.append(f"the index is being built ({progress:.0%}); some memories cannot be found yet")
@@ -43,3 +43,23 @@ def partial_reason(
     elif waiting:
         reasons.append(f"{waiting} texts still wait for their vectors and were searched by words only")
     return "; ".join(reasons) or None
+
+
+class Outcome(BaseModel):
+    """The outcome of one operation of a batch."""
+
+    ok: bool
+    result: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+class BatchAnswer(Answer):
+    """One outcome for each operation, in order."""
+
+    results: list[Outcome]
+    succeeded: int
+    failed: int
+
+    def summary(self) -> str:
+        failures = [f"{n}: {o.error}" for n, o in enumerate(self.results) if not o.ok][:5]
+        return "\n".join([f"{self.succeeded} succeeded, {self.failed} failed.", *failures])

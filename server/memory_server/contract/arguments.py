@@ -1,4 +1,4 @@
-"""The arguments of every tool, as models: what they are called, what they may be, what agents read about them."""
+"""The arguments of the memory tools, with the descriptions that agents read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from memory_server.contract.events import EventKind
 
 T = TypeVar("T")
 MATCH_MIN_SCORE = 0.45
-"""Cosine at which a memory wakes a standing query; benchmarks/README.md has what it finds and what it lets through."""
+"""Cosine at which a memory matches a standing query; benchmarks/README.md has its recall and precision."""
 
 
 def _as_list(value: Any) -> Any:
-    """Accept what clients send for a list: a list, its JSON, or comma-separated text."""
+    """Accept a list, its JSON, or comma-separated text."""
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith("["):
@@ -25,7 +25,7 @@ def _as_list(value: Any) -> Any:
 
 
 def as_json(value: Any) -> Any:
-    """Accept an object or its JSON; what cannot be read, lone surrogates too, stays for validation to refuse."""
+    """Accept an object or its JSON; validation refuses unreadable text later."""
     if not isinstance(value, str):
         return value
     try:
@@ -52,7 +52,7 @@ class NoArguments(Arguments):
 
 
 class Filters(Arguments):
-    """What searches and lists can be narrowed by."""
+    """Filters of searches and lists."""
 
     agent_ids: ListOf[str] | None = Field(default=None, description="only memories of these agents")
     memory_types: ListOf[MemoryType] | None = None
@@ -60,14 +60,13 @@ class Filters(Arguments):
     tags: ListOf[str] | None = None
     tag_match: Literal["any", "all"] = "any"
     context: str | None = Field(default=None, description="only this session, thread or project")
-    source: str | None = Field(default=None, description="only what this speaker, file or URL said")
+    source: str | None = Field(default=None, description="only from this speaker, file or URL")
     since: Time | None = Field(default=None, description="happened at or after: ISO 8601, epoch or '2 days ago'")
     until: Time | None = Field(default=None, description="happened at or before")
     include_archive: bool = False
 
     @property
     def has_filters(self) -> bool:
-        """Whether they narrow anything."""
         named = (self.agent_ids, self.memory_types, self.priorities, self.tags, self.context, self.source)
         return any(named) or self.since is not None or self.until is not None
 
@@ -79,10 +78,10 @@ class StoreArguments(Arguments):
     memory_type: MemoryType = MemoryType.CONTEXT
     priority: Priority = Field(
         default=Priority.MEDIUM,
-        description="lifetime: critical for ever, high 90 days, medium 30, low 7, archive for ever but hidden",
+        description="lifetime: critical forever, high 90 days, medium 30, low 7, archive forever but hidden",
     )
     visibility: Visibility = Field(
-        default=Visibility.PRIVATE, description="private: yours; shared: meant for grants; public: everyone here"
+        default=Visibility.PRIVATE, description="private; shared: by grants; public: everyone"
     )
     tags: ListOf[str] | None = None
     context: str | None = Field(default=None, description="session, thread or project it belongs to")
@@ -116,7 +115,7 @@ class UpdateArguments(Arguments):
 
     memory_id: str
     content: str | None = None
-    priority: Priority | None = Field(default=None, description="a new one starts its lifetime anew")
+    priority: Priority | None = Field(default=None, description="a new one restarts its lifetime")
     visibility: Visibility | None = None
     tags: ListOf[str] | None = Field(default=None, description="replaces all; [] removes all")
     context: str | None = Field(default=None, description="'' removes it")
@@ -125,7 +124,7 @@ class UpdateArguments(Arguments):
 
     @property
     def changed(self) -> frozenset[str]:
-        """The names of what is to change; an empty list, text or map removes a value, None leaves it."""
+        """The names of the fields to change; an empty list, text or map removes a value, None keeps it."""
         names = ("content", "priority", "visibility", "tags", "context", "metadata")
         return frozenset(name for name in names if getattr(self, name) is not None)
 

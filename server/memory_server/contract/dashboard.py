@@ -1,10 +1,11 @@
-"""What the dashboard alone asks for, in the same form as the answers of tools."""
+"""Arguments and answers of the dashboard's own tools."""
 
 from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
 from memory_server.contract.answer import Answer
+from memory_server.contract.arguments import Arguments, Filters, ListOf
 from memory_server.contract.sharing import GrantInfo
 from memory_server.contract.stats import AgentFigures, CacheFigures, Percentiles, TaskFigures
 from memory_server.contract.tasks import TaskView
@@ -14,7 +15,7 @@ MOST_POINTS = 20_000
 
 
 class Day(BaseModel):
-    """How many of the memories that are there now were stored on a day (ISO date, UTC)."""
+    """Number of current memories that were stored on a day (ISO date, UTC)."""
 
     day: str
     stored: int
@@ -47,7 +48,7 @@ class CensusAnswer(Answer):
 
 
 class BoardAnswer(Answer):
-    """Tasks: all that are under way and the last that ended, or those that an agent has to do with."""
+    """Open and recently ended tasks: all, or those that concern an agent."""
 
     whole: bool = Field(description="true: of all agents")
     now: str
@@ -55,7 +56,7 @@ class BoardAnswer(Answer):
 
 
 class GrantsAnswer(Answer):
-    """Grants in force and offers waiting: all of the namespace, or those that an agent is a side of."""
+    """Active grants and offers: all of the namespace, or those of an agent."""
 
     whole: bool = Field(description="true: of all agents")
     grants: list[GrantInfo]
@@ -63,7 +64,7 @@ class GrantsAnswer(Answer):
 
 
 class MapAnswer(Answer):
-    """Memories as points, newest first, by columns: `agent` and `type` are places in `agents` and `types`."""
+    """Memories as points, newest first, in columns: `agent` and `type` are indexes into `agents` and `types`."""
 
     total: int = Field(description="memories with a vector that you may read; the newest of them are shown")
     ids: list[str]
@@ -74,7 +75,7 @@ class MapAnswer(Answer):
     stored: list[int] = Field(description="epoch seconds")
     agents: list[str]
     types: list[str]
-    explained: float | None = Field(None, description="share of the vectors' variance that the two axes show")
+    explained: float | None = Field(default=None, description="share of the vectors' variance that the two axes show")
 
 
 class Snippet(BaseModel):
@@ -89,17 +90,16 @@ class Snippet(BaseModel):
 
 
 class SnippetsAnswer(Answer):
-    """The beginnings of those memories that the caller may read."""
+    """The beginnings of memories that the caller may read."""
 
     memories: list[Snippet]
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [memory.memory_id for memory in self.memories]
 
 
 class AuditEntry(BaseModel):
-    """One entry of the audit. `proof` is ok, unsigned, unknown key or forged; null where no key is known."""
+    """One audit entry. `proof` is ok, unsigned, unknown key or forged; null without a key."""
 
     id: str
     number: int
@@ -116,17 +116,17 @@ class AuditEntry(BaseModel):
 
 
 class AuditAnswer(Answer):
-    """A page of the audit, newest first, and how far it is sealed."""
+    """A page of the audit log, newest first, and how far it is sealed."""
 
     entries: list[AuditEntry]
     next_cursor: str | None = None
-    given: int = Field(description="the last number that was given")
+    given: int = Field(description="the last number assigned")
     sealed: int = Field(description="up to which number entries are sealed")
-    keyed: bool = Field(description="whether a key is there to prove entries by")
+    keyed: bool = Field(description="whether there is a key to verify entries")
 
 
 class AuditProblem(BaseModel):
-    """What is wrong with the audit, and from which number on."""
+    """A problem of the audit log, and from which number on."""
 
     number: int
     kind: str
@@ -134,7 +134,7 @@ class AuditProblem(BaseModel):
 
 
 class AuditCheckAnswer(Answer):
-    """What a check of the whole audit found."""
+    """The result of a check of the whole audit log."""
 
     ok: bool
     keyed: bool
@@ -147,3 +147,27 @@ class AuditCheckAnswer(Answer):
     number_of_problems: int
     problems: list[AuditProblem]
     checked_at: str
+
+
+class MapArguments(Filters):
+    """dashboard_map"""
+
+    limit: int = Field(default=MOST_POINTS, ge=1, le=MOST_POINTS)
+    include_archive: bool = True
+
+
+class SnippetArguments(Arguments):
+    """dashboard_snippets"""
+
+    memory_ids: ListOf[str]
+
+
+class AuditArguments(Arguments):
+    """dashboard_audit"""
+
+    who: str | None = None
+    op: str | None = None
+    outcome: str | None = None
+    names: str | None = None
+    limit: int = Field(default=50, ge=1, le=500)
+    cursor: str | None = None

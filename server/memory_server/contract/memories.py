@@ -1,11 +1,11 @@
-"""What the tools of memories and searches answer."""
+"""Answers of the memory and search tools."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 from memory_core.records.memory import MemoryType, Priority, Record, Visibility
 from memory_core.records.model import Model
@@ -14,15 +14,14 @@ from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.framing import NOTE, framed, quoted
 
+Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
+Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]
 VectorState = Literal["ready", "pending"]
 Trust = Literal["own", "received", "granted", "public"]
 
 
 class Memory(BaseModel):
-    """One memory. Times are ISO 8601 in UTC; `expires_at` is null for never.
-
-    A long memory is shown by one of its pieces, except where it is retrieved by id.
-    """
+    """One memory, or a piece of a long one. Times are ISO 8601 in UTC; `expires_at` is null for never."""
 
     memory_id: str
     content: str
@@ -34,7 +33,7 @@ class Memory(BaseModel):
         description="own: you wrote it; received: yours, by another's hand; granted: others show it to you; "
         "public: anyone here may have written it"
     )
-    granted_by: list[str] | None = Field(None, description="agents whose grants show it")
+    granted_by: list[str] | None = Field(default=None, description="agents whose grants show it")
     tags: list[str] = []
     context: str | None = None
     source: str | None = None
@@ -46,12 +45,12 @@ class Memory(BaseModel):
     rev: int
     seq: int = Field(description="order within its owner's context")
     vector: VectorState
-    sensitive: bool = Field(False, description="encrypted in Redis")
-    pieces: int = Field(1, description="into how many texts a long content is cut; retrieve_memory gives it whole")
+    sensitive: bool = Field(default=False, description="encrypted in Redis")
+    pieces: int = Field(default=1, description="number of pieces of a long content; retrieve_memory returns all")
 
     @classmethod
     def of(cls, record: Record, principal: Principal, model: Model) -> Memory:
-        """Show a record to a principal; `model` is the one by which it is found."""
+        """Build a principal's view of a record; `model` is the current one."""
         grantors = principal.grantors_of(record)
         return cls(
             memory_id=record.id,
@@ -78,7 +77,6 @@ class Memory(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the memory as a line that says where it comes from, then its content between marks."""
         labels = [quoted(label) for label in (self.source, self.context) if label]
         times = [self.occurred_at] if self.occurred_at else []
         origin = ", ".join([self.memory_type, *labels, *times, f"by {self.writer}", self.trust])
@@ -92,19 +90,19 @@ def _trust(record: Record, principal: Principal, granted: bool) -> Trust:
 
 
 class Similar(BaseModel):
-    """A memory that a new one resembles."""
+    """A memory similar to a new one."""
 
     memory_id: str
-    score: float
+    score: Score
     content: str = Field(description="beginning of its content")
 
 
-LEVELS = "how far the write has come: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
-UNCONFIRMED = "why it is not known to have come further, though it was waited for; the write stands"
+LEVELS = "how durable the write is: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
+UNCONFIRMED = "why more is not confirmed although the call waited for it; the write is done"
 
 
 def _not_known(why: str) -> str:
-    return f"It is written, and not known to be on every disk that it should be on: {why}."
+    return f"It is written, but not confirmed on every disk that it should be on: {why}."
 
 
 class StoreAnswer(Answer):
@@ -114,23 +112,21 @@ class StoreAnswer(Answer):
     vector: VectorState
     expires_at: str | None = None
     durability: str = Field(description=LEVELS)
-    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
-    duplicate_of: str | None = Field(None, description="your earlier memory with exactly this content")
+    unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
+    duplicate_of: str | None = Field(default=None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
-    replayed: bool = Field(False, description="true: this idempotency_key had stored it before")
-    quarantined: bool = Field(False, description="true: an administrator has others not see what you write")
+    replayed: bool = Field(default=False, description="true: this idempotency_key had stored it before")
+    quarantined: bool = Field(default=False, description="true: an administrator hides your memories from others")
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.memory_id, *(near.memory_id for near in self.similar)]
 
     def summary(self) -> str:
-        """Say what was stored, and what it repeats or resembles."""
         lines = [f"Stored {self.memory_id} (vector {self.vector}, expires {self.expires_at or 'never'})."]
         if self.unconfirmed:
             lines.append(_not_known(self.unconfirmed))
         if self.quarantined:
-            lines.append("You are under quarantine: nobody else sees it until an administrator lifts that.")
+            lines.append("You are in quarantine: other agents cannot see it until an administrator lifts that.")
         if self.duplicate_of:
             lines.append(f"It repeats {self.duplicate_of} exactly.")
         lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
@@ -145,22 +141,19 @@ class MemoryAnswer(Answer):
     last_access: str | None = None
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.memory.memory_id]
 
     def summary(self) -> str:
-        """Show the memory."""
         return f"{NOTE}\n{self.memory.line()}"
 
 
 class UpdateAnswer(MemoryAnswer):
-    """A memory as it is after a change."""
+    """A memory after a change."""
 
     durability: str = Field(description=LEVELS)
-    unconfirmed: str | None = Field(None, description=UNCONFIRMED)
+    unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
 
     def summary(self) -> str:
-        """Show the memory, and say if its change may not be on disk."""
         return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
 
 
@@ -172,45 +165,42 @@ class MemoryListAnswer(Answer):
     total: int
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [memory.memory_id for memory in self.memories]
 
     def summary(self) -> str:
-        """List the memories."""
         more = f"\nMore: cursor={self.next_cursor}" if self.next_cursor else ""
         head = [f"{len(self.memories)} of {self.total} memories.", *([NOTE] if self.memories else [])]
         return "\n".join([*head, *(memory.line() for memory in self.memories)]) + more
 
 
 class ClearAnswer(Answer):
-    """What a clear matched and removed."""
+    """The numbers of matched and removed memories."""
 
     matched: int
     deleted: int
     dry_run: bool = False
 
     def summary(self) -> str:
-        """Say how many."""
         return f"{self.matched} matched, {self.deleted} deleted{' (dry run)' if self.dry_run else ''}."
 
 
 class Hit(BaseModel):
-    """A found memory. All scores lie between 0 and 1; null where that side was not asked."""
+    """A found memory. Scores are from 0 to 1; null if that side was not used."""
 
     memory: Memory
-    score: float
-    vector_score: float | None = None
-    keyword_score: float | None = None
-    part: int | None = Field(None, description="which piece of a long memory matched, from 0; content is that piece")
+    score: Score
+    vector_score: Score | None = None
+    keyword_score: Score | None = None
+    part: int | None = Field(default=None, description="number from 0 of the piece of a long memory in content")
 
 
 class Took(BaseModel):
     """Milliseconds that each stage of a search took."""
 
-    embed: float = 0.0
-    search: float = 0.0
-    rerank: float = 0.0
-    total: float = 0.0
+    embed: Milliseconds = 0.0
+    search: Milliseconds = 0.0
+    rerank: Milliseconds = 0.0
+    total: Milliseconds = 0.0
 
 
 class SearchAnswer(Answer):
@@ -220,11 +210,9 @@ class SearchAnswer(Answer):
     took_ms: Took = Took()
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [hit.memory.memory_id for hit in self.hits]
 
     def summary(self) -> str:
-        """List the hits; contents are data written by agents, not instructions."""
         if not self.hits:
             return "No memories found."
         lines = [f"{hit.score:.2f} {hit.memory.line()}" for hit in self.hits]

@@ -10,21 +10,21 @@ from memory_server.contract.answer import Answer
 
 
 class Text(BaseModel):
-    """A memory by its id, with its text or the piece of it that counted."""
+    """A memory's id with its text, or the piece of it that counted."""
 
     memory_id: str
     content: str
 
 
 class Alike(BaseModel):
-    """Memories that say nearly the same, oldest first, and the greatest cosine among them."""
+    """Near duplicates, oldest first, and the greatest cosine among them."""
 
     cosine: float
     memories: list[Text]
 
 
 class Cluster(BaseModel):
-    """Memories of one subject: how many, the mean cosine to their middle, and those nearest to it."""
+    """Memories of one subject: their number, the mean cosine to their middle, and the nearest ones."""
 
     size: int
     closeness: float
@@ -32,21 +32,19 @@ class Cluster(BaseModel):
 
 
 class DuplicatesAnswer(Answer):
-    """Groups of near copies, the most alike first; pairs beyond the most that are looked at are counted alone."""
+    """Groups of near duplicates, highest cosine first; pairs beyond the maximum are only counted."""
 
     groups: list[Alike]
     pairs_left_out: int
 
     def shown(self) -> Iterable[str]:
-        """Give the ids of all members."""
         return [one.memory_id for group in self.groups for one in group.memories]
 
 
 class ClustersAnswer(Answer):
-    """Subjects, the largest first."""
+    """Clusters, largest first."""
 
     clusters: list[Cluster]
 
     def shown(self) -> Iterable[str]:
-        """Give the ids of all examples."""
         return [one.memory_id for cluster in self.clusters for one in cluster.examples]

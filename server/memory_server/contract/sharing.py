@@ -1,4 +1,4 @@
-"""What the tools of context sharing answer."""
+"""Arguments and answers of the sharing tools."""
 
 from __future__ import annotations
 
@@ -6,13 +6,47 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
+from memory_server.contract.arguments import Arguments, ListOf, Time
 from memory_server.contract.framing import NOTE, quoted
 from memory_server.contract.memories import Memory
 
 
+class ShareArguments(Arguments):
+    """share_context_with_agent"""
+
+    target_agent: str = Field(description="a registered agent")
+    memory_ids: ListOf[str] | None = Field(default=None, description="these; or give context, tags or memory_types")
+    context: str | None = None
+    tags: ListOf[str] | None = Field(default=None, description="memories with any of them")
+    memory_types: ListOf[MemoryType] | None = None
+    permission: Literal["read", "write"] = Field(
+        default="read", description="write: may change content and metadata, and share on, one level"
+    )
+    bidirectional: bool = Field(default=False, description="also offer the other direction")
+    expires_in_seconds: int | None = Field(default=None, description="default never")
+    note: str | None = Field(default=None, description="why, for the other agent")
+
+
+class RevokeArguments(Arguments):
+    """revoke_shared_context"""
+
+    grant_id: str = Field(description="a grant_id or offer_id")
+
+
+class SharedContextArguments(Arguments):
+    """get_shared_context"""
+
+    agent_id: str | None = Field(default=None, description="only what this agent shares with you")
+    context: str | None = None
+    query: str | None = Field(default=None, description="only what matches, best first; not with since")
+    since: Time | None = Field(default=None, description="only what changed since this next_cursor or time")
+    max_tokens: int = Field(default=4000, ge=1, description="budget for the contents returned")
+
+
 class ShareAnswer(Answer):
-    """A grant, and the offer of the other direction."""
+    """A new grant, and the offer of the other direction."""
 
     grant_id: str
     target_agent: str
@@ -22,7 +56,6 @@ class ShareAnswer(Answer):
     accepted_offer: str | None = Field(default=None, description="the other agent's offer that this accepted")
 
     def summary(self) -> str:
-        """Say what is in force now."""
         lines = [f"Shared with {self.target_agent} ({self.permission}) by grant {self.grant_id}."]
         if self.offer_id:
             lines.append(f"Offer {self.offer_id} waits for {self.target_agent} to share the same with you.")
@@ -32,13 +65,12 @@ class ShareAnswer(Answer):
 
 
 class RevokeAnswer(Answer):
-    """What a revoke has ended."""
+    """The grants that a revoke ended."""
 
     grant_id: str
     grants_ended: int = Field(description="the grant and those passed on under it; 0 for an offer")
 
     def summary(self) -> str:
-        """Say so."""
         return f"Revoked {self.grant_id}; {self.grants_ended} grants ended."
 
 
@@ -47,7 +79,7 @@ class SharedMemory(BaseModel):
 
     memory: Memory
     granted_by: list[str] = Field(description="agents whose grants show it")
-    changed_at: str = Field(description="since when you see it as it is: its last change, or the grant")
+    changed_at: str = Field(description="its last change or the grant, whichever is later")
 
 
 class GrantInfo(BaseModel):
@@ -66,7 +98,6 @@ class GrantInfo(BaseModel):
     note: str | None = None
 
     def line(self) -> str:
-        """Give it as a line."""
         labels = [self.context] if self.context else self.tags
         covers = ", ".join([*map(quoted, labels), *self.memory_types]) or f"{self.memories} memories"
         ends = f", until {self.expires_at}" if self.expires_at else ""
@@ -75,7 +106,7 @@ class GrantInfo(BaseModel):
 
 
 class GrantState(GrantInfo):
-    """A grant or an offer, whoever its sides are, and what has become of it."""
+    """A grant or an offer with its state."""
 
     state: Literal["active", "offered", "expired", "revoked", "accepted"]
 
@@ -87,10 +118,10 @@ class GrantListAnswer(Answer):
 
 
 class SharedContextAnswer(Answer):
-    """What others let the caller see, and the grants and offers that it is a side of."""
+    """Memories that others share with the caller, and its grants and offers."""
 
     memories: list[SharedMemory] = Field(default_factory=list[SharedMemory])
-    next_cursor: str | None = Field(default=None, description="give it as since, for what this answer did not tell")
+    next_cursor: str | None = Field(default=None, description="pass it as since for what this answer left out")
     more: bool = Field(default=False, description="the budget left something out")
     granted_to_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
     granted_by_me: list[GrantInfo] = Field(default_factory=list[GrantInfo])
@@ -99,11 +130,9 @@ class SharedContextAnswer(Answer):
     )
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [shared.memory.memory_id for shared in self.memories]
 
     def summary(self) -> str:
-        """List the memories, then the grants and offers."""
         lines = [f"{len(self.memories)} shared memories.", *([NOTE] if self.memories else [])]
         lines += [shared.memory.line() for shared in self.memories]
         for name, grants in (("To you", self.granted_to_me), ("By you", self.granted_by_me), ("Offers", self.offers)):

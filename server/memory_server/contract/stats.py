@@ -1,4 +1,4 @@
-"""What the tools that show how things are doing answer."""
+"""Answers of the statistics tools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from memory_server.contract.answer import Answer
 
 
 class Percentiles(BaseModel):
-    """Latency in milliseconds over the last calls of this server process: yours, or all for who sees all figures."""
+    """Latency in milliseconds of the last calls of this server process: yours, or all if you may see all figures."""
 
     count: int = 0
     p50: float | None = None
@@ -18,16 +18,16 @@ class Percentiles(BaseModel):
 
 
 class CacheFigures(BaseModel):
-    """How often a vector that you asked for was at hand, since this server process started."""
+    """Hits of the vector cache for your texts since this server process started."""
 
     process_hits: int
     redis_hits: int
     misses: int
-    hit_rate: float | None = Field(None, description="share of all that was asked for")
+    hit_rate: float | None = Field(default=None, description="hits to all requests")
 
 
 class Retention(BaseModel):
-    """When the counted memories leave."""
+    """When the counted memories expire."""
 
     never: int
     within_day: int
@@ -39,7 +39,7 @@ class IndexHealth(BaseModel):
     """State of the namespace's search index."""
 
     progress: float = Field(description="share of the records that it covers")
-    failures: int | None = Field(None, description="records that the index refused; for who sees all figures")
+    failures: int | None = Field(default=None, description="records that the index refused; null if hidden from you")
     model: str
     dimension: int
 
@@ -52,18 +52,16 @@ class TaskFigures(BaseModel):
 
 
 class AgentFigures(BaseModel):
-    """How one registered agent is doing."""
+    """Figures of one registered agent."""
 
     agent: str
     alive: bool
     open_tasks: int
     max_tasks: int
-    share: float | None = Field(
-        None, description="of all open tasks that living agents have in hand; equal shares are balance"
-    )
+    share: float | None = Field(default=None, description="of all open tasks of live agents; equal shares are balance")
     completed: int
     failed: int
-    mean_ms: float | None = Field(None, description="of its completed tasks")
+    mean_ms: float | None = Field(default=None, description="of its completed tasks")
 
 
 class StatsAnswer(Answer):
@@ -81,7 +79,7 @@ class StatsAnswer(Answer):
     created_last_day: int
     created_since: int | None = None
     bytes_estimate: int = Field(description="Redis memory of the counted memories, extrapolated from a sample")
-    pieces: int = Field(0, description="texts that are searched, one or more a memory")
+    pieces: int = Field(default=0, description="texts that are searched, one or more a memory")
     vector_backlog: int
     retention: Retention
     index: IndexHealth
@@ -92,7 +90,6 @@ class StatsAnswer(Answer):
     agents: list[AgentFigures] = Field(default_factory=list[AgentFigures])
 
     def summary(self) -> str:
-        """Give the main figures."""
         return (
             f"{self.total} memories readable by {self.agent} in {self.namespace} ({self.own} own), "
             f"{self.vector_backlog} waiting for vectors, index {self.index.progress:.0%}; "
@@ -101,7 +98,7 @@ class StatsAnswer(Answer):
 
 
 class Sidecar(BaseModel):
-    """One sidecar; memory in bytes. How busy it is is told to who sees all figures."""
+    """One sidecar; memory in bytes. Load figures only if you may see all figures."""
 
     id: str
     host: str
@@ -129,7 +126,7 @@ class Sidecar(BaseModel):
 
     @classmethod
     def of(cls, status: SidecarStatus, *, busy: bool) -> Sidecar:
-        """Show what a sidecar says of itself, with how busy it is or without."""
+        """Build the view of a sidecar; `busy` includes its load figures."""
         return cls.model_validate(status.model_dump(exclude=None if busy else _BUSY))
 
 
@@ -143,13 +140,12 @@ class GpuAnswer(Answer):
     """Each embedding sidecar and what accelerates it."""
 
     sidecars: list[Sidecar]
-    queue_depth: int | None = Field(None, description="embed jobs waiting in this namespace")
+    queue_depth: int | None = Field(default=None, description="embed jobs waiting in this namespace")
     libraries: dict[str, bool] = Field(description="which acceleration libraries this server's host has installed")
-    bulk: str = Field(description="who compares many vectors at once, and what of")
-    fallbacks: list[str] = Field(description="what runs on the CPU although acceleration was wanted, and why")
+    bulk: str = Field(description="the sidecars that compare many vectors at once, and of what")
+    fallbacks: list[str] = Field(description="what runs on the CPU although acceleration is configured, and why")
 
     def summary(self) -> str:
-        """Give one line for each sidecar."""
         lines = [
             f"{s.id}: {s.state} on {s.device} ({s.backend}, {s.provider}), {s.model}"
             + (f", {s.texts_per_second:.0f} texts/s, queue {s.queue_depth}" if s.texts_per_second is not None else "")

@@ -1,4 +1,4 @@
-"""The arguments of the tools of tasks and agents."""
+"""Arguments of the task and agent tools."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tools of tasks answer."""
+"""Answers of the task tools."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from memory_server.contract.memories import Hit
 
 
 class TaskEvent(BaseModel):
-    """One thing that happened to a task."""
+    """One event of a task."""
 
     at: str
     op: str
@@ -55,7 +55,7 @@ class TaskView(BaseModel):
 
     @classmethod
     def of(cls, task: Task, *, whole: bool = True) -> TaskView:
-        """Show a task: to whoever is no party to it without payload, result and metrics."""
+        """Build the view of a task; without `whole` it has no payload, result and metrics."""
         return cls(
             task_id=task.id,
             state=task.state,
@@ -83,14 +83,13 @@ class TaskView(BaseModel):
         )
 
     def line(self) -> str:
-        """Give the task as one line."""
         who = f", with {self.assigned_to}" if self.assigned_to else ""
         about = f"{self.task_type}, {self.priority}, by {self.submitted_by}{who}"
         return f"[{self.task_id}] {self.state} ({about}) {self.description}"
 
 
 class Suited(BaseModel):
-    """How well an agent suits the task; every figure lies between 0 and 1."""
+    """How well an agent suits the task; all figures from 0 to 1."""
 
     agent: str
     score: float
@@ -101,7 +100,7 @@ class Suited(BaseModel):
 
 
 class SimilarTask(BaseModel):
-    """An open task that looks the same."""
+    """A similar open task."""
 
     task_id: str
     score: float
@@ -111,7 +110,7 @@ class SimilarTask(BaseModel):
 
 
 class Why(BaseModel):
-    """Why a task went where it went."""
+    """Why a task was assigned as it was."""
 
     reason: str
     considered: list[Suited] = []
@@ -128,11 +127,9 @@ class DistributeAnswer(Answer):
     replayed: bool = Field(default=False, description="true: this idempotency_key had submitted it before")
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.task_id, *(task.task_id for task in self.similar_tasks)]
 
     def summary(self) -> str:
-        """Say where it went and why."""
         lines = [f"Task {self.task_id} is {self.state}: {self.why.reason}."]
         lines += [
             f"{s.agent}: {s.score:.2f} (free {s.free}, success {s.success}, speed {s.speed}, closeness {s.closeness})"
@@ -143,31 +140,28 @@ class DistributeAnswer(Answer):
 
 
 class ClaimedTask(TaskView):
-    """A task to work on: what is known of it, from earlier attempts and from memory."""
+    """A task to work on, with earlier attempts and related memories."""
 
     lease_token: str | None = Field(default=None, description="present it to renew, complete or fail")
     earlier_failures: list[TaskEvent] = []
-    handoff: str | None = Field(default=None, description="what the agent before left for you")
+    handoff: str | None = Field(default=None, description="note of the previous agent")
     memories: list[Hit] = []
 
 
 class PendingAnswer(Answer):
-    """Tasks of an agent: leased to it now, or only shown."""
+    """Tasks of an agent, leased to it now or only shown."""
 
     tasks: list[ClaimedTask]
     open_tasks: int = Field(default=0, description="how many tasks you hold leases of")
     max_tasks: int = 0
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [*(task.task_id for task in self.tasks), *self.shown_besides()]
 
     def shown_besides(self) -> list[str]:
-        """Give the ids of the memories that come with the tasks."""
         return [hit.memory.memory_id for task in self.tasks for hit in task.memories]
 
     def summary(self) -> str:
-        """Show each task with what helps to do it."""
         if not self.tasks:
             return f"No task for you now ({self.open_tasks} of {self.max_tasks} in hand)."
         return "\n\n".join(map(_brief, self.tasks))
@@ -188,7 +182,7 @@ def _brief(task: ClaimedTask) -> str:
 
 
 class TaskStateAnswer(Answer):
-    """What became of a task."""
+    """The state of a task."""
 
     task_id: str
     state: str
@@ -196,24 +190,21 @@ class TaskStateAnswer(Answer):
     memory_id: str | None = Field(default=None, description="where the result was stored")
 
     def summary(self) -> str:
-        """Say it."""
         when = f"; next attempt at {self.next_attempt_at}" if self.next_attempt_at else ""
         stored = f"; its result is memory {self.memory_id}" if self.memory_id else ""
         return f"Task {self.task_id} is {self.state}{when}{stored}."
 
 
 class TaskAnswer(Answer):
-    """One task with all that happened to it."""
+    """One task with its history."""
 
     task: TaskView
     history: list[TaskEvent] = Field(default_factory=list[TaskEvent])
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [self.task.task_id]
 
     def summary(self) -> str:
-        """Show the task, then its history line by line."""
         lines = [self.task.line()]
         if self.task.result is not None:
             lines.append(f"Result: {json.dumps(self.task.result, ensure_ascii=False)}")
@@ -227,9 +218,7 @@ class TaskListAnswer(Answer):
     tasks: list[TaskView]
 
     def shown(self) -> list[str]:
-        """Give the ids of what it shows."""
         return [task.task_id for task in self.tasks]
 
     def summary(self) -> str:
-        """List them."""
         return "\n".join([f"{len(self.tasks)} tasks.", *(task.line() for task in self.tasks)])

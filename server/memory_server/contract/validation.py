@@ -1,9 +1,10 @@
-"""Checks of what callers send, before anything reaches Redis."""
+"""Validates arguments before anything reaches Redis."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from memory_core.errors import InvalidArgument, echo
@@ -13,11 +14,7 @@ from memory_core.settings.settings import Settings
 
 
 def check_text(text: str, what: str, max_bytes: int) -> str:
-    """Accept a text that is not blank, is valid Unicode without NUL and no longer than `max_bytes` in UTF-8.
-
-    Raises:
-        InvalidArgument: otherwise.
-    """
+    """Accept a non-blank text without NUL or lone surrogates, at most `max_bytes` in UTF-8. Raises InvalidArgument."""
     if not text.strip():
         raise InvalidArgument(f"{what} is empty", hint=f"send 1 to {max_bytes} bytes of text")
     if "\x00" in text:
@@ -32,33 +29,19 @@ def check_text(text: str, what: str, max_bytes: int) -> str:
 
 
 def check_tags(tags: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """Accept distinct labels, at most as many as the limit.
-
-    Raises:
-        InvalidArgument: too many, or one that is not a label.
-    """
+    """Return distinct labels. Raises InvalidArgument (too many, or one that is not a label)."""
     if len(tags) > settings.limits.tags:
         raise InvalidArgument(f"{len(tags)} tags; at most {settings.limits.tags} are allowed")
     return tuple(dict.fromkeys(check_label(tag, "tag") for tag in tags))
 
 
 def check_metadata(metadata: dict[str, Any] | None, settings: Settings) -> str | None:
-    """Give metadata as JSON.
-
-    Raises:
-        InvalidArgument: too large, too deep, or with values that JSON does not have (NaN, infinities).
-    """
-    if not metadata:
-        return None
-    return check_json(metadata, "metadata", settings.limits.metadata_bytes)
+    """Return metadata as JSON. Raises InvalidArgument; see `check_json`."""
+    return check_json(metadata or None, "metadata", settings.limits.metadata_bytes)
 
 
 def check_json(document: Any, what: str, most_bytes: int) -> str | None:
-    """Give a JSON value as text; none for none.
-
-    Raises:
-        InvalidArgument: too large, too deep, or with values that JSON does not have (NaN, infinities).
-    """
+    """Return a JSON value as text, None for None. Raises InvalidArgument (too large, too deep, NaN or infinite)."""
     if document is None:
         return None
     if _is_deep(document):
@@ -76,21 +59,13 @@ _MAX_DEPTH = 32
 def _is_deep(value: Any) -> bool:
     level = [value]
     for _ in range(_MAX_DEPTH):
-        level = [
-            item
-            for node in level
-            if isinstance(node, (dict, list))
-            for item in (node.values() if isinstance(node, dict) else node)
-        ]
+        inner = [node.values() if isinstance(node, dict) else node for node in level if isinstance(node, (dict, list))]
+        level = list(chain.from_iterable(inner))
     return any(isinstance(node, (dict, list)) for node in level)
 
 
 def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
-    """Accept distinct ids, at most as many as the limit. Ids of no known form simply match nothing.
-
-    Raises:
-        InvalidArgument: too many.
-    """
+    """Return distinct ids. Unknown ids match nothing later. Raises InvalidArgument (too many, or malformed)."""
     distinct = tuple(dict.fromkeys(memory_ids))
     if len(distinct) > settings.limits.ids:
         raise InvalidArgument(f"{len(distinct)} ids; at most {settings.limits.ids} are allowed", hint="send fewer")
@@ -100,32 +75,20 @@ def check_ids(memory_ids: Iterable[str], settings: Settings) -> tuple[str, ...]:
 
 
 def check_secrecy(sensitive: bool, visibility: Visibility) -> None:
-    """Refuse to show to everyone what is sensitive.
-
-    Raises:
-        InvalidArgument: it is both.
-    """
+    """Raise InvalidArgument if a sensitive memory would be public."""
     if sensitive and visibility is Visibility.PUBLIC:
         raise InvalidArgument("a sensitive memory cannot be public", hint="grant it by its id, or leave out sensitive")
 
 
 def check_limit(limit: int, settings: Settings) -> int:
-    """Accept a number of results that the deployment allows.
-
-    Raises:
-        InvalidArgument: too many.
-    """
+    """Accept a number of results that the settings allow. Raises InvalidArgument."""
     if limit > settings.limits.results:
         raise InvalidArgument(f"limit is {limit}; at most {settings.limits.results} are allowed here")
     return limit
 
 
 def check_id(some_id: str, what: str = "memory_id") -> str:
-    """Accept what could be an id: short printable ASCII.
-
-    Raises:
-        InvalidArgument: it cannot be one.
-    """
+    """Accept a possible id: short printable ASCII. Raises InvalidArgument."""
     if not (0 < len(some_id) <= 64 and some_id.isascii() and some_id.isprintable()):
         raise InvalidArgument(f"{what} {echo(some_id)} is not an id", hint="use an id that a tool gave you")
     return some_id

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 from memory_server.contract.arguments import NoArguments
 from memory_server.contract.dashboard import (
     AuditAnswer,
+    AuditArguments,
     AuditCheckAnswer,
     BoardAnswer,
     CensusAnswer,
     GrantsAnswer,
     MapAnswer,
+    MapArguments,
+    SnippetArguments,
     SnippetsAnswer,
 )
-from memory_server.contract.dashboard_arguments import AuditArguments, MapArguments, SnippetArguments
 from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime

@@ -1,8 +1,4 @@
-"""Admission control: a bounded number of calls runs, a bounded number waits, and the rest is refused at once.
-
-A burst may wait. Under a lasting load a quarter as many calls may wait as run, so that an admitted call takes less than
-twice its usual time. A load is lasting when calls have waited without a break for `patience` seconds.
-"""
+"""Admission control: limits running and waiting calls. After `patience` seconds of waiting fewer may wait."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from memory_core.errors import Overloaded
 
 ON_ITS_WAY = "memory.on_its_way"
-"""Key of an HTTP request's scope: the place that the request reserved when it arrived."""
+"""Key in an HTTP request's scope of the place that it reserved when it arrived."""
 _LEAST_PAUSE, _MOST_PAUSE = 0.25, 30.0
 
 
@@ -33,11 +29,7 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self) -> AsyncGenerator[Slot]:
-        """Hold a slot while inside.
-
-        Raises:
-            Overloaded: too many calls wait already.
-        """
+        """Hold a slot while inside. Raises Overloaded (too many calls wait already)."""
         await self._enter()
         slot = Slot(self)
         try:
@@ -57,11 +49,10 @@ class Admission:
             on_its_way.arrive()
 
     def arrived(self) -> None:
-        """Count one request less on its way."""
         self._coming -= 1
 
     def is_full(self) -> bool:
-        """Whether a call that came now would be refused, counting the requests on their way."""
+        """Whether a new call would be refused, counting reserved places."""
         return self._busy + len(self._queue) + self._coming >= self._at_once + self._room()
 
     async def _enter(self) -> None:
@@ -85,11 +76,11 @@ class Admission:
             raise
 
     def enter_again(self) -> None:
-        """Take a slot back at once, even if none is free: an admitted call is not refused later."""
+        """Take a slot again, even if none is free: an admitted call is not refused later."""
         self._busy += 1
 
     def leave(self) -> None:
-        """Give a slot back, to the call that waits longest."""
+        """Free a slot for the call that waits longest."""
         self._busy -= 1
         while self._queue and self._busy < self._at_once:
             turn = self._queue.popleft()
@@ -100,24 +91,23 @@ class Admission:
             self._calm_at = time.monotonic()
 
     def _room(self) -> int:
-        """How many calls may wait: many of a burst, few under a lasting load."""
         now = time.monotonic()
         lasts = now - self._calm_at > self._patience or now - self._refused_at < self._patience
         return min(max(1, self._at_once // 4), self._most_waiting) if lasts else self._most_waiting
 
     def _shorten(self) -> None:
-        """Refuse the calls that came last when a burst turns out to be a lasting load."""
+        """Refuse the latest calls when a burst turns into a lasting load."""
         while len(self._queue) > self._room():
             turn = self._queue.pop()
             if not turn.done():
                 turn.set_exception(self.refusal())
 
     def refusal(self) -> Overloaded:
-        """Build the refusal of a call."""
+        """Build the error of a refused call."""
         self._refused_at = time.monotonic()
         pause = self._flow.refused()
         return Overloaded(
-            "the server has more to do than it can; nothing was done", hint=f"try again in {pause} s", retry_after=pause
+            "the server is overloaded; nothing was done", hint=f"try again in {pause} s", retry_after=pause
         )
 
 
@@ -128,26 +118,25 @@ class OnItsWay:
         self._admission, self._arrived = admission, False
 
     def arrive(self) -> None:
-        """Give the place up; calling again changes nothing."""
+        """Free the place, once."""
         if not self._arrived:
             self._arrived = True
             self._admission.arrived()
 
 
 class _Flow:
-    """Counts calls done and refused in this second and the one before, to suggest when to try again."""
+    """Counts calls done and refused in this second and the one before, to suggest when to retry."""
 
     def __init__(self) -> None:
         self._second = 0
         self._now, self._before = [0, 0], [0, 0]
 
     def done(self) -> None:
-        """Count a call that ran."""
         self._turn()
         self._now[0] += 1
 
     def refused(self) -> float:
-        """Count a refusal, and give a pause in seconds that spreads the retries over what the server can do."""
+        """Count a refusal. Returns a pause in seconds that spreads the retries over the server's capacity."""
         self._turn()
         self._now[1] += 1
         done, refused = (now + before for now, before in zip(self._now, self._before, strict=True))
@@ -162,32 +151,25 @@ class _Flow:
 
 
 class Slot:
-    """The slot of one call, which the call gives back while it, or a part of it, only waits.
-
-    Tasks that the call started may outlive it; they move no slot then.
-    """
+    """The slot of one call, which the call frees while it only waits. Tasks that outlive the call change no slot."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission, self._outside, self._ended = admission, 0, False
 
     def end(self) -> None:
-        """Give the slot back at the end of the call."""
         self._ended = True
         if not self._outside:
             self._admission.leave()
 
     @contextmanager
     def given_back(self) -> Generator[None]:
-        """Let other calls have the slot while inside."""
+        """Let other calls use the slot while inside."""
         self._outside += 1
         if self._outside == 1 and not self._ended:
             self._admission.leave()
         try:
             yield
         finally:
-            self._take_back()
-
-    def _take_back(self) -> None:
-        self._outside -= 1
-        if not self._outside and not self._ended:
-            self._admission.enter_again()
+            self._outside -= 1
+            if not self._outside and not self._ended:
+                self._admission.enter_again()

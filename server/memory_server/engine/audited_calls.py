@@ -1,7 +1,4 @@
-"""Follows each operation to its end, so that it leaves an audit entry whether it changed, read or was refused.
-
-The Function that makes a change writes the entry with it. All other entries are written here, through a buffer.
-"""
+"""Tracks each operation to its end, so that it gets an audit entry whether it changed, read or was refused."""
 
 from __future__ import annotations
 
@@ -26,14 +23,13 @@ class AuditedCall:
     shown: list[str] = field(default_factory=list[str])
     shown_besides: list[str] = field(default_factory=list[str])
     written: bool = False
-    """Whether a Function has written the entry together with a change."""
+    """Whether a Function wrote the entry together with a change."""
 
     def succeeded(self, shown: Iterable[str] = (), shown_besides: Iterable[str] = ()) -> None:
-        """Record success, and the ids whose contents the answer shows."""
         self.outcome, self.shown, self.shown_besides = "ok", list(shown), list(shown_besides)
 
     def entry(self, who: str, origin: str) -> AuditEntry | None:
-        """Build the entry that is still to be written when the operation has ended."""
+        """Build the entry that is still to be written, if any, when the operation has ended."""
         if self.written and not self.shown_besides:
             return None
         ids = list(dict.fromkeys(self.shown_besides if self.written else [*self.named, *self.shown]))
@@ -42,7 +38,7 @@ class AuditedCall:
 
 
 def named_ids(arguments: Mapping[str, Any]) -> list[str]:
-    """Give the ids among some arguments. Values of another form could be any text, and are left out."""
+    """Return the ids among some arguments. Other values are skipped: they could be any text."""
     given = [arguments.get(name) for name in _NAMING]
     texts: Iterable[Any] = (item for value in given for item in (value if isinstance(value, list) else [value]))
     return [text for text in texts if isinstance(text, str) and is_id(text)][:MOST_IDS]

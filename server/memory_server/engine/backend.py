@@ -1,4 +1,4 @@
-"""Redis, ready to use: found or started in the background, checked, and prepared for each namespace."""
+"""The Redis backend: connects in the background, checks the server and runs commands with retries."""
 
 from __future__ import annotations
 
@@ -47,27 +47,22 @@ T = TypeVar("T")
 
 READY_WAIT_SECONDS = 30.0
 RESTART_WAIT_SECONDS = 8.0
-"""How long a call that may safely be repeated waits for a Redis that restarts."""
+"""How long a repeatable call waits while Redis restarts."""
 _WATCH_SECONDS = 2.0
 
 
 @contextmanager
 def after_write() -> Generator[None]:
-    """Keep reads that follow a write from claiming that nothing was changed.
-
-    Raises:
-        OutcomeUnknown: instead of StoreUnavailable.
-    """
+    """Turn StoreUnavailable into OutcomeUnknown for reads after a write, so that none claims that nothing changed."""
     try:
         yield
     except StoreUnavailable as error:
-        raise OutcomeUnknown(
-            "it was done, but Redis does not answer what came of it", hint=error.hint, retry_after=error.retry_after
-        ) from error
+        message = "it was done, but Redis did not return the result"
+        raise OutcomeUnknown(message, hint=error.hint, retry_after=error.retry_after) from error
 
 
 class Backend:
-    """Connects in the background, so that a server answers its client before Redis is up."""
+    """Connects in the background, so that a server can answer its client before Redis is up."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -90,7 +85,6 @@ class Backend:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Backend]:
-        """Connect, watch and finally disconnect."""
         async with asyncio.TaskGroup() as tasks:
             own = [tasks.create_task(self._connect()), tasks.create_task(self._watch())]
             try:
@@ -101,16 +95,11 @@ class Backend:
 
     @property
     def is_scattered(self) -> bool:
-        """Whether each namespace may be on another Redis node, so that no command reads from two of them."""
+        """Whether namespaces may be on different Redis nodes, so that no command can read from two."""
         return self._client is not None and is_cluster(self._client)
 
     async def client(self) -> Client:
-        """Wait for Redis.
-
-        Raises:
-            UnsafeStart: it must not be used as it is configured.
-            StoreUnavailable: it did not come up in time.
-        """
+        """Wait for Redis. Raises UnsafeStart (its configuration is unsafe) or StoreUnavailable (not up in time)."""
         if not self._connected.is_set():
             try:
                 async with asyncio.timeout(READY_WAIT_SECONDS):
@@ -122,22 +111,19 @@ class Backend:
         return self._client
 
     async def read(self, command: Callable[[Client], Awaitable[T]]) -> T:
-        """Run a command that changes nothing, once more if a stale connection broke.
-
-        Raises:
-            StoreUnavailable: Redis does not answer, or is loading.
-        """
+        """Run a command that changes nothing, with retries. Raises StoreUnavailable (no answer, or loading)."""
         client = await self.client()
-        async for attempt in AsyncRetrying(
+
+        async def attempt() -> T:
+            async with store_errors(deadline=self.settings.redis.timeout_seconds):
+                return await command(client)
+
+        return await AsyncRetrying(
             retry=retry_if_exception_type(StoreUnavailable) & retry_if_not_exception_type(StoreRefused) & _not_loading,
             stop=stop_after_delay(1.0),
             wait=wait_random_exponential(multiplier=0.02, max=0.3),
             reraise=True,
-        ):
-            with attempt:
-                async with store_errors(deadline=self.settings.redis.timeout_seconds):
-                    return await command(client)
-        raise AssertionError("unreachable")
+        )(attempt)
 
     async def write(
         self,
@@ -148,13 +134,9 @@ class Backend:
         audited_call: AuditedCall | None = None,
         **request: Any,
     ) -> dict[str, Any]:
-        """Call a Redis Function. Only a `repeatable` one is tried again when its answer is lost.
+        """Call a Redis Function with a signed audit entry. Only a `repeatable` one is retried when its answer is lost.
 
-        The audit entry (`audit`) is signed here. It is the entry of `audited_call`, which then writes none.
-
-        Raises:
-            StoreUnavailable: nothing was changed.
-            OutcomeUnknown: it was sent and not answered.
+        Raises StoreUnavailable (nothing was changed) or OutcomeUnknown (sent, but not answered).
         """
         client = await self.client()
         with tracing.span(function):
@@ -171,11 +153,7 @@ class Backend:
             return answer
 
     async def remember_audited(self, namespace: str) -> None:
-        """Register the audit of a namespace for the sweep, even if nothing is ever stored there.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Register a namespace's audit for the sweeper, even if nothing is stored there. Raises StoreUnavailable."""
         if namespace not in self._audited:
             client = await self.client()
             async with store_errors():
@@ -187,32 +165,34 @@ class Backend:
     ) -> dict[str, Any]:
         outcomes = (StoreUnavailable, OutcomeUnknown) if repeatable else StoreUnavailable
         unknown: OutcomeUnknown | None = None
-        async for attempt in AsyncRetrying(
+
+        async def attempt() -> dict[str, Any]:
+            nonlocal unknown
+            try:
+                async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
+                    return await functions.call(client, function, keys, **request)
+            except OutcomeUnknown as error:
+                unknown = error
+                raise
+            except StoreUnavailable:
+                if unknown:
+                    raise unknown from None
+                raise
+
+        return await AsyncRetrying(
             retry=retry_if_exception_type(outcomes) & retry_if_not_exception_type(StoreRefused),
             stop=stop_after_delay(RESTART_WAIT_SECONDS if repeatable else 1.0),
             wait=wait_random_exponential(multiplier=0.05, max=1.0),
             reraise=True,
-        ):
-            with attempt:
-                try:
-                    async with store_errors(writing=True, deadline=self.settings.redis.timeout_seconds):
-                        return await functions.call(client, function, keys, **request)
-                except OutcomeUnknown as error:
-                    unknown = error
-                    raise
-                except StoreUnavailable:
-                    if unknown:
-                        raise unknown from None
-                    raise
-        raise AssertionError("unreachable")
+        )(attempt)
 
     def starts_sidecar(self) -> bool:
-        """Whether the embedded default is about to start its own sidecar."""
+        """Whether the embedded Redis is about to start its own sidecar."""
         state = self._local.state() if self._local else None
         return state is not None and state.sidecar_error is None and not state.sidecar_restarts
 
     async def look_again(self) -> None:
-        """After a new connection, ask whether it still is the same Redis."""
+        """After a reconnect, check whether it is the same Redis."""
         async with self._looking:
             if not self.is_suspect:
                 return
@@ -287,18 +267,16 @@ class Backend:
     async def _find(self, keyring: Keyring) -> tuple[str, Client]:
         url = redis_url(self.settings)
         if url is not None and self.settings.uses_config_default_redis and not await is_usable(url):
-            log.warning("nothing usable answers at localhost:6379; using the embedded Redis instead")
+            log.warning("no usable Redis at localhost:6379; using the embedded Redis instead")
             url = None
         if url is None:
-            from memory_server.local.attach import attach
+            from memory_server.local.attach import attach  # only the embedded Redis needs these imports
 
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                transport_key = keyring.transports[0].encoded if keyring.transports else None
-                self._local = await attach(
-                    self.settings.data_dir, model=model, device=device, transport_key=transport_key
-                )
+                transport = keyring.transports[0].encoded if keyring.transports else None
+                self._local = await attach(self.settings.data_dir, model=model, device=device, transport_key=transport)
             url = str(self._local.url)
         return url, connect(url)
 
@@ -306,7 +284,6 @@ class Backend:
         self.is_suspect = True
 
     def _doubt_coverage(self) -> None:
-        """Some namespaces have moved: until they are checked, no index is known to be complete."""
         self.is_suspect = True
         self.on_moved()
 

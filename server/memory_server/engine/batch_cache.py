@@ -13,7 +13,7 @@ _GATHER_SECONDS = 0.003
 
 
 class BatchCache:
-    """Answers that a group of reads shares: all by one caller, with no write between them, all as of `now`."""
+    """Answers shared by a group of reads of one caller, without writes in between, all as of `now`."""
 
     def __init__(self) -> None:
         self.now = redis_time.now()
@@ -22,7 +22,7 @@ class BatchCache:
         self._sending: set[asyncio.Task[None]] = set()
 
     async def once(self, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-        """Make something the first time, and share it afterwards. A cancelled read does not cancel it for others."""
+        """Make something once and share it. A cancelled read does not cancel it for others."""
         if key not in self._made:
             self._made[key] = asyncio.ensure_future(make())
         return await asyncio.shield(self._made[key])
@@ -30,7 +30,7 @@ class BatchCache:
     async def each(
         self, keys: Sequence[Hashable], load: Callable[[Sequence[int]], Awaitable[dict[Hashable, T]]]
     ) -> list[T | None]:
-        """Give the value of each key; `load` receives the positions of the keys that no read asked for yet."""
+        """Return the value of each key; `load` receives the positions of the keys that are still missing."""
         missing = [position for position, key in enumerate(keys) if key not in self._made]
         if missing:
             loading = asyncio.ensure_future(load(missing))
@@ -40,7 +40,7 @@ class BatchCache:
         return [self._made[key].result().get(key) for key in keys]
 
     async def gathered(self, key: Hashable, item: Any, send: Callable[[Sequence[Any]], Awaitable[Sequence[T]]]) -> T:
-        """Send items of a kind together if they come within a few milliseconds, and give this one's answer."""
+        """Send items with the same key together if they come within a few milliseconds. Returns this item's answer."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         waiting = self._gathered.setdefault(key, [])
         waiting.append((item, future))
@@ -66,10 +66,10 @@ class BatchCache:
 
 
 def now(cache: BatchCache | None) -> float:
-    """Give the time; within a batch the same for all reads that share a cache."""
+    """Return the time; the same for all reads that share a cache."""
     return cache.now if cache else redis_time.now()
 
 
 async def once(cache: BatchCache | None, key: Hashable, make: Callable[[], Awaitable[T]]) -> T:
-    """Make something, within a batch once for all reads that share a cache."""
+    """Make something, once for all reads that share a cache."""
     return await (cache.once(key, make) if cache else make())

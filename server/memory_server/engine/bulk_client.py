@@ -40,21 +40,18 @@ class BulkClient:
     """Sends requests to the bulk engine."""
 
     def __init__(self, backend: Backend, models: KnownModels, replies: Replies) -> None:
-        self._backend = backend
-        self._models = models
-        self._replies = replies
+        self._backend, self._models, self._replies = backend, models, replies
         self._offered: TTLCache[str, frozenset[str]] = TTLCache(1, ttl=_TRUST_SECONDS)
 
     async def is_offered(self, model: Model) -> bool:
-        """Whether a living sidecar has an engine for a model and our transport key; believed for two seconds."""
+        """Whether a live sidecar has an engine for a model and our transport key; cached for two seconds."""
         models = self._offered.get("models")
         if models is None:
-            living = await self._backend.read(sidecar.living)
-            models = self._offered["models"] = frozenset(one.model for one in living if self._fits(one))
+            fits = (one for one in await self._backend.read(sidecar.living) if one.bulk is not None)
+            transports = self._backend.transports
+            models = frozenset(one.model for one in fits if not sidecar.lacks_key(transports, one))
+            self._offered["models"] = models
         return model.name in models
-
-    def _fits(self, status: sidecar.SidecarStatus) -> bool:
-        return status.bulk is not None and not sidecar.lacks_key(self._backend.transports, status)
 
     async def nearest(
         self,
@@ -67,12 +64,7 @@ class BulkClient:
         wait: float,
         model: Model | None = None,
     ) -> list[list[Piece]]:
-        """Find for each query, shape (n, dimension), the k nearest pieces of a selection, best first.
-
-        Raises:
-            BulkUnavailable: no sidecar offers it, or none answered in time.
-            StoreUnavailable: Redis does not answer.
-        """
+        """Find the k nearest pieces to each query, shape (n, dimension). Raises BulkUnavailable or StoreUnavailable."""
         vector_store = self._backend.settings.vector_store
         request = Nearest(
             selection=selection,
@@ -93,20 +85,33 @@ class BulkClient:
         ]
 
     async def duplicates(self, namespace: str, request: Duplicates, wait: float) -> DuplicatesFound:
-        """Find pairs that say nearly the same; raises as `nearest` does."""
-        model = await self._models.current(namespace)
-        return await self._ask(namespace, request, model, DuplicatesFound, wait)
+        """Find near-duplicate pairs; raises as `nearest` does."""
+        return await self._ask(namespace, request, await self._models.current(namespace), DuplicatesFound, wait)
 
     async def clusters(self, namespace: str, request: Clusters, wait: float) -> ClustersFound:
-        """Part a selection by meaning; raises as `nearest` does."""
+        """Cluster a selection by meaning; raises as `nearest` does."""
         return await self._ask(namespace, request, await self._models.current(namespace), ClustersFound, wait)
 
     async def _ask(self, namespace: str, request: Request, model: Model, kind: type[Answer], wait: float) -> Answer:
         if not await self.is_offered(model):
             raise BulkUnavailable("no sidecar offers the bulk engine", hint="see gpu_status; start another sidecar")
         deadline = redis_time.now() + wait
+
+        async def send() -> Reply:
+            ask = BulkAsk(
+                id=new_id(),
+                reply_to=self._replies.address,
+                namespace=namespace,
+                model=model.name,
+                deadline=int(deadline * 1000),
+                request=request,
+                seal=self._backend.transports.current,
+            )
+            left = max(deadline - redis_time.now(), 0.0)
+            return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)
+
         try:
-            reply = await until_a_key_fits(lambda: self._reply_to(namespace, request, model, deadline))
+            reply = await until_a_key_fits(send)
         except TimeoutError:
             raise BulkUnavailable(f"the bulk engine did not answer within {wait:g} s", retry_after=5.0) from None
         if reply.error:
@@ -115,17 +120,3 @@ class BulkClient:
             return read_body(reply.vectors, kind)
         except BadMessage as error:
             raise BulkUnavailable(f"the bulk engine's answer cannot be read: {error}") from error
-
-    async def _reply_to(self, namespace: str, request: Request, model: Model, deadline: float) -> Reply:
-        """Raises: TimeoutError, StoreUnavailable."""
-        ask = BulkAsk(
-            id=new_id(),
-            reply_to=self._replies.address,
-            namespace=namespace,
-            model=model.name,
-            deadline=int(deadline * 1000),
-            request=request,
-            seal=self._backend.transports.current,
-        )
-        left = max(deadline - redis_time.now(), 0.0)
-        return await self._replies.exchange(keys.bulk(keys.lane_of(namespace), model.name), ask, left)

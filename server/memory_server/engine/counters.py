@@ -1,4 +1,4 @@
-"""Counts what a server does. No figure names an agent or a memory: operations, outcomes and parts are few and fixed."""
+"""Counts operations of a server. No figure names an agent or a memory."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ class Counters:
 
     def __init__(self) -> None:
         self.calls: Counter[tuple[str, str]] = Counter()
-        """Operations by name and outcome; each operation of a batch is one."""
+        """Operations by name and outcome; each operation of a batch counts."""
         self.call_seconds = FAMILIES.histogram("call_seconds", "How long operations took.", "operation")
         self.bad_tokens = 0
         self.turned_away = 0
-        """Calls refused at the door, of which nothing more is known."""
-        self.search_part_seconds = FAMILIES.histogram(
-            "search_part_seconds", "How long the parts of searches took.", "part"
-        )
-        """Parts of searches: understand (with the vector of the query), search, rank."""
+        """Calls refused before their operation was known."""
+        text = "How long the parts of searches took."
+        self.search_part_seconds = FAMILIES.histogram("search_part_seconds", text, "part")
+        """Parts: understand (with the vector of the query), search, rank."""
         self.sweeps: Counter[str] = Counter({"done": 0, "failed": 0, "elsewhere": 0})
 
     def called(self, operation: str, outcome: str, seconds: float) -> None:
-        """Count an operation that ended."""
         self.calls[operation, outcome] += 1
         self.call_seconds.labels(operation).observe(seconds)
 
     def searched(self, **milliseconds: float) -> None:
-        """Count a search by how long its parts took."""
         for part, took in milliseconds.items():
             self.search_part_seconds.labels(part).observe(took / 1000)

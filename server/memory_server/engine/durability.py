@@ -1,8 +1,7 @@
-"""Waits until writes are on disks, so that an answer can say so. One WAITAOF serves all calls that wait at a time.
+"""Waits until writes are on disk. One WAITAOF serves all calls that wait at the time.
 
-WAITAOF covers the last write of its own connection only, and writes go over many. So one connection checks that the
-writes are there, writes a mark after them and waits for the mark: Redis's file has one order. The check also finds
-writes that a restart or a failover lost: they are not there.
+WAITAOF covers only its own connection, so one connection checks that the writes exist, writes a mark after them and
+waits for it: the append-only file has one order.
 """
 
 from __future__ import annotations
@@ -21,23 +20,20 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import MEMORY, connect, shard_of, store_errors
 from memory_server.engine.backend import Backend
-from memory_server.engine.deferred_writes import Written
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 
 log = logging.getLogger(__name__)
-_GATHER_SECONDS = 0.05
-"""Who comes within so long of a wait that began shares the next; so not many are under way at once."""
+_GATHER_SECONDS = 0.05  # calls that come within so long after a wait began share the next, so that few run at once
 _AT_ONCE = 32
 _MARK_MS = 60_000
 _LOOK_SECONDS = 2.0
-_FORGIVE_SECONDS = 60.0
-"""Replicas that did not sync in time are not waited for again for so long."""
-_SLOW_REPLICAS = "replicas are too slow, or keep no append-only file"
+_FORGIVE_SECONDS = 60.0  # after replicas did not sync in time, writes do not wait for replicas for so long
+_SLOW_REPLICAS = "replicas are too slow, or have no append-only file"
 
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """How far a write has come; `unconfirmed` says why it is not known to be synced, where it was to be."""
+    """Durability level of a write; `unconfirmed` says why it is not known to be synced although it should be."""
 
     level: str
     unconfirmed: str | None = None
@@ -47,7 +43,7 @@ Waiter = tuple[Written, asyncio.Future[Reached]]
 
 
 class Durability:
-    """The waits of this process."""
+    """Waits for the disk, shared by the calls of this process."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -61,7 +57,6 @@ class Durability:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Durability]:
-        """Allow waits until left."""
         try:
             yield self
         finally:
@@ -70,21 +65,18 @@ class Durability:
                 await self._client.aclose()
 
     async def reached(self, request: RequestContext, written: Written, *, critical: bool) -> Reached:
-        """Give the durability of a write, after waiting for the disk where that is wanted.
-
-        In a batch the wait comes at the end; see `settled`.
-        """
-        wanted = bool(self._settings.wait_seconds) and (critical or self._settings.level == "synced")
+        """Return the durability of a write, after waiting for the disk if required; a batch waits in `settled`."""
+        must_wait = bool(self._settings.wait_seconds) and (critical or self._settings.level == "synced")
         if request.deferred is not None:
-            request.deferred.add(written, wanted)
-        if request.deferred is not None or not wanted:
+            request.deferred.add(written, must_wait)
+        if request.deferred is not None or not must_wait:
             return Reached(self._backend.durability)
         with request.without_slot():
             return await self._wait(written)
 
     async def settled(self, request: RequestContext) -> dict[str, Reached]:
-        """Give the durability of each memory of a batch. If one of them is to be waited for, all are."""
-        if request.deferred is None or not request.deferred.wanted:
+        """Return the durability of each memory of a batch. If one write must wait, all do."""
+        if request.deferred is None or not request.deferred.wait:
             return {}
         writes = list(request.deferred.written.values())
         with request.without_slot():
@@ -109,14 +101,13 @@ class Durability:
                 await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
 
     async def _sync(self, group: Sequence[Waiter]) -> None:
-        """Answer those who wait, for those of each shard together."""
         shards: dict[Client, list[Waiter]] = {}
         for waiter in group:
             try:
                 async with store_errors():
                     shard = await shard_of(self._connected(), [Keys(waiter[0].namespace).mark])
             except MemoryServiceError as error:
-                _tell([waiter], [self._unconfirmed(error.message)])
+                _answer([waiter], [self._unconfirmed(error.message)])
             else:
                 shards.setdefault(shard, []).append(waiter)
         await asyncio.gather(*(self._sync_on(shard, part) for shard, part in shards.items()))
@@ -128,11 +119,11 @@ class Durability:
             answers = [self._unconfirmed(error.message)] * len(group)
         except Exception:
             log.exception("a wait for the disk failed")
-            answers = [self._unconfirmed("an unexpected error; the server's log has it")] * len(group)
-        _tell(group, answers)
+            answers = [self._unconfirmed("an unexpected error; see the server's log")] * len(group)
+        _answer(group, answers)
 
     async def _mark(self, shard: Client, writes: Sequence[Written]) -> list[Reached]:
-        """Look for writes, make a mark behind them and wait until that is on the disks."""
+        """Check that the writes exist, write a mark after them and wait until the mark is on disk."""
         wait, replicas = self._settings.wait_seconds, await self._replicas_to_wait_for(shard)
         pipe = shard.pipeline(transaction=False)
         for one in writes:
@@ -148,17 +139,16 @@ class Durability:
                     raise answer
         *revs, _, (local, remote) = answers
         reached = self._reached(local, remote, replicas)
-        gone = self._unconfirmed("it is not there any more: deleted since, or lost by Redis")
+        gone = self._unconfirmed("it is gone: deleted since, or lost by Redis")
         return [reached if int(rev or 0) >= one.rev else gone for one, rev in zip(writes, revs, strict=True)]
 
-    def _reached(self, local: int, remote: int, wanted: int) -> Reached:
-        """Name the level of what has synced."""
+    def _reached(self, local: int, remote: int, expected: int) -> Reached:
         within = f"within {self._settings.wait_seconds:g} s"
         if not local:
-            return self._unconfirmed(f"Redis did not sync it {within}; it will")
-        if remote < wanted:
+            return self._unconfirmed(f"Redis did not sync it {within}; it will later")
+        if remote < expected:
             self._forgiven_until = time.monotonic() + _FORGIVE_SECONDS
-            log.warning("%d replicas did not sync %s; is their append-only file on?", wanted - remote, within)
+            log.warning("%d replicas did not sync %s; is their append-only file on?", expected - remote, within)
         replicas = f"+{remote} replica{'s' if remote > 1 else ''}" if remote else ""
         return Reached(f"synced{replicas}", _SLOW_REPLICAS if self._forgives() else None)
 
@@ -185,7 +175,7 @@ class Durability:
         return self._client
 
 
-def _tell(group: Sequence[Waiter], answers: Sequence[Reached]) -> None:
+def _answer(group: Sequence[Waiter], answers: Sequence[Reached]) -> None:
     for (_, future), answer in zip(group, answers, strict=True):
         if not future.done():
             future.set_result(answer)

@@ -1,7 +1,4 @@
-"""Vectors on request: asks go to the sidecars by stream, answers come back through `replies`.
-
-Texts that are wanted at the same time travel in one ask: while some are on their way, others gather.
-"""
+"""Embeds texts through the sidecars. While requests are under way, further texts gather for the next one."""
 
 from __future__ import annotations
 
@@ -28,32 +25,28 @@ from memory_server.engine.replies import Replies, until_a_key_fits
 from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
 
 log = logging.getLogger(__name__)
-_TRUST_SECONDS = 2.0
-"""A sidecar that answered this recently is taken to be alive."""
+_TRUST_SECONDS = 2.0  # a sidecar that answered this recently counts as alive
 _ASKS_AT_ONCE = 4
-_TEXTS_PER_ASK = 32
-"""Small enough that a sidecar can answer another agent's ask in between."""
+_TEXTS_PER_ASK = 32  # small enough that a sidecar can serve another agent in between
 
 Request = tuple[str, asyncio.Future[bytes], str]
-"""A text, the future of its vector, and the trace it belongs to."""
+"""A text, the future of its vector, and its trace."""
 
 
 class Embeddings:
-    """Gives vectors from the cache, else asks sidecars and waits for them."""
+    """Returns vectors from the cache or from sidecars."""
 
     def __init__(self, backend: Backend, models: KnownModels) -> None:
         settings = backend.settings
         self.cache = VectorCache(backend, settings.cache)
-        self._backend = backend
-        self._models = models
+        self._backend, self._models = backend, models
         self.replies = Replies(backend)
-        self._wanted: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
+        self._queued: defaultdict[tuple[int, Model], deque[Request]] = defaultdict(deque)
         self._answering: TTLCache[str, bool] = TTLCache(64, ttl=_TRUST_SECONDS)
         self._asking: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Embeddings]:
-        """Listen for replies until left."""
         async with self.replies.running():
             try:
                 yield self
@@ -70,15 +63,9 @@ class Embeddings:
         secret: bool = False,
         asked: asyncio.Event | None = None,
     ) -> Matrix:
-        """Get unit vectors, shape (len(texts), dimension), within `wait` or the configured seconds.
+        """Return unit vectors, shape (len(texts), dimension); those of `secret` texts are not cached.
 
-        They are of the model that answers in the asker's namespace, if no other is named. Of `secret` texts nothing
-        is remembered. `asked` is set once sidecars are asked for what is missing, so that the caller can send
-        other commands to Redis after them.
-
-        Raises:
-            EmbeddingUnavailable: no sidecar lives, none answered in time, or it refused.
-            StoreUnavailable: Redis does not answer.
+        `asked` is set when the sidecars have their requests. Raises EmbeddingUnavailable or StoreUnavailable.
         """
         model = model or await self._models.current(asker.namespace)
         known = {} if secret else await self.cache.get(asker, texts, model)
@@ -93,11 +80,9 @@ class Embeddings:
         return _rows(known, texts, model)
 
     async def known(self, texts: Sequence[str], asker: Asker, model: Model) -> Matrix | None:
-        """Get the vectors of texts if this process knows all of them, without a round trip."""
+        """Return the vectors of texts if this process has all of them cached."""
         known = await self.cache.get(asker, texts, model, far=False)
-        if any(text not in known for text in texts):
-            return None
-        return _rows(known, texts, model)
+        return _rows(known, texts, model) if all(text in known for text in texts) else None
 
     async def _remember(self, asker: Asker, vectors: Vectors, model: Model) -> None:
         try:
@@ -112,7 +97,7 @@ class Embeddings:
         where, loop = (keys.lane_of(namespace), model), asyncio.get_running_loop()
         futures = [loop.create_future() for _ in texts]
         trace = tracing.carrier()
-        self._wanted[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
+        self._queued[where].extend((text, future, trace) for text, future in zip(texts, futures, strict=True))
         self._pump()
         if asked:
             asked.set()
@@ -120,15 +105,14 @@ class Embeddings:
             async with asyncio.timeout(wait):
                 return await asyncio.gather(*futures)
         except TimeoutError:
-            raise EmbeddingUnavailable(
-                f"no sidecar answered within {wait:g} s", hint="see gpu_status; start another sidecar", retry_after=2.0
-            ) from None
+            hint = "see gpu_status; start another sidecar"
+            raise EmbeddingUnavailable(f"no sidecar answered within {wait:g} s", hint=hint, retry_after=2.0) from None
 
     def _pump(self) -> None:
-        """Send what is wanted, lane by lane, as long as not too many asks are under way."""
-        for (lane, model), wanted in self._wanted.items():
-            while wanted and len(self._asking) < _ASKS_AT_ONCE:
-                batch = [wanted.popleft() for _ in range(min(len(wanted), _TEXTS_PER_ASK))]
+        """Send queued texts, lane by lane, while few requests are under way."""
+        for (lane, model), queue in self._queued.items():
+            while queue and len(self._asking) < _ASKS_AT_ONCE:
+                batch = [queue.popleft() for _ in range(min(len(queue), _TEXTS_PER_ASK))]
                 if batch := [one for one in batch if not one[1].done()]:
                     task = asyncio.create_task(self._ask(lane, model, batch))
                     self._asking.add(task)
@@ -139,7 +123,7 @@ class Embeddings:
         self._pump()
 
     async def _ask(self, lane: int, model: Model, batch: list[Request]) -> None:
-        """Ask for a batch and hand each its vector, or all the same error."""
+        """Request a batch and pass each text its vector, or all the same error."""
         try:
             trace = next((trace for _, _, trace in batch if trace), "")
             vectors = await self._exchange(tuple(text for text, _, _ in batch), lane, model, trace)
@@ -153,7 +137,7 @@ class Embeddings:
                 future.set_result(vector)
 
     async def _exchange(self, texts: tuple[str, ...], lane: int, model: Model, trace: str) -> list[bytes]:
-        """Ask a sidecar; give the unit vectors as Redis and the cache keep them."""
+        """Ask a sidecar. Returns the unit vectors as Redis and the cache store them."""
         wait = self._backend.settings.embed_wait_seconds
 
         async def send() -> Reply:
@@ -185,9 +169,8 @@ class Embeddings:
             return
         others = f" for {model.name}" if living else ""
         command = "redis-memory-embedder" + (f" --model {model.name}" if living else "")
-        raise EmbeddingUnavailable(
-            f"no embedding sidecar{others} is alive", hint=f"start one: {command}", retry_after=5.0
-        )
+        hint = f"start one: {command}"
+        raise EmbeddingUnavailable(f"no embedding sidecar{others} is alive", hint=hint, retry_after=5.0)
 
 
 def _rows(vectors: Vectors, texts: Sequence[str], model: Model) -> Matrix:

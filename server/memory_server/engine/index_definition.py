@@ -21,7 +21,7 @@ _VECTOR_ATTRIBUTES = {
     "M": "M",
     "EF_CONSTRUCTION": "ef_construction",
 }
-"""Attributes of a vector field: their names in FT.CREATE and in FT.INFO. Others can be set per query."""
+"""Vector attributes by their names in FT.CREATE and FT.INFO. Others can be set per query."""
 
 Traits = dict[str, str]
 
@@ -34,11 +34,7 @@ class DriftWarnings:
         self._checked: set[str] = set()
 
     async def once(self, client: Client, keys: Keys) -> None:
-        """Check a namespace, unless it was checked before. Uses a thread, because building the definition is slow.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Check a namespace once, in a thread, because building the definition is slow. Raises StoreUnavailable."""
         if keys.namespace in self._checked:
             return
         async with store_errors():
@@ -47,12 +43,12 @@ class DriftWarnings:
                 return
             info = await client.execute_command("FT.INFO", keys.index(models.current.version))
         self._checked.add(keys.namespace)
-        wanted, command = self._settings, f"redis-memory reindex --namespace {keys.namespace}"
-        if models.current.name != wanted.embedding_model:
+        settings, command = self._settings, f"redis-memory reindex --namespace {keys.namespace}"
+        if models.current.name != settings.embedding_model:
             message = "namespace %s uses the model %s, the settings name %s; to change it: %s --model %s"
-            new = wanted.embedding_model
+            new = settings.embedding_model
             log.warning(message, keys.namespace, models.current.name, new, command, new)
-        differences = await asyncio.to_thread(drift, info, keys, wanted.with_model(models.current))
+        differences = await asyncio.to_thread(drift, info, keys, settings.with_model(models.current))
         if differences:
             message = "the index of namespace %s differs from this release's: %s; to rebuild it: %s"
             log.warning(message, keys.namespace, "; ".join(differences), command)
@@ -61,15 +57,16 @@ class DriftWarnings:
 def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> list[str]:
     """Return how an index differs from this release's; `info` is its FT.INFO."""
     actual = {text_of(one[b"attribute"]): _actual_field(one) for one in info[b"attributes"]}
-    wanted = dict(map(_declared_field, memory_fields(settings)))
-    differences = [f"{name} is missing" for name in wanted if name not in actual]
-    differences += [f"{name} is not in this release" for name in actual if name not in wanted]
-    for name in (name for name in wanted if name in actual):
-        differences += [
-            f"{name} has {trait.lower()} {actual[name].get(trait, '-')} instead of {value}"
-            for trait, value in wanted[name].items()
-            if actual[name].get(trait) != value
-        ]
+    declared = dict(map(_declared_field, memory_fields(settings)))
+    differences = [f"{name} is missing" for name in declared if name not in actual]
+    differences += [f"{name} is not in this release" for name in actual if name not in declared]
+    differences += [
+        f"{name} has {trait.lower()} {actual[name].get(trait, '-')} instead of {value}"
+        for name in declared
+        if name in actual
+        for trait, value in declared[name].items()
+        if actual[name].get(trait) != value
+    ]
     prefixes = {text_of(prefix) for prefix in info[b"index_definition"][b"prefixes"]}
     if prefixes != {keys.memory_prefix, keys.chunk_prefix}:
         differences.append(f"it covers the prefixes {', '.join(sorted(prefixes))}")
@@ -77,7 +74,6 @@ def drift(info: dict[bytes, Any], keys: Keys, settings: VectorStoreSettings) -> 
 
 
 def _declared_field(field: Any) -> tuple[str, Traits]:
-    """Return a field's traits as this release declares it."""
     declared = [str(getattr(part, "value", part)) for part in field.redis_args()]
     head = declared.index("AS") + 2 if "AS" in declared[:2] else 1
     options, name = declared[head:], declared[head - 1]
@@ -91,18 +87,14 @@ def _declared_field(field: Any) -> tuple[str, Traits]:
 
 
 def _actual_field(attribute: dict[bytes, Any]) -> Traits:
-    """Return a field's traits from FT.INFO."""
     traits = {"TYPE": text_of(attribute[b"type"]), "FIELD": text_of(attribute[b"identifier"])}
     traits |= _flags([text_of(flag) for flag in attribute[b"flags"]])
     if b"SEPARATOR" in attribute:
         traits["SEPARATOR"] = repr(text_of(attribute[b"SEPARATOR"]))
     if b"algorithm" in attribute:
         traits["ALGORITHM"] = text_of(attribute[b"algorithm"])
-        traits |= {
-            name: text_of(attribute[shown.encode()])
-            for name, shown in _VECTOR_ATTRIBUTES.items()
-            if shown.encode() in attribute
-        }
+        names = [(name, shown.encode()) for name, shown in _VECTOR_ATTRIBUTES.items()]
+        traits |= {name: text_of(attribute[shown]) for name, shown in names if shown in attribute}
     return traits
 
 
@@ -111,5 +103,4 @@ def _flags(options: list[str]) -> Traits:
 
 
 def text_of(value: object) -> str:
-    """Decode a reply of Redis."""
     return value.decode() if isinstance(value, bytes) else str(value)

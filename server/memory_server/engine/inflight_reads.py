@@ -1,4 +1,4 @@
-"""Tracks in-flight reads, so that a revoke can wait until none that began before it can still answer."""
+"""Tracks in-flight reads, so that a revoke can wait for those that began before it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InflightReads:
 
     @contextmanager
     def reading(self, namespace: str, agent: str) -> Generator[None]:
-        """Count a read as under way while inside."""
+        """Track a read while inside."""
         done = asyncio.Event()
         others = self._under_way.setdefault((namespace, agent), set())
         others.add(done)
@@ -35,7 +35,7 @@ class InflightReads:
                 self._under_way.pop((namespace, agent), None)
 
     async def finished(self, namespace: str, agents: Iterable[str], patience: float) -> bool:
-        """Wait for the reads that are under way now, and tell whether they ended in time."""
+        """Wait for the reads that are under way now. Returns whether they ended in time."""
         reads = [done for agent in agents for done in self._under_way.get((namespace, agent), ())]
         try:
             async with asyncio.timeout(patience):
@@ -59,7 +59,7 @@ S = TypeVar("S", bound=TracksReads)
 def reads(
     use_case: Callable[Concatenate[S, RequestContext, P], Awaitable[T]],
 ) -> Callable[Concatenate[S, RequestContext, P], Awaitable[T]]:
-    """Mark a use case that shows memories to its caller."""
+    """Decorate a use case that shows memories to its caller."""
 
     @wraps(use_case)
     async def tracked(service: S, request: RequestContext, *args: P.args, **kwargs: P.kwargs) -> T:

@@ -1,8 +1,7 @@
-"""Reports which memories an answer leaves out because their integrity check failed."""
+"""Reports the memories missing from an answer because their integrity check failed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TypeVar
 
 from memory_core.crypto.integrity import IntegrityFailure
@@ -10,47 +9,39 @@ from memory_core.errors import Tampered
 from memory_server.contract.answer import Answer
 
 A = TypeVar("A", bound=Answer)
-_UNSIGNED_HINT = "an administrator can have them signed by `redis-memory integrity adopt`"
-_ALTERED_HINT = "an administrator sees more in the log and by `redis-memory integrity verify`"
+_UNSIGNED_HINT = "an administrator can sign them with `redis-memory integrity adopt`"
+_ALTERED_HINT = "an administrator sees details in the log and with `redis-memory integrity verify`"
 
 
 class IntegrityReport:
-    """The memories that one answer leaves out, each with the reason."""
+    """The memories missing from one answer, each with the reason."""
 
     def __init__(self) -> None:
         self._failed: dict[str, IntegrityFailure] = {}
 
     def add(self, memory_id: str, failure: IntegrityFailure) -> None:
-        """Report a memory that the caller could read otherwise."""
         self._failed[memory_id] = failure
 
     def check(self, memory_id: str) -> None:
-        """Refuse to show a memory that failed.
-
-        Raises:
-            Tampered: it did.
-        """
+        """Raise Tampered if a memory failed its check."""
         if memory_id in self._failed:
             raise tampered(memory_id, self._failed[memory_id])
 
     def applied_to(self, answer: A) -> A:
-        """Mark an answer as partial if memories are left out of it."""
+        """Mark an answer as partial if memories are missing from it."""
         if not self._failed:
             return answer
-        reasons = [answer.reason, *self._reasons()]
-        return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
-
-    def _reasons(self) -> Iterator[str]:
         unsigned = sum(failure is IntegrityFailure.UNSIGNED for failure in self._failed.values())
-        altered = len(self._failed) - unsigned
+        reasons, altered = [answer.reason], len(self._failed) - unsigned
         if altered:
-            yield f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}"
+            reasons.append(f"{altered} memories fail the integrity check and are left out; {_ALTERED_HINT}")
         if unsigned:
-            yield f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}"
+            reasons.append(f"{unsigned} memories have no integrity code and are left out; {_UNSIGNED_HINT}")
+        return answer.model_copy(update={"partial": True, "reason": "; ".join(filter(None, reasons))})
 
 
 def tampered(memory_id: str, failure: IntegrityFailure) -> Tampered:
-    """Build the refusal to show a memory."""
+    """Build the error for a memory that failed its check."""
     if failure is IntegrityFailure.UNSIGNED:
         return Tampered(f"memory {memory_id} has no integrity code", hint=_UNSIGNED_HINT)
-    return Tampered(f"memory {memory_id} fails its integrity check and is not shown", hint=_ALTERED_HINT)
+    return Tampered(f"memory {memory_id} failed its integrity check and is not shown", hint=_ALTERED_HINT)

@@ -16,7 +16,7 @@ _SAMPLES_OF_ONE = 250
 
 
 class Latency:
-    """Remembers the last durations of something: a thousand of all calls, and some hundreds of each agent's."""
+    """The last durations of an operation: a thousand of all calls, and some hundreds per agent."""
 
     def __init__(self, name: str, text: str) -> None:
         self.histogram = FAMILIES.histogram(name, text)
@@ -24,14 +24,13 @@ class Latency:
         self._by_agent: MutableMapping[tuple[str, str], deque[float]] = LRUCache(_REMEMBERED_AGENTS)
 
     def add(self, asker: Asker, milliseconds: float) -> None:
-        """Record one duration."""
         self.histogram.observe(milliseconds / 1000)
         own = self._by_agent.setdefault((asker.namespace, asker.agent), deque(maxlen=_SAMPLES_OF_ONE))
         for samples in (self._samples, own):
             samples.append(milliseconds)
 
     def percentiles(self, asker: Asker | None = None) -> Percentiles:
-        """Give the percentiles in milliseconds, of one agent's calls or of all; null before the first sample."""
+        """Return the percentiles in milliseconds, of one agent's calls or of all; None without samples."""
         samples = self._by_agent.get((asker.namespace, asker.agent), ()) if asker else self._samples
         ordered = sorted(samples)
         if not ordered:

@@ -1,7 +1,6 @@
-"""Tracks which namespaces have an index on the connected Redis, and how much of each namespace it covers.
+"""Tracks which namespaces have an index on the connected Redis, and how much of each it covers.
 
-An answer is complete only if the index was complete from before the search until after it. A check afterwards is not
-enough: an index that was dropped meanwhile may have been created again.
+An answer is complete only if the same index was complete before and after the search.
 """
 
 from __future__ import annotations
@@ -36,10 +35,7 @@ _WATCH_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A namespace whose index stands on one run of Redis, and how much of it (0 to 1) and how many pieces it covers.
-
-    Of two with one `made` no index was made in between.
-    """
+    """A namespace's index, identified by `made`, on one run of Redis, with its progress (0 to 1) and its pieces."""
 
     keys: Keys
     run_id: str
@@ -49,11 +45,10 @@ class Prepared:
 
 
 class Namespaces:
-    """The namespaces that this process used lately."""
+    """The namespaces that this process used recently."""
 
     def __init__(self, backend: Backend, models: KnownModels) -> None:
-        self._backend = backend
-        self._models = models
+        self._backend, self._models = backend, models
         backend.on_moved = self.doubt
         self._known: dict[str, Prepared] = {}
         self._used: dict[str, float] = {}
@@ -63,7 +58,6 @@ class Namespaces:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Namespaces]:
-        """Watch the namespaces in use until left."""
         watching = asyncio.create_task(self._watch())
         try:
             yield self
@@ -71,26 +65,21 @@ class Namespaces:
             await cancel([watching])
 
     async def names(self) -> list[str]:
-        """List all namespaces."""
         return sorted(raw.decode() for raw in await self._backend.read(lambda client: client.smembers(NAMESPACES)))
 
     async def knows(self, name: str) -> bool:
-        """Whether anything was ever stored in a namespace. Reading alone creates none."""
+        """Whether anything was ever stored in a namespace. Reading does not create one."""
         if name in self._known:
             return True
         return bool(await self._backend.read(lambda client: client.sismember(NAMESPACES, name)))
 
     def documents(self, name: str) -> int:
-        """Pieces that a namespace's index covers, as last seen."""
+        """Number of pieces in a namespace's index, as last seen."""
         known = self._known.get(name)
         return known.documents if known else 0
 
     async def get(self, name: str, *, renew: bool = False) -> Prepared:
-        """Make sure that a namespace has its index; `renew` says that it was just found missing.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Ensure that a namespace has its index; `renew`: it was just found missing. Raises StoreUnavailable."""
         self._used[name] = time.monotonic()
         known = self._known.get(name)
         if known and not renew and known.progress >= 1 and not self._backend.is_suspect:
@@ -103,11 +92,7 @@ class Namespaces:
             return known if known.progress >= 1 else await self._look(known)
 
     async def search(self, namespace: str, command: Callable[[Client], Awaitable[T]]) -> T:
-        """Run commands on a namespace's index. Where the index is missing, create it and run them once more.
-
-        Raises:
-            StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
-        """
+        """Run commands on an index; if it is missing, create it and run them again. Raises StoreUnavailable."""
         for attempt in range(2):
             try:
                 return await self._backend.read(command)
@@ -116,20 +101,16 @@ class Namespaces:
                     raise index.search_error(error) from error
                 await self.get(namespace, renew=True)
                 if attempt:
-                    raise StoreUnavailable("another index took the place of this one", retry_after=0.1) from error
+                    raise StoreUnavailable("the index was replaced meanwhile", retry_after=0.1) from error
         raise AssertionError("unreachable")
 
     async def covered(self, before: Prepared) -> float:
-        """Say how much of a namespace its index covered at the least, from `before` until now.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
+        """Return the minimum progress of an index from `before` until now. Raises StoreUnavailable."""
         now = await self.get(before.keys.namespace)
         return min(before.progress, now.progress) if now.made == before.made else 0.0
 
     def doubt(self) -> None:
-        """Namespaces may have moved: until they are checked, no index is known to be complete."""
+        """Namespaces may have moved: no index counts as complete until it is checked."""
         for name, known in self._known.items():
             self._known[name] = replace(known, run_id="", made=next(self._made), progress=0.0)
 
@@ -139,7 +120,7 @@ class Namespaces:
             await self.look_after()
 
     async def look_after(self) -> None:
-        """Create indexes again that vanished between searches, and forget unused namespaces."""
+        """Create missing indexes again, and forget unused namespaces."""
         for name, known in list(self._known.items()):
             if self._used[name] < time.monotonic() - _FORGET_SECONDS:
                 del self._known[name], self._used[name]
@@ -152,7 +133,7 @@ class Namespaces:
             except MemoryServiceError as error:
                 log.warning("namespace %s: %s", name, error.message)
             except Exception:
-                log.exception("namespace %s could not be looked at", name)
+                log.exception("namespace %s could not be checked", name)
 
     async def _make(self, name: str) -> Prepared:
         run_id, made = self._backend.run_id, next(self._made)
@@ -166,7 +147,7 @@ class Namespaces:
         return self._known[name]
 
     async def _look(self, known: Prepared) -> Prepared:
-        """Ask how much an index covers; one that is missing belongs to no run of Redis."""
+        """Ask how much an index covers; a missing one gets an empty `run_id`."""
         covered = await self._backend.read(lambda client: index.coverage(client, known.keys.index_alias))
         if covered is None:
             found = replace(known, run_id="", progress=0.0, documents=0)

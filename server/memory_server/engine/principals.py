@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from memory_core.records import grant
 from memory_core.records.ids import new_id
@@ -24,16 +23,12 @@ async def resolve(backend: Backend, request: RequestContext) -> Principal:
     caller = request.caller
     keys = Keys(caller.namespace)
 
-    async def fetch(client: Client) -> list[Any]:
+    async def fetch(client: Client) -> Principal:
         pipe = client.pipeline(transaction=False)
         grant.ask(pipe, keys, caller.agent)
-        return await pipe.execute()
+        return grant.principal_of(caller.namespace, caller.agent, caller.admin, await pipe.execute())
 
-    async def look_up() -> Principal:
-        rows = await backend.read(fetch)
-        return grant.principal_of(caller.namespace, caller.agent, caller.admin, rows)
-
-    return await once(request.cache, ("principal", caller), look_up)
+    return await once(request.cache, ("principal", caller), lambda: backend.read(fetch))
 
 
 async def resolve_writer(backend: Backend, request: RequestContext) -> Principal:
@@ -43,18 +38,13 @@ async def resolve_writer(backend: Backend, request: RequestContext) -> Principal
         return principal
     caller, candidate = request.caller, new_id()
     keys = Keys(caller.namespace)
-    await backend.write(
-        "rm1_owner",
-        [keys.agent(caller.agent), keys.owner(candidate)],
-        repeatable=True,
-        candidate=candidate,
-        agent=caller.agent,
-    )
+    names = [keys.agent(caller.agent), keys.owner(candidate)]
+    await backend.write("rm1_owner", names, repeatable=True, candidate=candidate, agent=caller.agent)
     return await resolve(backend, request)
 
 
 async def owners_of(backend: Backend, principal: Principal, names: Sequence[str]) -> tuple[str, ...]:
-    """Give the owner ids behind agent names, for filtering. Unknown names match nothing."""
+    """Return the owner ids behind agent names, for filters. Unknown names match nothing."""
     if not names:
         return ()
     keys = Keys(principal.namespace)

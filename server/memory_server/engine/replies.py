@@ -1,4 +1,4 @@
-"""Sends requests to sidecars by stream and hands each the reply that comes back on this process's own stream."""
+"""Sends requests to sidecars by stream and receives the replies on this process's own stream."""
 
 from __future__ import annotations
 
@@ -29,25 +29,17 @@ _TRIES_FOR_KEY = 3
 
 
 class Question(Protocol):
-    """What is sent: `seal` names the transport key of its body, and of the reply's; empty for clear ones."""
+    """A request. `seal` is the id of the transport key of its body and of the reply's; empty for clear ones."""
 
     @property
-    def id(self) -> str:
-        """Named again in the reply."""
-        ...
-
+    def id(self) -> str: ...
     @property
-    def seal(self) -> str:
-        """The key's id."""
-        ...
-
-    def fields(self, transports: Transports) -> dict[str, str | int | bytes]:
-        """Give the stream entry."""
-        ...
+    def seal(self) -> str: ...
+    def fields(self, transports: Transports) -> dict[str, str | int | bytes]: ...
 
 
 async def until_a_key_fits(ask: Callable[[], Awaitable[Reply]]) -> Reply:
-    """Ask, a few times if it is sidecars without the transport key that take the question."""
+    """Ask, a few times if sidecars without the transport key take the question."""
     reply = await ask()
     for _ in range(_TRIES_FOR_KEY):
         if not reply.error.startswith(_NO_KEY):
@@ -57,7 +49,7 @@ async def until_a_key_fits(ask: Callable[[], Awaitable[Reply]]) -> Reply:
 
 
 class Replies:
-    """The one reader of the reply stream; `last_at` is the monotonic time of the last reply."""
+    """Reads the reply stream; `last_at` is the monotonic time of the last reply."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -68,12 +60,10 @@ class Replies:
 
     @property
     def address(self) -> str:
-        """The stream that replies are to go to."""
         return keys.reply(self._server_id)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Replies]:
-        """Listen until left."""
         listener = asyncio.create_task(self._listen())
         try:
             yield self
@@ -81,12 +71,7 @@ class Replies:
             await cancel([listener])
 
     async def exchange(self, stream: str, question: Question, wait: float) -> Reply:
-        """Send a question and wait for the reply that names its id; one in clear to a sealed question is an error.
-
-        Raises:
-            TimeoutError: none came within `wait` seconds.
-            StoreUnavailable: Redis does not answer.
-        """
+        """Send a question and wait for its reply. Raises TimeoutError or StoreUnavailable."""
         client, transports = await self._backend.client(), self._backend.transports
         future = self._waiting[question.id] = asyncio.get_running_loop().create_future()
         try:
@@ -114,8 +99,7 @@ class Replies:
                 self._listening.clear()
 
     async def _read(self, client: Client) -> None:
-        """Deliver replies and delete them: a position in the stream would outlive it, and lie ahead of all that comes
-        in a new one once Redis's clock was set back."""
+        """Deliver replies and delete them. A saved position would be wrong after Redis's clock is set back."""
         self._listening.set()
         while True:
             answer = await client.xread({self.address: "0"}, block=_BLOCK_MS, count=256)

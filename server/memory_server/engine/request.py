@@ -1,4 +1,4 @@
-"""The context of one request: who calls, and what the parts of its work share. Every use case receives it."""
+"""The context of one request: its caller and shared state. Every use case receives it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from memory_server.contract.answer import Answer
 from memory_server.engine.admission import Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.deferred_writes import DeferredWrites
 from memory_server.engine.integrity_report import IntegrityReport
 
 S = TypeVar("S")
@@ -25,11 +24,11 @@ A = TypeVar("A", bound=Answer)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The agent and namespace that the connection proves for a request.
+    """The authenticated agent and namespace of a request.
 
-    Without `may_read` the answer shows no memories beside those asked for. With `sees_server` it shows figures that
-    the activity of all agents moves: for admins, and for every agent while authentication is off. `by` is the admin
-    who acts as the agent, and `origin` where the request came from.
+    Without `may_read` the answer shows no memories beyond those asked for. `sees_server` allows figures on all agents'
+    activity: for admins, and for everyone while authentication is off. `by` is the admin who acts as the agent, and
+    `origin` where the request came from.
     """
 
     namespace: str
@@ -41,17 +40,36 @@ class Caller:
     origin: str = ""
 
     def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> AuditEntry:
-        """Build the audit entry of what this caller does to some ids, and of which memories that shows it."""
+        """Build the audit entry of an operation of this caller on some ids, with the memories it shows."""
         return new_entry(self.agent, op, ids, self.origin, by=self.by, shown=shown)
 
 
 @dataclass(frozen=True, slots=True)
-class RequestContext:
-    """One operation under way. `RequestContext(caller)` is enough for background work and the console.
+class Written:
+    """A revision of a memory that Redis acknowledged."""
 
-    `access` is what the token grants; None where no token is needed. Reads of one batch share `cache`, and its writes
-    share `deferred`. `integrity` collects the memories that the answer leaves out. `slot` is the admission slot that
-    the call holds.
+    namespace: str
+    memory_id: str
+    rev: int
+
+
+class DeferredWrites:
+    """The writes of a batch. `wait` says that one of them must be confirmed on disk."""
+
+    def __init__(self) -> None:
+        self.written: dict[str, Written] = {}
+        self.wait = False
+
+    def add(self, written: Written, wait: bool) -> None:
+        self.written[written.memory_id] = written
+        self.wait = self.wait or wait
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """The state of one operation. `RequestContext(caller)` is enough for background work and the console.
+
+    `access` is what the token grants, None if no token is needed. A batch shares `cache` and `deferred`.
     """
 
     caller: Caller
@@ -63,11 +81,7 @@ class RequestContext:
     deferred: DeferredWrites | None = None
 
     def check(self, scope: Scope | None) -> None:
-        """Require a scope of the caller's token.
-
-        Raises:
-            Forbidden: the token lacks it.
-        """
+        """Require a scope of the caller's token. Raises Forbidden."""
         if self.access is not None:
             self.access.check(scope)
 
@@ -76,20 +90,19 @@ class RequestContext:
         return replace(self, caller=check_writes_as(self.caller, agent_id))
 
     def of_batch(self, deferred: DeferredWrites) -> RequestContext:
-        """Give the context of a batch, whose writes wait for the disk together at its end."""
+        """Return the context of a batch, which waits for the disk once, at its end."""
         return replace(self, deferred=deferred)
 
     def operation(self, call: AuditedCall, cache: BatchCache | None) -> RequestContext:
-        """Give the context of one operation of a batch."""
         return replace(self, call=call, cache=cache, integrity=IntegrityReport())
 
     def with_own_report(self) -> RequestContext:
-        """Collect integrity failures of a part of the work separately."""
+        """Collect integrity failures of a part separately."""
         return replace(self, integrity=IntegrityReport())
 
     @contextmanager
     def without_slot(self) -> Generator[None]:
-        """Let other calls work while this one only waits: for an event, a task or a disk."""
+        """Let other calls run while this one only waits for an event, a task or the disk."""
         if self.slot is None:
             yield
             return
@@ -98,11 +111,7 @@ class RequestContext:
 
 
 def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
-    """Accept an `agent_id` argument of a write only from the agent itself or an admin.
-
-    Raises:
-        Forbidden: it names another agent.
-    """
+    """Accept an `agent_id` argument of a write only from that agent or an admin. Raises Forbidden."""
     if agent_id is None or agent_id == caller.agent:
         return caller
     if caller.admin:
@@ -116,7 +125,7 @@ def check_writes_as(caller: Caller, agent_id: str | None) -> Caller:
 def reports_integrity(
     use_case: Callable[Concatenate[S, RequestContext, P], Awaitable[A]],
 ) -> Callable[Concatenate[S, RequestContext, P], Awaitable[A]]:
-    """Mark a use case whose answer says which memories failed their integrity check and are left out."""
+    """Decorate a use case whose answer reports memories that failed their integrity check."""
 
     @wraps(use_case)
     async def reporting(service: S, request: RequestContext, *args: P.args, **kwargs: P.kwargs) -> A:

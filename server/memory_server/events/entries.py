@@ -1,32 +1,33 @@
-"""The entries of a namespace's event stream, as the Functions write them, and positions in that stream."""
+"""Entries of a namespace's event stream, which the Functions write, and positions in that stream."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.names import SEPARATOR
-from memory_core.records.times import to_iso
 from memory_core.store.streams import BadMessage, Fields
 
 MEMORY, TASK, GRANT, AGENT = "memory", "task", "grant", "agent"
-STORED, DELETED, EMBEDDED = "stored", "deleted", "embedded"
+KINDS = frozenset({MEMORY, TASK, GRANT, AGENT})
+DELETED, EMBEDDED = "deleted", "embedded"
 _CURSOR = re.compile(r"(\d{1,15})-(\d{1,15})")
 _AHEAD_SECONDS = 3600
 
 
 class Position(NamedTuple):
-    """A place in a stream: the id of the entry that was read last."""
+    """A position in a stream: the id of the last entry read."""
 
     milliseconds: int
     number: int
 
     @classmethod
     def of(cls, entry: bytes) -> Position:
-        """Read a stream id."""
         milliseconds, _, number = entry.partition(b"-")
         return cls(int(milliseconds), int(number))
 
@@ -35,34 +36,27 @@ class Position(NamedTuple):
         """The stream id, which is the cursor that callers hold."""
         return f"{self.milliseconds}-{self.number}"
 
-    @property
-    def at(self) -> str:
-        """The time, as ISO 8601."""
-        return to_iso(self.milliseconds / 1000) or ""
-
 
 START = Position(0, 0)
 
 
 def read_cursor(cursor: str) -> Position:
-    """Read a cursor that a caller sends.
+    """Decode a caller's cursor.
 
     Raises:
-        InvalidArgument: it is none, or of a time to come, after which nothing would ever be found.
+        InvalidArgument: it is no cursor, or is in the future, where it would match no event.
     """
     match = _CURSOR.fullmatch(cursor)
     position = Position(*map(int, match.groups())) if match else None
     if position is None or position.milliseconds > (redis_time.now() + _AHEAD_SECONDS) * 1000:
-        raise InvalidArgument(
-            f"cursor {echo(cursor)} is none that wait_for_events gave",
-            hint="send the cursor of its last answer, or leave it out to begin now",
-        )
+        hint = "send the cursor of the last wait_for_events answer, or leave it out to begin now"
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint=hint)
     return position
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One event. `scope` says by which tokens a memory is read; `to` names the agents it is addressed to."""
+    """One event. `scope` has the tokens that make a memory readable; `to` names the agents it is addressed to."""
 
     position: Position
     kind: str
@@ -76,10 +70,10 @@ class Entry:
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Entry:
-        """Read what `emit` wrote.
+        """Parse an entry that `emit` in the Functions wrote.
 
         Raises:
-            BadMessage: a field is missing or of a wrong form.
+            BadMessage: a field is missing or malformed.
         """
         try:
             return cls(
@@ -98,12 +92,12 @@ class Entry:
 
     @property
     def uri(self) -> str | None:
-        """The resource it is about; grants are none."""
+        """The resource it is about; grants are not resources."""
         return None if self.kind == GRANT else f"{self.kind}://{self.subject}"
 
     @property
     def is_news(self) -> bool:
-        """Whether it tells of a change by itself; a vector that arrived serves standing queries alone."""
+        """Whether it is a change; the arrival of a vector is not, and only serves standing queries."""
         return self.op != EMBEDDED
 
     def is_for(self, agent: str) -> bool:
@@ -111,10 +105,19 @@ class Entry:
         return agent in self.to or (self.kind == AGENT and not self.to)
 
     def may_change(self, agent: str) -> bool:
-        """Whether it may change what an agent is allowed to read; all of an unregistered agent may go to others."""
+        """Whether it may change what an agent may read; an unregistered agent's memories may go to any agent."""
         if self.kind not in (GRANT, AGENT):
             return False
         return agent in self.to or agent == self.subject or self.op == "unregistered"
+
+
+def parse_entries(rows: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
+    """Parse entries, without malformed ones."""
+    parsed: list[Entry] = []
+    for entry, fields in rows:
+        with suppress(BadMessage):
+            parsed.append(Entry.parse(entry, fields))
+    return parsed
 
 
 def _parts(value: bytes) -> frozenset[str]:

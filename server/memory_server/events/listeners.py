@@ -1,20 +1,24 @@
-"""Listeners: calls, subscriptions and dashboards that wait for events.
+"""Listeners: calls, subscriptions and dashboards that wait for events; and the audience of a namespace's stream.
 
-The hub offers them the entries that may concern them, by their remembered permissions. That is a first filter, which
-must never drop too much: the code that takes an entry out checks current permissions.
+An audience offers its listeners entries by their cached permissions. That is a first filter, which must never drop too
+much: the code that takes an entry out checks current permissions.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Iterable
+from collections import defaultdict, deque
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.events.entries import AGENT, GRANT, MEMORY, TASK, Entry
+from memory_server.events.entries import AGENT, KINDS, MEMORY, Entry, Position
 
-_MOST_KEPT = 5000
+_MAX_QUEUED = 5000
+_ROUNDING = 1e-4
 
 
 class Listener:
@@ -25,7 +29,6 @@ class Listener:
         self._awake = asyncio.Event()
 
     def wake(self) -> None:
-        """Make `wait` return."""
         self._awake.set()
 
     def close(self) -> None:
@@ -63,7 +66,7 @@ class Waiter(Listener):
         self.min_score = min_score
         self.tokens: frozenset[str] = frozenset()
         self.doubts = 1
-        """How often its permissions may have changed; `trust` says up to which of these `tokens` are right."""
+        """How often its permissions may have changed; `tokens` covers the first `trusted` of these changes."""
         self.trusted = 0
         self.queue: deque[Entry] = deque()
         self.overflown = False
@@ -72,20 +75,20 @@ class Waiter(Listener):
 
     @property
     def is_stale(self) -> bool:
-        """Whether `tokens` may lack some."""
+        """Whether `tokens` may be incomplete."""
         return self.trusted < self.doubts
 
     def trust(self, tokens: Iterable[str], doubts: int) -> None:
-        """Remember tokens that were looked up when there were so many doubts."""
+        """Store tokens that were resolved when there were so many doubts."""
         self.tokens, self.trusted = frozenset(tokens), doubts
 
-    def notice(self, entry: Entry) -> None:
-        """Doubt the tokens where an event may have changed them."""
+    def doubt(self, entry: Entry) -> None:
+        """Mark the tokens as stale if an event may have changed them."""
         if entry.may_change(self.agent):
             self.doubts += 1
 
     def may_read(self, entry: Entry) -> bool:
-        """Whether the scope of a memory's event may be among what is readable."""
+        """Whether the memory of an event may be readable."""
         return self.is_stale or not self.tokens.isdisjoint(entry.scope)
 
     def concerns(self, entry: Entry) -> bool:
@@ -93,20 +96,20 @@ class Waiter(Listener):
         if entry.by and entry.by == self.agent:
             return False
         if entry.kind == MEMORY:
-            wanted = (entry.is_news and MEMORY in self.kinds) or (entry.has_vector and self.query is not None)
-            return wanted and self.may_read(entry)
+            is_match = entry.has_vector and self.query is not None
+            return (is_match or (entry.is_news and MEMORY in self.kinds)) and self.may_read(entry)
         return entry.kind in self.kinds and entry.is_for(self.agent)
 
     def offer(self, entry: Entry) -> None:
-        """Queue an entry. If there are too many, the queue is dropped and read from the stream instead."""
-        if len(self.queue) < _MOST_KEPT and not self.overflown:
+        """Queue an entry. If the queue is full, it is dropped and the stream is read instead."""
+        if len(self.queue) < _MAX_QUEUED and not self.overflown:
             self.queue.append(entry)
         else:
             self.lose()
         self.wake()
 
     def lose(self) -> None:
-        """Note that entries may have been lost."""
+        """Mark entries as possibly lost."""
         self.queue.clear()
         self.overflown = True
         self.wake()
@@ -116,11 +119,10 @@ class Watcher(Waiter):
     """The live feed of a dashboard: an agent also sees its own actions, an operator sees all events."""
 
     def __init__(self, agent: str, *, sees_all: bool) -> None:
-        super().__init__(agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
+        super().__init__(agent, KINDS)
         self.sees_all = sees_all
 
     def concerns(self, entry: Entry) -> bool:
-        """Whether an entry may be for it."""
         if self.sees_all or entry.kind != MEMORY:
             return entry.is_news and (self.sees_all or entry.is_for(self.agent))
         return entry.is_news and self.may_read(entry)
@@ -135,11 +137,155 @@ class Follower(Listener):
         self._changed: dict[str, Entry] = {}
 
     def offer(self, entry: Entry) -> None:
-        """Note that a resource changed."""
         self._changed[entry.uri or ""] = entry
         self.wake()
 
     def take(self) -> list[Entry]:
-        """Give what changed since the last time."""
+        """Return and forget the changes since the last call."""
         changed, self._changed = self._changed, {}
         return list(changed.values())
+
+
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """The standing queries that one model embedded; `rows` has shape (waiters, dimension), None if there are none."""
+
+    model: Model
+    waiters: list[Waiter]
+    rows: Matrix | None
+
+
+class Audience:
+    """The listeners of one namespace, and how far its stream was read for them."""
+
+    def __init__(self, position: Position) -> None:
+        self.position = position
+        self._all: set[Listener] = set()
+        self._waiters: set[Waiter] = set()
+        self._followers: defaultdict[str, set[Follower]] = defaultdict(set)
+        self._by_agent: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._by_token: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._stale: set[Waiter] = set()
+        self._watching: set[Waiter] = set()
+        self.with_query: list[Waiter] = []
+        """Waiters with a standing query."""
+        self._queries: _Queries | None = None
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, listener: Waiter | Follower) -> None:
+        self._all.add(listener)
+        if isinstance(listener, Follower):
+            for uri in listener.uris:
+                self._followers[uri].add(listener)
+            return
+        self._waiters.add(listener)
+        if listener.sees_all:
+            self._watching.add(listener)
+        self._by_agent[listener.agent].add(listener)
+        if listener.query is not None:
+            self.with_query.append(listener)
+            self._queries = None
+        self._index_tokens(listener)
+
+    def remove(self, listener: Waiter | Follower) -> None:
+        self._all.discard(listener)
+        if isinstance(listener, Follower):
+            for uri in listener.uris:
+                _drop(self._followers, uri, listener)
+            return
+        self._waiters.discard(listener)
+        self._watching.discard(listener)
+        self._stale.discard(listener)
+        _drop(self._by_agent, listener.agent, listener)
+        for token in listener.tokens:
+            _drop(self._by_token, token, listener)
+        if listener in self.with_query:
+            self.with_query.remove(listener)
+            self._queries = None
+
+    def trust(self, waiter: Waiter, tokens: Iterable[str], doubts: int) -> None:
+        """Store the tokens of a waiter that were resolved when it had so many doubts."""
+        if waiter in self._waiters:
+            for token in waiter.tokens:
+                _drop(self._by_token, token, waiter)
+        waiter.trust(tokens, doubts)
+        if waiter in self._waiters:
+            self._index_tokens(waiter)
+
+    def close(self) -> None:
+        for listener in self._all:
+            listener.close()
+
+    def lose(self) -> None:
+        """Mark all waiters: entries may have been lost."""
+        for waiter in self._waiters:
+            waiter.lose()
+
+    def ask(self, waiter: Waiter, query: Matrix, model: Model) -> None:
+        """Replace the standing query of a waiter by its vector from another model."""
+        waiter.query, waiter.model, self._queries = query, model, None
+
+    def near(self, vector: Matrix, model: Model) -> set[Waiter]:
+        """Find the waiters whose standing query is close to a vector of a model, shape (dimension,).
+
+        Waiters whose query is of another model are included: they compare themselves.
+        """
+        if self._queries is None or self._queries.model != model:
+            known = [waiter for waiter in self.with_query if waiter.query is not None and waiter.model == model]
+            rows = np.stack([waiter.query for waiter in known if waiter.query is not None]) if known else None
+            self._queries = _Queries(model, known, rows)
+        queries = self._queries
+        near = set(self.with_query).difference(queries.waiters)
+        if queries.rows is not None:
+            scored = zip(queries.waiters, queries.rows @ vector, strict=True)
+            near |= {waiter for waiter, score in scored if score >= waiter.min_score - _ROUNDING}
+        return near
+
+    def offer(self, entry: Entry, near: set[Waiter] | None) -> None:
+        """Offer an entry to the listeners it may concern; `near` has the waiters it matches, None if unknown."""
+        self.position = max(self.position, entry.position)
+        self._doubt(entry)
+        for waiter in self._concerned(entry, near) | self._watching:
+            if waiter.concerns(entry):
+                waiter.offer(entry)
+        if entry.piece == 0 and entry.uri in self._followers:
+            for follower in self._followers[entry.uri]:
+                follower.offer(entry)
+
+    def _doubt(self, entry: Entry) -> None:
+        if entry.op == "unregistered":
+            named = self._waiters
+        else:
+            named = {waiter for name in (*entry.to, entry.subject) for waiter in self._by_agent.get(name, ())}
+        for waiter in named:
+            waiter.doubt(entry)
+            self._index_tokens(waiter)
+
+    def _concerned(self, entry: Entry, near: set[Waiter] | None) -> set[Waiter]:
+        if entry.kind == MEMORY:
+            asking: set[Waiter] = set() if not entry.has_vector else set(self.with_query) if near is None else near
+            if not entry.is_news:
+                return asking
+            readers = {waiter for token in entry.scope for waiter in self._by_token.get(token, ())} | self._stale
+            return {waiter for waiter in readers if MEMORY in waiter.kinds} | asking
+        if entry.kind == AGENT and not entry.to:
+            return self._waiters
+        return {waiter for name in entry.to for waiter in self._by_agent.get(name, ())}
+
+    def _index_tokens(self, waiter: Waiter) -> None:
+        if waiter.is_stale:
+            self._stale.add(waiter)
+            return
+        self._stale.discard(waiter)
+        for token in waiter.tokens:
+            self._by_token[token].add(waiter)
+
+
+def _drop(index: defaultdict[str, set[Waiter]] | defaultdict[str, set[Follower]], key: str, item: Hashable) -> None:
+    found = index.get(key)
+    if found:
+        found.discard(item)  # pyright: ignore[reportArgumentType] - the two kinds of set differ in nothing here
+        if not found:
+            del index[key]

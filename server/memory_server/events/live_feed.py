@@ -1,34 +1,37 @@
-"""The live feed of the dashboard: the events of a namespace as they happen, including the caller's own."""
+"""Live feeds: a namespace's events for the dashboard, and changes of resources for their subscribers.
+
+A subscriber receives a change only if it may read the resource at that time. A subscriber of an unknown or forbidden
+resource receives nothing, so that the two look the same.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_core.store.streams import BadMessage
 from memory_server.contract.events import Event
 from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
-from memory_server.events.audience import Audience
-from memory_server.events.entries import MEMORY, Entry
-from memory_server.events.listeners import Watcher
+from memory_server.events.entries import MEMORY, Entry, parse_entries
+from memory_server.events.listeners import Audience, Follower, Watcher
 from memory_server.events.services import EventServices
 from memory_server.events.waiting import event_of, last_position, readable
 
-_MOST = 200
-"""Events of one page; of further ones the feed gives only the number."""
+_MAX_EVENTS = 200
+"""Events of one page; further ones are only counted."""
 _RECENT = 40
 _PAGE = 1000
+_RETRY_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class FeedPage:
-    """Events, oldest first, and how many more there were; `recent` ones happened before the feed began."""
+    """Events, oldest first, and how many more there were. With `recent`, they are from before the feed began."""
 
     events: Sequence[Event]
     more: int = 0
@@ -38,10 +41,10 @@ class FeedPage:
 async def watching(
     service: EventServices, request: RequestContext, pause_seconds: float, gather_seconds: float
 ) -> AsyncGenerator[FeedPage]:
-    """Give what happened last that the caller may see, then what happens.
+    """Give the latest events that the caller may see, then new ones as they happen.
 
-    What comes within `gather_seconds` is given at once; after each pause it gives something, even if that is nothing.
-    It ends when the server stops.
+    A page gathers events for `gather_seconds`. After `pause_seconds` without any, an empty page follows. The feed ends
+    when the server stops.
 
     Raises:
         StoreUnavailable: Redis does not answer at the beginning.
@@ -49,53 +52,86 @@ async def watching(
     watcher = Watcher(request.caller.agent, sees_all=request.caller.admin)
     end = await last_position(service.backend, request.caller.namespace)
     with service.events.listening(request.caller.namespace, watcher, end) as audience:
-        yield FeedPage(await _recent(service.backend, request, watcher, audience), recent=True)
+        feed = _Feed(service, request, watcher, audience)
+        yield FeedPage(await feed.recent(), recent=True)
         while not watcher.closed:
             woken = await watcher.wait(pause_seconds)
             if woken:
                 await asyncio.sleep(gather_seconds)
-            page = await _offered(service.backend, request, watcher, audience)
+            page = await feed.next_page()
             if page.events or page.more or not woken:
                 yield page
 
 
-async def _recent(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> list[Event]:
-    """Read back as far as it takes, so that the result does not reveal how active other agents were."""
-    key, found, end = Keys(request.caller.namespace).events, list[Entry](), "+"
-    while True:
-        rows = await backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
-        page: list[Entry] = []
-        for entry_id, fields in reversed(rows):
-            with suppress(BadMessage):
-                page.append(Entry.parse(entry_id, fields))
-        page = [entry for entry in page if watcher.concerns(entry)]
-        found = await _allowed(backend, request, watcher, audience, page) + found
-        if len(found) >= _RECENT or len(rows) < _PAGE:
-            return list(map(event_of, found[-_RECENT:]))
-        end = f"({rows[-1][0].decode()}"
+@dataclass(frozen=True, slots=True)
+class _Feed:
+    service: EventServices
+    request: RequestContext
+    watcher: Watcher
+    audience: Audience
+
+    async def recent(self) -> list[Event]:
+        """Read back as far as needed, so that the result does not reveal how active other agents were."""
+        key, found, end = Keys(self.request.caller.namespace).events, list[Entry](), "+"
+        while True:
+            rows = await self.service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
+            page = [entry for entry in parse_entries(reversed(rows)) if self.watcher.concerns(entry)]
+            found = await self._allowed(page) + found
+            if len(found) >= _RECENT or len(rows) < _PAGE:
+                return list(map(event_of, found[-_RECENT:]))
+            end = f"({rows[-1][0].decode()}"
+
+    async def next_page(self) -> FeedPage:
+        """Take the queued entries that the caller may see now; while Redis is down the page is empty."""
+        entries = list(self.watcher.queue)
+        self.watcher.queue.clear()
+        lost, self.watcher.overflown = self.watcher.overflown, False
+        more = max(len(entries) - _MAX_EVENTS, 0) + lost
+        try:
+            newest = await self._allowed(entries[-_MAX_EVENTS:])
+        except MemoryServiceError:
+            return FeedPage([], 1)
+        return FeedPage(list(map(event_of, newest)), more)
+
+    async def _allowed(self, entries: list[Entry]) -> list[Entry]:
+        if self.request.caller.admin or (not entries and not self.watcher.is_stale):
+            return entries
+        doubts = self.watcher.doubts
+        principal = await resolve(self.service.backend, self.request)
+        self.audience.trust(self.watcher, principal.tokens, doubts)
+        if all(entry.kind != MEMORY for entry in entries):
+            return entries
+        return await readable(self.service.backend, self.request, principal, entries)
 
 
-async def _offered(backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience) -> FeedPage:
-    """Take the offered entries that the caller may see now; while Redis is down the page is empty."""
-    entries = list(watcher.queue)
-    watcher.queue.clear()
-    lost, watcher.overflown = watcher.overflown, False
-    more = max(len(entries) - _MOST, 0) + lost
-    try:
-        newest = await _allowed(backend, request, watcher, audience, entries[-_MOST:])
-    except MemoryServiceError:
-        return FeedPage([], 1)
-    return FeedPage(list(map(event_of, newest)), more)
+@asynccontextmanager
+async def following(
+    service: EventServices, request: RequestContext, uris: frozenset[str]
+) -> AsyncGenerator[AsyncIterator[str]]:
+    """Give the URIs of resources that change from now on, until the block or the server ends.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    end = await last_position(service.backend, request.caller.namespace)
+    follower = Follower(uris)
+    with service.events.listening(request.caller.namespace, follower, end):
+        yield _changes(service.backend, request, follower)
 
 
-async def _allowed(
-    backend: Backend, request: RequestContext, watcher: Watcher, audience: Audience, entries: list[Entry]
-) -> list[Entry]:
-    if request.caller.admin or (not entries and not watcher.is_stale):
-        return entries
-    doubts = watcher.doubts
-    principal = await resolve(backend, request)
-    audience.trust(watcher, principal.tokens, doubts)
-    if all(entry.kind != MEMORY for entry in entries):
-        return entries
-    return await readable(backend, request, principal, entries)
+async def _changes(backend: Backend, request: RequestContext, follower: Follower) -> AsyncIterator[str]:
+    while not follower.closed:
+        await follower.wait()
+        for entry in await _readable(backend, request, follower.take()):
+            if entry.uri:
+                yield entry.uri
+
+
+async def _readable(backend: Backend, request: RequestContext, entries: list[Entry]) -> list[Entry]:
+    """Keep the entries that the caller may read, retrying until Redis answers."""
+    while entries:
+        try:
+            return await readable(backend, request, await resolve(backend, request), entries)
+        except MemoryServiceError:
+            await asyncio.sleep(_RETRY_SECONDS)
+    return []

@@ -1,4 +1,4 @@
-"""Stores the last cursor of each agent, many in one write, so that waking costs no round trip."""
+"""Stores the last cursor of each agent, many in one write, so that no call waits for it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from memory_server.engine.backend import Backend
 from memory_server.events.entries import Position
 
 log = logging.getLogger(__name__)
-LIFETIME_SECONDS = 30 * 86_400
-_GATHER_SECONDS = 0.01
-_AT_ONCE = 500
+_LIFETIME_SECONDS = 30 * 86_400
+_BATCH_SECONDS = 0.01
+_BATCH = 500
 
 
 class Positions:
-    """The last cursor that each agent presented or was given."""
+    """The last cursor that each agent sent or received."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -29,7 +29,7 @@ class Positions:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Positions]:
-        """Write noted cursors until left."""
+        """Write cursors while the block runs, and the rest at its end."""
         writer = asyncio.create_task(self._write_forever(), name="seen")
         try:
             yield self
@@ -38,12 +38,12 @@ class Positions:
             await self._write()
 
     def note(self, namespace: str, agent: str, position: Position) -> None:
-        """Remember a cursor, in a moment."""
+        """Store a cursor shortly."""
         self._pending[namespace, agent] = position
         self._any.set()
 
     async def get(self, namespace: str, agent: str) -> str | None:
-        """Give an agent's last cursor; None if it never had one, or not for a month."""
+        """Return an agent's last cursor; None if it had none in the last 30 days."""
         if pending := self._pending.get((namespace, agent)):
             return pending.id
         found = await self._backend.read(lambda client: client.get(Keys(namespace).seen(agent)))
@@ -52,22 +52,22 @@ class Positions:
     async def _write_forever(self) -> None:
         while True:
             await self._any.wait()
-            await asyncio.sleep(_GATHER_SECONDS)
+            await asyncio.sleep(_BATCH_SECONDS)
             await self._write()
 
     async def _write(self) -> None:
-        """Write the noted cursors. A lost one only makes events count as unread again."""
+        """Write the cursors. A lost one only makes events count as unread again."""
         self._any.clear()
         noted = list(self._pending.items())
-        for start in range(0, len(noted), _AT_ONCE):
-            part = noted[start : start + _AT_ONCE]
+        for start in range(0, len(noted), _BATCH):
+            part = noted[start : start + _BATCH]
             try:
                 pipe = (await self._backend.client()).pipeline(transaction=False)
                 for (namespace, agent), position in part:
-                    pipe.set(Keys(namespace).seen(agent), position.id, ex=LIFETIME_SECONDS)
+                    pipe.set(Keys(namespace).seen(agent), position.id, ex=_LIFETIME_SECONDS)
                 await self._backend.read(lambda _, pipe=pipe: pipe.execute())
             except MemoryServiceError as error:
-                log.warning("%d cursors were not remembered: %s", len(part), error.message)
+                log.warning("%d event cursors were not stored: %s", len(part), error.message)
         for key, position in noted:
             if self._pending.get(key) == position:
                 del self._pending[key]

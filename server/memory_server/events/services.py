@@ -1,4 +1,4 @@
-"""What waiting for events needs of a server process."""
+"""The parts of a server process that waiting for events uses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memory_server.search.services import SearchServices
 
 
 class EventServices(SearchServices, Protocol):
-    """Searches, the event streams and each agent's position in them."""
+    """Searches, the event streams and each agent's cursor."""
 
     events: Hub
     positions: Positions

@@ -1,7 +1,7 @@
-"""Waits for events: those after a cursor, then those that happen until the time runs out.
+"""Waiting for events: returns those after a cursor, or waits for the next ones until the time runs out.
 
-Entries of the hub and of the stream are checked against current permissions before they are returned. No entry is
-lost in between: a call first listens, then reads the stream to its end, then takes the later entries of the hub.
+All entries are checked against current permissions. None is lost: a call first starts to listen, then reads the
+stream to its end, then takes the later entries from the hub.
 """
 
 from __future__ import annotations
@@ -18,30 +18,28 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
+from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
-from memory_core.store.streams import BadMessage
 from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import Caller, RequestContext
-from memory_server.events.audience import Audience
-from memory_server.events.entries import AGENT, DELETED, GRANT, MEMORY, START, TASK, Entry, Position, read_cursor
-from memory_server.events.listeners import Waiter
+from memory_server.events.entries import DELETED, KINDS, MEMORY, START, Entry, Position, parse_entries, read_cursor
+from memory_server.events.listeners import Audience, Waiter
 from memory_server.events.services import EventServices
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.search.ranking import vector_scores
 
-MATCH = "match"
-KINDS: tuple[EventKind, ...] = ("task", "memory", "grant", "agent", "match")
-MOST_EVENTS = 100
+_MATCH = "match"
+_MAX_EVENTS = 100
 _PAGE = 1000
 _SNIPPET = 160
-_DROPPED = "events between the cursor and the first one here were dropped; look at what you depend on"
 _Raw = tuple[bytes, dict[bytes, bytes]]
+_DROPPED = "events between the cursor and the first one here were dropped; check what you depend on"
 _CLOSING = "the server is stopping; call again with the cursor"
 
 
@@ -50,74 +48,67 @@ async def wait_for_events(service: EventServices, request: RequestContext, args:
 
     Raises:
         InvalidArgument: the cursor or the kinds are not valid.
-        EmbeddingUnavailable: matches alone are wanted, and no sidecar gave the query's vector.
+        EmbeddingUnavailable: only matches are requested, and no sidecar embedded the query.
         StoreUnavailable: Redis does not answer.
     """
+    caller = request.caller
     deadline = time.monotonic() + args.timeout_seconds
     begin = None if args.cursor is None else read_cursor(args.cursor)
     kinds = _kinds(args)
-    model = await service.models.current(request.caller.namespace)
-    vector, reason = await _query_vector(service, request.caller, args.query, model, kinds)
+    model = await service.models.current(caller.namespace)
+    vector, reason = await _query_vector(service, caller, args.query, model, kinds)
     if begin:
-        service.positions.note(request.caller.namespace, request.caller.agent, begin)
-    end, quiet = await _end(service.backend, request.caller.namespace)
-    waiter = Waiter(request.caller.agent, kinds, vector, args.min_score, model)
-    wait = _Wait(service, request, waiter, begin or end, text=args.query or "")
-    offering = (
-        service.events.listening(request.caller.namespace, waiter, end) if args.timeout_seconds else nullcontext()
-    )
-    with offering as audience:
-        events = await wait.catch_up(audience)
-        while not events and audience and not waiter.closed and await _woken(request, waiter, deadline):
-            events = await (wait.catch_up(audience) if waiter.overflown else wait.consider(waiter.queue, audience))
-    if not wait.whole:
-        reason = _DROPPED if reason is None else f"{_DROPPED}; {reason}"
-    elif not events and waiter.closed:
-        reason = _CLOSING if reason is None else f"{_CLOSING}; {reason}"
+        service.positions.note(caller.namespace, caller.agent, begin)
+    end, quiet = await _end(service.backend, caller.namespace)
+    waiter = Waiter(caller.agent, kinds, vector, args.min_score, model)
+    listening = service.events.listening(caller.namespace, waiter, end)
+    with listening if args.timeout_seconds else nullcontext(Audience(end)) as audience:
+        wait = _Wait(service, request, waiter, audience, begin or end, text=args.query or "")
+        events = await wait.catch_up()
+        while not events and args.timeout_seconds and not waiter.closed and await _woken(request, waiter, deadline):
+            events = await (wait.catch_up() if waiter.overflown else wait.consider(waiter.queue))
+    problem = _DROPPED if wait.has_gap else _CLOSING if not events and waiter.closed else None
+    reason = "; ".join(filter(None, [problem, reason])) or None
     cursor = wait.returned if events else max(begin or quiet, quiet)
-    service.positions.note(request.caller.namespace, request.caller.agent, cursor)
+    service.positions.note(caller.namespace, caller.agent, cursor)
     return EventsAnswer(events=events, cursor=cursor.id, partial=reason is not None, reason=reason)
 
 
-async def unread(service: EventServices, request: RequestContext, cursor: str | None = None) -> int:
-    """Count the events after a cursor that the caller may see, at most 100.
+async def unread(service: EventServices, request: RequestContext) -> int:
+    """Count the events after the caller's last cursor that it may see, at most 100.
 
-    Without a cursor it counts from the one the caller presented or was given last. An agent that has none gets
-    one here, so that later events count.
+    A caller without a cursor gets one here, so that later events count.
     """
-    cursor = cursor or await service.positions.get(request.caller.namespace, request.caller.agent)
+    caller = request.caller
+    cursor = await service.positions.get(caller.namespace, caller.agent)
     if cursor is None:
-        service.positions.note(
-            request.caller.namespace,
-            request.caller.agent,
-            await last_position(service.backend, request.caller.namespace),
-        )
+        end = await last_position(service.backend, caller.namespace)
+        service.positions.note(caller.namespace, caller.agent, end)
         return 0
-    waiter = Waiter(request.caller.agent, frozenset({MEMORY, TASK, GRANT, AGENT}))
-    wait = _Wait(service, request, waiter, read_cursor(cursor))
+    position = read_cursor(cursor)
+    wait = _Wait(service, request, Waiter(caller.agent, KINDS), Audience(position), position)
     found = 0
-    while found < MOST_EVENTS and (events := await wait.catch_up(None)):
+    while found < _MAX_EVENTS and (events := await wait.catch_up()):
         found += len(events)
-    return min(found, MOST_EVENTS)
+    return min(found, _MAX_EVENTS)
 
 
 async def _woken(request: RequestContext, waiter: Waiter, deadline: float) -> bool:
-    """Wait for an event, without an admission slot; False if the time ran out."""
+    """Wait for an event without the admission slot; False if the time ran out."""
     with request.without_slot():
         return await waiter.wait(deadline - time.monotonic())
 
 
 async def last_position(backend: Backend, namespace: str) -> Position:
-    """Find the end of a namespace's stream."""
     key = Keys(namespace).events
     newest = await backend.read(lambda client: client.xrevrange(key, count=1))
     return Position.of(newest[0][0]) if newest else START
 
 
 async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
-    """Find the end of a namespace's stream, and a position up to which nothing will be added to it.
+    """Return the end of a namespace's stream, and a position up to which no entry will be added.
 
-    The second comes from the clock: a cursor at the last entry would reveal when other agents did something.
+    The second comes from the clock: a cursor at the last entry would reveal when other agents are active.
     """
     key = Keys(namespace).events
 
@@ -136,7 +127,7 @@ async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
 async def readable(
     backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[Entry]
 ) -> list[Entry]:
-    """Keep the entries that a principal may see now; of deleted memories, those it could read."""
+    """Keep the entries that a principal may see now, and deletions of memories that it could read."""
     allowed = [
         entry
         for entry in entries
@@ -151,118 +142,110 @@ async def readable(
 
 @dataclass(slots=True)
 class _Wait:
-    """One call under way: the positions up to which entries were considered and returned, and whether any were lost."""
+    """One call: `position` is the last entry considered, `returned` the last one returned."""
 
     service: EventServices
     request: RequestContext
     waiter: Waiter
+    audience: Audience
     position: Position
-    returned: Position = START
-    whole: bool = True
     text: str = ""
+    returned: Position = START
+    has_gap: bool = False
 
-    async def catch_up(self, audience: Audience | None) -> list[Event]:
-        """Read the stream on from the position until there is an event to return, or it ends."""
+    async def catch_up(self) -> list[Event]:
+        """Read the stream from the position until there is an event to return, or to its end."""
         self.waiter.overflown = False
         if self.waiter.is_stale:
-            await self._principal(audience)
+            await self._principal()
         while True:
             page, oldest = await self._read_page()
             if oldest > self.position and await self._was_trimmed():
-                self.whole = False
-            events = await self.consider(deque(_parse(page)), audience)
+                self.has_gap = True
+            events = await self.consider(deque(parse_entries(page)))
             if events or len(page) < _PAGE:
                 return events
             self.position = max(self.position, Position.of(page[-1][0]))
 
-    async def consider(self, entries: deque[Entry], audience: Audience | None) -> list[Event]:
-        """Take entries until there are events to return; the rest is after the cursor, for the next call."""
-        most = MOST_EVENTS if self.waiter.query is None else MOST_EVENTS // 2
+    async def consider(self, entries: deque[Entry]) -> list[Event]:
+        """Take entries until there are events to return. The others come after the cursor, for the next call."""
+        limit = _MAX_EVENTS if self.waiter.query is None else _MAX_EVENTS // 2
         while entries:
             chunk: list[Entry] = []
-            while entries and len(chunk) < most:
+            while entries and len(chunk) < limit:
                 entry = entries.popleft()
                 if entry.position > self.position:
                     self.position = entry.position
-                    self.waiter.notice(entry)
+                    self.waiter.doubt(entry)
                     if self.waiter.concerns(entry):
                         chunk.append(entry)
-            if chunk and (events := await self._tell(chunk, audience)):
+            if chunk and (events := await self._events(chunk)):
                 return events
         return []
 
-    async def _tell(self, entries: Sequence[Entry], audience: Audience | None) -> list[Event]:
-        """Make events of the entries that the caller may see now. Entries addressed by name need no look-up."""
+    async def _events(self, entries: Sequence[Entry]) -> list[Event]:
+        """Build events of the entries that the caller may see now. Entries addressed by name need no lookup."""
         if all(entry.kind != MEMORY for entry in entries):
             self.returned = entries[-1].position
             return [event_of(entry) for entry in entries]
         with self.service.inflight_reads.reading(self.request.caller.namespace, self.request.caller.agent):
-            principal = await self._principal(audience)
-            wanted = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
-            shown = {entry.position for entry in await readable(self.service.backend, self.request, principal, wanted)}
-            matches = await self._matches(principal, entries, audience)
+            principal = await self._principal()
+            news = [entry for entry in entries if entry.is_news and entry.kind in self.waiter.kinds]
+            allowed = {entry.position for entry in await readable(self.service.backend, self.request, principal, news)}
+            matches = await self._matches(principal, entries)
         events: list[Event] = []
         for entry in entries:
-            if entry.position in shown:
+            if entry.position in allowed:
                 events.append(event_of(entry))
             if entry.position in matches:
                 events.append(_match(entry, *matches[entry.position]))
-            if entry.position in shown or entry.position in matches:
+            if entry.position in allowed or entry.position in matches:
                 self.returned = entry.position
         return events
 
-    async def _matches(
-        self, principal: Principal, entries: Sequence[Entry], audience: Audience | None
-    ) -> dict[Position, tuple[Record, float]]:
-        """Find the entries whose piece is close to the standing query, each memory once by its best piece."""
+    async def _matches(self, principal: Principal, entries: Sequence[Entry]) -> dict[Position, tuple[Record, float]]:
+        """Find the entries whose chunk is close to the standing query, each memory once by its best chunk."""
         if self.waiter.query is None:
             return {}
-        asked = {
+        candidates = {
             Ref(entry.subject, entry.piece): entry
             for entry in entries
             if entry.kind == MEMORY and entry.has_vector and principal.may_read(entry.scope)
         }
-        records = await self._embedded(principal, list(asked), audience)
-        query = self.waiter.query
+        records = await self._load_with_vectors(principal, list(candidates))
         best: dict[str, tuple[float, Record]] = {}
-        for record, score in zip(records, vector_scores(records, query), strict=True):
-            own = (
-                not asked[Ref(record.id, record.part)].by
-                and record.rev == 1
-                and record.writer == self.request.caller.agent
-            )
-            known = best.get(record.id, (self.waiter.min_score, None))
-            if score is not None and not own and (score > known[0] or (known[1] is None and score == known[0])):
+        for record, score in zip(records, vector_scores(records, self.waiter.query), strict=True):
+            by = candidates[Ref(record.id, record.part)].by
+            is_own = not by and record.rev == 1 and record.writer == self.request.caller.agent
+            if score is None or is_own or score < self.waiter.min_score:
+                continue
+            if record.id not in best or score > best[record.id][0]:
                 best[record.id] = score, record
-        return {asked[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
+        return {candidates[Ref(record.id, record.part)].position: (record, score) for score, record in best.values()}
 
-    async def _embedded(self, principal: Principal, refs: Sequence[Ref], audience: Audience | None) -> list[Record]:
-        """Load pieces with vectors of the query's model. Where one lacks that, another model may answer by now, which
-        the query is then embedded by.
-        """
-        loaded = await _load(self.service.backend, self.request, principal, refs, self.waiter.model)
+    async def _load_with_vectors(self, principal: Principal, refs: Sequence[Ref]) -> list[Record]:
+        """Load chunks with vectors of the query's model. If the model has changed, embed the query again first."""
+        service = self.service
+        loaded = await _load(service.backend, self.request, principal, refs, self.waiter.model)
         if any(record.vector is None and not record.is_sensitive for record in loaded):
-            model = (await self.service.models.get(principal.namespace, afresh=True)).current
+            model = (await service.models.get(principal.namespace, afresh=True)).current
         else:
-            model = await self.service.models.current(principal.namespace)
+            model = await service.models.current(principal.namespace)
         if loaded and model != self.waiter.model:
             with suppress(EmbeddingUnavailable):
-                (query,) = await self.service.embeddings.embed([self.text], self.request.caller, model=model)
-                (audience or Audience(self.position)).ask(self.waiter, query, model)
-                loaded = await _load(self.service.backend, self.request, principal, refs, model)
-        return (await self.service.vault.open_all(principal.namespace, loaded)).records
+                (query,) = await service.embeddings.embed([self.text], self.request.caller, model=model)
+                self.audience.ask(self.waiter, query, model)
+                loaded = await _load(service.backend, self.request, principal, refs, model)
+        return (await service.vault.open_all(principal.namespace, loaded)).records
 
-    async def _principal(self, audience: Audience | None) -> Principal:
+    async def _principal(self) -> Principal:
         doubts = self.waiter.doubts
         principal = await resolve(self.service.backend, self.request)
-        if audience is None:
-            self.waiter.trust(principal.tokens, doubts)
-        else:
-            audience.trust(self.waiter, principal.tokens, doubts)
+        self.audience.trust(self.waiter, principal.tokens, doubts)
         return principal
 
     async def _read_page(self) -> tuple[list[_Raw], Position]:
-        """Read on in the stream; gives the oldest position that it still holds too."""
+        """Read the next page of the stream; also returns the stream's oldest position."""
         key = Keys(self.request.caller.namespace).events
 
         async def fetch(client: Client) -> list[list[_Raw]]:
@@ -275,73 +258,58 @@ class _Wait:
         return page, Position.of(oldest[0][0]) if oldest else START
 
     async def _was_trimmed(self) -> bool:
-        """Whether entries were trimmed from the stream."""
         key = Keys(self.request.caller.namespace).events
         state = await self.service.backend.read(lambda client: client.xinfo_stream(key))
         return int(state["entries-added"]) > int(state["length"])
 
 
-def _parse(page: Sequence[_Raw]) -> list[Entry]:
-    parsed: list[Entry] = []
-    for entry, fields in page:
-        with suppress(BadMessage):
-            parsed.append(Entry.parse(entry, fields))
-    return parsed
-
-
 async def _load(
-    backend: Backend,
-    request: RequestContext,
-    principal: Principal,
-    refs: Sequence[Ref],
-    model: Model | None = None,
+    backend: Backend, request: RequestContext, principal: Principal, refs: Sequence[Ref], model: Model | None = None
 ) -> list[Record]:
-    """Load what is live and readable of some pieces."""
+    """Load the chunks that are live and readable."""
     if not refs:
         return []
-    keys = Keys(principal.namespace)
-
-    async def fetch(client: Client) -> list[Record]:
-        return await loader.load_readable(client, keys, refs, request, principal, backend.integrity, model=model)
-
-    return await backend.read(fetch)
+    keys, integrity = Keys(principal.namespace), backend.integrity
+    return await backend.read(
+        lambda client: loader.load_readable(client, keys, refs, request, principal, integrity, model=model)
+    )
 
 
 def event_of(entry: Entry) -> Event:
-    """Make the event of an entry."""
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
         id=entry.subject,
         by=entry.by or None,
-        at=entry.position.at,
+        at=to_iso(entry.position.milliseconds / 1000) or "",
         uri=None if entry.op == DELETED else entry.uri,
     )
 
 
 def _match(entry: Entry, record: Record, score: float) -> Event:
     snippet = " ".join(record.content.split())[:_SNIPPET]
-    details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": MATCH}
+    details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": _MATCH}
     return event_of(entry).model_copy(update=details)
 
 
 def _kinds(args: WaitArguments) -> frozenset[str]:
-    if MATCH in (args.kinds or ()) and args.query is None:
-        raise InvalidArgument("kinds has match, and there is no query to match", hint="give query, or leave match out")
-    kinds = frozenset(args.kinds or KINDS)
-    return kinds - {MATCH} if args.query is None else kinds | {MATCH}
+    if args.query is not None:
+        return frozenset(args.kinds or KINDS) | {_MATCH}
+    if _MATCH in (args.kinds or ()):
+        raise InvalidArgument("kinds has match, but there is no query", hint="give query, or leave match out")
+    return frozenset(args.kinds or KINDS)
 
 
 async def _query_vector(
     service: EventServices, caller: Caller, query: str | None, model: Model, kinds: frozenset[str]
 ) -> tuple[Matrix | None, str | None]:
-    """Get the vector of the standing query, or why the call waits for other kinds only."""
+    """Embed the standing query; without a sidecar, return why the call waits for other kinds only."""
     if query is None:
         return None, None
     check_text(query, "query", service.settings.limits.query_bytes)
     try:
         return (await service.embeddings.embed([query], caller, model=model))[0], None
     except EmbeddingUnavailable as error:
-        if kinds == frozenset({MATCH}):
+        if kinds == frozenset({_MATCH}):
             raise
-        return None, f"nothing was matched with the query: {error.message}"
+        return None, f"the query was not matched: {error.message}"

@@ -1,4 +1,4 @@
-"""Filters as queries need them: owner ids instead of names, epoch seconds instead of texts."""
+"""Filters with owner ids instead of names and epoch seconds instead of texts."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ _MAX_AGENTS = 64
 
 @dataclass(frozen=True, slots=True)
 class ResolvedFilters:
-    """What a search or list is narrowed to. Within a field any value matches; across fields all must.
-
-    Times are epoch seconds.
-    """
+    """Filters of a search or list. Any value of a field matches; all fields must match. Times are epoch seconds."""
 
     owners: tuple[str, ...] = ()
     types: tuple[MemoryType, ...] = ()
@@ -37,22 +34,31 @@ class ResolvedFilters:
     until: float | None = None
     include_archive: bool = False
 
+    @property
+    def chosen(self) -> list[tuple[str, Sequence[str]]]:
+        """The TAG fields to match, each with its values: any of them matches."""
+        fields: list[tuple[str, Sequence[str]]] = [
+            ("owner", self.owners),
+            ("type", self.types),
+            ("priority", self.priorities),
+            ("context", (self.context,) if self.context else ()),
+            ("source", (self.source,) if self.source else ()),
+        ]
+        fields += [("tags", (tag,)) for tag in self.tags] if self.tag_match == "all" else [("tags", self.tags)]
+        return [(name, values) for name, values in fields if values]
+
 
 async def resolve_filters(
     backend: Backend, principal: Principal, filters: Filters, *, owners: Sequence[str] | None = None
 ) -> ResolvedFilters:
-    """Check filters and look up the owner ids of the agents that they name; `owners` replaces these.
-
-    Raises:
-        InvalidArgument: a value is not valid, or `since` is later than `until`.
-    """
+    """Check filters and look up the owner ids of their agents; `owners` replaces these. Raises InvalidArgument."""
     agents = filters.agent_ids or []
     if len(agents) > _MAX_AGENTS:
         raise InvalidArgument(f"{len(agents)} agent_ids; at most {_MAX_AGENTS} are allowed")
     since = None if filters.since is None else parse_time(filters.since, "since")
     until = None if filters.until is None else parse_time(filters.until, "until")
     if since is not None and until is not None and since > until:
-        raise InvalidArgument("since lies after until", hint="swap them")
+        raise InvalidArgument("since is later than until", hint="swap them")
     return ResolvedFilters(
         owners=await owners_of(backend, principal, agents) if owners is None else tuple(owners),
         types=tuple(dict.fromkeys(filters.memory_types or ())),

@@ -1,4 +1,4 @@
-"""Loads and verifies current records: the index's answer is only a hint."""
+"""Loads and verifies current records: index results are only hints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _Row = Mapping[str, bytes | None]
 
 
 class UnverifiedRecord(NamedTuple):
-    """A record that fails its integrity check, with the scope and owner that it claims."""
+    """A record that failed its integrity check, with the scope and owner that it claims."""
 
     id: str
     part: int
@@ -51,7 +51,6 @@ class Ref(NamedTuple):
 
     @classmethod
     def of_key(cls, keys: Keys, key: str) -> Ref:
-        """Read a key that a search gave."""
         if key.startswith(keys.memory_prefix):
             return cls(key[len(keys.memory_prefix) :])
         memory_id, _, chunk = key[len(keys.chunk_prefix) :].rpartition(":")
@@ -67,11 +66,9 @@ async def load(
     model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Load the records of `refs` in their order, leaving out what is gone and what fails its integrity check.
+    """Load valid records of `refs` in their order. A further chunk is its memory's record with its own text.
 
-    A further chunk comes as its memory's record with the chunk's own text and vector, and only while it is of the
-    memory's present content. With `whole` the full content takes the place of a long memory's first chunk. Sensitive
-    memories come closed; `Vault.open` opens them.
+    `whole` loads the full content of long memories. Sensitive memories stay sealed; `Vault.open` opens them.
     """
     found = await load_all(client, keys, refs, integrity, model=model, whole=whole)
     return [record for record in found if isinstance(record, Record)]
@@ -86,7 +83,7 @@ async def load_all(
     model: Model | None = None,
     whole: bool = False,
 ) -> list[Record | UnverifiedRecord]:
-    """Like `load`, with what stands for records that fail their integrity check."""
+    """Like `load`, with placeholders for records that fail their integrity check."""
     if not refs:
         return []
     reader = RecordReader(keys, integrity, model, whole)
@@ -106,11 +103,9 @@ async def load_readable(
     model: Model | None = None,
     whole: bool = False,
 ) -> list[Record]:
-    """Like `load`, leaving out what has expired and what the principal may not see.
+    """Like `load`, without expired and unreadable records; invalid ones go into the request's report.
 
-    What grants let it read is read again in the same moment as the records: a grant that has ended since the
-    principal was resolved shows nothing more. Records that it could read but that fail their integrity check go into
-    the report of the request. Reads of one batch load each record once.
+    Grants are read again in the same transaction, so an ended grant shows nothing. A batch loads each record once.
     """
     reader = RecordReader(keys, integrity, model, whole)
 
@@ -161,15 +156,14 @@ class RecordReader:
     whole: bool
 
     def ask(self, pipe: Any, refs: Sequence[Ref]) -> None:
-        """Add to a pipeline what `read` reads."""
-        head, chunk = self.head_fields, self._chunk_fields
+        """Queue the commands whose answers `read` takes."""
         for ref in refs:
-            pipe.hmget(self.keys.memory(ref.memory_id), head)
+            pipe.hmget(self.keys.memory(ref.memory_id), self.head_fields)
             if ref.chunk:
-                pipe.hmget(self.keys.chunk(*ref), chunk)
+                pipe.hmget(self.keys.chunk(*ref), self._chunk_fields)
 
     def read(self, refs: Sequence[Ref], answers: Iterable[Sequence[bytes | None]]) -> list[Record | UnverifiedRecord]:
-        """Make records of the answers to what `ask` asks."""
+        """Build records from the answers to `ask`'s commands."""
         rows, head, chunk = iter(answers), self.head_fields, self._chunk_fields
         read: list[Record | UnverifiedRecord] = []
         for ref in refs:
@@ -183,7 +177,7 @@ class RecordReader:
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """The fields that are read of a memory's own hash."""
+        """The fields read from a memory's own hash."""
         return _with(LOADED_FIELDS, self.model) + (_BODIES if self.whole else ())
 
     @property
@@ -208,22 +202,22 @@ class RecordReader:
         return _with_body(ref, record, row) if self.whole and record.chunks > 1 else record
 
     def _chunk(self, ref: Ref, record: Record, head: _Row, row: _Row) -> Record | UnverifiedRecord | None:
-        said = row[SEALED] if record.sealed else row["content"]
-        if said is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
+        text = row[SEALED] if record.sealed else row["content"]
+        if text is None or (row["hash"] or b"").decode(errors="replace") != record.content_hash:
             return None
         state = (row["model"] or b"").decode(errors="replace")
         if record.sealed:
             vector = self._sealed_vector(state, row)
-            sealed = replace(record.sealed, chunk=said, vector=vector, model=self.model)
+            sealed = replace(record.sealed, chunk=text, vector=vector, model=self.model)
             return replace(record, state=state, part=ref.chunk, sealed=sealed, vector=None)
         where = (self.keys.namespace, ref.memory_id, ref.chunk, record.content_hash)
-        if failure := self.integrity.check_chunk(*where, said, row):
+        if failure := self.integrity.check_chunk(*where, text, row):
             return _unverified(ref, head, failure)
-        content, vector = said.decode(errors="replace"), row[self.model.field] if self.model else None
+        content, vector = text.decode(errors="replace"), row[self.model.field] if self.model else None
         return replace(record, state=state, part=ref.chunk, content=content, vector=vector)
 
     def _sealed_vector(self, state: str, row: _Row) -> bytes | None:
-        """Give what should be a sealed vector: a missing one fails to open. None where none is expected."""
+        """Return the sealed vector, b"" if it is missing, so that opening it fails; None if none is expected."""
         return (row[self.model.sealed_field] or b"") if self.model and self.model.is_ready(state) else None
 
 
@@ -233,18 +227,15 @@ def _with(fields: tuple[str, ...], model: Model | None) -> tuple[str, ...]:
 
 
 def _unverified(ref: Ref, row: _Row, failure: IntegrityFailure) -> UnverifiedRecord:
-    scope = (row["scope"] or b"").decode(errors="replace").split(SEPARATOR)
-    return UnverifiedRecord(
-        ref.memory_id, ref.chunk, failure, frozenset(scope), (row["owner"] or b"").decode(errors="replace")
-    )
+    scope, owner = ((row[name] or b"").decode(errors="replace") for name in ("scope", "owner"))
+    return UnverifiedRecord(ref.memory_id, ref.chunk, failure, frozenset(scope.split(SEPARATOR)), owner)
 
 
 def _with_body(ref: Ref, record: Record, row: _Row) -> Record | UnverifiedRecord:
-    """Put the whole content into a record: only what has the hash that its code covers."""
     try:
         content = decompress(row["body"] or b"")
     except (zstandard.ZstdError, ValueError, KeyError, TypeError):
-        return _unverified(ref, row, IntegrityFailure.ALTERED)
-    if content_hash(content) != record.content_hash:
+        content = None
+    if content is None or content_hash(content) != record.content_hash:
         return _unverified(ref, row, IntegrityFailure.ALTERED)
     return replace(record, content=content)

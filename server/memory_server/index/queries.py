@@ -1,4 +1,4 @@
-"""Runs queries: those that count, those that find words, those that find neighbours."""
+"""Runs queries on the search index."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from memory_server.index.loader import Ref
 from memory_server.index.query import Query
 
 MAX_DEPTH = 6400
-_WORD_BUDGET = 1600
-"""Entries fetched for all words of a query together."""
+_WORD_BUDGET = 1600  # entries fetched for all words of a query together
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +40,9 @@ class WordStatistics:
 
 @dataclass(frozen=True, slots=True)
 class WordMatches:
-    """What a selection's words say: the chunks that hold most of them, best first, and what is needed to score them.
+    """Chunks with most of the query's words, best first, and the figures to score them.
 
-    `waiting` have no vector yet; of the `sensitive` ones Redis sees no words and no vectors. `full` says that more
-    chunks may hold some of the words.
+    `waiting` chunks have no vector yet; Redis cannot compare `sensitive` ones. `full`: there may be more.
     """
 
     statistics: WordStatistics
@@ -56,12 +54,8 @@ class WordMatches:
 
 
 async def count(client: Client, keys: Keys, query: Query, timeout_ms: int, cache: BatchCache | None = None) -> int:
-    """Count the memories that a query selects."""
-
-    async def fetch() -> int:
-        return (await count_all(client, keys, [query], timeout_ms))[0]
-
-    return await once(cache, ("count", keys, query.text, tuple(query.params.items())), fetch)
+    key = ("count", keys, query.text, tuple(query.params.items()))
+    return (await once(cache, key, lambda: count_all(client, keys, [query], timeout_ms)))[0]
 
 
 async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeout_ms: int) -> list[int]:
@@ -76,31 +70,33 @@ async def count_all(client: Client, keys: Keys, queries: Sequence[Query], timeou
 
 async def count_by_writer(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[str, int]:
     """Count a selection by the agent that wrote each memory, most first, up to 100 agents."""
-    answer = await client.execute_command(
-        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
+    groups = await _groups(client, keys, query, timeout_ms, [
         "GROUPBY", 1, "@writer", "REDUCE", "COUNT", 0, "AS", "number", "SORTBY", 2, "@number", "DESC", "MAX", 100,
-        *query.arguments(),
-    )  # fmt: skip
-    _refuse_partial([answer])
-    groups = (result[b"extra_attributes"] for result in answer[b"results"])
+    ])  # fmt: skip
     counts = {group[b"writer"].decode(): int(group[b"number"]) for group in groups if group.get(b"writer")}
     return dict(sorted(counts.items(), key=lambda found: (-found[1], found[0])))
 
 
 async def count_by_day(client: Client, keys: Keys, query: Query, timeout_ms: int) -> dict[int, int]:
     """Count a selection by the day, in days since 1970 in UTC, on which each memory was stored."""
-    answer = await client.execute_command(
-        "FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms,
+    groups = await _groups(client, keys, query, timeout_ms, [
         "APPLY", "floor(@created_at/86400)", "AS", "day", "GROUPBY", 1, "@day", "REDUCE", "COUNT", 0, "AS", "number",
-        "LIMIT", 0, 10_000, *query.arguments(),
-    )  # fmt: skip
-    _refuse_partial([answer])
-    groups = (result[b"extra_attributes"] for result in answer[b"results"])
+        "LIMIT", 0, 10_000,
+    ])  # fmt: skip
     return {int(float(group[b"day"])): int(group[b"number"]) for group in groups if group.get(b"day")}
 
 
+async def _groups(
+    client: Client, keys: Keys, query: Query, timeout_ms: int, steps: list[Any]
+) -> list[dict[bytes, Any]]:
+    command = ["FT.AGGREGATE", keys.index_alias, query.text, "TIMEOUT", timeout_ms, *steps, *query.arguments()]
+    answer = await client.execute_command(*command)
+    _refuse_partial([answer])
+    return [result[b"extra_attributes"] for result in answer[b"results"]]
+
+
 async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str], timeout_ms: int) -> dict[str, str]:
-    """Give, for each word that stands in a source within a selection, one such source; in one round trip."""
+    """Return, for each word that is part of a source within a selection, one such source; in one round trip."""
     pipe = client.pipeline(transaction=False)
     for term in terms:
         narrowed = build.with_source(query, term)
@@ -117,7 +113,7 @@ async def sources(client: Client, keys: Keys, query: Query, terms: Sequence[str]
 async def at_turns(
     client: Client, keys: Keys, selection: Query, turns: Mapping[tuple[str, str], Sequence[int]], timeout_ms: int
 ) -> list[Ref]:
-    """Find the memories of a selection that are some turns of conversations."""
+    """Find the memories of a selection at some turns of conversations."""
     query, most = build.at_turns(selection, turns), sum(map(len, turns.values()))
     return _refs(keys, await client.execute_command(*_search(keys, query, timeout_ms), "NOCONTENT", "LIMIT", 0, most))
 
@@ -135,20 +131,18 @@ async def by_words(
 ) -> WordMatches:
     """Count a selection, and fetch up to `depth` candidates that hold some of the words, in one round trip.
 
-    Words are looked up one by one: the engine's document frequencies go wrong when records are indexed again, so its
-    BM25 orders the memories of one word only, and the words are weighed here.
-
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
+    Each word is looked up separately and the words are weighted here, because the engine's document frequencies are
+    wrong after records are indexed again. Raises redis.exceptions.ResponseError (missing index, or timeout).
     """
     pipe = client.pipeline(transaction=False)
     reach = max(depth // 4, min(2 * depth, _WORD_BUDGET // max(len(terms), 1)))
     for term in terms:
         command = _search(keys, build.with_word(selection, term), timeout_ms)
         pipe.execute_command(*command, "NOCONTENT", "SCORER", "DISMAX", "WITHSCORES", "LIMIT", 0, reach)
-    (total, waiting, sensitive), found = await both(
-        _stock(client, keys, selection, model, timeout_ms, cache), pipe.execute()
-    )
+    counted = [selection, build.without_vector(selection, model), build.sensitive(selection)]
+    key = ("counts", keys, model, selection.text, tuple(selection.params.items()))
+    counts = once(cache, key, lambda: count_all(client, keys, counted, timeout_ms))
+    (total, waiting, sensitive), found = await both(counts, pipe.execute())
     frequencies = [int(answer[b"total_results"]) for answer in found]
     statistics = WordStatistics(total, dict(zip(terms, frequencies, strict=True)))
     refs = _weigh(keys, found, [statistics.idf(term) for term in terms])
@@ -162,35 +156,18 @@ async def by_words(
     )
 
 
-async def _stock(
-    client: Client, keys: Keys, selection: Query, model: Model, timeout_ms: int, cache: BatchCache | None
-) -> list[int]:
-    """Count a selection, and of it what waits for its vector and what is sensitive."""
-    queries = [selection, build.without_vector(selection, model), build.sensitive(selection)]
-    key = ("stock", keys, model, selection.text, tuple(selection.params.items()))
-    return await once(cache, key, lambda: count_all(client, keys, queries, timeout_ms))
-
-
 async def by_vector(
     client: Client, keys: Keys, selection: Query, vector: bytes, *, model: Model, way: str, depth: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
-    """Fetch the `depth` nearest of a selection in one of the ways of `knn_policy`, and Redis's warnings.
-
-    The vector, which is of `model`, is compared by the index of that model, whatever stands behind the alias by now.
-
-    Raises:
-        redis.exceptions.ResponseError: the index is missing, or the query timed out.
-    """
+    """Fetch the `depth` nearest by a `knn_policy` from the index of `model`, not the alias; and Redis's warnings."""
     nearest = build.with_neighbours(selection, vector, depth, way)
-    answer = await client.execute_command(
-        *_search(keys, nearest, timeout_ms, keys.index(model.version)),
-        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth,
-    )  # fmt: skip
+    options = ("NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, depth)
+    answer = await client.execute_command(*_search(keys, nearest, timeout_ms, keys.index(model.version)), *options)
     return _refs(keys, answer), list(_warnings(answer))
 
 
 def _weigh(keys: Keys, answers: Sequence[dict[bytes, Any]], weights: Sequence[float]) -> list[Ref]:
-    """Merge the chunks that hold several words, those that gather most weight first."""
+    """Merge the chunks that hold several words, highest total weight first."""
     gathered: dict[bytes, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
         results = answer[b"results"]
@@ -206,24 +183,17 @@ async def page(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[Ref], list[str]]:
     """Fetch the newest memories that a query selects, newest first, and Redis's warnings."""
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit
-    )
+    options = ("NOCONTENT", "SORTBY", "created_at", "DESC", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     return _refs(keys, answer), list(_warnings(answer))
 
 
 async def by_change(
     client: Client, keys: Keys, query: Query, *, newest_first: bool, offset: int, limit: int, timeout_ms: int
 ) -> list[Ref]:
-    """Fetch the memories that a query selects in the order in which they were last changed.
-
-    Raises:
-        StoreUnavailable: the answer was cut short.
-    """
-    order = "DESC" if newest_first else "ASC"
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "NOCONTENT", "SORTBY", "updated_at", order, "LIMIT", offset, limit
-    )
+    """Fetch the memories that a query selects by their last change. Raises StoreUnavailable (answer cut short)."""
+    options = ("NOCONTENT", "SORTBY", "updated_at", "DESC" if newest_first else "ASC", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     _refuse_partial([answer])
     return _refs(keys, answer)
 
@@ -236,14 +206,9 @@ async def some(client: Client, keys: Keys, query: Query, *, limit: int, timeout_
 async def with_content(
     client: Client, keys: Keys, query: Query, *, offset: int, limit: int, timeout_ms: int
 ) -> tuple[list[tuple[Ref, str, str]], int]:
-    """Fetch chunks that a query selects, in no order, each with its owner and the hash of its content; count all.
-
-    Raises:
-        StoreUnavailable: the answer was cut short.
-    """
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "RETURN", 2, "owner", "hash", "LIMIT", offset, limit
-    )
+    """Fetch unordered chunks with owner and content hash, and count all. Raises StoreUnavailable (cut short)."""
+    options = ("RETURN", 2, "owner", "hash", "LIMIT", offset, limit)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms), *options)
     _refuse_partial([answer])
     found = [
         (Ref.of_key(keys, result[b"id"].decode()), *(fields[name].decode() for name in (b"owner", b"hash")))
@@ -254,11 +219,9 @@ async def with_content(
 
 
 async def indexed(client: Client, keys: Keys, names: Sequence[str], timeout_ms: int) -> set[str]:
-    """Give those of some hashes, by their keys, that the index covers."""
-    query, number = build.everything(), len(names)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms), "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number
-    )
+    """Return those keys of some hashes that the index covers."""
+    command, number = _search(keys, build.everything(), timeout_ms), len(names)
+    answer = await client.execute_command(*command, "INKEYS", number, *names, "NOCONTENT", "LIMIT", 0, number)
     _refuse_partial([answer])
     return {result[b"id"].decode() for result in answer[b"results"]}
 
@@ -268,18 +231,8 @@ async def graph_neighbours(
 ) -> list[tuple[str, float]]:
     """Fetch the k nearest to a vector of all owners by the index's graph, as keys and cosines."""
     query = build.with_neighbours(build.everything(), vector, k)
-    answer = await client.execute_command(
-        *_search(keys, query, timeout_ms, keys.index(model.version)),
-        "RETURN",
-        1,
-        "distance",
-        "SORTBY",
-        "distance",
-        "ASC",
-        "LIMIT",
-        0,
-        k,
-    )
+    options = ("RETURN", 1, "distance", "SORTBY", "distance", "ASC", "LIMIT", 0, k)
+    answer = await client.execute_command(*_search(keys, query, timeout_ms, keys.index(model.version)), *options)
     _refuse_partial([answer])
     return [(row[b"id"].decode(), 1.0 - float(row[b"extra_attributes"][b"distance"])) for row in answer[b"results"]]
 
@@ -287,30 +240,29 @@ async def graph_neighbours(
 async def near_tasks(client: Client, keys: Keys, vector: bytes, *, model: Model, k: int, timeout_ms: int) -> list[str]:
     """Fetch the ids of the k open tasks whose texts are nearest to a vector, nearest first."""
     query = build.near_tasks(vector, k)
-    answer = await client.execute_command(
-        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
-        "NOCONTENT", "SORTBY", "distance", "ASC", "LIMIT", 0, k,
-    )  # fmt: skip
-    return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
+    return await _tasks(client, keys, query, model, timeout_ms, ["SORTBY", "distance", "ASC", "LIMIT", 0, k])
 
 
 async def open_tasks(client: Client, keys: Keys, model: Model, *, limit: int, timeout_ms: int) -> list[str]:
-    """Give the ids of open tasks that have a vector of a model."""
-    query = build.everything()
-    answer = await client.execute_command(
-        "FT.SEARCH", keys.task_index(model.name), query.text, "TIMEOUT", timeout_ms, *query.arguments(),
-        "NOCONTENT", "LIMIT", 0, limit,
-    )  # fmt: skip
+    """Return the ids of open tasks that have a vector of a model."""
+    return await _tasks(client, keys, build.everything(), model, timeout_ms, ["LIMIT", 0, limit])
+
+
+async def _tasks(
+    client: Client, keys: Keys, query: Query, model: Model, timeout_ms: int, options: list[Any]
+) -> list[str]:
+    command = _search(keys, query, timeout_ms, keys.task_index(model.name))
+    answer = await client.execute_command(*command, "NOCONTENT", *options)
     return [result[b"id"].decode()[len(keys.task_vector("")) :] for result in answer[b"results"]]
 
 
 def vector_of(record: Record) -> Matrix:
-    """Give a record's vector, shape (dimension,)."""
+    """Return a record's vector, shape (dimension,)."""
     return np.frombuffer(record.vector or b"", dtype="<f4")
 
 
 def _refuse_partial(answers: Iterable[dict[bytes, Any]]) -> None:
-    """What was cut short is no count and no order."""
+    """Raise StoreUnavailable if an answer was cut short: its counts and order are wrong."""
     if warnings := [text for answer in answers for text in _warnings(answer)]:
         raise StoreUnavailable(f"the search was cut short: {warnings[0][:80]}", hint="retry", retry_after=1.0)
 

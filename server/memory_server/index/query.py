@@ -1,7 +1,4 @@
-"""The one query builder: it makes every FT.SEARCH text, and no user text is ever part of it.
-
-Values travel as PARAMS; the permission clause comes from the principal alone.
-"""
+"""Builds every FT.SEARCH text. User text is always a PARAM; only the principal sets the permission clause."""
 
 from __future__ import annotations
 
@@ -33,11 +30,10 @@ class Query:
         return f"${name}"
 
     def bind_any(self, values: Iterable[Value]) -> str:
-        """Bind alternatives, as they stand in a TAG list or a text clause."""
         return "|".join(self.bind(value) for value in values)
 
     def arguments(self) -> list[Value]:
-        """Give the tail that every FT.SEARCH needs."""
+        """Return the options that every FT.SEARCH needs."""
         flat = [part for pair in self.params.items() for part in pair]
         return [*(["PARAMS", len(flat), *flat] if flat else []), "DIALECT", 2]
 
@@ -50,61 +46,17 @@ def readable(principal: Principal, filters: ResolvedFilters, now: float) -> Quer
 def shared(principal: Principal, tokens: Sequence[str], filters: ResolvedFilters, now: float) -> Query:
     """Select what some tokens of grants show to the principal that is neither its own nor public."""
     query = Query()
-    query.text = " ".join(
-        [
-            _tagged(query, "scope", tokens or (NOBODY,)),
-            _unexpired(query, now),
-            *_filter_clauses(query, filters),
-            *_without_mistrusted(query, principal),
-            f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}",
-            f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}",
-        ]
-    )
+    clauses = [_tagged(query, "scope", tokens or (NOBODY,)), _unexpired(query, now), *_filter_clauses(query, filters)]
+    clauses += _without_mistrusted(query, principal)
+    clauses.append(f"-@visibility:{{{query.bind(Visibility.PUBLIC)}}}")
+    clauses.append(f"-@owner:{{{query.bind_any(principal.owners or (NOBODY,))}}}")
+    query.text = " ".join(clauses)
     return query
 
 
 def expired(principal: Principal, filters: ResolvedFilters, now: float) -> Query:
     """Select what the principal could read until it expired, within `filters`."""
     return _permitted(principal, filters, lambda query: _expired(query, now))
-
-
-def with_word(query: Query, word: str) -> Query:
-    """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} @{TEXT_FIELDS}:({narrowed.bind(word)})"
-    return narrowed
-
-
-def with_source(query: Query, word: str) -> Query:
-    """Narrow a selection to what has a word in its source."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} @source_text:({narrowed.bind(word)})"
-    return narrowed
-
-
-def at_turns(query: Query, turns: Mapping[tuple[str, str], Sequence[int]]) -> Query:
-    """Narrow a selection to sequence numbers within contexts, given by owner and context."""
-    narrowed = memories(query)
-    clauses: list[str] = []
-    for (owner, context), numbers in turns.items():
-        runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
-        clauses.append(f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))")
-    narrowed.text = f"{narrowed.text} ({'|'.join(clauses)})"
-    return narrowed
-
-
-def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
-    """Take the k nearest to a vector within a selection, found in the way that `search/knn_policy.py` names."""
-    nearest = Query(params=dict(query.params))
-    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
-    return nearest
-
-
-def having(query: Query, field: str, *values: str) -> Query:
-    """Narrow a selection to what has one of the values in a TAG field."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} {_tagged(narrowed, field, values)}"
-    return narrowed
 
 
 def everything() -> Query:
@@ -114,7 +66,7 @@ def everything() -> Query:
 
 def all_memories() -> Query:
     """Select every memory of all owners, each long one once; for operators only."""
-    return having(Query(), "part", HEAD)
+    return memories(Query())
 
 
 def unfinished(model: Model) -> Query:
@@ -123,50 +75,76 @@ def unfinished(model: Model) -> Query:
 
 
 def not_embedded(model: Model, before: float) -> Query:
-    """Select every chunk without a vector of a model, whether it waits for one or not, that was last changed before a
-    time; for a change of model alone.
-    """
-    query = Query()
-    query.text = f"@updated_at:[-inf ({query.bind(to_redis(before))}] -@model:{{{query.bind(model.name)}}}"
-    return query
+    """Select all chunks without a vector of a model that were last changed before a time; to change the model only."""
+    changed = _with(Query(), lambda query: f"@updated_at:[-inf ({query.bind(to_redis(before))}]")
+    return _with(changed, lambda query: f"-@model:{{{query.bind(model.name)}}}")
 
 
 def living(now: float) -> Query:
     """Select all unexpired chunks of all owners; for administrators, and only to count them."""
-    query = Query()
-    query.text = f"@expires_at:[({query.bind(to_redis(now))} inf]"
-    return query
+    return _with(Query(), lambda query: f"@expires_at:[({query.bind(to_redis(now))} inf]")
 
 
 def concerned_with(model: Model) -> Query:
-    """Select every chunk that has a vector of a model or waits for one; for a change of model alone."""
+    """Select every chunk that has a vector of a model or waits for one; to change the model only."""
     return having(Query(), "model", model.name, NO_VECTOR + model.name)
 
 
 def written_by(agent: str, since: float) -> Query:
     """Select all memories of all owners that an agent wrote since a time; for administrators only."""
-    query = Query()
-    query.text = f"{_tagged(query, 'writer', (agent,))} @updated_at:[{query.bind(to_redis(since))} inf]"
-    return memories(query)
+    written = having(Query(), "writer", agent)
+    return memories(_with(written, lambda query: f"@updated_at:[{query.bind(to_redis(since))} inf]"))
 
 
 def kept_by(owners: Sequence[str], now: float) -> Query:
     """Select all chunks of some owner ids that have not expired, to count them."""
-    query = Query()
-    query.text = f"{_tagged(query, 'owner', owners or (NOBODY,))} {_unexpired(query, now)}"
-    return query
+    return _with(owned(Query(), owners), lambda query: _unexpired(query, now))
 
 
 def of_owner(owner: str) -> Query:
     """Select everything of an owner id, for any caller; for the sweeper only."""
-    query = Query()
-    query.text = _tagged(query, "owner", (owner,))
-    return query
+    return having(Query(), "owner", owner)
 
 
 def near_tasks(vector: bytes, k: int) -> Query:
     """Take the k open tasks nearest to a vector; permission is checked on the tasks."""
-    return with_neighbours(Query("*"), vector, k)
+    return with_neighbours(everything(), vector, k)
+
+
+def with_neighbours(query: Query, vector: bytes, k: int, policy: str = "") -> Query:
+    """Take the k nearest to a vector within a selection, found in the way that `search/knn_policy.py` names."""
+    nearest = Query(params=dict(query.params))
+    nearest.text = f"({query.text})=>[KNN {nearest.bind(k)} @vec {nearest.bind(vector)} {policy} AS distance]"
+    return nearest
+
+
+def with_word(query: Query, word: str) -> Query:
+    """Narrow a selection to what holds a word or another form of it; only the word counts for the score."""
+    return _with(query, lambda narrowed: f"@{TEXT_FIELDS}:({narrowed.bind(word)})")
+
+
+def with_source(query: Query, word: str) -> Query:
+    return _with(query, lambda narrowed: f"@source_text:({narrowed.bind(word)})")
+
+
+def at_turns(query: Query, turns: Mapping[tuple[str, str], Sequence[int]]) -> Query:
+    """Narrow a selection to sequence numbers within contexts, given by owner and context."""
+
+    def clause(narrowed: Query) -> str:
+        places: list[str] = []
+        for (owner, context), numbers in turns.items():
+            runs = "|".join(f"@seq:[{narrowed.bind(low)} {narrowed.bind(high)}]" for low, high in _runs(numbers))
+            places.append(
+                f"({_tagged(narrowed, 'context', (context,))} {_tagged(narrowed, 'owner', (owner,))} ({runs}))"
+            )
+        return f"({'|'.join(places)})"
+
+    return _with(memories(query), clause)
+
+
+def having(query: Query, field: str, *values: str) -> Query:
+    """Narrow a selection to what has one of the values in a TAG field."""
+    return _with(query, lambda narrowed: _tagged(narrowed, field, values))
 
 
 def memories(query: Query) -> Query:
@@ -179,63 +157,51 @@ def without_vector(query: Query, model: Model) -> Query:
     return having(query, "model", NO_VECTOR + model.name)
 
 
+def with_vector(query: Query, model: Model) -> Query:
+    return having(query, "model", model.name)
+
+
 def sensitive(query: Query) -> Query:
-    """Narrow a selection to what is encrypted."""
     return having(query, "codec", SEALED_CODEC)
 
 
 def without_sensitive(query: Query) -> Query:
-    """Narrow a selection to what is not encrypted."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} -@codec:{{{narrowed.bind(SEALED_CODEC)}}}"
-    return narrowed
-
-
-def with_vector(query: Query, model: Model) -> Query:
-    """Narrow a selection to what has its vector of a model."""
-    return having(query, "model", model.name)
+    return _with(query, lambda narrowed: f"-@codec:{{{narrowed.bind(SEALED_CODEC)}}}")
 
 
 def owned(query: Query, owners: Sequence[str]) -> Query:
-    """Narrow a selection to some owner ids."""
     return having(query, "owner", *(owners or (NOBODY,)))
 
 
 def created_since(query: Query, created_at: float) -> Query:
-    """Narrow a selection to what was stored at or after a time."""
-    newer = Query(params=dict(query.params))
-    newer.text = f"{query.text} @created_at:[{newer.bind(to_redis(created_at))} inf]"
-    return newer
+    return _with(query, lambda narrowed: f"@created_at:[{narrowed.bind(to_redis(created_at))} inf]")
 
 
 def expiring(query: Query, before: float) -> Query:
-    """Narrow a selection to what expires before a time."""
-    narrowed = Query(params=dict(query.params))
-    narrowed.text = f"{query.text} @expires_at:[-inf {narrowed.bind(to_redis(before))}]"
-    return narrowed
+    return _with(query, lambda narrowed: _expired(narrowed, before))
 
 
 def created_before(query: Query, created_at: float | None) -> Query:
     """Narrow a selection to what is older than a cursor's position."""
     if created_at is None:
         return query
-    older = Query(params=dict(query.params))
-    older.text = f"{query.text} @created_at:[-inf ({older.bind(to_redis(created_at))}]"
-    return older
+    return _with(query, lambda narrowed: f"@created_at:[-inf ({narrowed.bind(to_redis(created_at))}]")
 
 
 def updated_between(query: Query, after: float, until: float) -> Query:
     """Narrow a selection to what was last changed after one time and no later than another."""
+    low, high = to_redis(after), to_redis(until)
+    return _with(query, lambda narrowed: f"@updated_at:[({narrowed.bind(low)} {narrowed.bind(high)}]")
+
+
+def _with(query: Query, clause: Callable[[Query], str]) -> Query:
     narrowed = Query(params=dict(query.params))
-    low, high = narrowed.bind(to_redis(after)), narrowed.bind(to_redis(until))
-    narrowed.text = f"{query.text} @updated_at:[({low} {high}]"
+    narrowed.text = f"{query.text} {clause(narrowed)}".lstrip()
     return narrowed
 
 
 def _unexpired(query: Query, now: float) -> str:
-    """Leave out what has expired: that is little at any moment, so the engine does this in half of the time that it
-    takes to gather all that has not.
-    """
+    """Exclude the expired ones: they are few, so the engine needs half the time of selecting the unexpired ones."""
     return f"-{_expired(query, now)}"
 
 
@@ -263,7 +229,7 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def _without_mistrusted(query: Query, principal: Principal) -> list[str]:
-    """Leave out what agents under quarantine wrote since then."""
+    """Exclude what quarantined agents wrote since then."""
     return [
         f"-(@writer:{{{query.bind(name)}}} -@updated_at:[-inf ({query.bind(to_redis(since))}])"
         for name, since in principal.mistrusted.items()
@@ -276,18 +242,7 @@ def _tagged(query: Query, field: str, values: Iterable[str]) -> str:
 
 
 def _filter_clauses(query: Query, filters: ResolvedFilters) -> list[str]:
-    chosen: tuple[tuple[str, Sequence[str]], ...] = (
-        ("owner", filters.owners),
-        ("type", filters.types),
-        ("priority", filters.priorities),
-        ("context", (filters.context,) if filters.context else ()),
-        ("source", (filters.source,) if filters.source else ()),
-    )
-    clauses = [_tagged(query, name, values) for name, values in chosen if values]
-    if filters.tag_match == "all":
-        clauses += [_tagged(query, "tags", (tag,)) for tag in filters.tags]
-    elif filters.tags:
-        clauses.append(_tagged(query, "tags", filters.tags))
+    clauses = [_tagged(query, name, values) for name, values in filters.chosen]
     if filters.since is not None or filters.until is not None:
         low = query.bind(to_redis(filters.since)) if filters.since is not None else "-inf"
         high = query.bind(to_redis(filters.until)) if filters.until is not None else "inf"

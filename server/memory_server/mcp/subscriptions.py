@@ -57,7 +57,7 @@ class Subscriptions:
 
     async def listen(self, ctx: Request, params: SubscriptionsListenRequestParams) -> SubscriptionsListenResult:
         """Serve one stream until the client leaves or the server stops."""
-        from memory_server.events.resource_changes import following
+        from memory_server.events.live_feed import following
 
         uris = frozenset(params.notifications.resource_subscriptions or ())
         _check_number(len(uris))
@@ -96,7 +96,7 @@ class Subscriptions:
         return EmptyResult()
 
     async def _tell(self, ctx: Request, uri: str, begun: asyncio.Future[None]) -> None:
-        from memory_server.events.resource_changes import following
+        from memory_server.events.live_feed import following
 
         try:
             request = await self._admit(ctx, [uri])

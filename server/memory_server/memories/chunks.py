@@ -1,15 +1,15 @@
-"""Splits contents into chunks, and keeps the chunk records of long memories in step with their memory.
+"""Splits contents into chunks, and updates the chunk records of long memories.
 
-A memory changes in one Function and leaves a chore, `<id>:<chunks that may exist>`; settling it writes, rewrites or
-removes the chunk records. Any process may do it, also twice: the sweeper takes chores that are left behind.
+A Function that changes a memory leaves a chore, `<id>:<chunks that may exist>`. `settle` then writes or removes the
+chunk records. Any process may settle a chore, even twice; the sweeper settles the ones left behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,28 +19,20 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_core.redis_client import Client
 from memory_server.engine.backend import Backend
 from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.integrity_report import tampered
 from memory_server.engine.vector_cache import Asker
 from memory_server.index import loader
 from memory_server.index.loader import Ref
-from memory_server.memories.record_encoder import (
-    RecordEncoder,
-    embedding_text,
-    encoder_of,
-    flat,
-    signed_elsewhere,
-)
+from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere
 from memory_server.memories.services import MemoryServices
 from memory_server.memories.splitter import split
 
 AHEAD_SECONDS = 30.0
 EMBED_AT_ONCE = 8
-"""Chunks that a waiting store embeds before it writes; longer contents leave jobs."""
-_SLICE = 8
-"""Chunks written by one Function call: each may insert a vector into the graph."""
+"""A store that waits for vectors embeds at most so many chunks before it writes; longer contents leave jobs."""
+_SLICE = 8  # chunks written by one Function call: each may insert a vector into the graph
 _ATTEMPTS = 10
 _IN_THREAD = 20_000
 _OPTIONAL = ("tags", "context", "source", "occurred_at")
@@ -48,20 +40,20 @@ _OPTIONAL = ("tags", "context", "source", "occurred_at")
 
 @dataclass(frozen=True, slots=True)
 class ChunkedContent:
-    """A content in chunks, with their vectors of `model` where they are known: shape (chunks, dimension)."""
+    """A content in chunks, with vectors of `model`, shape (chunks, dimension), and its `record` if just written."""
 
     content: str
     chunks: Sequence[str]
     model: Model
     vectors: Matrix | None = None
+    record: Record | None = None
 
     def vector(self, number: int) -> bytes | None:
-        """Give the vector of one chunk as Redis keeps it."""
         return None if self.vectors is None else to_bytes(self.vectors[number])
 
 
 async def split_content(content: str) -> list[str]:
-    """Split a content; a long one in a thread, so that others do not wait."""
+    """Split a content; a long one in a thread, so that other calls do not wait."""
     if len(content) < _IN_THREAD:
         return split(content)
     return await asyncio.to_thread(split, content)
@@ -70,10 +62,7 @@ async def split_content(content: str) -> list[str]:
 async def embed_or_none(
     service: MemoryServices, record: Record, chunks: Sequence[str], asker: Asker, model: Model, *, wait: bool = True
 ) -> Matrix | None:
-    """Get a vector for each chunk: of many, or without `wait`, only if all are cached already.
-
-    None when they are not, or when no sidecar gives them in time. Those of a sensitive memory are never cached.
-    """
+    """Return a vector per chunk, or None. Many chunks, or no `wait`: only from the cache; never for sensitive ones."""
     texts, secret = [embedding_text(chunk, record.source) for chunk in chunks], record.is_sensitive
     if not wait or len(chunks) > EMBED_AT_ONCE:
         return None if secret else await service.embeddings.known(texts, asker, model)
@@ -87,32 +76,18 @@ async def embed_or_none(
 
 
 async def embed_ahead(embeddings: Embeddings, texts: Sequence[str], asker: Asker) -> None:
-    """Bring vectors into the cache before many operations need them one by one; a failure does not matter."""
-    with contextlib.suppress(MemoryServiceError):
+    """Cache vectors before many operations need them one by one; failures are ignored."""
+    with suppress(MemoryServiceError):
         await embeddings.embed(texts, asker, wait=AHEAD_SECONDS)
 
 
-async def settle(
-    service: MemoryServices,
-    namespace: str,
-    chore: str,
-    *,
-    record: Record | None = None,
-    content: ChunkedContent | None = None,
-) -> None:
-    """Bring all chunk records of a memory up to date with it, or remove them if it is gone.
-
-    `record` is the memory as this process just wrote it, if it did. `content` saves splitting and embedding, as long
-    as the memory still has that content.
-
-    Raises:
-        StoreUnavailable: the memory kept changing; the chore stays for the sweeper.
-        Tampered: it fails its integrity check. KeyMissing: it is signed, and this server has no key.
-    """
+async def settle(service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None) -> None:
+    """Update all chunk records of a memory, or remove them. Raises StoreUnavailable, Tampered or KeyMissing."""
     keys = Keys(namespace)
     memory_id, _, most = chore.rpartition(":")
     for attempt in range(_ATTEMPTS):
-        current = record if record and not attempt else await _load_whole(service, keys, memory_id)
+        current = content.record if content and not attempt else None
+        current = current or await _load_whole(service, keys, memory_id)
         if current and (content is None or content.content != current.content):
             model = await service.models.current(namespace)
             content = ChunkedContent(current.content, await split_content(current.content), model)
@@ -120,53 +95,43 @@ async def settle(
         leftover = range(len(content.chunks) if current and content else 1, int(most))
         if written and await _finish(service.backend, keys, memory_id, current, chore, leftover):
             return
-    raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+    raise StoreUnavailable("others keep changing the memory", hint="try again", retry_after=0.5)
 
 
 async def settle_or_tell(
-    service: MemoryServices,
-    namespace: str,
-    chore: str,
-    *,
-    record: Record | None = None,
-    content: ChunkedContent | None = None,
+    service: MemoryServices, namespace: str, chore: str, content: ChunkedContent | None = None
 ) -> str | None:
-    """Settle after a change that is already acknowledged: give the reason of a failure, which the sweeper repairs."""
+    """Settle after an acknowledged change. Returns why it failed; the sweeper repairs that."""
     try:
-        await settle(service, namespace, chore, record=record, content=content)
+        await settle(service, namespace, chore, content)
     except MemoryServiceError as error:
         return f"the further pieces of a long memory cannot be searched yet: {error.message}"
     return None
 
 
 async def _load_whole(service: MemoryServices, keys: Keys, memory_id: str) -> Record | None:
-    async def fetch(client: Client) -> list[Record | loader.UnverifiedRecord]:
-        return await loader.load_all(client, keys, [Ref(memory_id)], service.backend.integrity, whole=True)
-
-    found = next(iter(await service.backend.read(fetch)), None)
+    refs, integrity = [Ref(memory_id)], service.backend.integrity
+    loaded = await service.backend.read(lambda client: loader.load_all(client, keys, refs, integrity, whole=True))
+    found = next(iter(loaded), None)
     if isinstance(found, loader.UnverifiedRecord):
         raise tampered(memory_id, found.failure)
     return await service.vault.open(keys.namespace, found) if found else None
 
 
 async def _write(service: MemoryServices, keys: Keys, record: Record, content: ChunkedContent) -> bool:
-    """Write every further chunk; False when the memory changed meanwhile."""
+    """Write every further chunk. False if the memory changed meanwhile."""
     shared, chunks = filter_fields(record), content.chunks
     encoder = await encoder_of(service, keys.namespace, record.owner, content.model, sensitive=record.is_sensitive)
     if encoder.key_version and encoder.content_hash(record.content) != record.content_hash:
-        # Another key was put in force: it was read too early here, or the memory is about to be sealed again.
+        # The data key changed: this process read the old one, or the memory is about to be sealed again.
         service.vault.forget(keys.namespace, record.owner)
         return False
     for start in range(1, len(chunks), _SLICE):
         numbers = range(start, min(start + _SLICE, len(chunks)))
+        chunk_keys = [keys.chunk(record.id, number) for number in numbers]
         answer = await service.backend.write(
             "rm1_pieces",
-            [
-                keys.memory(record.id),
-                keys.job_streams,
-                keys.events,
-                *(keys.chunk(record.id, number) for number in numbers),
-            ],
+            [keys.memory(record.id), keys.job_streams, keys.events, *chunk_keys],
             repeatable=True,
             id=record.id,
             hash=record.content_hash,
@@ -204,7 +169,7 @@ def _item(
 async def _finish(
     backend: Backend, keys: Keys, memory_id: str, record: Record | None, chore: str, leftover: range
 ) -> bool:
-    """Remove chunks that belong to nothing any more, then the chore; False when the memory changed meanwhile."""
+    """Remove leftover chunks, then the chore. False if the memory changed meanwhile."""
     slices = [leftover[start : start + _SLICE] for start in range(0, len(leftover), _SLICE)] or [range(0)]
     for numbers in slices:
         answer = await backend.write(

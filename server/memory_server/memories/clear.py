@@ -15,7 +15,6 @@ from memory_server.contract.arguments import ClearArguments
 from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.validation import check_ids
 from memory_server.engine.audited_calls import AuditedCall
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
 from memory_server.engine.request import RequestContext
 from memory_server.index import loader, queries
@@ -26,13 +25,12 @@ from memory_server.index.query import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 
-_SLICE = 200
-"""Memories removed by one Function call, so that Redis never stalls."""
+_SLICE = 200  # memories removed per Function call, so that Redis never stalls
 
 
 @dataclass(frozen=True, slots=True)
 class ClearPlan:
-    """What a clear would remove: named ids, or the memories that a query selects."""
+    """The memories to clear: named ids, or those that a query selects."""
 
     request: RequestContext
     principal: Principal
@@ -42,55 +40,35 @@ class ClearPlan:
 
 
 async def select(service: MemoryServices, request: RequestContext, args: ClearArguments) -> ClearPlan:
-    """Find those of the caller's own memories that a clear would remove; an admin may name another agent instead.
-
-    Raises:
-        InvalidArgument: nothing was selected, ids and filters were mixed, or several agents are named.
-        Forbidden: the filters name another agent.
-    """
+    """Find the caller's memories to clear; an admin may name one other agent. Raises InvalidArgument or Forbidden."""
     by_filter = args.has_filters or args.expired_only
     if not args.memory_ids and not by_filter:
         raise InvalidArgument("nothing selected", hint="give memory_ids, a filter, or expired_only")
     if args.memory_ids and by_filter:
         raise InvalidArgument("memory_ids and filters were both given", hint="give one or the other")
-    named = list(dict.fromkeys(args.agent_ids or ()))
-    acting = [request.acting_as(agent_id) for agent_id in named] or [request]
+    acting = [request.acting_as(agent_id) for agent_id in dict.fromkeys(args.agent_ids or ())] or [request]
     if len(acting) > 1:
         raise InvalidArgument("agent_ids names several agents", hint="clear the memories of one at a time")
     principal = await resolve(service.backend, acting[0])
-    if args.memory_ids:
-        return await _named(service.backend, request, principal, check_ids(args.memory_ids, service.settings))
-    return await _selected(service, request, principal, args)
+    if not args.memory_ids:
+        return await _selected(service, request, principal, args)
+    backend, keys = service.backend, Keys(principal.namespace)
+    refs = [Ref(memory_id) for memory_id in check_ids(args.memory_ids, service.settings)]
+    found = await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity))
+    owned = tuple(record.id for record in found if principal.owns(record.owner))
+    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def clear_memory(service: MemoryServices, plan: ClearPlan, *, confirmed: bool, dry_run: bool) -> ClearAnswer:
-    """Remove what was selected, all of it or, on failure midway, a part that the answer counts.
-
-    Raises:
-        ConfirmationNeeded: more than one memory, and no confirmation.
-    """
+    """Remove the selected memories and count them. Raises ConfirmationNeeded (more than one, not confirmed)."""
     if dry_run:
         return ClearAnswer(matched=plan.matched, deleted=0, dry_run=True)
     if plan.matched > 1 and not confirmed:
-        raise ConfirmationNeeded(
-            f"this would delete {plan.matched} memories for good",
-            hint="call again with confirm: true, or dry_run: true to look first",
-        )
+        hint = "call again with confirm: true, or dry_run: true to look first"
+        raise ConfirmationNeeded(f"this would delete {plan.matched} memories for good", hint=hint)
     if plan.query is not None:
         return await _delete_selected(service, plan, plan.query)
     return ClearAnswer(matched=plan.matched, deleted=await _delete(service, plan, plan.ids))
-
-
-async def _named(backend: Backend, request: RequestContext, principal: Principal, ids: tuple[str, ...]) -> ClearPlan:
-    keys = Keys(principal.namespace)
-
-    async def fetch(client: Client) -> tuple[str, ...]:
-        refs = [Ref(memory_id) for memory_id in ids]
-        found = await loader.load_all(client, keys, refs, backend.integrity)
-        return tuple(record.id for record in found if principal.owns(record.owner))
-
-    owned = await backend.read(fetch)
-    return ClearPlan(request, principal, len(owned), ids=owned)
 
 
 async def _selected(
@@ -102,24 +80,22 @@ async def _selected(
     now = await service.backend.read(lambda client: _latest(client, prepared.keys))
     query = build.expired(own, filters, now) if args.expired_only else build.readable(own, filters, now)
     query = build.memories(build.created_before(query, now))
-
-    async def fetch(client: Client) -> int:
-        return await queries.count(client, prepared.keys, query, service.settings.search_timeout_ms)
-
-    return ClearPlan(request, principal, await service.namespaces.search(principal.namespace, fetch), query=query)
+    timeout = service.settings.search_timeout_ms
+    matched = await service.namespaces.search(
+        principal.namespace, lambda client: queries.count(client, prepared.keys, query, timeout)
+    )
+    return ClearPlan(request, principal, matched, query=query)
 
 
 async def _latest(client: Client, keys: Keys) -> float:
-    """Give a time after all that was stored by now: a namespace's own clock goes on where Redis's is set back."""
+    """Return a time after every stored memory: a namespace's own clock never goes back, Redis's may."""
     now, clock = await redis_time.ask(client), await client.hget(keys.counters, "clock")
     return max(now, (int(clock or 0) + 1) / 1_000_000)
 
 
 async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Query) -> ClearAnswer:
-    """Remove slice after slice until the query finds nothing more, nothing more goes, or Redis fails midway."""
-    namespace = plan.principal.namespace
-    keys = Keys(namespace)
-    total = 0
+    """Remove slices until the query finds none, none is deleted, or Redis fails."""
+    keys, total = Keys(plan.principal.namespace), 0
 
     async def fetch(client: Client) -> list[str]:
         timeout = service.settings.search_timeout_ms
@@ -128,12 +104,12 @@ async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Quer
 
     while total < service.settings.limits.clear:
         try:
-            ids = await service.namespaces.search(namespace, fetch)
+            ids = await service.namespaces.search(keys.namespace, fetch)
             deleted = await _delete(service, plan, ids) if ids else 0
         except MemoryServiceError as error:
             if not total:
                 raise
-            reason = f"it stopped midway, and some more may have gone: {error.message}"
+            reason = f"it stopped midway, and more may be deleted: {error.message}"
             return ClearAnswer(matched=plan.matched, deleted=total, partial=True, reason=reason)
         total += deleted
         if not deleted:
@@ -142,11 +118,9 @@ async def _delete_selected(service: MemoryServices, plan: ClearPlan, query: Quer
 
 
 async def _delete(service: MemoryServices, plan: ClearPlan, ids: Sequence[str]) -> int:
-    principal, request = plan.principal, plan.request
-    audit = request.caller.audit("clear_memory", ids)
-    return await delete(
-        service, principal.namespace, ids, owners=principal.owners, audit=audit, audited_call=request.call
-    )
+    namespace, owners, call = plan.principal.namespace, plan.principal.owners, plan.request.call
+    audit = plan.request.caller.audit("clear_memory", ids)
+    return await delete(service, namespace, ids, owners=owners, audit=audit, audited_call=call)
 
 
 async def delete(
@@ -160,7 +134,7 @@ async def delete(
     writer: str | None = None,
     since: float = 0.0,
 ) -> int:
-    """Remove those of some memories that belong to some owner ids or, to purge, that `writer` wrote; give how many."""
+    """Remove the memories of some owner ids or, to purge, of `writer`. Returns how many were removed."""
     keys = Keys(namespace)
     names = [key for memory_id in ids for key in (keys.memory(memory_id), keys.use(memory_id))]
     answer = await service.backend.write(

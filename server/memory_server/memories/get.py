@@ -10,7 +10,6 @@ from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
-from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso, to_redis
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
@@ -30,11 +29,7 @@ from memory_server.security.open_records import load_readable
 
 @reads
 async def retrieve_memory(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
-    """Read one memory whole, with how often it was read before.
-
-    Raises:
-        NotFound: see `load_readable`.
-    """
+    """Read one whole memory, with how often it was read before. Raises NotFound."""
     principal = await resolve(service.backend, request)
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
@@ -50,11 +45,7 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
 @reads
 @reports_integrity
 async def list_memories(service: MemoryServices, request: RequestContext, args: ListArguments) -> MemoryListAnswer:
-    """List an agent's memories that the caller may read, newest first; the caller's own by default.
-
-    Raises:
-        InvalidArgument: a filter or the cursor is not valid.
-    """
+    """List an agent's readable memories, newest first; the caller's own by default. Raises InvalidArgument."""
     principal = await resolve(service.backend, request)
     check_limit(args.limit, service.settings)
     if args.agent_id and args.agent_ids:
@@ -66,13 +57,26 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
     if not await service.namespaces.knows(request.caller.namespace):
         return MemoryListAnswer(memories=[], total=0)
     prepared = await service.namespaces.get(request.caller.namespace)
+    keys, limit, timeout = prepared.keys, args.limit, service.settings.search_timeout_ms
 
     async def fetch(client: Client) -> tuple[int, list[Record], list[str], bool]:
-        return await _page(
-            service, request, client, prepared.keys, principal, selected, limit=args.limit, position=position
-        )
+        """Collect `limit` records. Fetches more if some vanished; later ones may have moved up by then."""
+        total = await queries.count(client, keys, selected, timeout, request.cache)
+        records, warnings = list[Record](), list[str]()
+        offset, seen = 0, set[Ref]()
+        query = build.created_before(selected, position)
+        while True:
+            refs, news = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
+            new = [ref for ref in refs if ref not in seen]
+            loaded = await loader.load_readable(client, keys, new, request, principal, service.backend.integrity)
+            opened = await service.vault.open_all(keys.namespace, loaded)
+            records, warnings = records + opened.records, [*warnings, *news, *opened.warnings]
+            if len(records) > limit or len(refs) <= limit:
+                return total, records[:limit], warnings, len(records) > limit
+            seen.update(refs)
+            offset += len(refs) - (len(new) - len(loaded))
 
-    total, records, warnings, more = await service.namespaces.search(request.caller.namespace, fetch)
+    total, records, warnings, more = await service.namespaces.search(keys.namespace, fetch)
     reason = partial_reason(await service.namespaces.covered(prepared), warnings)
     model = await service.models.current(request.caller.namespace)
     return MemoryListAnswer(
@@ -82,38 +86,6 @@ async def list_memories(service: MemoryServices, request: RequestContext, args: 
         partial=bool(reason),
         reason=reason,
     )
-
-
-async def _page(
-    service: MemoryServices,
-    request: RequestContext,
-    client: Client,
-    keys: Keys,
-    principal: Principal,
-    selected: build.Query,
-    *,
-    limit: int,
-    position: float | None,
-) -> tuple[int, list[Record], list[str], bool]:
-    """Collect `limit` records, fetching on past entries that vanished, by which later ones may have moved up."""
-    timeout = service.settings.search_timeout_ms
-    total = await queries.count(client, keys, selected, timeout, request.cache)
-    records: list[Record] = []
-    warnings: list[str] = []
-    offset, seen = 0, set[Ref]()
-    while True:
-        query = build.created_before(selected, position)
-        refs, new_warnings = await queries.page(client, keys, query, offset=offset, limit=limit + 1, timeout_ms=timeout)
-        warnings += new_warnings
-        new = [ref for ref in refs if ref not in seen]
-        loaded = await loader.load_readable(client, keys, new, request, principal, service.backend.integrity)
-        opened = await service.vault.open_all(keys.namespace, loaded)
-        records, warnings = records + opened.records, warnings + opened.warnings
-        if len(records) > limit or len(refs) <= limit:
-            return total, records[:limit], warnings, len(records) > limit
-        seen.update(refs)
-        vanished = len(new) - len(loaded)
-        offset += len(refs) - (vanished if new else 0)
 
 
 def _write_cursor(created_at: float) -> str:
@@ -129,4 +101,4 @@ def _read_cursor(cursor: str | None) -> float | None:
             raise ValueError
         return position
     except (ValueError, binascii.Error):
-        raise InvalidArgument(f"cursor {echo(cursor)} is not one", hint="use next_cursor as it was given") from None
+        raise InvalidArgument(f"unknown cursor {echo(cursor)}", hint="use next_cursor unchanged") from None

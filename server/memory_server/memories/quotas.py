@@ -1,7 +1,6 @@
-"""Enforces how much each agent may keep, without counting for every store.
+"""Enforces per-agent storage quotas. A count from Redis is used for a second, or longer if far from any limit.
 
-A count of Redis is good for a second, or for longer where far from any limit, and what this process stores is added
-to it. So several processes together may go over a limit by what they store within that time.
+Several processes together may exceed a limit by what they store within that time.
 """
 
 from __future__ import annotations
@@ -13,15 +12,13 @@ from memory_core.errors import QuotaExceeded
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
-from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
 from memory_server.index import query as build
 
 _SECONDS, _RELAXED_SECONDS = 1.0, 30.0
-_FAR = 10_000
-"""With so much left no process fills it within the longer time."""
+_FAR = 10_000  # with so much left, no process reaches the limit within the longer time
 _MOST_KNOWN = 10_000
 Owner = tuple[str, tuple[str, ...]]
 """A namespace and the owner ids of one agent."""
@@ -29,7 +26,7 @@ Owner = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Memories and their chunks: those kept, or those about to be stored."""
+    """Numbers of memories and of their chunks."""
 
     memories: int
     chunks: int
@@ -47,12 +44,7 @@ class Quotas:
         self._known: dict[Owner, tuple[float, Usage]] = {}
 
     async def take(self, principal: Principal, memories: int, chunks: int) -> None:
-        """Count something as stored that is about to be.
-
-        Raises:
-            QuotaExceeded: it would be more than one agent may keep.
-            StoreUnavailable: Redis does not answer.
-        """
+        """Count memories that are about to be stored. Raises QuotaExceeded or StoreUnavailable."""
         if not (self._limits.memories or self._limits.pieces):
             return
         owner = principal.namespace, principal.owners
@@ -62,33 +54,25 @@ class Quotas:
             counted_at = time.monotonic()
             before = await self.count(principal)
         after = before + Usage(memories, chunks)
-        self._remember(owner, counted_at, before)
+        if len(self._known) >= _MOST_KNOWN:
+            self._known.clear()
+        self._known[owner] = counted_at, before
         self._check(before, after)
         self._known[owner] = counted_at, after
 
     async def count(self, principal: Principal) -> Usage:
-        """Count what an agent keeps.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-        """
-        keys = Keys(principal.namespace)
-
-        async def fetch(client: Client) -> list[int]:
-            own = build.kept_by(principal.owners, redis_time.now())
-            return await queries.count_all(client, keys, [build.memories(own), own], self._timeout_ms)
-
-        return Usage(*await self._namespaces.search(principal.namespace, fetch))
+        """Count an agent's memories and chunks. Raises StoreUnavailable."""
+        keys, own = Keys(principal.namespace), build.kept_by(principal.owners, redis_time.now())
+        counted = [build.memories(own), own]
+        counts = await self._namespaces.search(
+            keys.namespace, lambda client: queries.count_all(client, keys, counted, self._timeout_ms)
+        )
+        return Usage(*counts)
 
     def forget(self, namespace: str) -> None:
-        """Count again in a namespace where something was removed."""
+        """Discard the counts of a namespace after something was removed."""
         for owner in [owner for owner in self._known if owner[0] == namespace]:
             del self._known[owner]
-
-    def _remember(self, owner: Owner, counted_at: float, usage: Usage) -> None:
-        if len(self._known) >= _MOST_KNOWN:
-            self._known.clear()
-        self._known[owner] = counted_at, usage
 
     def _left(self, usage: Usage) -> int:
         limits = [(self._limits.memories, usage.memories), (self._limits.pieces, usage.chunks)]
@@ -102,5 +86,5 @@ class Quotas:
             if limit and then > limit and then > now:
                 raise QuotaExceeded(
                     f"you keep {now} {what}, and {then} would be more than the {limit} that one agent may",
-                    hint="clear some with clear_memory, or ask whoever runs the memory to raise quotas",
+                    hint="clear some with clear_memory, or ask the operator to raise quotas",
                 )

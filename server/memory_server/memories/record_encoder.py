@@ -35,36 +35,36 @@ class RecordEncoder:
     """Encodes a memory and its chunks in clear."""
 
     key_version: str | None = None
-    """Of the data key that the memory is sealed under."""
+    """Version of the data key that seals the memory."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
 
     def content_hash(self, content: str) -> str:
-        """Identify a content among its owner's."""
+        """Return a hash that is equal for equal contents of one owner."""
         return content_hash(content)
 
     def head(self, record: Record, chunks: Sequence[str]) -> dict[str, str | bytes]:
-        """Give the fields of a memory's own hash, with the words that Redis's tokenizer misses."""
+        """Return the fields of a memory's own hash, with the words that Redis's tokenizer misses."""
         return head_fields(record, chunks) | _terms(chunks[0], record.source)
 
     def chunk(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        """Give the fields of a further chunk that its memory does not share."""
+        """Return the fields of a further chunk that its memory does not share."""
         return {"content": text, **_terms(text, record.source)}
 
     def vector(self, record: Record, number: int, vector: bytes | None) -> dict[str, Any] | None:
-        """Give the vector of a chunk."""
+        """Return the vector of a chunk as the Functions take it."""
         if vector is None:
             return None
         return {"bytes": vector, "dimension": self._model.dimension, "model": self._model.name}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        """Give the embed job of a chunk, queued for each model whose vector is missing."""
+        """Return the embed job of a chunk; it is queued for each model whose vector is missing."""
         return {"body": embedding_text(text, record.source), "trace": tracing.carrier()}
 
 
 class SealedRecordEncoder(RecordEncoder):
-    """Encrypts a sensitive memory under its owner's key; it leaves no words to search for."""
+    """Encrypts a sensitive memory with its owner's key; it stores no searchable words."""
 
     def __init__(self, service: MemoryServices, namespace: str, key: Key, model: Model) -> None:
         super().__init__(model)
@@ -75,7 +75,7 @@ class SealedRecordEncoder(RecordEncoder):
         return keyed_hash(self._key, content)
 
     def head(self, record: Record, chunks: Sequence[str]) -> dict[str, str | bytes]:
-        place = self._binding(record, 0)
+        place = Binding.of(self._namespace, record, 0)
         fields: dict[str, str | bytes] = {
             **filter_fields(record),
             "part": HEAD,
@@ -88,44 +88,32 @@ class SealedRecordEncoder(RecordEncoder):
         return fields
 
     def chunk(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, self._binding(record, number), text)}
+        return {"codec": SEALED_CODEC, SEALED: seal_text(self._key, Binding.of(self._namespace, record, number), text)}
 
     def vector(self, record: Record, number: int, vector: bytes | None) -> dict[str, Any] | None:
         clear = super().vector(record, number, vector)
         if clear is None or vector is None:
             return None
-        lock = self._binding(record, number).lock(self._key, "vector")
+        lock = Binding.of(self._namespace, record, number).lock(self._key, "vector")
         return clear | {"bytes": seal_vector(lock, self._model, vector), "sealed": True}
 
     def job(self, record: Record, number: int, text: str) -> dict[str, str | bytes]:
-        binding = self._binding(record, number)
-        body = embedding_text(text, record.source)
+        binding, body = Binding.of(self._namespace, record, number), embedding_text(text, record.source)
         sealed = seal_job(self._transports, binding, body, binding.lock(self._key, "vector"))
         return {"trace": tracing.carrier(), **sealed}
-
-    def _binding(self, record: Record, number: int) -> Binding:
-        return Binding.of(self._namespace, record, number)
 
 
 async def encoder_of(
     service: MemoryServices, namespace: str, owner: str, model: Model, *, sensitive: bool
 ) -> RecordEncoder:
-    """Choose the encoder of an owner's memory with vectors of `model`; an owner's first sensitive one creates its key.
-
-    Raises:
-        KeyMissing: it is sensitive, and this server has no master key. NotFound: its owner was deleted meanwhile.
-    """
+    """Return the encoder of an owner's memory. Raises KeyMissing (no master key) or NotFound (the owner is deleted)."""
     if not sensitive:
         return RecordEncoder(model)
     return SealedRecordEncoder(service, namespace, await service.vault.current(namespace, owner), model)
 
 
 def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) -> int | None:
-    """Give the seconds that a memory lives; None if it never expires.
-
-    Raises:
-        InvalidArgument: `ttl_seconds` is not positive or beyond a century.
-    """
+    """Return a memory's lifetime in seconds; None if it never expires. Raises InvalidArgument (bad `ttl_seconds`)."""
     if ttl_seconds is None:
         return getattr(settings.lifetimes, priority.value)
     if not 1 <= ttl_seconds <= _MAX_TTL:
@@ -134,7 +122,6 @@ def lifetime(settings: Settings, priority: Priority, ttl_seconds: int | None) ->
 
 
 def scope_of(record: Record, owner: str) -> frozenset[str]:
-    """Give the tokens that a record of an owner must carry."""
     return record_tokens(
         memory_id=record.id,
         owner=owner,
@@ -147,21 +134,20 @@ def scope_of(record: Record, owner: str) -> frozenset[str]:
 
 
 def _terms(content: str, source: str | None) -> dict[str, str]:
-    """Give the field of words that the Query Engine's tokenizer misses, if there are any."""
     terms = extra_terms(content, source)
     return {"terms": terms} if terms else {}
 
 
 def flat(fields: Mapping[str, str | bytes]) -> list[str | bytes]:
-    """Give fields as HSET takes them."""
+    """Return fields as HSET takes them."""
     return [part for pair in fields.items() for part in pair]
 
 
 def signed_elsewhere() -> KeyMissing:
-    """Say why nothing can be written without a key where records are signed."""
+    """Build the error for a write without a key to signed records."""
     return KeyMissing("the records of this namespace are signed, and this server has no key", hint=HOW_TO_SET)
 
 
 def embedding_text(content: str, source: str | None) -> str:
-    """Give the text to embed: the source says who speaks, and short turns mean little without that."""
+    """Return the text to embed, with the source: short turns mean little without their speaker."""
     return f"{source}: {content}" if source else content

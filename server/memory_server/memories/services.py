@@ -1,4 +1,4 @@
-"""What storing and changing memories needs of a server process."""
+"""The services that storing and changing memories needs."""
 
 from __future__ import annotations
 
@@ -17,4 +17,3 @@ class MemoryServices(SearchServices, Protocol):
 
     def ring(self, namespace: str) -> None:
         """Wake the sidecars soon because a namespace has embed jobs."""
-        ...

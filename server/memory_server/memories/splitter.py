@@ -1,4 +1,4 @@
-"""Splits long contents into chunks that fit the embedding model's window, on sentence and code-block borders."""
+"""Splits long contents into chunks that fit the embedding model's window, at sentence and code-block borders."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import regex
 from semantic_text_splitter import MarkdownSplitter
 
 PIECE_TOKENS = 200
-"""Aim in tokens, below the models' usual window of 256: they are counted by estimate here, not by the tokenizer."""
+"""Target size, below the models' usual window of 256, because tokens are only estimated here."""
 _OVERLAP = 0.12
-_BLOCK = 16_384
-"""Characters split at once: the splitter's time grows with the square of a text without borders."""
+_BLOCK = 16_384  # characters split at once: the splitter takes quadratic time for texts without borders
 _SAMPLE = 4096
 _DENSE = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Hangul}\p{Thai}]")
 _WORDS = regex.compile(r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]")
@@ -19,7 +18,7 @@ _BORDERS = ("\n\n", "\n", ". ", " ")
 
 
 def split(content: str) -> list[str]:
-    """Give the chunks in order; a content that fits the window is its own only chunk."""
+    """Return the chunks in order; a content that fits the window is one chunk."""
     capacity = max(64, int(PIECE_TOKENS / _tokens_per_character(content)))
     if len(content) <= capacity:
         return [content]
@@ -41,7 +40,7 @@ def _blocks(content: str) -> Iterator[str]:
 
 
 def _tokens_per_character(content: str) -> float:
-    """Estimate from samples of beginning, middle and end: words cost by length, dense scripts by character."""
+    """Estimate from samples: words cost by length, dense scripts by character."""
     middle = max(0, len(content) // 2 - _SAMPLE // 2)
     samples = (content[:_SAMPLE], content[middle : middle + _SAMPLE], content[-_SAMPLE:])
     return max(_estimate(sample) / max(len(sample), 1) for sample in samples)

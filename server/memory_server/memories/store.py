@@ -25,10 +25,9 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
-from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve_writer
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices
@@ -44,7 +43,7 @@ _ATTEMPTS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A checked memory before it has its owner. `full` refuses it unless its idempotency key stored it before."""
+    """A checked memory without an owner. `full` refuses it unless its idempotency key stored it before."""
 
     args: StoreArguments
     record: Record
@@ -54,14 +53,10 @@ class _Draft:
 
 @reads
 async def store_memory(service: MemoryServices, request: RequestContext, args: StoreArguments) -> StoreAnswer:
-    """Store one memory as the caller's own.
+    """Store one memory as the caller's own. Without a sidecar jobs are queued, and the answer says `pending`.
 
-    With `wait` the vectors of a content of few chunks are asked for first, so that they are written with the record;
-    where no sidecar answers in time jobs are left instead and the answer says `pending`.
-
-    Raises:
-        InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
-        OutcomeUnknown. KeyMissing: it is sensitive, and this server has no master key; nothing is stored.
+    Raises InvalidArgument, Conflict (idempotency key used for something else), QuotaExceeded, StoreUnavailable,
+    OutcomeUnknown or KeyMissing (sensitive, and this server has no master key).
     """
     record = _check(service.settings, args)
     if record.is_sensitive:
@@ -73,7 +68,13 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     model = await service.models.current(keys.namespace)
     vectors = _given_vectors(model, args, len(chunks))
     principal = await resolve_writer(service.backend, request)
-    full = await _quota_problem(service, principal, len(chunks), args)
+    full: QuotaExceeded | None = None
+    try:
+        await service.quotas.take(principal, 1, len(chunks))
+    except QuotaExceeded as error:
+        if args.idempotency_key is None:
+            raise
+        full = error  # it may be stored already
     if vectors is None and full is None:
         vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
     similar: list[Similar] = []
@@ -81,14 +82,13 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         similar = await _similar(service, request, principal, record, vectors[0], model)
     draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
-    replayed = answer["status"] == "replayed"
-    ready, reason = vectors is not None, None
+    replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None
     if replayed:
         state = await service.backend.read(lambda client: client.hget(keys.memory(answer["id"]), "model"))
         ready = model.is_ready(state)
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
-        reason = await settle_or_tell(service, keys.namespace, chore, record=record, content=draft.content)
+        reason = await settle_or_tell(service, keys.namespace, chore, replace(draft.content, record=record))
     written = Written(keys.namespace, answer["id"], record.rev)
     reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
@@ -107,11 +107,6 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
 
 
 def _check(settings: Settings, args: StoreArguments) -> Record:
-    """Make a record without an owner of the caller's arguments.
-
-    Raises:
-        InvalidArgument: one of them is not valid.
-    """
     validation.check_secrecy(args.sensitive, args.visibility)
     if args.idempotency_key is not None:
         validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
@@ -142,7 +137,7 @@ def _check(settings: Settings, args: StoreArguments) -> Record:
 
 
 def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | None:
-    """Check a ready-made vector, and repeat it for every chunk; shape (chunks, dimension)."""
+    """Check a given vector and repeat it for every chunk; shape (chunks, dimension)."""
     if args.vector is None:
         return None
     with np.errstate(over="ignore"):
@@ -150,52 +145,22 @@ def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | 
     return np.repeat(given, chunks, axis=0)
 
 
-async def _quota_problem(
-    service: MemoryServices, principal: Principal, chunks: int, args: StoreArguments
-) -> QuotaExceeded | None:
-    """Count a new memory against the quota. One with an idempotency key may be stored already, so it is tried still.
-
-    Raises:
-        QuotaExceeded: there is no room, and the memory has no idempotency key.
-    """
-    try:
-        await service.quotas.take(principal, 1, chunks)
-    except QuotaExceeded as error:
-        if args.idempotency_key is None:
-            raise
-        return error
-    return None
-
-
 async def _similar(
-    service: MemoryServices,
-    request: RequestContext,
-    principal: Principal,
-    record: Record,
-    vector: Matrix,
-    model: Model,
+    service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
-    """Find what the new memory resembles; advice only, so its failure never fails a store.
-
-    A sensitive one is compared with sensitive ones alone: its vector never goes to Redis in clear.
-    """
+    """Find similar memories; only sensitive ones if it is sensitive. A failure never fails the store."""
     try:
         found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []
-    return [
-        Similar(memory_id=near.record.id, score=round(near.score, 4), content=near.record.content[:_SNIPPET])
-        for near in found
-    ]
+    records = [(near.record, near.score) for near in found]
+    return [Similar(memory_id=one.id, score=score, content=one.content[:_SNIPPET]) for one, score in records]
 
 
 async def _write(
     service: MemoryServices, request: RequestContext, principal: Principal, draft: _Draft, shown: Sequence[str]
 ) -> tuple[Record, dict[str, Any]]:
-    """Call the store Function, again if the agent's owner id or its data key changed in between.
-
-    Gives the record as the Function received it, and its answer.
-    """
+    """Call the store Function, again if the agent's owner id or data key changed. Returns the record and the answer."""
     args, content, record, answer = draft.args, draft.content, draft.record, dict[str, Any]()
     keys, audit = Keys(principal.namespace), request.caller.audit("store_memory", [record.id], shown)
     for _ in range(_ATTEMPTS):
@@ -208,21 +173,14 @@ async def _write(
             scope=scope_of(draft.record, owner),
             content_hash=encoder.content_hash(content.content),
         )
+        names = [
+            keys.memory(record.id), keys.agent(record.writer), keys.job_streams, keys.audit, keys.seq(owner),
+            keys.same(owner, record.content_hash), keys.counters, keys.idempotency(owner, args.idempotency_key or ""),
+            keys.chores, keys.events, keys.data_key(owner),
+        ]  # fmt: skip
         answer = await service.backend.write(
             "rm1_store",
-            [
-                keys.memory(record.id),
-                keys.agent(record.writer),
-                keys.job_streams,
-                keys.audit,
-                keys.seq(record.owner),
-                keys.same(record.owner, record.content_hash),
-                keys.counters,
-                keys.idempotency(record.owner, args.idempotency_key or ""),
-                keys.chores,
-                keys.events,
-                keys.data_key(record.owner),
-            ],
+            names,
             repeatable=True,
             id=record.id,
             full=draft.full is not None,
@@ -258,27 +216,21 @@ async def _write(
 def _raise_for(answer: dict[str, Any]) -> None:
     match answer["status"]:
         case "idempotency_conflict":
-            raise Conflict(
-                "this idempotency_key was used for another memory within the last day",
-                hint="use a new key for a new memory",
-            )
+            raise Conflict("this idempotency_key was used for another memory within the last day", hint="use a new key")
         case "bad_vector":
             raise InvalidArgument("the vector is not of unit length", hint="see gpu_status")
         case "key_missing":
             raise signed_elsewhere()
         case "owner_changed" | "key_changed":
-            raise StoreUnavailable("the agent was registered anew meanwhile", hint="try again", retry_after=0.1)
+            raise StoreUnavailable("the agent was registered again meanwhile", hint="try again", retry_after=0.1)
         case _:
-            return
+            pass
 
 
 def _idempotency(vault: Vault, keys: Keys, record: Record, args: StoreArguments) -> dict[str, Any] | None:
     if args.idempotency_key is None:
         return None
-    said = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
-    text = json.dumps(said, sort_keys=True, default=list)
-    if args.sensitive:
-        payload = vault.fingerprint(keys.namespace, record.owner, text)
-    else:
-        payload = hashlib.sha256(text.encode()).hexdigest()
-    return {"payload": payload, "ttl": IDEMPOTENCY_SECONDS}
+    stored = args.model_dump(exclude={"idempotency_key", "wait", "agent_id"}) | {"tags": args.tags or []}
+    text = json.dumps(stored, sort_keys=True, default=list)
+    sealed = vault.fingerprint(keys.namespace, record.owner, text) if args.sensitive else None
+    return {"payload": sealed or hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}

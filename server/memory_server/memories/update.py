@@ -1,4 +1,4 @@
-"""Changes a memory only at the revision that was read, so that no concurrent change is lost."""
+"""Updates a memory only at the revision that was read, so that no concurrent change is lost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
 from memory_server.engine.backend import after_write
-from memory_server.engine.deferred_writes import Written
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
@@ -31,21 +30,14 @@ _OPTIONAL_FIELDS = ("tags", "context", "metadata", "terms", "body", SEALED_BODY,
 
 @reads
 async def update_memory(service: MemoryServices, request: RequestContext, args: UpdateArguments) -> UpdateAnswer:
-    """Change one of the caller's own memories and return it as it is now.
+    """Update a memory and return it. Only a new priority restarts its lifetime.
 
-    A new priority restarts its lifetime; nothing else moves the expiry. A grant to write covers the content and
-    metadata of another agent's memory: other changes would share it further or take it from its owner.
-
-    Raises:
-        NotFound: no such memory that the caller may read.
-        Forbidden: the caller may read it but it is another's, and no grant lets the caller change this.
-        Conflict: its revision is not `expected_rev`.
-        Tampered: it is not as a server of ours wrote it.
-        InvalidArgument: a value is not valid, or nothing was to change.
+    A grant covers only content and metadata: other changes would share the memory further or take it from its owner.
+    Raises NotFound, Forbidden, Conflict (wrong `expected_rev`), Tampered or InvalidArgument.
     """
     memory_id, expected_rev = args.memory_id, args.expected_rev
     if not args.changed:
-        raise InvalidArgument("nothing to change", hint="give content, priority, visibility, tags, context or metadata")
+        raise InvalidArgument("nothing to update", hint="pass content, priority, visibility, tags, context or metadata")
     for _ in range(_ATTEMPTS):
         principal = await resolve(service.backend, request)
         model = await service.models.current(principal.namespace)
@@ -60,9 +52,8 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
         if status == "updated":
             answer = await _read_back(service, request, memory_id)
             written = Written(principal.namespace, memory_id, new.rev)
-            reached = await service.durability.reached(
-                request, written, critical=Priority.CRITICAL in (old.priority, new.priority)
-            )
+            critical = Priority.CRITICAL in {old.priority, new.priority}
+            reached = await service.durability.reached(request, written, critical=critical)
             return UpdateAnswer(
                 memory=answer.memory,
                 access_count=answer.access_count,
@@ -74,7 +65,7 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
             )
         if status == "gone":
             raise NotFound(f"memory {memory_id} was deleted meanwhile")
-    raise StoreUnavailable("the memory keeps being changed by others", hint="try again", retry_after=0.5)
+    raise StoreUnavailable("others keep changing the memory", hint="try again", retry_after=0.5)
 
 
 async def _read_back(service: MemoryServices, request: RequestContext, memory_id: str) -> MemoryAnswer:
@@ -82,7 +73,7 @@ async def _read_back(service: MemoryServices, request: RequestContext, memory_id
         try:
             return await retrieve_memory(service, request, memory_id)
         except NotFound:
-            raise NotFound(f"memory {memory_id} was changed, and has expired or been deleted since") from None
+            raise NotFound(f"memory {memory_id} was updated, but has expired or been deleted since") from None
 
 
 def _check_may_change(principal: Principal, old: Record, args: UpdateArguments) -> None:
@@ -91,17 +82,14 @@ def _check_may_change(principal: Principal, old: Record, args: UpdateArguments) 
     if not principal.grants_to_write(old.scope):
         raise Forbidden(f"memory {old.id} belongs to another agent", hint="store one of your own instead")
     if args.changed - {"content", "metadata"}:
-        raise Forbidden(
-            f"memory {old.id} belongs to another agent; a grant to write covers its content and metadata alone",
-            hint="leave out priority, visibility, tags and context",
-        )
+        message = f"memory {old.id} belongs to another agent; a grant to write covers only content and metadata"
+        raise Forbidden(message, hint="leave out priority, visibility, tags and context")
 
 
 def _changed(settings: Settings, principal: Principal, old: Record, args: UpdateArguments) -> Record:
-    limits = settings.limits
     content, context, metadata = old.content, old.context, old.metadata
     if args.content is not None:
-        content = validation.check_text(args.content, "content", limits.content_bytes)
+        content = validation.check_text(args.content, "content", settings.limits.content_bytes)
     if args.context is not None:
         context = check_label(args.context, "context") if args.context else None
     if args.metadata is not None:
@@ -124,7 +112,7 @@ def _changed(settings: Settings, principal: Principal, old: Record, args: Update
 async def _write(
     service: MemoryServices, request: RequestContext, principal: Principal, old: Record, new: Record, model: Model
 ) -> tuple[str, str | None]:
-    """Call the update Function and settle the further chunks; give the Function's status and what is amiss."""
+    """Call the update Function and settle further chunks. Returns its status, and why the chunks are not settled."""
     keys = Keys(principal.namespace)
     content_changed = new.content != old.content
     chunks = await split_content(new.content)
@@ -138,24 +126,16 @@ async def _write(
     fields, sealed = encoder.head(new, chunks), service.backend.integrity.seal
     vector = content.vector(0)
     if not content_changed and encoder.key_version:
-        vector = old.vector  # it is sealed again, because its seal is bound to the revision
+        vector = old.vector  # sealed again: the seal is bound to the revision
+    names = [
+        keys.memory(old.id), keys.job_streams, keys.audit, keys.counters, keys.use(old.id),
+        keys.same(old.owner, old.content_hash), keys.same(old.owner, new.content_hash), keys.chores,
+        keys.seq(old.owner), keys.events, keys.granted(principal.agent), keys.agent(principal.agent),
+        keys.data_key(old.owner),
+    ]  # fmt: skip
     answer = await service.backend.write(
         "rm1_update",
-        [
-            keys.memory(old.id),
-            keys.job_streams,
-            keys.audit,
-            keys.counters,
-            keys.use(old.id),
-            keys.same(old.owner, old.content_hash),
-            keys.same(old.owner, new.content_hash),
-            keys.chores,
-            keys.seq(old.owner),
-            keys.events,
-            keys.granted(principal.agent),
-            keys.agent(principal.agent),
-            keys.data_key(old.owner),
-        ],
+        names,
         id=old.id,
         prefix=keys.prefix,
         owners=list(principal.owners),
@@ -182,7 +162,8 @@ async def _write(
             service.ring(principal.namespace)
         if most > 1:
             chore = f"{old.id}:{most}"
-            return "updated", await settle_or_tell(service, principal.namespace, chore, record=new, content=content)
+            content = replace(content, record=new)
+            return "updated", await settle_or_tell(service, principal.namespace, chore, content)
     if answer["status"] == "key_missing":
         raise signed_elsewhere()
     return answer["status"], None

@@ -1,4 +1,4 @@
-"""The audit as an operator reads it: page by page with each entry's proof, and checked as a whole on demand."""
+"""Shows the audit to operators: pages of entries with proofs, and a check of the whole audit."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
-from memory_server.contract.dashboard import AuditAnswer, AuditCheckAnswer, AuditEntry, AuditProblem
-from memory_server.contract.dashboard_arguments import AuditArguments
+from memory_server.contract.dashboard import AuditAnswer, AuditArguments, AuditCheckAnswer, AuditEntry, AuditProblem
 from memory_server.engine.request import Caller
 from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
@@ -23,51 +22,36 @@ from memory_server.security.audit.verifier import Report
 from memory_server.service import Service
 
 _SCANNED = 5000
-"""Entries looked through for one page that is narrowed down."""
+"""Entries read at most for one filtered page."""
 _CURSOR = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 _FRESH_SECONDS = 5.0
 
 
 async def read_audit(service: Service, caller: Caller, args: AuditArguments) -> AuditAnswer:
-    """Show entries before a cursor, newest first.
-
-    Raises:
-        Forbidden: the caller is no operator.
-        InvalidArgument: the cursor is none.
-    """
+    """Show the entries before a cursor, newest first; raises Forbidden and, for a malformed cursor, InvalidArgument."""
     check_admin(caller)
     if args.cursor is not None and not _CURSOR.fullmatch(args.cursor):
-        raise InvalidArgument(f"cursor {echo(args.cursor)} is not one", hint="use next_cursor as it was given")
+        raise InvalidArgument(f"unknown cursor {echo(args.cursor)}", hint="use next_cursor unchanged")
     keys = Keys(caller.namespace)
     await service.auditor.flush()
     counted = await service.backend.read(lambda client: reader.counters(client, keys))
     found, after = await service.backend.read(lambda client: _page(client, keys, args))
     keyring = service.backend.keyring
     keyed = keyring.signer is not None
-    return AuditAnswer(
-        entries=[
-            _shown(entry, entry.check(keyring, caller.namespace) if keyed else None, counted.sealed) for entry in found
-        ],
-        next_cursor=after,
-        given=counted.given,
-        sealed=counted.sealed,
-        keyed=keyed,
-    )
+    proofs = [entry.check(keyring, caller.namespace) if keyed else None for entry in found]
+    entries = [_view(entry, proof, counted.sealed) for entry, proof in zip(found, proofs, strict=True)]
+    return AuditAnswer(entries=entries, next_cursor=after, given=counted.given, sealed=counted.sealed, keyed=keyed)
 
 
 class Checks:
-    """Checks of whole trails, one at a time: each reads and proves every entry."""
+    """Checks whole audits, one at a time because each check reads every entry."""
 
     def __init__(self) -> None:
         self._checking = asyncio.Lock()
         self._known: dict[str, tuple[float, AuditCheckAnswer]] = {}
 
     async def check(self, service: Service, caller: Caller) -> AuditCheckAnswer:
-        """Check the whole audit of the caller's namespace.
-
-        Raises:
-            Forbidden: the caller is no operator.
-        """
+        """Check the whole audit of the caller's namespace; raises Forbidden."""
         check_admin(caller)
         async with self._checking:
             at, known = self._known.get(caller.namespace, (0.0, None))
@@ -85,7 +69,7 @@ def _report(report: Report) -> AuditCheckAnswer:
     return AuditCheckAnswer(ok=report.ok, problems=problems, checked_at=to_iso(redis_time.now()) or "", **found)
 
 
-def _is_wanted(fields: dict[str, str], args: AuditArguments) -> bool:
+def _matches(fields: dict[str, str], args: AuditArguments) -> bool:
     return (
         (not args.who or args.who in (fields.get("who"), fields.get("as")))
         and (not args.op or fields.get("op") == args.op)
@@ -95,16 +79,14 @@ def _is_wanted(fields: dict[str, str], args: AuditArguments) -> bool:
 
 
 async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[Entry], str | None]:
-    """Collect wanted entries until the page is full, the trail ends, or enough was looked through."""
-    found: list[Entry] = []
-    end, seen = f"({args.cursor}" if args.cursor else "+", 0
+    found, seen, end = list[Entry](), 0, f"({args.cursor}" if args.cursor else "+"
     while True:
         async with store_errors():
             rows = await client.execute_command(b"XREVRANGE", keys.audit, end, "-", "COUNT", reader.AT_ONCE)
         for at, parts in rows:
             entry = Entry(at, tuple(parts))
             end, seen = f"({at.decode()}", seen + 1
-            if _is_wanted(entry.fields, args):
+            if _matches(entry.fields, args):
                 found.append(entry)
             if len(found) == args.limit or seen == _SCANNED:
                 return found, end[1:]
@@ -112,9 +94,8 @@ async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[
             return found, None
 
 
-def _shown(entry: Entry, proof: str | None, sealed: int) -> AuditEntry:
-    fields = entry.fields
-    count = fields.get("count", "")
+def _view(entry: Entry, proof: str | None, sealed: int) -> AuditEntry:
+    fields, count = entry.fields, entry.fields.get("count", "")
     return AuditEntry(
         id=entry.id.decode(),
         number=entry.number,

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
+from memory_core.slices import slices
 from memory_core.store import sidecar
-from memory_core.store.sidecar import SidecarStatus
 from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories.store import store_memory
@@ -30,6 +30,7 @@ _TTL_SECONDS = 600
 _VECTOR_SECONDS = 60.0
 
 Progress = Callable[[str, int, int], None]
+"""Receives a stage, how much is done and the total."""
 
 
 class Measurements(BaseModel):
@@ -59,11 +60,7 @@ class Size:
 
 
 async def measure(service: Service, size: Size, progress: Progress) -> Measurements:
-    """Measure, then delete what was stored. `progress` receives a stage, what is done and the total.
-
-    Raises:
-        EmbeddingUnavailable: no sidecar answers.
-    """
+    """Measure, then delete the stored memories; raises EmbeddingUnavailable if no sidecar answers."""
     caller = Caller(NAMESPACE, AGENT, origin=system_entry(AGENT, "bench")["from"])
     await service.namespaces.get(NAMESPACE)
     texts = [_text(number) for number in range(size.texts)]
@@ -82,7 +79,7 @@ async def measure(service: Service, size: Size, progress: Progress) -> Measureme
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         redis=str(info["redis_version"]),
         durability=service.backend.durability,
-        sidecars=[_describe(one) for one in living],
+        sidecars=[f"{one.device} by {one.backend} on {one.host}" for one in living],
         model=(await service.models.current(NAMESPACE)).name,
         texts=size.texts,
         embedded_per_second=round(size.texts / embedding_seconds, 1),
@@ -96,7 +93,7 @@ async def measure(service: Service, size: Size, progress: Progress) -> Measureme
 
 
 def _text(number: int) -> str:
-    """Return a text of about 45 words that is in no cache."""
+    """Return a new text of about 45 words, so that no cache has it."""
     topic = _TOPICS[number % len(_TOPICS)]
     return (
         f"Note {number} of run {secrets.token_hex(4)}: we spoke about {topic}, and agreed that the next one to work on "
@@ -106,21 +103,21 @@ def _text(number: int) -> str:
 
 async def _embed(service: Service, caller: Caller, texts: Sequence[str], progress: Progress) -> None:
     """Embed in batches. `secret` bypasses the cache."""
-    for start in range(0, len(texts), 64):
-        await service.embeddings.embed(texts[start : start + 64], caller, secret=True)
-        progress("embedding", min(start + 64, len(texts)), len(texts))
+    done = 0
+    for part in slices(texts, 64):
+        await service.embeddings.embed(part, caller, secret=True)
+        done += len(part)
+        progress("embedding", done, len(texts))
 
 
 async def _store(service: Service, caller: Caller, texts: Sequence[str], progress: Progress) -> None:
-    """Store one memory per call, some calls at once, without waiting for vectors."""
     waiting, done = iter(texts), 0
 
     async def work() -> None:
         nonlocal done
         for text in waiting:
-            await store_memory(
-                service, RequestContext(caller), StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
-            )
+            arguments = StoreArguments(content=text, wait=False, ttl_seconds=_TTL_SECONDS)
+            await store_memory(service, RequestContext(caller), arguments)
             done += 1
             progress("storing", done, len(texts))
 
@@ -138,7 +135,6 @@ async def _until_vectors(service: Service, since: float) -> float | None:
 
 
 async def _search(service: Service, caller: Caller, number: int, total: int, progress: Progress) -> float:
-    """Search once with a new query; return the milliseconds."""
     query = f"what was agreed about {_TOPICS[number % len(_TOPICS)]} in note {number} {secrets.token_hex(2)}"
     seconds = await _timed(lambda: semantic_search(service, RequestContext(caller), SearchArguments(query=query)))
     progress("searching", number + 1, total)
@@ -149,7 +145,3 @@ async def _timed(action: Callable[[], Awaitable[object]]) -> float:
     started = time.perf_counter()
     await action()
     return time.perf_counter() - started
-
-
-def _describe(one: SidecarStatus) -> str:
-    return f"{one.device} by {one.backend} on {one.host}"

@@ -25,10 +25,7 @@ def no_progress(*_: object) -> None:
 async def examine(
     settings: Settings, *, deep: bool = False, progress: Progress = no_progress, clock: Callable[[], float] = time.time
 ) -> DoctorReport:
-    """Check the configured or embedded Redis, its indexes and sidecars, and this machine.
-
-    With `deep`, also check every record and report the progress.
-    """
+    """Check Redis, its indexes and sidecars, and this machine; with `deep`, also every record."""
     report = DoctorReport()
     running = await _find_redis(settings, report)
     machine.check_files(report, settings, running.paths if running else None)
@@ -40,7 +37,13 @@ async def examine(
     client = connect(running.url)
     try:
         if await check_redis(client, report, clock):
-            await _check_contents(Inspection(client, settings, keyring, report), deep, progress)
+            inspection = Inspection(client, settings, keyring, report)
+            ready = await check_sidecars(inspection)
+            machine.check_weights(report, settings, len(ready))
+            machine.check_gpu(report, settings, report.sidecars)
+            await check_namespaces(inspection)
+            if deep:
+                await check_deep(inspection, progress)
     except MemoryServiceError as error:
         report.error("redis.answer", error.message, error.hint or "start Redis")
     finally:
@@ -68,13 +71,3 @@ def _keys(settings: Settings, running: RunningRedis, report: DoctorReport) -> Ke
     except MemoryServiceError as error:
         report.error("keys.unreadable", error.message, error.hint or "see master_key_file in docs/settings.md")
         return Keyring()
-
-
-async def _check_contents(inspection: Inspection, deep: bool, progress: Progress) -> None:
-    report, settings = inspection.report, inspection.settings
-    ready = await check_sidecars(inspection)
-    machine.check_weights(report, settings, len(ready))
-    machine.check_gpu(report, settings, report.sidecars)
-    await check_namespaces(inspection)
-    if deep:
-        await check_deep(inspection, progress)

@@ -1,13 +1,14 @@
-"""Replaces keys: an owner's data key, under which its memories are then sealed anew, or the master key around it.
+"""Rotates keys: an owner's data key, with which its memories are encrypted again, or the master key that encrypts it.
 
-All of it can be killed at any moment and run again. A data key's new version is put in force first, from when on
-nothing is sealed under the old one; that is forgotten only once nothing needs it.
+An interrupted rotation can be started again. It first makes a new version of the data key current, so that nothing new
+uses the old version, and drops the old version once no memory needs it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ _CURRENT = b"current"
 
 @dataclass(slots=True)
 class Rotated:
-    """What came of a rotation; with `closed` memories that nobody can open the old key is kept."""
+    """The result of a rotation. If some memories cannot be decrypted (`closed`), the old key is kept."""
 
     owner: str
     resealed: int = 0
@@ -45,7 +46,7 @@ class Rotated:
 
 
 async def owners_with_keys(backend: Backend, namespace: str, agent: str | None = None) -> list[str]:
-    """Name the owner ids that have a data key, all or those of one agent."""
+    """Return the owner ids that have a data key, of one agent or all."""
     keys = Keys(namespace)
     keyed = {raw.decode() for raw in await backend.read(lambda client: client.smembers(keys.keyed))}
     if agent is None:
@@ -55,21 +56,13 @@ async def owners_with_keys(backend: Backend, namespace: str, agent: str | None =
 
 
 async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
-    """Give an owner a new data key and seal its memories anew; one that was begun earlier is only finished.
-
-    Raises:
-        KeyMissing: this process lacks the master key. StoreUnavailable: the index is not whole, or memories kept
-        changing; run it again.
-    """
-    prepared = await service.namespaces.get(namespace)
-    if prepared.progress < 1:
+    """Encrypt an owner's memories with a new data key, or finish a rotation. Raises KeyMissing, StoreUnavailable."""
+    if (await service.namespaces.get(namespace)).progress < 1:
         raise StoreUnavailable("the index is being built", hint="run it again in a while", retry_after=5.0)
     rotated = Rotated(owner)
     known = await service.vault.all_versions(namespace, owner)
-    if known is None:
-        return rotated
-    if len(known.versions) == 1:
-        await _turn(service.backend, namespace, owner, known.current)
+    if known and len(known.versions) == 1:
+        await _add_version(service.backend, namespace, owner, known.current)
         known = await service.vault.all_versions(namespace, owner)
     if known is None:
         return rotated
@@ -77,69 +70,46 @@ async def rotate(service: Service, namespace: str, owner: str) -> Rotated:
         rotated.resealed += done
     if not rotated.closed:
         for version in known.versions.keys() - {known.current}:
-            await _drop(service.backend, namespace, owner, version)
+            request: dict[str, Any] = {"repeatable": True, "version": version}
+            await _write(service.backend, namespace, owner, "rm1_key_drop", "drop data key", **request)
         service.vault.forget(namespace, owner)
     return rotated
 
 
 async def rewrap(backend: Backend, namespace: str, owner: str) -> int:
-    """Put an owner's data keys under the master key in force; give how many were under another one.
-
-    Raises:
-        KeyMissing: this process lacks the master key that they are under. Tampered: one was altered.
-    """
-    keyring, keys = backend.keyring, Keys(namespace)
-    wrapped = await backend.read(lambda client: client.hgetall(keys.data_key(owner)))
-    done = 0
-    for name, before in wrapped.items():
+    """Encrypt an owner's data keys with the current master key; return how many. Raises KeyMissing, Tampered."""
+    keyring, done = backend.keyring, 0
+    versions = await backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
+    for name, before in versions.items():
         if name == _CURRENT or key_id(before) == keyring.master.id:
             continue
         version = name.decode()
         key = unwrap(keyring.secret, before, version, namespace, owner)
-        answer = await backend.write(
-            "rm1_key_rewrap",
-            [keys.data_key(owner), keys.audit, keys.counters],
-            version=version,
-            before=before,
-            wrapped=wrap(keyring.master, key, namespace, owner),
-            audit=system_entry(WHO, "rewrap data key", [owner]),
-        )
-        done += answer["status"] == "rewrapped"
+        wrapped = wrap(keyring.master, key, namespace, owner)
+        request: dict[str, Any] = {"version": version, "before": before, "wrapped": wrapped}
+        done += await _write(backend, namespace, owner, "rm1_key_rewrap", "rewrap data key", **request) == "rewrapped"
     return done
 
 
-async def _turn(backend: Backend, namespace: str, owner: str, before: str) -> None:
-    """Put a new version in force.
-
-    Raises:
-        Conflict: another rotation did so meanwhile.
-    """
-    keys, key = Keys(namespace), Key.new()
-    answer = await backend.write(
-        "rm1_key_turn",
-        [keys.data_key(owner), keys.audit, keys.counters],
-        before=before,
-        version=key.id,
-        wrapped=wrap(backend.keyring.master, key, namespace, owner),
-        audit=system_entry(WHO, "rotate data key", [owner]),
-    )
-    if answer["status"] != "turned":
-        raise Conflict("another rotation is under way", hint="run it again when that is done")
+async def _add_version(backend: Backend, namespace: str, owner: str, before: str) -> None:
+    key = Key.new()
+    wrapped = wrap(backend.keyring.master, key, namespace, owner)
+    request: dict[str, Any] = {"before": before, "version": key.id, "wrapped": wrapped}
+    if await _write(backend, namespace, owner, "rm1_key_turn", "rotate data key", **request) != "turned":
+        raise Conflict("another rotation is in progress", hint="run it again when that one is done")
 
 
-async def _drop(backend: Backend, namespace: str, owner: str, version: str) -> None:
+async def _write(
+    backend: Backend, namespace: str, owner: str, function: str, op: str, *, repeatable: bool = False, **request: Any
+) -> str | None:
     keys = Keys(namespace)
-    await backend.write(
-        "rm1_key_drop",
-        [keys.data_key(owner), keys.audit, keys.counters],
-        repeatable=True,
-        version=version,
-        audit=system_entry(WHO, "drop data key", [owner]),
-    )
+    names, audit = [keys.data_key(owner), keys.audit, keys.counters], system_entry(WHO, op, [owner])
+    answer = await backend.write(function, names, repeatable=repeatable, audit=audit, **request)
+    return answer.get("status")
 
 
 async def _reseal_all(service: Service, namespace: str, owner: str, version: str, rotated: Rotated) -> int:
-    """Go once over an owner's sensitive memories, newest first; give how many were under another version."""
+    """Encrypt an owner's sensitive memories again, newest first; return how many used another version."""
     position, done, rotated.closed = None, 0, 0
     while found := await _slice(service, namespace, owner, position):
         for record in found:
@@ -152,7 +122,6 @@ async def _reseal_all(service: Service, namespace: str, owner: str, version: str
 
 
 async def _slice(service: Service, namespace: str, owner: str, position: float | None) -> list[Record]:
-    """Load the next few memories of an owner that were stored before `position`."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
     selected = build.created_before(build.memories(build.sensitive(build.of_owner(owner))), position)
 
@@ -169,11 +138,7 @@ async def _slice(service: Service, namespace: str, owner: str, position: float |
 
 
 async def _reseal(service: Service, namespace: str, record: Record, version: str) -> bool:
-    """Seal one memory anew; false where it was under the version already, or is gone.
-
-    Raises:
-        StoreUnavailable: it kept changing.
-    """
+    """Encrypt one memory again; False if it uses the version already or is gone."""
     for _ in range(_ATTEMPTS):
         if record.sealed is None or key_id(record.sealed.text) == version:
             return False
@@ -188,7 +153,7 @@ async def _reseal(service: Service, namespace: str, record: Record, version: str
 
 
 async def _replace(service: Service, namespace: str, closed: Record) -> bool:
-    """Write a memory as it is sealed now; false where it changed meanwhile."""
+    """Write a memory encrypted with the current key; False if it changed meanwhile."""
     keys, record = Keys(namespace), await service.vault.open(namespace, closed)
     model = closed.sealed.model if closed.sealed and closed.sealed.model else await service.models.current(namespace)
     chunks = await split_content(record.content)
@@ -234,7 +199,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
 
 
 async def _vectors(service: Service, namespace: str, record: Record, pieces: int, model: Model) -> Matrix | None:
-    """Give the vectors of all pieces of a long memory, shape (pieces, dimension), unless one is missing."""
+    """Return the vectors of all chunks of a long memory, shape (chunks, dimension); None if one is missing."""
     if pieces == 1 or record.vector is None:
         return None
     refs = [Ref(record.id, number) for number in range(1, pieces)]
@@ -246,9 +211,6 @@ async def _vectors(service: Service, namespace: str, record: Record, pieces: int
 async def _load(
     backend: Backend, namespace: str, refs: Sequence[Ref], model: Model, *, whole: bool = False
 ) -> list[Record]:
-    keys = Keys(namespace)
-
-    async def fetch(client: Client) -> list[Record]:
-        return await loader.load(client, keys, refs, backend.integrity, model=model, whole=whole)
-
-    return await backend.read(fetch)
+    return await backend.read(
+        lambda client: loader.load(client, Keys(namespace), refs, backend.integrity, model=model, whole=whole)
+    )

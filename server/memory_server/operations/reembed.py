@@ -1,6 +1,6 @@
-"""Gives all that a namespace holds a vector of another model, through its sidecars, while the present one answers.
+"""Embeds a namespace's memories, tasks and agents with another model, while the current model answers.
 
-What is still to be done is read from the records themselves, so it may be stopped at any moment and begun again.
+Each run reads from the records which vectors are missing, so an interrupted run can be started again.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memory_core.errors import EmbeddingUnavailable, Tampered
+from memory_core.records import redis_time
 from memory_core.records.agent import load_agents, profile_vector
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
@@ -19,30 +21,29 @@ from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.task import load_tasks, load_vectors
 from memory_core.records.vectors import to_bytes
-from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.agents.registry import self_description
 from memory_server.engine.backend import Backend
 from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.request import Caller
-from memory_server.index import loader
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
-from memory_server.index.loader import Ref
+from memory_server.index.loader import Ref, load
 from memory_server.operations.quarantine import CONSOLE
-from memory_server.operations.sweeper import ask_again
+from memory_server.operations.sweeper import queue_jobs
 from memory_server.service import Service
 
-Tell = Callable[[str, int, int], None]
-"""Told the stage, how much is done, and of how much."""
+Progress = Callable[[str, int, int], None]
+"""Receives the stage, how much is done, and the total."""
 AT_ONCE = 2000
-"""Texts that wait for their vectors at a time."""
+"""Texts that wait for their vectors at the same time."""
 _SLICE = 100
 _TRIES = 2
-"""A piece may be changed between its loading and its job, which is stale then."""
+"""If a chunk changes between its loading and its job, the job is stale."""
 _POLL_SECONDS = 0.05
 _PATIENCE_SECONDS = 10.0
-"""How long no sidecar of the model may live before it is given up."""
+"""How long to wait without a living sidecar of the model."""
 _TEXTS_AT_ONCE = 32
 _MOST_TASKS = 10_000
 _EMBED_SECONDS = 30.0
@@ -50,14 +51,15 @@ _EMBED_SECONDS = 30.0
 
 @dataclass(slots=True)
 class Filling:
-    """One walk over the pieces that have no vector of a model. `asked` counts them, `failed` are those that no sidecar
-    could embed, `unreadable` those that are gone or not to be believed.
+    """One pass over the chunks that have no vector of a model.
+
+    `asked` counts the queued chunks. `failed` could not be embedded. `unreadable` are deleted or failed verification.
     """
 
     service: Service
     namespace: str
     model: Model
-    tell: Tell
+    progress: Progress
     asked: int = 0
     failed: list[Ref] = field(default_factory=list[Ref])
     unreadable: set[Ref] = field(default_factory=set[Ref])
@@ -65,19 +67,13 @@ class Filling:
     _alive_at: float = 0.0
 
     async def run(self) -> Filling:
-        """Go on until all that was there has its vector. What is stored meanwhile brings its own job.
-
-        Raises:
-            EmbeddingUnavailable: no sidecar of the model lives. KeyMissing: there are sensitive memories, and no
-            master key.
-        """
-        seconds, microseconds = await self.service.backend.read(lambda client: client.time())
-        query = build.not_embedded(self.model, seconds + microseconds / 1e6)
-        await self._tell()
+        """Embed all chunks that exist now; later ones bring their own job. Raises EmbeddingUnavailable, KeyMissing."""
+        query = build.not_embedded(self.model, await self.service.backend.read(redis_time.ask))
+        await self._report()
         while records := await self._next(query):
-            await self._ask(records)
+            await self._queue(records)
             await self._until_done()
-            await self._tell()
+            await self._report()
         self.failed = [ref for ref in await self._lacking(query) if ref not in self.unreadable]
         return self
 
@@ -96,35 +92,24 @@ class Filling:
         given_up = len(self.unreadable) + sum(tries >= _TRIES for tries in self._tries.values())
         limit, timeout = AT_ONCE + min(given_up, candidates.MAX_DEPTH), self.service.settings.search_timeout_ms
         keys = Keys(self.namespace)
-
-        async def fetch(client: Client) -> list[Ref]:
-            return await candidates.some(client, keys, query, limit=limit, timeout_ms=timeout)
-
-        return await self.service.namespaces.search(self.namespace, fetch)
+        return await self.service.namespaces.search(
+            self.namespace, lambda client: candidates.some(client, keys, query, limit=limit, timeout_ms=timeout)
+        )
 
     async def _load(self, refs: Sequence[Ref]) -> list[Record]:
-        keys, opened = Keys(self.namespace), list[Record]()
-        for start in range(0, len(refs), _SLICE):
-            part = refs[start : start + _SLICE]
-
-            async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-                return await loader.load(client, keys, part, self.service.backend.integrity)
-
-            for record in await self.service.backend.read(fetch):
-                try:
+        keys, opened, backend = Keys(self.namespace), list[Record](), self.service.backend
+        for part in slices(refs, _SLICE):
+            for record in await backend.read(lambda client, part=part: load(client, keys, part, backend.integrity)):
+                with suppress(Tampered):
                     opened.append(await self.service.vault.open(self.namespace, record))
-                except Tampered:
-                    continue
         return opened
 
-    async def _ask(self, records: Sequence[Record]) -> None:
-        for start in range(0, len(records), _SLICE):
-            part = records[start : start + _SLICE]
-            self.asked += await ask_again(self.service, self.namespace, part, self.model)
+    async def _queue(self, records: Sequence[Record]) -> None:
+        for part in slices(records, _SLICE):
+            self.asked += await queue_jobs(self.service, self.namespace, part, self.model)
             self._tries.update(Ref(record.id, record.part) for record in part)
 
     async def _until_done(self) -> None:
-        """Wait until no job is left of those that are queued now."""
         stream = Keys(self.namespace).jobs(self.model.name)
         newest = await self.service.backend.read(lambda client: client.xrevrange(stream, count=1))
         while newest:
@@ -135,11 +120,7 @@ class Filling:
             await asyncio.sleep(_POLL_SECONDS)
 
     async def _check_alive(self) -> None:
-        """Look now and then whether somebody works.
-
-        Raises:
-            EmbeddingUnavailable: for too long nobody did.
-        """
+        """Check every few seconds for a living sidecar; raises EmbeddingUnavailable if there was none for too long."""
         if time.monotonic() - self._alive_at < sidecar.HEARTBEAT_SECONDS:
             return
         if await sidecars_of(self.service.backend, self.model.name) or not self._alive_at:
@@ -147,40 +128,38 @@ class Filling:
         elif time.monotonic() - self._alive_at > _PATIENCE_SECONDS:
             raise no_sidecar(self.model.name)
 
-    async def _tell(self) -> None:
+    async def _report(self) -> None:
         keys, timeout = Keys(self.namespace), self.service.settings.search_timeout_ms
         queries = [build.with_vector(build.Query(), self.model), build.everything()]
         counts = await self.service.namespaces.search(
             self.namespace, lambda client: candidates.count_all(client, keys, queries, timeout)
         )
-        self.tell("embedding", *counts)
+        self.progress("embedding", *counts)
 
 
 async def sidecars_of(backend: Backend, model: str) -> list[sidecar.SidecarStatus]:
-    """Find the living sidecars of a model."""
+    """Return the living sidecars of a model."""
     return [one for one in await backend.read(sidecar.living) if one.model == model]
 
 
 def no_sidecar(model: str) -> EmbeddingUnavailable:
-    """Say what is missing, and that nothing is lost."""
+    """Make the error for a model without a living sidecar."""
     return EmbeddingUnavailable(
         f"no embedding sidecar for {model} is alive",
-        hint=f"start one beside the others: redis-memory-embedder --model {model}; then run this again, it goes on",
+        hint=f"start one in addition: redis-memory-embedder --model {model}; then run this again to continue",
         retry_after=5.0,
     )
 
 
 async def embed_tasks(service: Service, namespace: str, model: Model, other: Model) -> None:
-    """Give open tasks that have a vector of another model one of this: tasks that say the same are told by it."""
+    """Embed open tasks that have only the other model's vector. Vectors find tasks with a similar description."""
     keys, timeout = Keys(namespace), service.settings.search_timeout_ms
     ids = await service.namespaces.search(
-        namespace,
-        lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout),
+        namespace, lambda client: candidates.open_tasks(client, keys, other, limit=_MOST_TASKS, timeout_ms=timeout)
     )
     known = await service.backend.read(lambda client: load_vectors(client, keys, ids, model)) if ids else []
     lacking = [name for name, vector in zip(ids, known, strict=True) if vector is None]
-    for start in range(0, len(lacking), _TEXTS_AT_ONCE):
-        part = lacking[start : start + _TEXTS_AT_ONCE]
+    for part in slices(lacking, _TEXTS_AT_ONCE):
         tasks = await service.backend.read(lambda client, part=part: load_tasks(client, keys, part))
         vectors = await _embed(service.embeddings, namespace, model, [task.description for task in tasks])
         await service.backend.write(
@@ -193,16 +172,13 @@ async def embed_tasks(service: Service, namespace: str, model: Model, other: Mod
 
 
 async def embed_agents(service: Service, namespace: str, model: Model) -> None:
-    """Give what agents say of themselves a vector of the model that answers. What they completed before counts no more
-    for whom later tasks go to.
-    """
+    """Embed agents' descriptions of themselves. Tasks completed earlier no longer influence routing."""
     keys = Keys(namespace)
     agents = await service.backend.read(lambda client: load_agents(client, keys))
-    telling = [agent for agent in agents if self_description(agent.description, agent.capabilities)]
-    for start in range(0, len(telling), _TEXTS_AT_ONCE):
-        part = telling[start : start + _TEXTS_AT_ONCE]
-        texts = [self_description(agent.description, agent.capabilities) for agent in part]
-        for agent, vector in zip(part, await _embed(service.embeddings, namespace, model, texts), strict=True):
+    described = [(agent, text) for agent in agents if (text := self_description(agent.description, agent.capabilities))]
+    for part in slices(described, _TEXTS_AT_ONCE):
+        vectors = await _embed(service.embeddings, namespace, model, [text for _, text in part])
+        for (agent, _), vector in zip(part, vectors, strict=True):
             await service.backend.write(
                 "rm1_agent_vector",
                 [keys.agent(agent.name)],

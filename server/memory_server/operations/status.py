@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -111,11 +112,10 @@ async def _read_redis(client: Client, found: Status, settings: Settings) -> None
         names = sorted(name.decode() for name in await client.smembers(NAMESPACES))
         found.server.servers = bool(await client.exists(SWEEPER))
         found.sidecars = await sidecar.living(client)
-    found.redis.answers = True
-    found.redis.version = str(info["redis_version"])
-    found.redis.uptime_seconds = int(info["uptime_in_seconds"])
-    found.redis.used_memory = int(info["used_memory"])
-    found.redis.clients = int(info["connected_clients"])
+    redis = found.redis
+    redis.answers, redis.version = True, str(info["redis_version"])
+    redis.uptime_seconds, redis.used_memory = int(info["uptime_in_seconds"]), int(info["used_memory"])
+    redis.clients = int(info["connected_clients"])
     found.namespaces = [await _count(client, Keys(name), settings) for name in names]
 
 
@@ -131,8 +131,16 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
         failed, agents, alive, tasks, dead = await pipe.execute()
         (jobs,) = await count_jobs(client, [keys])
         models = await read_models(client, keys)
-    state = NamespaceState(
+    model = models.current if models else settings.vector_store.model
+    queries = [build.all_memories(), build.unfinished(model)]
+    memories = waiting = None
+    with suppress(ResponseError):
+        async with store_errors():
+            memories, waiting = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
+    return NamespaceState(
         namespace=keys.namespace,
+        memories=memories,
+        waiting_for_vectors=waiting,
         embed_jobs=jobs,
         failed_jobs=failed,
         agents=agents,
@@ -140,15 +148,6 @@ async def _count(client: Client, keys: Keys, settings: Settings) -> NamespaceSta
         open_tasks=int(tasks or 0),
         dead_tasks=dead,
     )
-    try:
-        async with store_errors():
-            model = models.current if models else settings.vector_store.model
-            queries = [build.all_memories(), build.unfinished(model)]
-            counts = await candidates.count_all(client, keys, queries, settings.search_timeout_ms)
-    except ResponseError:
-        return state
-    state.memories, state.waiting_for_vectors = counts
-    return state
 
 
 def _address(running: RunningRedis) -> str:

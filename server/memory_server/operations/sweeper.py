@@ -1,6 +1,6 @@
-"""Puts right what a dying process left undone. Notifications are hints; this walk is the truth.
+"""Finishes what a dead process left undone. Notifications are only hints, so the sweeper checks Redis itself.
 
-One server process sweeps at a time, whoever holds the lease.
+Only the server process that holds the lease sweeps.
 """
 
 from __future__ import annotations
@@ -34,35 +34,37 @@ from memory_server.sharing.grants import remove_expired
 
 log = logging.getLogger(__name__)
 ROUND_SECONDS = 1.0
-"""How often the clocks of tasks and agents are looked at; every ROUNDS_A_SWEEP-th time all else is too."""
+"""How often deadlines of tasks and agents are checked; every ROUNDS_A_SWEEP-th time everything is."""
 ROUNDS_A_SWEEP = 5
 LEASE_SECONDS = 6
 TRIM_SECONDS = 3600.0
-"""How often old entries of the audit are let go."""
+"""How often old audit entries are deleted."""
 PATIENCE_SECONDS = 10.0
-"""What is younger than this is still in somebody's hands."""
+"""Another process may still be working on anything younger than this."""
 _AT_ONCE = 100
 
 
 @asynccontextmanager
 async def sweeping(service: Service) -> AsyncGenerator[None]:
     """Sweep in the background until left."""
-    task = asyncio.create_task(_sweep_for_ever(service), name="sweeper")
+    task = asyncio.create_task(_sweep_forever(service), name="sweeper")
     try:
         yield
     finally:
         await cancel([task])
 
 
-async def _sweep_for_ever(service: Service) -> None:
+async def _sweep_forever(service: Service) -> None:
     name = new_id()
     for number in count():
         await asyncio.sleep(ROUND_SECONDS)
         try:
             held = await _hold_lease(service.backend, name)
             if held:
-                await (sweep_due_teams(service) if number % ROUNDS_A_SWEEP else sweep(service))
-                if not number % ROUNDS_A_SWEEP:
+                if number % ROUNDS_A_SWEEP:
+                    await sweep_due_teams(service)
+                else:
+                    await sweep(service)
                     await sweep_audits(service)
             service.counters.sweeps["done" if held else "elsewhere"] += 1
         except MemoryServiceError as error:
@@ -70,7 +72,7 @@ async def _sweep_for_ever(service: Service) -> None:
             log.warning("sweep: %s", error.message)
         except Exception:
             service.counters.sweeps["failed"] += 1
-            log.exception("a sweep failed; the next comes in %s s", ROUND_SECONDS)
+            log.exception("a sweep failed; the next starts in %s s", ROUND_SECONDS)
 
 
 async def _hold_lease(backend: Backend, name: str) -> bool:
@@ -80,13 +82,13 @@ async def _hold_lease(backend: Backend, name: str) -> bool:
             return True
         if await client.get(SWEEPER) == name.encode():
             return bool(await client.expire(SWEEPER, LEASE_SECONDS))
-        if await client.pttl(SWEEPER) > LEASE_SECONDS * 1000:  # given while Redis's clock was ahead of where it is now
+        if await client.pttl(SWEEPER) > LEASE_SECONDS * 1000:  # set before Redis's clock was set back
             await client.delete(SWEEPER)
         return False
 
 
 async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None:
-    """Go once over all namespaces: missing indexes, unsettled pieces, memories without a vector, expired grants."""
+    """Sweep all namespaces: missing indexes, unwritten chunks, memories without a vector, expired grants, teams."""
     for namespace in await service.namespaces.names():
         try:
             await service.namespaces.get(namespace)
@@ -99,9 +101,9 @@ async def sweep(service: Service, *, patience: float = PATIENCE_SECONDS) -> None
 
 
 async def sweep_audits(service: Service) -> None:
-    """Seal what a server left unsealed that was killed, and let go of what is older than is to be kept."""
-    noted: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
-    for namespace in sorted({*(name.decode() for name in noted), *await service.namespaces.names()}):
+    """Seal the entries that a killed server left unsealed, and delete old entries."""
+    audited: set[bytes] = await service.backend.read(lambda client: client.smembers(AUDITED))
+    for namespace in sorted({*(name.decode() for name in audited), *await service.namespaces.names()}):
         try:
             if await is_unsealed(service.backend, namespace):
                 service.auditor.noticed(namespace)
@@ -112,49 +114,42 @@ async def sweep_audits(service: Service) -> None:
 
 
 async def _settle_chores(service: Service, namespace: str, patience: float) -> None:
-    for chore in await _due_chores(service.backend, Keys(namespace), patience):
+    keys, now = Keys(namespace), redis_time.now()
+
+    async def fetch(client: Client) -> list[bytes]:
+        pipe = client.pipeline(transaction=False)
+        pipe.zrangebyscore(keys.chores, "-inf", now - patience, start=0, num=_AT_ONCE)
+        # Redis's clock may have been set back since these were noted:
+        pipe.zrangebyscore(keys.chores, now + patience, "+inf", start=0, num=_AT_ONCE)
+        return [chore for chores in await pipe.execute() for chore in chores]
+
+    for chore in await service.backend.read(fetch):
         try:
             await settle(service, namespace, chore.decode())
         except (Tampered, KeyMissing) as error:
-            log.warning("the pieces of %s in %s are left as they are: %s", chore.decode(), namespace, error.message)
-
-
-async def _due_chores(backend: Backend, keys: Keys, patience: float) -> list[bytes]:
-    """Chores that are old enough, or were noted in a future that Redis's clock was set back from."""
-    now = redis_time.now()
-    due: list[bytes] = []
-    for since, until in (("-inf", now - patience), (now + patience, "+inf")):
-        due += await backend.read(
-            lambda client, since=since, until=until: client.zrangebyscore(
-                keys.chores, since, until, start=0, num=_AT_ONCE
-            )
-        )
-    return due
+            log.warning("the chunks of %s in %s are left unchanged: %s", chore.decode(), namespace, error.message)
 
 
 async def _requeue(service: Service, namespace: str, patience: float) -> None:
-    """Ask again for vectors that nobody is about to make: the memory is old enough, and no job is queued."""
+    """Queue jobs again for memories that are old enough and have no vector, if no job is queued."""
     keys, model = Keys(namespace), await service.models.current(namespace)
     if await service.backend.read(lambda client: client.xlen(keys.jobs(model.name))):
         return
 
     async def fetch(client: Client) -> list[Record]:
-        refs = await queries.some(
-            client, keys, build.unfinished(model), limit=_AT_ONCE, timeout_ms=service.settings.search_timeout_ms
-        )
+        query, timeout = build.unfinished(model), service.settings.search_timeout_ms
+        refs = await queries.some(client, keys, query, limit=_AT_ONCE, timeout_ms=timeout)
         return await loader.load(client, keys, refs, service.backend.integrity)
 
     before = redis_time.now() - patience
     found = await service.vault.open_all(namespace, await service.namespaces.search(namespace, fetch))
-    forgotten = [record for record in found.records if record.updated_at < before]
-    if not forgotten:
-        return
-    queued = await ask_again(service, namespace, forgotten, model)
-    log.info("asked again for the vectors of %d texts in %s", queued, namespace)
+    if forgotten := [record for record in found.records if record.updated_at < before]:
+        queued = await queue_jobs(service, namespace, forgotten, model)
+        log.info("queued %d texts in %s for vectors again", queued, namespace)
 
 
-async def ask_again(service: Service, namespace: str, records: Sequence[Record], model: Model) -> int:
-    """Queue jobs for those pieces that have no vector of a model; give how many these are."""
+async def queue_jobs(service: Service, namespace: str, records: Sequence[Record], model: Model) -> int:
+    """Queue jobs for the records that have no vector of a model; return how many."""
     keys, items = Keys(namespace), list[dict[str, Any]]()
     for record in records:
         encoder = await encoder_of(service, namespace, record.owner, model, sensitive=record.is_sensitive)

@@ -1,4 +1,4 @@
-"""What the clock demands of a team: agents that fell silent, leases that ran out, memories of those that left."""
+"""Handles what is overdue in a team: silent agents, expired leases, memories of deleted owners."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from memory_core.records import redis_time
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_server.index import queries
+from memory_core.slices import slices
 from memory_server.index import query as build
 from memory_server.memories.clear import delete
+from memory_server.operations.quarantine import memory_ids
 from memory_server.service import Service
-from memory_server.tasks.dispatch import sweep_tasks
+from memory_server.tasks.dispatch import sweep_tasks, write_in_slices
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 100
@@ -22,72 +23,44 @@ _CLOCKS = 5
 
 
 async def sweep_due_teams(service: Service) -> None:
-    """Sweep the namespaces in which an agent, a lease or a pause is overdue, found in one round trip."""
+    """Sweep the namespaces with an overdue agent, lease or delay, which one round trip finds."""
     names = await service.namespaces.names()
     clocks = await service.backend.read(lambda client: _overdue(client, [Keys(name) for name in names]))
     for name, overdue in zip(names, clocks, strict=True):
-        if not overdue:
-            continue
-        try:
-            await sweep_team(service, name)
-        except MemoryServiceError as error:
-            log.warning("sweep of the team in %s: %s", name, error.message)
+        if overdue:
+            try:
+                await sweep_team(service, name)
+            except MemoryServiceError as error:
+                log.warning("sweep of the team in %s: %s", name, error.message)
 
 
 async def _overdue(client: Client, namespaces: Sequence[Keys]) -> list[int]:
-    """Count what is overdue in each namespace."""
     pipe, now = client.pipeline(transaction=False), redis_time.now()
     for keys in namespaces:
         pipe.zcount(keys.agents, 0, now)
         for clock in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
             pipe.zcount(clock, "-inf", now)
     counts = await pipe.execute() if namespaces else []
-    return [sum(counts[start : start + _CLOCKS]) for start in range(0, len(counts), _CLOCKS)]
+    return [sum(part) for part in slices(counts, _CLOCKS)]
 
 
 async def sweep_team(service: Service, namespace: str) -> None:
-    """Put agents, tasks and what is left of unregistered agents right."""
-    await _sweep_agents(service, namespace)
+    """Mark silent agents dead and reassign their tasks, sweep tasks, and purge deleted owners."""
+    keys = Keys(namespace)
+    overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
+    for name in [raw.decode() for raw in overdue]:
+        reason, audit = f"{name} fell silent", system_entry("server", "agent_died", [name])
+        key = keys.agent(name)
+        await write_in_slices(service, namespace, "rm1_agent_lost", key, agent=name, reason=reason, audit=audit)
     await sweep_tasks(service, namespace)
     await _purge(service, namespace)
 
 
-async def _sweep_agents(service: Service, namespace: str) -> None:
-    """Mark agents dead whose next sign of life is overdue, and hand their tasks on."""
-    keys = Keys(namespace)
-    overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
-    for name in overdue:
-        await _declare_dead(service, keys, name.decode())
-
-
-async def _declare_dead(service: Service, keys: Keys, name: str) -> None:
-    more = True
-    while more:
-        answer = await service.backend.write(
-            "rm1_agent_lost",
-            [keys.agent(name)],
-            repeatable=True,
-            prefix=keys.prefix,
-            agent=name,
-            reason=f"{name} fell silent",
-            audit=system_entry("server", "agent_died", [name]),
-            keep=service.settings.tasks.keep_seconds,
-        )
-        more = answer["more"]
-
-
 async def _purge(service: Service, namespace: str) -> None:
-    """Remove the memories of deleted owner ids, a slice at a time, then the tombstones."""
-    keys, timeout = Keys(namespace), service.settings.search_timeout_ms
+    keys = Keys(namespace)
     for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
         owner = raw.decode()
-        doomed = build.memories(build.of_owner(owner))
-
-        async def fetch(client: Client, doomed: build.Query = doomed) -> list[str]:
-            refs = await queries.some(client, keys, doomed, limit=_AT_ONCE, timeout_ms=timeout)
-            return [ref.memory_id for ref in refs]
-
-        while ids := await service.namespaces.search(namespace, fetch):
+        while ids := await memory_ids(service, namespace, build.memories(build.of_owner(owner)), _AT_ONCE):
             if not await delete(service, namespace, ids, owners=[owner], audit=system_entry("server", "purge", ids)):
                 break
         else:

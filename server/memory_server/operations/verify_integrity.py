@@ -1,4 +1,4 @@
-"""Walks all records of a namespace to check their integrity codes, and signs those from before there was a key."""
+"""Verifies the integrity codes of all records of a namespace, and signs records written without a key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_server.engine.backend import Backend
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
@@ -27,7 +28,7 @@ _MOST_NAMED = 1000
 
 @dataclass(slots=True)
 class Report:
-    """What a walk found. `bad` names up to a thousand records that fail; `unsigned` ones were written without a key."""
+    """The result. `bad` names up to a thousand failed records; `unsigned` ones were written without a key."""
 
     namespace: str
     memories: int = 0
@@ -39,11 +40,11 @@ class Report:
 
     @property
     def healthy(self) -> bool:
-        """Whether every record is as a server of ours wrote it."""
+        """Whether every record has a valid code."""
         return not (self.unsigned or self.failed)
 
     def note(self, memory_id: str, what: str, piece: int = 0) -> None:
-        """Add what is wrong with a record."""
+        """Add the problem of a record."""
         if what == IntegrityFailure.UNSIGNED:
             self.unsigned += 1
             return
@@ -53,60 +54,49 @@ class Report:
 
 
 async def verify(backend: Backend, namespace: str) -> Report:
-    """Check every memory of a namespace with all its pieces.
-
-    Raises:
-        KeyMissing: this process has no key to check with.
-    """
+    """Verify every memory of a namespace with all chunks; raises KeyMissing without a key."""
     await _check_signs(backend)
     report = Report(namespace)
     async for found in _walk(backend, namespace):
+        report.memories += len(found)
         for one in found:
             if isinstance(one, UnverifiedRecord):
                 report.note(one.id, one.failure)
-        records = [one for one in found if isinstance(one, Record)]
-        report.memories += len(found)
-        await _verify_pieces(backend, namespace, records, report)
+            else:
+                await _verify_pieces(backend, Keys(namespace), one, report)
     return report
 
 
 async def adopt(service: Service, namespace: str) -> Report:
-    """Sign what has no code, or an older key's, and report on all; what has a wrong code stays as it is.
-
-    Raises:
-        KeyMissing: this process has no key to sign with.
-    """
+    """Sign records without a code or with an older key's, not with a wrong one, and report; raises KeyMissing."""
     await _check_signs(service.backend)
     adopted = 0
     async for found in _walk(service.backend, namespace):
-        signers = {
-            one.id: ""
-            for one in found
-            if isinstance(one, UnverifiedRecord) and one.failure is IntegrityFailure.UNSIGNED
-        }
-        signers |= {one.id: one.signer for one in found if isinstance(one, Record)}
+        signers = {one.id: one.signer for one in found if isinstance(one, Record)}
+        failed = [one for one in found if isinstance(one, UnverifiedRecord)]
+        signers |= {one.id: "" for one in failed if one.failure is IntegrityFailure.UNSIGNED}
         waiting = [(one, signer) for one, signer in signers.items() if signer != service.backend.integrity.signer]
-        for start in range(0, len(waiting), _ADOPTED_AT_ONCE):
-            adopted += await _adopt(service, namespace, dict(waiting[start : start + _ADOPTED_AT_ONCE]))
+        for part in slices(waiting, _ADOPTED_AT_ONCE):
+            adopted += await _adopt(service, namespace, dict(part))
     return replace(await verify(service.backend, namespace), adopted=adopted)
 
 
 async def _check_signs(backend: Backend) -> None:
-    await backend.client()  # keys are known from then on
+    await backend.client()  # loads the keys
     if not backend.integrity.signs:
         raise KeyMissing("this process has no key to check records with", hint=HOW_TO_SET)
 
 
 async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record | UnverifiedRecord]]:
-    """Give all memories of a namespace, slice by slice; some perhaps twice."""
+    """Yield all memories of a namespace in slices. A memory may appear twice."""
     keys, cursor = Keys(namespace), 0
     while True:
         cursor, names = await backend.read(
             lambda client, cursor=cursor: client.scan(cursor, match=f"{keys.memory_prefix}*", count=1000)
         )
         refs = [Ref.of_key(keys, name.decode()) for name in names]
-        for start in range(0, len(refs), _SLICE):
-            yield await _load(backend, keys, refs[start : start + _SLICE])
+        for part in slices(refs, _SLICE):
+            yield await _load(backend, keys, part)
         if not cursor:
             return
 
@@ -114,27 +104,22 @@ async def _walk(backend: Backend, namespace: str) -> AsyncGenerator[list[Record 
 async def _load(
     backend: Backend, keys: Keys, refs: Sequence[Ref], *, whole: bool = True
 ) -> list[Record | UnverifiedRecord]:
-    async def fetch(client: Client) -> list[Record | UnverifiedRecord]:
-        return await loader.load_all(client, keys, refs, backend.integrity, whole=whole)
-
-    return await backend.read(fetch)
+    return await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity, whole=whole))
 
 
-async def _verify_pieces(backend: Backend, namespace: str, records: Sequence[Record], report: Report) -> None:
-    keys = Keys(namespace)
-    for record in records:
-        for start in range(1, record.chunks, _SLICE):
-            refs = [Ref(record.id, number) for number in range(start, min(start + _SLICE, record.chunks))]
-            found = await _load(backend, keys, refs, whole=False)
-            report.pieces += len(refs)
-            for failure in (one.failure for one in found if isinstance(one, UnverifiedRecord)):
-                report.note(record.id, failure, start)
-            if len(found) < len(refs) and not await _is_settling(backend, keys, record):
-                report.note(record.id, "pieces are missing", start)
+async def _verify_pieces(backend: Backend, keys: Keys, record: Record, report: Report) -> None:
+    for numbers in slices(range(1, record.chunks), _SLICE):
+        refs = [Ref(record.id, number) for number in numbers]
+        found = await _load(backend, keys, refs, whole=False)
+        report.pieces += len(refs)
+        for failure in (one.failure for one in found if isinstance(one, UnverifiedRecord)):
+            report.note(record.id, failure, numbers[0])
+        if len(found) < len(refs) and not await _is_settling(backend, keys, record):
+            report.note(record.id, "pieces are missing", numbers[0])
 
 
 async def _is_settling(backend: Backend, keys: Keys, record: Record) -> bool:
-    """Whether the pieces are about to be written, or the memory has changed since."""
+    """Whether the chunks are still being written, or the memory has changed since."""
     chores = await backend.read(lambda client: client.zrange(keys.chores, 0, -1))
     if any(chore.decode().startswith(f"{record.id}:") for chore in chores):
         return True
@@ -143,7 +128,7 @@ async def _is_settling(backend: Backend, keys: Keys, record: Record) -> bool:
 
 
 async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -> int:
-    """Sign some memories; `signers` names the secret that each is signed under so far, or none."""
+    """Sign some memories. `signers` maps each to the id of the secret that signed it so far, or to ""."""
     keys, ids = Keys(namespace), list(signers)
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
@@ -154,6 +139,7 @@ async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -
 
     rows = await service.backend.read(fetch)
     revisions = {memory_id: int(row[0]) for memory_id, row in zip(ids, rows, strict=True) if row[0]}
+    long = {memory_id: int(row[1]) for memory_id, row in zip(ids, rows, strict=True) if row[1]}
     seal = service.backend.integrity.seal
     answer = await service.backend.write(
         "rm1_adopt",
@@ -169,8 +155,6 @@ async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -
         ],
         audit=system_entry(CONSOLE, "adopt"),
     )
-    long = {memory_id: int(row[1]) for memory_id, row in zip(ids, rows, strict=True) if row[1]}
-    for memory_id in answer["adopted"]:
-        if memory_id in long:
-            await settle(service, namespace, f"{memory_id}:{long[memory_id]}")
+    for memory_id in long.keys() & set(answer["adopted"]):
+        await settle(service, namespace, f"{memory_id}:{long[memory_id]}")
     return len(answer["adopted"])

@@ -1,8 +1,7 @@
-"""Words: what of a text can be searched for, in any script.
+"""Extracts the searchable words of a text, in any script.
 
-The Query Engine's tokenizer folds case for ASCII only, keeps identifiers whole and knows no language written
-without spaces. What it misses goes into the `terms` field at store time, made by the same analysis that reads
-queries and rescores candidates, so the three agree.
+The Query Engine's tokenizer folds case for ASCII only, keeps identifiers whole and does not split languages without
+spaces. The words it misses go into the `terms` field. Storing, queries and scoring use the same analysis.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ STOP_WORDS = frozenset(
     while who whom why will with would you your yours""".split()
 )
 
-# What a token has beyond _MAX_WORD characters is passed over.
+# Drops characters of a token beyond _MAX_WORD.
 _WORD = regex.compile(r"([\p{L}\p{N}][\p{L}\p{N}\p{M}_]{0,127}+)[\p{L}\p{N}\p{M}_]*+")
 _BETWEEN_WORDS = "".join(char if char.isalnum() or char == "_" else " " for char in map(chr, range(128)))
-"""What ASCII has between words, as a table for `str.translate`, which takes a third of the time of a pattern."""
+"""Table for `str.translate` that blanks ASCII separators, three times as fast as a pattern."""
 _CAMEL = regex.compile(r"(?<=[\p{Ll}\p{N}])(?=\p{Lu})|(?<=\p{Lu})(?=\p{Lu}\p{Ll})")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}ー]+")
 # Where the Query Engine itself breaks text.
@@ -51,12 +50,12 @@ def words(text: str) -> list[str]:
 
 @lru_cache(maxsize=65_536)
 def stem(word: str) -> str:
-    """Reduce an English word to its stem; other words and short ones stay as they are."""
+    """Reduce an English word to its stem; leave other words and short ones unchanged."""
     return _stem_english(word) if len(word) >= MIN_STEM_LENGTH and word.isascii() else word
 
 
 def query_terms(query: str) -> list[str]:
-    """Give the distinct content words of a query, at most MAX_TERMS; stop words only if nothing else is there."""
+    """Return the distinct content words of a query, at most MAX_TERMS; stop words only if there are no others."""
     distinct = list(dict.fromkeys(words(query)))
     content = [word for word in distinct if word not in STOP_WORDS] or distinct
     if len(content) <= MAX_TERMS:
@@ -66,29 +65,28 @@ def query_terms(query: str) -> list[str]:
 
 
 def stem_counts(*texts: str | None) -> Counter[str]:
-    """Count the stems in some texts."""
     return Counter(word for text in texts if text for word in _stems_of(text))
 
 
 @lru_cache(maxsize=4096)
 def source_stems(source: str) -> frozenset[str]:
-    """Give the stems in a source: few sources have many memories."""
+    """Return the stems in a source. Cached, because few sources have many memories."""
     return frozenset(stem_counts(source))
 
 
-def count_stems(text: str, wanted: Mapping[str, int]) -> tuple[list[int], int]:
-    """Count some stems in a text, each at the place that `wanted` gives it, and all of its words."""
+def count_stems(text: str, columns: Mapping[str, int]) -> tuple[list[int], int]:
+    """Count some stems in a text, each in its column, and all words of the text."""
     found = _stems_of(text)
-    counts = [0] * len(wanted)
-    if not wanted.keys().isdisjoint(found):
+    counts = [0] * len(columns)
+    if not columns.keys().isdisjoint(found):
         for word in found:
-            if word in wanted:
-                counts[wanted[word]] += 1
+            if word in columns:
+                counts[columns[word]] += 1
     return counts, len(found)
 
 
 def without(text: str, unwanted: Collection[str]) -> str:
-    """Remove the words with an unwanted stem from a text; give the whole text if nothing would be left."""
+    """Remove words with an unwanted stem from a text; return the whole text if nothing would be left."""
     kept = [part for part in text.split() if not (found := words(part)) or not _all_in(found, unwanted)]
     return " ".join(kept) if any(map(words, kept)) else text
 
@@ -99,7 +97,7 @@ def _all_in(found: Sequence[str], unwanted: Collection[str]) -> bool:
 
 
 def extra_terms(*texts: str | None) -> str:
-    """Give the words of some texts that the Query Engine's tokenizer would not index by itself."""
+    """Return the words of some texts that the Query Engine's tokenizer would not index."""
     extra: dict[str, None] = {}
     for text in texts:
         if not text:
@@ -151,13 +149,10 @@ def _script_parts(word: str) -> list[str]:
     position = 0
     for run in _UNSPACED.finditer(word):
         found += [word[position : run.start()]] if run.start() > position else []
-        found += _pairs(run.group())
+        chars = run.group()
+        found += [chars[i : i + 2] for i in range(len(chars) - 1)] or [chars]
         position = run.end()
     return found + ([word[position:]] if position < len(word) else [])
-
-
-def _pairs(run: str) -> list[str]:
-    return [run[i : i + 2] for i in range(len(run) - 1)] or [run]
 
 
 def _fold(word: str) -> str:

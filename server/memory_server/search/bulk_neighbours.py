@@ -22,32 +22,14 @@ from memory_server.search.services import SearchServices
 log = logging.getLogger(__name__)
 Neighbour = tuple[Ref, float]
 NeighbourSource = Callable[[int], Awaitable[list[Neighbour] | None]]
-"""Gives so many of the nearest chunks with their cosines, nearest first; None where the index is to be asked."""
-_SHARE_OF_WAIT = 0.5
-"""Of a search's time; the rest is for Redis if the engine does not answer."""
+"""Returns the nearest chunks, as many as asked for, with their cosines, nearest first; None to use the index."""
+_SHARE_OF_WAIT = 0.5  # of a search's time; the rest is for Redis if the engine does not answer
 
 
 def readable_selection(principal: Principal, filters: ResolvedFilters) -> Selection:
     """Select what `query.readable` selects; the engine itself leaves out what has expired."""
-    every: list[Clause] = [("scope", principal.tokens)]
-    none: list[Clause] = []
-    if principal.hidden:
-        none.append(("scope", sorted(principal.hidden)))
-    every += [
-        (name, values)
-        for name, values in (
-            ("owner", filters.owners),
-            ("type", filters.types),
-            ("priority", filters.priorities),
-            ("context", (filters.context,) if filters.context else ()),
-            ("source", (filters.source,) if filters.source else ()),
-        )
-        if values
-    ]
-    if filters.tag_match == "all":
-        every += [("tags", (tag,)) for tag in filters.tags]
-    elif filters.tags:
-        every.append(("tags", filters.tags))
+    every: list[Clause] = [("scope", principal.tokens), *filters.chosen]
+    none: list[Clause] = [("scope", sorted(principal.hidden))] if principal.hidden else []
     if not filters.include_archive and Priority.ARCHIVE not in filters.priorities:
         none.append(("priority", (Priority.ARCHIVE,)))
     mistrusted = list(principal.mistrusted.items())
@@ -55,7 +37,6 @@ def readable_selection(principal: Principal, filters: ResolvedFilters) -> Select
 
 
 def own_selection(principal: Principal) -> Selection:
-    """Select the principal's own memories."""
     own = [owner_token(owner) for owner in principal.owners]
     return Selection(every=[("scope", own)], mistrusted=list(principal.mistrusted.items()))
 
@@ -63,10 +44,7 @@ def own_selection(principal: Principal) -> Selection:
 def exact_neighbours(
     service: SearchServices, principal: Principal, filters: ResolvedFilters, vector: Matrix, model: Model
 ) -> NeighbourSource:
-    """Compare a vector of shape (dimension,) with all that the principal may read.
-
-    The source raises BulkUnavailable where no sidecar does that in time.
-    """
+    """Compare a vector, shape (dimension,), with all that the principal may read. The source raises BulkUnavailable."""
     selection = readable_selection(principal, filters)
 
     async def source(depth: int) -> list[Neighbour]:
@@ -84,7 +62,7 @@ async def batch_neighbours(
     vector: Matrix | None,
     model: Model,
 ) -> NeighbourSource | None:
-    """In a batch, find neighbours for all of its searches at once; None where each search asks the index."""
+    """In a batch, find the neighbours of all its searches at once; None if each search uses the index."""
     if cache is None or vector is None or not await _is_offered(service.bulk, cache, model):
         return None
     selection = readable_selection(principal, filters)
@@ -97,7 +75,7 @@ async def batch_neighbours(
         try:
             return await cache.gathered((clauses, depth, model), vector, send)
         except BulkUnavailable as error:
-            log.info("a batch searches by the index: %s", error.message)
+            log.info("a batch uses the index: %s", error.message)
             return None
 
     return source

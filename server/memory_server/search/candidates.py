@@ -1,4 +1,4 @@
-"""Fetches candidates: what Redis proposes, sensitive memories that it cannot compare, and the turns around the best."""
+"""Fetches candidates: from Redis, sensitive memories that Redis cannot compare, and the turns around the best."""
 
 from __future__ import annotations
 
@@ -23,19 +23,14 @@ from memory_server.search.sealed_search import nearest_here
 from memory_server.search.services import SearchServices
 
 DEPTH = 40
-"""Candidates taken from each side before scoring; more are no better (docs/decisions/0017-ranking.md)."""
-_CENTRES = 8
-"""How many of the best have the turns around them fetched."""
-_MOST_HERE = 20_000
-"""Texts whose vectors are fetched to be compared here with a sensitive memory's, which Redis is not shown."""
+"""Candidates taken from each side before scoring; more do not help (docs/decisions/0017-ranking.md)."""
+_CENTRES = 8  # how many of the best candidates get their surrounding turns
+_MOST_HERE = 20_000  # at most so many vectors are fetched to compare them here with a sensitive memory's
 
 
 @dataclass(slots=True)
 class Candidates:
-    """Chunks that may match, as far as they could be opened, and what scoring needs of them.
-
-    `full` says that more may exist.
-    """
+    """Chunks that may match and could be opened, with their features for scoring. `full`: more may exist."""
 
     words: WordMatches
     records: list[Record]
@@ -44,47 +39,12 @@ class Candidates:
     features: list[RecordFeatures] = field(default_factory=list[RecordFeatures])
 
 
-async def match_words(
-    service: SearchServices,
-    request: RequestContext,
-    selected: Query,
-    terms: Sequence[str],
-    model: Model,
-    *,
-    depth: int,
-    timeout_ms: int,
-) -> WordMatches:
-    """Count a selection, and look for words.
-
-    It needs no vector, so it runs while a sidecar is at work on that. It comes before neighbours are found, since
-    memories that still wait for their vectors may get them meanwhile.
-
-    Raises:
-        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
-    """
-
-    async def fetch(client: Client) -> WordMatches:
-        return await queries.by_words(
-            client,
-            Keys(request.caller.namespace),
-            selected,
-            model=model,
-            terms=terms,
-            depth=depth,
-            timeout_ms=timeout_ms,
-            cache=request.cache,
-        )
-
-    return await service.namespaces.search(request.caller.namespace, fetch)
-
-
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A query, who asks and where. A `secret` vector is not shown to Redis: it is compared here. All vectors are of
-    `model`, from the question to the index, even if another one begins to answer meanwhile.
+    """A query, its caller and its selection. All vectors are of `model`, even if the namespace's model changes.
 
-    `neighbours` replaces the index as the source of neighbours; a search ranked `by_cosine` alone needs few of them.
-    `words` are matches to `depth` that were fetched already.
+    A `secret` vector is compared here and never sent to Redis. `neighbours` replaces the index as their source; a
+    search ranked `by_cosine` needs few of them. `words` are matches to `depth` that were already fetched.
     """
 
     service: SearchServices
@@ -105,24 +65,28 @@ class Search:
     def _namespace(self) -> str:
         return self.principal.namespace
 
-    async def run(self, limit: int) -> Candidates:
-        """Fetch candidates for so many hits, deeper while records that vanished leave too few.
-
-        Raises:
-            StoreUnavailable: Redis does not answer, or a search was stopped at its deadline.
-        """
-        source, words, terms = self.neighbours, self.words, self.query.terms
-        depth = 2 * limit if source and self.by_cosine else self.depth
-        while True:
-            words = words or await match_words(
-                self.service,
-                self.request,
+    async def match_words(self, depth: int) -> WordMatches:
+        """Count the selection and match words, before neighbours: waiting memories may get vectors meanwhile."""
+        return await self.service.namespaces.search(
+            self._namespace,
+            lambda client: queries.by_words(
+                client,
+                Keys(self._namespace),
                 self.selected,
-                terms,
-                self.model,
+                model=self.model,
+                terms=self.query.terms,
                 depth=depth,
                 timeout_ms=self.timeout_ms,
-            )
+                cache=self.request.cache,
+            ),
+        )
+
+    async def run(self, limit: int) -> Candidates:
+        """Fetch candidates for so many hits, and more while vanished records leave too few. Raises StoreUnavailable."""
+        source, words = self.neighbours, self.words
+        depth = 2 * limit if source and self.by_cosine else self.depth
+        while True:
+            words = words or await self.match_words(depth)
             neighbours = await source(depth) if source else None
             if source and neighbours is None:
                 source, depth = None, self.depth
@@ -133,7 +97,7 @@ class Search:
             if enough or not found.full or depth >= queries.MAX_DEPTH:
                 break
             depth *= 4
-            words = None if terms else words
+            words = None if self.query.terms else words
         if words.sensitive or self.secret:
             await self._add_sensitive(found, max(depth, self.depth))
         found.features = ranking.features_of(found.records, self.query)
@@ -141,7 +105,7 @@ class Search:
         return found
 
     def _outranks(self, records: list[Record], limit: int, cosine: float) -> bool:
-        """Whether the best so many score at least as high as anything could that is no nearer than this."""
+        """Whether the best `limit` records score at least as high as any record that is not nearer than `cosine`."""
         scores: dict[str, float] = {}
         features = ranking.features_of(records, self.query)
         for item in ranking.score(features, self.query, WordStatistics(0, {})):
@@ -149,11 +113,7 @@ class Search:
         return sorted(scores.values(), reverse=True)[limit - 1] >= cosine
 
     async def _fetch(self, depth: int, words: WordMatches, neighbours: Sequence[Neighbour] | None) -> Candidates:
-        """Load what the words and the vector propose.
-
-        Neighbours that are not known already the index finds: by comparing with all if `exact`, else in the cheaper
-        way.
-        """
+        """Load the matches of the words and the neighbours; the index finds these if they are not given."""
         vector = None if self.secret else self.query.vector
         total, documents = words.statistics.total, self.service.namespaces.documents(self._namespace)
 
@@ -183,24 +143,18 @@ class Search:
         )
 
     async def _add_sensitive(self, found: Candidates, depth: int) -> None:
-        """Add sensitive memories, which Redis cannot propose, and open all."""
+        """Add sensitive memories, which Redis cannot compare, and open all."""
         selected, too_many = self.selected, found.words.statistics.total > _MOST_HERE
         if self.secret and too_many:
-            found.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones alone")
+            found.warnings.append(f"more than {_MOST_HERE} texts; compared with sensitive ones only")
         if not self.secret or too_many:
             selected = sensitive(selected)
         refs: list[Ref] = []
         if self.query.vector is None:
-            found.warnings.append(f"{found.words.sensitive} sensitive texts can be found by their meaning alone")
+            found.warnings.append(f"{found.words.sensitive} sensitive texts can be found only by their meaning")
         else:
             refs, closed = await nearest_here(
-                self.service,
-                self._namespace,
-                selected,
-                self.query.vector,
-                self.model,
-                depth=depth,
-                timeout_ms=self.timeout_ms,
+                self.service, self._namespace, selected, self.query.vector, self.model, depth, self.timeout_ms
             )
             found.warnings.extend(closed.warnings)
         known = {(record.id, record.part) for record in found.records}
@@ -209,7 +163,6 @@ class Search:
         found.records = await self._open(found, [*found.records, *more])
 
     async def _add_turns(self, found: Candidates) -> None:
-        """Add the turns of conversations around the best that were not proposed."""
         if not self.query.weights.around or not self.query.terms:
             return
         scored = ranking.score(found.features, self.query, found.words.statistics)
@@ -226,7 +179,6 @@ class Search:
         found.features += ranking.features_of(await self._open(found, records), self.query)
 
     async def _open(self, found: Candidates, records: list[Record]) -> list[Record]:
-        """Open sensitive memories, and note those that could not be."""
         if not any(record.is_sensitive for record in records):
             return records
         opened = await self.service.vault.open_all(self._namespace, records)

@@ -1,8 +1,4 @@
-"""A map of memories: their vectors laid out on the two axes along which they differ most.
-
-Where a memory lies is remembered for some minutes; that the caller may still see it is asked of the index each time.
-The map tells places, writers and types; what a memory says is read as any memory is (`snippets`).
-"""
+"""A map of memories: projects their vectors onto two axes. Positions are cached; permission is always checked."""
 
 from __future__ import annotations
 
@@ -24,8 +20,7 @@ from memory_core.records.times import to_iso
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
-from memory_server.contract.dashboard import MapAnswer, Snippet, SnippetsAnswer
-from memory_server.contract.dashboard_arguments import MapArguments
+from memory_server.contract.dashboard import MapAnswer, MapArguments, Snippet, SnippetsAnswer
 from memory_server.contract.validation import check_ids
 from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
@@ -42,12 +37,11 @@ _SNIPPET = 240
 _SLICE = 250
 _FRESH_SECONDS = 300.0
 _REMEMBERED = 16
-_SPREAD = 99.0
-"""Percentile of the distances from the middle that becomes 1; what lies further out is shown further out."""
+_SPREAD = 99.0  # percentile of the distances from the middle that is scaled to 1
 
 
 class Point(NamedTuple):
-    """Where a memory lies, and what colours it."""
+    """The position of a memory, and what colours it."""
 
     x: float
     y: float
@@ -58,7 +52,7 @@ class Point(NamedTuple):
 
 @dataclass(slots=True)
 class _Layout:
-    """Axes, shape (dimension, 2), around a middle, and the places of memories on them."""
+    """Axes, shape (dimension, 2), around a middle, and the positions of memories on them."""
 
     middle: Matrix
     axes: Matrix
@@ -67,7 +61,6 @@ class _Layout:
     points: dict[str, Point] = field(default_factory=dict[str, Point])
 
     def place(self, records: Sequence[Record]) -> None:
-        """Add memories that have a vector."""
         if not records:
             return
         places = (np.stack([vector_of(record) for record in records]) - self.middle) @ self.axes
@@ -84,12 +77,7 @@ class Maps:
         self._drawing: LRUCache[tuple[str, str], asyncio.Lock] = LRUCache(_REMEMBERED)
 
     async def draw(self, service: SearchServices, request: RequestContext, args: MapArguments) -> MapAnswer:
-        """Show the newest memories that the caller may read and that have a vector; sensitive ones have none.
-
-        Raises:
-            InvalidArgument: a filter is not valid.
-            StoreUnavailable: Redis does not answer.
-        """
+        """Show the newest readable memories that have a clear vector. Raises InvalidArgument or StoreUnavailable."""
         who = (request.caller.namespace, request.caller.agent)
         async with self._drawing.setdefault(who, asyncio.Lock()):
             return await _draw(service, request, self._layouts, args)
@@ -133,20 +121,14 @@ async def _draw(
 
 @reads
 async def snippets(service: SearchServices, request: RequestContext, memory_ids: Sequence[str]) -> SnippetsAnswer:
-    """Show the beginnings of those memories that the caller may read.
-
-    Raises:
-        InvalidArgument: too many ids, or one that is none.
-    """
+    """Show the beginnings of memories that the caller may read. Raises InvalidArgument (bad ids, or too many)."""
     principal = await resolve(service.backend, request)
     refs = [Ref(memory_id) for memory_id in check_ids(memory_ids, service.settings)]
-
-    async def fetch(client: Client) -> list[Record]:
-        return await loader.load_readable(
-            client, Keys(request.caller.namespace), refs, request, principal, service.backend.integrity
-        )
-
-    opened = await service.vault.open_all(request.caller.namespace, await service.backend.read(fetch))
+    keys, integrity = Keys(request.caller.namespace), service.backend.integrity
+    records = await service.backend.read(
+        lambda client: loader.load_readable(client, keys, refs, request, principal, integrity)
+    )
+    opened = await service.vault.open_all(keys.namespace, records)
     reason = partial_reason(1.0, opened.warnings)
     shown = [
         Snippet(
@@ -165,21 +147,21 @@ async def snippets(service: SearchServices, request: RequestContext, memory_ids:
 async def _with_vectors(
     backend: Backend, request: RequestContext, principal: Principal, model: Model, refs: Sequence[Ref]
 ) -> list[Record]:
-    """Load what is readable of some memories that have a vector, in slices that let others in between."""
-    keys, found = Keys(principal.namespace), list[Record]()
+    """Load readable memories with vectors, in slices so that other commands can run in between."""
+    keys, integrity, found = Keys(principal.namespace), backend.integrity, list[Record]()
     for start in range(0, len(refs), _SLICE):
         part = refs[start : start + _SLICE]
-
-        async def fetch(client: Client, part: Sequence[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, request, principal, backend.integrity, model=model)
-
-        loaded = await backend.read(fetch)
+        loaded = await backend.read(
+            lambda client, part=part: loader.load_readable(
+                client, keys, part, request, principal, integrity, model=model
+            )
+        )
         found += [record for record in loaded if len(record.vector or b"") == 4 * model.dimension]
     return found
 
 
 def _lay_out(records: Sequence[Record]) -> _Layout:
-    """Find the two axes of most variance (principal components), each pointed the same way every time."""
+    """Find the two axes of most variance (principal components), with a stable sign."""
     vectors = np.stack([vector_of(record) for record in records]).astype(np.float32)
     middle = vectors.mean(axis=0)
     centred = vectors - middle

@@ -1,7 +1,4 @@
-"""Parses a query before anything is searched: names are matched as such, and only the rest by meaning.
-
-A name occurs in every turn of its speaker, so in a vector it drowns what the question is about.
-"""
+"""Parses a query: names match as words, because in a vector they would outweigh the subject of the question."""
 
 from __future__ import annotations
 
@@ -11,7 +8,6 @@ from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
 from memory_core.records.scope import Principal
-from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.validation import check_text
@@ -25,14 +21,13 @@ from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, Ranking
 from memory_server.search.services import SearchServices
 from memory_server.search.time_hints import moments
 
-_NAME_WORDS = 2
-"""A source of more words is a path or a title, whose words mean something in a query too."""
+_NAME_WORDS = 2  # a source with more words is a path or a title, whose words have a meaning in a query
 
 
 async def parse(
     service: SearchServices, principal: Principal, args: SearchArguments, weights: RankingWeights
 ) -> ParsedQuery:
-    """Parse a query for its mode: by vectors or words alone it is taken unchanged."""
+    """Parse a query for its mode; only `hybrid` looks for names and dates."""
     match args.mode:
         case "vector":
             return ParsedQuery(text=args.query, weights=PLAIN)
@@ -45,20 +40,15 @@ async def parse(
 async def parse_all(
     service: SearchServices, principal: Principal, texts: Sequence[str], weights: RankingWeights = IN_CONTEXT
 ) -> list[ParsedQuery]:
-    """Parse queries in one round trip. Sources count that the principal can read, whatever a search is narrowed to.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """Parse queries in one round trip, with all sources that the principal can read. Raises StoreUnavailable."""
     keys, now = Keys(principal.namespace), redis_time.now()
     terms = {text: query_terms(text) for text in texts}
     everything = build.readable(principal, ResolvedFilters(include_archive=True), now)
     asked = list(dict.fromkeys(term for each in terms.values() for term in each))
-
-    async def fetch(client: Client) -> dict[str, str]:
-        return await queries.sources(client, keys, everything, asked, service.settings.search_timeout_ms)
-
-    sources = await service.namespaces.search(principal.namespace, fetch)
+    timeout = service.settings.search_timeout_ms
+    sources = await service.namespaces.search(
+        principal.namespace, lambda client: queries.sources(client, keys, everything, asked, timeout)
+    )
     people = {stem(term) for term, source in sources.items() if len(words(source)) <= _NAME_WORDS}
     parsed: list[ParsedQuery] = []
     for text in texts:
@@ -72,7 +62,7 @@ async def parse_all(
 
 
 async def texts_to_embed(service: SearchServices, request: RequestContext, queries: Sequence[str]) -> list[str]:
-    """Give the texts whose vectors searches for some queries will need; none where that cannot be known."""
+    """Return the texts whose vectors searches for some queries will need; none if that is unknown."""
     fit = [query for query in queries if _is_query(service.settings, query)]
     try:
         if not fit or not await service.namespaces.knows(request.caller.namespace):

@@ -1,10 +1,8 @@
-"""Final scores. Redis gives candidates; its own scores count documents that the caller may not see.
+"""Computes the final scores. Redis only finds candidates: its scores count documents that the caller may not see.
 
-A score is a weighted mean of numbers between 0 and 1 that depend on nothing but the query, the memory, what stands
-around it and what the caller can read: the cosine of the vectors, BM25 as a share of the most that the query could
-earn, and, where the query names a source or a time, whether the memory is from there.
-
-Everything here is a pure function over records: text, vector and turn in a conversation.
+A score is a weighted mean of numbers between 0 and 1: the cosine of the vectors, BM25 as a share of the query's best
+possible score and, if the query names a source or a time, whether the memory matches it. They depend only on the
+query, the memory, the turns around it and what the caller can read. All functions are pure.
 """
 
 from __future__ import annotations
@@ -21,17 +19,17 @@ from memory_core.records.memory import Priority, Record
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_server.index.queries import WordStatistics
 from memory_server.search.analysis import count_stems, source_stems, stem
-from memory_server.search.time_hints import Moments, told_of
+from memory_server.search.time_hints import Moments, is_near
 
 BM25_K1 = 0.9
 BM25_B = 0.4
 AVERAGE_LENGTH = 40
-"""Constant words per memory: a true average would tell of texts that the caller may not see."""
+"""Words per memory, constant: the true average would reveal texts that the caller may not see."""
 _LONGEST = 300
 _BEST_OF_MANY, _MANY = 0.05, 8
 
 Column = NDArray[np.float64]
-"""A number for each of some records."""
+"""One number per record."""
 Turn = tuple[str, str, int]
 """Owner, context and sequence number of a memory in a conversation."""
 Turns = dict[tuple[str, str], list[int]]
@@ -40,12 +38,11 @@ Turns = dict[tuple[str, str], list[int]]
 
 @dataclass(frozen=True, slots=True)
 class RankingWeights:
-    """What counts how much. Fixed, so that a score means the same whatever else is stored.
+    """Weights of the criteria. They are fixed, so that a score does not depend on other stored memories.
 
-    `vector` is the cosine's share, the words have the rest. `source` and `time` count in addition where the query names
-    such. The words of the memories one, two, … places away count by `around` for a short memory, and those of a
-    question just before it by `question` more. A turn of a conversation with `brevity` words has half of its cosine:
-    short ones are near to everything.
+    `vector` is the share of the cosine; the words have the rest. `source` and `time` are added if the query names
+    them. Words of the turns one, two, … places away count by `around`; those of a question just before by `question`
+    more. A turn with `brevity` words gets half its cosine, because short texts are near to everything.
     """
 
     vector: float = 0.5
@@ -58,16 +55,14 @@ class RankingWeights:
 
 IN_CONTEXT = RankingWeights()
 PLAIN = RankingWeights(vector=0.0, source=0.0, time=0.0, around=(), question=0.0, brevity=0.0)
-"""Each memory by itself: BM25 alone, or for a query without words the cosine alone."""
+"""Only BM25 or, for a query without words, only the cosine of each memory."""
 REACH = len(IN_CONTEXT.around)
-"""How many turns away a memory still counts for another."""
+"""How many turns away a memory counts for another."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParsedQuery:
-    """What a query asks for: its words, the stems that name a source, the times it speaks of, the text to embed, and
-    the vector of that, shape (dimension,).
-    """
+    """A query's words, stems that name a source, times, text to embed, and the text's vector, shape (dimension,)."""
 
     terms: Sequence[str] = ()
     names: frozenset[str] = frozenset()
@@ -78,18 +73,16 @@ class ParsedQuery:
 
     @property
     def is_vector_alone(self) -> bool:
-        """Whether nothing but the cosine counts."""
         return self.vector is not None and not (self.terms or self.names or self.moments)
 
     @property
     def stems(self) -> dict[str, int]:
-        """The distinct stems of the words, each with its column."""
         return {word: column for column, word in enumerate(dict.fromkeys(map(stem, self.terms)))}
 
 
 @dataclass(frozen=True, slots=True)
 class RecordFeatures:
-    """What scoring needs of a record: how often it holds each stem of the query, its length in words, its cosine."""
+    """A record with its counts of the query's stems, its length in words and its cosine."""
 
     record: Record
     turn: Turn | None
@@ -100,7 +93,7 @@ class RecordFeatures:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRecord:
-    """A record with its score and both sides of that; None where a side has nothing to say."""
+    """A record with its score and the scores of both sides, None if a side does not apply."""
 
     record: Record
     score: float
@@ -110,7 +103,7 @@ class ScoredRecord:
 
 
 def features_of(records: Sequence[Record], query: ParsedQuery) -> list[RecordFeatures]:
-    """Compare records with a query, each by itself. Words of a source count as text where they are no names."""
+    """Compare each record with a query. Words of a source count as text unless they are names."""
     stems = query.stems
     in_source = {word: column for word, column in stems.items() if word not in query.names}
     cosines = [None] * len(records) if query.vector is None else vector_scores(records, query.vector)
@@ -124,12 +117,12 @@ def features_of(records: Sequence[Record], query: ParsedQuery) -> list[RecordFea
 
 
 def turn_of(record: Record) -> Turn | None:
-    """Give the turn of a record; None outside conversations, and for chunks: those have enough text of their own."""
+    """Return the turn of a record; None outside conversations, and for chunks, which have enough text."""
     return (record.owner, record.context, record.seq) if record.context and record.chunks == 1 else None
 
 
 def score(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: WordStatistics) -> list[ScoredRecord]:
-    """Score records, in the same order; the turns around a memory count as far as they were read too."""
+    """Score records, in the same order. Turns around a memory count if they are among `features`."""
     if not features:
         return []
     words = _bm25(features, query, statistics) if query.terms else np.zeros(len(features))
@@ -144,15 +137,16 @@ def score(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: Wo
 
 
 def _extras(features: Sequence[RecordFeatures], query: ParsedQuery) -> Iterator[tuple[float, list[float]]]:
-    """Give the weight and shares of each further criterion that the query names: source and time."""
+    """Return the weight and shares of the source and the time, if the query names them."""
     if query.names:
-        yield query.weights.source, [_from(item.record, query.names) for item in features]
+        stems = [source_stems(item.record.source or "") for item in features]
+        yield query.weights.source, [len(query.names & each) / len(query.names) for each in stems]
     if query.moments:
-        yield query.weights.time, [float(told_of(query.moments, item.record.occurred_at)) for item in features]
+        yield query.weights.time, [float(is_near(query.moments, item.record.occurred_at)) for item in features]
 
 
 def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None]:
-    """Exact cosines, at least 0, of stored vectors with the query's; None for records without a vector."""
+    """Return the exact cosines, at least 0, of stored vectors with the query's; None without a vector."""
     scores: list[float | None] = [None] * len(records)
     present = [index for index, record in enumerate(records) if record.vector]
     if present:
@@ -164,14 +158,12 @@ def vector_scores(records: Sequence[Record], query: Matrix) -> list[float | None
 
 
 def _each(rows: NDArray[Any], column: NDArray[Any]) -> NDArray[Any]:
-    """Multiply each row by a column, by itself: a matrix product rounds a row by where it stands among others, and so
-    equal memories would come in an order that tells of what else was compared.
-    """
+    """Multiply rows by a column one by one: a matrix product rounds by position and so reveals other rows."""
     return (rows * column).sum(axis=1)
 
 
 def missing_turns(best: Sequence[ScoredRecord], known: Sequence[RecordFeatures]) -> Turns:
-    """Give the turns around the best memories that were not read yet, by owner and context."""
+    """Return the turns around the best memories that were not read yet, by owner and context."""
     have = {item.turn for item in known}
     missing: dict[tuple[str, str], set[int]] = {}
     for owner, context, seq in (scored.turn for scored in best if scored.turn):
@@ -181,19 +173,18 @@ def missing_turns(best: Sequence[ScoredRecord], known: Sequence[RecordFeatures])
 
 
 def importance(priority: Priority) -> float:
-    """1 for critical down to 0 for the archive."""
+    """Return 1 for critical down to 0 for archive."""
     ranks = list(Priority)
     return 1 - ranks.index(priority) / (len(ranks) - 1)
 
 
 def recency(record: Record, now: float, half_life: float) -> float:
-    """1 for what happened now, halved every `half_life` seconds."""
-    age = max(0.0, now - (record.occurred_at or record.created_at))
-    return 0.5 ** (age / half_life)
+    """Return 1 for an age of 0, halved every `half_life` seconds."""
+    return 0.5 ** (max(0.0, now - (record.occurred_at or record.created_at)) / half_life)
 
 
 def _fused(features: Sequence[RecordFeatures], words: Column, query: ParsedQuery) -> Column:
-    """Weigh the two sides; a side that is missing counts as nothing found by it."""
+    """Combine the two sides; a missing side counts as 0."""
     if query.vector is None:
         return (1 - query.weights.vector) * words
     cosines = np.array([item.cosine or 0.0 for item in features])
@@ -205,7 +196,7 @@ def _fused(features: Sequence[RecordFeatures], words: Column, query: ParsedQuery
 
 
 def _bm25(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: WordStatistics) -> Column:
-    """BM25 as a share of the query's best possible score, over the words of each memory and those around it."""
+    """Return BM25 as a share of the query's best possible score, over each memory's words and those around it."""
     idf: dict[str, float] = {}
     for term in query.terms:
         idf.setdefault(stem(term), statistics.idf(term))
@@ -219,7 +210,7 @@ def _bm25(features: Sequence[RecordFeatures], query: ParsedQuery, statistics: Wo
 
 
 def _with_neighbours(features: Sequence[RecordFeatures], weights: RankingWeights) -> Column:
-    """Word counts, shape (records, stems), with shares of the turns around each record."""
+    """Return word counts, shape (records, stems), with shares of the turns around each record."""
     own = np.array([item.counts for item in features], dtype=np.float64)
     where = {turn: row for row, item in enumerate(features) if (turn := item.turn)}
     if not weights.around or not where:
@@ -241,11 +232,6 @@ def _beside(features: Sequence[RecordFeatures], where: dict[Turn, int], step: in
     return [where.get((turn[0], turn[1], turn[2] + step), none) if turn else none for turn in turns]
 
 
-def _from(record: Record, names: frozenset[str]) -> float:
-    """Share of the names that stand in a record's source."""
-    return len(names & source_stems(record.source or "")) / len(names)
-
-
 def _discount(chunks: int) -> float:
-    """What the best of many chunks loses: of more chunks the best is better by chance alone."""
+    """Return the discount for many chunks: the best of more chunks is better by chance."""
     return _BEST_OF_MANY * math.log(min(chunks, _MANY))

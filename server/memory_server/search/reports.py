@@ -1,7 +1,4 @@
-"""Reports over an agent's own memories: near duplicates, and clusters by meaning.
-
-Sensitive ones are left out: the bulk engine holds vectors in clear alone.
-"""
+"""Reports over an agent's own memories, except sensitive ones: the bulk engine holds only clear vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.scope import Principal
-from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import Clusters, Duplicates, Found
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
 from memory_server.engine.backend import Backend
@@ -31,14 +27,9 @@ _LOAD_AT_ONCE = 500
 async def near_duplicates(
     service: SearchServices, request: RequestContext, *, least: float, wait: float
 ) -> DuplicatesAnswer:
-    """Group the caller's own memories whose chunks have a cosine of at least `least`.
-
-    Raises:
-        InvalidArgument: `least` is not from .5 to 1.
-        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
-    """
+    """Group the caller's memories with cosines from `least`, .5 to 1. Raises InvalidArgument or BulkUnavailable."""
     if not 0.5 <= least <= 1:
-        raise InvalidArgument("the least cosine is from 0.5 to 1", hint="0.95 finds near copies")
+        raise InvalidArgument("the minimum cosine is from 0.5 to 1", hint="0.95 finds near copies")
     principal = await resolve(service.backend, request)
     asked = Duplicates(selection=own_selection(principal), least=least, most=MOST_PAIRS)
     found = await service.bulk.duplicates(request.caller.namespace, asked, wait)
@@ -56,11 +47,7 @@ async def near_duplicates(
 async def clusters(
     service: SearchServices, request: RequestContext, *, count: int, show: int, wait: float
 ) -> ClustersAnswer:
-    """Part the caller's own memories by meaning, the largest part first.
-
-    Raises:
-        BulkUnavailable: no sidecar offers the bulk engine, or it did not answer within `wait` seconds.
-    """
+    """Cluster the caller's own memories, largest cluster first. Raises BulkUnavailable (no answer within `wait` s)."""
     principal = await resolve(service.backend, request)
     asked = Clusters(selection=own_selection(principal), count=count, show=show)
     found = await service.bulk.clusters(request.caller.namespace, asked, wait)
@@ -75,25 +62,22 @@ async def clusters(
 
 
 async def _load(backend: Backend, request: RequestContext, principal: Principal, found: Found) -> dict[str, Record]:
-    """Load what was found as it is now, leaving out what is no longer the caller's own, or in clear."""
+    """Load current records, without those that are no longer the caller's own, or are sensitive now."""
     keys, integrity = Keys(principal.namespace), backend.integrity
     refs = [Ref(memory_id) for memory_id in dict.fromkeys(found.ids)]
     records: dict[str, Record] = {}
     for start in range(0, len(refs), _LOAD_AT_ONCE):
         part = refs[start : start + _LOAD_AT_ONCE]
-
-        async def fetch(client: Client, part: list[Ref] = part) -> list[Record]:
-            return await loader.load_readable(client, keys, part, request, principal, integrity)
-
-        loaded = await backend.read(fetch)
+        loaded = await backend.read(
+            lambda client, part=part: loader.load_readable(client, keys, part, request, principal, integrity)
+        )
         records |= {record.id: record for record in loaded if principal.owns(record.owner) and not record.sealed}
     return records
 
 
 def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
     """Join pairs that share a memory; the most alike group first."""
-    group_of: dict[str, list[Record]] = {}
-    best: dict[str, float] = {}
+    group_of, best = dict[str, list[Record]](), dict[str, float]()
     for left, right, score in pairs:
         joined = group_of.setdefault(left.id, [left])
         other = group_of.setdefault(right.id, [right])
@@ -105,18 +89,16 @@ def _groups(pairs: Iterable[tuple[Record, Record, float]]) -> list[Alike]:
                 group_of[record.id] = joined
     groups = {id(group): group for group in group_of.values()}.values()
     alike = [
-        Alike(cosine=round(max(best[one.id] for one in group), 4), memories=_texts(sorted(group, key=_age)))
+        Alike(
+            cosine=round(max(best[one.id] for one in group), 4),
+            memories=_texts(sorted(group, key=lambda one: one.created_at)),
+        )
         for group in groups
     ]
     return sorted(alike, key=lambda one: -one.cosine)
 
 
-def _age(record: Record) -> float:
-    return record.created_at
-
-
 def _known(records: Mapping[str, Record], found: Found, places: Iterable[int]) -> list[Record]:
-    """Give the records at some places, each once."""
     return [records[name] for name in dict.fromkeys(found.ids[place] for place in places) if name in records]
 
 

@@ -1,7 +1,4 @@
-"""Finds by meaning what Redis cannot compare, since it sees no vector of a sensitive memory.
-
-All that a selection holds is compared here, a slice at a time, with vectors that stay decrypted for a while.
-"""
+"""Finds sensitive memories by meaning. Redis never sees their vectors, so the server compares them in slices."""
 
 from __future__ import annotations
 
@@ -30,14 +27,11 @@ from memory_server.security.vault import Opened
 _PAGE = 10_000
 _SLICE = 1000
 _HEAD = ("owner", "rev", "hash", "codec")
-_NOTHING = -2.0
-"""Score of a chunk without a vector; below any cosine."""
+_NOTHING = -2.0  # score of a chunk without a vector; below any cosine
 
 
 @dataclass(frozen=True, slots=True)
 class _SealedVector:
-    """A sealed vector to open: its row, what it is of, and its bytes in Redis."""
-
     row: int
     which: Which
     binding: Binding
@@ -51,11 +45,10 @@ async def nearest_here(
     selected: build.Query,
     vector: Matrix,
     model: Model,
-    *,
     depth: int,
     timeout_ms: int,
 ) -> tuple[list[Ref], Opened]:
-    """Rank every chunk of a selection that has a vector; give the `depth` nearest and what could not be opened."""
+    """Rank all chunks of a selection that have a vector. Returns the `depth` nearest, and warnings in an `Opened`."""
     chunks = await _chunks(service.namespaces, namespace, build.with_vector(selected, model), model, timeout_ms)
     opened, scores = Opened(), np.full(len(chunks), _NOTHING, dtype=np.float32)
     for start in range(0, len(chunks), _SLICE):
@@ -71,8 +64,7 @@ async def _chunks(
     namespaces: Namespaces, namespace: str, selected: build.Query, model: Model, timeout_ms: int
 ) -> list[Which]:
     """List the chunks of a selection. A long list is read twice, because writes may shift its pages meanwhile."""
-    keys = Keys(namespace)
-    found: dict[Which, None] = {}
+    keys, found = Keys(namespace), dict[Which, None]()
     offset, total, again = 0, 1, False
     while offset < total:
 
@@ -88,7 +80,7 @@ async def _chunks(
 
 
 async def _vectors(service: SearchServices, chunks: Sequence[Which], model: Model, opened: Opened) -> Matrix:
-    """Give the vectors of some chunks, shape (chunks, dimension), NaN for missing ones."""
+    """Return the vectors of some chunks, shape (chunks, dimension), NaN for missing ones."""
     rows = np.full((len(chunks), model.dimension), np.nan, dtype=np.float32)
     missing = [row for row, which in enumerate(chunks) if not service.vault.vectors.copy(which, rows[row])]
     if not missing:
@@ -102,7 +94,7 @@ async def _vectors(service: SearchServices, chunks: Sequence[Which], model: Mode
 async def _fetch(
     service: SearchServices, wanted: Sequence[tuple[int, Which]], model: Model, rows: Matrix, opened: Opened
 ) -> list[_SealedVector]:
-    """Read vectors as they lie in Redis: clear ones into their rows, the others to be opened."""
+    """Read vectors from Redis: clear ones into their rows; the sealed ones are returned."""
     keys = Keys(wanted[0][1].namespace)
 
     async def fetch(client: Client) -> list[list[bytes | None]]:
@@ -127,12 +119,10 @@ async def _fetch(
 
 
 def _open(closed: Sequence[_SealedVector], model: Model, rows: Matrix, opened: Opened) -> list[_SealedVector]:
-    """Open vectors into their rows; give those that could be."""
     done: list[_SealedVector] = []
     for one in closed:
         try:
-            vector = open_vector(one.key, one.binding, one.sealed, model)
-            rows[one.row] = np.frombuffer(vector, "<f4")
+            rows[one.row] = np.frombuffer(open_vector(one.key, one.binding, one.sealed, model), "<f4")
             done.append(one)
         except Tampered as error:
             opened.leave_out(error)

@@ -1,4 +1,4 @@
-"""Searches by meaning and by words, and finds memories that resemble a memory or a vector."""
+"""Searches by meaning and by words, and finds memories similar to a memory or a vector."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from memory_server.index.filters import ResolvedFilters, resolve_filters
 from memory_server.index.queries import WordMatches
 from memory_server.search import ranking
 from memory_server.search.bulk_neighbours import batch_neighbours, exact_neighbours
-from memory_server.search.candidates import DEPTH, Candidates, Search, match_words
+from memory_server.search.candidates import DEPTH, Candidates, Search
 from memory_server.search.query_parser import parse
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, RankingWeights, ScoredRecord
 from memory_server.search.services import SearchServices
@@ -41,7 +41,7 @@ _CHARS_PER_TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class _Results:
-    """What a search found, why it may be incomplete, and the milliseconds that each stage took."""
+    """The hits of a search, why it may be incomplete, and the milliseconds of each stage."""
 
     hits: list[ScoredRecord]
     reason: str | None
@@ -56,18 +56,13 @@ class _Results:
 async def semantic_search(
     service: SearchServices, request: RequestContext, args: SearchArguments, *, weights: RankingWeights = IN_CONTEXT
 ) -> SearchAnswer:
-    """Find memories that the caller may read, best first.
+    """Find memories that the caller may read, best first. Without a sidecar a hybrid search uses only words.
 
-    Without a sidecar a hybrid search answers from words alone and says so.
-
-    Raises:
-        InvalidArgument: the query or a filter is not valid.
-        EmbeddingUnavailable: vector mode, and no sidecar gave a vector.
-        StoreUnavailable: Redis does not answer, or the search was stopped at its deadline.
+    Raises InvalidArgument, EmbeddingUnavailable (vector mode, and no sidecar answered) or StoreUnavailable.
     """
     started = time.perf_counter()
     if args.recency_weight + args.priority_weight > 1:
-        raise InvalidArgument("recency_weight and priority_weight make more than 1", hint="leave some to the match")
+        raise InvalidArgument("recency_weight and priority_weight add up to more than 1", hint="lower one of them")
     check_limit(args.limit, service.settings)
     check_text(args.query, "query", service.settings.limits.query_bytes)
     principal = await resolve(service.backend, request)
@@ -82,12 +77,7 @@ async def semantic_search(
     service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
     return SearchAnswer(
         hits=[_hit(scored, principal, found.model) for scored in found.hits],
-        took_ms=Took(
-            embed=round(found.embed_ms, 2),
-            search=round(found.search_ms, 2),
-            rerank=round(found.rank_ms, 2),
-            total=round(total_ms, 2),
-        ),
+        took_ms=Took(embed=found.embed_ms, search=found.search_ms, rerank=found.rank_ms, total=total_ms),
         partial=bool(found.reason),
         reason=found.reason,
     )
@@ -96,21 +86,15 @@ async def semantic_search(
 @reads
 @reports_integrity
 async def find_similar(service: SearchServices, request: RequestContext, args: SimilarArguments) -> SearchAnswer:
-    """Find the memories nearest in meaning to one the caller may read, leaving that one out.
-
-    Raises:
-        NotFound: no such memory that the caller may read.
-        EmbeddingUnavailable: the memory still waits for its vector.
-    """
+    """Find the nearest to a readable memory. Raises NotFound or EmbeddingUnavailable (its vector is pending)."""
     started = time.perf_counter()
     prepared = await service.namespaces.get(request.caller.namespace)
     principal = await resolve(service.backend, request)
     model = await service.models.current(request.caller.namespace)
     record = await load_readable(service, request, principal, args.memory_id, model=model)
     if record.vector is None:
-        raise EmbeddingUnavailable(
-            "this memory still waits for its vector", hint="try again shortly, or see gpu_status", retry_after=2.0
-        )
+        hint = "try again shortly, or see gpu_status"
+        raise EmbeddingUnavailable("this memory still waits for its vector", hint=hint, retry_after=2.0)
     filters = await resolve_filters(service.backend, principal, args)
     vector, exact = queries.vector_of(record), args.exact and not record.is_sensitive
     search = Search(
@@ -136,9 +120,8 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
     others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
     service.touch(request.caller.namespace, [scored.record.id for scored in hits])
-    total_ms = round((time.perf_counter() - started) * 1000, 2)
-    progress = await service.namespaces.covered(prepared)
-    reason = partial_reason(progress, found.warnings, waiting=found.words.waiting)
+    total_ms = (time.perf_counter() - started) * 1000
+    reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
         hits=[_hit(scored, principal, model) for scored in hits],
         took_ms=Took(search=total_ms, total=total_ms),
@@ -157,22 +140,20 @@ async def nearest(
     *,
     secret: bool = False,
 ) -> list[ScoredRecord]:
-    """Find the readable memories nearest to a vector of `model`, shape (dimension,); to secret ones, sensitive."""
+    """Find the readable memories nearest to a vector of `model`, shape (dimension,); if secret, sensitive ones."""
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
     if secret:
         selected = build.sensitive(selected)
-    query, timeout_ms = ParsedQuery(vector=vector, weights=PLAIN), service.settings.search_timeout_ms
-    depth = max(_FEW, 2 * limit)
-    search = Search(
-        service, request, principal, selected, query, model, depth=depth, timeout_ms=timeout_ms, secret=secret
-    )
+    query, depth = ParsedQuery(vector=vector, weights=PLAIN), max(_FEW, 2 * limit)
+    timeout_ms = service.settings.search_timeout_ms
+    search = Search(service, request, principal, selected, query, model, depth, timeout_ms, secret=secret)
     return _rank(await search.run(limit), query)[:limit]
 
 
 async def best_of(
     service: SearchServices, request: RequestContext, principal: Principal, selected: build.Query, text: str, limit: int
 ) -> tuple[list[ScoredRecord], str | None]:
-    """Find what matches a text within a selection, best first, and why it may be incomplete."""
+    """Find matches of a text within a selection, best first, and why they may be incomplete."""
     args = SearchArguments(query=text, limit=limit)
     found = await _find(service, request, principal, selected, args)
     return found.hits, found.reason
@@ -188,7 +169,7 @@ async def _find(
     filters: ResolvedFilters | None = None,
     weights: RankingWeights = IN_CONTEXT,
 ) -> _Results:
-    """Search within a selection. A batch asks the bulk engine if it knows the `filters` that the selection is of."""
+    """Search within a selection. A batch uses the bulk engine if the `filters` of the selection are given."""
     prepared = await service.namespaces.get(request.caller.namespace)
     model = await service.models.current(request.caller.namespace)
     began = time.perf_counter()
@@ -199,27 +180,6 @@ async def _find(
         return min(max(int((ends - time.perf_counter()) * 1000), 1), timeout_ms)
 
     query = await parse(service, principal, args, weights)
-    depth = max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit)
-    asked = asyncio.Event()
-
-    async def embed() -> tuple[Matrix | None, str | None]:
-        try:
-            return await _query_vector(service, request.caller, query.text, args, model, ends, asked)
-        finally:
-            asked.set()
-
-    async def words() -> WordMatches:
-        await asked.wait()
-        return await match_words(service, request, selected, query.terms, model, depth=depth, timeout_ms=words_ms)
-
-    words_ms = left()
-    (vector, failure), matched = await both(embed(), words())
-    query = replace(query, vector=vector)
-    embedded = time.perf_counter()
-    neighbours = None
-    if filters and not args.rerank:
-        neighbours = await batch_neighbours(service, request.cache, principal, filters, vector, model)
-    searching = time.perf_counter()
     search = Search(
         service,
         request,
@@ -227,13 +187,38 @@ async def _find(
         selected,
         query,
         model,
-        depth=depth,
+        depth=max(_RERANK_DEPTH if args.rerank else DEPTH, 2 * args.limit),
         timeout_ms=left(),
         exact=args.rerank,
-        by_cosine=query.is_vector_alone and not (args.recency_weight or args.priority_weight),
-        neighbours=neighbours,
-        words=matched,
     )
+    asked = asyncio.Event()
+
+    async def embed() -> tuple[Matrix | None, str | None]:
+        wait = min(service.settings.embed_wait_seconds, max(ends - time.perf_counter(), 0.001))
+        try:
+            if args.mode == "keyword":
+                return None, None
+            return await _query_vector(service, request.caller, query.text, model, wait, asked), None
+        except EmbeddingUnavailable as error:
+            if args.mode == "vector":
+                raise
+            return None, error.message
+        finally:
+            asked.set()
+
+    async def words() -> WordMatches:
+        await asked.wait()
+        return await search.match_words(search.depth)
+
+    (vector, failure), matched = await both(embed(), words())
+    query = replace(query, vector=vector)
+    embedded = time.perf_counter()
+    neighbours = None
+    if filters and not args.rerank:
+        neighbours = await batch_neighbours(service, request.cache, principal, filters, vector, model)
+    searching = time.perf_counter()
+    by_cosine = query.is_vector_alone and not (args.recency_weight or args.priority_weight)
+    search = replace(search, query=query, timeout_ms=left(), by_cosine=by_cosine, neighbours=neighbours, words=matched)
     found = await search.run(args.limit)
     ranking_began = time.perf_counter()
     hits, left_out = _cut(_rank(found, query, args), args)
@@ -252,33 +237,16 @@ async def _find(
 
 
 async def _query_vector(
-    service: SearchServices,
-    caller: Caller,
-    text: str,
-    args: SearchArguments,
-    model: Model,
-    ends: float,
-    asked: asyncio.Event,
-) -> tuple[Matrix | None, str | None]:
-    """Get the vector, or why there is none, in what the deadline leaves of the usual wait; words are matched already
-    while a sidecar is at work on it.
-    """
-    if args.mode == "keyword":
-        return None, None
+    service: SearchServices, caller: Caller, text: str, model: Model, wait: float, asked: asyncio.Event
+) -> Matrix:
     started = time.perf_counter()
-    try:
-        wait = min(service.settings.embed_wait_seconds, max(ends - started, 0.001))
-        vectors = await service.embeddings.embed([text], caller, model=model, wait=wait, asked=asked)
-    except EmbeddingUnavailable as error:
-        if args.mode == "vector":
-            raise
-        return None, error.message
+    vectors = await service.embeddings.embed([text], caller, model=model, wait=wait, asked=asked)
     service.embedding_latency.add(caller, (time.perf_counter() - started) * 1000)
-    return vectors[0], None
+    return vectors[0]
 
 
 def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = None) -> list[ScoredRecord]:
-    """Score every candidate and order memories by their best chunk; ties go to the newer. Nothing matched: no hit."""
+    """Score candidates and order memories by their best chunk, newest first among equals; drop non-matches."""
     at = redis_time.now()
     scored = [
         item
@@ -303,12 +271,11 @@ def _rank(found: Candidates, query: ParsedQuery, args: SearchArguments | None = 
 
 
 def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[ScoredRecord], int]:
-    """Apply the limit, the minimum score and the token budget; count what the budget alone left out."""
+    """Apply the limit, the minimum score and the token budget; count the hits beyond the budget."""
     best = [scored for scored in ranked if scored.score >= args.min_score][: args.limit]
     if args.max_tokens is None:
         return best, 0
-    kept: list[ScoredRecord] = []
-    budget = args.max_tokens * _CHARS_PER_TOKEN
+    kept, budget = list[ScoredRecord](), args.max_tokens * _CHARS_PER_TOKEN
     for scored in best:
         if len(scored.record.content) <= budget:
             budget -= len(scored.record.content)
@@ -319,8 +286,8 @@ def _cut(ranked: Sequence[ScoredRecord], args: SearchArguments) -> tuple[list[Sc
 def _hit(scored: ScoredRecord, principal: Principal, model: Model) -> Hit:
     return Hit(
         memory=Memory.of(scored.record, principal, model),
-        score=round(scored.score, 4),
-        vector_score=None if scored.vector_score is None else round(scored.vector_score, 4),
-        keyword_score=None if scored.keyword_score is None else round(scored.keyword_score, 4),
+        score=scored.score,
+        vector_score=scored.vector_score,
+        keyword_score=scored.keyword_score,
         part=scored.record.part if scored.record.chunks > 1 else None,
     )

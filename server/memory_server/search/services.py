@@ -1,4 +1,4 @@
-"""What searches need of a server process."""
+"""The services that searches need."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from memory_server.security.vault import Vault
 
 
 class SearchServices(Protocol):
-    """Redis, models, vectors and figures, as searches use them."""
+    """Redis, models, vectors and figures for searches."""
 
     settings: Settings
     backend: Backend
@@ -34,4 +34,3 @@ class SearchServices(Protocol):
 
     def touch(self, namespace: str, memory_ids: Iterable[str]) -> None:
         """Count a read of each memory soon."""
-        ...

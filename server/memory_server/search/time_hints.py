@@ -1,4 +1,4 @@
-"""Finds the days that a query speaks of, so that what happened then counts for more."""
+"""Finds the dates that a query names, so that memories of that time score higher."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MONTH = (
     r"(?P<month>jan(?:uary)?|feb(?:ruary)?|(?-i:M)ar(?:ch)?|apr(?:il)?|(?-i:M)ay|june?|july?|aug(?:ust)?"
     r"|sept?(?:ember)?|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b\.?"
 )
-"""March and May with a capital only: small they are words like others."""
+"""March and May need a capital letter: in lower case they are ordinary words."""
 _DAY = r"(?P<day>0?[1-9]|[12]\d|3[01])(?:st|nd|rd|th)?\b"
 _YEAR = r"(?P<year>(?:19|20)\d\d)\b"
 _ABSOLUTE = tuple(
@@ -27,20 +27,18 @@ _ABSOLUTE = tuple(
 _RELATIVE = regex.compile(
     r"\b(?:(?P<near>today|yesterday)|(?P<which>last|this)\s+(?P<unit>week|month|year))\b", regex.IGNORECASE
 )
-_TOLD_LATER = 3
-"""Days after which agents still write of something as recent."""
+_DAYS_LATER = 3  # for so many days agents still write about an event as recent
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A day, month or year; what is None may be anything."""
+    """A day, month or year; None matches any."""
 
     year: int | None = None
     month: int | None = None
     day: int | None = None
 
     def holds(self, day: date) -> bool:
-        """Whether a day lies within."""
         return self.year in (None, day.year) and self.month in (None, day.month) and self.day in (None, day.day)
 
 
@@ -48,10 +46,7 @@ Moments = tuple[Moment, ...]
 
 
 def moments(query: str, now: float) -> Moments:
-    """Give what a query names of calendar days, months and years, and the commonest phrases relative to now.
-
-    English only; a month without a year is that month of any year.
-    """
+    """Return the days, months and years that a query names, and common phrases relative to now; English only."""
     today = datetime.fromtimestamp(now, UTC).date()
     found = [moment for match in _RELATIVE.finditer(query) for moment in _relative(match, today)]
     for pattern in _ABSOLUTE:
@@ -60,19 +55,19 @@ def moments(query: str, now: float) -> Moments:
     return tuple(dict.fromkeys(found))
 
 
-def told_of(named: Moments, when: float | None) -> bool:
-    """Whether something of that time may speak of one of the moments: it was then, or a few days before."""
+def is_near(named: Moments, when: float | None) -> bool:
+    """Whether a memory of that time may be about one of the moments: the same day or up to a few days later."""
     if when is None or not named:
         return False
     day = datetime.fromtimestamp(when, UTC).date()
-    days = [day - timedelta(days=back) for back in range(_TOLD_LATER + 1) if day.toordinal() > back]
+    days = [day - timedelta(days=back) for back in range(_DAYS_LATER + 1) if day.toordinal() > back]
     return any(moment.holds(each) for moment in named for each in days)
 
 
 def _absolute(match: regex.Match[str]) -> Moment:
-    said = match.groupdict()
-    month = _NAMES.index(said["month"][:3].lower()) + 1 if said.get("month") else said.get("number")
-    return Moment(*(int(part) if part else None for part in (said.get("year"), month, said.get("day"))))
+    part = match.groupdict()
+    month = _NAMES.index(part["month"][:3].lower()) + 1 if part.get("month") else part.get("number")
+    return Moment(*(int(number) if number else None for number in (part.get("year"), month, part.get("day"))))
 
 
 def _relative(match: regex.Match[str], today: date) -> list[Moment]:

@@ -1,7 +1,4 @@
-"""Keeps decrypted vectors for a while, within a bound, and leaves nothing of them behind.
-
-Redis sees no vector of a sensitive memory, so whoever searches compares with them here.
-"""
+"""Caches decrypted vectors of sensitive memories, which Redis cannot search. Overwrites them when it drops them."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from memory_core.records.vectors import Matrix
 
 
 class Which(NamedTuple):
-    """A piece of a sensitive memory, the content that its vector is of, and the model."""
+    """Identifies a vector: a piece of a sensitive memory, the hash of its content, and the model."""
 
     namespace: str
     owner: str
@@ -23,7 +20,7 @@ class Which(NamedTuple):
 
 
 class OpenVectors:
-    """Decrypted vectors, those used last; whatever leaves is overwritten with zeros."""
+    """The most recently used decrypted vectors. Dropped ones are overwritten with zeros."""
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
@@ -35,11 +32,11 @@ class OpenVectors:
 
     @property
     def owners(self) -> set[tuple[str, str]]:
-        """The namespaces and owners that something is held of."""
+        """The namespaces and owners of the cached vectors."""
         return {(which.namespace, which.owner) for which in self._held}
 
     def copy(self, which: Which, row: Matrix) -> bool:
-        """Copy a vector into a row, shape (dimension,); whether it was there."""
+        """Copy a vector into a row, shape (dimension,); False if it is not cached."""
         vector = self._held.get(which)
         if vector is None:
             return False
@@ -48,7 +45,7 @@ class OpenVectors:
         return True
 
     def put(self, which: Which, vector: Matrix) -> None:
-        """Keep a copy, in the place of those not used for longest."""
+        """Cache a copy; the least recently used vectors make room."""
         self._drop(which)
         if vector.nbytes > self._most:
             return
@@ -58,12 +55,12 @@ class OpenVectors:
         self.bytes += vector.nbytes
 
     def forget(self, namespace: str, owner: str) -> None:
-        """Drop all of an owner."""
+        """Drop all vectors of an owner."""
         for which in [which for which in self._held if which[:2] == (namespace, owner)]:
             self._drop(which)
 
     def clear(self) -> None:
-        """Drop all."""
+        """Drop all vectors."""
         while self._held:
             self._drop(next(iter(self._held)))
 

@@ -1,4 +1,4 @@
-"""Loads and opens single records that a principal may read."""
+"""Loads and decrypts single records that a principal may read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from memory_server.security.vault import Vault
 
 
 class VaultServices(Protocol):
-    """What reading a record needs."""
+    """The services that reading a record needs."""
 
     @property
     def backend(self) -> Backend: ...
@@ -36,11 +36,11 @@ async def load_readable(
     model: Model | None = None,
     whole: bool = False,
 ) -> Record:
-    """Load and open one record that the principal may read; see `loader.load`.
+    """Load and decrypt one record that the principal may read; see `loader.load`.
 
     Raises:
-        NotFound: there is none, it has expired, or it is not the principal's to read: all alike.
-        KeyMissing, Tampered: see `Vault.open`. Tampered too where it is not as a server of ours wrote it.
+        NotFound: it does not exist, has expired, or the principal may not read it; the three look identical.
+        KeyMissing, Tampered: see `Vault.open`; Tampered also if the integrity check fails.
     """
     keys, own = Keys(principal.namespace), request.with_own_report()
 

@@ -1,7 +1,7 @@
-"""The one place that holds the keys of sensitive memories and opens them. What it opens is told to its readers alone.
+"""Holds the keys of sensitive memories and decrypts them.
 
-Each owner has a data key, kept in Redis under the master key of the servers. A process remembers one for at most
-REMEMBER_SECONDS, so that all of them end so soon after it was destroyed.
+Each owner has a data key, stored in Redis encrypted under the servers' master key. A process caches it for at most
+REMEMBER_SECONDS, so a destroyed key is unusable soon after.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from cachetools import LRUCache
 
+from memory_core.cancellation import cancel
 from memory_core.crypto.keyring import HOW_TO_SET, framed
 from memory_core.crypto.sealed_memory import open_record, unwrap, wrap
 from memory_core.crypto.sealing import Key, Transports, key_id
@@ -37,7 +38,7 @@ _GONE = "it was altered, or its key was destroyed"
 
 @dataclass(slots=True)
 class OwnerKeys:
-    """The data key of an owner in all its versions, as of a moment (monotonic seconds)."""
+    """All versions of an owner's data key, read at `read_at` (monotonic seconds)."""
 
     current: str
     versions: dict[str, Key] = field(repr=False)
@@ -46,24 +47,24 @@ class OwnerKeys:
 
 @dataclass(slots=True)
 class Opened:
-    """Records whose content can be read, in their order, and how many could not be opened for which reason."""
+    """Decrypted records, in their order, and how many could not be decrypted, by reason."""
 
     records: list[Record] = field(default_factory=list[Record])
     problems: dict[str, int] = field(default_factory=dict[str, int])
 
     def leave_out(self, error: MemoryServiceError, number: int = 1) -> None:
-        """Count what could not be opened."""
+        """Count records that could not be decrypted."""
         reason = error.message if isinstance(error, KeyMissing) else _GONE
         self.problems[reason] = self.problems.get(reason, 0) + number
 
     @property
     def warnings(self) -> list[str]:
-        """Say what is left out."""
+        """One warning for each reason."""
         return [f"{number} sensitive texts are left out: {reason}" for reason, number in self.problems.items()]
 
 
 class Vault:
-    """Opens sensitive memories and gives the keys that seal them."""
+    """Decrypts sensitive memories and provides the keys that encrypt them."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -72,13 +73,12 @@ class Vault:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Vault]:
-        """Keep up with keys that are destroyed until left."""
-        looking = asyncio.create_task(self._look_for_ever(), name="vault")
+        """Drop destroyed keys in the background until left."""
+        task = asyncio.create_task(self._poll_forever(), name="vault")
         try:
             yield self
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            await cancel([task])
             self.vectors.clear()
 
     @property
@@ -87,59 +87,52 @@ class Vault:
         return self._backend.transports
 
     async def check(self) -> None:
-        """Make sure that something sensitive could be stored, before any of it goes anywhere.
-
-        Raises:
-            KeyMissing: this server has no master key.
-        """
+        """Raise KeyMissing if this server has no master key."""
         await self._backend.client()
         self._check_master()
 
     def fingerprint(self, namespace: str, owner: str, text: str) -> str:
-        """Identify a request to this deployment alone; it stays the same when data keys are rotated."""
+        """Hash a request under a key of this deployment that data key rotation does not change."""
         key = self._backend.keyring.master.derive("idempotency")
-        said = framed(part.encode() for part in (namespace, owner, text))
-        return hmac.digest(key, said, "sha256").hex()
+        return hmac.digest(key, framed(part.encode() for part in (namespace, owner, text)), "sha256").hex()
 
     async def current(self, namespace: str, owner: str) -> Key:
-        """Give the key that an owner's memories are sealed under now; the first store of an owner makes it.
-
-        Raises:
-            KeyMissing: this server has no master key. NotFound: the owner was deleted meanwhile.
-        """
-        found = await self._of(namespace, owner)
-        if found is None:
-            found = await self._issue(namespace, owner)
+        """Return an owner's current key, creating it if missing; raises KeyMissing, NotFound for a deleted owner."""
+        found = await self._keys_of(namespace, owner) or await self._issue(namespace, owner)
         return found.versions[found.current]
 
     async def find(self, namespace: str, owner: str, version: str) -> Key:
-        """Give one version of an owner's key.
-
-        Raises:
-            KeyMissing: this server lacks the master key. Tampered: there is no such version.
-        """
-        found = await self._of(namespace, owner)
+        """Return one version of an owner's key; raises KeyMissing, Tampered if the version does not exist."""
+        found = await self._keys_of(namespace, owner)
         if found is None or version not in found.versions:
-            found = await self._of(namespace, owner, afresh=True)
+            found = await self.all_versions(namespace, owner)
         if found is None or version not in found.versions:
             raise Tampered("a sensitive memory cannot be read: " + _GONE)
         return found.versions[version]
 
     async def all_versions(self, namespace: str, owner: str) -> OwnerKeys | None:
-        """Read an owner's keys afresh; None where it has none.
-
-        Raises:
-            KeyMissing: this server lacks the master key. Tampered: a wrapped key was altered.
-        """
-        return await self._of(namespace, owner, afresh=True)
+        """Read an owner's keys from Redis, None if it has none; raises KeyMissing, Tampered if one was altered."""
+        self._check_master()
+        wrapped = await self._backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
+        if not wrapped:
+            self.forget(namespace, owner)
+            return None
+        find, names = self._backend.keyring.secret, [name.decode() for name in wrapped if name != _CURRENT]
+        try:
+            keys = {name: unwrap(find, wrapped[name.encode()], name, namespace, owner) for name in names}
+            current = keys[wrapped[_CURRENT].decode()].id
+        except (KeyError, ValueError):
+            raise Tampered("the data key of an owner was altered in Redis") from None
+        found = self._owners[namespace, owner] = OwnerKeys(current, keys, time.monotonic())
+        return found
 
     def forget(self, namespace: str, owner: str) -> None:
-        """Drop an owner's keys, and what was decrypted with them."""
+        """Drop an owner's cached keys and decrypted vectors."""
         self._owners.pop((namespace, owner), None)
         self.vectors.forget(namespace, owner)
 
     async def open_all(self, namespace: str, records: Sequence[Record]) -> Opened:
-        """Open the sensitive ones among some records; those that cannot be are left out and counted."""
+        """Decrypt the sensitive records; those that cannot be decrypted are left out and counted."""
         opened = Opened()
         for record in records:
             try:
@@ -149,43 +142,25 @@ class Vault:
         return opened
 
     async def open(self, namespace: str, record: Record) -> Record:
-        """Give a record with its content; one that is not sensitive is given as it is.
+        """Decrypt a sensitive record, or return another unchanged.
 
-        Raises:
-            KeyMissing: it is sensitive, and this server lacks the master key.
-            Tampered: a part of it was altered or moved, or its key was destroyed.
+        Raises KeyMissing without the master key, Tampered if a part was altered or moved or the key was destroyed.
         """
-        if record.sealed is None:
+        if (sealed := record.sealed) is None:
             return record
-        wanted = {key_id(part) for part in _parts(record) if part is not None}
-        keys = {version: await self.find(namespace, record.owner, version) for version in wanted}
+        parts = (sealed.text, sealed.chunk, sealed.body, sealed.vector)
+        versions = {key_id(part) for part in parts if part is not None}
+        keys = {version: await self.find(namespace, record.owner, version) for version in versions}
         return open_record(namespace, record, keys.__getitem__)
 
-    async def _of(self, namespace: str, owner: str, *, afresh: bool = False) -> OwnerKeys | None:
+    async def _keys_of(self, namespace: str, owner: str) -> OwnerKeys | None:
         known = self._owners.get((namespace, owner))
-        if known and not afresh and time.monotonic() - known.read_at < REMEMBER_SECONDS:
+        if known and time.monotonic() - known.read_at < REMEMBER_SECONDS:
             return known
-        self._check_master()
-        wrapped = await self._backend.read(lambda client: client.hgetall(Keys(namespace).data_key(owner)))
-        if not wrapped:
-            self.forget(namespace, owner)
-            return None
-        try:
-            found = self._unwrapped(namespace, owner, wrapped)
-        except (KeyError, ValueError):
-            raise Tampered("the data key of an owner was altered in Redis") from None
-        self._owners[namespace, owner] = found
-        return found
-
-    def _unwrapped(self, namespace: str, owner: str, wrapped: dict[bytes, bytes]) -> OwnerKeys:
-        find = self._backend.keyring.secret
-        versions = {name.decode(): value for name, value in wrapped.items() if name != _CURRENT}
-        keys = {name: unwrap(find, value, name, namespace, owner) for name, value in versions.items()}
-        current = wrapped[_CURRENT].decode()
-        return OwnerKeys(keys[current].id, keys, time.monotonic())
+        return await self.all_versions(namespace, owner)
 
     async def _issue(self, namespace: str, owner: str) -> OwnerKeys:
-        """Make a data key, or take the one that another server made in between."""
+        """Create a data key, or read the one that another server created meanwhile."""
         names, key = Keys(namespace), Key.new()
         answer = await self._backend.write(
             "rm1_key_issue",
@@ -196,7 +171,7 @@ class Vault:
             wrapped=wrap(self._backend.keyring.master, key, namespace, owner),
             audit=system_entry("server", "issue data key", [owner]),
         )
-        found = None if answer["status"] == "unknown_owner" else await self._of(namespace, owner, afresh=True)
+        found = None if answer["status"] == "unknown_owner" else await self.all_versions(namespace, owner)
         if found is None:
             raise NotFound("the agent was deleted meanwhile", hint="register it again")
         return found
@@ -205,7 +180,7 @@ class Vault:
         if not self._backend.keyring.masters:
             raise KeyMissing("sensitive memories need a master key, which this server does not have", hint=HOW_TO_SET)
 
-    async def _look_for_ever(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
@@ -213,10 +188,10 @@ class Vault:
             except MemoryServiceError as error:
                 log.warning("data keys: %s", error.message)
             except Exception:
-                log.exception("data keys cannot be looked at")
+                log.exception("data keys cannot be checked")
 
     async def look_again(self) -> None:
-        """Drop the keys that were destroyed since, with all that was decrypted with them."""
+        """Drop the keys that were destroyed, and the vectors decrypted with them."""
         known = [*{*self._owners, *self.vectors.owners}]
 
         async def fetch(client: Client) -> list[int]:
@@ -225,12 +200,6 @@ class Vault:
                 pipe.exists(Keys(namespace).data_key(owner))
             return await pipe.execute()
 
-        there: Iterable[int] = await self._backend.read(fetch) if known else []
-        for (namespace, owner), exists in zip(known, there, strict=True):
+        for (namespace, owner), exists in zip(known, await self._backend.read(fetch) if known else [], strict=True):
             if not exists:
                 self.forget(namespace, owner)
-
-
-def _parts(record: Record) -> tuple[bytes | None, ...]:
-    sealed = record.sealed
-    return (sealed.text, sealed.chunk, sealed.body, sealed.vector) if sealed else ()

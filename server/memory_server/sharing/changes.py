@@ -1,14 +1,13 @@
-"""Walks what grants show in the order in which it came to be seen, so that a cursor can say where one stopped.
+"""Lists granted memories in the order in which they became visible, so that a cursor can mark a position.
 
-A memory came to be seen when it was last changed, or when the first grant that shows it was given, whichever is
-later. Redis knows the first alone, so the walk goes span by span: what lay there already when a grant was given
-(all seen since that moment), then what changed until the next grant.
+A memory becomes visible when it is changed, or when the first grant that covers it is given, whichever is later.
+Redis can sort by change only, so the walk goes span by span: first the memories that were there when a grant was
+given (all visible since then), then those that changed before the next grant.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import math
 from collections.abc import AsyncGenerator, Sequence
@@ -21,7 +20,7 @@ from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record, Visibility
-from memory_core.records.scope import Grant, Part, Principal
+from memory_core.records.scope import Grant, Principal
 from memory_core.records.times import parse_time
 from memory_core.redis_client import Client
 from memory_server.engine.request import RequestContext
@@ -31,11 +30,11 @@ from memory_server.index.filters import ResolvedFilters
 from memory_server.search.services import SearchServices
 
 _SLICE = 50
-_MARK = "c1."
+_PREFIX = "c1."
 
 
 class ChangePosition(NamedTuple):
-    """Where a memory stands: since when it is seen as it is now, and when it was last changed. No two share one."""
+    """When a memory became visible as it is now, and when it was last changed. Each memory has its own position."""
 
     seen: float
     changed: float
@@ -45,8 +44,8 @@ BEGINNING = ChangePosition(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What is between two places was told already, under the grants that this digest stands for."""
+class Delivered:
+    """A range of positions that was already returned, under the grants that this digest stands for."""
 
     first: ChangePosition
     last: ChangePosition
@@ -55,57 +54,54 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Everything up to a place was told, and perhaps a later stretch. `view` stands for the filters it was made by."""
+    """All up to a position was returned, and perhaps a later range. `view` is a digest of the call's filters."""
 
     view: str
-    place: ChangePosition
-    told: Told | None = None
+    position: ChangePosition
+    delivered: Delivered | None = None
 
     def write(self) -> str:
-        """Give it as callers keep it."""
-        told = [*self.told.first, *self.told.last, self.told.grants] if self.told else []
-        text = json.dumps([self.view, *self.place, *told], separators=(",", ":"))
-        return _MARK + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+        """Encode it for callers."""
+        later = self.delivered
+        rest = [*later.first, *later.last, later.grants] if later else []
+        text = json.dumps([self.view, *self.position, *rest], separators=(",", ":"))
+        return _PREFIX + base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def read_cursor(text: str | float, view: str) -> Cursor:
-    """Read a cursor, or a time as the cursor of that moment.
+    """Decode a cursor, or make one of a time.
 
     Raises:
-        InvalidArgument: it is neither, or the cursor was made by other filters.
+        InvalidArgument: it is neither, or the cursor is of a call with other filters.
     """
-    if not isinstance(text, str) or not text.startswith(_MARK):
+    if not isinstance(text, str) or not text.startswith(_PREFIX):
         moment = parse_time(text, "since")
         return Cursor(view, ChangePosition(moment, moment))
-    cursor = _decoded(text)
-    if cursor is None:
-        raise InvalidArgument(f"cursor {echo(text)} is not one", hint="use next_cursor as it was given, or a time")
+    try:
+        cursor = _decode(text.removeprefix(_PREFIX))
+    except (ValueError, TypeError, RecursionError, OverflowError):
+        raise InvalidArgument(f"unknown cursor {echo(text)}", hint="use next_cursor unchanged, or a time") from None
     if cursor.view != view:
-        raise InvalidArgument(
-            "this cursor is of a call with other filters", hint="keep agent_id and context, or start without since"
-        )
+        hint = "keep agent_id and context, or start without since"
+        raise InvalidArgument("this cursor is of a call with other filters", hint=hint)
     return cursor
 
 
-def _decoded(text: str) -> Cursor | None:
-    try:
-        rest = text.removeprefix(_MARK)
-        view, *numbers = json.loads(base64.urlsafe_b64decode(rest + "=" * (-len(rest) % 4)))
-        grants = numbers.pop() if len(numbers) == 7 else None
-        places = [float(number) for number in numbers]
-        if not all(map(math.isfinite, places)) or len(places) != (2 if grants is None else 6):
-            return None
-    except (ValueError, TypeError, binascii.Error, RecursionError, OverflowError):
-        return None
-    told = None if grants is None else Told(ChangePosition(*places[2:4]), ChangePosition(*places[4:]), str(grants))
-    return Cursor(str(view), ChangePosition(*places[:2]), told)
+def _decode(text: str) -> Cursor:
+    view, *numbers = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    grants = numbers.pop() if len(numbers) == 7 else None
+    times = [float(number) for number in numbers]
+    if not all(map(math.isfinite, times)) or len(times) != (2 if grants is None else 6):
+        raise ValueError("malformed cursor")
+    position, *later = (ChangePosition(*pair) for pair in zip(times[::2], times[1::2], strict=True))
+    return Cursor(str(view), position, Delivered(later[0], later[1], str(grants)) if later else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """A stretch of places: what changed after `low` and until `high`, shown by the grants given at a moment or before.
+    """Memories changed after `low` and up to `high`, visible through grants given at `given` or before.
 
-    With `old` it is what those of that very moment found there, all of it seen since then.
+    With `old`: memories that were there when the grants of exactly that moment were given, visible since then.
     """
 
     given: float
@@ -114,7 +110,7 @@ class _Span:
     old: bool = False
 
     def within(self, start: ChangePosition, stop: ChangePosition) -> _Span | None:
-        """Cut it to the places after `start` and up to `stop`."""
+        """Restrict it to positions after `start` and up to `stop`."""
         low, high = self.low, self.high
         if not self.old:
             low, high = max(low, start.seen), min(high, stop.seen)
@@ -128,8 +124,10 @@ class _Span:
 
 @dataclass(frozen=True)
 class View:
-    """What some grants show to a principal, within filters, as of a moment of Redis's clock."""
+    """The memories that some grants show to a principal, within filters, at a moment of Redis's clock."""
 
+    service: SearchServices
+    request: RequestContext
     principal: Principal
     grants: Sequence[Grant]
     filters: ResolvedFilters
@@ -138,110 +136,89 @@ class View:
 
     @cached_property
     def since(self) -> dict[str, float]:
-        """All tokens that it shows, with the moment when each was first given."""
+        """All tokens that it shows, and when each was first granted."""
         given: dict[str, float] = {}
-        for part in sorted(self._parts, key=lambda part: -part.at):
+        parts = [part for grant in self.grants for part in grant.parts if part.at <= self.now]
+        for part in sorted(parts, key=lambda part: -part.at):
             given |= dict.fromkeys(part.tokens, part.at)
         return given
 
     @property
     def end(self) -> ChangePosition:
-        """The place after all that there is at the moment."""
+        """The position after everything in view."""
         return ChangePosition(self.now, self.now)
 
     @property
     def grants_digest(self) -> str:
-        """Stand for the grants: while none goes, no memory moves to a later place unless it is changed."""
+        """Identifies the grants. While all of them last, a memory moves to a later position only when it is changed."""
         return digest(json.dumps(sorted((grant.id, part.at) for grant in self.grants for part in grant.parts)))[:16]
 
-    @property
-    def _parts(self) -> list[Part]:
-        return [part for grant in self.grants for part in grant.parts if part.at <= self.now]
-
-    def place_of(self, record: Record) -> ChangePosition | None:
-        """Say where a memory stands; None where it is not in view."""
+    def position_of(self, record: Record) -> ChangePosition | None:
+        """Return a memory's position; None if it is not in view."""
         given = [self.since[token] for token in record.scope if token in self.since]
         hidden = record.visibility is Visibility.PUBLIC or self.principal.owns(record.owner)
         if not given or hidden:
             return None
         return ChangePosition(max(record.updated_at, min(given)), record.updated_at)
 
-    def spans(self) -> list[_Span]:
-        """Divide all places, in order."""
+    async def walk(
+        self, start: ChangePosition, stop: ChangePosition, *, newest_first: bool = False
+    ) -> AsyncGenerator[tuple[ChangePosition, Record]]:
+        """Give the memories after `start` and up to `stop` in order, loaded a slice at a time.
+
+        Raises:
+            StoreUnavailable: Redis does not answer, or a search was cut short.
+        """
         moments = sorted(set(self.since.values()))
-        return [
-            span
+        spans = [
+            cut
             for given, following in pairwise([*moments, self.now])
             for span in (_Span(given, 0.0, given, old=True), _Span(given, given, following))
+            if (cut := span.within(start, stop))
         ]
+        for span in reversed(spans) if newest_first else spans:
+            async for position, record in self._walk_span(span, newest_first):
+                if start < position <= stop:
+                    yield position, record
 
-    def tokens_of(self, span: _Span) -> tuple[str, ...]:
-        """Give the tokens that show what is in a span."""
-        return tuple(token for token, at in self.since.items() if (at == span.given if span.old else at <= span.given))
-
-
-async def walk(
-    service: SearchServices,
-    request: RequestContext,
-    view: View,
-    start: ChangePosition,
-    stop: ChangePosition,
-    *,
-    newest_first: bool = False,
-) -> AsyncGenerator[tuple[ChangePosition, Record]]:
-    """Give what stands after `start` and up to `stop`, in order, a slice at a time.
-
-    Raises:
-        StoreUnavailable: Redis does not answer, or a search was cut short.
-    """
-    spans = [cut for span in view.spans() if (cut := span.within(start, stop))]
-    for span in reversed(spans) if newest_first else spans:
-        async for place, record in _walk_span(service, request, view, span, newest_first):
-            if start < place <= stop:
-                yield place, record
-
-
-async def _walk_span(
-    service: SearchServices, request: RequestContext, view: View, span: _Span, newest_first: bool
-) -> AsyncGenerator[tuple[ChangePosition, Record]]:
-    """Give what stands in one span. What moved on since, or belongs to another, is not in it."""
-    low, high, offset = span.low, span.high, 0
-    while True:
-        selected = build.memories(build.shared(view.principal, view.tokens_of(span), view.filters, redis_time.now()))
-        selected = build.updated_between(selected, low, high)
-        found, records = await _slice(service, request, view, selected, newest_first, offset)
-        there = [record for record in records if low < record.updated_at <= high]
-        for record in there:
-            place = view.place_of(record)
-            if place and place.seen == (span.given if span.old else place.changed):
-                yield place, record
-        if found < _SLICE:
-            return
-        if not there:
-            offset += found
-        elif newest_first:
-            # Redis is asked in whole microseconds and gives the last one again, which then is above `high`.
-            high, offset = math.nextafter(there[-1].updated_at, 0), 0
-        else:
-            low, offset = there[-1].updated_at, 0
-
-
-async def _slice(
-    service: SearchServices, request: RequestContext, view: View, selected: build.Query, newest_first: bool, offset: int
-) -> tuple[int, list[Record]]:
-    """Load the next few that a query selects; give how many it named and what is still there to be read."""
-    keys = Keys(view.principal.namespace)
-    timeout = service.settings.search_timeout_ms
-
-    async def fetch(client: Client) -> tuple[int, list[Record]]:
-        refs = await queries.by_change(
-            client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
+    async def _walk_span(self, span: _Span, newest_first: bool) -> AsyncGenerator[tuple[ChangePosition, Record]]:
+        """Give the memories of one span, without those that moved on meanwhile or belong to another span."""
+        low, high, offset = span.low, span.high, 0
+        tokens = tuple(
+            token for token, at in self.since.items() if (at == span.given if span.old else at <= span.given)
         )
-        return len(refs), await loader.load_readable(
-            client, keys, refs, request, view.principal, service.backend.integrity
-        )
+        while True:
+            selected = build.memories(build.shared(self.principal, tokens, self.filters, redis_time.now()))
+            selected = build.updated_between(selected, low, high)
+            found, records = await self._load_slice(selected, newest_first, offset)
+            there = [record for record in records if low < record.updated_at <= high]
+            for record in there:
+                position = self.position_of(record)
+                if position and position.seen == (span.given if span.old else position.changed):
+                    yield position, record
+            if found < _SLICE:
+                return
+            if not there:
+                offset += found
+            elif newest_first:
+                # Redis compares whole microseconds and returns the last memory again, which then is above `high`.
+                high, offset = math.nextafter(there[-1].updated_at, 0), 0
+            else:
+                low, offset = there[-1].updated_at, 0
 
-    found, records = await service.namespaces.search(view.principal.namespace, fetch)
-    opened = await service.vault.open_all(keys.namespace, records)
-    view.warnings.extend(opened.warnings)
-    return found, opened.records
+    async def _load_slice(self, selected: build.Query, newest_first: bool, offset: int) -> tuple[int, list[Record]]:
+        """Load the next memories of a query; return how many Redis named and those that are readable."""
+        service, keys = self.service, Keys(self.principal.namespace)
+        timeout = service.settings.search_timeout_ms
+
+        async def fetch(client: Client) -> tuple[int, list[Record]]:
+            refs = await queries.by_change(
+                client, keys, selected, newest_first=newest_first, offset=offset, limit=_SLICE, timeout_ms=timeout
+            )
+            integrity = service.backend.integrity
+            return len(refs), await loader.load_readable(client, keys, refs, self.request, self.principal, integrity)
+
+        found, records = await service.namespaces.search(keys.namespace, fetch)
+        opened = await service.vault.open_all(keys.namespace, records)
+        self.warnings.extend(opened.warnings)
+        return found, opened.records

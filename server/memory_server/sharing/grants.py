@@ -1,6 +1,6 @@
-"""Letting other agents see memories, and ending that: one write, whatever the number of memories.
+"""Sharing memories with other agents, and revoking that: one write, however many memories.
 
-All rules on who may share what are kept by the Functions (redis/functions/30_grants.lua), on the state they find.
+The Functions in redis/functions/30_grants.lua enforce all rules on who may share what.
 """
 
 from __future__ import annotations
@@ -14,48 +14,40 @@ from memory_core.records.keys import Keys, digest
 from memory_core.records.names import SEPARATOR, check_label, check_name
 from memory_core.records.times import to_iso
 from memory_core.settings.settings import Settings
-from memory_server.contract.sharing import RevokeAnswer, ShareAnswer
-from memory_server.contract.sharing_arguments import ShareArguments
+from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
-MOST_IDS = 100
-MOST_SECONDS = 100 * 365 * 86_400
-NOTE_BYTES = 1024
-PATIENCE_SECONDS = 5.0
+_MAX_IDS = 100
+_MAX_SECONDS = 100 * 365 * 86_400
+_NOTE_BYTES = 1024
+_PATIENCE_SECONDS = 5.0
 """How long a revoke waits for reads that began before it."""
-_SELECTORS = "memory_ids, context, tags or memory_types"
 
 
 @dataclass(frozen=True, slots=True)
 class _Selector:
-    """A selector as the Function takes it: the letter of its tokens, their ends, and the values as people know them."""
+    """A selector for the Function: the letter and the values of its scope tokens, and the values to display."""
 
     kind: str
     values: list[str]
     shown: list[str]
 
-    @property
-    def key(self) -> str:
-        """Tell it from other selectors."""
-        return digest(SEPARATOR.join([self.kind, *sorted(self.values)]))
-
 
 async def share_context(service: SearchServices, request: RequestContext, args: ShareArguments) -> ShareAnswer:
-    """Let an agent see what a selector covers, now and later, private memories included.
+    """Grant an agent access to all present and future memories that a selector covers, including private ones.
 
-    Sharing the same with the same agent again renews the grant.
+    Sharing the same selector with the same agent again renews the grant.
 
     Raises:
         InvalidArgument: a value is not valid, or the target is the caller.
-        NotFound: no such agent, or no such memory that the caller may args.
-        Conflict: the target holds as many grants, or waits for as many offers, as it may.
+        NotFound: no such agent, or no such memory that the caller may share.
+        Conflict: the target has reached its limit of grants or offers.
     """
     selector = _check(service.settings, request.caller, args)
-    prepared = await service.namespaces.get(request.caller.namespace)
-    keys = prepared.keys
+    keys = (await service.namespaces.get(request.caller.namespace)).keys
     answer = await service.backend.write(
         "rm1_share",
         [keys.audit, keys.counters, keys.agent(request.caller.agent), keys.agent(args.target_agent)],
@@ -68,7 +60,7 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
         kind=selector.kind,
         values=selector.values,
         shown=selector.shown,
-        selector=selector.key,
+        selector=digest(SEPARATOR.join([selector.kind, *sorted(selector.values)])),
         permission=args.permission,
         seconds=args.expires_in_seconds,
         note=args.note or "",
@@ -88,12 +80,12 @@ async def share_context(service: SearchServices, request: RequestContext, args: 
 
 
 async def revoke_shared(service: SearchServices, request: RequestContext, grant_id: str) -> RevokeAnswer:
-    """End a grant or an offer at once, with all that was passed on under it.
+    """End a grant or an offer at once, and all grants that were passed on under it.
 
-    It returns when no read that began before it, in this process, can still answer.
+    Returns when no earlier read in this process can still answer.
 
     Raises:
-        NotFound: no such grant that is the caller's to revoke.
+        NotFound: no such grant that the caller may revoke.
     """
     keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
@@ -108,20 +100,15 @@ async def revoke_shared(service: SearchServices, request: RequestContext, grant_
         audit=request.caller.audit("revoke_shared_context", [grant_id]),
     )
     if answer["status"] != "revoked":
-        raise NotFound(
-            f"no grant or offer {echo(grant_id)} that you may revoke", hint="get_shared_context lists those you gave"
-        )
-    calm = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], PATIENCE_SECONDS)
-    return RevokeAnswer(
-        grant_id=grant_id,
-        grants_ended=answer["grants"],
-        partial=not calm,
-        reason=None if calm else "calls that began before may still show it",
-    )
+        message = f"no grant or offer {echo(grant_id)} that you may revoke"
+        raise NotFound(message, hint="get_shared_context lists those you gave")
+    finished = await service.inflight_reads.finished(request.caller.namespace, answer["touched"], _PATIENCE_SECONDS)
+    reason = None if finished else "calls that began before may still show it"
+    return RevokeAnswer(grant_id=grant_id, grants_ended=answer["grants"], partial=not finished, reason=reason)
 
 
 async def remove_expired(backend: Backend, namespace: str, most: int) -> None:
-    """Remove grants and offers that have expired; they count for nothing already."""
+    """Remove expired grants and offers, which have no effect any more."""
     keys = Keys(namespace)
     await backend.write("rm1_expire_grants", [keys.grants_due], repeatable=True, prefix=keys.prefix, most=most)
 
@@ -130,31 +117,23 @@ def _check(settings: Settings, caller: Caller, args: ShareArguments) -> _Selecto
     check_name(args.target_agent, "target_agent")
     if args.target_agent == caller.agent:
         raise InvalidArgument("target_agent is you", hint="your own memories are yours to read already")
-    if args.expires_in_seconds is not None and not 1 <= args.expires_in_seconds <= MOST_SECONDS:
-        raise InvalidArgument(
-            f"expires_in_seconds is {echo(args.expires_in_seconds)}; 1 to {MOST_SECONDS} are allowed",
-            hint="leave it out",
-        )
+    if args.expires_in_seconds is not None and not 1 <= args.expires_in_seconds <= _MAX_SECONDS:
+        message = f"expires_in_seconds is {echo(args.expires_in_seconds)}; 1 to {_MAX_SECONDS} are allowed"
+        raise InvalidArgument(message, hint="leave it out")
     if args.note is not None:
-        check_text(args.note, "note", NOTE_BYTES)
+        check_text(args.note, "note", _NOTE_BYTES)
     if args.bidirectional and args.memory_ids is not None:
-        raise InvalidArgument(
-            "bidirectional goes with context, tags or memory_types: the other agent has no memories with these ids",
-            hint="leave bidirectional out",
-        )
-    return _selector(settings, args)
-
-
-def _selector(settings: Settings, args: ShareArguments) -> _Selector:
+        message = "bidirectional needs context, tags or memory_types: the other agent has no memories with these ids"
+        raise InvalidArgument(message, hint="leave bidirectional out")
     given = (args.memory_ids, args.context, args.tags, args.memory_types)
     if sum(value is not None for value in given) != 1 or not any(given):
-        raise InvalidArgument("say what to share by exactly one selector, not empty", hint=f"give {_SELECTORS}")
+        hint = "give memory_ids, context, tags or memory_types"
+        raise InvalidArgument("exactly one selector is required, and it must not be empty", hint=hint)
     if args.memory_ids:
         ids = list(dict.fromkeys(check_id(memory_id) for memory_id in args.memory_ids))
-        if len(ids) > MOST_IDS:
-            raise InvalidArgument(
-                f"{len(ids)} memory_ids; at most {MOST_IDS} are allowed in a grant", hint="share a context or a tag"
-            )
+        if len(ids) > _MAX_IDS:
+            message = f"{len(ids)} memory_ids; at most {_MAX_IDS} are allowed in a grant"
+            raise InvalidArgument(message, hint="share a context or a tag")
         return _Selector("i", ids, ids)
     if args.context:
         context = check_label(args.context, "context")
@@ -167,26 +146,19 @@ def _selector(settings: Settings, args: ShareArguments) -> _Selector:
 
 
 def _raise_for(answer: dict[str, Any], args: ShareArguments) -> None:
-    target = echo(args.target_agent)
+    target, fewer = echo(args.target_agent), "revoke one, or share a context or a tag instead of single memories"
     match answer["status"]:
         case "unknown_agent":
             raise NotFound(f"no agent {target} is registered here", hint="see list_agents")
         case "not_found":
-            raise NotFound(
-                f"no memory {echo(answer['missing'])} that you may share",
-                hint="share your own, or ask its owner to share it",
-            )
+            message = f"no memory {echo(answer['missing'])} that you may share"
+            raise NotFound(message, hint="share your own, or ask its owner to share it")
         case "too_many_grants":
-            raise Conflict(
-                f"{target} holds 256 grants, as many as an agent may",
-                hint="revoke one, or share a context or a tag instead of single memories",
-            )
+            raise Conflict(f"{target} holds 256 grants, the limit for one agent", hint=fewer)
         case "too_many_tokens":
-            raise Conflict(
-                f"the grants to {target} would name more than 4096 memories, contexts, tags and types",
-                hint="revoke one, or share a context or a tag instead of single memories",
-            )
+            message = f"the grants to {target} would name more than 4096 memories, contexts, tags and types"
+            raise Conflict(message, hint=fewer)
         case "too_many_offers":
-            raise Conflict(f"256 offers wait for {target}, as many as may", hint="share without bidirectional")
+            raise Conflict(f"256 offers wait for {target}, the limit for one agent", hint="share without bidirectional")
         case _:
             return

@@ -1,4 +1,4 @@
-"""What others let the caller see, and what of it changed since it last asked, within a budget."""
+"""Memories shared with the caller, and what changed since its last call, within a token budget."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from memory_core.records.times import NEVER, to_iso
 from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
-from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedMemory
-from memory_server.contract.sharing_arguments import SharedContextArguments
+from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
 from memory_server.contract.validation import check_text
 from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
@@ -31,16 +30,16 @@ from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices
-from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Told, View, read_cursor, walk
+from memory_server.sharing.changes import BEGINNING, ChangePosition, Cursor, Delivered, View, read_cursor
 
 _CHARS_PER_TOKEN = 4
-_MOST_MEMORIES = 100
-_MOST_GRANTS = 100
+_MAX_MEMORIES = 100
+_MAX_GRANTS = 100
 
 
 @dataclass(slots=True)
 class _Budget:
-    """Gathers memories, each content once, while there is room."""
+    """Collects memories, each content once, until the budget is used up."""
 
     chars: int
     kept: list[tuple[ChangePosition, Record]] = field(default_factory=list[tuple[ChangePosition, Record]])
@@ -48,21 +47,21 @@ class _Budget:
     full: bool = False
     _contents: set[str] = field(default_factory=set[str])
 
-    def take(self, place: ChangePosition, record: Record) -> bool:
-        """Keep a memory, or not where its content is kept already; false when there is no room for it.
+    def add(self, position: ChangePosition, record: Record) -> bool:
+        """Add a memory unless its content is there already; False if it does not fit.
 
-        The first is cut to what room there is, so that every call brings its caller further.
+        The first memory is cut to fit, so that every call makes progress.
         """
         if record.content_hash in self._contents:
             return True
         if len(record.content) > self.chars and not self.kept:
             self.cut = True
             record = replace(record, content=record.content[: self.chars])
-        if len(record.content) > self.chars or len(self.kept) >= _MOST_MEMORIES:
+        if len(record.content) > self.chars or len(self.kept) >= _MAX_MEMORIES:
             self.full = True
             return False
         self.chars -= len(record.content)
-        self.kept.append((place, record))
+        self.kept.append((position, record))
         self._contents.add(record.content_hash)
         return True
 
@@ -72,13 +71,13 @@ class _Budget:
 async def get_shared_context(
     service: SearchServices, request: RequestContext, args: SharedContextArguments
 ) -> SharedContextAnswer:
-    """Show what grants let the caller see that is neither its own nor public, with the grants and offers themselves.
+    """Return memories that grants show to the caller, without its own and public ones, and the grants and offers.
 
-    With `since`, what changed or came to be seen after it, oldest first; else newest first, or best first with a
-    query. The cursor stands for what was told up to and with this answer, however small the budget.
+    With `since`: memories that changed or became visible after it, oldest first. Otherwise newest first, or best
+    first with a query. The cursor covers everything returned so far, however small the budget.
 
     Raises:
-        InvalidArgument: a value is not valid, or a query was given with `since`.
+        InvalidArgument: a value is not valid, or both `query` and `since` are given.
     """
     if args.query is not None and args.since is not None:
         raise InvalidArgument("query and since were both given", hint="give one of them; since lists all changes")
@@ -93,40 +92,29 @@ async def get_shared_context(
     principal = await resolve(service.backend, request)
     model = await service.models.current(request.caller.namespace)
     given = [grant for grant in principal.grants if args.agent_id in (None, grant.grantor)]
-    view = View(principal, given, ResolvedFilters(context=context), end)
+    view = View(service, request, principal, given, ResolvedFilters(context=context), end)
     budget = _Budget(args.max_tokens * _CHARS_PER_TOKEN)
     if query:
-        after, reason = None, await _best(service, request, view, query, budget)
+        after, reason = None, await _add_best(view, query, budget)
     else:
-        after, reason = await _next(service, request, view, cursor, budget, label), None
-    index_reason = partial_reason(await service.namespaces.covered(prepared))
-    if index_reason:
+        after, reason = await _add_next(view, cursor, budget, label), None
+    if index_reason := partial_reason(await service.namespaces.covered(prepared)):
         after, reason = cursor, index_reason
-    shown = await _grants(service.backend, principal, args.agent_id)
-    notes = [
-        reason,
-        *dict.fromkeys(view.warnings),
-        shown.note,
-        "a content was cut to fit; retrieve_memory gives it whole" if budget.cut else None,
-    ]
-    reason = "; ".join(note for note in notes if note) or None
+    answer = await _list_grants(service.backend, principal, args.agent_id)
+    cut = "a content was cut to fit; retrieve_memory returns all of it" if budget.cut else None
+    answer.reason = "; ".join(filter(None, [reason, *dict.fromkeys(view.warnings), answer.reason, cut])) or None
+    answer.partial = bool(answer.reason)
+    answer.memories = [_shared_memory(view, position, record, model) for position, record in budget.kept]
+    answer.next_cursor = after.write() if after else None
+    answer.more = budget.full
     service.touch(request.caller.namespace, [record.id for _, record in budget.kept])
-    return SharedContextAnswer(
-        memories=[_shown(view, place, record, model) for place, record in budget.kept],
-        next_cursor=after.write() if after else None,
-        more=budget.full,
-        granted_to_me=shown.to_me,
-        granted_by_me=shown.by_me,
-        offers=shown.offers,
-        partial=bool(reason),
-        reason=reason,
-    )
+    return answer
 
 
 async def _now(backend: Backend, keys: Keys) -> float:
-    """Give a moment of the namespace's clock after all that was written, and before all that will be.
+    """Return a time of the namespace's clock after all past writes and before all later ones.
 
-    It is of Redis's clock where that is ahead: the last writing's alone would tell whenever others wrote something.
+    It is Redis's time if that is later: the time of the last write alone would reveal when others write.
     """
 
     async def fetch(client: Client) -> list[Any]:
@@ -139,79 +127,60 @@ async def _now(backend: Backend, keys: Keys) -> float:
     return max(seconds * 1_000_000 + microseconds - 1, int(last or 0)) / 1_000_000
 
 
-async def _best(
-    service: SearchServices, request: RequestContext, view: View, query: str, budget: _Budget
-) -> str | None:
-    """Gather what matches best; give what the search lacked."""
+async def _add_best(view: View, query: str, budget: _Budget) -> str | None:
+    """Add the best matches of a query; return why the search is partial."""
     selected = build.shared(view.principal, tuple(view.since), view.filters, redis_time.now())
-    hits, reason = await best_of(service, request, view.principal, selected, query, _MOST_MEMORIES)
+    hits, reason = await best_of(view.service, view.request, view.principal, selected, query, _MAX_MEMORIES)
     for hit in hits:
-        place = view.place_of(hit.record)
-        if place and not budget.take(place, hit.record):
+        position = view.position_of(hit.record)
+        if position and not budget.add(position, hit.record):
             break
     return reason
 
 
-async def _next(
-    service: SearchServices, request: RequestContext, view: View, cursor: Cursor | None, budget: _Budget, label: str
-) -> Cursor:
-    """Gather what comes next; give where that leaves the caller."""
+async def _add_next(view: View, cursor: Cursor | None, budget: _Budget, label: str) -> Cursor:
+    """Add the memories after a cursor, or the newest without one; return the next cursor."""
     if cursor is None:
         first = view.end
-        async with aclosing(walk(service, request, view, BEGINNING, view.end, newest_first=True)) as places:
-            async for place, record in places:
-                if not budget.take(place, record):
-                    return Cursor(label, BEGINNING, Told(first, view.end, view.grants_digest))
-                first = place
+        async with aclosing(view.walk(BEGINNING, view.end, newest_first=True)) as found:
+            async for position, record in found:
+                if not budget.add(position, record):
+                    return Cursor(label, BEGINNING, Delivered(first, view.end, view.grants_digest))
+                first = position
         return Cursor(label, view.end)
-    last = cursor.place
-    told = cursor.told if cursor.told and cursor.told.grants == _digest_then(view, cursor.told) else None
-    async with aclosing(_untold(service, request, view, last, told)) as places:
-        async for place, record in places:
-            if not budget.take(place, record):
-                return Cursor(label, last, told if told and last < told.first else None)
-            last = place
-    return Cursor(label, max(view.end, cursor.place))
+    last, delivered = cursor.position, cursor.delivered
+    if delivered and delivered.grants != view.grants_digest:
+        delivered = None
+    async with aclosing(_walk_undelivered(view, last, delivered)) as found:
+        async for position, record in found:
+            if not budget.add(position, record):
+                return Cursor(label, last, delivered if delivered and last < delivered.first else None)
+            last = position
+    return Cursor(label, max(view.end, cursor.position))
 
 
-async def _untold(
-    service: SearchServices, request: RequestContext, view: View, start: ChangePosition, told: Told | None
+async def _walk_undelivered(
+    view: View, start: ChangePosition, delivered: Delivered | None
 ) -> AsyncGenerator[tuple[ChangePosition, Record]]:
-    """Walk on from a place, leaving out what was told already."""
-    if told:
-        async for place, record in walk(service, request, view, start, told.first):
-            if place < told.first:
-                yield place, record
-        start = max(start, told.last)
-    async for place, record in walk(service, request, view, start, view.end):
-        yield place, record
+    if delivered:
+        async for position, record in view.walk(start, delivered.first):
+            if position < delivered.first:
+                yield position, record
+        start = max(start, delivered.last)
+    async for position, record in view.walk(start, view.end):
+        yield position, record
 
 
-def _digest_then(view: View, told: Told) -> str:
-    """Stand for those grants of now that were there when something was told."""
-    return replace(view, now=told.last.seen).grants_digest
-
-
-def _shown(view: View, place: ChangePosition, record: Record, model: Model) -> SharedMemory:
+def _shared_memory(view: View, position: ChangePosition, record: Record, model: Model) -> SharedMemory:
     return SharedMemory(
         memory=Memory.of(record, view.principal, model),
         granted_by=sorted({grant.grantor for grant in view.grants if not record.scope.isdisjoint(grant.tokens)}),
-        changed_at=to_iso(place.seen) or "",
+        changed_at=to_iso(position.seen) or "",
     )
 
 
-@dataclass(slots=True)
-class _Listed:
-    """Grants and offers to show."""
-
-    to_me: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    by_me: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    offers: list[GrantInfo] = field(default_factory=list[GrantInfo])
-    note: str | None = None
-
-
-async def _grants(backend: Backend, principal: Principal, other: str | None) -> _Listed:
-    """Load the grants in force and the offers waiting that the principal is a side of, newest first."""
+async def _list_grants(backend: Backend, principal: Principal, other: str | None) -> SharedContextAnswer:
+    """List the principal's grants in force and open offers, newest first. The reason tells how many are left out."""
     keys = Keys(principal.namespace)
 
     async def fetch(client: Client) -> tuple[float, list[str], list[dict[bytes, bytes]]]:
@@ -226,47 +195,33 @@ async def _grants(backend: Backend, principal: Principal, other: str | None) -> 
         return float(seconds), sorted(named, reverse=True), await pipe.execute()
 
     now, ids, rows = await backend.read(fetch)
-    listed = _Listed()
+    answer = SharedContextAnswer()
     for grant_id, row in zip(ids, rows, strict=True):
-        _list(listed, principal, other, now, grant_id, {name.decode(): value for name, value in row.items()})
-    left_out = [_trim(grants) for grants in (listed.to_me, listed.by_me, listed.offers)]
-    if any(left_out):
-        listed.note = f"{sum(left_out)} older grants and offers are not listed"
-    return listed
+        if row and float(row[b"until"]) > now:
+            _add_grant(answer, principal, other, grant_id, {name.decode(): value for name, value in row.items()})
+    dropped = 0
+    for grants in (answer.granted_to_me, answer.granted_by_me, answer.offers):
+        dropped += max(len(grants) - _MAX_GRANTS, 0)
+        del grants[_MAX_GRANTS:]
+    answer.reason = f"{dropped} older grants and offers are not listed" if dropped else None
+    return answer
 
 
-def _list(
-    listed: _Listed, principal: Principal, other: str | None, now: float, grant_id: str, row: dict[str, bytes]
+def _add_grant(
+    answer: SharedContextAnswer, principal: Principal, other: str | None, grant_id: str, row: dict[str, bytes]
 ) -> None:
-    """Put a grant or an offer in its list, if it still counts and the principal still is the side it names."""
-    if not row or float(row["until"]) <= now:
+    """Add a grant or an offer, if the principal still owns its side of it and `other` has the other side."""
+    mine, theirs = ("from", "to") if row["from"].decode() == principal.agent else ("to", "from")
+    if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, row[theirs].decode()):
         return
-    sides = {"from": row["from"].decode(), "to": row["to"].decode()}
-    mine = "from" if sides["from"] == principal.agent else "to"
-    theirs = sides["to" if mine == "from" else "from"]
-    if row[f"{mine}_owner"].decode() != principal.owner or other not in (None, theirs):
-        return
-    info = grant_info(grant_id, row)
-    match row["state"], mine:
-        case b"offered", _:
-            listed.offers.append(info)
-        case b"active", "from":
-            listed.by_me.append(info)
-        case b"active", _:
-            listed.to_me.append(info)
-        case _:
-            return
-
-
-def _trim(grants: list[GrantInfo]) -> int:
-    """Shorten a list to what is shown; give how many that leaves out."""
-    left_out = max(len(grants) - _MOST_GRANTS, 0)
-    del grants[_MOST_GRANTS:]
-    return left_out
+    if row["state"] == b"offered":
+        answer.offers.append(grant_info(grant_id, row))
+    elif row["state"] == b"active":
+        (answer.granted_by_me if mine == "from" else answer.granted_to_me).append(grant_info(grant_id, row))
 
 
 def grant_info(grant_id: str, row: dict[str, bytes]) -> GrantInfo:
-    """Tell of a grant or an offer by its hash."""
+    """Describe a grant or an offer from its Redis hash."""
     values: list[Any] = unpack(row["values"])
     kind, until = row["kind"].decode(), float(row["until"])
     return GrantInfo(

@@ -1,4 +1,4 @@
-"""Tasks from the side of whoever does them: claiming with what helps, completing, failing with a handoff."""
+"""Leasing tasks, and completing or failing them under the lease."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from memory_core.errors import LeaseLost, MemoryServiceError, NotFound
+from memory_core.errors import MemoryServiceError, NotFound
 from memory_core.records import redis_time
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
@@ -21,7 +21,7 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.contract.memories import Hit
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
-from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskEvent, TaskStateAnswer, TaskView
+from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
 from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.request import Caller, RequestContext
@@ -30,25 +30,25 @@ from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
-from memory_server.tasks.dispatch import dispatch_soon, sweep_tasks
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, load_history, no_task
+from memory_server.tasks.dispatch import sweep_tasks
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history
 from memory_server.tasks.services import TaskServices
 
-_LOOK_AGAIN_SECONDS = 5.0
-"""A waiting claim is woken by events; this is for those that are lost."""
-_CLOCKS_DIFFER_SECONDS = 0.05
+_POLL_SECONDS = 5.0
+"""Events wake a waiting claim; the poll covers lost events."""
+_CLOCK_SKEW_SECONDS = 0.05
 _FAILURES = ("failed", "expired", "lost")
 
 
 async def get_pending_tasks(service: TaskServices, request: RequestContext, args: PendingArguments) -> PendingAnswer:
-    """Lease the best tasks for the caller, or only show what it was assigned.
+    """Lease tasks to the caller; without `claim`, only show the tasks assigned to it.
 
     Raises:
         NotFound: the caller is not registered.
     """
     await service.namespaces.get(request.caller.namespace)
     if not args.claim:
-        return await _show(service.backend, request.caller, args)
+        return await _show_assigned(service.backend, request.caller, args)
     answer = await _claim(service, request, args.limit)
     if args.wait_seconds and not answer["tasks"]:
         answer = await _wait_and_claim(service, request, args)
@@ -57,26 +57,27 @@ async def get_pending_tasks(service: TaskServices, request: RequestContext, args
 
 
 async def complete_task(service: TaskServices, request: RequestContext, args: CompleteArguments) -> TaskStateAnswer:
-    """End a task with its result, which may also be kept as a memory.
+    """Complete a task with its result, which may also be stored as a memory.
 
     Raises:
-        NotFound: the caller never had a task of that id. LeaseLost: the token is not in force.
-        InvalidArgument: the result is too large or no JSON.
+        NotFound: the caller never had a task with that id. LeaseLost: the token is not in force.
+        InvalidArgument: the result is too large or not JSON.
     """
-    most, call = service.settings.tasks.payload_bytes, new_id()
+    limit, call = service.settings.tasks.payload_bytes, new_id()
     fields = {
         "last_call": call,
-        "result": validation.check_json(args.result, "result", most),
-        "metrics": validation.check_json(args.metrics, "metrics", most),
+        "result": validation.check_json(args.result, "result", limit),
+        "metrics": validation.check_json(args.metrics, "metrics", limit),
     }
-    answer = await _end_attempt(
+    answer = await act_on_task(
         service,
         request,
         "rm1_task_complete",
         args.task_id,
-        args.lease_token,
-        call,
         "complete_task",
+        repeatable=True,
+        token=args.lease_token,
+        call=call,
         fields=[part for name, value in fields.items() if value is not None for part in (name, value)],
         duration_ms=_duration(args.metrics),
     )
@@ -84,27 +85,28 @@ async def complete_task(service: TaskServices, request: RequestContext, args: Co
     if not args.store_result or args.result is None:
         return ended
     try:
-        return ended.model_copy(update={"memory_id": await _keep(service, request, args.task_id, args.result)})
+        return ended.model_copy(update={"memory_id": await _store_result(service, request, args)})
     except MemoryServiceError as error:
         reason = f"the task is completed, but its result was not stored as a memory: {error.message}"
         return ended.model_copy(update={"partial": True, "reason": reason})
 
 
 async def fail_task(service: TaskServices, request: RequestContext, args: FailArguments) -> TaskStateAnswer:
-    """Give an attempt up: the task is tried again after a pause, or dies.
+    """End an attempt without success: the task is retried after a delay, or becomes dead.
 
     Raises:
-        NotFound: the caller never had a task of that id. LeaseLost: the token is not in force.
+        NotFound: the caller never had a task with that id. LeaseLost: the token is not in force.
     """
     settings = service.settings.tasks
-    answer = await _end_attempt(
+    answer = await act_on_task(
         service,
         request,
         "rm1_task_fail",
         args.task_id,
-        args.lease_token,
-        new_id(),
         "fail_task",
+        repeatable=True,
+        token=args.lease_token,
+        call=new_id(),
         error=validation.check_text(args.error, "error", DESCRIPTION_BYTES),
         handoff=validation.check_text(args.handoff, "handoff", DESCRIPTION_BYTES) if args.handoff else None,
         retry=args.retry,
@@ -115,14 +117,10 @@ async def fail_task(service: TaskServices, request: RequestContext, args: FailAr
     if "next_at" not in answer:
         return TaskStateAnswer(task_id=args.task_id, state=answer["status"])
     due = float(answer["next_at"])
-    _retry_on_time(service, request.caller.namespace, args.task_id, due)
+    delay = max(due - redis_time.now(), 0.0) + _CLOCK_SKEW_SECONDS
+    # If this process ends first, the next periodic sweep retries the task.
+    service.soon(("retry", args.task_id), lambda: sweep_tasks(service, request.caller.namespace), delay)
     return TaskStateAnswer(task_id=args.task_id, state=answer["status"], next_attempt_at=to_iso(due))
-
-
-def _retry_on_time(service: TaskServices, namespace: str, task_id: str, due: float) -> None:
-    """Bring a task back when its pause ends, if this process lives so long; else a sweep does."""
-    wait = max(due - redis_time.now(), 0.0) + _CLOCKS_DIFFER_SECONDS
-    service.soon(("retry", task_id), lambda: sweep_tasks(service, namespace), wait)
 
 
 async def _claim(service: TaskServices, request: RequestContext, limit: int) -> dict[str, Any]:
@@ -145,7 +143,7 @@ async def _claim(service: TaskServices, request: RequestContext, limit: int) -> 
 
 
 async def _wait_and_claim(service: TaskServices, request: RequestContext, args: PendingArguments) -> dict[str, Any]:
-    """Claim again whenever an event says that something was assigned to the caller, until the time runs out."""
+    """Claim again after each task event for the caller, until the time runs out."""
     until = time.monotonic() + args.wait_seconds
     waiter = Waiter(request.caller.agent, frozenset({TASK}))
     at = await last_position(service.backend, request.caller.namespace)
@@ -156,16 +154,15 @@ async def _wait_and_claim(service: TaskServices, request: RequestContext, args: 
             if answer["tasks"] or left <= 0 or waiter.closed:
                 return answer
             with request.without_slot():
-                await waiter.wait(min(left, _LOOK_AGAIN_SECONDS))
+                await waiter.wait(min(left, _POLL_SECONDS))
             waiter.queue.clear()
 
 
 def not_registered(caller: Caller) -> NotFound:
-    """Make the refusal of what only registered agents can do."""
     return NotFound(f"{caller.agent} is not registered here", hint="call register_agent first")
 
 
-async def _show(backend: Backend, caller: Caller, args: PendingArguments) -> PendingAnswer:
+async def _show_assigned(backend: Backend, caller: Caller, args: PendingArguments) -> PendingAnswer:
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
@@ -180,89 +177,50 @@ async def _show(backend: Backend, caller: Caller, args: PendingArguments) -> Pen
 async def _describe(
     service: TaskServices, request: RequestContext, args: PendingArguments, answer: dict[str, Any]
 ) -> PendingAnswer:
-    """Add to each lease the task, its earlier failures and the memories that bear on it."""
+    """Add the task, its earlier failures and related memories to each lease."""
     keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
     number = args.with_memories if request.caller.may_read else 0
-    helped = await asyncio.gather(*(_help(service, request, task, number) for task in tasks))
-    shown: list[ClaimedTask] = []
-    reasons: list[str] = []
-    for task, (history, memories, reason) in zip(tasks, helped, strict=True):
-        failures = [event for event in history if event.op in _FAILURES]
-        handoffs = [event.handoff for event in failures if event.handoff]
-        lease = leases[task.id]
-        extra = {
-            "lease_token": lease["lease_token"],
-            "lease_until": to_iso(float(lease["lease_until"])),
-            "attempt": int(lease["attempt"]),
-            "earlier_failures": failures,
-            "handoff": handoffs[-1] if handoffs else None,
-            "memories": memories,
-        }
-        shown.append(_claimed(task).model_copy(update=extra))
-        reasons += [reason] if reason else []
+    described = await asyncio.gather(
+        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+    )
+    reasons = dict.fromkeys(reason for _, reason in described if reason)
     return PendingAnswer(
-        tasks=shown,
+        tasks=[task for task, _ in described],
         open_tasks=answer["held"],
         max_tasks=answer["most"],
         partial=bool(reasons),
-        reason="; ".join(dict.fromkeys(reasons)) or None,
+        reason="; ".join(reasons) or None,
     )
 
 
-async def _help(
-    service: TaskServices, request: RequestContext, task: Task, memories: int
-) -> tuple[list[TaskEvent], list[Hit], str | None]:
-    """Fetch what may help with a task; what cannot be had is said and never costs the lease."""
+async def _describe_task(
+    service: TaskServices, request: RequestContext, task: Task, lease: dict[str, Any], memories: int
+) -> tuple[ClaimedTask, str | None]:
+    """Describe a leased task; also return why memories are missing. A failed search keeps the lease."""
     history = await load_history(service.backend, request.caller.namespace, task.id)
-    if not memories:
-        return history, [], None
-    try:
-        args = SearchArguments(query=task.description, limit=memories)
-        found = await semantic_search(service, request, args)
-    except MemoryServiceError as error:
-        return history, [], f"memories could not be searched: {error.message}"
-    return history, found.hits, found.reason
+    failures = [event for event in history if event.op in _FAILURES]
+    handoffs = [event.handoff for event in failures if event.handoff]
+    hits, reason = list[Hit](), None
+    if memories:
+        try:
+            found = await semantic_search(service, request, SearchArguments(query=task.description, limit=memories))
+            hits, reason = found.hits, found.reason
+        except MemoryServiceError as error:
+            reason = f"memories could not be searched: {error.message}"
+    extra = {
+        "lease_token": lease["lease_token"],
+        "lease_until": to_iso(float(lease["lease_until"])),
+        "attempt": int(lease["attempt"]),
+        "earlier_failures": failures,
+        "handoff": handoffs[-1] if handoffs else None,
+        "memories": hits,
+    }
+    return _claimed(task).model_copy(update=extra), reason
 
 
 def _claimed(task: Task) -> ClaimedTask:
     return ClaimedTask.model_validate(TaskView.of(task).model_dump())
-
-
-async def _end_attempt(
-    service: TaskServices,
-    request: RequestContext,
-    function: str,
-    task_id: str,
-    lease_token: str,
-    call: str,
-    op: str,
-    **fields: Any,
-) -> dict[str, Any]:
-    keys = Keys(request.caller.namespace)
-    answer = await service.backend.write(
-        function,
-        [keys.leases],
-        repeatable=True,
-        prefix=keys.prefix,
-        id=validation.check_id(task_id, "task_id"),
-        agent=request.caller.agent,
-        token=lease_token,
-        call=call,
-        keep=service.settings.tasks.keep_seconds,
-        audited_call=request.call,
-        audit=request.caller.audit(op, [task_id]),
-        **fields,
-    )
-    if answer["status"] == "unknown":
-        raise no_task(task_id)
-    if answer["status"] == "stale":
-        raise LeaseLost(
-            f"this lease_token is not in force: the task is {answer['state']}",
-            hint="stop working on it; claim again with get_pending_tasks",
-        )
-    dispatch_soon(service, request.caller.namespace)
-    return answer
 
 
 def _duration(metrics: dict[str, Any] | None) -> int | None:
@@ -270,13 +228,12 @@ def _duration(metrics: dict[str, Any] | None) -> int | None:
     return int(value) if isinstance(value, int | float) and 0 <= value < 1e12 else None
 
 
-async def _keep(service: TaskServices, request: RequestContext, task_id: str, result: Any) -> str:
-    text = result if isinstance(result, str) else json.dumps(result, ensure_ascii=False)
+async def _store_result(service: TaskServices, request: RequestContext, args: CompleteArguments) -> str:
     memory = StoreArguments(
-        content=text,
+        content=args.result if isinstance(args.result, str) else json.dumps(args.result, ensure_ascii=False),
         memory_type=MemoryType.TASK,
         visibility=Visibility.SHARED,
-        context=f"task:{task_id}",
-        idempotency_key=f"result of {task_id}",
+        context=f"task:{args.task_id}",
+        idempotency_key=f"result of {args.task_id}",
     )
     return (await store_memory(service, request, memory)).memory_id

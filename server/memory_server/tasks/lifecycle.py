@@ -1,11 +1,11 @@
-"""Tasks from the side of whoever has something done: looking, cancelling, giving a new life."""
+"""Showing, listing, cancelling and requeueing tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from memory_core.errors import Conflict, InvalidArgument, NotFound, echo
+from memory_core.errors import Conflict, InvalidArgument, LeaseLost, NotFound, echo
 from memory_core.records.agent import load_agent
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
@@ -21,15 +21,15 @@ from memory_server.tasks.dispatch import dispatch_soon
 from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384
-_MOST_CAPABILITIES = 64
-_LOOK = 1000
+_MAX_CAPABILITIES = 64
+_MAX_LISTED = 1000
 
 
 async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskAnswer:
-    """Show one task with its history.
+    """Return a task with its history.
 
     Raises:
-        NotFound: there is none, or none that the caller may see.
+        NotFound: no task with that id that the caller may see.
     """
     task = await find_task(service.backend, caller, task_id)
     whole = task.is_party(caller.agent) or caller.admin
@@ -38,25 +38,25 @@ async def get_task(service: TaskServices, caller: Caller, task_id: str) -> TaskA
 
 
 async def cancel_task(service: TaskServices, request: RequestContext, task_id: str, reason: str) -> TaskStateAnswer:
-    """End an open task of the caller's own; whoever works on it is told, and its token is refused from now on.
+    """Cancel an open task of the caller. Its lease token becomes invalid, and the agent that holds it gets an event.
 
     Raises:
-        NotFound: the caller submitted none of that id. Conflict: it has ended.
+        NotFound: the caller submitted no task with that id. Conflict: the task has ended.
     """
-    fields = {"reason": validation.check_text(reason, "reason", DESCRIPTION_BYTES)}
-    answer = await _act(service, request, "rm1_task_cancel", task_id, "cancel_task", fields)
+    reason = validation.check_text(reason, "reason", DESCRIPTION_BYTES)
+    answer = await act_on_task(service, request, "rm1_task_cancel", task_id, "cancel_task", reason=reason)
     if answer["status"] == "ended":
         raise Conflict(f"the task is {answer['state']} already", hint="submit a new one")
     return TaskStateAnswer(task_id=task_id, state=answer["state"])
 
 
 async def requeue_task(service: TaskServices, request: RequestContext, task_id: str) -> TaskStateAnswer:
-    """Take a task of the caller's own from the dead letters and try it again, as if for the first time.
+    """Take a dead task of the caller out of the dead letters and try it again, as if for the first time.
 
     Raises:
-        NotFound: the caller submitted none of that id. Conflict: it is not dead, or depends on one that failed.
+        NotFound: the caller submitted no task with that id. Conflict: it is not dead, or depends on a failed task.
     """
-    answer = await _act(service, request, "rm1_task_requeue", task_id, "requeue_task", {})
+    answer = await act_on_task(service, request, "rm1_task_requeue", task_id, "requeue_task")
     if answer["status"] == "not_dead":
         raise Conflict(f"the task is {answer['state']}, not dead", hint="only dead tasks are requeued")
     if answer["status"] == "ended_dependency":
@@ -65,11 +65,11 @@ async def requeue_task(service: TaskServices, request: RequestContext, task_id: 
 
 
 async def list_tasks(service: TaskServices, caller: Caller, states: Sequence[TaskState], limit: int) -> TaskListAnswer:
-    """List the newest tasks that the caller submitted, in some states or in any."""
+    """List the newest tasks that the caller submitted; without `states`, in all states."""
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
-        names = await client.zrange(keys.submitted(caller.agent), 0, _LOOK - 1, desc=True)
+        names = await client.zrange(keys.submitted(caller.agent), 0, _MAX_LISTED - 1, desc=True)
         return await load_tasks(client, keys, [name.decode() for name in names])
 
     tasks = [task for task in await service.backend.read(fetch) if not states or task.state in states]
@@ -80,7 +80,7 @@ async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
     """Load a task that the caller may see.
 
     Raises:
-        NotFound: otherwise.
+        NotFound: no task with that id that the caller may see.
     """
     found = await visible_tasks(backend, caller, [validation.check_id(task_id, "task_id")])
     if not found:
@@ -89,7 +89,7 @@ async def find_task(backend: Backend, caller: Caller, task_id: str) -> Task:
 
 
 async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> list[Task]:
-    """Load those tasks that the caller may see; for one that is not there Redis is asked as for one that is hidden."""
+    """Load the tasks that the caller may see. A missing task costs the same commands as a hidden one."""
     keys = Keys(caller.namespace)
 
     async def fetch(client: Client) -> list[Task]:
@@ -97,44 +97,43 @@ async def visible_tasks(backend: Backend, caller: Caller, task_ids: Sequence[str
         if sum(task.is_party(caller.agent) for task in tasks) == len(task_ids):
             return tasks
         profile = await load_agent(client, keys, caller.agent)
-
-        def may_see(task: Task) -> bool:
-            return caller.admin or task.may_see(caller.agent, profile is not None and profile.is_able(task.kind))
-
-        return list(filter(may_see, tasks))
+        able = {task.id for task in tasks if profile is not None and profile.is_able(task.kind)}
+        return [task for task in tasks if caller.admin or task.may_see(caller.agent, task.id in able)]
 
     return await backend.read(fetch)
 
 
 def no_task(task_id: str) -> NotFound:
-    """Make the refusal that unknown and invisible tasks share."""
+    """Return the error for unknown and for hidden tasks."""
     return NotFound(f"no task {echo(task_id)} that you may see", hint="use a task_id that a tool gave you")
 
 
 async def load_history(backend: Backend, namespace: str, task_id: str) -> list[TaskEvent]:
-    """Load what happened to a task, oldest first."""
+    """Load the history of a task, oldest event first."""
     rows = await backend.read(lambda client: client.lrange(Keys(namespace).history(task_id), 0, -1))
-    return [_event(unpack(row)) for row in rows]
+    entries: list[dict[str, Any]] = [unpack(row) for row in rows]
+    return [TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))}) for entry in entries]
 
 
-def _event(entry: dict[str, Any]) -> TaskEvent:
-    return TaskEvent.model_validate(entry | {"at": to_iso(float(entry["at"]))})
-
-
-def capabilities(labels: Sequence[str]) -> tuple[str, ...]:
-    """Accept distinct labels in one order; case makes no difference.
+def check_capabilities(labels: Sequence[str]) -> tuple[str, ...]:
+    """Return distinct labels, sorted and with case folded.
 
     Raises:
-        InvalidArgument: too many, or one that is not a label.
+        InvalidArgument: there are too many, or one is not a label.
     """
-    if len(labels) > _MOST_CAPABILITIES:
-        raise InvalidArgument(f"{len(labels)} capabilities; at most {_MOST_CAPABILITIES} are allowed")
+    if len(labels) > _MAX_CAPABILITIES:
+        raise InvalidArgument(f"{len(labels)} capabilities; at most {_MAX_CAPABILITIES} are allowed")
     return tuple(sorted({check_label(label, "capability").casefold() for label in labels}))
 
 
-async def _act(
-    service: TaskServices, request: RequestContext, function: str, task_id: str, op: str, fields: dict[str, Any]
+async def act_on_task(
+    service: TaskServices, request: RequestContext, function: str, task_id: str, op: str, **fields: Any
 ) -> dict[str, Any]:
+    """Call a Function that changes one task for the caller, then dispatch.
+
+    Raises:
+        NotFound: no such task that the caller may change. LeaseLost: the lease token is not in force.
+    """
     keys = Keys(request.caller.namespace)
     answer = await service.backend.write(
         function,
@@ -150,5 +149,8 @@ async def _act(
     )
     if answer["status"] == "unknown":
         raise no_task(task_id)
+    if answer["status"] == "stale":
+        message = f"this lease_token is not in force: the task is {answer['state']}"
+        raise LeaseLost(message, hint="stop working on it; claim again with get_pending_tasks")
     dispatch_soon(service, request.caller.namespace)
     return answer

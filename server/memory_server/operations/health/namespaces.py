@@ -23,11 +23,7 @@ _MOST_SHOWN = 3
 
 
 async def check_namespaces(inspection: Inspection) -> None:
-    """Check all namespaces.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """Check all namespaces; raises StoreUnavailable."""
     async with store_errors():
         names = sorted(name.decode() for name in await inspection.client.smembers(NAMESPACES))
     inspection.report.namespaces = names
@@ -65,10 +61,8 @@ async def _check_index(inspection: Inspection, keys: Keys, model: Model) -> None
         report.error("index.missing", "the index is missing: search finds nothing", remedy, where=where)
         return
     if int(info.get(b"indexing", 0)):
-        progress = float(info.get(b"percent_indexed", 0))
-        report.warning(
-            "index.building", f"{progress:.0%} indexed", "wait; searches are `partial` meanwhile", where=where
-        )
+        seen = f"{float(info.get(b'percent_indexed', 0)):.0%} indexed"
+        report.warning("index.building", seen, "wait; searches are `partial` meanwhile", where=where)
     else:
         report.ok("index.there", f"{int(info[b'num_docs'])} texts indexed", where=where)
     if differences := drift(info, keys, inspection.settings.vector_store.with_model(model)):
@@ -99,27 +93,24 @@ def _last_error(info: dict[bytes, Any]) -> str:
 
 
 async def _check_jobs(inspection: Inspection, keys: Keys, model: Model) -> None:
-    """Check the texts that wait for vectors, by the clock of Redis, and those that failed."""
     client, report, where = inspection.client, inspection.report, keys.namespace
     async with store_errors():
         (seconds, _), number = await client.time(), int(await client.xlen(keys.jobs(model.name)))
         oldest: Sequence[Any] = await client.xrange(keys.jobs(model.name), count=1)
         dead = int(await client.xlen(keys.dead_jobs))
     waited = int(seconds) - int(oldest[0][0].partition(b"-")[0]) / 1000 if oldest else 0.0
+    seen = f"{number} texts wait for vectors"
     if waited > STUCK_SECONDS:
         remedy = "start another sidecar (redis-memory-embedder), and read the logs of the running ones"
-        report.error(
-            "jobs.stuck", f"{number} texts wait for vectors, the oldest for {waited:.0f} s", remedy, where=where
-        )
+        report.error("jobs.stuck", f"{seen}, the oldest for {waited:.0f} s", remedy, where=where)
     else:
-        report.ok("jobs.waiting", f"{number} texts wait for vectors", where=where)
+        report.ok("jobs.waiting", seen, where=where)
     if dead:
         remedy = f"fix the reason in the sidecar's log, then DEL '{keys.dead_jobs}': servers queue the texts again"
         report.warning("jobs.dead", f"{dead} texts could not be embedded", remedy, where=where)
 
 
 async def _check_keys(inspection: Inspection, keys: Keys) -> None:
-    """Check that a key is configured if records are signed."""
     async with store_errors():
         signed = await inspection.client.hexists(keys.counters, "signed")
     if signed and inspection.keyring.signer is None:
@@ -132,16 +123,13 @@ async def _check_audit(inspection: Inspection, keys: Keys) -> None:
     """Check how far the audit log is sealed, and the last seal. `audit verify` checks all of it."""
     counted = await reader.counters(inspection.client, keys)
     _, last = await reader.last_seal(inspection.client, keys)
-    seen, where = f"{counted.given} entries, sealed up to {counted.sealed}", keys.namespace
+    seen, where, report = f"{counted.given} entries, sealed up to {counted.sealed}", keys.namespace, inspection.report
     if inspection.keyring.signer is None:
-        inspection.report.ok("audit.seals", f"{seen}; no key is configured, so seals are not checked", where=where)
+        report.ok("audit.seals", f"{seen}; no key is configured, so seals are not checked", where=where)
         return
     try:
         is_good = last.is_genuine(inspection.keyring, where) and not last.broken if last else not counted.sealed
     except KeyMissing:
         is_good = False
-    if is_good:
-        inspection.report.ok("audit.seals", seen, where=where)
-    else:
-        remedy = f"redis-memory audit verify --namespace {where} shows what was changed"
-        inspection.report.error("audit.seals", seen, remedy, where=where)
+    remedy = f"redis-memory audit verify --namespace {where} shows what was changed"
+    report.check(is_good, "audit.seals", seen, remedy, where=where)

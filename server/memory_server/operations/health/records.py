@@ -17,6 +17,7 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
+from memory_core.slices import slices
 from memory_core.store.connection import store_errors
 from memory_server.index import queries
 from memory_server.index.loader import Ref
@@ -28,8 +29,6 @@ _UNIT_TOLERANCE = 1e-3
 
 
 class Problem(StrEnum):
-    """A problem of a record."""
-
     UNINDEXED = "unindexed"
     INVALID = "vectors.invalid"
     OTHER_MODEL = "vectors.model"
@@ -47,11 +46,6 @@ class RecordScan:
     settings: Settings
     model: Model
 
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The fields to read."""
-        return (self.model.field, "model", "codec", "pieces", "updated_at", "expires_at")
-
     async def batches(self) -> AsyncGenerator[list[str]]:
         """Yield the keys of all records, memories first. A key may appear twice."""
         for prefix in (self.keys.memory_prefix, self.keys.chunk_prefix):
@@ -59,9 +53,8 @@ class RecordScan:
             while True:
                 async with store_errors():
                     cursor, found = await self.client.scan(cursor, match=f"{prefix}*", count=1000)
-                names = [name.decode() for name in found]
-                for start in range(0, len(names), BATCH):
-                    yield names[start : start + BATCH]
+                for names in slices(found, BATCH):
+                    yield [name.decode() for name in names]
                 if not cursor:
                     break
 
@@ -90,7 +83,7 @@ class RecordScan:
     async def _load(self, names: Sequence[str]) -> dict[str, list[Any]]:
         pipe = self.client.pipeline(transaction=False)
         for name in names:
-            pipe.hmget(name, self.fields)
+            pipe.hmget(name, [self.model.field, "model", "codec", "pieces", "updated_at", "expires_at"])
         async with store_errors():
             rows = await pipe.execute()
         return {name: row for name, row in zip(names, rows, strict=True) if any(value is not None for value in row)}
@@ -115,7 +108,9 @@ class RecordScan:
             return {}
         counts = long | await self._chunk_counts({ref.memory_id for ref in pieces.values()} - set(long))
         incomplete = await self._incomplete(long)
-        pending = await self._pending_chores()
+        async with store_errors():
+            chores = await self.client.zrange(self.keys.chores, 0, -1)
+        pending = {chore.decode().rpartition(":")[0] for chore in chores}
         orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
             **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
@@ -137,11 +132,6 @@ class RecordScan:
         async with store_errors():
             there = await pipe.execute() if long else []
         return [one for (one, number), found in zip(long.items(), there, strict=True) if found < number - 1]
-
-    async def _pending_chores(self) -> set[str]:
-        async with store_errors():
-            chores = await self.client.zrange(self.keys.chores, 0, -1)
-        return {chore.decode().rpartition(":")[0] for chore in chores}
 
 
 def _is_live(row: Sequence[Any]) -> bool:

@@ -60,6 +60,13 @@ class DoctorReport(BaseModel):
         self.findings.append(Finding(id=check, severity=severity, where=where, seen=seen, remedy=remedy))
         self.healthy = False
 
+    def check(self, is_good: bool, check: str, seen: str, remedy: str, *, where: str = "") -> None:
+        """Add a check that found no problem, or the problem and its remedy."""
+        if is_good:
+            self.ok(check, seen, where=where)
+        else:
+            self.error(check, seen, remedy, where=where)
+
     def warning(self, check: str, seen: str, remedy: str, *, where: str = "") -> None:
         """Add a problem that can wait."""
         self.error(check, seen, remedy, where=where, severity=Severity.WARNING)

@@ -6,15 +6,11 @@ from memory_core.crypto.sealing import Transports
 from memory_core.store import sidecar
 from memory_core.store.connection import store_errors
 from memory_core.store.sidecar import GIVE_KEY, SidecarStatus, lacks_key
-from memory_server.operations.health.report import DoctorReport, Inspection
+from memory_server.operations.health.report import Inspection
 
 
 async def check_sidecars(inspection: Inspection) -> list[SidecarStatus]:
-    """Check all living sidecars; return those that are ready for the configured model.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """Check all living sidecars; return those ready for the configured model. Raises StoreUnavailable."""
     report, wanted = inspection.report, inspection.settings.vector_store
     async with store_errors():
         living = report.sidecars = await sidecar.living(inspection.client)
@@ -33,16 +29,11 @@ async def check_sidecars(inspection: Inspection) -> list[SidecarStatus]:
         report.warning("sidecars.ready", f"none is ready: {states}", remedy)
     else:
         report.ok("sidecars.alive", f"{len(ready)} ready for {model} of {len(living)} alive")
-    _check_keys(report, Transports(inspection.keyring.transports), ready)
+    transports = Transports(inspection.keyring.transports)
+    if transports.current and ready:
+        keyless = [one for one in ready if lacks_key(transports, one)]
+        for one in keyless:
+            report.error("sidecars.key", "it lacks the transport key and cannot decrypt texts", GIVE_KEY, where=one.id)
+        if not keyless:
+            report.ok("sidecars.key", f"all {len(ready)} have the transport key")
     return ready
-
-
-def _check_keys(report: DoctorReport, transports: Transports, ready: list[SidecarStatus]) -> None:
-    if not transports.current or not ready:
-        return
-    keyless = [one for one in ready if lacks_key(transports, one)]
-    for one in keyless:
-        seen = "it lacks the transport key and cannot decrypt texts"
-        report.error("sidecars.key", seen, GIVE_KEY, where=one.id)
-    if not keyless:
-        report.ok("sidecars.key", f"all {len(ready)} have the transport key")

@@ -25,11 +25,7 @@ _MOST_SHOWN = 3
 
 
 async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], float] = time.time) -> bool:
-    """Check Redis; return whether a server can use it.
-
-    Raises:
-        StoreUnavailable: Redis does not answer.
-    """
+    """Check Redis; return whether a server can use it. Raises StoreUnavailable."""
     async with store_errors():
         info = await client.info()
         modules = await client.execute_command("MODULE", "LIST")
@@ -46,14 +42,9 @@ async def check_redis(client: Client, report: DoctorReport, clock: Callable[[], 
 
 
 def _check_safety(report: DoctorReport, info: dict[str, Any], modules: Any, client: Client) -> bool:
-    """Check what a server requires at start."""
     problems = unsafe(info, modules, client.connection_pool.connection_kwargs.get("db", 0))
-    good = {
-        "version": f"Redis {info['redis_version']}",
-        "modules": "the Query Engine is loaded",
-        "policy": "nothing is evicted",
-        "database": "database 0",
-    }
+    good = {"version": f"Redis {info['redis_version']}", "modules": "the Query Engine is loaded"}
+    good |= {"policy": "nothing is evicted", "database": "database 0"}
     for name, seen in good.items():
         if problem := problems.get(name):
             report.error(f"redis.{name}", problem.message, problem.hint)
@@ -64,11 +55,8 @@ def _check_safety(report: DoctorReport, info: dict[str, Any], modules: Any, clie
 
 def _check_persistence(report: DoctorReport, info: dict[str, Any]) -> None:
     if not int(info.get("aof_enabled", 0)):
-        report.error(
-            "redis.persistence",
-            "the append-only file is off: memories are lost when Redis stops",
-            "CONFIG SET appendonly yes, and set it in redis.conf",
-        )
+        seen = "the append-only file is off: memories are lost when Redis stops"
+        report.error("redis.persistence", seen, "CONFIG SET appendonly yes, and set it in redis.conf")
     elif info.get("aof_last_write_status", "ok") != "ok" or info.get("aof_last_bgrewrite_status", "ok") != "ok":
         remedy = "read the log of Redis; free space on its disk, then BGREWRITEAOF"
         report.error("redis.persistence", "Redis failed to write the append-only file", remedy)
@@ -79,10 +67,8 @@ def _check_persistence(report: DoctorReport, info: dict[str, Any]) -> None:
 def _check_memory(report: DoctorReport, info: dict[str, Any]) -> None:
     used, most = int(info["used_memory"]), int(info.get("maxmemory", 0))
     seen = f"{used >> 20} MiB used" + (f" of {most >> 20} MiB" if most else ", no limit set")
-    if most and used > _FULL_SHARE * most:
-        report.error("redis.memory", seen, "raise maxmemory or delete memories; at the limit Redis refuses every write")
-    else:
-        report.ok("redis.memory", seen)
+    remedy = "raise maxmemory or delete memories; at the limit Redis refuses every write"
+    report.check(not most or used <= _FULL_SHARE * most, "redis.memory", seen, remedy)
 
 
 async def _check_clock(client: Client, report: DoctorReport, clock: Callable[[], float]) -> None:
@@ -109,11 +95,8 @@ async def _check_denials(client: Client, report: DoctorReport, info: dict[str, A
         denials = [f"{number} keys or channels"] if number else []
     if denials:
         more = f" and {len(denials) - _MOST_SHOWN} more" if len(denials) > _MOST_SHOWN else ""
-        report.error(
-            "redis.acl",
-            f"Redis denied {', '.join(denials[:_MOST_SHOWN])}{more}",
-            "compare the user's rules with this release's redis/users.acl, ACL LOAD, then ACL LOG RESET",
-        )
+        remedy = "compare the user's rules with this release's redis/users.acl, ACL LOAD, then ACL LOG RESET"
+        report.error("redis.acl", f"Redis denied {', '.join(denials[:_MOST_SHOWN])}{more}", remedy)
     else:
         report.ok("redis.acl", "no denials, except of optional commands")
 
@@ -132,12 +115,8 @@ async def _logged_denials(client: Client) -> list[str] | None:
     except (ResponseError, StoreRefused):
         return None
     found = [{text_of(name): text_of(value) for name, value in entry.items()} for entry in entries]
-    denials = [
-        f"{one['username']} the {one['reason']} {one['object']}"
-        for one in found
-        if one["object"] not in _OPTIONAL_COMMANDS
-    ]
-    return list(dict.fromkeys(denials))
+    denied = (one for one in found if one["object"] not in _OPTIONAL_COMMANDS)
+    return list(dict.fromkeys(f"{one['username']} the {one['reason']} {one['object']}" for one in denied))
 
 
 async def _check_timeouts(client: Client, report: DoctorReport) -> None:

@@ -1,4 +1,4 @@
-"""Figures on the memories that a caller may read, and on the sidecars."""
+"""Statistics on the memories that a caller may read, and on the sidecars."""
 
 from __future__ import annotations
 
@@ -7,26 +7,22 @@ from typing import Any
 
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
-from memory_core.records.memory import MemoryType, Priority, Visibility
+from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import parse_time
 from memory_core.redis_client import Client
 from memory_core.settings.groups import DAY
 from memory_core.store import index, sidecar
 from memory_core.store.sidecar import GIVE_KEY, BulkStatus, lacks_key
-from memory_server.contract.answer import partial_reason
 from memory_server.contract.arguments import StatsArguments
-from memory_server.contract.stats import CacheFigures, GpuAnswer, IndexHealth, Sidecar, StatsAnswer
-from memory_server.engine.backend import Backend
+from memory_server.contract.stats import GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.namespaces import Prepared
 from memory_server.engine.principals import owners_of, resolve
 from memory_server.engine.request import Caller, RequestContext
-from memory_server.engine.vector_cache import Hits
 from memory_server.index import queries as candidates
 from memory_server.index import query as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.operations.stats.team_stats import agent_figures, task_figures
+from memory_server.operations.stats.counts import Queries, caller_figures, count_queries, group
 from memory_server.service import Service
 
 _SAMPLE = 20
@@ -35,84 +31,82 @@ _LIBRARIES = ("faiss", "cupy", "torch", "onnxruntime")
 
 @reads
 async def memory_stats(service: Service, request: RequestContext, args: StatsArguments) -> StatsAnswer:
-    """Count what the caller may read, or of it what one agent wrote. The archive counts too.
-
-    Raises:
-        InvalidArgument: `since` is not a time.
-    """
-    start = None if args.since is None else parse_time(args.since, "since")
-    prepared = await service.namespaces.get(request.caller.namespace)
+    """Count the memories that the caller may read, archived ones too; raises InvalidArgument for a bad `since`."""
+    caller, start = request.caller, None if args.since is None else parse_time(args.since, "since")
+    prepared = await service.namespaces.get(caller.namespace)
     principal = await resolve(service.backend, request)
     owners = await owners_of(service.backend, principal, [args.agent_id]) if args.agent_id else ()
-    base = ResolvedFilters(owners=owners, include_archive=True)
+    model = await service.models.current(caller.namespace)
+    queries = _queries(principal, ResolvedFilters(owners=owners, include_archive=True), model, start)
+    selected, keys, timeout = queries["", "total"], prepared.keys, service.settings.search_timeout_ms
 
     async def fetch(client: Client) -> dict[str, Any]:
-        return await _count(service, client, prepared, principal, base, start)
+        figures = group(queries, await candidates.count_all(client, keys, list(queries.values()), timeout))
+        figures["retention"]["never"] = figures["total"] - figures["retention"].pop("within_century")
+        figures["by_agent"] = await candidates.count_by_writer(client, keys, selected, timeout)
+        figures["bytes_estimate"] = int(figures["total"] * await _mean_bytes(client, keys, selected, timeout))
+        return figures
 
-    figures = await service.namespaces.search(request.caller.namespace, fetch)
-    progress = await service.namespaces.covered(prepared)
-    reason = partial_reason(progress)
-    model, measured = (
-        await service.models.current(request.caller.namespace),
-        None if request.caller.sees_server else request.caller,
-    )
+    figures = await service.namespaces.search(caller.namespace, fetch)
+    progress, failures = await service.namespaces.covered(prepared), None
+    if caller.sees_server:
+        failures = await service.backend.read(lambda client: index.failures(client, keys))
     return StatsAnswer(
-        namespace=request.caller.namespace,
-        agent=request.caller.agent,
-        index=IndexHealth(
-            progress=progress,
-            failures=await _failures(service.backend, prepared.keys) if request.caller.sees_server else None,
-            model=model.name,
-            dimension=model.dimension,
-        ),
-        cache=_cache_figures(service.embeddings.cache.hits(request.caller)),
-        search_latency_ms=service.search_latency.percentiles(measured),
-        embedding_latency_ms=service.embedding_latency.percentiles(measured),
-        tasks=await task_figures(service.backend, request.caller),
-        agents=await agent_figures(service.backend, request.caller),
-        partial=bool(reason),
-        reason=reason,
+        index=IndexHealth(progress=progress, failures=failures, model=model.name, dimension=model.dimension),
+        **await caller_figures(service, caller, progress),
         **figures,
     )
 
 
-async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
-    """Describe every living sidecar and what falls back to the CPU; how busy it is shows what all agents do.
+def _queries(principal: Principal, base: ResolvedFilters, model: Model, start: float | None) -> Queries:
+    now = redis_time.now()
+    queries = count_queries(build.readable(principal, base, now), model, now)
+    selection = queries["", "total"]
+    queries |= {
+        ("retention", "within_day"): build.expiring(selection, now + DAY),
+        ("retention", "within_week"): build.expiring(selection, now + 7 * DAY),
+        ("retention", "within_century"): build.expiring(selection, now + 100 * 366 * DAY),
+        ("retention", "expired"): build.memories(build.expired(principal, base, now)),
+        ("", "own"): build.owned(selection, principal.owners),
+    }
+    if start is not None:
+        queries["", "created_since"] = build.created_since(selection, start)
+    return queries
 
-    Raises:
-        StoreUnavailable: Redis does not answer.
+
+async def gpu_status(service: Service, caller: Caller) -> GpuAnswer:
+    """Describe every living sidecar and what falls back to the CPU; raises StoreUnavailable.
+
+    Only callers that see the whole server learn how busy a sidecar is, because that reveals other agents' work.
     """
     living = await service.backend.read(sidecar.living)
-    depth = None
-    if caller.sees_server:
-        names, model = Keys(caller.namespace), await service.models.current(caller.namespace)
-        depth = int(await service.backend.read(lambda client: client.xlen(names.jobs(model.name))))
+    depth, busy = None, caller.sees_server
+    if busy:
+        jobs = Keys(caller.namespace).jobs((await service.models.current(caller.namespace)).name)
+        depth = int(await service.backend.read(lambda client: client.xlen(jobs)))
     keyless = [status for status in living if lacks_key(service.backend.transports, status)]
     reason = None if living else "no embedding sidecar is alive; searches use words only"
     if living and len(keyless) == len(living):
         reason = f"no sidecar holds this server's transport key: {GIVE_KEY}"
+    fallbacks: list[str] = []
+    for status in living:
+        of_bulk = status.bulk.fallback if status.bulk and busy else ""
+        fallbacks += [f"{status.host}: {text}" for text in (status.fallback, of_bulk) if text]
     return GpuAnswer(
-        sidecars=[Sidecar.of(status, busy=caller.sees_server) for status in living],
+        sidecars=[Sidecar.of(status, busy=busy) for status in living],
         queue_depth=depth,
         libraries={name: importlib.util.find_spec(name) is not None for name in _LIBRARIES},
-        bulk="; ".join(_bulk(one.bulk, busy=caller.sees_server) for one in living if one.bulk)
+        bulk="; ".join(_bulk(one.bulk, busy=busy) for one in living if one.bulk)
         or "none; exact comparisons are made by Redis",
-        fallbacks=[
-            *(
-                f"{status.host}: {text}"
-                for status in living
-                for text in (status.fallback, status.bulk.fallback if status.bulk and caller.sees_server else "")
-                if text
-            ),
-            *(f"{status.id}: does not hold this server's transport key; {GIVE_KEY}" for status in keyless),
-        ],
+        fallbacks=fallbacks
+        + [f"{status.id}: does not hold this server's transport key; {GIVE_KEY}" for status in keyless],
         partial=bool(reason),
         reason=reason,
     )
 
 
 def _bulk(status: BulkStatus, *, busy: bool) -> str:
-    """Describe an engine; what others have it do shows only where `busy`."""
+    """Describe a bulk engine. Only with `busy`, include the work that it does for others."""
     if not busy:
         return f"offered, with {status.memory_total >> 20} MiB to fill"
     if not status.requests_total:
@@ -125,7 +119,7 @@ def _bulk(status: BulkStatus, *, busy: bool) -> str:
 
 
 async def is_ready(service: Service) -> str | None:
-    """Say what stands in the way of a store and a search in the default namespace; None when nothing does."""
+    """Return why the default namespace cannot be stored to and searched; None if it can."""
     prepared = await service.namespaces.get(service.settings.namespace)
     if prepared.progress < 1:
         return f"the index is being built ({prepared.progress:.0%})"
@@ -137,65 +131,7 @@ async def is_ready(service: Service) -> str | None:
     return None
 
 
-async def _count(
-    service: Service,
-    client: Client,
-    prepared: Prepared,
-    principal: Principal,
-    base: ResolvedFilters,
-    start: float | None,
-) -> dict[str, Any]:
-    """Run all counts in one round trip."""
-    now, timeout = redis_time.now(), service.settings.search_timeout_ms
-    model = await service.models.current(principal.namespace)
-    pieces = build.readable(principal, base, now)
-    selection = build.memories(pieces)
-    queries: dict[tuple[str, str], build.Query] = {
-        ("", "total"): selection,
-        ("", "pieces"): pieces,
-        ("retention", "within_day"): build.expiring(selection, now + DAY),
-        ("retention", "within_week"): build.expiring(selection, now + 7 * DAY),
-        ("retention", "within_century"): build.expiring(selection, now + 100 * 366 * DAY),
-        ("retention", "expired"): build.memories(build.expired(principal, base, now)),
-        ("", "vector_backlog"): build.without_vector(pieces, model),
-        ("", "own"): build.owned(selection, principal.owners),
-        ("", "created_last_hour"): build.created_since(selection, now - 3600),
-        ("", "created_last_day"): build.created_since(selection, now - DAY),
-    }
-    if start is not None:
-        queries["", "created_since"] = build.created_since(selection, start)
-    for field, values in (("type", MemoryType), ("priority", Priority), ("visibility", Visibility)):
-        for value in values:
-            queries[f"by_{field}", value] = build.having(selection, field, value)
-    counts = await candidates.count_all(client, prepared.keys, list(queries.values()), timeout)
-    figures: dict[str, Any] = {"by_type": {}, "by_priority": {}, "by_visibility": {}, "retention": {}}
-    for (group, name), number in zip(queries, counts, strict=True):
-        if not group:
-            figures[name] = number
-        elif number or group == "retention":
-            figures[group][name] = number
-    figures["retention"]["never"] = figures["total"] - figures["retention"].pop("within_century")
-    figures["by_agent"] = await candidates.count_by_writer(client, prepared.keys, selection, timeout)
-    figures["bytes_estimate"] = await _bytes(client, prepared.keys, selection, figures["total"], timeout)
-    return figures
-
-
-def _cache_figures(hits: Hits) -> CacheFigures:
-    asked = hits.process + hits.redis + hits.missed
-    return CacheFigures(
-        process_hits=hits.process,
-        redis_hits=hits.redis,
-        misses=hits.missed,
-        hit_rate=round((hits.process + hits.redis) / asked, 4) if asked else None,
-    )
-
-
-async def _failures(backend: Backend, keys: Keys) -> int:
-    return await backend.read(lambda client: index.failures(client, keys))
-
-
-async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int, timeout_ms: int) -> int:
-    """Extrapolate the Redis memory of a selection from its newest few."""
+async def _mean_bytes(client: Client, keys: Keys, selection: build.Query, timeout_ms: int) -> float:
     refs, _ = await candidates.page(client, keys, selection, offset=0, limit=_SAMPLE, timeout_ms=timeout_ms)
     if not refs:
         return 0
@@ -203,4 +139,4 @@ async def _bytes(client: Client, keys: Keys, selection: build.Query, total: int,
     for ref in refs:
         pipe.memory_usage(keys.memory(ref.memory_id), samples=0)
     sizes = [size or 0 for size in await pipe.execute()]
-    return total * sum(sizes) // len(sizes)
+    return sum(sizes) / len(sizes)

@@ -1,4 +1,4 @@
-"""Writes the counters of a server in the form that Prometheus reads."""
+"""Renders the counters of a server for Prometheus."""
 
 from __future__ import annotations
 
@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import (
-    CounterMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
@@ -24,7 +20,7 @@ ProcessCollector(registry=_process)
 
 
 def exposition(counters: Counters, service: Service | None, stock: Stock, accept: str) -> tuple[bytes, str]:
-    """Give the body and its type; `service` is None while it is not up yet."""
+    """Return the body and its content type. `service` is None until it has started."""
     registry = CollectorRegistry()
     registry.register(_Collected([*_of_process(counters, service), *_of_stock(stock), *_process.collect()]))
     encode, content_type = choose_encoder(accept)
@@ -36,26 +32,22 @@ class _Collected(Collector):
         self._metrics = metrics
 
     def collect(self) -> Iterator[Metric]:
-        """Give them."""
         return iter(self._metrics)
 
 
 def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]:
-    """What this process counted."""
     yield InfoMetricFamily(PREFIX.rstrip("_"), "Release of the server.", {"version": version("redis-memory-gpu")})
-    calls = CounterMetricFamily(
-        PREFIX + "calls", "Operations by name and outcome; each of a batch is one.", labels=("operation", "outcome")
-    )
+    by = ("operation", "outcome")
+    calls = CounterMetricFamily(PREFIX + "calls", "Operations, also of batches, by name and outcome.", labels=by)
     for labels, number in counters.calls.items():
         calls.add_metric(labels, number)
     yield calls
     yield from counters.call_seconds.collect()
-    yield FAMILIES.counter("turned_away", "Calls refused at the door under overload.", counters.turned_away)
-    yield FAMILIES.counter("bad_tokens", "Requests with a token that is not to be believed.", counters.bad_tokens)
+    yield FAMILIES.counter("turned_away", "Calls refused under overload.", counters.turned_away)
+    yield FAMILIES.counter("bad_tokens", "Requests with an invalid token.", counters.bad_tokens)
     yield from counters.search_part_seconds.collect()
-    yield FAMILIES.counters(
-        "sweeps", "Rounds of the sweeper; `elsewhere`: another server had it.", "outcome", counters.sweeps
-    )
+    sweeps = "Rounds of the sweeper; `elsewhere`: by another server."
+    yield FAMILIES.counters("sweeps", sweeps, "outcome", counters.sweeps)
     if service is None:
         return
     yield from service.search_latency.histogram.collect()
@@ -72,7 +64,7 @@ def _of_process(counters: Counters, service: Service | None) -> Iterator[Metric]
 
 
 def _of_stock(stock: Stock) -> Iterator[Metric]:
-    """What Redis holds. All servers on one Redis tell the same."""
+    """Yield the metrics of Redis, which are the same on all its servers."""
     yield FAMILIES.gauge("redis_up", "Whether Redis answered.", stock.redis_up)
     if not stock.redis_up or stock.round_trip_seconds is None:
         return
@@ -84,19 +76,13 @@ def _of_stock(stock: Stock) -> Iterator[Metric]:
     yield FAMILIES.gauge("redis_append_only", "Whether writes go to the append-only file.", info.get("aof_enabled", 0))
     written = info.get("aof_last_write_status", "ok") == "ok"
     yield FAMILIES.gauge("redis_append_only_ok", "Whether its last write went well.", written)
-    yield FAMILIES.counter(
-        "redis_evicted_keys", "Keys that Redis dropped for want of memory.", info.get("evicted_keys", 0)
-    )
+    yield FAMILIES.counter("redis_evicted_keys", "Keys that Redis evicted to free memory.", info.get("evicted_keys", 0))
     yield FAMILIES.counter("redis_commands", "Commands that Redis ran.", info.get("total_commands_processed", 0))
     yield FAMILIES.gauge("namespaces", "Namespaces.", stock.namespaces)
-    yield FAMILIES.gauge(
-        "namespaces_uncounted", "Namespaces left out of the sums below, for they are many.", stock.uncounted
-    )
+    yield FAMILIES.gauge("namespaces_uncounted", "Namespaces left out of the sums below: too many.", stock.uncounted)
     yield FAMILIES.gauge("vector_backlog", "Texts that wait for their vector.", stock.backlog)
-    yield FAMILIES.gauge(
-        "dead_jobs", "Texts that could not be embedded and were set aside, the last of each namespace.", stock.dead_jobs
-    )
-    yield FAMILIES.gauges("tasks", "Open tasks; `queued` are those that nobody holds.", "state", stock.tasks)
+    yield FAMILIES.gauge("dead_jobs", "Recent texts that could not be embedded.", stock.dead_jobs)
+    yield FAMILIES.gauges("tasks", "Open tasks; no agent holds the `queued` ones.", "state", stock.tasks)
     yield FAMILIES.counters("tasks_ended", "Tasks that ended.", "state", stock.ended)
-    yield FAMILIES.gauge("dead_tasks", "Tasks given up and not requeued.", stock.dead_tasks)
-    yield FAMILIES.gauges("sidecars", "Sidecars that live.", "state", stock.sidecars)
+    yield FAMILIES.gauge("dead_tasks", "Failed tasks that were not requeued.", stock.dead_tasks)
+    yield FAMILIES.gauges("sidecars", "Living sidecars.", "state", stock.sidecars)

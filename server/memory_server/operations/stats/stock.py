@@ -1,11 +1,11 @@
-"""Reads from Redis what is too dear to keep count of, at most once in some seconds however often it is asked for."""
+"""Reads the metrics of Redis that are too expensive to count continuously, at most once every few seconds."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,20 +14,21 @@ from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.records.model import count_jobs
 from memory_core.records.task import ENDED
 from memory_core.redis_client import Client
+from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.service import Service
 
 KEEP_SECONDS = 5.0
 DEADLINE_SECONDS = 2.0
 MOST_NAMESPACES = 2000
-"""Namespaces looked into at one reading; how many were left out is told."""
+"""Namespaces counted in one reading. `Stock.uncounted` is the number of the others."""
 _AT_ONCE = 250
 _STATES = ("starting", "ready", "stopping")
 
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What Redis holds, summed over all namespaces. While Redis is away, `redis_up` alone says so."""
+    """The contents of Redis, summed over all namespaces. If Redis is unavailable, only `redis_up` is meaningful."""
 
     redis_up: bool = False
     round_trip_seconds: float | None = None
@@ -43,7 +44,7 @@ class Stock:
 
 
 class Stocktaking:
-    """The last reading, which several askers share."""
+    """The last reading, shared by all scrapes."""
 
     def __init__(self) -> None:
         self._last = Stock()
@@ -51,7 +52,7 @@ class Stocktaking:
         self._reading = asyncio.Lock()
 
     async def stock(self, service: Service) -> Stock:
-        """Give what was read lately, or read again; a Redis that is away or slow is told as one."""
+        """Return the last reading, or a new one if it is old. A slow Redis counts as unavailable."""
         async with self._reading:
             if time.monotonic() - self._read_at >= KEEP_SECONDS:
                 try:
@@ -71,9 +72,8 @@ async def _take(client: Client) -> Stock:
     names = sorted(await client.smembers(NAMESPACES))
     living = Counter(status.state for status in await sidecar.living(client))
     sums: Counter[str] = Counter()
-    for start in range(0, min(len(names), MOST_NAMESPACES), _AT_ONCE):
-        sums.update(await _sums(client, names[start : min(start + _AT_ONCE, MOST_NAMESPACES)]))
-    under_way = sums["leased"] + sums["retrying"]
+    for part in slices(names[:MOST_NAMESPACES], _AT_ONCE):
+        sums.update(await _sums(client, part))
     return Stock(
         redis_up=True,
         round_trip_seconds=took,
@@ -83,14 +83,17 @@ async def _take(client: Client) -> Stock:
         backlog=sums["jobs"],
         dead_jobs=sums["dead_jobs"],
         dead_tasks=sums["dead_tasks"],
-        tasks={"queued": max(sums["open"] - under_way, 0), "leased": sums["leased"], "retrying": sums["retrying"]},
+        tasks={
+            "queued": max(sums["open"] - sums["leased"] - sums["retrying"], 0),
+            "leased": sums["leased"],
+            "retrying": sums["retrying"],
+        },
         ended={state: sums[state] for state in sorted(ENDED)},
         sidecars=dict.fromkeys(_STATES, 0) | living,
     )
 
 
-async def _sums(client: Client, names: list[bytes]) -> Counter[str]:
-    """Add up the lengths of the queues of some namespaces, in few round trips."""
+async def _sums(client: Client, names: Sequence[bytes]) -> Counter[str]:
     pipe, what = client.pipeline(transaction=False), ("dead_jobs", "dead_tasks", "leased", "retrying")
     for name in names:
         keys = Keys(name.decode())
@@ -101,8 +104,7 @@ async def _sums(client: Client, names: list[bytes]) -> Counter[str]:
         pipe.hmget(keys.counters, ["open_tasks", *(f"tasks_{state}" for state in sorted(ENDED))])
     found, sums = await pipe.execute(), Counter[str]()
     sums["jobs"] = sum(await count_jobs(client, [Keys(name.decode()) for name in names]))
-    for start in range(0, len(found), len(what) + 1):
-        *lengths, counted = found[start : start + len(what) + 1]
+    for *lengths, counted in slices(found, len(what) + 1):
         sums.update(dict(zip(what, lengths, strict=True)))
         sums.update({name: int(number or 0) for name, number in zip(("open", *sorted(ENDED)), counted, strict=True)})
     return sums

@@ -1,4 +1,4 @@
-"""Figures on a team: what became of tasks, and how evenly they lie on the agents."""
+"""Statistics on a team: the outcomes of tasks, and how evenly agents share them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,16 @@ async def task_figures(backend: Backend, caller: Caller) -> TaskFigures:
 
 
 async def agent_figures(backend: Backend, caller: Caller) -> list[AgentFigures]:
-    """Show each registered agent's load beside the others', or the caller's alone."""
-    agents, now = (
-        await backend.read(lambda client: load_agents(client, Keys(caller.namespace))),
-        redis_time.now(),
-    )
+    """Return the load of each registered agent; only the caller's own if it may not see the others."""
+    agents = await backend.read(lambda client: load_agents(client, Keys(caller.namespace)))
+    now = redis_time.now()
     if not caller.sees_server:
         return [_figures(agent, now, None) for agent in agents if agent.name == caller.agent]
-    in_hand = sum(agent.open_tasks for agent in agents if agent.is_alive(now))
-    return [_figures(agent, now, in_hand) for agent in sorted(agents, key=lambda found: found.name)]
+    open_tasks = sum(agent.open_tasks for agent in agents if agent.is_alive(now))
+    return [_figures(agent, now, open_tasks) for agent in sorted(agents, key=lambda found: found.name)]
 
 
-def _figures(agent: Agent, now: float, in_hand: int | None) -> AgentFigures:
+def _figures(agent: Agent, now: float, of_all: int | None) -> AgentFigures:
     done = sum(record.done for record in agent.records.values())
     spent = sum(record.milliseconds for record in agent.records.values())
     return AgentFigures(
@@ -46,7 +44,7 @@ def _figures(agent: Agent, now: float, in_hand: int | None) -> AgentFigures:
         alive=agent.is_alive(now),
         open_tasks=agent.open_tasks,
         max_tasks=agent.max_tasks,
-        share=None if in_hand is None else round(agent.open_tasks / max(in_hand, 1), 4),
+        share=None if of_all is None else round(agent.open_tasks / max(of_all, 1), 4),
         completed=done,
         failed=sum(record.failed for record in agent.records.values()),
         mean_ms=round(spent / done, 1) if done else None,
@@ -62,7 +60,7 @@ async def _count_own(client: Client, keys: Keys, agent: str) -> Counter[str]:
 
 
 async def _count_all(client: Client, keys: Keys, agent: str) -> Counter[str]:
-    """Count by the namespace's counters; what is open is told by its queues no further."""
+    """Read the namespace's counters. They do not distinguish the states of open tasks."""
     found = await client.hmget(keys.counters, ["open_tasks", *(f"tasks_{state}" for state in ENDED)])
     names = ["open", *ENDED]
     return Counter({name: int(number or 0) for name, number in zip(names, found, strict=True)})

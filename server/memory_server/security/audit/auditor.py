@@ -1,4 +1,4 @@
-"""Writes what a process has noted, and seals soon after each write."""
+"""Writes the recorded audit entries in the background, and seals them soon after each write."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SEAL_SECONDS = 0.4
 PAUSE_SECONDS = 1.0
 """After a failure."""
 PARTING_SECONDS = 3.0
-"""What a server that stops spends on the entries that it still has."""
+"""Time limit for writing the remaining entries when a server stops."""
 
 
 class Auditor:
@@ -32,7 +32,7 @@ class Auditor:
     def __init__(self, backend: Backend, recorder: Recorder) -> None:
         self.recorder = recorder
         self.failures = 0
-        """Batches that could not be written, each time."""
+        """Failed attempts to write a batch."""
         self._backend = backend
         self._unsealed: set[str] = set()
         self._to_seal = asyncio.Event()
@@ -42,8 +42,8 @@ class Auditor:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Auditor]:
-        """Write and seal until left, and what is then still held."""
-        tasks = [asyncio.create_task(work()) for work in (self._flush_for_ever, self._seal_for_ever)]
+        """Write and seal until left, then write and seal the rest."""
+        tasks = [asyncio.create_task(work()) for work in (self._flush_forever, self._seal_forever)]
         try:
             yield self
         finally:
@@ -55,13 +55,13 @@ class Auditor:
                         await asyncio.sleep(0.1)
 
     def noticed(self, namespace: str) -> None:
-        """Have a namespace sealed soon, since something was written there."""
+        """Schedule the sealing of a namespace that has a new entry."""
         if self._backend.keyring.signer is not None:
             self._unsealed.add(namespace)
             self._to_seal.set()
 
     def is_due_for_trim(self, namespace: str, seconds: float) -> bool:
-        """Whether it was so long ago, or never, that this was asked of a namespace."""
+        """Whether the last trim of a namespace is so many seconds ago; if so, note that one starts now."""
         now = time.monotonic()
         if now - self._trimmed.get(namespace, -math.inf) < seconds:
             return False
@@ -69,31 +69,24 @@ class Auditor:
         return True
 
     async def flush(self) -> bool:
-        """Write what is held; whether all of it was. What was not is held on to."""
+        """Write the held entries; return whether all were written. The others stay held."""
         async with self._flushing:
-            return await self._flush()
-
-    async def _flush(self) -> bool:
-        held = self.recorder.batches()
-        for batch in list(held):
-            try:
-                await self._write(batch)
-            except MemoryServiceError as error:
-                self.failures += 1
-                log.warning("audit entries are held until Redis takes them: %s", error.message)
-                break
-            except Exception:
-                self.failures += 1
-                log.exception("audit entries of %s cannot be written", batch.namespace)
-                continue
-            self.recorder.done(batch)
-            held.remove(batch)
-        if held:
-            self.recorder.some.set()
-        return not held
+            for batch in self.recorder.batches():
+                try:
+                    await self._write(batch)
+                except MemoryServiceError as error:
+                    self.failures += 1
+                    log.warning("audit entries are held until Redis accepts them: %s", error.message)
+                    break
+                except Exception:
+                    self.failures += 1
+                    log.exception("audit entries of %s cannot be written", batch.namespace)
+                else:
+                    self.recorder.done(batch)
+            return self.recorder.all_done()
 
     async def seal(self) -> bool:
-        """Seal where something was written; whether nothing is left to be sealed."""
+        """Seal the namespaces that have new entries; return whether all are sealed."""
         self._to_seal.clear()
         for namespace in list(self._unsealed):
             self._unsealed.discard(namespace)
@@ -121,7 +114,7 @@ class Auditor:
         )
         self.noticed(batch.namespace)
 
-    async def _flush_for_ever(self) -> None:
+    async def _flush_forever(self) -> None:
         while True:
             await self.recorder.some.wait()
             with suppress(TimeoutError):
@@ -130,7 +123,7 @@ class Auditor:
             if not await self.flush():
                 await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _seal_for_ever(self) -> None:
+    async def _seal_forever(self) -> None:
         while True:
             await self._to_seal.wait()
             await asyncio.sleep(SEAL_SECONDS)

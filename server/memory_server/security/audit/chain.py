@@ -1,4 +1,4 @@
-"""Seals what was written since the last seal. One process does so at a time; should two, only one seal stands."""
+"""Seals the audit entries written since the last seal. If two processes do so at once, Redis accepts one seal."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 LEASE_MS = 1000
 AT_ONCE = 500
 UNKNOWN_KEY_SECONDS = 600.0
-"""How long an entry under an unknown key is left to a server that knows it, as while keys are being rotated."""
+"""How long an entry under an unknown key waits for a server that knows the key, as during a key rotation."""
 
 
 async def seal(backend: Backend, namespace: str) -> bool:
-    """Seal all that there is; whether that is done, and not another process about to do it."""
+    """Seal all entries; return False if another process is sealing them."""
     if backend.keyring.signer is None:
         return True
     keys, name = Keys(namespace), new_id()
@@ -39,7 +39,7 @@ async def seal(backend: Backend, namespace: str) -> bool:
                 await client.set(keys.sealer, name, px=LEASE_MS)
         return True
     except KeyMissing as error:
-        log.warning("the audit of %s is left to another server to seal: %s", namespace, error.message)
+        log.warning("another server must seal the audit of %s: %s", namespace, error.message)
         return True
     finally:
         async with store_errors():
@@ -48,17 +48,12 @@ async def seal(backend: Backend, namespace: str) -> bool:
 
 
 async def is_unsealed(backend: Backend, namespace: str) -> bool:
-    """Whether there is something to be sealed."""
+    """Whether some entries are not sealed."""
     counted = await backend.read(lambda client: reader.counters(client, Keys(namespace)))
     return counted.given > counted.sealed
 
 
 async def _seal_some(backend: Backend, keys: Keys) -> bool:
-    """Seal one slice; whether there was one.
-
-    Raises:
-        KeyMissing: another server's key is needed.
-    """
     client = await backend.client()
     last_id, previous = await reader.last_seal(client, keys)
     found = await reader.entries_after(client, keys, last_id, AT_ONCE)
@@ -83,7 +78,7 @@ async def _seal_some(backend: Backend, keys: Keys) -> bool:
 
 
 async def _broken_before(backend: Backend, keys: Keys, last_id: bytes, previous: Seal | None) -> str:
-    """Say what is wrong with the seal that is to be continued."""
+    """Return the problem of the seal that the next one continues; empty if there is none."""
     if previous is not None:
         genuine = previous.is_genuine(backend.keyring, keys.namespace)
         return "" if genuine else f"{previous.first}:seal altered"
@@ -92,7 +87,7 @@ async def _broken_before(backend: Backend, keys: Keys, last_id: bytes, previous:
 
 
 def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[Entry]) -> str:
-    """Say what is wrong first with entries that are to be sealed, `<number>:<kind>`; nothing if all is well."""
+    """Return the first problem of the entries to seal as `<number>:<kind>`; empty if there is none."""
     expected, unsigned = next_number(previous, entries), unsigned_to(previous, entries)
     for entry in entries:
         if entry.number != expected:
@@ -105,11 +100,7 @@ def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entri
 
 
 def _up_to_unknown_key(keyring: Keyring, namespace: str, entries: list[Entry]) -> list[Entry]:
-    """Leave what another server signed under a key that only it knows as yet; after a while it is sealed as it is.
-
-    Raises:
-        KeyMissing: that is all there is.
-    """
+    """Return the entries before the first recent one under an unknown key; raises KeyMissing if there are none."""
     before = (redis_time.now() - UNKNOWN_KEY_SECONDS) * 1000
     for number, entry in enumerate(entries):
         if entry.position[0] >= before and entry.check(keyring, namespace) == "unknown key":

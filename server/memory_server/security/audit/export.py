@@ -1,4 +1,4 @@
-"""The audit as a file of JSON lines, which can be checked where there is no Redis: a head, then seals, then entries."""
+"""Exports the audit as JSON lines (a head, the seals, the entries), and checks such a file without Redis."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import re
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
+
+import zstandard
 
 from memory_core.crypto.keyring import Keyring
 from memory_core.crypto.signed_entry import Entry
@@ -19,7 +22,7 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader as trail
 from memory_server.security.audit.seals import Seal, read_seal
-from memory_server.security.audit.verifier import Check, Counters, Report
+from memory_server.security.audit.verifier import Counters, Report, verify
 
 FORM = 1
 _STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
@@ -27,10 +30,10 @@ _BYTES = "surrogateescape"
 
 
 async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
-    """Give the whole audit of a namespace, line by line."""
+    """Yield the whole audit of a namespace, line by line."""
     counted = await trail.counters(client, keys)
     yield _line({"audit": FORM, "namespace": keys.namespace, **asdict(counted)})
-    for seal in await trail.all_seals(client, keys):
+    async for seal in trail.walk_seals(client, keys):
         yield _line({"seal": None} if seal is None else {"seal": seal.id.decode(), "fields": seal.fields()})
     async for page in trail.walk(client, keys):
         for entry in page:
@@ -38,33 +41,21 @@ async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
 
 
 def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Report:
-    """Check a file that was exported.
-
-    Raises:
-        InvalidArgument: it cannot be read, or is none.
-    """
+    """Check an exported file; raises InvalidArgument if it is unreadable or not an export."""
     with opened(path) as file:
         rows = _rows(file)
         head = next(rows, {})
         if head.get("audit") != FORM or not isinstance(head.get("namespace"), str):
-            raise InvalidArgument(f"{path} is no export of an audit", hint="make one with `redis-memory audit export`")
+            raise InvalidArgument(f"{path} is not an audit export", hint="make one with `redis-memory audit export`")
         seals, first = _seals(rows)
         given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
-        check = Check(head["namespace"], seals, Counters(given, sealed), keyring)
-        for row in chain(first, rows):
-            check.feed(_entry(row))
-        return check.finish(expect)
+        entries = (Entry(_id(row.get("entry")), tuple(_parts(row))) for row in chain(first, rows))
+        return verify(head["namespace"], entries, seals, Counters(given, sealed), keyring, expect)
 
 
 @contextmanager
 def opened(path: Path) -> Generator[IO[str]]:
-    """Open a file for reading, unpacking one whose name ends in .zst.
-
-    Raises:
-        InvalidArgument: it cannot be read.
-    """
-    import zstandard
-
+    """Open a file for reading, and decompress a .zst file; raises InvalidArgument if it is unreadable."""
     try:
         with path.open("rb") as raw:
             reader: Any = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
@@ -73,20 +64,19 @@ def opened(path: Path) -> Generator[IO[str]]:
         raise InvalidArgument(f"cannot read {path}: {type(error).__name__}", hint="export it again") from None
 
 
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, separators=(",", ":"))
+_line = partial(json.dumps, separators=(",", ":"))
 
 
 def _rows(file: Iterable[str]) -> Generator[dict[str, Any]]:
     for number, text in enumerate(file, 1):
         row = json.loads(text)
         if not isinstance(row, dict):
-            raise InvalidArgument(f"line {number} is no JSON object")
+            raise InvalidArgument(f"line {number} is not a JSON object")
         yield row
 
 
 def _seals(rows: Iterable[dict[str, Any]]) -> tuple[list[Seal | None], list[dict[str, Any]]]:
-    """Read the seals; give the row after the last, which had to be read too."""
+    """Return the seals, and the row that follows the last one."""
     seals: list[Seal | None] = []
     for row in rows:
         if "seal" not in row:
@@ -95,13 +85,9 @@ def _seals(rows: Iterable[dict[str, Any]]) -> tuple[list[Seal | None], list[dict
     return seals, []
 
 
-def _entry(row: dict[str, Any]) -> Entry:
-    return Entry(_id(row.get("entry")), tuple(_parts(row)))
-
-
 def _id(given: Any) -> bytes:
     if not isinstance(given, str) or not _STREAM_ID.fullmatch(given):
-        raise InvalidArgument("a line has no id of a stream's entry", hint="export it again")
+        raise InvalidArgument("a line has no valid stream id", hint="export it again")
     return given.encode()
 
 

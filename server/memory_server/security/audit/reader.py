@@ -1,4 +1,4 @@
-"""Reads the audit out of Redis as it stands there, to the last byte."""
+"""Reads the audit from Redis, byte for byte."""
 
 from __future__ import annotations
 
@@ -15,59 +15,52 @@ from memory_server.security.audit.verifier import Check, Counters, Report
 
 AT_ONCE = 1000
 _RANGE, _REVERSED = b"XRANGE", b"XREVRANGE"
-# As bytes: under their names in text redis-py makes a dict of each entry, which would hide a field that stands twice.
+# As bytes: with command names as text, redis-py returns each entry as a dict, which hides duplicate fields.
 
 
 async def counters(client: Client, keys: Keys) -> Counters:
-    """Give what Redis counts."""
+    """Return how many entries Redis counted as written and as sealed."""
     async with store_errors():
         given, sealed = await client.hmget(keys.counters, ["audit", "sealed"])
     return Counters(*(int(number) if number and number.isdigit() else 0 for number in (given, sealed)))
 
 
 async def last_seal(client: Client, keys: Keys) -> tuple[bytes, Seal | None]:
-    """Give the id of the last seal, empty where there is none, and the seal, None where it cannot be read."""
+    """Return the id of the last seal (empty if there is none) and the seal (None if it is unreadable)."""
     async with store_errors():
         rows = await client.execute_command(_REVERSED, keys.seals, "+", "-", "COUNT", 1)
     return (rows[0][0], read_seal(*rows[0])) if rows else (b"", None)
 
 
 async def entries_after(client: Client, keys: Keys, stream_id: bytes, most: int) -> list[Entry]:
-    """Give the entries that follow an id; all, if it is empty."""
+    """Return the entries after an id, or from the start if it is empty."""
     return [Entry(at, tuple(parts)) for at, parts in await _page(client, keys.audit, stream_id, most)]
 
 
-async def seals_after(client: Client, keys: Keys, stream_id: bytes, most: int) -> list[tuple[bytes, Seal | None]]:
-    """Give the seals that follow an id, with their ids."""
-    return [(at, read_seal(at, parts)) for at, parts in await _page(client, keys.seals, stream_id, most)]
-
-
 async def walk(client: Client, keys: Keys) -> AsyncGenerator[list[Entry]]:
-    """Give all entries, a page at a time."""
+    """Yield all entries, page by page."""
     at = b""
     while page := await entries_after(client, keys, at, AT_ONCE):
         yield page
         at = page[-1].id
 
 
-async def all_seals(client: Client, keys: Keys) -> list[Seal | None]:
-    """Give all seals; None for what cannot be read."""
-    found: list[Seal | None] = []
+async def walk_seals(client: Client, keys: Keys) -> AsyncGenerator[Seal | None]:
+    """Yield all seals; None for an unreadable one."""
     at = b""
-    while page := await seals_after(client, keys, at, AT_ONCE):
-        found += [seal for _, seal in page]
-        at = page[-1][0]
-    return found
+    while page := await _page(client, keys.seals, at, AT_ONCE):
+        for at, parts in page:
+            yield read_seal(at, parts)
 
 
 async def check(client: Client, keys: Keys, keyring: Keyring, expect: str | None = None) -> Report:
-    """Check the whole audit of a namespace. What is written meanwhile counts as not yet sealed."""
+    """Check the whole audit of a namespace. Entries written meanwhile count as unsealed."""
     counted = await counters(client, keys)
-    under_way = Check(keys.namespace, await all_seals(client, keys), counted, keyring)
+    running = Check(keys.namespace, [seal async for seal in walk_seals(client, keys)], counted, keyring)
     async for page in walk(client, keys):
         for entry in page:
-            under_way.feed(entry)
-    return under_way.finish(expect)
+            running.feed(entry)
+    return running.finish(expect)
 
 
 async def _page(client: Client, key: str, stream_id: bytes, most: int) -> list[Any]:

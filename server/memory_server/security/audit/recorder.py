@@ -1,29 +1,31 @@
-"""Holds the entries of reads and refusals for a moment, so that many go to Redis in one call."""
+"""Collects the audit entries of reads and refusals, so that one call writes many of them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_core.errors import RateLimited, Unauthenticated
 from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.ids import new_id
+from memory_core.slices import slices
 
 BATCH = 256
 MOST_HELD = 20_000
-"""Entries held while Redis is away. What comes beyond is counted, and the number noted."""
+"""Entries held while Redis is unavailable. More are dropped; an entry records how many."""
 LOST = "audit_lost"
 _CHEAP = (RateLimited.code, Unauthenticated.code)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Entries of one namespace that are written together, under an id by which a repeat is known."""
+    """Entries of one namespace that are written together. The id identifies a repeated write."""
 
     id: str
     namespace: str
-    entries: list[AuditEntry]
+    entries: Sequence[AuditEntry]
 
 
 class Recorder:
@@ -31,39 +33,39 @@ class Recorder:
 
     def __init__(self) -> None:
         self.some = asyncio.Event()
-        """Something waits."""
+        """Set while entries wait."""
         self.enough = asyncio.Event()
-        """As much waits as one batch holds."""
+        """Set while a full batch waits."""
         self._waiting: dict[str, list[AuditEntry]] = {}
         self._repeated: dict[tuple[str, ...], AuditEntry] = {}
         self._lost: Counter[str] = Counter()
         self._batches: deque[Batch] = deque()
-        self._held = 0
+        self.held = 0
+        """Entries that wait to be written."""
         self.written_total = self.lost_total = 0
 
     def add(self, namespace: str, entry: AuditEntry) -> None:
-        """Take an entry. Refusals of whoever calls too often, or is nobody, become one: they are too cheap to make."""
+        """Hold an entry. Repeated refusals for rate or authentication become one, since making them costs nothing."""
         if entry.get("outcome") in _CHEAP and self._is_repeated(namespace, entry):
             return
-        if self._held >= MOST_HELD:
+        if self.held >= MOST_HELD:
             self._lost[namespace] += 1
             self.lost_total += 1
             return
-        self._held += 1
+        self.held += 1
         self._waiting.setdefault(namespace, []).append(entry)
         self.some.set()
-        if self._held >= BATCH:
+        if self.held >= BATCH:
             self.enough.set()
 
     def batches(self) -> list[Batch]:
-        """Give all that waits, in the order in which it came; it is held until `done`."""
+        """Return all waiting entries in order. They stay held until `done`."""
         for namespace, number in self._lost.items():
             entry = {**system_entry("server", LOST), "outcome": "lost", "count": number}
             self._waiting.setdefault(namespace, []).append(entry)
-            self._held += 1
+            self.held += 1
         for namespace, entries in self._waiting.items():
-            for start in range(0, len(entries), BATCH):
-                self._batches.append(Batch(new_id(), namespace, entries[start : start + BATCH]))
+            self._batches += [Batch(new_id(), namespace, part) for part in slices(entries, BATCH)]
         self._waiting.clear()
         self._repeated.clear()
         self._lost.clear()
@@ -71,16 +73,17 @@ class Recorder:
         self.enough.clear()
         return list(self._batches)
 
-    @property
-    def held(self) -> int:
-        """Entries that wait to be written."""
-        return self._held
-
     def done(self, batch: Batch) -> None:
-        """Let go of a batch that is written."""
+        """Drop a batch that was written."""
         self._batches.remove(batch)
-        self._held -= len(batch.entries)
+        self.held -= len(batch.entries)
         self.written_total += len(batch.entries)
+
+    def all_done(self) -> bool:
+        """Whether all batches were written; if not, wake the writer again."""
+        if self._batches:
+            self.some.set()
+        return not self._batches
 
     def _is_repeated(self, namespace: str, entry: AuditEntry) -> bool:
         key = (namespace, entry["who"], entry["op"], entry["from"])

@@ -1,9 +1,10 @@
-"""Checks a trail of entries and seals, from Redis or a file, one after the other, without asking anybody anything."""
+"""Checks audit entries and seals in order, from Redis or a file. Needs no connection."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memory_core.crypto.keyring import Keyring
@@ -16,7 +17,7 @@ MOST_PROBLEMS = 100
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong, and from which number on."""
+    """A problem, and the number of the first entry that it concerns."""
 
     number: int
     kind: str
@@ -25,7 +26,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The last number that was given, and the last that was sealed, as Redis itself counts them."""
+    """The last number given to an entry and the last one sealed, as counted by Redis."""
 
     given: int
     sealed: int
@@ -33,7 +34,7 @@ class Counters:
 
 @dataclass(slots=True)
 class Report:
-    """What a check found."""
+    """The result of a check."""
 
     namespace: str
     keyed: bool
@@ -48,11 +49,11 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return not self.number_of_problems
 
     def add(self, number: int, kind: str, detail: str) -> None:
-        """Add a problem; beyond the first hundred they are counted."""
+        """Add a problem; beyond the first hundred, only count it."""
         self.number_of_problems += 1
         if len(self.problems) < MOST_PROBLEMS:
             self.problems.append(Problem(number, kind, detail))
@@ -66,7 +67,7 @@ def verify(
     keyring: Keyring,
     expect: str | None = None,
 ) -> Report:
-    """Check a whole trail. Of the seals, one that could not be read is None. `expect` is a head kept elsewhere."""
+    """Check a whole audit. An unreadable seal is None. `expect` is a head that was stored elsewhere."""
     check = Check(namespace, seals, counters, keyring)
     for entry in entries:
         check.feed(entry)
@@ -74,7 +75,7 @@ def verify(
 
 
 class Check:
-    """A check under way: seals are known beforehand, entries are fed in order."""
+    """A running check: seals are known at the start, entries are fed in order."""
 
     def __init__(self, namespace: str, seals: Sequence[Seal | None], counters: Counters, keyring: Keyring) -> None:
         self.report = Report(namespace, keyed=keyring.signer is not None)
@@ -95,7 +96,7 @@ class Check:
         self._check_seals()
 
     def feed(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Check the next entry."""
         if not self.report.entries:
             self._begin(entry)
         self.report.entries += 1
@@ -111,7 +112,7 @@ class Check:
             self._close()
 
     def finish(self, expect: str | None = None) -> Report:
-        """Give the report on all that was fed."""
+        """Return the report on all entries."""
         while self._seal:
             self._close()
         report, given, sealed = self.report, self._counters.given, self._counters.sealed
@@ -119,23 +120,28 @@ class Check:
         report.sealed_to, report.head = (last.last, last.head) if last else (0, "")
         report.unsigned = max(report.unsigned, last.unsigned if last else 0)
         if report.first and report.first != self._trimmed + 1:
-            report.add(report.first, "removed", f"entries begin at {report.first}; they should at {self._trimmed + 1}")
+            report.add(report.first, "removed", f"entries begin at {report.first} instead of {self._trimmed + 1}")
         if self._expected <= given:
             report.add(self._expected, "tail cut", f"{given} numbers were given")
         if report.sealed_to < sealed:
             report.add(report.sealed_to + 1, "seal removed", f"there were seals up to {sealed}")
         if expect is not None:
-            self._compare(expect)
+            number = int(expect.partition(":")[0])
+            seal = next((seal for seal in self._seals if seal.last == number), None)
+            if seal is None:
+                report.add(number, "head", "no seal ends there: it was removed, or deleted by age")
+            elif seal.head != expect:
+                report.add(number, "head", "the seal that ends there has a different chain")
         report.problems.sort(key=lambda problem: problem.number)
         return report
 
     @property
     def _seal(self) -> Seal | None:
-        """The seal over the entries that come now; None in the unsealed tail."""
+        """The seal over the next entries; None in the unsealed tail."""
         return self._seals[self._next] if self._next < len(self._seals) else None
 
     def _check_seals(self) -> None:
-        """Look at the seals by themselves: who made them, whether they follow each other, and what they tell."""
+        """Check the seals' codes, their order and the problems that they record."""
         before: Seal | None = None
         for seal in self._seals:
             try:
@@ -154,7 +160,7 @@ class Check:
             before = seal
 
     def _begin(self, entry: Entry) -> None:
-        """See where the entries begin: at the first one, or after what was trimmed up to a seal."""
+        """Find where the entries begin: at the first one, or after the seal up to which they were trimmed."""
         self.report.first = self._expected = max(entry.number, 1)
         base = self._seal
         if base and entry.position > base.position:
@@ -168,7 +174,7 @@ class Check:
     def _check_place(self, entry: Entry) -> None:
         number, expected = entry.number, self._expected
         if entry.position <= self._last:
-            self.report.add(number, "reordered", "its place in the stream is before that of the entry before it")
+            self.report.add(number, "reordered", "its stream id is before that of the previous entry")
         if number > expected:
             self.report.add(expected, "removed", f"{number - expected} numbers are missing")
         elif number < expected:
@@ -177,39 +183,24 @@ class Check:
         self._expected = (number if number > 0 else expected) + 1
 
     def _check_signature(self, entry: Entry) -> None:
-        if not self.report.keyed:
-            self._note_trim(entry)
-            return
-        found = entry.check(self._keyring, self._namespace)
+        found = entry.check(self._keyring, self._namespace) if self.report.keyed else None
         if found == "ok":
             self._signed = True
-            self._check_new(entry)
-            self._note_trim(entry)
-        elif found == "unsigned" and self._may_be_unsigned(entry):
+            code = int(entry.fields["mac"][:15], 16)
+            if code in self._seen:  # a copied entry keeps its valid signature
+                self.report.add(entry.number, "repeated", "a copy of an earlier entry")
+            self._seen.add(code)
+        elif found == "unsigned" and not self._signed and (self._seal is None or entry.number <= self._seal.unsigned):
             self.report.unsigned = max(entry.number, 0)
-            self._note_trim(entry)
-        else:
+        elif found is not None:
             self.report.add(max(entry.number, 0), found, f"op {entry.fields.get('op', '')[:40]!a}")
-
-    def _may_be_unsigned(self, entry: Entry) -> bool:
-        """Whether it is from before there was a key: before all that is signed, as the seal over it says too."""
-        return not self._signed and (self._seal is None or entry.number <= self._seal.unsigned)
-
-    def _check_new(self, entry: Entry) -> None:
-        """See that no entry is a copy of an earlier one, whose signature would be good."""
-        mark = int(entry.fields["mac"][:15], 16)
-        if mark in self._seen:
-            self.report.add(entry.number, "repeated", "a copy of an earlier entry")
-        self._seen.add(mark)
-
-    def _note_trim(self, entry: Entry) -> None:
-        """Remember up to which number entries were dropped on purpose."""
+            return
         fields = entry.fields
         if fields.get("op") == TRIM and fields.get("ids", "").isdigit():
             self._trimmed = max(self._trimmed, int(fields["ids"]))
 
     def _close(self) -> None:
-        """Compare the chain with the seal over the entries that were fed, and go on from what the seal says."""
+        """Compare the chain of the fed entries with their seal, and continue from the seal's chain."""
         seal = self._seal
         assert seal is not None
         covers = f"{seal.first} to {seal.last}"
@@ -222,18 +213,7 @@ class Check:
         self._continue(seal.chain)
 
     def _continue(self, chain: str | None) -> None:
-        """Begin the chain of the next seal; one under an unknown key was told of already."""
+        """Start the chain of the next seal. A seal under an unknown key was reported already."""
         self._chain, self._problems_before = None, self.report.number_of_problems
-        if self._seal:
-            try:
-                self._chain = start(self._keyring.secret(self._seal.key), chain)
-            except KeyMissing:
-                return
-
-    def _compare(self, expect: str) -> None:
-        number = int(expect.partition(":")[0])
-        found = next((seal for seal in self._seals if seal.last == number), None)
-        if found is None:
-            self.report.add(number, "head", "no seal ends there: it was removed, or went by age")
-        elif found.head != expect:
-            self.report.add(number, "head", "the seal that ends there has another chain")
+        with suppress(KeyMissing):
+            self._chain = start(self._keyring.secret(self._seal.key), chain) if self._seal else None

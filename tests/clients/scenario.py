@@ -1,4 +1,4 @@
-"""What every client of somebody else must be able to do with this server: one tour for all, of two agents."""
+"""What every third-party client must be able to do with this server: one scenario for all, with two agents."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ WRONG: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-class Broken(Exception):
-    """The tour found something that is not as it must be."""
+class ScenarioFailed(Exception):
+    """A step of the scenario did not have the expected result."""
 
 
 def expect(holds: object, what: str, seen: object) -> None:
-    """Raise unless it holds.
+    """Raise unless the condition holds.
 
     Raises:
-        Broken: it does not; says what was expected and what was seen.
+        ScenarioFailed: with the expectation and the value seen.
     """
     if not holds:
-        raise Broken(f"{what}; seen: {json.dumps(seen, default=str)[:600]}")
+        raise ScenarioFailed(f"{what}; seen: {json.dumps(seen, default=str)[:600]}")
 
 
 @dataclass(slots=True)
-class Traveller:
-    """An agent behind a client; all that tools answer is held against their output schemas."""
+class AgentClient:
+    """An agent behind a client. Validates every answer against its tool's output schema."""
 
     name: str
     peer: Peer
     validators: dict[str, Draft202012Validator] = field(default_factory=dict[str, Draft202012Validator])
     calls: int = 0
 
-    async def look(self) -> None:
+    async def check_tools(self) -> None:
         """List the tools and check their schemas strictly."""
         tools: list[dict[str, Any]] = await self.peer.ask("tools")
         expect(len(tools) >= 23, "all tools are listed", [tool["name"] for tool in tools])
@@ -56,50 +56,50 @@ class Traveller:
 
     async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
         """Call a tool that must answer."""
-        said = await self._ask(tool, arguments)
-        expect(not said["error"], f"{self.name}'s {tool} is answered", said["text"])
-        expect(said["text"], f"{tool} has a text form", said)
-        return said["answer"]
+        result = await self._ask(tool, arguments)
+        expect(not result["error"], f"{self.name}'s {tool} is answered", result["text"])
+        expect(result["text"], f"{tool} has a text form", result)
+        return result["answer"]
 
     async def refused(self, code: str, tool: str, /, **arguments: Any) -> None:
         """Call a tool that must refuse with this code."""
-        said = await self._ask(tool, arguments)
-        expect(said["error"], f"{self.name}'s {tool} is refused", said)
-        error = said["answer"]["error"]
+        result = await self._ask(tool, arguments)
+        expect(result["error"], f"{self.name}'s {tool} is refused", result)
+        error = result["answer"]["error"]
         expect(error["code"] == code and error["message"], f"{tool} is refused as {code}", error)
-        expect(said["text"].startswith(f"{code}: "), "the text says so too", said["text"])
+        expect(result["text"].startswith(f"{code}: "), "the text starts with the code", result["text"])
 
     async def _ask(self, tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
         self.calls += 1
-        said = await self.peer.ask("call", tool=tool, arguments=arguments)
-        wrong = [error.message for error in self.validators[tool].iter_errors(said["answer"])]
-        expect(not wrong, f"what {tool} answers is as its output schema says", [wrong, said["answer"]])
-        return said
+        result = await self.peer.ask("call", tool=tool, arguments=arguments)
+        wrong = [error.message for error in self.validators[tool].iter_errors(result["answer"])]
+        expect(not wrong, f"the answer of {tool} matches its output schema", [wrong, result["answer"]])
+        return result
 
 
-async def whole_tour(planner: Traveller, coder: Traveller) -> None:
-    """Go everywhere."""
-    await planner.look()
+async def full_scenario(planner: AgentClient, coder: AgentClient) -> None:
+    """Every step."""
+    await planner.check_tools()
     coder.validators = planner.validators
     memory_id = await _remember(planner, coder)
-    await _be_refused(planner, coder, memory_id)
+    await _check_refusals(planner, coder, memory_id)
     await _hand_over(planner, coder)
-    await _read(coder, memory_id, LATER)
-    await _be_prompted(coder)
+    await _check_resources(coder, memory_id, LATER)
+    await _check_prompts(coder)
 
 
-async def short_tour(traveller: Traveller) -> None:
-    """Go once to each kind of thing, where each call costs a start of the client or even of the server."""
-    await traveller.look()
-    stored = await traveller.call("store_memory", content=FACT)
+async def short_scenario(agent: AgentClient) -> None:
+    """One step of each kind, for clients that start again for each call."""
+    await agent.check_tools()
+    stored = await agent.call("store_memory", content=FACT)
     tool, arguments = WRONG["an unknown argument"]
-    await traveller.refused("invalid_argument", tool, **arguments)
-    memory = json.loads(await traveller.peer.ask("read", uri=f"memory://{stored['memory_id']}"))
+    await agent.refused("invalid_argument", tool, **arguments)
+    memory = json.loads(await agent.peer.ask("read", uri=f"memory://{stored['memory_id']}"))
     expect(memory["content"] == FACT, "a memory is read as a resource", memory)
-    await _be_prompted(traveller)
+    await _check_prompts(agent)
 
 
-async def _remember(planner: Traveller, coder: Traveller) -> str:
+async def _remember(planner: AgentClient, coder: AgentClient) -> str:
     stored = await planner.call("store_memory", content=FACT, visibility="public", tags=["trains"])
     memory_id: str = stored["memory_id"]
     expect(stored["vector"] == "ready", "a waited store has its vector", stored)
@@ -113,7 +113,7 @@ async def _remember(planner: Traveller, coder: Traveller) -> str:
     return memory_id
 
 
-async def _be_refused(planner: Traveller, coder: Traveller, memory_id: str) -> None:
+async def _check_refusals(planner: AgentClient, coder: AgentClient, memory_id: str) -> None:
     for tool, arguments in WRONG.values():
         await planner.refused("invalid_argument", tool, **arguments)
     await planner.refused("conflict", "update_memory", memory_id=memory_id, content="stale", expected_rev=1)
@@ -121,7 +121,7 @@ async def _be_refused(planner: Traveller, coder: Traveller, memory_id: str) -> N
     await coder.refused("not_found", "retrieve_memory", memory_id=memory_id[:-4] + "zzzz")
 
 
-async def _hand_over(planner: Traveller, coder: Traveller) -> None:
+async def _hand_over(planner: AgentClient, coder: AgentClient) -> None:
     await coder.call("register_agent", agent_type="custom", capabilities=["tickets"])
     given = await planner.call("distribute_task", description="Book two berths.", required_capabilities=["tickets"])
     claimed = (await coder.call("get_pending_tasks", limit=1))["tasks"]
@@ -133,21 +133,21 @@ async def _hand_over(planner: Traveller, coder: Traveller) -> None:
     expect(seen["state"] == "completed" and seen["result"] == {"berths": [11, 12]}, "its result is there", seen)
 
 
-async def _read(traveller: Traveller, memory_id: str, content: str) -> None:
-    templates = set(await traveller.peer.ask("templates"))
+async def _check_resources(agent: AgentClient, memory_id: str, content: str) -> None:
+    templates = set(await agent.peer.ask("templates"))
     expect(templates == TEMPLATES, "the templates of resources are listed", sorted(templates))
-    memory = json.loads(await traveller.peer.ask("read", uri=f"memory://{memory_id}"))
+    memory = json.loads(await agent.peer.ask("read", uri=f"memory://{memory_id}"))
     expect(memory["content"] == content, "a memory is read as a resource", memory)
     try:
-        unknown = await traveller.peer.ask("read", uri=f"memory://{memory_id[:-4]}zzzz")
+        unknown = await agent.peer.ask("read", uri=f"memory://{memory_id[:-4]}zzzz")
     except PeerFailed as error:
         expect("no memory" in str(error), "an unknown resource is refused with the reason", str(error))
     else:
-        raise Broken(f"an unknown resource is refused; seen: {unknown}")
+        raise ScenarioFailed(f"an unknown resource is refused; seen: {unknown}")
 
 
-async def _be_prompted(traveller: Traveller) -> None:
-    prompts = set(await traveller.peer.ask("prompts"))
+async def _check_prompts(agent: AgentClient) -> None:
+    prompts = set(await agent.peer.ask("prompts"))
     expect(prompts == PROMPTS, "the prompts are listed", sorted(prompts))
-    text = await traveller.peer.ask("prompt", name="recall_before_you_start", arguments={"task": "book berths"})
+    text = await agent.peer.ask("prompt", name="recall_before_you_start", arguments={"task": "book berths"})
     expect("Task: book berths" in text, "a prompt comes with its argument", text)

@@ -1,4 +1,4 @@
-"""The stack of a run as processes of its own: Redis on a disk that can fill, its proxies, sidecar and server."""
+"""The stack of a run as separate processes: Redis on a disk that can fill, its proxies, a sidecar and a server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ROOT = Path(__file__).parents[3]
 
 
 class Process:
-    """One program that may be killed, paused and started again."""
+    """A program that can be killed, paused and restarted."""
 
     def __init__(self, name: str, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.name = name
@@ -40,14 +40,14 @@ class Process:
 
     def start(self) -> None:
         """Start it."""
-        with self._log.open("ab") as said:
+        with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command, env={**os.environ, **self._environment}, stdout=said, stderr=said
+                self._command, env={**os.environ, **self._environment}, stdout=output, stderr=output
             )
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has not ended, by itself or otherwise."""
+        """Whether it is still running."""
         return self._process is not None and self._process.poll() is None
 
     def signal(self, number: signal.Signals) -> None:
@@ -63,7 +63,7 @@ class Process:
 
 
 class Disk:
-    """A small file system of memory, which can be filled; a plain folder where none may be mounted."""
+    """A small tmpfs that can be filled. Where mounting is not permitted, a plain folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,24 +76,24 @@ class Disk:
         self._ballast = folder / "ballast"
 
     def fill(self) -> None:
-        """Leave no room."""
+        """Use all space."""
         with self._ballast.open("wb") as file, suppress(OSError):
             while True:
                 file.write(bytes(1 << 20))
                 file.flush()
 
     def free(self) -> None:
-        """Make room again."""
+        """Free the space."""
         self._ballast.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Take it away."""
+        """Unmount it."""
         if self.can_fill:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=False)
 
 
 class Machine:
-    """Everything that serves, each part of which may fail."""
+    """All processes that serve, each of which may fail."""
 
     def __init__(self, folder: Path, fsync: str = "always") -> None:
         self.folder, self._fsync = folder, fsync
@@ -117,12 +117,12 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Where agents connect."""
+        """The URL for agents."""
         return f"http://127.0.0.1:{self.port}"
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Machine]:
-        """Have all of it run and serve, until left."""
+        """Run all processes within the block."""
         await asyncio.to_thread(self.redis.start)
         try:
             async with self.proxies["server"], self.proxies["sidecar"]:
@@ -141,11 +141,11 @@ class Machine:
             self.disk.close()
 
     async def until_ready(self) -> None:
-        """Wait until a store and a search would work."""
+        """Wait until stores and searches work."""
         await wait_until(self.is_ready, PATIENCE)
 
     async def is_ready(self) -> bool:
-        """Whether the server calls itself ready."""
+        """Whether the server reports ready."""
         try:
             async with httpx2.AsyncClient() as http:
                 return (await http.get(f"{self.address}/readyz", timeout=5)).status_code == 200
@@ -153,7 +153,7 @@ class Machine:
             return False
 
     def url(self, user: str, name: str) -> str:
-        """Give the URL of Redis behind a proxy."""
+        """The URL of Redis behind a proxy."""
         return f"redis://{user}:{PASSWORDS[user]}@127.0.0.1:{self.proxies[name].port}/0"
 
     def _redis_options(self) -> list[str]:
@@ -195,7 +195,7 @@ class Machine:
 
 
 def _paths() -> dict[str, str]:
-    """Have processes find the code of this very tree."""
+    """Environment variables that make processes use the code of this checkout."""
     return {
         "PYTHONPATH": os.pathsep.join([str(_ROOT / "server"), str(_ROOT / "embedder")]),
         "OPENBLAS_NUM_THREADS": "1",
@@ -204,5 +204,5 @@ def _paths() -> dict[str, str]:
 
 
 def short_folder() -> Path:
-    """Make a folder whose name leaves room for that of a socket."""
+    """Create a folder with a name short enough for socket paths."""
     return Path(tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))

@@ -1,4 +1,4 @@
-"""Stands between a process and Redis, so that what travels can be delayed, lost, cut off or left hanging."""
+"""A proxy between a process and Redis that can delay, lose, cut or hang connections."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-_AT_ONCE = 1 << 16
+_BATCH_SIZE = 1 << 16
 
 
-class Trouble(StrEnum):
-    """What a proxy does to what travels."""
+class NetworkFault(StrEnum):
+    """How a proxy disturbs the traffic."""
 
     NONE = "none"
     DELAYS = "delays"
     LOST_REPLIES = "lost replies"
-    """Commands arrive, their replies do not: the connection breaks instead."""
+    """Commands arrive, but instead of replying the connection breaks."""
     HALF_OPEN = "half-open"
-    """Nothing arrives any more on what is open, and nobody is told; it stays so afterwards."""
+    """Open connections silently stop carrying data, and stay so afterwards."""
     REFUSED = "refused"
-    """Nobody gets through, and whoever is through is cut off."""
+    """New connections are refused and open ones cut."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,7 +30,7 @@ class _Link:
     far: asyncio.StreamWriter
     dead: bool = False
     last: bool = False
-    """The next reply is the last that anybody gets."""
+    """The next reply is the last one."""
 
     def abort(self) -> None:
         for writer in (self.near, self.far):
@@ -38,17 +38,17 @@ class _Link:
 
 
 class Proxy:
-    """Listens on a port of the loopback and passes on to a Unix socket."""
+    """Forwards a loopback port to a Unix socket."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._server: asyncio.Server | None = None
         self._links: set[_Link] = set()
         self.port = 0
-        self.trouble = Trouble.NONE
+        self.fault = NetworkFault.NONE
         self.delay = 0.0
         self.last_of = b""
-        """When a command with this in it has been answered, nobody gets through any more."""
+        """After the answer to a command that contains this, all connections are refused."""
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -61,27 +61,27 @@ class Proxy:
         self.cut()
 
     def cut(self) -> int:
-        """Break all connections; give how many there were."""
+        """Break all connections; return how many there were."""
         links = list(self._links)
         for link in links:
             link.abort()
         return len(links)
 
-    def begin(self, trouble: Trouble, delay: float = 0.0) -> None:
-        """Let trouble begin."""
-        self.trouble, self.delay = trouble, delay
-        if trouble is Trouble.HALF_OPEN:
+    def begin(self, fault: NetworkFault, delay: float = 0.0) -> None:
+        """Start a fault."""
+        self.fault, self.delay = fault, delay
+        if fault is NetworkFault.HALF_OPEN:
             for link in self._links:
                 link.dead = True
-        if trouble is Trouble.REFUSED:
+        if fault is NetworkFault.REFUSED:
             self.cut()
 
     def end(self) -> None:
-        """Let it end; what is half-open stays dead."""
-        self.trouble, self.delay = Trouble.NONE, 0.0
+        """End the fault. Half-open connections stay dead."""
+        self.fault, self.delay = NetworkFault.NONE, 0.0
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.trouble is Trouble.REFUSED:
+        if self.fault is NetworkFault.REFUSED:
             writer.transport.abort()
             return
         try:
@@ -89,7 +89,7 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        link = _Link(writer, far_writer, dead=self.trouble is Trouble.HALF_OPEN)
+        link = _Link(writer, far_writer, dead=self.fault is NetworkFault.HALF_OPEN)
         self._links.add(link)
         there = asyncio.create_task(self._pass(link, reader, far_writer, is_reply=False))
         back = asyncio.create_task(self._pass(link, far_reader, writer, is_reply=True))
@@ -105,18 +105,18 @@ class Proxy:
         self, link: _Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, is_reply: bool
     ) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(_AT_ONCE):
+            while data := await reader.read(_BATCH_SIZE):
                 if self.delay:
                     await asyncio.sleep(self.delay)
                 if link.dead:
                     continue
-                if is_reply and self.trouble is Trouble.LOST_REPLIES:
+                if is_reply and self.fault is NetworkFault.LOST_REPLIES:
                     return
                 if not is_reply and self.last_of and self.last_of in data:
                     link.last = True
                 writer.write(data)
                 await writer.drain()
                 if is_reply and link.last:
-                    self.trouble = Trouble.REFUSED
+                    self.fault = NetworkFault.REFUSED
                     await asyncio.sleep(0.05)
                     self.cut()

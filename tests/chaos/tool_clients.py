@@ -1,4 +1,4 @@
-"""Two ways of calling the same tools: the use cases within this process, or MCP over HTTP to a server."""
+"""Two ways to call the tools: in this process, or over MCP and HTTP."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ TASK_SETTINGS: dict[str, Any] = {"backoff_seconds": 0.05, "backoff_most_seconds"
 _ERRORS = {kind.code: kind for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "code")}
 
 
-class Surface(Protocol):
-    """The tools by their names, for one agent."""
+class ToolClient(Protocol):
+    """Calls tools by name, for any agent."""
 
     async def __call__(self, tool: str, agent: str, **arguments: Any) -> Json:
         """Call a tool.
 
         Raises:
-            MemoryServiceError: as the tool does.
+            MemoryServiceError: the tool refused.
         """
         ...
 
 
-class Direct:
-    """Calls the use cases over a service of this process."""
+class LocalTools:
+    """Calls the use cases of a service in this process."""
 
     def __init__(self, service: Service, namespace: str) -> None:
         self._service = service
@@ -63,14 +63,14 @@ class Direct:
         answer = await getattr(self, f"_{tool}")(RequestContext(Caller(self._namespace, agent)), **arguments)
         return answer.model_dump(mode="json")
 
-    async def _register_agent(self, request: RequestContext, **said: Any) -> Any:
-        return await registry.register_agent(self._service, request, RegisterArguments(**said))
+    async def _register_agent(self, request: RequestContext, **fields: Any) -> Any:
+        return await registry.register_agent(self._service, request, RegisterArguments(**fields))
 
     async def _update_agent_heartbeat(self, request: RequestContext, lease_tokens: list[str]) -> Any:
         return await registry.heartbeat(self._service, request, HeartbeatArguments(lease_tokens=lease_tokens))
 
-    async def _get_pending_tasks(self, request: RequestContext, **wanted: Any) -> Any:
-        return await leases.get_pending_tasks(self._service, request, PendingArguments(**wanted))
+    async def _get_pending_tasks(self, request: RequestContext, **options: Any) -> Any:
+        return await leases.get_pending_tasks(self._service, request, PendingArguments(**options))
 
     async def _complete_task(self, request: RequestContext, task_id: str, lease_token: str) -> Any:
         args = CompleteArguments(task_id=task_id, lease_token=lease_token, result={"by": request.caller.agent})
@@ -85,7 +85,7 @@ class Direct:
         return await submit.distribute_task(self._service, request, wanted)
 
     async def _cancel_task(self, request: RequestContext, task_id: str) -> Any:
-        return await lifecycle.cancel_task(self._service, request, task_id, "not needed any more")
+        return await lifecycle.cancel_task(self._service, request, task_id, "no longer needed")
 
     async def _requeue_task(self, request: RequestContext, task_id: str) -> Any:
         return await lifecycle.requeue_task(self._service, request, task_id)
@@ -95,17 +95,17 @@ class Direct:
 
 
 @asynccontextmanager
-async def direct(url: str, namespace: str) -> AsyncGenerator[Direct]:
+async def direct(url: str, namespace: str) -> AsyncGenerator[LocalTools]:
     """Run a service with its sweeper in this process."""
     settings = Settings.load(redis_url=url, tasks=TASK_SETTINGS, limits={"burst": 1_000_000_000})
     async with AsyncExitStack() as stack:
         service = await stack.enter_async_context(Service(settings).running())
         await stack.enter_async_context(sweeper.sweeping(service))
-        yield Direct(service, namespace)
+        yield LocalTools(service, namespace)
 
 
-class Remote:
-    """Calls tools over MCP; a call that got no answer has an unknown outcome."""
+class RemoteTools:
+    """Calls tools over MCP. A call without an answer has an unknown outcome."""
 
     def __init__(self, client: McpClient) -> None:
         self._client = client
@@ -125,10 +125,10 @@ class Remote:
 
 
 @asynccontextmanager
-async def remote(address: str, namespace: str, agent: str) -> AsyncGenerator[Remote]:
+async def remote(address: str, namespace: str, agent: str) -> AsyncGenerator[RemoteTools]:
     """Connect one agent to a server."""
     async with McpClient(f"{address}/mcp?agent={agent}&namespace={namespace}") as client:
-        yield Remote(client)
+        yield RemoteTools(client)
 
 
 async def serve(url: str, port: int) -> None:

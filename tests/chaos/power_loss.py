@@ -1,7 +1,7 @@
-"""Losses of power by the dozen, at each level of durability: how many acknowledged writes are gone, and how old.
+"""Repeated power losses at each durability level: how many acknowledged writes are lost, and how old they are.
 
-Here only Redis and the use cases run, so that a cut takes a second or two: agents of this process store as fast as
-they are answered, the power goes, Redis starts from what was synced, and every acknowledged memory is looked for.
+Only Redis and the use cases run, so a cut takes a second or two. Agents of this process store as fast as they can, the
+power goes, Redis restarts from what was synced, and every acknowledged memory is looked up.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from memory_server.engine.request import Caller, RequestContext
 from memory_server.memories.store import store_memory
 from memory_server.service import Service
 
-from .stored import power
-from .stored.machine import short_folder
+from .memories import power
+from .memories.machine import short_folder
 
 _log = logging.getLogger(__name__)
 LEVELS = {"always": "always", "everysec": "everysec", "critical": "everysec"}
-"""The policy of Redis's append-only file at each; at `critical` only critical memories answered as synced count."""
+"""`appendfsync` at each level. At `critical`, only critical memories answered as synced count."""
 DURABLE = ("always", "critical")
 _NAMESPACE = "power"
 _AGENTS = 8
 _CRITICAL_AGENTS = 64
-"""Each has at most a few answers, since it waits for the disk; the usual ones store on beside them."""
+"""Each gets only a few answers, because it waits for the disk while the other agents keep storing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How many cuts at each level, each so many seconds after the first acknowledged write."""
+    """The number of cuts at each level, and their delay after the first acknowledged write."""
 
     seed: int
     cuts: int = 50
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """What one cut took: how many acknowledged stores of how many, and the age of the oldest when the power went."""
+    """The effect of one cut: acknowledged and lost stores, and the age of the oldest lost one."""
 
     written: int = 0
     lost: int = 0
@@ -64,7 +64,7 @@ class Loss:
 
 @dataclass(slots=True)
 class Report:
-    """What was lost at each level. Only the durable ones promise that nothing is."""
+    """The losses at each level. Only the durable levels promise none."""
 
     plan: Plan
     losses: dict[str, list[Loss]] = field(default_factory=lambda: {level: [] for level in LEVELS})
@@ -72,12 +72,12 @@ class Report:
 
     @property
     def is_good(self) -> bool:
-        """Whether nothing was lost that was not to be lost."""
+        """Whether the durable levels lost nothing."""
         return not sum(loss.lost for level in DURABLE for loss in self.losses[level])
 
     def __str__(self) -> str:
         if self.skipped:
-            return f"SKIPPED losses of power: {self.skipped}"
+            return f"SKIPPED power losses: {self.skipped}"
         return "\n".join(self._line(level, losses) for level, losses in self.losses.items())
 
     def _line(self, level: str, losses: list[Loss]) -> str:
@@ -85,16 +85,16 @@ class Report:
         hit = sum(one.lost > 0 for one in losses)
         worst = max((one.seconds for one in losses), default=0.0)
         return (
-            f"seed {self.plan.seed}, {level}, appendfsync {LEVELS[level]}: {len(losses)} losses of power, "
+            f"seed {self.plan.seed}, {level}, appendfsync {LEVELS[level]}: {len(losses)} power losses, "
             f"{written} acknowledged, {lost} lost in {hit} of them, the oldest {worst:.2f} s old"
         )
 
 
 async def run(plan: Plan, folder: Path) -> Report:
-    """Cut the power again and again."""
+    """Cut the power repeatedly."""
     report = Report(plan)
     if power.compiler() is None:
-        report.skipped = "no C compiler (cc) is here"
+        report.skipped = "no C compiler (cc)"
         return report
     ends = time.monotonic() + plan.minutes * 60
     for level in LEVELS:
@@ -130,7 +130,7 @@ async def _cut(plan: Plan, level: str, folder: Path, chance: random.Random) -> L
 
 
 async def _write(redis: RedisServer, plan: Plan, level: str, chance: random.Random) -> tuple[dict[str, float], float]:
-    """Store until the power goes; give what was acknowledged, each with the time, and when it went."""
+    """Store until the power goes; return the acknowledged ids with their times, and the time of the cut."""
     acknowledged: dict[str, float] = {}
     settings = Settings.load(redis_url=redis.url_of(SERVER), limits={"burst": 1_000_000_000})
     async with Service(settings).running() as service:

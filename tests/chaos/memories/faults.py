@@ -1,4 +1,4 @@
-"""The faults of a run: each strikes, lasts a while, is healed, and is counted by its kind."""
+"""The faults of a run. Each strikes, lasts a while, is healed and is counted by its kind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from . import clock, power
 from .clock import RedisClock
 from .load import MODEL, NAMESPACE
 from .machine import Machine, Process
-from .proxy import Trouble
+from .proxy import NetworkFault
 
 _JUMP = 7200
 _POISON: tuple[Json, ...] = (
@@ -33,20 +33,20 @@ _POISON: tuple[Json, ...] = (
 
 @dataclass(slots=True)
 class Faults:
-    """Lets faults of all kinds befall a machine, as a seed has it."""
+    """Applies random faults of all kinds to a machine."""
 
     machine: Machine
     chance: random.Random
     clock: RedisClock
-    hard: float = 1.0
-    """How long faults last, of the usual."""
+    duration_factor: float = 1.0
+    """Multiplies the duration of faults."""
     struck: Counter[str] = field(default_factory=Counter[str])
     skipped: dict[str, str] = field(default_factory=dict[str, str])
     unsynced: int = 0
-    """Bytes that losses of power took."""
+    """Bytes removed by power losses."""
 
     def kinds(self) -> dict[str, Callable[[], Awaitable[None]]]:
-        """Give those that this machine allows by name; the others are noted as skipped, with the reason."""
+        """The faults that this machine allows, by name. Records the others in `skipped`, with the reason."""
         machine = self.machine
         found: dict[str, Callable[[], Awaitable[None]]] = {
             "Redis killed": self._redis_killed,
@@ -56,10 +56,10 @@ class Faults:
             "server killed": lambda: self._killed(machine.server),
             "server paused": lambda: self._paused(machine.server, 0.3, 6.0),
             "all killed": self._all_killed,
-            "replies lost": lambda: self._trouble(Trouble.LOST_REPLIES),
-            "delays": lambda: self._trouble(Trouble.DELAYS),
-            "half-open connections": lambda: self._trouble(Trouble.HALF_OPEN),
-            "refused connections": lambda: self._trouble(Trouble.REFUSED),
+            "replies lost": lambda: self._network_fault(NetworkFault.LOST_REPLIES),
+            "delays": lambda: self._network_fault(NetworkFault.DELAYS),
+            "half-open connections": lambda: self._network_fault(NetworkFault.HALF_OPEN),
+            "refused connections": lambda: self._network_fault(NetworkFault.REFUSED),
             "connections cut": self._cut,
             "torn append-only file": self._torn,
             "memory full": self._memory_full,
@@ -70,7 +70,7 @@ class Faults:
         }
         able = {
             "power lost": (machine.can_lose_power, self._power_lost, "no C compiler (cc)"),
-            "disk full": (machine.disk.can_fill, self._disk_full, "no tmpfs may be mounted: not root"),
+            "disk full": (machine.disk.can_fill, self._disk_full, "mounting a tmpfs needs root"),
             "Redis's clock jumps": (machine.clocks_can_jump, self._redis_clock, "libfaketime is not installed"),
             "server's clock jumps": (machine.clocks_can_jump, self._server_clock, "libfaketime is not installed"),
         }
@@ -79,28 +79,28 @@ class Faults:
         return found
 
     async def strike(self, name: str) -> None:
-        """Let one fault strike, and heal it."""
+        """Apply one fault and heal it."""
         await self.kinds()[name]()
         self.struck[name] += 1
 
     async def _redis_killed(self) -> None:
         self.machine.redis.kill()
-        await self._last(0.0, 0.6)
+        await self._wait(0.0, 0.6)
         await self._start_redis()
 
     async def _redis_paused(self) -> None:
         self.machine.redis.signal(signal.SIGSTOP)
-        await self._last(0.3, 6.5)
+        await self._wait(0.3, 6.5)
         self.machine.redis.signal(signal.SIGCONT)
 
     async def _killed(self, process: Process) -> None:
         process.kill()
-        await self._last(0.0, 1.0)
+        await self._wait(0.0, 1.0)
         process.start()
 
     async def _paused(self, process: Process, least: float, most: float) -> None:
         process.signal(signal.SIGSTOP)
-        await self._last(least, most)
+        await self._wait(least, most)
         process.signal(signal.SIGCONT)
 
     async def _all_killed(self) -> None:
@@ -111,10 +111,10 @@ class Faults:
         machine.sidecar.start()
         machine.server.start()
 
-    async def _trouble(self, trouble: Trouble) -> None:
+    async def _network_fault(self, fault: NetworkFault) -> None:
         proxy = self.machine.proxies[self.chance.choice(["server", "server", "sidecar"])]
-        proxy.begin(trouble, self.chance.uniform(0.02, 0.3) if trouble is Trouble.DELAYS else 0.0)
-        await self._last(0.3, 4.0)
+        proxy.begin(fault, self.chance.uniform(0.02, 0.3) if fault is NetworkFault.DELAYS else 0.0)
+        await self._wait(0.3, 4.0)
         proxy.end()
 
     async def _cut(self) -> None:
@@ -122,11 +122,11 @@ class Faults:
             proxy.cut()
 
     async def _power_lost(self) -> None:
-        """Lose the power of Redis's machine; in one case of three right when its file is being rewritten."""
+        """Cut the power of Redis's machine, sometimes while its file is being rewritten."""
         machine = self.machine
         if self.chance.random() < 0.3:
-            await self._tell("BGREWRITEAOF")
-            await self._last(0.0, 0.3)
+            await self._command("BGREWRITEAOF")
+            await self._wait(0.0, 0.3)
         machine.redis.kill()
         self.unsynced += power.cut(machine.data, machine.sync_log, self.chance).lost
         await self._start_redis()
@@ -137,23 +137,23 @@ class Faults:
         await self._start_redis()
 
     async def _disk_full(self) -> None:
-        """Fill the disk until Redis, which syncs every write, has given up, or for a while; then make room."""
+        """Fill the disk for a while or until Redis, which syncs every write, exits; then free it."""
         machine = self.machine
         await asyncio.to_thread(machine.disk.fill)
-        await self._last(0.5, 2.5)
+        await self._wait(0.5, 2.5)
         await asyncio.to_thread(machine.disk.free)
         if not machine.redis.is_alive:
             await self._start_redis()
 
     async def _memory_full(self) -> None:
-        await self._tell("CONFIG", "SET", "maxmemory", "1mb")
-        await self._last(0.3, 2.5)
-        await self._tell("CONFIG", "SET", "maxmemory", "0")
+        await self._command("CONFIG", "SET", "maxmemory", "1mb")
+        await self._wait(0.3, 2.5)
+        await self._command("CONFIG", "SET", "maxmemory", "0")
 
     async def _redis_clock(self) -> None:
         offset = self.chance.choice([-_JUMP, _JUMP])
         self._jump(offset)
-        await self._last(clock.SETTLING, clock.SETTLING + 4)
+        await self._wait(clock.SETTLING, clock.SETTLING + 4)
         self._jump(0)
         await asyncio.sleep(clock.SETTLING)
 
@@ -164,14 +164,14 @@ class Faults:
     async def _server_clock(self) -> None:
         file = self.machine.clock_files["server"]
         clock.set_offset(file, self.chance.choice([-_JUMP, _JUMP]))
-        await self._last(clock.SETTLING, clock.SETTLING + 4)
+        await self._wait(clock.SETTLING, clock.SETTLING + 4)
         clock.set_offset(file, 0)
 
     async def _functions_flushed(self) -> None:
-        await self._tell("FUNCTION", "FLUSH")
+        await self._command("FUNCTION", "FLUSH")
 
     async def _index_dropped(self) -> None:
-        await self._tell("FT.DROPINDEX", Keys(NAMESPACE).index())
+        await self._command("FT.DROPINDEX", Keys(NAMESPACE).index())
 
     async def _poison(self) -> None:
         with suppress(RedisError, OSError):
@@ -179,22 +179,22 @@ class Faults:
                 await self.machine.client.xadd(Keys(NAMESPACE).jobs(MODEL), fields)
 
     async def _rewritten(self) -> None:
-        await self._tell("BGREWRITEAOF")
+        await self._command("BGREWRITEAOF")
 
-    async def _tell(self, *command: str) -> None:
-        """Command Redis, which an earlier fault may still have away."""
+    async def _command(self, *command: str) -> None:
+        """Send a command to Redis, with retries, because an earlier fault may still block it."""
 
-        async def told() -> bool:
+        async def succeeds() -> bool:
             try:
                 await self.machine.client.execute_command(*command)
             except (RedisError, OSError) as error:
                 return "no such index" in str(error).lower() or "already in progress" in str(error).lower()
             return True
 
-        await wait_until(told)
+        await wait_until(succeeds)
 
     async def _start_redis(self) -> None:
         await asyncio.to_thread(self.machine.redis.start)
 
-    async def _last(self, least: float, most: float) -> None:
-        await asyncio.sleep(self.hard * self.chance.uniform(least, most))
+    async def _wait(self, least: float, most: float) -> None:
+        await asyncio.sleep(self.duration_factor * self.chance.uniform(least, most))

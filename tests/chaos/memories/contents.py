@@ -1,4 +1,4 @@
-"""The texts that a run stores: every version of every memory says something that nothing else says."""
+"""The contents that a run stores. Every version of every memory is unique."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ _ODD = (
     "'\"\\|{}",
 )
 LIFETIMES = {"critical": None, "archive": None, "high": 90 * 86_400, "medium": 30 * 86_400, "low": 7 * 86_400}
-"""Seconds that memories of each priority live by default."""
+"""Default lifetime per priority, in seconds."""
 
 
 def mark_of(agent: str, number: int, version: int) -> str:
-    """Give the word by which one version of one memory is known."""
+    """The word that identifies one version of one memory."""
     return f"mark{agent}{number}v{version}"
 
 
 def memory_of(mark: str) -> str:
-    """Give what all versions of a memory have in common of their marks."""
+    """The part of a mark that all versions of a memory share."""
     return mark.rpartition("v")[0]
 
 
 def version(mark: str, chance: random.Random) -> Json:
-    """Make what one version of a memory says; every part of it tells which one it is."""
+    """The fields of one version. Each of them contains its mark."""
     sentences = 1 if chance.random() < 0.99 else chance.randint(60, 120)
     lines = [" ".join(chance.choices(_WORDS, k=8)) for _ in range(sentences)]
     odd = chance.choice(_ODD) if chance.random() < 0.2 else ""
     return {"content": f"{mark} {'. '.join(lines)}{odd}", "tags": [mark], "metadata": {"mark": mark}}
 
 
-def is_whole(memory: Json) -> bool:
-    """Whether all parts of a memory are of one version."""
+def is_consistent(memory: Json) -> bool:
+    """Whether all fields of a memory are of one version."""
     mark = memory["content"].partition(" ")[0]
     return memory.get("tags") == [mark] and memory.get("metadata") == {"mark": mark}

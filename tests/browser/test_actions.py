@@ -1,4 +1,4 @@
-"""What a person does at the dashboard, in a real browser on real data."""
+"""What a user does on the dashboard, in a real browser on real data."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator
 
 import pytest
 import pytest_asyncio
-from drawn import drawn
 from fill import Team
-from pages import opened, shoot
+from pages import opened, shoot, wait_for_view
 from playwright.async_api import Browser, Page, expect
 from support.auth_helpers import issued
 from support.redis_users import SERVER
@@ -27,24 +26,22 @@ UNAUTHORISED = ("401 (Unauthorized)",)
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def guarded(stack: Stack) -> AsyncGenerator[Server]:
-    """A server that asks for tokens."""
+    """A server that requires tokens."""
     url = stack.redis.url_of(SERVER)
     async with in_own_task(serving(url, auth={"mode": "tokens"}, embed_wait_seconds=15.0)) as server:
         yield server
 
 
 async def search(page: Page, query: str) -> None:
-    """Look for something."""
+    """Search on the memories page."""
     await page.get_by_role("searchbox").fill(query)
     await page.get_by_role("button", name="Search", exact=True).click()
     await expect(page.get_by_text(re.compile(r"^\d+ found"))).to_be_visible()
 
 
-async def test_a_search_finds_by_meaning_and_says_what_the_score_is_made_of(
-    browser: Browser, address: str, team: Team
-) -> None:
+async def test_search_finds_by_meaning_and_explains_the_score(browser: Browser, address: str, team: Team) -> None:
     async with opened(browser, f"{address}#/memories") as page:
-        await drawn(page, "memories")
+        await wait_for_view(page, "memories")
         await search(page, "who asked whether something could be rebooted")
         hit = page.locator(".hit").first
         await expect(hit).to_contain_text("may be restarted")
@@ -59,7 +56,7 @@ async def test_a_search_finds_by_meaning_and_says_what_the_score_is_made_of(
         assert set(kinds) == {"code"}
 
 
-async def test_a_memory_is_changed_shared_revoked_and_deleted(
+async def test_memory_is_edited_shared_revoked_and_deleted(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:
     async with server.agent("vscode", namespace) as vscode, opened(browser, f"{address}#/memories") as page:
@@ -100,7 +97,7 @@ async def test_a_memory_is_changed_shared_revoked_and_deleted(
         await expect(page.get_by_text("The tokenizer of billing was replaced.")).to_have_count(0)
 
 
-async def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
+async def test_concurrent_change_is_not_overwritten(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:
     async with (
@@ -117,7 +114,7 @@ async def test_a_change_that_somebody_made_meanwhile_is_not_overwritten(
         assert (await claude.call("retrieve_memory", memory_id=memory))["memory"]["content"] == "The second version."
 
 
-async def test_what_happens_is_shown_as_it_happens_and_not_with_live_off(
+async def test_changes_appear_live_unless_live_is_off(
     browser: Browser, server: Server, namespace: str, address: str, team: Team
 ) -> None:
     async with (
@@ -126,7 +123,7 @@ async def test_what_happens_is_shown_as_it_happens_and_not_with_live_off(
         opened(browser, f"{address}&live=0#/memories") as still,
     ):
         for each in (page, still):
-            await drawn(each, "memories")
+            await wait_for_view(each, "memories")
         await expect(page.get_by_text("live", exact=True)).to_be_visible()
         await claude.store("Stored while somebody looks on.")
         await expect(page.get_by_text("Stored while somebody looks on.")).to_be_visible()
@@ -137,7 +134,7 @@ async def test_what_happens_is_shown_as_it_happens_and_not_with_live_off(
         await expect(page.locator(f".feed code[title='{memory}']").first).to_be_visible()
 
 
-async def test_leases_tick_and_the_operator_gives_a_dead_task_a_new_life(
+async def test_leases_count_down_and_the_operator_requeues_a_dead_task(
     browser: Browser, server: Server, namespace: str, team: Team
 ) -> None:
     key = await admit_once(server.service.backend, namespace)
@@ -157,11 +154,9 @@ async def test_leases_tick_and_the_operator_gives_a_dead_task_a_new_life(
         await expect(history).to_contain_text("requeued")
 
 
-async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
-    browser: Browser, address: str, team: Team
-) -> None:
+async def test_map_shows_snippets_and_selects_with_the_lasso(browser: Browser, address: str, team: Team) -> None:
     async with opened(browser, f"{address}#/map") as page:
-        await drawn(page, "map")
+        await wait_for_view(page, "map")
         canvas = page.locator("[data-drawn]")
         box = await canvas.bounding_box()
         assert box
@@ -194,11 +189,11 @@ async def test_the_map_is_read_by_pointing_and_narrowed_down_with_the_lasso(
         await expect(picked.first).to_be_visible()
 
 
-async def test_the_audit_is_checked(browser: Browser, server: Server, namespace: str, team: Team) -> None:
+async def test_audit_is_verified(browser: Browser, server: Server, namespace: str, team: Team) -> None:
     key = await admit_once(server.service.backend, namespace)
     async with opened(browser, f"{server.url}/#operator={key}") as page:
         await page.get_by_role("link", name="Audit").click()
-        await drawn(page, "audit")
+        await wait_for_view(page, "audit")
         await page.get_by_role("button", name="Check all of it").click()
         await expect(page.get_by_text("Whole", exact=True)).to_be_visible()
         await page.get_by_label("Operation").fill("fail_task")
@@ -207,9 +202,7 @@ async def test_the_audit_is_checked(browser: Browser, server: Server, namespace:
         await shoot(page, "audit-checked")
 
 
-async def test_nobody_gets_in_without_a_token_and_a_token_shows_its_agent(
-    browser: Browser, guarded: Server, namespace: str
-) -> None:
+async def test_login_needs_a_valid_token_and_shows_its_agent(browser: Browser, guarded: Server, namespace: str) -> None:
     token = await issued(guarded, "alice", namespace)
     async with opened(browser, guarded.url + "/", allowed=UNAUTHORISED) as page:
         field = page.get_by_label("Token")
@@ -226,9 +219,7 @@ async def test_nobody_gets_in_without_a_token_and_a_token_shows_its_agent(
         await expect(page.get_by_label("Token")).to_be_visible()
 
 
-async def test_a_one_time_address_opens_the_operators_view_once(
-    browser: Browser, guarded: Server, namespace: str
-) -> None:
+async def test_one_time_address_opens_the_operator_view_once(browser: Browser, guarded: Server, namespace: str) -> None:
     address = f"{guarded.url}/#operator={await admit_once(guarded.service.backend, namespace)}"
     async with opened(browser, address, allowed=UNAUTHORISED) as page:
         await expect(page.get_by_text(f"{namespace} / operator")).to_be_visible()

@@ -1,8 +1,8 @@
-"""Simulates a loss of power: what Redis wrote and had not synced is gone.
+"""Simulates a power loss: what Redis wrote and did not sync is gone.
 
-A library (power.c) that is loaded before Redis's own notes the length of each file when it is synced. At the cut
-Redis is killed, and each of its files loses what lies behind that length, all of it or from some byte on. Everything
-that was synced stays, renamed files keep their new names, and no bytes come in another order than they were written.
+A preloaded library (power.c) records the length of each file at its last sync. At the cut Redis is killed, and each
+of its files is truncated to that length, or sometimes to a random byte after it. Everything synced stays, renamed
+files keep their new names, and bytes never change their order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SOURCE = Path(__file__).with_name("power.c")
 
 @cache
 def compiler() -> str | None:
-    """Find a C compiler; None where there is none, and no power can be lost."""
+    """The path of a C compiler, or None if there is none and no power can be cut."""
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
@@ -34,14 +34,14 @@ def build(folder: Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """How many bytes a loss of power took, of how many that were written and not synced."""
+    """How many of the unsynced bytes a cut removed."""
 
     lost: int
     unsynced: int
 
 
 def cut(data: Path, log: Path, chance: random.Random | None = None) -> Cut:
-    """Take from the files of a killed Redis what was not synced; by `chance` sometimes only the end of it, torn off."""
+    """Truncate the files of a killed Redis to what was synced; with `chance`, sometimes to a later byte."""
     synced = _synced(log)
     lost = unsynced = 0
     for path in filter(Path.is_file, data.rglob("*.aof")):
@@ -57,7 +57,7 @@ def cut(data: Path, log: Path, chance: random.Random | None = None) -> Cut:
 
 
 def tear(data: Path, chance: random.Random) -> int:
-    """Leave the beginning of a command at the end of the file, as a write does that was cut off; give its length."""
+    """Append the beginning of a command to the file, as an interrupted write does; return its length."""
     newest = max(data.rglob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
     command = b"*3\r\n$3\r\nSET\r\n$10\r\nrm:torn:of\r\n$8\r\nnobody's\r\n"
     part = command[: chance.randint(1, len(command) - 1)]
@@ -67,7 +67,7 @@ def tear(data: Path, chance: random.Random) -> int:
 
 
 def _synced(log: Path) -> dict[int, int]:
-    """Read the length that each file, by its inode, had when it was last synced."""
+    """The length of each file, by inode, at its last sync."""
     found: dict[int, int] = {}
     if log.exists():
         for line in log.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""The last look at a run: when all is at rest, every owner reads everything back and searches for a sample of it."""
+"""The final reads of a run: with nothing pending, every owner reads everything back and searches a sample of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 
 from chaos.history import Call, Json, Recorder, Refusal
-from chaos.surfaces import Remote, remote
+from chaos.tool_clients import RemoteTools, remote
 from memory_core.records.times import parse_time
 
 from .evidence import operations
@@ -17,48 +17,48 @@ from .load import NAMESPACE, trimmed
 
 _log = logging.getLogger(__name__)
 PATIENCE = 40.0
-_AT_ONCE = 200
+_BATCH_SIZE = 200
 _PAGES = 10_000
 
 
 class StillRefused(Exception):
-    """With all at rest something is refused."""
+    """A call is still refused although nothing is pending."""
 
 
-async def look_at_all(
+async def read_everything(
     address: str, recorder: Recorder, calls: list[Call], sample: int, chance: random.Random, forgotten: list[str]
 ) -> None:
-    """Have each agent retrieve and list all it ever stored, and search for some of it by all that it says."""
+    """Let each agent retrieve and list everything it stored, and search some memories by their full content."""
     stored: dict[str, dict[str, Json]] = defaultdict(dict)
     for op in operations(calls):
         if op.name == "store_memory":
             stored[op.agent] |= {op.answer["memory_id"]: {}} if op.is_ok else {}
     for agent, ids in sorted(stored.items()):
-        async with remote(address, NAMESPACE, agent) as surface:
-            found = await _retrieve(surface, agent, recorder, [*ids, *forgotten])
-            await _list(surface, agent, recorder)
+        async with remote(address, NAMESPACE, agent) as tools:
+            found = await _retrieve(tools, agent, recorder, [*ids, *forgotten])
+            await _list(tools, agent, recorder)
             living = [memory for memory in found if _lives_on(memory)]
             for memory in chance.sample(living, k=min(sample // len(stored), len(living))):
-                await _search(surface, agent, recorder, memory)
+                await _search(tools, agent, recorder, memory)
 
 
 def _lives_on(memory: Json) -> bool:
-    """Whether a memory will not expire while it is looked for."""
+    """Whether a memory expires no sooner than in a day."""
     expires = memory.get("expires_at")
     return expires is None or parse_time(expires, "expires_at") > time.time() + 86_400
 
 
-async def _retrieve(surface: Remote, agent: str, recorder: Recorder, ids: list[str]) -> list[Json]:
-    """Retrieve all; what is refused for the moment is asked for again."""
+async def _retrieve(tools: RemoteTools, agent: str, recorder: Recorder, ids: list[str]) -> list[Json]:
+    """Retrieve all. Repeats what is refused for the moment."""
     found: list[Json] = []
     left, deadline = ids, time.monotonic() + PATIENCE + len(ids) / 50
     while left:
         if time.monotonic() > deadline:
             raise StillRefused(f"retrieve_memory of {len(left)} memories")
-        some, left = left[:_AT_ONCE], left[_AT_ONCE:]
-        operations = [{"op": "retrieve_memory", "memory_id": one} for one in some]
-        answer = await _call(surface, agent, recorder, "batch_operations", {"operations": operations})
-        for memory_id, result in zip(some, answer["results"], strict=True):
+        batch, left = left[:_BATCH_SIZE], left[_BATCH_SIZE:]
+        operations = [{"op": "retrieve_memory", "memory_id": one} for one in batch]
+        answer = await _call(tools, agent, recorder, "batch_operations", {"operations": operations})
+        for memory_id, result in zip(batch, answer["results"], strict=True):
             if result["ok"]:
                 found.append(result["result"])
             elif result["error"]["code"] != "not_found":
@@ -66,43 +66,43 @@ async def _retrieve(surface: Remote, agent: str, recorder: Recorder, ids: list[s
     return found
 
 
-async def _list(surface: Remote, agent: str, recorder: Recorder) -> None:
+async def _list(tools: RemoteTools, agent: str, recorder: Recorder) -> None:
     cursor: str | None = None
     for _ in range(_PAGES):
         arguments = {"agent_id": agent, "limit": 100, "include_archive": True} | ({"cursor": cursor} if cursor else {})
-        answer = await _call(surface, agent, recorder, "get_agent_memories", arguments)
+        answer = await _call(tools, agent, recorder, "get_agent_memories", arguments)
         cursor = answer["next_cursor"]
         if not cursor:
             return
 
 
-async def _search(surface: Remote, agent: str, recorder: Recorder, memory: Json) -> None:
-    """Search exactly, by the whole of a memory that one vector stands for."""
+async def _search(tools: RemoteTools, agent: str, recorder: Recorder, memory: Json) -> None:
+    """Search exactly, by the full content of a memory that has one vector."""
     if memory.get("pieces", 1) > 1:
         return
     arguments = {"query": memory["content"], "mode": "vector", "limit": 10, "rerank": True, "include_archive": True}
-    noted = {"expected": [memory["memory_id"]], "exact": True}
-    await _call(surface, agent, recorder, "semantic_search", arguments, noted)
+    extra = {"expected": [memory["memory_id"]], "exact": True}
+    await _call(tools, agent, recorder, "semantic_search", arguments, extra)
 
 
 async def _call(
-    surface: Remote, agent: str, recorder: Recorder, op: str, arguments: Json, noted: Json | None = None
+    tools: RemoteTools, agent: str, recorder: Recorder, op: str, arguments: Json, extra: Json | None = None
 ) -> Json:
-    """Call, for a while again and again if need be: a busy machine may be slow, but must not stay so.
+    """Call, with retries for a while: a busy machine may be slow for a time.
 
     Raises:
-        StillRefused: it is refused for too long.
+        StillRefused: the call was refused until the time limit.
     """
 
     async def act() -> Json:
-        return trimmed(op, await surface(op, agent, **arguments))
+        return trimmed(op, await tools(op, agent, **arguments))
 
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
-            return await recorder.call(op, agent, arguments | (noted or {}), act)
+            return await recorder.call(op, agent, arguments | (extra or {}), act)
         except Refusal as refusal:
-            _log.info("%s at rest: %s", op, refusal.code)
+            _log.info("final %s: %s", op, refusal.code)
             if time.monotonic() > deadline:
                 raise StillRefused(f"{op}: {refusal.code}") from refusal
         await asyncio.sleep(0.2)

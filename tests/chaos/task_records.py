@@ -1,4 +1,4 @@
-"""Reads what Redis itself remembers of tasks, the second witness beside the recorded calls."""
+"""Reads what Redis stores about tasks. The checker compares it with the recorded calls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from memory_core.records.keys import Keys
 from memory_core.records.names import split_labels
 from memory_core.redis_client import Client
 
-_AT_ONCE = 1000
+_BATCH_SIZE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened to a task, at a time on Redis's clock."""
+    """One entry of a task's history, timed by Redis's clock."""
 
     op: str
     at: float
@@ -26,8 +26,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """One task as Redis has it."""
+class TaskRecord:
+    """One task as Redis stores it."""
 
     id: str
     state: str
@@ -38,36 +38,36 @@ class Kept:
 
     @property
     def leases(self) -> list[Entry]:
-        """Its leases in the order in which they were given."""
+        """Its leases in the order of claims."""
         return [entry for entry in self.entries if entry.op == "leased"]
 
 
 @dataclass(frozen=True, slots=True)
 class Leftovers:
-    """What ended tasks must not leave behind: entries of the queues by the key they are in."""
+    """Queue entries that ended tasks must not leave behind, each with its key."""
 
     found: tuple[tuple[str, str], ...] = ()
 
 
-async def read_tasks(client: Client, keys: Keys) -> dict[str, Kept]:
+async def read_tasks(client: Client, keys: Keys) -> dict[str, TaskRecord]:
     """Read all tasks of a namespace with their histories."""
     prefix = keys.task("")
-    names = [raw.decode() async for raw in client.scan_iter(match=prefix + "*", count=_AT_ONCE)]
+    names = [raw.decode() async for raw in client.scan_iter(match=prefix + "*", count=_BATCH_SIZE)]
     ids = sorted(name.removeprefix(prefix) for name in names)
-    kept: dict[str, Kept] = {}
-    for start in range(0, len(ids), _AT_ONCE):
-        kept |= await _read(client, keys, ids[start : start + _AT_ONCE])
-    return kept
+    records: dict[str, TaskRecord] = {}
+    for start in range(0, len(ids), _BATCH_SIZE):
+        records |= await _read(client, keys, ids[start : start + _BATCH_SIZE])
+    return records
 
 
-async def _read(client: Client, keys: Keys, ids: list[str]) -> dict[str, Kept]:
+async def _read(client: Client, keys: Keys, ids: list[str]) -> dict[str, TaskRecord]:
     pipe = client.pipeline(transaction=False)
     for task_id in ids:
         pipe.hmget(keys.task(task_id), "state", "depends_on", "max_retries", "fence")
         pipe.lrange(keys.history(task_id), 0, -1)
     rows = await pipe.execute()
     return {
-        task_id: Kept(
+        task_id: TaskRecord(
             task_id,
             fields[0].decode(),
             tuple(_entry(row) for row in history),
@@ -87,10 +87,10 @@ def _entry(row: bytes) -> Entry:
 
 
 async def read_audit(client: Client, keys: Keys) -> Counter[tuple[str, str]]:
-    """Count the audit's entries of changes by what was done and to which task. Entries with a count changed nothing."""
+    """Count the audit's entries of changes by operation and task. Entries with a count changed nothing."""
     counts: Counter[tuple[str, str]] = Counter()
     last = "-"
-    while rows := await client.xrange(keys.audit, min=last, count=_AT_ONCE):
+    while rows := await client.xrange(keys.audit, min=last, count=_BATCH_SIZE):
         for fields in (row for _, row in rows if b"count" not in row):
             for task_id in fields[b"ids"].decode().split():
                 counts[fields[b"op"].decode(), task_id] += 1
@@ -99,7 +99,7 @@ async def read_audit(client: Client, keys: Keys) -> Counter[tuple[str, str]]:
 
 
 async def read_leftovers(client: Client, keys: Keys, agents: list[str]) -> Leftovers:
-    """Find what is still queued, leased, delayed or in an agent's hands."""
+    """Find what is still queued, leased, delayed or held by an agent."""
     found: list[tuple[str, str]] = []
     for key in (keys.leases, keys.unclaimed, keys.delayed, keys.deadlines):
         found += [(key, raw.decode()) for raw in await client.zrange(key, 0, -1)]

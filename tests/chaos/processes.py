@@ -1,7 +1,7 @@
-"""Starts, kills and pauses the processes of a chaos run. Forked from one that has all code loaded, each is up at once.
+"""Starts, kills and pauses the processes of a chaos run, by forking a process that has all code loaded.
 
-Run as a program it is that one: it reads commands as JSON lines and alone signals its children, so that no
-number of a process that is gone can mean another.
+Run as a program, it is that process: it reads commands as JSON lines and is the only one to signal its children, so
+that a reused process id is never signalled.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .actors import Part
+    from .actors import ProcessSpec
 
 _TESTS = Path(__file__).parents[1]
 
 
-class Troupe:
+class Processes:
     """All processes of a run, by name."""
 
     def __init__(self, log: Path) -> None:
         paths = [str(_TESTS), *filter(None, sys.path)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"}
-        with log.open("ab") as said:
+        with log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "chaos.troupe"],
+                [sys.executable, "-m", "chaos.processes"],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=said,
+                stderr=output,
             )
 
-    def start(self, part: Part) -> None:
+    def start(self, spec: ProcessSpec) -> None:
         """Start a process."""
-        self._tell("start", part.name, asdict(part))
+        self._send("start", spec.name, asdict(spec))
 
     def kill(self, name: str) -> None:
-        """Take a process away without warning."""
-        self._tell("kill", name)
+        """Kill a process without warning."""
+        self._send("kill", name)
 
     def pause(self, name: str) -> None:
-        """Stop a process where it stands."""
-        self._tell("pause", name)
+        """Stop a process with SIGSTOP."""
+        self._send("pause", name)
 
     def resume(self, name: str) -> None:
-        """Let it go on as if nothing had been."""
-        self._tell("resume", name)
+        """Continue a paused process."""
+        self._send("resume", name)
 
     def end(self) -> None:
         """Kill all."""
         self._process.communicate(timeout=30)
 
-    def _tell(self, *command: object) -> None:
+    def _send(self, *command: object) -> None:
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps(command).encode() + b"\n")
@@ -68,14 +68,14 @@ class Troupe:
 
 
 def main() -> None:
-    """Obey until the commands end; then kill whoever is left."""
+    """Execute commands until they end; then kill the remaining children."""
     from . import actors
 
     children: dict[str, int] = {}
     for line in sys.stdin:
         command, name, *rest = json.loads(line)
         if command == "start":
-            children[name] = _fork(actors.Part(**rest[0]))
+            children[name] = _fork(actors.ProcessSpec(**rest[0]))
         elif command == "kill":
             _kill(children.pop(name))
         else:
@@ -90,7 +90,7 @@ def _kill(child: int) -> None:
     os.waitpid(child, 0)
 
 
-def _fork(part: Part) -> int:
+def _fork(spec: ProcessSpec) -> int:
     from memory_server.operations import sweeper
 
     from . import actors
@@ -102,7 +102,7 @@ def _fork(part: Part) -> int:
     sweeper.ROUND_SECONDS, sweeper.LEASE_SECONDS = 0.5, 2
     logging.disable(logging.WARNING)
     try:
-        asyncio.run(actors.play(part))
+        asyncio.run(actors.run_process(spec))
     except BaseException:
         traceback.print_exc()
     finally:

@@ -1,7 +1,7 @@
-"""Attackers call all tools at random; a victim beside them is told from, and left as it was.
+"""Attackers call all tools at random. A victim on the same server must stay unchanged and unseen.
 
-Each call must be answered in time: by an answer of the tool's own schema, or by an error with a known code that shows
-nothing of the server's inside. Some calls go over HTTP as bytes, broken ones among them.
+Each call must be answered in time, by an answer of the tool's schema or by an error with a known code that reveals no
+internals. Some calls go over HTTP as bytes, some of them broken.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from memory_core import errors
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 
-from .calls import Calls, Said
+from .calls import Calls, Json
 from .corpus import CANARY, FORBIDDEN, RAW_BODIES
 
-NAMESPACE, OUTSIDE = "storm", "storm-outside"
+NAMESPACE, OUTSIDE = "fuzz", "fuzz-outside"
 SETTINGS: dict[str, Any] = {
     "auth": {"mode": "tokens"},
     "embed_wait_seconds": 15.0,
@@ -44,18 +44,18 @@ _CODES = {kind.code for kind in vars(errors).values() if isinstance(kind, type) 
     "internal"
 }
 _ATTACKERS = (("mallory", NAMESPACE), ("mike", NAMESPACE), ("outsider", OUTSIDE))
-_OF_THE_SDK = ["pydantic"]
-"""What the SDK says of a message that is none, before the product sees it."""
-_NONE_KEPT = httpx2.Limits(max_keepalive_connections=0)
-"""A connection that idles may be closed as it is used again: only on a new one is a call surely left unanswered."""
-_AT_ONCE = 6
-_TOLD_EVERY = 5000
-_SHOWN = 300
+_SDK_TEXTS = ["pydantic"]
+"""The SDK's own errors for malformed messages contain this, before the product sees them."""
+_NO_KEEPALIVE = httpx2.Limits(max_keepalive_connections=0)
+"""The server may close an idle connection just when it is reused. On a new one, a missing answer is a real fault."""
+_WORKERS = 6
+_PROGRESS_CALLS = 5000
+_SHOWN_CHARS = 300
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a storm."""
+    """The results of a run."""
 
     calls: int = 0
     seconds: float = 0.0
@@ -75,7 +75,7 @@ class Report:
 
 
 class _Errors(logging.Handler):
-    """Gathers what the server logs as errors."""
+    """Collects what the server logs as errors."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -83,11 +83,11 @@ class _Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         cause = record.exc_info[1] if record.exc_info else None
-        self.texts.append(f"{record.getMessage()}: {cause!r}"[:_SHOWN])
+        self.texts.append(f"{record.getMessage()}: {cause!r}"[:_SHOWN_CHARS])
 
 
 @dataclass(slots=True)
-class Storm:
+class Fuzzer:
     """Attackers and a victim on one server."""
 
     server: Server
@@ -100,30 +100,30 @@ class Storm:
 
     @property
     def url(self) -> str:
-        """Where tools are called over HTTP."""
+        """The MCP endpoint."""
         return f"{self.server.url}/mcp"
 
-    async def blow(self, calls: int, minutes: float = 60.0) -> Report:
-        """Make so many calls, or as many as the time allows; give what came of them."""
+    async def run(self, calls: int, minutes: float = 60.0) -> Report:
+        """Make this many calls, or as many as the time allows; return the results."""
         place = InProcess.over(self.server)
         self.tools = await place.tools.list_tools()
         self.validators = {tool.name: Draft202012Validator(tool.output_schema or {}) for tool in self.tools}
         victim = await self._victim(place)
-        before, told_before = await self._state(), await self._told(victim)
+        before, listed_before = await self._state(), await self._listed(victim)
         watch, began = _Errors(), time.monotonic()
         logging.getLogger().addHandler(watch)
         try:
             async with AsyncExitStack() as opened:
-                workers = [await self._worker(opened, place, number) for number in range(_AT_ONCE)]
-                until = began + minutes * 60
-                await asyncio.gather(*(self._work(*worker, calls, until) for worker in workers))
+                workers = [await self._worker(opened, place, number) for number in range(_WORKERS)]
+                deadline = began + minutes * 60
+                await asyncio.gather(*(self._work(*worker, calls, deadline) for worker in workers))
         finally:
             logging.getLogger().removeHandler(watch)
         self.report.seconds = time.monotonic() - began
         self.report.problems += watch.texts
         self.report.problems += _changes(before, await self._state())
-        if await self._told(victim) != told_before:
-            self.report.problems.append("the victim is told something else")
+        if await self._listed(victim) != listed_before:
+            self.report.problems.append("the victim's list changed")
         await self._check_health(victim)
         return self.report
 
@@ -151,7 +151,7 @@ class Storm:
         name, namespace = _ATTACKERS[number % len(_ATTACKERS)]
         headers = ACCEPT | {"Authorization": f"Bearer {await issued(self.server, name, namespace, seconds=86_400)}"}
         http = await opened.enter_async_context(
-            httpx2.AsyncClient(headers=headers, timeout=HANG_SECONDS, limits=_NONE_KEPT)
+            httpx2.AsyncClient(headers=headers, timeout=HANG_SECONDS, limits=_NO_KEEPALIVE)
         )
         greeted = await http.post(self.url, json=INITIALIZE)
         http.headers["Mcp-Session-Id"] = greeted.headers["Mcp-Session-Id"]
@@ -160,97 +160,99 @@ class Storm:
         calls.ids.extend(self.known)
         return await place.agent(name, namespace), http, calls
 
-    async def _work(self, agent: Direct, http: httpx2.AsyncClient, calls: Calls, most: int, until: float) -> None:
-        while self.report.calls < most and time.monotonic() < until:
+    async def _work(self, agent: Direct, http: httpx2.AsyncClient, calls: Calls, most: int, deadline: float) -> None:
+        while self.report.calls < most and time.monotonic() < deadline:
             self.report.calls += 1
-            if self.report.calls % _TOLD_EVERY == 0:
+            if self.report.calls % _PROGRESS_CALLS == 0:
                 print(f"{self.report.calls} calls, {len(self.report.problems)} problems", flush=True)
-            tool, said = calls.make()
+            tool, arguments = calls.make()
             began = time.monotonic()
             if calls.chance.random() < WIRE_SHARE:
-                await self._over_http(http, calls, tool, said)
+                await self._over_http(http, calls, tool, arguments)
             else:
-                await self._directly(agent, calls, tool, said)
+                await self._directly(agent, calls, tool, arguments)
             spent = time.monotonic() - began
             self.report.slowest = max(self.report.slowest, spent)
             self.report.slow += spent > SLOW_SECONDS
 
-    def _problem(self, what: str, tool: str, said: Any) -> None:
-        self.report.problems.append(f"{what}: {tool} {ascii(said)[:_SHOWN]}")
+    def _problem(self, what: str, tool: str, arguments: Any) -> None:
+        self.report.problems.append(f"{what}: {tool} {ascii(arguments)[:_SHOWN_CHARS]}")
 
-    async def _directly(self, agent: Direct, calls: Calls, tool: str, said: Said) -> None:
+    async def _directly(self, agent: Direct, calls: Calls, tool: str, arguments: Json) -> None:
         self.report.tools[tool] += 1
         try:
             async with asyncio.timeout(HANG_SECONDS):
-                result = await agent.raw(tool, **said)
+                result = await agent.raw(tool, **arguments)
         except TimeoutError:
-            self._problem("hang", tool, said)
+            self._problem("hang", tool, arguments)
             return
         except Exception as error:
-            self._problem(f"crash {error!r}"[:_SHOWN], tool, said)
+            self._problem(f"crash {error!r}"[:_SHOWN_CHARS], tool, arguments)
             return
         try:
             text = result.model_dump_json()
         except ValueError as error:
-            self._problem(f"no JSON, {error}", tool, said)
+            self._problem(f"not JSON, {error}", tool, arguments)
             return
-        self._judge(tool, said, bool(result.is_error), result.structured_content or {}, text)
+        self._judge(tool, arguments, bool(result.is_error), result.structured_content or {}, text)
         calls.learn(result.structured_content or {})
 
-    def _judge(self, tool: str, said: Said, is_error: bool, structured: Said, text: str) -> None:
-        """Look at one answer."""
+    def _judge(self, tool: str, arguments: Json, is_error: bool, structured: Json, text: str) -> None:
+        """Check one answer."""
         if is_error:
             code = structured.get("error", {}).get("code", "none")
             self.report.outcomes[code] += 1
             if code not in _CODES:
-                self._problem(f"untyped error {text[:_SHOWN]}", tool, said)
+                self._problem(f"untyped error {text[:_SHOWN_CHARS]}", tool, arguments)
         else:
             self.report.outcomes["ok"] += 1
             if wrong := next(self.validators[tool].iter_errors(structured), None):
-                self._problem(f"not of its schema, {wrong.message[:_SHOWN]}", tool, said)
-        if shown := [part for part in FORBIDDEN if part in text and part not in json.dumps(said, default=repr)]:
-            self._problem(f"the answer shows {shown}: {text[:_SHOWN]}", tool, said)
+                self._problem(f"does not match its schema, {wrong.message[:_SHOWN_CHARS]}", tool, arguments)
+        if shown := [part for part in FORBIDDEN if part in text and part not in json.dumps(arguments, default=repr)]:
+            self._problem(f"the answer shows {shown}: {text[:_SHOWN_CHARS]}", tool, arguments)
 
-    async def _over_http(self, http: httpx2.AsyncClient, calls: Calls, tool: str, said: Said) -> None:
-        body, is_call = _body(calls.chance, tool, said)
+    async def _over_http(self, http: httpx2.AsyncClient, calls: Calls, tool: str, arguments: Json) -> None:
+        body, is_call = _body(calls.chance, tool, arguments)
         try:
             response = await http.post(self.url, content=body)
         except httpx2.HTTPError as error:
-            self._problem(f"unanswered {error!r}", tool, body[:_SHOWN])
+            self._problem(f"unanswered {error!r}", tool, body[:_SHOWN_CHARS])
             return
         text = response.text
         self.report.outcomes[f"HTTP {response.status_code}"] += 1
         shown = [part for part in FORBIDDEN if part in text and part not in str(body)]
-        if response.status_code >= 500 or (shown and shown != _OF_THE_SDK):
-            self._problem(f"HTTP {response.status_code} {text[:_SHOWN]}", tool, body[:_SHOWN])
+        if response.status_code >= 500 or (shown and shown != _SDK_TEXTS):
+            self._problem(f"HTTP {response.status_code} {text[:_SHOWN_CHARS]}", tool, body[:_SHOWN_CHARS])
             return
         if is_call and response.status_code == 200:
             message = json.loads(
                 next(line for line in reversed(text.splitlines()) if line.strip()).removeprefix("data:")
             )
             if "result" not in message and "error" not in message:
-                self._problem(f"no answer in {text[:_SHOWN]}", tool, body[:_SHOWN])
+                self._problem(f"no answer in {text[:_SHOWN_CHARS]}", tool, body[:_SHOWN_CHARS])
                 return
             if result := message.get("result"):
                 answer = result.get("structuredContent") or {}
-                self._judge(tool, said, result.get("isError", False), answer, json.dumps(result, ensure_ascii=False))
+                self._judge(
+                    tool, arguments, result.get("isError", False), answer, json.dumps(result, ensure_ascii=False)
+                )
         elif not text.strip() and response.status_code != 202:
-            self._problem(f"HTTP {response.status_code} without a word", tool, body[:_SHOWN])
+            self._problem(f"HTTP {response.status_code} without a body", tool, body[:_SHOWN_CHARS])
 
     async def _state(self) -> dict[str, bytes | None]:
-        """Give the victim's records, task, grant and owner id as Redis holds them, field by field.
+        """The victim's records, task, grant and owner id as stored in Redis, field by field.
 
-        Who leaves may transfer its memories to the victim unasked, which adds to `owners`; that is let pass.
+        Leaves `owners` out: an agent that leaves may transfer its memories to the victim, which adds to that field.
         """
         keys, state = Keys(NAMESPACE), dict[str, bytes | None]()
-        for some_id in (known for known in self.known if "." not in known):
-            for name in (keys.memory(some_id), keys.task(some_id), keys.grant(some_id)):
+        for record_id in (known for known in self.known if "." not in known):
+            for name in (keys.memory(record_id), keys.task(record_id), keys.grant(record_id)):
                 found = await self.client.hgetall(name)
                 state |= {f"{name} {field.decode()}": value for field, value in found.items()}
         return state | {"owner": await self.client.hget(keys.agent("victim"), "owner")}
 
-    async def _told(self, victim: Direct) -> list[str]:
-        """What the victim lists of what it wrote."""
+    async def _listed(self, victim: Direct) -> list[str]:
+        """The contents that the victim lists of its memories."""
         listed = await victim.call("get_agent_memories", limit=100, tags=[CANARY])
         return [memory["content"] for memory in listed["memories"]]
 
@@ -259,24 +261,24 @@ class Storm:
         async with httpx2.AsyncClient() as http:
             ready = await http.get(f"{self.server.url}/readyz")
         if not found["hits"] or found["partial"] or ready.status_code != 200:
-            self.report.problems.append(f"the server is not well: {found} {ready.text}")
+            self.report.problems.append(f"the server is unhealthy: {found} {ready.text}")
 
 
 def _changes(before: dict[str, bytes | None], after: dict[str, bytes | None]) -> list[str]:
-    """Name what is different."""
+    """Describe what differs."""
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    return [f"{name} was {before.get(name)!r} and is {after.get(name)!r}"[:_SHOWN] for name in changed]
+    return [f"{name} was {before.get(name)!r} and is {after.get(name)!r}"[:_SHOWN_CHARS] for name in changed]
 
 
-def _body(chance: random.Random, tool: str, said: Said) -> tuple[bytes, bool]:
-    """Write a request, and whether it is a whole one: some have keys twice, numbers of no end, or are cut."""
+def _body(chance: random.Random, tool: str, arguments: Json) -> tuple[bytes, bool]:
+    """A request, and whether it is valid JSON-RPC: some have duplicate keys, infinite numbers, or are truncated."""
     kind = chance.random()
     if kind < 0.15:
         return chance.choice(RAW_BODIES), False
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": said}}
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
     text = json.dumps(call)
     if kind < 0.25:
-        key = next(iter(said), "x")
+        key = next(iter(arguments), "x")
         text = text.replace('"arguments": {', f'"arguments": {{{json.dumps(key)}: "first", ', 1)
     elif kind < 0.3:
         return text.encode()[: chance.randrange(len(text))], False
