@@ -16,7 +16,7 @@ from typing import Any
 from mcp import Client as McpClient
 
 from memory_core.crypto.keyring import new_key
-from memory_core.records.audit_entry import Said, said
+from memory_core.records.audit_entry import AuditEntry, new_entry
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
@@ -65,7 +65,7 @@ def _ignore(namespace: str) -> None:
     """Do nothing."""
 
 
-def _ignore_entry(namespace: str, entry: Said) -> None:
+def _ignore_entry(namespace: str, entry: AuditEntry) -> None:
     """Do nothing."""
 
 
@@ -104,7 +104,7 @@ async def _sealing(url: str) -> None:
             begun, spent = time.perf_counter(), time.process_time()
             for _ in range(ENTRIES // 10_000):
                 for _ in range(10_000):
-                    recorder.add(namespace, said("ann", "semantic_search", [new_id()] * 10, "http 127.0.0.1"))
+                    recorder.add(namespace, new_entry("ann", "semantic_search", [new_id()] * 10, "http 127.0.0.1"))
                 for batch in recorder.batches():
                     await service.auditor._write(batch)  # pyright: ignore[reportPrivateUsage]
                     recorder.done(batch)

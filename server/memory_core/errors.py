@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 ECHO_LIMIT = 64
 
 
@@ -13,13 +15,14 @@ def echo(value: object) -> str:
 
 
 class MemoryServiceError(Exception):
-    """Base of all errors that callers see.
-
-    `code` is stable, for programs. The message says what was wrong and what is allowed; `hint` says what
-    to do next; `retry_after` is in seconds.
+    """Base of all errors that callers see. `code` is stable, for programs. The message says what was wrong and what is
+    allowed; `hint` says what to do next; `retry_after` is in seconds.
     """
 
-    code = "internal"
+    code: ClassVar[str] = "internal"
+
+    def __init_subclass__(cls, code: str | None = None) -> None:
+        cls.code = code or cls.code
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -28,134 +31,94 @@ class MemoryServiceError(Exception):
         self.retry_after = retry_after
 
     def details(self) -> dict[str, str | float]:
-        """Give the error as programs read it; empty fields are left out."""
+        """Return the error for programs, without empty fields."""
         fields = {"code": self.code, "message": self.message, "hint": self.hint, "retry_after": self.retry_after}
         return {name: value for name, value in fields.items() if value not in (None, "")}
 
     def text(self) -> str:
-        """Give the error in one line for people and models."""
+        """Return the error in one line for people and models."""
         return f"{self.code}: {self.message}" + (f" ({self.hint})" if self.hint else "")
 
 
-class InvalidArgument(MemoryServiceError):
+class InvalidArgument(MemoryServiceError, code="invalid_argument"):
     """An argument is of the wrong type, out of range, hostile or unknown."""
 
-    code = "invalid_argument"
 
-
-class NotFound(MemoryServiceError):
+class NotFound(MemoryServiceError, code="not_found"):
     """The record does not exist or the caller may not read it; the two look the same."""
 
-    code = "not_found"
 
-
-class Forbidden(MemoryServiceError):
+class Forbidden(MemoryServiceError, code="forbidden"):
     """The caller may read the record but not do this to it."""
 
-    code = "forbidden"
 
-
-class Unauthenticated(MemoryServiceError):
+class Unauthenticated(MemoryServiceError, code="unauthenticated"):
     """The token is unknown, expired, revoked or another agent's; all look the same."""
 
-    code = "unauthenticated"
 
-
-class IssuerUnavailable(MemoryServiceError):
+class IssuerUnavailable(MemoryServiceError, code="issuer_unavailable"):
     """The keys that verify tokens are not available, so no token is accepted."""
 
-    code = "issuer_unavailable"
 
-
-class RateLimited(MemoryServiceError):
+class RateLimited(MemoryServiceError, code="rate_limited"):
     """The agent exceeds its rate limit."""
 
-    code = "rate_limited"
 
-
-class Overloaded(MemoryServiceError):
+class Overloaded(MemoryServiceError, code="overloaded"):
     """The server is overloaded and did nothing. `retry_after` says when to try again."""
 
-    code = "overloaded"
 
-
-class Conflict(MemoryServiceError):
+class Conflict(MemoryServiceError, code="conflict"):
     """The record is not in the state that the caller expected."""
 
-    code = "conflict"
 
-
-class LeaseLost(Conflict):
+class LeaseLost(Conflict, code="lease_lost"):
     """The lease token is not the current one: the agent no longer holds the task."""
 
-    code = "lease_lost"
 
-
-class QuotaExceeded(MemoryServiceError):
+class QuotaExceeded(MemoryServiceError, code="quota_exceeded"):
     """The agent or the namespace has reached its quota."""
 
-    code = "quota_exceeded"
 
-
-class Tampered(MemoryServiceError):
+class Tampered(MemoryServiceError, code="tampered"):
     """The stored data was changed outside this server, or its key was destroyed."""
 
-    code = "tampered"
 
-
-class ConfirmationNeeded(MemoryServiceError):
+class ConfirmationNeeded(MemoryServiceError, code="confirmation_needed"):
     """The operation is large or irreversible and needs confirmation."""
 
-    code = "confirmation_needed"
 
-
-class NotSupported(MemoryServiceError):
+class NotSupported(MemoryServiceError, code="not_supported"):
     """The deployment lacks something that this request needs, such as a master key."""
 
-    code = "not_supported"
 
-
-class KeyMissing(NotSupported):
+class KeyMissing(NotSupported, code="key_missing"):
     """This process does not have the key that this needs."""
 
-    code = "key_missing"
 
-
-class StoreUnavailable(MemoryServiceError):
+class StoreUnavailable(MemoryServiceError, code="store_unavailable"):
     """Redis does not answer, is loading, or refuses. Nothing was changed."""
-
-    code = "store_unavailable"
 
 
 class StoreRefused(StoreUnavailable):
     """Redis refuses: it is full, read-only, or does not know this user. A retry does not help."""
 
 
-class OutcomeUnknown(MemoryServiceError):
+class OutcomeUnknown(MemoryServiceError, code="outcome_unknown"):
     """The connection broke after a write was sent. The write is applied in full or not at all."""
 
-    code = "outcome_unknown"
 
-
-class EmbeddingUnavailable(MemoryServiceError):
+class EmbeddingUnavailable(MemoryServiceError, code="embedding_unavailable"):
     """No sidecar returned a vector in time."""
 
-    code = "embedding_unavailable"
 
-
-class BulkUnavailable(MemoryServiceError):
+class BulkUnavailable(MemoryServiceError, code="bulk_unavailable"):
     """No bulk engine answered in time, or it refused."""
 
-    code = "bulk_unavailable"
 
-
-class ModelMismatch(MemoryServiceError):
+class ModelMismatch(MemoryServiceError, code="model_mismatch"):
     """The index is for another embedding model or dimension."""
 
-    code = "model_mismatch"
 
-
-class UnsafeStart(MemoryServiceError):
+class UnsafeStart(MemoryServiceError, code="unsafe_start"):
     """The configuration puts data or privacy at risk."""
-
-    code = "unsafe_start"

@@ -9,11 +9,7 @@ _ROOTS = (_PACKAGE / "_data", _PACKAGE.parents[1])
 
 
 def resource(relative: str) -> Path:
-    """Return the path of a packaged file or folder such as `redis/functions`.
-
-    Raises:
-        FileNotFoundError: the installation is incomplete.
-    """
+    """Return the path of packaged data such as `redis/functions`. Raises FileNotFoundError if it is missing."""
     for root in _ROOTS:
         path = root / relative
         if path.exists():

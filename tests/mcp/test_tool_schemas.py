@@ -44,12 +44,12 @@ async def test_incomplete_answers_do_not_match_the_output_schema(server: Server)
     [
         ({"type": "array"}, "not an object"),
         ({"type": "thing"}, "is not valid under any"),
-        ({"required": ["b"]}, "needs b"),
+        ({"required": ["b"]}, "requires b"),
         ({"required": "a"}, "is not of type 'array'"),
-        ({"additionalProperties": True}, "does not name"),
+        ({"additionalProperties": True}, "accepts undeclared arguments"),
         ({"anyOf": [{"required": ["a"]}]}, "alternatives at its top"),
         ({"properties": {"a": {"$ref": "#/x"}}}, ".a has the keyword $ref"),
-        ({"properties": {"a": {"type": "array"}}}, ".a is a list of nobody knows what"),
+        ({"properties": {"a": {"type": "array"}}}, ".a is a list without an item type"),
         ({"properties": {"a": {"type": "array", "items": {"if": {}}}}}, ".a.items has the keyword if"),
     ],
 )

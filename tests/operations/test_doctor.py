@@ -110,7 +110,7 @@ async def test_acl_denial_is_reported(team: Deployment) -> None:
 
 async def test_database_other_than_0_is_reported(team: Deployment) -> None:
     found = only_fault(await team.examine(redis_url=f"{team.redis.url}?db=3"))
-    assert found == ("redis.database", "leave the database out of the URL")
+    assert found == ("redis.database", "remove it from the URL")
 
 
 async def test_missing_query_engine_is_reported(tmp_path: Path) -> None:

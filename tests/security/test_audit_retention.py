@@ -10,7 +10,7 @@ from support.stack import MASTER_KEY, Agent, Server, Stack, serving
 
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
-from memory_core.settings.audit import AuditSettings
+from memory_core.settings.groups import AuditSettings
 from memory_server.security.audit import chain, recorder
 from memory_server.security.audit.retention import trim
 

@@ -8,7 +8,7 @@ from support.console import console
 from support.sharing_helpers import LABELS, SECRET, found_ids, ids_of, refusal, register, share
 from support.stack import Agent, Server, Stack
 
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_server.operations import quarantine as use_case
 from memory_server.operations.quarantine import lift, purge, quarantine
@@ -150,7 +150,7 @@ async def test_interrupted_purge_resumes_when_called_again(
     )
     ids = ids_of((await bob.call("get_agent_memories", limit=10))["memories"])
     removed = await use_case.delete(
-        server.service, namespace, ids, audit=by_itself("console", "purge", ids), writer="bob"
+        server.service, namespace, ids, audit=system_entry("console", "purge", ids), writer="bob"
     )
     assert removed == 10
     assert await purge(server.service, namespace, "bob", 0.0) == 20

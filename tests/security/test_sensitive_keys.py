@@ -23,7 +23,7 @@ from support.stack import Agent, SidecarProcess, Stack, in_own_task, serving, si
 from support.stdio import stdio_agent
 from typer.testing import CliRunner
 
-from memory_core.crypto.keyring import load_keyring, new_key, written
+from memory_core.crypto.keyring import load_keyring, new_key
 from memory_core.crypto.sealing import key_id
 from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import GROUP, Keys
@@ -348,7 +348,7 @@ async def test_embedded_sidecar_receives_only_the_transport_key(tmp_path: Path) 
                 name: Path(f"/proc/{pids[name]}/environ").read_bytes()  # noqa: ASYNC240
                 for name in ("pid", "sidecar_pid", "supervisor_pid")
             }
-        transport = written(load_keyring(Settings.load(master_key=MASTER)).transports[0]).encode()
+        transport = load_keyring(Settings.load(master_key=MASTER)).transports[0].encoded.encode()
         assert not any(MASTER.encode() in environment for environment in environments.values())
         assert transport in environments["sidecar_pid"]
         assert transport not in environments["pid"]

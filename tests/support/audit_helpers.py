@@ -8,7 +8,7 @@ from random import Random
 
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.crypto.signed_entry import Entry, sign
-from memory_core.records.audit_entry import said
+from memory_core.records.audit_entry import new_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader
@@ -43,7 +43,7 @@ class Trail:
 def written(number: int, random: Random, keyring: Keyring = KEYRING) -> Entry:
     """Build an entry as a server and a Function build one together."""
     ids = [f"{random.getrandbits(64):026x}"] * random.randint(0, 2)
-    entry = said(random.choice(["alice", "bob"]), random.choice(OPS), ids, "http 127.0.0.1")
+    entry = new_entry(random.choice(["alice", "bob"]), random.choice(OPS), ids, "http 127.0.0.1")
     if random.random() < 0.3:
         entry |= {"outcome": random.choice(["ok", "not_found", "forbidden"]), "count": len(ids)}
     entry = sign(keyring, NAMESPACE, entry)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from memory_core.crypto.keyring import load_keyring, written
+from memory_core.crypto.keyring import load_keyring
 from memory_core.crypto.sealing import Transports
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
@@ -51,7 +51,7 @@ async def sidecar_of(stack: Stack, model: str, name: str) -> AsyncGenerator[Side
     """Run a sidecar of another model next to the stack's own."""
     key = load_keyring(Settings.load(master_key=MASTER_KEY)).transports[0]
     sidecar = SidecarProcess(
-        stack.redis.url_of(SIDECAR), "--model", model, "--backend", "onnx", MEMORY_TRANSPORT_KEY=written(key)
+        stack.redis.url_of(SIDECAR), "--model", model, "--backend", "onnx", MEMORY_TRANSPORT_KEY=key.encoded
     )
     sidecar.start()
     try:

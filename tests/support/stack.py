@@ -20,7 +20,7 @@ from mcp.client.client import ConnectMode
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import CallToolResult, TextContent
 
-from memory_core.crypto.keyring import load_keyring, new_key, written
+from memory_core.crypto.keyring import load_keyring, new_key
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store import sidecar as sidecars
@@ -218,7 +218,7 @@ async def whole_stack(folder: Path, *sidecar_options: str, **settings: Any) -> A
     redis = RedisServer(folder)
     redis.start()
     transports = load_keyring(Settings.load(master_key=settings.get("master_key"))).transports
-    environment = {"MEMORY_TRANSPORT_KEY": written(transports[0])} if transports else {}
+    environment = {"MEMORY_TRANSPORT_KEY": transports[0].encoded} if transports else {}
     sidecar = SidecarProcess(redis.url_of(SIDECAR), *sidecar_options, **environment)
     sidecar.start()
     async with AsyncExitStack() as parts:

@@ -22,8 +22,7 @@ _PURPOSE = "records"
 _BLOCK = 64
 _INNER, _OUTER = bytes(byte ^ 0x36 for byte in range(256)), bytes(byte ^ 0x5C for byte in range(256))
 _MOST_LOGGED = 10_000
-Row = Mapping[str, bytes | None]
-"""Fields of a Redis hash."""
+Row = Mapping[str, bytes | None]  # fields of a Redis hash
 
 
 class IntegrityFailure(StrEnum):
@@ -39,7 +38,7 @@ class Integrity:
 
     def __init__(self, keyring: Keyring) -> None:
         self._keyring = keyring
-        self._signer = keyring.signer.id if keyring.signer else None
+        self.signer = keyring.signer.id if keyring.signer else None  # id of the secret for new codes
         self._keys: dict[str, bytes] = {}
         self._logged: set[tuple[str, str]] = set()
         self.failures = 0
@@ -47,32 +46,26 @@ class Integrity:
         self._warned = False
 
     @property
-    def signer(self) -> str | None:
-        """The id of the secret used for new codes; None without a key."""
-        return self._signer
-
-    @property
     def signs(self) -> bool:
-        """Whether there is a signing key."""
-        return self._signer is not None
+        return self.signer is not None
 
     def seal(self, namespace: str, memory_id: str, rev: int, signer: str | None = None) -> dict[str, Any] | None:
         """Return what the Functions sign a revision of a memory with; None without a key.
 
         `signer` is the id of the secret that already signs the memory.
         """
-        signer = signer or self._signer
-        if self._signer is None or signer is None:
+        signer = signer or self.signer
+        if self.signer is None or signer is None:
             return None
         key = self._record_key(self._key(signer), namespace, memory_id, str(rev).encode()).ljust(_BLOCK, b"\0")
         return {"signer": signer, "inner": key.translate(_INNER), "outer": key.translate(_OUTER)}
 
     def sign_chunk(self, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes) -> dict[str, str]:
         """Return the code fields of a further chunk; none without a key."""
-        if self._signer is None:
+        if self.signer is None:
             return {}
-        code = self._chunk_code(self._key(self._signer), namespace, memory_id, number, content_hash, text)
-        return {"mac": code, "mac_key": self._signer}
+        code = self._chunk_code(self._key(self.signer), namespace, memory_id, number, content_hash, text)
+        return {"mac": code, "mac_key": self.signer}
 
     def check_head(self, namespace: str, memory_id: str, row: Row) -> IntegrityFailure | None:
         """Check a memory's own hash; `row` has SIGNED_FIELDS and the code. None if it is intact."""
@@ -115,11 +108,6 @@ class Integrity:
         return None if hmac.compare_digest(code or b"", expected(key).encode()) else IntegrityFailure.ALTERED
 
     def _key(self, secret_id: str) -> bytes:
-        """Return the signing key derived from a secret.
-
-        Raises:
-            KeyMissing: this process does not have the secret.
-        """
         if secret_id not in self._keys:
             self._keys[secret_id] = self._keyring.secret(secret_id).derive(_PURPOSE)
         return self._keys[secret_id]
@@ -127,10 +115,8 @@ class Integrity:
     def _record_key(self, key: bytes, namespace: str, memory_id: str, rev: bytes) -> bytes:
         return hmac.digest(key, framed([b"head", namespace.encode(), memory_id.encode(), rev]), "sha256")
 
-    def _chunk_code(
-        self, key: bytes, namespace: str, memory_id: str, number: int, content_hash: str, text: bytes
-    ) -> str:
-        where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), content_hash.encode()]
+    def _chunk_code(self, key: bytes, namespace: str, memory_id: str, number: int, version: str, text: bytes) -> str:
+        where = [b"piece", namespace.encode(), memory_id.encode(), str(number).encode(), version.encode()]
         return hmac.digest(key, framed([*where, text]), "sha256").hex()
 
 

@@ -44,6 +44,11 @@ class Secret:
         """Sixteen hex digits."""
         return self.derive("id").hex()[:16]
 
+    @property
+    def encoded(self) -> str:
+        """Base64, as in the settings."""
+        return base64.b64encode(self.value).decode()
+
     def derive(self, purpose: str) -> bytes:
         """Derive the 32-byte key of one purpose. It reveals neither the secret nor other keys."""
         return HKDF(SHA256(), KEY_BYTES, salt=None, info=f"redis-memory/{purpose}".encode()).derive(self.value)
@@ -68,11 +73,7 @@ class Keyring:
 
     @property
     def master(self) -> Secret:
-        """The current master key.
-
-        Raises:
-            KeyMissing: there is no master key.
-        """
+        """The current master key. Raises KeyMissing if there is none."""
         if not self.masters:
             raise KeyMissing("this server has no master key", hint=HOW_TO_SET)
         return self.masters[0]
@@ -83,24 +84,16 @@ class Keyring:
         return next(iter(self._all.values()), None)
 
     def secret(self, secret_id: str) -> Secret:
-        """Find a secret by its id.
-
-        Raises:
-            KeyMissing: this process does not have it.
-        """
+        """Find a secret by its id. Raises KeyMissing if this process does not have it."""
         if secret_id not in self._all:
             raise KeyMissing(
-                "this was written under a key that this server does not have", hint="add it after the current key"
+                "this was written under a key that this server does not have", hint="add it as an older key"
             )
         return self._all[secret_id]
 
 
 def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
-    """Read the keys that the settings name, and the embedded default's own key from its file.
-
-    Raises:
-        UnsafeStart: a key cannot be read, or is not 32 bytes in base64 or hex.
-    """
+    """Read the keys of the settings and the embedded default's own key. Raises UnsafeStart for an invalid key."""
     transport = secret_of(settings.transport_key, settings.transport_key_file, "transport_key")
     transports = [] if transport is None else _secrets(transport, "transport_key")
     keyring = Keyring(_masters(settings), transports=transports)
@@ -109,20 +102,10 @@ def load_keyring(settings: Settings, own_key: Path | None = None) -> Keyring:
 
 def new_key() -> str:
     """Make a random key in base64."""
-    return written(Secret(secrets.token_bytes(KEY_BYTES)))
-
-
-def written(secret: Secret) -> str:
-    """Encode a secret in base64, as settings take it."""
-    return base64.b64encode(secret.value).decode()
+    return Secret(secrets.token_bytes(KEY_BYTES)).encoded
 
 
 def _masters(settings: Settings) -> list[Secret]:
-    """Read the master keys from the one setting that names them.
-
-    Raises:
-        UnsafeStart: several settings name them, or there is no key.
-    """
     sources = [settings.master_key, settings.master_key_file, settings.master_key_command]
     if sum(source is not None for source in sources) > 1:
         raise UnsafeStart("several of master_key, master_key_file and master_key_command are set", hint="keep one")
@@ -164,7 +147,6 @@ def _of_file(path: Path) -> str:
 
 
 def _of_command(command: str) -> str:
-    """Run a command without a shell and return its output."""
     try:
         done = subprocess.run(  # noqa: S603
             shlex.split(command), capture_output=True, timeout=COMMAND_SECONDS, check=True, stdin=subprocess.DEVNULL

@@ -18,8 +18,7 @@ from memory_core.records.codec import DecodeError, pack, unpack
 from memory_core.records.memory import Record, compress, decompress
 from memory_core.records.model import Model
 
-_CHUNK_REV = 1
-"""Revision of all further chunks; their content hash identifies the version."""
+_CHUNK_REV = 1  # revision of all further chunks; their content hash identifies the version
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +65,7 @@ def seal_vector(lock: Lock, model: Model, vector: bytes) -> bytes:
 
 
 def open_vector(key: Key, binding: Binding, sealed: bytes, model: Model) -> bytes:
-    """Open a vector and check it, because Redis could not.
-
-    Raises:
-        Tampered: it was altered or moved, or is not a unit vector.
-    """
+    """Open a vector. Raises Tampered if it was altered or moved, or is not a unit vector, which Redis cannot check."""
     vector = binding.lock(key, "vector").narrowed(model.field).open(sealed)
     if len(vector) != 4 * model.dimension or not abs(float(np.square(np.frombuffer(vector, "<f4")).sum()) - 1) < 1e-2:
         raise Tampered("a sealed vector is not a unit vector")
@@ -78,11 +73,7 @@ def open_vector(key: Key, binding: Binding, sealed: bytes, model: Model) -> byte
 
 
 def open_record(namespace: str, record: Record, find: Callable[[str], Key]) -> Record:
-    """Decrypt the loaded parts of a sensitive record. `find` returns the key of an id.
-
-    Raises:
-        Tampered: a part was altered or moved, or its key does not exist.
-    """
+    """Decrypt the loaded parts of a record. `find` returns the key of an id. Raises Tampered if a part was altered."""
     sealed = record.sealed
     if sealed is None or not record.is_sensitive:
         raise Tampered("a sensitive memory is not marked as sensitive")

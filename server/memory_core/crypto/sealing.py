@@ -39,7 +39,6 @@ class Key:
 
     @classmethod
     def new(cls) -> Key:
-        """Make a random key."""
         return cls(secrets.token_hex(_ID_BYTES), secrets.token_bytes(KEY_BYTES))
 
 
@@ -62,16 +61,11 @@ class Lock:
         return Lock(self.key_id, self.value, framed([self.bound, kind.encode()]))
 
     def seal(self, plain: bytes) -> bytes:
-        """Encrypt the value."""
         head, nonce = _VERSION + bytes.fromhex(self.key_id), secrets.token_bytes(_NONCE_BYTES)
         return head + nonce + AESGCM(self.value).encrypt(nonce, plain, head + self.bound)
 
     def open(self, sealed: bytes) -> bytes:
-        """Decrypt the value.
-
-        Raises:
-            Tampered: it was altered, or sealed with another binding or key.
-        """
+        """Decrypt the value. Raises Tampered if it was altered, or sealed with another binding or key."""
         if key_id(sealed) != self.key_id:
             raise Tampered(_ALTERED)
         head, rest = sealed[:_HEAD_BYTES], sealed[_HEAD_BYTES:]
@@ -82,11 +76,7 @@ class Lock:
 
 
 def key_id(sealed: bytes) -> str:
-    """Return the id of the key that a value is sealed under.
-
-    Raises:
-        Tampered: not a sealed value.
-    """
+    """Return the id of the key that a value is sealed under. Raises Tampered if it is not sealed."""
     if len(sealed) < _HEAD_BYTES + _NONCE_BYTES or not sealed.startswith(_VERSION):
         raise Tampered(_ALTERED)
     return sealed[len(_VERSION) : _HEAD_BYTES].hex()
@@ -116,9 +106,5 @@ class Transports:
         return Lock.at(self._keys[transport_id], *bound_to).seal(plain) if transport_id else plain
 
     def open(self, transport_id: str, body: bytes, *bound_to: str) -> bytes:
-        """Open a message; without a key it is in clear.
-
-        Raises:
-            Tampered: it was altered, or is another message.
-        """
+        """Open a message; without a key it is in clear. Raises Tampered if it was altered or moved."""
         return Lock.at(self._keys[transport_id], *bound_to).open(body) if transport_id else body

@@ -12,11 +12,7 @@ if TYPE_CHECKING:
 
 
 def secret_of(value: SecretStr | None, path: Path | None, name: str) -> str | None:
-    """Return a secret; None if neither its setting nor `<name>_file` is set.
-
-    Raises:
-        UnsafeStart: both are set, or the file is unreadable or empty.
-    """
+    """Return a secret; None if it is not set. Raises UnsafeStart if it is set twice, or its file is unusable."""
     if value is not None and path is not None:
         raise UnsafeStart(f"both {name} and {name}_file are set", hint="keep one")
     if path is None:

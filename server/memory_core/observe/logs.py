@@ -18,8 +18,7 @@ from typing import Literal, TextIO
 from memory_core.observe import tracing
 
 Format = Literal["text", "json"]
-request_id: ContextVar[str] = ContextVar("request_id", default="")
-"""The id of the current call."""
+request_id: ContextVar[str] = ContextVar("request_id", default="")  # the id of the current call
 _FRAMES = 12
 _CAUSES = 5
 
@@ -37,23 +36,16 @@ class _Text(logging.Formatter):
         self._messages = messages
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one line, and the lines of an exception."""
         record.exc_text = None
         request = request_id.get()
         return super().format(record) + (f" [{request}]" if request and not record.exc_info else "")
 
     def formatException(self, ei: _ExcInfo) -> str:
-        """Format an exception and its causes."""
         return "\n".join(f"  {line}" for line in _describe(ei[1], self._messages))
 
 
-class _Json(logging.Formatter):
-    def __init__(self, messages: bool) -> None:
-        super().__init__()
-        self._messages = messages
-
+class _Json(_Text):
     def format(self, record: logging.LogRecord) -> str:
-        """Format one JSON object."""
         entry: dict[str, object] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,

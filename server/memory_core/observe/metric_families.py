@@ -25,23 +25,21 @@ class Families:
         return GaugeMetricFamily(self.prefix + name, text, value=float(value))
 
     def gauges(self, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-        """Gauges by label."""
-        family = GaugeMetricFamily(self.prefix + name, text, labels=(label,))
-        for value, number in values.items():
-            family.add_metric((value,), number)
-        return family
+        return _labelled(GaugeMetricFamily(self.prefix + name, text, labels=(label,)), values)
 
     def counter(self, name: str, text: str, value: float) -> Metric:
         """A number that only rises."""
         return CounterMetricFamily(self.prefix + name, text, value=value)
 
     def counters(self, name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:
-        """Counters by label."""
-        family = CounterMetricFamily(self.prefix + name, text, labels=(label,))
-        for value, number in values.items():
-            family.add_metric((value,), number)
-        return family
+        return _labelled(CounterMetricFamily(self.prefix + name, text, labels=(label,)), values)
 
     def histogram(self, name: str, text: str, *labels: str, bounds: tuple[float, ...] = SECONDS) -> Histogram:
         """An empty histogram that belongs to no registry."""
         return Histogram(self.prefix + name, text, labels, registry=None, buckets=bounds)
+
+
+def _labelled(family: GaugeMetricFamily | CounterMetricFamily, values: Mapping[str, int]) -> Metric:
+    for value, number in values.items():
+        family.add_metric((value,), number)
+    return family

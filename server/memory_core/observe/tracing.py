@@ -59,7 +59,9 @@ def start(settings: Settings, service: str, version: str) -> bool:
         log.warning("nothing is traced: OpenTelemetry is not installed; %s", _HINT)
         return False
     url = settings.observe.traces
-    use(BatchSpanProcessor(OTLPSpanExporter(endpoint=url and _traces_url(url))), service, version)
+    # Like the environment variable, the setting may be the collector's base URL.
+    endpoint = url and url.removesuffix(_PATH).rstrip("/") + _PATH
+    use(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)), service, version)
     return True
 
 
@@ -85,10 +87,7 @@ def stop() -> None:
 
 
 def span(name: str, *, server: bool = False, **attributes: Value) -> AbstractContextManager[trace.Span]:
-    """Make a span below the current one. Without a current span, only a `server` span starts a trace.
-
-    Exceptions are not recorded.
-    """
+    """Make a span below the current one; without one, only a `server` span starts a trace. Records no exceptions."""
     if _tracer is None or not (server or trace.get_current_span().get_span_context().is_valid):
         return _OFF
     kind = trace.SpanKind.SERVER if server else trace.SpanKind.INTERNAL
@@ -124,9 +123,8 @@ def record_span(name: str, carried: str, since: int, **attributes: Value) -> str
     parent = _propagator.extract({"traceparent": carried})
     if not trace.get_current_span(parent).get_span_context().is_valid:
         return ""
-    recorded = _tracer.start_span(
-        name, context=parent, kind=trace.SpanKind.CONSUMER, attributes=attributes, start_time=since
-    )
+    kind = trace.SpanKind.CONSUMER
+    recorded = _tracer.start_span(name, context=parent, kind=kind, attributes=attributes, start_time=since)
     recorded.end()
     return _traceparent(recorded)
 
@@ -135,8 +133,3 @@ def _traceparent(span: trace.Span) -> str:
     carried: dict[str, str] = {}
     _propagator.inject(carried, context=trace.set_span_in_context(span))
     return carried.get("traceparent", "")
-
-
-def _traces_url(url: str) -> str:
-    """Append the path for traces to a collector's base URL, as the environment variable does."""
-    return url if url.endswith(_PATH) else url.rstrip("/") + _PATH

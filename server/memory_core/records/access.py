@@ -20,8 +20,7 @@ class Access:
     namespace: str
     scopes: frozenset[Scope]
     expires_at: float
-    token: str = ""
-    """Id of the credential, for the audit only."""
+    token: str = ""  # id of the credential, for the audit only
 
     @property
     def admin(self) -> bool:
@@ -29,11 +28,7 @@ class Access:
         return "admin" in self.scopes
 
     def check(self, scope: Scope | None) -> None:
-        """Check that a scope is granted. None needs no scope.
-
-        Raises:
-            Forbidden: the scope is missing.
-        """
+        """Raise Forbidden unless a scope is granted. None needs no scope."""
         if scope is not None and scope not in self.scopes and not self.admin:
             raise Forbidden(f"this needs a token with scope {scope}", hint=f"yours has {' '.join(sorted(self.scopes))}")
 
@@ -44,11 +39,7 @@ def known_scopes(names: Iterable[str]) -> frozenset[Scope]:
 
 
 def check_scopes(names: Iterable[str]) -> frozenset[Scope]:
-    """Read a list of scopes.
-
-    Raises:
-        InvalidArgument: one is unknown, or there is none.
-    """
+    """Read a list of scopes. Raises InvalidArgument if one is unknown or there is none."""
     given = list(names)
     unknown = [name for name in given if name not in SCOPES]
     if unknown or not given:

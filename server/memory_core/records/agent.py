@@ -71,11 +71,9 @@ class Agent:
     leased_tasks: int = 0
     load: float | None = None
     records: dict[str, TrackRecord] = field(default_factory=dict[str, TrackRecord])
-    vectors: Matrix | None = None
-    """Unit vectors of its description and latest completed tasks, shape (n, dimension)."""
+    vectors: Matrix | None = None  # unit vectors of its description and latest completed tasks, shape (n, dimension)
 
     def is_alive(self, now: float) -> bool:
-        """Whether its heartbeat is not overdue."""
         return self.status is not AgentStatus.DEAD and self.deadline > now
 
     def is_able(self, kind: TaskKind) -> bool:
@@ -88,7 +86,6 @@ class Agent:
 
     @property
     def room(self) -> int:
-        """How many more tasks it can take."""
         return max(self.max_tasks - self.open_tasks, 0)
 
 

@@ -1,4 +1,4 @@
-"""What the server says of an operation, in the one form in which it goes into the audit: never any content."""
+"""Builds audit entries. They never include content."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from typing import Any
 
 from memory_core.records.ids import new_id
 
-Said = dict[str, Any]
-MOST_IDS = 50
-"""Ids of shown memories that an entry names; `count` tells how many there were."""
+AuditEntry = dict[str, Any]
+MOST_IDS = 50  # most ids of returned memories in one entry; `count` has their number
 
 
-def said(
+def new_entry(
     who: str, op: str, ids: Sequence[str], origin: str, *, by: str | None = None, shown: Sequence[str] = ()
-) -> Said:
-    """Say that somebody does something to some ids, as himself or, where `by` is given, through that admin.
-
-    The nonce, which no two entries share, begins with the milliseconds of now.
-    """
-    entry: Said = {"who": who, "op": op, "ids": list(ids), "from": origin, "nonce": new_id()}
+) -> AuditEntry:
+    """Build the entry of an operation. `by` is the admin that acts as `who`. The nonce is a ULID and has the time."""
+    entry: AuditEntry = {"who": who, "op": op, "ids": list(ids), "from": origin, "nonce": new_id()}
     if by is not None:
         entry["by"] = by
     if shown:
@@ -28,6 +24,6 @@ def said(
     return entry
 
 
-def by_itself(who: str, op: str, ids: Sequence[str] = ()) -> Said:
-    """Say what the server, or somebody at its console, does of its own accord."""
-    return said(who, op, ids, f"{who} {os.getpid()}")
+def system_entry(who: str, op: str, ids: Sequence[str] = ()) -> AuditEntry:
+    """Build the entry of an operation that the server or an operator at the console starts."""
+    return new_entry(who, op, ids, f"{who} {os.getpid()}")

@@ -15,9 +15,5 @@ def pack(value: object) -> bytes:
 
 
 def unpack(data: bytes) -> Any:
-    """Unpack text, numbers, lists and maps.
-
-    Raises:
-        one of DecodeError: not msgpack, or not UTF-8.
-    """
+    """Unpack text, numbers, lists and maps. Raises one of DecodeError if it cannot."""
     return msgpack.unpackb(data)

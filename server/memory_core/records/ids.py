@@ -15,5 +15,4 @@ def new_id() -> str:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text has the form of an id."""
     return re.fullmatch(ID_PATTERN, text) is not None

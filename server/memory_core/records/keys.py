@@ -1,27 +1,18 @@
-"""Spells all Redis keys.
-
-Every key of a namespace has the hash tag `{ns}`, so that all share a cluster slot and one Redis Function can use
-several.
-"""
+"""Spells all Redis keys. Those of a namespace have the hash tag `{ns}`, so one Redis Function can use several."""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
-NAMESPACES = "rm:namespaces"
-"""Set of all namespaces; sidecars and the sweeper iterate over it."""
-SIDECARS = "rm:sidecars"
-"""Sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat."""
-SWEEPER = "rm:sweeper"
-"""String: the server process that currently sweeps; expires if it stops."""
-AUDITED = "rm:audited"
-"""Set of the namespaces with an audit stream, including those without memories."""
-LANES = 2
-"""Fixed number of bell and ask streams; each is read on its own connection."""
-GROUP = "embedders"
-"""The consumer group of all sidecars, on job and ask streams."""
+NAMESPACES = "rm:namespaces"  # set of all namespaces; sidecars and the sweeper iterate over it
+SIDECARS = "rm:sidecars"  # sorted set: sidecar id → deadline (epoch seconds) of its last heartbeat
+SWEEPER = "rm:sweeper"  # string: the server process that currently sweeps; expires if it stops
+AUDITED = "rm:audited"  # set of the namespaces with an audit stream, including those without memories
+LANES = 2  # fixed number of bell and ask streams; each is read on its own connection
+GROUP = "embedders"  # the consumer group of all sidecars, on job and ask streams
 
 
 def digest(text: str) -> str:
@@ -30,7 +21,6 @@ def digest(text: str) -> str:
 
 
 def namespace_of(key: str) -> str:
-    """Return the namespace of a key."""
     return key.partition("{")[2].partition("}")[0]
 
 
@@ -81,32 +71,100 @@ def vector_field(model: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class _Key:
+    """One key of a namespace."""
+
+    rest: str
+
+    def __get__(self, keys: Keys, owner: type[Keys]) -> str:
+        return keys.prefix + self.rest
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyOf:
+    """The keys of one kind. Each is called with the name or id that completes it."""
+
+    rest: str
+
+    def __get__(self, keys: Keys, owner: type[Keys]) -> Callable[[str], str]:
+        return (keys.prefix + self.rest).__add__
+
+
+@dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of one namespace."""
 
     namespace: str
 
-    def _key(self, rest: str) -> str:
-        return f"rm:{{{self.namespace}}}:{rest}"
-
     @property
     def prefix(self) -> str:
         """Prefix of all keys of the namespace; the Functions for grants, tasks and agents build keys from it."""
-        return self._key("")
+        return f"rm:{{{self.namespace}}}:"
 
-    @property
-    def memory_prefix(self) -> str:
-        """Prefix of memory hashes, indexed."""
-        return self._key("mem:")
+    # Memories. Content and filter fields are in `memory` and `chunk`, which are indexed.
+    memory_prefix = _Key("mem:")
+    memory = _KeyOf("mem:")  # hash: one memory
+    chunk_prefix = _Key("chunk:")
+    use = _KeyOf("use:")  # hash: access count and last access of a memory, outside the indexed hash
+    same_prefix = _Key("same:")
+    seq = _KeyOf("seq:")  # hash: context digest → last sequence number of an owner in it
+    chores = _Key("chores")  # sorted set: long memories with chunks still to update, `<id>:<chunks>` → since when
+    mark = _Key("mark")  # string: written after the writes to sync (engine/durability.py); expires soon
+    index_alias = _Key("idx:memory")  # index for queries without vectors; others use the index of their model
+    meta = _Key("meta")  # hash: the current model, and the other one during a change of model (records/model.py)
+    counters = _Key("counters")  # hash: the strictly rising clock, last audit numbers, whether records are signed
 
-    @property
-    def chunk_prefix(self) -> str:
-        """Prefix of the further chunks of long memories, indexed."""
-        return self._key("chunk:")
+    # Embed jobs.
+    job_streams = _Key("jobs:")  # prefix of `jobs`; the Functions append the vector field of a model
+    dead_jobs = _Key("jobs:dead")  # stream: jobs that failed too often to retry
 
-    def memory(self, memory_id: str) -> str:
-        """Hash: one memory."""
-        return self.memory_prefix + memory_id
+    # Agents and their owner ids.
+    agents = _Key("agents")  # sorted set: registered agents by the deadline (epoch seconds) of their next heartbeat
+    agent = _KeyOf("agent:")  # hash: an agent and the owner ids of its name
+    owner = _KeyOf("owner:")  # hash: the agent of an owner id; the reverse of `agent`
+    tombstones = _Key("tombstones")  # set: owner ids whose memories are hidden until they are purged
+    data_key = _KeyOf("key:")  # hash: version → wrapped data key of an owner's sensitive memories; `current` is one
+    keyed = _Key("keyed")  # set: the owner ids that have a data key
+    quarantined = _Key("quarantined")  # hash: agent → since when (epoch seconds) its changes are hidden from others
+    performance = _KeyOf("perf:")  # hash: tasks of each type that an agent completed and failed, and their duration
+    did = _KeyOf("did:")  # list: vectors of an agent's last completed tasks, each prefixed with its field name
+    events = _Key("events")  # stream: events of memories, tasks, agents and grants; `wait_for_events` reads it
+    seen = _KeyOf("seen:")  # string: the last cursor into `events` that an agent sent or received
+    tokens = _Key("tokens")  # sorted set: the bearer tokens of the namespace by expiry
+
+    # Grants.
+    grant = _KeyOf("grant:")  # hash: a grant or an offer; kept for a while after its end
+    granted = _KeyOf("granted:")  # hash: grant id → what it adds to an agent's principal, for all grants in force
+    granting = _KeyOf("granting:")  # set: ids of the grants in force that an agent gave, and of its offers
+    children = _KeyOf("children:")  # set: grants that reshare under this one
+    reshared = _KeyOf("reshared:")  # set: grants that reshare this memory by its id
+    grants_due = _Key("grants:due")  # sorted set: grants and offers by their end
+    offers = _KeyOf("offers:")  # hash: offer id → msgpack of the selection that an agent is asked to share in return
+
+    # Tasks.
+    task = _KeyOf("task:")  # hash: one task
+    task_vector = _KeyOf("taskvec:")  # hash, indexed: the vectors of an open task's text
+    blockers = _KeyOf("blockers:")  # set: the tasks that a task still waits for
+    dependents = _KeyOf("dependents:")  # set: the tasks that wait for a task
+    history = _KeyOf("history:")  # list: the history of a task, each entry a msgpack map
+    inbox = _KeyOf("tasks:")  # stream: the tasks that are assigned to an agent or leased by it
+    held = _KeyOf("held:")  # set: the tasks that an agent has leased
+    submitted = _KeyOf("submitted:")  # sorted set: the newest ten thousand tasks that an agent submitted, by time
+    backlog = _KeyOf("backlog:")  # sorted set: pending, unassigned tasks of one kind, in order
+    kinds = _Key("kinds")  # hash: the kinds of task that have a backlog, each a msgpack map
+    turns = _Key("turns")  # hash: priority, or priority and submitter → the turn reached (start-time fair queueing)
+    leases = _Key("leases")  # sorted set: leased tasks by the end of their lease
+    delayed = _Key("delayed")  # sorted set: tasks to retry, by time of retry
+    unclaimed = _Key("unclaimed")  # sorted set: tasks assigned but not leased, by the end of the assignment
+    deadlines = _Key("deadlines")  # sorted set: open tasks by their deadline
+    unsettled = _Key("unsettled")  # set: ended tasks whose dependents are not all updated
+    dead_tasks = _Key("dead")  # stream: dead letters, the tasks that failed for good
+
+    # Audit.
+    audit = _Key("audit")  # stream: audit entries
+    audit_batch = _KeyOf("audit:")  # string: marks a written batch of audit entries while it may be sent again
+    seals = _Key("seals")  # stream: the seals over the audit, each with the id of the last entry that it covers
+    sealer = _Key("sealer")  # string: the process that currently seals; expires if it stops
 
     def chunk(self, memory_id: str, number: int) -> str:
         """Hash: a further chunk of a long memory, from 1 on."""
@@ -116,252 +174,26 @@ class Keys:
         """The hash that has a chunk: chunk 0 is in the memory's own hash."""
         return self.chunk(memory_id, number) if number else self.memory(memory_id)
 
-    @property
-    def mark(self) -> str:
-        """String: written after the writes to sync; see `memory_server.engine.durability`. Expires soon."""
-        return self._key("mark")
-
-    def use(self, memory_id: str) -> str:
-        """Hash: access count and last access of a memory, outside the indexed hash."""
-        return self._key(f"use:{memory_id}")
-
-    @property
-    def same_prefix(self) -> str:
-        """Prefix of `same` keys."""
-        return self._key("same:")
-
     def same(self, owner: str, content_hash: str) -> str:
         """Sorted set: an owner's memories with this content, by expiry."""
         return f"{self.same_prefix}{owner}:{content_hash}"
 
     def cached_vector(self, model: str, agent: str, text_digest: str) -> str:
         """String: the cached vector of a text that an agent used."""
-        return self._key(f"emb:{vector_field(model)}:{agent}:{text_digest}")
+        return f"{self.prefix}emb:{vector_field(model)}:{agent}:{text_digest}"
 
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: the result of a store with an owner's idempotency key."""
-        return self._key(f"idem:{owner}:{digest(key)}")
-
-    def seq(self, owner: str) -> str:
-        """Hash: context digest → last sequence number of an owner in it."""
-        return self._key(f"seq:{owner}")
-
-    def agent(self, name: str) -> str:
-        """Hash: an agent and the owner ids of its name."""
-        return self._key(f"agent:{name}")
-
-    def owner(self, owner: str) -> str:
-        """Hash: the agent of an owner id; the reverse of `agent`."""
-        return self._key(f"owner:{owner}")
-
-    def data_key(self, owner: str) -> str:
-        """Hash: version → wrapped data key of an owner's sensitive memories; `current` is the current version."""
-        return self._key(f"key:{owner}")
-
-    @property
-    def keyed(self) -> str:
-        """Set: the owner ids that have a data key."""
-        return self._key("keyed")
-
-    @property
-    def agents(self) -> str:
-        """Sorted set: registered agents by the deadline (epoch seconds) of their next heartbeat."""
-        return self._key("agents")
-
-    @property
-    def events(self) -> str:
-        """Stream: events of memories, tasks, agents and grants; `wait_for_events` reads it."""
-        return self._key("events")
-
-    def seen(self, name: str) -> str:
-        """String: the last cursor into `events` that an agent sent or received."""
-        return self._key(f"seen:{name}")
-
-    def grant(self, grant_id: str) -> str:
-        """Hash: a grant or an offer; kept for a while after its end."""
-        return self._key(f"grant:{grant_id}")
-
-    def granted(self, name: str) -> str:
-        """Hash: grant id → what it adds to an agent's principal, for all grants in force."""
-        return self._key(f"granted:{name}")
-
-    def granting(self, name: str) -> str:
-        """Set: ids of the grants in force that an agent gave, and of its offers."""
-        return self._key(f"granting:{name}")
-
-    def children(self, grant_id: str) -> str:
-        """Set: grants that reshare under this one."""
-        return self._key(f"children:{grant_id}")
-
-    def reshared(self, memory_id: str) -> str:
-        """Set: grants that reshare this memory by its id."""
-        return self._key(f"reshared:{memory_id}")
-
-    @property
-    def grants_due(self) -> str:
-        """Sorted set: grants and offers by their end."""
-        return self._key("grants:due")
-
-    def offers(self, name: str) -> str:
-        """Hash: offer id → msgpack of the selection that an agent is asked to share in return."""
-        return self._key(f"offers:{name}")
-
-    @property
-    def tombstones(self) -> str:
-        """Set: owner ids whose memories are hidden and will be purged in the background."""
-        return self._key("tombstones")
-
-    def task(self, task_id: str) -> str:
-        """Hash: one task."""
-        return self._key(f"task:{task_id}")
-
-    def blockers(self, task_id: str) -> str:
-        """Set: the tasks that a task still waits for."""
-        return self._key(f"blockers:{task_id}")
-
-    def dependents(self, task_id: str) -> str:
-        """Set: the tasks that wait for a task."""
-        return self._key(f"dependents:{task_id}")
-
-    def history(self, task_id: str) -> str:
-        """List: the history of a task, each entry a msgpack map."""
-        return self._key(f"history:{task_id}")
-
-    def inbox(self, name: str) -> str:
-        """Stream: the tasks that are assigned to an agent or leased by it."""
-        return self._key(f"tasks:{name}")
-
-    def held(self, name: str) -> str:
-        """Set: the tasks that an agent has leased."""
-        return self._key(f"held:{name}")
-
-    def backlog(self, kind: str) -> str:
-        """Sorted set: pending, unassigned tasks of one kind, in order."""
-        return self._key(f"backlog:{kind}")
-
-    @property
-    def kinds(self) -> str:
-        """Hash: the kinds of task that have a backlog, each a msgpack map."""
-        return self._key("kinds")
-
-    @property
-    def turns(self) -> str:
-        """Hash: priority, or priority and submitter → the turn reached (start-time fair queueing)."""
-        return self._key("turns")
-
-    @property
-    def leases(self) -> str:
-        """Sorted set: leased tasks by the end of their lease."""
-        return self._key("leases")
-
-    @property
-    def delayed(self) -> str:
-        """Sorted set: tasks to retry, by time of retry."""
-        return self._key("delayed")
-
-    @property
-    def unclaimed(self) -> str:
-        """Sorted set: tasks assigned but not leased, by the end of the assignment."""
-        return self._key("unclaimed")
-
-    @property
-    def deadlines(self) -> str:
-        """Sorted set: open tasks by their deadline."""
-        return self._key("deadlines")
-
-    @property
-    def unsettled(self) -> str:
-        """Set: ended tasks whose dependents are not all updated."""
-        return self._key("unsettled")
-
-    @property
-    def dead_tasks(self) -> str:
-        """Stream: dead letters, the tasks that failed for good."""
-        return self._key("dead")
-
-    def performance(self, name: str) -> str:
-        """Hash: how many tasks of each type an agent completed and failed, and how long they took."""
-        return self._key(f"perf:{name}")
-
-    def did(self, name: str) -> str:
-        """List: vectors of the tasks that an agent completed last, each prefixed with its field name."""
-        return self._key(f"did:{name}")
-
-    def submitted(self, name: str) -> str:
-        """Sorted set: the newest ten thousand tasks that an agent submitted, by time."""
-        return self._key(f"submitted:{name}")
-
-    def task_vector(self, task_id: str) -> str:
-        """Hash, indexed: the vectors of an open task's text."""
-        return self._key(f"taskvec:{task_id}")
-
-    def task_index(self, model: str) -> str:
-        """The index over one model's vectors of open tasks."""
-        return self._key(f"idx:task:{vector_field(model)}")
-
-    @property
-    def quarantined(self) -> str:
-        """Hash: quarantined agent → since when (epoch seconds) its changes are hidden from others."""
-        return self._key("quarantined")
-
-    @property
-    def job_streams(self) -> str:
-        """Prefix of `jobs` keys; the Functions append the vector field of a model."""
-        return self._key("jobs:")
+        return f"{self.prefix}idem:{owner}:{digest(key)}"
 
     def jobs(self, model: str) -> str:
         """Stream: texts to embed with one model; sidecars of other models do not read it."""
         return self.job_streams + vector_field(model)
 
-    @property
-    def dead_jobs(self) -> str:
-        """Stream: jobs that failed too often to retry."""
-        return self._key("jobs:dead")
-
-    @property
-    def chores(self) -> str:
-        """Sorted set: long memories with chunks still to update, `<id>:<chunks>` → since when."""
-        return self._key("chores")
-
-    @property
-    def audit(self) -> str:
-        """Stream: audit entries."""
-        return self._key("audit")
-
-    @property
-    def seals(self) -> str:
-        """Stream: the seals over the audit, each with the id of the last entry that it covers."""
-        return self._key("seals")
-
-    @property
-    def sealer(self) -> str:
-        """String: the process that currently seals; expires if it stops."""
-        return self._key("sealer")
-
-    def audit_batch(self, batch_id: str) -> str:
-        """String: marks a written batch of audit entries while it may be sent again."""
-        return self._key(f"audit:{batch_id}")
-
-    @property
-    def tokens(self) -> str:
-        """Sorted set: the bearer tokens of the namespace by expiry."""
-        return self._key("tokens")
-
-    @property
-    def counters(self) -> str:
-        """Hash: the strictly rising clock, the last audit numbers, and whether records are signed."""
-        return self._key("counters")
-
-    @property
-    def meta(self) -> str:
-        """Hash: the current model, and the other one during a change of model (memory_core/models.py)."""
-        return self._key("meta")
-
-    @property
-    def index_alias(self) -> str:
-        """The index name for queries without vectors; others use the index of their model."""
-        return self._key("idx:memory")
-
     def index(self, version: int = 1) -> str:
         """An index over all memories; the alias refers to one version."""
-        return self._key(f"idx:memory:v{version}")
+        return f"{self.index_alias}:v{version}"
+
+    def task_index(self, model: str) -> str:
+        """The index over one model's vectors of open tasks."""
+        return f"{self.prefix}idx:task:{vector_field(model)}"

@@ -51,8 +51,7 @@ class Visibility(StrEnum):
     PUBLIC = "public"
 
 
-HEAD, MORE = "head", "more"
-"""Values of the field `part`: a memory's own hash, and the hashes of its further chunks."""
+HEAD, MORE = "head", "more"  # values of the field `part`: a memory's own hash, and the hashes of its further chunks
 BODY_CODEC = "msgpack+zstd"
 ZSTD_LEVEL = 6
 MAX_BODY = 64 << 20
@@ -110,11 +109,9 @@ class Record:
 
     @property
     def is_sensitive(self) -> bool:
-        """Whether it is encrypted."""
         return self.codec == SEALED_CODEC
 
     def is_live(self, now: float) -> bool:
-        """Whether it has not expired."""
         return self.expires_at > now
 
 
@@ -124,12 +121,10 @@ SIGNED_FIELDS = (
     "part", "codec", "terms", SEALED,
 )  # fmt: skip
 """The fields that the integrity code covers, in the order of redis/functions/07_integrity.lua."""
-CODE_FIELDS = ("mac", "mac_key")
-"""The integrity code, and the id of its secret."""
+CODE_FIELDS = ("mac", "mac_key")  # the integrity code, and the id of its secret
 UNSIGNED_FIELDS = ("model", "body", SEALED_BODY, *CODE_FIELDS)
 """Not covered: what sidecars write, and the body, whose content hash is covered."""
-LOADED_FIELDS = (*SIGNED_FIELDS, "model", *CODE_FIELDS)
-"""The fields of a Record and of its integrity code."""
+LOADED_FIELDS = (*SIGNED_FIELDS, "model", *CODE_FIELDS)  # the fields of a Record and of its integrity code
 _TEXTS = tuple(name for name in LOADED_FIELDS if name not in {"part", "terms", "mac", SEALED})
 """Those with a text that becomes part of the Record."""
 
@@ -230,11 +225,7 @@ def compress(content: str) -> bytes:
 
 
 def decompress(body: bytes) -> str:
-    """Reverse `compress`.
-
-    Raises:
-        zstandard.ZstdError: the body is damaged.
-    """
+    """Reverse `compress`. Raises zstandard.ZstdError if the body is damaged."""
     return unpack(zstandard.ZstdDecompressor().decompress(body, max_output_size=MAX_BODY))["content"]
 
 

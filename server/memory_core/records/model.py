@@ -13,8 +13,7 @@ from memory_core.records.keys import Keys, vector_field
 from memory_core.records.names import split_labels
 from memory_core.redis_client import Client
 
-NO_VECTOR = "none:"
-"""Prefix in the field `model`: the chunk waits for its vector of the model that follows."""
+NO_VECTOR = "none:"  # prefix in the field `model`: the chunk waits for its vector of the model that follows
 
 
 class Phase(StrEnum):
@@ -35,7 +34,6 @@ class Model:
 
     @property
     def field(self) -> str:
-        """The hash field of its vectors."""
         return vector_field(self.name)
 
     @property
@@ -62,7 +60,6 @@ class Models:
     switched_at: float = 0.0
 
     def serves(self, name: str, dimension: int) -> bool:
-        """Whether the namespace keeps vectors of a model."""
         kept = [self.current, *([self.other] if self.other else [])]
         return (name, dimension) in {(one.name, one.dimension) for one in kept}
 

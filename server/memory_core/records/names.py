@@ -9,8 +9,7 @@ from memory_core.errors import InvalidArgument, echo
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
-SEPARATOR = "\x1f"
-"""Separates labels in a TAG field. No label contains it, because control characters are refused."""
+SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
 
 _NAME = re.compile(NAME_PATTERN)
 _NOT_IN_NAME = re.compile(r"[^a-z0-9_.-]+")
@@ -18,11 +17,7 @@ _FORBIDDEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def check_name(value: str, what: str = "name") -> str:
-    """Return `value` if it is a Name (an agent or a namespace).
-
-    Raises:
-        InvalidArgument: it does not match `[a-z0-9][a-z0-9_.-]{0,63}`.
-    """
+    """Return `value` if it is a name (of an agent or a namespace). Raises InvalidArgument if it is not."""
     if _NAME.fullmatch(value):
         return value
     raise InvalidArgument(
@@ -44,11 +39,7 @@ def split_labels(text: str | None) -> tuple[str, ...]:
 
 
 def check_label(value: str, what: str = "label") -> str:
-    """Return `value` as a Label (tag, context, source): NFC, trimmed, 1 to 256 bytes.
-
-    Raises:
-        InvalidArgument: it is empty, too long, not encodable, or holds a control character.
-    """
+    """Return a label (tag, context, source) as NFC, trimmed. Raises InvalidArgument unless it has 1 to 256 bytes."""
     if any(unicodedata.category(char) in _FORBIDDEN_CATEGORIES for char in value):
         raise InvalidArgument(
             f"{what} {echo(value)} holds a control character, a lone surrogate or an unassigned character",

@@ -9,16 +9,11 @@ import time
 
 from memory_core.redis_client import Client
 
-_ahead: float | None = None
-"""Redis's clock minus the monotonic clock of this process."""
+_ahead: float | None = None  # Redis's clock minus the monotonic clock of this process
 
 
 async def ask(client: Client) -> float:
-    """Ask Redis for its time in epoch seconds, and remember the offset.
-
-    Raises:
-        redis.exceptions.RedisError: as `memory_core.store.connection.store_errors` expects.
-    """
+    """Ask Redis for its time in epoch seconds, and remember the offset."""
     sent = time.monotonic()
     seconds, microseconds = await client.time()
     answered = seconds + microseconds / 1_000_000

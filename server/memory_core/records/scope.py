@@ -13,32 +13,27 @@ from memory_core.records.keys import digest
 from memory_core.records.memory import MemoryType, Record, Visibility
 
 PUBLIC = "pub"
-NOBODY = "-"
-"""An owner id or token that no record carries: a filter on it matches nothing."""
+NOBODY = "-"  # an owner id or token that no record carries: a filter on it matches nothing
 
 
 def owner_token(owner: str) -> str:
-    """The token of all memories of an owner."""
+    """The token of all memories of an owner. The tokens below are of those of one context, tag or type."""
     return f"o:{owner}"
 
 
 def context_token(owner: str, context: str) -> str:
-    """The token of an owner's memories of one context."""
     return f"c:{owner}:{digest(context)}"
 
 
 def tag_token(owner: str, tag: str) -> str:
-    """The token of an owner's memories with one tag."""
     return f"t:{owner}:{digest(tag)}"
 
 
 def type_token(owner: str, memory_type: MemoryType) -> str:
-    """The token of an owner's memories of one type."""
     return f"y:{owner}:{memory_type}"
 
 
 def id_token(memory_id: str) -> str:
-    """The token of one memory."""
     return f"i:{memory_id}"
 
 
@@ -84,7 +79,6 @@ class Grant:
 
     @cached_property
     def tokens(self) -> frozenset[str]:
-        """All its tokens."""
         return frozenset(token for part in self.parts for token in part.tokens)
 
 
@@ -113,7 +107,6 @@ class Principal:
 
     @cached_property
     def tokens(self) -> tuple[str, ...]:
-        """All tokens of the principal."""
         return (PUBLIC, *map(owner_token, self.owners), *self.granted)
 
     @cached_property
@@ -135,7 +128,6 @@ class Principal:
         return {name: since for name, since in self.quarantined if name != self.agent}
 
     def owns(self, owner: str) -> bool:
-        """Whether an owner id is the principal's."""
         return owner in self.owners
 
     def grantors_of(self, record: Record) -> list[str]:

@@ -74,7 +74,6 @@ class Task:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is in a final state."""
         return self.state in ENDED
 
     def is_party(self, agent: str) -> bool:

@@ -29,6 +29,5 @@ class TaskKind:
 
     @classmethod
     def parse(cls, spec: bytes) -> TaskKind:
-        """Read `spec`."""
         found = unpack(spec)
         return cls(tuple(found["capabilities"]), int(found["window"]), found["only"])

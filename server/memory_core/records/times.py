@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from memory_core.errors import InvalidArgument, echo
@@ -33,18 +34,12 @@ def parse_time(value: str | float, what: str = "time") -> float:
 
 def _parse_text(text: str, what: str) -> float:
     """Read ISO 8601 before numbers: `2026` and `20260504` are dates, ten digits are epoch seconds."""
-    try:
+    with suppress(ValueError):
         moment = datetime.fromisoformat(f"{text}-01-01" if _YEAR.fullmatch(text) else text)
-    except ValueError:
-        return _parse_number(text, what)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-
-
-def _parse_number(text: str, what: str) -> float:
-    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    with suppress(ValueError):
         return float(text)
-    except ValueError:
-        return _parse_phrase(text, what)
+    return _parse_phrase(text, what)
 
 
 def _parse_phrase(text: str, what: str) -> float:

@@ -10,7 +10,6 @@ import hmac
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Any
 
 from memory_core.records import redis_time
 from memory_core.records.access import Access, Scope, known_scopes
@@ -36,11 +35,9 @@ class Token:
     revoked: bool
 
     def access(self) -> Access:
-        """The access that it grants."""
         return Access(self.agent, self.namespace, self.scopes, self.expires_at, self.id)
 
     def fields(self, secret: str) -> dict[str, str]:
-        """The fields of its Redis hash."""
         return {
             "hash": hash_of(secret),
             "agent": self.agent,
@@ -77,7 +74,19 @@ def hash_of(secret: str) -> str:
 async def load(client: Client, token_id: str) -> tuple[Token, str] | None:
     """Load a token and the hash of its secret."""
     raw: dict[bytes, bytes] = await client.hgetall(token_key(token_id))
-    return _parse_fields(token_id, {name.decode(): value.decode() for name, value in raw.items()}) if raw else None
+    if not raw:
+        return None
+    fields = {name.decode(): value.decode() for name, value in raw.items()}
+    token = Token(
+        id=token_id,
+        agent=fields["agent"],
+        namespace=fields["namespace"],
+        scopes=known_scopes(fields["scopes"].split()),
+        created_at=float(fields["created_at"]),
+        expires_at=float(fields["expires_at"]),
+        revoked=fields["revoked"] != "0",
+    )
+    return token, fields["hash"]
 
 
 async def verify(client: Client, text: str) -> Access | None:
@@ -90,16 +99,3 @@ async def verify(client: Client, text: str) -> Access | None:
     if found is None or not right or found[0].revoked or found[0].expires_at <= redis_time.now():
         return None
     return found[0].access()
-
-
-def _parse_fields(token_id: str, fields: dict[str, Any]) -> tuple[Token, str]:
-    token = Token(
-        id=token_id,
-        agent=fields["agent"],
-        namespace=fields["namespace"],
-        scopes=known_scopes(fields["scopes"].split()),
-        created_at=float(fields["created_at"]),
-        expires_at=float(fields["expires_at"]),
-        revoked=fields["revoked"] != "0",
-    )
-    return token, fields["hash"]

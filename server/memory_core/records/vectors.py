@@ -12,11 +12,7 @@ _EPSILON = 1e-6
 
 
 def normalise(vectors: Matrix, dimension: int) -> Matrix:
-    """Return rows of unit length, shape (n, dimension), float32.
-
-    Raises:
-        InvalidArgument: a wrong shape, NaN or infinity, or a zero vector.
-    """
+    """Return rows of unit length, shape (n, dimension), float32. Raises InvalidArgument for NaN or a zero vector."""
     matrix = np.ascontiguousarray(vectors, dtype=np.float32)
     if matrix.ndim != 2 or matrix.shape[1] != dimension:
         raise InvalidArgument(f"vectors of shape {matrix.shape} do not have {dimension} dimensions")

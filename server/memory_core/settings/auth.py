@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import NoDecode
 
-from memory_core.settings.group import SettingsGroup
+from memory_core.settings.groups import SettingsGroup
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -28,9 +28,7 @@ class AuthSettings(SettingsGroup):
         default="off", description="off, tokens of `redis-memory agents token`, or tokens of an OAuth server"
     )
     issuer: str | None = Field(default=None, description="URL of the OAuth server, as in the tokens' `iss`")
-    audience: str | None = Field(
-        default=None, description="name of this server in the tokens' `aud`; a URL is announced to clients"
-    )
+    audience: str | None = Field(default=None, description="this server in the tokens' `aud`; clients see a URL")
     jwks: str | None = Field(default=None, description="URL or file of the OAuth server's public keys, as JWKS")
     agent_claim: str = Field(default="sub", min_length=1, description="claim that names the agent")
     namespace_claim: str = Field(

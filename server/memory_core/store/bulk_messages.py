@@ -1,7 +1,4 @@
-"""Requests to the bulk engine and their results.
-
-Their JSON Schemas are `schemas/bulk.json` and `schemas/reply.json`.
-"""
+"""Requests to the bulk engine and their results, as in `schemas/bulk.json` and `schemas/reply.json`."""
 
 from __future__ import annotations
 
@@ -21,9 +18,7 @@ Clause = tuple[str, Sequence[str]]
 """A field and values: a record must have one of them. `id` and `scope` are fields too."""
 IndexType = Literal["Flat", "IVFFlat", "HNSW", "CAGRA"]
 MOST_QUERIES = 1024
-MOST_RESULTS = 1 << 18
-"""Most neighbours of all queries of one request together."""
-MOST_BYTES = 8 << 20
+MOST_RESULTS = 1 << 18  # most neighbours of all queries of one request together
 
 
 class _Part(BaseModel):
@@ -140,11 +135,7 @@ class BulkAsk:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> BulkAsk:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing or wrong, the version is unknown, or the body was altered.
-        """
+        """Parse an entry. Raises BadMessage if it is malformed or was altered."""
         try:
             check_version(fields)
             ask_id, reply_to, namespace, seal = (fields[name].decode() for name in (b"id", b"reply", b"ns", b"seal"))
@@ -176,11 +167,7 @@ def pack_body(body: BaseModel) -> bytes:
 
 
 def read_body(body: bytes, kind: type[Any]) -> Any:
-    """Unpack the output of `pack_body` as `kind`.
-
-    Raises:
-        BadMessage: the body does not fit.
-    """
+    """Unpack the output of `pack_body` as `kind`. Raises BadMessage if it does not fit."""
     try:
         return kind.model_validate(unpack(body))
     except (ValidationError, *DecodeError) as error:

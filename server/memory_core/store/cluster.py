@@ -30,11 +30,7 @@ _NOWHERE: Address = ("", 0)
 
 
 def key_of(args: Sequence[Any]) -> Any | None:
-    """Return the key that decides where a command goes; None if any shard may answer it.
-
-    Raises:
-        ValueError: a SCAN whose pattern names no namespace.
-    """
+    """Return the key that decides where a command goes; None for any. Raises ValueError for a SCAN of all keys."""
     words = str(args[0]).upper().split()
     name, rest = words[0], [*words[1:], *args[1:]]
     if name in _KEYLESS:
@@ -76,7 +72,6 @@ class Cluster(Redis):
         super().__init__(connection_pool=self._node(url.seeds[0]).connection_pool)
 
     async def shards(self) -> list[Redis]:
-        """Return a client of each master."""
         await self._learn()
         return [self._node(address) for address in dict.fromkeys(self._masters)]
 
@@ -87,10 +82,7 @@ class Cluster(Redis):
             watch(node)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run a command on the shard of its key. `INFO` adds up the answers of all shards.
-
-        A command whose answer was lost is never sent again.
-        """
+        """Run a command on the shard of its key, never twice. `INFO` adds up the answers of all shards."""
         if args[0] == "INFO":
             return _merge_infos(await self._answers_of_all((args, options)))
         key = key_of(args)
@@ -132,11 +124,9 @@ class Cluster(Redis):
         return answers
 
     async def shard_of(self, key: str) -> Redis:
-        """Return a client of the master of a key."""
         return self._node(await self._address_of(key))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Close the connections to all nodes."""
         for node in self._nodes.values():
             await node.aclose()
 
@@ -153,7 +143,6 @@ class Cluster(Redis):
         return [answer for answer in last if answer is not None]
 
     async def _answer_of_any(self, command: Command) -> Any:
-        """Ask the shards in turn until one answers."""
         *others, last = await self.shards()
         for shard in others:
             try:
@@ -202,11 +191,6 @@ class Cluster(Redis):
         return address
 
     async def _ask(self, error: redis_errors.AskError, asked: Address, command: Command) -> Any:
-        """Run a command on the node that its slot is moving to.
-
-        Raises:
-            redis.exceptions.AskError: the command needs the whole slot.
-        """
         args, options = command
         if str(args[0]).upper().startswith(_WHOLE_SLOT):
             raise error
@@ -227,12 +211,7 @@ class Cluster(Redis):
         return self._nodes[address]
 
     async def _learn(self, first: Address | None = None) -> None:
-        """Ask a node which master has which slots, if that may have changed. Asks a suspect node last.
-
-        Raises:
-            redis.exceptions.ConnectionError: no node answers.
-            UnsafeStart: this Redis is no cluster.
-        """
+        """Ask a node which master has which slots, if that may have changed. Asks a suspect node last."""
         if not self._is_stale:
             return
         async with self._learning:
@@ -286,14 +265,11 @@ class Cluster(Redis):
 
 
 class _ClusterPipeline(Pipeline):
-    """Collects commands and gives them to the cluster."""
-
     def __init__(self, cluster: Cluster, transaction: bool) -> None:
         super().__init__(cluster.connection_pool, {}, transaction, None)
         self._cluster = cluster
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Run the collected commands and return their answers in order."""
         commands: Any = list(self.command_stack)
         await self.reset()
         if not commands:
@@ -319,10 +295,7 @@ _SUMMED = ("used_memory", "maxmemory", "connected_clients", "acl_access_denied_"
 
 
 def _merge_infos(infos: list[dict[str, Any]]) -> dict[str, Any]:
-    """Merge the INFO of all shards: the oldest version, sums of memory and counters, else the first shard's value.
-
-    The run id joins those of all shards in slot order.
-    """
+    """Merge the INFO of all shards: oldest version, sums of counters, joined run ids, else the first shard's value."""
     first, *others = infos
     whole = dict(first)
     for other in others:

@@ -36,27 +36,19 @@ from memory_core.store.urls import Address, RedisUrl, read_url
 OLDEST_REDIS = (8, 2)
 COMMAND_SECONDS = 5.0
 CONNECT_SECONDS = 5.0
-MOST_CONNECTIONS = 64
-"""Per client. Further commands wait for a connection within their deadline."""
-MEMORY = "memory"
-"""Durability level of a Redis without an append-only file."""
+MOST_CONNECTIONS = 64  # Per client. Further commands wait for a connection within their deadline.
+MEMORY = "memory"  # durability level of a Redis without an append-only file
 _RETRY_AFTER = 1.0
 _REFUSALS = ("MISCONF", "NOREPLICAS", "CLUSTERDOWN", "MASTERDOWN", "OOM", "NOPERM", "BUSY ")
 _URLS = (
     "redis://[user:password@]host:port/0, rediss://…, unix://…, redis+cluster://host:port,… "
     "or redis+sentinel://host:port,…/service"
 )
-_MOVING = (redis_errors.AskError, redis_errors.TryAgainError)
-_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)
-"""Refusals that redis-py reports by class, without their code."""
+_REFUSING = (redis_errors.NoPermissionError, redis_errors.ClusterDownError)  # redis-py leaves out their codes
 
 
 def redis_url(settings: Settings) -> str | None:
-    """Return the configured URL; None if the settings name no Redis.
-
-    Raises:
-        UnsafeStart: the password file cannot be read.
-    """
+    """Return the configured URL; None without one. Raises UnsafeStart if the password file cannot be read."""
     url = settings.redis_url or settings.redis.url
     if url is not None:
         return url.get_secret_value()
@@ -107,25 +99,16 @@ def _make_pool(url: RedisUrl, timeout: float | None, address: Address | None = N
 
 
 async def shards(client: Client) -> list[Client]:
-    """Return a client of each shard of a cluster, or else the client itself.
-
-    Raises:
-        redis.exceptions.RedisError: as `store_errors` expects.
-    """
+    """Return a client of each shard of a cluster, or else the client itself."""
     return await client.shards() if is_cluster(client) else [client]
 
 
 async def shard_of(client: Client, keys: Sequence[str]) -> Client:
-    """Return a client of the master that has some keys of one slot; without keys, of any master.
-
-    Raises:
-        redis.exceptions.RedisError: as `store_errors` expects.
-    """
+    """Return a client of the master that has some keys of one slot; without keys, of any master."""
     return await client.shard_of(keys[0] if keys else "") if is_cluster(client) else client
 
 
 def is_cluster(client: Client) -> bool:
-    """Whether a client is connected to a cluster."""
     return hasattr(client, "shards")
 
 
@@ -141,14 +124,12 @@ async def store_errors(*, writing: bool = False, deadline: float = COMMAND_SECON
         async with asyncio.timeout(deadline):
             yield
     except redis_errors.BusyLoadingError as error:
-        raise StoreUnavailable(
-            "Redis is loading its data", hint="try again shortly", retry_after=_RETRY_AFTER
-        ) from error
+        raise StoreUnavailable("Redis is loading its data", hint="try again", retry_after=_RETRY_AFTER) from error
     except (redis_errors.TimeoutError, redis_errors.ConnectionError, OSError) as error:
         raise _broken(error, writing) from error
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise StoreRefused(f"Redis refuses writes: {error}", hint="free memory or disk, then retry") from error
-    except _MOVING as error:
+    except (redis_errors.AskError, redis_errors.TryAgainError) as error:
         raise StoreUnavailable(
             "this namespace is moving to another node of the cluster", hint="try again", retry_after=_RETRY_AFTER
         ) from error
@@ -168,11 +149,7 @@ def _broken(error: BaseException, writing: bool) -> StoreUnavailable | OutcomeUn
             hint="read the memory back, or repeat the call with the same idempotency_key",
             retry_after=_RETRY_AFTER,
         )
-    return StoreUnavailable(
-        "Redis does not answer",
-        hint="try again shortly; `redis-memory doctor` shows more",
-        retry_after=_RETRY_AFTER,
-    )
+    return StoreUnavailable("Redis does not answer", hint="see `redis-memory doctor`", retry_after=_RETRY_AFTER)
 
 
 async def check_server(client: Client) -> dict[str, Any]:
@@ -196,29 +173,22 @@ async def check_server(client: Client) -> dict[str, Any]:
 def unsafe(info: dict[str, Any], modules: Any, database: int) -> dict[str, UnsafeStart]:
     """Return what puts data or answers at risk: version, modules, policy, cluster, database."""
     found: dict[str, UnsafeStart] = {}
+
+    def refuse(what: str, is_unsafe: bool, message: str, hint: str) -> None:
+        if is_unsafe:
+            found[what] = UnsafeStart(message, hint=hint)
+
     version, policy = str(info["redis_version"]), info.get("maxmemory_policy", "noeviction")
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
-        found["version"] = UnsafeStart(
-            f"Redis {version} is too old; 8.2 or newer is needed", hint="upgrade it, or unset REDIS_URL"
-        )
-    if not any(b"search" in _flatten(module) for module in modules):
-        found["modules"] = UnsafeStart(
-            "this Redis has no Query Engine (module `search`)",
-            hint="use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one",
-        )
-    if policy != "noeviction":
-        found["policy"] = UnsafeStart(
-            f"maxmemory-policy is {policy}, which drops memories silently",
-            hint="CONFIG SET maxmemory-policy noeviction",
-        )
-    if int(info.get("cluster_enabled", 0)):
-        found["cluster"] = UnsafeStart(
-            "this Redis is a node of a cluster", hint="use a URL redis+cluster://host:port,host:port"
-        )
-    if database != 0:
-        found["database"] = UnsafeStart(
-            "the Query Engine indexes database 0 only", hint="leave the database out of the URL"
-        )
+    is_old = tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS
+    refuse("version", is_old, f"Redis {version} is too old; 8.2 or newer is needed", "upgrade it")
+    has_search = any(b"search" in _flatten(module) for module in modules)
+    hint = "use Redis 8 with the Query Engine, or unset REDIS_URL for the embedded one"
+    refuse("modules", not has_search, "this Redis has no Query Engine (module `search`)", hint)
+    message = f"maxmemory-policy is {policy}, which drops memories silently"
+    refuse("policy", policy != "noeviction", message, "CONFIG SET maxmemory-policy noeviction")
+    is_node = bool(int(info.get("cluster_enabled", 0)))
+    refuse("cluster", is_node, "this Redis is a node of a cluster", "use redis+cluster://host:port,host:port")
+    refuse("database", database != 0, "the Query Engine indexes database 0 only", "remove it from the URL")
     return found
 
 
@@ -227,10 +197,9 @@ async def is_usable(url: str) -> bool:
     client = connect(url)
     try:
         await check_server(client)
+        return True
     except MemoryServiceError:
         return False
-    else:
-        return True
     finally:
         await client.aclose()
 

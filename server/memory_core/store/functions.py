@@ -26,10 +26,7 @@ _KEYS = (
 
 
 def library_code() -> str:
-    """Join redis/functions/*.lua, in the order of their names, into one library.
-
-    Each file becomes a block, so that its locals stay its own. All share the table `rm`.
-    """
+    """Join redis/functions/*.lua by name into one library. Each file is a block; all share the table `rm`."""
     blocks = [f"do\n{path.read_text()}end\n" for path in sorted(resource("redis/functions").glob("*.lua"))]
     return "\n".join([f"#!lua name={LIBRARY}\nlocal rm = {{KEYS = {{{_key_names()}}}}}\n", *blocks])
 
@@ -43,10 +40,7 @@ def _key_names() -> str:
 
 
 async def load_library(client: Client) -> bool:
-    """Load the library on each shard that lacks this version; return whether it was loaded.
-
-    A shard that is down is skipped. It gets the library with its first call.
-    """
+    """Load the library on each shard that lacks it; return whether one did. A shard that is down gets it later."""
     loading = (_load(shard) for shard in await shards(client))
     found = await asyncio.gather(*loading, return_exceptions=True)
     errors = [error for error in found if isinstance(error, BaseException)]
@@ -68,9 +62,6 @@ async def call(client: Client, function: str, keys: list[str], **request: Any) -
     """Call a function with a msgpack map and return its unpacked answer.
 
     A missing function (Redis was flushed or replaced) did not run, so it is safe to load it and call again.
-
-    Raises:
-        redis.exceptions.RedisError: as `memory_core.store.connection.store_errors` expects.
     """
     arguments = (len(keys), *keys, pack(request))
     try:

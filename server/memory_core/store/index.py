@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from redisvl.schema import IndexSchema
 
 _ATTEMPTS = 3
+_MISSING = ("no such index", "unknown index name")
 _MEMORY, _TASK = "schemas/memory.yaml", "schemas/task.yaml"
 
 
@@ -47,7 +49,8 @@ async def ensure_index(
 ) -> None:
     """Make the missing indexes and job group of a model."""
     index = names.index(model.version)
-    await _create_group(client, names.jobs(model.name))
+    with _ignoring("busygroup"):
+        await client.xgroup_create(names.jobs(model.name), keys.GROUP, id="0", mkstream=True)
     known = await _known_fields(client, index)
     prefixes, alias = [names.memory_prefix, names.chunk_prefix], names.index_alias if behind_alias else None
     fields = memory_fields(settings.with_model(model))
@@ -61,19 +64,12 @@ async def ensure_index(
 
 async def drop_index(client: Client, index: str) -> None:
     """Remove an index, but not its records."""
-    try:
+    with _ignoring(*_MISSING):
         await client.ft(index).dropindex()
-    except redis_errors.ResponseError as error:
-        if not is_missing_index(error):
-            raise
 
 
 async def check_model(client: Client, names: keys.Keys, model: str, dimension: int) -> None:
-    """Check that a namespace keeps vectors of a model.
-
-    Raises:
-        ModelMismatch: it does not.
-    """
+    """Raise ModelMismatch unless a namespace keeps vectors of a model."""
     models = await read_models(client, names)
     if models is not None and not models.serves(model, dimension):
         raise ModelMismatch(
@@ -109,8 +105,7 @@ async def failures(client: Client, names: keys.Keys) -> int:
 
 def is_missing_index(error: redis_errors.ResponseError) -> bool:
     """Whether a search failed because its index does not exist."""
-    text = str(error).lower()
-    return "no such index" in text or "unknown index name" in text
+    return any(text in str(error).lower() for text in _MISSING)
 
 
 async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings) -> tuple[Models, bool]:
@@ -123,68 +118,48 @@ async def _claim(client: Client, names: keys.Keys, settings: VectorStoreSettings
 
 
 async def _known_fields(client: Client, alias: str) -> set[str] | None:
-    """Return the names of an index's fields; None if there is no index."""
     info = await _info(client, alias)
     return None if info is None else {attribute[b"attribute"].decode() for attribute in info[b"attributes"]}
 
 
 async def _info(client: Client, index: str) -> dict[bytes, Any] | None:
-    try:
+    with _ignoring(*_MISSING):
         return await client.execute_command("FT.INFO", index)
-    except redis_errors.ResponseError as error:
-        if is_missing_index(error):
-            return None
-        raise
+    return None
 
 
 async def _add_fields(client: Client, index: str, fields: list[Any]) -> None:
     for field in fields:
-        try:
+        with _ignoring("duplicate field"):
             await client.ft(index).alter_schema_add(field)
-        except redis_errors.ResponseError as error:
-            if "duplicate field" not in str(error).lower():
-                raise
-
-
-async def _create_group(client: Client, stream: str) -> None:
-    try:
-        await client.xgroup_create(stream, keys.GROUP, id="0", mkstream=True)
-    except redis_errors.ResponseError as error:
-        if "BUSYGROUP" not in str(error):
-            raise
 
 
 async def create_index(
     client: Client, index: str, prefixes: list[str], fields: list[Any], *, scan: bool, alias: str | None = None
 ) -> None:
-    """Make an index and its alias if they are missing. `scan` indexes existing records, and walks all of Redis.
-
-    Raises:
-        StoreUnavailable: another process keeps dropping the index.
-    """
+    """Make a missing index and its alias. `scan` also indexes existing records, and walks all of Redis."""
     definition = IndexDefinition(prefix=prefixes, index_type=IndexType.HASH)
     search = client.ft(index)
     for _ in range(_ATTEMPTS):
-        await _unless_there(
-            search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
-        )
-        try:
-            if alias:
-                await _unless_there(search.aliasadd(alias))
-        except redis_errors.ResponseError as error:
-            if not is_missing_index(error):
-                raise
-        else:
+        with _ignoring("already exists"):
+            await search.create_index(fields, definition=definition, stopwords=[], skip_initial_scan=not scan)
+        if not alias:
+            return
+        with _ignoring(*_MISSING):
+            with _ignoring("already exists"):
+                await search.aliasadd(alias)
             return
         scan = True
     raise StoreUnavailable(f"another process keeps dropping the index {index}", retry_after=1.0)
 
 
-async def _unless_there(making: Awaitable[Any]) -> None:
+@contextmanager
+def _ignoring(*texts: str) -> Generator[None]:
+    """Ignore a refusal of Redis whose message contains one of the texts, in lower case."""
     try:
-        await making
+        yield
     except redis_errors.ResponseError as error:
-        if "already exists" not in str(error):
+        if not any(text in str(error).lower() for text in texts):
             raise
 
 
@@ -209,7 +184,5 @@ def _read_schema(path: str, model: Model, graph: dict[str, Any] | None = None) -
 def search_error(error: redis_errors.ResponseError) -> Exception:
     """Return StoreUnavailable for a search that timed out, else the error itself."""
     if "timeout" in str(error).lower():
-        return StoreUnavailable(
-            "the search took too long and was stopped", hint="narrow it by filters, or retry", retry_after=1.0
-        )
+        return StoreUnavailable("the search timed out", hint="narrow it by filters, or retry", retry_after=1.0)
     return error

@@ -15,11 +15,7 @@ from redis.exceptions import DataError
 
 class _Packing:
     def pack_command(self, *args: Any) -> list[bytes]:
-        """Pack one command. Words after a space in its name are separate arguments.
-
-        Raises:
-            redis.exceptions.DataError: an argument is neither text nor bytes nor a number.
-        """
+        """Pack one command. Words after a space in its name are separate arguments."""
         name, *rest = args
         words = name.split() if isinstance(name, str) else [name]
         try:
@@ -29,7 +25,6 @@ class _Packing:
             raise DataError(f"an argument of {name} is neither text nor bytes nor a number") from error
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[bytes]:
-        """Pack several commands."""
         return [b"".join(packed for command in commands for packed in self.pack_command(*command))]
 
 
@@ -49,6 +44,5 @@ _BY_KIND: dict[Any, Any] = {Connection: _Tcp, SSLConnection: _Tls, UnixDomainSoc
 
 
 def pack_by_hiredis(pool: BlockingConnectionPool) -> BlockingConnectionPool:
-    """Make a pool pack its commands with hiredis."""
     pool.connection_class = _BY_KIND[pool.connection_class]
     return pool

@@ -17,11 +17,7 @@ def seal_job(transports: Transports, binding: Binding, text: str, lock: Lock) ->
 
 
 def open_job(transports: Transports, namespace: str, job: Job) -> tuple[str, Lock]:
-    """Return the text of a sealed embed job, and the lock for its vector.
-
-    Raises:
-        Tampered: it was altered, or belongs to another job.
-    """
+    """Return a sealed job's text and the lock for its vector. Raises Tampered if it was altered or moved."""
     binding = Binding(namespace, "", job.memory_id, job.chunk, job.rev, job.content_hash)
     try:
         opened = unpack(transports.open(job.seal, job.body, *_bound_to(binding)))

@@ -16,8 +16,7 @@ from memory_core.records.codec import DecodeError, pack, unpack
 
 MESSAGE_VERSION = 1
 Fields = dict[bytes, bytes]
-CLEAR = Transports()
-"""The keys of a process without transport keys."""
+CLEAR = Transports()  # the keys of a process without transport keys
 
 
 class BadMessage(ValueError):
@@ -40,11 +39,7 @@ class Job:
 
     @classmethod
     def parse(cls, entry: bytes, fields: Fields) -> Job:
-        """Parse an entry that the store Function wrote.
-
-        Raises:
-            BadMessage: a field is missing, or the version is unknown.
-        """
+        """Parse an entry that the store Function wrote. Raises BadMessage if it is malformed."""
         try:
             check_version(fields)
             return cls(
@@ -93,11 +88,7 @@ class Ask:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Ask:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing, the version is unknown, or the body was altered.
-        """
+        """Parse an entry. Raises BadMessage: a field is missing, the version is unknown, or the body was altered."""
         try:
             check_version(fields)
             ask_id, reply_to, seal = (fields[name].decode() for name in (b"id", b"reply", b"seal"))
@@ -139,11 +130,7 @@ class Reply:
 
     @classmethod
     def parse(cls, fields: Fields, transports: Transports = CLEAR) -> Reply:
-        """Parse an entry.
-
-        Raises:
-            BadMessage: a field is missing, the version is unknown, or the body was altered or cannot be opened.
-        """
+        """Parse an entry. Raises BadMessage if it is malformed, was altered or cannot be opened."""
         try:
             check_version(fields)
             ask_id, seal, dimension = fields[b"id"].decode(), fields[b"seal"].decode(), int(fields[b"dimension"])
@@ -167,7 +154,6 @@ def entries(answer: Any) -> Iterator[tuple[bytes, bytes, Fields]]:
 
 
 def _trace(fields: Fields) -> str:
-    """Return the W3C `traceparent` of a message; empty if it has none."""
     return fields.get(b"trace", b"").decode("ascii", "replace")
 
 

@@ -22,7 +22,7 @@ from memory_core.errors import MemoryServiceError, Overloaded, Unauthenticated
 from memory_core.observe import tracing
 from memory_core.observe.logs import request_id
 from memory_core.records.access import Access, Scope
-from memory_core.records.audit_entry import said
+from memory_core.records.audit_entry import new_entry
 from memory_core.settings.settings import Settings
 from memory_server.access import identity
 from memory_server.access.oauth import OAuthVerifier
@@ -182,7 +182,7 @@ class Gate:
     def note_bad_token(self) -> None:
         """Write the audit entry of a request with an invalid token. Its caller is unknown."""
         self._counters.bad_tokens += 1
-        entry = said(identity.ANONYMOUS, "authenticate", (), "http")
+        entry = new_entry(identity.ANONYMOUS, "authenticate", (), "http")
         self._recorder.add(self._settings.namespace, {**entry, "outcome": Unauthenticated.code})
 
     async def stdio_access(self) -> Access:

@@ -7,7 +7,7 @@ from typing import Any
 from memory_core.errors import InvalidArgument, NotFound, echo
 from memory_core.records import token as tokens
 from memory_core.records.access import Scope
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys, token_key
 from memory_core.records.names import check_name
@@ -62,6 +62,6 @@ async def _note(backend: Backend, token: Token, op: str, **request: Any) -> None
         "rm1_token_note",
         [keys.audit, keys.counters, keys.tokens],
         id=token.id,
-        audit=by_itself("console", op, [token.id, token.agent]),
+        audit=system_entry("console", op, [token.id, token.agent]),
         **request,
     )

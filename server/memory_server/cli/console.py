@@ -47,16 +47,13 @@ COMMON_OPTIONS = {
 }
 
 
-def group(help_text: str) -> typer.Typer:
+def group(name: str, help_text: str) -> typer.Typer:
     """Make a group of commands, such as `redis-memory tasks`."""
-    return typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=help_text)
+    return typer.Typer(name=name, no_args_is_help=True, pretty_exceptions_enable=False, help=help_text)
 
 
 def common_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the named common options, all of them if none is named.
-
-    The command receives them as its first argument, a `Console`.
-    """
+    """Give a command the named common options, by default all. It receives a `Console` instead of them."""
     common = [
         Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
         for name, (kind, default, option) in COMMON_OPTIONS.items()
@@ -102,7 +99,6 @@ class Console:
 
     @property
     def namespace(self) -> str:
-        """The namespace in which the command acts."""
         return self.settings.namespace
 
     def as_operator(self, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
@@ -110,34 +106,66 @@ class Console:
         return self._audited(_caller(self.namespace, lazy.quarantine.CONSOLE, admin=True), op, run, ids)
 
     def as_agent(self, agent: str, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], *ids: str) -> A:
-        """Run a use case with an agent's permission.
-
-        Raises:
-            InvalidArgument: `agent` is not a valid name.
-        """
+        """Run a use case with an agent's permission. Raises InvalidArgument unless `agent` is a valid name."""
         return self._audited(acting_as(self.namespace, agent), op, run, ids)
 
     def _audited(
         self, caller: Caller, op: str, run: Callable[[Service, RequestContext], Awaitable[A]], ids: Sequence[str]
     ) -> A:
-        return self.with_server(lambda service: _audited(service, caller, op, ids, run))
+        """Run a use case and write its audit entry, however it ends, like a call of a tool."""
+        call = lazy.audit_calls.AuditedCall(op, lazy.audit_calls.named_ids({"memory_ids": list(ids)}))
+
+        async def act(service: Service) -> A:
+            try:
+                answer = await run(service, lazy.request.RequestContext(caller, call))
+                call.succeeded(answer.shown(), answer.shown_besides())
+                return answer
+            except MemoryServiceError as error:
+                call.outcome = error.code
+                raise
+            finally:
+                entry = call.entry(caller.agent, caller.origin)
+                if entry is not None:
+                    service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))
+
+        return self.with_server(act)
 
     def with_backend(self, action: Callable[[Backend], Awaitable[T]]) -> T:
         """Run an action that needs Redis only."""
-        return asyncio.run(_with_backend(self.settings, action))
+
+        async def run() -> T:
+            await _check_redis(self.settings)
+            backend = lazy.backend.Backend(self.settings)
+            return await _connected(backend, lambda: action(backend))
+
+        return asyncio.run(run())
 
     def with_service(self, action: Callable[[Service], Awaitable[T]]) -> T:
-        """Run an action that needs use cases, without a server's background work."""
-        return with_service(self.settings, action)
+        """Run an action that needs use cases, and wait for the deferred work that it leaves."""
+
+        async def act(service: Service) -> T:
+            result = await action(service)
+            await service.drained()
+            return result
+
+        return self._run(act)
 
     def with_server(self, action: Callable[[Service], Awaitable[T]]) -> T:
         """Run an action that needs a server's background work: embeddings on request, and the audit written at exit."""
 
-        async def serve(service: Service) -> T:
+        async def act(service: Service) -> T:
             async with service.auditor.running(), service.embeddings.running():
                 return await action(service)
 
-        return asyncio.run(_with_service(self.settings, serve))
+        return self._run(act)
+
+    def _run(self, action: Callable[[Service], Awaitable[T]]) -> T:
+        async def run() -> T:
+            await _check_redis(self.settings)
+            service = lazy.service.Service(self.settings)
+            return await _connected(service.backend, lambda: action(service))
+
+        return asyncio.run(run())
 
     def progress(self) -> AbstractContextManager[Callable[[str, int, int], None]]:
         """Show progress on stderr, unless the answer is JSON; see `printing.progress`."""
@@ -158,68 +186,18 @@ class Console:
 
 
 def exit_code(error: MemoryServiceError) -> int:
-    """Return the exit code of a refusal."""
     is_transient = isinstance(error, StoreUnavailable | OutcomeUnknown | EmbeddingUnavailable)
     return TRY_AGAIN if is_transient else EXIT_CONFIG
 
 
 def acting_as(namespace: str, agent: str) -> Caller:
-    """Return a caller with an agent's permission and no more.
-
-    Raises:
-        InvalidArgument: `agent` is not a valid name.
-    """
+    """Return a caller with an agent's permission and no more. Raises InvalidArgument for an invalid name."""
     return _caller(namespace, check_name(agent, "agent"), by=lazy.quarantine.CONSOLE)
 
 
 def _caller(namespace: str, agent: str, **options: Any) -> Caller:
     origin = f"{lazy.quarantine.CONSOLE} {os.getpid()}"
     return lazy.request.Caller(namespace, agent, origin=origin, **options)
-
-
-async def _audited(
-    service: Service,
-    caller: Caller,
-    op: str,
-    ids: Sequence[str],
-    run: Callable[[Service, RequestContext], Awaitable[A]],
-) -> A:
-    """Run a use case and write its audit entry, however it ends, like a call of a tool."""
-    call = lazy.audit_calls.AuditedCall(op, lazy.audit_calls.named_ids({"memory_ids": list(ids)}))
-    try:
-        answer = await run(service, lazy.request.RequestContext(caller, call))
-        call.succeeded(answer.shown(), answer.shown_besides())
-        return answer
-    except MemoryServiceError as error:
-        call.outcome = error.code
-        raise
-    finally:
-        entry = call.entry(caller.agent, caller.origin)
-        if entry is not None:
-            service.auditor.recorder.add(caller.namespace, entry | ({"by": caller.by} if caller.by else {}))
-
-
-def with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    """Run an action on the Redis of the settings, and wait for the deferred work that it leaves."""
-
-    async def act(service: Service) -> T:
-        result = await action(service)
-        await service.drained()
-        return result
-
-    return asyncio.run(_with_service(settings, act))
-
-
-async def _with_backend(settings: Settings, action: Callable[[Backend], Awaitable[T]]) -> T:
-    await _check_redis(settings)
-    backend = lazy.backend.Backend(settings)
-    return await _connected(backend, lambda: action(backend))
-
-
-async def _with_service(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> T:
-    await _check_redis(settings)
-    service = lazy.service.Service(settings)
-    return await _connected(service.backend, lambda: action(service))
 
 
 async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
@@ -235,11 +213,7 @@ async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:
 
 
 async def _check_redis(settings: Settings) -> None:
-    """Fail at once if the configured Redis cannot be used; a server would wait for it to start.
-
-    Raises:
-        StoreUnavailable, UnsafeStart: it cannot be used.
-    """
+    """Fail at once if the configured Redis cannot be used; a server would wait for it to start."""
     url = lazy.connection.redis_url(settings)
     if url is None or settings.uses_config_default_redis:
         return

@@ -1,6 +1,6 @@
 """Modules that a command imports on first use, so that `redis-memory --help` and stdio servers start fast.
 
-Type checkers read the imports; at run time `_MODULES` lists the same modules.
+Type checkers read the imports; at run time `_MODULES` has the same modules by name.
 """
 # ruff: noqa: F401
 # pyright: reportUnusedImport=false
@@ -42,48 +42,29 @@ if TYPE_CHECKING:
     from memory_server.tasks import lifecycle as tasks
     from memory_server.transfer import arrivals, exporter, importer
 
-_MODULES = {
-    "uvloop": "uvloop",
-    "connection": "memory_core.store.connection",
-    "logs": "memory_core.observe.logs",
-    "settings": "memory_core.settings.settings",
+_NAMES = """
+    uvloop memory_core.store.connection memory_core.observe.logs memory_core.settings.settings
+    memory_server.engine.backend memory_server.operations.bench memory_server.cli.printing
+    memory_server.operations.health.machine memory_server.operations.doctor memory_server.local.stop
+    memory_server.transfer.arrivals memory_server.transfer.exporter memory_server.transfer.importer
+    memory_server.local.running memory_server.service memory_server.cli.settings_reference
+    memory_server.operations.status memory_server.mcp.tools_reference memory_server.mcp.stdio
+    memory_server.access.operator_login memory_server.operations.admin_view memory_server.engine.request
+    memory_server.operations.quarantine memory_server.operations.reindex memory_server.search.reports
+    memory_server.operations.key_rotation memory_server.search.search memory_server.contract.arguments
+    memory_server.contract.task_arguments memory_server.sharing.grants memory_server.access.tokens
+"""
+_MODULES = {path.rpartition(".")[2]: path for path in _NAMES.split()} | {
     "audit_calls": "memory_server.engine.audited_calls",
     "audit_entries": "memory_core.crypto.signed_entry",
     "audit_export": "memory_server.security.audit.export",
     "audit_reader": "memory_server.security.audit.reader",
-    "backend": "memory_server.engine.backend",
-    "bench": "memory_server.operations.bench",
-    "printing": "memory_server.cli.printing",
     "client_files": "memory_server.cli.client_config.writer",
-    "machine": "memory_server.operations.health.machine",
-    "doctor": "memory_server.operations.doctor",
-    "stop": "memory_server.local.stop",
-    "arrivals": "memory_server.transfer.arrivals",
-    "exporter": "memory_server.transfer.exporter",
-    "importer": "memory_server.transfer.importer",
-    "running": "memory_server.local.running",
-    "service": "memory_server.service",
-    "settings_reference": "memory_server.cli.settings_reference",
-    "status": "memory_server.operations.status",
-    "tools_reference": "memory_server.mcp.tools_reference",
     "http": "memory_server.http.app",
-    "stdio": "memory_server.mcp.stdio",
     "agents": "memory_server.agents.registry",
-    "operator_login": "memory_server.access.operator_login",
-    "admin_view": "memory_server.operations.admin_view",
-    "request": "memory_server.engine.request",
     "integrity": "memory_server.operations.verify_integrity",
-    "quarantine": "memory_server.operations.quarantine",
     "read": "memory_server.memories.get",
-    "reindex": "memory_server.operations.reindex",
-    "reports": "memory_server.search.reports",
-    "key_rotation": "memory_server.operations.key_rotation",
-    "search": "memory_server.search.search",
-    "arguments": "memory_server.contract.arguments",
-    "task_arguments": "memory_server.contract.task_arguments",
-    "grants": "memory_server.sharing.grants",
     "tasks": "memory_server.tasks.lifecycle",
-    "tokens": "memory_server.access.tokens",
 }
 
 

@@ -17,15 +17,12 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-_WIDTH = 160
-"""Columns if stdout is not a terminal."""
-_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories of characters that can control a terminal."""
+_WIDTH = 160  # columns if stdout is not a terminal
+_CONTROLS = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories of characters that can control a terminal
 _ALLOWED = frozenset("\n\t\u200c\u200d")
 
 
 def emit(value: object) -> None:
-    """Print a value as ASCII JSON."""
     typer.echo(json.dumps(value, indent=2))
 
 

@@ -70,7 +70,6 @@ def _names(option: Any, hints: dict[str, Any]) -> str:
 
 
 def _takes(parameter: Any, hints: dict[str, Any]) -> str:
-    """Return the choices of a parameter, or its name in capitals."""
     return "\\|".join(_choices(hints[parameter.name])) or str(parameter.name).upper()
 
 

@@ -31,25 +31,13 @@ if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, help=__doc__)
-app.command()(status)
-app.command()(connect)
-app.command()(search)
-app.command()(show)
-app.add_typer(agents, name="agents")
-app.add_typer(tasks, name="tasks")
-app.add_typer(grants, name="grants")
-app.add_typer(keys, name="keys")
-app.add_typer(quarantine, name="quarantine")
-app.add_typer(integrity, name="integrity")
-app.command()(purge)
-app.command()(dashboard)
-app.add_typer(audit, name="audit")
-app.command()(duplicates)
-app.command()(clusters)
-app.command()(export)
+for command in (status, connect, search, show, purge, dashboard, duplicates, clusters, export):
+    app.command()(command)
 app.command("import")(import_)
-app.command()(reindex)
-app.command()(bench)
+for command in (reindex, bench):
+    app.command()(command)
+for commands in (agents, tasks, grants, keys, quarantine, integrity, audit):
+    app.add_typer(commands)
 
 
 @app.command()
@@ -109,7 +97,7 @@ def settings(
 
 @app.command(hidden=True)
 def reference(
-    tools: Annotated[bool, typer.Option("--tools", help="Print the reference of all tools, docs/tools.md.")] = False,
+    tools: Annotated[bool, typer.Option("--tools", help="Print docs/tools.md instead.")] = False,
 ) -> None:
     """Print the reference of all commands, docs/cli.md."""
     page = lazy.tools_reference.markdown() if tools else markdown(typer.main.get_command(app))

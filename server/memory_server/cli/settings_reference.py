@@ -117,7 +117,6 @@ def _origin(path: SettingPath, content: Mapping[str, Any]) -> Origin:
 
 
 def _in_group_variable(path: SettingPath, set_variables: Mapping[str, str]) -> bool:
-    """Whether the variable of one of the setting's groups contains it."""
     for depth in range(1, len(path)):
         text = set_variables.get(variable(path[:depth]))
         if text is not None and _holds(json.loads(text), path[depth:]):
@@ -134,22 +133,15 @@ def _holds(content: Any, path: SettingPath) -> bool:
 
 
 def _allowed(info: FieldInfo) -> str:
-    """Return the allowed values, from the declaration."""
     kinds = [kind for kind in get_args(info.annotation) or (info.annotation,) if kind is not type(None)]
     if get_origin(info.annotation) is Literal:
         return ", ".join(map(str, get_args(info.annotation)))
     if get_origin(info.annotation) is tuple:
         return "list of text"
-    names: dict[Any, str] = {
-        bool: "true, false",
-        int: "whole number",
-        float: "number",
-        SecretStr: "secret text",
-        Path: "path",
-    }
-    return (
-        names.get(kinds[0], "text") + _bounds(info) + (", or null" if type(None) in get_args(info.annotation) else "")
-    )
+    names: dict[Any, str] = {bool: "true, false", int: "whole number", float: "number"}
+    names |= {SecretStr: "secret text", Path: "path"}
+    null = ", or null" if type(None) in get_args(info.annotation) else ""
+    return names.get(kinds[0], "text") + _bounds(info) + null
 
 
 def _bounds(info: FieldInfo) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from memory_core.records.audit_entry import MOST_IDS, Said, said
+from memory_core.records.audit_entry import MOST_IDS, AuditEntry, new_entry
 from memory_core.records.ids import is_id
 
 CANCELLED = "cancelled"
@@ -28,12 +28,12 @@ class AuditedCall:
     def succeeded(self, shown: Iterable[str] = (), shown_besides: Iterable[str] = ()) -> None:
         self.outcome, self.shown, self.shown_besides = "ok", list(shown), list(shown_besides)
 
-    def entry(self, who: str, origin: str) -> Said | None:
+    def entry(self, who: str, origin: str) -> AuditEntry | None:
         """Build the entry that is still to be written, if any, when the operation has ended."""
         if self.written and not self.shown_besides:
             return None
         ids = list(dict.fromkeys(self.shown_besides if self.written else [*self.named, *self.shown]))
-        entry = said(who, self.op, ids[:MOST_IDS], origin)
+        entry = new_entry(who, self.op, ids[:MOST_IDS], origin)
         return {**entry, "outcome": self.outcome, "count": len(ids)}
 
 

@@ -19,7 +19,7 @@ from tenacity import (
 
 from memory_core.cancellation import cancel
 from memory_core.crypto.integrity import Integrity
-from memory_core.crypto.keyring import Keyring, load_keyring, written
+from memory_core.crypto.keyring import Keyring, load_keyring
 from memory_core.crypto.sealing import Transports
 from memory_core.crypto.signed_entry import sign
 from memory_core.errors import MemoryServiceError, OutcomeUnknown, StoreRefused, StoreUnavailable, UnsafeStart
@@ -275,7 +275,7 @@ class Backend:
             if self._local is None:
                 gpu, model = self.settings.gpu, self.settings.vector_store.embedding_model
                 device = gpu.preferred_device if gpu.enable_acceleration else "cpu"
-                transport = written(keyring.transports[0]) if keyring.transports else None
+                transport = keyring.transports[0].encoded if keyring.transports else None
                 self._local = await attach(self.settings.data_dir, model=model, device=device, transport_key=transport)
             url = str(self._local.url)
         return url, connect(url)

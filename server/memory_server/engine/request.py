@@ -10,7 +10,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from memory_core.errors import Forbidden, echo
 from memory_core.records.access import Access, Scope
-from memory_core.records.audit_entry import Said, said
+from memory_core.records.audit_entry import AuditEntry, new_entry
 from memory_server.contract.answer import Answer
 from memory_server.engine.admission import Slot
 from memory_server.engine.audited_calls import AuditedCall
@@ -39,9 +39,9 @@ class Caller:
     by: str | None = None
     origin: str = ""
 
-    def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> Said:
+    def audit(self, op: str, ids: Sequence[str] = (), shown: Sequence[str] = ()) -> AuditEntry:
         """Build the audit entry of an operation of this caller on some ids, with the memories it shows."""
-        return said(self.agent, op, ids, self.origin, by=self.by, shown=shown)
+        return new_entry(self.agent, op, ids, self.origin, by=self.by, shown=shown)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memory_core.errors import Overloaded
-from memory_core.settings.limits import LimitSettings
+from memory_core.settings.groups import LimitSettings
 from memory_server.access.gate import Gate
 from memory_server.engine.admission import ON_ITS_WAY
 from memory_server.mcp.tools.toolkit import refusal

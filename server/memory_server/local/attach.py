@@ -20,16 +20,7 @@ from pathlib import Path
 from memory_core.errors import StoreUnavailable
 from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
-from memory_server.local.paths import (
-    LocalPaths,
-    State,
-    log_tail,
-    open_log,
-    password_of,
-    prepare,
-    quoted,
-    read_state,
-)
+from memory_server.local.paths import LocalPaths, State, log_tail, open_log, password_of, prepare, quoted, read_state
 
 START_SECONDS = 60.0
 WATCH_SECONDS = 2.0
@@ -49,7 +40,6 @@ class Launch:
     transport_key: str | None = field(default=None, repr=False)
 
     def argv(self, paths: LocalPaths, lock: int) -> list[str]:
-        """Return the supervisor's command line."""
         command = [sys.executable, "-P", "-m", "memory_server.local.supervisor"]
         command += ["--data-dir", str(paths.data_dir), "--model", self.model, "--grace", str(self.grace)]
         command += ["--device", self.device]
@@ -82,7 +72,6 @@ class LocalRedis:
 
     @property
     def data_dir(self) -> Path:
-        """The folder with the data, the logs and state.json."""
         return self.paths.data_dir
 
     def state(self) -> State | None:
@@ -99,11 +88,7 @@ class LocalRedis:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def revive(self) -> bool:
-        """Start another supervisor if it was killed and not asked to stop; return whether this call did.
-
-        Raises:
-            NotSupported: there is no Redis to start any more.
-        """
+        """Start another supervisor if it was killed; return whether it did. Raises NotSupported without Redis."""
         if self.paths.stopped.exists() or not await _ensure_supervisor(self.paths, self.launch):
             return False
         log.warning("the supervisor of the embedded Redis was not running; started another")
@@ -172,7 +157,6 @@ async def _until_ready(paths: LocalPaths, launch: Launch, users: int, deadline: 
 
 
 async def _answering(paths: LocalPaths, launch: Launch, users: int, state: State) -> LocalRedis | None:
-    """Return the reference if Redis answers now."""
     # Importing redis-py takes .25 s; in a thread, so that the loop can answer a client meanwhile.
     await asyncio.to_thread(importlib.import_module, "redis.asyncio")
     password = password_of(paths)

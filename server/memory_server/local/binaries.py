@@ -33,11 +33,7 @@ class RedisBinaries:
 
 
 def find_redis() -> RedisBinaries:
-    """Return the binaries on PATH if they are new enough and complete, else the packaged ones.
-
-    Raises:
-        NotSupported: neither exists. The message names what is missing, the hint the alternatives.
-    """
+    """Return the binaries on PATH if they are new and complete, else the packaged ones. Raises NotSupported."""
     found = _on_path() or _packaged()
     if found is not None:
         return found

@@ -23,18 +23,9 @@ class Children:
         asyncio.get_running_loop().add_signal_handler(signal.SIGCHLD, self._child_ended.set)
 
     def start(
-        self,
-        argv: Sequence[str | Path],
-        log: Path,
-        *,
-        env: Mapping[str, str] | None = None,
-        inherit: int | None = None,
+        self, argv: Sequence[str | Path], log: Path, *, env: Mapping[str, str] | None = None, inherit: int | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process that writes to `log` and inherits the descriptor `inherit`.
-
-        Raises:
-            OSError: the program cannot be executed.
-        """
+        """Start a process that writes to `log` and inherits a descriptor. Raises OSError if it cannot be executed."""
         output = open_log(log)
         try:
             return subprocess.Popen(  # noqa: S603

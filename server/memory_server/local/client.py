@@ -71,11 +71,6 @@ async def shut_down_orphan(address: Address | None, password: str) -> None:
 
 @asynccontextmanager
 async def _connected(url: str) -> AsyncGenerator[Redis]:
-    """Connect to Redis.
-
-    Raises:
-        _Unavailable: Redis does not answer.
-    """
     # Imported here, because that takes .25 s: meanwhile Redis starts, and a stdio server answers its client.
     from redis.asyncio import Redis
     from redis.asyncio.retry import Retry

@@ -11,11 +11,7 @@ from memory_server.local.paths import Address, LocalPaths, write_private
 
 
 def render_config(paths: LocalPaths, address: Address, binaries: RedisBinaries, password: str) -> Path:
-    """Write the configuration with mode 0600 and return its path.
-
-    Raises:
-        FileNotFoundError: the installation has no redis/redis.conf.
-    """
+    """Write the configuration with mode 0600 and return its path. Raises FileNotFoundError."""
     lines = [
         resource("redis/redis.conf").read_text(encoding="utf-8"),
         "# --- This machine (written at every start) ---",
@@ -48,6 +44,5 @@ def choose_port(last: Address | None) -> int:
 
 
 def _quote(value: str | Path) -> str:
-    """Quote a value for redis.conf."""
     text = str(value).replace("\\", "\\\\").replace('"', '\\"')
     return '"' + text.replace("\n", "\\n").replace("\r", "\\r") + '"'

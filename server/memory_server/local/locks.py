@@ -18,11 +18,7 @@ if sys.platform != "win32":
 
 
 def require_posix() -> None:
-    """Refuse platforms without `flock`.
-
-    Raises:
-        NotSupported: on Windows; the hint names the ways out.
-    """
+    """Refuse platforms without `flock`. Raises NotSupported: on Windows; the hint names the ways out."""
     if sys.platform == "win32":
         raise NotSupported("the embedded Redis runs on Linux and macOS only", hint=ALTERNATIVES)
 
@@ -33,12 +29,10 @@ def open_lock(path: Path) -> int:
 
 
 def try_exclusive(fd: int) -> bool:
-    """Take the lock exclusively, without waiting."""
     return _try(fd, fcntl.LOCK_EX)
 
 
 def try_shared(fd: int) -> bool:
-    """Take the lock shared, without waiting."""
     return _try(fd, fcntl.LOCK_SH)
 
 
@@ -57,7 +51,6 @@ def take_exclusive(path: Path) -> int | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process holds the lock."""
     if not path.exists():
         return False
     fd = take_exclusive(path)

@@ -25,67 +25,33 @@ _Record = TypeVar("_Record", "State", "Address")
 
 
 @dataclass(frozen=True)
+class _File:
+    """A file in the data directory."""
+
+    name: str
+
+    def __get__(self, paths: LocalPaths, owner: type[LocalPaths]) -> Path:
+        return paths.data_dir / self.name
+
+
+@dataclass(frozen=True)
 class LocalPaths:
     """The files of one data directory. All are private to the user."""
 
     data_dir: Path
 
-    @property
-    def users_lock(self) -> Path:
-        """Every server process that uses this Redis holds it shared."""
-        return self.data_dir / "users.lock"
-
-    @property
-    def supervisor_lock(self) -> Path:
-        """The supervisor holds it exclusively."""
-        return self.data_dir / "supervisor.lock"
-
-    @property
-    def redis_lock(self) -> Path:
-        """The Redis process holds it: two processes must never write one AOF."""
-        return self.data_dir / "redis.lock"
-
-    @property
-    def state(self) -> Path:
-        """What the supervisor runs now (a `State`); missing while it starts and stops."""
-        return self.data_dir / "state.json"
-
-    @property
-    def address(self) -> Path:
-        """The last `Address`, reused after a restart so that clients find Redis again."""
-        return self.data_dir / "address.json"
-
-    @property
-    def stopped(self) -> Path:
-        """Exists after Redis was asked to stop, until the next `attach`."""
-        return self.data_dir / "stopped"
-
-    @property
-    def password(self) -> Path:
-        """The generated password, one line."""
-        return self.data_dir / "password"
-
-    @property
-    def integrity_key(self) -> Path:
-        """The generated key of integrity codes, for use without a master key."""
-        return self.data_dir / "integrity.key"
-
-    @property
-    def config(self) -> Path:
-        """The rendered redis.conf; it holds the password."""
-        return self.data_dir / "redis.runtime.conf"
-
-    @property
-    def redis_log(self) -> Path:
-        return self.data_dir / "redis.log"
-
-    @property
-    def sidecar_log(self) -> Path:
-        return self.data_dir / "sidecar.log"
-
-    @property
-    def supervisor_log(self) -> Path:
-        return self.data_dir / "supervisor.log"
+    users_lock = _File("users.lock")  # every server process that uses this Redis holds it shared
+    supervisor_lock = _File("supervisor.lock")  # the supervisor holds it exclusively
+    redis_lock = _File("redis.lock")  # the Redis process holds it: two processes must never write one AOF
+    state = _File("state.json")  # what the supervisor runs now (a `State`); missing while it starts and stops
+    address = _File("address.json")  # the last `Address`, reused after a restart so that clients find Redis again
+    stopped = _File("stopped")  # exists after Redis was asked to stop, until the next `attach`
+    password = _File("password")  # the generated password, one line
+    integrity_key = _File("integrity.key")  # the generated key of integrity codes, for use without a master key
+    config = _File("redis.runtime.conf")  # the rendered redis.conf; it holds the password
+    redis_log = _File("redis.log")
+    sidecar_log = _File("sidecar.log")
+    supervisor_log = _File("supervisor.log")
 
     @property
     def socket_name(self) -> str:
@@ -127,11 +93,7 @@ def locate(data_dir: Path | None) -> LocalPaths:
 
 
 def prepare(data_dir: Path | None) -> LocalPaths:
-    """Create the data directory with mode 0700 and return its files.
-
-    Raises:
-        UnsafeStart: it cannot be created, belongs to another user, or other users may write to it.
-    """
+    """Create the private data directory and return its files. Raises UnsafeStart if other users may write to it."""
     paths = locate(data_dir)
     folder = paths.data_dir
     try:
@@ -147,11 +109,7 @@ def prepare(data_dir: Path | None) -> LocalPaths:
 
 
 def choose_socket(paths: LocalPaths, last: Address | None = None) -> Path:
-    """Return the path of the socket, the last one if possible. Creates and checks its directory.
-
-    Raises:
-        UnsafeStart: no directory is short enough and owned by the user.
-    """
+    """Return the path of the socket, the last one if possible, in a private folder. Raises UnsafeStart without one."""
     problem = UnsafeStart("no directory is usable for the Unix socket", hint="set XDG_RUNTIME_DIR or TMPDIR")
     for folder in _socket_dirs(paths, last):
         path = folder / paths.socket_name
@@ -186,11 +144,7 @@ def _is_own_dir(folder: Path) -> bool:
 
 
 def make_private_dir(folder: Path) -> None:
-    """Create `folder` with mode 0700, or accept the user's existing directory.
-
-    Raises:
-        UnsafeStart: it is a symlink, not a directory, or belongs to another user.
-    """
+    """Create a private folder, or accept the user's. Raises UnsafeStart for a link or another user's folder."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         info = folder.lstat()
@@ -204,13 +158,8 @@ def make_private_dir(folder: Path) -> None:
 
 def password_of(paths: LocalPaths) -> str:
     """Read the password; the supervisor generates it on its first start."""
-    try:
-        known = paths.password.read_text().strip()
-    except FileNotFoundError:
-        known = ""
-    if known:
-        return known
-    write_private(paths.password, secrets.token_urlsafe(32) + "\n")
+    if not paths.password.exists() or not paths.password.read_text().strip():
+        write_private(paths.password, secrets.token_urlsafe(32) + "\n")
     return paths.password.read_text().strip()
 
 
@@ -231,7 +180,6 @@ def write_private(path: Path, text: str) -> None:
 
 
 def write_record(path: Path, record: State | Address) -> None:
-    """Write a record as JSON, atomically."""
     write_private(path, json.dumps(asdict(record), indent=1) + "\n")
 
 
@@ -241,7 +189,6 @@ def read_state(paths: LocalPaths) -> State | None:
 
 
 def read_address(paths: LocalPaths) -> Address | None:
-    """Return the last address of Redis."""
     return _read(paths.address, Address)
 
 
@@ -276,5 +223,4 @@ def log_tail(path: Path, lines: int = 3, offset: int = 0) -> str:
 
 
 def quoted(path: Path) -> str:
-    """Quote a path for an error message."""
     return echo(str(path))

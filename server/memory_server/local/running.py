@@ -26,11 +26,7 @@ class RunningRedis:
 
 
 async def find_running(settings: Settings) -> RunningRedis:
-    """Find the configured Redis, else the embedded one. Does not check that a configured Redis answers.
-
-    Raises:
-        StoreUnavailable: none is configured, and the embedded one is not running.
-    """
+    """Find the configured Redis, which need not answer, else the embedded one. Raises StoreUnavailable without both."""
     url = redis_url(settings)
     if url is not None and not (settings.uses_config_default_redis and not await is_usable(url)):
         return RunningRedis(url)
@@ -43,11 +39,7 @@ async def find_running(settings: Settings) -> RunningRedis:
 
 @asynccontextmanager
 async def connected(settings: Settings) -> AsyncGenerator[Client]:
-    """Connect to the running Redis.
-
-    Raises:
-        StoreUnavailable: none is running.
-    """
+    """Connect to the running Redis. Raises StoreUnavailable: none is running."""
     client = connect((await find_running(settings)).url)
     try:
         yield client
@@ -56,19 +48,11 @@ async def connected(settings: Settings) -> AsyncGenerator[Client]:
 
 
 def keyring_of(settings: Settings, paths: LocalPaths | None) -> Keyring:
-    """Read a server's keys: the configured ones, and those of the embedded Redis in `paths`.
-
-    Raises:
-        UnsafeStart: a key cannot be read.
-    """
+    """Read a server's keys, with those of the embedded Redis in `paths`. Raises UnsafeStart for an invalid key."""
     return load_keyring(settings, paths.integrity_key if paths else None)
 
 
 def keyring_from_settings(settings: Settings) -> Keyring:
-    """Read a server's keys without looking for a running Redis.
-
-    Raises:
-        UnsafeStart: a key cannot be read.
-    """
+    """Read a server's keys without looking for a running Redis. Raises UnsafeStart for an invalid key."""
     is_embedded = redis_url(settings) is None or settings.uses_config_default_redis
     return keyring_of(settings, locate(settings.data_dir) if is_embedded else None)

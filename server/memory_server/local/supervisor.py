@@ -156,10 +156,7 @@ class Supervisor:
             config = render_config(self.paths, address, binaries, self.password)
             self.redis = self.children.start([binaries.server, config], self.paths.redis_log, inherit=lock)
             self._record(
-                redis_pid=self.redis.pid,
-                redis_origin=binaries.origin,
-                socket=address.socket,
-                port=address.port,
+                redis_pid=self.redis.pid, redis_origin=binaries.origin, socket=address.socket, port=address.port
             )
         except (MemoryServiceError, OSError) as error:
             log.error("cannot start Redis: %s", error)
@@ -167,7 +164,6 @@ class Supervisor:
             os.close(lock)
 
     async def _serve(self, redis: subprocess.Popen[bytes]) -> None:
-        """Record Redis as ready, and return when it has ended."""
         while await client.health(self._url) != "ready":
             if await self.children.exit_of(redis, 0.02) is not None:
                 log.error("Redis did not start: %s", log_tail(self.paths.redis_log, 1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from memory_core.errors import ConfirmationNeeded, InvalidArgument, MemoryServiceError
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import Said
+from memory_core.records.audit_entry import AuditEntry
 from memory_core.records.keys import Keys
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
@@ -128,7 +128,7 @@ async def delete(
     namespace: str,
     ids: Sequence[str],
     *,
-    audit: Said,
+    audit: AuditEntry,
     audited_call: AuditedCall | None = None,
     owners: Sequence[str] = (),
     writer: str | None = None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.slices import slices
 from memory_core.store import sidecar
@@ -61,7 +61,7 @@ class Size:
 
 async def measure(service: Service, size: Size, progress: Progress) -> Measurements:
     """Measure, then delete the stored memories; raises EmbeddingUnavailable if no sidecar answers."""
-    caller = Caller(NAMESPACE, AGENT, origin=by_itself(AGENT, "bench")["from"])
+    caller = Caller(NAMESPACE, AGENT, origin=system_entry(AGENT, "bench")["from"])
     await service.namespaces.get(NAMESPACE)
     texts = [_text(number) for number in range(size.texts)]
     await service.embeddings.embed([_text(-1)], caller, secret=True)

@@ -15,7 +15,7 @@ import numpy as np
 from memory_core.crypto.sealed_memory import unwrap, wrap
 from memory_core.crypto.sealing import Key, key_id
 from memory_core.errors import Conflict, KeyMissing, StoreUnavailable, Tampered
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.records.model import Model
@@ -103,7 +103,7 @@ async def _write(
     backend: Backend, namespace: str, owner: str, function: str, op: str, *, repeatable: bool = False, **request: Any
 ) -> str | None:
     keys = Keys(namespace)
-    names, audit = [keys.data_key(owner), keys.audit, keys.counters], by_itself(WHO, op, [owner])
+    names, audit = [keys.data_key(owner), keys.audit, keys.counters], system_entry(WHO, op, [owner])
     answer = await backend.write(function, names, repeatable=repeatable, audit=audit, **request)
     return answer.get("status")
 
@@ -184,7 +184,7 @@ async def _replace(service: Service, namespace: str, closed: Record) -> bool:
         pieces=most,
         seal=seal(namespace, record.id, record.rev),
         was=seal(namespace, record.id, record.rev, record.signer) if record.signer else None,
-        audit=by_itself(WHO, "reseal", [record.id]),
+        audit=system_entry(WHO, "reseal", [record.id]),
     )
     if answer["status"] == "key_changed":
         service.vault.forget(namespace, record.owner)

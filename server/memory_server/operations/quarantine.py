@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memory_core.errors import InvalidArgument, NotFound, echo
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
 from memory_core.records.times import to_redis
@@ -59,7 +59,7 @@ async def purge(service: Service, namespace: str, agent: str, since: float) -> i
     await service.namespaces.get(namespace)
     written, total = build.written_by(check_name(agent, "agent"), since), 0
     while ids := await memory_ids(service, namespace, written, _SLICE):
-        audit = by_itself(CONSOLE, "purge", ids)
+        audit = system_entry(CONSOLE, "purge", ids)
         removed = await delete(service, namespace, ids, audit=audit, writer=agent, since=since)
         total += removed
         if not removed:
@@ -85,6 +85,6 @@ async def _change(backend: Backend, namespace: str, agent: str, since: float | N
         agent=check_name(agent, "agent"),
         since=None if since is None else to_redis(since),
         most=_MOST,
-        audit=by_itself(CONSOLE, op, [agent]),
+        audit=system_entry(CONSOLE, op, [agent]),
     )
     return answer["status"]

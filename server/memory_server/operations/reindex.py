@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model, Models, Phase
 from memory_core.redis_client import Client
@@ -352,7 +352,7 @@ async def _step(backend: Backend, namespace: str, step: str, model: Model, *, gr
         alias=keys.index_alias,
         index=keys.index(0)[:-1],
         grace=grace,
-        audit=by_itself(CONSOLE, f"reindex: {step}"),
+        audit=system_entry(CONSOLE, f"reindex: {step}"),
     )
     if answer["status"] not in {"begun", "switched", "early", "dropping", "forgotten"}:
         raise Conflict(f"{step}: another change of model interfered ({answer['status']})", hint="see --status")

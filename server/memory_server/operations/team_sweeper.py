@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from memory_core.errors import MemoryServiceError
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.slices import slices
@@ -49,7 +49,7 @@ async def sweep_team(service: Service, namespace: str) -> None:
     keys = Keys(namespace)
     overdue = await service.backend.read(lambda client: client.zrangebyscore(keys.agents, 0, redis_time.now()))
     for name in [raw.decode() for raw in overdue]:
-        reason, audit = f"{name} fell silent", by_itself("server", "agent_died", [name])
+        reason, audit = f"{name} fell silent", system_entry("server", "agent_died", [name])
         key = keys.agent(name)
         await write_in_slices(service, namespace, "rm1_agent_lost", key, agent=name, reason=reason, audit=audit)
     await sweep_tasks(service, namespace)
@@ -61,7 +61,7 @@ async def _purge(service: Service, namespace: str) -> None:
     for raw in await service.backend.read(lambda client: client.smembers(keys.tombstones)):
         owner = raw.decode()
         while ids := await memory_ids(service, namespace, build.memories(build.of_owner(owner)), _AT_ONCE):
-            if not await delete(service, namespace, ids, owners=[owner], audit=by_itself("server", "purge", ids)):
+            if not await delete(service, namespace, ids, owners=[owner], audit=system_entry("server", "purge", ids)):
                 break
         else:
             await service.backend.write("rm1_agent_purged", [keys.tombstones, keys.owner(owner)], owner=owner)

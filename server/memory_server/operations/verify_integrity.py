@@ -9,7 +9,7 @@ from typing import Any
 from memory_core.crypto.integrity import IntegrityFailure
 from memory_core.crypto.keyring import HOW_TO_SET
 from memory_core.errors import KeyMissing
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
@@ -153,7 +153,7 @@ async def _adopt(service: Service, namespace: str, signers: Mapping[str, str]) -
             }
             for one, rev in revisions.items()
         ],
-        audit=by_itself(CONSOLE, "adopt"),
+        audit=system_entry(CONSOLE, "adopt"),
     )
     for memory_id in long.keys() & set(answer["adopted"]):
         await settle(service, namespace, f"{memory_id}:{long[memory_id]}")

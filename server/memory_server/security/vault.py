@@ -21,7 +21,7 @@ from memory_core.crypto.keyring import HOW_TO_SET, framed
 from memory_core.crypto.sealed_memory import open_record, unwrap, wrap
 from memory_core.crypto.sealing import Key, Transports, key_id
 from memory_core.errors import KeyMissing, MemoryServiceError, NotFound, Tampered
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
@@ -169,7 +169,7 @@ class Vault:
             owner=owner,
             version=key.id,
             wrapped=wrap(self._backend.keyring.master, key, namespace, owner),
-            audit=by_itself("server", "issue data key", [owner]),
+            audit=system_entry("server", "issue data key", [owner]),
         )
         found = None if answer["status"] == "unknown_owner" else await self.all_versions(namespace, owner)
         if found is None:

@@ -14,7 +14,7 @@ from typing import Any
 from memory_core.crypto.keyring import framed
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -89,7 +89,7 @@ async def export(
         os.replace(part, file)
     except OSError as error:
         raise InvalidArgument(f"cannot write {part}: {error.strerror}", hint="choose another file") from None
-    entry = {**by_itself(CONSOLE, "export"), "count": exported.counts["memory"]}
+    entry = {**system_entry(CONSOLE, "export"), "count": exported.counts["memory"]}
     service.auditor.recorder.add(namespace, entry)
     await service.auditor.flush()
     return exported

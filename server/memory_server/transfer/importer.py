@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, MemoryServiceError
-from memory_core.records.audit_entry import Said, by_itself
+from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
 from memory_core.records.names import check_name
 from memory_core.records.scope import Principal
@@ -145,7 +145,7 @@ class _ForeignReader:
         """Give the agent an owner id if it has none."""
         self.principal = await resolve_writer(self.service.backend, RequestContext(self.caller))
 
-    def audit(self, ids: Sequence[str]) -> Said:
+    def audit(self, ids: Sequence[str]) -> AuditEntry:
         return self.caller.audit(OP, ids)
 
     def items(self) -> Iterator[Item]:
@@ -169,7 +169,7 @@ class _OwnReader:
                 "--agent is only for foreign formats", hint="an export names the owner of each memory"
             )
         self._service, self._source, self._model = service, source, model
-        self.audit = partial(by_itself, CONSOLE, OP)
+        self.audit = partial(system_entry, CONSOLE, OP)
 
     def items(self) -> Iterator[Item]:
         header: Header | None = None

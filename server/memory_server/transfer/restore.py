@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
 from memory_server.engine.backend import Backend
@@ -41,7 +41,7 @@ async def _restore_agent(backend: Backend, keys: Keys, line: AgentLine) -> str:
         agent=line.name,
         owner=line.owner,
         owners=list(dict.fromkeys(line.owners)),
-        audit=by_itself(CONSOLE, OP, [line.name]),
+        audit=system_entry(CONSOLE, OP, [line.name]),
     )
     return answer["status"]
 
@@ -69,7 +69,7 @@ async def _restore_grant(backend: Backend, keys: Keys, line: GrantLine) -> str:
         at=to_redis(from_text(line.at)),
         own=line.tokens,
         via={part.parent: {"tokens": part.tokens, **period(part.since, part.until)} for part in line.via or ()},
-        audit=by_itself(CONSOLE, OP, [line.id]),
+        audit=system_entry(CONSOLE, OP, [line.id]),
         **grantor,
         **period(line.since, line.until),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memory_core.errors import InvalidArgument, StoreUnavailable
-from memory_core.records.audit_entry import Said
+from memory_core.records.audit_entry import AuditEntry
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
 from memory_core.records.scope import Principal
@@ -45,7 +45,7 @@ class ImportWriter:
         self,
         service: Service,
         namespace: str,
-        audit: Callable[[Sequence[str]], Said],
+        audit: Callable[[Sequence[str]], AuditEntry],
         principal: Principal | None = None,
         *,
         model: Model,

@@ -17,7 +17,7 @@ from support.embedder_fixtures import RedisServer, wait_until
 from support.ports import free_port
 from support.redis_users import PASSWORDS, SERVER, SIDECAR
 
-from memory_core.crypto.keyring import Keyring, load_keyring, new_key, written
+from memory_core.crypto.keyring import Keyring, load_keyring, new_key
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
@@ -174,7 +174,7 @@ class Machine:
     def _sidecar(self) -> Process:
         environment = _paths() | {
             "REDIS_URL": self.url(SIDECAR, "sidecar"),
-            "MEMORY_TRANSPORT_KEY": written(self.keyring.transports[0]),
+            "MEMORY_TRANSPORT_KEY": self.keyring.transports[0].encoded,
         }
         command = [sys.executable, "-m", "memory_embedder", "--lease", "1", "--threads", "1", "--backend", "onnx"]
         return Process("sidecar", command, environment, self.log)

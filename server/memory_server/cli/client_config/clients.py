@@ -12,8 +12,7 @@ from typing import Any
 
 from memory_core.errors import InvalidArgument
 
-STANDARD_VARIABLE = "MEMORY_TOKEN"
-"""The environment variable from which a stdio server reads its token."""
+STANDARD_VARIABLE = "MEMORY_TOKEN"  # the environment variable from which a stdio server reads its token
 
 
 class Client(StrEnum):
@@ -103,11 +102,7 @@ def config_file(client: Client, environment: Environment, *, project: bool = Fal
 
 
 def entry(client: Client, server: Server) -> dict[str, Any]:
-    """Return the entry of a server in a client's format.
-
-    Raises:
-        InvalidArgument: the client cannot pass a token from this variable.
-    """
+    """Return a server's entry in a client's format. Raises InvalidArgument if it cannot pass the token."""
     if client is Client.CODEX:
         return _codex_entry(server)
     reference = _VARIABLE_REFERENCE[client].format(server.token_variable)
@@ -138,7 +133,6 @@ def _codex_entry(server: Server) -> dict[str, Any]:
 
 
 def _application_folder(environment: Environment) -> Path:
-    """Return the folder in which programs keep a user's settings."""
     if environment.platform == "darwin":
         return environment.home / "Library" / "Application Support"
     if environment.platform == "win32":

@@ -32,16 +32,13 @@ class _Style:
         self.end = "\r\n" if "\r\n" in text else "\n"
 
     def line(self, depth: int) -> str:
-        """Return a line break and the indentation at a depth."""
         return self.end + self.indent * depth
 
     def write(self, value: Any, depth: int) -> str:
-        """Return a value as JSON that starts in a line at a depth."""
         return json.dumps(value, indent=self.indent, ensure_ascii=False).replace("\n", self.line(depth))
 
 
 def _put(text: str, start: int, key: str, value: Any, depth: int, style: _Style) -> str:
-    """Set a member of the object that begins at `start`."""
     members, end = _members(text, start)
     if key in members:
         first, last = members[key]

@@ -32,20 +32,14 @@ class Change:
 
     @property
     def is_needed(self) -> bool:
-        """Whether the text changes."""
         return self.before != self.after
 
     def diff(self) -> str:
-        """Return the change as a unified diff."""
         lines = (text.splitlines(keepends=True) for text in (self.before or "", self.after))
         return "".join(difflib.unified_diff(*lines, fromfile=str(self.file), tofile=str(self.file), n=2))
 
     def write(self) -> Path | None:
-        """Replace the file atomically; return its backup, None if there was no file.
-
-        Raises:
-            InvalidArgument: the file cannot be written, or changed since it was read.
-        """
+        """Replace the file; return its backup, if any. Raises InvalidArgument if it changed or is not writable."""
         target = self.file.resolve()  # a link stays a link
         try:
             if read(target) != self.before:
@@ -69,11 +63,7 @@ def snippet(client: Client, name: str, entry: Mapping[str, Any]) -> str:
 
 
 def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Change:
-    """Return how a client's file would change.
-
-    Raises:
-        InvalidArgument: the file cannot be read or parsed, or its server list has another type.
-    """
+    """Return how a client's file would change. Raises InvalidArgument if it cannot be read or parsed."""
     try:
         before = read(file)
     except (OSError, ValueError) as error:
@@ -83,19 +73,13 @@ def plan(client: Client, file: Path, name: str, entry: Mapping[str, Any]) -> Cha
         if client is Client.CODEX:
             return Change(file, before, _with_toml(text, name, entry))
         mark = _BYTE_ORDER_MARK if text.startswith(_BYTE_ORDER_MARK) else ""
-        return Change(
-            file, before, mark + _with_json(text.removeprefix(_BYTE_ORDER_MARK), SECTION[client], name, entry)
-        )
+        return Change(file, before, mark + _with_json(text.removeprefix(mark), SECTION[client], name, entry))
     except (ValueError, RecursionError) as error:
         raise InvalidArgument(f"{file} cannot be parsed: {error}", hint=_BY_HAND) from None
 
 
 def read(file: Path) -> str | None:
-    """Return a file's text; None if there is no file.
-
-    Raises:
-        OSError, ValueError: the file cannot be read or is not UTF-8.
-    """
+    """Return a file's text; None if there is no file. Raises OSError or ValueError if it is not readable UTF-8."""
     try:
         return file.read_bytes().decode()
     except FileNotFoundError:
@@ -103,11 +87,6 @@ def read(file: Path) -> str | None:
 
 
 def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Return a JSON text with the entry. Other fields of an existing entry stay.
-
-    Raises:
-        ValueError: the text is not JSON, or a part of it is not an object.
-    """
     text = text if text.strip() else "{}\n"
     servers = _object(_object(json.loads(text), "the file").get(section, {}), section)
     earlier = _object(servers.get(name, {}), f"{section}.{name}")
@@ -116,11 +95,6 @@ def _with_json(text: str, section: str, name: str, entry: Mapping[str, Any]) -> 
 
 
 def _with_toml(text: str, name: str, entry: Mapping[str, Any]) -> str:
-    """Return a TOML text with the entry. Other fields of an existing entry stay.
-
-    Raises:
-        ValueError: the text is not TOML, or a part of it is not a table.
-    """
     document = tomlkit.parse(text)
     section = SECTION[Client.CODEX]
     if section not in document:
@@ -144,7 +118,6 @@ def _object(value: Any, what: str) -> MutableMapping[str, Any]:
 
 
 def _back_up(file: Path) -> Path:
-    """Copy a file beside itself, under a new name."""
     stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
     while (backup := file.with_name(f"{file.name}.{stamp}{f'-{number}' if number else ''}.bak")).exists():
         number += 1

@@ -16,7 +16,7 @@ from memory_server.cli.console import Console, common_options, group
 if TYPE_CHECKING:
     from memory_core.records.token import Token
 
-agents = group("List agents; issue and revoke their tokens.")
+agents = group("agents", "List agents; issue and revoke their tokens.")
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -24,7 +24,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 @agents.command("list")
 @common_options()
 def list_agents(
-    console: Console, alive: Annotated[bool, typer.Option("--alive", help="Only agents that are alive.")] = False
+    console: Console, alive: Annotated[bool, typer.Option("--alive", help="Only live agents.")] = False
 ) -> None:
     """List registered agents with their status, capabilities and tasks."""
     answer = console.as_operator(

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, TypeVar
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from memory_server.security.audit.verifier import Report
 
 T = TypeVar("T")
-audit = group("Verify, export and read the audit log.")
+audit = group("audit", "Verify, export and read the audit log.")
 
 _MOST_SHOWN = 20
 _POLL_SECONDS = 0.2
@@ -78,11 +79,12 @@ def tail(
     follow: Annotated[bool, typer.Option(help="Wait for new entries.")] = True,
 ) -> None:
     """Show the last entries, and new ones until interrupted."""
-    show = _print_json if console.as_json else _print_entry
-    try:
+
+    def show(entry: Entry) -> None:
+        typer.echo(json.dumps(entry.fields) if console.as_json else _line(entry))
+
+    with suppress(KeyboardInterrupt):
         _on_redis(console, lambda client, keys: _tail(client, keys, lines, follow, show))
-    except KeyboardInterrupt:
-        return
 
 
 async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | None) -> Report:
@@ -140,16 +142,12 @@ def _print_report(report: Report) -> None:
     lazy.printing.table(("number", "problem", "evidence"), rows)
 
 
-def _print_json(entry: Entry) -> None:
-    typer.echo(json.dumps(entry.fields))
-
-
-def _print_entry(entry: Entry) -> None:
+def _line(entry: Entry) -> str:
     fields = {name: ascii(value)[1:-1] for name, value in entry.fields.items()}
     acting_for = f" as {fields['as']}" if "as" in fields else ""
     begin = " ".join(fields.get(name, "") for name in ("n", "at", "who"))
     result = f"{fields.get('op')} {fields.get('outcome')} [{fields.get('ids')}] {fields.get('from')}"
-    typer.echo(f"{begin}{acting_for} {result}")
+    return f"{begin}{acting_for} {result}"
 
 
 def _on_redis(console: Console, action: Callable[[Client, Keys], Awaitable[T]]) -> T:

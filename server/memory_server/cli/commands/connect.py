@@ -21,7 +21,7 @@ def connect(
     console: Console,
     client: Annotated[Client, typer.Argument(help="The client to configure.")],
     stdio: Annotated[
-        bool, typer.Option("--stdio/--http", help="The client starts a server, or connects to a running one.")
+        bool, typer.Option("--stdio/--http", help="The client starts a server, or uses a running one.")
     ] = False,
     agent: Annotated[str | None, typer.Option(help="Name of the agent; the client's name if omitted.")] = None,
     url: Annotated[str | None, typer.Option(help="URL of the server, if it is not on this machine.")] = None,
@@ -66,17 +66,11 @@ def connect(
 
 
 def _check(name: str, token_env: str | None, stdio: bool, url: str | None) -> None:
-    """Refuse values that would have another meaning in a file.
-
-    Raises:
-        InvalidArgument: one does, or a URL is given for a server that the client starts.
-    """
+    """Refuse values that would have another meaning in a file."""
     if not name.replace("-", "").replace("_", "").isalnum() or not name.isascii():
         raise InvalidArgument(f"--name {echo(name)} may contain only letters, digits, - and _")
     if token_env is not None and not (token_env.isidentifier() and token_env.isascii()):
-        raise InvalidArgument(
-            "--token-env takes the name of a variable, not the token", hint="such as --token-env MEMORY_TOKEN"
-        )
+        raise InvalidArgument("--token-env names a variable, not the token", hint="such as --token-env MEMORY_TOKEN")
     if stdio and url:
         raise InvalidArgument("--url needs --http: with --stdio the client starts the server", hint="omit one of them")
     if url is not None and not url.startswith(("http://", "https://")):

@@ -12,7 +12,7 @@ from memory_server.cli.console import Console, common_options, group
 if TYPE_CHECKING:
     from memory_server.contract.sharing import GrantState
 
-grants = group("List and revoke grants.")
+grants = group("grants", "List and revoke grants.")
 
 
 @grants.command("list")
@@ -39,9 +39,7 @@ def list_grants(
 
 @grants.command()
 @common_options()
-def revoke(
-    console: Console, grant_id: Annotated[str, typer.Argument(help="Id of the grant or offer, from `list`.")]
-) -> None:
+def revoke(console: Console, grant_id: Annotated[str, typer.Argument(help="Id of the grant, from `list`.")]) -> None:
     """Revoke a grant or an offer immediately, with all grants derived from it."""
     answer = console.as_operator(
         "revoke_shared_context",

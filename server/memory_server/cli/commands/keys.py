@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, new_key, written
+from memory_core.crypto.keyring import HOW_TO_SET, load_keyring, new_key
 from memory_core.errors import KeyMissing
 from memory_core.records.names import check_name
 from memory_server.cli import lazy
@@ -15,7 +15,7 @@ from memory_server.cli.console import CHECK_FAILED, Console, common_options, gro
 if TYPE_CHECKING:
     from memory_server.service import Service
 
-keys = group("Create and rotate keys.")
+keys = group("keys", "Create and rotate keys.")
 
 
 @keys.command()
@@ -33,15 +33,13 @@ def transport(console: Console) -> None:
     transports = load_keyring(console.settings).transports
     if not transports:
         raise KeyMissing("there is no master key to derive it from", hint=HOW_TO_SET)
-    key = written(transports[0])
+    key = transports[0].encoded
     console.show({"key": key}, key)
 
 
 @keys.command()
 @common_options()
-def rotate(
-    console: Console, agent: Annotated[str | None, typer.Option(help="Only this agent; all if omitted.")] = None
-) -> None:
+def rotate(console: Console, agent: Annotated[str | None, typer.Option(help="Only this agent.")] = None) -> None:
     """Give agents new data keys and encrypt their memories again. Run it again to resume after an interruption."""
     namespace = console.namespace
     resealed: dict[str, int] = {}
@@ -66,9 +64,7 @@ def rotate(
 
 @keys.command()
 @common_options("as_json", "config", "data_dir")
-def rewrap(
-    console: Console, namespace: Annotated[str | None, typer.Option(help="Only this namespace; all if omitted.")] = None
-) -> None:
+def rewrap(console: Console, namespace: Annotated[str | None, typer.Option(help="Only this one.")] = None) -> None:
     """Encrypt all data keys under the first master key. Older master keys are not needed afterwards."""
 
     async def act(service: Service) -> int:

@@ -68,11 +68,6 @@ def show(
 
 
 def _agent(console: Console, agent: str | None) -> str:
-    """Return the agent of the option or the settings.
-
-    Raises:
-        InvalidArgument: neither names one.
-    """
     name = agent or console.settings.agent
     if name is None:
         raise InvalidArgument("no agent is given", hint="give --agent NAME, or set MEMORY_AGENT")

@@ -18,17 +18,13 @@ if TYPE_CHECKING:
 @common_options()
 def reindex(
     console: Console,
-    model: Annotated[
-        str | None, typer.Option(help="Model to change to; a sidecar must run it. The current model if omitted.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="New model, which a sidecar runs; else the current one.")] = None,
     back: Annotated[bool, typer.Option("--back", help="Switch back to the previous model and index.")] = False,
-    drop_old: Annotated[
-        bool, typer.Option("--drop-old", help="Delete the previous model and index, and finish the change.")
-    ] = False,
+    drop_old: Annotated[bool, typer.Option("--drop-old", help="Finish: delete the previous model and index.")] = False,
     status: Annotated[bool, typer.Option("--status", help="Only show the progress.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
     leave_failed: Annotated[
-        bool, typer.Option("--leave-failed", help="Switch even if some texts cannot be embedded.")
+        bool, typer.Option("--leave-failed", help="Switch even if embedding some texts fails.")
     ] = False,
 ) -> None:
     """Build a new index of a namespace beside the current one, for another model or the same, and switch to it.

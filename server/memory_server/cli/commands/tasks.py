@@ -13,7 +13,7 @@ from memory_server.cli.console import Console, common_options, group
 if TYPE_CHECKING:
     from memory_server.contract.tasks import TaskAnswer, TaskStateAnswer
 
-tasks = group("List, requeue and cancel tasks.")
+tasks = group("tasks", "List, requeue and cancel tasks.")
 TaskId = Annotated[str, typer.Argument(help="Id of the task, from `list`.")]
 
 

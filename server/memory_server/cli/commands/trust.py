@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from memory_server.operations.verify_integrity import Report
     from memory_server.service import Service
 
-quarantine = group("Hide what an agent wrote.")
-integrity = group("Find altered records.")
+quarantine = group("quarantine", "Hide what an agent wrote.")
+integrity = group("integrity", "Find altered records.")
 Agent = Annotated[str, typer.Argument(help="Name of the writing agent.")]
 Since = Annotated[str | None, typer.Option(help="Only what it wrote since this time, such as '2 days ago'.")]
 
@@ -46,9 +46,7 @@ def remove(console: Console, agent: Agent) -> None:
     """Show an agent's memories again."""
     namespace = console.namespace
     console.with_service(lambda service: lazy.quarantine.lift(service.backend, namespace, agent))
-    console.show(
-        {"agent": agent, "namespace": namespace}, f"The memories that {agent} wrote in {namespace} are visible again."
-    )
+    console.show({"agent": agent, "namespace": namespace}, f"The memories of {agent} in {namespace} are visible again.")
 
 
 @quarantine.command("list")

@@ -7,7 +7,7 @@ from typing import Any
 
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.model import Model
-from memory_core.settings.settings import DAY
+from memory_core.settings.groups import DAY
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.stats import CacheFigures
 from memory_server.engine.request import Caller

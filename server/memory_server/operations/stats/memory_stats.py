@@ -11,7 +11,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import parse_time
 from memory_core.redis_client import Client
-from memory_core.settings.settings import DAY
+from memory_core.settings.groups import DAY
 from memory_core.store import index, sidecar
 from memory_core.store.sidecar import GIVE_KEY, BulkStatus, lacks_key
 from memory_server.contract.arguments import StatsArguments

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from memory_core.records import redis_time
 from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
-from memory_core.settings.settings import DAY
+from memory_core.settings.groups import DAY
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve

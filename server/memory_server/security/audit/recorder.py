@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memory_core.errors import RateLimited, Unauthenticated
-from memory_core.records.audit_entry import Said, by_itself
+from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.ids import new_id
 from memory_core.slices import slices
 
@@ -25,7 +25,7 @@ class Batch:
 
     id: str
     namespace: str
-    entries: Sequence[Said]
+    entries: Sequence[AuditEntry]
 
 
 class Recorder:
@@ -36,15 +36,15 @@ class Recorder:
         """Set while entries wait."""
         self.enough = asyncio.Event()
         """Set while a full batch waits."""
-        self._waiting: dict[str, list[Said]] = {}
-        self._repeated: dict[tuple[str, ...], Said] = {}
+        self._waiting: dict[str, list[AuditEntry]] = {}
+        self._repeated: dict[tuple[str, ...], AuditEntry] = {}
         self._lost: Counter[str] = Counter()
         self._batches: deque[Batch] = deque()
         self.held = 0
         """Entries that wait to be written."""
         self.written_total = self.lost_total = 0
 
-    def add(self, namespace: str, entry: Said) -> None:
+    def add(self, namespace: str, entry: AuditEntry) -> None:
         """Hold an entry. Repeated refusals for rate or authentication become one, since making them costs nothing."""
         if entry.get("outcome") in _CHEAP and self._is_repeated(namespace, entry):
             return
@@ -61,7 +61,7 @@ class Recorder:
     def batches(self) -> list[Batch]:
         """Return all waiting entries in order. They stay held until `done`."""
         for namespace, number in self._lost.items():
-            entry = {**by_itself("server", LOST), "outcome": "lost", "count": number}
+            entry = {**system_entry("server", LOST), "outcome": "lost", "count": number}
             self._waiting.setdefault(namespace, []).append(entry)
             self.held += 1
         for namespace, entries in self._waiting.items():
@@ -85,7 +85,7 @@ class Recorder:
             self.some.set()
         return not self._batches
 
-    def _is_repeated(self, namespace: str, entry: Said) -> bool:
+    def _is_repeated(self, namespace: str, entry: AuditEntry) -> bool:
         key = (namespace, entry["who"], entry["op"], entry["from"])
         first = self._repeated.setdefault(key, entry)
         if first is entry:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from memory_core.crypto.signed_entry import TRIM
 from memory_core.records import redis_time
-from memory_core.records.audit_entry import by_itself
+from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_core.settings.audit import AuditSettings
+from memory_core.settings.groups import AuditSettings
 from memory_server.engine.backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal
@@ -61,7 +61,7 @@ async def _trim_some(backend: Backend, keys: Keys, before: float, most: int) -> 
         [keys.audit, keys.counters, keys.seals],
         base=base and base.decode(),
         keep_from=following[0].id.decode(),
-        audit=by_itself("server", TRIM, [str(last)]),
+        audit=system_entry("server", TRIM, [str(last)]),
     )
     return last if answer["status"] == "trimmed" else 0
 
