@@ -21,7 +21,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.mcp.server import build_server
 from memory_server.runtime import Runtime
 from memory_server.security.audit import reader

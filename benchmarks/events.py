@@ -23,7 +23,7 @@ from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import EventsAnswer
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import wait_for_events
 from memory_server.service import Service
 

@@ -23,7 +23,7 @@ from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.redis_client import Client
 from memory_core.settings.settings import VectorStoreSettings
 from memory_core.store import index
-from memory_server.index.query import Query, having, with_neighbours
+from memory_server.index.query_builder import Query, having, with_neighbours
 from memory_server.search import knn_policy
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.6, 1.0)

@@ -15,7 +15,7 @@ from memory_core.crypto.integrity import Integrity
 from memory_core.crypto.keyring import Keyring, Secret
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.local.stop import stop
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search

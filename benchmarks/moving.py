@@ -22,7 +22,7 @@ from support.transfer_fixtures import FORMATS
 
 from memory_core.records.ids import new_id
 from memory_core.settings.settings import Settings
-from memory_server.cli.console import Console
+from memory_server.cli.console import Console as CommandConsole
 from memory_server.service import Service
 from memory_server.transfer.exporter import ExportOptions, export
 from memory_server.transfer.importer import ImportOptions, import_path
@@ -39,7 +39,7 @@ def _timed(settings: Settings, action: Callable[[Service], Awaitable[T]]) -> flo
         await action(service)
         return time.perf_counter() - started
 
-    console = Console()
+    console = CommandConsole()
     console.settings = settings
     return console.with_service(run)
 

@@ -24,7 +24,7 @@ from memory_core.settings.settings import Settings
 from memory_server.engine.counters import Counters
 from memory_server.mcp.server import build_server
 from memory_server.operations.stats.prometheus import exposition
-from memory_server.operations.stats.stock import Stocktaking
+from memory_server.operations.stats.redis_stats import Stocktaking
 from memory_server.runtime import Runtime
 
 CALLS, AT_ONCE, ROUNDS, SCRAPES, MEMORIES = 100, 8, 11, 200, 50

@@ -23,7 +23,7 @@ from memory_core.records.memory import MemoryType, Visibility
 from memory_core.records.vectors import Matrix
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.local.stop import stop
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search

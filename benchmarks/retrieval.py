@@ -19,7 +19,7 @@ from benchmarks.mcp_client import call
 from benchmarks.metrics import MRR_DEPTH, Quality, judge, mean, percentile
 from benchmarks.serving import Product, product, service_on
 from memory_server.contract.arguments import SearchArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.ranking import IN_CONTEXT, RankingWeights
 from memory_server.search.search import semantic_search
 

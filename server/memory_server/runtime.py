@@ -21,7 +21,7 @@ from memory_server.engine.counters import Counters
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
-    from memory_server.engine.backend import Backend
+    from memory_server.engine.redis_backend import Backend
     from memory_server.service import Service
 
 log = logging.getLogger(__name__)

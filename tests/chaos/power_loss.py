@@ -24,7 +24,7 @@ from memory_core.records.memory import Priority
 from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
 from memory_server.contract.arguments import StoreArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.memories.store import store_memory
 from memory_server.service import Service
 

@@ -25,7 +25,7 @@ from memory_server.contract.task_arguments import (
     PendingArguments,
     RegisterArguments,
 )
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.http.app import http_application
 from memory_server.mcp.server import build_server
 from memory_server.operations import sweeper

@@ -16,7 +16,7 @@ from support.twins import SCRIPTS_OF_A_PAIR, SETTINGS, Difference, compare, embe
 
 from memory_core.records.keys import NAMESPACES, Keys
 from memory_embedder.engines.weights import DEFAULT_MODEL
-from memory_server.engine.vector_cache import Vectors
+from memory_server.engine.sidecars.vector_cache import Vectors
 
 LENGTH = 12
 """Calls in one script."""

@@ -32,9 +32,9 @@ from memory_core.store.sidecar import SidecarStatus, announce, withdraw
 from memory_embedder.engines.providers import CPU, candidates
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import settings_reference
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import Caller
-from memory_server.engine.vector_cache import VectorCache
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
+from memory_server.engine.sidecars.vector_cache import VectorCache
 
 TEAM = Caller("team", "alice")
 MODEL = Model("model", 16)

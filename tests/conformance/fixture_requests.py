@@ -23,8 +23,8 @@ from mcp_types import (
 )
 
 from memory_server.contract.arguments import NoArguments
-from memory_server.engine.request import RequestContext
-from memory_server.mcp.tools.toolkit import make_tool
+from memory_server.engine.request_context import RequestContext
+from memory_server.mcp.tools.tool_factory import make_tool
 
 
 def form(message: str, field: str, kind: str = "string") -> InputRequest:

@@ -22,8 +22,8 @@ from pydantic import BaseModel, Field
 from memory_core.errors import InvalidArgument
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, NoArguments
-from memory_server.engine.request import RequestContext
-from memory_server.mcp.tools.toolkit import make_tool
+from memory_server.engine.request_context import RequestContext
+from memory_server.mcp.tools.tool_factory import make_tool
 
 Ctx = Context[Any, Any]
 STEP_SECONDS = 0.05

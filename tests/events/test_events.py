@@ -13,7 +13,7 @@ from support.stack import Agent, Refused, Server, Stack
 
 from memory_core.records.keys import Keys
 from memory_server.contract.arguments import WaitArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import unread, wait_for_events
 
 

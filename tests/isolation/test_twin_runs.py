@@ -11,7 +11,7 @@ from support.redis_users import SERVER
 from support.stack import Stack, serving
 from support.twins import SCRIPTS_OF_A_PAIR, SETTINGS, compare, embedded
 
-from memory_server.engine.vector_cache import Vectors
+from memory_server.engine.sidecars.vector_cache import Vectors
 
 PAIRS = 8
 LENGTH = 6

@@ -22,7 +22,7 @@ from memory_core.settings.settings import Settings
 from memory_core.store.connection import connect
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import StoreAnswer
-from memory_server.engine.request import Caller, DeferredWrites, RequestContext, Written
+from memory_server.engine.request_context import Caller, DeferredWrites, RequestContext, Written
 from memory_server.memories.store import store_memory
 from memory_server.service import Service
 

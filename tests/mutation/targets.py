@@ -17,7 +17,7 @@ _BEHAVIOUR = "tests/tasks/test_task_mutations.py::test_unchanged_library_has_eve
 
 TARGETS = {
     "query": Target(
-        ("server/memory_server/index/query.py",),
+        ("server/memory_server/index/query_builder.py",),
         ("tests/search/test_query_texts.py", "tests/search/test_query_builder.py"),
     ),
     "permissions": Target(

@@ -24,7 +24,7 @@ from memory_core.records.times import parse_time
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.contract.reports import ClustersAnswer, DuplicatesAnswer
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.quarantine import lift, quarantine
 from memory_server.search import reports

@@ -12,7 +12,7 @@ from memory_core.errors import StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.index import queries
-from memory_server.index.query import Query, all_memories
+from memory_server.index.query_builder import Query, all_memories
 
 MILLISECONDS = 1000
 Look = Callable[[Client, Keys, Query], Awaitable[Any]]

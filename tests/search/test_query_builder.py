@@ -20,9 +20,9 @@ from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import NOBODY, PUBLIC, Grant, Part, Principal
 from memory_core.redis_client import Client
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.index.query import Query
+from memory_server.index.query_builder import Query
 from memory_server.search import knn_policy
 
 _REF = r"\$p\d+"

@@ -9,9 +9,9 @@ import pytest
 from memory_core.records.memory import MemoryType, Priority
 from memory_core.records.model import Model
 from memory_core.records.scope import Grant, Part, Principal
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.index.query import Query
+from memory_server.index.query_builder import Query
 
 MODEL = Model("minilm", 384)
 ANN = Principal(

@@ -25,7 +25,7 @@ from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_core.records.memory import CODE_FIELDS, SIGNED_FIELDS, UNSIGNED_FIELDS
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import loader
 from memory_server.memories import update
 from memory_server.operations import verify_integrity

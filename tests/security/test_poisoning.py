@@ -17,7 +17,7 @@ from benchmarks.poisoning import (
 from support.stack import Server
 
 from memory_core.records.memory import Visibility
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.quarantine import quarantine
 
 

@@ -17,7 +17,7 @@ from support.stack import Agent, Server, Stack, in_own_task, serving
 
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys
-from memory_server.engine.request import Caller
+from memory_server.engine.request_context import Caller
 
 SECRET = "The vault behind the painting opens with 9133."
 QUESTION = "how do I get into the strongbox on the wall?"

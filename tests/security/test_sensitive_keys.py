@@ -32,7 +32,7 @@ from memory_core.settings.settings import Settings
 from memory_core.store import functions
 from memory_embedder.engines.weights import DEFAULT_MODEL
 from memory_server.cli import app
-from memory_server.engine.request import Caller
+from memory_server.engine.request_context import Caller
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.operations.doctor import examine

@@ -8,7 +8,7 @@ from typing import Any
 from support.sharing_helpers import LABELS, SECRET, register, share
 from support.stack import Agent, text_of
 
-from memory_server.contract.framing import framed, quoted
+from memory_server.contract.untrusted_text import framed, quoted
 
 
 async def _trust(agent: Agent, memory_id: str) -> tuple[str, Any]:

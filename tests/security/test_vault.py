@@ -17,7 +17,7 @@ from memory_core.crypto.sealing import Key
 from memory_core.errors import KeyMissing, Tampered
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.security import vault
 from memory_server.security.vault import Opened, Vault
 

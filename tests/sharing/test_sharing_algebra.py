@@ -21,7 +21,7 @@ from memory_server.agents import registry
 from memory_server.contract.arguments import ListArguments, StoreArguments, UpdateArguments
 from memory_server.contract.sharing import ShareArguments
 from memory_server.contract.task_arguments import RegisterArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.memories import get, store, update
 from memory_server.service import Service
 from memory_server.sharing import grants

@@ -13,7 +13,7 @@ from support.sharing_helpers import readable, refusal, register, share
 from support.stack import Agent, Server, Stack, in_own_task
 
 from memory_core.records.keys import Keys
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.sharing import grants
 
 SECRET = "The treasure chest is buried under the old lighthouse."

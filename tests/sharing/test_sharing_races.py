@@ -17,9 +17,9 @@ from memory_core.records.keys import Keys
 from memory_server.contract.arguments import ListArguments, SearchArguments, SimilarArguments
 from memory_server.contract.sharing import ShareArguments, SharedContextArguments
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.memories import get, update
 from memory_server.search import search

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from memory_server.operations.stats import stock
+from memory_server.operations.stats import redis_stats as stock
 from support.otlp import Collector, collecting
 from support.ports import free_port
 from support.stack import Stack, in_own_task, whole_stack

@@ -31,7 +31,7 @@ _EVENT = "  rm.emit_written(names, 'stored'"
 BUGS = {
     # permissions
     "the scope is not part of the query": Bug(
-        _SERVER + "index/query.py",
+        _SERVER + "index/query_builder.py",
         [('scope = _tagged(query, "scope", principal.tokens)', 'scope = "*"')],
         ("tests/search/test_query_builder.py",),
     ),
@@ -44,12 +44,12 @@ BUGS = {
         ),
     ),
     "bound values are not escaped": Bug(
-        _SERVER + "index/query.py",
+        _SERVER + "index/query_builder.py",
         [('value.replace("\\\\", "\\\\\\\\") if isinstance(value, str) else value', "value")],
         ("tests/search/test_query_builder.py",),
     ),
     "a word is put into the query text": Bug(
-        _SERVER + "index/query.py",
+        _SERVER + "index/query_builder.py",
         [('@{TEXT_FIELDS}:({narrowed.bind(word)})"', '@{TEXT_FIELDS}:({word})"')],
         ("tests/search/test_query_builder.py",),
     ),
@@ -77,7 +77,7 @@ BUGS = {
         ),
     ),
     "a write acts as whom it names": Bug(
-        _SERVER + "engine/request.py",
+        _SERVER + "engine/request_context.py",
         [("    if caller.admin:\n        return replace(", "    if True:\n        return replace(")],
         ("tests/access/test_tokens.py::test_only_an_admin_may_write_for_others",),
     ),
@@ -171,7 +171,7 @@ BUGS = {
         ),
     ),
     "expired memories are found": Bug(
-        _SERVER + "index/query.py",
+        _SERVER + "index/query_builder.py",
         [
             (
                 'return f"-{_expired(query, now)}"',

@@ -15,9 +15,9 @@ from typing import Any
 from mcp_types import CallToolResult
 
 from memory_core.records.ids import new_id
-from memory_server.engine.request import Caller
-from memory_server.engine.vector_cache import Vectors
-from memory_server.tasks.dispatch import dispatch
+from memory_server.engine.request_context import Caller
+from memory_server.engine.sidecars.vector_cache import Vectors
+from memory_server.tasks.routing import dispatch
 from support.in_process import Direct, InProcess
 from support.stack import text_of
 from support.twin_scripts import EMBEDDED, PRIVATE, Arguments, Ref, Step, Who, script

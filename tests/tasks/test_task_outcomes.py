@@ -15,8 +15,8 @@ from memory_core.errors import OutcomeUnknown, StoreUnavailable
 from memory_core.records.keys import Keys
 from memory_core.settings.settings import Settings
 from memory_server.contract.task_arguments import PendingArguments
-from memory_server.engine import backend as backends
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine import redis_backend as backends
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.tasks import leases
 
 

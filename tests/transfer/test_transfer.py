@@ -25,7 +25,7 @@ from memory_core.crypto.keyring import new_key
 from memory_core.package_data import resource
 from memory_core.records.keys import Keys
 from memory_server.operations.verify_integrity import verify
-from memory_server.transfer import lines
+from memory_server.transfer import export_lines as lines
 
 SECRET = "The vault behind the painting opens with 9133."
 QUESTION = "how do I get into the strongbox on the wall?"

@@ -29,7 +29,7 @@ from memory_core.errors import (
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
 from memory_core.store.cluster import Cluster
-from memory_core.store.packing import pack_by_hiredis
+from memory_core.store.command_packing import pack_by_hiredis
 from memory_core.store.sentinel import follow_master
 from memory_core.store.urls import Address, RedisUrl, read_url
 

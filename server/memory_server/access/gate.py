@@ -31,11 +31,11 @@ from memory_server.engine.admission import ON_ITS_WAY, Admission, Slot
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.batch_cache import BatchCache
 from memory_server.engine.counters import Counters
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.security.audit.recorder import Recorder
 
 if TYPE_CHECKING:
-    from memory_server.engine.backend import Backend
+    from memory_server.engine.redis_backend import Backend
 
 log = logging.getLogger(__name__)
 _request_ids = map(f"{os.urandom(4).hex()}-{{:x}}".format, count(1))

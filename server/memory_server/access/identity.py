@@ -17,7 +17,7 @@ from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
 from memory_core.records.names import check_name, to_name
 from memory_core.settings.settings import Settings
-from memory_server.engine.request import Caller
+from memory_server.engine.request_context import Caller
 
 if TYPE_CHECKING:
     from starlette.requests import Request

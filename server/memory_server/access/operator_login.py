@@ -11,7 +11,7 @@ from memory_core.records.keys import operator_key
 from memory_core.records.names import check_name
 from memory_core.records.token import hash_of
 from memory_core.store.connection import store_errors
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 
 SECONDS = 3600
 _KEY = re.compile(r"([0-9a-hjkmnp-tv-z]{26})_([A-Za-z0-9_-]{43})", re.ASCII)

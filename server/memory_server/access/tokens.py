@@ -13,7 +13,7 @@ from memory_core.records.keys import Keys, token_key
 from memory_core.records.names import check_name
 from memory_core.records.token import Token
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 
 LONGEST_SECONDS = 10 * 365 * 86_400.0
 

@@ -32,16 +32,16 @@ from memory_server.contract.task_arguments import (
     RegisterArguments,
     UnregisterArguments,
 )
-from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.waiting import unread
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.tasks.dispatch import dispatch, dispatch_soon, write_in_slices
 from memory_server.tasks.leases import not_registered
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities
+from memory_server.tasks.routing import dispatch, dispatch_soon, write_in_slices
 from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 2.0

@@ -21,8 +21,8 @@ from memory_server.cli import lazy
 if TYPE_CHECKING:
     from memory_core.settings.settings import Settings
     from memory_server.contract.answer import Answer
-    from memory_server.engine.backend import Backend
-    from memory_server.engine.request import Caller, RequestContext
+    from memory_server.engine.redis_backend import Backend
+    from memory_server.engine.request_context import Caller, RequestContext
     from memory_server.service import Service
 
     A = TypeVar("A", bound=Answer)
@@ -117,7 +117,7 @@ class Console:
 
         async def act(service: Service) -> A:
             try:
-                answer = await run(service, lazy.request.RequestContext(caller, call))
+                answer = await run(service, lazy.request_context.RequestContext(caller, call))
                 call.succeeded(answer.shown(), answer.shown_besides())
                 return answer
             except MemoryServiceError as error:
@@ -135,7 +135,7 @@ class Console:
 
         async def run() -> T:
             await _check_redis(self.settings)
-            backend = lazy.backend.Backend(self.settings)
+            backend = lazy.redis_backend.Backend(self.settings)
             return await _connected(backend, lambda: action(backend))
 
         return asyncio.run(run())
@@ -197,7 +197,7 @@ def acting_as(namespace: str, agent: str) -> Caller:
 
 def _caller(namespace: str, agent: str, **options: Any) -> Caller:
     origin = f"{lazy.quarantine.CONSOLE} {os.getpid()}"
-    return lazy.request.Caller(namespace, agent, origin=origin, **options)
+    return lazy.request_context.Caller(namespace, agent, origin=origin, **options)
 
 
 async def _connected(backend: Backend, action: Callable[[], Awaitable[T]]) -> T:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from memory_server.cli.client_config import writer as client_files
     from memory_server.contract import arguments, task_arguments
     from memory_server.engine import audited_calls as audit_calls
-    from memory_server.engine import backend, request
+    from memory_server.engine import redis_backend, request_context
     from memory_server.http import app as http
     from memory_server.local import running
     from memory_server.local import stop as stop
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
     from memory_server.security.audit import reader as audit_reader
     from memory_server.sharing import grants
     from memory_server.tasks import lifecycle as tasks
-    from memory_server.transfer import arrivals, exporter, importer
+    from memory_server.transfer import exporter, importer, incoming_memory
 
 _NAMES = """
     uvloop memory_core.store.connection memory_core.observe.logs memory_core.settings.settings
-    memory_server.engine.backend memory_server.operations.bench memory_server.cli.printing
+    memory_server.engine.redis_backend memory_server.operations.bench memory_server.cli.printing
     memory_server.operations.health.machine memory_server.operations.doctor memory_server.local.stop
-    memory_server.transfer.arrivals memory_server.transfer.exporter memory_server.transfer.importer
+    memory_server.transfer.incoming_memory memory_server.transfer.exporter memory_server.transfer.importer
     memory_server.local.running memory_server.service memory_server.cli.settings_reference
     memory_server.operations.status memory_server.mcp.tools_reference memory_server.mcp.stdio
-    memory_server.access.operator_login memory_server.operations.admin_view memory_server.engine.request
+    memory_server.access.operator_login memory_server.operations.admin_view memory_server.engine.request_context
     memory_server.operations.quarantine memory_server.operations.reindex memory_server.search.reports
     memory_server.operations.key_rotation memory_server.search.search memory_server.contract.arguments
     memory_server.contract.task_arguments memory_server.sharing.grants memory_server.access.tokens

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from memory_server.contract.answer import Answer
-from memory_server.contract.framing import quoted
+from memory_server.contract.untrusted_text import quoted
 
 EventKind = Literal["task", "memory", "grant", "agent", "match"]
 

@@ -12,7 +12,7 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.framing import NOTE, framed, quoted
+from memory_server.contract.untrusted_text import NOTE, framed, quoted
 
 Milliseconds = Annotated[float, AfterValidator(lambda value: round(value, 2))]
 Score = Annotated[float, AfterValidator(lambda value: round(value, 4))]

@@ -9,8 +9,8 @@ from pydantic import BaseModel, Field
 from memory_core.records.memory import MemoryType
 from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments, ListOf, Time
-from memory_server.contract.framing import NOTE, quoted
 from memory_server.contract.memories import Memory
+from memory_server.contract.untrusted_text import NOTE, quoted
 
 
 class ShareArguments(Arguments):

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from memory_core.records.task import Task, TaskPriority, TaskState
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.framing import NOTE
 from memory_server.contract.memories import Hit
+from memory_server.contract.untrusted_text import NOTE
 
 
 class TaskEvent(BaseModel):

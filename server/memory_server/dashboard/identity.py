@@ -20,7 +20,7 @@ from memory_core.records.names import check_name
 from memory_server.access import identity
 from memory_server.access.gate import SdkVerifier
 from memory_server.dashboard.sessions import LONGEST_SECONDS, Session, Sessions
-from memory_server.engine.request import Caller
+from memory_server.engine.request_context import Caller
 from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 

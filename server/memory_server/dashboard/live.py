@@ -10,7 +10,7 @@ from memory_core.errors import MemoryServiceError
 from memory_server.mcp import lazy
 
 if TYPE_CHECKING:
-    from memory_server.engine.request import RequestContext
+    from memory_server.engine.request_context import RequestContext
     from memory_server.service import Service
 
 PAUSE_SECONDS = 15.0

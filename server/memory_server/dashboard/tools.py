@@ -7,9 +7,9 @@ from functools import cache
 from memory_server.contract import dashboard as answers
 from memory_server.contract.arguments import NoArguments
 from memory_server.contract.dashboard import AuditArguments, MapArguments, SnippetArguments
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
-from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 

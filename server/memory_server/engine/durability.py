@@ -19,8 +19,8 @@ from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.store.connection import MEMORY, connect, shard_of, store_errors
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import RequestContext, Written
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext, Written
 
 log = logging.getLogger(__name__)
 _GATHER_SECONDS = 0.05  # calls that come within so long after a wait began share the next, so that few run at once

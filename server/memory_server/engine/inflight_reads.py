@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 
 P = ParamSpec("P")
 T = TypeVar("T")

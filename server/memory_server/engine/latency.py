@@ -9,7 +9,7 @@ from cachetools import LRUCache
 
 from memory_server.contract.stats import Percentiles
 from memory_server.engine.counters import FAMILIES
-from memory_server.engine.vector_cache import Asker
+from memory_server.engine.sidecars.vector_cache import Asker
 
 _REMEMBERED_AGENTS = 1000
 _SAMPLES_OF_ONE = 250

@@ -23,9 +23,9 @@ from memory_core.records.keys import NAMESPACES, Keys
 from memory_core.redis_client import Client
 from memory_core.store import index
 from memory_core.store.connection import store_errors
-from memory_server.engine.backend import Backend
 from memory_server.engine.index_definition import DriftWarnings
 from memory_server.engine.known_models import KnownModels
+from memory_server.engine.redis_backend import Backend
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,9 +11,9 @@ from memory_core.records.keys import Keys
 from memory_core.records.names import NAME_PATTERN, SEPARATOR
 from memory_core.records.scope import NOBODY, Principal
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
 from memory_server.engine.batch_cache import once
-from memory_server.engine.request import RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext
 
 _NAME = re.compile(NAME_PATTERN)
 

@@ -21,8 +21,8 @@ from memory_core.records.vectors import from_bytes
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
-from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
+from memory_server.engine.redis_backend import Backend
 from memory_server.events.entries import MEMORY, Entry, Position
 from memory_server.events.listeners import Audience, Follower, Waiter
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
 from memory_server.contract.events import Event
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext
 from memory_server.events.entries import MEMORY, Entry, parse_entries
 from memory_server.events.listeners import Audience, Follower, Watcher
 from memory_server.events.services import EventServices

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from memory_core.cancellation import cancel
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.events.entries import Position
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from memory_core.redis_client import Client
 from memory_server.contract.arguments import WaitArguments
 from memory_server.contract.events import Event, EventKind, EventsAnswer
 from memory_server.contract.validation import check_text
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import DELETED, KINDS, MEMORY, START, Entry, Position, parse_entries, read_cursor
 from memory_server.events.listeners import Audience, Waiter
 from memory_server.events.services import EventServices

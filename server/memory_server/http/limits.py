@@ -17,7 +17,7 @@ from memory_core.errors import Overloaded
 from memory_core.settings.groups import LimitSettings
 from memory_server.access.gate import Gate
 from memory_server.engine.admission import ON_ITS_WAY
-from memory_server.mcp.tools.toolkit import refusal
+from memory_server.mcp.tools.tool_factory import refusal
 
 _PAUSE = 1
 _MAX_PARSED = 65_536

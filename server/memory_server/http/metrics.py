@@ -25,7 +25,7 @@ _CLOSED = "metrics need their token; set observe.metrics_token here and in Prome
 
 def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
     """Make the route of a runtime; raises UnsafeStart if the file of the token cannot be read."""
-    settings, stocktaking = runtime.settings, cache(lambda: lazy.stock.Stocktaking())
+    settings, stocktaking = runtime.settings, cache(lambda: lazy.redis_stats.Stocktaking())
     token = secret_of(settings.observe.metrics_token, settings.observe.metrics_token_file, "observe.metrics_token")
     hosts = TransportSecurityMiddleware(transport_security(settings))
 
@@ -41,7 +41,7 @@ def metrics_route(runtime: Runtime) -> Callable[[Request], Awaitable[Response]]:
                 service = await runtime.service()
         except (MemoryServiceError, TimeoutError):
             pass
-        stock = await stocktaking().stock(service) if service else lazy.stock.Stock()
+        stock = await stocktaking().stock(service) if service else lazy.redis_stats.Stock()
         body, content_type = lazy.prometheus.exposition(
             runtime.counters, service, stock, request.headers.get("accept", "")
         )

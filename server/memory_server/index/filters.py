@@ -13,8 +13,8 @@ from memory_core.records.scope import Principal
 from memory_core.records.times import parse_time
 from memory_server.contract.arguments import Filters
 from memory_server.contract.validation import check_tags
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import owners_of
+from memory_server.engine.redis_backend import Backend
 
 _MAX_AGENTS = 64
 

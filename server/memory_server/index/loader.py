@@ -26,7 +26,7 @@ from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.scope import Principal
 from memory_core.redis_client import Client
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 
 _CHUNK_FIELDS = ("content", "hash", "model", SEALED, *CODE_FIELDS)
 _BODIES = ("body", SEALED_BODY)

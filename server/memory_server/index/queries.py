@@ -17,9 +17,9 @@ from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_server.engine.batch_cache import BatchCache, once
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
-from memory_server.index.query import Query
+from memory_server.index.query_builder import Query
 
 MAX_DEPTH = 6400
 _WORD_BUDGET = 1600  # entries fetched for all words of a query together

@@ -15,7 +15,7 @@ from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
-    from memory_server.engine.request import RequestContext
+    from memory_server.engine.request_context import RequestContext
     from memory_server.service import Service
 
 Ctx = Context[Any, Any]

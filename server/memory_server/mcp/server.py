@@ -20,7 +20,7 @@ from memory_server.mcp.tools.monitor import monitor_tools
 from memory_server.mcp.tools.search import search_tools
 from memory_server.mcp.tools.sharing import context_tools
 from memory_server.mcp.tools.tasks import task_tools
-from memory_server.mcp.tools.toolkit import StrictTool
+from memory_server.mcp.tools.tool_factory import StrictTool
 from memory_server.runtime import Runtime
 
 NAME = "redis-memory-gpu"

@@ -23,7 +23,7 @@ from memory_server.mcp import lazy
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:
-    from memory_server.engine.request import RequestContext
+    from memory_server.engine.request_context import RequestContext
 
 log = logging.getLogger(__name__)
 MAX_RESOURCES = 256

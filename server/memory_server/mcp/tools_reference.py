@@ -9,7 +9,7 @@ from typing import Any
 from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import Filters
 from memory_server.mcp.server import tool_groups
-from memory_server.mcp.tools.toolkit import StrictTool
+from memory_server.mcp.tools.tool_factory import StrictTool
 from memory_server.runtime import Runtime
 
 _HEAD = """# Tools

@@ -19,10 +19,10 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record, filter_fields
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, to_bytes
-from memory_server.engine.backend import Backend
-from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.integrity_report import tampered
-from memory_server.engine.vector_cache import Asker
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.sidecars.embeddings import Embeddings
+from memory_server.engine.sidecars.vector_cache import Asker
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.memories.record_encoder import RecordEncoder, embedding_text, encoder_of, flat, signed_elsewhere

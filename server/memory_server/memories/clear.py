@@ -16,12 +16,12 @@ from memory_server.contract.memories import ClearAnswer
 from memory_server.contract.validation import check_ids
 from memory_server.engine.audited_calls import AuditedCall
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
-from memory_server.index.query import Query
+from memory_server.index.query_builder import Query
 from memory_server.memories.chunks import settle_or_tell
 from memory_server.memories.services import MemoryServices
 

@@ -18,9 +18,9 @@ from memory_server.contract.memories import Memory, MemoryAnswer, MemoryListAnsw
 from memory_server.contract.validation import check_limit
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext, reports_integrity
+from memory_server.engine.request_context import RequestContext, reports_integrity
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.memories.services import MemoryServices

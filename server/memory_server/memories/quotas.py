@@ -15,7 +15,7 @@ from memory_core.records.scope import Principal
 from memory_core.settings.settings import Settings
 from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 
 _SECONDS, _RELAXED_SECONDS = 1.0, 30.0
 _FAR = 10_000  # with so much left, no process reaches the limit within the longer time

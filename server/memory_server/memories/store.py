@@ -27,7 +27,7 @@ from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve_writer
-from memory_server.engine.request import RequestContext, Written
+from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
 from memory_server.memories.services import MemoryServices

@@ -14,10 +14,10 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.arguments import UpdateArguments
 from memory_server.contract.memories import MemoryAnswer, UpdateAnswer
-from memory_server.engine.backend import after_write
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext, Written
+from memory_server.engine.redis_backend import after_write
+from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.get import retrieve_memory
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere

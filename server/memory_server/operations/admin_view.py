@@ -18,8 +18,8 @@ from memory_core.slices import slices
 from memory_server.contract.dashboard import BoardAnswer, GrantsAnswer
 from memory_server.contract.sharing import GrantInfo, GrantListAnswer, GrantState, SharedContextArguments
 from memory_server.contract.tasks import TaskListAnswer, TaskView
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
 from memory_server.sharing.shared_context import get_shared_context, grant_info
 

@@ -15,7 +15,7 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
 from memory_server.contract.dashboard import AuditAnswer, AuditArguments, AuditCheckAnswer, AuditEntry, AuditProblem
-from memory_server.engine.request import Caller
+from memory_server.engine.request_context import Caller
 from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
 from memory_server.security.audit.verifier import Report

@@ -17,7 +17,7 @@ from memory_core.records.keys import Keys
 from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.contract.arguments import SearchArguments, StoreArguments
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.memories.store import store_memory
 from memory_server.operations.quarantine import purge
 from memory_server.search.search import semantic_search

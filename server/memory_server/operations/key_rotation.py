@@ -22,9 +22,9 @@ from memory_core.records.model import Model
 from memory_core.records.names import SEPARATOR
 from memory_core.records.vectors import Matrix, from_bytes
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
 from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat

@@ -9,9 +9,9 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.names import check_name
 from memory_core.records.times import to_redis
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.memories.clear import delete
 from memory_server.service import Service
 

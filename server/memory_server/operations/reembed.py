@@ -24,11 +24,11 @@ from memory_core.records.vectors import to_bytes
 from memory_core.slices import slices
 from memory_core.store import sidecar
 from memory_server.agents.registry import self_description
-from memory_server.engine.backend import Backend
-from memory_server.engine.embeddings import Embeddings
-from memory_server.engine.request import Caller
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
+from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.index import queries as candidates
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref, load
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.operations.sweeper import queue_jobs

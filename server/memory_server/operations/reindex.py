@@ -24,11 +24,11 @@ from memory_core.redis_client import Client
 from memory_core.slices import slices
 from memory_core.store import index, sidecar
 from memory_core.store.connection import store_errors
-from memory_server.engine.backend import Backend
 from memory_server.engine.index_definition import drift
 from memory_server.engine.known_models import MODELS_SECONDS
+from memory_server.engine.redis_backend import Backend
 from memory_server.index import queries as candidates
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.operations.reembed import Filling, Progress, embed_agents, embed_tasks, no_sidecar, sidecars_of

@@ -20,7 +20,7 @@ from memory_core.store import sidecar
 from memory_core.store.connection import connect, store_errors
 from memory_core.store.sidecar import SidecarStatus
 from memory_server.index import queries as candidates
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.local.running import RunningRedis, find_running
 from memory_server.operations.health.machine import base_url, livez
 

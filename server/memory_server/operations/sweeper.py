@@ -21,9 +21,9 @@ from memory_core.records.memory import Record
 from memory_core.records.model import Model
 from memory_core.redis_client import Client
 from memory_core.store.connection import store_errors
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.memories.chunks import settle
 from memory_server.memories.record_encoder import encoder_of
 from memory_server.operations.team_sweeper import sweep_due_teams, sweep_team

@@ -11,11 +11,11 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.slices import slices
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.memories.clear import delete
 from memory_server.operations.quarantine import memory_ids
 from memory_server.service import Service
-from memory_server.tasks.dispatch import sweep_tasks, write_in_slices
+from memory_server.tasks.routing import sweep_tasks, write_in_slices
 
 log = logging.getLogger(__name__)
 _AT_ONCE = 100

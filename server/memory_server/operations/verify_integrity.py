@@ -14,7 +14,7 @@ from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
 from memory_core.slices import slices
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.memories.chunks import settle

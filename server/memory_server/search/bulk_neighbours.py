@@ -14,7 +14,7 @@ from memory_core.records.scope import Principal, owner_token
 from memory_core.records.vectors import Matrix
 from memory_core.store.bulk_messages import Clause, Selection
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.bulk_client import BulkClient
+from memory_server.engine.sidecars.bulk_client import BulkClient
 from memory_server.index.filters import ResolvedFilters
 from memory_server.index.loader import Ref
 from memory_server.search.services import SearchServices

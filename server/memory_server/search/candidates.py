@@ -11,11 +11,11 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.records.vectors import to_bytes
 from memory_core.redis_client import Client
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
 from memory_server.index.loader import Ref
 from memory_server.index.queries import WordMatches, WordStatistics
-from memory_server.index.query import Query, sensitive
+from memory_server.index.query_builder import Query, sensitive
 from memory_server.search import knn_policy, ranking
 from memory_server.search.bulk_neighbours import Neighbour, NeighbourSource
 from memory_server.search.ranking import ParsedQuery, RecordFeatures

@@ -22,12 +22,12 @@ from memory_core.redis_client import Client
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.dashboard import MapAnswer, MapArguments, Snippet, SnippetsAnswer
 from memory_server.contract.validation import check_ids
-from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import resolve_filters
 from memory_server.index.loader import Ref
 from memory_server.index.queries import vector_of

@@ -12,9 +12,9 @@ from memory_core.settings.settings import Settings
 from memory_server.contract.arguments import SearchArguments
 from memory_server.contract.validation import check_text
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.search.analysis import query_terms, stem, without, words
 from memory_server.search.ranking import IN_CONTEXT, PLAIN, ParsedQuery, RankingWeights

@@ -12,9 +12,9 @@ from memory_core.records.memory import Record
 from memory_core.records.scope import Principal
 from memory_core.store.bulk_messages import Clusters, Duplicates, Found
 from memory_server.contract.reports import Alike, Cluster, ClustersAnswer, DuplicatesAnswer, Text
-from memory_server.engine.backend import Backend
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.search.bulk_neighbours import own_selection

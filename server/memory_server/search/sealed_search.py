@@ -18,7 +18,7 @@ from memory_core.records.vectors import Matrix
 from memory_core.redis_client import Client
 from memory_server.engine.namespaces import Namespaces
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.loader import Ref
 from memory_server.search.services import SearchServices
 from memory_server.security.decrypted_vectors import Which

@@ -20,9 +20,9 @@ from memory_server.contract.validation import check_limit, check_text
 from memory_server.engine.batch_cache import now
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import Caller, RequestContext, reports_integrity
+from memory_server.engine.request_context import Caller, RequestContext, reports_integrity
 from memory_server.index import queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters, resolve_filters
 from memory_server.index.queries import WordMatches
 from memory_server.search import ranking

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from memory_core.settings.settings import Settings
-from memory_server.engine.backend import Backend
-from memory_server.engine.bulk_client import BulkClient
 from memory_server.engine.counters import Counters
-from memory_server.engine.embeddings import Embeddings
 from memory_server.engine.inflight_reads import InflightReads
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.latency import Latency
 from memory_server.engine.namespaces import Namespaces
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.sidecars.bulk_client import BulkClient
+from memory_server.engine.sidecars.embeddings import Embeddings
 from memory_server.security.vault import Vault
 
 

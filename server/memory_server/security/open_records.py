@@ -11,8 +11,8 @@ from memory_core.records.model import Model
 from memory_core.records.scope import Principal
 from memory_core.redis_client import Client
 from memory_server.contract.validation import check_id
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader
 from memory_server.index.loader import Ref
 from memory_server.security.vault import Vault

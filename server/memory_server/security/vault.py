@@ -25,7 +25,7 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.memory import Record
 from memory_core.redis_client import Client
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.security.decrypted_vectors import OpenVectors
 
 log = logging.getLogger(__name__)

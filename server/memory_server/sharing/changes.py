@@ -23,9 +23,9 @@ from memory_core.records.memory import Record, Visibility
 from memory_core.records.scope import Grant, Principal
 from memory_core.records.times import parse_time
 from memory_core.redis_client import Client
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import loader, queries
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.search.services import SearchServices
 

@@ -16,8 +16,8 @@ from memory_core.records.times import to_iso
 from memory_core.settings.settings import Settings
 from memory_server.contract.sharing import RevokeAnswer, ShareAnswer, ShareArguments
 from memory_server.contract.validation import check_id, check_tags, check_text
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.search.services import SearchServices
 
 _MAX_IDS = 100

@@ -22,11 +22,11 @@ from memory_server.contract.answer import partial_reason
 from memory_server.contract.memories import Memory
 from memory_server.contract.sharing import GrantInfo, SharedContextAnswer, SharedContextArguments, SharedMemory
 from memory_server.contract.validation import check_text
-from memory_server.engine.backend import Backend
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext, reports_integrity
-from memory_server.index import query as build
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import RequestContext, reports_integrity
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.search.search import best_of
 from memory_server.search.services import SearchServices

@@ -22,16 +22,16 @@ from memory_server.contract.arguments import SearchArguments, StoreArguments
 from memory_server.contract.memories import Hit
 from memory_server.contract.task_arguments import CompleteArguments, FailArguments, PendingArguments
 from memory_server.contract.tasks import ClaimedTask, PendingAnswer, TaskStateAnswer, TaskView
-from memory_server.engine.backend import Backend, after_write
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.redis_backend import Backend, after_write
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.events.entries import TASK
 from memory_server.events.listeners import Waiter
 from memory_server.events.waiting import last_position
 from memory_server.memories.store import store_memory
 from memory_server.search.search import semantic_search
-from memory_server.tasks.dispatch import sweep_tasks
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, act_on_task, load_history
+from memory_server.tasks.routing import sweep_tasks
 from memory_server.tasks.services import TaskServices
 
 _POLL_SECONDS = 5.0

@@ -15,9 +15,9 @@ from memory_core.records.times import to_iso
 from memory_core.redis_client import Client
 from memory_server.contract import validation
 from memory_server.contract.tasks import TaskAnswer, TaskEvent, TaskListAnswer, TaskStateAnswer, TaskView
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import Caller, RequestContext
-from memory_server.tasks.dispatch import dispatch_soon
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller, RequestContext
+from memory_server.tasks.routing import dispatch_soon
 from memory_server.tasks.services import TaskServices
 
 DESCRIPTION_BYTES = 16_384

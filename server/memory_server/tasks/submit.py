@@ -24,10 +24,10 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries
-from memory_server.tasks.dispatch import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
+from memory_server.tasks.routing import Demand, able, note_assigned, rank, roster
 from memory_server.tasks.services import TaskServices
 
 _EMBED_SECONDS = 0.5

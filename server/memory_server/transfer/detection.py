@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from memory_core.errors import InvalidArgument, echo
+from memory_server.transfer.export_lines import FORMAT
 from memory_server.transfer.foreign import CONVERSATIONS, Format, Source
 from memory_server.transfer.formats import chatgpt, claude, folder, mcp_memory, mcp_memory_service, mem0
-from memory_server.transfer.lines import FORMAT
 
 OWN = FORMAT
 _DOCUMENTS = (mcp_memory_service.FORMAT, chatgpt.FORMAT, claude.FORMAT, mem0.FORMAT)

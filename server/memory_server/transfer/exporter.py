@@ -25,8 +25,9 @@ from memory_server.index import loader
 from memory_server.index.loader import Ref, UnverifiedRecord
 from memory_server.operations.quarantine import CONSOLE, quarantined
 from memory_server.service import Service
-from memory_server.transfer import files, lines
-from memory_server.transfer.lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
+from memory_server.transfer import export_lines as lines
+from memory_server.transfer import files
+from memory_server.transfer.export_lines import AgentLine, AnyLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.sealed import FileSeal, Inside
 
 _SLICE = 100

@@ -18,7 +18,7 @@ from memory_core.records.memory import MemoryType
 from memory_core.records.names import LABEL_MAX_BYTES
 from memory_core.records.times import parse_time
 from memory_server.transfer import files
-from memory_server.transfer.lines import reasons
+from memory_server.transfer.export_lines import reasons
 
 _HEAD_LINES = 20
 CONVERSATIONS = "conversations*.json"

@@ -15,15 +15,15 @@ from memory_core.records.model import Model
 from memory_core.records.names import check_name
 from memory_core.records.scope import Principal
 from memory_server.engine.principals import resolve, resolve_writer
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.operations.quarantine import CONSOLE
 from memory_server.service import Service
-from memory_server.transfer import lines
-from memory_server.transfer.arrivals import Arrival, ForeignDefaults, from_foreign, from_line
+from memory_server.transfer import export_lines as lines
 from memory_server.transfer.detection import OWN, detect
+from memory_server.transfer.export_lines import AgentLine, End, GrantLine, Header, MemoryLine, QuarantineLine
 from memory_server.transfer.exporter import Progress
 from memory_server.transfer.foreign import Bad, Format, Source
-from memory_server.transfer.lines import AgentLine, End, GrantLine, Header, MemoryLine, QuarantineLine
+from memory_server.transfer.incoming_memory import Arrival, ForeignDefaults, from_foreign, from_line
 from memory_server.transfer.restore import OP, restore
 from memory_server.transfer.writer import FAILURES, ImportWriter
 

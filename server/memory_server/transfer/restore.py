@@ -8,9 +8,9 @@ from typing import Any
 from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.operations.quarantine import CONSOLE, quarantine, quarantined
-from memory_server.transfer.lines import AgentLine, GrantLine, QuarantineLine, from_text
+from memory_server.transfer.export_lines import AgentLine, GrantLine, QuarantineLine, from_text
 
 OP = "import"
 

@@ -17,7 +17,7 @@ from memory_core.redis_client import Client
 from memory_server.memories.chunks import ChunkedContent, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, signed_elsewhere
 from memory_server.service import Service
-from memory_server.transfer.arrivals import Arrival
+from memory_server.transfer.incoming_memory import Arrival
 
 MAX_MEMORIES = 50
 """Memories in one Function call."""

@@ -82,7 +82,7 @@ def import_(
     Existing memories stay unchanged, so the command may be run again, also after an interruption. Missing vectors are
     computed in the background; until then keyword search finds the memories.
     """
-    defaults = lazy.arrivals.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
+    defaults = lazy.incoming_memory.ForeignDefaults(visibility, priority, tuple(tag or ()), sensitive)
     options = lazy.importer.ImportOptions(format_name, agent, defaults, skip_bad, dry_run)
     namespace = console.namespace
     started = time.perf_counter()

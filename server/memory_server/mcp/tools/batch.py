@@ -14,9 +14,9 @@ from memory_core.errors import InvalidArgument, echo
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.answer import BatchAnswer, Outcome
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.request import DeferredWrites, RequestContext
+from memory_server.engine.request_context import DeferredWrites, RequestContext
 from memory_server.mcp import lazy
-from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:

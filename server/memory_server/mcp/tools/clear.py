@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field
 
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import ClearAnswer
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
-from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 Ctx = Context[Any, Any]

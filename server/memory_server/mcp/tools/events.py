@@ -10,9 +10,9 @@ from mcp.server.mcpserver import Context
 
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.events import EventsAnswer
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
-from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 if TYPE_CHECKING:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from memory_server.contract import arguments as arguments_of
 from memory_server.contract.memories import MemoryAnswer, MemoryListAnswer, StoreAnswer, UpdateAnswer
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.mcp import lazy
 from memory_server.mcp.tools.clear import clear_tool
-from memory_server.mcp.tools.toolkit import StrictTool, make_tool
+from memory_server.mcp.tools.tool_factory import StrictTool, make_tool
 from memory_server.runtime import Runtime
 
 

@@ -10,9 +10,9 @@ from memory_core.records.model import Model
 from memory_core.settings.groups import DAY
 from memory_server.contract.answer import partial_reason
 from memory_server.contract.stats import CacheFigures
-from memory_server.engine.request import Caller
-from memory_server.index import query as build
-from memory_server.index.query import Query
+from memory_server.engine.request_context import Caller
+from memory_server.index import query_builder as build
+from memory_server.index.query_builder import Query
 from memory_server.operations.stats.team_stats import agent_figures, task_figures
 from memory_server.service import Service
 

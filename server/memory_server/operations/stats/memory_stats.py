@@ -18,9 +18,9 @@ from memory_server.contract.arguments import StatsArguments
 from memory_server.contract.stats import GpuAnswer, IndexHealth, Sidecar, StatsAnswer
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import owners_of, resolve
-from memory_server.engine.request import Caller, RequestContext
+from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries as candidates
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
 from memory_server.operations.stats.counts import Queries, caller_figures, count_queries, group
 from memory_server.service import Service

@@ -15,11 +15,11 @@ from memory_core.settings.groups import DAY
 from memory_server.contract.dashboard import CensusAnswer, Day
 from memory_server.engine.inflight_reads import reads
 from memory_server.engine.principals import resolve
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 from memory_server.index import queries as candidates
-from memory_server.index import query as build
+from memory_server.index import query_builder as build
 from memory_server.index.filters import ResolvedFilters
-from memory_server.index.query import Query
+from memory_server.index.query_builder import Query
 from memory_server.operations.stats.counts import caller_figures, count_queries, group
 from memory_server.service import Service
 

@@ -11,7 +11,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from memory_server.engine.counters import FAMILIES, Counters
-from memory_server.operations.stats.stock import Stock
+from memory_server.operations.stats.redis_stats import Stock
 from memory_server.service import Service
 
 PREFIX = FAMILIES.prefix

@@ -10,8 +10,8 @@ from memory_core.records.keys import Keys
 from memory_core.records.task import ENDED, TaskState
 from memory_core.redis_client import Client
 from memory_server.contract.stats import AgentFigures, TaskFigures
-from memory_server.engine.backend import Backend
-from memory_server.engine.request import Caller
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.request_context import Caller
 
 _LOOK = 1000
 

@@ -13,7 +13,7 @@ from memory_core.cancellation import cancel
 from memory_core.crypto.signed_entry import sign
 from memory_core.errors import MemoryServiceError
 from memory_core.records.keys import Keys
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.security.audit.chain import seal
 from memory_server.security.audit.recorder import Batch, Recorder
 

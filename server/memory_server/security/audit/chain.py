@@ -13,7 +13,7 @@ from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.times import to_redis
 from memory_core.store.connection import store_errors
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal, make_seal, next_number, unsigned_to
 

@@ -10,7 +10,7 @@ from memory_core.records.audit_entry import system_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_core.settings.groups import AuditSettings
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 from memory_server.security.audit import reader
 from memory_server.security.audit.seals import Seal
 

@@ -23,9 +23,9 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.memories.record_encoder import lifetime, scope_of
 from memory_server.service import Service
+from memory_server.transfer.export_lines import Header, MemoryLine, from_text
 from memory_server.transfer.exporter import binding, chunking_digest
 from memory_server.transfer.foreign import Foreign
-from memory_server.transfer.lines import Header, MemoryLine, from_text
 from memory_server.transfer.sealed import FileSeal, Inside
 
 _RANDOM_BYTES = 10

@@ -23,7 +23,7 @@ from memory_server.contract.answer import Answer
 from memory_server.contract.arguments import Arguments
 from memory_server.engine.audited_calls import named_ids
 from memory_server.engine.batch_cache import BatchCache
-from memory_server.engine.request import RequestContext
+from memory_server.engine.request_context import RequestContext
 
 log = logging.getLogger(__name__)
 _SHOWN_PROBLEMS = 3

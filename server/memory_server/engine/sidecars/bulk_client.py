@@ -26,9 +26,9 @@ from memory_core.store.bulk_messages import (
     read_body,
 )
 from memory_core.store.streams import BadMessage, Reply
-from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.engine.replies import Replies, until_a_key_fits
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.sidecars.replies import Replies, until_a_key_fits
 
 Answer = TypeVar("Answer", NearestFound, DuplicatesFound, ClustersFound)
 Piece = tuple[str, int, float]

@@ -15,7 +15,7 @@ from memory_core.errors import Tampered
 from memory_core.records.keys import Keys, digest
 from memory_core.records.model import Model
 from memory_core.settings.settings import CacheSettings
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 
 Vectors = dict[str, bytes]
 _REMEMBERED_AGENTS = 10_000

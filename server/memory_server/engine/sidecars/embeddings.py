@@ -19,10 +19,10 @@ from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix, from_bytes, normalise, to_bytes
 from memory_core.store import sidecar
 from memory_core.store.streams import Ask, Reply
-from memory_server.engine.backend import Backend
 from memory_server.engine.known_models import KnownModels
-from memory_server.engine.replies import Replies, until_a_key_fits
-from memory_server.engine.vector_cache import Asker, VectorCache, Vectors
+from memory_server.engine.redis_backend import Backend
+from memory_server.engine.sidecars.replies import Replies, until_a_key_fits
+from memory_server.engine.sidecars.vector_cache import Asker, VectorCache, Vectors
 
 log = logging.getLogger(__name__)
 _TRUST_SECONDS = 2.0  # a sidecar that answered this recently counts as alive

@@ -20,7 +20,7 @@ from memory_core.records.ids import new_id
 from memory_core.redis_client import Client
 from memory_core.store.connection import connect, store_errors
 from memory_core.store.streams import BadMessage, Reply, entries
-from memory_server.engine.backend import Backend
+from memory_server.engine.redis_backend import Backend
 
 log = logging.getLogger(__name__)
 _BLOCK_MS = 5000

@@ -1,0 +1,1 @@
+"""Requests to the sidecars: embeddings and bulk searches, and the cache of vectors."""
