@@ -66,7 +66,7 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     refusals: list[str] = []
-    contents = {name: f"The {name} canary sings 4f9a{number}e in the cellar." for number, name in enumerate(
+    contents = {name: f"The {name} canary sings 4f9ac3d17b{number}e in the cellar." for number, name in enumerate(
         ("waited", "queued", "changed", "long", "batched"))}  # fmt: skip
     hide: dict[str, Any] = {"sensitive": True, "metadata": {"bird": "metacanary7c2"}, "idempotency_key": "k1"}
     async with Monitor(own_stack.redis.path) as monitor:
@@ -115,7 +115,7 @@ async def test_no_part_of_a_sensitive_memory_is_in_clear_anywhere(
     await wait_until(lambda: sidecar_is_ready(own_stack.client), 90)
     assert namespace.encode() in places["the wire"]
     assert namespace.encode() in places["the append-only file"]
-    canaries = [b"canary", b"4f9a", b"metacanary", *(to_bytes(vector)[:64] for vector in vectors)]
+    canaries = [b"canary", b"4f9ac3d17b", b"metacanary", *(to_bytes(vector)[:64] for vector in vectors)]
     canaries += [b"lantern gravel", np.float32(vectors[0][:16]).tobytes()]
     found = {(place, canary) for place, text in places.items() for canary in canaries if canary in text}
     assert not found
