@@ -33,7 +33,7 @@ from memory_embedder.streams.asks import AskConsumer
 from memory_embedder.streams.backlog import HeldJobs
 from memory_embedder.streams.inference import InferenceLoop
 from memory_embedder.streams.jobs import JobConsumer
-from memory_embedder.streams.namespaces import Namespaces
+from memory_embedder.streams.namespaces import KnownNamespaces
 from memory_embedder.streams.outbox import Outbox
 from memory_embedder.streams.retry import forever, is_outage, pause, retry
 from memory_embedder.streams.throughput import Throughput
@@ -85,7 +85,7 @@ class Sidecar:
         self._work_arrived = asyncio.Event()
         self._replies = Outbox("replies", self._stopping)
         self._commits = Outbox("commits", self._stopping)
-        self._namespaces = Namespaces(self._client, encoder)
+        self._namespaces = KnownNamespaces(self._client, encoder)
         held = HeldJobs(self.throughput)
         self.asks = AskConsumer(self._client, encoder, self._replies, self.id, self._work_arrived, self._transports)
         self.jobs = JobConsumer(

@@ -336,13 +336,13 @@ async def test_least_recently_used_mirrors_are_evicted(
         assert cache.nbytes <= cache.budget
     assert len(cache.mirrors) == 2
     filled: list[str] = []
-    fill = mirror_cache.Follower.fill
+    fill = mirror_cache.EventFollower.fill
 
     async def record_fill(self: Any, *args: Any) -> None:
         filled.append(self._keys.namespace)
         await fill(self, *args)
 
-    monkeypatch.setattr(mirror_cache.Follower, "fill", record_fill)
+    monkeypatch.setattr(mirror_cache.EventFollower, "fill", record_fill)
     await found_in(cache, "one")
     await found_in(cache, "two")
     assert filled == ["two"]

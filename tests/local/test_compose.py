@@ -241,7 +241,7 @@ def test_secrets_are_made_once_and_kept_from_others(tmp_path: Path) -> None:
     assert len(set(first.values())) == len(first)
 
 
-async def test_redis_starts_as_its_container_would_and_lets_in_who_has_a_password(tmp_path: Path) -> None:
+async def test_redis_starts_like_its_container_and_requires_a_password(tmp_path: Path) -> None:
     """The same script, configuration and users; the module, the folders and the port are this machine's."""
     service, port = SERVICES["redis"], free_port()
     with made_secrets(tmp_path) as secrets:

@@ -11,9 +11,9 @@ import pytest
 from support.audit_helpers import KEYRING, NAMESPACE, Trail, seal_over, sealed_trail, written
 
 from memory_core.crypto.keyring import Keyring, Secret
-from memory_core.crypto.signed_entry import Entry
+from memory_core.crypto.signed_entry import SignedEntry
 from memory_server.security.audit.seals import Seal, read_seal
-from memory_server.security.audit.verifier import Counters
+from memory_server.security.audit.verifier import AuditCounts
 
 CHANGES = 10_000
 GOOD = sealed_trail(24, [1, 4, 2, 7], Random(1))
@@ -29,8 +29,11 @@ def test_unchanged_trail_is_intact() -> None:
 
 
 def test_empty_trail_is_intact_unless_numbers_were_issued() -> None:
-    assert Trail((), (), Counters(0, 0)).check().ok
-    assert {problem.kind for problem in Trail((), (), Counters(3, 2)).check().problems} == {"tail cut", "seal removed"}
+    assert Trail((), (), AuditCounts(0, 0)).check().ok
+    assert {problem.kind for problem in Trail((), (), AuditCounts(3, 2)).check().problems} == {
+        "tail cut",
+        "seal removed",
+    }
 
 
 def test_ten_thousand_single_changes_are_all_detected() -> None:
@@ -162,7 +165,7 @@ def seal_inserted(trail: Trail, random: Random) -> Trail:
 
 
 def with_entry(trail: Trail, at: int, parts: tuple[bytes, ...]) -> Trail:
-    changed = Entry(trail.entries[at].id, parts)
+    changed = SignedEntry(trail.entries[at].id, parts)
     return trail.but([*trail.entries[:at], changed, *trail.entries[at + 1 :]])
 
 
@@ -193,8 +196,8 @@ def test_forged_or_missing_unsealed_entries_are_detected() -> None:
     forged = written(SEALED + 2, Random(5), OTHER_KEY)
     kinds: dict[str, Trail] = {
         "unknown key": GOOD.but([*GOOD.entries[: SEALED + 1], replace(forged, id=tail[1].id), *tail[2:]]),
-        "forged": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, with_other_agent(tail[-1]))]),
-        "unsigned": GOOD.but([*GOOD.entries[:-1], Entry(tail[-1].id, tail[-1].parts[:-2])]),
+        "forged": GOOD.but([*GOOD.entries[:-1], SignedEntry(tail[-1].id, with_other_agent(tail[-1]))]),
+        "unsigned": GOOD.but([*GOOD.entries[:-1], SignedEntry(tail[-1].id, tail[-1].parts[:-2])]),
         "removed": GOOD.but([*GOOD.entries[:SEALED], *tail[1:]]),
         "tail cut": GOOD.but(GOOD.entries[:-1]),
         "repeated": GOOD.but([*GOOD.entries, replace(GOOD.entries[2], id=b"1800000000000-0")]),
@@ -203,7 +206,7 @@ def test_forged_or_missing_unsealed_entries_are_detected() -> None:
         assert kind in {problem.kind for problem in changed.check().problems}
 
 
-def with_other_agent(entry: Entry) -> tuple[bytes, ...]:
+def with_other_agent(entry: SignedEntry) -> tuple[bytes, ...]:
     """Return its fields with another agent's name."""
     return tuple(b"mallory" if part in {b"alice", b"bob"} else part for part in entry.parts)
 
@@ -215,7 +218,7 @@ def test_trail_of_another_namespace_is_refused() -> None:
 def test_full_rollback_is_detected_only_by_a_head_kept_elsewhere() -> None:
     head = GOOD.check().head
     before = sealed_trail(24, [1, 4, 2, 7], Random(1))
-    older = Trail(before.entries[:7], before.seals[:3], Counters(7, 7))
+    older = Trail(before.entries[:7], before.seals[:3], AuditCounts(7, 7))
     assert older.check().ok
     assert [problem.kind for problem in older.check(expect=head).problems] == ["head"]
     other = sealed_trail(24, [1, 4, 2, 7], Random(8))
@@ -239,7 +242,7 @@ def test_sealers_findings_stay_reported_and_the_chain_continues() -> None:
     assert first.broken == "3:removed"
     second = seal_over(entries[3:], first)
     assert second.broken == ""
-    report = Trail(tuple(entries), (first, second), Counters(5, 5)).check()
+    report = Trail(tuple(entries), (first, second), AuditCounts(5, 5)).check()
     assert {(problem.number, problem.kind) for problem in report.problems} == {(3, "recorded: removed"), (3, "removed")}
 
 
@@ -249,13 +252,13 @@ def test_unkeyed_entries_are_accepted_only_before_the_first_keyed_one() -> None:
     entries += [written(number, random) for number in (4, 5)]
     first = seal_over(entries[:2], None)
     second = seal_over(entries[2:], first)
-    trail = Trail(tuple(entries), (first, second), Counters(5, 5))
+    trail = Trail(tuple(entries), (first, second), AuditCounts(5, 5))
     report = trail.check()
     assert report.ok
     assert (report.unsigned, second.unsigned, second.broken) == (3, 3, "")
     late = seal_over([written(6, random, bare)], second)
     assert late.broken == "6:unsigned"
-    stripped = [Entry(entry.id, entry.parts[: entry.parts.index(b"key")]) for entry in entries[3:4]]
+    stripped = [SignedEntry(entry.id, entry.parts[: entry.parts.index(b"key")]) for entry in entries[3:4]]
     assert not trail.but([*entries[:3], *stripped, entries[4]]).check().ok
 
 
@@ -265,7 +268,7 @@ def test_key_change_leaves_the_trail_intact() -> None:
     entries = [written(1, random), written(2, random), written(3, random, both)]
     first = seal_over(entries[:1], None)
     second = seal_over(entries[1:], first, both)
-    trail = Trail(tuple(entries), (first, second), Counters(3, 3))
+    trail = Trail(tuple(entries), (first, second), AuditCounts(3, 3))
     assert trail.check(both).ok
     assert {problem.kind for problem in trail.check().problems} == {"seal unknown key", "unknown key"}
 

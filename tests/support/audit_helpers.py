@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from random import Random
 
 from memory_core.crypto.keyring import Keyring, Secret
-from memory_core.crypto.signed_entry import Entry, sign
+from memory_core.crypto.signed_entry import SignedEntry, sign
 from memory_core.records.audit_entry import new_entry
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader
 from memory_server.security.audit.chain import first_problem
 from memory_server.security.audit.seals import Seal, make_seal
-from memory_server.security.audit.verifier import Counters, Report, verify
+from memory_server.security.audit.verifier import AuditCounts, AuditReport, verify
 from support.stack import Server
 
 NAMESPACE = "trail"
@@ -26,21 +26,21 @@ OPS = ("store_memory", "semantic_search", "retrieve_memory", "clear_memory")
 class Trail:
     """An audit trail as Redis could hold it."""
 
-    entries: tuple[Entry, ...]
+    entries: tuple[SignedEntry, ...]
     seals: tuple[Seal, ...]
-    counters: Counters
+    counters: AuditCounts
 
-    def check(self, keyring: Keyring = KEYRING, expect: str | None = None, namespace: str = NAMESPACE) -> Report:
+    def check(self, keyring: Keyring = KEYRING, expect: str | None = None, namespace: str = NAMESPACE) -> AuditReport:
         """Verify the trail."""
         return verify(namespace, self.entries, self.seals, self.counters, keyring, expect)
 
-    def but(self, entries: Sequence[Entry] | None = None, seals: Sequence[Seal] | None = None) -> Trail:
+    def but(self, entries: Sequence[SignedEntry] | None = None, seals: Sequence[Seal] | None = None) -> Trail:
         """Return a copy with other entries or seals."""
         new = replace(self, entries=self.entries if entries is None else tuple(entries))
         return replace(new, seals=self.seals if seals is None else tuple(seals))
 
 
-def written(number: int, random: Random, keyring: Keyring = KEYRING) -> Entry:
+def written(number: int, random: Random, keyring: Keyring = KEYRING) -> SignedEntry:
     """Build an entry as a server and a Function build one together."""
     ids = [f"{random.getrandbits(64):026x}"] * random.randint(0, 2)
     entry = new_entry(random.choice(["alice", "bob"]), random.choice(OPS), ids, "http 127.0.0.1")
@@ -51,7 +51,7 @@ def written(number: int, random: Random, keyring: Keyring = KEYRING) -> Entry:
     fields |= {"ids": " ".join(ids), "outcome": entry.get("outcome", "ok"), "from": entry["from"]}
     fields |= {name: entry[name] for name in ("count", "nonce", "key", "mac") if name in entry}
     parts = [str(part).encode() for pair in fields.items() for part in pair]
-    return Entry(f"{1700000000000 + number // 3}-{number % 3}".encode(), tuple(parts))
+    return SignedEntry(f"{1700000000000 + number // 3}-{number % 3}".encode(), tuple(parts))
 
 
 def sealed_trail(number: int, sizes: Sequence[int], random: Random, keyring: Keyring = KEYRING) -> Trail:
@@ -62,10 +62,10 @@ def sealed_trail(number: int, sizes: Sequence[int], random: Random, keyring: Key
     while at + (size := sizes[len(seals) % len(sizes)]) <= number:
         seals.append(seal_over(entries[at : at + size], seals[-1] if seals else None, keyring))
         at += size
-    return Trail(tuple(entries), tuple(seals), Counters(number, at))
+    return Trail(tuple(entries), tuple(seals), AuditCounts(number, at))
 
 
-def seal_over(entries: Sequence[Entry], previous: Seal | None, keyring: Keyring = KEYRING) -> Seal:
+def seal_over(entries: Sequence[SignedEntry], previous: Seal | None, keyring: Keyring = KEYRING) -> Seal:
     """Build the seal as a sealer does."""
     broken = first_problem(keyring, NAMESPACE, previous, entries)
     return make_seal(keyring, NAMESPACE, previous, entries, at="1700000000.000000", broken=broken)
@@ -100,7 +100,7 @@ async def flushed_entries(server: Server, client: Client, namespace: str) -> lis
     return await read_entries(client, namespace)
 
 
-async def verify_audit(server: Server, client: Client, namespace: str) -> Report:
+async def verify_audit(server: Server, client: Client, namespace: str) -> AuditReport:
     """Verify a namespace's audit in Redis with the server's keys."""
     return await reader.check(client, Keys(namespace), server.service.backend.keyring)
 

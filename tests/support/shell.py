@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner, Result
 
-from memory_core.crypto.signed_entry import Entry
+from memory_core.crypto.signed_entry import SignedEntry
 from memory_core.records.keys import Keys
 from memory_server import cli
 from support.redis_users import SERVER
@@ -43,5 +43,5 @@ class Shell:
     async def audited(self) -> list[dict[str, str]]:
         """Return the audit entries of the console."""
         rows = await self.stack.client.xrange(Keys(self.namespace).audit)
-        entries = [Entry(at, tuple(part for pair in row.items() for part in pair)).fields for at, row in rows]
+        entries = [SignedEntry(at, tuple(part for pair in row.items() for part in pair)).fields for at, row in rows]
         return [entry for entry in entries if entry["who"] == "console"]

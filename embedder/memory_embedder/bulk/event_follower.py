@@ -36,7 +36,7 @@ class EventsLost(Exception):
     """The mirror must be filled again: events since the position were trimmed, or the namespace changed its model."""
 
 
-class Follower:
+class EventFollower:
     """Reads one namespace. `position` is the last event that its mirror includes."""
 
     def __init__(self, client: Client, keys: Keys, vector_field: str) -> None:

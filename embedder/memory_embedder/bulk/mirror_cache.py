@@ -13,7 +13,7 @@ from memory_core.redis_client import Client
 from memory_core.store.bulk_messages import IndexType, Selection
 from memory_embedder.bulk.array_module import DeviceRows
 from memory_embedder.bulk.engine import BulkEngine, Snapshot
-from memory_embedder.bulk.event_follower import EventsLost, Follower
+from memory_embedder.bulk.event_follower import EventFollower, EventsLost
 from memory_embedder.bulk.faiss_index import FaissIndex, build
 from memory_embedder.bulk.mirror import Mirror
 
@@ -30,7 +30,7 @@ class MirrorTooLarge(Exception):
 class CachedMirror:
     """The mirror of one namespace, its follower and its index. `lock` is held while rows change."""
 
-    follower: Follower
+    follower: EventFollower
     mirror: Mirror
     device_rows: DeviceRows
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -132,7 +132,7 @@ class MirrorCache:
     def _get_or_create(self, namespace: str) -> CachedMirror:
         cached = self._cached.get(namespace)
         if cached is None:
-            follower = Follower(self._client, keys.Keys(namespace), self._field)
+            follower = EventFollower(self._client, keys.Keys(namespace), self._field)
             cached = self._cached[namespace] = CachedMirror(
                 follower, Mirror(self._dimension), DeviceRows(self._engine.arrays)
             )

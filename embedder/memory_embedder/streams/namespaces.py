@@ -17,7 +17,7 @@ from memory_embedder.streams.retry import is_outage
 _log = logging.getLogger(__name__)
 
 
-class Namespaces:
+class KnownNamespaces:
     """Tracks the known namespaces, those that have jobs, and those refused because of their model."""
 
     def __init__(self, client: Client, encoder: Encoder) -> None:

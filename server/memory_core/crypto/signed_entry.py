@@ -45,7 +45,7 @@ def _mac(secret: Secret, namespace: str, signed: Mapping[str, str]) -> str:
 
 
 @dataclass(frozen=True)
-class Entry:
+class SignedEntry:
     """One entry as Redis stores it: its stream id, then names and values in turn."""
 
     id: bytes

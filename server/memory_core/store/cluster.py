@@ -52,7 +52,7 @@ def _texts(words: Sequence[Any]) -> list[str]:
     return [word.decode(errors="replace") if isinstance(word, bytes) else str(word) for word in words]
 
 
-class Cluster(Redis):
+class ClusterClient(Redis):
     """Has one plain client per node and chooses it by the slot of the key.
 
     `make_pool` makes the connections to an address. `on_move` is called when slots get another master.
@@ -265,7 +265,7 @@ class Cluster(Redis):
 
 
 class _ClusterPipeline(Pipeline):
-    def __init__(self, cluster: Cluster, transaction: bool) -> None:
+    def __init__(self, cluster: ClusterClient, transaction: bool) -> None:
         super().__init__(cluster.connection_pool, {}, transaction, None)
         self._cluster = cluster
 

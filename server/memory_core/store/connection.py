@@ -28,7 +28,7 @@ from memory_core.errors import (
 )
 from memory_core.redis_client import Client
 from memory_core.settings.settings import Settings
-from memory_core.store.cluster import Cluster
+from memory_core.store.cluster import ClusterClient
 from memory_core.store.command_packing import pack_by_hiredis
 from memory_core.store.sentinel import follow_master
 from memory_core.store.urls import Address, RedisUrl, read_url
@@ -76,7 +76,7 @@ def connect(url: str, *, timeout: float | None = None) -> Client:
         # Without its cause: urllib quotes a part of the URL, which may be the password.
         raise InvalidArgument("REDIS_URL is not a URL of Redis", hint=_URLS) from None
     if parsed.kind == "cluster":
-        return Cluster(parsed, lambda address: _make_pool(parsed, timeout, address))
+        return ClusterClient(parsed, lambda address: _make_pool(parsed, timeout, address))
     pool = _make_pool(parsed, timeout)
     if parsed.kind == "sentinel":
         pool = follow_master(pool, parsed)

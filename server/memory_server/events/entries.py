@@ -55,7 +55,7 @@ def read_cursor(cursor: str) -> Position:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EventEntry:
     """One event. `scope` has the tokens that make a memory readable; `to` names the agents it is addressed to."""
 
     position: Position
@@ -69,7 +69,7 @@ class Entry:
     has_vector: bool
 
     @classmethod
-    def parse(cls, entry: bytes, fields: Fields) -> Entry:
+    def parse(cls, entry: bytes, fields: Fields) -> EventEntry:
         """Parse an entry that `emit` in the Functions wrote.
 
         Raises:
@@ -111,12 +111,12 @@ class Entry:
         return agent in self.to or agent == self.subject or self.op == "unregistered"
 
 
-def parse_entries(rows: Iterable[tuple[bytes, Fields]]) -> list[Entry]:
+def parse_entries(rows: Iterable[tuple[bytes, Fields]]) -> list[EventEntry]:
     """Parse entries, without malformed ones."""
-    parsed: list[Entry] = []
+    parsed: list[EventEntry] = []
     for entry, fields in rows:
         with suppress(BadMessage):
-            parsed.append(Entry.parse(entry, fields))
+            parsed.append(EventEntry.parse(entry, fields))
     return parsed
 
 

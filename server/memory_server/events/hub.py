@@ -23,7 +23,7 @@ from memory_core.store.connection import connect
 from memory_core.store.streams import BadMessage, entries
 from memory_server.engine.known_models import KnownModels
 from memory_server.engine.redis_backend import Backend
-from memory_server.events.entries import MEMORY, Entry, Position
+from memory_server.events.entries import MEMORY, EventEntry, Position
 from memory_server.events.listeners import Audience, Follower, Waiter
 
 log = logging.getLogger(__name__)
@@ -181,10 +181,10 @@ class _Reader:
             await self._deliver(answer, names)
 
     async def _deliver(self, answer: object, names: dict[bytes, str]) -> None:
-        batches: dict[str, list[Entry]] = {}
+        batches: dict[str, list[EventEntry]] = {}
         for stream, entry, fields in entries(answer):
             try:
-                batches.setdefault(names[stream], []).append(Entry.parse(entry, fields))
+                batches.setdefault(names[stream], []).append(EventEntry.parse(entry, fields))
             except BadMessage as error:
                 log.warning("%s", error)
                 audience = self._audiences[names[stream]]
@@ -195,7 +195,7 @@ class _Reader:
             for entry, waiters in zip(batch, near, strict=True):
                 audience.offer(entry, waiters)
 
-    async def _near(self, namespace: str, audience: Audience, batch: Sequence[Entry]) -> list[set[Waiter] | None]:
+    async def _near(self, namespace: str, audience: Audience, batch: Sequence[EventEntry]) -> list[set[Waiter] | None]:
         """Find the waiters whose query is close to each entry's chunk; None where that is unknown."""
         near: list[set[Waiter] | None] = [set() for _ in batch]
         asked = [number for number, entry in enumerate(batch) if entry.kind == MEMORY and entry.has_vector]

@@ -15,7 +15,7 @@ import numpy as np
 
 from memory_core.records.model import Model
 from memory_core.records.vectors import Matrix
-from memory_server.events.entries import AGENT, KINDS, MEMORY, Entry, Position
+from memory_server.events.entries import AGENT, KINDS, MEMORY, EventEntry, Position
 
 _MAX_QUEUED = 5000
 _ROUNDING = 1e-4
@@ -68,7 +68,7 @@ class Waiter(Listener):
         self.doubts = 1
         """How often its permissions may have changed; `tokens` covers the first `trusted` of these changes."""
         self.trusted = 0
-        self.queue: deque[Entry] = deque()
+        self.queue: deque[EventEntry] = deque()
         self.overflown = False
         self.sees_all = False
         """Whether it receives every event of the namespace."""
@@ -82,16 +82,16 @@ class Waiter(Listener):
         """Store tokens that were resolved when there were so many doubts."""
         self.tokens, self.trusted = frozenset(tokens), doubts
 
-    def doubt(self, entry: Entry) -> None:
+    def doubt(self, entry: EventEntry) -> None:
         """Mark the tokens as stale if an event may have changed them."""
         if entry.may_change(self.agent):
             self.doubts += 1
 
-    def may_read(self, entry: Entry) -> bool:
+    def may_read(self, entry: EventEntry) -> bool:
         """Whether the memory of an event may be readable."""
         return self.is_stale or not self.tokens.isdisjoint(entry.scope)
 
-    def concerns(self, entry: Entry) -> bool:
+    def concerns(self, entry: EventEntry) -> bool:
         """Whether an entry may be for it. Its own actions are not."""
         if entry.by and entry.by == self.agent:
             return False
@@ -100,7 +100,7 @@ class Waiter(Listener):
             return (is_match or (entry.is_news and MEMORY in self.kinds)) and self.may_read(entry)
         return entry.kind in self.kinds and entry.is_for(self.agent)
 
-    def offer(self, entry: Entry) -> None:
+    def offer(self, entry: EventEntry) -> None:
         """Queue an entry. If the queue is full, it is dropped and the stream is read instead."""
         if len(self.queue) < _MAX_QUEUED and not self.overflown:
             self.queue.append(entry)
@@ -122,7 +122,7 @@ class Watcher(Waiter):
         super().__init__(agent, KINDS)
         self.sees_all = sees_all
 
-    def concerns(self, entry: Entry) -> bool:
+    def concerns(self, entry: EventEntry) -> bool:
         if self.sees_all or entry.kind != MEMORY:
             return entry.is_news and (self.sees_all or entry.is_for(self.agent))
         return entry.is_news and self.may_read(entry)
@@ -134,13 +134,13 @@ class Follower(Listener):
     def __init__(self, uris: frozenset[str]) -> None:
         super().__init__()
         self.uris = uris
-        self._changed: dict[str, Entry] = {}
+        self._changed: dict[str, EventEntry] = {}
 
-    def offer(self, entry: Entry) -> None:
+    def offer(self, entry: EventEntry) -> None:
         self._changed[entry.uri or ""] = entry
         self.wake()
 
-    def take(self) -> list[Entry]:
+    def take(self) -> list[EventEntry]:
         """Return and forget the changes since the last call."""
         changed, self._changed = self._changed, {}
         return list(changed.values())
@@ -243,7 +243,7 @@ class Audience:
             near |= {waiter for waiter, score in scored if score >= waiter.min_score - _ROUNDING}
         return near
 
-    def offer(self, entry: Entry, near: set[Waiter] | None) -> None:
+    def offer(self, entry: EventEntry, near: set[Waiter] | None) -> None:
         """Offer an entry to the listeners it may concern; `near` has the waiters it matches, None if unknown."""
         self.position = max(self.position, entry.position)
         self._doubt(entry)
@@ -254,7 +254,7 @@ class Audience:
             for follower in self._followers[entry.uri]:
                 follower.offer(entry)
 
-    def _doubt(self, entry: Entry) -> None:
+    def _doubt(self, entry: EventEntry) -> None:
         if entry.op == "unregistered":
             named = self._waiters
         else:
@@ -263,7 +263,7 @@ class Audience:
             waiter.doubt(entry)
             self._index_tokens(waiter)
 
-    def _concerned(self, entry: Entry, near: set[Waiter] | None) -> set[Waiter]:
+    def _concerned(self, entry: EventEntry, near: set[Waiter] | None) -> set[Waiter]:
         if entry.kind == MEMORY:
             asking: set[Waiter] = set() if not entry.has_vector else set(self.with_query) if near is None else near
             if not entry.is_news:

@@ -17,7 +17,7 @@ from memory_server.contract.events import Event
 from memory_server.engine.principals import resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import RequestContext
-from memory_server.events.entries import MEMORY, Entry, parse_entries
+from memory_server.events.entries import MEMORY, EventEntry, parse_entries
 from memory_server.events.listeners import Audience, Follower, Watcher
 from memory_server.events.services import EventServices
 from memory_server.events.waiting import event_of, last_position, readable
@@ -72,7 +72,7 @@ class _Feed:
 
     async def recent(self) -> list[Event]:
         """Read back as far as needed, so that the result does not reveal how active other agents were."""
-        key, found, end = Keys(self.request.caller.namespace).events, list[Entry](), "+"
+        key, found, end = Keys(self.request.caller.namespace).events, list[EventEntry](), "+"
         while True:
             rows = await self.service.backend.read(lambda client, end=end: client.xrevrange(key, max=end, count=_PAGE))
             page = [entry for entry in parse_entries(reversed(rows)) if self.watcher.concerns(entry)]
@@ -93,7 +93,7 @@ class _Feed:
             return FeedPage([], 1)
         return FeedPage(list(map(event_of, newest)), more)
 
-    async def _allowed(self, entries: list[Entry]) -> list[Entry]:
+    async def _allowed(self, entries: list[EventEntry]) -> list[EventEntry]:
         if self.request.caller.admin or (not entries and not self.watcher.is_stale):
             return entries
         doubts = self.watcher.doubts
@@ -127,7 +127,7 @@ async def _changes(backend: Backend, request: RequestContext, follower: Follower
                 yield entry.uri
 
 
-async def _readable(backend: Backend, request: RequestContext, entries: list[Entry]) -> list[Entry]:
+async def _readable(backend: Backend, request: RequestContext, entries: list[EventEntry]) -> list[EventEntry]:
     """Keep the entries that the caller may read, retrying until Redis answers."""
     while entries:
         try:

@@ -27,7 +27,7 @@ from memory_server.contract.validation import check_text
 from memory_server.engine.principals import resolve
 from memory_server.engine.redis_backend import Backend
 from memory_server.engine.request_context import Caller, RequestContext
-from memory_server.events.entries import DELETED, KINDS, MEMORY, START, Entry, Position, parse_entries, read_cursor
+from memory_server.events.entries import DELETED, KINDS, MEMORY, START, EventEntry, Position, parse_entries, read_cursor
 from memory_server.events.listeners import Audience, Waiter
 from memory_server.events.services import EventServices
 from memory_server.index import loader
@@ -125,8 +125,8 @@ async def _end(backend: Backend, namespace: str) -> tuple[Position, Position]:
 
 
 async def readable(
-    backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[Entry]
-) -> list[Entry]:
+    backend: Backend, request: RequestContext, principal: Principal, entries: Sequence[EventEntry]
+) -> list[EventEntry]:
     """Keep the entries that a principal may see now, and deletions of memories that it could read."""
     allowed = [
         entry
@@ -167,11 +167,11 @@ class _Wait:
                 return events
             self.position = max(self.position, Position.of(page[-1][0]))
 
-    async def consider(self, entries: deque[Entry]) -> list[Event]:
+    async def consider(self, entries: deque[EventEntry]) -> list[Event]:
         """Take entries until there are events to return. The others come after the cursor, for the next call."""
         limit = _MAX_EVENTS if self.waiter.query is None else _MAX_EVENTS // 2
         while entries:
-            chunk: list[Entry] = []
+            chunk: list[EventEntry] = []
             while entries and len(chunk) < limit:
                 entry = entries.popleft()
                 if entry.position > self.position:
@@ -183,7 +183,7 @@ class _Wait:
                 return events
         return []
 
-    async def _events(self, entries: Sequence[Entry]) -> list[Event]:
+    async def _events(self, entries: Sequence[EventEntry]) -> list[Event]:
         """Build events of the entries that the caller may see now. Entries addressed by name need no lookup."""
         if all(entry.kind != MEMORY for entry in entries):
             self.returned = entries[-1].position
@@ -203,7 +203,9 @@ class _Wait:
                 self.returned = entry.position
         return events
 
-    async def _matches(self, principal: Principal, entries: Sequence[Entry]) -> dict[Position, tuple[Record, float]]:
+    async def _matches(
+        self, principal: Principal, entries: Sequence[EventEntry]
+    ) -> dict[Position, tuple[Record, float]]:
         """Find the entries whose chunk is close to the standing query, each memory once by its best chunk."""
         if self.waiter.query is None:
             return {}
@@ -275,7 +277,7 @@ async def _load(
     )
 
 
-def event_of(entry: Entry) -> Event:
+def event_of(entry: EventEntry) -> Event:
     return Event(
         kind=cast(EventKind, entry.kind),
         op=entry.op,
@@ -286,7 +288,7 @@ def event_of(entry: Entry) -> Event:
     )
 
 
-def _match(entry: Entry, record: Record, score: float) -> Event:
+def _match(entry: EventEntry, record: Record, score: float) -> Event:
     snippet = " ".join(record.content.split())[:_SNIPPET]
     details = {"by": entry.by or record.writer, "score": round(score, 4), "snippet": snippet, "kind": _MATCH}
     return event_of(entry).model_copy(update=details)

@@ -7,7 +7,7 @@ import re
 import time
 from dataclasses import asdict
 
-from memory_core.crypto.signed_entry import Entry
+from memory_core.crypto.signed_entry import SignedEntry
 from memory_core.errors import InvalidArgument, echo
 from memory_core.records import redis_time
 from memory_core.records.keys import Keys
@@ -18,7 +18,7 @@ from memory_server.contract.dashboard import AuditAnswer, AuditArguments, AuditC
 from memory_server.engine.request_context import Caller
 from memory_server.operations.admin_view import check_admin
 from memory_server.security.audit import reader
-from memory_server.security.audit.verifier import Report
+from memory_server.security.audit.verifier import AuditReport
 from memory_server.service import Service
 
 _SCANNED = 5000
@@ -62,7 +62,7 @@ class Checks:
             return known
 
 
-def _report(report: Report) -> AuditCheckAnswer:
+def _report(report: AuditReport) -> AuditCheckAnswer:
     found = asdict(report)
     del found["namespace"]
     problems = [AuditProblem(**problem) for problem in found.pop("problems")]
@@ -78,13 +78,13 @@ def _matches(fields: dict[str, str], args: AuditArguments) -> bool:
     )
 
 
-async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[Entry], str | None]:
-    found, seen, end = list[Entry](), 0, f"({args.cursor}" if args.cursor else "+"
+async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[SignedEntry], str | None]:
+    found, seen, end = list[SignedEntry](), 0, f"({args.cursor}" if args.cursor else "+"
     while True:
         async with store_errors():
             rows = await client.execute_command(b"XREVRANGE", keys.audit, end, "-", "COUNT", reader.AT_ONCE)
         for at, parts in rows:
-            entry = Entry(at, tuple(parts))
+            entry = SignedEntry(at, tuple(parts))
             end, seen = f"({at.decode()}", seen + 1
             if _matches(entry.fields, args):
                 found.append(entry)
@@ -94,7 +94,7 @@ async def _page(client: Client, keys: Keys, args: AuditArguments) -> tuple[list[
             return found, None
 
 
-def _view(entry: Entry, proof: str | None, sealed: int) -> AuditEntry:
+def _view(entry: SignedEntry, proof: str | None, sealed: int) -> AuditEntry:
     fields, count = entry.fields, entry.fields.get("count", "")
     return AuditEntry(
         id=entry.id.decode(),

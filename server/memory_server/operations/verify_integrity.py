@@ -27,7 +27,7 @@ _MOST_NAMED = 1000
 
 
 @dataclass(slots=True)
-class Report:
+class IntegritySummary:
     """The result. `bad` names up to a thousand failed records; `unsigned` ones were written without a key."""
 
     namespace: str
@@ -53,10 +53,10 @@ class Report:
             self.bad.append({"memory_id": memory_id, "piece": piece, "problem": what})
 
 
-async def verify(backend: Backend, namespace: str) -> Report:
+async def verify(backend: Backend, namespace: str) -> IntegritySummary:
     """Verify every memory of a namespace with all chunks; raises KeyMissing without a key."""
     await _check_signs(backend)
-    report = Report(namespace)
+    report = IntegritySummary(namespace)
     async for found in _walk(backend, namespace):
         report.memories += len(found)
         for one in found:
@@ -67,7 +67,7 @@ async def verify(backend: Backend, namespace: str) -> Report:
     return report
 
 
-async def adopt(service: Service, namespace: str) -> Report:
+async def adopt(service: Service, namespace: str) -> IntegritySummary:
     """Sign records without a code or with an older key's, not with a wrong one, and report; raises KeyMissing."""
     await _check_signs(service.backend)
     adopted = 0
@@ -107,7 +107,7 @@ async def _load(
     return await backend.read(lambda client: loader.load_all(client, keys, refs, backend.integrity, whole=whole))
 
 
-async def _verify_pieces(backend: Backend, keys: Keys, record: Record, report: Report) -> None:
+async def _verify_pieces(backend: Backend, keys: Keys, record: Record, report: IntegritySummary) -> None:
     for numbers in slices(range(1, record.chunks), _SLICE):
         refs = [Ref(record.id, number) for number in numbers]
         found = await _load(backend, keys, refs, whole=False)

@@ -21,9 +21,9 @@ from memory_server.cli.console import CHECK_FAILED, Console, common_options, gro
 
 if TYPE_CHECKING:
     from memory_core.crypto.keyring import Keyring
-    from memory_core.crypto.signed_entry import Entry
+    from memory_core.crypto.signed_entry import SignedEntry
     from memory_core.redis_client import Client
-    from memory_server.security.audit.verifier import Report
+    from memory_server.security.audit.verifier import AuditReport
 
 T = TypeVar("T")
 audit = group("audit", "Verify, export and read the audit log.")
@@ -80,14 +80,14 @@ def tail(
 ) -> None:
     """Show the last entries, and new ones until interrupted."""
 
-    def show(entry: Entry) -> None:
+    def show(entry: SignedEntry) -> None:
         typer.echo(json.dumps(entry.fields) if console.as_json else _line(entry))
 
     with suppress(KeyboardInterrupt):
         _on_redis(console, lambda client, keys: _tail(client, keys, lines, follow, show))
 
 
-async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | None) -> Report:
+async def _check(client: Client, keys: Keys, keyring: Keyring, expect: str | None) -> AuditReport:
     """Check, and check again if that fails: a server may have trimmed old entries meanwhile."""
     report = await lazy.audit_reader.check(client, keys, keyring, expect)
     return report if report.ok else await lazy.audit_reader.check(client, keys, keyring, expect)
@@ -109,10 +109,10 @@ def _open(to: Path) -> IO[str]:
         raise InvalidArgument(f"cannot write {to}: {error.strerror}", hint="choose another file") from None
 
 
-async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[Entry], None]) -> None:
+async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Callable[[SignedEntry], None]) -> None:
     async with lazy.connection.store_errors():
         rows = await client.execute_command(b"XREVRANGE", keys.audit, "+", "-", "COUNT", max(number, 1))
-    entries = [lazy.audit_entries.Entry(at, tuple(parts)) for at, parts in reversed(rows)]
+    entries = [lazy.audit_entries.SignedEntry(at, tuple(parts)) for at, parts in reversed(rows)]
     for entry in entries[-number:] if number else []:
         show(entry)
     at = entries[-1].id if entries else b""
@@ -123,7 +123,7 @@ async def _tail(client: Client, keys: Keys, number: int, follow: bool, show: Cal
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: AuditReport) -> None:
     typer.echo(
         f"{report.namespace}: {report.entries} entries from number {report.first}, "
         f"sealed up to {report.sealed_to}, {report.unsealed} not sealed yet"
@@ -142,7 +142,7 @@ def _print_report(report: Report) -> None:
     lazy.printing.table(("number", "problem", "evidence"), rows)
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: SignedEntry) -> str:
     fields = {name: ascii(value)[1:-1] for name, value in entry.fields.items()}
     acting_for = f" as {fields['as']}" if "as" in fields else ""
     begin = " ".join(fields.get(name, "") for name in ("n", "at", "who"))

@@ -14,7 +14,7 @@ from memory_server.cli import lazy
 from memory_server.cli.console import CHECK_FAILED, Console, common_options, group
 
 if TYPE_CHECKING:
-    from memory_server.operations.verify_integrity import Report
+    from memory_server.operations.verify_integrity import IntegritySummary
     from memory_server.service import Service
 
 quarantine = group("quarantine", "Hide what an agent wrote.")
@@ -101,7 +101,7 @@ def adopt(console: Console) -> None:
     _print_report(console.with_service(lambda service: lazy.integrity.adopt(service, namespace)))
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: IntegritySummary) -> None:
     typer.echo(json.dumps(asdict(report) | {"healthy": report.healthy}, indent=2))
 
 

@@ -14,7 +14,7 @@ from memory_core.records.vectors import Matrix, to_bytes
 from memory_core.store.connection import store_errors
 from memory_server.index import queries as candidates
 from memory_server.operations.health.namespaces import index_info
-from memory_server.operations.health.records import Problem, RecordScan
+from memory_server.operations.health.records import RecordProblem, RecordScan
 from memory_server.operations.health.report import DoctorReport, Inspection
 
 SAMPLE, NEIGHBOURS = 20, 10
@@ -27,18 +27,21 @@ Progress = Callable[[str, int, int], None]
 """Receives a namespace, how many of its records were checked, and how many it has."""
 
 _MESSAGES = {
-    Problem.UNINDEXED: ("are in no index, so search never finds them", "redis-memory reindex --namespace {namespace}"),
-    Problem.INVALID: (
+    RecordProblem.UNINDEXED: (
+        "are in no index, so search never finds them",
+        "redis-memory reindex --namespace {namespace}",
+    ),
+    RecordProblem.INVALID: (
         "have an invalid vector (wrong dimension, NaN, or not of unit length); one of these can hide all others",
         "store them again and delete these; redis-memory reindex to another model embeds everything again",
     ),
-    Problem.OTHER_MODEL: ("have a vector of another model only", "redis-memory reindex --namespace {namespace}"),
-    Problem.MISSING: (
+    RecordProblem.OTHER_MODEL: ("have a vector of another model only", "redis-memory reindex --namespace {namespace}"),
+    RecordProblem.MISSING: (
         "have no vector; only keyword search finds them",
         "run a server and a sidecar: the server queues them again within seconds",
     ),
-    Problem.ORPHAN: ("are chunks of deleted memories", "delete these keys with redis-cli UNLINK"),
-    Problem.PIECES: (
+    RecordProblem.ORPHAN: ("are chunks of deleted memories", "delete these keys with redis-cli UNLINK"),
+    RecordProblem.PIECES: (
         "lack chunks, so search misses a part of them",
         "change their content once (update_memory), or store them again",
     ),
@@ -61,7 +64,7 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
     namespace, report = scan.keys.namespace, inspection.report
     info = await index_info(inspection.client, scan.keys)
     total, checked = int(info[b"num_docs"]) if info else 0, 0
-    suspects: dict[str, Problem] = {}
+    suspects: dict[str, RecordProblem] = {}
     queries: list[Matrix] = []
     async for names in scan.batches():
         suspects |= await scan.problems(names)
@@ -72,7 +75,7 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
         checked += len(names)
         progress(namespace, checked, max(total, checked))
     problems = {name: kind for name, kind in suspects.items() if (await scan.problems([name])).get(name) == kind}
-    by_kind: defaultdict[Problem, list[str]] = defaultdict(list)
+    by_kind: defaultdict[RecordProblem, list[str]] = defaultdict(list)
     for name, kind in problems.items():
         by_kind[kind].append(name)
     for kind, names in sorted(by_kind.items()):
@@ -82,7 +85,7 @@ async def _check(inspection: Inspection, scan: RecordScan, progress: Progress) -
         report.error(f"deep.{kind}", seen, remedy, where=namespace)
     if not problems:
         report.ok("deep.records", f"{checked} records are indexed, with valid vectors and all chunks", where=namespace)
-    if queries and Problem.INVALID not in by_kind:
+    if queries and RecordProblem.INVALID not in by_kind:
         await _check_neighbours(report, scan, np.stack(queries))
 
 

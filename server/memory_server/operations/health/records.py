@@ -28,7 +28,7 @@ VECTOR_SECONDS = 60.0
 _UNIT_TOLERANCE = 1e-3
 
 
-class Problem(StrEnum):
+class RecordProblem(StrEnum):
     UNINDEXED = "unindexed"
     INVALID = "vectors.invalid"
     OTHER_MODEL = "vectors.model"
@@ -58,16 +58,16 @@ class RecordScan:
                 if not cursor:
                     break
 
-    async def problems(self, names: Sequence[str]) -> dict[str, Problem]:
+    async def problems(self, names: Sequence[str]) -> dict[str, RecordProblem]:
         """Return the problems of some records. A deleted record has none."""
         rows = await self._load(names)
         async with store_errors():
             indexed = await queries.indexed(self.client, self.keys, names, self.settings.search_timeout_ms)
-        found: dict[str, Problem] = {}
+        found: dict[str, RecordProblem] = {}
         for name, row in rows.items():
             problem = self._vector_problem(row)
             if problem is None and name not in indexed and _is_live(row):
-                problem = Problem.UNINDEXED
+                problem = RecordProblem.UNINDEXED
             if problem:
                 found[name] = problem
         return found | await self._chunk_problems(rows)
@@ -88,18 +88,18 @@ class RecordScan:
             rows = await pipe.execute()
         return {name: row for name, row in zip(names, rows, strict=True) if any(value is not None for value in row)}
 
-    def _vector_problem(self, row: Sequence[Any]) -> Problem | None:
+    def _vector_problem(self, row: Sequence[Any]) -> RecordProblem | None:
         vector, model, codec, _, updated, _ = row
         if codec == SEALED_CODEC.encode():
             return None
         if self.model.is_ready(model):
-            return None if _is_unit(vector, self.model.dimension) else Problem.INVALID
+            return None if _is_unit(vector, self.model.dimension) else RecordProblem.INVALID
         if model and NO_VECTOR + self.model.name not in model.decode(errors="replace").split(SEPARATOR):
-            return Problem.OTHER_MODEL
+            return RecordProblem.OTHER_MODEL
         waited = redis_time.now() - float(updated or 0) > VECTOR_SECONDS
-        return Problem.MISSING if waited else None
+        return RecordProblem.MISSING if waited else None
 
-    async def _chunk_problems(self, rows: dict[str, list[Any]]) -> dict[str, Problem]:
+    async def _chunk_problems(self, rows: dict[str, list[Any]]) -> dict[str, RecordProblem]:
         """Return chunks without a memory and memories without chunks, except those that a server is still updating."""
         refs = {name: Ref.of_key(self.keys, name) for name in rows}
         long = {ref.memory_id: int(rows[name][3]) for name, ref in refs.items() if not ref.chunk and rows[name][3]}
@@ -113,8 +113,8 @@ class RecordScan:
         pending = {chore.decode().rpartition(":")[0] for chore in chores}
         orphans = {name: ref for name, ref in pieces.items() if ref.chunk >= counts.get(ref.memory_id, 0)}
         return {
-            **{name: Problem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
-            **{self.keys.memory(one): Problem.PIECES for one in incomplete if one not in pending},
+            **{name: RecordProblem.ORPHAN for name, ref in orphans.items() if ref.memory_id not in pending},
+            **{self.keys.memory(one): RecordProblem.PIECES for one in incomplete if one not in pending},
         }
 
     async def _chunk_counts(self, memory_ids: Iterable[str]) -> dict[str, int]:

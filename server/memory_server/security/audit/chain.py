@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from memory_core.crypto.keyring import Keyring
-from memory_core.crypto.signed_entry import Entry
+from memory_core.crypto.signed_entry import SignedEntry
 from memory_core.errors import KeyMissing
 from memory_core.records import redis_time
 from memory_core.records.ids import new_id
@@ -86,7 +86,7 @@ async def _broken_before(backend: Backend, keys: Keys, last_id: bytes, previous:
     return f"{sealed}:seal {'altered' if last_id else 'removed'}" if last_id or sealed else ""
 
 
-def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[Entry]) -> str:
+def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[SignedEntry]) -> str:
     """Return the first problem of the entries to seal as `<number>:<kind>`; empty if there is none."""
     expected, unsigned = next_number(previous, entries), unsigned_to(previous, entries)
     for entry in entries:
@@ -99,7 +99,7 @@ def first_problem(keyring: Keyring, namespace: str, previous: Seal | None, entri
     return ""
 
 
-def _up_to_unknown_key(keyring: Keyring, namespace: str, entries: list[Entry]) -> list[Entry]:
+def _up_to_unknown_key(keyring: Keyring, namespace: str, entries: list[SignedEntry]) -> list[SignedEntry]:
     """Return the entries before the first recent one under an unknown key; raises KeyMissing if there are none."""
     before = (redis_time.now() - UNKNOWN_KEY_SECONDS) * 1000
     for number, entry in enumerate(entries):

@@ -16,13 +16,13 @@ from typing import IO, Any
 import zstandard
 
 from memory_core.crypto.keyring import Keyring
-from memory_core.crypto.signed_entry import Entry
+from memory_core.crypto.signed_entry import SignedEntry
 from memory_core.errors import InvalidArgument
 from memory_core.records.keys import Keys
 from memory_core.redis_client import Client
 from memory_server.security.audit import reader as trail
 from memory_server.security.audit.seals import Seal, read_seal
-from memory_server.security.audit.verifier import Counters, Report, verify
+from memory_server.security.audit.verifier import AuditCounts, AuditReport, verify
 
 FORM = 1
 _STREAM_ID = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
@@ -40,7 +40,7 @@ async def lines(client: Client, keys: Keys) -> AsyncGenerator[str]:
             yield _line({"entry": entry.id.decode(), "fields": [part.decode(errors=_BYTES) for part in entry.parts]})
 
 
-def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Report:
+def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> AuditReport:
     """Check an exported file; raises InvalidArgument if it is unreadable or not an export."""
     with opened(path) as file:
         rows = _rows(file)
@@ -49,8 +49,8 @@ def check_file(path: Path, keyring: Keyring, expect: str | None = None) -> Repor
             raise InvalidArgument(f"{path} is not an audit export", hint="make one with `redis-memory audit export`")
         seals, first = _seals(rows)
         given, sealed = (int(head.get(name) or 0) for name in ("given", "sealed"))
-        entries = (Entry(_id(row.get("entry")), tuple(_parts(row))) for row in chain(first, rows))
-        return verify(head["namespace"], entries, seals, Counters(given, sealed), keyring, expect)
+        entries = (SignedEntry(_id(row.get("entry")), tuple(_parts(row))) for row in chain(first, rows))
+        return verify(head["namespace"], entries, seals, AuditCounts(given, sealed), keyring, expect)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from memory_core.crypto.keyring import Keyring, Secret, framed
-from memory_core.crypto.signed_entry import Entry, id_of, key_of, position_of
+from memory_core.crypto.signed_entry import SignedEntry, id_of, key_of, position_of
 from memory_core.errors import KeyMissing
 
 GENESIS = bytes(32)
@@ -56,7 +56,7 @@ class Seal:
 
 
 def make_seal(
-    keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[Entry], *, at: str, broken: str
+    keyring: Keyring, namespace: str, previous: Seal | None, entries: Sequence[SignedEntry], *, at: str, broken: str
 ) -> Seal:
     """Seal the entries that follow the last seal; raises KeyMissing if this process has no key."""
     secret = keyring.signer
@@ -80,14 +80,14 @@ def make_seal(
     return replace(unsigned, mac=_mac(secret, namespace, unsigned))
 
 
-def next_number(previous: Seal | None, entries: Sequence[Entry]) -> int:
+def next_number(previous: Seal | None, entries: Sequence[SignedEntry]) -> int:
     """Return the number that the first entry should have; without a seal or signature before it, its own."""
     if previous is not None:
         return previous.last + 1
     return 1 if "mac" in entries[0].fields else max(entries[0].number, 1)
 
 
-def unsigned_to(previous: Seal | None, entries: Iterable[Entry]) -> int:
+def unsigned_to(previous: Seal | None, entries: Iterable[SignedEntry]) -> int:
     """Return the last number before the first signed entry, if all before it are unsigned."""
     last = previous.unsigned if previous else 0
     if previous is not None and previous.unsigned != previous.last:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from memory_core.crypto.keyring import Keyring
-from memory_core.crypto.signed_entry import TRIM, Entry
+from memory_core.crypto.signed_entry import TRIM, SignedEntry
 from memory_core.errors import KeyMissing
 from memory_server.security.audit.seals import Seal, start
 
@@ -16,7 +16,7 @@ MOST_PROBLEMS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class AuditFinding:
     """A problem, and the number of the first entry that it concerns."""
 
     number: int
@@ -25,7 +25,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Counters:
+class AuditCounts:
     """The last number given to an entry and the last one sealed, as counted by Redis."""
 
     given: int
@@ -33,7 +33,7 @@ class Counters:
 
 
 @dataclass(slots=True)
-class Report:
+class AuditReport:
     """The result of a check."""
 
     namespace: str
@@ -45,7 +45,7 @@ class Report:
     unsigned: int = 0
     head: str = ""
     number_of_problems: int = 0
-    problems: list[Problem] = field(default_factory=list[Problem])
+    problems: list[AuditFinding] = field(default_factory=list[AuditFinding])
 
     @property
     def ok(self) -> bool:
@@ -56,17 +56,17 @@ class Report:
         """Add a problem; beyond the first hundred, only count it."""
         self.number_of_problems += 1
         if len(self.problems) < MOST_PROBLEMS:
-            self.problems.append(Problem(number, kind, detail))
+            self.problems.append(AuditFinding(number, kind, detail))
 
 
 def verify(
     namespace: str,
-    entries: Iterable[Entry],
+    entries: Iterable[SignedEntry],
     seals: Sequence[Seal | None],
-    counters: Counters,
+    counters: AuditCounts,
     keyring: Keyring,
     expect: str | None = None,
-) -> Report:
+) -> AuditReport:
     """Check a whole audit. An unreadable seal is None. `expect` is a head that was stored elsewhere."""
     check = Check(namespace, seals, counters, keyring)
     for entry in entries:
@@ -77,8 +77,8 @@ def verify(
 class Check:
     """A running check: seals are known at the start, entries are fed in order."""
 
-    def __init__(self, namespace: str, seals: Sequence[Seal | None], counters: Counters, keyring: Keyring) -> None:
-        self.report = Report(namespace, keyed=keyring.signer is not None)
+    def __init__(self, namespace: str, seals: Sequence[Seal | None], counters: AuditCounts, keyring: Keyring) -> None:
+        self.report = AuditReport(namespace, keyed=keyring.signer is not None)
         self._namespace = namespace
         self._keyring = keyring
         self._counters = counters
@@ -95,7 +95,7 @@ class Check:
             self.report.add(0, "seal altered", "a seal cannot be read")
         self._check_seals()
 
-    def feed(self, entry: Entry) -> None:
+    def feed(self, entry: SignedEntry) -> None:
         """Check the next entry."""
         if not self.report.entries:
             self._begin(entry)
@@ -111,7 +111,7 @@ class Check:
         elif entry.id == self._seal.id:
             self._close()
 
-    def finish(self, expect: str | None = None) -> Report:
+    def finish(self, expect: str | None = None) -> AuditReport:
         """Return the report on all entries."""
         while self._seal:
             self._close()
@@ -159,7 +159,7 @@ class Check:
                 self.report.add(where, f"recorded: {kind[:40]}", f"the sealer found it at {seal.at[:40]}")
             before = seal
 
-    def _begin(self, entry: Entry) -> None:
+    def _begin(self, entry: SignedEntry) -> None:
         """Find where the entries begin: at the first one, or after the seal up to which they were trimmed."""
         self.report.first = self._expected = max(entry.number, 1)
         base = self._seal
@@ -171,7 +171,7 @@ class Check:
             self.report.add(1, "removed", f"the first entry is {entry.number}, the first seal begins at {base.first}")
         self._continue(base.chain if self._next and base else None)
 
-    def _check_place(self, entry: Entry) -> None:
+    def _check_place(self, entry: SignedEntry) -> None:
         number, expected = entry.number, self._expected
         if entry.position <= self._last:
             self.report.add(number, "reordered", "its stream id is before that of the previous entry")
@@ -182,7 +182,7 @@ class Check:
         self._last = max(self._last, entry.position)
         self._expected = (number if number > 0 else expected) + 1
 
-    def _check_signature(self, entry: Entry) -> None:
+    def _check_signature(self, entry: SignedEntry) -> None:
         found = entry.check(self._keyring, self._namespace) if self.report.keyed else None
         if found == "ok":
             self._signed = True
