@@ -182,4 +182,4 @@ class WaitArguments(Arguments):
     kinds: ListOf[EventKind] | None = Field(default=None, description="default: all; match needs query")
     query: str | None = Field(default=None, description="wake when a readable memory close to this is stored")
     timeout_seconds: float = Field(default=30, ge=0, le=300)
-    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="how close is close")
+    min_score: MinScore = Field(default=MATCH_MIN_SCORE, description="minimum similarity")

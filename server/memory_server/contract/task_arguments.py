@@ -18,7 +18,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400)]
 class DistributeArguments(Arguments):
     """distribute_task"""
 
-    description: str = Field(description="what is to be done, understandable alone")
+    description: str = Field(description="what to do; must be clear without other context")
     task_type: str = Field(default="general", description="agents are judged by how they did at this type")
     payload: JsonObject | None = None
     required_capabilities: ListOf[str] | None = None
@@ -38,7 +38,7 @@ class PendingArguments(Arguments):
     agent_id: AgentId = None
     claim: bool = Field(default=True, description="false: only look")
     limit: int = Field(default=1, ge=1, le=100)
-    wait_seconds: float = Field(default=0, ge=0, le=300, description="wait for a task so long")
+    wait_seconds: float = Field(default=0, ge=0, le=300, description="maximum seconds to wait for a task")
     with_memories: int = Field(default=5, ge=0, le=20)
 
 
@@ -106,7 +106,7 @@ class HeartbeatArguments(Arguments):
     status: AgentStatus | None = Field(default=None, description="draining: finish and take no more")
     load: float | None = Field(default=None, ge=0, le=1)
     lease_tokens: ListOf[str] | None = Field(default=None, description="of the tasks you work on, to renew them")
-    metrics: JsonObject | None = Field(default=None, description="progress; handed on if you fall silent")
+    metrics: JsonObject | None = Field(default=None, description="progress; passed to the next agent if you stop responding")
 
 
 class ListAgentsArguments(Arguments):

@@ -25,7 +25,7 @@ def list_tasks(
     agent: Annotated[str | None, typer.Option(help="Only tasks that this agent submitted or worked on.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=10_000, help="Maximum number of tasks.")] = 50,
 ) -> None:
-    """List tasks of all agents, newest first. `--state dead` lists the dead letters."""
+    """List tasks of all agents, newest first. `--state dead` lists the dead tasks."""
     answer = console.as_operator(
         "list_tasks",
         lambda service, request: lazy.admin_view.all_tasks(

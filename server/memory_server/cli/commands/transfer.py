@@ -66,7 +66,7 @@ def import_(
     console: Console,
     path: Annotated[Path, typer.Argument(help="File or folder to read.")],
     format_name: Annotated[str | None, typer.Option("--format", help=f"{_FORMATS}; detected if omitted.")] = None,
-    agent: Annotated[str | None, typer.Option(help="Owner of foreign memories.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Owner of imported memories.")] = None,
     visibility: Annotated[Visibility, typer.Option(help="Visibility of foreign memories.")] = Visibility.PRIVATE,
     priority: Annotated[
         Priority | None,
