@@ -72,7 +72,7 @@ def doctor(
     console: Console,
     deep: Annotated[bool, typer.Option("--deep", help="Check every record and the index itself.")] = False,
 ) -> None:
-    """Check Redis, the index, the sidecars and this machine, and print how to fix problems. Exits with 1 if it finds one."""
+    """Check Redis, the index, the sidecars and this machine, and print fixes. Exits with 1 if there is a problem."""
     with console.progress() as progress:
         report = _run(lazy.doctor.examine(console.settings, deep=deep, progress=progress))
     console.show(report.model_dump(mode="json"), lambda: typer.echo(lazy.printing.plain(report.text())))

@@ -106,7 +106,7 @@ class HeartbeatArguments(Arguments):
     status: AgentStatus | None = Field(default=None, description="draining: finish and take no more")
     load: float | None = Field(default=None, ge=0, le=1)
     lease_tokens: ListOf[str] | None = Field(default=None, description="of the tasks you work on, to renew them")
-    metrics: JsonObject | None = Field(default=None, description="progress; passed to the next agent if you stop responding")
+    metrics: JsonObject | None = Field(default=None, description="progress; the next agent gets it if you stop")
 
 
 class ListAgentsArguments(Arguments):
