@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from memory_core.errors import MemoryServiceError
 from memory_server.cli import app
 from memory_server.cli.console import EXIT_CONFIG
-from support.stack import MASTER_KEY
+from support.stack import MASTER_KEY, Agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,14 @@ def rewrite(file: Path, lines: list[dict[str, Any]]) -> Path:
     other = file.with_name(f"other-{file.name}")
     other.write_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
     return other
+
+
+async def imported(shell: Shell, path: Path, namespace: str, *options: str) -> dict[str, Any]:
+    """Import a file for ann."""
+    return await shell.done("import", path, "--agent", "ann", "--namespace", namespace, *options)
+
+
+async def found(agent: Agent, words: str) -> list[dict[str, Any]]:
+    """Search by keywords only."""
+    hits = (await agent.call("semantic_search", query=words, mode="keyword"))["hits"]
+    return [hit["memory"] for hit in hits]

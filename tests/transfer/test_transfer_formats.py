@@ -12,9 +12,9 @@ import pytest
 import pytest_asyncio
 from support.embedder_fixtures import RedisServer, wait_until
 from support.redis_users import SERVER, denials
-from support.stack import MASTER_KEY, Agent, Server, in_own_task, serving
+from support.stack import MASTER_KEY, Server, in_own_task, serving
 from support.transfer_fixtures import FORMATS, chatgpt, claude, mcp_memory, mem0, sentence
-from support.transfer_helpers import Shell, lines_of
+from support.transfer_helpers import Shell, found, imported, lines_of
 
 from memory_core.records.ids import is_id
 from memory_core.records.keys import Keys
@@ -53,17 +53,6 @@ async def here(redis: RedisServer, client: Client) -> AsyncGenerator[Server]:
 def shell(redis: RedisServer) -> Shell:
     """A shell on that Redis."""
     return Shell(redis.url_of(SERVER))
-
-
-async def imported(shell: Shell, path: Path, namespace: str, *options: str) -> dict[str, Any]:
-    """Import a file for ann."""
-    return await shell.done("import", path, "--agent", "ann", "--namespace", namespace, *options)
-
-
-async def found(agent: Agent, words: str) -> list[dict[str, Any]]:
-    """Search by keywords only."""
-    hits = (await agent.call("semantic_search", query=words, mode="keyword"))["hits"]
-    return [hit["memory"] for hit in hits]
 
 
 EXPECTED: dict[str, dict[str, Any]] = {

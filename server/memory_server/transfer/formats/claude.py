@@ -46,9 +46,7 @@ def _message(message: dict[str, Any], where: str, conversation: dict[str, Any]) 
         content=content,
         memory_type=MemoryType.CONVERSATION,
         tags=("claude",),
-        context=foreign.conversation_context(
-            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
-        ),
+        context=_context(conversation),
         source=_SPEAKERS.get(str(message["sender"]), foreign.label(message["sender"])),
         occurred_at=foreign.moment(message.get("created_at"), "created_at"),
         metadata=_metadata(conversation),
@@ -74,9 +72,7 @@ def _attachment(
         content=content,
         memory_type=MemoryType.DOCUMENT,
         tags=("claude", "attachment"),
-        context=foreign.conversation_context(
-            conversation.get("name") or "untitled", str(conversation.get("uuid") or "")
-        ),
+        context=_context(conversation),
         source=foreign.label(attachment.get("file_name")),
         occurred_at=foreign.moment(message.get("created_at"), "created_at"),
         metadata=_metadata(conversation),
