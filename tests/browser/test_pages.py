@@ -9,7 +9,7 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from fill import XSS, Team
 from pages import DESKTOP, PHONE, opened, shoot, wait_for_view
-from playwright.async_api import Browser, Page, expect
+from playwright.async_api import Browser, Page, Route, expect
 from support.stack import Server
 
 from memory_server.access.operator_login import admit_once
@@ -17,6 +17,13 @@ from memory_server.access.operator_login import admit_once
 pytestmark = pytest.mark.browser
 VIEWS = ("overview", "memories", "map", "team", "sharing", "audit")
 LOOKS = {"light": (DESKTOP, False), "dark": (DESKTOP, True), "phone": (PHONE, False), "phone-dark": (PHONE, True)}
+
+
+_OVERVIEW_LOADED = "performance.getEntriesByName(new URL('static/views/overview.js', location)).length"
+_CLICK_AT_ONCE = """new MutationObserver((_, observer) => {
+  const link = document.querySelector('nav a[href="#/team"]');
+  if (link) { observer.disconnect(); link.click(); }
+}).observe(document, { childList: true, subtree: true });"""
 
 
 async def accessibility_violations(page: Page) -> list[Any]:
@@ -115,3 +122,29 @@ async def test_theme_choice_persists(browser: Browser, address: str) -> None:
         await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
         await page.reload()
         await expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+
+
+async def test_a_view_that_loads_late_does_not_replace_the_next_one(browser: Browser, address: str, team: Team) -> None:
+    held = asyncio.Event()
+
+    async def hold(route: Route) -> None:
+        await held.wait()
+        await route.continue_()
+
+    async with opened(browser, f"{address}#/memories") as page:
+        await wait_for_view(page, "memories")
+        await page.route("**/views/overview.js", hold)
+        await page.get_by_role("link", name="Overview").click()
+        await page.get_by_role("link", name="Agents").click()
+        await wait_for_view(page, "team")
+        held.set()
+        await page.wait_for_function(_OVERVIEW_LOADED)
+        await page.wait_for_timeout(200)
+        await expect(page.locator(".lane.leased")).to_be_visible()
+
+
+async def test_link_clicked_at_the_first_instant_opens_its_view(browser: Browser, address: str, team: Team) -> None:
+    async with opened(browser, f"{address}#/overview") as page:
+        await page.add_init_script(_CLICK_AT_ONCE)
+        await page.reload()
+        await wait_for_view(page, "team")

@@ -1,5 +1,5 @@
 // The frame around the views: session, navigation and current view.
-import { html, render, useEffect, useState } from './lib.js';
+import { html, render, useEffect, useLayoutEffect, useState } from './lib.js';
 import { session as askSession, login, logout, startListening, stopListening, onStreamState, actAs } from './api.js';
 import { Notices, Trouble } from './parts.js';
 import { Login } from './views/login.js';
@@ -28,7 +28,8 @@ const where = () => location.hash.match(/^#\/([a-z]+)/)?.[1] || 'overview';
 /** Returns the name of the view in the URL's hash. */
 function useHash() {
   const [view, setView] = useState(where());
-  useEffect(() => {
+  // A layout effect: the listener is there before a link can be clicked.
+  useLayoutEffect(() => {
     const follow = () => setView(where());
     addEventListener('hashchange', follow);
     return () => removeEventListener('hashchange', follow);
@@ -83,10 +84,10 @@ function Frame({ session, onLeave }) {
   const [current, title, load] = VIEWS.find(([name]) => name === view) || VIEWS[0];
   useEffect(() => {
     document.title = `${title} · Redis memory`;
-    load().then(
-      (module) => setLoaded({ name: current, View: module.default }),
-      (error) => setLoaded({ name: current, error }),
-    );
+    let left = false;
+    const show = (loaded) => { if (!left) setLoaded({ name: current, ...loaded }); };
+    load().then((module) => show({ View: module.default }), (error) => show({ error }));
+    return () => { left = true; };
   }, [current]);
   const { View, name, error } = loaded;
   return html`<a class="skip" href="#main" onClick=${focusMain}>Skip to content</a>
