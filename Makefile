@@ -7,7 +7,7 @@ PORT ?= 8765
 NAMESPACE ?= default
 DATA_DIR ?=
 
-.PHONY: run test test-long test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
+.PHONY: run test test-long redteam test-cluster example check docs test-browser test-conformance test-clients test-torch gpu-check bench bench-peer chaos fuzz mutation scan clean
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3"; exit 1; }
@@ -21,7 +21,7 @@ run: $(STAMP)
 	$(BIN)/redis-memory serve --port $(PORT) --namespace $(NAMESPACE) $(if $(DATA_DIR),--data-dir $(DATA_DIR))
 
 # Tests start many Python processes: compiled files make each start faster.
-test test-long: export PYTHONDONTWRITEBYTECODE =
+test test-long redteam: export PYTHONDONTWRITEBYTECODE =
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
@@ -29,6 +29,10 @@ test: $(STAMP)
 # Long random histories, twin runs and chaos runs.
 test-long: $(STAMP)
 	$(BIN)/python -m pytest -m long --numprocesses auto --maxprocesses 4 --dist worksteal
+
+# Attacks on a running product, each of which worked once.
+redteam: $(STAMP)
+	$(BIN)/python -m pytest -m redteam --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # A cluster of six nodes that loses shards and moves slots, and a Sentinel failover.
 test-cluster: $(STAMP)
