@@ -15,6 +15,7 @@ from mcp.server.context import ServerRequestContext
 
 from memory_core.errors import Forbidden, InvalidArgument, Unauthenticated, echo
 from memory_core.records.access import Access, known_scopes
+from memory_core.records.authority import Effect
 from memory_core.records.names import check_name, to_name
 from memory_core.settings.settings import Settings
 from memory_server.engine.request_context import Caller
@@ -42,9 +43,10 @@ def caller_of(context: ServerRequestContext[Any, Any], settings: Settings, acces
     return Caller(
         access.namespace,
         access.agent,
-        admin=access.admin,
-        may_read=access.admin or "read" in access.scopes,
-        sees_server=access.admin,
+        admin=access.may(Effect.ACT_FOR_OTHERS),
+        oversees=access.may(Effect.OVERSEE),
+        public_only=access.may(Effect.READ_MEMORIES) and not access.may(Effect.READ_PRIVATE),
+        sees_server=access.may(Effect.OVERSEE),
         origin=_origin(context, access),
     )
 

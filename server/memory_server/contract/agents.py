@@ -85,14 +85,12 @@ class HeartbeatAnswer(Answer):
     leases_renewed: dict[str, str] = Field(description="task id: until when")
     leases_lost: list[str] = Field(description="ids of tasks that are yours no more; stop working on them")
     pending_tasks: int
-    unread_events: int = 0
+    unread_events: int | None = Field(default=None, description="none: your token may not see them")
 
     def summary(self) -> str:
         lost = f"LOST: {', '.join(self.leases_lost)}. " if self.leases_lost else ""
-        return (
-            f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
-            f"{self.unread_events} unread events."
-        )
+        events = "" if self.unread_events is None else f", {self.unread_events} unread events"
+        return f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait{events}."
 
 
 class AgentAnswer(Answer):

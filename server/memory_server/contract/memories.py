@@ -76,6 +76,11 @@ class Memory(BaseModel):
             pieces=record.chunks,
         )
 
+    def without_texts(self) -> Memory:
+        """Return the view for a caller that may change it but not read it."""
+        texts = {"content": "", "tags": [], "context": None, "source": None, "metadata": None}
+        return self.model_copy(update=texts)
+
     def line(self) -> str:
         labels = [quoted(label) for label in (self.source, self.context) if label]
         times = [self.occurred_at] if self.occurred_at else []

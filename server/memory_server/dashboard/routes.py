@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
+from memory_core.records.authority import Effect
 from memory_server.dashboard.identity import Identifier
 from memory_server.dashboard.live import live_events
 from memory_server.dashboard.security import OwnPages
@@ -144,7 +145,7 @@ class _Pages:
         """Stream events until the page closes or the caller is no longer admitted."""
         context = await self._identifier.identify(request)
         gate = self._runtime.gate
-        async with gate.admitted(context, "dashboard_events", [], "read") as request_context:
+        async with gate.admitted(context, "dashboard_events", [], [Effect.SEE_EVENTS]) as request_context:
             request_context.call.succeeded()
         service = await self._runtime.service()
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, QuotaExceeded, StoreUnavailable
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_CODEC, MemoryType, Priority, Record
@@ -26,7 +27,7 @@ from memory_server.contract import validation
 from memory_server.contract.arguments import StoreArguments
 from memory_server.contract.memories import Similar, StoreAnswer
 from memory_server.engine.inflight_reads import reads
-from memory_server.engine.principals import resolve_writer
+from memory_server.engine.principals import resolve, resolve_writer
 from memory_server.engine.request_context import RequestContext, Written
 from memory_server.memories.chunks import ChunkedContent, embed_or_none, settle_or_tell, split_content
 from memory_server.memories.record_encoder import encoder_of, flat, lifetime, scope_of, signed_elsewhere
@@ -77,9 +78,10 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         full = error  # it may be stored already
     if vectors is None and full is None:
         vectors = await embed_or_none(service, record, chunks, request.caller, model, wait=args.wait)
-    similar: list[Similar] = []
-    if args.wait and request.caller.may_read and vectors is not None:
-        similar = await _similar(service, request, principal, record, vectors[0], model)
+    similar, reader, unread = list[Similar](), request.as_reader(), None
+    if args.wait and vectors is not None:
+        unread = reader.missing("similar memories are", Effect.READ_MEMORIES)
+        similar = [] if unread else await _similar(service, reader, record, vectors[0], model)
     draft = _Draft(args, record, ChunkedContent(record.content, chunks, model, vectors), full)
     record, answer = await _write(service, request, principal, draft, [near.memory_id for near in similar])
     replayed, ready, reason = answer["status"] == "replayed", vectors is not None, None
@@ -89,6 +91,8 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
     elif len(chunks) > 1:
         chore = f"{record.id}:{len(chunks)}"
         reason = await settle_or_tell(service, keys.namespace, chore, replace(draft.content, record=record))
+    reason = "; ".join(filter(None, [reason, unread])) or None
+    own = reader is request and reader.may(Effect.READ_MEMORIES)
     written = Written(keys.namespace, answer["id"], record.rev)
     reached = await service.durability.reached(request, written, critical=args.priority is Priority.CRITICAL)
     return StoreAnswer(
@@ -97,7 +101,7 @@ async def store_memory(service: MemoryServices, request: RequestContext, args: S
         expires_at=to_iso(float(answer["expires_at"])),
         durability=reached.level,
         unconfirmed=reached.unconfirmed,
-        duplicate_of=answer.get("duplicate_of"),
+        duplicate_of=answer.get("duplicate_of") if own else None,
         similar=[] if replayed else similar,
         replayed=replayed,
         quarantined=dict(principal.quarantined).get(principal.agent, math.inf) <= redis_time.now(),
@@ -145,11 +149,13 @@ def _given_vectors(model: Model, args: StoreArguments, chunks: int) -> Matrix | 
     return np.repeat(given, chunks, axis=0)
 
 
+@reads
 async def _similar(
-    service: MemoryServices, request: RequestContext, principal: Principal, record: Record, vector: Matrix, model: Model
+    service: MemoryServices, request: RequestContext, record: Record, vector: Matrix, model: Model
 ) -> list[Similar]:
     """Find similar memories; only sensitive ones if it is sensitive. A failure never fails the store."""
     try:
+        principal = await resolve(service.backend, request)
         found = await nearest(service, request, principal, vector, model, _SIMILAR, secret=record.is_sensitive)
     except MemoryServiceError:
         return []

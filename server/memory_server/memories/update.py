@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from memory_core.errors import Conflict, Forbidden, InvalidArgument, NotFound, StoreUnavailable, echo
+from memory_core.records.authority import Effect
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import SEALED_BODY, Priority, Record
 from memory_core.records.model import Model
@@ -54,8 +55,10 @@ async def update_memory(service: MemoryServices, request: RequestContext, args: 
             written = Written(principal.namespace, memory_id, new.rev)
             critical = Priority.CRITICAL in {old.priority, new.priority}
             reached = await service.durability.reached(request, written, critical=critical)
+            unread = request.missing("its texts are", Effect.READ_MEMORIES)
+            reason = "; ".join(filter(None, [reason, unread])) or None
             return UpdateAnswer(
-                memory=answer.memory,
+                memory=answer.memory.without_texts() if unread else answer.memory,
                 access_count=answer.access_count,
                 last_access=answer.last_access,
                 durability=reached.level,

@@ -11,6 +11,7 @@ from typing import Any
 
 from memory_core.errors import MemoryServiceError, NotFound
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.memory import MemoryType, Visibility
@@ -180,11 +181,14 @@ async def _describe(
     """Add the task, its earlier failures and related memories to each lease."""
     keys, leases = Keys(request.caller.namespace), {found["id"]: found for found in answer["tasks"]}
     tasks = await service.backend.read(lambda client: load_tasks(client, keys, leases))
-    number = args.with_memories if request.caller.may_read else 0
+    reader, unread = request.as_reader(), None
+    if args.with_memories and tasks:
+        unread = reader.missing("memories are", Effect.READ_MEMORIES)
+    number = 0 if unread else args.with_memories
     described = await asyncio.gather(
-        *(_describe_task(service, request, task, leases[task.id], number) for task in tasks)
+        *(_describe_task(service, reader, task, leases[task.id], number) for task in tasks)
     )
-    reasons = dict.fromkeys(reason for _, reason in described if reason)
+    reasons = dict.fromkeys(reason for reason in [unread, *(reason for _, reason in described)] if reason)
     return PendingAnswer(
         tasks=[task for task, _ in described],
         open_tasks=answer["held"],

@@ -12,6 +12,7 @@ from typing import Any
 
 from memory_core.errors import Conflict, InvalidArgument, MemoryServiceError, NotFound, QuotaExceeded, echo
 from memory_core.records import redis_time
+from memory_core.records.authority import Effect
 from memory_core.records.ids import new_id
 from memory_core.records.keys import Keys
 from memory_core.records.model import Model
@@ -66,7 +67,8 @@ async def distribute_task(
         (vector,) = await service.embeddings.embed([args.description], caller, model=model, wait=_EMBED_SECONDS)
     demand = Demand(kind, args.task_type, args.priority, vector)
     ranked = rank(able(await roster(service, caller.namespace), kind, redis_time.now()), demand)
-    similar = await _similar(service, caller, vector, model)
+    unread = request.missing("similar tasks are", Effect.SEE_TASKS)
+    similar = [] if unread else await _similar(service, caller, vector, model)
     answer = await _submit(service, request, args, demand, model, ranked)
     if answer["status"] == "replayed":
         task = await find_task(service.backend, caller, answer["id"])
@@ -80,6 +82,8 @@ async def distribute_task(
         assigned_to=assigned,
         why=_why(answer["state"], kind, ranked, assigned),
         similar_tasks=similar,
+        partial=bool(unread),
+        reason=unread,
     )
 
 
