@@ -96,8 +96,10 @@ class _Pages:
             if error.code != "unauthenticated":
                 raise
             return JSONResponse({**answer, "login": True})
-        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace, "operator": caller.admin}
+        answer |= {"login": False, "agent": caller.agent, "namespace": caller.namespace}
         answer |= {
+            "operator": caller.oversees,
+            "may": sorted(self._identifier.effects(request)),
             "session": self._identifier.session_of(request) is not None,
             "may_choose": settings.auth.mode == "off",
         }
@@ -108,16 +110,16 @@ class _Pages:
         body = await self._body(request, _LONGEST_LOGIN)
         token, key = body.get("token"), body.get("key")
         if isinstance(token, str):
-            cookie, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
+            proof, op = await self._identifier.log_in(request, token.strip()), "dashboard_login"
         elif isinstance(key, str):
-            cookie, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
+            proof, op = await self._identifier.open_for_operator(request, key), "dashboard_operator_login"
         else:
             raise InvalidArgument("a token or a key is missing", hint="send one of them")
         context = await self._identifier.identify(request)
         async with self._runtime.gate.audited(context, op) as login:
             login.call.succeeded()
-        response = JSONResponse({"ok": True})
-        self._identifier.set_cookie(request, response, cookie)
+        response = JSONResponse({"ok": True, "page_key": proof.page_key})
+        self._identifier.set_cookie(request, response, proof.cookie)
         return response
 
     async def log_out(self, request: Request) -> Response:
