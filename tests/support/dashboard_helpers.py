@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -65,9 +66,9 @@ class Browser:
         return response.status_code, response.json()["error"]["code"]
 
 
-async def log_in(page: Browser, agent: str, namespace: str) -> str:
+async def log_in(page: Browser, agent: str, namespace: str, scopes: Sequence[str] = ("read", "write", "tasks")) -> str:
     """Log in with a new token of an agent."""
-    token = await issued(page.server, agent, namespace)
+    token = await issued(page.server, agent, namespace, scopes)
     assert (await page.log_in({"token": token})).status_code == 200
     return token
 
