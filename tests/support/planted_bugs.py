@@ -109,7 +109,7 @@ BUGS = {
     "arguments add no effects": Bug(
         _SERVER + "mcp/tools/tool_factory.py",
         [("if self.effects_of is not None:", "if False:")],
-        ("tests/access/test_authority.py::test_call_is_refused_exactly_if_a_power_for_an_effect_is_missing[tasks]",),
+        ("tests/access/test_authority.py::test_call_is_refused_exactly_if_a_power_for_an_effect_is_missing",),
     ),
     "an admin reads as the agent it acts for": Bug(
         _SERVER + "engine/request_context.py",
