@@ -63,8 +63,12 @@ async def test_operator_lists_the_public_memories_of_all_agents(stranger: Browse
     await bob.store("Bob's secret plan", wait=False)
     await bob.store("Bob's known plan", visibility="public", wait=False)
     await operate(stranger, namespace)
-    listed = (await stranger.call("get_agent_memories"))["memories"]
-    assert [memory["content"] for memory in listed] == ["Bob's known plan"]
+    (listed,) = (await stranger.call("get_agent_memories"))["memories"]
+    assert listed["content"] == "Bob's known plan"
+    for _ in range(2):
+        read = await stranger.call("retrieve_memory", memory_id=listed["memory_id"])
+        await stranger.server.service.drained()
+        assert read["access_count"] == 0  # looking does not count as a use
 
 
 async def test_operator_of_the_name_of_an_agent_reads_public_texts_only(stranger: Browser, namespace: str) -> None:

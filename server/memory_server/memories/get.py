@@ -34,7 +34,7 @@ async def retrieve_memory(service: MemoryServices, request: RequestContext, memo
     record = await load_readable(service, request, principal, memory_id, whole=True)
     keys = Keys(request.caller.namespace)
     count, last = await service.backend.read(lambda client: client.hmget(keys.use(memory_id), ["count", "last"]))
-    service.touch(request.caller.namespace, [memory_id])
+    service.touch(request.caller, [memory_id])
     return MemoryAnswer(
         memory=Memory.of(record, principal, await service.models.current(request.caller.namespace)),
         access_count=int(count or 0),

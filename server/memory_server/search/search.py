@@ -71,7 +71,7 @@ async def semantic_search(
         return SearchAnswer(hits=[])
     selected = build.readable(principal, filters, now(request.cache))
     found = await _find(service, request, principal, selected, args, filters=filters, weights=weights)
-    service.touch(request.caller.namespace, [hit.record.id for hit in found.hits])
+    service.touch(request.caller, [hit.record.id for hit in found.hits])
     total_ms = (time.perf_counter() - started) * 1000
     service.search_latency.add(request.caller, total_ms)
     service.counters.searched(understand=found.embed_ms, search=found.search_ms, rank=found.rank_ms)
@@ -119,7 +119,7 @@ async def find_similar(service: SearchServices, request: RequestContext, args: S
         note = f"compared by Redis, which is slower: {error.message}"
     others = [scored for scored in _rank(found, search.query) if scored.record.id != record.id]
     hits = [scored for scored in others if scored.score >= args.min_score][: args.limit]
-    service.touch(request.caller.namespace, [scored.record.id for scored in hits])
+    service.touch(request.caller, [scored.record.id for scored in hits])
     total_ms = (time.perf_counter() - started) * 1000
     reason = partial_reason(await service.namespaces.covered(prepared), found.warnings, waiting=found.words.waiting)
     return SearchAnswer(
