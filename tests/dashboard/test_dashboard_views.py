@@ -18,7 +18,7 @@ from support.redis_users import SERVER
 from support.stack import Agent, Server, Stack
 
 from memory_core.records.authority import ALLOWED_BY
-from memory_core.records.keys import operator_key
+from memory_core.records.keys import Keys, operator_key
 from memory_server.access.operator_login import admit_once
 
 guarded = dashboard_fixtures.guarded
@@ -65,10 +65,23 @@ async def test_operator_lists_the_public_memories_of_all_agents(stranger: Browse
     await operate(stranger, namespace)
     (listed,) = (await stranger.call("get_agent_memories"))["memories"]
     assert listed["content"] == "Bob's known plan"
-    for _ in range(2):
-        read = await stranger.call("retrieve_memory", memory_id=listed["memory_id"])
-        await stranger.server.service.drained()
-        assert read["access_count"] == 0  # looking does not count as a use
+
+
+async def test_reads_of_an_operator_do_not_count_as_uses(
+    stranger: Browser, stack: Stack, bob: Agent, namespace: str
+) -> None:
+    memory = await bob.store("Bob's known plan", visibility="public", wait=False)
+    await operate(stranger, namespace)
+    for _ in range(3):
+        await stranger.call("retrieve_memory", memory_id=memory)
+    async with stranger.server.agent("bob", namespace, token=await issued(stranger.server, "bob", namespace)) as agent:
+        await agent.call("retrieve_memory", memory_id=memory)
+
+    async def is_counted() -> bool:
+        return await stack.client.hget(Keys(namespace).use(memory), "count") is not None
+
+    await wait_until(is_counted)
+    assert await stack.client.hget(Keys(namespace).use(memory), "count") == b"1"
 
 
 async def test_operator_of_the_name_of_an_agent_reads_public_texts_only(stranger: Browser, namespace: str) -> None:
