@@ -32,7 +32,7 @@ async def test_default_is_to_store_and_say_so(server: Server, namespace: str) ->
         answer = await alice.call("store_memory", content=SECRET)
         assert answer["secrets"] == {"kinds": ["password"], "action": "stored"}
         assert (await read(alice, answer["memory_id"]))["content"] == SECRET
-        assert "Looks like a credential (password)" in (await alice.raw("store_memory", content=SECRET)).content[0].text
+        assert "Looks like a credential (password)" in str((await alice.raw("store_memory", content=SECRET)).content)
         assert (await alice.call("store_memory", content="The password is incorrect.")).get("secrets") is None
         changed = await alice.call("update_memory", memory_id=answer["memory_id"], metadata={"password": "swordfish"})
         assert changed["secrets"]["kinds"] == ["password"]
