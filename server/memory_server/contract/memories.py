@@ -102,6 +102,21 @@ class Similar(BaseModel):
     content: str = Field(description="beginning of its content")
 
 
+class Secrets(BaseModel):
+    """What looks like a credential in a memory, and what the setting `secrets` did about it."""
+
+    kinds: list[str]
+    action: Literal["stored", "redacted", "encrypted"]
+
+    def line(self) -> str:
+        done = {
+            "stored": "it is stored as written. If it is a secret, delete it or store it with sensitive=true",
+            "redacted": "it is left out",
+            "encrypted": "the memory is stored as sensitive",
+        }
+        return f"Looks like a credential ({', '.join(self.kinds)}): {done[self.action]}."
+
+
 LEVELS = "how durable the write is: memory, aof, aof-everysec, aof-always, synced, synced+1 replica"
 UNCONFIRMED = "why more is not confirmed although the call waited for it; the write is done"
 
@@ -120,6 +135,7 @@ class StoreAnswer(Answer):
     unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
     duplicate_of: str | None = Field(default=None, description="your earlier memory with exactly this content")
     similar: list[Similar] = Field(default_factory=list[Similar])
+    secrets: Secrets | None = None
     replayed: bool = Field(default=False, description="true: this idempotency_key had stored it before")
     quarantined: bool = Field(default=False, description="true: an administrator hides your memories from others")
 
@@ -134,6 +150,8 @@ class StoreAnswer(Answer):
             lines.append("You are in quarantine: other agents cannot see it until an administrator lifts that.")
         if self.duplicate_of:
             lines.append(f"It repeats {self.duplicate_of} exactly.")
+        if self.secrets:
+            lines.append(self.secrets.line())
         lines += [f"Similar: [{near.memory_id}] {near.score:.2f} {quoted(near.content)}" for near in self.similar]
         return "\n".join(lines)
 
@@ -157,9 +175,11 @@ class UpdateAnswer(MemoryAnswer):
 
     durability: str = Field(description=LEVELS)
     unconfirmed: str | None = Field(default=None, description=UNCONFIRMED)
+    secrets: Secrets | None = None
 
     def summary(self) -> str:
-        return super().summary() + (f"\n{_not_known(self.unconfirmed)}" if self.unconfirmed else "")
+        notes = [_not_known(self.unconfirmed)] if self.unconfirmed else []
+        return "\n".join([super().summary(), *notes, *([self.secrets.line()] if self.secrets else [])])
 
 
 class MemoryListAnswer(Answer):

@@ -137,16 +137,12 @@ async def nearest(
     vector: Matrix,
     model: Model,
     limit: int,
-    *,
-    secret: bool = False,
 ) -> list[ScoredRecord]:
-    """Find the readable memories nearest to a vector of `model`, shape (dimension,); if secret, sensitive ones."""
+    """Find the readable memories nearest to a vector of `model`, shape (dimension,)."""
     selected = build.readable(principal, ResolvedFilters(), redis_time.now())
-    if secret:
-        selected = build.sensitive(selected)
     query, depth = ParsedQuery(vector=vector, weights=PLAIN), max(_FEW, 2 * limit)
     timeout_ms = service.settings.search_timeout_ms
-    search = Search(service, request, principal, selected, query, model, depth, timeout_ms, secret=secret)
+    search = Search(service, request, principal, selected, query, model, depth, timeout_ms)
     return _rank(await search.run(limit), query)[:limit]
 
 
