@@ -1,10 +1,45 @@
-"""Typed errors. Each says what was wrong, what is allowed and what to do."""
+"""Typed errors. Each says what was wrong, what is allowed and what to do. They echo input only as plain text."""
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 ECHO_LIMIT = 64
+
+# Characters that break a line, reorder text or are invisible: all of the Unicode categories Cc (but for tab and
+# newline), Cf, Cs, Zl and Zp, the tag characters, invisible letters, and the variation selectors of no emoji.
+_UNSAFE = (
+    r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
+    r"\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0"
+    r"\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    r"\U000e0000-\U000e0fff"
+)
+# Joiners and the emoji's own selectors stay where they shape letters and emoji, never within ASCII nor in a row.
+_SHAPED = rf"[^\x00-\x7f\u200c\u200d{_UNSAFE}]"
+_ESCAPED = re.compile(
+    rf"[{_UNSAFE}]|(?<!{_SHAPED})[\u200c\u200d]|[\u200c\u200d](?!{_SHAPED})|(?<![^\x00-\x7f\ufe0e\ufe0f]|[0-9#*])[\ufe0e\ufe0f]"
+)
+
+
+def plain(text: str) -> str:
+    """Escape characters that break lines, reorder text, control terminals or are invisible; keep tabs and newlines.
+
+    The escapes are those of JSON, so JSON stays JSON with the same value.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return _ESCAPED.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def plain_line(text: str) -> str:
+    """Escape like `plain`, newlines too."""
+    return plain(text).replace("\n", "\\n")
+
+
+def _escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass").hex("-", 2)
+    return "\\u" + units.replace("-", "\\u")
 
 
 def echo(value: object) -> str:
@@ -26,8 +61,8 @@ class MemoryServiceError(Exception):
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = plain_line(message)
+        self.hint = plain_line(hint)
         self.retry_after = retry_after
 
     def details(self) -> dict[str, str | float]:
