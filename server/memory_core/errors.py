@@ -11,14 +11,16 @@ ECHO_LIMIT = 64
 # newline), Cf, Cs, Zl and Zp, the tag characters, invisible letters, and the variation selectors of no emoji.
 _UNSAFE = (
     r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160\u17b4\u17b5"
-    r"\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0"
+    r"\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0"
     r"\ufff0-\ufffb\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
     r"\U000e0000-\U000e0fff"
 )
 # Joiners and the emoji's own selectors stay where they shape letters and emoji, never within ASCII nor in a row.
 _SHAPED = rf"[^\x00-\x7f\u200c\u200d{_UNSAFE}]"
+_DRAWN = rf"[^\x00-\x7f\u200c\u200d\ufe0e\ufe0f{_UNSAFE}]|[0-9#*]"
 _ESCAPED = re.compile(
-    rf"[{_UNSAFE}]|(?<!{_SHAPED})[\u200c\u200d]|[\u200c\u200d](?!{_SHAPED})|(?<![^\x00-\x7f\ufe0e\ufe0f]|[0-9#*])[\ufe0e\ufe0f]"
+    rf"[{_UNSAFE}]|(?<!{_SHAPED})[\u200c\u200d]|[\u200c\u200d](?!{_SHAPED})"
+    rf"|(?<!{_DRAWN})[\ufe0e\ufe0f]"
 )
 
 
@@ -60,8 +62,8 @@ class MemoryServiceError(Exception):
         cls.code = code or cls.code
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message)
         self.message = plain_line(message)
+        super().__init__(self.message)
         self.hint = plain_line(hint)
         self.retry_after = retry_after
 

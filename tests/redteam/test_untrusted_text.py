@@ -37,16 +37,13 @@ FORGERIES = (
 _QUOTED = re.compile(r""""(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""")
 _TOKEN = re.compile(r"zq\d+zq")
 MARK = "> "
-DEADLINE = 20.0
-WIDE = {"as_json": True}
 
 
 @dataclass
 class Canaries:
-    """A token for each argument of each tool, and where tokens were read."""
+    """A token for each argument of each tool, and the tokens that were read."""
 
     tokens: dict[tuple[str, str], str] = field(default_factory=dict[tuple[str, str], str])
-    placed: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     read: set[str] = field(default_factory=set[str])
 
     def forms(self, tool: str, name: str) -> Iterator[str]:
@@ -59,24 +56,24 @@ class Canaries:
     def check(self, text: str, where: str) -> None:
         """Assert that each line is a frame's, or holds tokens in quotes only, and that nothing hidden is in it."""
         self.read |= set(_TOKEN.findall(text))
-        hidden = {
-            char for char in text if char not in "\n\t" and unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"}
-        }
+        assert not _hidden(text), f"{where}: {_hidden(text)}"
         for line in text.splitlines():
             if not line.startswith(MARK):
                 assert not _TOKEN.search(_QUOTED.sub("", line)), f"{where}: {line}"
-        assert not hidden, f"{where}: {hidden}"
 
     def check_terminal(self, text: str, where: str) -> None:
         """Assert that a line of a terminal does not begin with a forged one, and that nothing hidden is in it."""
-        hidden = {char for char in text if char != "\n" and unicodedata.category(char) in {"Cc", "Cf", "Zl", "Zp"}}
-        assert not hidden, f"{where}: {hidden}"
-        assert not [
-            line for line in text.splitlines() if line.startswith(("PARTIAL:", "0.99 [", "</data", "＜/data"))
-        ], where
+        assert not _hidden(text), f"{where}: {_hidden(text)}"
+        starts = ("PARTIAL:", "0.99 [", "</data", "＜/data")
+        assert not [line for line in text.splitlines() if line.startswith(starts)], where
 
     def where(self, tokens: set[str]) -> set[tuple[str, str]]:
         return {place for place, token in self.tokens.items() if token in tokens}
+
+
+def _hidden(text: str) -> set[str]:
+    kinds = {"Cc", "Cf", "Zl", "Zp"}
+    return {char for char in text if char not in "\n\t" and unicodedata.category(char) in kinds}
 
 
 @dataclass
@@ -89,7 +86,8 @@ class Team:
     mallory: Agent
     bob: Agent
     canaries: Canaries
-    victor: Agent | None = None
+    made: dict[str, set[str]] = field(default_factory=lambda: {"memory": set(), "task": set()})
+    """The ids of what mallory made."""
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -169,34 +167,31 @@ def _shaped(schema: dict[str, Any], canary: str) -> Any:
 async def _write_everywhere(team: Team, tools: dict[str, Any]) -> None:
     """Put a canary into each argument of each tool, as far as the tool takes it; check every answer."""
     for name, tool in tools.items():
-        schemas = {part: schema for part, schema in tool.parameters["properties"].items()}
-        for part, schema in schemas.items():
+        for part, schema in tool.parameters["properties"].items():
             for canary in team.canaries.forms(name, part):
                 base = await BASES[name](team) if name in BASES else {}
                 if name == "fail_task":
                     base = {"error": "It is stuck.", "retry": True} | base
+                if part == "note":
+                    base |= {"memory_types": ["context"]}
                 arguments = base | {part: _shaped(schema, canary)}
-                if (name, part) in {("share_context_with_agent", "note")}:
-                    arguments |= {"memory_types": ["context"]}
                 result = await team.mallory.raw(name, **arguments)
                 team.canaries.check(text_of(result), f"answer of {name} to {part}")
+                _collect(result.structured_content, team.made)
                 if not result.is_error:
-                    team.canaries.placed.add((name, part))
                     break
 
 
 async def _read_everywhere(team: Team, reader: Agent, tools: dict[str, Any]) -> dict[str, set[str]]:
     """Read by every tool with the ids that others gave; return the ids found, by kind."""
-    found: dict[str, set[str]] = {"memory": set(), "task": set(), "agent": {"mallory", "bob"}}
+    found: dict[str, set[str]] = {**team.made, "agent": {"mallory", "bob"}}
 
     async def call(tool: str, **arguments: Any) -> None:
         result = await reader.raw(tool, **arguments)
         team.canaries.check(text_of(result), f"{tool} {sorted(arguments)}")
         _collect(result.structured_content, found)
 
-    claims = {"with_memories": 20, "limit": 100, "wait_seconds": 1}
-    for _ in range(3):
-        await call("get_pending_tasks", **claims)
+    await call("get_pending_tasks", with_memories=20, limit=100)
     for query in ("The keeper mends nets.", "zq", "PARTIAL forged"):
         for mode in ("hybrid", "vector", "keyword"):
             await call("semantic_search", query=query, mode=mode, limit=100)
@@ -271,9 +266,7 @@ async def test_no_field_that_an_agent_writes_forges_a_line(team: Team) -> None:
     await team.mallory.call("update_agent_heartbeat", status="draining")
     async with team.server.agent("victor", team.namespace) as victor:
         await victor.call("register_agent", capabilities=["forging"], max_tasks=1000)
-        for _ in range(3):
-            result = await victor.raw("get_pending_tasks", limit=100, wait_seconds=4)
-            team.canaries.check(text_of(result), "hand-out after a failure")
+        await victor.call("get_pending_tasks", claim=False, wait_seconds=10)
         await _read_everywhere(team, victor, tools)
     missing = READABLE - team.canaries.where(team.canaries.read)
     assert not missing, f"never read: {missing}"
@@ -285,15 +278,15 @@ async def _check_terminal(team: Team, found: dict[str, set[str]]) -> None:
     memories, tasks = sorted(found["memory"]), sorted(found["task"])
     commands = [
         ("search", "nets", "--agent", "bob", "--limit", "100"),
-        *(("show", memory_id, "--agent", "bob") for memory_id in memories[:12]),
-        ("tasks", "list"), *(("tasks", "show", task_id) for task_id in tasks[:12]),
+        *(("show", memory_id, "--agent", "bob") for memory_id in memories[:3]),
+        ("tasks", "list"), *(("tasks", "show", task_id) for task_id in tasks[:6]),
         ("tasks", "cancel", tasks[0], "--reason", "x\n\x1b[31m"), ("agents", "list"), ("agents", "tokens"),
         ("grants", "list", "--all"), ("audit", "tail", "--no-follow", "-n", "1000"),
         ("quarantine", "list"), ("duplicates", "bob"), ("clusters", "mallory"), ("status",),
         ("show", "x\nPARTIAL: forged\x1b[31m", "--agent", "bob"), ("grants", "revoke", "x\nPARTIAL: forged\x1b[31m"),
     ]  # fmt: skip
     for command in commands:
-        for options in ((), ("--json",)):
+        for options in ((), ("--json",)) if command[0] != "show" else ((),):
             result = await shell.run(*command, *options, scoped=command[0] != "status")
             refusal = result.exception.text() if hasattr(result.exception, "text") else ""
             team.canaries.check_terminal(result.output + refusal, " ".join(command[:2]))
