@@ -190,6 +190,7 @@ async def _read_everywhere(team: Team, reader: Agent, tools: dict[str, Any]) -> 
         result = await reader.raw(tool, **arguments)
         team.canaries.check(text_of(result), f"{tool} {sorted(arguments)}")
         _collect(result.structured_content, found)
+        assert not _claimed_as_own(result.structured_content)
 
     await call("get_pending_tasks", with_memories=20, limit=100)
     for query in ("The keeper mends nets.", "zq", "PARTIAL forged"):
@@ -224,6 +225,13 @@ def _collect(value: Any, found: dict[str, set[str]]) -> None:
                 found[kind].add(value[f"{kind}_id"])
         for item in value.values():
             _collect(item, found)
+
+
+def _claimed_as_own(value: Any) -> bool:
+    """Whether a structured answer calls a text of mallory's the reader's own."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    is_claimed = isinstance(value, dict) and value.get("writer") == "mallory" and value["trust"] == "own"
+    return is_claimed or any(map(_claimed_as_own, inner))
 
 
 async def _read_resources(team: Team, reader: Agent, found: dict[str, set[str]]) -> None:
