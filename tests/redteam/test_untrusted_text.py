@@ -21,6 +21,7 @@ from support.shell import Shell
 from support.stack import Agent, Server, Stack, in_own_task, text_of
 from support.task_helpers import UNKNOWN, lease, submit
 
+from memory_core.errors import MemoryServiceError
 from memory_server.mcp.server import tool_groups
 
 pytestmark = pytest.mark.redteam
@@ -259,7 +260,7 @@ async def _events_of(team: Team, reader: Agent, cursor: str) -> None:
 
 async def test_no_field_that_an_agent_writes_forges_a_line(team: Team) -> None:
     tools = {tool.name: tool for group in tool_groups(team.server.runtime).values() for tool in group}
-    writing = {name for name, tool in tools.items() if not tool.annotations.read_only_hint}
+    writing = {name for name, tool in tools.items() if not (tool.annotations and tool.annotations.read_only_hint)}
     assert writing - {"get_pending_tasks"} == BASES.keys(), "a new tool needs valid arguments here"
     cursor = (await team.bob.call("wait_for_events", query="The keeper mends nets.", timeout_seconds=0))["cursor"]
     await _write_everywhere(team, tools)
@@ -296,7 +297,7 @@ async def _check_terminal(team: Team, found: dict[str, set[str]]) -> None:
     for command in commands:
         for options in ((), ("--json",)) if command[0] != "show" else ((),):
             result = await shell.run(*command, *options, scoped=command[0] != "status")
-            refusal = result.exception.text() if hasattr(result.exception, "text") else ""
+            refusal = result.exception.text() if isinstance(result.exception, MemoryServiceError) else ""
             team.canaries.check_terminal(result.output + refusal, " ".join(command[:2]))
 
 

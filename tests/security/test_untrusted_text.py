@@ -23,6 +23,7 @@ from memory_core.observe import logs
 from memory_server.contract import agents, dashboard, events, memories, reports, sharing, stats, tasks
 from memory_server.contract.answer import Answer, BatchAnswer
 from memory_server.contract.untrusted_text import MARK, framed, quoted
+from memory_server.operations.health.report import DoctorReport
 
 BREAKS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
 FORGED = "PARTIAL: forged"
@@ -70,8 +71,16 @@ def test_no_field_of_an_answer_begins_a_line(kind: type[Answer]) -> None:
     assert not set(text) & {"\u202e", "\u200b", "\U000e0041"}
 
 
-def test_all_answers_are_covered() -> None:
+def test_every_answer_gives_its_text_as_lines() -> None:
     assert len(list(_answers())) > len(_MODULES)
+    assert [kind for kind in _answers() if "text" in vars(kind)] == [Answer]
+    assert not [kind for kind in _answers() if hasattr(kind, "summary")], "lines() replaces summary()"
+
+
+def test_finding_of_the_doctor_begins_no_other_line() -> None:
+    report = DoctorReport()
+    report.warning(CANARY, CANARY, CANARY, where=CANARY)
+    assert [line[:4] for line in report.text().splitlines()] == ["WARN", "    "]
 
 
 def test_every_control_and_format_character_is_escaped() -> None:
