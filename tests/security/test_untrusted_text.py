@@ -22,7 +22,7 @@ from memory_core.errors import NotFound, plain, plain_line
 from memory_core.observe import logs
 from memory_server.contract import agents, dashboard, events, memories, reports, sharing, stats, tasks
 from memory_server.contract.answer import Answer, BatchAnswer
-from memory_server.contract.untrusted_text import MARK, framed, quoted
+from memory_server.contract.untrusted_text import MARK, framed, quoted, word
 from memory_server.operations.health.report import DoctorReport
 
 BREAKS = ("\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
@@ -104,6 +104,12 @@ def test_quoted_value_is_one_line_of_json(value: Any) -> None:
     assert json.loads(text) == value
     assert len(text.splitlines()) == 1
     assert plain_line(text) == text
+
+
+def test_only_a_simple_word_stays_bare() -> None:
+    assert [word(label) for label in ("python", "c++", "a b", "own)", "w" * 33)] == [
+        "python", "c++", '"a b"', '"own)"', f'"{"w" * 33}"',
+    ]  # fmt: skip
 
 
 def test_every_line_of_a_frame_is_marked() -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field
 from memory_core.records.agent import Agent, AgentStatus, AgentType
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
-from memory_server.contract.untrusted_text import quoted
+from memory_server.contract.untrusted_text import word
 
 
 class AgentView(BaseModel):
@@ -49,7 +49,7 @@ class AgentView(BaseModel):
         )
 
     def line(self) -> str:
-        skills = f", can {', '.join(map(quoted, self.capabilities))}" if self.capabilities else ""
+        skills = f", can {', '.join(map(word, self.capabilities))}" if self.capabilities else ""
         return f"{self.agent_id} ({self.agent_type}) {self.status}, {self.open_tasks} of {self.max_tasks} tasks{skills}"
 
 
@@ -89,7 +89,7 @@ class HeartbeatAnswer(Answer):
     unread_events: int = 0
 
     def lines(self) -> list[str]:
-        lost = f"LOST: {', '.join(map(quoted, self.leases_lost))}. " if self.leases_lost else ""
+        lost = f"LOST: {', '.join(map(word, self.leases_lost))}. " if self.leases_lost else ""
         return [
             f"{lost}{len(self.leases_renewed)} leases renewed, {self.pending_tasks} tasks wait, "
             f"{self.unread_events} unread events."

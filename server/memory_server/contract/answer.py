@@ -65,5 +65,5 @@ class BatchAnswer(Answer):
 
     def lines(self) -> list[str]:
         errors = [(number, one.error) for number, one in enumerate(self.results) if one.error is not None]
-        failures = [f"{number}: {error['code']}: {error['message']}" for number, error in errors[:5]]
+        failures = [f"{number}: {error['code']}: {error.get('message', '')}" for number, error in errors[:5]]
         return [f"{self.succeeded} succeeded, {self.failed} failed.", *failures]

@@ -11,7 +11,7 @@ from memory_core.records.task import Task, TaskPriority, TaskState
 from memory_core.records.times import to_iso
 from memory_server.contract.answer import Answer
 from memory_server.contract.memories import Hit
-from memory_server.contract.untrusted_text import NOTE, quoted
+from memory_server.contract.untrusted_text import NOTE, quoted, word
 
 
 class TaskEvent(BaseModel):
@@ -88,7 +88,7 @@ class TaskView(BaseModel):
 
     def line(self) -> str:
         who = f", with {self.assigned_to}" if self.assigned_to else ""
-        about = f"{quoted(self.task_type)}, {self.priority}, by {self.submitted_by}{who}"
+        about = f"{word(self.task_type)}, {self.priority}, by {self.submitted_by}{who}"
         return f"[{self.task_id}] {self.state} ({about}) {quoted(self.description)}"
 
 
