@@ -178,7 +178,7 @@ class Console:
         elif callable(text):
             text()
         else:
-            typer.echo(text)
+            lazy.printing.line(str(text))
 
     def show_answer(self, answer: Answer, text: str | Callable[[], object]) -> None:
         """Print a use case's answer as JSON without nulls, or else as text."""

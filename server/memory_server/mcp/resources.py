@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
 
-from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound
+from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, plain_line
 from memory_core.records.authority import Effect
 from memory_server.contract.answer import Answer
 from memory_server.engine.audited_calls import named_ids
@@ -46,7 +46,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         answer = await read(
             ctx, "task", task_id, lambda service, request: lazy.lifecycle.get_task(service, request.caller, task_id)
         )
-        return answer.model_dump_json()
+        return plain_line(answer.model_dump_json())
 
     @server.resource("agent://{agent_id}", title="An agent", mime_type="application/json")
     async def agent(agent_id: str, ctx: Ctx) -> str:
@@ -57,7 +57,7 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
             agent_id,
             lambda service, request: lazy.registry.get_agent(service.backend, request.caller, agent_id),
         )
-        return answer.agent.model_dump_json()
+        return plain_line(answer.agent.model_dump_json())
 
     @server.resource("memory://{memory_id}", title="A memory", mime_type="application/json")
     async def memory(memory_id: str, ctx: Ctx) -> str:
@@ -65,4 +65,4 @@ def add_resources(server: MCPServer[Any], runtime: Runtime) -> None:
         answer = await read(
             ctx, "memory", memory_id, lambda service, request: lazy.get.retrieve_memory(service, request, memory_id)
         )
-        return answer.memory.model_dump_json()
+        return plain_line(answer.memory.model_dump_json())

@@ -25,6 +25,7 @@ from memory_core.settings.settings import Settings
 from memory_server.contract import validation
 from memory_server.contract.task_arguments import DistributeArguments
 from memory_server.contract.tasks import DistributeAnswer, SimilarTask, Suited, Why
+from memory_server.contract.untrusted_text import word
 from memory_server.engine.request_context import Caller, RequestContext
 from memory_server.index import queries
 from memory_server.tasks.lifecycle import DESCRIPTION_BYTES, check_capabilities, find_task, no_task, visible_tasks
@@ -203,7 +204,7 @@ def _why(state: str, kind: TaskKind, ranked: Sequence[Suited], assigned: str | N
         reason = f"all {len(ranked)} able agents are busy; the first with room gets it"
     else:
         window = f"a context window of {kind.window}" if kind.window else ""
-        demands = ", ".join(filter(None, [kind.only, *kind.capabilities, window]))
+        demands = ", ".join(filter(None, [kind.only, *map(word, kind.capabilities), window]))
         reason = f"no living agent{f' with {demands}' if demands else ''} is registered; it goes out when one is"
     return Why(reason=reason, considered=list(ranked[:_MAX_CONSIDERED]))
 

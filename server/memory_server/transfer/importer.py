@@ -12,6 +12,7 @@ from pathlib import Path
 from memory_core.errors import InvalidArgument, MemoryServiceError
 from memory_core.records.audit_entry import AuditEntry, system_entry
 from memory_core.records.model import Model
+from memory_core.records.names import check_agent_name
 from memory_core.records.scope import Principal
 from memory_server.engine.principals import resolve, resolve_writer
 from memory_server.engine.request_context import Caller, RequestContext
