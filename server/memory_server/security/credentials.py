@@ -116,10 +116,12 @@ def _attempts(text: str) -> Iterator[Callable[[], Credential | None]]:
         yield partial(_in_url, text, start)
     # The one letter that becomes two in lower case would shift all that follows.
     lower = text.replace("İ", "I").lower()
-    for words, kind, is_secret in (([*_PASSWORDS, *_PHRASES], "password", _is_password), (_TOKENS, "token", _is_token)):
-        for word in words:
-            for start in _positions(lower, [word]):
-                yield partial(_named, text, start + len(word), kind, is_secret)
+    for word in (*_PASSWORDS, *_PHRASES):
+        for start in _positions(lower, [word]):
+            yield partial(_named, text, start + len(word), "password", _is_password)
+    for word in _TOKENS:
+        for start in _positions(lower, [word]):
+            yield partial(_named, text, start + len(word), "token", _is_token)
 
 
 def _positions(text: str, words: Sequence[str]) -> Iterator[int]:
