@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -21,7 +20,7 @@ from support.stack import MASTER_KEY, Stack
 pytestmark = pytest.mark.redteam
 _MIB = 1 << 20
 _UNPACKED = 1300 * _MIB
-_SECONDS = 60.0
+_SECONDS = 40.0
 _MOST_MIB = 700
 
 
@@ -104,26 +103,17 @@ async def test_document_of_endless_lists_is_refused(stack: Stack, namespace: str
     assert ended.peak_mib < _MOST_MIB
 
 
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(path.parent)  # the path of a socket is short
-        listener.bind(path.name)
-
-
 ENDLESS: dict[str, Callable[[Path], None]] = {
     "pipe": os.mkfifo,
     "endless device": lambda path: path.symlink_to("/dev/zero"),
-    "terminal": lambda path: path.symlink_to("/dev/tty"),
-    "socket": _socket,
 }
 
 
 @pytest.mark.parametrize("kind", ENDLESS)
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.zip", "a.md"])
+@pytest.mark.parametrize("name", ["a.jsonl.zst", "a.md"])
 async def test_import_refuses_what_is_no_regular_file(
-    stack: Stack, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+    stack: Stack, namespace: str, tmp_path: Path, kind: str, name: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     ENDLESS[kind](tmp_path / name)
     ended = await _import(stack, tmp_path / name, namespace)
     assert ended.code == 78, ended
