@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -118,7 +118,7 @@ class HeldBytes:
         self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def by(self, address: str) -> Iterator[Body]:
+    def by(self, address: str) -> Generator[Body]:
         """Hold the bytes of one body while inside."""
         body = Body(address)
         try:
