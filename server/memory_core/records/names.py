@@ -9,6 +9,8 @@ from memory_core.errors import InvalidArgument, echo
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9_.-]{0,63}"
 LABEL_MAX_BYTES = 256
+_RAW_MAX_BYTES = 4 * LABEL_MAX_BYTES
+"""Limit before normalisation, which takes quadratic time and shortens text to a third at most."""
 SEPARATOR = "\x1f"  # Separates labels in a TAG field. No label contains it, because control characters are refused.
 
 RESERVED_AGENTS = frozenset({"operator", "console", "server"})
@@ -38,7 +40,7 @@ def check_agent_name(value: str) -> str:
 
 def to_name(value: str, default: str = "anonymous") -> str:
     """Turn any text, such as a client's title, into a name."""
-    folded = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode().lower()
+    folded = unicodedata.normalize("NFKD", value[:LABEL_MAX_BYTES]).encode("ascii", "ignore").decode().lower()
     candidate = _NOT_IN_NAME.sub("-", folded).strip("-_.")[:64]
     return candidate if _NAME.fullmatch(candidate) else default
 
@@ -50,6 +52,8 @@ def split_labels(text: str | None) -> tuple[str, ...]:
 
 def check_label(value: str, what: str = "label") -> str:
     """Return a label (tag, context, source) as NFC, trimmed. Raises InvalidArgument unless it has 1 to 256 bytes."""
+    if len(value.encode(errors="surrogatepass")) > _RAW_MAX_BYTES:
+        raise _wrong_size(value, what, f"more than {_RAW_MAX_BYTES}")
     if any(unicodedata.category(char) in _FORBIDDEN_CATEGORIES for char in value):
         raise InvalidArgument(
             f"{what} {echo(value)} holds a control character, a lone surrogate or an unassigned character",
@@ -58,8 +62,12 @@ def check_label(value: str, what: str = "label") -> str:
     label = unicodedata.normalize("NFC", value).strip()
     size = len(label.encode())
     if not 1 <= size <= LABEL_MAX_BYTES:
-        raise InvalidArgument(
-            f"{what} {echo(value)} has {size} bytes; 1 to {LABEL_MAX_BYTES} are allowed",
-            hint="shorten it; long text belongs in content or metadata",
-        )
+        raise _wrong_size(value, what, size)
     return label
+
+
+def _wrong_size(value: str, what: str, size: int | str) -> InvalidArgument:
+    return InvalidArgument(
+        f"{what} {echo(value)} has {size} bytes; 1 to {LABEL_MAX_BYTES} are allowed",
+        hint="shorten it; long text belongs in content or metadata",
+    )

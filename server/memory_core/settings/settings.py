@@ -40,6 +40,7 @@ from memory_core.settings.groups import (
 SettingPath = tuple[str, ...]
 ENV_PREFIX = "MEMORY_"
 NESTED = "__"
+_MAX_CONFIG_BYTES = 1 << 20
 _MISSPELT = 0.85  # similarity to a setting from which an unknown variable counts as misspelt
 
 
@@ -127,8 +128,8 @@ class Settings(BaseSettings):
     @classmethod
     def load(cls, config: Path | None = None, **flags: Any) -> Settings:
         """Read `config` and the environment; flags that are not None win. Raises InvalidArgument for a bad one."""
-        if config is not None and not config.is_file():
-            raise InvalidArgument(f"there is no config file {config}")
+        if config is not None:
+            _check_is_file(config)
         _refuse_misspelt_variables()
         loader = type("Settings", (cls,), {"model_config": SettingsConfigDict(json_file=config)})
         try:
@@ -151,6 +152,12 @@ class Settings(BaseSettings):
         return self.redis_url is None and redis.url is None and stock
 
 
+def _check_is_file(path: Path) -> None:
+    """Refuse a pipe or a device, which might never end."""
+    if not path.is_file():
+        raise InvalidArgument(f"there is no config file {path}")
+
+
 class _ConfigFile(JsonConfigSettingsSource):
     def _read_file(self, file_path: Any) -> dict[str, Any]:
         return read_config(file_path)
@@ -158,8 +165,13 @@ class _ConfigFile(JsonConfigSettingsSource):
 
 def read_config(path: Path) -> dict[str, Any]:
     """Read a config file without validation. Raises InvalidArgument unless it is one JSON object."""
+    _check_is_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_CONFIG_BYTES + 1)
+        if len(data) > _MAX_CONFIG_BYTES:
+            raise InvalidArgument(f"the config file {path} is longer than {_MAX_CONFIG_BYTES} bytes")
+        content = json.loads(data.decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidArgument(f"the config file {path} is not JSON: {error.msg} in {where}") from None

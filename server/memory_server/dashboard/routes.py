@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from starlette.staticfiles import StaticFiles
 
 from memory_core.errors import InvalidArgument, MemoryServiceError, NotFound, echo
 from memory_core.records.authority import Effect
+from memory_core.records.bounded_json import parse_json
 from memory_server.dashboard.identity import Identifier
 from memory_server.dashboard.live import live_events
 from memory_server.dashboard.security import OwnPages
@@ -164,8 +164,8 @@ class _Pages:
             if len(body) > max_bytes:
                 raise InvalidArgument(f"the request is longer than {max_bytes} bytes")
         try:
-            arguments = json.loads(body)
-        except (ValueError, RecursionError):
+            arguments = parse_json(bytes(body))
+        except ValueError:
             arguments = None
         if not isinstance(arguments, dict):
             raise InvalidArgument("the request is not a JSON object", hint="send the arguments as one")

@@ -21,6 +21,8 @@ from memory_core.settings.settings import Settings
 from memory_server.dashboard.routes import dashboard
 from memory_server.dashboard.security import SecurityHeaders
 from memory_server.http.binding import check_bind, transport_security
+from memory_server.http.bodies import BodyLimits
+from memory_server.http.connection import BoundedConnection
 from memory_server.http.greeting import greeting, operators_greeting
 from memory_server.http.limits import RequestLimits
 from memory_server.http.metrics import metrics_route
@@ -63,19 +65,7 @@ async def serve_http(settings: Settings) -> None:
     listener = bind(settings)
     runtime = Runtime(settings)
     application = http_application(build_server(runtime), runtime)
-    config = uvicorn.Config(
-        application,
-        log_level="warning",
-        access_log=False,
-        log_config=None,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        loop="none",
-        ssl_certfile=settings.tls_cert,
-        ssl_keyfile=settings.tls_key,
-        proxy_headers=settings.behind_proxy,
-    )
-    server = HttpServer(config, runtime)
+    server = HttpServer(server_config(application, settings, loop="none", log_config=None), runtime)
     async with runtime.running():
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if settings.tls_cert else "http"
@@ -92,6 +82,23 @@ async def serve_http(settings: Settings) -> None:
     for result in results:
         if isinstance(result, MemoryServiceError):
             raise result
+
+
+def server_config(application: Starlette, settings: Settings, **options: Any) -> uvicorn.Config:
+    """Make uvicorn's settings, with bounded connections."""
+    return uvicorn.Config(
+        application,
+        http=BoundedConnection,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        ssl_certfile=settings.tls_cert,
+        ssl_keyfile=settings.tls_key,
+        proxy_headers=settings.behind_proxy,
+        **options,
+    )
 
 
 class HttpServer(uvicorn.Server):
@@ -129,6 +136,7 @@ def http_application(server: MCPServer[Any], runtime: Runtime) -> Starlette:
     application.add_middleware(SecurityHeaders)
     application.add_middleware(TrimmedHeaders)
     application.add_middleware(RequestLimits, gate=runtime.gate, limits=settings.limits)
+    application.add_middleware(BodyLimits, limits=settings.limits)
     return application
 
 

@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from memory_core.records.bounded_json import has_too_many_values
 from memory_core.records.ids import ID_PATTERN
 from memory_core.records.memory import MemoryType, Priority, Visibility
 from memory_core.records.names import NAME_PATTERN, check_label
 from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
+_MAX_TOKENS = 1_000_000
+"""JSON values of a line, roughly."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -167,16 +170,23 @@ _LINES: TypeAdapter[AnyLine] = TypeAdapter(Annotated[AnyLine, Field(discriminato
 ORDER = (FORMAT, "agent", "quarantine", "memory", "grant", "end")
 
 
+def read_json(raw: bytes) -> Any:
+    """Read the JSON of a line. Raises ValueError if it is not JSON, or has too many values."""
+    if has_too_many_values(raw, _MAX_TOKENS):
+        raise ValueError("it has too many JSON values")
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        raise ValueError("it is not JSON") from None
+
+
 def parse(raw: bytes) -> AnyLine:
     """Read a line.
 
     Raises:
         ValueError: it is not valid. The message says where, without quoting the line.
     """
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ValueError("it is not JSON") from None
+    values = read_json(raw)
     try:
         return _LINES.validate_python(values)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from memory_core.crypto.keyring import framed
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.records import redis_time
 from memory_core.records.audit_entry import system_entry
+from memory_core.records.bounded_files import PACKED
 from memory_core.records.codec import unpack
 from memory_core.records.keys import Keys, digest
 from memory_core.records.memory import Record
@@ -82,7 +83,7 @@ async def export(
     part = file.with_name(f"{file.name}.{namespace}.part")
     exported, model = Exported(str(file)), await service.models.current(namespace)
     try:
-        with files.Writer(part, packed=file.suffix == files.PACKED) as writer:
+        with files.Writer(part, packed=file.suffix == PACKED) as writer:
             exporter = _Exporter(service, namespace, options, model, writer, exported)
             exporter.resume()
             await exporter.write(on_progress)
