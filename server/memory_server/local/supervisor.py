@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_core.cancellation import cancel
+from memory_core.crypto.secret_files import restrict_umask, write_private
 from memory_core.errors import MemoryServiceError
 from memory_server.local import DEFAULT_MODEL, MASTER_KEYS, TRANSPORT_VARIABLE, client, locks
 from memory_server.local.binaries import find_redis
@@ -36,7 +37,6 @@ from memory_server.local.paths import (
     password_of,
     prepare,
     read_address,
-    write_private,
     write_record,
 )
 
@@ -242,6 +242,7 @@ class Supervisor:
 
 def main(argv: list[str] | None = None) -> int:
     """Supervise a data directory, unless another supervisor does. Returns the exit code."""
+    restrict_umask()
     arguments = _parser().parse_args(argv)
     paths = prepare(arguments.data_dir)
     lock: int | None = arguments.lock_fd

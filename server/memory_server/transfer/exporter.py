@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from memory_core.crypto.keyring import framed
+from memory_core.crypto.secret_files import publish
 from memory_core.errors import Conflict, InvalidArgument, Tampered
 from memory_core.records import redis_time
 from memory_core.records.audit_entry import system_entry
@@ -87,7 +87,7 @@ async def export(
             exporter.resume()
             await exporter.write(on_progress)
             writer.finish()
-        os.replace(part, file)
+        publish(part, file)
     except OSError as error:
         raise InvalidArgument(f"cannot write {part}: {error.strerror}", hint="choose another file") from None
     entry = {**system_entry(CONSOLE, "export"), "count": exported.counts["memory"]}

@@ -15,6 +15,7 @@ from typing import IO, BinaryIO
 
 import zstandard
 
+from memory_core.crypto.secret_files import private_file
 from memory_core.errors import InvalidArgument
 
 FRAME = 1000
@@ -61,7 +62,7 @@ class Writer:
     def __init__(self, path: Path, *, packed: bool) -> None:
         self._packed = packed
         self._buffer: list[bytes] = []
-        self._file: IO[bytes] = path.open("r+b" if path.exists() else "w+b")
+        self._file: IO[bytes] = private_file(path)
 
     def __enter__(self) -> Writer:
         return self
