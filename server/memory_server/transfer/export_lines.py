@@ -15,6 +15,7 @@ from memory_core.records.times import NEVER
 
 FORMAT = "redis-memory"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LARGEST = 1 << 48  # of numbers that go on counting: exact as a float, with room above
 
 
 def to_text(seconds: float) -> str:
@@ -46,7 +47,7 @@ Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 Label = Annotated[str, AfterValidator(lambda text: check_label(text))]
 Time = Annotated[str, AfterValidator(_is_time)]
 Base64 = Annotated[str, Field(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
-Token = Annotated[str, Field(pattern=r"^[citoy]:[\x21-\x7e]{1,100}$")]
+Token = Annotated[str, Field(pattern=r"^[city]:[\x21-\x7e]{1,100}$")]
 
 
 class Line(BaseModel):
@@ -111,8 +112,8 @@ class MemoryLine(Line):
     tags: list[Label] | None = None
     context: Label | None = None
     source: Label | None = None
-    seq: int = Field(ge=1, lt=1 << 53)
-    rev: int = Field(ge=1, lt=1 << 53)
+    seq: int = Field(ge=1, lt=_LARGEST)
+    rev: int = Field(ge=1, lt=_LARGEST)
     occurred_at: Time | None = None
     created_at: Time
     updated_at: Time
@@ -142,7 +143,7 @@ class GrantLine(Line):
     grantee_owner: Id
     permission: Literal["read", "write"]
     selects: Literal["i", "c", "t", "y"]
-    values: list[str]
+    values: list[str] = Field(min_length=1, max_length=100)
     selector: str = Field(pattern="^[0-9a-f]{32}$")
     note: str | None = None
     at: Time
@@ -153,13 +154,18 @@ class GrantLine(Line):
 
 
 class End(Line):
-    """The last line, with the number of lines of each kind. A file without it is incomplete."""
+    """The last line: the number of lines of each kind and, with a key, the signature of the lines before it.
+
+    A file without it is incomplete.
+    """
 
     kind: Literal["end"] = "end"
     agents: int
     quarantine: int
     memories: int
     grants: int
+    key: str | None = Field(default=None, pattern="^[0-9a-f]{16}$", description="id of the key that signed the file")
+    mac: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
 
 
 AnyLine = Header | AgentLine | QuarantineLine | MemoryLine | GrantLine | End
